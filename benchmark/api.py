@@ -6,23 +6,26 @@
     results.frame                       # one row for each number
     compare(results, "clip").report("comparison")
 
-Everything is the command line's: the same cells, found again when they are finished, the same runs
-in MLflow, the same report.
+Cells, runs in MLflow and report are those of the command line, and each finds what the other has
+finished.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import UserError, nearest
+from common.settings import field_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,21 +41,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Results:
-    """What ``evaluate`` gives.
+    """What ``evaluate`` returns.
 
     Attributes:
         frame: a row for each number: backbone, task, metric, value, seed, status, reason, run (its
             MLflow id).
-        tracking_uri: the MLflow store; experiment: in which experiment of it.
+        tracking_uri: the MLflow store; experiment: in that store.
+        parents: MLflow ids of the parent runs.
+        options: of ``evaluate``, as far as they apply to other backbones too.
     """
 
     frame: pd.DataFrame
     tracking_uri: str
     experiment: str
-    parents: tuple[str, ...]  # MLflow ids of the parent runs
-    asked: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # options of ``evaluate`` that hold for other backbones too
+    parents: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
         """Means over seeds: a row for each task and metric, a column for each backbone."""
@@ -61,40 +64,43 @@ class Results:
     def per_image(
         self, task: str, backbone: str | None = None, seed: int | None = None
     ) -> pd.DataFrame:
-        """What the task's metrics are computed from, an image a row (of the first backbone and seed
-        by default); where there are several numbers an image, its cell holds an array. Raises
-        ``UserError`` where nothing is kept."""
+        """What the task's metrics are computed from, a row for each image (by default of the first
+        backbone and seed); where an image has several numbers, its entry is an array. Raises
+        ``UserError`` if there is nothing."""
         import mlflow
         import numpy as np
         import pandas as pd
 
-        found = self.frame[(self.frame.task == task) & (self.frame.run != "")]
-        for column, wanted in (("backbone", backbone), ("seed", seed)):
-            found = found if wanted is None else found[found[column] == wanted]
-        if found.empty:
+        rows = self.frame[(self.frame.task == task) & (self.frame.run != "")]
+        if backbone is not None:
+            rows = rows[rows.backbone == backbone]
+        if seed is not None:
+            rows = rows[rows.seed == seed]
+        if rows.empty:
             raise UserError(
-                f"nothing finished of {task!r} for that backbone and seed;"
+                f"no finished cell of {task!r} for that backbone and seed;"
                 f" {nearest(task, {*self.frame.task})}"
             )
-        with TemporaryDirectory() as scratch:
-            place = mlflow.artifacts.download_artifacts(
-                run_id=found.run.iloc[0],
+        with TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(
+                run_id=rows.run.iloc[0],
                 artifact_path="per_image.npz",
-                dst_path=scratch,
+                dst_path=folder,
                 tracking_uri=self.tracking_uri,
             )
-            with np.load(place, allow_pickle=False) as stored:
+            with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         count = len(arrays["image"])
-        rows = {name: each for name, each in arrays.items() if each.shape[:1] == (count,)}
-        return pd.DataFrame(
-            {name: each if each.ndim == 1 else list(each) for name, each in rows.items()}
-        )
+        columns = {
+            name: values if values.ndim == 1 else list(values)
+            for name, values in arrays.items()
+            if values.shape[:1] == (count,)
+        }
+        return pd.DataFrame(columns)
 
     def to_mlflow(self, run_id: str | None = None, step: int | None = None) -> None:
         """Log the means over seeds as metrics ``TASK/METRIC`` of another run, such as that of a
-        training: of the active run, or ``run_id``. (The evaluation's own runs are in
-            ``tracking_uri`` already.)
+        training: ``run_id``, or the active run.
 
         Raises:
             UserError: there are several backbones, or no run is active.
@@ -115,18 +121,18 @@ class Results:
         mlflow.log_metrics(metrics, step=step, run_id=run_id)
 
     def report(self, out: str | Path = "report", baseline: str | None = None) -> Path:
-        """The comparison of these backbones as one page, ``out``/index.html; returns its path."""
+        """Write the comparison of these backbones to ``out``/index.html; returns its path."""
         return Comparison(self, baseline).report(out)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` gives: the report's numbers, before it is a page."""
+    """What ``compare`` returns: a report, before it is a page."""
 
     results: Results
     baseline: str | None = None
 
-    def built(self) -> Report:
+    def build(self) -> Report:
         """The report."""
         from reports.report import Request, build
 
@@ -144,13 +150,13 @@ class Comparison:
 
     def verdict(self) -> str:
         """The report's first sentence: which backbone is better, at how many tasks, by how much."""
-        return self.built().verdict.headline
+        return self.build().verdict.headline
 
     def report(self, out: str | Path = "report") -> Path:
         """Write the page ``out``/index.html; returns its path."""
         from reports.render.export import write
 
-        return write(self.built(), Path(out))[0]
+        return write(self.build(), Path(out))[0]
 
 
 def evaluate(
@@ -163,26 +169,27 @@ def evaluate(
     tracking_uri: str | None = None,
     **options: Any,
 ) -> Results:
-    """Probe backbones on tasks; what is finished already is found, not run again.
+    """Probe backbones on tasks; finished cells are reused.
 
     Args:
         backbone: a name (``clip``, ``timm/resnet18`` …), several, or a module; see
             ``backbones.adapters.module``.
-        tasks: ``dataset/probe``, one or several; by default all of the suite's.
-        name, images: of a module: what it is called (its class's name by default), and how its
-            images are prepared.
-        settings: changes to the tasks' settings, as ``--set`` takes them.
+        tasks: ``dataset/probe``, one or several; by default all of the suite.
+        name, images: of a module: its name (by default that of its class) and how its images are
+            prepared.
+        settings: changes to the tasks' settings, as with ``--set``.
         tracking_uri: MLflow store; by default as MLflow itself decides.
         **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``,
-            ``partial``, ``limit``, ``force``, ``experiment``, ``device``, ``jobs``, ``num_workers``
-            – as of ``python -m benchmark run``. A single backbone comes without baselines
-            (``only=False`` brings them). A module is evaluated in this process.
+            ``partial``, ``limit``, ``force``, ``experiment``, ``device``, ``jobs``,
+            ``num_workers``, as of ``python -m benchmark run``. A single backbone comes without
+            baselines (``only=False`` adds them). A module is evaluated in this process.
 
     Raises:
-        UserError: the request cannot be fulfilled. A task that fails is a row without a value, with
-            its reason.
+        UserError: an option or the data cannot be used. A task that fails is a row without a value
+            and with its reason.
     """
-    from benchmark import run as runner
+    from benchmark.options import RunOptions
+    from benchmark.run import run_async
     from reports.mlflow.client import using
 
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -190,41 +197,33 @@ def evaluate(
             "this script is run again by each worker that evaluate starts; call it under `if"
             " __name__ == '__main__':`"
         )
-    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-    asked = {key: value for key, value in options.items() if key not in ("weights", "force")} | {
-        "settings": settings
-    }
-    executor = _executor(options, in_this_process=not isinstance(backbone, str | Sequence))
-    known = {one.name for one in fields(runner.RunOptions)} - {
-        "backbones",
-        "tasks",
-        "overrides",
-        "executor",
-        "json",
-    }
+    is_module = not isinstance(backbone, str | Sequence)
+    repeated = {key: value for key, value in options.items() if key not in ("weights", "force")}
+    executor = _executor(options, in_this_process=is_module)
+    allowed = field_names(RunOptions) - {"backbones", "tasks", "overrides", "executor", "json"}
     for option in options:
-        if option not in known:
-            raise UserError(f"evaluate has no option {option!r}; {nearest(option, known)}")
-    for option in ("data_root", "weights"):
-        if options.get(option) is not None:
-            options[option] = Path(options[option])
-    options["data"] = {key: Path(path) for key, path in options.get("data", {}).items()}
-    overrides = [f"{key}={value}" for key, value in (settings or {}).items()]
+        if option not in allowed:
+            raise UserError(f"evaluate has no option {option!r}; {nearest(option, allowed)}")
     with _named(backbone, name, images) as names, using(tracking_uri):
-        request = runner.RunOptions(
-            names, tasks=tasks, overrides=overrides, executor=executor, **{"only": True, **options}
+        run_options = RunOptions(
+            backbones=names,
+            tasks=[tasks] if isinstance(tasks, str) else list(tasks),
+            overrides=[f"{key}={value}" for key, value in (settings or {}).items()],
+            executor=executor,
+            **{"only": True, **options},
         )
-        return replace(_results(_outside_loops(lambda: runner.run(request))), asked=asked)
+        result = _run_to_end(run_async(run_options))
+    return _results(result, {**repeated, "settings": settings})
 
 
 def compare(
-    *what: Results | str | nn.Module, baseline: str | None = None, **options: Any
+    *subjects: Results | str | nn.Module, baseline: str | None = None, **options: Any
 ) -> Comparison:
-    """Compare backbones with the report's statistics (docs/statistics.md).
+    """Compare backbones with the statistics of the report (docs/statistics.md).
 
     Args:
-        what: results of ``evaluate``; names and modules beside them are evaluated as the first
-            results were: the same tasks, data and settings.
+        subjects: results of ``evaluate``; names and modules beside them are evaluated with the
+            tasks, data and settings of the first results.
         baseline: a backbone's name; by default the suite's choice.
         **options: of ``evaluate``, for what is not evaluated yet.
 
@@ -233,37 +232,47 @@ def compare(
     """
     import pandas as pd
 
-    done = [each for each in what if isinstance(each, Results)]
-    if done:
-        tasks = list(dict.fromkeys(done[0].frame.task))
-        place = {"tracking_uri": done[0].tracking_uri, "experiment": done[0].experiment}
-        options = {**done[0].asked, "tasks": tasks, **place, **options}
-    found = [each if isinstance(each, Results) else evaluate(each, **options) for each in what]
-    places = {(each.tracking_uri, each.experiment) for each in found}
-    if len(places) != 1:
-        raise UserError(f"compare takes results of one MLflow experiment, not of {len(places)}")
-    uri, experiment = places.pop()
-    parents = tuple(parent for each in found for parent in each.parents)
-    return Comparison(
-        Results(pd.concat([each.frame for each in found]), uri, experiment, parents), baseline
-    )
+    evaluated = [subject for subject in subjects if isinstance(subject, Results)]
+    if evaluated:
+        first = evaluated[0]
+        options = {
+            **first.options,
+            "tasks": list(dict.fromkeys(first.frame.task)),
+            "tracking_uri": first.tracking_uri,
+            "experiment": first.experiment,
+            **options,
+        }
+    results = [
+        subject if isinstance(subject, Results) else evaluate(subject, **options)
+        for subject in subjects
+    ]
+    experiments = {(each.tracking_uri, each.experiment) for each in results}
+    if len(experiments) != 1:
+        raise UserError(
+            f"compare takes results of one MLflow experiment, not of {len(experiments)}"
+        )
+    uri, experiment = experiments.pop()
+    parents = tuple(parent for each in results for parent in each.parents)
+    frame = pd.concat([each.frame for each in results])
+    return Comparison(Results(frame, uri, experiment, parents), baseline)
 
 
 def _executor(options: dict[str, Any], in_this_process: bool) -> ExecutorSpec:
+    """Take the executor's options out of ``options``."""
     from benchmark.execution import ExecutorSpec
 
-    given = {key: options.pop(key) for key in ("jobs", "device", "num_workers") if key in options}
-    if in_this_process and given.setdefault("jobs", 1) != 1:
+    spec = {key: options.pop(key) for key in ("jobs", "device", "num_workers") if key in options}
+    if in_this_process and spec.setdefault("jobs", 1) != 1:
         raise UserError(
             "a module in memory is evaluated in this process: leave jobs out, or register an entry"
             " point"
         )
-    return ExecutorSpec(**given)
+    return ExecutorSpec(**spec)
 
 
 @contextmanager
 def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterator[list[str]]:
-    """The backbones' names; a module has one in the registry until the block ends."""
+    """The backbones' names; a module is registered while the block runs."""
     if isinstance(backbone, str | Sequence):
         if name or images:
             raise UserError("name and images are for modules; a registered backbone has its own")
@@ -280,36 +289,48 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
         BACKBONES.unregister(name)
 
 
-def _outside_loops(work: Callable[[], T]) -> T:
-    """``work()``, which starts an event loop: a notebook has one already, beside which there may be
-    no other in one thread."""
+def _run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``. Where an event loop is running already, as in a notebook, it runs in
+    a thread of its own, which an interruption of this one interrupts too."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return work()
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool, asyncio.Runner() as runner:
+        thread = pool.submit(threading.get_ident).result()
+        loop = runner.get_loop()
+        future = pool.submit(runner.run, work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            if not future.done():
+                interrupt = ctypes.py_object(KeyboardInterrupt)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), interrupt)
+                loop.call_soon_threadsafe(lambda: None)  # wakes it if it waits
+                wait([future])
+            raise
+        finally:
+            pool.submit(runner.close).result()
 
 
-def _results(result: RunResult) -> Results:
+def _results(result: RunResult, options: Mapping[str, Any]) -> Results:
     import pandas as pd
 
     rows = []
     for cell in result.cells:
-        about = {
-            "backbone": cell.backbone,
-            "task": cell.task,
-            "seed": cell.seed,
-            "status": cell.status,
-            "reason": cell.reason,
-        }
-        values = cell.metrics or {"": float("nan")}
-        rows += [
-            {**about, "metric": metric, "value": value, "run": cell.run_id}
-            for metric, value in values.items()
-        ]
-    columns = ["backbone", "task", "metric", "value", "seed", "status", "reason", "run"]
+        for metric, value in (cell.metrics or {"": float("nan")}).items():
+            rows.append(
+                {
+                    "backbone": cell.backbone,
+                    "task": cell.task,
+                    "metric": metric,
+                    "value": value,
+                    "seed": cell.seed,
+                    "status": cell.status,
+                    "reason": cell.reason,
+                    "run": cell.run_id,
+                }
+            )
     parents = tuple(result.run_ids.values())
-    return Results(
-        pd.DataFrame(rows, columns=columns), result.tracker.uri, result.tracker.experiment, parents
-    )
+    tracker = result.tracker
+    return Results(pd.DataFrame(rows), tracker.uri, tracker.experiment, parents, options)

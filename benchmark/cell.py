@@ -1,30 +1,32 @@
-"""One cell of the table – backbone × task × seed – run into a child run of MLflow, or found there
-already."""
+"""One cell – backbone × task × seed – as a child run in MLflow: run, or read back if finished."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
+from rich.traceback import Traceback
 
-from backbones import Backbone, UserError
+from backbones import Backbone
 from benchmark.cost import device_kind, peak_mb, reset_peak
 from benchmark.execution.interrupts import as_interrupt
-from benchmark.execution.progress import reporter
-from benchmark.plan import PlannedTask, cell_key
+from benchmark.execution.progress import console, reporter
+from benchmark.records import BackboneInfo, Cell, PlannedTask
+from benchmark.results.table import number
+from common.errors import NonFiniteLoss, error_summary, user_error_message
 from common.files import content_key, home, read_json_object, write_json
 from common.locks import lock_path, locked
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
+from probes.datasets.share import with_share
 from probes.features import budget
 from probes.predictor import FILE as HEAD
 from probes.predictor import write_head
@@ -35,45 +37,8 @@ from reports.mlflow.client import metric_key
 from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
 
-STARTED = "cell.json"  # in a cell's scratch folder: the run that it was begun in
-
-
-@dataclass
-class Cell:
-    """What stands in the table for one backbone, task and seed.
-
-    ``status`` is ``done``, ``cached`` (finished in an earlier run), ``failed`` or
-    ``not applicable``.
-    """
-
-    backbone: str
-    task: str
-    seed: int
-    status: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    seconds: float = 0.0
-    run_id: str = ""
-    notes: list[str] = field(default_factory=list)
-
-
-def finished_cell(
-    tracker: Tracker,
-    backbone: Backbone,
-    task: PlannedTask,
-    data: PreparedDataset,
-    seed: int,
-    parent: str = "",
-) -> Cell | None:
-    """The same cell from an earlier run (of this ``parent``), with its metrics read back, or
-    ``None``."""
-    under = {"mlflow.parentRunId": parent} if parent else {}
-    run = tracker.finished(cell=cell_key(backbone, task.protocol(data), seed), **under)
-    if run is None:
-        return None
-    stored, names = run.data.metrics, run.data.tags.get("metrics", "").split(",")
-    metrics = {name: stored[metric_key(name)] for name in names if metric_key(name) in stored}
-    return Cell(backbone.name, task.name, seed, "cached", metrics, run_id=run.info.run_id)
+STARTED = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
+MAX_SKIPPED_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -81,24 +46,23 @@ class CellContext:
     """What the cells of one backbone and seed share.
 
     Attributes:
-        tracker, parent: where their runs go.
-        backbone: frozen, on ``device``; config: keyword arguments of ``backbones.create`` that make
-            it again.
-        num_workers: data loading processes; never changes a result.
+        parent: the run that theirs nest under.
+        backbone: frozen, on ``device``; info: its record; config: keyword arguments of
+            ``backbones.create`` that build it.
+        model: id of its LoggedModel.
+        cell_keys: task → identity of its cell.
     """
 
     tracker: Tracker
     parent: Run
     backbone: Backbone
+    info: BackboneInfo
     config: Mapping[str, Any]
+    model: str
+    cell_keys: Mapping[str, str]
     seed: int
     device: torch.device
     num_workers: int
-
-    @cached_property
-    def model(self) -> str:
-        """The backbone's LoggedModel."""
-        return log_backbone(self.tracker, self.backbone)
 
     def of_task(
         self,
@@ -108,11 +72,11 @@ class CellContext:
         log: RunLog,
         progress: Progress,
     ) -> Context:
-        """What the task's probe is told."""
+        """The context of the task's probe."""
         return Context(
             self.backbone,
             self.config,
-            task.of(data, self.seed),
+            with_share(data, task.train_share, self.seed),
             task.settings,
             self.seed,
             self.device,
@@ -123,95 +87,120 @@ class CellContext:
         )
 
 
+def finished_cell(
+    tracker: Tracker, backbone: str, task: str, seed: int, key: str, parent: str = ""
+) -> Cell | None:
+    """The cell called ``key`` from an earlier run (one under ``parent``), or None."""
+    tags = {"cell": key, **({"mlflow.parentRunId": parent} if parent else {})}
+    run = tracker.finished(**tags)
+    if run is None:
+        return None
+    metrics = {
+        name: run.data.metrics[metric_key(name)]
+        for name in run.data.tags.get("metrics", "").split(",")
+        if metric_key(name) in run.data.metrics
+    }
+    return Cell(backbone, task, seed, "cached", metrics, run_id=run.info.run_id)
+
+
 def run_cells(
-    tasks: Sequence[PlannedTask],
-    context: CellContext,
-    data: Mapping[str, PreparedDataset],
-    ended: Callable[[PlannedTask, Cell | Exception], None],
-) -> None:
-    """Run tasks that one pass can train (or a single one) on one backbone and write everything
-    about each into a child run of the parent. The caller has the cells' locks.
+    tasks: Sequence[PlannedTask], context: CellContext, data: Mapping[str, PreparedDataset]
+) -> list[Cell]:
+    """Run tasks that one pass can train (or a single one), each into a child run of the parent.
+    The caller holds the cells' locks.
 
-    The ``cost/seconds`` and ``cost/disk_bytes`` of a cell are an equal share of the group's; its
-    ``cost/peak_memory_mb`` is that of the group.
+    ``cost/seconds`` and ``cost/disk_bytes`` of a cell are an equal share of the group's;
+    ``cost/peak_memory_mb`` is the group's. A task that breaks is a failed cell with its reason.
 
-    Args:
-        ended: told of each cell, or of what it broke with: its child run is then FAILED with the
-            reason. What it raises ends the others, whose runs are KILLED, as all are after an
-            interruption. The scratch folder of a cell that is not finished stays, so that the same
-            command goes on where it stopped.
+    Raises:
+        errors that the user can correct (``user_error_message``), such as a full disk. They end the
+            other tasks too, whose runs are KILLED like those of an interruption; scratch folders
+            of unfinished cells stay, so that the same command resumes them.
     """
-    runs: dict[str, ExitStack] = {}
-    began, kept = time.perf_counter(), budget.written_bytes
+    cells: list[Cell] = []
+    open_runs: dict[str, ExitStack] = {}
+    started, reserved = time.perf_counter(), budget.written_bytes
     try:
         opened: list[tuple[PlannedTask, Context, Run]] = []
         for task in tasks:
-            runs[task.name] = ExitStack()
-            opened.append(
-                (task, *runs[task.name].enter_context(_cell_run(context, task, data[task.name])))
-            )
+            open_runs[task.name] = ExitStack()
+            child = _child_run(context, task, data[task.name])
+            opened.append((task, *open_runs[task.name].enter_context(child)))
         reset_peak(context.device)
-        results = _run_probes([(task.probe, told) for task, told, _ in opened])
-        seconds, disk = (
-            (time.perf_counter() - began) / len(tasks),
-            (budget.written_bytes - kept) / len(tasks),
-        )
-        for (task, told, run), result in zip(opened, results, strict=True):
-            outcome: Cell | Exception
+        results = _run_probes([(task.probe, probe_context) for task, probe_context, _ in opened])
+        shared_cost = {
+            "seconds": (time.perf_counter() - started) / len(tasks),
+            "disk_bytes": (budget.written_bytes - reserved) / len(tasks),
+        }
+        for (task, probe_context, run), result in zip(opened, results, strict=True):
             try:
-                with runs.pop(task.name):
+                with open_runs.pop(task.name):
                     if isinstance(result, Exception):
                         raise result
-                    cost = told.cost.metrics() | {
-                        "seconds": seconds,
-                        "disk_bytes": disk,
+                    cost = {
+                        **probe_context.cost.metrics(),
+                        **shared_cost,
                         "peak_memory_mb": peak_mb(context.device),
                     }
-                    outcome = _finish(task, told, run, result, cost, context.model)
+                    cell = _log_result(task, probe_context, run, result, cost, context.model)
+                value = number(cell.metrics.get(task.main_metric))
+                console.print(
+                    f"  {cell.backbone} · seed {cell.seed} · {task.name}: {task.main_metric}"
+                    f" {value}  {cell.seconds:.0f} s"
+                )
             except Exception as error:
-                outcome = error
-            ended(task, outcome)
+                cell = _failed_cell(context, task, error)
+            cells.append(cell)
     except BaseException:
-        for left in runs.values():
+        for stack in open_runs.values():
             with suppress(BaseException):  # the first error is the one to show
-                left.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+                stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
         raise
+    return cells
 
 
 def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult | Exception]:
-    (probe, told), *others = probes
+    probe, context = probes[0]
     try:
         with as_interrupt():
             if isinstance(probe, GroupedProbe):
                 return probe.run_group(probes)
-            assert not others
-            return [probe.run(told)]
+            return [probe.run(context)]
     except MemoryError:
         raise
     except Exception as error:
         return [error] * len(probes)
 
 
+def _failed_cell(context: CellContext, task: PlannedTask, error: Exception) -> Cell:
+    if user_error_message(error) is not None:
+        raise error
+    if not isinstance(error, NonFiniteLoss):  # its message is complete
+        console.print(
+            Traceback.from_exception(type(error), error, error.__traceback__, max_frames=8)
+        )
+    return Cell(context.info.name, task.name, context.seed, "failed", reason=error_summary(error))
+
+
 @contextmanager
-def _cell_run(
+def _child_run(
     context: CellContext, task: PlannedTask, data: PreparedDataset
 ) -> Iterator[tuple[Context, Run]]:
-    """The child run of a cell, and what its probe is told."""
-    tracker, backbone = context.tracker, context.backbone
+    """The MLflow run of a cell and the context of its probe."""
+    info, key = context.info, context.cell_keys[task.name]
     protocol = task.protocol(data)
-    cell = cell_key(backbone, protocol, context.seed)
     tags = {
         "task": task.name,
         "dataset": task.spec.name,
         "kind": task.spec.kind,
         "probe": task.probe.name,
-        "backbone": backbone.name,
-        "weights.sha256": backbone.weights.sha256,
+        "backbone": info.name,
+        "weights.sha256": info.weights.sha256,
         "seed": str(context.seed),
-        "suite": tracker.experiment,
+        "suite": context.tracker.experiment,
         "device.kind": device_kind(context.device),
         "protocol": content_key(protocol),
-        "cell": cell,
+        "cell": key,
         "data.fingerprint": data.fingerprint,
         "data.partial": str(data.partial).lower(),
         "preset": getattr(task.settings, "protocol", "own"),
@@ -219,16 +208,16 @@ def _cell_run(
         "metrics": ",".join(task.probe.metrics),
         TAG: declare(task.probe.metrics),
     }
-    params = {"backbone": backbone.name, "seed": context.seed, **protocol["settings"]}
+    params = {"backbone": info.name, "seed": context.seed, **protocol["settings"]}
     if task.train_share < 1:
         params["train_share"] = task.train_share
-    with _work_dir(cell) as work_dir:
-        # one that was stopped, or broke, goes on in its own run: its curves are in one piece
-        begun = tracker.known(read_json_object(work_dir / STARTED).get("run"))
-        resume = (
-            begun.info.run_id if begun is not None and begun.info.status != "FINISHED" else None
-        )
-        with tracker.run(
+    with _work_dir(key) as work_dir:
+        # an interrupted or failed cell continues in its own run, so that its curves are complete
+        started = context.tracker.known(read_json_object(work_dir / STARTED).get("run"))
+        resume = None
+        if started is not None and started.info.status != "FINISHED":
+            resume = started.info.run_id
+        with context.tracker.run(
             task.name,
             tags=tags,
             params=params,
@@ -236,86 +225,78 @@ def _cell_run(
             resume=resume,
             monitored=True,
         ) as run:
-            write_json(work_dir / STARTED, {"cell": cell, "run": run.id})
-            told = context.of_task(task, data, work_dir, run, reporter())
-            log_probed(run, told.data)
+            write_json(work_dir / STARTED, {"cell": key, "run": run.id})
+            probe_context = context.of_task(task, data, work_dir, run, reporter())
+            log_dataset(run, probe_context.data)
             run.log_models(inputs=[context.model])
-            yield told, run
+            yield probe_context, run
 
 
-def log_backbone(tracker: Tracker, backbone: Backbone, trained_by: str = "") -> str:
-    """The id of a backbone's LoggedModel, made where these weights have none in this experiment."""
+def log_backbone(tracker: Tracker, backbone: BackboneInfo, trained_by: str = "") -> str:
+    """The id of the backbone's LoggedModel, which is created if the experiment has none of these
+    weights. ``trained_by`` is the run that trained them."""
     weights = backbone.weights
-    params = {
-        "architecture": backbone.architecture,
-        "parameters": sum(one.numel() for one in backbone.parameters()),
-        "image_size": "x".join(map(str, backbone.data.size)),
-        "embed_dim": backbone.embed_dim,
-        "channels": backbone.channels,
-        "strides": backbone.strides,
-        "text": backbone.has_text,
-    }
     tags = {
         "backbone": backbone.name,
         "weights.source": weights.source,
         "weights.licence": weights.licence,
     }
-    return logged_model(tracker, backbone.name, weights.sha256, params, tags, trained_by)
+    return logged_model(tracker, backbone.name, weights.sha256, backbone.params, tags, trained_by)
 
 
-def log_probed(run: Run, data: PreparedDataset) -> None:
-    """The dataset of a task, with the sizes of its splits, as an input of a run."""
+def log_dataset(run: Run, data: PreparedDataset) -> None:
+    """Log a dataset, with the sizes of its splits, as an input of a run."""
     sizes = {split: len(samples) for split, samples in data.samples.items()}
     run.log_dataset(
         data.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()), **sizes
     )
 
 
-def _finish(
+def _log_result(
     task: PlannedTask,
-    told: Context,
+    context: Context,
     run: Run,
     result: TaskResult,
     cost: Mapping[str, float],
     model: str,
 ) -> Cell:
-    """Write what came out into the run."""
+    """Log a result, as far as the probe declares its metrics, into its run; returns its cell."""
+    data = context.data
     result.metrics = {
         name: result.metrics[name] for name in task.probe.metrics if name in result.metrics
     }
-    missing = [
-        name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))
-    ]
-    if missing:
+    finite = [name for name, value in result.metrics.items() if np.isfinite(value)]
+    if missing := [name for name in task.probe.metrics if name not in finite]:
         result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
-    result.notes += task.deviations(told.data)
-    result.notes += told.data.notes
-    if told.data.skipped:
+    result.notes += [*task.deviations(data), *data.notes]
+    if data.skipped:
+        listing = [f"{path} ({reason})" for path, reason in data.skipped[:MAX_SKIPPED_SHOWN]]
+        if len(data.skipped) > MAX_SKIPPED_SHOWN:
+            listing.append(f"and {len(data.skipped) - MAX_SKIPPED_SHOWN} more")
         result.notes.append(
-            f"{len(told.data.skipped)} unreadable samples were skipped: " + _some(told.data.skipped)
+            f"{len(data.skipped)} unreadable samples were skipped: {'; '.join(listing)}"
         )
-    protocol = task.protocol(told.data)
-    # the Models page has a column for each "dataset": a task under one protocol is what can be
-    # compared
+    protocol = task.protocol(data)
+    # the Models page has one column for each "dataset": one task under one protocol
     scored = {
         "model_id": model,
         "dataset_name": task.name,
         "dataset_digest": content_key(protocol)[:36],
     }
     run.log_metrics(result.metrics, scored=scored)
-    if task.spec.kind in ("segmentation", "detection"):
-        result.per_image["classes"] = np.array(told.data.classes)  # for tables of single classes
     run.log_metrics({f"cost/{name}": value for name, value in cost.items()})
-    config = task.probe.config(told)
+    config = task.probe.config(context)
     run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
-    _write(run, result, protocol)
-    run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
-    for log in sorted(told.work_dir.rglob("*.log")):
-        run.log_file(log, "/".join(["log", *log.relative_to(told.work_dir).parts[:-2]]))
+    if task.spec.kind in ("segmentation", "detection"):
+        result.per_image["classes"] = np.array(data.classes)  # for tables of single classes
+    _log_artifacts(run, result, protocol)
+    run.set_tags({"metrics": ",".join(finite)})
+    for log in sorted(context.work_dir.rglob("*.log")):
+        run.log_file(log, "/".join(["log", *log.relative_to(context.work_dir).parts[:-2]]))
     return Cell(
-        told.backbone.name,
+        context.backbone.name,
         task.name,
-        told.seed,
+        context.seed,
         "done",
         result.metrics,
         seconds=cost["seconds"],
@@ -324,66 +305,48 @@ def _finish(
     )
 
 
-def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
+def _log_artifacts(run: Run, result: TaskResult, protocol: Mapping[str, Any]) -> None:
     run.log_json(protocol, "protocol.json")
-    run.log_json(
-        {k: (v if np.isfinite(v) else None) for k, v in result.metrics.items()}, "metrics.json"
-    )
+    metrics = {name: v if np.isfinite(v) else None for name, v in result.metrics.items()}
+    run.log_json(metrics, "metrics.json")
     if result.notes:
         run.log_text("\n".join(result.notes) + "\n", "notes.txt")
         run.describe("\n".join(f"* {note}" for note in result.notes))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         if result.per_image:
-            path = Path(folder) / "per_image.npz"
-            np.savez_compressed(path, **result.per_image)  # type: ignore[arg-type]
-            run.log_file(path)
+            np.savez_compressed(folder / "per_image.npz", **result.per_image)  # type: ignore[arg-type]
+            run.log_file(folder / "per_image.npz")
         if result.detections is not None:
-            path = Path(folder) / DETECTIONS
-            np.savez_compressed(path, **to_columns(result.detections))  # type: ignore[arg-type]
-            run.log_file(path)
+            np.savez_compressed(folder / DETECTIONS, **to_columns(result.detections))  # type: ignore[arg-type]
+            run.log_file(folder / DETECTIONS)
         if result.head is not None:
-            path = Path(folder) / PurePath(HEAD).name
-            write_head(result.head, path)
-            run.log_file(path, str(PurePath(HEAD).parent))
-        if result.preview is not None:
-            run.log_file(result.preview, "pictures")
-            if (
-                gallery := result.preview.with_name("gallery.zip")
-            ).is_file():  # a report puts backbones side by side
-                run.log_file(gallery, "pictures")
+            path = PurePath(HEAD)
+            write_head(result.head, folder / path.name)
+            run.log_file(folder / path.name, str(path.parent))
+    if result.preview is not None:
+        run.log_file(result.preview, "pictures")
+        gallery = result.preview.with_name("gallery.zip")
+        if gallery.is_file():  # the report shows backbones side by side
+            run.log_file(gallery, "pictures")
 
 
 @contextmanager
-def cell_locks(cells: Iterable[str]) -> Iterator[None]:
-    """No other process works on any of these cells (or removes what they go on from) meanwhile; who
-    comes second waits, and looks whether they are finished. In one order, so that no two processes
-    wait for each other."""
+def cell_locks(keys: Iterable[str]) -> Iterator[None]:
+    """Exclude other processes from these cells while the block runs. A second process waits, and
+    then looks whether they are finished. Locks are taken in one order, which excludes deadlocks."""
+    message = "another process runs this cell: waiting for it"
     with ExitStack() as stack:
-        for cell in sorted(cells):
-            path = lock_path("cell", cell)
-            stack.enter_context(
-                locked(
-                    path,
-                    lambda: reporter().start("another process runs this cell: waiting for it", 1),
-                )
-            )
+        for key in sorted(keys):
+            lock = locked(lock_path("cell", key), lambda: reporter().start(message, 1))
+            stack.enter_context(lock)
         yield
 
 
 @contextmanager
 def _work_dir(cell: str) -> Iterator[Path]:
-    """The cell's scratch folder, what it goes on from; it goes when the block succeeds."""
+    """The cell's scratch folder, from which it resumes; removed when the block succeeds."""
     folder = home() / "work" / cell
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror}; set CLIPTEX_HOME to a folder you can write"
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _some(skipped: tuple[tuple[str, str], ...], most: int = 5) -> str:
-    named = "; ".join(f"{path} ({reason})" for path, reason in skipped[:most])
-    return named + (f"; and {len(skipped) - most} more" if len(skipped) > most else "")

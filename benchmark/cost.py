@@ -1,8 +1,8 @@
-"""Devices, and what work costs on them: the device is chosen where the work runs; peak memory of a
-stretch of work; and of a backbone parameters, operations, images a second and memory.
+"""Devices and what work costs on them: device kinds, peak memory, and a backbone's parameters,
+operations, speed and memory.
 
-A backbone's costs follow from its architecture, not from its weights, so they are measured once for
-each architecture, resolution and precision on each kind of device, and kept under
+A backbone's costs follow from its architecture, not from its weights. They are measured once for
+each architecture, resolution and precision on each kind of device and cached under
 ``$CLIPTEX_HOME``.
 """
 
@@ -24,42 +24,59 @@ import torch
 from backbones import Backbone
 from backbones.cliptex.cost import count_flops
 from backbones.versions import versions
-from benchmark.execution.base import Executor
 from benchmark.execution.task import GPUS
 from common.errors import UserError
 from common.files import content_key, home, read_json_object, write_json
 from probes.image_level.encode import autocast
-from reports.mlflow.run import Tracker
 
 VERSION = 1
-SECONDS = 0.3  # of timing, after the first pass and at least one more
+TIMED_SECONDS = 0.3  # of passes, after a first one that does not count
+MAX_PASSES = 10
+
+
+def check_device(name: str, is_local: bool) -> None:
+    """Raise ``UserError`` for a device that torch does not know or, if work runs on this machine,
+    that it does not have."""
+    if name == "auto":
+        return
+    try:
+        kind = torch.device(name).type
+        available = kind == "cpu" or torch.get_device_module(kind).is_available()
+    except (RuntimeError, AttributeError):
+        raise UserError(f"no device {name!r}; use cpu, cuda or auto") from None
+    if is_local and not available:
+        raise UserError(f"no device {name!r} on this machine; use cpu or auto")
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the first GPU where there is one, else the CPU, unless this is a task that was
-    given a GPU: that would compute on the CPU for days. Raises ``UserError`` for a device that is
-    not there."""
+    """The device called ``name``; for ``auto`` the first GPU, or the CPU if there is none.
+
+    Raises:
+        UserError: the device does not exist, or this task was assigned a GPU that torch does not
+            find: it would compute on the CPU for days.
+    """
     if name == "auto":
-        if not torch.cuda.is_available() and os.environ.get(GPUS, "0") != "0":
-            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if os.environ.get(GPUS, "0") != "0":
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             raise UserError(
-                f"this task was given a GPU (CUDA_VISIBLE_DEVICES={seen}), where torch finds none;"
-                " use --device cpu"
+                f"this task was assigned a GPU (CUDA_VISIBLE_DEVICES={visible}) but torch finds"
+                " none; use --device cpu"
             )
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).item()  # which ``meta`` has none of
+        torch.empty(1, device=device).item()  # fails on ``meta``
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"no device {name!r} here ({str(error).splitlines()[0]}); use cpu, cuda or auto"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no device {name!r} here ({reason}); use cpu, cuda or auto") from None
     return device
 
 
 @functools.cache
 def device_kind(device: torch.device) -> str:
-    """What kind of device it is, for comparing speeds: ``NVIDIA H100 80GB HBM3``,
+    """Name of the hardware, for comparing speeds: ``NVIDIA H100 80GB HBM3``,
     ``Intel(R) Xeon(R) Platinum 8480C``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -71,7 +88,8 @@ def device_kind(device: torch.device) -> str:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin a new stretch (on Linux and CUDA; elsewhere the peak is that of the whole process)."""
+    """Start measuring peak memory anew (on Linux and CUDA; elsewhere the peak is that of the
+    process since its start)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
@@ -79,8 +97,8 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mb(device: torch.device) -> float:
-    """Peak memory in MB since ``reset_peak``: of the GPU for CUDA, else resident memory of this
-    process (no workers)."""
+    """Peak memory in MB since ``reset_peak``: of the GPU on CUDA, otherwise resident memory of this
+    process without its loading processes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     with suppress(OSError, StopIteration, ValueError):
@@ -89,83 +107,78 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def costs_of(backbone: Backbone, settings: Iterable[Any], device: torch.device) -> dict[str, float]:
+def backbone_costs(
+    backbone: Backbone, settings: Iterable[Any], device: torch.device
+) -> dict[str, float]:
     """``parameters``; ``flops_per_image``, ``images_per_second`` and ``memory_mb`` at the
     backbone's own size in fp32; and the same as ``HEIGHTxWIDTH-PRECISION/…`` at the resolution of
-    each of ``settings``.
+    each task's ``settings``.
 
-    FLOPs are counted as in ``backbones.cliptex.cost``, of one image's feature maps. Memory is the
-    peak of the device on CUDA, else of this process. A resolution that the backbone cannot take, or
+    FLOPs (as in ``backbones.cliptex.cost``) are of one image's feature maps. Memory is the peak of
+    the device on CUDA, otherwise of this process. A resolution that the backbone cannot take, or
     that does not fit into memory, is left out.
     """
-    found = {"parameters": float(sum(parameter.numel() for parameter in backbone.parameters()))}
-    found |= measured(backbone, backbone.data.size, "fp32", device)
-    for (height, width), precision in dict.fromkeys(
-        resolution(each, backbone) for each in settings
-    ):
-        told = measured(backbone, (height, width), precision, device)
-        found |= {f"{height}x{width}-{precision}/{name}": value for name, value in told.items()}
-    return found
+    costs = {"parameters": float(sum(parameter.numel() for parameter in backbone.parameters()))}
+    costs |= _costs_at(backbone, backbone.data.size, "fp32", device)
+    resolutions = dict.fromkeys(input_resolution(each, backbone) for each in settings)
+    for (height, width), precision in resolutions:
+        at_size = _costs_at(backbone, (height, width), precision, device)
+        costs |= {f"{height}x{width}-{precision}/{name}": v for name, v in at_size.items()}
+    return costs
 
 
-def resolution(settings: Any, backbone: Backbone) -> tuple[tuple[int, int], str]:
-    """((height, width), precision) that a task's settings let the backbone see, rounded up to its
+def input_resolution(settings: Any, backbone: Backbone) -> tuple[tuple[int, int], str]:
+    """((height, width), precision) of the images that a task feeds the backbone, rounded up to its
     divisor."""
     side = getattr(settings, "size", None)
     sides = getattr(settings, "crop", ()) or ((side, side) if side else backbone.data.size)
-    if (short := getattr(settings, "short_side", None)) is not None:
-        sides = (short, settings.long_side)
+    short_side = getattr(settings, "short_side", None)
+    if short_side is not None:
+        sides = (short_side, settings.long_side)
     if tuple(sides) != backbone.data.size:
         sides = [math.ceil(each / backbone.divisor) * backbone.divisor for each in sides]
     return (int(sides[0]), int(sides[1])), getattr(settings, "precision", "fp32")
 
 
-def measured(
+def _costs_at(
     backbone: Backbone, size: tuple[int, int], precision: Any, device: torch.device
 ) -> Mapping[str, float]:
-    """``flops_per_image``, ``images_per_second`` and ``memory_mb`` of feature maps at a size, from
-    before where this machine has measured them; nothing where it cannot be done."""
-    architecture = {
-        "name": backbone.architecture,
-        "config": dict(backbone.model_config),
-        "layers": backbone.data.layers,
-    }
-    where = {
+    """Costs of feature maps at a size, cached; empty if they cannot be computed."""
+    identity = {
+        "version": VERSION,
+        "backbone": {
+            "name": backbone.architecture,
+            "config": dict(backbone.model_config),
+            "layers": backbone.data.layers,
+        },
         "device": device_kind(device),
         "threads": torch.get_num_threads(),
         "torch": versions("torch"),
+        "size": size,
+        "precision": precision,
     }
-    key = content_key(
-        {"version": VERSION, **architecture, **where, "size": size, "precision": precision}
-    )
-    path = home() / "efficiency" / f"{key}.json"
-    if kept := read_json_object(path):
-        return kept["measured"]
+    path = home() / "efficiency" / f"{content_key(identity)}.json"
+    if cached := read_json_object(path):
+        return cached["measured"]
     try:
-        told = _measure(backbone, size, precision, device)
-    except (
-        ValueError,
-        RuntimeError,
-    ):  # a size that it does not take, or memory that is not there: the task will say so
+        costs = _measure(backbone, size, precision, device)
+    except (ValueError, RuntimeError):  # unsupported size or out of memory: the task reports it
         return {}
-    write_json(
-        path,
-        {"measured": told, "backbone": architecture, **where, "size": size, "precision": precision},
-    )
-    return told
+    write_json(path, {"measured": costs, **identity})
+    return costs
 
 
 @torch.inference_mode()
 def _measure(
     backbone: Backbone, size: tuple[int, int], precision: Any, device: torch.device
 ) -> dict[str, float]:
-    """The quickest pass counts: others may compute beside it. On CUDA 16 images at once, else
-    one."""
+    """Costs of 16 images at once on CUDA, else of one. The fastest pass counts, because other
+    processes may compute meanwhile."""
     batch = 16 if device.type == "cuda" else 1
-    memory = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
-    images = torch.zeros(batch, 3, *size, device=device).contiguous(memory_format=memory)
+    memory_format = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
+    images = torch.zeros(batch, 3, *size, device=device).contiguous(memory_format=memory_format)
 
-    def once() -> float:
+    def timed_pass() -> float:
         started = time.perf_counter()
         backbone(images)
         if device.type == "cuda":
@@ -173,33 +186,13 @@ def _measure(
         return time.perf_counter() - started
 
     with autocast(device, precision):
-        flops = count_flops(once)
+        flops = count_flops(timed_pass)
         reset_peak(device)
-        passes = [once()]
-        while sum(passes) < SECONDS and len(passes) < 10:
-            passes.append(once())
+        seconds = [timed_pass()]
+        while sum(seconds) < TIMED_SECONDS and len(seconds) < MAX_PASSES:
+            seconds.append(timed_pass())
     return {
         "flops_per_image": flops / batch,
-        "images_per_second": batch / min(passes),
+        "images_per_second": batch / min(seconds),
         "memory_mb": peak_mb(device),
     }
-
-
-def earlier_runs(
-    tracker: Tracker | None, executor: Executor, filter_string: str
-) -> list[Mapping[str, float]]:
-    """Metrics of the runs that fit an MLflow filter and were made on this kind of device, newest
-    first; none where the executor's GPUs are other machines' and what they are is not known
-    here."""
-    try:
-        device = choose_device(executor.device)
-    except UserError:
-        return []
-    if tracker is None or (executor.has_gpus and device.type == "cpu"):
-        return []
-    return [
-        run.data.metrics
-        for run in tracker.search(
-            f"{filter_string} and tags.`device.kind` = '{device_kind(device)}'"
-        )
-    ]

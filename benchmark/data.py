@@ -1,60 +1,68 @@
-"""The datasets of a run: found, checked and counted before hours of work start."""
+"""The datasets of a run, checked before hours of work start, and the tasks that share images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark.execution.progress import reporter
-from benchmark.plan import PlannedTask
+from benchmark.options import DataOptions
+from benchmark.records import PlannedTask
+from common.files import content_key
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import find_folder, prepare
 
 
-@dataclass(frozen=True)
-class DataChoice:
-    """Where datasets are, and how much of them counts.
-
-    Attributes:
-        placed: dataset name → folder (``--data``, and what a suite made), before ``root``
-            (``--data-root``).
-        partial: accept datasets that are not complete.
-        limit: images of the validation split that are scored; None for all.
-    """
-
-    placed: Mapping[str, Path] = field(default_factory=dict)
-    root: Path | None = None
-    partial: bool = False
-    limit: int | None = None
-
-
 def prepare_data(
-    tasks: Sequence[PlannedTask], choice: DataChoice, num_workers: int = 2, known_only: bool = False
+    tasks: Sequence[PlannedTask], options: DataOptions, num_workers: int, known_only: bool = False
 ) -> dict[str, PreparedDataset]:
-    """Task name → its dataset; each dataset and set of splits is checked once, and the verdict is
-    kept.
+    """Task → its dataset; each dataset and set of splits is checked once, and the result is cached.
 
     Args:
-        known_only: write nothing; a dataset that was not looked at before is ``NotChecked``.
+        known_only: write nothing; a dataset that was never checked raises ``NotChecked``.
 
     Raises:
         UserError: a dataset is missing, incomplete or broken.
     """
-    roots = {task.spec.name: find_folder(task.spec, choice.root, choice.placed) for task in tasks}
-    prepared: dict[tuple[str, tuple[Split, ...]], PreparedDataset] = {}
+    roots = {
+        task.spec.name: find_folder(task.spec, options.data_root, options.data) for task in tasks
+    }
+    datasets: dict[tuple[str, tuple[Split, ...]], PreparedDataset] = {}
     for task in tasks:
-        key = (task.spec.name, task.probe.splits)
-        if key not in prepared:
-            prepared[key] = prepare(
-                task.spec,
-                roots[task.spec.name],
-                splits={
-                    split: choice.limit if split == "val" else None for split in task.probe.splits
-                },
-                partial=choice.partial,
+        spec, splits = task.spec, task.probe.splits
+        if (spec.name, splits) not in datasets:
+            limits = {split: options.limit if split == "val" else None for split in splits}
+            datasets[spec.name, splits] = prepare(
+                spec,
+                roots[spec.name],
+                splits=limits,
+                partial=options.partial,
                 workers=num_workers,
                 progress=reporter(),
                 cached_only=known_only,
             )
-    return {task.name: prepared[task.spec.name, task.probe.splits] for task in tasks}
+    return {task.name: datasets[task.spec.name, task.probe.splits] for task in tasks}
+
+
+def image_keys(tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]) -> dict[str, str]:
+    """Task → key of the photographs that it is scored on, by their names: tasks of equal keys are
+    one unit of work (three probes of VOC; depth and normals of NYU). A detector is alone."""
+    stem_keys: dict[int, str] = {}  # by dataset object: listing a million names takes seconds
+    keys = {}
+    for task in tasks:
+        dataset = data[task.name]
+        if id(dataset) not in stem_keys:
+            stem_keys[id(dataset)] = content_key(
+                [Path(sample.image).stem for sample in dataset.samples["val"]]
+            )
+        is_detection = task.spec.kind == "detection"
+        keys[task.name] = task.name if is_detection else stem_keys[id(dataset)]
+    return keys
+
+
+def group_tasks(tasks: Sequence[PlannedTask], keys: Mapping[str, str]) -> list[list[PlannedTask]]:
+    """Tasks of equal keys together, in the order of their first ones."""
+    groups: dict[str, list[PlannedTask]] = {}
+    for task in tasks:
+        groups.setdefault(keys[task.name], []).append(task)
+    return list(groups.values())

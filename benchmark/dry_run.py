@@ -1,5 +1,4 @@
-"""``run --dry-run`` and ``run --dump-config``: what a run would do, looked up without making
-anything."""
+"""``--dry-run`` and ``run --dump-config``: what a command would do. Nothing is created."""
 
 from __future__ import annotations
 
@@ -7,110 +6,81 @@ import os
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import backbones
 from backbones import UserError
+from backbones.cliptex.data.dataset import training_size
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.experts.registry import load_experts
+from backbones.cliptex.labels.labeller import finished_shard, labels_writer
+from backbones.cliptex.labels.store import MANIFEST
 from backbones.cliptex.protocols import Silent
+from backbones.cliptex.training.states import States
+from backbones.cliptex.training.train import find_trained
 from benchmark.cell import finished_cell
-from benchmark.cost import choose_device, earlier_runs
-from benchmark.data import prepare_data
-from benchmark.execution import Bar, Executor, make_executor
+from benchmark.cost import choose_device, device_kind
+from benchmark.data import group_tasks, image_keys, prepare_data
+from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 from benchmark.execution.progress import console
-from benchmark.groups import task_groups
-from benchmark.run import RunOptions, RunPlan, make_plan
-from benchmark.stages.estimate import duration
-from benchmark.suites.registry import PreviewStage, SuitePreview
+from benchmark.options import RunOptions
+from benchmark.plan import RunPlan, make_plan
+from benchmark.records import BackboneInfo
+from benchmark.stages.labels import LabelRequest
+from benchmark.stages.weights import TrainingInputs, open_labels
+from benchmark.suites.registry import SuitePreview
 from probes.base import Context, missing_capability
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotChecked
-from probes.features.budget import gigabytes
+from probes.datasets.share import with_share
 from reports.mlflow.client import tracking_uri
 from reports.mlflow.run import Tracker
 
-FEW = 10  # seeds, each of which is looked at
-
 
 @contextmanager
-def _looking(options: RunOptions) -> Iterator[tuple[RunPlan, Executor]]:
-    """The plan, and an executor that runs nothing."""
-    executor = make_executor(options.executor, Bar())
+def _idle_executor(spec: ExecutorSpec) -> Iterator[Executor]:
+    """An executor that runs nothing; weights are looked up in local caches, not fetched."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+    executor = make_executor(spec, Bar())
     try:
-        yield make_plan(options), executor
+        executor.check_store(tracking_uri())
+        yield executor
     finally:
         executor.release()
-
-
-def _there(plan: RunPlan, seeds: Sequence[int]) -> SuitePreview:
-    """What of the suite's own things is there."""
-    look = plan.suite.preview
-    return look(plan.suite.name, plan.made_names, seeds) if look else SuitePreview()
-
-
-def _alike(seeds: Sequence[int], tracker: Tracker | None) -> dict[int, int]:
-    """Seed → how many seeds are as it is: of many, those that have no finished cell in MLflow are
-    looked at once."""
-    if len(seeds) <= FEW:
-        return dict.fromkeys(seeds, 1)
-    known = (
-        tracker.search("attributes.status = 'FINISHED' and tags.`cell` != ''") if tracker else []
-    )
-    ran = {run.data.tags.get("seed") for run in known}
-    fresh = [seed for seed in seeds if str(seed) not in ran]
-    return {seed: 1 for seed in seeds if str(seed) in ran} | (
-        {fresh[-1]: len(fresh)} if fresh else {}
-    )
-
-
-def _config(plan: RunPlan, there: SuitePreview, name: str, seed: int) -> Mapping[str, Any] | None:
-    """Keyword arguments of ``backbones.create``; None while the suite has not made its weights."""
-    return (
-        there.backbones[name, seed] if (name, seed) in there.backbones else plan.config(name, seed)
-    )
-
-
-def _data(
-    plan: RunPlan, there: SuitePreview, executor: Executor, known_only: bool
-) -> Mapping[str, PreparedDataset] | None:
-    """The datasets; None while they are not made, or, with ``known_only``, were never looked at."""
-    if there.data is None:
-        return None
-    with suppress(NotChecked):
-        return prepare_data(
-            plan.tasks, plan.options.choice(there.data), executor.num_workers, known_only
-        )
-    return None
 
 
 def dump_config(options: RunOptions) -> None:
     """Print the resolved config of each task on each backbone.
 
     Raises:
-        UserError: as ``run`` does, or data or weights that the suite makes are not made yet.
+        UserError: as ``run`` does, or data or weights of the suite do not exist yet.
     """
-    texts = []
-    with _looking(options) as (plan, executor):
-        there = _there(plan, plan.seeds[:1])
-        refused = "are not made yet, and --dump-config makes nothing; run it once"
-        data = _data(plan, there, executor, known_only=False)
+    plan = make_plan(options)
+    seed = options.seed
+    executor = make_executor(options.executor, Bar())
+    try:
+        available = _look_at_suite(plan)
+        missing = "do not exist yet, and --dump-config creates nothing; start the run once"
+        data = _data(plan, available, executor, known_only=False)
         if data is None:
-            raise UserError(f"the data of suite {plan.suite.name!r} {refused}")
+            raise UserError(f"the data of suite {plan.suite.name!r} {missing}")
+        texts = []
         for name in plan.names:
-            config = _config(plan, there, name, options.seed)
+            config = _config(plan, available, name, seed)
             if config is None:
-                raise UserError(f"the weights of {name!r} {refused}")
+                raise UserError(f"the weights of {name!r} {missing}")
             backbone = backbones.create(**config)
             for task in plan.tasks:
                 context = Context(
                     backbone=backbone,
                     backbone_config=config,
-                    data=task.of(data[task.name], options.seed),
+                    data=with_share(data[task.name], task.train_share, seed),
                     settings=task.settings,
-                    seed=options.seed,
+                    seed=seed,
                     device=choose_device(executor.device),
                     work_dir=Path("work_dirs") / task.name,
                     log=Silent(),
@@ -120,89 +90,125 @@ def dump_config(options: RunOptions) -> None:
                 text = task.probe.config(context)
                 comment = "//" if text.lstrip().startswith("{") else "#"
                 texts.append(f"{comment} {name} · {task.name}\n{text}")
+    finally:
+        executor.release()
     sys.stdout.write("\n".join(texts) + "\n")
 
 
-class _Line(NamedTuple):
-    """Units that are left, on ``gpus`` GPUs each: what they will take all together, and whether all
-    of that was measured."""
-
-    name: str
-    units: int
-    gpus: int
-    seconds: float
-    size: float
-    is_known: bool
-
-
 def dry_run(options: RunOptions) -> None:
-    """Print cells done and to do, the units of what is to do with their needs and places, and what
-    that will cost."""
-    os.environ["HF_HUB_OFFLINE"] = (
-        "1"  # read when the hubs' library is imported: weights are looked up, not fetched
-    )
-    with _looking(options) as (plan, executor):
+    """Print which cells are done and which units are to do, with the median seconds of the same
+    tasks in earlier runs on this kind of device."""
+    with _idle_executor(options.executor) as executor:
+        plan = make_plan(options)
         for note in plan.notes:
-            console.print(note, style="dim", markup=False)
-        executor.check_store(tracking_uri())
+            _print(note)
         tracker = Tracker.existing(plan.experiment)
-        seeds = _alike(plan.seeds, tracker)
-        there = _there(plan, list(seeds))
-        data = _data(plan, there, executor, known_only=True)
-        measured = cache(partial(_measured, tracker, executor))
-
-        def line(
-            name: str,
-            kind: str,
-            parts: Sequence[tuple[float, float] | None],
-            units: int = 1,
-            seed: int | None = None,
-        ) -> _Line:
-            times = seeds.get(seed, 1) if seed is not None else 1
-            name, units = (
-                name + (f" and {times - 1} seeds like it" if times > 1 else ""),
-                units * times,
-            )
-            asked, known = executor.needs(kind), [part for part in parts if part is not None]
-            seconds, size = (times * sum(part[number] for part in known) for number in (0, 1))
-            took = f"about {duration(seconds)}" if len(known) == len(parts) else "time unknown"
-            where = executor.where(**asked)
-            console.print(
-                f"  to do · {name}: {units} unit{'s' * (units > 1)}, {where}, {took}", markup=False
-            )
-            return _Line(name, units, asked["gpus"], seconds, size, len(known) == len(parts))
-
-        lines = [
-            line(s.name, s.kind, [_stage(s, measured)], s.units, s.seed)
-            for s in there.stages
-            if not s.available
-        ]
-        counts: Counter[str] = Counter({"done": 0, "to do": 0})
-        for name, seed in ((name, seed) for seed in seeds for name in plan.names):
-            states = _states(
-                plan,
-                _config(plan, there, name, seed),
-                data,
-                None if options.force else tracker,
-                seed,
-            )
-            for state in states.values():
-                counts[state] += seeds[seed]
-            left = [task for task in plan.tasks if states[task.name] == "to do"]
-            for group in task_groups(left, data) if data is not None else [[task] for task in left]:
-                title = f"{name} · seed {seed} · {' + '.join(task.name for task in group)}"
-                parts = [measured(f"tags.task = '{task.name}'", "cost/seconds") for task in group]
-                lines.append(line(title, "probe", parts, seed=seed))
-        told = ", ".join(f"{count} {what}" for what, count in counts.items())
+        available = _look_at_suite(plan)
+        for stage in available.stages:
+            if not stage.available:
+                _print_pending(executor, stage.name, stage.kind, stage.units)
+        data = _data(plan, available, executor, known_only=True)
+        keys = {task.name: task.name for task in plan.tasks}
+        if data is not None:
+            keys = image_keys(plan.tasks, data)
+        median_seconds = cache(lambda task: _median_seconds(tracker, executor, task))
+        counts = Counter({"done": 0, "to do": 0})
+        for seed in plan.seeds:
+            for name in plan.names:
+                config = _config(plan, available, name, seed)
+                states = _states(plan, config, data, tracker, seed)
+                counts.update(states.values())
+                pending = [task for task in plan.tasks if states[task.name] == "to do"]
+                for group in group_tasks(pending, keys):
+                    names = [task.name for task in group]
+                    title = f"{name} · seed {seed} · {' + '.join(names)}"
+                    seconds = [median_seconds(task) for task in names]
+                    _print_pending(executor, title, "probe", 1, seconds)
+        totals = ", ".join(f"{count} {state}" for state, count in counts.items())
         sizes = f"{len(plan.names)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
-        console.print(f"{sizes}: {told}", markup=False)
-        _say_sums(lines, max(1, executor.slots))
+        _print(f"{sizes}: {totals}")
+
+
+def dry_run_labels(request: LabelRequest, spec: ExecutorSpec) -> None:
+    """Print which shards are labelled and which are to do. Raises ``UserError`` as
+    ``labels predict`` does."""
+    with _idle_executor(spec) as executor:
+        source = open_pairs(request.pairs, executor.bar, keep=False)
+        experts = load_experts(list(request.experts), "cpu")
+        writer = labels_writer(source, experts, request.settings, request.folder)
+        pending = [
+            shard
+            for shard in source.shards
+            if finished_shard(writer, shard, _print, hashed=False) is None
+        ]
+        labelled = len(source.shards) - len(pending)
+        images = sum(shard.count for shard in pending)
+        _print(
+            f"{len(source)} pairs in {len(source.shards)} shards: {labelled} labelled,"
+            f" {len(pending)} to do ({images} pairs)"
+        )
+        if pending:
+            _print_pending(executor, "label", "label", len(pending))
+        elif not (writer.root / MANIFEST).is_file():
+            _print(f"only {writer.root / MANIFEST} is to be written")
+
+
+def dry_run_training(inputs: TrainingInputs, spec: ExecutorSpec) -> None:
+    """Print whether a training is done, or how many steps are to do. Raises ``UserError`` as
+    ``train`` does."""
+    with _idle_executor(spec) as executor:
+        recipe, pairs = inputs.recipe, open_pairs(inputs.pairs, executor.bar, keep=False)
+        count, steps = training_size(recipe, pairs)
+        labels = open_labels(inputs.labels) if recipe.tasks else None
+        _print(
+            f"{recipe.name}: {count} of {len(pairs)} pairs in {len(pairs.shards)} shards ×"
+            f" {recipe.epochs:g} epochs = {steps} steps of {recipe.batch_size}"
+        )
+        device = choose_device(inputs.device)
+        if find_trained(
+            recipe, init=inputs.init, pairs=pairs, out=inputs.out, labels=labels, device=device
+        ):
+            return _print(f"{inputs.out} holds these weights: nothing is to do")
+        saved = States(inputs.out.with_name(f"{inputs.out.name}.resume"), "").steps()
+        if saved and saved[0] < steps:
+            _print(f"it resumes from step {saved[0]} if that was saved by the same training")
+        _print_pending(executor, f"train {recipe.name}", "train", 1)
+
+
+def _look_at_suite(plan: RunPlan) -> SuitePreview:
+    """What of the suite's own data and weights exists."""
+    preview = plan.suite.preview
+    if preview is None:
+        return SuitePreview()
+    return preview(plan.suite.name, plan.trainable_names, plan.seeds)
+
+
+def _config(
+    plan: RunPlan, available: SuitePreview, name: str, seed: int
+) -> Mapping[str, Any] | None:
+    """Arguments of ``backbones.create``; None while the suite has not trained its weights."""
+    if (name, seed) in available.backbones:
+        return available.backbones[name, seed]
+    return plan.config(name, seed)
+
+
+def _data(
+    plan: RunPlan, available: SuitePreview, executor: Executor, known_only: bool
+) -> Mapping[str, PreparedDataset] | None:
+    """The datasets; None while the suite has not created them or, with ``known_only``, if one was
+    never checked."""
+    if available.data is None:
+        return None
+    options = plan.options.with_folders(available.data)
+    with suppress(NotChecked):
+        return prepare_data(plan.tasks, options, executor.num_workers, known_only)
+    return None
 
 
 def _states(
     plan: RunPlan,
     config: Mapping[str, Any] | None,
-    data: Mapping[str, Any] | None,
+    data: Mapping[str, PreparedDataset] | None,
     tracker: Tracker | None,
     seed: int,
 ) -> dict[str, str]:
@@ -211,62 +217,59 @@ def _states(
     if config is None:
         return states
     try:
-        backbone = backbones.create(**config)
-    except UserError as error:  # of a hub, and not fetched yet
-        console.print(f"  note · {config['name']}: {error}", style="dim", markup=False)
+        backbone = BackboneInfo.of(backbones.create(**config))
+    except UserError as error:  # weights of a hub that are not fetched yet
+        _print(f"  note · {config['name']}: {error}")
         return states
     for task in plan.tasks:
-        if missing_capability(task.probe, backbone):
+        if missing_capability(task.probe, backbone):  # type: ignore[arg-type]
             states[task.name] = "not applicable"
-        elif (
-            data is not None
-            and tracker
-            and finished_cell(tracker, backbone, task, data[task.name], seed)
-        ):
-            states[task.name] = "done"
+        elif data is not None and tracker is not None and not plan.options.force:
+            key = backbone.cell_key(task.protocol(data[task.name]), seed)
+            if finished_cell(tracker, backbone.name, task.name, seed, key):
+                states[task.name] = "done"
     return states
 
 
-def _stage(stage: PreviewStage, measured: Callable[[str, str], Any]) -> tuple[float, float] | None:
-    """What a unit of a stage took in earlier runs."""
-    what = stage.name.partition(" · ")[0].split()[-1]
-    filters = {
-        "train": (f"tags.stage = 'train' and tags.recipe = '{what}'", "cost/train_seconds"),
-        "expert": (f"tags.stage = 'experts' and tags.expert = '{what}'", "cost/train_seconds"),
-        "label": ("tags.stage = 'label'", "cost/label_seconds"),
-    }
-    return measured(*filters[stage.kind]) if stage.kind in filters else None
-
-
-def _measured(
-    tracker: Tracker | None, executor: Executor, filter_string: str, metric: str
-) -> tuple[float, float] | None:
-    """Median seconds and most bytes of earlier runs on this kind of device, None where there is
-    none."""
-    found = earlier_runs(tracker, executor, f"{filter_string} and attributes.status = 'FINISHED'")
-    runs = [run for run in found if metric in run]
-    if not runs:
+def _median_seconds(tracker: Tracker | None, executor: Executor, task: str) -> float | None:
+    """Of finished cells of a task on this kind of device; None if there are none, or if the
+    executor's GPUs are those of other machines."""
+    try:
+        device = choose_device(executor.device)
+    except UserError:
         return None
-    return statistics.median(run[metric] for run in runs), max(
-        run.get("cost/disk_bytes", 0.0) for run in runs
+    if tracker is None or (executor.has_gpus and device.type == "cpu"):
+        return None
+    runs = tracker.search(
+        f"tags.task = '{task}' and attributes.status = 'FINISHED' and"
+        f" tags.`device.kind` = '{device_kind(device)}'"
     )
+    seconds = [run.data.metrics["cost/seconds"] for run in runs]
+    return statistics.median(seconds) if seconds else None
 
 
-def _say_sums(lines: Sequence[_Line], at_once: int) -> None:
-    if not lines:
-        return console.print("nothing is left to do", markup=False)
-    told = f"{sum(line.units for line in lines)} units to do"
-    if seconds := sum(line.seconds for line in lines):
-        on_gpus = sum(line.seconds * line.gpus for line in lines)
-        size = gigabytes(sum(line.size for line in lines))
-        told += f": about {duration(seconds / at_once)} with {at_once} at once, {size} on disk"
-        told += f", {on_gpus / 3600:.1f} GPU-hours" if on_gpus else ""
-    console.print(told, markup=False)
-    if unknown := [line.name for line in lines if not line.is_known]:
-        names = ", ".join(unknown[:4]) + (
-            f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
-        )
-        console.print(
-            f"not counted, since no earlier run on this kind of device is in MLflow: {names}",
-            markup=False,
-        )
+def _print_pending(
+    executor: Executor,
+    title: str,
+    kind: str,
+    units: int,
+    seconds: Sequence[float | None] = (),
+) -> None:
+    """Print a line for ``units`` units of work that are to do."""
+    line = f"  to do · {title}: {units} unit{'s' * (units > 1)}"
+    line += f", {executor.where(**executor.needs(kind))}"
+    measured = [each for each in seconds if each is not None]
+    if measured and len(measured) == len(seconds):
+        line += f", about {duration(sum(measured))}"
+    _print(line)
+
+
+def duration(seconds: float) -> str:
+    """``89 s``, ``2 min``, ``1.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _print(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)

@@ -1,27 +1,27 @@
-"""The parent run of one backbone, suite and seed in MLflow: opened, or gone on with, and what it
-says of its cells."""
+"""The parent run in MLflow of one backbone, suite and seed: started or resumed, and its content."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from backbones.base import Backbone, Weights
 from backbones.cliptex.training.recipes import subsets
-from benchmark.cell import Cell, log_probed
-from benchmark.plan import PlannedTask, find_planned
+from benchmark.cell import log_dataset
+from benchmark.plan import RunPlan
+from benchmark.records import BackboneInfo, Cell
 from benchmark.results.table import number
 from benchmark.suites.registry import MadeBackbone
 from common.errors import UserError
 from common.files import content_key
 from probes.datasets.base import PreparedDataset
+from probes.registry import find_task
 from reports.mlflow import heartbeat
 from reports.mlflow.client import metric_key
 from reports.mlflow.environment import environment
@@ -32,197 +32,168 @@ from reports.mlflow.views import MAIN_TAG
 
 @dataclass(frozen=True)
 class Parent:
-    """What identifies a parent run, and what it is told at its start.
+    """The parent run of a backbone and seed.
 
     Attributes:
-        name, architecture, weights, identity: of the backbone, which itself (gigabytes, perhaps)
-            need not be kept.
-        overrides: ``--set`` of the run; part of its identity.
-        made: how the backbone is made, and what that cost.
-        model: id of its LoggedModel.
-        asked: the options of the command, as ``--config`` takes them.
+        made: how the backbone is built and what its weights cost.
+        protocols: task → all that its numbers depend on besides backbone and seed.
+        model: id of the backbone's LoggedModel.
     """
 
-    suite: str
-    name: str
-    architecture: str
-    weights: Weights
-    identity: Mapping[str, Any]
-    seed: int
-    overrides: Mapping[str, str]
+    tracker: Tracker
+    plan: RunPlan
+    backbone: BackboneInfo
     made: MadeBackbone
-    tasks: Sequence[PlannedTask]
-    data: Mapping[str, PreparedDataset]
+    seed: int
+    protocols: Mapping[str, Mapping[str, Any]]
     model: str
-    asked: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, backbone: Backbone, suite: str, seed: int, **told: Any) -> Parent:
-        """The parent run of a backbone's tasks."""
-        return cls(
-            suite=suite,
-            seed=seed,
-            name=backbone.name,
-            architecture=backbone.architecture,
-            weights=backbone.weights,
-            identity=backbone.identity(),
-            **told,
-        )
 
     @property
     def key(self) -> str:
-        what = {
-            "suite": self.suite,
-            "seed": self.seed,
-            "backbone": self.identity,
-            "name": self.name,
-            "set": self.overrides,
-        }
-        return content_key({**what, **self.limited})
+        """Its identity: a run with the same key is resumed. A run with ``--limit`` is never the
+        same as one on all images."""
+        return content_key(
+            {
+                "suite": self.plan.suite.name,
+                "seed": self.seed,
+                "backbone": self.backbone.identity,
+                "name": self.backbone.name,
+                "set": self.plan.overrides,
+                "limit": self.plan.options.limit,
+            }
+        )
 
     @property
-    def limited(self) -> dict[str, int]:
-        """``{"limit": N}`` of a run that is scored on N images of each dataset; it never joins one
-        on all of them."""
-        return {"limit": self.asked["limit"]} if "limit" in self.asked else {}
-
-    def protocols(self) -> dict[str, str]:
-        """Tags that say under which protocol each task ran."""
+    def _protocol_tags(self) -> dict[str, str]:
         return {
-            f"protocol.{task.name.replace('/', '.')}": content_key(
-                task.protocol(self.data[task.name])
-            )
-            for task in self.tasks
+            f"protocol.{task.replace('/', '.')}": content_key(protocol)
+            for task, protocol in self.protocols.items()
         }
 
-    def earlier(self, tracker: Tracker) -> Any | None:
-        """The newest parent run to go on with: none that another process is writing, nor one with
-        numbers of another protocol (other data, say) for the same task."""
-        for run in tracker.search(f"tags.`run.key` = '{self.key}'"):
-            agrees = all(
-                run.data.tags.get(tag, protocol) == protocol
-                for tag, protocol in self.protocols().items()
-            )
-            if agrees and not (run.info.status == "RUNNING" and heartbeat.alive(run.data.tags)):
+    def find_earlier(self) -> Any | None:
+        """The newest run to resume: neither one that another process is writing, nor one with
+        numbers of another protocol (other data, for example) for one of the tasks."""
+        tags = self._protocol_tags
+        for run in self.tracker.search(f"tags.`run.key` = '{self.key}'"):
+            is_written = run.info.status == "RUNNING" and heartbeat.alive(run.data.tags)
+            agrees = all(run.data.tags.get(tag, value) == value for tag, value in tags.items())
+            if agrees and not is_written:
                 return run
         return None
 
+    @contextmanager
     def open(
-        self, tracker: Tracker, earlier: Any | None, device: str
-    ) -> AbstractContextManager[Run]:
-        """The run, for a ``with`` block."""
+        self, earlier: Any | None, data: Mapping[str, PreparedDataset], device: str
+    ) -> Iterator[Run]:
+        """The run, new or resumed, with all that is known before the first cell."""
+        plan, backbone, suite = self.plan, self.backbone, self.plan.suite.name
+        limit = plan.options.limit
         tags = {
-            "backbone": self.name,
-            "architecture": self.architecture,
-            "suite": self.suite,
+            "backbone": backbone.name,
+            "architecture": backbone.architecture,
+            "suite": suite,
             "seed": str(self.seed),
-            "weights.sha256": self.weights.sha256,
-            "weights.source": self.weights.source,
-            "weights.licence": self.weights.licence,
+            "weights.sha256": backbone.weights.sha256,
+            "weights.source": backbone.weights.source,
+            "weights.licence": backbone.weights.licence,
             "run.key": self.key,
             MODEL_TAG: self.model,
             "train.run": self.made.run,
-            "experts": ",".join(subsets().get(self.name, ())),
-            MAIN_TAG: ",".join(
-                f"{task.name}/{next(iter(task.probe.metrics))}" for task in self.tasks
-            ),
-            **self.protocols(),
+            "experts": ",".join(subsets().get(backbone.name, ())),
+            MAIN_TAG: ",".join(f"{task.name}/{task.main_metric}" for task in plan.tasks),
+            **self._protocol_tags,
         }
         params = {
-            "backbone": self.name,
-            "suite": self.suite,
+            "backbone": backbone.name,
+            "suite": suite,
             "seed": self.seed,
             "device": device,
-            **self.limited,
-            **self.overrides,
+            **({"limit": limit} if limit else {}),
+            **plan.overrides,
         }
-        title = f"{self.name} · {self.suite} · seed {self.seed}"
-        title += "".join(f" · only {count} images" for count in self.limited.values())
-        return tracker.run(
-            title,
-            tags=tags,
-            params=params,
-            resume=earlier.info.run_id if earlier is not None else None,
-        )
+        title = f"{backbone.name} · {suite} · seed {self.seed}"
+        if limit:
+            title += f" · only {limit} images"
+        resume = earlier.info.run_id if earlier is not None else None
+        with self.tracker.run(title, tags=tags, params=params, resume=resume) as run:
+            self._log_inputs(run, data, is_resumed=earlier is not None)
+            yield run
 
-    def begin(self, run: Run, earlier: Any | None) -> None:
-        """What is known before the first cell: ``run.json``, costs, datasets. A run that goes on
-        keeps its other tasks."""
-        before = _stored(run, "run.json") if earlier is not None else {}
+    def _log_inputs(self, run: Run, data: Mapping[str, PreparedDataset], is_resumed: bool) -> None:
+        backbone, weights = self.backbone, self.backbone.weights
+        stored = _read_artifact(run, "run.json") if is_resumed else {}
         run.log_json(
             {
                 "backbone": {
-                    **self.identity,
-                    "name": self.name,
-                    "source": self.weights.source,
-                    "licence": self.weights.licence,
-                    "config": {k: str(v) for k, v in self.made.config.items()},
+                    **backbone.identity,
+                    "name": backbone.name,
+                    "source": weights.source,
+                    "licence": weights.licence,
+                    "config": {key: str(value) for key, value in self.made.config.items()},
                 },
-                "suite": self.suite,
+                "suite": self.plan.suite.name,
                 "seed": self.seed,
-                "set": dict(self.overrides),
-                "tasks": {
-                    **before.get("tasks", {}),
-                    **{t.name: t.protocol(self.data[t.name]) for t in self.tasks},
-                },
+                "set": dict(self.plan.overrides),
+                "tasks": {**stored.get("tasks", {}), **self.protocols},
                 "environment": environment(),
             },
             "run.json",
         )
-        run.log_text(
-            yaml.safe_dump(dict(self.asked), sort_keys=False, allow_unicode=True), "options.yaml"
-        )
-        if earlier is None:
+        options = yaml.safe_dump(self.plan.as_config_file(), sort_keys=False, allow_unicode=True)
+        run.log_text(options, "options.yaml")
+        if not is_resumed:
             run.log_models(inputs=[self.model])
             run.log_metrics({f"cost/{name}": value for name, value in self.made.cost.items()})
-        for used in {(d.spec.name, d.fingerprint): d for d in self.data.values()}.values():
-            log_probed(run, used)
+        for dataset in {(d.spec.name, d.fingerprint): d for d in data.values()}.values():
+            log_dataset(run, dataset)
 
-    def end(self, run: Run, cells: Sequence[Cell], earlier: Any | None) -> None:
-        """Metrics of all cells, a table as description, and the honest status."""
-        before = earlier.data.metrics if earlier is not None else {}
-        found = {
+    def log_cells(self, run: Run, cells: Sequence[Cell], earlier: Any | None) -> None:
+        """Log the metrics of all cells and a table of them; mark the run FAILED if one failed."""
+        logged = earlier.data.metrics if earlier is not None else {}
+        metrics = {
             f"{cell.task}/{name}": value for cell in cells for name, value in cell.metrics.items()
         }
         run.log_metrics(
-            {name: value for name, value in found.items() if before.get(metric_key(name)) != value}
+            {name: v for name, v in metrics.items() if logged.get(metric_key(name)) != v}
         )
         run.set_tags(
             {f"cached.{c.task.replace('/', '.')}": c.run_id for c in cells if c.status == "cached"}
         )
-        run.describe(self._note(cells, before))
+        run.describe(self._description(cells, logged))
         run.flush()
-        broken = [cell for cell in cells if cell.status == "failed"]
-        if broken:
-            run.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in broken))
+        if failed := [cell for cell in cells if cell.status == "failed"]:
+            run.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in failed))
 
-    def _note(self, cells: Sequence[Cell], before: Mapping[str, float]) -> str:
-        """The description in the MLflow UI: results as a table, those of earlier tasks of the same
-        run among them."""
+    def _description(self, cells: Sequence[Cell], logged: Mapping[str, float]) -> str:
+        """A table of results, with those of tasks that only an earlier command had."""
         rows = {}
-        for key, value in before.items():
+        for key, value in logged.items():
             name, _, metric = key.rpartition("/")
-            if (probe := find_planned(name)) and metric_key(next(iter(probe.metrics))) == metric:
-                rows[name] = f"{next(iter(probe.metrics))} {number(value)}"
-        for cell, task in zip(cells, self.tasks, strict=True):
-            main = next(iter(task.probe.metrics))
-            rows[cell.task] = (
-                f"{main} {number(cell.metrics.get(main))}"
-                if cell.metrics
-                else f"– ({cell.status}: {cell.reason})"
-            )
+            try:
+                main = next(iter(find_task(name)[1].metrics))
+            except UserError:  # not the metric of a task
+                continue
+            if metric_key(main) == metric:
+                rows[name] = f"{main} {number(value)}"
+        main_metrics = {task.name: task.main_metric for task in self.plan.tasks}
+        for cell in cells:
+            main = main_metrics[cell.task]
+            rows[cell.task] = f"– ({cell.status}: {cell.reason})"
+            if cell.metrics:
+                rows[cell.task] = f"{main} {number(cell.metrics.get(main))}"
+        backbone = self.backbone
         lines = [
-            f"`{self.name}` ({self.architecture}), weights {self.weights.source}",
+            f"`{backbone.name}` ({backbone.architecture}), weights {backbone.weights.source}",
             "",
             "| task | result |",
+            "| --- | --- |",
+            *(f"| {name} | {result} |" for name, result in rows.items()),
         ]
-        return "\n".join(
-            [*lines, "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())]
-        )
+        return "\n".join(lines)
 
 
-def _stored(run: Run, name: str) -> dict[str, Any]:
-    """A JSON artifact of a run, empty where there is none."""
+def _read_artifact(run: Run, name: str) -> dict[str, Any]:
+    """A JSON artifact of a run, empty if there is none."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = run.tracker.client.download_artifacts(run.id, name, folder)

@@ -1,207 +1,297 @@
-"""What a run will do, decided and checked before any work: tasks, their settings, and the identity
-of each cell."""
+"""What a run will do, decided before any work: backbones, tasks and their settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from backbones import Backbone, UserError
-from backbones.versions import PROBING, versions
-from benchmark.suites.registry import Suite, settings_in
-from common.errors import nearest
-from common.files import content_key
-from common.settings import field_names, read_value, with_changes
+import backbones
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+from benchmark.options import DataOptions, RunOptions
+from benchmark.records import PlannedTask
+from benchmark.suites.registry import SUITES, Suite, find_suite, settings_in
+from common.errors import UserError, nearest
+from common.settings import field_names, parse_pairs, read_value, with_changes
 from probes.base import Probe
-from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.datasets.share import with_share
-from probes.protocols.base import find_preset, preset_deviations
+from probes.datasets.check import DatasetNotFound, find_folder
+from probes.datasets.specs.webdataset import register_folders
+from probes.features.budget import size_limit
+from probes.features.store import root
+from probes.protocols.base import find_preset
 from probes.registry import find_task
+
+AXES = frozenset({"train_share", "shots"})  # settings of which a task can have several values
+MAX_FOLDERS_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class PlannedTask:
-    """A task with the settings it will run with, and the share of train that it is trained on."""
+class RunPlan:
+    """What a run will do.
 
-    name: str
-    spec: DatasetSpec
-    probe: Probe
-    settings: Any
-    train_share: float = 1.0
+    Attributes:
+        overrides: setting → value, from ``--set``.
+        absent: tasks of the suite that are left out because their data have no folder.
+        notes: lines to print first.
+    """
 
-    def of(self, data: PreparedDataset, seed: int) -> PreparedDataset:
-        """The dataset with the share of train that is trained on."""
-        return with_share(data, self.train_share, seed)
+    options: RunOptions
+    suite: Suite
+    names: Sequence[str]
+    seeds: Sequence[int]
+    overrides: Mapping[str, str]
+    tasks: Sequence[PlannedTask]
+    absent: Sequence[PlannedTask] = ()
+    notes: Sequence[str] = ()
 
-    def deviations(self, data: PreparedDataset) -> list[str]:
-        """What differs from the published protocol that the settings name, one line; none for the
-        suite's own."""
-        preset = (
-            find_preset(self.settings.protocol, self.spec, self.probe)
-            if has_protocol(self.probe)
-            else None
-        )
-        found = preset_deviations(preset, self.settings, data.spec) if preset else []
-        found += (
-            [f"train_share={self.train_share:g}"]
-            if preset and preset.settings and self.train_share < 1
-            else []
-        )
-        return [f"differs from {self.settings.protocol}: {', '.join(found)}"] if found else []
+    @property
+    def experiment(self) -> str:
+        return self.options.experiment or self.suite.name
 
-    def protocol(self, data: PreparedDataset) -> dict[str, Any]:
-        """All that a number of this task depends on besides the backbone and the seed; two runs
-        whose protocols differ must not stand in one column."""
-        return {
-            "task": self.name,
-            "version": self.probe.version,
-            "libraries": versions(*PROBING),
-            "settings": asdict(self.settings),
-            **({"train_share": self.train_share} if self.train_share < 1 else {}),
-            "dataset": {
-                "name": self.spec.name,
-                "fingerprint": data.fingerprint,
-                "partial": data.partial,
-                "extra": dict(data.spec.extra),
-            },
+    @property
+    def trainable_names(self) -> Sequence[str]:
+        """Backbones whose weights the suite may train: none if the user brings weights."""
+        return self.names if self.options.weights is None else ()
+
+    def config(self, name: str, seed: int) -> dict[str, Any]:
+        """Arguments of ``backbones.create`` for a backbone that the suite does not train."""
+        weights = self.options.weights
+        return {"name": name, "weights": None if weights is None else str(weights), "seed": seed}
+
+    def as_config_file(self) -> dict[str, Any]:
+        """The options as ``--config`` reads them: absolute paths, nothing about execution."""
+        options = self.options
+        fixed = {
+            "backbone": list(self.names),
+            "only": True,
+            "seed": self.seeds[0],
+            "seeds": len(self.seeds),
         }
+        optional: dict[str, Any] = {
+            "suite": self.suite.name,
+            "task": split_names(options.tasks),
+            "set": dict(self.overrides),
+            "partial": options.partial,
+            "limit": options.limit,
+            "data": {name: str(path.absolute()) for name, path in options.data.items()},
+            "weights": options.weights and str(options.weights.absolute()),
+            "data-root": options.data_root and str(options.data_root.absolute()),
+            "experiment": self.experiment,
+        }
+        return {**fixed, **{key: value for key, value in optional.items() if value}}
+
+
+def make_plan(options: RunOptions) -> RunPlan:
+    """The plan of a run.
+
+    Raises:
+        UserError: an unknown backbone, suite, task or setting, or options that contradict each
+            other.
+    """
+    size_limit(root())  # raises for a wrong $CLIPTEX_CACHE_GB
+    register_folders(options.data_root)
+    requested_tasks = split_names(options.tasks)
+    suite = find_suite(options.suite) if options.suite else _suite_of(requested_tasks)
+    names, notes = _backbones(suite, options)
+    if options.weights is not None and len(names) != 1:
+        raise UserError(
+            f"--weights applies to one backbone, but {len(names)} are given:"
+            f" {', '.join(names)}; run them one by one"
+        )
+    for name in names:
+        backbones.find(name.removeprefix("random/"))
+    overrides = parse_pairs(options.overrides)
+    tasks = plan_tasks(suite, requested_tasks, overrides)
+    absent: Sequence[PlannedTask] = ()
+    if suite.what_is_there and not requested_tasks:
+        tasks, absent = _split_by_folder(suite, tasks, options)
+        if absent:
+            notes.append(
+                f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data:"
+                f" {_folders(absent)}"
+            )
+    if options.limit:
+        notes.append(
+            f"scored on {options.limit} test images of each dataset; comparable only with runs of"
+            " the same limit"
+        )
+    if suite.takes:
+        notes.append(f"suite {suite.name}: {suite.takes}")
+    seeds = range(options.seed, options.seed + options.seeds)
+    return RunPlan(options, suite, names, seeds, overrides, tasks, absent, notes)
 
 
 def split_names(values: Sequence[str]) -> list[str]:
-    """Repeatable and comma-separated: ``["a,b", "c"]`` → ``["a", "b", "c"]``, without repeats, in
-    order. Raises ``UserError`` where something was given that names nothing."""
-    names = list(
-        dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip())
-    )
+    """``["a,b", "c"]`` → ``["a", "b", "c"]``, in order, without repeats. Raises ``UserError`` if
+    values are given but no name."""
+    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
     if values and not names:
         raise UserError(
-            f"{values[0]!r} names nothing; give names separated by commas, or leave the option out"
+            f"{values[0]!r} has no name; give names separated by commas, or leave the option out"
         )
-    return names
+    return list(dict.fromkeys(names))
+
+
+def _suite_of(tasks: Sequence[str]) -> Suite:
+    """The first suite that lists all tasks (``mini`` before others), otherwise the first that
+    accepts them."""
+    for task in tasks:
+        find_task(task)  # suggests the nearest name if no suite can have it
+    suites = SUITES.load_entry_points().values()
+    accepting = {
+        task: [suite for suite in suites if settings_in(suite, task) is not None] for task in tasks
+    }
+    candidates = [suite for suite in suites if all(suite in accepting[task] for task in tasks)]
+    if not candidates:
+        listing = "; ".join(
+            f"{task}: {', '.join(suite.name for suite in accepting[task]) or 'none'}"
+            for task in tasks
+        )
+        raise UserError(
+            f"no suite has all of these tasks ({listing}); run those of one suite at a time"
+        )
+    return max(candidates, key=lambda suite: set(tasks) <= set(suite.tasks))
+
+
+def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]:
+    """Names of the backbones to run, and notes about them.
+
+    A single name may stand for a group of the suite; a backbone with a group of its own brings its
+    baselines (not with ``--only`` or ``--weights``).
+    """
+    names = split_names(options.backbones) or list(suite.default_backbones)
+    if len(names) != 1 or names[0] not in suite.groups:
+        return names, []
+    name, members = names[0], list(suite.groups[names[0]])
+    if name not in members:
+        return members, [f"{name} stands for {', '.join(members)}"]
+    if options.only or options.weights is not None or members == names:
+        return names, []
+    baselines = ", ".join(member for member in members if member != name)
+    return members, [f"{name} runs beside its baselines {baselines} (--only: without them)"]
+
+
+def _split_by_folder(
+    suite: Suite, tasks: Sequence[PlannedTask], options: DataOptions
+) -> tuple[list[PlannedTask], list[PlannedTask]]:
+    """Tasks whose dataset has a folder, and the others. Raises ``UserError`` if none has one."""
+    present, absent = [], []
+    for task in tasks:
+        try:
+            find_folder(task.spec, options.data_root, options.data)
+            present.append(task)
+        except DatasetNotFound:
+            absent.append(task)
+    if not present:
+        where = f"in {options.data_root}" if options.data_root else "given; add --data-root DIR"
+        raise UserError(
+            f"suite {suite.name!r}: none of its {len(tasks)} datasets is {where}; its folders are"
+            f" {_folders(absent)}"
+        )
+    return present, absent
+
+
+def _folders(tasks: Sequence[PlannedTask]) -> str:
+    """``wds_cifar10, wds_mnist and 3 more``."""
+    folders = list(dict.fromkeys(task.spec.folder for task in tasks))
+    hidden = len(folders) - MAX_FOLDERS_SHOWN
+    more = f" and {hidden} more" if hidden > 0 else ""
+    return ", ".join(folders[:MAX_FOLDERS_SHOWN]) + more
 
 
 def plan_tasks(
-    suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]
+    suite: Suite, requested: Sequence[str], overrides: Mapping[str, str]
 ) -> list[PlannedTask]:
-    """The suite's tasks (or the chosen ones), each with its settings: the probe's defaults, over
-    them the suite's, over them those of a published protocol (``protocol=NAME``), over all the
-    user's.
+    """The suite's tasks (or the requested ones) with their settings: the probe's defaults, changed
+    by the suite, by a published protocol (``protocol=NAME``), and by the user, in this order.
 
-    An override applies to every task that has such a setting. A chosen task that the suite does not
-    list is one all the same where it has others on that dataset; see ``settings_in``. A task named
-    ``TASK:VALUE`` is a variant of it, with that share of train or (few-shot) so many shots;
-    ``train_share=0.01,0.1,1`` and ``shots=1,5`` make several of each that can have them.
+    An override applies to every task that has the setting. A requested task may be one that the
+    suite does not list, see ``settings_in``. ``TASK:VALUE`` is a variant: TASK with this share of
+    train or (few-shot) this number of shots; ``train_share=0.01,0.1,1`` and ``shots=1,5`` make
+    several variants of each task that has the setting.
 
     Raises:
-        UserError: unknown task, a task that is not in the suite, a setting that no chosen task has,
-            or a protocol that does not apply to one of them.
+        UserError: an unknown task, a task that is not in the suite, a setting that no task has, or
+            a protocol that does not apply.
     """
-    names = list(suite.tasks)
-    if chosen:
-        for name in chosen:
-            find_task(name)  # says the nearest when it exists nowhere
-            if settings_in(suite, name) is None:
-                raise UserError(
-                    f"suite {suite.name!r} has no task {name!r}; {nearest(name, suite.tasks)}"
-                )
-        names = [name for name in suite.tasks if name in chosen]
-        names += [name for name in chosen if name not in names]
     tasks: dict[str, PlannedTask] = {}
-    used, known = set[str](), set(AXES)
-    for variant in [variant for name in names for variant in _variants(name, overrides)]:
-        name, _, value = variant.partition(":")
-        spec, probe = find_task(name)
+    applied: set[str] = set()
+    allowed = set(AXES)
+    for name in _requested_tasks(suite, requested):
+        base, _, value = name.partition(":")
+        probe = find_task(base)[1]
         axis = axis_of(probe)
-        used |= {axis} if value else set()
-        fields, given = field_names(probe.settings_type), settings_in(suite, name) or {}
-        if name not in suite.tasks:  # they are other probes'
-            given = {key: value for key, value in given.items() if key in fields}
-        fitting = {key: value for key, value in overrides.items() if key in fields - AXES}
-        known |= fields
-        used |= set(fitting)
-        changes = {**given, **fitting}
-        if "protocol" in changes:
-            changes = {**given, **find_preset(changes["protocol"], spec, probe).settings, **fitting}
-        settings = with_changes(probe.settings_type(), changes)
-        if (
-            "max_iters" in fitting
-            and "epochs" not in fitting
-            and (epochs := getattr(settings, "epochs", 0))
-        ):
-            raise UserError(
-                f"--set max_iters changes nothing in {name}, whose length is epochs={epochs:g}; set"
-                " epochs=0 as well, or epochs"
-            )
-        task = PlannedTask(name, spec, probe, settings)
-        task = _variant(task, axis, value) if value else task
-        tasks[task.name] = task
+        fields = field_names(probe.settings_type)
+        allowed |= fields
+        applied |= overrides.keys() & (fields - AXES | {axis})
+        changes = {key: text for key, text in overrides.items() if key in fields - AXES}
+        for each in (value or overrides.get(axis, "")).split(","):
+            task = _plan_task(suite, base, changes)
+            if each:
+                task = _variant(task, axis, each.strip())
+            tasks[task.name] = task
     for key in overrides:
-        if key not in used:
-            raise UserError(f"--set {key}: no chosen task has this setting; {nearest(key, known)}")
+        if key not in applied:
+            raise UserError(
+                f"--set {key}: none of the tasks has this setting; {nearest(key, allowed)}"
+            )
     return list(tasks.values())
 
 
-AXES = frozenset(
-    {"train_share", "shots"}
-)  # settings of which a task can have several, each a variant of it
+def _requested_tasks(suite: Suite, requested: Sequence[str]) -> list[str]:
+    """Names in the suite's order, then those that it does not list."""
+    for name in requested:
+        find_task(name)  # suggests the nearest name if there is no such task
+        if settings_in(suite, name) is None:
+            raise UserError(
+                f"suite {suite.name!r} has no task {name!r}; {nearest(name, suite.tasks)}"
+            )
+    if not requested:
+        return list(suite.tasks)
+    listed = [name for name in suite.tasks if name in requested]
+    return listed + [name for name in requested if name not in listed]
+
+
+def _plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
+    spec, probe = find_task(name)
+    values = dict(settings_in(suite, name) or {})
+    if name not in suite.tasks:  # these are settings of other probes on the dataset
+        fields = field_names(probe.settings_type)
+        values = {key: value for key, value in values.items() if key in fields}
+    protocol = {**values, **changes}.get("protocol")
+    if protocol is not None:
+        values |= find_preset(protocol, spec, probe).settings
+        values["protocol"] = protocol
+    settings = with_changes(probe.settings_type(), {**values, **changes})
+    epochs = getattr(settings, "epochs", 0)
+    if "max_iters" in changes and "epochs" not in changes and epochs:
+        raise UserError(
+            f"--set max_iters changes nothing in {name}, whose length is epochs={epochs:g}; set"
+            " epochs=0 as well, or epochs"
+        )
+    return PlannedTask(name, settings)
 
 
 def axis_of(probe: Probe) -> str:
-    """What variants of a probe's tasks differ in; '' where it trains on nothing."""
-    return (
-        "shots"
-        if "shots" in field_names(probe.settings_type)
-        else "train_share"
-        if "train" in probe.splits
-        else ""
-    )
-
-
-def _variants(name: str, overrides: Mapping[str, str]) -> list[str]:
-    values = overrides.get(axis_of(find_task(name)[1]), "") if ":" not in name else ""
-    return [f"{name}:{value.strip()}" for value in values.split(",")] if values else [name]
+    """The setting in which variants of a probe's tasks differ; '' if it trains on nothing."""
+    if "shots" in field_names(probe.settings_type):
+        return "shots"
+    return "train_share" if "train" in probe.splits else ""
 
 
 def _variant(task: PlannedTask, axis: str, value: str) -> PlannedTask:
-    """The task as it is with this value of its axis; the task itself where it has that anyway.
-
-    Raises:
-        UserError: the value does not fit, or the task trains on nothing.
-    """
+    """The task with this value of its axis; the task itself if that is its value anyway."""
     if not axis:
         raise UserError(
-            f"{task.name}:{value}: {task.name} trains on nothing, so that it has no variants; leave"
+            f"{task.name}:{value}: {task.name} trains on nothing and has no variants; leave"
             f" :{value} out"
         )
     if axis == "shots":
         settings = with_changes(task.settings, {axis: value})
-        return (
-            task
-            if settings == task.settings
-            else replace(task, name=f"{task.name}:{settings.shots}", settings=settings)
-        )
+        if settings == task.settings:
+            return task
+        return replace(task, name=f"{task.name}:{settings.shots}", settings=settings)
     share = read_value(axis, value, float)
     if not 0 < share <= 1:
-        raise UserError(
-            f"train_share={value} is not possible; it must be a share of train above 0, 1 at most"
-        )
-    return task if share == 1 else replace(task, name=f"{task.name}:{share:g}", train_share=share)
-
-
-def has_protocol(probe: Probe) -> bool:
-    """Whether a probe knows published protocols."""
-    return "protocol" in field_names(probe.settings_type)
-
-
-def find_planned(name: str) -> Probe | None:
-    """The probe of a task, None where the name is no task's."""
-    try:
-        return find_task(name)[1]
-    except UserError:
-        return None
-
-
-def cell_key(backbone: Backbone, protocol: Mapping[str, Any], seed: int) -> str:
-    """Identity of one number: same backbone weights and layers, same protocol, same seed."""
-    return content_key({"backbone": backbone.identity(), "protocol": protocol, "seed": seed})
+        raise UserError(f"train_share={value}: must be above 0 and at most 1")
+    return task if share == 1 else replace(task, name=f"{task.name}:{share}", train_share=share)

@@ -1,76 +1,101 @@
-"""Probing through an executor, as a run and a sweep do it: tasks on their data, given out as units
-of work."""
+"""Probing through an executor, as runs and sweeps do it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from benchmark.cell import Cell
-from benchmark.data import DataChoice, prepare_data
-from benchmark.groups import task_groups
-from benchmark.plan import AXES, PlannedTask
-from benchmark.suites.registry import Stages
-from benchmark.unit import ProbeUnit, probe_unit
-from common.settings import field_names
+from benchmark.data import group_tasks, image_keys
+from benchmark.execution import Executor
+from benchmark.records import BackboneInfo, Cell, DatasetRecord, PlannedTask
+from benchmark.unit import ProbeUnit, describe_backbone, probe_unit
 from probes.datasets.base import PreparedDataset
 
+FIRST = 9  # priority of what others wait for
 
-@dataclass
+
 class Probing:
-    """The tasks of a run or a sweep.
+    """Tasks on their data, given out as units of work.
+
+    Args:
+        experiment: in MLflow.
+        data: task → its dataset.
+        data_root: its ``wds_NAME`` folders are datasets.
+        force: run finished cells again.
+        priority: of the units, see ``Executor.submit``.
 
     Attributes:
-        stages: suite, MLflow experiment and executor; overrides: ``--set`` of the tasks.
-        choice: where the datasets are, and how much of them counts.
-        force: run finished cells again.
-        priority: of its units, see ``Executor.submit``.
+        protocols: task → all that its numbers depend on besides backbone and seed.
     """
 
-    stages: Stages
-    tasks: Sequence[PlannedTask]
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    choice: DataChoice = field(default_factory=DataChoice)
-    force: bool = False
-    priority: int = 0
-
-    @cached_property
-    def data(self) -> dict[str, PreparedDataset]:
-        """Task name → its dataset. Raises ``UserError`` for one that is missing, incomplete or
-        broken."""
-        return prepare_data(self.tasks, self.choice, self.stages.executor.num_workers)
+    def __init__(
+        self,
+        executor: Executor,
+        experiment: str,
+        tasks: Sequence[PlannedTask],
+        data: Mapping[str, PreparedDataset],
+        data_root: Path | None = None,
+        force: bool = False,
+        priority: int = 0,
+    ) -> None:
+        self.executor, self.experiment, self.tasks, self.data = executor, experiment, tasks, data
+        self.data_root, self.force, self.priority = data_root, force, priority
+        self.protocols = {task.name: task.protocol(data[task.name]) for task in tasks}
+        self._image_keys = image_keys(tasks, data)
 
     def groups(self, tasks: Sequence[PlannedTask]) -> list[list[PlannedTask]]:
         """``tasks`` in groups, each a unit of work."""
-        return task_groups(tasks, self.data)
+        return group_tasks(tasks, self._image_keys)
+
+    def cell_key(self, backbone: BackboneInfo, task: PlannedTask, seed: int) -> str:
+        """Identity of a cell."""
+        return backbone.cell_key(self.protocols[task.name], seed)
+
+    async def describe(self, config: Mapping[str, Any]) -> BackboneInfo:
+        """The record of a backbone, built by the worker that will probe it; on several nodes by
+        this process, because a job would wait in a queue.
+
+        Args:
+            config: keyword arguments of ``backbones.create``.
+        """
+        if self.executor.several_nodes:
+            return describe_backbone(config)
+        name = f"load {config['name']}"
+        return await self.executor.run(
+            "backbone", describe_backbone, config, name=name, priority=FIRST
+        )
 
     async def cells(
-        self, group: Sequence[PlannedTask], config: Mapping[str, Any], seed: int, parent: str
+        self,
+        group: Sequence[PlannedTask],
+        backbone: BackboneInfo,
+        config: Mapping[str, Any],
+        seed: int,
+        parent: str,
+        model: str,
     ) -> list[Cell]:
-        """The cells of a group on one backbone and seed, from a unit of work.
+        """The cells of a group on one backbone and seed.
 
         Args:
             config: keyword arguments of ``backbones.create``.
             parent: id of the MLflow run that the cells' runs nest under.
+            model: id of the backbone's LoggedModel.
         """
-        stages, executor = self.stages, self.stages.executor
-        # variants say theirs in their names
-        known = {key for task in group for key in field_names(task.probe.settings_type)} - AXES
-        overrides = {key: value for key, value in self.overrides.items() if key in known}
         unit = ProbeUnit(
-            stages.suite,
-            tuple(task.name for task in group),
-            config,
-            seed,
-            stages.experiment,
-            parent,
-            overrides,
-            self.choice,
-            executor.device,
-            executor.num_workers,
-            self.force,
+            tasks=tuple(group),
+            data={task.name: DatasetRecord.of(self.data[task.name]) for task in group},
+            cell_keys={task.name: self.cell_key(backbone, task, seed) for task in group},
+            data_root=self.data_root,
+            backbone=backbone,
+            config=config,
+            model=model,
+            seed=seed,
+            experiment=self.experiment,
+            parent=parent,
+            device=self.executor.device,
+            num_workers=self.executor.num_workers,
+            force=self.force,
         )
-        name = f"{config['name']} · seed {seed} · {' + '.join(unit.tasks)}"
-        return await executor.run("probe", probe_unit, unit, name=name, priority=self.priority)
+        name = f"{backbone.name} · seed {seed} · {' + '.join(task.name for task in group)}"
+        return await self.executor.run("probe", probe_unit, unit, name=name, priority=self.priority)

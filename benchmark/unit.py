@@ -1,119 +1,185 @@
-"""The unit of work of probing: one backbone × task group × seed, in plain values, run by whichever
-process."""
+"""The units of work of probing: describe a backbone, and probe it on a group of tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from rich.traceback import Traceback
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from benchmark.cell import Cell, CellContext, cell_locks, finished_cell, run_cells
-from benchmark.cost import choose_device, costs_of
-from benchmark.data import DataChoice, prepare_data
-from benchmark.execution.progress import console, reporter
-from benchmark.groups import training_groups
-from benchmark.plan import PlannedTask, cell_key, plan_tasks
-from benchmark.results.table import number
-from benchmark.suites.registry import find_suite
-from common.errors import NonFiniteLoss, error_summary, user_error_message
+from backbones import Backbone
+from backbones.cliptex.protocols import Silent
+from benchmark.cell import CellContext, cell_locks, finished_cell, run_cells
+from benchmark.cost import backbone_costs, choose_device
+from benchmark.execution.progress import reporter
+from benchmark.records import BackboneInfo, Cell, DatasetRecord, PlannedTask
+from common.errors import UserError, user_error_message
+from common.files import content_key
+from probes.base import GroupedProbe
+from probes.datasets.base import PreparedDataset
 from probes.datasets.specs.webdataset import register_folders
+from reports.mlflow.client import metric_key
 from reports.mlflow.run import Run, Tracker
 
 
 @dataclass(frozen=True)
 class ProbeUnit:
-    """What a unit probes.
+    """What a unit probes: all that the driver has looked up, in plain values.
 
     Attributes:
-        suite, tasks, overrides: which tasks, with which changed settings (``--set``).
-        config: keyword arguments of ``backbones.create``.
-        data: where the datasets are, and how much of them counts.
+        tasks: those of one group; data: task → its dataset; cell_keys: task → its cell's identity.
+        data_root: its ``wds_NAME`` folders are datasets.
+        backbone: what the driver knows of it; config: keyword arguments of ``backbones.create``.
+        model: id of its LoggedModel.
         experiment: in MLflow; parent: id of the run that the cells' runs nest under.
-        force: run finished cells again, but those of this parent: its worker may have been lost
-            after it had finished them.
+        force: run finished cells again, except those of this parent, whose worker may have been
+            lost after it had finished them.
     """
 
-    suite: str
-    tasks: tuple[str, ...]
+    tasks: tuple[PlannedTask, ...]
+    data: Mapping[str, DatasetRecord]
+    cell_keys: Mapping[str, str]
+    data_root: Path | None
+    backbone: BackboneInfo
     config: Mapping[str, Any]
+    model: str
     seed: int
     experiment: str
     parent: str
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    data: DataChoice = field(default_factory=DataChoice)
-    device: str = "auto"
-    num_workers: int = 2
-    force: bool = False
+    device: str
+    num_workers: int
+    force: bool
+
+
+def describe_backbone(config: Mapping[str, Any]) -> BackboneInfo:
+    """Build a backbone and describe it; a unit of work. The process retains it for the unit that
+    probes it. Raises ``UserError`` as ``backbones.create`` does."""
+    return BackboneInfo.of(_load_backbone(config))
 
 
 def probe_unit(unit: ProbeUnit) -> list[Cell]:
-    """The unit's cells, in the order of its tasks. One that breaks is a failed cell with its
-    reason; the others go on.
+    """The unit's cells, in the order of its tasks; those that another process has finished
+    meanwhile are read back.
 
     Raises:
-        what the user must mend (see ``user_error_message``): a full disk, a store that is away.
+        errors that the user can correct (``user_error_message``): a full disk, an unreachable
+            store.
     """
-    register_folders(unit.data.root)
-    tasks = plan_tasks(find_suite(unit.suite), unit.tasks, unit.overrides)
+    register_folders(unit.data_root)
     tracker = Tracker(unit.experiment)
-    data = prepare_data(tasks, unit.data, unit.num_workers)
+    cells: dict[str, Cell] = {}
+    with cell_locks(unit.cell_keys.values()):
+        for task in unit.tasks:
+            key = unit.cell_keys[task.name]
+            parent = unit.parent if unit.force else ""
+            cell = finished_cell(tracker, unit.backbone.name, task.name, unit.seed, key, parent)
+            if cell is not None:
+                cells[task.name] = cell
+        pending = [task for task in unit.tasks if task.name not in cells]
+        if pending:
+            cells |= {cell.task: cell for cell in _run_pending(unit, pending, tracker)}
+    return [cells[task.name] for task in unit.tasks]
+
+
+def _run_pending(unit: ProbeUnit, tasks: Sequence[PlannedTask], tracker: Tracker) -> list[Cell]:
     device = choose_device(unit.device)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision(
-            "high"
-        )  # TF32: what heads, and backbones in fp32, multiply in
-    backbone = backbones.create(**unit.config).to(device)
+    backbone = _load_backbone(unit.config).to(device)
+    if content_key(backbone.identity()) != content_key(unit.backbone.identity):
+        raise UserError(
+            f"the weights of {backbone.name} have changed since the run began; run the command"
+            " again"
+        )
     context = CellContext(
         tracker,
         Run(tracker, unit.parent, ""),
         backbone,
+        unit.backbone,
         unit.config,
+        unit.model,
+        unit.cell_keys,
         unit.seed,
         device,
         unit.num_workers,
     )
-    with cell_locks(
-        cell_key(backbone, task.protocol(data[task.name]), unit.seed) for task in tasks
-    ):
-        parent = unit.parent if unit.force else ""
-        known = (
-            (task, finished_cell(tracker, backbone, task, data[task.name], unit.seed, parent))
-            for task in tasks
-        )
-        cells = {task.name: cell for task, cell in known if cell is not None}
-        left = [task for task in tasks if task.name not in cells]
-        if left:
-            spent = costs_of(backbone, [task.settings for task in left], device)
-            context.parent.log_metrics({f"cost/{name}": value for name, value in spent.items()})
-            context.parent.flush()
-        for group in training_groups(left, context, data):
-            reporter().prefix = (
-                f"{backbone.name} · seed {unit.seed} · {' + '.join(task.name for task in group)} · "
-            )
-            run_cells(group, context, data, lambda task, cell: _ended(context, cells, task, cell))
+    data = {task.name: unit.data[task.name].dataset(task.spec) for task in tasks}
+    cells: list[Cell] = []
+    with computing_on(device):
+        _log_costs(context.parent, backbone_costs(backbone, [t.settings for t in tasks], device))
+        for group in training_groups(tasks, context, data):
+            names = " + ".join(task.name for task in group)
+            reporter().prefix = f"{backbone.name} · seed {unit.seed} · {names} · "
+            cells += run_cells(group, context, data)
             reporter().prefix = ""
-    return [cells[task.name] for task in tasks]
+    return cells
 
 
-def _ended(
-    context: CellContext, cells: dict[str, Cell], task: PlannedTask, cell: Cell | Exception
-) -> None:
-    name, seed = context.backbone.name, context.seed
-    if isinstance(cell, Exception):
-        if user_error_message(cell) is not None:
-            raise cell
-        if not isinstance(cell, NonFiniteLoss):  # that one's reason says it all
-            console.print(
-                Traceback.from_exception(type(cell), cell, cell.__traceback__, max_frames=8)
-            )
-        cell = Cell(name, task.name, seed, "failed", reason=error_summary(cell))
-    cells[task.name] = cell
-    main = next(iter(task.probe.metrics))
-    if cell.status == "done":
-        value = number(cell.metrics.get(main))
-        console.print(f"  {name} · seed {seed} · {task.name}: {main} {value}  {cell.seconds:.0f} s")
+def training_groups(
+    tasks: Sequence[PlannedTask], context: CellContext, data: Mapping[str, PreparedDataset]
+) -> list[list[PlannedTask]]:
+    """Tasks that one pass can train together, in the order of their first ones."""
+    groups: dict[str, list[PlannedTask]] = {}
+    for task in tasks:
+        key = None
+        if isinstance(task.probe, GroupedProbe) and len(tasks) > 1:
+            probe_context = context.of_task(task, data[task.name], Path(), Silent(), Silent())
+            try:
+                key = task.probe.group_key(probe_context)
+            except Exception as error:  # it is raised again, and recorded, in the task's own run
+                if user_error_message(error) is not None:
+                    raise
+        groups.setdefault(key or task.name, []).append(task)
+    return list(groups.values())
+
+
+def _log_costs(run: Run, costs: Mapping[str, float]) -> None:
+    """Log a backbone's costs that its run does not have from another unit or an earlier command."""
+    stored = run.tracker.known(run.id)
+    logged = stored.data.metrics if stored is not None else {}
+    run.log_metrics(
+        {
+            f"cost/{name}": value
+            for name, value in costs.items()
+            if metric_key(f"cost/{name}") not in logged
+        }
+    )
+    run.flush()
+
+
+@contextmanager
+def computing_on(device: torch.device) -> Iterator[None]:
+    """On CUDA, make ``device`` the current one and multiply float32 matrices in TF32, as heads and
+    backbones in fp32 do, while the block runs."""
+    if device.type != "cuda":
+        yield
+        return
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _load_backbone(config: Mapping[str, Any]) -> Backbone:
+    weights = config.get("weights")
+    status = Path(weights).stat() if weights and Path(weights).is_file() else None
+    state = (status.st_size, status.st_mtime_ns) if status else None
+    return _cached_backbone(tuple(sorted(config.items())), state)
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_backbone(config: tuple[tuple[str, Any], ...], state: object) -> Backbone:
+    """The last backbone that this process built; ``state`` changes with its weights file."""
+    return backbones.create(**dict(config))
+
+
+# the process drops the backbone before a unit of another kind, see ``Executor``
+forget_backbone = _cached_backbone.cache_clear
+describe_backbone.forget = probe_unit.forget = forget_backbone  # type: ignore[attr-defined]

@@ -7,56 +7,21 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from backbones.checkpoint import load_checkpoint
 from benchmark.execution.progress import console
+from benchmark.options import WatchOptions
+from benchmark.plan import make_plan
 from benchmark.results.outcome import RunResult
-from benchmark.run import RunOptions, make_plan, run
+from benchmark.run import run
 from common.errors import UserError
 from common.locks import lock_path, locked
 from reports.mlflow.run import Run, Tracker
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-
-
-@dataclass(frozen=True)
-class WatchOptions:
-    """What the user asked for; see ``python -m benchmark watch --help``.
-
-    Attributes:
-        run: backbone, suite and everything else of each checkpoint's run; its weights are the
-            checkpoint's.
-        folder: where checkpoints appear; their step is the last number in the file's name.
-        every: seconds between two looks. A file counts when it did not change from one to the next.
-        until: the step after which it ends; None to go on until it is interrupted.
-        once: score what is there, and end.
-    """
-
-    run: RunOptions
-    folder: Path
-    every: float = 30.0
-    until: int | None = None
-    once: bool = False
-
-    def key(self) -> dict[str, Any]:
-        """What makes two watches the same one."""
-        asked = self.run
-        what = {
-            "backbones": list(asked.backbones),
-            "suite": asked.suite,
-            "tasks": list(asked.tasks),
-            "seed": asked.seed,
-        }
-        limited = {"limit": asked.limit} if asked.limit else {}
-        return {
-            **what,
-            **limited,
-            "set": list(asked.overrides),
-            "folder": str(self.folder.resolve()),
-        }
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
@@ -105,7 +70,7 @@ def watch(
             f"no folder {options.folder}; give the one that the training writes its checkpoints to"
         )
     said = f"another process watches {options.folder}: waiting for it"
-    lock = lock_path("watch", options.key())
+    lock = lock_path("watch", _key(options))
     with locked(lock, lambda: console.print(said, markup=False)):
         tracker = Tracker(plan.experiment)
         tags = {
@@ -125,6 +90,20 @@ def watch(
             return _Watch(
                 options, curves, dict(earlier[0].data.tags) if earlier else {}, told
             ).until_the_end()
+
+
+def _key(options: WatchOptions) -> dict[str, Any]:
+    """Watches of equal keys are one."""
+    run = options.run
+    return {
+        "backbones": list(run.backbones),
+        "suite": run.suite,
+        "tasks": list(run.tasks),
+        "seed": run.seed,
+        "limit": run.limit,
+        "set": list(run.overrides),
+        "folder": str(options.folder.resolve()),
+    }
 
 
 class _Watch:

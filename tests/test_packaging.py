@@ -53,7 +53,7 @@ def test_a_wheel_holds_every_file_of_the_packages_and_no_other(tmp_path):
         *(f"{name}/py.typed" for name in PACKAGES),
     } <= held
     assert "Apache License" in about["licenses/LICENSE"] and "plotly.js" in about["licenses/NOTICE"]
-    assert "benchmark.__main__:main" in about["entry_points.txt"]
+    assert "benchmark.__main__:entry" in about["entry_points.txt"]
 
 
 def requirements() -> dict[str, str]:

@@ -95,7 +95,7 @@ def main(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Let experts label the pairs."""
     from backbones.cliptex.labels.labeller import LabelSettings
-    from benchmark.stages.dry_run import preview_label
+    from benchmark.dry_run import dry_run_labels
     from benchmark.stages.labels import LabelRequest, label_stage
     from benchmark.stages.stage import driving
     from common.settings import parse_pairs, with_changes
@@ -114,10 +114,10 @@ def predict(options: argparse.Namespace) -> int:
     )
     with using(options.tracking_uri):
         if options.dry_run:
-            preview_label(request, spec)
+            dry_run_labels(request, spec)
             return 0
         with driving(spec, options.experiment) as (executor, _):
-            manifest = asyncio.run(label_stage(request, executor))
+            manifest = asyncio.run(label_stage(request, executor)).manifest
     counts = f"{manifest['pairs_out']} of {manifest['pairs_in']} pairs labelled"
     _show(manifest, f"{counts}, {manifest['bytes_per_image']:.0f} bytes per image", options.out)
     return 0
@@ -128,8 +128,8 @@ def make(options: argparse.Namespace) -> int:
     from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.labels.make import ManualLabels, make_labels
     from backbones.cliptex.tasks import find_task
+    from benchmark.execution.exclusive import exclusive
     from benchmark.execution.progress import Bar, console
-    from benchmark.stages.stage import one_maker
 
     folders = parse_folders(options.folders, "--from")
     classes = _read_classes(options.classes) if options.classes else {}
@@ -143,7 +143,7 @@ def make(options: argparse.Namespace) -> int:
     def note(line: str) -> None:
         console.print(f"  note · {line}", style="dim")
 
-    with Bar() as bar, one_maker(options.out):
+    with Bar() as bar, exclusive(options.out):
         manifest = make_labels(open_pairs(options.pairs, bar), labels, options.out, bar, note)
     counts = ", ".join(f"{count} of {name}" for name, count in manifest["files"].items())
     _show(manifest, f"{manifest['pairs_out']} pairs labelled ({counts})", options.out)

@@ -15,7 +15,7 @@ from common.files import MAX_SEED, write_text
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
-    from benchmark.run import RunOptions
+    from benchmark.options import RunOptions
 
 
 def number(minimum: float, maximum: float | None = None, kind: type = int) -> Callable[[str], Any]:
@@ -207,7 +207,7 @@ def executor_spec(options: argparse.Namespace) -> ExecutorSpec:
 
 def run_options(options: argparse.Namespace, **changes: Any) -> RunOptions:
     """The ``RunOptions`` of a command's options, the rest as their defaults."""
-    from benchmark.run import RunOptions
+    from benchmark.options import RunOptions
 
     values = {**vars(options), "data": parse_folders(options.data), **changes}
     values["executor"] = executor_spec(options)

@@ -78,9 +78,9 @@ def main(options: argparse.Namespace) -> int:
     )
     with using(options.tracking_uri):
         if options.dry_run:
-            from benchmark.stages.dry_run import preview_train
+            from benchmark.dry_run import dry_run_training
 
-            preview_train(inputs, spec)
+            dry_run_training(inputs, spec)
             return 0
         weights = _train_rank(inputs, spec) if "RANK" in os.environ else _submit(inputs, spec)
     if first_process():
@@ -97,11 +97,11 @@ def main(options: argparse.Namespace) -> int:
 def _check_output(options: argparse.Namespace) -> None:
     """Raise ``UserError`` if ``--out`` is the initial weights or not written by a training."""
     from backbones.checkpoint import is_suite_checkpoint
-    from benchmark.results.outcome import must_be_writable
+    from benchmark.results.outcome import check_writable
 
     if not options.out.is_file():
         if not options.dry_run:
-            must_be_writable(options.out, "--out")
+            check_writable(options.out, "--out")
         return
     if Path(options.init).is_file() and options.out.samefile(options.init):
         raise UserError(f"--out {options.out} is the file of --init; give another")

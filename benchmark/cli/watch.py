@@ -47,12 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Watch; print each checkpoint's table."""
     from benchmark.execution.progress import console
+    from benchmark.options import WatchOptions
     from benchmark.results.table import show
-    from benchmark.watch import WatchOptions, watch
+    from benchmark.watch import watch
     from reports.mlflow.client import using
 
     request = run_options(options, only=True)
-    settings = WatchOptions(request, options.dir, options.every, options.until, options.once)
+    settings = WatchOptions(
+        run=request,
+        folder=options.dir,
+        every=options.every,
+        until=options.until,
+        once=options.once,
+    )
     with using(options.tracking_uri):
         failed = watch(settings, lambda step, result: show(result.tasks, result.cells))
     console.print("curves by training step: the MLflow run whose name begins with watch")

@@ -44,6 +44,7 @@ POLL = 0.5  # seconds between two looks at the tasks
 SAVE_SECONDS = 90.0  # for interrupted tasks to save their state
 DEVICE_KINDS = (
     "train",
+    "backbone",
     "probe",
     "label",
     "expert",

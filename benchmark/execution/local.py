@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import resource_tracker
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from benchmark.execution.base import SAVE_SECONDS, Executor, ExecutorSpec, positive
 from benchmark.execution.progress import Bar, reporting
@@ -41,10 +41,13 @@ class LocalExecutor(Executor):
         self._in_this_process = self.slots == 1 and (spec.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
 
-    def __enter__(self) -> Self:
-        if self._in_this_process and ("gpus" in self.spec.settings or ":" in self.spec.device):
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus)  # read when CUDA starts
-        return super().__enter__()
+    @property
+    def device(self) -> str:
+        """The device as a task names it; in this process, which sees all GPUs, with its number."""
+        visible = _visible_gpus() if self._in_this_process and self._gpus else []
+        if visible == self._gpus or not visible:
+            return super().device
+        return f"cuda:{visible.index(self._gpus[0])}"
 
     def _enqueue(self, task: Task, priority: int) -> Future[Any]:
         if not self._in_this_process:
@@ -154,11 +157,7 @@ def _select_gpus(spec: ExecutorSpec) -> list[str]:
     setting, number = spec.settings.get("gpus"), spec.device.partition(":")[2]
     if setting is None and not spec.uses_gpus:
         return []
-    import torch
-
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    available = [part.strip() for part in visible.split(",") if part][:count]
+    available = _visible_gpus()
     if setting is None:
         if number and not (number.isdecimal() and int(number) < len(available)):
             raise UserError(
@@ -178,3 +177,12 @@ def _select_gpus(spec: ExecutorSpec) -> list[str]:
             f"--executor-arg gpus={setting}: no GPU {missing[0]} here, only {', '.join(available)}"
         )
     return gpus
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as in ``CUDA_VISIBLE_DEVICES``."""
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return [part.strip() for part in visible.split(",") if part][:count]

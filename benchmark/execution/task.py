@@ -52,6 +52,7 @@ class Task:
 
     def call(self) -> Any:
         """Run it in this process; ``sys.exit`` fails the task instead of ending the process."""
+        _release_memory(self.function)
         os.environ[GPUS] = str(self.gpus)
         try:
             return self.function(*self.args)
@@ -128,7 +129,6 @@ def execute(task: Task, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
             stack.enter_context(redacting())
             log = task.log.open("a", encoding="utf-8", errors="replace", buffering=1)
             console.file = RedactingStream(stack.enter_context(log))  # type: ignore[assignment]
-            _release_memory(task.function)
             return Outcome("interrupted") if task.stop.exists() else Outcome.of(task.call)
     except KeyboardInterrupt:  # before the task started, or after its end
         return Outcome("interrupted", signal=received())
@@ -143,8 +143,9 @@ def _release_memory(function: Callable[..., Any]) -> None:
     """Free what a function of another kind has cached in this process (its ``forget``)."""
     global _previous
     previous, _previous = _previous, function
-    if previous is not None and previous is not function and hasattr(previous, "forget"):
-        previous.forget()
+    forget = getattr(previous, "forget", None)
+    if forget is not None and forget is not getattr(function, "forget", None):
+        forget()
 
 
 @functools.cache

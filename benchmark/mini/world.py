@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.execution.base import Executor
+from benchmark.execution.exclusive import exclusive_async
 from benchmark.execution.progress import reporter
 from benchmark.mini import layout
 from benchmark.mini.captions import clean_captions, seen_objects, web_caption
@@ -25,7 +26,6 @@ from benchmark.mini.config import DENSE, KARPATHY, SPLITS, Chunk, WorldConfig, c
 from benchmark.mini.render import render_ground_truth, render_image
 from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
-from benchmark.stages.stage import one_maker_async
 from common.errors import UserError
 from common.files import home, write_json, write_text
 from common.locks import mark_in_use
@@ -42,7 +42,7 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
     """
     root = home() / "mini" / config.key()
     mark_in_use(root)
-    async with one_maker_async(root):
+    async with exclusive_async(root):
         if is_complete(root, config):
             return root
         missing = [chunk for chunk in chunks_of(config) if _read_record(root, chunk) is None]

@@ -1,53 +1,15 @@
-"""The mean of a suite's main metrics, where that is a figure of its own: over all its tasks, or it
-is not called so."""
+"""The mean of a suite's main metrics, for suites that publish one: over all tasks, or none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from benchmark.cell import Cell
-from benchmark.plan import PlannedTask
+from benchmark.records import Cell, PlannedTask
 from benchmark.suites.registry import Suite
-from common.errors import UserError
 from probes.datasets.base import PreparedDataset
-from probes.datasets.check import DatasetNotFound, find_folder
-
-SHOWN = 6  # names of missing folders in a message
-
-
-def split_by_place(
-    suite: Suite, tasks: Sequence[PlannedTask], data_root: Path | None, placed: Mapping[str, Path]
-) -> tuple[list[PlannedTask], list[PlannedTask]]:
-    """Tasks whose dataset has a folder, and the others.
-
-    Raises:
-        UserError: none has one.
-    """
-    there, absent = [], []
-    for task in tasks:
-        try:
-            find_folder(task.spec, data_root, placed)
-            there.append(task)
-        except DatasetNotFound:
-            absent.append(task)
-    if not there:
-        where = f"in {data_root}" if data_root else "named: give --data-root DIR"
-        raise UserError(
-            f"suite {suite.name!r}: none of its {len(tasks)} datasets is {where}; its folders are"
-            f" {folders(absent)}"
-        )
-    return there, absent
-
-
-def folders(tasks: Sequence[PlannedTask]) -> str:
-    """``wds_cifar10, wds_mnist and 3 more``."""
-    names = list(dict.fromkeys(task.spec.folder for task in tasks))
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 @dataclass(frozen=True)
@@ -55,16 +17,16 @@ class Average:
     """What a suite's average is computed from.
 
     Attributes:
-        title: what it is called where no task is missing.
-        tasks: names of all tasks of the suite.
-        main: task → its main metric, of those that run; partial: those whose data are a part of the
-            official ones.
-        absent: names of the tasks whose data are not there.
+        title: its name.
+        tasks: all tasks of the suite.
+        main_metrics: task → main metric, of the tasks that run.
+        partial: tasks whose data are incomplete.
+        absent: tasks that have no data.
     """
 
     title: str
     tasks: Sequence[str]
-    main: Mapping[str, str]
+    main_metrics: Mapping[str, str]
     partial: Sequence[str] = ()
     absent: Sequence[str] = ()
 
@@ -76,41 +38,47 @@ class Average:
         data: Mapping[str, PreparedDataset],
         absent: Sequence[PlannedTask],
     ) -> Average | None:
-        """None where the suite has none."""
+        """The average of a suite, None if it has none."""
         if not suite.average:
             return None
-        main = {task.name: next(iter(task.probe.metrics)) for task in tasks}
-        partial = [name for name, found in data.items() if found.partial]
-        return cls(suite.average, list(suite.tasks), main, partial, [task.name for task in absent])
+        return cls(
+            suite.average,
+            list(suite.tasks),
+            {task.name: task.main_metric for task in tasks},
+            [name for name, dataset in data.items() if dataset.partial],
+            [task.name for task in absent],
+        )
 
     def values(self, cells: Sequence[Cell]) -> list[float]:
-        """The main metrics that one backbone and seed has."""
-        found = {
-            cell.task: cell.metrics.get(self.main[cell.task], np.nan)
-            for cell in cells
-            if cell.task in self.main
-        }
-        return [value for name, value in found.items() if name in self.tasks and np.isfinite(value)]
+        """The finite main metrics of one backbone and seed."""
+        metrics = {cell.task: cell.metrics for cell in cells}
+        values = [
+            metrics[task].get(main, np.nan)
+            for task, main in self.main_metrics.items()
+            if task in self.tasks and task in metrics
+        ]
+        return [value for value in values if np.isfinite(value)]
 
-    def whole(self, cells: Sequence[Cell]) -> float | None:
-        """The average of one backbone and seed; None where a task has no number."""
+    def mean(self, cells: Sequence[Cell]) -> float | None:
+        """The average of one backbone and seed; None if a task has no number."""
         values = self.values(cells)
         return float(np.mean(values)) if len(values) == len(self.tasks) else None
 
     def lines(self, cells: Sequence[Cell]) -> list[str]:
-        """What to say of each backbone and seed."""
-        found = []
-        for name, seed in dict.fromkeys((cell.backbone, cell.seed) for cell in cells):
-            mine = [cell for cell in cells if (cell.backbone, cell.seed) == (name, seed)]
-            values, who = self.values(mine), f"{name} · seed {seed}"
-            if self.whole(mine) is not None:
-                parts = (
-                    f" ({len(self.partial)} of them on parts of their data)" if self.partial else ""
-                )
-                found.append(f"{self.title} · {who}: {np.mean(values):.2f}{parts}")
+        """One line for each backbone and seed that has a number."""
+        rows: dict[tuple[str, int], list[Cell]] = {}
+        for cell in cells:
+            rows.setdefault((cell.backbone, cell.seed), []).append(cell)
+        lines = []
+        for (backbone, seed), row in rows.items():
+            values = self.values(row)
+            count, title = len(values), f"{backbone} · seed {seed}"
+            if self.mean(row) is not None:
+                note = f" ({len(self.partial)} of them on partial data)" if self.partial else ""
+                lines.append(f"{self.title} · {title}: {np.mean(values):.2f}{note}")
             elif values:
-                found.append(
-                    f"mean of {len(values)} of {len(self.tasks)} tasks (not the average) · {who}:"
+                lines.append(
+                    f"mean of {count} of {len(self.tasks)} tasks (not the average) · {title}:"
                     f" {np.mean(values):.2f}"
                 )
-        return found
+        return lines

@@ -1,4 +1,4 @@
-"""What a run ends with, and its JSON (the contract of ``run --json``)."""
+"""What a run returns, and its JSON (the contract of ``run --json``)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.cell import Cell
-from benchmark.plan import PlannedTask
+from benchmark.records import Cell, PlannedTask
 from benchmark.results.average import Average
 from common.errors import UserError
 from common.files import json_output_path
@@ -22,12 +21,11 @@ from reports.mlflow.run import Tracker
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run's cells, and where they are in MLflow.
+    """A run's cells and where they are in MLflow.
 
     Attributes:
-        run_ids: (backbone, seed) → its parent run; none for a backbone whose weights could not be
-            made.
-        average: of the suite's tasks, None where it has none.
+        run_ids: (backbone, seed) → its parent run; absent if its weights could not be made.
+        average: of the suite's tasks, None if it has none.
     """
 
     suite: str
@@ -43,7 +41,8 @@ class RunResult:
 
 
 def as_json(result: RunResult) -> dict[str, Any]:
-    """With several seeds ``backbones`` holds means, and ``by_seed`` each seed's values."""
+    """The result as JSON; with several seeds ``backbones`` holds means and ``by_seed`` the values
+    of each seed."""
     seeds = list(dict.fromkeys(cell.seed for cell in result.cells))
     names = list(dict.fromkeys(cell.backbone for cell in result.cells))
     by_seed: dict[str, dict] = {str(seed): {name: {} for name in names} for seed in seeds}
@@ -51,47 +50,47 @@ def as_json(result: RunResult) -> dict[str, Any]:
     for cell in result.cells:
         for metric, value in cell.metrics.items():
             if np.isfinite(value):
-                by_seed[str(cell.seed)][cell.backbone].setdefault(cell.task, {})[metric] = float(
-                    value
-                )
+                row = by_seed[str(cell.seed)][cell.backbone].setdefault(cell.task, {})
+                row[metric] = float(value)
                 values[cell.backbone, cell.task, metric].append(float(value))
     means: dict[str, dict] = {name: {} for name in names}
-    for (name, task, metric), found in values.items():
-        if len(found) == len(seeds):
-            means[name].setdefault(task, {})[metric] = float(np.mean(found))
-    ids = {
-        seed: {name: result.run_ids[name, seed] for name in names if (name, seed) in result.run_ids}
-        for seed in seeds
-    }
-    told: dict[str, Any] = {
+    for (name, task, metric), of_seeds in values.items():
+        if len(of_seeds) == len(seeds):
+            means[name].setdefault(task, {})[metric] = float(np.mean(of_seeds))
+    run_ids: dict[str, dict[str, str]] = {str(seed): {} for seed in seeds}
+    for (name, seed), run_id in result.run_ids.items():
+        run_ids[str(seed)][name] = run_id
+    document: dict[str, Any] = {
         "suite": result.suite,
         "seed": seeds[0] if seeds else None,
         "backbones": means,
         "mlflow": {
             "tracking_uri": hide_secrets(result.tracker.uri),
             "experiment": result.tracker.experiment,
-            "run_ids": ids[seeds[0]] if seeds else {},
+            "run_ids": run_ids[str(seeds[0])] if seeds else {},
         },
     }
     if len(seeds) > 1:
-        told |= {"seeds": seeds, "by_seed": by_seed}
-        told["mlflow"]["run_ids_by_seed"] = {str(seed): ids[seed] for seed in seeds}
+        document |= {"seeds": seeds, "by_seed": by_seed}
+        document["mlflow"]["run_ids_by_seed"] = run_ids
     if result.average:
-        told["average"] = _average_json(result, result.average)
-    if missing := [each for cell in result.cells if (each := _missing(cell, result.tasks))]:
-        told["holes"] = missing
-    return told
+        document["average"] = _average_json(result, result.average)
+    holes = [_hole(cell, result.tasks) for cell in result.cells]
+    if any(holes):
+        document["holes"] = [hole for hole in holes if hole]
+    return document
 
 
 def _average_json(result: RunResult, average: Average) -> dict[str, Any]:
-    """What the average is called, its value for each backbone (the mean over seeds; None where a
-    task has no number), and the tasks whose data are not there."""
-    found: dict[str, list[float | None]] = defaultdict(list)
-    for name, seed in dict.fromkeys((cell.backbone, cell.seed) for cell in result.cells):
-        found[name].append(
-            average.whole([c for c in result.cells if (c.backbone, c.seed) == (name, seed)])
-        )
-    means = {name: None if None in each else float(np.mean(each)) for name, each in found.items()}  # type: ignore[arg-type]
+    """The average of each backbone (its mean over seeds; None if a task has no number)."""
+    rows: dict[str, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    for cell in result.cells:
+        rows[cell.backbone][cell.seed].append(cell)
+    means: dict[str, float | None] = {}
+    for name, seeds in rows.items():
+        averages = [average.mean(cells) for cells in seeds.values()]
+        complete = [value for value in averages if value is not None]
+        means[name] = float(np.mean(complete)) if len(complete) == len(averages) else None
     return {
         "title": average.title,
         "tasks": len(average.tasks),
@@ -100,10 +99,10 @@ def _average_json(result: RunResult, average: Average) -> dict[str, Any]:
     }
 
 
-def _missing(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
-    """What of a cell has no value, and why; None for a complete one."""
-    wanted = next(task.probe.metrics for task in tasks if task.name == cell.task)
-    missing = [name for name in wanted if not np.isfinite(cell.metrics.get(name, np.nan))]
+def _hole(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
+    """The metrics that a cell lacks, and why; None if it is complete."""
+    metrics = next(task.probe.metrics for task in tasks if task.name == cell.task)
+    missing = [name for name in metrics if not np.isfinite(cell.metrics.get(name, np.nan))]
     if not missing:
         return None
     ran = cell.status in ("done", "cached")
@@ -117,8 +116,8 @@ def _missing(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
     }
 
 
-def must_be_writable(path: Path, option: str = "--json") -> None:
-    """Raises ``UserError`` when the file could not be written when the work is done."""
+def check_writable(path: Path, option: str = "--json") -> None:
+    """Raise ``UserError`` if the file could not be written at the end of the work."""
     try:
         path = json_output_path(path)
     except UserError as error:

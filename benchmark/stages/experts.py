@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
+import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
 from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.trainer import TrainContext
 from benchmark.cost import choose_device, device_kind
 from benchmark.execution.base import Executor
+from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
-from benchmark.stages.stage import one_maker, stage_run
+from benchmark.stages.stage import stage_run
 from reports.mlflow.run import Tracker
 
 
 @dataclass(frozen=True)
 class ExpertTraining:
-    """The training of an expert, in plain values: any process that sees the files can run it.
+    """The training of an expert, in plain values.
 
     Attributes:
-        name: of the expert; settings: changes to its settings.
+        name: of the expert.
         data_root: with ``coco/`` (seg) or ``nyu/`` (depth, normal), train and val.
         out: its folder.
+        settings: changes to its settings.
         experiment: in MLflow.
     """
 
@@ -38,46 +41,61 @@ class ExpertTraining:
     device: str = "auto"
     experiment: str = "experts"
 
+    def find(self) -> dict[str, Any] | None:
+        """The expert's ``expert.json`` if it is trained."""
+        path = self.out / CONFIG
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
 
 async def expert_stage(
-    inputs: ExpertTraining, executor: Executor, priority: int = 0
+    training: ExpertTraining, executor: Executor, priority: int = 0
 ) -> dict[str, Any]:
-    """``expert_unit`` through an executor, which says where it computes."""
-    inputs = replace(inputs, device=executor.device)
+    """``expert_unit`` through an executor, on its device."""
+    training = replace(training, device=executor.device)
     return await executor.run(
-        "expert", expert_unit, inputs, name=f"expert {inputs.name}", priority=priority
+        "expert", expert_unit, training, name=f"expert {training.name}", priority=priority
     )
 
 
-def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
-    """Train an expert, or find what another process has trained meanwhile; one unit of work.
-    Returns its ``expert.json``, with its accuracy on truth.
+def expert_unit(training: ExpertTraining) -> dict[str, Any]:
+    """Train an expert unless another process has done so; a unit of work. Returns its
+    ``expert.json``, with its accuracy on ground truth.
 
     Raises:
         UserError: as ``backbones.cliptex.experts.training.train_expert``.
     """
-    with one_maker(inputs.out):
-        if (inputs.out / CONFIG).is_file():
-            return _train(inputs, Silent())
-        kind = device_kind(choose_device(inputs.device))
-        tags = {"expert": inputs.name, "seed": str(inputs.seed), "device.kind": kind}
-        name = f"expert {inputs.name} · seed {inputs.seed}"
-        with stage_run(Tracker(inputs.experiment), "experts", name, tags, inputs.settings) as run:
-            made = _train(inputs, run)
-            run.log_json(made, CONFIG)
+    with exclusive(training.out):
+        if training.find() is not None:
+            return _train(training, Silent())
+        tags = {
+            "expert": training.name,
+            "seed": str(training.seed),
+            "device.kind": device_kind(choose_device(training.device)),
+        }
+        title = f"expert {training.name} · seed {training.seed}"
+        tracker = Tracker(training.experiment)
+        with stage_run(tracker, "experts", title, tags, training.settings) as run:
+            expert = _train(training, run)
+            run.log_json(expert, CONFIG)
             run.log_metrics(
-                {"cost/train_seconds": made["seconds"], "cost/train_flops": made["flops"]}
+                {"cost/train_seconds": expert["seconds"], "cost/train_flops": expert["flops"]}
             )
             run.set_tags(
-                {"weights.sha256": made["sha256"], "weights.file": str(inputs.out.absolute())}
+                {"weights.sha256": expert["sha256"], "weights.file": str(training.out.absolute())}
             )
-    accuracy = ", ".join(f"{key} {value:.3g}" for key, value in made["accuracy"].items())
-    console.print(f"  expert {inputs.name}: {accuracy}  {made['seconds']:.0f} s")
-    return made
+    accuracy = ", ".join(f"{key} {value:.3g}" for key, value in expert["accuracy"].items())
+    console.print(f"  expert {training.name}: {accuracy}  {expert['seconds']:.0f} s")
+    return expert
 
 
-def _train(inputs: ExpertTraining, log: Any) -> dict[str, Any]:
-    context = TrainContext(choose_device(inputs.device), log, reporter())
+def _train(training: ExpertTraining, log: Any) -> dict[str, Any]:
+    """Train, or check that the finished expert is the one of these settings."""
+    context = TrainContext(choose_device(training.device), log, reporter())
     return train_expert(
-        inputs.name, inputs.data_root, inputs.out, context, inputs.settings, inputs.seed
+        training.name,
+        training.data_root,
+        training.out,
+        context,
+        training.settings,
+        training.seed,
     )

@@ -1,5 +1,5 @@
-"""Backbones' weights: a training as one unit of work, and an MLflow run that keeps what it made and
-says how to load it."""
+"""Backbones' weights: a training as one unit of work, and an MLflow run that stores them and says
+how to load them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from backbones.cliptex.training.distributed import (
     first_process,
     torchrun_environment,
 )
-from backbones.cliptex.training.recipes import WITHOUT_EFFECT, Recipe
+from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
 from benchmark.cost import choose_device, device_kind
 from benchmark.execution.base import Executor
+from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
-from benchmark.stages.stage import one_maker, stage_run
+from benchmark.stages.stage import stage_run
 from common.secrets import hide_secrets
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
@@ -34,19 +35,31 @@ from sweeps.errors import TrialPruned
 if TYPE_CHECKING:
     from sweeps.pruning import Pruning
 
+MAX_STORED_BYTES = 4_000_000_000  # larger weights are not copied to MLflow; a ViT-L is smaller
+LOADER = '''"""Load the weights beside this file as a frozen backbone: ``from load import load``."""
+
+from pathlib import Path
+
+import backbones
+
+
+def load():
+    weights = Path(__file__).with_name({file!r})
+    return backbones.create({name!r}, weights=str(weights), any_architecture=True)
+'''
+
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """A training, in plain values: any process that sees the files can run it.
+    """A training, in plain values.
 
     Attributes:
-        recipe: what is trained and how; init: initial weights, as ``--init`` takes them.
+        init: initial weights, as ``--init`` takes them.
         pairs: image-caption pairs, as ``--pairs`` takes them.
-        labels: stores of their labels; where a pair has labels in several, the first counts.
-        out: where the weights go.
-        device, num_workers: where and how it is computed; never change the result beyond rounding.
-        save_seconds: between savings of what a killed training goes on from; keep_every: steps
-            between exports on the way.
+        out: file of the weights.
+        labels: stores of the pairs' labels; if several have labels of a pair, the first counts.
+        device, num_workers: of the executor; they never change the result beyond rounding.
+        save_seconds: between saved states; keep_every: steps between exported checkpoints.
         experiment: in MLflow; parent: id of the run that this one nests under, '' for none.
         pruning: stops the training of a bad trial.
     """
@@ -67,77 +80,50 @@ class TrainingInputs:
 
 @dataclass(frozen=True)
 class TrainedWeights(TrainResult):
-    """What a training made, or found: ``run`` is the id of the MLflow run that trained them, ''
-    when it is not in this store."""
+    """The result of a training; ``run`` is the MLflow run that trained the weights, '' if it is not
+    in this store."""
 
     run: str = ""
 
     @property
-    def spent(self) -> dict[str, float]:
-        """What it cost to make them."""
+    def train_cost(self) -> dict[str, float]:
         return {key: self.cost[key] for key in ("train_seconds", "train_flops") if key in self.cost}
 
 
 def open_labels(stores: tuple[Path, ...]) -> Any:
-    """The label stores as one: where a pair has labels in several, the first counts; None without
-    any."""
+    """The label stores as one, in which the first counts; None without any."""
     opened = [LabelStore(path) for path in stores]
     return JoinedLabels(opened) if len(opened) > 1 else (opened[0] if opened else None)
 
 
-def find_weights(inputs: TrainingInputs, tracker: Tracker) -> TrainedWeights | None:
-    """The weights of ``inputs`` when they are there already."""
-    labels = open_labels(inputs.labels) if inputs.recipe.tasks else None
-    pairs = open_pairs(inputs.pairs, Silent())
-    found = find_trained(
+def find_weights(inputs: TrainingInputs, tracker: Tracker | None) -> TrainedWeights | None:
+    """The weights of ``inputs`` if they are trained."""
+    result = find_trained(
         inputs.recipe,
         init=inputs.init,
-        pairs=pairs,
+        pairs=open_pairs(inputs.pairs, Silent(), keep=tracker is not None),
         out=inputs.out,
-        labels=labels,
+        labels=open_labels(inputs.labels) if inputs.recipe.tasks else None,
         device=choose_device(inputs.device),
     )
-    if found is None:
+    if result is None:
         return None
-    run = tracker.finished(**{"train.key": found.key})
-    return TrainedWeights(**vars(found), run=run.info.run_id if run is not None else "")
-
-
-def architecture_of(inputs: TrainingInputs) -> str:
-    """What is trained, as far as a training's speed goes; nothing is fetched."""
-    if Path(inputs.init).is_file():
-        return load_checkpoint(inputs.init).architecture or inputs.init
-    built = inputs.recipe.model if inputs.init in ("random", "imagenet") else inputs.init
-    return f"open_clip/{built.removeprefix('open_clip/').partition('/')[0]}"
-
-
-def speed_filter(inputs: TrainingInputs) -> str:
-    """The MLflow filter for trainings that are as quick as this one on the same device."""
-    settings = inputs.recipe.settings()
-    same = {
-        "tags.stage": "train",
-        "tags.architecture": architecture_of(inputs),
-        "tags.experts": ",".join(inputs.recipe.tasks),
-        **{
-            f"params.{name}": str(settings[name])
-            for name in ("image_size", "precision", *WITHOUT_EFFECT)
-        },
-    }
-    return " and ".join(f"{name} = '{value}'" for name, value in same.items() if value)
+    run = tracker.finished(**{"train.key": result.key}) if tracker is not None else None
+    return TrainedWeights(**vars(result), run=run.info.run_id if run is not None else "")
 
 
 async def train_stage(
     inputs: TrainingInputs, executor: Executor, priority: int = 0
 ) -> TrainedWeights:
-    """``train_unit`` through an executor, which says where and how it computes."""
+    """``train_unit`` through an executor, on its device."""
     inputs = replace(inputs, device=executor.device, num_workers=executor.num_workers)
-    name = f"train {inputs.recipe.name} · seed {inputs.recipe.seed}"
-    return await executor.run("train", train_unit, inputs, name=name, priority=priority)
+    title = f"train {inputs.recipe.name} · seed {inputs.recipe.seed}"
+    return await executor.run("train", train_unit, inputs, name=title, priority=priority)
 
 
 def train_unit(inputs: TrainingInputs) -> TrainedWeights:
-    """Train, or find what another process has trained meanwhile; one unit of work, under torchrun
-    one of its processes.
+    """Train unless another process has done so; a unit of work, or one process of several that
+    train together.
 
     Raises:
         UserError, NonFiniteLoss: as ``backbones.cliptex.training.train.train``.
@@ -147,14 +133,13 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
     if not first_process():
         return TrainedWeights(**vars(_train(inputs, None)))
     tracker = Tracker(inputs.experiment)
-    with one_maker(inputs.out):
-        if found := find_weights(inputs, tracker):
-            if torchrun_environment().get("WORLD_SIZE", 1) > 1:
-                _train(
-                    inputs, None
-                )  # returns at once; the others wait in it to hear that nothing is to be done
-            return found
-        return _train_in_run(tracker, inputs)
+    with exclusive(inputs.out):
+        weights = find_weights(inputs, tracker)
+        if weights is None:
+            return _train_in_run(tracker, inputs)
+        if torchrun_environment().get("WORLD_SIZE", 1) > 1:
+            _train(inputs, None)  # returns at once; the other processes wait in it for this one
+        return weights
 
 
 def _train(inputs: TrainingInputs, log: Any) -> TrainResult:
@@ -184,105 +169,97 @@ def _train(inputs: TrainingInputs, log: Any) -> TrainResult:
 
 def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
     recipe = inputs.recipe
-    params = {k: v for k, v in recipe.settings().items() if k != "name"}
-    name = f"train {recipe.name} · seed {recipe.seed}"
+    params = {key: value for key, value in recipe.settings().items() if key != "name"}
     tags = {
         "recipe": recipe.name,
         "seed": str(recipe.seed),
         "backbone": recipe.name,
         "experts": ",".join(recipe.tasks),
+        "architecture": _architecture(inputs),
+        "device.kind": device_kind(choose_device(inputs.device)),
     }
-    tags["architecture"] = architecture_of(inputs)
-    tags["device.kind"] = device_kind(choose_device(inputs.device))
+    title = f"train {recipe.name} · seed {recipe.seed}"
     parent = Run(tracker, inputs.parent, "") if inputs.parent else None
-    with stage_run(tracker, "train", name, tags, params, parent) as run:
+    with stage_run(tracker, "train", title, tags, params, parent) as run:
         pairs = open_pairs(inputs.pairs, Silent())
-        per_epoch = max(1, (len(pairs) - recipe.val_pairs) // recipe.batch_size)  # steps
+        log: Any = run
+        if inputs.pruning:
+            steps_per_epoch = max(1, (len(pairs) - recipe.val_pairs) // recipe.batch_size)
+            log = inputs.pruning.watched(run, steps_per_epoch)
         try:
-            result = _train(
-                inputs, inputs.pruning.watched(run, per_epoch) if inputs.pruning else run
-            )
+            result = _train(inputs, log)
         except TrialPruned:
             shutil.rmtree(inputs.out.with_name(f"{inputs.out.name}.resume"), ignore_errors=True)
             raise
-        run.set_tags(
-            {
-                "train.key": result.key,
-                "weights.sha256": result.sha256,
-                "weights.file": str(result.path.absolute()),
-            }
-        )
-        cost = {**result.cost, "disk_bytes": result.path.stat().st_size}
-        run.log_metrics({f"cost/{key}": value for key, value in cost.items()})
-        run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
+        _log_result(run, inputs, result)
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
-        run.log_json(
-            {
-                "recipe": recipe.settings(),
-                "init": inputs.init,
-                "environment": environment(),
-                "notes": result.notes,
-            },
-            "train.json",
-        )
-        # those of a sweep's many trials, and enormous ones, stay where they are: MLflow has their
-        # path and sha256
-        kept = parent is None and result.path.stat().st_size <= MOST_BYTES
-        # a recipe file's name may be any: it is loaded as the recipe's own backbone only where one
-        # has its name
-        name = recipe.name if recipe.name in backbones.names() else "cliptex"
-        about = {
+        # weights of a sweep's many trials, and very large ones, are stored by path and sha256
+        is_stored = parent is None and result.path.stat().st_size <= MAX_STORED_BYTES
+        path, run_id = result.path.absolute(), run.id
+        model_tags = {
             "backbone": recipe.name,
-            "weights.source": str(result.path.absolute()),
-            "weights.artifact": f"runs:/{run.id}/weights/{result.path.name}" if kept else "",
+            "weights.source": str(path),
+            "weights.artifact": f"runs:/{run_id}/weights/{path.name}" if is_stored else "",
         }
-        facts = {"architecture": tags["architecture"], "seed": recipe.seed, **params}
-        run.log_models(
-            outputs=[logged_model(tracker, recipe.name, result.sha256, facts, about, run.id)]
-        )
-        if kept:
+        model_params = {"architecture": tags["architecture"], "seed": recipe.seed, **params}
+        model = logged_model(tracker, recipe.name, result.sha256, model_params, model_tags, run_id)
+        run.log_models(outputs=[model])
+        # a recipe file may have any name; only the name of a backbone can load the weights
+        name = recipe.name if recipe.name in backbones.names() else "cliptex"
+        if is_stored:
             run.log_file(result.path, "weights")
-            run.log_text(LOADER.format(name=name, file=result.path.name), "weights/load.py")
-        run.describe(
-            _how_to_load(result, recipe.name, name, run.id if kept else "", run.tracker.uri)
-        )
+            run.log_text(LOADER.format(name=name, file=path.name), "weights/load.py")
+        run.describe(_description(run, result, recipe.name, name, is_stored))
     return TrainedWeights(**vars(result), run=run.id)
 
 
-LOADER = '''"""Load the weights beside this file as a frozen backbone: ``from load import load``."""
-
-from pathlib import Path
-
-import backbones
-
-
-def load():
-    weights = Path(__file__).with_name({file!r})
-    return backbones.create({name!r}, weights=str(weights), any_architecture=True)
-'''
-# of weights that are copied to MLflow: a ViT-L is; bigger ones are kept by reference
-MOST_BYTES = 4_000_000_000
+def _architecture(inputs: TrainingInputs) -> str:
+    """What is trained, as far as its speed depends on it."""
+    if Path(inputs.init).is_file():
+        return load_checkpoint(inputs.init).architecture or inputs.init
+    model = inputs.recipe.model if inputs.init in ("random", "imagenet") else inputs.init
+    return f"open_clip/{model.removeprefix('open_clip/').partition('/')[0]}"
 
 
-def _how_to_load(result: TrainResult, recipe: str, name: str, run_id: str, uri: str) -> str:
-    """The description of a training run; the store is named, so that the command holds in every
-    folder (not with a password)."""
-    store = f"MLFLOW_TRACKING_URI={uri} " if hide_secrets(uri) == uri else ""
-    path = result.path.absolute()
-    kept = (
-        f"They are kept with this run:\n\n```\n{store}mlflow artifacts download -r {run_id} -a"
-        " weights -d .\n"
-        f'python -c "from weights.load import load; print(load())"\n```\n\n'
-        if run_id
-        else ""
+def _log_result(run: Run, inputs: TrainingInputs, result: TrainResult) -> None:
+    run.set_tags(
+        {
+            "train.key": result.key,
+            "weights.sha256": result.sha256,
+            "weights.file": str(result.path.absolute()),
+        }
     )
+    cost = {**result.cost, "disk_bytes": result.path.stat().st_size}
+    run.log_metrics({f"cost/{key}": value for key, value in cost.items()})
+    run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
+    run.log_json(
+        {
+            "recipe": inputs.recipe.settings(),
+            "init": inputs.init,
+            "environment": environment(),
+            "notes": result.notes,
+        },
+        "train.json",
+    )
+
+
+def _description(run: Run, result: TrainResult, recipe: str, name: str, is_stored: bool) -> str:
+    """How to load the weights, for the MLflow UI. The store is named, unless its address has a
+    password, so that the commands work in every folder."""
+    path, uri = result.path.absolute(), run.tracker.uri
+    parts = [f"Weights of `{recipe}`: `{path}` (sha256 `{result.sha256[:16]}…`)."]
+    if is_stored:
+        store = f"MLFLOW_TRACKING_URI={uri} " if hide_secrets(uri) == uri else ""
+        parts.append(
+            "They are stored with this run:\n\n```\n"
+            f"{store}mlflow artifacts download -r {run.id} -a weights -d .\n"
+            'python -c "from weights.load import load; print(load())"\n```'
+        )
     create = f"backbones.create({name!r}, weights={str(path)!r}, any_architecture=True)"
-    probe = (
-        f"python -m benchmark run --backbone {name} --weights {path} --suite paper --data-root DIR"
-    )
-    return (
-        f"Weights of `{recipe}`: `{path}` (sha256 `{result.sha256[:16]}…`).\n\n{kept}"
-        f"```python\nimport backbones\nbackbone = {create}\n```\n\n"
-        + ("" if name == "clip" else f"```\n{probe}\n```")
-        # on the command line `clip` is one architecture, which these weights need not have
-    )
+    parts.append(f"```python\nimport backbones\nbackbone = {create}\n```")
+    if name != "clip":  # whose name stands for one architecture on the command line
+        parts.append(
+            f"```\npython -m benchmark run --backbone {name} --weights {path} --suite paper"
+            " --data-root DIR\n```"
+        )
+    return "\n\n".join(parts)

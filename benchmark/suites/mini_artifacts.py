@@ -151,7 +151,7 @@ class _Maker:
             made = await self._train(
                 _tuned(self.sizes, name, seed), str(clip.path), None, priority=1
             )
-        return MadeBackbone(_config(name, seed, made.path), made.run, {**made.spent, **cost})
+        return MadeBackbone(_config(name, seed, made.path), made.run, {**made.train_cost, **cost})
 
     async def clip(self, seed: int) -> TrainedWeights:
         """CLIP, pre-trained on the captions."""
@@ -178,14 +178,13 @@ class _Maker:
             experiment=stages.experiment,
             priority=3,
         )
-        manifest = await label_stage(request, stages.executor)
-        cost = {f"label_{kind}": manifest["cost"][kind] for kind in ("seconds", "flops")}
+        store = await label_stage(request, stages.executor)
+        cost = {f"label_{kind}": store.manifest["cost"][kind] for kind in ("seconds", "flops")}
         cost |= {
             f"experts_{kind}": sum(each[kind] for each in made) for kind in ("seconds", "flops")
         }
-        store = home() / "labels" / f"{self.world.name}-{manifest['key'][:8]}"
-        mark_in_use(store)
-        return store, cost
+        mark_in_use(store.root)
+        return store.root, cost
 
     async def _expert(self, name: str) -> dict[str, Any]:
         stages, settings = self.stages, self.sizes.experts[name]

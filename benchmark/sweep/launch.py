@@ -13,9 +13,9 @@ from pathlib import Path
 from backbones import UserError
 from backbones.cliptex.training.recipes import Recipe, setting_names
 from benchmark.execution import Executor
-from benchmark.results.outcome import must_be_writable
+from benchmark.results.outcome import check_writable
 from benchmark.stages.stage import driving
-from benchmark.suites.registry import Stages, find_suite
+from benchmark.suites.registry import find_suite
 from benchmark.sweep import bench as sweep_bench
 from benchmark.sweep.bench import CLIPTEX, Bench, SweepOptions
 from benchmark.sweep.table import say, show_state, summary_text
@@ -49,7 +49,7 @@ def launch(options: SweepOptions) -> tuple[Sweep, Tracker]:
         KeyboardInterrupt: interrupted; finished trials stay, the same command goes on.
     """
     plan = _plan(options)
-    must_be_writable(options.recipe_file, "--out")
+    check_writable(options.recipe_file, "--out")
     with suppress(NoSweep):  # what can be compared without preparing anything is compared at once
         before = load_sweep(options.name, options.storage)
         must_agree(options.name, before.metadata["identity"], plan.identity())
@@ -90,9 +90,7 @@ def preview(options: SweepOptions) -> None:
 async def _launch(
     options: SweepOptions, plan: Plan, tracker: Tracker, executor: Executor
 ) -> tuple[Sweep, Tracker]:
-    bench = await sweep_bench.prepare_bench(
-        options, Stages(options.suite, tracker.experiment, executor)
-    )
+    bench = await sweep_bench.prepare_bench(options, executor, tracker)
     plan = replace(plan, inputs={**plan.inputs, "content": bench.content()})
     sweep = start_sweep(options.name, options.storage, plan)
     params = {
@@ -202,7 +200,7 @@ class _Sweeping:
 
 def _plan(options: SweepOptions) -> Plan:
     """The plan without content; everything a user can get wrong in words is found out here."""
-    tasks = sweep_bench.planned(options)
+    tasks = sweep_bench.sweep_tasks(options)
     fixed, lambdas = sweep_bench.fixed_settings(
         options, find_suite(options.suite).training_settings
     )

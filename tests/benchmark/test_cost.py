@@ -22,7 +22,7 @@ def vit():
 
 def test_resolutions_are_those_of_the_protocols(vit):
     def seen(settings):
-        return efficiency.resolution(settings, vit)
+        return efficiency.input_resolution(settings, vit)
 
     assert vit.divisor == 16
     assert seen(SegmentationSettings(size=100)) == ((112, 112), "fp32")
@@ -37,7 +37,7 @@ def test_resolutions_are_those_of_the_protocols(vit):
 def test_measured_once_a_machine(vit, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
     settings = [SegmentationSettings(size=32), SegmentationSettings(size=32, lr=1.0)]
-    found = efficiency.costs_of(vit, settings, CPU)
+    found = efficiency.backbone_costs(vit, settings, CPU)
     assert found["parameters"] == sum(each.numel() for each in vit.model.state_dict().values())
     with torch.inference_mode():
         assert found["32x32-fp32/flops_per_image"] == count_flops(
@@ -47,10 +47,10 @@ def test_measured_once_a_machine(vit, tmp_path, monkeypatch):
     assert found["images_per_second"] > 0 and found["memory_mb"] > 10
     monkeypatch.setattr(efficiency, "_measure", lambda *_: pytest.fail("measured again"))
     other = backbones.create("random/timm/test_vit", seed=5)  # other weights cost the same
-    assert efficiency.costs_of(other, settings, CPU) == found
+    assert efficiency.backbone_costs(other, settings, CPU) == found
     monkeypatch.setattr(efficiency, "device_kind", lambda device: "another")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        efficiency.costs_of(vit, settings, CPU)
+        efficiency.backbone_costs(vit, settings, CPU)
 
 
 def test_what_cannot_be_measured_is_left_out(vit, tmp_path, monkeypatch):
@@ -58,5 +58,7 @@ def test_what_cannot_be_measured_is_left_out(vit, tmp_path, monkeypatch):
     monkeypatch.setattr(
         efficiency, "_measure", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
     )
-    assert efficiency.costs_of(vit, [SegmentationSettings(size=32)], CPU).keys() == {"parameters"}
+    assert efficiency.backbone_costs(vit, [SegmentationSettings(size=32)], CPU).keys() == {
+        "parameters"
+    }
     assert not (tmp_path / "efficiency").exists()

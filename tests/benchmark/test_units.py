@@ -12,11 +12,13 @@ import pytest
 
 import backbones
 import benchmark.catalog  # noqa: F401
-from benchmark.cell import cell_locks
-from benchmark.data import DataChoice, prepare_data
-from benchmark.plan import cell_key, plan_tasks
+from benchmark.cell import cell_locks, log_backbone
+from benchmark.data import prepare_data
+from benchmark.options import DataOptions
+from benchmark.plan import plan_tasks
+from benchmark.records import BackboneInfo, DatasetRecord
 from benchmark.suites.registry import find_suite
-from benchmark.unit import ProbeUnit, probe_unit
+from benchmark.unit import ProbeUnit, describe_backbone, probe_unit
 from common.settings import parse_pairs
 from reports.mlflow.client import Client
 from reports.mlflow.run import Tracker
@@ -60,9 +62,9 @@ def here(tmp_path, monkeypatch):
 def cells() -> list[str]:
     """Keys of the cells that ``RUN`` runs."""
     tasks = plan_tasks(find_suite("own"), TASKS, parse_pairs(SETTINGS))
-    data = prepare_data(tasks, DataChoice(root=Path()), num_workers=0)
-    backbone = backbones.create("random", seed=0)
-    return [cell_key(backbone, task.protocol(data[task.name]), 0) for task in tasks]
+    data = prepare_data(tasks, DataOptions(data_root=Path()), num_workers=0)
+    backbone = BackboneInfo.of(backbones.create("random", seed=0))
+    return [backbone.cell_key(task.protocol(data[task.name]), 0) for task in tasks]
 
 
 @pytest.mark.slow
@@ -114,15 +116,21 @@ def test_two_commands_at_once_run_each_cell_once(here):
 def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished(here):
     tracker = Tracker("forced")
     with tracker.run("parent") as parent, tracker.run("another") as another:
+        (task,) = plan_tasks(find_suite("own"), ["imagefolder/linear"], {"epochs": "2"})
+        data = prepare_data([task], DataOptions(data_root=Path()), 0)[task.name]
+        config = {"name": "random", "seed": 0}
+        backbone = describe_backbone(config)
         unit = ProbeUnit(
-            "own",
-            ("imagefolder/linear",),
-            {"name": "random", "seed": 0},
-            0,
-            "forced",
-            parent.id,
-            {"epochs": "2"},
-            DataChoice(root=Path()),
+            tasks=(task,),
+            data={task.name: DatasetRecord.of(data)},
+            cell_keys={task.name: backbone.cell_key(task.protocol(data), 0)},
+            data_root=Path(),
+            backbone=backbone,
+            config=config,
+            model=log_backbone(tracker, backbone),
+            seed=0,
+            experiment="forced",
+            parent=parent.id,
             device="cpu",
             num_workers=0,
             force=True,

@@ -115,7 +115,7 @@ def test_what_cannot_be_watched_is_said(here, capsys):
     assert main(["watch", *RUN, "--dir", "nowhere", "--once"]) == 2
     assert "no folder nowhere" in capsys.readouterr().err
     assert main(["watch", *RUN, "--backbone", "clip,cliptex", "--dir", "run", "--once"]) == 2
-    assert "belongs to one backbone" in capsys.readouterr().err
+    assert "applies to one backbone" in capsys.readouterr().err
     path = checkpoint(4)
     torch.save({"weight": torch.ones(1)}, Path("run/other-4.pt"))
     with pytest.raises(UserError, match="are both of step 4; move one away"):

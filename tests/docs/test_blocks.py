@@ -10,7 +10,7 @@ import shutil
 import textwrap
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +27,13 @@ from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
 from benchmark.__main__ import main, parser
-from benchmark.cell import Cell
 from benchmark.cli.options import parse_folders
 from benchmark.cli.sweep import _sweep_options
 from benchmark.execution import EXECUTORS
-from benchmark.plan import plan_tasks
+from benchmark.options import RunOptions
+from benchmark.plan import make_plan, plan_tasks
+from benchmark.records import Cell
 from benchmark.results.outcome import RunResult, as_json
-from benchmark.run import RunOptions, make_plan
 from benchmark.suites.registry import find_suite
 from benchmark.sweep import launch
 from common.errors import UserError
@@ -69,21 +69,22 @@ def run(options: Namespace) -> None:
         for option in fields(RunOptions)
         if hasattr(options, option.name)
     }
-    request = RunOptions(**{**options_given, "data": parse_folders(options.data), "executor": None})
+    request = RunOptions(**{**options_given, "data": parse_folders(options.data)})
     try:
         plan = make_plan(request)
     except UserError as error:  # a suite of what is there, and nothing is here
         assert "none of its" in str(error), error
         suite = find_suite(options.suite)
         assert plan_tasks(suite, (), parse_pairs(options.overrides))
-        plan = make_plan(RunOptions(request.backbones, suite.name, [next(iter(suite.tasks))]))
+        first = [next(iter(suite.tasks))]
+        plan = make_plan(replace(request, suite=suite.name, tasks=first, data_root=None))
     for name in plan.names:
         initial(name)
 
 
 def watch(options: Namespace) -> None:
     assert make_plan(
-        RunOptions([options.backbone], options.suite, data_root=options.data_root)
+        RunOptions(backbones=[options.backbone], suite=options.suite, data_root=options.data_root)
     ).tasks
 
 

@@ -30,6 +30,7 @@ TRACKING = (
 def run() -> list[Result]:
     """One cell of the smoke suite, trained for 300 iterations, with every call into tracking
     timed."""
+    from benchmark import options
     from benchmark import run as runner
     from benchmark.execution import ExecutorSpec
     from reports.mlflow import run as tracking
@@ -56,7 +57,7 @@ def run() -> list[Result]:
     with tempfile.TemporaryDirectory() as folder, using(f"sqlite:///{folder}/mlflow.db"):
         try:
             os.chdir(folder)
-            request = runner.RunOptions(
+            request = options.RunOptions(
                 backbones=["efficientnet-lite0"],
                 suite="smoke",
                 tasks=["mini-seg/linear"],

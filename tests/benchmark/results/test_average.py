@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 
 from benchmark.__main__ import main
-from benchmark.cell import Cell
 from benchmark.execution import ExecutorSpec
+from benchmark.options import RunOptions
+from benchmark.plan import make_plan
+from benchmark.records import Cell
 from benchmark.results.average import Average
 from benchmark.results.outcome import as_json
 from benchmark.results.table import show
-from benchmark.run import RunOptions, make_plan, run
-from benchmark.suites.registry import SUITES, Suite
+from benchmark.run import run
+from benchmark.suites.registry import SUITES, Suite, register_suite
 from common.errors import UserError
 from reports.report import Request, build
 from tests.probes.datasets.make import make_wds
@@ -33,12 +35,12 @@ def cells(*values: float, name: str = "clip") -> list[Cell]:
 def test_the_average_is_over_all_tasks():
     main_metrics = dict(zip(NAMES, ("top1", "mean_per_class_recall", "top1"), strict=True))
     average = Average("average of the 3 tasks", NAMES, main_metrics, partial=["vtab-dtd/few-shot"])
-    assert average.whole(cells(10, 20, 60)) == 30
+    assert average.mean(cells(10, 20, 60)) == 30
     assert average.lines(cells(10, 20, 60)) == [
-        "average of the 3 tasks · clip · seed 0: 30.00 (1 of them on parts of their data)"
+        "average of the 3 tasks · clip · seed 0: 30.00 (1 of them on partial data)"
     ]
-    assert average.whole(cells(10, 20)) is None
-    assert average.whole(cells(10, 20, float("nan"))) is None
+    assert average.mean(cells(10, 20)) is None
+    assert average.mean(cells(10, 20, float("nan"))) is None
     assert average.lines(cells(10, 20)) == [
         "mean of 2 of 3 tasks (not the average) · clip · seed 0: 15.00"
     ]
@@ -57,7 +59,7 @@ def test_of_zeroshot38_what_is_there_runs(tmp_path):
         make_plan(RunOptions(suite="zeroshot38", data_root=tmp_path, data={"cifar11": tmp_path}))
 
 
-def test_a_run_says_it(tmp_path, monkeypatch, capsys):
+def test_a_run_says_it(tmp_path, monkeypatch, capsys, request):
     """A suite of three tasks, one of which has no data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -69,7 +71,8 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys):
         what_is_there=True,
         average="average of three",
     )
-    monkeypatch.setitem(SUITES._things, "three", suite)
+    request.addfinalizer(lambda: SUITES.unregister("three"))
+    register_suite(suite)
     for name in ("cifar10", "vtab-pets"):
         make_wds(tmp_path / f"data/wds_{name}", 3, 2, size=(32, 32))
     options = RunOptions(
@@ -81,7 +84,7 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys):
     result = run(options)
     show(result.tasks, result.cells, result.average)
     shown = capsys.readouterr().out
-    assert "1 of 3 tasks of three have no data there: wds_vtab-dtd" in shown
+    assert "1 of 3 tasks of three have no data: wds_vtab-dtd" in shown
     assert "mean of 2 of 3 tasks (not the average) · random · seed 0:" in shown
     assert (
         "missing · no data of 1 tasks: vtab-dtd/few-shot" in shown
@@ -99,12 +102,12 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys):
     assert build(Request(["three"])).averages == []
     make_wds(tmp_path / "data/wds_vtab-dtd", 3, 2, size=(32, 32))
     result = run(options)
-    average = result.average.whole(result.cells)
+    average = result.average.mean(result.cells)
     (line,) = build(Request(["three"])).averages
     assert line.startswith(f"average of three: random {average:.2f} [")
     other = run(replace(options, backbones=["efficientnet-lite0"]))
     lines = build(Request(["three"], baseline="random")).averages
-    gain = other.average.whole(other.cells) - average
+    gain = other.average.mean(other.cells) - average
     assert (
         len(lines) == 2
         and f"{gain:+.2f} [".replace("-", "−") in lines[1]

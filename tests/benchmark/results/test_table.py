@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from benchmark.cell import Cell
 from benchmark.execution.progress import console
+from benchmark.records import Cell
 from benchmark.results.table import merged_notes, show
 from reports.metrics import Metric
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import benchmark.catalog  # noqa: F401
-from benchmark.plan import PlannedTask, plan_tasks
+from benchmark.plan import plan_tasks
+from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from tests.probes.datasets import make

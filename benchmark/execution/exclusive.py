@@ -1,0 +1,26 @@
+"""One process at a time for each result, whichever command wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from pathlib import Path
+
+from benchmark.execution.progress import reporter
+from common.locks import lock_path, locked, locked_async
+
+
+def exclusive(out: Path) -> AbstractContextManager[bool]:
+    """Exclude other processes from creating ``out`` while the block runs; yields whether it had to
+    wait for one, which has probably created it."""
+    return locked(*_lock(out))
+
+
+def exclusive_async(out: Path) -> AbstractAsyncContextManager[bool]:
+    """``exclusive`` for a coroutine."""
+    return locked_async(*_lock(out))
+
+
+def _lock(out: Path) -> tuple[Path, Callable[[], None]]:
+    message = f"another process creates {out.name}: waiting for it"
+    return lock_path("make", str(out.absolute())), lambda: reporter().start(message, 1)

@@ -1,0 +1,157 @@
+"""Records that the parts of a run hand to each other: plain values that any process can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backbones.base import Backbone, Weights
+from backbones.versions import PROBING, versions
+from common.files import content_key
+from common.settings import field_names
+from probes.base import Probe
+from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
+from probes.protocols.base import find_preset, preset_deviations
+from probes.registry import find_task
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """A task with the settings it runs with and the share of train that it is trained on."""
+
+    name: str
+    settings: Any
+    train_share: float = 1.0
+
+    @property
+    def spec(self) -> DatasetSpec:
+        return find_task(self.name)[0]
+
+    @property
+    def probe(self) -> Probe:
+        return find_task(self.name)[1]
+
+    @property
+    def main_metric(self) -> str:
+        return next(iter(self.probe.metrics))
+
+    def deviations(self, data: PreparedDataset) -> list[str]:
+        """One line with what differs from the published protocol that the settings name; empty for
+        the suite's own settings."""
+        if "protocol" not in field_names(self.probe.settings_type):
+            return []
+        preset = find_preset(self.settings.protocol, self.spec, self.probe)
+        differences = preset_deviations(preset, self.settings, data.spec)
+        if preset.settings and self.train_share < 1:
+            differences.append(f"train_share={self.train_share}")
+        if not differences:
+            return []
+        return [f"differs from {self.settings.protocol}: {', '.join(differences)}"]
+
+    def protocol(self, data: PreparedDataset) -> dict[str, Any]:
+        """All that a number of this task depends on besides backbone and seed; numbers of different
+        protocols never share a column."""
+        protocol: dict[str, Any] = {
+            "task": self.name,
+            "version": self.probe.version,
+            "libraries": versions(*PROBING),
+            "settings": asdict(self.settings),
+            "dataset": {
+                "name": self.spec.name,
+                "fingerprint": data.fingerprint,
+                "partial": data.partial,
+                "extra": dict(data.spec.extra),
+            },
+        }
+        if self.train_share < 1:
+            protocol["train_share"] = self.train_share
+        return protocol
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A ``PreparedDataset`` without its declaration, which holds functions."""
+
+    root: Path
+    samples: Mapping[str, list[Sample]]
+    skipped: tuple[tuple[str, str], ...]
+    fingerprint: str
+    partial: bool
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, data: PreparedDataset) -> DatasetRecord:
+        return cls(
+            data.root, data.samples, data.skipped, data.fingerprint, data.partial, data.notes
+        )
+
+    def dataset(self, spec: DatasetSpec) -> PreparedDataset:
+        return PreparedDataset(spec.at(self.root), **vars(self))
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What a driver must know of a backbone that was built in another process.
+
+    Attributes:
+        name, architecture, weights, has_text, has_dense_text: as of ``backbones.Backbone``.
+        identity: of ``Backbone.identity``.
+        params: of its LoggedModel in MLflow.
+    """
+
+    name: str
+    architecture: str
+    weights: Weights
+    identity: Mapping[str, Any]
+    has_text: bool
+    has_dense_text: bool
+    params: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> BackboneInfo:
+        return cls(
+            name=backbone.name,
+            architecture=backbone.architecture,
+            weights=backbone.weights,
+            identity=backbone.identity(),
+            has_text=backbone.has_text,
+            has_dense_text=backbone.has_dense_text,
+            params={
+                "architecture": backbone.architecture,
+                "parameters": sum(each.numel() for each in backbone.parameters()),
+                "image_size": "x".join(map(str, backbone.data.size)),
+                "embed_dim": backbone.embed_dim,
+                "channels": backbone.channels,
+                "strides": backbone.strides,
+                "text": backbone.has_text,
+            },
+        )
+
+    def cell_key(self, protocol: Mapping[str, Any], seed: int) -> str:
+        """Identity of one number: backbone weights and layers, protocol and seed."""
+        return content_key({"backbone": self.identity, "protocol": protocol, "seed": seed})
+
+
+@dataclass
+class Cell:
+    """The numbers of one backbone, task and seed.
+
+    Attributes:
+        status: ``done``, ``cached`` (finished in an earlier run), ``failed`` or ``not applicable``.
+        reason: why it failed or does not apply.
+        seconds: that it took; 0 if it was cached.
+        run_id: of its MLflow run.
+        notes: what the user should know of it, one line each.
+    """
+
+    backbone: str
+    task: str
+    seed: int
+    status: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float = 0.0
+    run_id: str = ""
+    notes: list[str] = field(default_factory=list)
