@@ -35,7 +35,7 @@ class Parent:
     """The parent run of a backbone and seed.
 
     Attributes:
-        made: how the backbone is built and what its weights cost.
+        trained: how the backbone is built and what its weights cost.
         protocols: task → all that its numbers depend on besides backbone and seed.
         model: id of the backbone's LoggedModel.
     """
@@ -43,7 +43,7 @@ class Parent:
     tracker: Tracker
     plan: RunPlan
     backbone: BackboneInfo
-    made: MadeBackbone
+    trained: MadeBackbone
     seed: int
     protocols: Mapping[str, Mapping[str, Any]]
     model: str
@@ -98,7 +98,7 @@ class Parent:
             "weights.licence": backbone.weights.licence,
             "run.key": self.key,
             MODEL_TAG: self.model,
-            "train.run": self.made.run,
+            "train.run": self.trained.run,
             "experts": ",".join(subsets().get(backbone.name, ())),
             MAIN_TAG: ",".join(f"{task.name}/{task.main_metric}" for task in plan.tasks),
             **self._protocol_tags,
@@ -129,7 +129,7 @@ class Parent:
                     "name": backbone.name,
                     "source": weights.source,
                     "licence": weights.licence,
-                    "config": {key: str(value) for key, value in self.made.config.items()},
+                    "config": {key: str(value) for key, value in self.trained.config.items()},
                 },
                 "suite": self.plan.suite.name,
                 "seed": self.seed,
@@ -143,7 +143,7 @@ class Parent:
         run.log_text(options, "options.yaml")
         if not is_resumed:
             run.log_models(inputs=[self.model])
-            run.log_metrics({f"cost/{name}": value for name, value in self.made.cost.items()})
+            run.log_metrics({f"cost/{name}": value for name, value in self.trained.cost.items()})
         for dataset in {(d.spec.name, d.fingerprint): d for d in data.values()}.values():
             log_dataset(run, dataset)
 

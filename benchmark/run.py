@@ -86,7 +86,7 @@ class _Run:
             await self._check_weights([key for key in keys if key not in artifacts.makes])
         self._expect_units(len(keys) * len(self.probing.groups(plan.tasks)))
         # more backbones than workers at once would evict each other from the workers' memory
-        self.turn = asyncio.Semaphore(len(keys) if executor.several_nodes else executor.slots)
+        self.semaphore = asyncio.Semaphore(len(keys) if executor.several_nodes else executor.slots)
         rows = await asyncio.gather(
             *(self._backbone(name, seed, artifacts.makes.get((name, seed))) for name, seed in keys)
         )
@@ -111,22 +111,22 @@ class _Run:
         all cells are failed and there is no parent run."""
         stage = "its weights"
         try:
-            made = await train() if train else MadeBackbone(self.plan.config(name, seed))
-            async with self.turn:
-                backbone = await self.probing.describe(made.config)
+            trained = await train() if train else MadeBackbone(self.plan.config(name, seed))
+            async with self.semaphore:
+                backbone = await self.probing.describe(trained.config)
                 stage = "its run"
-                return await self._probe(backbone, made, seed)
+                return await self._probe(backbone, trained, seed)
         except Exception as error:
             reason = f"{stage}: {self._reason(error)}"
             return self._failed(name, seed, self.plan.tasks, reason), ""
 
     async def _probe(
-        self, backbone: BackboneInfo, made: MadeBackbone, seed: int
+        self, backbone: BackboneInfo, trained: MadeBackbone, seed: int
     ) -> tuple[list[Cell], str]:
         """Find finished cells, run the others under the parent run."""
         plan, tracker = self.plan, self.tracker
-        model = log_backbone(tracker, backbone, made.run)
-        parent = Parent(tracker, plan, backbone, made, seed, self.probing.protocols, model)
+        model = log_backbone(tracker, backbone, trained.run)
+        parent = Parent(tracker, plan, backbone, trained, seed, self.probing.protocols, model)
         title = f"{backbone.name} · seed {seed}"
         message = f"another process runs {title}: waiting for it"
         names = [task.name for task in plan.tasks]
@@ -146,7 +146,9 @@ class _Run:
             if not pending and earlier is not None and earlier.info.status == "FINISHED":
                 return [cells[name] for name in names], earlier.info.run_id
             with parent.open(earlier, self.data, self.executor.device) as run:
-                units = [self._unit(group, backbone, made, seed, run.id, model) for group in groups]
+                units = [
+                    self._unit(group, backbone, trained, seed, run.id, model) for group in groups
+                ]
                 for unit_cells in await asyncio.gather(*units):
                     cells |= {cell.task: cell for cell in unit_cells}
                 ordered = [cells[name] for name in names]
@@ -176,14 +178,14 @@ class _Run:
         self,
         group: Sequence[PlannedTask],
         backbone: BackboneInfo,
-        made: MadeBackbone,
+        trained: MadeBackbone,
         seed: int,
         parent: str,
         model: str,
     ) -> list[Cell]:
         """The cells of one unit; they are failed if the unit is lost."""
         try:
-            return await self.probing.cells(group, backbone, made.config, seed, parent, model)
+            return await self.probing.cells(group, backbone, trained.config, seed, parent, model)
         except Exception as error:
             reason = self._reason(error)
             names = " + ".join(task.name for task in group)

@@ -1,6 +1,5 @@
-"""A folder of checkpoints, each scored as it appears: a run of the suite for each, and their curves
-by training step in one run of MLflow. What was scored is not scored again, whoever watches and
-whenever."""
+"""Score the checkpoints of a folder as a training writes them: a run of the suite for each, and
+their curves by training step in one MLflow run. A scored checkpoint is not scored again."""
 
 from __future__ import annotations
 
@@ -9,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from backbones.checkpoint import load_checkpoint
 from benchmark.execution.progress import console
@@ -24,162 +22,122 @@ from reports.mlflow.run import Run, Tracker
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
-def checkpoints(folder: Path) -> dict[int, Path]:
-    """Step → weights file, in the order of steps.
+def watch(options: WatchOptions, on_result: Callable[[int, RunResult], None]) -> int:
+    """Score checkpoints until the end that the options define, and call ``on_result`` with each
+    step's result; returns how many had a failed task.
 
     Raises:
-        UserError: two files are of one step, or a step is beyond what MLflow keeps.
+        UserError: no such folder, more than one backbone, or as ``run``.
+        KeyboardInterrupt: interrupted; the same command continues.
     """
-    found: dict[int, Path] = {}
+    plan = make_plan(replace(options.run, weights=Path("checkpoint")))  # checks the options
+    if not options.folder.is_dir():
+        raise UserError(
+            f"no folder {options.folder}; give the one that the training writes its checkpoints to"
+        )
+    settings = {**plan.as_config_file(), "weights": None}
+    identity = [settings, str(options.folder.resolve())]
+    lock = lock_path("watch", identity)
+    message = f"another process watches {options.folder}: waiting for it"
+    with locked(lock, lambda: console.print(message, markup=False)):
+        tracker = Tracker(plan.experiment)
+        earlier = tracker.search(f"tags.`watch.key` = '{lock.stem}'")
+        names = {"backbone": plan.names[0], "suite": plan.suite.name}
+        tags = {
+            "stage": "watch",
+            "seed": str(options.run.seed),
+            "watch.key": lock.stem,
+            "watch.folder": str(options.folder.resolve()),
+            **names,
+        }
+        title = f"watch · {plan.names[0]} · {plan.suite.name}"
+        resume = earlier[0].info.run_id if earlier else None
+        with tracker.run(title, tags=tags, params=names, resume=resume) as curves:
+            stored = dict(earlier[0].data.tags) if earlier else {}
+            scored = {step: stored[f"step.{step}"].split()[0] for step in _steps(stored)}
+            return _watch(options, curves, scored, on_result)
+
+
+def _steps(tags: dict[str, str]) -> list[int]:
+    return [int(tag.removeprefix("step.")) for tag in tags if re.fullmatch(r"step\.\d+", tag)]
+
+
+def _watch(
+    options: WatchOptions,
+    curves: Run,
+    scored: dict[int, str],
+    on_result: Callable[[int, RunResult], None],
+) -> int:
+    """Look for new checkpoints; ``scored`` has the state of each step's file when it was scored."""
+    failures = 0
+    seen: dict[int, str] = {}  # step → state of its file at the last look
+    unreadable: dict[int, str] = {}
+    while True:
+        files = checkpoints(options.folder)
+        states = {step: _state(path) for step, path in files.items()}
+        for step, path in files.items():
+            is_complete = options.once or seen.get(step) == states[step]
+            if scored.get(step) == states[step] or not is_complete:
+                continue
+            try:
+                load_checkpoint(path)
+            except UserError as error:  # it may be written still
+                if options.once:
+                    raise
+                if unreadable.get(step) != states[step]:
+                    console.print(f"step {step}: {error}; trying again", style="yellow")
+                unreadable[step] = states[step]
+                continue
+            console.print(f"step {step}: {path.name}", style="bold")
+            result = run(replace(options.run, weights=path))
+            _log(curves, step, states[step], result)
+            failures += bool(result.failed)
+            scored[step] = states[step]
+            on_result(step, result)
+            break  # a run takes long: look again, to keep the order of steps
+        else:
+            is_last_scored = options.until is not None and max(scored, default=-1) >= options.until
+            if options.once or is_last_scored:
+                return failures
+            time.sleep(options.every)
+        seen = states
+
+
+def _log(curves: Run, step: int, state: str, result: RunResult) -> None:
+    metrics = {
+        f"{cell.task}/{name}": value
+        for cell in result.cells
+        for name, value in cell.metrics.items()
+    }
+    curves.log_metrics(metrics, step)
+    curves.flush()
+    if not result.failed:  # otherwise the next watch tries it again
+        (parent,) = result.run_ids.values()
+        curves.set_tags({f"step.{step}": f"{state} {parent}"})
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Step → weights file, in the order of steps. Raises ``UserError`` if two files have the same
+    step."""
+    files: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         numbers = re.findall(r"\d+", path.stem)
         if path.suffix not in SUFFIXES or not numbers or path.name.startswith("."):
             continue
         step = int(numbers[-1])
-        if step >= 1 << 63:
+        if step in files:
             raise UserError(
-                f"step {step} of {path.name} in {folder} is beyond 63 bits, which MLflow keeps;"
-                " move it away"
-            )
-        if step in found:
-            raise UserError(
-                f"{found[step].name} and {path.name} in {folder} are both of step {step}; move one"
+                f"{files[step].name} and {path.name} in {folder} are both of step {step}; move one"
                 " away"
             )
-        found[step] = path
-    return dict(sorted(found.items()))
-
-
-def watch(
-    options: WatchOptions, told: Callable[[int, RunResult], None] = lambda step, result: None
-) -> int:
-    """Score checkpoints until the end that the options say; returns how many had a failed task.
-
-    Args:
-        told: is told of each step's result.
-    Raises:
-        UserError: no such folder, more than one backbone, or what a run raises.
-        KeyboardInterrupt: interrupted; the same command goes on.
-    """
-    plan = make_plan(
-        replace(options.run, weights=Path("checkpoint"))
-    )  # names, tasks and settings are checked at once
-    (name,) = plan.names
-    if not options.folder.is_dir():
-        raise UserError(
-            f"no folder {options.folder}; give the one that the training writes its checkpoints to"
-        )
-    said = f"another process watches {options.folder}: waiting for it"
-    lock = lock_path("watch", _key(options))
-    with locked(lock, lambda: console.print(said, markup=False)):
-        tracker = Tracker(plan.experiment)
-        tags = {
-            "stage": "watch",
-            "backbone": name,
-            "suite": plan.suite.name,
-            "seed": str(options.run.seed),
-        }
-        key = lock.stem
-        earlier = tracker.search(f"tags.`watch.key` = '{key}'")
-        with tracker.run(
-            f"watch · {name} · {plan.suite.name}",
-            tags={**tags, "watch.key": key, "watch.folder": str(options.folder.resolve())},
-            params={"backbone": name, "suite": plan.suite.name},
-            resume=earlier[0].info.run_id if earlier else None,
-        ) as curves:
-            return _Watch(
-                options, curves, dict(earlier[0].data.tags) if earlier else {}, told
-            ).until_the_end()
-
-
-def _key(options: WatchOptions) -> dict[str, Any]:
-    """Watches of equal keys are one."""
-    run = options.run
-    return {
-        "backbones": list(run.backbones),
-        "suite": run.suite,
-        "tasks": list(run.tasks),
-        "seed": run.seed,
-        "limit": run.limit,
-        "set": list(run.overrides),
-        "folder": str(options.folder.resolve()),
-    }
-
-
-class _Watch:
-    """A watch under way; ``scored`` has the tag of each step that was: its file, as it was, and its
-    run."""
-
-    def __init__(
-        self,
-        options: WatchOptions,
-        curves: Run,
-        tags: dict[str, str],
-        told: Callable[[int, RunResult], None],
-    ) -> None:
-        self.options, self.curves, self.told, self.failed = options, curves, told, 0
-        self.scored = {
-            int(tag[5:]): value.split()[0]
-            for tag, value in tags.items()
-            if re.fullmatch(r"step\.\d+", tag)
-        }
-        self.seen: dict[int, str] = {}  # as of the last look
-        self.unreadable: dict[int, str] = {}
-
-    def until_the_end(self) -> int:
-        options = self.options
-        while True:
-            found = checkpoints(options.folder)
-            states = {step: _state(path) for step, path in found.items()}
-            new = [step for step in found if self.scored.get(step) != states[step]]
-            ready = [step for step in new if options.once or self.seen.get(step) == states[step]]
-            self.seen = states
-            for step in ready:
-                if self._score(step, found[step], states[step]):
-                    break  # a run takes long: look again, so that steps are taken in their order
-            else:
-                over = options.until is not None and any(
-                    step >= options.until for step in self.scored
-                )
-                if options.once or over:
-                    return self.failed
-                time.sleep(options.every)
-
-    def _score(self, step: int, path: Path, state: str) -> bool:
-        """Whether there is a result. A file that cannot be read may not be whole yet: it is said
-        once, and tried at each look."""
-        try:
-            load_checkpoint(path)
-        except UserError as error:
-            if self.options.once:
-                raise
-            if self.unreadable.get(step) != state:
-                console.print(f"step {step}: {error}; trying again", style="yellow", markup=False)
-            self.unreadable[step] = state
-            return False
-        console.print(f"step {step}: {path.name}", style="bold", markup=False)
-        result = run(replace(self.options.run, weights=path))
-        metrics = {
-            f"{cell.task}/{name}": value
-            for cell in result.cells
-            for name, value in cell.metrics.items()
-        }
-        self.curves.log_metrics(metrics, step)
-        self.curves.flush()
-        if result.failed:  # its other numbers count; the next watch tries it again
-            self.failed += 1
-        else:
-            (parent,) = result.run_ids.values()
-            self.curves.set_tags({f"step.{step}": f"{state} {parent}"})
-        self.scored[step] = state
-        self.told(step, result)
-        return True
+        files[step] = path
+    return dict(sorted(files.items()))
 
 
 def _state(path: Path) -> str:
     """Changes whenever the file does."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ""
-    return f"{found.st_size}-{found.st_mtime_ns}"
+    return f"{status.st_size}-{status.st_mtime_ns}"

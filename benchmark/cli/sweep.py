@@ -125,7 +125,7 @@ def main(options: argparse.Namespace) -> int:
     elif options.what == "show":
         if not wrote_json(options, table.trials(sweep)):
             table.show_trials(sweep)
-            table.say(table.summary_text(sweep))
+            table.print_line(table.summary_text(sweep))
     else:
         best = table.best(sweep)
         printed_json = wrote_json(options, best)
@@ -135,7 +135,9 @@ def main(options: argparse.Namespace) -> int:
             write_json(options.out, best["recipe"])
             if not printed_json:
                 arguments = f"--recipe {shlex.quote(str(options.out))} --init … --pairs …"
-                table.say(f"train it: python -m benchmark train {arguments} --labels … --out …")
+                table.print_line(
+                    f"train it: python -m benchmark train {arguments} --labels … --out …"
+                )
     return 0
 
 
@@ -155,7 +157,7 @@ def _launch(options: argparse.Namespace) -> int:
         return 0
     with using(options.tracking_uri) as uri:
         sweep, tracker = launching.launch(settings)
-        table.say(table.summary_text(sweep))
+        table.print_line(table.summary_text(sweep))
         code = table.show_state(sweep)
         if best_trial(sweep):
             inputs = {
@@ -168,16 +170,16 @@ def _launch(options: argparse.Namespace) -> int:
                 f"{flag} {shlex.quote(value) if value else '…'}" for flag, value in inputs.items()
             ]
             command = f"python -m benchmark train {' '.join(words)} --out best.safetensors"
-            table.say(f"train the best λs: {command}")
+            table.print_line(f"train the best λs: {command}")
         experiments = [tracker.experiment]
         request = Request(experiments=experiments, study=sweep.name, tracking_uri=tracker.uri)
-        table.say(say_report(request, [sweep.metadata["mlflow"]["run"]])[0])
+        table.print_line(say_report(request, [sweep.metadata["mlflow"]["run"]])[0])
     flag = f" --tracking-uri {hide_secrets(uri)}" if options.tracking_uri else ""
-    table.say(f"MLflow: experiment {tracker.experiment}, python -m benchmark ui{flag}")
+    table.print_line(f"MLflow: experiment {tracker.experiment}, python -m benchmark ui{flag}")
     storage = hide_secrets(storage_url(options.storage))
     arguments = f"--study {shlex.quote(sweep.name)} --storage {shlex.quote(storage)}"
     dashboard = f"optuna-dashboard {storage.removeprefix('journal:///')}"
-    table.say(f"every trial: python -m benchmark sweep show {arguments}   or: {dashboard}")
+    table.print_line(f"every trial: python -m benchmark sweep show {arguments}   or: {dashboard}")
     return code
 
 

@@ -75,9 +75,9 @@ def as_json(result: RunResult) -> dict[str, Any]:
         document["mlflow"]["run_ids_by_seed"] = run_ids
     if result.average:
         document["average"] = _average_json(result, result.average)
-    holes = [_hole(cell, result.tasks) for cell in result.cells]
-    if any(holes):
-        document["holes"] = [hole for hole in holes if hole]
+    incomplete = [_missing_metrics(cell, result.tasks) for cell in result.cells]
+    if any(incomplete):
+        document["holes"] = [entry for entry in incomplete if entry]
     return document
 
 
@@ -99,7 +99,7 @@ def _average_json(result: RunResult, average: Average) -> dict[str, Any]:
     }
 
 
-def _hole(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
+def _missing_metrics(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
     """The metrics that a cell lacks, and why; None if it is complete."""
     metrics = next(task.probe.metrics for task in tasks if task.name == cell.task)
     missing = [name for name in metrics if not np.isfinite(cell.metrics.get(name, np.nan))]

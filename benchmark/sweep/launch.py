@@ -18,7 +18,7 @@ from benchmark.stages.stage import driving
 from benchmark.suites.registry import find_suite
 from benchmark.sweep import bench as sweep_bench
 from benchmark.sweep.bench import CLIPTEX, Bench, SweepOptions
-from benchmark.sweep.table import say, show_state, summary_text
+from benchmark.sweep.table import print_line, show_state, summary_text
 from common.errors import error_summary, nearest, user_error_message
 from common.files import write_json
 from common.secrets import hide_secrets
@@ -74,17 +74,19 @@ def preview(options: SweepOptions) -> None:
     try:
         before = load_sweep(options.name, options.storage)
     except NoSweep:
-        say(
+        print_line(
             f"{options.name}: {len(plan.space.cells())} cells to do, each a training of cliptex,"
             " and one of clip-ft"
         )
     else:
         must_agree(options.name, before.metadata["identity"], plan.identity())
         show_state(before)
-    told = (
+    scope = (
         f"{len(plan.tasks)} tasks each; then winner and base again on {options.confirm} fresh seeds"
     )
-    say(f"{told}; executor {options.executor.name}, MLflow experiment {options.experiment_name}")
+    print_line(
+        f"{scope}; executor {options.executor.name}, MLflow experiment {options.experiment_name}"
+    )
 
 
 async def _launch(
@@ -119,8 +121,14 @@ async def _launch(
             sweep.note("mlflow", where)
             under_way = _Sweeping(sweep, bench, tracker, parent)
             await under_way.baseline()
-            tell = lambda line: say(f"  {line}")
-            await drive(sweep, under_way.evaluate, tracker, parent, width=executor.slots, say=tell)
+            await drive(
+                sweep,
+                under_way.evaluate,
+                tracker,
+                parent,
+                width=executor.slots,
+                say=lambda line: print_line(f"  {line}"),
+            )
             await under_way.confirm(range(options.seed + 1, options.seed + 1 + options.confirm))
             _finish(sweep, parent, options.recipe_file)
     return sweep, tracker
@@ -152,11 +160,11 @@ class _Sweeping:
             try:
                 objective.value(result.metrics, result.metrics)
             except ValueError as error:
-                told = (
+                message = (
                     f"clip-ft, to which all trials are compared: {error}; leave the task out with"
                     " --task"
                 )
-                raise UserError(told) from None
+                raise UserError(message) from None
         self.sweep.note("baseline", result.metrics)
 
     async def confirm(self, seeds: Sequence[int]) -> None:
@@ -166,26 +174,26 @@ class _Sweeping:
         best, base = best_trial(self.sweep), self.sweep.space.base
         if best is None or best.params == base:
             return
-        wanted = [
+        pending = [
             (p, s) for s in seeds for p in (best.params, base) if s not in run_again(self.sweep, p)
         ]
-        ended = await asyncio.gather(
-            *(self._again(*each) for each in wanted), return_exceptions=True
+        outcomes = await asyncio.gather(
+            *(self._again(*each) for each in pending), return_exceptions=True
         )
-        for (_, seed), error in zip(wanted, ended, strict=True):
+        for (_, seed), error in zip(pending, outcomes, strict=True):
             if error is None:
                 continue
             if not isinstance(error, Exception) or user_error_message(error) is not None:
                 raise error
-            say(f"seed {seed} was not measured: {error_summary(error)}", style="yellow")
+            print_line(f"seed {seed} was not measured: {error_summary(error)}", style="yellow")
 
     async def _again(self, params: Mapping[str, Value], seed: int) -> None:
         recipe = sweep_bench.make_recipe("cliptex", self.fixed, params, seed)
         cell = cell_name(params)
         name = f"again · {short(params, self.sweep.space.base)} · seed {seed}"
         result, run = await self._measure(name, recipe, {"again": cell, "seed": str(seed)}, params)
-        told = {"params": dict(params), "seed": seed, "metrics": result.metrics, "run": run}
-        self.sweep.note(f"again.{seed}.{cell}", told)
+        record = {"params": dict(params), "seed": seed, "metrics": result.metrics, "run": run}
+        self.sweep.note(f"again.{seed}.{cell}", record)
 
     async def _measure(
         self, name: str, recipe: Recipe, tags: Mapping[str, str], params: Mapping[str, Value]
@@ -204,12 +212,14 @@ def _plan(options: SweepOptions) -> Plan:
     fixed, lambdas = sweep_bench.fixed_settings(
         options, find_suite(options.suite).training_settings
     )
-    recipe, known = sweep_bench.make_recipe("cliptex", fixed, {}, options.seed), setting_names()
+    recipe = sweep_bench.make_recipe("cliptex", fixed, {}, options.seed)
     for name in options.vary:
         if name in parse_pairs(options.overrides):
             raise UserError(f"{name} is both fixed by --set and varied by --vary; keep one")
-        if name not in known:
-            raise UserError(f"--vary {name}: no setting of the recipe; {nearest(name, known)}")
+        if name not in setting_names():
+            raise UserError(
+                f"--vary {name}: no setting of the recipe; {nearest(name, setting_names())}"
+            )
     bases = {**lambdas, **{name: recipe.settings()[name] for name in options.vary}}
     space = make_space(
         options, bases, lambda name, text: CLIPTEX.changed({name: text}).settings()[name]
@@ -242,7 +252,9 @@ def _plan(options: SweepOptions) -> Plan:
         ),
     }
     if prune and any(not_prunable.values()):
-        raise UserError(f"--prune {next(told for told, is_so in not_prunable.items() if is_so)}")
+        raise UserError(
+            f"--prune {next(reason for reason, applies in not_prunable.items() if applies)}"
+        )
     versions = {
         task.name: {"version": task.probe.version, "settings": asdict(task.settings)}
         for task in tasks

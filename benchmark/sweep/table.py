@@ -24,19 +24,19 @@ from sweeps.summary import (
     trial_table,
 )
 
-say = partial(console.print, markup=False)
+print_line = partial(console.print, markup=False)
 
 
 def state(sweep: Sweep) -> dict[str, Any]:
     """Where the sweep stands, in cells; seconds are None while they are not known."""
     now = progress(sweep)
-    left = None if math.isnan(now.seconds_left) else now.seconds_left
+    seconds_left = None if math.isnan(now.seconds_left) else now.seconds_left
     return {
         "study": sweep.name,
         **asdict(now),
-        "seconds": left and now.seconds,
+        "seconds": seconds_left and now.seconds,
         "left": now.left,
-        "seconds_left": left,
+        "seconds_left": seconds_left,
     }
 
 
@@ -78,16 +78,16 @@ def show_state(sweep: Sweep) -> int:
             if minutes > 1.5
             else f"; about {now.seconds_left:.0f} s left"
         )
-    say(line)
+    print_line(line)
     for cell, reason in now.given_up.items():
-        say(f"  given up: {cell}: {reason} (`sweep launch` tries it again)")
+        print_line(f"  given up: {cell}: {reason} (`sweep launch` tries it again)")
     return 1 if now.given_up or now.left else 0
 
 
 def show_trials(sweep: Sweep) -> None:
     """Every trial with its gains, best first."""
-    say(f"{sweep.name}: gains over clip-ft in %")
-    say(trial_table(sweep).to_string(index=False, na_rep="–", float_format="{:+.2f}".format))
+    print_line(f"{sweep.name}: gains over clip-ft in %")
+    print_line(trial_table(sweep).to_string(index=False, na_rep="–", float_format="{:+.2f}".format))
 
 
 def summary_text(sweep: Sweep) -> str:
@@ -96,8 +96,8 @@ def summary_text(sweep: Sweep) -> str:
     rows, best = summary(sweep), best_trial(sweep)
     if best is None or rows.empty:
         return ""
-    found: list[Any] = rows.to_dict("records")
-    rows["what"] += [f" {row['metric']} {'↑' if row['sign'] > 0 else '↓'}" for row in found]
+    records: list[Any] = rows.to_dict("records")
+    rows["what"] += [f" {row['metric']} {'↑' if row['sign'] > 0 else '↓'}" for row in records]
     names = {
         "what": "",
         "best": "best λ",
@@ -114,23 +114,23 @@ def summary_text(sweep: Sweep) -> str:
         f"best λ for each task (again: winner - base over {fresh} fresh seeds; noise: standard"
         " deviation of base over seeds)"
     )
-    kept = (
+    warning = (
         ""
         if may_be_chosen(sweep, best)
         else "\nevery trial loses more in zero-shot than --zero-shot-loss allows"
     )
-    return f"{title}\n{rows.to_string(index=False, na_rep='–', float_format=number)}{kept}"
+    return f"{title}\n{rows.to_string(index=False, na_rep='–', float_format=number)}{warning}"
 
 
 def show_best(sweep: Sweep) -> None:
     """The best trial, or the Pareto front. Raises ``UserError`` while there is none."""
     best = _chosen(sweep)
     for trial in pareto_front(sweep) or [best]:
-        say(f"trial {trial.number} · {short(trial.params)} · {sweep.told(trial.values)}")
+        print_line(f"trial {trial.number} · {short(trial.params)} · {sweep.told(trial.values)}")
         run, weights = (trial.user_attrs.get(key, "–") for key in ("mlflow.run", "weights.file"))
-        say(f"  MLflow run {run}, weights {weights}")
+        print_line(f"  MLflow run {run}, weights {weights}")
     if len(sweep.objectives) > 1:
-        say(
+        print_line(
             f"(the Pareto front; the recipe is trial {best.number}'s, best by"
             f" {sweep.objectives[0].label})"
         )

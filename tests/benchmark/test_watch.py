@@ -124,11 +124,3 @@ def test_what_cannot_be_watched_is_said(here, capsys):
     Path("run/other-4.pt").write_bytes(b"cut")
     assert main(["watch", *RUN, "--dir", "run", "--once"]) == 2
     assert "run/other-4.pt would have to be unpickled" in capsys.readouterr().err
-
-
-def test_a_step_that_mlflow_cannot_keep_is_said_before_it_is_scored(tmp_path):
-    (tmp_path / f"a-{2**63 - 1}.safetensors").touch()
-    assert list(checkpoints(tmp_path)) == [2**63 - 1]
-    (tmp_path / f"b-{2**63}.safetensors").touch()
-    with pytest.raises(UserError, match="beyond 63 bits"):
-        checkpoints(tmp_path)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmark.results.verify import verify
 from reports.mlflow.query import Store
 from tests.faults import disk, store
 from tests.faults.sandbox import Sandbox
+from tests.faults.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
-"""Does what MLflow says of every finished cell agree with the artifacts that it was computed
-from?"""
+"""Compare the metrics of finished cells in MLflow with the artifacts they were computed from."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from reports.stats.per_image import load_scores
 
 # sums in float32 and medians from histograms; a number of another cell or of other images is
 # further away
-NEAR = {"rel_tol": 1e-3, "abs_tol": 1e-4}
+TOLERANCE = {"rel_tol": 1e-3, "abs_tol": 1e-4}
 
 
 def verify(
@@ -41,18 +40,18 @@ def verify(
         and cell.parent == cell.run.parent  # not once more for who reused it
     ]
     start("verifying", len(cells))
-    found = []
+    problems = []
     for cell in cells:
         where = (
             f"{cell.run.experiment} · {cell.backbone} · {cell.task} · seed {cell.seed} (run"
             f" {cell.run.id})"
         )
         try:
-            found += [f"{where}: {wrong}" for wrong in _wrong(store, cell)]
+            problems += [f"{where}: {wrong}" for wrong in _wrong(store, cell)]
         except TrackingError as error:
-            found.append(f"{where}: {error}")
+            problems.append(f"{where}: {error}")
         advance()
-    return len(cells), found
+    return len(cells), problems
 
 
 def _wrong(store: Store, cell: Scored) -> Iterator[str]:
@@ -92,6 +91,6 @@ def _differences(cell: Scored, values: dict[str, float], source: str) -> Iterato
         if (
             stored is None
             or not isinstance(value, int | float)
-            or not math.isclose(stored, value, **NEAR)
+            or not math.isclose(stored, value, **TOLERANCE)
         ):
             yield f"{name} is {stored} in MLflow and {value} by {source}"
