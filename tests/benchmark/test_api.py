@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
+import time
+from contextlib import nullcontext
 
 import mlflow
 import pytest
@@ -12,6 +17,8 @@ from torch import nn
 from backbones import BACKBONES, DataConfig, UserError
 from backbones.adapters.module import ModuleBackbone
 from benchmark import compare, evaluate
+from benchmark.execution import Bar, ExecutorSpec, make_executor
+from benchmark.unit import computing_on
 from reports.mlflow.query import Store
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
@@ -141,3 +148,50 @@ def test_what_is_wrong_is_said(options):
         evaluate(Patches(), TASKS, jobs=2, images=IMAGES)
     with pytest.raises(UserError, match="for modules"):
         evaluate("random", TASKS, name="mine")
+
+
+async def compute():
+    for _ in range(400):
+        time.sleep(0.01)
+
+
+async def wait_for_workers():
+    await asyncio.sleep(4)
+
+
+@pytest.mark.parametrize("work", [compute, wait_for_workers])
+def test_an_interrupt_in_a_notebook_stops_the_work(work, monkeypatch, tmp_path):
+    """A notebook's event loop runs in the main thread already."""
+    monkeypatch.setattr("benchmark.run.run_async", lambda options: work())
+
+    async def notebook_cell():
+        evaluate("random", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    loop = asyncio.new_event_loop()
+    started = time.monotonic()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(notebook_cell())
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        loop.close()
+    assert time.monotonic() - started < 3
+
+
+def test_a_device_number_leaves_the_callers_gpus_alone(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    spec = ExecutorSpec(jobs=1, device="cuda:1")
+    with make_executor(spec, Bar()) as executor:
+        assert executor.device == "cuda:1"
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_tf32_ends_with_the_unit(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    before = torch.get_float32_matmul_precision()
+    with computing_on(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before

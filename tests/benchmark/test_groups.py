@@ -6,10 +6,15 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmark.__main__ import main
+from benchmark.plan import plan_tasks
+from benchmark.probing import Probing
+from benchmark.suites.registry import find_suite
+from probes.datasets.base import PreparedDataset, Sample
 from reports.mlflow.client import Client
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid
@@ -94,3 +99,20 @@ def test_one_that_breaks_is_missing_and_the_other_is_as_alone(here, request):
         "camvid/linear": "FAILED",
         "camvid/pspnet": "FINISHED",
     }
+
+
+def test_images_are_listed_once_for_all_backbones_and_seeds():
+    class Samples(list):
+        listings = 0
+
+        def __iter__(self):
+            Samples.listings += 1
+            return super().__iter__()
+
+    tasks = plan_tasks(find_suite("own"), TASKS, {})
+    samples = {"train": Samples(), "val": Samples([Sample("a.png"), Sample("b.png")])}
+    dataset = PreparedDataset(tasks[0].spec, Path(), samples)
+    executor = SimpleNamespace(several_nodes=False)
+    probing = Probing(executor, "own", tasks, {task.name: dataset for task in tasks})
+    assert [probing.groups(tasks) for _ in range(5)] == [[tasks]] * 5
+    assert Samples.listings == 1

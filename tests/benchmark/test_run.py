@@ -114,7 +114,8 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     again = json.loads(Path("again.json").read_text())
     assert again == told, "nothing changed, so nothing is run again and the same runs are named"
     assert len(client.search_runs([experiment.experiment_id])) == before
-    assert "finished before" in capsys.readouterr().out
+    assert "are finished and not run again" in capsys.readouterr().out
+    assert run("--backbone", "random,efficientnet-lite0", "--device", "tpu") == 2
     for run_id in parents:
         assert (
             len(client.get_metric_history(run_id, "camvid/linear/mIoU")) == points[run_id] == 1
