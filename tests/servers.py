@@ -26,37 +26,20 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """A real ``mlflow server`` on ``backend`` (default: SQLite in ``folder``) that can be ended and
-    started again.
-
-    Attributes:
-        address: where it answers, also after it was started again.
-    """
+    """A real ``mlflow server`` on ``backend`` (default: SQLite in ``folder``), restartable."""
 
     def __init__(self, folder: Path, backend: str = "") -> None:
         self.folder, self.port = folder, free_port()
         self.address = f"http://127.0.0.1:{self.port}"
-        self.command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--workers",
-            "1",
-            "--host",
-            "127.0.0.1",
-        ]
-        self.command += [
-            "--port",
-            str(self.port),
-            "--backend-store-uri",
-            backend or f"sqlite:///{folder}/server.db",
-        ]
-        self.command += ["--artifacts-destination", str(folder / "artifacts")]
+        command = f"-m mlflow server --workers 1 --host 127.0.0.1 --port {self.port}"
+        backend = backend or f"sqlite:///{folder}/server.db"
+        artifacts = str(folder / "artifacts")
+        self.command = [sys.executable, *command.split(), "--backend-store-uri", backend]
+        self.command += ["--artifacts-destination", artifacts]
 
     def start(self) -> None:
-        """Until it answers."""
-        # without the seven processes that would wait for jobs of MLflow's judges of language models
+        """Start it and wait until it answers."""
+        # without seven processes for jobs of MLflow's language-model judges
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -74,12 +57,12 @@ class MlflowServer:
                 time.sleep(0.3)
 
     def send(self, number: int) -> None:
-        """To all its processes."""
+        """Send a signal to all its processes."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def end(self, number: int = signal.SIGTERM) -> None:
-        """By a signal, and by force where that is not enough."""
+        """End it by a signal, and kill it after a time-out."""
         self.send(number)
         try:
             self.process.wait(20)
@@ -90,7 +73,7 @@ class MlflowServer:
 
 @contextmanager
 def mlflow_server(folder: Path, backend: str = "") -> Iterator[str]:
-    """An ``MlflowServer`` while in use; yields its address."""
+    """Run an ``MlflowServer``; yields its address."""
     server = MlflowServer(folder, backend)
     server.start()
     try:
@@ -99,20 +82,20 @@ def mlflow_server(folder: Path, backend: str = "") -> Iterator[str]:
         server.end()
 
 
-NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code></Error>"  # as S3 says it
+NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code></Error>"  # S3's answer
 
 
 class FileServer(ThreadingHTTPServer):
-    """Files of a folder over HTTP, as any object store gives them: ranges, ETags and conditions; a
-    context manager.
+    """Serves a folder like an object store: ranges, ETags and conditions; a context manager.
 
     Attributes:
-        address: where it answers; ranges, conditions: whether it knows of them.
-        version: how it says a file's, ``ETag``, ``Last-Modified`` or not at all.
-        busy: how many requests it refuses with 503 from now on; asked: (method, path, range) of
-            each request.
-        cut: after how many bytes of an answer it hangs up, once; moved: path → where it redirects
-            to.
+        address: its URL.
+        ranges, conditions: whether it supports these headers.
+        version: header with a file's version: ``ETag``, ``Last-Modified`` or ''.
+        busy: number of requests that it will refuse with 503.
+        requests: (method, path, range) of each request.
+        cut: number of bytes of a response after which it hangs up, once.
+        moved: path → where it redirects to.
     """
 
     def __init__(
@@ -126,7 +109,7 @@ class FileServer(ThreadingHTTPServer):
             conditions,
         )
         self.address, self.busy, self.closed = f"http://127.0.0.1:{self.server_port}", 0, False
-        self.asked: list[tuple[str, str, str]] = []
+        self.requests: list[tuple[str, str, str]] = []
         self.cut, self.moved = 0, dict[str, str]()
         self._thread = threading.Thread(
             target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -142,12 +125,12 @@ class FileServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Clients may hang up."""
+        """Ignore clients that hang up."""
 
 
 class _Files(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else head and body of an answer are 40 ms apart
+    disable_nagle_algorithm = True  # which delays the body by 40 ms
     server: FileServer
 
     def do_HEAD(self) -> None:
@@ -160,9 +143,9 @@ class _Files(BaseHTTPRequestHandler):
         pass
 
     def _answer(self, body: bool) -> None:
-        server, asked = self.server, self.headers.get("Range", "")
+        server, byte_range = self.server, self.headers.get("Range", "")
         path = server.folder / urlsplit(self.path).path.lstrip("/")
-        server.asked.append((self.command, self.path, asked))
+        server.requests.append((self.command, self.path, byte_range))
         if server.closed:
             self.close_connection = True
             return None
@@ -181,9 +164,9 @@ class _Files(BaseHTTPRequestHandler):
             or self.headers.get("If-Unmodified-Since", date) != date
         ):
             return self._send(412, b"", headers)
-        if server.ranges and asked and self.headers.get("If-Range", etag) in (etag, date):
+        if server.ranges and byte_range and self.headers.get("If-Range", etag) in (etag, date):
             first, last = (
-                int(word or len(data)) for word in asked.removeprefix("bytes=").split("-")
+                int(word or len(data)) for word in byte_range.removeprefix("bytes=").split("-")
             )
             part = data[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(data)}"

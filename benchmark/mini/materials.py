@@ -191,7 +191,7 @@ def albedo(
     return colour
 
 
-# A texture says how much of the second colour shows (N,), in [0, 1], at ``place`` (3, N), the
+# A texture says how much of the second colour shows (N,), in [0, 1], at ``position`` (3, N), the
 # position on the object in units of the texture's grain; ``normals`` (3, N); ``axis`` is a
 # direction drawn with the material.
 
@@ -233,8 +233,8 @@ _WAVES = np.array([[2.0, 1.4, -0.8], [-2.1, 4.3, 3.4], [5.5, -2.7, 9.1]], np.flo
 _PHASES = np.array([[0.3], [1.9], [4.4]], np.float32)
 
 PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
-    "checkered": lambda place, normals, axis: np.floor(place).sum(axis=0) % 2,
-    "striped": lambda place, normals, axis: place[axis] % 1.0 < 0.45,
+    "checkered": lambda position, normals, axis: np.floor(position).sum(axis=0) % 2,
+    "striped": lambda position, normals, axis: position[axis] % 1.0 < 0.45,
     "wooden": wooden,
     "marbled": marbled,
     "brick": brick,

@@ -1,5 +1,4 @@
-"""The suites ``mini`` (the embedded default), ``smoke`` (the same, tiny, for tests) and ``sweep``
-on the mini world."""
+"""The suites of the mini world: ``mini`` (the default), ``smoke`` (tiny, for tests), ``sweep``."""
 
 from __future__ import annotations
 
@@ -40,8 +39,7 @@ DETECT = {
 
 
 def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
-    """Tasks trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations,
-    without some probes."""
+    """The tasks without some probes; detectors train for ``detect_iters`` iterations."""
     dense = {**DENSE, "max_iters": iters}
     settings_by_task: dict[str, dict] = {
         "mini-seg/linear": dense,
@@ -62,29 +60,33 @@ def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[st
     }
 
 
-SUBSETS = subsets(PAPER)  # of the experts that are trained here
+SUBSETS = subsets(PAPER)  # recipes with fewer experts
 TRAINED = ("clip", "clip-ft", *SUBSETS)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is trained in a mini suite."""
+    """How much a mini suite trains.
 
-    clip: Mapping[str, Any]  # changes to the recipe that pre-trains CLIP on captions
-    init: str  # what that starts from, see backbones.cliptex.training.models.load_pretrained_clip
-    # changes to the recipes that fine-tune it; the same for clip-ft and cliptex: both see the same
-    # pairs in the same order
+    Attributes:
+        clip: changes to the recipe that pre-trains CLIP on captions.
+        init: its initial weights, see ``backbones.cliptex.training.models.load_pretrained_clip``.
+        tune: changes to the recipes that fine-tune it; clip-ft and cliptex share them, so that
+            both see the same pairs in the same order.
+        lambdas: further changes to cliptex: its λs.
+        experts: expert → changes to its settings.
+    """
+
+    clip: Mapping[str, Any]
+    init: str
     tune: Mapping[str, Any]
-    lambdas: Mapping[
-        str, Any
-    ]  # further changes to cliptex alone: its λs, where they are not the recipe's
-    experts: Mapping[str, Mapping[str, Any]]  # expert → changes to its settings
+    lambdas: Mapping[str, Any]
+    experts: Mapping[str, Mapping[str, Any]]
 
 
 _EXPERT = {"size": 64, "batch_size": 32, "color_jitter": 0.3, "crop_scale": (0.6, 1.0)}
 EXPERTS: dict[str, dict[str, Any]] = {
-    # a U-Net stands for Mask R-CNN, which is too slow to train at this size (23 images a second of
-    # CPU)
+    # instead of Mask R-CNN, which trains too slowly (23 images a second on the CPU)
     "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 5.0, "lr": 3e-3, "balance": 0.5},
     "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 2.5, "lr": 2e-3},
     "nll-angmf": {**_EXPERT, "width": 24, "stride": 4, "epochs": 2.5, "lr": 2e-3},
@@ -110,8 +112,7 @@ SIZES = {
             "head_width": 64,
             "label_size": 32,
         },
-        # the paper's 0.1 belongs to its own losses and data; here, as in its search, everything
-        # starts at 1
+        # the paper's 0.1 fits its losses and data; as in its search, everything starts at 1
         lambdas={"lambda_seg": 1.0},
         experts=EXPERTS,
     ),
@@ -123,49 +124,47 @@ SIZES = {
         experts={name: {**settings, "epochs": 0.5} for name, settings in EXPERTS.items()},
     ),
 }
-# what a sweep repeats is shorter; what it shares (world, CLIP, experts, labels) is mini's own
+# a sweep repeats a shorter training; world, CLIP, experts and labels are those of mini
 SIZES["sweep"] = replace(SIZES["mini"], tune={**SIZES["mini"].tune, "epochs": 1.0})
 
 
 GROUPS = {
     "clip-ft": ("clip", "clip-ft"),
     "cliptex": ("clip", "clip-ft", "cliptex"),
-    "ablation": ("clip-ft", *SUBSETS),  # the role of experts: every subset of them
+    "ablation": ("clip-ft", *SUBSETS),  # every subset of the experts
 }
 
 
-def later(name: str) -> Callable[..., Any]:
-    """A function of ``mini_artifacts``, which is imported when it is called: suites are listed
-    without torch."""
+def lazy(name: str) -> Callable[..., Any]:
+    """A function of ``mini_artifacts``, imported when called: suites are listed without torch."""
     return lambda *args: getattr(import_module("benchmark.suites.mini_artifacts"), name)(*args)
 
 
 UNTRAINED = ("in-context", "knn")
-# a default run, from nothing, measured; a seed more shares world, experts and labels
+# measured; further seeds share world, experts and labels
 TAKES = (
-    "on two cores the first numbers come after about 5 minutes and all of a seed after 11, sooner"
-    " where something is there"
+    "on two cores the first results take about 5 minutes and a seed 11, less if parts are cached"
 )
-ABOUT = "embedded default: a ray-traced world with exact truth for every task, made on first use"
+ABOUT = "default: a ray-traced world with exact ground truth for every task, created on first use"
 SWEEP = (
-    "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a"
+    "the mini suite for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a"
     " task, no detection"
 )
-for name, about, found in (  # what is trained for each is in SIZES
+for name, about, suite_tasks in (
     ("mini", ABOUT, tasks(400, 150, without=["pspnet"])),
-    ("smoke", "the mini suite, tiny: for tests", tasks(20, 10, without=UNTRAINED)),
+    ("smoke", "the mini suite, tiny, for tests", tasks(20, 10, without=UNTRAINED)),
     ("sweep", SWEEP, tasks(100, 100, without=["pspnet", "mask-rcnn", *UNTRAINED])),
 ):
     register_suite(
         Suite(
             name=name,
             about=about,
-            tasks=found,
+            tasks=suite_tasks,
             default_backbones=GROUPS["cliptex"],
             groups=GROUPS,
-            artifacts=later("artifacts"),
-            preview=later("preview"),
-            training=later("training"),
+            artifacts=lazy("artifacts"),
+            preview=lazy("preview"),
+            training=lazy("training"),
             training_settings=SIZES[name].tune,
             takes=TAKES if name == "mini" else "",
         )

@@ -1,12 +1,10 @@
-"""What the mini suites make for themselves: the world, and on it CLIP, the experts, their labels,
-CLIP-FT and CLIPTeX."""
+"""What the mini suites create: the world, CLIP, experts, their labels, CLIP-FT and CLIPTeX."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,27 +28,24 @@ from benchmark.suites.registry import (
     SuitePreview,
     SuiteTraining,
 )
-from common.errors import UserError
 from common.files import content_key, home
 from common.locks import mark_in_use
 from reports.mlflow.run import Tracker
 
 
 async def artifacts(stages: Stages, names: Sequence[str], seeds: Sequence[int]) -> SuiteArtifacts:
-    """The world's datasets, and what makes the weights that are asked for and known here; nothing
-    is made twice."""
+    """The world's datasets, and what trains the requested backbones, each part once."""
     world = await build_world(CONFIGS[stages.suite], stages.executor)
-    maker = _Maker(stages, world)
+    maker = _Builder(stages, world)
     return SuiteArtifacts(
-        _datasets(world), {key: partial(maker.backbone, *key) for key in _wanted(names, seeds)}
+        _datasets(world), {key: partial(maker.backbone, *key) for key in _requested(names, seeds)}
     )
 
 
 async def training(stages: Stages, seed: int) -> SuiteTraining:
-    """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained
-    CLIP."""
+    """What a sweep trains on: the world's pairs, their labels, and the pre-trained CLIP."""
     world = await build_world(CONFIGS[stages.suite], stages.executor)
-    maker = _Maker(stages, world)
+    maker = _Builder(stages, world)
     clip, (labels, _) = await asyncio.gather(maker.clip(seed), maker.labels())
     return SuiteTraining(
         _datasets(world),
@@ -62,19 +57,18 @@ async def training(stages: Stages, seed: int) -> SuiteTraining:
 
 
 def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePreview:
-    """What of it is there. Weights whose labels or initial weights are not there yet are not there
-    either."""
+    """Which artifacts exist; weights exist only if their labels and initial weights do."""
     config, sizes = CONFIGS[suite], SIZES[suite]
     world = home() / "mini" / config.key()
-    is_there = is_complete(world, config)
-    stages = [PreviewStage("render the mini world", "render", len(chunks_of(config)), is_there)]
-    wanted = _wanted(names, seeds)
+    has_world = is_complete(world, config)
+    stages = [PreviewStage("render the mini world", "render", len(chunks_of(config)), has_world)]
+    requested = _requested(names, seeds)
     clips = {
         seed: _weights_path(world, _recipe("clip", sizes.clip, seed), sizes.init, None)
-        for _, seed in wanted
+        for _, seed in requested
     }
     labels: LabelStore | None = None
-    if any(name in SUBSETS for name, _ in wanted):
+    if any(name in SUBSETS for name, _ in requested):
         for name, settings in sizes.experts.items():
             trained = (_expert_folder(world, name, settings) / "expert.json").is_file()
             stages.append(PreviewStage(f"train expert {name}", "expert", 1, trained))
@@ -82,12 +76,8 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
             (home() / "labels").glob(f"{world.name}-*/manifest.json"),
             key=lambda path: path.stat().st_mtime,
         )
-        if all(stage.available for stage in stages[1:]):
-            for (
-                store
-            ) in stores:  # the newest that can be read: those of older formats are made again
-                with suppress(UserError):
-                    labels = LabelStore(store.parent)
+        if stores and all(stage.available for stage in stages[1:]):
+            labels = LabelStore(stores[-1].parent)
         shards = -(-config.pairs // config.shard_size)
         stages.append(PreviewStage("label the pairs", "label", shards, labels is not None))
     stages += [
@@ -95,7 +85,7 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
         for s, path in clips.items()
     ]
     backbones: dict[tuple[str, int], Mapping[str, Any] | None] = {}
-    for name, seed in wanted:
+    for name, seed in requested:
         path, used = clips[seed], labels if name in SUBSETS else None
         available = path.is_file() and (used is not None or name not in SUBSETS)
         if name != "clip":
@@ -103,10 +93,10 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
             available = available and path.is_file()
             stages.append(PreviewStage(f"train {name} · seed {seed}", "train", 1, available, seed))
         backbones[name, seed] = _config(name, seed, path) if available else None
-    return SuitePreview(stages, _datasets(world) if is_there else None, backbones)
+    return SuitePreview(stages, _datasets(world) if has_world else None, backbones)
 
 
-def _wanted(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+def _requested(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     return [(name, seed) for seed in seeds for name in TRAINED if name in names]
 
 
@@ -118,59 +108,59 @@ def _config(name: str, seed: int, path: Path) -> dict[str, Any]:
     return {"name": name, "weights": str(path), "seed": seed, "any_architecture": True}
 
 
-class _Maker:
-    """Makes each thing once, however many backbones wait for it; the long ones first, so that in
-    the end no core is left alone with one."""
+class _Builder:
+    """Creates each artifact once for all backbones; long ones first, so that no core idles."""
 
     def __init__(self, stages: Stages, world: Path) -> None:
         self.stages, self.world, self.sizes = stages, world, SIZES[stages.suite]
         self.tracker = Tracker(stages.experiment)
-        self._begun: dict[str, asyncio.Task[Any]] = {}
+        self._started: dict[str, asyncio.Task[Any]] = {}
 
     async def once(self, name: str, make: Callable[[], Awaitable[Any]]) -> Any:
-        """The result of ``make``, which is called by the first who asks."""
-        if name not in self._begun:
-            self._begun[name] = asyncio.ensure_future(make())
-        return await self._begun[name]
+        """The result of ``make``, which is called once for ``name``."""
+        if name not in self._started:
+            self._started[name] = asyncio.ensure_future(make())
+        return await self._started[name]
 
     async def backbone(self, name: str, seed: int) -> MadeBackbone:
-        """Weights by name. Those of clip-ft wait for neither experts nor labels."""
+        """The weights of a backbone; clip-ft waits for neither experts nor labels."""
         pretrained = self.once(f"clip {seed}", lambda: self.clip(seed))
         cost: dict[str, float] = {}
         if name == "clip":
-            made = await pretrained
+            weights = await pretrained
         elif name in SUBSETS:
             clip, (labels, cost) = await asyncio.gather(
                 pretrained, self.once("labels", self.labels)
             )
-            made = await self._train(
+            weights = await self._train(
                 _tuned(self.sizes, name, seed), str(clip.path), labels, priority=2
             )
         else:
             clip = await pretrained
-            made = await self._train(
+            weights = await self._train(
                 _tuned(self.sizes, name, seed), str(clip.path), None, priority=1
             )
-        return MadeBackbone(_config(name, seed, made.path), made.run, {**made.train_cost, **cost})
+        config = _config(name, seed, weights.path)
+        return MadeBackbone(config, weights.run, {**weights.train_cost, **cost})
 
     async def clip(self, seed: int) -> TrainedWeights:
-        """CLIP, pre-trained on the captions."""
+        """CLIP pre-trained on the captions."""
         return await self._train(
             _recipe("clip", self.sizes.clip, seed), self.sizes.init, None, priority=3
         )
 
     async def labels(self) -> tuple[Path, dict[str, float]]:
-        """The store of all experts' labels of the pairs, and what experts and labels cost."""
+        """The store of the experts' labels, and the cost of experts and labels."""
         stages, experts = self.stages, self.sizes.experts
         longest = sorted(experts, key=lambda name: -experts[name]["epochs"])
-        made = await asyncio.gather(*map(self._expert, longest))
-        where = tuple(
+        expert_costs = await asyncio.gather(*map(self._expert, longest))
+        expert_folders = tuple(
             f"{name}={_expert_folder(self.world, name, settings)}"
             for name, settings in experts.items()
         )
         request = LabelRequest(
             pairs=str(self.world / "pairs"),
-            experts=where,
+            experts=expert_folders,
             out=None,
             name=self.world.name,
             settings=LabelSettings(input_side=0, label_side=0),
@@ -181,7 +171,8 @@ class _Maker:
         store = await label_stage(request, stages.executor)
         cost = {f"label_{kind}": store.manifest["cost"][kind] for kind in ("seconds", "flops")}
         cost |= {
-            f"experts_{kind}": sum(each[kind] for each in made) for kind in ("seconds", "flops")
+            f"experts_{kind}": sum(each[kind] for each in expert_costs)
+            for kind in ("seconds", "flops")
         }
         mark_in_use(store.root)
         return store.root, cost

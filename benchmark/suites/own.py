@@ -1,4 +1,4 @@
-"""Your own data: examples of datasets that are declared in one file."""
+"""``own``: the user's data, with examples of datasets that are declared in one file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from benchmark.suites.registry import Suite, cross, register_suite
 OWN = register_suite(
     Suite(
         name="own",
-        about=(
-            "your own data: examples of datasets declared in one file (place each with --data"
-            " NAME=DIR)"
-        ),
+        about="your own data: examples of one-file datasets (place each with --data NAME=DIR)",
         tasks={
             **cross(["camvid"], DENSE),
             **cross(["imagefolder"], ["linear", "zero-shot"]),

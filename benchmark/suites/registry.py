@@ -1,5 +1,7 @@
-"""Suites: named lists of tasks with their settings. A suite may make its own data and weights (the
-mini world does)."""
+"""Suites: named lists of tasks with their settings.
+
+A suite may create its own data and weights, as the mini world does.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +19,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stages:
-    """With what a suite makes its own data and weights."""
+    """What a suite needs to create its data and weights: its executor and MLflow experiment."""
 
     suite: str
-    experiment: str  # where its stages go in MLflow
-    executor: Executor  # runs the units
+    experiment: str
+    executor: Executor
 
 
 @dataclass(frozen=True)
 class MadeBackbone:
-    """Weights that a suite made."""
+    """Weights that a suite created.
 
-    config: Mapping[str, Any]  # keyword arguments of ``backbones.create``
-    run: str = ""  # MLflow id of the run that trained them, '' when it is not known
-    cost: Mapping[str, float] = field(
-        default_factory=dict
-    )  # of making them (``train_seconds``, ``label_seconds`` …)
+    Attributes:
+        config: keyword arguments of ``backbones.create``.
+        run: id of the MLflow run that trained them; '' if unknown.
+        cost: ``train_seconds``, ``label_seconds`` …
+    """
+
+    config: Mapping[str, Any]
+    run: str = ""
+    cost: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SuiteArtifacts:
-    """What a suite makes for a run."""
+    """What a suite creates for a run.
 
-    data: Mapping[str, Path] = field(
-        default_factory=dict
-    )  # dataset name → folder, as if given with ``--data``
-    # (name, seed) → makes, or finds, that backbone's weights; called once for each, all at the same
-    # time
+    Attributes:
+        data: dataset → folder, as by ``--data``.
+        makes: (name, seed) → trains or finds that backbone; each is called once, concurrently.
+    """
+
+    data: Mapping[str, Path] = field(default_factory=dict)
     makes: Mapping[tuple[str, int], Callable[[], Awaitable[MadeBackbone]]] = field(
         default_factory=dict
     )
@@ -51,8 +58,7 @@ class SuiteArtifacts:
 
 @dataclass(frozen=True)
 class PreviewStage:
-    """A stage before probing, looked at without making anything: ``kind`` is that of its units (see
-    ``needs``), ``seed`` the one that it is for, if it is for one."""
+    """A stage before probing; ``kind`` is that of its units, ``seed`` the one it belongs to."""
 
     name: str
     kind: str
@@ -63,107 +69,110 @@ class PreviewStage:
 
 @dataclass(frozen=True)
 class SuitePreview:
-    """What of a suite's own things is there."""
+    """Which of a suite's artifacts exist.
 
-    stages: Sequence[PreviewStage] = ()  # in the order of the work
-    data: Mapping[str, Path] | None = field(
-        default_factory=dict
-    )  # as in ``SuiteArtifacts``; None while it is not there
-    # (name, seed) → keyword arguments of ``backbones.create``, None while its weights are not there
+    Attributes:
+        stages: in the order of the work.
+        data: as in ``SuiteArtifacts``; None if it does not exist.
+        backbones: (name, seed) → keyword arguments of ``backbones.create``, or None.
+    """
+
+    stages: Sequence[PreviewStage] = ()
+    data: Mapping[str, Path] | None = field(default_factory=dict)
     backbones: Mapping[tuple[str, int], Mapping[str, Any] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SuiteTraining:
-    """What trainings on a suite's own pairs start from; a sweep trains on it again and again."""
+    """What a sweep trains on.
 
-    data: Mapping[str, Path]  # as in ``SuiteArtifacts``
-    init: str  # initial weights, as ``--init`` takes them
-    pairs: str  # image-caption pairs
-    labels: Path  # the store of their pseudo-labels
-    weights: Callable[[Any, Any], Path]  # (recipe, labels or None) → where its weights go
+    Attributes:
+        data: as in ``SuiteArtifacts``.
+        init: initial weights, as by ``--init``.
+        pairs: image-caption pairs, as by ``--pairs``.
+        labels: the store of their pseudo-labels.
+        weights: (recipe, labels or None) → file for the trained weights.
+    """
+
+    data: Mapping[str, Path]
+    init: str
+    pairs: str
+    labels: Path
+    weights: Callable[[Any, Any], Path]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of tasks."""
+    """A named list of tasks.
 
-    name: str  # also the MLflow experiment
-    about: str  # one line for ``list suites``
-    takes: str = field(
-        default="", kw_only=True
-    )  # how long it is until the first numbers and the last, where that is known
-    tasks: Mapping[
-        str, Mapping[str, Any]
-    ]  # task name → changes to its probe's settings, in the order of the report
-    default_backbones: Sequence[str] = ()  # what runs when no ``--backbone`` is given
-    # what a single name after ``--backbone`` stands for: a backbone with its baselines beside it,
-    # or several
+    Attributes:
+        name: also the MLflow experiment.
+        about: one line for ``list suites``.
+        tasks: task → changes to its probe's settings, in the order of the report.
+        default_backbones: used without ``--backbone``.
+        groups: name after ``--backbone`` → what it stands for: a backbone with its baselines.
+        artifacts: (stages, backbones, seeds) → the suite's own data and weights.
+        preview: (suite, backbones, seeds) → which of them exist; creates nothing.
+        training: (stages, seed) → what a sweep trains on.
+        training_settings: changes to the recipes that a sweep trains.
+        what_is_there: leave out, and name, tasks whose dataset has no folder.
+        average: name of the mean main metric of all tasks, if it is a published figure.
+        any_dataset: accept tasks on datasets of no suite, with the probes' own settings.
+        takes: duration of a run, as a note to the user.
+    """
+
+    name: str
+    about: str
+    tasks: Mapping[str, Mapping[str, Any]]
+    default_backbones: Sequence[str] = ()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    # (stages, backbones, seeds) → the suite's own data and weights; None when the user brings them
     artifacts: (
         Callable[[Stages, Sequence[str], Sequence[int]], Awaitable[SuiteArtifacts]] | None
     ) = None
-    # (suite, backbones, seeds) → what of them is there; makes nothing
     preview: Callable[[str, Sequence[str], Sequence[int]], SuitePreview] | None = None
-    # (stages, seed) → what a sweep trains on; None when the user brings it
     training: Callable[[Stages, int], Awaitable[SuiteTraining]] | None = None
-    training_settings: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # changes to the recipes that a sweep trains
-    what_is_there: bool = False  # tasks whose data have no folder are left out, and named
-    # what the mean of the main metrics of all its tasks is called, where that is a figure of its
-    # own
+    training_settings: Mapping[str, Any] = field(default_factory=dict)
+    what_is_there: bool = False
     average: str = ""
-    any_dataset: bool = (
-        False  # it takes tasks on datasets that no suite names, with the probes' own settings
-    )
+    any_dataset: bool = False
+    takes: str = ""
 
 
 SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite))
 
 
 def register_suite(suite: Suite) -> Suite:
-    """Add a suite. Raises ``ValueError`` when its name is taken."""
+    """Add a suite. Raises ``ValueError`` if its name is taken."""
     return SUITES.register(suite.name, suite)
 
 
 def find_suite(name: str) -> Suite:
-    """The suite called ``name``; raises ``UserError`` naming the nearest."""
+    """The suite called ``name``; raises ``UserError`` with the nearest name."""
     return SUITES.find(name)
 
 
 def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
-    """What a suite changes in the settings of a task, None where it does not take it.
+    """A suite's changes to the settings of a task, or None if it does not accept the task.
 
-    A task need not be listed: of another probe on a dataset that the suite has, it is what its
-    tasks on that dataset share (``nyu-depth/dpt-probe3d`` in ``paper``), those with the same kind
-    of settings where there are some. A variant is like the task that it is of.
+    A task that the suite does not list, such as ``nyu-depth/dpt-probe3d`` in ``paper``, gets the
+    settings that its tasks on the same dataset share, preferably those with the same type of
+    settings. A variant (``TASK:VALUE``) has the settings of its task.
     """
     task, _, _ = task.partition(":")
     if task in suite.tasks:
         return suite.tasks[task]
     dataset = _dataset(task)
-    names = [name for name in suite.tasks if _dataset(name) == dataset]
-    alike = (
-        [
-            name
-            for name in names
-            if find_task(name)[1].settings_type is find_task(task)[1].settings_type
-        ]
-        if names
-        else []
-    )
-    beside = [suite.tasks[name] for name in alike or names]
-    if beside:
+    if names := [name for name in suite.tasks if _dataset(name) == dataset]:
+        settings_type = find_task(task)[1].settings_type
+        similar = [name for name in names if find_task(name)[1].settings_type is settings_type]
+        settings = [suite.tasks[name] for name in similar or names]
         return {
             key: value
-            for key, value in beside[0].items()
-            if all(key in o and o[key] == value for o in beside)
+            for key, value in settings[0].items()
+            if all(key in each and each[key] == value for each in settings)
         }
-    listed = {
-        _dataset(name) for other in SUITES.load_entry_points().values() for name in other.tasks
-    }
+    suites = SUITES.load_entry_points().values()
+    listed = {_dataset(name) for each in suites for name in each.tasks}
     return {} if suite.any_dataset and dataset not in listed else None
 
 

@@ -1,12 +1,12 @@
 """Zero-shot on webdataset folders: ``zeroshot38``, the 38 tasks of DataComp and OpenCLIP (the
 paper's Table 4), and ``imagenet-shifts``.
 
-The backbone computes in fp32, as DataComp's evaluation does; ``--set precision=bf16`` is twice as
-quick.
+The backbone computes in fp32, as in DataComp's evaluation.
 """
 
 from __future__ import annotations
 
+from benchmark.suites.paper import COMPARED
 from benchmark.suites.registry import Suite, register_suite
 from probes.datasets.specs.webdataset import TASKS
 
@@ -16,12 +16,9 @@ SHIFTS = ("imagenet1k", "imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sket
 register_suite(
     Suite(
         name="zeroshot38",
-        about=(
-            "the 38 zero-shot tasks of OpenCLIP and DataComp, each by its own metric, and their"
-            " average (folders wds_NAME)"
-        ),
+        about="the 38 zero-shot tasks of OpenCLIP and DataComp and their average",
         tasks={f"{task.name}/{PROBES[task.kind]}": {} for task in TASKS},
-        default_backbones=("clip", "clip-ft", "cliptex"),
+        default_backbones=COMPARED,
         what_is_there=True,
         average="average of the 38 tasks",
     )
@@ -29,12 +26,9 @@ register_suite(
 register_suite(
     Suite(
         name="imagenet-shifts",
-        about=(
-            "zero-shot on ImageNet and its shifts V2, A, R, Sketch, ObjectNet, each among its own"
-            " classes (folders wds_NAME)"
-        ),
+        about="zero-shot on ImageNet and its shifts V2, A, R, Sketch and ObjectNet",
         tasks={f"{name}/zero-shot": {} for name in SHIFTS},
-        default_backbones=("clip", "clip-ft", "cliptex"),
+        default_backbones=COMPARED,
         what_is_there=True,
     )
 )

@@ -58,9 +58,9 @@ def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(here
     victim = Fork(command, *words, output=here / "said")
     victim.wait_for(here / "home/work", "*/training-state.pth")
     while len(list((here / "home/work").glob("*/training-state.pth"))) < 2:
-        assert victim.process.is_alive(), victim.said()
+        assert victim.process.is_alive(), victim.text()
     victim.signal(signal.SIGTERM)
-    assert victim.end() == 143, victim.said()
+    assert victim.end() == 143, victim.text()
     assert [run.info.status for run in children("joint")] == ["KILLED", "KILLED"]
     assert main([*words, "--json", "joint.json"]) == 0
     assert results("joint.json") == {task: results(f"{task[7:]}.json")[task] for task in TASKS}

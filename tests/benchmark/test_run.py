@@ -205,7 +205,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(
     victim.signal(number)
     if number == signal.SIGTERM:
         assert victim.end() == 143
-        assert "Go on with: python -m benchmark run" in victim.said()
+        assert "Go on with: python -m benchmark run" in victim.text()
     else:
         assert victim.end() == -signal.SIGKILL
     assert main([*words, "--json", str(tmp_path / "resumed.json")]) == 0

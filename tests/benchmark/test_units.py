@@ -91,7 +91,7 @@ def test_two_commands_at_once_run_each_cell_once(here):
         deadline = time.monotonic() + 120
         while len(client.search_runs([experiment], "attributes.status = 'RUNNING'")) < 2:
             assert time.monotonic() < deadline and all(fork.process.is_alive() for fork in both), (
-                both[0].said()
+                both[0].text()
             )
             time.sleep(0.1)
         time.sleep(2)
@@ -99,7 +99,7 @@ def test_two_commands_at_once_run_each_cell_once(here):
         assert len(begun) == 2 and not any("task" in run.data.tags for run in begun), (
             "nobody runs a locked cell"
         )
-    assert [fork.end() for fork in both] == [0, 0], "\n".join(fork.said() for fork in both)
+    assert [fork.end() for fork in both] == [0, 0], "\n".join(fork.text() for fork in both)
     runs = client.search_runs([experiment])
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert sorted(run.data.tags["task"] for run in runs if "task" in run.data.tags) == TASKS

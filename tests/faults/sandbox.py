@@ -134,7 +134,7 @@ class Sandbox:
             fork.process.join()
         errors = Path(f"{fork.output}.err")
         text = errors.read_text(errors="replace") if errors.exists() else ""
-        return Result(code, fork.said(), text)
+        return Result(code, fork.text(), text)
 
     def run(
         self, words: Sequence[str], seconds: float = 180.0, largest_file: int | None = None

@@ -112,7 +112,7 @@ def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(
         time.sleep(chance.uniform(0, 0.8))
         if fork.process.is_alive():
             fork.signal(signal.SIGKILL)
-        assert fork.end() in (0, -9), fork.said()
+        assert fork.end() in (0, -9), fork.text()
     tracker.close_stale()
     finish(load_sweep("cheap", storage), tracker)
     check_whole(sweep, tracker)

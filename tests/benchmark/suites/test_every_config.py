@@ -40,7 +40,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 
 def different_tasks() -> dict[str, PlannedTask]:
     """One for each task and settings that are not only longer or shorter."""
-    found, webdatasets = {}, set[tuple[str, str]]()
+    tasks, webdatasets = {}, set[tuple[str, str]]()
     for suite in SUITES.values():
         for task in plan_tasks(suite, [], {}):
             if (
@@ -56,8 +56,8 @@ def different_tasks() -> dict[str, PlannedTask]:
                     if k not in ("max_iters", "epochs")
                 )
             )
-            found.setdefault((task.name, settings), (f"{suite.name}:{task.name}", task))
-    return dict(found.values())
+            tasks.setdefault((task.name, settings), (f"{suite.name}:{task.name}", task))
+    return dict(tasks.values())
 
 
 TASKS = different_tasks()
@@ -66,10 +66,10 @@ TASKS = different_tasks()
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DatasetSpec], PreparedDataset]:
     """Makes a tiny copy of a dataset in its layout, with its classes."""
-    made: dict[str, PreparedDataset] = {}
+    datasets: dict[str, PreparedDataset] = {}
 
     def prepare(spec: DatasetSpec) -> PreparedDataset:
-        if spec.name not in made:
+        if spec.name not in datasets:
             make_it = make.make_wds if spec.folder.startswith("wds_") else LAYOUTS[spec.folder]
             root = make_it(tmp_path_factory.mktemp(spec.name))
             if spec.kind == "association":
@@ -85,12 +85,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DatasetSpec]
                 content["categories"] = [
                     {"id": i, "name": name} for i, name in enumerate(names, start=1)
                 ]
-                for one in content["annotations"]:
-                    one["category_id"] = 1 + one["id"] % len(names)
+                for annotation in content["annotations"]:
+                    annotation["category_id"] = 1 + annotation["id"] % len(names)
                 (root / file).write_text(json.dumps(content))
             samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
-            made[spec.name] = PreparedDataset(spec, root, samples, partial=True)
-        return made[spec.name]
+            datasets[spec.name] = PreparedDataset(spec, root, samples, partial=True)
+        return datasets[spec.name]
 
     return prepare
 
@@ -101,8 +101,8 @@ def test_every_config_is_built(
     prepared: Callable[[DatasetSpec], PreparedDataset], tmp_path: Path, name: str, backbone: str
 ) -> None:
     task = TASKS[name]
-    place = context(tmp_path, prepared(task.spec), task.settings, backbone)
-    text = task.probe.config(place)
+    probe_context = context(tmp_path, prepared(task.spec), task.settings, backbone)
+    text = task.probe.config(probe_context)
     if text.startswith("{"):
         settings = json.loads(text)["settings"]
         assert settings == json.loads(json.dumps(vars(task.settings)))
@@ -120,11 +120,13 @@ def test_every_config_is_built(
         for schedule in config.param_scheduler:
             PARAM_SCHEDULERS.build({**schedule, "optimizer": wrapper.optimizer})
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) > 0
-    assert len(train) == len(place.data.samples["train"])
-    assert len(val) == len(place.data.samples["val"])
+    assert len(train) == len(probe_context.data.samples["train"])
+    assert len(val) == len(probe_context.data.samples["val"])
     for item in (train[0], val[0]):
         if isinstance(item["inputs"], tuple):  # kept feature maps
-            assert {maps.shape[0] for maps in item["inputs"]} <= set(place.backbone.channels)
+            assert {maps.shape[0] for maps in item["inputs"]} <= set(
+                probe_context.backbone.channels
+            )
             continue
         assert item["inputs"].shape[0] == 3
         assert min(item["inputs"].shape[1:]) >= 32

@@ -1,5 +1,4 @@
-"""What the mini suites make: labels belong to the experts that wrote them, and nobody waits for
-what he does not need."""
+"""Artifacts of the mini suites: labels belong to their experts, and no stage waits needlessly."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from benchmark.execution import Executor
 from benchmark.suites.mini import SIZES, Sizes
-from benchmark.suites.mini_artifacts import _Maker
+from benchmark.suites.mini_artifacts import _Builder
 from benchmark.suites.registry import Stages
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 
-KEPT = ("training_key", "accuracy", "seconds", "flops")
+METADATA = ("training_key", "accuracy", "seconds", "flops")
 
 
 @pytest.fixture
@@ -39,16 +38,16 @@ def world(tmp_path, monkeypatch) -> Path:
     return tmp_path / "world"
 
 
-def maker(world: Path, executor: Executor) -> _Maker:
-    return _Maker(Stages("toy", "toy", executor), world)
+def maker(world: Path, executor: Executor) -> _Builder:
+    return _Builder(Stages("toy", "toy", executor), world)
 
 
 def base(world: Path):
     """CLIP and the labels."""
 
     async def work(executor):
-        made = maker(world, executor)
-        return await asyncio.gather(made.clip(0), made.labels())
+        builder = maker(world, executor)
+        return await asyncio.gather(builder.clip(0), builder.labels())
 
     clip, (folder, cost) = run_on(work)
     labels = LabelStore(folder)
@@ -73,7 +72,7 @@ def test_experts_that_were_trained_anew_make_new_labels(world):
                 0.05 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
             )
     config = json.loads((folder / "expert.json").read_text())
-    expert.save(folder, **{key: config[key] for key in KEPT})
+    expert.save(folder, **{key: config[key] for key in METADATA})
 
     again, second = base(world)
     assert again.path == clip.path, "CLIP knows no labels"
@@ -88,11 +87,11 @@ def test_experts_that_were_trained_anew_make_new_labels(world):
 
 
 def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world):
-    class Slow(_Maker):
+    class Slow(_Builder):
         """Whose experts are not ready before they may be."""
 
-        def __init__(self, *told):
-            super().__init__(*told)
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
             self.may = asyncio.Event()
 
         async def _expert(self, name):
@@ -100,16 +99,16 @@ def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world):
             return await super()._expert(name)
 
     async def work(executor):
-        made = Slow(Stages("toy", "toy", executor), world)
-        cliptex = asyncio.ensure_future(made.backbone("cliptex", 0))
+        builder = Slow(Stages("toy", "toy", executor), world)
+        cliptex = asyncio.ensure_future(builder.backbone("cliptex", 0))
         plain = await asyncio.wait_for(
-            asyncio.gather(made.backbone("clip", 0), made.backbone("clip-ft", 0)), 120
+            asyncio.gather(builder.backbone("clip", 0), builder.backbone("clip-ft", 0)), 120
         )
         assert not cliptex.done() and not list((world.parent / "home").glob("labels/*"))
-        made.may.set()
+        builder.may.set()
         return [*plain, await cliptex]
 
     clip, tuned, cliptex = run_on(work)
-    assert len({made.config["weights"] for made in (clip, tuned, cliptex)}) == 3
-    assert all(Path(made.config["weights"]).is_file() for made in (clip, tuned, cliptex))
+    assert len({weights.config["weights"] for weights in (clip, tuned, cliptex)}) == 3
+    assert all(Path(weights.config["weights"]).is_file() for weights in (clip, tuned, cliptex))
     assert "label_seconds" in cliptex.cost and "label_seconds" not in tuned.cost

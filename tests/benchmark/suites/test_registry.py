@@ -42,8 +42,8 @@ def test_a_suite_from_an_entry_point(tmp_path, monkeypatch, capsys):
             "out.json",
         ]
         assert main(["run", *words]) == 0
-    told = json.loads(Path("out.json").read_text())
-    assert told["suite"] == told["mlflow"]["experiment"] == "my-suite"
-    assert set(told["backbones"]["random"]) == {"imagefolder/linear"}
+    results = json.loads(Path("out.json").read_text())
+    assert results["suite"] == results["mlflow"]["experiment"] == "my-suite"
+    assert set(results["backbones"]["random"]) == {"imagefolder/linear"}
     assert main(["run", "--suite", "my-suite"]) == 2, "it is gone with its package"
     assert "no suite 'my-suite'" in capsys.readouterr().err

@@ -188,7 +188,7 @@ def test_processes_may_make_the_same_new_store_at_once(tmp_path):
         Fork(Tracker, "new", f"sqlite:///{tmp_path}/mlflow.db", output=tmp_path / f"said-{i}")
         for i in range(2)
     ]
-    assert [fork.end() for fork in both] == [0, 0], [fork.said() for fork in both]
+    assert [fork.end() for fork in both] == [0, 0], [fork.text() for fork in both]
 
 
 def test_wrong_stores_are_said_in_one_line(tmp_path):

@@ -52,9 +52,9 @@ def test_pairs_are_those_of_the_local_shards(folder, server):
 
 def test_members_are_read_by_ranges_in_one_request_a_pair(folder, server):
     pairs = open_pairs(f"{server.address}/cc/00000.tar")
-    server.asked.clear()
+    server.requests.clear()
     pair = pairs[3]
-    ((method, path, asked),) = server.asked
+    ((method, path, asked),) = server.requests
     first, last = map(int, asked.removeprefix("bytes=").split("-"))
     assert (method, path) == ("GET", "/cc/00000.tar")
     assert len(pair.image) < last - first < len(pair.image) + 4096
@@ -64,16 +64,16 @@ def test_neighbours_that_are_far_apart_are_asked_for_alone(tmp_path, folder, ser
     image = toy.encode(toy.scene(0)[0])
     toy.write_tar(folder / "far.tar", {"a.png": image, "b.bin": bytes(200_000), "a.txt": b"one"})
     pairs = open_pairs(f"{server.address}/cc/far.tar")
-    server.asked.clear()
+    server.requests.clear()
     assert (pairs[0].caption, pairs[0].image) == ("one", image)
-    assert len(server.asked) == 4, "two for each of two reads"
+    assert len(server.requests) == 4, "two for each of two reads"
 
 
 def test_the_index_is_kept_by_version(folder, server):
     url = f"{server.address}/cc/00001.tar"
     open_pairs(url)
-    server.asked.clear()
-    assert len(open_pairs(url)) == 7 and [method for method, _, _ in server.asked] == ["HEAD"]
+    server.requests.clear()
+    assert len(open_pairs(url)) == 7 and [method for method, _, _ in server.requests] == ["HEAD"]
     toy.write_tar(folder / "00001.tar", {"new.png": toy.encode(toy.scene(1)[0]), "new.txt": b"new"})
     assert [pair.key for pair in everything(open_pairs(url))] == ["00001/new"]
 

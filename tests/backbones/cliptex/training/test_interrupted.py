@@ -93,12 +93,12 @@ def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
     assert start(kill=True).end() == -signal.SIGKILL
     assert newest(tmp_path / "a.resume") in (3, 4)  # the last may not have been written yet
     resumed = start(kill=False)
-    assert resumed.end() == 0, resumed.said()
+    assert resumed.end() == 0, resumed.text()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     whole = run(CLIPTEX, pairs, tmp_path / "b")
     torch.set_num_threads(threads)
-    assert resumed.said().split()[-1] == whole.sha256
+    assert resumed.text().split()[-1] == whole.sha256
 
 
 def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):

@@ -50,7 +50,7 @@ def test_what_came_is_not_asked_for_again(source, tmp_path):
     source.cut = 1_234_567
     download(f"{source.address}/a.tar", tmp_path / "a.tar", Silent())
     assert (tmp_path / "a.tar").read_bytes() == DATA
-    assert [asked for _, _, asked in source.asked] == ["", "bytes=1234567-"]
+    assert [asked for _, _, asked in source.requests] == ["", "bytes=1234567-"]
 
 
 def test_a_killed_download_goes_on(source, tmp_path):
@@ -75,7 +75,7 @@ def test_a_killed_download_goes_on(source, tmp_path):
     assert 0 < had < len(DATA) and not file.exists()
     download(address, file, Silent())
     assert file.read_bytes() == DATA
-    assert source.asked[-1][2] == f"bytes={had}-"
+    assert source.requests[-1][2] == f"bytes={had}-"
 
 
 @pytest.mark.parametrize("version", ["ETag", "Last-Modified"])
@@ -107,14 +107,17 @@ def test_more_than_there_is_begins_again(source, tmp_path):
     )
     download(f"{source.address}/a.tar", tmp_path / "a.tar", Silent())
     assert (tmp_path / "a.tar").read_bytes() == DATA
-    assert source.asked[0][2] == f"bytes={len(DATA) + 5}-"
+    assert source.requests[0][2] == f"bytes={len(DATA) + 5}-"
 
 
 def test_redirections_are_followed_and_resumed(source, tmp_path):
     source.moved, source.cut = {"/old/a.tar": f"{source.address}/a.tar"}, 1_000_000
     download(f"{source.address}/old/a.tar", tmp_path / "a.tar", Silent())
     assert (tmp_path / "a.tar").read_bytes() == DATA
-    assert [asked for _, path, asked in source.asked if path == "/a.tar"] == ["", "bytes=1000000-"]
+    assert [asked for _, path, asked in source.requests if path == "/a.tar"] == [
+        "",
+        "bytes=1000000-",
+    ]
 
 
 def test_a_busy_server_is_asked_again_and_one_that_stays_so_is_said(source, tmp_path):
@@ -128,7 +131,7 @@ def test_a_busy_server_is_asked_again_and_one_that_stays_so_is_said(source, tmp_
 def test_what_is_not_there_is_said_at_once(source, tmp_path):
     with pytest.raises(UserError, match=r"404.*pass --archive PATH"):
         download(f"{source.address}/b.tar", tmp_path / "b.tar", Silent())
-    assert len(source.asked) == 1
+    assert len(source.requests) == 1
 
 
 def test_no_room(source, tmp_path, monkeypatch):
