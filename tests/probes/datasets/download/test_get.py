@@ -110,9 +110,9 @@ def test_a_wrong_checksum_is_refused_and_the_next_attempt_is_fresh(voc, server, 
         fetched(voc, to)
     assert not (to / "VOCdevkit").exists()
     archive.write_bytes(right)
-    server.asked.clear()
+    server.requests.clear()
     fetched(voc, to)
-    assert [path for _, path, _ in server.asked] == ["/benchmark.tgz"], "what was right is kept"
+    assert [path for _, path, _ in server.requests] == ["/benchmark.tgz"], "what was right is kept"
     given = tmp_path / "VOCtrainval_11-May-2012.tar"
     given.write_bytes(b"another")
     with pytest.raises(UserError, match="get it again"):
@@ -140,14 +140,14 @@ def test_no_room_is_said_before_anything_is_asked_for(voc, server, tmp_path, mon
         UserError, match=r"voc needs .* free some space or choose another folder with --to"
     ):
         fetched(voc, tmp_path / "data")
-    assert not server.asked
+    assert not server.requests
 
 
 def test_what_is_there_is_never_mixed_with_what_comes(voc, server, tmp_path):
     make.make_voc(tmp_path / "data/VOCdevkit/VOC2012")
     with pytest.raises(UserError, match="is there already"):
         fetched(voc, tmp_path / "data")
-    assert not server.asked
+    assert not server.requests
 
 
 def test_ade20k_and_coco(server, served, tmp_path):
@@ -282,7 +282,7 @@ def test_imagenet_from_the_archives_of_a_person(served, server, tmp_path):
     ]
     found = {Path(sample.image).stem[-1]: sample.target for sample in data.samples["val"]}
     assert found == {"1": 0, "2": 1, "3": 0}
-    assert not server.asked
+    assert not server.requests
 
 
 @pytest.fixture
