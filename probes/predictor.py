@@ -135,8 +135,8 @@ def head_metadata(context: Context, **extra: Any) -> dict[str, Any]:
     }
 
 
-def linear_head(heads: LinearHeads, number: int, columns: slice, context: Context) -> Head:
-    """One classifier of a grid, on ``columns`` of the encoded features."""
+def linear_head(heads: LinearHeads, number: int, context: Context) -> Head:
+    """One classifier of a grid."""
     tensors = {
         "mean": heads.standardise.mean,
         "scale": heads.standardise.scale,
@@ -144,7 +144,7 @@ def linear_head(heads: LinearHeads, number: int, columns: slice, context: Contex
         "bias": heads.biases[number],
     }
     encoding = asdict(context.settings.encoding(context.device.type))
-    ends = (columns.start, columns.stop)
+    ends = (heads.columns.start, heads.columns.stop)
     return Head(tensors, head_metadata(context, encoding=encoding, columns=ends))
 
 
@@ -240,10 +240,10 @@ class _LinearPredictor(Predictor):
         super().__init__(head, backbone, device)
         tensors = {name: tensor.to(device) for name, tensor in head.tensors.items()}
         standardise = Standardiser(tensors["mean"], tensors["scale"])
-        self.heads = LinearHeads(standardise, [tensors["weight"]]).to(device)
+        columns = slice(*head.metadata["columns"])
+        self.heads = LinearHeads(standardise, [tensors["weight"]], columns).to(device)
         self.heads.biases[0].copy_(tensors["bias"])
         self.encoding = Encoding(**head.metadata["encoding"])
-        self.columns = slice(*head.metadata["columns"])
 
     @torch.inference_mode()
     def __call__(self, image: Picture) -> np.ndarray:
@@ -258,4 +258,4 @@ class _LinearPredictor(Predictor):
                 path = Path(image)
             run = EncodeRun(self.device, num_workers=0)
             features = encode_images(self.backbone, [path], run, self.encoding)
-        return self.heads(features[:, self.columns].to(self.device))[0, 0].cpu().numpy()
+        return self.heads(features.to(self.device))[0, 0].cpu().numpy()

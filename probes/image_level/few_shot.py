@@ -119,7 +119,7 @@ def sample_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
 def choose(fits: LeastSquares, labels: Tensor, settings: FewShotSettings) -> tuple[float, str]:
     """The strength of the penalty that is best by leave-one-out top-1, and why."""
     if len(settings.l2) == 1:
-        return settings.l2[0], "given"
+        return settings.l2[0], "fixed"
     if int(torch.bincount(labels).max()) < 2:
         return DEFAULT_L2, "as in big_vision, since no image can be left out of a class with one"
     candidates = []

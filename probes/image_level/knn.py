@@ -29,7 +29,7 @@ def run(context: Context) -> TaskResult:
         for split in ("train", "val")
     )
     context.progress.start("searching neighbours", 1)
-    neighbours, reason = settings.neighbours[0], "given"
+    neighbours, reason = settings.neighbours[0], "fixed"
     if len(settings.neighbours) > 1:
         neighbours, reason = choose(train, labels, context)
     (logits,) = votes(val, train, labels, [neighbours], settings.temperature, classes)

@@ -94,18 +94,27 @@ class LinearHeads(nn.Module):
 
     Args:
         weights: G initial weights (D, C); the biases start at zero.
+        columns: the D features that the classifiers read; all by default.
+        name: prefix of the names of the classifiers.
     """
 
-    def __init__(self, standardise: Standardiser, weights: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        standardise: Standardiser,
+        weights: Sequence[Tensor],
+        columns: slice = slice(None),
+        name: str = "",
+    ) -> None:
         super().__init__()
-        self.standardise = standardise
+        self.standardise, self.columns, self.name = standardise, columns, name
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterList(torch.zeros_like(weight[0]) for weight in weights)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, D) → (G, N, C): one matrix product for all."""
         biases = torch.stack(list(self.biases))
-        product = self.standardise(features) @ torch.cat(list(self.weights), dim=1)
+        inputs = self.standardise(features[:, self.columns])
+        product = inputs @ torch.cat(list(self.weights), dim=1)
         return (product.unflatten(1, biases.shape) + biases).transpose(0, 1)
 
 
@@ -193,13 +202,9 @@ def train_linear(
 
 @torch.no_grad()
 def evaluate_grid(
-    heads: LinearHeads,
-    grid: Sequence[Pair],
-    samples: Samples,
-    device: torch.device,
-    prefix: str = "",
+    heads: LinearHeads, grid: Sequence[Pair], samples: Samples, device: torch.device
 ) -> list[Candidate[Pair]]:
-    """Top-1 and mean cross-entropy of each head on held-out samples; ``prefix`` of the names."""
+    """Top-1 and mean cross-entropy of each head on held-out samples."""
     count = len(grid)
     hits, total = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
     rows = max(1, 2**23 // (count * samples.classes))  # 64 MiB of logits in float64
@@ -208,7 +213,7 @@ def evaluate_grid(
         hits += (ranks(logits, labels) == 0).sum(dim=1).cpu()
         index = labels.expand(count, -1)[..., None]
         total -= logits.double().log_softmax(dim=2).gather(2, index).sum(dim=(1, 2)).cpu()
-    names = [prefix + pair_name(pair) for pair in grid]
+    names = [heads.name + pair_name(pair) for pair in grid]
     top1, losses = (100 * hits / len(samples)).tolist(), (total / len(samples)).tolist()
     return [
         Candidate(pair, name, accuracy, loss, pair[0])

@@ -40,7 +40,7 @@ def run(context: Context) -> TaskResult:
     with torch.no_grad():
         logits = [heads(features)[0].cpu() for features, _ in val.batches(4096, context.device)]
     result = score(context, torch.cat(logits))
-    result.head = linear_head(heads, 0, slice(None), context)
+    result.head = linear_head(heads, 0, context)
     result.notes = [f"learning rate {pair[0]:g}, weight decay {pair[1]:g}: {reason}"]
     return result
 
@@ -59,7 +59,7 @@ def choose(train: Samples, context: Context) -> tuple[Pair, str]:
     settings: LinearSettings = context.settings
     grid = settings.grid
     if len(grid) == 1:
-        return grid[0], "given"
+        return grid[0], "fixed"
     split = stratified_split(train.labels, settings.holdout, context.seed, "learning_rates=0.1")
     training, held_out = (replace(train, members=part) for part in split)
     candidates: Sequence[Candidate[Pair]] = []

@@ -37,25 +37,12 @@ from probes.predictor import linear_head
 from probes.selection import Candidate, log_scores, select, stratified_split
 
 
-class TokenHeads(nn.Module):
-    """The heads of a grid on each choice of tokens.
-
-    Args:
-        columns: name of the choice → the columns of what ``encoder`` gives.
-        heads: the heads of the grid on each choice.
-    """
-
-    def __init__(self, columns: dict[str, slice], heads: list[LinearHeads]) -> None:
-        super().__init__()
-        self.columns, self.grids = columns, heads
-        self.registered = nn.ModuleList(heads)
+class TokenHeads(nn.ModuleList):
+    """Several ``LinearHeads``, each on its own columns of the tokens."""
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
         """(N, D) → the logits (N, C) of each head."""
-        logits: list[Tensor] = []
-        for columns, heads in zip(self.columns.values(), self.grids, strict=True):
-            logits += heads(tokens[:, columns])
-        return logits
+        return [logits for heads in self for logits in heads(tokens)]
 
 
 def run(context: Context) -> TaskResult:
@@ -68,40 +55,37 @@ def run(context: Context) -> TaskResult:
     train = context.data.samples["train"]
     paths = [context.data.root / train[index].image for index in training]
     epoch_length = settings.epoch_length or math.ceil(len(paths) / settings.batch_size)
-    heads = create_heads(context)
+    grids = create_heads(context)
     groups = [
-        group
-        for grid in heads.grids
-        for group in sgd_groups(grid, settings.grid, settings.batch_size)
+        group for heads in grids for group in sgd_groups(heads, settings.grid, settings.batch_size)
     ]
     with context.cost.phase("train"):
         train_on_crops(
             context,
-            heads,
+            TokenHeads(grids),
             torch.optim.SGD(groups, momentum=settings.momentum),
             encoder(context.backbone, settings.encoding(device.type)),
             (paths, labels[training]),
             epoch_length,
         )
     features = encode_split(context, "train", held_out)
+    samples = Samples(features, labels[held_out], len(context.data.classes))
     candidates: list[Candidate[Pair]] = []
-    for (name, columns), grid in zip(heads.columns.items(), heads.grids, strict=True):
-        samples = Samples(features[:, columns], labels[held_out], len(context.data.classes))
-        candidates += evaluate_grid(grid, settings.grid, samples, device, f"{name}_")
+    for heads in grids:
+        candidates += evaluate_grid(heads, settings.grid, samples, device)
     log_scores(context.log, "top1", candidates, settings.epochs * epoch_length)
     best, reason = select(candidates, "top1", len(held_out))
     choice, number = divmod(candidates.index(best), len(settings.grid))
-    grid, columns = heads.grids[choice], list(heads.columns.values())[choice]
-    val = encode_split(context, "val")[:, columns]
+    val = encode_split(context, "val")
     with torch.no_grad():
-        logits = [grid(part.to(device))[number].cpu() for part in val.split(1024)]
+        logits = [grids[choice](part.to(device))[number].cpu() for part in val.split(1024)]
     result = score(context, torch.cat(logits))
-    result.head = linear_head(grid, number, columns, context)
+    result.head = linear_head(grids[choice], number, context)
     result.notes = [f"{best.name}: {reason}", "DINOv2 itself chooses the head on val"]
     return result
 
 
-def create_heads(context: Context) -> TokenHeads:
+def create_heads(context: Context) -> list[LinearHeads]:
     """Untrained heads; the initial weights of each depend on the seed and its own name alone."""
     settings: LinearSettings = context.settings
     encoding, device = settings.encoding(context.device.type), context.device
@@ -111,16 +95,17 @@ def create_heads(context: Context) -> TokenHeads:
             torch.zeros(1, 3, *size, device=device), encoding.blocks
         )
     widths = [token.shape[1] for token, _ in tokens]
-    columns, grids = {}, []
+    grids = []
     for blocks, pooled in product(settings.blocks, settings.average_pool):
         name = f"blocks_{blocks}" + ("_avgpool" if pooled else "")
         start = sum(widths[: encoding.blocks - blocks])
-        columns[name] = slice(start, sum(widths) + (widths[-1] if pooled else 0))
-        width, weights = columns[name].stop - start, []
+        columns = slice(start, sum(widths) + (widths[-1] if pooled else 0))
+        width, weights = columns.stop - start, []
         for pair in settings.grid:
             seed = derive_seed("head", context.seed, name, *map(repr, pair))
             generator = torch.Generator().manual_seed(seed)
             weight = torch.empty(width, len(context.data.classes))
             weights.append(weight.normal_(0, 0.01, generator=generator))
-        grids.append(LinearHeads(Standardiser.identity(width), weights).to(device))
-    return TokenHeads(columns, grids)
+        heads = LinearHeads(Standardiser.identity(width), weights, columns, f"{name}_")
+        grids.append(heads.to(device))
+    return grids

@@ -60,7 +60,7 @@ def run(context: Context) -> TaskResult:
     with context.cost.phase("train"):
         memory, held_out = remember(context, choosing=len(pairs) > 1)
         standardise = standardiser(memory.features, settings.standardise)
-        best, reason = pairs[0], "given"
+        best, reason = pairs[0], "fixed"
         if len(pairs) > 1:
             rest = memory.without([image.patches.index for image in held_out])
             best, reason = choose(

@@ -98,7 +98,7 @@ def run(context: Context) -> TaskResult:
     with context.cost.phase("train"):
         memory, held_out = remember(context, choosing=len(grid) > 1)
         standardise = standardiser(memory.features, settings.standardise)
-        c, reason, start = grid[0], "given", None
+        c, reason, start = grid[0], "fixed", None
         if len(grid) > 1:
             c, reason, start = choose(memory, standardise, held_out, context)
         context.progress.start("fitting the logistic regression", 1)

@@ -182,4 +182,4 @@ def test_the_choice_does_not_depend_on_val(tmp_path):
 def test_one_learning_rate_needs_no_choice(tmp_path):
     root = make.make_imagefolder(tmp_path, 1, 1)
     task = context(LINEAR, DATASETS["imagefolder"], root, learning_rates=(0.1,), epochs=2)
-    assert "given" in LINEAR.run(task).notes[0]
+    assert "fixed" in LINEAR.run(task).notes[0]

@@ -100,14 +100,14 @@ def test_a_head_starts_the_same_alone_and_among_others(root):
     alone = random_crops.create_heads(
         crops_task(root, blocks=(2,), average_pool=(True,), learning_rates=(0.1,))
     )
-    assert among.columns == {
-        "blocks_1": slice(3, 6),
-        "blocks_1_avgpool": slice(3, 9),
-        "blocks_2": slice(0, 6),
-        "blocks_2_avgpool": slice(0, 9),
+    assert {heads.name: heads.columns for heads in among} == {
+        "blocks_1_": slice(3, 6),
+        "blocks_1_avgpool_": slice(3, 9),
+        "blocks_2_": slice(0, 6),
+        "blocks_2_avgpool_": slice(0, 9),
     }
-    assert torch.equal(among.grids[3].weights[1], alone.grids[0].weights[0])
-    assert 0.005 < among.grids[3].weights[0].std() < 0.02
+    assert torch.equal(among[3].weights[1], alone[0].weights[0])
+    assert 0.005 < among[3].weights[0].std() < 0.02
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,6 @@ def test_the_preset_dinov2_builds_its_heads_for_each_kind_of_backbone(root, name
     rates = [base * 10.0**power for power in range(-5, -1) for base in (1, 2, 5)] + [0.1]
     assert settings.learning_rates == pytest.approx(rates)
     assert settings.epochs * settings.epoch_length == 12_500 and settings.batch_size == 1024
-    heads = random_crops.create_heads(task)
-    assert tuple(grid.weights[0].shape[0] for grid in heads.grids) == widths
-    assert sum(len(grid.weights) for grid in heads.grids) == 52
+    grids = random_crops.create_heads(task)
+    assert tuple(heads.weights[0].shape[0] for heads in grids) == widths
+    assert sum(len(heads.weights) for heads in grids) == 52
