@@ -86,19 +86,17 @@ def python(options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def memory(options: argparse.Namespace) -> Iterator[Finding]:
-    """Memory of this process or its control group, and shared memory."""
+    """Memory of this process or its control group."""
     from benchmark.execution.task import cores
 
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # "max": no limit
         size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    enough = size >= 8 * GB
     value = f"{size / GB:.1f} GB for {cores()} cores"
-    remedy = "" if enough else "run one task at a time: --jobs 1"
-    yield Finding("memory", "ok" if enough else "warn", value, remedy)
-    if (shared := Path("/dev/shm")).is_dir() and shutil.disk_usage(shared).free < GB:
-        remedy = "loading processes need it: docker run --shm-size=8g"
-        yield Finding("shared memory", "warn", f"less than 1 GB free in {shared}", remedy)
+    if size >= 8 * GB:
+        yield Finding("memory", "ok", value)
+    else:
+        yield Finding("memory", "warn", value, "run one task at a time: --jobs 1")
 
 
 def torch(options: argparse.Namespace) -> Iterator[Finding]:
@@ -107,18 +105,22 @@ def torch(options: argparse.Namespace) -> Iterator[Finding]:
 
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     if not torch.cuda.is_available():
-        has_driver = bool(shutil.which("nvidia-smi"))
         value = f"{torch.__version__}, {build}; computes on the CPU"
-        remedy = "install a torch for your driver: https://pytorch.org/get-started/locally"
-        yield Finding("torch", "warn" if has_driver else "ok", value, remedy * has_driver)
+        if shutil.which("nvidia-smi"):
+            remedy = "install a torch for your driver: https://pytorch.org/get-started/locally"
+            yield Finding("torch", "warn", value, remedy)
+        else:
+            yield Finding("torch", "ok", value)
         return
     yield Finding("torch", "ok", f"{torch.__version__}, {build}")
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         value = f"{torch.cuda.get_device_name(number)}, {free / GB:.0f} of {total / GB:.0f} GB free"
-        busy = free < 0.5 * total
-        remedy = "another process uses it; choose others with --executor-arg gpus=…" * busy
-        yield Finding(f"cuda:{number}", "warn" if busy else "ok", value, remedy)
+        if free > 0.5 * total:
+            yield Finding(f"cuda:{number}", "ok", value)
+        else:
+            remedy = "another process uses it; choose others with --executor-arg gpus=…"
+            yield Finding(f"cuda:{number}", "warn", value, remedy)
 
 
 def mmlab(options: argparse.Namespace) -> Iterator[Finding]:
@@ -161,11 +163,8 @@ def mlflow(options: argparse.Namespace) -> Iterator[Finding]:
         remedy = "start the server, or give another --tracking-uri"
         yield Finding("mlflow", "bad", f"{value}: {first_line(error)}", remedy)
         return
-    if schema in ("", schemas[-1]):
+    if schema in ("", *schemas):
         yield Finding("mlflow", "ok", value)
-    elif schema in schemas:
-        remedy = "the next run migrates it; older versions of MLflow cannot read it then"
-        yield Finding("mlflow", "warn", f"{value}, older schema {schema}", remedy)
     else:
         remedy = "a newer MLflow wrote it: pip install --upgrade mlflow, or use another store"
         yield Finding("mlflow", "bad", f"{value}, unknown schema {schema}", remedy)
@@ -191,18 +190,14 @@ def home(options: argparse.Namespace) -> Iterator[Finding]:
 
 def executors(options: argparse.Namespace) -> Iterator[Finding]:
     """Which executors can run."""
-    from benchmark.execution import EXECUTORS
-
-    libraries = {"slurm": "submitit", "ray": "ray"}
-    for name, about in EXECUTORS.descriptions().items():
-        library = libraries.get(name)
-        if library and not find_spec(library):
+    for name, module, command in (("slurm", "submitit", "sbatch"), ("ray", "ray", "")):
+        if not find_spec(module):
             remedy = f"only --executor {name} needs it: pip install -e '.[scale]' in the checkout"
-            yield Finding(name, "ok", f"{library} is not installed", remedy)
-        elif name == "slurm" and not shutil.which("sbatch"):
-            yield Finding(name, "ok", "no sbatch on this machine")
+            yield Finding(name, "ok", f"{module} is not installed", remedy)
+        elif command and not shutil.which(command):
+            yield Finding(name, "ok", f"no {command} on this machine")
         else:
-            yield Finding(name, "ok", about)
+            yield Finding(name, "ok", f"{module} {metadata.version(module)}")
 
 
 def datasets(options: argparse.Namespace) -> Iterator[Finding]:
