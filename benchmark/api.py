@@ -144,7 +144,7 @@ class Comparison:
                 backbones=list(dict.fromkeys(frame.backbone)),
                 tasks=list(dict.fromkeys(frame.task)),
                 tracking_uri=self.results.tracking_uri,
-                like=self.results.parents,
+                same_as=self.results.parents,
             )
         )
 

@@ -213,7 +213,7 @@ def _child_run(
         params["train_share"] = task.train_share
     with _work_dir(key) as work_dir:
         # an interrupted or failed cell continues in its own run, so that its curves are complete
-        started = context.tracker.known(read_json_object(work_dir / STARTED).get("run"))
+        started = context.tracker.find_run(read_json_object(work_dir / STARTED).get("run"))
         resume = None
         if started is not None and started.info.status != "FINISHED":
             resume = started.info.run_id

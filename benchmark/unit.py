@@ -139,7 +139,7 @@ def training_groups(
 
 def _log_costs(run: Run, costs: Mapping[str, float]) -> None:
     """Log a backbone's costs that its run does not have from another unit or an earlier command."""
-    stored = run.tracker.known(run.id)
+    stored = run.tracker.find_run(run.id)
     logged = stored.data.metrics if stored is not None else {}
     run.log_metrics(
         {

@@ -1,12 +1,14 @@
-"""A report at the end of a run or a sweep, kept beside its numbers in MLflow."""
+"""A report at the end of a run or a sweep, stored with its numbers in MLflow."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import first_line
 from reports.errors import TrackingError
-from reports.mlflow.client import connect, scratch, tracking_uri
+from reports.mlflow.client import connect, tracking_uri
 from reports.mlflow.models import register
 from reports.mlflow.query import local_folder
 from reports.mlflow.views import save_view
@@ -17,30 +19,28 @@ FOLDER = "report"
 
 
 def attach_report(
-    request: Request,
-    run_ids: Sequence[str],
-    fallback: Path = Path("report"),
-    report: Report | None = None,
+    report: Report, store: str | None, run_ids: Sequence[str], fallback: Path = Path("report")
 ) -> Path:
-    """Build a report (or take it), store its page as ``report/index.html`` in each of the runs, and
-    say where it can be opened. What it compared goes to the model registry, and the experiment's
-    saved view gets its tasks.
+    """Store a report's page as ``report/index.html`` in each of the runs; returns its path.
+
+    The backbones that it compared go to the model registry, and the experiment's saved view gets
+    its tasks.
 
     Args:
+        store: tracking URI.
         fallback: folder for a copy where the store's artifacts are on another machine.
 
     Raises:
-        TrackingError: there is nothing to report on, or the store cannot be read or written.
+        TrackingError: the store cannot be read or written.
     """
-    report = report or build(request)
-    client = connect(tracking_uri(request.tracking_uri))
+    client = connect(tracking_uri(store))
     if report.analysis is not None:
-        found = report.analysis.selection
+        selection = report.analysis.selection
         gains = {name: gain.typical.value for name, gain in report.analysis.gains.items()}
-        register(client, found.parents, found.baseline, gains)
-        for experiment in {run.experiment_id for run in found.parents.values()}:
+        register(client, selection.parents, selection.baseline, gains)
+        for experiment in {run.experiment_id for run in selection.parents.values()}:
             save_view(client, experiment)
-    with scratch() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         (page,) = write(report, Path(folder))
         for run_id in run_ids:
             try:
@@ -56,14 +56,16 @@ def attach_report(
     return write(report, fallback)[0]
 
 
-def say_report(request: Request, run_ids: Sequence[str]) -> tuple[str, Report | None]:
-    """``attach_report`` as a line for people, and the report. The numbers are safe already: one
-    that cannot be made is a line, too."""
+def report_line(request: Request, run_ids: Sequence[str]) -> tuple[str, Report | None]:
+    """Build a report and attach it; returns a line for the terminal, and the report.
+
+    A report that fails is a line, too: the numbers are already stored.
+    """
     report = None
     try:
         report = build(request)
-        return f"report: {attach_report(request, run_ids, report=report)}", report
+        return f"report: {attach_report(report, request.tracking_uri, run_ids)}", report
     except Exception as error:
-        told = next(iter(str(error).splitlines()), type(error).__name__)
         study = f" --study {request.study}" if request.study else ""
-        return f"no report was made: {told}; try python -m benchmark report{study}", report
+        message = f"no report was made: {first_line(error)}; try python -m benchmark report{study}"
+        return message, report

@@ -1,4 +1,4 @@
-"""The comparison report: everything that its page and its tables say, put together."""
+"""The comparison report: everything that its page and its tables show."""
 
 from __future__ import annotations
 
@@ -9,38 +9,35 @@ from dataclasses import dataclass, field
 
 from common.secrets import hide_secrets
 from reports.analysis import Analysis, analyse
-from reports.mlflow.query import Store, StoredRun
-from reports.parts import figures as drawing
+from reports.mlflow.query import STUDY_TAG, Store, StoredRun
 from reports.parts.average import average_lines
 from reports.parts.caveats import caveats
 from reports.parts.classes import ClassTable, class_tables
-from reports.parts.figures import Figure, Look
+from reports.parts.costs import cost_parts, gain_against_cost
+from reports.parts.curves import learning_curves, training_curves
+from reports.parts.figures import Figure, Look, forest, looks, task_bars
 from reports.parts.gallery import Gallery, galleries
-from reports.parts.learning import learning_curves
 from reports.parts.pairs import Pair, all_pairs
 from reports.parts.provenance import Provenance, provenance
 from reports.parts.published import Published, published
-from reports.parts.study import STUDY_TAG, Study, build_study, find_study, parameter_label
+from reports.parts.study import Study, build_study, find_study, parameter_label
 from reports.parts.tables import Table, count, experts_table, overview, sections
 from reports.parts.verdict import Verdict, power_lines, verdict
 from reports.selection import TaskProtocol, default_experiments, select
-from reports.stats.resampling import RESAMPLES
 
 
 @dataclass
 class Report:
-    """All that is shown. ``analysis`` is None in the report of a study alone."""
+    """The content of the page. ``analysis`` is None in the report of a study alone."""
 
     title: str
     subtitle: str
     verdict: Verdict
     store: str
     date: str
-    made_by: str
+    command: str
     ui_url: str = ""
-    resamples: int = RESAMPLES
     analysis: Analysis | None = None
-    study: bool = False
     overview: Table | None = None
     tables: list[Table] = field(default_factory=list)
     classes: list[ClassTable] = field(default_factory=list)
@@ -60,6 +57,11 @@ class Report:
     looks: dict[str, Look] = field(default_factory=dict)
 
     @property
+    def study(self) -> bool:
+        """Whether it is the report of a study alone."""
+        return self.analysis is None
+
+    @property
     def baseline(self) -> str:
         return self.analysis.selection.baseline if self.analysis else ""
 
@@ -73,40 +75,45 @@ class Report:
 
     def figures(self) -> list[Figure]:
         """Every figure of the page."""
-        own = [self.forest] if self.forest else []
         return [
-            *own,
+            *filter(None, [self.forest]),
             *self.bars,
             *self.learning,
             *self.cost_figures,
             *self.curves,
-            *(f for study in self.studies for f in study.figures),
+            *(figure for study in self.studies for figure in study.figures),
         ]
 
     def sections(self) -> list[tuple[str, str]]:
-        """(anchor, title) of what there is."""
-        found = [("verdict", "Verdict")]
-        found += [("glance", "At a glance"), ("tables", "Tables")] if self.overview else []
-        found += [("pairs", "All pairs")] if self.pairs else []
-        found += [("published", "Published")] if self.published else []
-        found += [(f"study-{place + 1}", "λ search") for place, _ in enumerate(self.studies)]
-        found += [("figures", "Figures")] if self.bars or self.cost_figures or self.curves else []
-        found += [("gallery", "Gallery")] if self.galleries else []
-        return [*found, ("provenance", "Provenance")]
+        """(anchor, title) of the sections that have content."""
+        sections = {
+            ("glance", "At a glance"): self.overview,
+            ("tables", "Tables"): self.tables,
+            ("pairs", "All pairs"): self.pairs,
+            ("published", "Published"): self.published,
+            **{
+                (f"study-{number}", "λ search"): study
+                for number, study in enumerate(self.studies, start=1)
+            },
+            ("figures", "Figures"): self.bars or self.cost_figures or self.curves,
+            ("gallery", "Gallery"): self.galleries,
+        }
+        shown = [section for section, content in sections.items() if content]
+        return [("verdict", "Verdict"), *shown, ("provenance", "Provenance")]
 
     def decided(self, column: TaskProtocol) -> bool:
-        """Whether some backbone wins or loses there."""
+        """Whether some backbone wins or loses in a column."""
         assert self.analysis is not None
         return any(self.analysis.verdict(b, column) in ("win", "loss") for b in self.backbones)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a report shall be about; see ``python -m benchmark report --help``.
+    """The subject of a report; see ``python -m benchmark report --help``.
 
     Attributes:
-        like: ids of parent runs: only numbers of the protocols that these ran under and, of their
-            backbones and seeds, of their weights. Default: all.
+        same_as: ids of parent runs: only numbers under their protocols and, of their backbones and
+            seeds, only of their weights. Default: all.
     """
 
     experiments: Sequence[str] = ()
@@ -116,16 +123,15 @@ class Request:
     study: str | None = None
     tracking_uri: str | None = None
     ui_url: str = ""
-    resamples: int = RESAMPLES
-    like: Sequence[str] = ()
+    same_as: Sequence[str] = ()
 
 
 def build(
     request: Request,
-    start: Callable[[str, int], None] | None = None,
-    advance: Callable[[], None] | None = None,
+    start: Callable[[str, int], None] = lambda step, total: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Read the store and work everything out.
+    """Read the store and compute the report.
 
     Args:
         start, advance: a progress bar.
@@ -134,47 +140,42 @@ def build(
         TrackingError: nothing to report on, an unknown name, an unusable store, or a damaged
             artifact.
     """
-    start, advance = start or (lambda what, total: None), advance or (lambda: None)
     store = Store(request.tracking_uri)
     if request.study:
-        return _study_report(store, request)
+        return _study_report(store, request, request.study)
     experiments = list(request.experiments) or default_experiments(store)
     named = [*request.backbones, *filter(None, [request.baseline])] if request.backbones else []
-    runs = store.runs_about(experiments, named, request.tasks)
-    in_study = {run.id for run in runs if run.tags.get(STUDY_TAG)}
-    while more := {run.id for run in runs if run.parent in in_study and run.id not in in_study}:
-        in_study |= (
-            more  # a trial's tasks are compared with other trials, not with finished backbones
-        )
-    counted, elsewhere = _as_in(request.like, [run for run in runs if run.id not in in_study])
+    runs = store.runs_of(experiments, named)
+    counted, notes = _same_as(request.same_as, _without_studies(runs))
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
-    store.fetch((cell.run for cells in selection.cells.values() for cell in cells), "per_image.npz")
+    cells = [cell for cells in selection.cells.values() for cell in cells]
+    store.fetch([cell.run for cell in cells], "per_image.npz")
     start("per-image scores", len(selection.columns) * len(selection.backbones))
-    analysis = analyse(store, selection, resamples=request.resamples, advance=advance)
-    start("figures and pictures", len(selection.columns) + 3)
-    curves = drawing.training_curves(store, analysis, advance)
+    analysis = analyse(store, selection, advance)
+    start("figures and pictures", len(selection.columns))
+    curves = training_curves(store, analysis, advance)
+    names = sorted({run.tags[STUDY_TAG] for run in runs if STUDY_TAG in run.tags})
     studies = [
         build_study(name, [run for run in runs if run.tags.get(STUDY_TAG) == name], store)
-        for name in sorted({run.tags[STUDY_TAG] for run in runs if run.tags.get(STUDY_TAG)})
+        for name in names
     ]
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
-    facts = [
+    date = _now()
+    subtitle = [
         ", ".join(selection.backbones),
         count(len({column.base for column in selection.columns}), "task"),
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
-        f"{sum(map(len, selection.cells.values()))} finished task runs",
-        _now(),
+        f"{len(cells)} finished task runs",
+        date,
     ]
-    figures = drawing.gain_against_cost(analysis), drawing.cost_parts(analysis)
     return Report(
         f"Comparison of backbones: {', '.join(experiments)}",
-        " · ".join(facts),
+        " · ".join(subtitle),
         verdict(analysis),
         store=hide_secrets(store.uri),
-        date=_now(),
-        made_by=_command(),
+        date=date,
+        command=_command(),
         ui_url=request.ui_url,
-        resamples=request.resamples,
         analysis=analysis,
         power=power_lines(analysis),
         averages=average_lines(analysis),
@@ -184,75 +185,78 @@ def build(
         pairs=all_pairs(analysis),
         published=published(analysis),
         studies=[study for study in studies if study.complete],
-        forest=drawing.forest(analysis),
-        bars=drawing.task_bars(analysis),
-        cost_figures=list(filter(None, figures)),
+        forest=forest(analysis),
+        bars=task_bars(analysis),
+        cost_figures=list(filter(None, [gain_against_cost(analysis), cost_parts(analysis)])),
         learning=learning_curves(analysis),
         curves=curves,
         galleries=galleries(store, analysis),
         provenance=provenance(store, selection),
-        notes=[*caveats(analysis), *elsewhere],
-        looks=drawing.looks(analysis),
+        notes=[*caveats(analysis), *notes],
+        looks=looks(analysis),
     )
 
 
-def _as_in(like: Sequence[str], runs: list[StoredRun]) -> tuple[list[StoredRun], list[str]]:
-    """The runs without those under another protocol than ``like`` had, or of other weights, and
-    what to tell of these: a page attached to a run says what the run itself said."""
-    wanted = {
-        value
-        for run in runs
-        if run.id in like
-        for tag, value in run.tags.items()
-        if tag.startswith("protocol.")
+def _without_studies(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """The runs that are not part of a sweep: a trial's tasks are compared with other trials."""
+    in_study = {run.id for run in runs if STUDY_TAG in run.tags}
+    while more := {run.id for run in runs if run.parent in in_study} - in_study:
+        in_study |= more
+    return [run for run in runs if run.id not in in_study]
+
+
+def _same_as(parents: Sequence[str], runs: list[StoredRun]) -> tuple[list[StoredRun], list[str]]:
+    """The runs with the protocols and weights of ``parents``, and notes about the others.
+
+    So a page that is attached to a run agrees with that run.
+    """
+    own = [run for run in runs if run.id in parents]
+    protocols = {
+        value for run in own for tag, value in run.tags.items() if tag.startswith("protocol.")
     }
-    weights = {_who(run): run.tags.get("weights.sha256") for run in runs if run.id in like}
-    if not wanted:
+    if not protocols:
         return runs, []
-    same = [
-        run
-        for run in runs
-        if (sha := run.tags.get("weights.sha256")) is None or weights.get(_who(run), sha) == sha
-    ]
-    kept = [run for run in same if run.tags.get("protocol", "") in {"", *wanted}]
-    others = {run.tags["protocol"] for run in same if run.tags.get("protocol")} - wanted
-    told = (
-        [f"Runs under {count(len(others), 'other protocol')} are left out here"] if others else []
-    )
-    told += (
-        ["Runs of other weights under the same names are left out here"]
-        if len(same) < len(runs)
-        else []
-    )
-    return kept, [f"{one}; python -m benchmark report shows them." for one in told]
+    weights = {_identity(run): run.tags.get("weights.sha256") for run in own}
+
+    def has_same_weights(run: StoredRun) -> bool:
+        sha256 = run.tags.get("weights.sha256")
+        return sha256 is None or weights.get(_identity(run), sha256) == sha256
+
+    same_weights = list(filter(has_same_weights, runs))
+    same = [run for run in same_weights if run.tags.get("protocol", "") in {"", *protocols}]
+    foreign = {run.tags.get("protocol", "") for run in same_weights} - {"", *protocols}
+    subjects = [f"Runs under {count(len(foreign), 'other protocol')}"] if foreign else []
+    if len(same_weights) < len(runs):
+        subjects.append("Runs of other weights under the same names")
+    ending = "are left out here; python -m benchmark report shows them."
+    return same, [f"{subject} {ending}" for subject in subjects]
 
 
-def _who(run: StoredRun) -> tuple[str, str]:
+def _identity(run: StoredRun) -> tuple[str, str]:
     return run.tags.get("backbone", ""), run.tags.get("seed", "")
 
 
-def _study_report(store: Store, request: Request) -> Report:
-    assert request.study is not None
-    study = find_study(store, request.study, request.experiments)
-    best = study.best(next(iter(study.directions)))
+def _study_report(store: Store, request: Request, name: str) -> Report:
+    study = find_study(store, name, request.experiments)
+    assert study.best is not None
+    date = _now()
     lines = [f"{len(study.complete)} of {len(study.trials)} trials are finished."]
     if len(study.varied) > 1:
-        lines.append(f"Varied: {', '.join(parameter_label(name) for name in study.varied)}.")
-    again = (
-        "Trials have one seed each; winner and base setting were run again on fresh seeds where the"
-        " sweep was told to."
-    )
+        lines.append(f"Varied: {', '.join(map(parameter_label, study.varied))}.")
     return Report(
         f"λ search: {study.name}",
-        f"{best.run.experiment if best else ''} · {len(study.trials)} trials · {_now()}",
+        f"{study.best.run.experiment} · {len(study.trials)} trials · {date}",
         Verdict("open", study.headline, lines),
         store=hide_secrets(store.uri),
-        date=_now(),
-        made_by=_command(),
+        date=date,
+        command=_command(),
         ui_url=request.ui_url,
-        study=True,
         studies=[study],
-        notes=[*(f"{note}." for note in study.notes), again],
+        notes=[
+            *(f"{note}." for note in study.notes),
+            "Each trial has one seed. Winner and base setting run again on fresh seeds unless the"
+            " sweep was started with --confirm 0.",
+        ],
     )
 
 
@@ -261,13 +265,7 @@ def _now() -> str:
 
 
 def _command() -> str:
+    """The command of this process, without secrets."""
     words = sys.argv[1:]
-    if "--tracking-uri" in words:  # it may hold a password
-        place = words.index("--tracking-uri")
-        words = words[:place] + words[place + 2 :]
-    words = [word for word in words if not word.startswith("--tracking-uri")]
-    return (
-        "python -m benchmark " + " ".join(words)
-        if words and words[0] in ("report", "run", "sweep")
-        else ""
-    )
+    tracked = words and words[0] in ("report", "run", "sweep")
+    return hide_secrets(f"python -m benchmark {' '.join(words)}") if tracked else ""

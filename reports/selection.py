@@ -1,5 +1,7 @@
-"""Which runs count: of one backbone, task, protocol and seed the newest finished one; what is
-missing, with its reason."""
+"""Which runs count, and why a number is missing.
+
+Of one backbone, task, protocol and seed the newest finished run counts.
+"""
 
 from __future__ import annotations
 
@@ -9,53 +11,26 @@ from dataclasses import dataclass, field, replace
 
 from common.errors import nearest
 from reports.errors import TrackingError
-from reports.metrics import TAG, Metric
+from reports.metrics import Metric
 from reports.mlflow.query import Scored, Store, StoredRun, scored
+from reports.mlflow.views import MAIN_TAG
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
-KINDS = (
-    "segmentation",
-    "detection",
-    "depth",
-    "normals",
-    "classification",
-    "image-text",
-    "association",
-    "correspondence",
-)
-PROBES = (
-    *(
-        "linear",
-        "deeplabv3",
-        "pspnet",
-        "dpt",
-        "dpt-probe3d",
-        "patch-knn",
-        "logreg",
-        "in-context",
-        "open-vocabulary",
-    ),
-    *("ssd", "mask-rcnn", "attentive", "knn", "few-shot", "zero-shot", "retrieval"),
-)
-DATASETS = (
-    "voc",
-    "ade20k",
-    "coco",
-    "nyu-depth",
-    "nyu-normal",
-    "imagenet",
-    "places365",
-    "flickr30k",
-)  # the paper's order
+UNFINISHED = {
+    "FAILED": "failed",
+    "KILLED": "interrupted",
+    "RUNNING": "still running",
+    "FINISHED": "without a number",
+}
 
 
 @dataclass(frozen=True)
 class TaskProtocol:
-    """A task under one protocol: numbers in one column can be compared.
+    """A task under one protocol, a column of the report: its numbers can be compared.
 
     Attributes:
-        metrics: by name, the main one first.
-        letter: told apart by it where a task has several protocols (``A``, ``B`` …), else empty.
+        metrics: name and declaration of each, the main one first.
+        letter: distinguishes several protocols of a task (``A``, ``B`` …), else empty.
     """
 
     task: str
@@ -70,8 +45,10 @@ class TaskProtocol:
 
     @property
     def base(self) -> str:
-        """The task without what makes it a variant: ``voc/linear`` of ``voc/linear:0.1``. In means
-        it counts once."""
+        """The task without its variant: ``voc/linear`` of ``voc/linear:0.1``.
+
+        Means over tasks count all variants as one.
+        """
         return self.task.partition(":")[0]
 
     @property
@@ -84,17 +61,16 @@ class TaskProtocol:
         return self.metric(metric).direction
 
     def metric(self, name: str) -> Metric:
-        """What is declared of a metric."""
+        """The declaration of a metric."""
         return dict(self.metrics)[name]
 
 
 @dataclass
 class Selection:
-    """What a report is about.
+    """The runs that a report is about.
 
     Attributes:
-        cells: (backbone, column) → the finished cells that count, by seed; none where there is
-            none.
+        cells: (backbone, column) → the finished cells that count, by seed; no key without any.
         missing: (backbone, column) → why there is no number.
         seeds: backbone → its seeds.
         parents: (backbone, seed) → the newest parent run.
@@ -112,28 +88,33 @@ class Selection:
     runs: dict[str, StoredRun]
     notes: list[str] = field(default_factory=list)
 
+    def parent(self, backbone: str) -> StoredRun | None:
+        """The parent run of a backbone's first seed, if it is stored."""
+        return next((run for (name, _), run in self.parents.items() if name == backbone), None)
+
+    def column_cells(self, column: TaskProtocol) -> list[Scored]:
+        """The cells of a column, by backbone and seed."""
+        return [cell for name in self.backbones for cell in self.cells.get((name, column), ())]
+
 
 def default_experiments(store: Store) -> list[str]:
-    """``mini`` when it has a finished task, else the experiment whose task finished last.
+    """``mini`` if it has a finished task, else the experiment of the latest finished task.
 
     Raises:
-        TrackingError: no task was ever finished in this store.
+        TrackingError: the store has no finished task.
     """
-    known = store.experiments()
-    wanted, newest = (
-        "attributes.status = 'FINISHED' and tags.protocol != ''",
-        ["attributes.start_time DESC"],
-    )
-    for identities in ([known["mini"]] if "mini" in known else [], list(known.values())):
-        page = (
-            store.client.search_runs(identities, wanted, max_results=1, order_by=newest)
-            if identities
-            else []
+    ids = store.experiments()
+    for names in (["mini"], list(ids)):
+        if not set(names) <= ids.keys():
+            continue
+        page = store.client.search_runs(
+            [ids[name] for name in names],
+            "attributes.status = 'FINISHED' and tags.protocol != ''",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
         )
-        if len(page):
-            return [
-                name for name, identity in known.items() if identity == page[0].info.experiment_id
-            ]
+        for run in page:
+            return [name for name in names if ids[name] == run.info.experiment_id]
     raise TrackingError(
         f"no finished run in the MLflow store at {store.uri}; run `python -m benchmark run` first,"
         " or give --tracking-uri"
@@ -147,59 +128,56 @@ def select(
     baseline: str | None = None,
     tasks: Sequence[str] = (),
 ) -> Selection:
-    """Choose what counts among all runs of the experiments.
+    """Choose the runs that count.
 
     Args:
+        runs: all runs of the experiments.
         backbones: only these, in this order; ``NAME@SHA`` means the weights whose sha256 starts so.
             Default: all.
-        baseline: what the others are compared with; default: clip-ft, clip, random or the first
-            that is there.
+        baseline: what the others are compared with; default: the first existing one of clip-ft,
+            clip and random, else the first backbone.
         tasks: only these.
 
     Raises:
-        TrackingError: no finished run, or a backbone or baseline that has none.
+        TrackingError: no finished run, or a backbone, baseline or task without one.
     """
     shown = ", ".join(experiments)
     every = scored(runs)
-    known = {cell.task for cell in every}
-    for task in tasks if known else ():
-        if task not in known:
+    task_names = {cell.task for cell in every}
+    for task in tasks if task_names else ():
+        if task not in task_names:
             raise TrackingError(
-                f"no run of task {task!r} in experiment {shown}; {nearest(task, known)}"
+                f"no run of task {task!r} in experiment {shown}; {nearest(task, task_names)}"
             )
     every = [cell for cell in every if not tasks or cell.task in tasks]
     if not any(cell.metrics for cell in every):
-        reasons = Counter(cell.reason or "without numbers" for cell in every)
-        told = (
-            f" ({sum(reasons.values())} tasks: {reasons.most_common(1)[0][0]})" if reasons else ""
-        )
+        reasons = Counter(cell.reason for cell in every if cell.reason).most_common(1)
+        why = f" ({len(every)} tasks: {reasons[0][0]})" if reasons else ""
         raise TrackingError(
-            f"no finished task in experiment {shown}{told}; run `python -m benchmark run` first"
+            f"no finished task in experiment {shown}{why}; run `python -m benchmark run` first"
         )
-    names = _chosen(every, backbones, baseline)
-    cells = [cell for name in names for cell in _of(every, name)]
-    chosen_baseline = baseline or next((b for b in PREFERRED_BASELINES if b in names), names[0])
-    if not backbones and chosen_baseline in names:
-        names = [chosen_baseline, *(name for name in names if name != chosen_baseline)]
+    names = _backbones(every, backbones, baseline)
+    cells = [cell for name in names for cell in _cells_of(every, name)]
+    baseline = baseline or next((name for name in PREFERRED_BASELINES if name in names), names[0])
+    if not backbones and baseline in names:
+        names = [baseline, *(name for name in names if name != baseline)]
 
-    kept, notes = _newest(cells, runs)
-    columns = _columns(kept, [cell for cell in cells if not cell.metrics])
+    newest, notes = _newest(cells, runs)
+    unfinished = [cell for cell in cells if not cell.metrics]
+    columns = _columns(newest, unfinished, _task_order(runs))
     grid: dict[tuple[str, TaskProtocol], list[Scored]] = defaultdict(list)
-    place = {(column.task, column.protocol): column for column in columns}
-    for cell in kept:
-        grid[cell.backbone, place[cell.task, cell.protocol]].append(cell)
+    by_protocol = {(column.task, column.protocol): column for column in columns}
+    for cell in sorted(newest, key=lambda cell: cell.seed):
+        grid[cell.backbone, by_protocol[cell.task, cell.protocol]].append(cell)
     by_id = {run.id: run for run in runs}
     parents: dict[tuple[str, int], StoredRun] = {}
-    for cell in kept:
-        if cell.parent in by_id:
-            key = (cell.backbone, cell.seed)
-            old = parents.get(key)
-            if old is None or by_id[cell.parent].started > old.started:
-                parents[key] = by_id[cell.parent]
-    seeds = {name: sorted({cell.seed for cell in kept if cell.backbone == name}) for name in names}
-    planned = _planned(runs, names)
+    for cell in newest:
+        key = cell.backbone, cell.seed
+        run = by_id.get(cell.parent)
+        if run and (key not in parents or run.started > parents[key].started):
+            parents[key] = run
     missing = {
-        (name, column): _why(name, column, cells, kept, planned)
+        (name, column): _missing_reason(name, column, cells, newest, runs)
         for name in names
         for column in columns
         if (name, column) not in grid
@@ -207,32 +185,34 @@ def select(
     return Selection(
         list(experiments),
         names,
-        chosen_baseline,
+        baseline,
         columns,
-        {key: sorted(found, key=lambda cell: cell.seed) for key, found in grid.items()},
+        dict(grid),
         missing,
-        seeds,
+        {name: sorted({cell.seed for cell in newest if cell.backbone == name}) for name in names},
         parents,
         by_id,
-        notes,
+        notes + _unfinished_notes(unfinished),
     )
 
 
-def _chosen(cells: Sequence[Scored], backbones: Sequence[str], baseline: str | None) -> list[str]:
-    have = list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics))
-    wanted = list(dict.fromkeys(backbones)) or list(have)
-    if baseline and baseline not in wanted:
-        wanted.insert(0, baseline)
-    for name in wanted:
-        if not any(cell.metrics for cell in _of(cells, name)):
-            what = "baseline" if name == baseline else "backbone"
+def _backbones(
+    cells: Sequence[Scored], backbones: Sequence[str], baseline: str | None
+) -> list[str]:
+    finished = list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics))
+    names = list(dict.fromkeys(backbones)) or list(finished)
+    if baseline and baseline not in names:
+        names.insert(0, baseline)
+    for name in names:
+        if not any(cell.metrics for cell in _cells_of(cells, name)):
+            role = "baseline" if name == baseline else "backbone"
             raise TrackingError(
-                f"{what} {name!r} has no finished task there; these have: {', '.join(have)}"
+                f"{role} {name!r} has no finished task; choose among {', '.join(finished)}"
             )
-    return wanted
+    return names
 
 
-def _of(cells: Sequence[Scored], name: str) -> list[Scored]:
+def _cells_of(cells: Sequence[Scored], name: str) -> list[Scored]:
     """The cells of a backbone, or of ``NAME@SHA``, under that name."""
     backbone, at, sha = name.rpartition("@")
     if not at:
@@ -245,151 +225,113 @@ def _of(cells: Sequence[Scored], name: str) -> list[Scored]:
 
 
 def _newest(cells: Sequence[Scored], runs: Sequence[StoredRun]) -> tuple[list[Scored], list[str]]:
-    """Of equal cells the newest; of a backbone's seed only the weights that were run last: no row
-    mixes two sets of weights.
+    """The newest of equal cells, with the weights that the backbone's seed ran last.
 
-    A run that finds its cells finished makes none anew, so the last run of weights is that of their
-    parent.
+    No row mixes two sets of weights. A run that finds its cells finished writes no new ones, so the
+    time of the parent runs decides which weights ran last.
     """
     finished = sorted(
         (cell for cell in cells if cell.metrics), key=lambda cell: (cell.run.started, cell.run.id)
     )
-    there = {(cell.backbone, str(cell.seed), cell.weights) for cell in finished}
+    identities = {(cell.backbone, str(cell.seed), cell.weights) for cell in finished}
     used = [(cell.run.started, cell.backbone, str(cell.seed), cell.weights) for cell in finished]
     for run in runs:
-        who = tuple(run.tags.get(tag, "") for tag in ("backbone", "seed", "weights.sha256"))
-        if run.is_parent and who in there:
-            used.append((run.started, *who))
+        backbone, seed, sha256 = (
+            run.tags.get(tag, "") for tag in ("backbone", "seed", "weights.sha256")
+        )
+        if run.is_parent and (backbone, seed, sha256) in identities:
+            used.append((run.started, backbone, seed, sha256))
     weights = {(backbone, int(seed)): sha for _, backbone, seed, sha in sorted(used)}
-    kept: dict[tuple, Scored] = {}
+    newest: dict[tuple, Scored] = {}
     older, replaced = Counter[str](), 0
     for cell in finished:
         if cell.weights != weights[cell.backbone, cell.seed]:
             older[cell.backbone] += 1
             continue
         key = (cell.backbone, cell.task, cell.protocol, cell.seed)
-        replaced += key in kept
-        kept[key] = cell
-    notes = []
-    if replaced:
-        notes.append(f"{replaced} finished runs were run again later; the newest count")
+        replaced += key in newest
+        newest[key] = cell
+    notes = [f"{replaced} finished runs were repeated later; the newest count"] if replaced else []
     for name, count in older.items():
         notes.append(
             f"{count} runs of {name} with older weights are left out (name them with --backbone"
             f" {name}@SHA to see them)"
         )
-    unfinished = Counter(cell.status for cell in cells if not cell.metrics)
-    words = {
-        "FAILED": "failed",
-        "KILLED": "ended by interruption",
-        "RUNNING": "did not end yet",
-        "FINISHED": "gave no number",
-    }
-    notes += [
-        f"{count} task run{'s' if count > 1 else ''} {words.get(status, status)}"
-        for status, count in sorted(unfinished.items())
+    return list(newest.values()), notes
+
+
+def _unfinished_notes(cells: Sequence[Scored]) -> list[str]:
+    statuses = Counter(UNFINISHED.get(cell.status, cell.status) for cell in cells)
+    return [
+        f"{count} task run{'s' if count > 1 else ''} {status}"
+        for status, count in sorted(statuses.items())
     ]
-    return list(kept.values()), notes
 
 
-def _columns(cells: Sequence[Scored], broken: Sequence[Scored]) -> list[TaskProtocol]:
-    """One for each task and protocol, in the paper's order; several protocols of a task get
-    letters, oldest first.
+def _task_order(runs: Sequence[StoredRun]) -> list[str]:
+    """Tasks in the suite's order, as parent runs record it; the one with most tasks decides."""
+    recorded = [
+        run.tags[MAIN_TAG].split(",")
+        for run in sorted(runs, key=lambda run: -run.started)
+        if run.is_parent and MAIN_TAG in run.tags
+    ]
+    longest_first = sorted(recorded, key=len, reverse=True)
+    return list(dict.fromkeys(name.rpartition("/")[0] for names in longest_first for name in names))
 
-    A task that nobody finished is a column without numbers, under the protocol that was tried last.
+
+def _columns(
+    finished: Sequence[Scored], unfinished: Sequence[Scored], order: Sequence[str]
+) -> list[TaskProtocol]:
+    """One for each task and protocol; several protocols of a task get letters, oldest first.
+
+    A task that nobody finished is a column without numbers, under its last protocol. Tasks that are
+    not in ``order`` come last.
     """
     first: dict[tuple[str, str], Scored] = {}
-    for cell in sorted(cells, key=lambda cell: cell.run.started):
-        known = first.get((cell.task, cell.protocol))
-        if known is None or _declares(cell) > _declares(known):
-            first[cell.task, cell.protocol] = cell
-    latest = {cell.task: cell for cell in sorted(broken, key=lambda cell: cell.run.started)}
-    for task in latest.keys() - {task for task, _ in first}:
-        first[task, latest[task].protocol] = latest[task]
+    for cell in sorted(finished, key=lambda cell: cell.run.started):
+        first.setdefault((cell.task, cell.protocol), cell)
+    scored_tasks = {task for task, _ in first}
+    latest = {cell.task: cell for cell in sorted(unfinished, key=lambda cell: cell.run.started)}
+    for task, cell in latest.items():
+        if task not in scored_tasks:
+            first[task, cell.protocol] = cell
     protocols: dict[str, list[str]] = defaultdict(list)
     for task, protocol in first:
         protocols[task].append(protocol)
     columns = []
     for (task, protocol), cell in first.items():
-        several = protocols[task]
-        letter = _letter(several.index(protocol)) if len(several) > 1 else ""
-        columns.append(
-            TaskProtocol(task, cell.kind, protocol, tuple(cell.declared.items()), letter)
-        )
-    return sorted(columns, key=_paper_order)
+        several = len(protocols[task]) > 1
+        letter = chr(ord("A") + protocols[task].index(protocol)) if several else ""
+        metrics = tuple(cell.declared.items())
+        columns.append(TaskProtocol(task, cell.kind, protocol, metrics, letter))
+    tasks = list(dict.fromkeys([*order, *protocols]))
+    return sorted(columns, key=lambda column: (tasks.index(column.task), column.letter))
 
 
-def _declares(cell: Scored) -> tuple[bool, int]:
-    """How much a run says of its metrics."""
-    return TAG in cell.run.tags, len(cell.declared)
-
-
-def _letter(place: int) -> str:
-    """0 → A, 25 → Z, 26 → AA …"""
-    text = ""
-    place += 1
-    while place:
-        place, rest = divmod(place - 1, 26)
-        text = chr(65 + rest) + text
-    return text
-
-
-def _paper_order(column: TaskProtocol) -> tuple:
-    dataset, _, probe = column.base.partition("/")
-    try:
-        variant = float(column.task.partition(":")[2])
-    except ValueError:
-        variant = float("inf")
-
-    def place(name: str, order: Sequence[str]) -> int:
-        return order.index(name) if name in order else len(order)
-
-    zero_shot = probe == "zero-shot"
-    return (
-        place(column.kind, KINDS),
-        zero_shot,
-        place(dataset, DATASETS),
-        dataset,
-        place(probe, PROBES),
-        probe,
-        variant,
-        len(column.letter),
-        column.letter,
-    )
-
-
-def _planned(runs: Sequence[StoredRun], names: Sequence[str]) -> dict[str, dict[str, bool]]:
-    """Backbone → task → whether a parent run that planned it ended well (then a missing child was
-    not applicable)."""
-    planned: dict[str, dict[str, bool]] = defaultdict(dict)
-    for run in runs:
-        if not run.is_parent or run.status != "FINISHED":
-            continue
-        for tag in run.tags:
-            if tag.startswith("protocol."):
-                planned[run.tags.get("backbone", "")][tag.removeprefix("protocol.")] = True
-    return planned
-
-
-def _why(
+def _missing_reason(
     name: str,
     column: TaskProtocol,
     cells: Sequence[Scored],
-    kept: Sequence[Scored],
-    planned: dict[str, dict[str, bool]],
+    newest: Sequence[Scored],
+    runs: Sequence[StoredRun],
 ) -> str:
     mine = [cell for cell in cells if cell.backbone == name and cell.task == column.task]
-    broken = [cell for cell in mine if cell.protocol == column.protocol and not cell.metrics]
-    if broken:
-        return max(broken, key=lambda cell: cell.run.started).reason or "no value on this data"
+    unfinished = sorted(
+        (cell for cell in mine if not cell.metrics), key=lambda cell: cell.run.started
+    )
+    same_protocol = [cell for cell in unfinished if cell.protocol == column.protocol]
+    if same_protocol:
+        return same_protocol[-1].reason or "no value on this data"
     if any(cell.protocol == column.protocol for cell in mine):
         return "only with older weights"
-    if any(cell.task == column.task for cell in kept if cell.backbone == name):
+    if any(cell.task == column.task for cell in newest if cell.backbone == name):
         return "other protocol"
-    if tried := [cell for cell in mine if not cell.metrics]:
-        return (
-            f"other protocol: {max(tried, key=lambda cell: cell.run.started).reason or 'no value'}"
-        )
-    if planned[name.rpartition("@")[0] or name].get(column.task.replace("/", ".")):
-        return "not applicable"
+    if unfinished:
+        return f"other protocol: {unfinished[-1].reason or 'no value'}"
+    backbone = name.rpartition("@")[0] or name
+    planned = f"protocol.{column.task.replace('/', '.')}"
+    for run in runs:
+        finished = run.is_parent and run.status == "FINISHED"
+        if finished and run.tags.get("backbone") == backbone and planned in run.tags:
+            return "not applicable"
     return "not run"

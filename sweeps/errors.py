@@ -8,7 +8,6 @@ class NoSweep(UserError):
 
 
 class TrialPruned(Exception):
-    """The trial under way is bad enough to be stopped; it counts as finished, without a value of
-    its own."""
+    """The current trial is stopped early; it counts as finished, without a value."""
 
     run_status = "KILLED"  # of its MLflow runs

@@ -1,5 +1,4 @@
-"""What a sweep optimises: the typical relative gain over a baseline, as reports define it, or any
-metric of any task."""
+"""The objectives of a sweep: the mean gain over a baseline, as in reports, or any metric."""
 
 from __future__ import annotations
 
@@ -19,18 +18,18 @@ GROUPS = {
     "gain": "mean gain",
     "dense": "dense gain",
     "zero-shot": "zero-shot gain",
-}  # name → for people
+}  # name → label
 
 
 @dataclass(frozen=True)
 class ObjectiveTask:
-    """What an objective knows of a task.
+    """A task of a sweep.
 
     Attributes:
         metrics: name → +1 (higher is better) or -1; the main one first.
-        group: ``dense`` (segmentation, detection, depth, normals), ``zero-shot`` (what needs the
-            text tower) or ``linear``.
-        floor: of the main metric: what the baseline counts as at least (see ``relative_gain``).
+        group: ``dense`` (segmentation, detection, depth, normals), ``zero-shot`` (with text) or
+            ``linear``.
+        floor: of the main metric: the least that the baseline counts as (see ``relative_gain``).
     """
 
     metrics: Mapping[str, int]
@@ -53,9 +52,9 @@ class Objective:
 
     Attributes:
         name: ``gain``, ``dense``, ``zero-shot``, or ``TASK/METRIC``.
-        tasks: those whose gains are averaged (their interquartile mean); for a metric the one task.
+        tasks: the tasks of the mean gain (an interquartile mean), or the task of the metric.
         metrics, signs, floors: of each of ``tasks``: its metric, +1 (higher is better) or -1, and
-            what the baseline counts as at least.
+            the least that the baseline counts as.
     """
 
     name: str
@@ -78,31 +77,29 @@ class Objective:
         """This objective of a trial's ``metrics`` (task → metric → value) against the baseline's.
 
         Raises:
-            ValueError: a metric is missing or not finite: no average may hide that.
+            ValueError: a metric is missing or not finite, which a mean must not hide.
         """
-        found = self._values(metrics, "the trial")
+        values = self._values(metrics, "the trial")
         if self.name not in GROUPS:
-            return found[0]
-        gains = map(
-            relative_gain, found, self._values(baseline, "the baseline"), self.signs, self.floors
-        )
-        return float(interquartile_mean(np.array(list(gains))[:, None])[0])
+            return values[0]
+        bases = self._values(baseline, "the baseline")
+        gains = list(map(relative_gain, values, bases, self.signs, self.floors))
+        return float(interquartile_mean(np.array(gains)[:, None])[0])
 
-    def _values(self, metrics: Metrics, whose: str) -> list[float]:
+    def _values(self, metrics: Metrics, owner: str) -> list[float]:
         values = []
         for task, name in zip(self.tasks, self.metrics, strict=True):
-            values.append(metrics.get(task, {}).get(name, math.nan))
-            if not math.isfinite(values[-1]):
-                raise ValueError(
-                    f"{whose} has no value for {task}/{name}; a mean must not leave it out"
-                )
+            value = metrics.get(task, {}).get(name, math.nan)
+            if not math.isfinite(value):
+                raise ValueError(f"{owner} has no value for {task}/{name}, which the mean needs")
+            values.append(value)
         return values
 
 
 def task_gains(
     metrics: Metrics, baseline: Metrics, tasks: Mapping[str, ObjectiveTask]
 ) -> dict[str, float]:
-    """Task → relative gain of its main metric, for those that both have."""
+    """Task → relative gain of its main metric, where both sides have one."""
     gains = {}
     for name, task in tasks.items():
         value, base = (side.get(name, {}).get(task.main, math.nan) for side in (metrics, baseline))
@@ -114,35 +111,39 @@ def task_gains(
 def make_objectives(
     names: Sequence[str], tasks: Mapping[str, ObjectiveTask]
 ) -> tuple[Objective, ...]:
-    """Objectives by name, over the chosen tasks; by default ``dense``, or ``gain`` where no task is
-    dense.
+    """Objectives by name; by default ``dense``, or ``gain`` without a dense task.
 
     Raises:
         UserError: an unknown objective, task or metric, or a group without a task.
     """
-    made = []
     default = "dense" if any(task.group == "dense" for task in tasks.values()) else "gain"
-    for name in dict.fromkeys(names or (default,)):
-        task, _, metric = name.rpartition("/")
-        if name in GROUPS:
-            parts = [
-                (each, t.main, t.sign, t.floor)
-                for each, t in tasks.items()
-                if name in ("gain", t.group)
-            ]
-            if not parts:
-                raise UserError(
-                    f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that"
-                    " kind"
-                )
-        elif task not in tasks:
-            told = f"choose {', '.join(GROUPS)} or TASK/METRIC with a task among {', '.join(tasks)}"
-            raise UserError(f"--objective {name}: {told}")
-        elif metric not in tasks[task].metrics:
-            raise UserError(f"--objective {name}: {task} has {', '.join(tasks[task].metrics)}")
-        else:
-            parts = [(task, metric, tasks[task].metrics[metric], tasks[task].floor)]
-        chosen, metrics, signs, floors = map(list, zip(*parts, strict=True))
-        direction: Direction = "maximize" if name in GROUPS or signs[0] > 0 else "minimize"
-        made.append(Objective(name, direction, chosen, metrics, signs, floors))
-    return tuple(made)
+    return tuple(_objective(name, tasks) for name in dict.fromkeys(names or (default,)))
+
+
+def _objective(name: str, tasks: Mapping[str, ObjectiveTask]) -> Objective:
+    if name in GROUPS:
+        members = {key: task for key, task in tasks.items() if name in ("gain", task.group)}
+        if not members:
+            raise UserError(
+                f"--objective {name}: none of the selected tasks ({', '.join(tasks)}) is of that"
+                " kind"
+            )
+        return Objective(
+            name,
+            "maximize",
+            list(members),
+            [task.main for task in members.values()],
+            [task.sign for task in members.values()],
+            [task.floor for task in members.values()],
+        )
+    key, _, metric = name.rpartition("/")
+    if key not in tasks:
+        raise UserError(
+            f"--objective {name}: choose {', '.join(GROUPS)} or TASK/METRIC with a task among"
+            f" {', '.join(tasks)}"
+        )
+    task = tasks[key]
+    if metric not in task.metrics:
+        raise UserError(f"--objective {name}: {key} has {', '.join(task.metrics)}")
+    sign = task.metrics[metric]
+    return Objective(name, "maximize" if sign > 0 else "minimize", [key], [metric], [sign])

@@ -1,5 +1,4 @@
-"""Stopping bad trials early: a training reports from its own process, wherever that is, and stops
-itself."""
+"""Stopping bad trials early: a training reports to its study from its own process."""
 
 from __future__ import annotations
 
@@ -12,19 +11,18 @@ from backbones.cliptex.protocols import RunLog
 from sweeps.errors import TrialPruned
 from sweeps.storage import answering, open_storage
 
-# Asynchronous successive halving: the better half goes on after 1, 2, 4 … epochs.
+# Asynchronous successive halving: the better half continues after 1, 2, 4 … epochs.
 HALVING = {"min_resource": 1, "reduction_factor": 2, "bootstrap_count": 0}
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """The trial that a training belongs to, in plain values.
+    """The trial of a training, in plain values.
 
     Attributes:
-        storage: its address in full; it may hold a password, so it travels with a unit's arguments
-            and is never shown.
+        storage: its complete address, which may hold a password and is never shown.
         study: name; trial: Optuna's id of the trial.
-        metric: what is watched, of which more is better: ``val/i2t_R@1`` …
+        metric: of the training, higher is better: ``val/i2t_R@1`` …
     """
 
     storage: str = field(repr=False)
@@ -33,16 +31,17 @@ class Pruning:
     metric: str
 
     def watched(self, run: RunLog, per_epoch: int) -> RunLog:
-        """A log that passes everything to ``run``, and ends the training (``TrialPruned``) when its
-        trial should be stopped: trials are compared after epochs, of ``per_epoch`` steps."""
-        sampler, pruner = (
-            optuna.samplers.RandomSampler(),
-            optuna.pruners.SuccessiveHalvingPruner(**HALVING),
-        )
+        """A log that passes everything to ``run`` and raises ``TrialPruned`` for a bad trial.
+
+        Args:
+            per_epoch: steps an epoch; trials are compared after epochs.
+        """
         with answering(self.storage):
-            storage = open_storage(self.storage, create=False)
             study = optuna.load_study(
-                study_name=self.study, storage=storage, sampler=sampler, pruner=pruner
+                study_name=self.study,
+                storage=open_storage(self.storage, create=False),
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=optuna.pruners.SuccessiveHalvingPruner(**HALVING),
             )
             return _Watched(self, run, per_epoch, optuna.Trial(study, self.trial))
 
@@ -56,17 +55,15 @@ class _Watched:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log_metrics(metrics, step)
-        if (value := metrics.get(self.pruning.metric)) is None:
+        metric = self.pruning.metric
+        if metric not in metrics:
             return
-        epoch = max(1, round(step / self.per_epoch))
+        value, epoch = metrics[metric], max(1, round(step / self.per_epoch))
         with answering(self.pruning.storage):
-            # Optuna's pruner keeps what is best in the study's own direction
-            sign = (
-                1.0 if self.trial.study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
-            )
-            self.trial.report(sign * value, epoch)
+            # Optuna's pruner prefers values in the study's own direction
+            higher = self.trial.study.direction == optuna.study.StudyDirection.MAXIMIZE
+            self.trial.report(value if higher else -value, epoch)
             if self.trial.should_prune():
                 raise TrialPruned(
-                    f"{self.pruning.metric} {value:.4g} after epoch {epoch} is not among the better"
-                    " half"
+                    f"{metric} {value:.4g} after epoch {epoch} is not in the better half"
                 )

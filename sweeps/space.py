@@ -1,10 +1,8 @@
-"""What a sweep tries: one declaration for linear and grid search (cells, enumerated here) and for
-samplers (ranges)."""
+"""The space of a sweep: cells for linear and grid search, ranges for samplers."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, cast
@@ -18,25 +16,24 @@ from common.errors import UserError
 Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
 FIXED: tuple[Search, ...] = ("linear", "grid")
 SAMPLED: tuple[Search, ...] = ("tpe", "random", "cmaes")
-LAMBDAS = ("clip", *PAPER)  # always params; those of other tasks where they are named
-MOST_CELLS = 100_000
+LAMBDAS = ("clip", *PAPER)  # always params; those of other tasks only if they are named
 Value = float | int | bool | str
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a user says of a search.
+class SearchRequest:
+    """A user's options for a search.
 
     Attributes:
         search: ``linear`` (one setting at a time, the others at their base), ``grid`` (every
             combination), or a sampler.
-        lambdas: which λs are varied; the others stay at their base.
-        values: what fixed searches try for each λ.
-        between: range in which samplers draw each λ, log scale.
+        lambdas: λs that are varied; the others stay at their base.
+        values: of each λ in fixed searches.
+        between: range of each λ for samplers, log scale.
         vary: further recipe settings: ``{"lr": "1e-4,1e-3"}`` values (``|`` between lists, such as
             experts), or for samplers a range ``{"lr": "1e-5:1e-3"}``.
-        trials: how many a sampler gets; seed: of the samplers, and of training and probing.
+        trials: of a sampler; seed: of the samplers, and of training and probing.
     """
 
     search: str = "linear"
@@ -50,16 +47,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Setting:
-    """A recipe setting that a sweep varies, or keeps at ``base`` when it has neither ``values`` nor
-    a range.
+    """A recipe setting, varied over ``values`` or a range, or fixed at ``base`` without either.
+
+    A value is a number, or a choice: a boolean, a word, a list as comma-separated text.
 
     Attributes:
         name: field of the recipe (``lambda_seg``, ``lr``, ``experts`` …).
-        base: its value while another one is varied (linear search), and in the base cell.
-        values: what fixed searches try; what samplers choose from.
-        low, high: range of samplers; drawn on a log scale where ``low`` is above 0.
-
-    A value is a number, or a choice: a boolean, a word, a list as comma-separated text.
+        base: its value in the base cell, and while another setting is varied (linear search).
+        values: of fixed searches; choices of samplers.
+        low, high: range of samplers; on a log scale where ``low`` is above 0.
     """
 
     name: str
@@ -73,8 +69,7 @@ class Setting:
         return bool(self.values) or self.low is not None
 
     def distribution(self, sampled: bool) -> Distribution:
-        """Optuna's distribution that holds every value; samplers choose from ``values``, the base
-        is not one of them."""
+        """Optuna's distribution that contains every value; samplers do not choose the base."""
         if sampled and self.values:
             return CategoricalDistribution(self.values)
         ends: Any = (*self.values, self.base) if self.low is None else (self.low, self.high)
@@ -85,8 +80,12 @@ class Setting:
 
 
 class Cell(NamedTuple):
-    """One thing to try. ``key`` is its identity in the study; ``params`` is None where a sampler
-    chooses them."""
+    """A combination to train.
+
+    Attributes:
+        key: its identity in the study.
+        params: None where a sampler chooses them.
+    """
 
     key: str
     params: Mapping[str, Value] | None
@@ -97,8 +96,8 @@ class Space:
     """The declaration of a sweep.
 
     Attributes:
-        search, trials, seed: see ``Wanted``.
-        settings: what is varied, and λs that are fixed; all become the trial's params.
+        search, trials, seed: see ``SearchRequest``.
+        settings: varied settings and fixed λs; all are params of the trials.
     """
 
     search: Search
@@ -112,45 +111,32 @@ class Space:
         return {setting.name: setting.base for setting in self.settings}
 
     def cells(self) -> list[Cell]:
-        """What must be finished: the base cell first, no cell twice."""
+        """All cells without duplicates, the base cell first."""
         if self.search in SAMPLED:
             return [Cell(f"trial {number + 1}", None) for number in range(self.trials)]
+        base = self.base
         if self.search == "linear":
-            found = [
-                self.base,
-                *({**self.base, s.name: value} for s in self.settings for value in s.values),
-            ]
+            every = [base, *({**base, s.name: value} for s in self.settings for value in s.values)]
         else:
-            combinations = itertools.product(
-                *(setting.values or (setting.base,) for setting in self.settings)
-            )
-            found = [dict(zip(self.base, values, strict=True)) for values in combinations]
-            found.sort(
-                key=lambda params: params != self.base
-            )  # stable: base first, where it is one of them
-        return [Cell(*each) for each in {cell_name(params): params for params in found}.items()]
+            values = [setting.values or (setting.base,) for setting in self.settings]
+            every = [dict(zip(base, each, strict=True)) for each in itertools.product(*values)]
+            every.sort(key=lambda params: params != base)
+        return [Cell(*item) for item in {cell_name(params): params for params in every}.items()]
 
     def distributions(self) -> dict[str, Distribution]:
         """Param name → Optuna distribution."""
-        return {
-            setting.name: setting.distribution(self.search in SAMPLED) for setting in self.settings
-        }
+        sampled = self.search in SAMPLED
+        return {setting.name: setting.distribution(sampled) for setting in self.settings}
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
-        """The trial's params: those of its cell, or what its sampler draws."""
-        params: dict[str, Any] = {}
-        for name, found in self.distributions().items():
-            if isinstance(found, CategoricalDistribution):
-                params[name] = trial.suggest_categorical(name, found.choices)
-            else:
-                suggest = (
-                    trial.suggest_int if isinstance(found, IntDistribution) else trial.suggest_float
-                )
-                params[name] = suggest(name, found.low, found.high, log=found.log)  # type: ignore[arg-type]
-        return params
+        """The trial's params: those of its cell, or a sampler's."""
+        return {
+            name: trial._suggest(name, distribution)
+            for name, distribution in self.distributions().items()
+        }
 
     def identity(self) -> dict[str, Any]:
-        """What must not change under a study (the number of trials may grow)."""
+        """All that must not change in a study (the number of trials may grow)."""
         settings = [asdict(setting) for setting in self.settings]
         return {
             "search": self.search,
@@ -161,9 +147,9 @@ class Space:
     @staticmethod
     def from_identity(identity: Mapping[str, Any], trials: int) -> Space:
         """The inverse of ``identity``."""
-        found = identity["settings"].items()
         settings = tuple(
-            Setting(name, **{**each, "values": tuple(each["values"])}) for name, each in found
+            Setting(name, **{**fields, "values": tuple(fields["values"])})
+            for name, fields in identity["settings"].items()
         )
         return Space(identity["search"], settings, trials, identity["seed"])
 
@@ -174,17 +160,14 @@ def cell_name(params: Mapping[str, Value]) -> str:
 
 
 def short(params: Mapping[str, Value], base: Mapping[str, Value] | None = None) -> str:
-    """Params for people: ``λseg 0.1``; with ``base`` only those that differ from it, ``base`` when
-    none does."""
-    shown = {
-        k: v
-        for k, v in params.items()
-        if base is None or k not in base or _text(v) != _text(base[k])
-    }
-    return (
-        " ".join(f"{name.replace('lambda_', 'λ')} {_text(value)}" for name, value in shown.items())
-        or "base"
-    )
+    """Params for people: ``λseg 0.1``; with ``base`` only differences to it, ``base`` for none."""
+    base = base or {}
+    shown = [
+        f"{name.replace('lambda_', 'λ')} {_text(value)}"
+        for name, value in params.items()
+        if name not in base or _text(value) != _text(base[name])
+    ]
+    return " ".join(shown) or "base"
 
 
 def _text(value: Value) -> str:
@@ -192,72 +175,58 @@ def _text(value: Value) -> str:
 
 
 def make_space(
-    wanted: Wanted,
+    request: SearchRequest,
     bases: Mapping[str, Value] | None = None,
     read: Callable[[str, str], Any] = lambda _, text: float(text),
 ) -> Space:
-    """A space from what a user says.
+    """A space from a user's options.
 
     Args:
-        bases: what settings are while they are not varied; λs default to 1, every other one in
-            ``vary`` must be here.
-        read: (name, text) → value of that recipe setting; raises for what does not fit.
+        bases: setting → its value while it is not varied; λs default to 1, every other setting in
+            ``vary`` must be included.
+        read: (name, text) → value of that recipe setting; raises for an invalid one.
 
     Raises:
-        UserError: unknown search or λ, a value that is no weight, nothing to vary, more than
-            ``MOST_CELLS``.
+        UserError: an unknown search or λ, an invalid value or range, or nothing to vary.
     """
-    if wanted.search not in (*FIXED, *SAMPLED):
-        raise UserError(f"--search {wanted.search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
-    fixed, bases, values, between = (
-        wanted.search in FIXED,
-        bases or {},
-        wanted.values,
-        wanted.between,
-    )
-    for name in wanted.lambdas:
-        if name not in (known := ("clip", *task_names())):
-            raise UserError(f"--lambdas {name}: choose among {', '.join(known)}")
-    if fixed and (not values or any(not math.isfinite(v) or v < 0 for v in values)):
-        raise UserError("--values must be finite numbers, 0 or more, such as 0.1,1,10")
-    if not fixed and not (len(between) == 2 and 0 < between[0] < between[1] < math.inf):
-        raise UserError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
-    if not fixed and wanted.trials < 1:
-        raise UserError("--trials must be at least 1")
-    tried: dict[str, Any] = {"values": tuple(dict.fromkeys(map(float, values)))}
-    if not fixed:
-        tried = dict(zip(("low", "high"), map(float, between), strict=True))
+    search, bases = request.search, bases or {}
+    if search not in (*FIXED, *SAMPLED):
+        raise UserError(f"--search {search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
+    fixed = search in FIXED
+    names = ("clip", *task_names())
+    for name in request.lambdas:
+        if name not in names:
+            raise UserError(f"--lambdas {name}: choose among {', '.join(names)}")
+    varied: dict[str, Any]
+    if fixed:
+        varied = {"values": tuple(dict.fromkeys(map(float, request.values)))}
+        if not varied["values"] or min(varied["values"]) < 0:
+            raise UserError("--values must be numbers, 0 or more, such as 0.1,1,10")
+    else:
+        varied = dict(zip(("low", "high"), map(float, request.between), strict=True))
+        if not 0 < varied["low"] < varied["high"]:
+            raise UserError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
+        if request.trials < 1:
+            raise UserError("--trials must be at least 1")
+    explicit = {name.removeprefix("lambda_") for name in bases if name.startswith("lambda_")}
     settings = []
-    given = {
-        *wanted.lambdas,
-        *(name.removeprefix("lambda_") for name in bases if name.startswith("lambda_")),
-    }
-    for name in (*LAMBDAS, *sorted(given - set(LAMBDAS))):
+    for name in (*LAMBDAS, *sorted({*request.lambdas, *explicit} - set(LAMBDAS))):
         base = float(bases.get(f"lambda_{name}", 1.0))
         settings.append(
-            Setting(f"lambda_{name}", base, **(tried if name in wanted.lambdas else {}))
+            Setting(f"lambda_{name}", base, **(varied if name in request.lambdas else {}))
         )
-    for name, text in wanted.vary.items():
+    for name, text in request.vary.items():
         if name.startswith("lambda_"):
             raise UserError(f"--vary {name}: λs are varied by --lambdas with --values or --range")
         if name in ("name", "seed"):
-            told = "that is no setting to choose; --study names a sweep, --seeds measures the noise"
-            raise UserError(f"--vary {name}: {told}")
+            raise UserError(
+                f"--vary {name}: not a setting; use --study for a sweep's name, --seeds for noise"
+            )
         settings.append(_setting(name, text, bases[name], fixed, read))
     if not any(setting.varied for setting in settings):
         raise UserError("nothing to vary; name λs with --lambdas or settings with --vary")
-    counts = [len(setting.values) for setting in settings]
-    count = (
-        1 + sum(counts) if wanted.search == "linear" else math.prod(each or 1 for each in counts)
-    )
-    if (count := count if fixed else wanted.trials) > MOST_CELLS:
-        raise UserError(
-            f"{count:,} cells, each a training, are more than {MOST_CELLS:,}; vary less, or give"
-            " fewer values"
-        )
-    return Space(
-        cast(Search, wanted.search), tuple(settings), 0 if fixed else wanted.trials, wanted.seed
-    )
+    trials = 0 if fixed else request.trials
+    return Space(cast(Search, search), tuple(settings), trials, request.seed)
 
 
 def _setting(
@@ -275,9 +244,8 @@ def _setting(
             )
         return Setting(name, base, low=low, high=high)
     parts = text.split("|") if "|" in text or isinstance(base, tuple | list) else text.split(",")
-    values = tuple(
-        dict.fromkeys(as_value(read(name, part.strip())) for part in parts if part.strip())
-    )
+    read_values = [as_value(read(name, part.strip())) for part in parts if part.strip()]
+    values = tuple(dict.fromkeys(read_values))
     if len(values) < (1 if fixed else 2):
         raise UserError(f"--vary {name}={text}: give at least two values, or a range LOW:HIGH")
     return Setting(name, as_value(base), values)

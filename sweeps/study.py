@@ -1,11 +1,12 @@
-"""A sweep is an ordinary Optuna study that knows what it was started with, refuses to go on with
-anything else, and is driven by one process at a time."""
+"""A sweep is an Optuna study with a stored identity that one process drives at a time.
+
+The identity holds everything that the study was started with; options that differ are refused.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,22 +21,21 @@ from optuna.trial import FrozenTrial, TrialState
 from common.errors import UserError
 from common.locks import lock_path, locked
 from common.secrets import hide_secrets
-from reports.mlflow.heartbeat import SILENT, gone, this_process
+from reports.mlflow import heartbeat
 from sweeps.errors import NoSweep
 from sweeps.objective import Metrics, Objective, ObjectiveTask, make_objectives
-from sweeps.space import Space, cell_name
+from sweeps.space import Space
 from sweeps.storage import open_storage, storage_url
 
-VERSION = 3  # of what a study stores
-BEAT = 20.0  # seconds between the driver's signs of life
+BEAT = 60.0  # seconds between the driver's signs of life
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is started with.
+    """The declaration of a sweep at its start.
 
     Attributes:
-        inputs: what a trial's value depends on beside the space, as JSON: suite, tasks and their
+        inputs: everything else that a trial's value depends on, as JSON: suite, tasks and their
             settings, fixed recipe settings, pairs, labels, initial weights.
         prune: metric of the training to prune on by successive halving, '' for none.
     """
@@ -47,16 +47,14 @@ class Plan:
     prune: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """All that must be the same when a study goes on, as JSON would give it back."""
-        space, names = self.space.identity(), [objective.name for objective in self.objectives]
-        whole = {
-            "version": VERSION,
-            "space": space,
-            "objectives": names,
+        """All that must be the same when a study is continued, as JSON returns it."""
+        identity = {
+            "space": self.space.identity(),
+            "objectives": [objective.name for objective in self.objectives],
             "prune": self.prune,
             **self.inputs,
         }
-        return json.loads(json.dumps(whole, default=list))
+        return json.loads(json.dumps(identity, default=list))
 
 
 @dataclass
@@ -77,111 +75,93 @@ class Sweep:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What is stored with the study: ``identity``, ``baseline``, ``mlflow`` …"""
+        """Values stored with the study: ``identity``, ``baseline``, ``mlflow`` …"""
         return self.study.user_attrs
 
     @property
     def baseline(self) -> Metrics:
-        """clip-ft's, empty until it is measured."""
+        """Metrics of clip-ft, empty until they are measured."""
         return self.metadata.get("baseline", {})
 
-    def too_much_lost(self, metrics: Metrics) -> float:
-        """By how many percent zero-shot lost more than it may; 0 or less for a trial that may be
-        chosen.
+    def zero_shot_excess(self, metrics: Metrics) -> float:
+        """By how many percent zero-shot lost more than allowed; 0 or less for an allowed trial.
 
         Raises:
             ValueError: a metric is missing.
         """
         if self.constraint is None:
             return 0.0
-        return (
-            -self.constraint.value(metrics, self.baseline)
-            - self.metadata["identity"]["zero_shot_loss"]
-        )
+        loss = -self.constraint.value(metrics, self.baseline)
+        return loss - self.metadata["identity"]["zero_shot_loss"]
 
-    def note(self, key: str, value: Any) -> None:
-        """Store something with the study (anything JSON holds)."""
+    def store(self, key: str, value: Any) -> None:
+        """Store a value with the study (anything that JSON holds)."""
         self.study.set_user_attr(key, value)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """All trials, or those in these states, fresh from the storage."""
+        """All trials, or those in these states, from the storage."""
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def attempts(self) -> dict[str, list[FrozenTrial]]:
         """Cell → its trials."""
-        found: dict[str, list[FrozenTrial]] = {}
+        attempts: dict[str, list[FrozenTrial]] = {}
         for trial in self.trials():
-            found.setdefault(cell_of(trial), []).append(trial)
-        return found
+            attempts.setdefault(cell_of(trial), []).append(trial)
+        return attempts
 
     def queue(self, only: str = "") -> None:
-        """Queue every cell (or this one) that is not finished, queued or under way: those that
-        broke are tried again."""
+        """Queue every cell (or this one) that is not finished, queued or running."""
         attempts = self.attempts()
         for cell in self.space.cells():
-            before = attempts.get(cell.key, [])
-            if only in ("", cell.key) and all(trial.state == TrialState.FAIL for trial in before):
-                once = cell.params is not None and not before
-                self.study.enqueue_trial(
-                    dict(cell.params or {}), {"cell": cell.key}, skip_if_exists=once
-                )
+            previous = attempts.get(cell.key, [])
+            if only in ("", cell.key) and all(trial.state == TrialState.FAIL for trial in previous):
+                self.study.enqueue_trial(dict(cell.params or {}), {"cell": cell.key})
 
-    def told(self, values: Sequence[float]) -> str:
+    def describe(self, values: Sequence[float]) -> str:
         """A trial's values for people."""
-        return ", ".join(
-            f"{o.label} {value:+.3g}" for o, value in zip(self.objectives, values, strict=True)
-        )
+        pairs = zip(self.objectives, values, strict=True)
+        return ", ".join(f"{objective.label} {value:+.3g}" for objective, value in pairs)
 
     @property
     def driver(self) -> str:
-        """The process that drives it, as far as this machine can say; '' for none."""
-        sign = self.metadata.get("driver") or {"time": 0.0, "process": ""}
-        return (
-            sign["process"]
-            if time.time() - sign["time"] <= SILENT and not gone(sign["process"])
-            else ""
-        )
+        """The machine of the process that drives it, '' for none."""
+        tags = self.metadata.get("driver")
+        if not tags or not heartbeat.alive(tags):
+            return ""
+        return tags[heartbeat.MACHINE_TAG].partition("/")[0]
 
 
 def cell_of(trial: FrozenTrial) -> str:
     """The cell that a trial is an attempt at."""
-    params = trial.params or trial.system_attrs.get("fixed_params")
-    return str(trial.user_attrs.get("cell") or (cell_name(params) if params else ""))
+    return str(trial.user_attrs.get("cell", ""))
 
 
 @contextmanager
 def sole_driver(sweep: Sweep) -> Iterator[None]:
-    """While the block runs, this process drives the study and no other one does: a lock here, and a
-    sign of life in the study for other machines.
+    """Let only this process drive the study while the block runs.
+
+    A lock excludes others on this machine, a sign of life in the study those on other machines.
 
     Raises:
         UserError: another process drives it.
     """
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            with suppress(Exception):  # the driver's own calls report a lost storage
+                sweep.store("driver", heartbeat.tags())
+
     with ExitStack() as stack:
         try:
-            stack.enter_context(
-                locked(lock_path("sweep", [hide_secrets(sweep.url), sweep.name]), wait=False)
-            )
+            path = lock_path("sweep", [hide_secrets(sweep.url), sweep.name])
+            stack.enter_context(locked(path, wait=False))
         except Timeout:
             raise _driven(sweep) from None
         must_be_free(sweep)
-        over = threading.Event()
-
-        def sign() -> None:
-            sweep.note("driver", {"process": this_process(), "time": time.time()})
-
-        def beat() -> None:
-            while not over.wait(BEAT):
-                with suppress(
-                    Exception
-                ):  # a storage that is away: the driver's own calls will say it when it lasts
-                    must_drive(sweep)
-                    sign()
-
-        sign()
-        thread = threading.Thread(
-            target=beat, name="driver", daemon=True
-        )  # a task of one process may block the loop
+        sweep.store("driver", heartbeat.tags())
+        # a thread, since a task may block the event loop
+        thread = threading.Thread(target=beat, name="driver", daemon=True)
         thread.start()
         try:
             yield
@@ -189,71 +169,61 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
             over.set()
             thread.join()
             with suppress(Exception):
-                must_drive(sweep)
-                sweep.note("driver", None)
+                sweep.store("driver", None)
 
 
 def must_be_free(sweep: Sweep) -> None:
-    """Raises ``UserError`` when another process drives the study."""
+    """Raise ``UserError`` if another process drives the study."""
     if sweep.driver:
         raise _driven(sweep)
 
 
 def _driven(sweep: Sweep) -> UserError:
-    where = f" on {sweep.driver.partition('/')[0]}" if sweep.driver else ""
+    machine = f" on {sweep.driver}" if sweep.driver else ""
     return UserError(
-        f"study {sweep.name!r} is driven by another process{where}; wait for it, or stop it: it is"
-        f" taken for gone when it was silent for {SILENT:.0f} s"
+        f"study {sweep.name!r} is driven by another process{machine}; wait for it or stop it (it"
+        f" counts as dead after {heartbeat.LIMIT:.0f} s of silence)"
     )
-
-
-def must_drive(sweep: Sweep) -> None:
-    """Raises ``UserError`` when this process does not drive the study (any more): it was silent for
-    too long."""
-    if (sweep.metadata.get("driver") or {}).get("process") != this_process():
-        raise UserError(
-            f"another process has taken study {sweep.name!r} over, as this one gave no sign of life"
-        )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """``a.b: 1 → 2`` for every leaf that differs between two JSON values."""
-
-    leaves: list[Any] = [pd.json_normalize(dict(each)).to_dict("records")[0] for each in (old, new)]
-    was, now = (
-        {key: json.dumps(leaf, ensure_ascii=False) for key, leaf in each.items()} for each in leaves
-    )
-    pairs = {
-        key: (was.get(key, "(absent)"), now.get(key, "(absent)")) for key in sorted({**was, **now})
-    }
-    return [
-        f"{key}: {one:.80} → {other:.80}" for key, (one, other) in pairs.items() if one != other
-    ]
+    old_leaves, new_leaves = _leaves(old), _leaves(new)
+    lines = []
+    for key in sorted({**old_leaves, **new_leaves}):
+        was, now = old_leaves.get(key, "(absent)"), new_leaves.get(key, "(absent)")
+        if was != now:
+            lines.append(f"{key}: {was:.80} → {now:.80}")
+    return lines
 
 
-def must_agree(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises ``UserError`` naming what differs; of ``stored`` only the top-level keys that
-    ``wanted`` has are looked at."""
-    if found := differences({key: value for key, value in stored.items() if key in wanted}, wanted):
-        more = [f"and {len(found) - 6} more"] if len(found) > 6 else []
+def _leaves(value: Mapping[str, Any]) -> dict[str, str]:
+    flat = pd.json_normalize(dict(value)).to_dict("records")[0]
+    return {str(key): json.dumps(leaf, ensure_ascii=False) for key, leaf in flat.items()}
+
+
+def must_agree(name: str, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` with the differences in the top-level keys of ``identity``."""
+    common = {key: value for key, value in stored.items() if key in identity}
+    if lines := differences(common, identity):
+        more = [f"and {len(lines) - 6} more"] if len(lines) > 6 else []
         raise UserError(
-            f"study {name!r} was started with something else: {'; '.join(found[:6] + more)}. "
+            f"study {name!r} was started with something else: {'; '.join(lines[:6] + more)}. "
             "Give the same options, or start another with --study NAME"
         )
 
 
 def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
-    """The study ``name``, made when it is not there; a sampler's number of trials may grow.
+    """The study ``name``, created if missing; a sampler's number of trials may grow.
 
     Raises:
-        UserError: it was started with another space, suite or data (says what differs), or the
-            storage cannot be used.
+        UserError: it was started with another space, suite or data (the message has the
+            differences), or the storage cannot be used.
     """
     url = storage_url(storage)
     opened = open_storage(url, create=True)
-    with locked(
-        lock_path("study", [hide_secrets(url), name])
-    ):  # of two that start it at once, one finds it made
+    # of two processes that start it at once, the second finds it complete
+    with locked(lock_path("study", [hide_secrets(url), name])):
         directions = [objective.direction for objective in plan.objectives]
         study = optuna.create_study(
             storage=opened, study_name=name, directions=directions, load_if_exists=True
@@ -261,80 +231,70 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
         stored, identity = study.user_attrs, plan.identity()
         if "identity" in stored:
             must_agree(name, stored["identity"], identity)
-        elif study.get_trials(deepcopy=False):
-            raise UserError(
-                f"study {name!r} was not made by `sweep launch`; choose another --study NAME"
-            )
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([objective.label for objective in plan.objectives])
             study.set_user_attr("tasks", {name: asdict(task) for name, task in plan.tasks.items()})
         study.set_user_attr("trials", max(plan.space.trials, int(stored.get("trials", 0))))
-        study.set_user_attr("identity", identity)  # last: a study that has it is whole
+        study.set_user_attr("identity", identity)  # last: it marks a complete study
         return _sweep(url, study)
 
 
 def load_sweep(name: str | None, storage: str | None) -> Sweep:
-    """An existing study; without a name the only one there is.
+    """An existing study; without a name the only one in the storage.
 
     Raises:
-        UserError: no such study (names those there are), or one that `sweep launch` did not make.
+        UserError: no such study, or one that `sweep launch` did not create.
     """
     url = storage_url(storage)
     opened, shown = open_storage(url, create=False), hide_secrets(url)
-    known = sorted(found.study_name for found in opened.get_all_studies())
+    names = sorted(study.study_name for study in opened.get_all_studies())
     if name is None:
-        if len(known) != 1:
-            hint = "say which with --study" if known else "start one"
-            raise UserError(f"{shown} holds {', '.join(known) or 'no study'}; {hint}")
-        name = known[0]
-    elif name not in known:
-        raise NoSweep(f"no study {name!r} at {shown}; there: {', '.join(known) or 'none'}")
+        if len(names) != 1:
+            hint = "select one with --study" if names else "start one with `sweep launch`"
+            raise UserError(f"{shown} holds {', '.join(names) or 'no study'}; {hint}")
+        name = names[0]
+    elif name not in names:
+        raise NoSweep(f"no study {name!r} at {shown}; there: {', '.join(names) or 'none'}")
     study = optuna.load_study(storage=opened, study_name=name)
     if "identity" not in study.user_attrs:
-        raise UserError(
-            f"study {name!r} was not made by `sweep launch`, so it does not say what to run"
-        )
+        raise UserError(f"study {name!r} was not created by `sweep launch`; choose another --study")
     return _sweep(url, study)
 
 
 def _sweep(url: str, study: optuna.Study) -> Sweep:
-    stored, name = study.user_attrs, study.study_name
+    stored = study.user_attrs
     identity = stored["identity"]
-    if (version := identity["version"]) != VERSION:
-        raise UserError(
-            f"study {name!r} is of format {version}, this is {VERSION}; use the version that"
-            " made it"
-        )
     space = Space.from_identity(identity["space"], int(stored["trials"]))
-    tasks = {name: ObjectiveTask(**told) for name, told in stored["tasks"].items()}
+    tasks = {name: ObjectiveTask(**fields) for name, fields in stored["tasks"].items()}
     objectives = make_objectives(identity["objectives"], tasks)
-    constraint = None  # where zero-shot is no objective it must not be lost
+    constraint = None
     if "zero_shot_loss" in identity and any(task.group == "zero-shot" for task in tasks.values()):
         (zero_shot,) = make_objectives(["zero-shot"], tasks)
-        aimed = {task for objective in objectives for task in objective.tasks}
-        constraint = None if aimed & set(zero_shot.tasks) else zero_shot
+        optimised = {task for objective in objectives for task in objective.tasks}
+        constraint = None if optimised & set(zero_shot.tasks) else zero_shot
     return Sweep(url, study, space, objectives, tasks, identity["prune"], constraint)
 
 
 def sampler_for(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler for trial ``number``: seeded by it, so that a driver that goes on does not draw
-    what was drawn before."""
+    """The sampler for trial ``number``, which seeds it: a later driver draws other values."""
     space = sweep.space
     seed = (space.seed * 1_000_003 + number) % 2**32
-    if (
-        space.search == "tpe"
-    ):  # constant_liar: trials under way count, or all would look at the same place
-        lost = lambda trial: (sweep.too_much_lost(trial.user_attrs.get("metrics", sweep.baseline)),)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(
-                seed=seed,
-                multivariate=False,
-                constant_liar=True,
-                constraints_func=lost if sweep.constraint else None,
-            )
     if space.search == "cmaes":
         return optuna.samplers.CmaEsSampler(seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)
+    if space.search != "tpe":
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    def excess(trial: FrozenTrial) -> tuple[float]:
+        return (sweep.zero_shot_excess(trial.user_attrs.get("metrics", sweep.baseline)),)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # constant_liar counts running trials: without it all would sample the same region
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            multivariate=False,
+            constant_liar=True,
+            constraints_func=excess if sweep.constraint else None,
+        )

@@ -85,7 +85,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _report(result: RunResult) -> tuple[str, Report | None]:
     """Report on this run's backbones and tasks and log the page; its path as a line, the report."""
-    from reports.attach import say_report
+    from reports.attach import report_line
     from reports.report import Request
 
     cells = [cell for cell in result.cells if cell.status != "not applicable"]
@@ -94,7 +94,7 @@ def _report(result: RunResult) -> tuple[str, Report | None]:
         backbones=list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics)),
         tasks=list(dict.fromkeys(cell.task for cell in cells)),
         tracking_uri=result.tracker.uri,
-        like=list(result.run_ids.values()),  # only runs with the same settings
+        same_as=list(result.run_ids.values()),  # only runs with the same settings
     )
     first_seeds = {name: run for (name, _), run in reversed(list(result.run_ids.items()))}
-    return say_report(request, list(first_seeds.values()))
+    return report_line(request, list(first_seeds.values()))

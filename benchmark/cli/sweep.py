@@ -145,7 +145,7 @@ def _launch(options: argparse.Namespace) -> int:
     from benchmark.sweep import launch as launching
     from benchmark.sweep import table
     from common.secrets import hide_secrets
-    from reports.attach import say_report
+    from reports.attach import report_line
     from reports.mlflow.client import using
     from reports.report import Request
     from sweeps.storage import storage_url
@@ -173,7 +173,7 @@ def _launch(options: argparse.Namespace) -> int:
             table.print_line(f"train the best λs: {command}")
         experiments = [tracker.experiment]
         request = Request(experiments=experiments, study=sweep.name, tracking_uri=tracker.uri)
-        table.print_line(say_report(request, [sweep.metadata["mlflow"]["run"]])[0])
+        table.print_line(report_line(request, [sweep.metadata["mlflow"]["run"]])[0])
     flag = f" --tracking-uri {hide_secrets(uri)}" if options.tracking_uri else ""
     table.print_line(f"MLflow: experiment {tracker.experiment}, python -m benchmark ui{flag}")
     storage = hide_secrets(storage_url(options.storage))

@@ -32,14 +32,14 @@ from reports.mlflow.run import Tracker
 from sweeps.driver import Evaluation
 from sweeps.objective import ObjectiveTask
 from sweeps.pruning import Pruning
-from sweeps.space import Value, Wanted
+from sweeps.space import SearchRequest, Value
 
 CLIPTEX = RECIPES["cliptex"]
 DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
 
 
 @settings_dataclass
-class SweepOptions(DataOptions, Wanted):
+class SweepOptions(DataOptions, SearchRequest):
     """Options of ``sweep launch``; its ``--help`` describes them."""
 
     suite: str = "sweep"

@@ -4,7 +4,6 @@ seeds, sum up."""
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -27,7 +26,7 @@ from reports.mlflow.run import Run, Tracker
 from sweeps.driver import Evaluation, drive
 from sweeps.errors import NoSweep
 from sweeps.objective import make_objectives
-from sweeps.plots import write_plots
+from sweeps.plots import plots
 from sweeps.pruning import Pruning
 from sweeps.space import Value, cell_name, make_space, short
 from sweeps.storage import storage_url
@@ -110,7 +109,7 @@ async def _launch(
         f"{objective.name}:{objective.sign:+d}" for objective in sweep.objectives
     )
     with sole_driver(sweep):
-        earlier = tracker.known(sweep.metadata.get("mlflow", {}).get("run"))
+        earlier = tracker.find_run(sweep.metadata.get("mlflow", {}).get("run"))
         resume = earlier.info.run_id if earlier else None
         with tracker.run(f"sweep {sweep.name}", tags=tags, params=params, resume=resume) as parent:
             where = {
@@ -118,7 +117,7 @@ async def _launch(
                 "experiment": tracker.experiment,
                 "run": parent.id,
             }
-            sweep.note("mlflow", where)
+            sweep.store("mlflow", where)
             under_way = _Sweeping(sweep, bench, tracker, parent)
             await under_way.baseline()
             await drive(
@@ -127,7 +126,7 @@ async def _launch(
                 tracker,
                 parent,
                 width=executor.slots,
-                say=lambda line: print_line(f"  {line}"),
+                on_line=lambda line: print_line(f"  {line}"),
             )
             await under_way.confirm(range(options.seed + 1, options.seed + 1 + options.confirm))
             _finish(sweep, parent, options.recipe_file)
@@ -165,7 +164,7 @@ class _Sweeping:
                     " --task"
                 )
                 raise UserError(message) from None
-        self.sweep.note("baseline", result.metrics)
+        self.sweep.store("baseline", result.metrics)
 
     async def confirm(self, seeds: Sequence[int]) -> None:
         """The winner and the base cell again, on the same fresh seeds: what won among many won by
@@ -193,7 +192,7 @@ class _Sweeping:
         name = f"again · {short(params, self.sweep.space.base)} · seed {seed}"
         result, run = await self._measure(name, recipe, {"again": cell, "seed": str(seed)}, params)
         record = {"params": dict(params), "seed": seed, "metrics": result.metrics, "run": run}
-        self.sweep.note(f"again.{seed}.{cell}", record)
+        self.sweep.store(f"again.{seed}.{cell}", record)
 
     async def _measure(
         self, name: str, recipe: Recipe, tags: Mapping[str, str], params: Mapping[str, Value]
@@ -274,9 +273,7 @@ def _finish(sweep: Sweep, parent: Run, out: Path) -> None:
     best = best_trial(sweep)
     if best is None:
         return parent.fail("no trial was finished")
-    with tempfile.TemporaryDirectory() as folder:
-        for file in write_plots(sweep, Path(folder)):
-            parent.log_file(file)
+    parent.log_json(plots(sweep), "plots.json")
     recipe = best_recipe(sweep, best)
     write_json(out, recipe)
     parent.log_json(recipe, "best_recipe.json")
@@ -290,6 +287,6 @@ def _finish(sweep: Sweep, parent: Run, out: Path) -> None:
     about = f"Sweep `{sweep.name}`: {sweep.space.search} search, {len(sweep.space.cells())} cells."
     parent.describe(f"{about}\n\n```\n{summary_text(sweep)}\n```")
     state = progress(sweep)
-    if state.given_up or state.left:
+    if state.given_up or state.pending:
         given_up = "; ".join(f"{cell}: {reason}" for cell, reason in state.given_up.items())
-        parent.fail(given_up or f"{state.left} cells are left")
+        parent.fail(given_up or f"{state.pending} cells are left")

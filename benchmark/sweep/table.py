@@ -16,7 +16,7 @@ from sweeps.study import Sweep
 from sweeps.summary import (
     best_recipe,
     best_trial,
-    may_be_chosen,
+    is_allowed,
     pareto_front,
     progress,
     run_again,
@@ -35,7 +35,7 @@ def state(sweep: Sweep) -> dict[str, Any]:
         "study": sweep.name,
         **asdict(now),
         "seconds": seconds_left and now.seconds,
-        "left": now.left,
+        "left": now.pending,
         "seconds_left": seconds_left,
     }
 
@@ -69,9 +69,9 @@ def show_state(sweep: Sweep) -> int:
     now = progress(sweep)
     line = f"{sweep.name}: {now.done} of {now.total} cells done"
     line += f" ({now.pruned} pruned)" if now.pruned else ""
-    line += f", {now.running} running, {now.left - now.running} left"
+    line += f", {now.running} running, {now.pending - now.running} left"
     line += f", {now.failures} attempts failed" if now.failures else ""
-    if now.left and not math.isnan(now.seconds):
+    if now.pending and not math.isnan(now.seconds):
         minutes = now.seconds_left / 60
         line += (
             f"; about {minutes:.0f} min left"
@@ -81,7 +81,7 @@ def show_state(sweep: Sweep) -> int:
     print_line(line)
     for cell, reason in now.given_up.items():
         print_line(f"  given up: {cell}: {reason} (`sweep launch` tries it again)")
-    return 1 if now.given_up or now.left else 0
+    return 1 if now.given_up or now.pending else 0
 
 
 def show_trials(sweep: Sweep) -> None:
@@ -116,7 +116,7 @@ def summary_text(sweep: Sweep) -> str:
     )
     warning = (
         ""
-        if may_be_chosen(sweep, best)
+        if is_allowed(sweep, best)
         else "\nevery trial loses more in zero-shot than --zero-shot-loss allows"
     )
     return f"{title}\n{rows.to_string(index=False, na_rep='–', float_format=number)}{warning}"
@@ -126,7 +126,7 @@ def show_best(sweep: Sweep) -> None:
     """The best trial, or the Pareto front. Raises ``UserError`` while there is none."""
     best = _chosen(sweep)
     for trial in pareto_front(sweep) or [best]:
-        print_line(f"trial {trial.number} · {short(trial.params)} · {sweep.told(trial.values)}")
+        print_line(f"trial {trial.number} · {short(trial.params)} · {sweep.describe(trial.values)}")
         run, weights = (trial.user_attrs.get(key, "–") for key in ("mlflow.run", "weights.file"))
         print_line(f"  MLflow run {run}, weights {weights}")
     if len(sweep.objectives) > 1:

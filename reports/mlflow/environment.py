@@ -1,4 +1,4 @@
-"""Who started what, of which code, on what machine: what a result needs to be believed later."""
+"""Who ran which code on which machine: the provenance of a result."""
 
 from __future__ import annotations
 
@@ -7,17 +7,33 @@ import functools
 import getpass
 import os
 import platform
-import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+PACKAGES = (
+    "cliptex-benchmark",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "onedl-mmengine",
+    "onedl-mmcv",
+    "onedl-mmsegmentation",
+    "onedl-mmdetection",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "transformers",
+)
+
 
 def provenance() -> dict[str, str]:
-    """Who started what, of which code: tags of every run."""
-    place, *words = sys.argv or [""]
-    command = f" {words[0]}" if words and Path(place).parent.name == "benchmark" else ""
+    """User, command and commit: tags of every run."""
+    program, *arguments = sys.argv or [""]
+    command = f" {arguments[0]}" if arguments and Path(program).parent.name == "benchmark" else ""
     user = ""
     with contextlib.suppress(Exception):  # a container may have a user without a name
         user = getpass.getuser()
@@ -33,46 +49,31 @@ def provenance() -> dict[str, str]:
 
 @functools.cache
 def git_commit(folder: Path | None = None) -> str:
-    """The commit of the checkout that ``folder`` (default: this package's) is in, ``+dirty`` when
-    it has changes, or ''."""
-    git = shutil.which("git")
-    if not git:
-        return ""
-    command = [git, "-C", str(folder or Path(__file__).parent)]
+    """The commit of the checkout around ``folder`` (default: this package's), or ''.
+
+    It ends in ``+dirty`` when tracked files have changes.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder or Path(__file__).parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            [*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-        changes = subprocess.run(
-            [*command, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
-        )
+        dirty = "+dirty" if git("status", "--porcelain", "-uno") else ""
+        return git("rev-parse", "HEAD") + dirty
     except (OSError, subprocess.SubprocessError):
         return ""
-    if commit.returncode:
-        return ""
-    return commit.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and commit: what a result needs to be believed later."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Versions, machine and commit."""
     packages = {}
-    for name in (
-        *(
-            "cliptex-benchmark",
-            "torch",
-            "torchvision",
-            "open_clip_torch",
-            "timm",
-            "onedl-mmengine",
-            "onedl-mmcv",
-        ),
-        *("onedl-mmsegmentation", "onedl-mmdetection", "mlflow", "numpy", "pandas", "transformers"),
-    ):
+    for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             packages[name] = version(name)
-    torch = sys.modules.get("torch")  # there where something computes
+    torch = sys.modules.get("torch")  # loaded where something computes
     return {
         "cuda": torch.version.cuda if torch else None,
         "python": platform.python_version(),

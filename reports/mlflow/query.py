@@ -1,14 +1,15 @@
-"""Reading back: an MLflow store → plain runs → one tidy table. Bulk requests only; artifacts are
-fetched when asked for."""
+"""Reading an MLflow store: plain runs and one tidy table.
+
+Runs come in bulk requests; artifacts are fetched one by one when they are needed.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlparse
 
@@ -18,27 +19,20 @@ from common.errors import nearest
 from common.files import home
 from reports.errors import TrackingError
 from reports.metrics import Metric, declared
-from reports.mlflow.client import (
-    PREFIX,
-    connect,
-    metric_key,
-    metric_name,
-    scratch,
-    tag_key,
-    tracking_uri,
-)
+from reports.mlflow.client import connect, metric_key, metric_name, tracking_uri
 
 PAGE = 1000  # runs a request
 THREADS = 8  # requests at the same time
-ANY = "*"  # of a filter: whatever the tag's value
-MOST_FILTERS = 64  # requests that a filtered reading may take
-REFERS = ("cached.", "reused.", "train.run")  # tags whose values are ids of other runs
+REFERENCES = ("cached.", "reused.", "train.run")  # tags whose values are ids of other runs
 PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "failure"
-COLUMNS = (
-    *("backbone", "weights", "task", "kind", "protocol", "seed", "metric", "value", "direction"),
-    *("cost_seconds", "run_id", "parent_id", "experiment"),
-)
+STUDY_TAG = "study"  # of every run of a sweep; trials also have ``trial``
+STATUS_WORDS = {
+    "FAILED": "failed",
+    "KILLED": "interrupted",
+    "RUNNING": "still running",
+    "SCHEDULED": "not started",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,6 @@ class StoredRun:
     experiment_id: str
     status: str
     started: int
-    ended: int
     artifacts: str
     tags: Mapping[str, str]
     params: Mapping[str, str]
@@ -74,13 +67,12 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Scored:
-    """One task's numbers of one backbone and one seed: a child run, as the report sees it.
+    """A child run as reports see it: one task's numbers of one backbone and one seed.
 
     Attributes:
-        metrics, declared: name → value, and what the metric is; the main one first.
-        cost: name → value of what was measured (``seconds``, ``train_seconds`` …).
+        metrics, declared: name → value, and the metric's declaration; the main one first.
         status: MLflow's; only ``FINISHED`` has numbers.
-        reason: why it has none.
+        reason: why it has no numbers.
     """
 
     run: StoredRun
@@ -96,12 +88,6 @@ class Scored:
     metrics: Mapping[str, float] = field(default_factory=dict)
     declared: Mapping[str, Metric] = field(default_factory=dict)
 
-    @property
-    def cost(self) -> dict[str, float]:
-        return {
-            k.removeprefix("cost/"): v for k, v in self.run.metrics.items() if k.startswith("cost/")
-        }
-
 
 class Store:
     """An MLflow store to read from.
@@ -114,7 +100,6 @@ class Store:
     """
 
     def __init__(self, uri: str | None = None) -> None:
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar a file
         self.uri = tracking_uri(uri)
         database = urlparse(self.uri).path if self.uri.startswith("sqlite:") else ""
         if database and database != "/:memory:" and not Path(database.removeprefix("/")).exists():
@@ -123,188 +108,144 @@ class Store:
                 " --tracking-uri"
             )
         self.client = connect(self.uri)
-        self._scratch = scratch()
+        self._scratch = tempfile.TemporaryDirectory()
         self._listed: dict[tuple[str, str], set[str]] = {}
 
     def experiments(self) -> dict[str, str]:
         """Name → id of all active experiments."""
-        found, token = {}, None
-        while True:
-            page = self.client.search_experiments(max_results=PAGE, page_token=token)
-            found.update({one.name: one.experiment_id for one in page})
-            token = page.token
-            if not token:
-                return found
+        pages = _pages(self.client.search_experiments, max_results=PAGE)
+        return {experiment.name: experiment.experiment_id for experiment in pages}
 
     def experiment_ids(self, names: Sequence[str]) -> dict[str, str]:
-        """Name → id of the named experiments. Raises ``TrackingError`` for one that does not exist;
-        names the nearest."""
-        known = self.experiments()
-        for name in names:
-            if name not in known:
-                raise TrackingError(
-                    f"no experiment {name!r} in the MLflow store; {nearest(name, known)}"
-                )
-        return {name: known[name] for name in names}
-
-    def runs(self, experiments: Sequence[str], *filters: Mapping[str, str]) -> list[StoredRun]:
-        """Runs of the named experiments, oldest first: all of them, or those that have all the tags
-        of one of ``filters``, and what these refer to (cells that were finished before, the
-        training of their weights). The store filters; pages are read at the same time.
-
-        Args:
-            filters: tag → value, ``ANY`` for whatever it is
-                (``{"backbone": "clip", "task": "voc/linear"}``).
+        """Name → id of the named experiments.
 
         Raises:
-            TrackingError: an experiment does not exist; names the nearest.
+            TrackingError: one does not exist; the message has the nearest name.
+        """
+        ids = self.experiments()
+        for name in names:
+            if name not in ids:
+                raise TrackingError(
+                    f"no experiment {name!r} in the MLflow store; {nearest(name, ids)}"
+                )
+        return {name: ids[name] for name in names}
+
+    def runs(self, experiments: Sequence[str], *filters: str) -> list[StoredRun]:
+        """Runs of the named experiments, oldest first.
+
+        Args:
+            filters: MLflow filters; default: all runs. Runs that match one of them are read, and
+                the runs that those refer to (reused cells, the training of their weights).
+
+        Raises:
+            TrackingError: an experiment does not exist.
         """
         names = {identity: name for name, identity in self.experiment_ids(experiments).items()}
-        if not names:
-            return []
-        found = self._search(names, [_terms(one) for one in filters] or [""])
-        # MLflow knows no "or": what an older version wrote, without our prefix, is asked for where
-        # there is any
-        if filters and len(
-            self.client.search_runs(
-                list(names), "tags.`weights.sha256` != ''", older=True, max_results=1
-            )
-        ):
-            older = [_terms(one).replace(f"tags.`{PREFIX}", "tags.`") for one in filters]
-            found |= self._search(names, older, older=True)
-        referred = {
+        runs: dict[str, StoredRun] = {}
+
+        def read(filter_string: str) -> None:
+            search = self.client.search_runs
+            for run in _pages(search, list(names), filter_string, max_results=PAGE):
+                runs[run.info.run_id] = _stored_run(run, names)
+
+        for filter_string in filters or ("",):
+            read(filter_string)
+        references = {
             value
-            for run in found.values()
+            for run in runs.values()
             for tag, value in run.tags.items()
-            if tag.startswith(REFERS)
+            if tag.startswith(REFERENCES)
         }
-        missing = sorted(referred - found.keys()) if filters else []
-        chunks = [
-            ", ".join(f"'{one}'" for one in missing[start : start + 100])
-            for start in range(0, len(missing), 100)
-        ]
-        found |= self._search(names, [f"attributes.run_id IN ({chunk})" for chunk in chunks])
-        return sorted(found.values(), key=lambda run: (run.started, run.id))
+        missing = sorted(references - runs.keys()) if filters else []
+        for start in range(0, len(missing), 100):
+            ids = ", ".join(f"'{run_id}'" for run_id in missing[start : start + 100])
+            read(f"attributes.run_id IN ({ids})")
+        return sorted(runs.values(), key=lambda run: (run.started, run.id))
 
-    def runs_about(
-        self, experiments: Sequence[str], backbones: Sequence[str] = (), tasks: Sequence[str] = ()
-    ) -> list[StoredRun]:
-        """``runs`` that say something of these backbones (``NAME`` or ``NAME@SHA``) and tasks, or
-        that belong to a study; all
-        where nothing is named, or where something that is named is not there: whoever reports that
-        says what is."""
-        named = list(dict.fromkeys(name.partition("@")[0] for name in backbones))
-        who = [{"backbone": name} for name in named] or [{}]
-        what = [{"task": name} for name in tasks] or [{}]
-        if len(who) * len(what) > MOST_FILTERS:  # of the two the one that is fewer requests
-            who, what = (who, [{}]) if len(named or [*who, *what]) <= len(what) else ([{}], what)
-        filters = [{**one, **other} for one in who for other in what]
-        if not all(filters):
-            return self.runs(experiments)
-        if what != [{}]:  # the runs of a backbone that have no task
-            filters += [{**one, "run.key": ANY} for one in who]
-        runs = self.runs(experiments, *filters, {"study": ANY})
-        there = {run.tags.get("backbone") for run in runs} | {run.tags.get("task") for run in runs}
-        return runs if there.issuperset([*named, *tasks]) else self.runs(experiments)
+    def runs_of(self, experiments: Sequence[str], backbones: Sequence[str]) -> list[StoredRun]:
+        """Runs of these backbones (``NAME`` or ``NAME@SHA``) and of all studies.
 
-    def _search(
-        self, names: Mapping[str, str], filters: Sequence[str], **how: bool
-    ) -> dict[str, StoredRun]:
-        """Id → run; of what does not fit a page, sixteen parts are read at the same time, by the
-        first digit of their ids."""
-        found: dict[str, StoredRun] = {}
-
-        def pages(filter_string: str, first_only: bool = False) -> str | None:
-            token = None
-            while True:
-                page = self.client.search_runs(
-                    list(names), filter_string, max_results=PAGE, page_token=token, **how
-                )
-                found.update({run.info.run_id: _plain(run, names) for run in page})
-                token = page.token
-                if first_only or not token:
-                    return token
-
-        with ThreadPoolExecutor(THREADS) as pool:
-            more = list(pool.map(lambda one: pages(one, first_only=True), filters))
-            parts = [
-                " and ".join(filter(None, [one, f"attributes.run_id LIKE '{digit}%'"]))
-                for one, token in zip(filters, more, strict=True)
-                if token
-                for digit in "0123456789abcdef"
-            ]
-            list(pool.map(pages, parts))
-        return found
+        All runs where no backbone is named or one of them has no run.
+        """
+        names = list(dict.fromkeys(name.partition("@")[0] for name in backbones))
+        if names:
+            filters = [f"tags.backbone = '{name}'" for name in names]
+            runs = self.runs(experiments, *filters, f"tags.{STUDY_TAG} != ''")
+            if {run.tags.get("backbone") for run in runs}.issuperset(names):
+                return runs
+        return self.runs(experiments)
 
     def history(self, run_id: str, metric: str, most: int = 160) -> tuple[list[int], list[float]]:
-        """Steps and values of a training curve, thinned to about ``most`` points (first and last
-        are kept)."""
-        points = sorted(
-            self.client.get_metric_history(run_id, metric_key(metric)),
-            key=lambda m: (m.step, m.timestamp),
-        )
-        curve = list(
-            {point.step: point.value for point in points}.items()
-        )  # a training that went on repeats some steps
+        """Steps and values of a training curve, thinned to about ``most`` points.
+
+        The first and the last point are retained.
+        """
+        points = self.client.get_metric_history(run_id, metric_key(metric))
+        points = sorted(points, key=lambda point: (point.step, point.timestamp))
+        # a resumed training repeats some steps
+        curve = list({point.step: point.value for point in points}.items())
         stride = max(1, -(-len(curve) // most))
-        kept = curve[::stride] + ([curve[-1]] if curve and (len(curve) - 1) % stride else [])
-        return [step for step, _ in kept], [value for _, value in kept]
+        thinned = curve[::stride]
+        if thinned and thinned[-1] != curve[-1]:
+            thinned.append(curve[-1])
+        return [step for step, _ in thinned], [value for _, value in thinned]
 
     def artifact(self, run: StoredRun, name: str) -> Path | None:
-        """A file of a run on this disk, or None where the run has none. What is fetched of a
-        finished run, which does not change any more, is kept for later reports, by the run's id."""
+        """A file of a run on this disk, or None where the run has none.
+
+        Files fetched from elsewhere are cached for later reports if the run is finished.
+        """
         local = local_folder(run.artifacts)
         if local is not None:
             return local / name if (local / name).is_file() else None
-        place = (_kept() if run.status == "FINISHED" else Path(self._scratch.name)) / run.id
-        if (place / name).is_file():
-            return place / name
+        cache = home() / "artifacts" if run.status == "FINISHED" else Path(self._scratch.name)
+        path = cache / run.id / name
+        if path.is_file():
+            return path
+        # artifact stores report a missing file in many ways: list before fetching
         folder = name.rpartition("/")[0]
-        # artifact stores say "not there" in many ways: ask before fetching
         if (run.id, folder) not in self._listed:
-            found = self.client.list_artifacts(run.id, folder or None)
-            self._listed[run.id, folder] = {one.path for one in found}
+            listed = self.client.list_artifacts(run.id, folder or None)
+            self._listed[run.id, folder] = {file.path for file in listed}
         if name not in self._listed[run.id, folder]:
             return None
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=place) as scratch:
-            Path(self.client.download_artifacts(run.id, name, scratch)).replace(place / name)
-        return place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache / run.id) as scratch:
+            Path(self.client.download_artifacts(run.id, name, scratch)).replace(path)
+        return path
 
-    def fetch(self, runs: Iterable[StoredRun], *names: str) -> None:
-        """``artifact`` of many at the same time, where the store's are elsewhere."""
-        away = [
-            (run, name) for run in runs for name in names if local_folder(run.artifacts) is None
-        ]
+    def fetch(self, runs: Iterable[StoredRun], name: str) -> None:
+        """Fetch an artifact of many runs at the same time, if the artifacts are elsewhere."""
+        remote = [run for run in runs if local_folder(run.artifacts) is None]
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda one: self.artifact(*one), away))
+            list(pool.map(lambda run: self.artifact(run, name), remote))
 
 
-def _kept() -> Path:
-    """Where artifacts of other machines are kept: as for all of the suite's caches,
-    ``$CLIPTEX_HOME``."""
-    return home() / "artifacts"
-
-
-def _terms(tags: Mapping[str, str]) -> str:
-    """A filter as MLflow writes it."""
-    wanted = {tag_key(name): value.replace("'", "") for name, value in tags.items()}
-    return " and ".join(
-        f"tags.`{name}` " + ("!= ''" if v == ANY else f"= '{v}'") for name, v in wanted.items()
-    )
+def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+    """All results of a paged MLflow search."""
+    token = None
+    while True:
+        page = search(*arguments, page_token=token, **options)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def local_folder(uri: str) -> Path | None:
-    """The folder of an artifact URI that lies on this disk, else None."""
+    """The folder of an artifact URI on this disk, else None."""
     parts = urlparse(uri)
-    if parts.scheme in ("", "file"):
-        return Path(unquote(parts.path))
-    return None
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
 
 
-def _plain(run: Any, experiments: Mapping[str, str]) -> StoredRun:
+def _stored_run(run: Any, experiments: Mapping[str, str]) -> StoredRun:
     info, data = run.info, run.data
     names = declared(data.tags)
+    metrics = {
+        metric_name(key, names): value
+        for key, value in data.metrics.items()
+        if not key.startswith("system/")
+    }
     return StoredRun(
         info.run_id,
         info.run_name or "",
@@ -312,43 +253,33 @@ def _plain(run: Any, experiments: Mapping[str, str]) -> StoredRun:
         info.experiment_id,
         info.status,
         info.start_time or 0,
-        info.end_time or 0,
         info.artifact_uri or "",
         data.tags,
         data.params,
-        {
-            metric_name(key, names): v
-            for key, v in data.metrics.items()
-            if not key.startswith("system/")
-        },
+        metrics,
     )
 
 
 def scored(runs: Sequence[StoredRun]) -> list[Scored]:
-    """The task runs among ``runs``, oldest first; also what a parent reused from an earlier run
-    under another backbone's name."""
-    by_id = {run.id: run for run in runs}
-    found = {(run.id, run.tags.get("backbone", "")): _scored(run) for run in runs if run.is_task}
+    """The task runs among ``runs``, oldest first, and those that parents reused.
+
+    A parent may reuse a task run under another backbone's name.
+    """
+    by_id = {run.id: run for run in runs if run.is_task}
+    cells = {(run.id, run.tags.get("backbone", "")): _scored(run) for run in by_id.values()}
     for parent in runs:
+        backbone = parent.tags.get("backbone", "")
         for tag, child in parent.tags.items():
-            if (
-                not tag.startswith(("cached.", "reused."))
-                or child not in by_id
-                or not by_id[child].is_task
-            ):
-                continue
-            backbone = parent.tags.get("backbone", "")
-            if (child, backbone) not in found:
-                found[child, backbone] = _scored(by_id[child], backbone, parent.id)
-    return list(found.values())
+            reused = tag.startswith(("cached.", "reused.")) and child in by_id
+            if reused and (child, backbone) not in cells:
+                cells[child, backbone] = _scored(by_id[child], backbone, parent.id)
+    return list(cells.values())
 
 
 def _scored(run: StoredRun, backbone: str = "", parent: str = "") -> Scored:
     tags = run.tags
-    known = declared(tags)
+    metrics = declared(tags)
     finished = run.status == "FINISHED"
-    names = [name for name in known if name in run.metrics] if finished else []
-    seed = tags.get("seed", "")
     return Scored(
         run,
         backbone or tags.get("backbone", "?"),
@@ -357,50 +288,44 @@ def _scored(run: StoredRun, backbone: str = "", parent: str = "") -> Scored:
         tags["task"],
         tags.get("kind", ""),
         tags["protocol"],
-        int(seed) if seed.lstrip("-").isdigit() else 0,
+        int(tags.get("seed", 0)),
         run.status,
-        "" if finished else why(run),
-        {name: run.metrics[name] for name in names},
-        known,
+        "" if finished else failure_reason(run),
+        {name: run.metrics[name] for name in metrics if name in run.metrics} if finished else {},
+        metrics,
     )
 
 
-def why(run: StoredRun) -> str:
+def failure_reason(run: StoredRun) -> str:
     """Why a run that is not finished has no number."""
-    words = {
-        "FAILED": "failed",
-        "KILLED": "interrupted",
-        "RUNNING": "still running",
-        "SCHEDULED": "not started",
-    }
-    told = run.tags.get(FAILURE_TAG, "")
-    status = words.get(run.status, run.status.lower())
-    return f"{status}: {told}" if told and told != status else status
+    status = STATUS_WORDS.get(run.status, run.status.lower())
+    reason = run.tags.get(FAILURE_TAG, "")
+    return f"{status}: {reason}" if reason and reason != status else status
 
 
 def tidy(cells: Sequence[Scored]) -> pd.DataFrame:
     """One row for each metric of each finished cell.
 
     Columns: backbone, weights (sha256), task, kind, protocol, seed (int), metric, value (float;
-    percentages 0–100), direction (+1 or -1), cost_seconds (of the whole cell), run_id, parent_id,
+    percentages 0–100), direction (+1 or -1), cost_seconds (of the cell), run_id, parent_id,
     experiment.
     """
-    rows = [
-        (
-            *(
-                cell.backbone,
-                cell.weights,
-                cell.task,
-                cell.kind,
-                cell.protocol,
-                cell.seed,
-                name,
-                value,
-            ),
-            *(cell.declared[name].direction, cell.run.metrics.get("cost/seconds", float("nan"))),
-            *(cell.run.id, cell.parent, cell.run.experiment),
-        )
+    return pd.DataFrame(
+        {
+            "backbone": cell.backbone,
+            "weights": cell.weights,
+            "task": cell.task,
+            "kind": cell.kind,
+            "protocol": cell.protocol,
+            "seed": cell.seed,
+            "metric": name,
+            "value": value,
+            "direction": cell.declared[name].direction,
+            "cost_seconds": cell.run.metrics.get("cost/seconds", float("nan")),
+            "run_id": cell.run.id,
+            "parent_id": cell.parent,
+            "experiment": cell.run.experiment,
+        }
         for cell in cells
         for name, value in cell.metrics.items()
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    )

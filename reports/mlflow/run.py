@@ -1,8 +1,8 @@
-"""Writing runs to MLflow: parents and children, batched metrics, artifacts, and honest endings.
+"""Writing runs to MLflow: parents and children, metrics in batches, artifacts, and final states.
 
-The only module that writes to MLflow. A run that raises is FAILED with the reason as a tag, an
-interrupted one KILLED; one whose process vanished (kill -9, power) is found at the next start and
-closed (``reports.mlflow.heartbeat``). None stays RUNNING for ever.
+The only module that writes runs. A run that raises ends FAILED with the reason as a tag, an
+interrupted one KILLED. A run whose process vanished (kill -9, power) is found at the next start
+(``reports.mlflow.heartbeat``) and closed, so none stays RUNNING.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import tempfile
 import threading
 import time
 from asyncio import CancelledError
@@ -19,26 +20,27 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePath
 from typing import Any
 
+from common.errors import first_line
 from common.secrets import hide_secrets, redact
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
-from reports.mlflow.client import connect, metric_key, scratch, tag_key, tracking_uri
+from reports.mlflow.client import connect, metric_key, tag_key, tracking_uri
 from reports.mlflow.environment import provenance
 
-FLUSH_AT = 500  # metrics; MLflow takes 1,000 a call at most
+FLUSH_AT = 500  # metrics; MLflow accepts at most 1,000 a call
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
 PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "failure"
-# MLflow's UI opens an experiment of this kind on its runs; without it, on traces of language
-# models.
+# MLflow's UI opens an experiment of this kind on its runs, any other on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+MLFLOW_BEAT = 60.0  # seconds between two time stamps of an open run
 
 
 class Tracker:
     """One experiment in one MLflow store.
 
     Args:
-        experiment: name; made when it is not there. By convention the suite's name.
+        experiment: its name; created when missing. By convention the suite's name.
         uri: tracking URI; ``None`` = ``MLFLOW_TRACKING_URI`` or MLflow's default database in the
             working directory.
 
@@ -52,57 +54,47 @@ class Tracker:
         self.uri = tracking_uri(uri)
         self.client = connect(self.uri)
         self.experiment = experiment
-        found = self.client.get_experiment_by_name(experiment)
-        if found is None:
-            try:
-                self.experiment_id = self.client.create_experiment(experiment, tags=EXPERIMENT_TAGS)
-            except MlflowException:  # another process was quicker
-                found = self.client.get_experiment_by_name(experiment)
-                if found is None:
-                    raise
-                self.experiment_id = found.experiment_id
-        elif found.lifecycle_stage == "deleted":
+        stored = self.client.get_experiment_by_name(experiment)
+        if stored is None:
+            # where another process is quicker, its experiment is used
+            with contextlib.suppress(MlflowException):
+                self.client.create_experiment(experiment, tags=EXPERIMENT_TAGS)
+            stored = self.client.get_experiment_by_name(experiment)
+        if stored.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"experiment {experiment!r} was deleted; restore it in the MLflow UI or run `mlflow"
                 " gc`, then try again"
             )
-        else:
-            self.experiment_id = found.experiment_id
+        self.experiment_id = stored.experiment_id
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
 
     @classmethod
     def existing(cls, experiment: str, uri: str | None = None) -> Tracker | None:
-        """The experiment when it is there; makes nothing."""
-        where = tracking_uri(uri)
-        path = where.removeprefix("sqlite:///")
-        if path != where and not Path(path).exists():
+        """The experiment if it exists; creates nothing."""
+        address = tracking_uri(uri)
+        path = address.removeprefix("sqlite:///")
+        if path != address and not Path(path).exists():
             return None
-        return (
-            cls(experiment, where)
-            if connect(where).get_experiment_by_name(experiment) is not None
-            else None
-        )
+        if connect(address).get_experiment_by_name(experiment) is None:
+            return None
+        return cls(experiment, address)
 
     def close_stale(self) -> list[str]:
-        """End as KILLED the RUNNING runs whose process is gone, or has given no sign of life for
-        long; returns their names."""
+        """End as KILLED the RUNNING runs whose process is dead or silent; returns their names."""
         closed = []
         for run in self.search("attributes.status = 'RUNNING'"):
-            if heartbeat.settle(run.data.tags):
-                continue
-            self.close(
-                run.info.run_id, "its process vanished: killed, crashed, or silent for too long"
-            )
-            closed.append(run.info.run_name)
+            if not heartbeat.alive(run.data.tags):
+                self.close(run.info.run_id, "its process was killed, crashed, or is out of reach")
+                closed.append(run.info.run_name)
         return closed
 
     def close(self, run_id: str, reason: str) -> None:
-        """End a run as KILLED whose process cannot, or must not, end it itself."""
+        """End as KILLED a run that its process cannot end."""
         self.client.set_tags(run_id, {FAILURE_TAG: reason})
         self.client.set_terminated(run_id, "KILLED")
 
     def search(self, filter_string: str) -> list[Any]:
-        """All runs of the experiment that fit an MLflow filter, newest first."""
+        """All runs of the experiment that match an MLflow filter, newest first."""
         runs: list[Any] = []
         token = None
         while True:
@@ -124,18 +116,15 @@ class Tracker:
         runs = self.search(" and ".join(["attributes.status = 'FINISHED'", *terms]))
         return runs[0] if runs else None
 
-    def known(self, run_id: str | None) -> Any | None:
-        """A run by its id, if it is in this store and experiment and not deleted; else None."""
+    def find_run(self, run_id: str | None) -> Any | None:
+        """A run by its id if this experiment has it, not deleted; else None."""
         try:
             run = self.client.get_run(run_id) if run_id else None
         except Exception:
             return None
-        here = (
-            run
-            and run.info.lifecycle_stage == "active"
-            and run.info.experiment_id == self.experiment_id
-        )
-        return run if here else None
+        if run is None or run.info.lifecycle_stage != "active":
+            return None
+        return run if run.info.experiment_id == self.experiment_id else None
 
     @contextmanager
     def run(
@@ -152,28 +141,26 @@ class Tracker:
 
         Args:
             name: run name in the UI.
-            tags, params: written at the start; params are short typed facts, the whole config
+            tags, params: written at the start; params are short typed values, the complete config
                 belongs in an artifact.
             parent: the run under which it nests.
-            resume: id of an earlier run to take up again instead of starting a new one.
-            monitored: keep MLflow's system metrics (CPU, memory, GPU, disk, network), a point a
+            resume: id of an earlier run to continue instead of starting a new one.
+            monitored: log MLflow's system metrics (CPU, memory, GPU, disk, network), a point a
                 minute.
         """
-        tags = {
-            k: v for k, v in {**provenance(), **heartbeat.tags(), **(tags or {})}.items() if v != ""
-        }
+        everything = {**provenance(), **heartbeat.tags(), **(tags or {})}
+        run_tags = {key: value for key, value in everything.items() if value != ""}
         if parent is not None:
-            tags[PARENT_TAG] = parent.id
+            run_tags[PARENT_TAG] = parent.id
         if resume:
             run_id = resume
             self.client.update_run(run_id, status="RUNNING", name=name)
-            self.client.set_tags(run_id, tags)
+            self.client.set_tags(run_id, run_tags)
             with contextlib.suppress(Exception):
                 self.client.delete_tag(run_id, tag_key(FAILURE_TAG))
         else:
-            run_id = self.client.create_run(
-                self.experiment_id, run_name=name, tags=tags
-            ).info.run_id
+            created = self.client.create_run(self.experiment_id, run_name=name, tags=run_tags)
+            run_id = created.info.run_id
         run = Run(self, run_id, name)
         try:
             if params and not resume:
@@ -185,11 +172,12 @@ class Tracker:
             if isinstance(error, KeyboardInterrupt | CancelledError):
                 status, reason = "KILLED", "interrupted"
             else:
-                status = getattr(
-                    error, "run_status", "FAILED"
-                )  # KILLED for what was stopped on purpose
-                reason = redact(f"{type(error).__name__}: {error}".strip().splitlines()[0])[:400]
-            with contextlib.suppress(Exception):  # the first error is the one to show
+                # KILLED for what was stopped on purpose
+                status = getattr(error, "run_status", "FAILED")
+                message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+                reason = redact(message)[:400]
+            # the first error is the one to show
+            with contextlib.suppress(Exception):
                 run.flush()
             with contextlib.suppress(Exception):
                 self.client.set_tags(run_id, {FAILURE_TAG: reason})
@@ -199,14 +187,9 @@ class Tracker:
         self.client.set_terminated(run_id, run.status)
 
 
-# seconds between signs of life in MLflow itself, for those who do not see this process's file
-MLFLOW_BEAT = 60.0
-
-
 @contextmanager
 def _beating(run: Run) -> Iterator[None]:
-    """The run's sign of life in MLflow, from a thread; a store that is away for a moment is tried
-    again, not given up."""
+    """Renew the run's time stamp from a thread, whatever the store answers."""
     over = threading.Event()
 
     def beat() -> None:
@@ -223,45 +206,39 @@ def _beating(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _monitoring(run: Run) -> Iterator[None]:
-    """MLflow's monitor of this machine, which stops with the run; where it cannot look or write,
-    work goes on."""
+    """MLflow's monitor of this machine; a monitor that breaks does not stop the work."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-    monitor = None
-    with contextlib.suppress(Exception):
-        monitor = SystemMetricsMonitor(
-            run.id, 10, 6, resume_logging=True, tracking_uri=run.tracker.uri
-        )
-        monitor.start()
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(Exception):
-            if monitor is not None:
-                monitor.finish()
+            monitor = SystemMetricsMonitor(
+                run.id, 10, 6, resume_logging=True, tracking_uri=run.tracker.uri
+            )
+            monitor.start()
+            stack.callback(monitor.finish)
+        yield
 
 
 class Run:
-    """A run being written. Metrics are buffered and sent in the background, in batches, with their
-    own time stamps."""
+    """A run being written; metrics are sent in the background, in batches with time stamps."""
 
     def __init__(self, tracker: Tracker, run_id: str, name: str):
         self.tracker = tracker
         self.id = run_id
         self.name = name
-        self.status = "FINISHED"  # what it will end with
+        self.status = "FINISHED"  # that it will end with
         self._buffer: list[Any] = []
         self._sent = time.monotonic()
         self._pending: list[tuple[list[Any], Future]] = []
 
     def fail(self, reason: str) -> None:
-        """The run will end FAILED though its block ends well: a part of it broke."""
+        """Let the run end FAILED though its block ends normally: a part of it broke."""
         self.status = "FAILED"
         self.set_tags({FAILURE_TAG: redact(reason)})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """A few short parameters (values are cut at MLflow's 500 characters)."""
+        """Record a few short parameters (values are cut at MLflow's 500 characters)."""
         from mlflow.entities import Param
 
         entities = [Param(key, str(value)[:500]) for key, value in params.items()]
@@ -271,10 +248,10 @@ class Run:
     def log_metrics(
         self, metrics: Mapping[str, float], step: int = 0, scored: Mapping[str, str] | None = None
     ) -> None:
-        """Record finite values at ``step``; NaN is missing, not a number, and is left out.
+        """Record finite values at ``step``; NaN means missing and is left out.
 
         Args:
-            scored: what was scored on what, for MLflow's Models page: ``model_id``,
+            scored: what was scored on which data, for MLflow's Models page: ``model_id``,
                 ``dataset_name``, ``dataset_digest``.
         """
         from mlflow.entities import Metric
@@ -294,17 +271,18 @@ class Run:
         self.tracker.client.set_tags(self.id, tags)
 
     def describe(self, markdown: str) -> None:
-        """The run's description in the MLflow UI."""
+        """Set the run's description in the MLflow UI."""
         self.set_tags({"mlflow.note.content": markdown})
 
     def log_dataset(
         self, name: str, digest: str, context: str, *, source: str = "", **profile: int
     ) -> None:
-        """Record that a dataset was used, from where (shown in the UI's Datasets column). MLflow
-        keeps what was said of a digest first.
+        """Record a dataset and its source for the UI's Datasets column.
+
+        MLflow keeps the first record of a digest.
 
         Args:
-            name: a short one: of a path, its last part counts. profile: sizes, of splits say; their
+            name: of a path its last part is used. profile: sizes, such as those of splits; their
                 sum is ``num_rows``.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -321,20 +299,17 @@ class Run:
         )
 
     def log_models(self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
-        """Link LoggedModels, by id, that the run works with or has made."""
+        """Link the LoggedModels, by id, that the run uses or has created."""
         from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
+        client = self.tracker.client
         if inputs:
-            self.tracker.client.log_inputs(
-                self.id, models=[LoggedModelInput(one) for one in inputs]
-            )
+            client.log_inputs(self.id, models=[LoggedModelInput(model) for model in inputs])
         if outputs:
-            self.tracker.client.log_outputs(
-                self.id, [LoggedModelOutput(one, step=0) for one in outputs]
-            )
+            client.log_outputs(self.id, [LoggedModelOutput(model, step=0) for model in outputs])
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Store a file as an artifact, whole or not at all."""
+        """Store a file as an artifact."""
         try:
             self.tracker.client.log_artifact(self.id, str(path), folder)
         except OSError as error:
@@ -346,8 +321,8 @@ class Run:
     def log_text(self, text: str, name: str) -> None:
         """Store ``text`` as the artifact ``name`` (may contain slashes)."""
         folder, _, file = name.rpartition("/")
-        with scratch() as place:
-            path = Path(place, file)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, file)
             path.write_text(hide_secrets(text), encoding="utf-8", errors="backslashreplace")
             self.log_file(path, folder or None)
 
@@ -362,18 +337,19 @@ class Run:
             chunk = metrics[start : start + 1000]
             self._pending.append((chunk, self.tracker._pool.submit(self._log, chunk)))
         self._pending = [
-            (c, future) for c, future in self._pending if not future.done() or future.exception()
+            (chunk, future)
+            for chunk, future in self._pending
+            if not future.done() or future.exception()
         ]
 
     def _log(self, metrics: list[Any]) -> None:
         self.tracker.client.log_batch(self.id, metrics=metrics, synchronous=True)
 
     def flush(self) -> None:
-        """Wait until everything logged so far is in the store; what it refused before (it was away)
-        is sent once more.
+        """Wait until all metrics are in the store; those that it refused are sent once more.
 
         Raises:
-            TrackingError: some of it could not be written.
+            TrackingError: some of them could not be written.
         """
         self._send()
         pending, self._pending = self._pending, []
@@ -385,7 +361,7 @@ class Run:
                 raise
             except Exception as error:
                 raise TrackingError(
-                    f"MLflow did not take the metrics of {self.name!r}:"
-                    f" {str(error).splitlines()[0][:200]}; check the store and run the command"
-                    " again (finished tasks are kept)"
+                    f"MLflow refused the metrics of {self.name!r}:"
+                    f" {redact(first_line(error))}; check the store and run the command again"
+                    " (finished tasks are kept)"
                 ) from error

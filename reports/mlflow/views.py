@@ -1,8 +1,8 @@
-"""A saved view of an experiment's runs in MLflow's UI: one row for each backbone and seed, one
-column and bar for each task.
+"""A saved view of an experiment's runs in MLflow's UI.
 
-MLflow (3.14 and later) lists such views, JSON in an experiment's tags, under "Views"; a link names
-one. What it holds is what the UI's own "Save view" writes there.
+One row for each backbone and seed, one column and bar for each task. MLflow (3.14 and later) lists
+such views, JSON in an experiment's tags, under "Views"; a link names one. The content is what the
+UI's own "Save view" writes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from reports.mlflow.client import PREFIX, Client, metric_key
 
 VIEW = "cliptex"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-MAIN_TAG = "metrics.main"  # of a parent run: its tasks' main metrics, as it has them
-MOST = 100  # columns; MLflow takes 20,000 characters
+MAIN_TAG = "metrics.main"  # of a parent run: TASK/METRIC of its tasks, in the suite's order
+MOST = 100  # columns; MLflow accepts 20,000 characters
 
 
 def save_view(client: Client, experiment_id: str) -> None:
@@ -35,8 +35,7 @@ def save_view(client: Client, experiment_id: str) -> None:
 
 
 def runs_link(ui: str, client: Client, experiment_id: str) -> str:
-    """The address of an experiment's runs in the UI at ``ui``, in the saved view where it has
-    one."""
+    """The address of an experiment's runs in the UI at ``ui``, in the saved view if it has one."""
     saved = VIEW_TAG in client.get_experiment(experiment_id).tags
     view = f"&viewStateShareKey={VIEW}" if saved else ""
     return (
@@ -49,7 +48,7 @@ def _state(metrics: list[str]) -> dict[str, Any]:
     charts = [
         {
             "type": "BAR",
-            "uuid": f"main-{place}",
+            "uuid": f"main-{number}",
             "metricSectionId": "main",
             "metricKey": name,
             "displayName": name,
@@ -57,7 +56,7 @@ def _state(metrics: list[str]) -> dict[str, Any]:
             "deleted": False,
             "isGenerated": False,
         }
-        for place, name in enumerate(metrics)
+        for number, name in enumerate(metrics)
     ]
     section = {"uuid": "main", "name": "Main metrics", "display": True, "isReordered": True}
     return {

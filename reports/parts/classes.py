@@ -1,4 +1,4 @@
-"""IoU and AP of each class: what a mean over classes is made of."""
+"""IoU and AP of each class: the parts of a mean over classes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class ClassTable:
     """The classes of one task.
 
     Attributes:
-        title, metric: of the task; ``IoU``, ``box AP``.
-        frame: columns ``class``, ``images`` (that hold it), then each backbone (percent, mean over
-            its seeds).
+        title: of the task.
+        metric: ``IoU`` or ``box AP``.
+        frame: columns ``class``, ``images`` (that contain it), then each backbone (percent, mean
+            over its seeds).
     """
 
     title: str
@@ -26,20 +27,22 @@ class ClassTable:
 
 
 def class_tables(analysis: Analysis) -> list[ClassTable]:
-    """One for each task whose probe keeps what its metric is made of."""
+    """One for each task whose probe stores the scores of each class."""
     tables = []
     for column in analysis.selection.columns:
-        there = {
-            b: found
-            for b in analysis.selection.backbones
-            if (found := analysis.classes.get((b, column)))
+        scores = {
+            name: seeds
+            for name in analysis.selection.backbones
+            if (seeds := analysis.classes.get((name, column)))
         }
-        first = next(iter(there.values()), [None])[0]
-        there = {b: found for b, found in there.items() if first and found[0].names == first.names}
-        if first is not None:
-            values = {
-                b: np.mean([one.values for one in found], axis=0) for b, found in there.items()
-            }
-            frame = pd.DataFrame({"class": first.names, "images": first.images, **values})
-            tables.append(ClassTable(column.title, first.metric, frame[frame["images"] > 0]))
+        if not scores:
+            continue
+        first = next(iter(scores.values()))[0]
+        values = {
+            name: np.mean([seed.values for seed in seeds], axis=0)
+            for name, seeds in scores.items()
+            if seeds[0].names == first.names
+        }
+        frame = pd.DataFrame({"class": first.names, "images": first.images, **values})
+        tables.append(ClassTable(column.title, first.metric, frame[frame["images"] > 0]))
     return tables

@@ -1,4 +1,4 @@
-"""The gallery: the same images, their truth, and every backbone's prediction in a row."""
+"""The gallery: images, their ground truth, and every backbone's prediction in a row."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from reports.errors import damaged
 from reports.mlflow.query import Store, StoredRun
 from reports.selection import TaskProtocol
 
-KINDS = ("segmentation", "detection", "depth", "normals")
-EVEN, WORST, APART = 4, 2, 2  # rows of each sort
+EVEN, WORST, DIFFERENT = 4, 2, 2  # rows of each kind
 BUDGET = 2_600_000  # bytes of pictures in a page, before base64
+ARTIFACT = "pictures/gallery.zip"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture: data URI and what it shows."""
+    """A picture: data URI, label, and the image's own score."""
 
     data: str
     label: str
@@ -31,183 +31,150 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """One image: photograph, truth, then each backbone (None where it has no picture)."""
+    """One image: photograph, ground truth, and each backbone's prediction (None if missing)."""
 
     name: str
-    why: str
+    reason: str
     image: Tile
-    truth: Tile
+    ground_truth: Tile
     predictions: list[tuple[str, Tile | None]]
 
 
 @dataclass
 class Gallery:
-    """The rows of one task."""
+    """The rows of one task, selected among ``candidates`` pictured images."""
 
     column: TaskProtocol
     score_name: str
     rows: list[Row]
     legend: str = ""
-    choices: int = 0
+    candidates: int = 0
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass
 class _Pack:
-    """A run's ``gallery.zip``."""
+    """A run's zip file of pictures."""
 
-    run: StoredRun
-    files: zipfile.ZipFile
-    index: dict[str, dict[str, str]]
-    legend: str
-    sizes: dict[str, int]
+    def __init__(self, path: object, run: StoredRun) -> None:
+        self.run = run
+        try:
+            self.files = zipfile.ZipFile(path)  # type: ignore[call-overload]
+            index = json.loads(self.files.read("index.json"))
+            self.images = {image["name"]: image for image in index["images"]}
+            self.legend = index["legend"] or ""
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise damaged(ARTIFACT, run.id, run.name, error) from error
+
+    def size(self, image: str, role: str) -> int:
+        return self.files.getinfo(self.images[image][role]).file_size
+
+    def uri(self, file: str) -> str:
+        """A picture as a data URI."""
+        try:
+            content = self.files.read(file)
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise damaged(ARTIFACT, self.run.id, self.run.name, error) from error
+        kind = "png" if file.endswith(".png") else "webp"
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def galleries(store: Store, analysis: Analysis, budget: int = BUDGET) -> list[Gallery]:
-    """Galleries of all tasks that have pictures: evenly spaced images, then the worst of all, then
-    where backbones differ most.
+    """Galleries of all tasks that have pictures.
 
-    Each task gets an equal share of ``budget`` (bytes); rows that do not fit are left out.
+    Evenly spaced images come first, then the worst for all, then those on which backbones differ
+    most. Each task gets an equal share of ``budget`` (bytes); rows that do not fit are left out.
 
     Raises:
         TrackingError: a file of pictures is damaged.
     """
-    columns = [
-        c
-        for c in analysis.selection.columns
-        if c.kind in KINDS and _packs(store, analysis, c, only_first=True)
-    ]
-    made = []
-    left = budget
-    for place, column in enumerate(columns):
-        gallery, used = _gallery(store, analysis, column, left // (len(columns) - place))
-        left -= used
-        if gallery is not None:
-            made.append(gallery)
-    return made
+    packs = {
+        column: column_packs
+        for column in analysis.selection.columns
+        if (column_packs := _packs(store, analysis, column))
+    }
+    result = []
+    for index, column in enumerate(packs):
+        gallery, used = _gallery(analysis, column, packs[column], budget // (len(packs) - index))
+        budget -= used
+        if gallery.rows:
+            result.append(gallery)
+    return result
 
 
-def _packs(
-    store: Store, analysis: Analysis, column: TaskProtocol, only_first: bool = False
-) -> dict[str, _Pack]:
+def _packs(store: Store, analysis: Analysis, column: TaskProtocol) -> dict[str, _Pack]:
+    """Backbone → the pictures of its first seed."""
     packs = {}
-    for backbone in analysis.selection.backbones:
-        for cell in analysis.selection.cells.get((backbone, column), [])[:1]:
-            path = store.artifact(cell.run, "pictures/gallery.zip")
-            if path is None:
-                continue
-            try:
-                files = zipfile.ZipFile(path)
-                index = json.loads(files.read("index.json"))
-                packs[backbone] = _Pack(
-                    cell.run,
-                    files,
-                    {one["name"]: one for one in index["images"]},
-                    index["legend"] or "",
-                    {one.filename: one.file_size for one in files.infolist()},
-                )
-            except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-                raise damaged("pictures/gallery.zip", cell.run.id, cell.run.name, error) from error
-            if only_first:
-                return packs
+    for name in analysis.selection.backbones:
+        for cell in analysis.selection.cells.get((name, column), [])[:1]:
+            path = store.artifact(cell.run, ARTIFACT)
+            if path is not None:
+                packs[name] = _Pack(path, cell.run)
     return packs
 
 
 def _gallery(
-    store: Store, analysis: Analysis, column: TaskProtocol, budget: int
-) -> tuple[Gallery | None, int]:
-    packs = _packs(store, analysis, column)
-    names = [
-        name
-        for name in next(iter(packs.values())).index
-        if all(name in pack.index for pack in packs.values())
-    ]
-    if not names:
-        return None, 0
-    scores, score_name, sign = _scores(analysis, column, list(packs), names)
-    chosen = _choose(names, scores, sign)
+    analysis: Analysis, column: TaskProtocol, packs: dict[str, _Pack], budget: int
+) -> tuple[Gallery, int]:
+    """The gallery of a task, and the bytes of its pictures."""
     first = next(iter(packs.values()))
+    names = [name for name in first.images if all(name in pack.images for pack in packs.values())]
+    scores, score_name, sign = _scores(analysis, column, list(packs), names)
+    selected = _select(names, scores, sign)
     rows: list[Row] = []
     used = 0
-    for name, why in chosen:
-        files = [(first, first.index[name][role]) for role in ("image", "truth")]
-        files += [(pack, pack.index[name]["prediction"]) for pack in packs.values()]
-        size = sum(pack.sizes.get(file, 0) for pack, file in files)
+    for name, reason in selected.items():
+        size = first.size(name, "image") + first.size(name, "truth")
+        size += sum(pack.size(name, "prediction") for pack in packs.values())
         if rows and used + size > budget:
             continue
         used += size
-        place = names.index(name)
         predictions: list[tuple[str, Tile | None]] = []
         for backbone in analysis.selection.backbones:
-            if backbone not in packs:
-                predictions.append((backbone, None))
-                continue
-            pack = packs[backbone]
-            value = (
-                float(scores[backbone][place])
-                if backbone in scores and np.isfinite(scores[backbone][place])
-                else None
-            )
-            predictions.append(
-                (backbone, Tile(_uri(pack, pack.index[name]["prediction"]), backbone, value))
-            )
-        rows.append(
-            Row(
-                name,
-                why,
-                Tile(_uri(*files[0]), "image"),
-                Tile(_uri(*files[1]), "truth"),
-                predictions,
-            )
-        )
-    legend = _uri(first, first.legend) if first.legend else ""
+            pack = packs.get(backbone)
+            tile = None
+            if pack:
+                score = scores[backbone][names.index(name)] if backbone in scores else np.nan
+                value = float(score) if np.isfinite(score) else None
+                tile = Tile(pack.uri(pack.images[name]["prediction"]), backbone, value)
+            predictions.append((backbone, tile))
+        image = Tile(first.uri(first.images[name]["image"]), "image")
+        ground_truth = Tile(first.uri(first.images[name]["truth"]), "ground truth")
+        rows.append(Row(name, reason, image, ground_truth, predictions))
+    legend = first.uri(first.legend) if first.legend else ""
     gallery = Gallery(column, score_name, rows, legend, len(names))
-    if len(rows) < len(chosen):
-        gallery.notes.append(f"{len(chosen) - len(rows)} rows are left out to keep the page small")
+    if len(rows) < len(selected):
+        skipped = len(selected) - len(rows)
+        gallery.notes.append(f"{skipped} rows are left out to keep the page small")
     return gallery, used
 
 
 def _scores(
     analysis: Analysis, column: TaskProtocol, backbones: list[str], names: list[str]
 ) -> tuple[dict[str, np.ndarray], str, int]:
-    """Backbone → each pictured image's own score (NaN where it has none)."""
-    found, score_name, sign = {}, "", 1
+    """Backbone → each pictured image's score (NaN if it has none), their name and sign."""
+    result, score_name, sign = {}, "", 1
     for backbone in backbones:
         scores = analysis.scores.get((backbone, column))
-        if scores is None:
-            continue
-        place = {image: number for number, image in enumerate(scores.images)}
-        found[backbone] = np.array(
-            [scores.each[place[n]] if n in place else np.nan for n in names], np.float64
-        )
-        score_name, sign = scores.each_name, scores.each_sign
-    return found, score_name, sign
+        if scores is not None:
+            by_image = dict(zip(scores.images, scores.each, strict=True))
+            result[backbone] = np.array([by_image.get(name, np.nan) for name in names], np.float64)
+            score_name, sign = scores.each_name, scores.each_sign
+    return result, score_name, sign
 
 
-def _choose(names: list[str], scores: dict[str, np.ndarray], sign: int) -> list[tuple[str, str]]:
-    """(image, why it is shown), without repeats."""
-    chosen = {}
-    for place in np.unique(
-        np.linspace(0, len(names) - 1, min(EVEN, len(names))).round().astype(int)
-    ):
-        chosen[names[place]] = "evenly spaced"
-    if scores:
-        table = sign * np.stack(list(scores.values()))
-        known = np.isfinite(table).all(axis=0)
-        for why, key, count in (
-            ("worst for all", table.mean(axis=0), WORST),
-            ("backbones differ most", -np.ptp(table, axis=0), APART if len(scores) > 1 else 0),
-        ):
-            left = [p for p in np.argsort(np.where(known, key, np.inf), kind="stable") if known[p]]
-            for place in [p for p in left if names[p] not in chosen][:count]:
-                chosen[names[place]] = why
-    return list(chosen.items())
-
-
-def _uri(pack: _Pack, file: str) -> str:
-    kind = "png" if file.endswith(".png") else "webp"
-    try:
-        content = pack.files.read(file)
-    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise damaged("pictures/gallery.zip", pack.run.id, pack.run.name, error) from error
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def _select(names: list[str], scores: dict[str, np.ndarray], sign: int) -> dict[str, str]:
+    """Image → why it is shown."""
+    spaced = np.linspace(0, len(names) - 1, min(EVEN, len(names))).round().astype(int)
+    selected = {names[index]: "evenly spaced" for index in spaced}
+    if not scores:
+        return selected
+    table = sign * np.stack(list(scores.values()))
+    valid = np.isfinite(table).all(axis=0)
+    criteria = [("worst for all", table.mean(axis=0), WORST)]
+    if len(scores) > 1:
+        criteria.append(("backbones differ most", -np.ptp(table, axis=0), DIFFERENT))
+    for reason, key, count in criteria:
+        order = np.argsort(np.where(valid, key, np.inf), kind="stable")
+        remaining = [names[i] for i in order if valid[i] and names[i] not in selected]
+        selected |= dict.fromkeys(remaining[:count], reason)
+    return selected

@@ -1,23 +1,24 @@
-"""Every backbone against every other one, each as the baseline in turn."""
+"""Every backbone against every other one, each as the baseline once."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from reports.analysis import Analysis, conclude
-from reports.stats.intervals import LEVEL
+from reports.stats.intervals import LEVEL, Estimate
 
-MOST = 12  # backbones: of more, the comparisons are too many to decide any
+MOST = 12  # backbones: with more, hardly any comparison is decided
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What a backbone gains over another one.
+    """The gain of a backbone over another one.
 
     Attributes:
-        gain, low, high: interquartile mean over tasks in percent of the baseline; NaN without one.
+        gain, low, high: interquartile mean over tasks in percent of the baseline; NaN if unknown.
         verdict: of the gain: ``win``, ``loss``, ``tie`` or ``unknown``; '' without one.
-        won, lost, undecided: tasks.
+        wins, losses, undecided: number of tasks.
     """
 
     backbone: str
@@ -26,35 +27,40 @@ class Pair:
     low: float
     high: float
     verdict: str
-    won: int
-    lost: int
+    wins: int
+    losses: int
     undecided: int
 
 
 def all_pairs(analysis: Analysis) -> dict[tuple[str, str], Pair]:
-    """(backbone, baseline) → what is known of the pair; none with fewer than three backbones or
-    more than ``MOST``.
+    """(backbone, baseline) → their comparison; empty for fewer than three or over ``MOST``.
 
-    All pairs hold together: each of B baselines has its own family of comparisons, judged at 5 % /
-    B (Bonferroni).
+    All pairs hold jointly: each of B baselines has its own family of comparisons, judged at 5 % / B
+    (Bonferroni).
     """
     names = analysis.selection.backbones
     if not 2 < len(names) <= MOST:
         return {}
     main = {key: sample for key, sample in analysis.samples.items() if key[2] == key[1].main}
-    found = {}
+    pairs = {}
     for base in names:
-        turned = Analysis(replace(analysis.selection, baseline=base), main)
-        conclude(turned, LEVEL / len(names))
+        rebased = Analysis(replace(analysis.selection, baseline=base), main)
+        conclude(rebased, LEVEL / len(names))
         for name in names:
-            told = list(turned.tasks(name).values())
-            if name != base and told:
-                gain = turned.gains[name].typical if name in turned.gains else None
-                ends = (
-                    (gain.value, gain.low, gain.high, gain.verdict())
-                    if gain
-                    else (float("nan"),) * 3 + ("",)
-                )
-                won, lost = told.count("win"), told.count("loss")
-                found[name, base] = Pair(name, base, *ends, won, lost, len(told) - won - lost)
-    return found
+            verdicts = Counter(rebased.tasks(name).values())
+            if name == base or not verdicts:
+                continue
+            gain = rebased.gains[name].typical if name in rebased.gains else Estimate(float("nan"))
+            wins, losses = verdicts["win"], verdicts["loss"]
+            pairs[name, base] = Pair(
+                name,
+                base,
+                gain.value,
+                gain.low,
+                gain.high,
+                gain.verdict() if name in rebased.gains else "",
+                wins,
+                losses,
+                verdicts.total() - wins - losses,
+            )
+    return pairs

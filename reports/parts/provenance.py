@@ -1,4 +1,4 @@
-"""Where the numbers of a report come from: code, weights, data, protocols, environment."""
+"""The provenance of a report's numbers: code, weights, data, protocols, environment."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from reports.selection import Selection, TaskProtocol
 
 @dataclass
 class Provenance:
-    """Facts for the end of the page.
+    """The last section of the page.
 
     Attributes:
-        backbones: backbone → architecture, parameters, resolution, FLOPs, pretraining (words →
-            text, '' where not known).
+        backbones: backbone → architecture, parameters, resolution, FLOPs, pretraining (heading →
+            text, '' if unknown).
         weights: one row for each backbone and seed: name, seed, source, sha256, licence, commit,
             run.
         data: one row for each dataset: name, fingerprint, partial.
-        protocols: (column, settings as a dict) for each column.
-        differences: task with several protocols → setting → {letter: value}, only what differs.
-        environment: package → version, python, platform; of the newest run; and all devices that
-            the runs used.
+        protocols: each column with its settings.
+        differences: task with several protocols → setting → {letter: value}, where values differ.
+        environment: of the newest run: package → version, python, platform; and the devices of all
+            runs.
     """
 
     backbones: dict[str, dict[str, str]]
@@ -37,10 +37,7 @@ class Provenance:
 
 
 def provenance(store: Store, selection: Selection) -> Provenance:
-    """Collect what is known; small files are read of each protocol and each backbone, of runs only
-    what search gave already."""
-    place = {name: number for number, name in enumerate(selection.backbones)}
-    parents = sorted(selection.parents.items(), key=lambda item: (place[item[0][0]], item[0][1]))
+    """Collect the provenance; reads one small file for each protocol and backbone."""
     weights = [
         {
             "backbone": name,
@@ -52,58 +49,50 @@ def provenance(store: Store, selection: Selection) -> Provenance:
             "run": run,
             "train": selection.runs.get(run.tags.get("train.run", "")),
         }
-        for (name, seed), run in parents
+        for name in selection.backbones
+        for (backbone, seed), run in sorted(selection.parents.items(), key=lambda item: item[0])
+        if backbone == name
     ]
     data: dict[tuple[str, str], dict[str, Any]] = {}
     protocols: list[tuple[TaskProtocol, dict[str, Any]]] = []
     devices: set[str] = set()
     for column in selection.columns:
-        cells = [
-            cell for name in selection.backbones for cell in selection.cells.get((name, column), [])
-        ]
-        devices |= {cell.run.tags.get("device.kind", "") for cell in cells}
-        if not cells:
-            continue
-        tags = cells[0].run.tags
-        name, fingerprint = tags.get("dataset", ""), tags.get("data.fingerprint", "")
-        partial = tags.get("data.partial") == "true"
-        data.setdefault(
-            (name, fingerprint), {"name": name, "fingerprint": fingerprint, "partial": partial}
-        )
-        protocols.append((column, read_json(store, cells[0].run, "protocol.json")))
+        runs = [cell.run for cell in selection.column_cells(column)]
+        devices |= {run.tags.get("device.kind", "") for run in runs}
+        if runs:
+            tags = runs[0].tags
+            name, fingerprint = tags.get("dataset", ""), tags.get("data.fingerprint", "")
+            partial = tags.get("data.partial") == "true"
+            row = {"name": name, "fingerprint": fingerprint, "partial": partial}
+            data.setdefault((name, fingerprint), row)
+            protocols.append((column, read_json(store, runs[0], "protocol.json")))
     newest = max(selection.parents.values(), key=lambda run: run.started, default=None)
-    environment = (
-        read_json(store, newest, "run.json").get("environment", {}) if newest is not None else {}
-    )
+    environment = read_json(store, newest, "run.json").get("environment", {}) if newest else {}
     if named := sorted(devices - {""}):
         environment = {"devices": named, **environment}
-    facts = {name: _facts(store, selection, name) for name in selection.backbones}
-    return Provenance(
-        facts, weights, list(data.values()), protocols, _differences(protocols), environment
-    )
+    backbones = {name: _backbone(store, selection, name) for name in selection.backbones}
+    differences = _differences(protocols)
+    return Provenance(backbones, weights, list(data.values()), protocols, differences, environment)
 
 
-def _facts(store: Store, selection: Selection, name: str) -> dict[str, str]:
-    """What is known of a backbone's size and origin."""
-    run = next((run for (backbone, _), run in selection.parents.items() if backbone == name), None)
+def _backbone(store: Store, selection: Selection, name: str) -> dict[str, str]:
+    """Size and origin of a backbone."""
+    run = selection.parent(name)
     tags = run.tags if run else {}
+    metrics = run.metrics if run else {}
     stored = read_json(store, run, "run.json").get("backbone", {}) if run else {}
-    size, metrics = stored.get("data", {}).get("size", []), run.metrics if run else {}
-    parameters, flops = metrics.get("cost/parameters"), metrics.get("cost/flops_per_image")
-    train = selection.runs.get(tags.get("train.run", ""))
-    pairs = train.params.get("pairs", "") if train else ""
-    trained = (
-        f"{train.tags.get('recipe', 'trained')} on {PurePath(pairs).name or 'its pairs'}"
-        if train
-        else ""
-    )
     source = tags.get("weights.source", "")
+    pretraining = PurePath(source).name if source.startswith("/") else source
+    if train := selection.runs.get(tags.get("train.run", "")):
+        pairs = PurePath(train.params.get("pairs", "")).name or "its pairs"
+        pretraining = f"{train.tags.get('recipe', 'trained')} on {pairs}"
+    parameters, flops = metrics.get("cost/parameters"), metrics.get("cost/flops_per_image")
     return {
         "Architecture": tags.get("architecture", ""),
         "Parameters": f"{parameters / 1e6:.1f} M" if parameters else "",
-        "Resolution": " × ".join(map(str, size)),
+        "Resolution": " × ".join(map(str, stored.get("data", {}).get("size", []))),
         "FLOPs an image": f"{flops / 1e9:.3g} G" if flops else "",
-        "Pretraining": trained or (PurePath(source).name if source[:1] == "/" else source),
+        "Pretraining": pretraining,
     }
 
 
@@ -111,7 +100,7 @@ def read_json(store: Store, run: StoredRun, name: str) -> Any:
     """A JSON artifact; {} where the run has none.
 
     Raises:
-        TrackingError: it is there but cannot be read.
+        TrackingError: it exists but cannot be read.
     """
     path = store.artifact(run, name)
     if path is None:
@@ -122,26 +111,28 @@ def read_json(store: Store, run: StoredRun, name: str) -> Any:
         raise damaged(name, run.id, run.name, error) from error
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings as ``a.b`` → value."""
-    if isinstance(value, dict):
-        return {
-            k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}{key}.").items()
-        }
-    return {prefix.rstrip("."): value}
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}{key}.")
+    return flat
 
 
 def _differences(
     protocols: list[tuple[TaskProtocol, dict[str, Any]]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for task in dict.fromkeys(column.task for column, _ in protocols if column.letter):
-        mine = {column.letter: flat(facts) for column, facts in protocols if column.task == task}
-        names = dict.fromkeys(name for facts in mine.values() for name in facts)
-        found[task] = {
-            name: {letter: facts.get(name, "–") for letter, facts in mine.items()}
-            for name in names
-            if len({json.dumps(facts.get(name, "–"), sort_keys=True) for facts in mine.values()})
-            > 1
-        }
-    return found
+    by_task: dict[str, dict[str, dict[str, Any]]] = {}
+    for column, settings in protocols:
+        if column.letter:
+            by_task.setdefault(column.task, {})[column.letter] = flatten(settings)
+    differences: dict[str, dict[str, dict[str, Any]]] = {}
+    for task, letters in by_task.items():
+        differences[task] = {}
+        for name in dict.fromkeys(name for settings in letters.values() for name in settings):
+            values = {letter: settings.get(name, "–") for letter, settings in letters.items()}
+            if len(set(map(repr, values.values()))) > 1:
+                differences[task][name] = values
+    return differences

@@ -1,5 +1,4 @@
-"""A λ sweep as it is in MLflow: its trials, the best, the Pareto front, and the figures that Optuna
-drew of it."""
+"""A λ sweep as MLflow stores it: trials, the best one, the Pareto front, and Optuna's figures."""
 
 from __future__ import annotations
 
@@ -13,24 +12,14 @@ import pandas as pd
 
 from common.errors import nearest
 from reports.errors import TrackingError
-from reports.metrics import OLDER_LOWER
-from reports.mlflow.query import ANY, Store, StoredRun, why
+from reports.mlflow.query import STUDY_TAG, Store, StoredRun, failure_reason
 from reports.parts.figures import Figure
 from reports.parts.provenance import read_json
 from reports.parts.tables import number
 
-# on every run of a sweep; trials have a `trial` too, cells that were run again an `again`
-STUDY_TAG = "study"
 OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
-LAMBDAS = (
-    "lambda_clip",
-    "lambda_seg",
-    "lambda_depth",
-    "lambda_normal",
-)  # in this order; others after them
-# of a line of summary.json → heading
 SUMMARY = {
-    "what": "what",
+    "what": "subject",
     "metric": "metric",
     "best": "best setting",
     "value": "value",
@@ -39,22 +28,22 @@ SUMMARY = {
     "confirmed": "again",
     "noise": "noise",
     "verdict": "best against base",
-}
-FACTS = {
+}  # key in summary.json → heading
+TAG_HEADINGS = {
     "suite": "suite",
     "storage": "storage",
     "git.commit": "code",
     "best.trial": "best trial",
-}  # tags → words
+}  # tag of the sweep's run → heading
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: what was varied, and what came out.
+    """One trial.
 
     Attributes:
-        params: what was varied or fixed → value; numbers as float.
-        objectives: name → value; empty when it did not finish.
+        params: name → value; numbers as float.
+        objectives: name → value; empty if it did not finish.
         state: ``complete``, or why there is no value.
     """
 
@@ -66,7 +55,7 @@ class Trial:
 
     @property
     def allowed(self) -> bool:
-        """Whether it keeps the sweep's constraint."""
+        """Whether it satisfies the sweep's constraint."""
         return self.run.metrics.get("constraint/zero-shot", 0.0) <= 0
 
 
@@ -75,11 +64,10 @@ class Study:
     """A sweep.
 
     Attributes:
-        directions: objective → +1 (more is better) or -1.
-        varied: parameters with more than one value, λs first.
-        summary: what the sweep says of each objective and task: best, base and clip-ft with the
-            noise of seeds.
-        figures: Optuna's.
+        directions: objective → +1 (higher is better) or -1.
+        varied: parameters with more than one value.
+        summary: a row for each objective and task: best, base and clip-ft with the noise of seeds.
+        figures: drawn by Optuna.
     """
 
     name: str
@@ -95,82 +83,78 @@ class Study:
     def complete(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.objectives]
 
-    def best(self, objective: str) -> Trial | None:
-        """The trial with the best value of an objective, of those that keep the constraint where
-        any does."""
-        there = [trial for trial in self.complete if objective in trial.objectives]
-        sign = self.directions[objective]
+    @property
+    def best(self) -> Trial | None:
+        """The best trial by the first objective, if possible one that satisfies the constraint."""
         return max(
-            there,
-            key=lambda trial: (trial.allowed, sign * trial.objectives[objective]),
-            default=None,
+            self.complete, key=lambda trial: (trial.allowed, self._values(trial)[0]), default=None
         )
 
+    def _values(self, trial: Trial) -> list[float]:
+        """A trial's objectives, signed so that higher is better."""
+        return [sign * trial.objectives[name] for name, sign in self.directions.items()]
+
     def front(self) -> list[Trial]:
-        """Trials that no other one beats in every objective (all of them finite)."""
-        names = list(self.directions)
-        there = [
-            trial for trial in self.complete if all(name in trial.objectives for name in names)
-        ]
+        """The Pareto front: trials that no other one beats in every objective."""
 
-        def beats(a: Trial, b: Trial) -> bool:
-            gaps = [self.directions[n] * (a.objectives[n] - b.objectives[n]) for n in names]
-            return all(gap >= 0 for gap in gaps) and any(gap > 0 for gap in gaps)
+        def dominates(a: Trial, b: Trial) -> bool:
+            pairs = list(zip(self._values(a), self._values(b), strict=True))
+            return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 
-        return [trial for trial in there if not any(beats(other, trial) for other in there)]
+        trials = self.complete
+        return [trial for trial in trials if not any(dominates(rival, trial) for rival in trials)]
 
-    def facts(self) -> list[tuple[str, str]]:
-        """What is known of the sweep as a whole."""
+    def headings(self) -> list[tuple[str, str]]:
+        """Headings and values of the sweep's own run."""
         tags = self.parent.tags if self.parent else {}
-        return [(words, tags[key]) for key, words in FACTS.items() if tags.get(key)]
+        return [(heading, tags[key]) for key, heading in TAG_HEADINGS.items() if tags.get(key)]
 
     @cached_property
     def headline(self) -> str:
         """The sweep's result in a sentence."""
-        objective = next(iter(self.directions))
-        best = self.best(objective)
+        best, objective = self.best, next(iter(self.directions))
         assert best is not None
-        more = (
-            f", {len(self.front())} of them on the Pareto front" if len(self.directions) > 1 else ""
-        )
+        front = f", {len(self.front())} of them on the Pareto front"
+        label = OBJECTIVES.get(objective, objective)
+        values = [
+            f"{parameter_label(name)} {value if isinstance(value, str) else f'{value:g}'}"
+            for name, value in best.params.items()
+        ]
         return (
-            f"{settings(best)} is best by {objective_label(objective)}"
-            f" ({number(best.objectives[objective], 2)}) of {len(self.complete)} finished"
-            f" trials{more}{self._confirmed(objective)}."
+            f"{', '.join(values)} is best by {label} ({number(best.objectives[objective], 2)}) of"
+            f" {len(self.complete)} finished trials{front if len(self.directions) > 1 else ''}"
+            f"{self._confirmation(label)}."
         )
 
-    def _confirmed(self, objective: str) -> str:
-        """How the best trial stood against the base setting on fresh seeds, as the end of a
-        sentence."""
-        label = objective_label(objective).removesuffix(" (%)")
-        row = next(
-            (r for r in self.summary if not r["metric"] and str(r["what"]).startswith(label)), {}
-        )
+    def _confirmation(self, label: str) -> str:
+        """The best trial against the base setting on fresh seeds, as the end of a sentence."""
+        rows = [row for row in self.summary if not row["metric"]]
+        prefix = label.removesuffix(" (%)")
+        row = next((row for row in rows if str(row["what"]).startswith(prefix)), {})
         if row.get("best") == "base":
             return ""
         gap = row.get("confirmed")
-        told = f"({number(gap, 2, True)} to the base setting)" if isinstance(gap, float) else ""
-        return {
-            "clear": f"; run again on fresh seeds it is better {told}",
-            "within noise": f"; run again on fresh seeds the difference is within noise {told}",
-        }.get(
-            row.get("verdict") or "",
-            "; that was not confirmed on fresh seeds, and the best of many is also the luckiest",
-        )
+        change = f"({number(gap, 2, True)} to the base setting)" if isinstance(gap, float) else ""
+        if row.get("verdict") == "clear":
+            return f"; on fresh seeds it is better {change}"
+        if row.get("verdict") == "within noise":
+            return f"; on fresh seeds the difference is within noise {change}"
+        return "; not confirmed on fresh seeds, and the best of many is also the luckiest"
 
 
 def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Study:
-    """The study ``name``, looked for in the named experiments or in all.
+    """The study ``name`` in the named experiments or in all.
 
     Raises:
-        TrackingError: there is none of that name, or none of its trials is finished.
+        TrackingError: it does not exist, or none of its trials is finished.
     """
-    every = list(experiments) or list(store.experiments())
-    mine = store.runs(every, {STUDY_TAG: name})
-    if not mine:
-        known = {run.tags[STUDY_TAG] for run in store.runs(every, {STUDY_TAG: ANY})}
-        raise TrackingError(f"no study {name!r} in the MLflow store; {nearest(name, known)}")
-    study = build_study(name, mine, store)
+    searched = list(experiments) or list(store.experiments())
+    runs = store.runs(searched, f"tags.{STUDY_TAG} = '{name}'")
+    if not runs:
+        every = store.runs(searched, f"tags.{STUDY_TAG} != ''")
+        names = {run.tags.get(STUDY_TAG, "") for run in every} - {""}
+        raise TrackingError(f"no study {name!r} in the MLflow store; {nearest(name, names)}")
+    study = build_study(name, runs, store)
     if not study.complete:
         raise TrackingError(
             f"no trial of study {name!r} is finished; continue the sweep, then report again"
@@ -179,67 +163,59 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
 
 
 def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
-    """A study from its runs: those tagged as trials, and the parent of all with its summary and
-    figures."""
+    """A study from its runs: its trials, and its own run with summary and figures."""
     parent = next((run for run in reversed(runs) if run.tags.get("stage") == "sweep"), None)
-    told = filter(None, parent.tags.get("directions", "").split(",")) if parent else ()
-    directions = {
-        name: -1 if sign == "-1" else 1 for name, _, sign in (one.rpartition(":") for one in told)
-    }
+    directions: dict[str, int] = {}
+    if parent is not None:
+        for pair in parent.tags.get("directions", "").split(","):
+            objective, _, sign = pair.rpartition(":")
+            directions[objective] = int(sign)
     trials: dict[tuple, Trial] = {}
     replaced = 0
     for run in sorted(runs, key=lambda run: (run.started, run.id)):
         if "trial" not in run.tags or not run.params:
             continue
         values = {
-            k.removeprefix("objective/"): v
-            for k, v in run.metrics.items()
-            if k.startswith("objective/")
+            objective: run.metrics[f"objective/{objective}"]
+            for objective in directions
+            if f"objective/{objective}" in run.metrics
         }
-        finished = run.status == "FINISHED" and values
-        for key in values:  # those of older sweeps, which did not say it
-            directions.setdefault(key, -1 if key.rpartition("/")[2] in OLDER_LOWER else 1)
-        state = "complete" if finished else "no value" if run.status == "FINISHED" else why(run)
-        params = {key: _number(run.params[key]) for key in _in_order(run.params)}
-        trial = Trial(run, run.tags["trial"], params, values if finished else {}, state)
-        cell = tuple(sorted(run.params.items()))
+        complete = run.status == "FINISHED" and len(values) == len(directions)
+        state = "complete" if complete else failure_reason(run)
+        params = {key: _number(run.params[key]) for key in sorted(run.params)}
+        cell = tuple(params.items())
         if cell in trials and trials[cell].objectives:
             replaced += 1
-            if not trial.objectives:
+            if not complete:
                 continue
-        trials[cell] = trial
-    found = list(trials.values())
+        trials[cell] = Trial(run, run.tags["trial"], params, values if complete else {}, state)
+    every = list(trials.values())
     varied = [
-        n
-        for n in _in_order({n for t in found for n in t.params})
-        if len({t.params.get(n) for t in found}) > 1
+        key
+        for key in sorted({key for trial in every for key in trial.params})
+        if len({trial.params.get(key) for trial in every}) > 1
     ]
-    notes = (
-        [f"{replaced} trials ran the same cell again; the newest finished one counts"]
-        if replaced
-        else []
-    )
-    if broken := [trial for trial in found if not trial.objectives]:
+    notes = []
+    if replaced:
+        notes.append(f"{replaced} trials repeated a cell; the newest finished one counts")
+    if broken := [trial for trial in every if not trial.objectives]:
         notes.append(
-            f"{len(broken)} of {len(found)} trials have no value, the first: {broken[0].state}"
+            f"{len(broken)} of {len(every)} trials have no value, the first: {broken[0].state}"
         )
-    kept = {
-        file: read_json(store, parent, file) if parent else {}
-        for file in ("summary.json", "plots.json")
-    }
-    lines = [line for line in kept["summary.json"] if isinstance(line, dict)]
+    summary = read_json(store, parent, "summary.json") if parent else []
+    plots = read_json(store, parent, "plots.json") if parent else []
     figures = [
         Figure(
-            f"optuna-{name}-{place}",
-            one["title"],
+            f"optuna-{name}-{index}",
+            plot["title"],
             "Drawn by Optuna.",
             "the table of trials has its numbers",
-            one["spec"],
+            plot["spec"],
             300 + 60 * max(len(varied) - 2, 0),
         )
-        for place, one in enumerate(kept["plots.json"])
+        for index, plot in enumerate(plots)
     ]
-    return Study(name, parent, found, directions, varied, notes, lines, figures)
+    return Study(name, parent, every, directions, varied, notes, list(summary), figures)
 
 
 def _number(text: str) -> float | str:
@@ -249,66 +225,40 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _in_order(names: Any) -> list[str]:
-    return sorted(
-        names, key=lambda name: (LAMBDAS.index(name) if name in LAMBDAS else len(LAMBDAS), name)
-    )
-
-
-def objective_label(name: str) -> str:
-    """An objective as people read it."""
-    return OBJECTIVES.get(name, name)
-
-
 def parameter_label(name: str) -> str:
-    """A parameter as people read it."""
+    """A parameter's name for people."""
     return name.replace("lambda_", "λ ")
 
 
-def settings(trial: Trial) -> str:
-    """A trial's λs in a line."""
-    return ", ".join(
-        f"{parameter_label(name)} {value if isinstance(value, str) else f'{value:g}'}"
-        for name, value in trial.params.items()
-    )
-
-
 def study_frame(study: Study) -> pd.DataFrame:
-    """A row for each trial, best first, those without a value last: trial, parameters, objectives,
-    state, run."""
-    names = list(study.directions)
-    front = {trial.run.id for trial in study.front()} if len(names) > 1 else set()
-    params = study.varied or _in_order({name for trial in study.trials for name in trial.params})
+    """A row for each trial, best first, those without a value last.
 
-    def key(trial: Trial) -> tuple:
-        value = trial.objectives.get(names[0], math.nan) if names else math.nan
-        return (
-            not math.isfinite(value),
-            -study.directions[names[0]] * value if math.isfinite(value) else 0.0,
-            trial.name,
-        )
-
+    Columns: trial, parameters, objectives, state, run.
+    """
+    front = {trial.run.id for trial in study.front()} if len(study.directions) > 1 else set()
+    complete = sorted(study.complete, key=lambda trial: (-study._values(trial)[0], trial.name))
+    broken = [trial for trial in study.trials if not trial.objectives]
+    names = study.varied or list(study.trials[0].params)
     return pd.DataFrame(
         {
             "trial": trial.name,
-            **{parameter_label(name): trial.params.get(name) for name in params},
-            **{objective_label(name): trial.objectives.get(name, math.nan) for name in names},
+            **{parameter_label(name): trial.params.get(name) for name in names},
+            **{
+                OBJECTIVES.get(name, name): trial.objectives.get(name, math.nan)
+                for name in study.directions
+            },
             "state": "on the Pareto front" if trial.run.id in front else trial.state,
             "run": trial.run.id,
         }
-        for trial in sorted(study.trials, key=key)
+        for trial in [*complete, *broken]
     )
 
 
 def summary_frame(study: Study) -> pd.DataFrame:
-    """What the sweep says of each objective and task."""
-    frame = pd.DataFrame(
-        [{words: line.get(key) for key, words in SUMMARY.items()} for line in study.summary]
-    )
-    signs = [
-        {1: " ↑", -1: " ↓"}.get(line.get("sign", 0), "") * bool(line.get("metric"))
-        for line in study.summary
+    """The sweep's summary with headings, and an arrow at each metric."""
+    frame = pd.DataFrame(study.summary)[list(SUMMARY)].rename(columns=SUMMARY)
+    frame["metric"] = [
+        f"{row['metric']} {'↑' if row['sign'] > 0 else '↓'}" if row["metric"] else ""
+        for row in study.summary
     ]
-    return frame.assign(
-        metric=[f"{m or ''}{sign}" for m, sign in zip(frame["metric"], signs, strict=True)]
-    )
+    return frame

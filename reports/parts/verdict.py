@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,11 @@ from reports.stats.intervals import Estimate
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the report says first.
+    """The first statement of a report.
 
     Attributes:
-        tone: ``better`` or ``worse`` where the interval of the mean gain leaves out zero, ``mixed``
-            where only single tasks are decided, ``open`` (nothing can be told) or ``alone``.
+        tone: ``better`` or ``worse`` where the interval of the mean gain excludes zero, ``mixed``
+            where only single tasks are decided, ``open`` (nothing is) or ``alone``.
         headline: one sentence.
         lines: one sentence for each backbone.
     """
@@ -31,181 +32,159 @@ class Verdict:
 
 
 def verdict(analysis: Analysis) -> Verdict:
-    """Judge every backbone against the baseline; the headline is about the one with the highest
-    mean gain.
+    """Judge every backbone against the baseline.
 
-    All of it is judged at ``analysis.level``, whichever backbone is looked at after the numbers are
-    known.
+    The headline is about the backbone with the highest mean gain. Everything is judged at
+    ``analysis.level``, so the headline holds though its backbone is selected by the numbers.
     """
     selection = analysis.selection
     base = selection.baseline
-    others = [name for name in selection.backbones if name != base]
-    if not others:
-        tasks = len(
-            {column.base for column in selection.columns if (base, column) in selection.cells}
-        )
+    compared = [name for name in selection.backbones if name != base]
+    if not compared:
+        columns = [column for column in selection.columns if (base, column) in selection.cells]
+        tasks = count(len({column.base for column in columns}), "task")
         return Verdict(
-            "alone",
-            f"Only {base} has results ({count(tasks, 'task')}): nothing to compare it with yet.",
-            [],
+            "alone", f"Only {base} has results ({tasks}): there is nothing to compare it with.", []
         )
-    judged = {name: list(analysis.tasks(name).values()) for name in others}
+    judged = {name: Counter(analysis.tasks(name).values()) for name in compared}
     common = [
-        c for c in selection.columns if all((name, c) in analysis.task_gains for name in others)
+        c for c in selection.columns if all((name, c) in analysis.task_gains for name in compared)
     ]
-    leader = max(
-        others, key=lambda name: (_gain(analysis, name, common), judged[name].count("win"))
-    )
-    tones = {name: _tone(analysis, name, judged[name]) for name in others}
-    tone = tones[leader]
-    lines = [_line(analysis, name) for name in others]
-    if set(tones.values()) == {"open"} and len(others) > 1:
-        compared = max(map(len, judged.values()))
-        best = f"; highest is {leader}: {words}" if (words := _gain_words(analysis, leader)) else ""
-        return Verdict(
-            tone,
-            f"No backbone can be told from {base} on any of {count(compared, 'task')}{best}.",
-            lines,
-        )
-    return Verdict(tone, _headline(analysis, leader, tone, common), lines)
+    leader = max(compared, key=lambda name: (_gain(analysis, name, common), judged[name]["win"]))
+    tones = {name: _tone(analysis, name, judged[name]) for name in compared}
+    lines = [_line(analysis, name) for name in compared]
+    if set(tones.values()) == {"open"} and len(compared) > 1:
+        tasks = count(max(each.total() for each in judged.values()), "task")
+        gain = _gain_words(analysis, leader)
+        best = f"; {leader} is highest: {gain}" if gain else ""
+        headline = f"No backbone differs detectably from {base} on any of {tasks}{best}."
+        return Verdict("open", headline, lines)
+    headline = _headline(analysis, leader, tones[leader], common)
+    return Verdict(tones[leader], headline, lines)
 
 
 def _gain(analysis: Analysis, name: str, common: Sequence[TaskProtocol]) -> float:
-    """Mean gain over the tasks that all have (gains over different tasks cannot be compared), else
-    over its own."""
+    """Mean gain over the tasks that all have, else over the backbone's own.
+
+    Gains over different tasks cannot be compared.
+    """
     if common:
         gains = np.array([[analysis.task_gains[name, column].value] for column in common])
         return float(interquartile_mean(by_task([column.base for column in common]) @ gains)[0])
     return analysis.gains[name].typical.value if name in analysis.gains else float("-inf")
 
 
-def _tone(analysis: Analysis, name: str, told: Sequence[str]) -> str:
+def _tone(analysis: Analysis, name: str, verdicts: Counter[str]) -> str:
     overall = analysis.gains[name].typical.verdict() if name in analysis.gains else "unknown"
-    return {"win": "better", "loss": "worse"}.get(
-        overall, "mixed" if {"win", "loss"} & set(told) else "open"
-    )
+    decided = verdicts["win"] or verdicts["loss"]
+    return {"win": "better", "loss": "worse"}.get(overall, "mixed" if decided else "open")
 
 
 def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskProtocol]) -> str:
-    base, others = analysis.selection.baseline, len(analysis.selection.backbones) - 1
-    told = list(analysis.tasks(name).values())
-    gain = _gain_words(analysis, name)
-    best = name
-    if others > 1 and name in analysis.gains:
-        fewer = 0 < len(common) < max(len(each.columns) for each in analysis.gains.values())
-        over = f" on {count(len({c.base for c in common}), 'task')} that all have" if fewer else ""
-        best = f"Of {others} backbones, {name} has the highest mean gain{over}: it"
-    if not told:
+    base, seeds = analysis.selection.baseline, analysis.selection.seeds
+    verdicts = Counter(analysis.tasks(name).values())
+    if not verdicts:
         return f"{name} and {base} share no task: nothing can be compared."
-    wins, losses, tasks = told.count("win"), told.count("loss"), count(len(told), "task")
+    subject = name
+    compared = len(analysis.selection.backbones) - 1
+    if compared > 1 and name in analysis.gains:
+        fewer = 0 < len(common) < max(len(gain.columns) for gain in analysis.gains.values())
+        tasks = count(len({column.base for column in common}), "task")
+        scope = f" on the {tasks} that all have" if fewer else ""
+        subject = f"Of {compared} backbones, {name} has the highest mean gain{scope}: it"
+    wins, losses, tasks = verdicts["win"], verdicts["loss"], count(verdicts.total(), "task")
     if wins:
-        words = (
-            f"{best} is better than {base} on {wins} of {tasks} and"
-            f" {f'worse on {losses}' if losses else 'loses none'}"
-        )
+        words = f"is better than {base} on {wins} of {tasks} and worse on {losses or 'none'}"
     elif losses:
-        words = f"{best} is worse than {base} on {losses} of {tasks} and better on none"
+        words = f"is worse than {base} on {losses} of {tasks} and better on none"
     elif tone in ("better", "worse"):
-        words = (
-            f"{best} is {tone} than {base} on average, and cannot be told from it on any single one"
-            f" of {tasks}"
-        )
+        words = f"is {tone} than {base} on average, but on no single one of {tasks}"
     else:
-        words = f"{best} cannot be told from {base} on any of {tasks}"
-    seeds = analysis.selection.seeds
-    one = min(len(seeds[name]), len(seeds[base])) == 1
-    caveat = "; one seed, so without the noise of training" if one else ""
-    return f"{words}{'; ' + gain if gain else ''}{caveat}."
+        words = f"does not differ detectably from {base} on any of {tasks}"
+    gain = _gain_words(analysis, name)
+    one_seed = min(len(seeds[name]), len(seeds[base])) == 1
+    caveat = "; one seed, so the noise of training is not included" if one_seed else ""
+    return f"{subject} {words}{'; ' + gain if gain else ''}{caveat}."
 
 
 def _gain_words(analysis: Analysis, name: str) -> str:
-    """The mean gain with its interval, and what else tells of it."""
     gain = analysis.gains.get(name)
-    return "" if gain is None else f"mean gain {gain_words(gain)}{_left(analysis, name, gain)}"
+    if gain is None:
+        return ""
+    tasks = len({column.base for column in gain.columns})
+    fewer = f", over {tasks} of them" if tasks < len(analysis.tasks(name)) else ""
+    return f"mean gain {gain_words(gain)}{fewer}"
 
 
 def gain_words(gain: Gain) -> str:
     """Interquartile mean, interval, plain mean, probability of improvement."""
-    found = gain.typical
-    text = f"{number(found.value, 1, True)} %"
-    text += (
-        f" ({number(found.low, 1, True)} to {number(found.high, 1, True)})"
-        if found.known
-        else " (no interval)"
-    )
+    typical = gain.typical
+    ends = f"{number(typical.low, 1, True)} to {number(typical.high, 1, True)}"
+    shown = ends if typical.has_interval else "no interval"
     return (
-        f"{text}, plain mean {number(gain.mean.value, 1, True)} %, better in"
-        f" {100 * gain.improvement:.0f} % of runs"
+        f"{number(typical.value, 1, True)} % ({shown}), plain mean"
+        f" {number(gain.mean.value, 1, True)} %, better in {100 * gain.improvement:.0f} % of runs"
     )
-
-
-def _left(analysis: Analysis, name: str, gain: Gain) -> str:
-    tasks, compared = len({column.base for column in gain.columns}), len(analysis.tasks(name))
-    return f", over {tasks} of them" if tasks < compared else ""
 
 
 def _line(analysis: Analysis, name: str) -> str:
-    told = analysis.tasks(name)
-    words = {
-        "win": "better on",
-        "loss": "worse on",
-        "tie": "undecided",
-        "unknown": "without a verdict",
-    }
+    verdicts = analysis.tasks(name)
     parts = []
-    for key, word in words.items():
-        tasks = [task for task, found in told.items() if found == key]
+    for verdict, words in (("win", "better on"), ("loss", "worse on")):
+        tasks = [task for task, each in verdicts.items() if each == verdict]
         if tasks:
-            parts.append(
-                f"{word} {_list(tasks)}" if key in ("win", "loss") else f"{len(tasks)} {word}"
-            )
-    gain = _gain_words(analysis, name)
-    return f"{name}: {'; '.join(parts) or 'no task in common'}{'; ' + gain if gain else ''}."
+            parts.append(f"{words} {_enumerate(tasks)}")
+    for verdict, words in (("tie", "undecided"), ("unknown", "without a verdict")):
+        if number_of_tasks := list(verdicts.values()).count(verdict):
+            parts.append(f"{number_of_tasks} {words}")
+    parts = parts or ["no task in common"]
+    if gain := _gain_words(analysis, name):
+        parts.append(gain)
+    return f"{name}: {'; '.join(parts)}."
 
 
 def power_lines(analysis: Analysis) -> list[str]:
-    """The smallest difference that each task's images and seeds tell apart (typical over
-    backbones), and what would decide the rest."""
+    """The smallest detectable difference of each task, and what would decide undecided ones."""
     lines = []
     for column in analysis.selection.columns:
-        found = {
-            b: analysis.differences.get((b, column, column.main))
-            for b in analysis.selection.backbones
+        gaps = {
+            name: gap
+            for name in analysis.selection.backbones
+            if (gap := analysis.differences.get((name, column, column.main))) and gap.has_interval
         }
-        gaps = {name: gap for name, gap in found.items() if gap is not None and gap.known}
         if not gaps:
             continue
-        images, seeds = (
-            sorted({getattr(gap, name) for gap in gaps.values()}) for name in ("images", "seeds")
-        )
+        images = min(gap.images for gap in gaps.values())
+        seeds = sorted({gap.seeds for gap in gaps.values()})
         fewest = f"{seeds[0]} to " if len(seeds) > 1 else ""
-        have = (
-            f"{count(images[0], 'image') if images[0] else 'unknown noise of images'} and"
-            f" {fewest}{count(seeds[-1], 'seed')}"
+        size = np.median([gap.detectable() for gap in gaps.values()])
+        unit = column.metric(column.main).unit
+        line = (
+            f"{column.title}: {count(images, 'image') if images else 'an unknown number of images'}"
+            f" and {fewest}{count(seeds[-1], 'seed')} detect {f'{size:.2g} {unit}'.rstrip()} in"
+            " 80 % of such comparisons"
         )
-        size = (
-            f"{np.median([gap.detectable() for gap in gaps.values()]):.2g}"
-            f" {column.metric(column.main).unit}".rstrip()
-        )
-        line = f"{column.title}: {have} tell {size} apart in 80 % of such comparisons"
-        if rest := [
-            f"{name} {_would_decide(gap)}"
+        undecided = [
+            f"{name} {_remedy(gap)}"
             for name, gap in gaps.items()
             if gap.value and gap.verdict() == "tie"
-        ]:
-            line += f"; undecided, and decided if differences stay as they are: {', '.join(rest)}"
+        ]
+        if undecided:
+            line += (
+                f"; undecided, and decided if differences stay as they are: {', '.join(undecided)}"
+            )
         lines.append(line + ".")
     return lines
 
 
-def _would_decide(gap: Estimate) -> str:
+def _remedy(gap: Estimate) -> str:
     if gap.seeds == 1:
-        return "with more seeds, to know their noise"
-    return f"with {seeds} seeds" if (seeds := gap.seeds_to_decide()) else "only with more images"
+        return "with more seeds, to estimate their noise"
+    seeds = gap.seeds_to_decide()
+    return f"with {seeds} seeds" if seeds else "only with more images"
 
 
-def _list(names: Sequence[str], most: int = 6) -> str:
-    shown = list(names[:most])
+def _enumerate(names: Sequence[str], most: int = 6) -> str:
     if len(names) > most:
-        return ", ".join(shown) + f" and {len(names) - most} more"
-    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

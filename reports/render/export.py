@@ -1,5 +1,4 @@
-"""A report as files: the page, and its numbers as Markdown, CSV and LaTeX, all from one tidy
-frame."""
+"""A report as files: the page, and its numbers as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -15,40 +14,30 @@ from reports.errors import TrackingError
 from reports.mlflow.query import tidy
 from reports.parts.study import study_frame, summary_frame
 from reports.parts.tables import ACROSS, Number, Table, number
+from reports.render.page import render
 
 if TYPE_CHECKING:
     from reports.report import Report
 
 FORMATS = ("html", "md", "csv", "latex")
-TEX = str.maketrans(
+SYMBOLS = str.maketrans(
     {
-        "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "°": r"$^\circ$",
-        "δ": r"$\delta$",
-        "λ": r"$\lambda$",
-        "→": r"$\to$",
-        "<": "$<$",
-        ">": "$>$",
-        "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$",
-        "×": r"$\times$",
         "−": "$-$",
         "–": "--",
         "±": r"$\pm$",
-        "≥": r"$\ge$",
-        "≤": r"$\le$",
-        "·": r"$\cdot$",
-        "…": r"\dots{}",
+        "×": r"$\times$",
+        "°": r"$^\circ$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "<": "$<$",
+        "δ": r"$\delta$",
+        "λ": r"$\lambda$",
     }
+)  # that pandas does not escape for LaTeX
+LEGEND = (
+    "Value, 95 % interval, seeds (N: images); then the difference to {} (intervals hold jointly at"
+    " 95 %): ▲ better, ▼ worse, = undecided, ? no interval or fewer than 20 images. Bold: better"
+    " than all others."
 )
 
 
@@ -56,91 +45,80 @@ def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list
     """Write the report into the folder ``out``; returns the files, the page (``index.html``) first.
 
     Raises:
-        TrackingError: an unknown format, or the folder cannot be written.
+        TrackingError: an unknown format, or ``index.html`` exists and is not a report.
+        UserError: the folder cannot be written.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise TrackingError(f"no format {name!r}; there are {', '.join(FORMATS)}")
-    made: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for name in formats:
         if name == "html":
-            from reports.render.page import render
-
-            made["index.html"] = render(report)
+            texts["index.html"] = render(report)
+        elif name == "md":
+            texts["report.md"] = markdown(report)
         elif name == "csv":
-            made |= csv_values(report)
+            texts |= csv_values(report)
+        elif name == "latex":
+            texts["tables.tex"] = latex(report)
         else:
-            made |= (
-                {"report.md": markdown(report)} if name == "md" else {"tables.tex": latex(report)}
-            )
+            raise TrackingError(f"unknown format {name!r}; choose among {', '.join(FORMATS)}")
     page = out / "index.html"
-    if (
-        page.name in made
-        and page.is_file()
-        and b"cliptex-benchmark" not in page.open("rb").read(20_000)
-    ):
-        raise TrackingError(f"{page} is a page of somebody else's; give another --out")
-    for name, text in made.items():
+    if "index.html" in texts and page.is_file():
+        with page.open("rb") as file:
+            if b"cliptex-benchmark" not in file.read(20_000):
+                raise TrackingError(f"{page} exists and is not a report; give another --out")
+    for name, text in texts.items():
         write_text(out / name, text)
-    return [out / name for name in made]
+    return [out / name for name in texts]
 
 
 def numbers(report: Report) -> pd.DataFrame:
     """The tidy frame: one row for each number of the detailed tables, columns as in ``Number``."""
-    found = {
-        (n.backbone, n.task, n.metric): n
+    cells = {
+        (cell.backbone, cell.task, cell.metric): cell
         for table in report.tables
         for _, row in table.rows
-        for n in row
+        for cell in row
     }
-    frame = pd.DataFrame([vars(n) for n in found.values()])
+    frame = pd.DataFrame([vars(cell) for cell in cells.values()])
     return frame.assign(runs=frame["runs"].map(" ".join)).drop(columns=["absent", "digits"])
 
 
 def csv_values(report: Report) -> dict[str, str]:
-    """``results.csv``: one row for each number of the tables; ``runs.csv``: one for each metric of
-    each MLflow run; ``classes.csv`` and ``pairs.csv`` where there are such; ``study-NAME.csv``: the
-    trials of a sweep."""
+    """CSV files, name → text.
+
+    ``results.csv``: a row for each number of the tables; ``runs.csv``: for each metric of each
+    MLflow run; ``classes.csv`` and ``pairs.csv`` if there are any; ``study-NAME.csv``: the trials
+    of a sweep.
+    """
     frames = {}
     if report.analysis is not None:
+        selection = report.analysis.selection
         frames["results.csv"] = numbers(report)
-        kept = [cell for cells in report.analysis.selection.cells.values() for cell in cells]
-        frames["runs.csv"] = tidy(kept)
+        frames["runs.csv"] = tidy([cell for cells in selection.cells.values() for cell in cells])
         if report.classes:
-            frames["classes.csv"] = pd.concat(
-                one.frame.assign(task=one.title) for one in report.classes
-            )
+            classes = [table.frame.assign(task=table.title) for table in report.classes]
+            frames["classes.csv"] = pd.concat(classes)
         if report.pairs:
             frames["pairs.csv"] = pd.DataFrame([vars(pair) for pair in report.pairs.values()])
     for study in report.studies:
         frames[f"study-{re.sub('[^A-Za-z0-9_.-]', '-', study.name)}.csv"] = study_frame(study)
-    return {
-        name: frame.map(_no_formula).to_csv(index=False, lineterminator="\n")
-        for name, frame in frames.items()
-    }
+    return {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
 
 
-def _grid(
-    table: Table, shown: Callable[[Number], str], escape: Callable[[str], str] = str
-) -> pd.DataFrame:
+def _grid(table: Table, text: Callable[[Number], str]) -> pd.DataFrame:
     """A table's cells as text; columns are (task, metric), rows backbones."""
-    heads = [
-        (
-            escape(h.column.title),
-            escape(f"{h.words} {h.arrow}" + f" (N = {h.images})" * bool(h.images)),
-        )
-        for h in table.heads
-    ]
+    heads = []
+    for head in table.heads:
+        images = f" (N = {head.images})" if head.images else ""
+        heads.append((head.column.title, f"{head.label} {head.arrow}{images}"))
     names = [
-        escape(f"{name} ({table.marks[name]})" if name in table.marks else name)
-        for name, _ in table.rows
+        f"{name} ({table.marks[name]})" if name in table.marks else name for name, _ in table.rows
     ]
-    cells = [[shown(cell) for cell in cells] for _, cells in table.rows]
+    cells = [[text(cell) for cell in row] for _, row in table.rows]
     return pd.DataFrame(cells, names, pd.MultiIndex.from_tuples(heads))
 
 
 def markdown(report: Report) -> str:
-    """Verdict, notes and tables."""
+    """Verdict, caveats and tables."""
     lines = [
         f"# {_plain(report.title)}",
         "",
@@ -148,81 +126,48 @@ def markdown(report: Report) -> str:
         "",
         f"**{_plain(report.verdict.headline)}**",
         "",
+        *_list(report.verdict.lines),
     ]
-    lines += [f"* {_plain(line)}" for line in report.verdict.lines] + [""]
     if report.notes:
-        lines += ["## Caveats", "", *(f"* {_plain(note)}" for note in report.notes), ""]
+        lines += ["## Caveats", "", *_list(report.notes)]
     if report.overview:
-        overview = _grid(report.overview, _markdown_cell, _plain)
-        if len(overview) <= ACROSS:
-            overview = overview.T
-        lines += ["## At a glance", "", *_markdown(_flat(overview)), ""]
-        lines += [
-            (
-                "Value, 95 % interval, seeds (N: images); then the difference to"
-                f" {_plain(report.baseline)} (intervals hold together at 95 %): ▲ better, ▼ worse,"
-                " = undecided, ? no interval or fewer than 20 images. Bold: better than all"
-                " others."
-            ),
-            "",
-        ]
-        lines += [
-            "## What these images and seeds can tell apart",
-            "",
-            *(f"* {_plain(line)}" for line in [*report.averages, *report.power]),
-            "",
-        ]
+        overview = _grid(report.overview, _markdown_cell)
+        frame = overview.T if len(overview) <= ACROSS else overview
+        lines += ["## At a glance", "", *_markdown(frame)]
+        lines += [_plain(LEGEND.format(report.baseline)), ""]
+        lines += ["## Detectable differences", "", *_list([*report.averages, *report.power])]
     for table in report.tables:
-        lines += [
-            f"## {_plain(table.title)}",
-            "",
-            *_markdown(_flat(_grid(table, _markdown_cell, _plain))),
-            "",
-        ]
+        lines += [f"## {_plain(table.title)}", "", *_markdown(_grid(table, _markdown_cell))]
     for study in report.studies:
         lines += [f"## λ search: {_plain(study.name)}", "", _plain(study.headline), ""]
-        for frame in (study_frame(study), summary_frame(study) if study.summary else None):
-            if frame is not None:
-                lines += [
-                    *_markdown(frame.map(lambda one: _plain(_text(one))).rename(columns=_plain)),
-                    "",
-                ]
+        for frame in [study_frame(study), *([summary_frame(study)] if study.summary else [])]:
+            cells = frame.map(lambda value: _plain(_value(value)))
+            lines += _markdown(cells.set_index(cells.columns[0]))
     return "\n".join(lines)
 
 
-def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """Index and headings of two levels as plain ones."""
-    rows, heads = (
-        [" ".join(one) if isinstance(one, tuple) else one for one in axis] for axis in frame.axes
-    )
-    return frame.set_axis(heads, axis=1).assign(**{"": rows})[["", *heads]]
+def _list(sentences: Sequence[str]) -> list[str]:
+    return [*(f"* {_plain(sentence)}" for sentence in sentences), ""]
 
 
 def _markdown(frame: pd.DataFrame) -> list[str]:
-    rows = [
-        list(frame.columns),
-        ["---", *["---:"] * (frame.shape[1] - 1)],
-        *frame.to_numpy(object).tolist(),
-    ]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    """A frame of Markdown text as a table."""
+    index, columns = (
+        [_plain(" ".join(label) if isinstance(label, tuple) else label) for label in axis]
+        for axis in frame.axes
+    )
+    rows = [["", *columns], ["---", *["---:"] * len(columns)]]
+    rows += [[label, *cells] for label, cells in zip(index, frame.to_numpy().tolist(), strict=True)]
+    return [*(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text with Markdown's special characters escaped."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
-def _no_formula(cell: object) -> object:
-    """A cell that no spreadsheet takes for a formula."""
-    return (
-        f"'{cell}"
-        if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-        else cell
-    )
-
-
-def _text(value: object) -> str:
-    """A cell of a frame as people read it."""
+def _value(value: object) -> str:
+    """A value of a sweep's frame for people."""
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", "−") if value == value else "–"
     return "–" if value is None else str(value)
@@ -232,71 +177,58 @@ def _markdown_cell(cell: Number) -> str:
     if cell.missing:
         return _plain(f"– ({cell.missing})")
     value = f"**{cell.text}**" if cell.best else cell.text
-    told = f"{value} {cell.interval} ({cell.seeds} seeds)".replace("  ", " ")
-    return f"{told}; {cell.change}" if cell.change else told
+    parts = [value, cell.interval, f"({cell.seeds} seeds)"]
+    return " ".join(filter(None, parts)) + (f"; {cell.change}" if cell.change else "")
 
 
 def latex(report: Report) -> str:
-    """Tables for a paper (booktabs): value with its standard error over seeds, difference to the
-    baseline in small print."""
-    parts = [
-        "% needs \\usepackage{booktabs}",
-        f"% {_tex(report.title)}; {report.date}".replace("\\%", "percent"),
-        "",
-    ]
+    """Tables for a paper: value, standard error over seeds, difference to the baseline."""
+    parts = [r"% needs \usepackage{booktabs}", ""]
     for table in report.tables:
+        counts = sorted({cell.seeds for _, row in table.rows for cell in row if not cell.missing})
+        ends = dict.fromkeys([*counts[:1], *counts[-1:]])
+        seeds = f" Seeds: {' to '.join(map(str, ends))}." if counts else ""
         caption = (
-            f"{_tex(table.title)}. Bold: better than every other backbone by its 95\\,\\% interval;"
-            " in small print the standard error over seeds and the difference to"
-            f" {_tex(report.baseline)}, with $\\ast$ where its interval leaves out zero. N: images."
-            f" {_tex(_seeds(table))}"
+            f"{table.title}. Value ± standard error over seeds (difference to {report.baseline}, *"
+            " if its interval excludes zero). Bold: better than every other backbone by its 95 %"
+            f" interval. N: images.{seeds}"
         )
-        parts.append(_tabular(_grid(table, _tex_cell, _tex), caption, f"tab:{table.id}"))
+        bold = _grid(table, lambda cell: "textbf:--rwrap;" if cell.best else "")
+        grid = _grid(table, _latex_cell)
+        parts.append(_tabular(grid, caption, f"tab:{table.id}", bold))
     for study in report.studies:
-        found = (
-            study_frame(study)
-            .drop(columns=["state", "run"])
-            .map(lambda one: _tex(_text(one)))
-            .set_index("trial")
-        )
-        found = found.rename(columns=_tex).rename_axis(index=None)
-        parts.append(
-            _tabular(found, f"{_tex(f'λ search: {study.name}')}.", f"tab:study-{len(parts)}")
-        )
+        frame = study_frame(study).drop(columns=["state", "run"]).map(_value).set_index("trial")
+        caption = f"λ search: {study.name}."
+        parts.append(_tabular(frame.rename_axis(index=None), caption, f"tab:study-{len(parts)}"))
     return "\n".join(parts)
 
 
-def _seeds(table: Table) -> str:
-    counts = sorted({cell.seeds for _, cells in table.rows for cell in cells if not cell.missing})
-    return (
-        f"Seeds: {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}." if counts else ""
-    )
-
-
-def _tabular(frame: pd.DataFrame, caption: str, label: str) -> str:
-    return frame.style.to_latex(
+def _tabular(
+    frame: pd.DataFrame, caption: str, label: str, style: pd.DataFrame | None = None
+) -> str:
+    styler = frame.style.format(escape="latex")
+    for axis in (0, 1):
+        styler = styler.format_index(escape="latex", axis=axis)
+    if style is not None:
+        styler = styler.apply(lambda _: style, axis=None)
+    text = styler.to_latex(
         column_format="l" + "r" * frame.shape[1],
         position="t",
         position_float="centering",
         hrules=True,
-        caption=caption,
+        caption=re.sub(r"([%_&#])", r"\\\1", caption),
         label=label,
         multicol_align="c",
         environment="table*" if frame.shape[1] > 4 else "table",
     )
+    return text.translate(SYMBOLS)
 
 
-def _tex_cell(cell: Number) -> str:
+def _latex_cell(cell: Number) -> str:
     if cell.missing:
-        return "--"
-    text = f"\\textbf{{{_tex(cell.text)}}}" if cell.best else _tex(cell.text)
-    if cell.error:
-        text += f"\\,{{\\scriptsize$\\pm${_tex(cell.error)}}}"
-    if cell.verdict:
-        star = "$^\\ast$" if cell.verdict in ("win", "loss") else ""
-        text += f" {{\\scriptsize({_tex(number(cell.difference, cell.digits, True))}{star})}}"
-    return text
-
-
-def _tex(text: str) -> str:
-    return text.translate(TEX)
+        return "–"
+    text = f"{cell.text} ± {cell.error}" if cell.error else cell.text
+    if not cell.verdict:
+        return text
+    star = "*" if cell.verdict in ("win", "loss") else ""
+    return f"{text} ({number(cell.difference, cell.digits, True)}{star})"

@@ -7,6 +7,7 @@ import functools
 import gzip
 import json
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from urllib.parse import quote
 from reports.parts.study import study_frame, summary_frame
 from reports.parts.tables import ACROSS, count, interval, number
 from reports.parts.verdict import gain_words
+from reports.stats.resampling import RESAMPLES
 
 if TYPE_CHECKING:
     from reports.mlflow.query import StoredRun
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def render(report: Report) -> str:
-    """The whole page as text.
+    """The page as text.
 
     Plotly (4.8 MB) is embedded once, gzipped (1.4 MB), and unpacked by the browser; the tables are
     plain HTML and need no script.
@@ -40,54 +42,50 @@ def render(report: Report) -> str:
         "count": count,
         "gain": gain_words,
         "frame": study_frame,
-        "sums": summary_frame,
+        "summary": summary_frame,
     }
-    environment.globals |= {
-        "run_link": functools.partial(run_link, report.ui_url),
-        "runs_link": functools.partial(runs_link, report),
-        "interval": interval,
-        "ACROSS": ACROSS,
-        "figure_json": _script_safe({figure.id: figure.spec for figure in report.figures()}),
-    }
-    template = environment.get_template("page.html.j2")
-    plotly = _plotly() if report.figures() else ""
-    return template.render(
-        report=report, style=_source("style.css"), script=_source("script.js"), plotly=plotly
+    figures = report.figures()
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        run_link=functools.partial(run_link, report.ui_url),
+        runs_link=functools.partial(runs_link, report),
+        interval=interval,
+        ACROSS=ACROSS,
+        RESAMPLES=RESAMPLES,
+        figure_json=_script_safe({figure.id: figure.spec for figure in figures}),
+        style=_source("style.css"),
+        script=_source("script.js"),
+        plotly=_plotly() if figures else "",
     )
 
 
 def run_link(ui_url: str, run: StoredRun) -> str:
-    """Address of a run in MLflow's UI, '' where no UI is given."""
-    return (
-        f"{ui_url.rstrip('/')}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
-        if ui_url
-        else ""
-    )
+    """Address of a run in MLflow's UI, '' without a UI."""
+    path = f"/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
+    return ui_url.rstrip("/") + path if ui_url else ""
 
 
 def runs_link(report: Report, ids: tuple[str, ...]) -> str:
     """Address of one run, or of MLflow's comparison of several."""
     if not report.ui_url or not ids or report.analysis is None:
         return ""
-    runs = [report.analysis.selection.runs[one] for one in ids]
+    runs = [report.analysis.selection.runs[run_id] for run_id in ids]
     if len(runs) == 1:
         return run_link(report.ui_url, runs[0])
-    asked = json.dumps(list(ids)), json.dumps(sorted({run.experiment_id for run in runs}))
-    query = f"runs={quote(asked[0])}&experiments={quote(asked[1])}"
+    experiments = quote(json.dumps(sorted({run.experiment_id for run in runs})))
+    query = f"runs={quote(json.dumps(list(ids)))}&experiments={experiments}"
     return f"{report.ui_url.rstrip('/')}/#/compare-runs?{query}"
 
 
 def _script_safe(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end its script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 @functools.cache
 def _plotly() -> str:
-    from importlib.util import find_spec
-
-    spec = find_spec("plotly")  # found, not imported: that would take a second
+    spec = find_spec("plotly")  # not imported: that would take a second
     assert spec is not None and spec.origin is not None
     script = Path(spec.origin).parent / "package_data" / "plotly.min.js"
     return base64.b64encode(gzip.compress(script.read_bytes(), 6, mtime=0)).decode()

@@ -1,11 +1,10 @@
-"""Many comparisons at once: the level at which each may be judged so that all of them together err
-in one report of twenty.
+"""Many comparisons at once: the level of each at which all of them err in one report of twenty.
 
 Max-T (Westfall, Young 1993): the largest of all studentised differences, if all backbones were
-equal, from the resamples that the comparisons share, so that tasks on the same images, and
-backbones compared with one baseline, do not count as if they knew nothing of each other. The noise
-of seeds is taken as independent between comparisons: for any other correlation that is on the safe
-side (Šidák 1967), and three seeds could not tell it.
+equal, from the resamples that the comparisons share, so that tasks on the same images and backbones
+with one baseline do not count as independent. The noise of seeds is taken as independent between
+comparisons: for any other correlation that is conservative (Šidák 1967), and three seeds cannot
+estimate it.
 """
 
 from __future__ import annotations
@@ -24,46 +23,44 @@ SIMULATED = 5000
 
 @functools.lru_cache(maxsize=1)
 def _normals(width: int) -> tuple[np.ndarray, Any]:
-    """(width, SIMULATED) standard normal numbers, always the same, and the generator's state after
-    them: a report asks often."""
+    """(width, SIMULATED) fixed standard normal numbers, and the generator's state after them."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((width, SIMULATED), np.float32), rng.bit_generator.state
 
 
 def joint_level(
-    estimates: Sequence[Estimate], deviations: Sequence[np.ndarray | None], chance: float = LEVEL
+    estimates: Sequence[Estimate],
+    deviations: Sequence[np.ndarray | None],
+    error_rate: float = LEVEL,
 ) -> float:
-    """The level of each comparison at which the chance of any false one among all is ``chance``.
+    """The level of each comparison at which the probability of any false one is ``error_rate``.
 
     Args:
-        deviations: of each, (R,) what resampling the images adds to it; None where that is not
-            known.
+        deviations: of each, (R,) what resampling the images adds to it; None if unknown.
     """
     judged = [
-        (e, d)
-        for e, d in zip(estimates, deviations, strict=True)
-        if sum(part.variance for part in e.parts) > 0
+        (estimate, moved)
+        for estimate, moved in zip(estimates, deviations, strict=True)
+        if sum(part.variance for part in estimate.parts) > 0
     ]
     if len(judged) < 2:
-        return chance
-    width = max((len(d) for _, d in judged if d is not None), default=1)
-    standard, share = (
-        np.zeros((len(judged), width), np.float32),
-        np.zeros((len(judged), 1), np.float32),
-    )
-    for place, (found, one) in enumerate(judged):
-        if one is not None and (spread := one.std()) > 0:
-            standard[place] = np.resize((one - one.mean()) / spread, width)
-            share[place] = sum(p.variance for p in found.parts if not p.seeds) / sum(
-                p.variance for p in found.parts
-            )
+        return error_rate
+    width = max((len(moved) for _, moved in judged if moved is not None), default=1)
+    standard = np.zeros((len(judged), width), np.float32)
+    share = np.zeros((len(judged), 1), np.float32)
+    for row, (estimate, moved) in enumerate(judged):
+        if moved is not None and (spread := moved.std()) > 0:
+            standard[row] = np.resize((moved - moved.mean()) / spread, width)
+            of_images = sum(part.variance for part in estimate.parts if not part.seeds)
+            share[row] = of_images / sum(part.variance for part in estimate.parts)
     normals, state = _normals(width)
     images = standard @ normals / np.sqrt(width)
     rng = np.random.default_rng()
     rng.bit_generator.state = state
     seeds = rng.standard_normal((len(judged), SIMULATED), np.float32)
     largest = np.abs(np.sqrt(share) * images + np.sqrt(1 - share) * seeds).max(axis=0)
-    return float(min(2 * special.ndtr(-np.quantile(largest, 1 - chance)), chance))
+    quantile = np.quantile(largest, 1 - error_rate)
+    return float(min(2 * special.ndtr(-quantile), error_rate))
 
 
 def sidak(count: int) -> float:

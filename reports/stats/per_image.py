@@ -1,14 +1,11 @@
-"""Per-image scores → a task's metrics over any resample of images, as the probe computes them over
-all.
+"""Per-image scores → a task's metrics over any resample of images, as the probe computes them.
 
-Retrieval keeps the ranks found among all images and captions: the query is resampled, the gallery
-stays whole.
+Retrieval uses the ranks among all images and captions: the queries are resampled, the gallery is
+fixed.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Container
@@ -19,27 +16,25 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from reports.detections import FILE as DETECTIONS
-from reports.detections import TYPES, Columns, to_columns
+from reports.detections import TYPES, Columns
 from reports.errors import damaged
 from reports.mlflow.query import Store, StoredRun
 from reports.stats.average_precision import Matches, image_f1
 
 Weights = np.ndarray
-OLDER_DETECTIONS = "detections.json.gz"  # a COCO result list, of older stores
-DETECTION_WORK = (
-    1_000_000  # right detections over all IoU thresholds × resamples: a fifth of a second
-)
+# correct detections over all IoU thresholds × resamples: a fifth of a second
+DETECTION_WORK = 1_000_000
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What a cell says of each class.
+    """The scores of each of C classes.
 
     Attributes:
         metric: ``IoU`` or ``box AP``.
-        names: (C,), as the probe kept them, else numbers.
-        images: (C,) how many hold an object or a pixel of it.
-        values: (C,) percent; NaN where there is none.
+        names: (C,), as the probe stored them, else numbers.
+        images: (C,) number of images with an object or a pixel of the class.
+        values: (C,) percent; NaN without any.
     """
 
     metric: str
@@ -50,7 +45,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What a cell says of each image.
+    """The scores of each of N images.
 
     Attributes:
         images: names, sorted; the columns of weights.
@@ -59,7 +54,7 @@ class ImageScores:
         each: (N,) one score an image, to choose pictures by; NaN where it has none.
         each_name, each_sign: its name, and +1 where higher is better.
         most_resamples: more resamples than this would take too long.
-        classes: the metric of each class, of kinds that have them.
+        classes: the metric of each class, for kinds that have classes.
     """
 
     images: tuple[str, ...]
@@ -72,23 +67,18 @@ class ImageScores:
 
 
 def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
-    """The per-image scores of a task's run; None where it kept none.
+    """The per-image scores of a task's run; None if it stored none.
 
     Raises:
-        TrackingError: the artifact is there but cannot be read.
+        TrackingError: the artifact exists but cannot be read.
     """
     path = store.artifact(run, "per_image.npz")
     if path is None:
         return None
-    names = (DETECTIONS, OLDER_DETECTIONS) if kind == "detection" else ()
-    found = next(filter(None, (store.artifact(run, name) for name in names)), None)
+    matches = store.artifact(run, DETECTIONS) if kind == "detection" else None
     try:
-        arrays, detections = _arrays(path), None
-        if found is not None and found.suffix == ".gz":
-            detections = to_columns(json.loads(gzip.decompress(found.read_bytes())))
-        elif found is not None:
-            detections = _arrays(found, TYPES)
-        return image_scores(kind, arrays, detections)
+        detections = _arrays(matches, TYPES) if matches else None
+        return image_scores(kind, _arrays(path), detections)
     except (
         ValueError,
         TypeError,
@@ -102,20 +92,20 @@ def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
         raise damaged(path.name, run.id, run.name, error) from error
 
 
-def _arrays(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarray]:
+def _arrays(path: Path, names: Container[str] | None = None) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files if wanted is None or name in wanted}
+        return {name: stored[name] for name in stored.files if names is None or name in names}
 
 
 def image_scores(
     kind: str, arrays: dict[str, np.ndarray], detections: Columns | None = None
 ) -> ImageScores | None:
-    """See ``ImageScores``; None for a kind that keeps nothing per image.
+    """See ``ImageScores``; None for a kind without per-image scores.
 
     Args:
         arrays: as the probes write them, first axis images, with ``image``; ``classes`` are names.
     """
-    named = arrays.get("classes")
+    class_names = arrays.get("classes")
     arrays = {name: values for name, values in arrays.items() if name != "classes"}
     order = np.argsort(arrays["image"], kind="stable")
     count = len(order)
@@ -123,27 +113,19 @@ def image_scores(
         name: values[order] if values.shape[:1] == (count,) else values
         for name, values in arrays.items()
     }
-    images = tuple(str(name) for name in arrays["image"])
-    build = {
-        "depth": _depth,
-        "normals": _normals,
-        "classification": _classification,
-        "image-text": _retrieval,
-        "association": _association,
-        "correspondence": _correspondence,
-    }
-    if kind in build:
-        return build[kind](images, arrays)
-    scores = _detection(images, arrays, detections) if kind == "detection" else None
-    scores = _segmentation(images, arrays) if kind == "segmentation" else scores
-    if (
-        scores is None
-        or scores.classes is None
-        or named is None
-        or len(named) != len(scores.classes.names)
-    ):
+    images = tuple(map(str, arrays["image"]))
+    if kind == "detection":
+        scores = _detection(images, arrays, detections)
+    elif kind in SCORERS:
+        scores = SCORERS[kind](images, arrays)
+    else:
+        return None
+    classes = scores.classes if scores else None
+    if scores is None or classes is None or class_names is None:
         return scores
-    return replace(scores, classes=replace(scores.classes, names=tuple(map(str, named))))
+    if len(class_names) != len(classes.names):
+        return scores
+    return replace(scores, classes=replace(classes, names=tuple(map(str, class_names))))
 
 
 def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
@@ -170,8 +152,9 @@ def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Ima
     return ImageScores(images, metrics, each, "mIoU of the image", 1, classes=classes)
 
 
-def _classes(metric: str, there: np.ndarray, values: np.ndarray) -> ClassScores:
-    return ClassScores(metric, tuple(map(str, range(len(values)))), (there > 0).sum(axis=0), values)
+def _classes(metric: str, amounts: np.ndarray, values: np.ndarray) -> ClassScores:
+    names = tuple(map(str, range(len(values))))
+    return ClassScores(metric, names, (amounts > 0).sum(axis=0), values)
 
 
 def _depth(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
@@ -186,29 +169,30 @@ def _normals(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageSco
         name: _weighted(arrays[name], arrays["pixels"].astype(np.float64)) for name in shares
     }
     metrics["normal_image_mean"] = _weighted(arrays["normal_mean"], np.ones(len(images)))
-    if (
-        "error_histogram" in arrays
-    ):  # the median over all pixels does not follow from the images' medians
+    if "error_histogram" in arrays:
         metrics["normal_median"] = _histogram_median(arrays["error_histogram"].astype(np.float32))
     return ImageScores(images, metrics, arrays["normal_mean"], "normal_mean", -1)
 
 
 def _histogram_median(counts: np.ndarray) -> Callable[[Weights], np.ndarray]:
-    """The median error in degrees of all pixels of a resample, from (N, bins) pixels by error, in
-    bins of equal width over [0°, 180°]; within a bin they lie evenly."""
+    """The median error in degrees over all pixels of a resample.
+
+    Args:
+        counts: (N, bins) pixels by error, in bins of equal width over [0°, 180°]; within a bin they
+            are taken as uniform.
+    """
 
     def median(weights: Weights) -> np.ndarray:
-        so_far = np.cumsum(weights.astype(np.float32) @ counts, axis=1, dtype=np.float64)
-        half = so_far[:, -1:] / 2
-        place = np.minimum((so_far < half).sum(axis=1, keepdims=True), counts.shape[1] - 1)
-        above = np.take_along_axis(so_far, place, axis=1)
-        below = np.where(
-            place > 0, np.take_along_axis(so_far, np.maximum(place - 1, 0), axis=1), 0.0
-        )
+        total = np.cumsum(weights.astype(np.float32) @ counts, axis=1, dtype=np.float64)
+        half = total[:, -1:] / 2
+        bin_ = np.minimum((total < half).sum(axis=1, keepdims=True), counts.shape[1] - 1)
+        above = np.take_along_axis(total, bin_, axis=1)
+        before = np.take_along_axis(total, np.maximum(bin_ - 1, 0), axis=1)
+        below = np.where(bin_ > 0, before, 0.0)
         within = np.divide(
             half - below, above - below, out=np.full(half.shape, np.nan), where=above > below
         )
-        return (place + within)[:, 0] * 180 / counts.shape[1]
+        return (bin_ + within)[:, 0] * 180 / counts.shape[1]
 
     return median
 
@@ -228,7 +212,7 @@ def _classification(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> I
 def _by_class(
     hit: np.ndarray, label: np.ndarray, prediction: np.ndarray
 ) -> dict[str, Callable[[Weights], np.ndarray]]:
-    """Mean per-class recall and macro F1 over the classes that a resample has."""
+    """Mean per-class recall and macro F1 over the classes in a resample."""
     shape = len(label), 1 + int(max(label.max(), prediction.max()))
 
     def counted(weights: Weights, classes: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -244,14 +228,14 @@ def _by_class(
 
     def f1(weights: Weights) -> np.ndarray:
         true, predicted = (counted(weights, each, ones) for each in (label, prediction))
-        found = _ratio(2 * counted(weights, label, hit), true + predicted)
-        return _nanmean(np.where(true > 0, found, np.nan))
+        ratio = _ratio(2 * counted(weights, label, hit), true + predicted)
+        return _nanmean(np.where(true > 0, ratio, np.nan))
 
     return {"mean_per_class_recall": recall, "f1_macro": f1}
 
 
 def _worst(hit: np.ndarray, member: np.ndarray) -> Callable[[Weights], np.ndarray]:
-    """The least share of hits of a group, of those that a resample has."""
+    """The least share of hits among the groups in a resample."""
     hit, member = hit.astype(np.float64), member.astype(np.float64)
     return lambda weights: np.nanmin(
         np.nan_to_num(_ratio(weights @ hit, weights @ member), nan=np.inf), axis=1
@@ -273,21 +257,23 @@ def _correspondence(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> I
         f"PCK@{name}": _weighted(share[name], np.ones(len(images))) for name in ("0.1", "0.05")
     }
     metrics["PCK@0.1_point"] = _weighted(share["0.1"], points)
-    return ImageScores(images, metrics, share["0.1"], "share of right keypoints", 1)
+    return ImageScores(images, metrics, share["0.1"], "share of correct keypoints", 1)
 
 
 def _retrieval(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
-    one, many = arrays["i2t_rank"], arrays["t2i_rank"]
-    captions = (many >= 0).sum(axis=1).astype(np.float64)
+    image_rank, text_ranks = arrays["i2t_rank"], arrays["t2i_rank"]
+    captions = (text_ranks >= 0).sum(axis=1).astype(np.float64)
     metrics = {}
     for k in (1, 5, 10):
-        metrics[f"i2t_R@{k}"] = _weighted(100.0 * (one < k), np.ones(len(images)))
-        right = 100.0 * ((many >= 0) & (many < k)).sum(axis=1)
+        metrics[f"i2t_R@{k}"] = _weighted(100.0 * (image_rank < k), np.ones(len(images)))
+        hits = 100.0 * ((text_ranks >= 0) & (text_ranks < k)).sum(axis=1)
         # an image is resampled with all its captions: they are not independent
-        metrics[f"t2i_R@{k}"] = _weighted(_ratio(right, captions) / 100, captions)
+        metrics[f"t2i_R@{k}"] = _weighted(_ratio(hits, captions) / 100, captions)
     ways = [metrics[f"{way}_R@1"] for way in ("i2t", "t2i")]
     metrics["mean_R@1"] = lambda weights: (ways[0](weights) + ways[1](weights)) / 2
-    return ImageScores(images, metrics, -one.astype(np.float64), "rank of the right caption", 1)
+    return ImageScores(
+        images, metrics, -image_rank.astype(np.float64), "rank of the correct caption", 1
+    )
 
 
 def _detection(
@@ -296,9 +282,8 @@ def _detection(
     if detections is None or "class_objects" not in arrays:
         return None
     metrics: dict[str, Callable[[Weights], np.ndarray]] = {}
-    # what a resample costs grows with these
-    right = int(np.unpackbits(detections["bbox_hits"].astype(">u2").view(np.uint8)).sum())
-    most = int(np.clip(DETECTION_WORK / max(right, 1), 200, 1000))
+    hits = int(np.unpackbits(detections["bbox_hits"].astype(">u2").view(np.uint8)).sum())
+    most = int(np.clip(DETECTION_WORK / max(hits, 1), 200, 1000))
     for kind in ("bbox", "segm"):
         if f"{kind}_hits" not in detections:
             continue
@@ -316,11 +301,10 @@ def _mean_precision(matches: Matches) -> Callable[[Weights], np.ndarray]:
 
 
 def _weighted(values: np.ndarray, size: np.ndarray) -> Callable[[Weights], np.ndarray]:
-    """Mean of the images' values weighted by ``size``; images whose value is NaN are left out, as
-    the probes do."""
-    known = ~np.isnan(values) & (size > 0)
-    weight = np.where(known, size, 0.0)
-    product = np.where(known, values, 0.0) * weight
+    """Mean of the images' values weighted by ``size``, without NaN, as in the probes."""
+    valid = ~np.isnan(values) & (size > 0)
+    weight = np.where(valid, size, 0.0)
+    product = np.where(valid, values, 0.0) * weight
 
     def mean(weights: Weights) -> np.ndarray:
         return _ratio(weights @ product, weights @ weight) / 100
@@ -329,18 +313,29 @@ def _weighted(values: np.ndarray, size: np.ndarray) -> Callable[[Weights], np.nd
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Percent; NaN where there is nothing below."""
+    """Percent; NaN where the denominator is not positive."""
     return np.divide(
         100 * above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0
     )
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Over the last axis, of those that are there."""
-    known = ~np.isnan(values)
+    """The mean over the last axis without NaN; NaN where there is no value."""
+    valid = ~np.isnan(values)
     return np.divide(
-        np.where(known, values, 0.0).sum(axis=-1),
-        known.sum(axis=-1),
+        np.where(valid, values, 0.0).sum(axis=-1),
+        valid.sum(axis=-1),
         out=np.full(values.shape[:-1], np.nan),
-        where=known.any(axis=-1),
+        where=valid.any(axis=-1),
     )
+
+
+SCORERS = {
+    "segmentation": _segmentation,
+    "depth": _depth,
+    "normals": _normals,
+    "classification": _classification,
+    "image-text": _retrieval,
+    "association": _association,
+    "correspondence": _correspondence,
+}

@@ -1,4 +1,4 @@
-"""A store as the paper's suite leaves it, its report and its page."""
+"""A store with a few backbones and a sweep, its report and its page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 
 import pytest
 
+from reports.analysis import Analysis, analyse
+from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
 from reports.render.page import render
 from reports.report import Request, build
+from reports.selection import select
 from tests.reports.synthetic import write_run
 
 TASKS = ("voc/linear", "nyu-depth/linear", "imagenet/linear", "flickr30k/retrieval")
@@ -20,82 +23,49 @@ def same(quality: float) -> dict[str, float]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
-    """clip-ft and cliptex with three seeds, clip with a failed task, cliptex-seg with one seed, two
-    protocols of voc/linear."""
+    """clip-ft and cliptex with three seeds, clip with a failed task, cliptex-seg with one seed.
+
+    voc/linear has two protocols.
+    """
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
         for seed in range(3):
-            write_run(tracker, "clip-ft", seed, same(0.5), pictures=seed == 0)
-            write_run(
-                tracker,
-                "cliptex",
-                seed,
-                {**same(0.62), "imagenet/linear": 0.5},
-                pictures=seed == 0,
-                tags={"experts": "seg,depth,normal"},
-            )
+            pictures = seed == 0
+            write_run(tracker, "clip-ft", seed, same(0.5), pictures=pictures)
+            qualities = {**same(0.62), "imagenet/linear": 0.5}
+            experts = {"experts": "seg,depth,normal"}
+            write_run(tracker, "cliptex", seed, qualities, pictures=pictures, tags=experts)
         write_run(tracker, "clip", 0, same(0.45), failing={"nyu-depth/linear": "loss is nan <b>&"})
         write_run(tracker, "cliptex-seg", 0, {"voc/linear": 0.58}, tags={"experts": "seg"})
         write_run(tracker, "clip-ft", 0, {"voc/linear": 0.3}, protocol="quick")
-        with tracker.run(
-            "sweep lambdas",
-            tags={"study": "lambdas", "stage": "sweep", "directions": "dense:+1,zero-shot:+1"},
-        ) as sweep:
-            rows = [
-                {
-                    "what": "dense gain over clip-ft (%)",
-                    "metric": "",
-                    "sign": 1,
-                    "best": "lambda_seg=0.1",
-                    "value": 1.1,
-                    "base": 0.2,
-                    "baseline": 0.0,
-                    "confirmed": 0.8,
-                    "noise": 0.1,
-                    "trial": 1,
-                    "verdict": "clear",
-                },
-                {
-                    "what": "voc/linear",
-                    "metric": "mIoU",
-                    "sign": 1,
-                    "best": "lambda_seg=0.1",
-                    "value": 41.0,
-                    "base": 40.0,
-                    "baseline": 38.0,
-                    "confirmed": math.nan,
-                    "noise": 0.2,
-                    "trial": 1,
-                    "verdict": "not confirmed",
-                },
-            ]
-            sweep.log_json(rows, "summary.json")
-            contour = {
-                "data": [
-                    {
-                        "type": "contour",
-                        "x": [0.1, 1],
-                        "y": [0.1, 1],
-                        "z": [[0.2, 1.1], [1.1, None]],
-                    }
-                ],
-                "layout": {},
-            }
-            sweep.log_json([{"title": "Contour Plot", "spec": contour}], "plots.json")
-        for number_, (seg, depth) in enumerate([(0.1, 0.1), (0.1, 1), (1, 0.1), (1, 1)]):
-            values = {"objective/dense": seg + depth, "objective/zero-shot": -seg}
-            with tracker.run(
-                f"trial {number_}",
-                tags={"study": "lambdas", "trial": str(number_)},
-                params={"lambda_clip": 1, "lambda_seg": seg, "lambda_depth": depth},
-            ) as run:
-                if number_ != 3:
-                    run.log_metrics(values)
-                else:
-                    run.fail("NonFiniteLoss: at step 7")
+        write_sweep(tracker)
     return tracker
+
+
+def write_sweep(tracker: Tracker) -> None:
+    row = {"sign": 1, "best": "lambda_seg=0.1", "baseline": 0.0, "noise": 0.1, "trial": 1}
+    tags = {"study": "lambdas", "stage": "sweep", "directions": "dense:+1,zero-shot:+1"}
+    with tracker.run("sweep lambdas", tags=tags) as sweep:
+        objective = {"what": "dense gain over clip-ft (%)", "metric": "", "verdict": "clear"}
+        task = {"what": "voc/linear", "metric": "mIoU", "verdict": "not confirmed"}
+        rows = [
+            {**row, **objective, "value": 1.1, "base": 0.2, "confirmed": 0.8},
+            {**row, **task, "value": 41.0, "base": 40.0, "confirmed": math.nan},
+        ]
+        sweep.log_json(rows, "summary.json")
+        data = [{"type": "contour", "x": [0.1, 1], "y": [0.1, 1], "z": [[0.2, 1.1], [1.1, None]]}]
+        plot = {"title": "Contour Plot", "spec": {"data": data, "layout": {}}}
+        sweep.log_json([plot], "plots.json")
+    for number, (seg, depth) in enumerate([(0.1, 0.1), (0.1, 1), (1, 0.1), (1, 1)]):
+        params = {"lambda_clip": 1, "lambda_seg": seg, "lambda_depth": depth}
+        tags = {"study": "lambdas", "trial": str(number)}
+        with tracker.run(f"trial {number}", tags=tags, params=params) as run:
+            if number == 3:
+                run.fail("NonFiniteLoss: at step 7")
+            else:
+                run.log_metrics({"objective/dense": seg + depth, "objective/zero-shot": -seg})
 
 
 @pytest.fixture(scope="session")
@@ -108,3 +78,26 @@ def report(store):
 @pytest.fixture(scope="session")
 def page(report):
     return render(report)
+
+
+@pytest.fixture
+def analysis_of(store):
+    """Runs without artifacts → their analysis."""
+
+    def analyse_runs(runs) -> Analysis:
+        return analyse(Store(store.uri), select(runs, ["x"]))
+
+    return analyse_runs
+
+
+@pytest.fixture
+def tracker(store, tmp_path, monkeypatch) -> Tracker:
+    """An experiment of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return Tracker(tmp_path.name, store.uri)
+
+
+@pytest.fixture
+def report_of(store):
+    """The report of an experiment."""
+    return lambda tracker: build(Request([tracker.experiment], tracking_uri=tracker.uri))

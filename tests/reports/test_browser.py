@@ -70,22 +70,22 @@ def page(browser, store, request):
     context = browser.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce")
     page = context.new_page()
     page.set_default_timeout(120_000)
-    told, asked = [], []
-    page.on("console", lambda message: told.append(message.text))
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("request", lambda one: asked.append(one.url))
+    messages, urls = [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request_: urls.append(request_.url))
     page.goto(store[1].as_uri())
     yield page
-    assert told == []
-    assert [url for url in asked if not url.startswith("data:")] == [store[1].as_uri()]
+    assert messages == []
+    assert [url for url in urls if not url.startswith("data:")] == [store[1].as_uri()]
     context.close()
 
 
-def column(page, place: int) -> list[str]:
+def column(page, index: int) -> list[str]:
     return page.eval_on_selector_all(
         "#t-overview tbody tr:not([hidden])",
-        f"rows => rows.map(row => row.cells[{place}].dataset.value ??"
-        f" row.cells[{place}].textContent.trim())",
+        f"rows => rows.map(row => row.cells[{index}].dataset.value ??"
+        f" row.cells[{index}].textContent.trim())",
     )
 
 
@@ -171,7 +171,7 @@ def test_gallery_figures_and_colours(page):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [360], indirect=True)
 def test_nothing_runs_over_the_edge_of_a_phone(page):
-    for place in page.query_selector_all(".plot"):
-        place.scroll_into_view_if_needed()
+    for plot in page.query_selector_all(".plot"):
+        plot.scroll_into_view_if_needed()
     page.locator(".plot.js-plotly-plot").last.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") == 360

@@ -1,2 +1,1 @@
-"""Reports of made-up backbones whose truth is known: how often a headline is false, and how often
-an interval covers."""
+"""Reports of simulated backbones: how often a headline is false, and an interval covers."""

@@ -1,21 +1,18 @@
-"""``python -m tests.simulation [REPORTS]``: simulate reports of each kind, and write the table of
-``docs/statistics.md``."""
+"""``python -m tests.simulation [REPORTS]``: write the table of ``docs/statistics.md``."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from tests.simulation.world import Found, World, run
+from tests.simulation.world import Rates, World, run
 
 PAGE = Path(__file__).parents[2] / "docs" / "statistics.md"
 MARK = "<!-- table -->\n"
 UNEQUAL = ((0, 1, 2, 3, 4), (0, 1, 2))
-WORLDS: dict[str, tuple[World, float]] = {  # with what share of the reports
+WORLDS: dict[str, tuple[World, float]] = {  # and the share of the reports
     "null, 2 backbones, 7 tasks": (World(), 1),
     "null, 2 backbones, 20 tasks": (World(tasks=20), 0.5),
     "null, 10 backbones, 7 tasks": (World(10), 0.5),
@@ -53,32 +50,23 @@ HEADS = (
 )
 
 
-def table(reports: int, say: Callable[[str], None]) -> str:
+def table(reports: int) -> str:
     """A row for each world, in Markdown."""
     lines = [f"| what is simulated | {' | '.join(HEADS)} |", "|---" * (len(HEADS) + 1) + "|"]
     for name, (world, share) in WORLDS.items():
-        began, found = (
-            time.process_time(),
-            run(world, max(20, int(reports * share)), np.random.default_rng(1)),
-        )
-        lines.append(f"| {name} | {' | '.join(cells(world, found))} |")
-        say(f"{lines[-1]} {time.process_time() - began:.0f} s")
+        rates = run(world, max(20, int(reports * share)), np.random.default_rng(1))
+        lines.append(f"| {name} | {' | '.join(cells(world, rates))} |")
+        print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
 
 
-def cells(world: World, found: Found) -> list[str]:
-    right = f"{100 * found.right:.0f}" if world.effect else ""
-    return [
-        f"{found.reports}",
-        f"{100 * found.false:.1f}",
-        right,
-        *(f"{100 * share:.1f}" for share in (found.numbers, found.differences, found.gains)),
-    ]
+def cells(world: World, rates: Rates) -> list[str]:
+    right = f"{100 * rates.right:.0f}" if world.effect else ""
+    coverage = [f"{100 * share:.1f}" for share in (rates.numbers, rates.differences, rates.gains)]
+    return [f"{rates.reports}", f"{100 * rates.false:.1f}", right, *coverage]
 
 
 if __name__ == "__main__":
-    made = table(
-        int(sys.argv[1]) if len(sys.argv) > 1 else 250, lambda line: print(line, flush=True)
-    )
+    rows = table(int(sys.argv[1]) if len(sys.argv) > 1 else 250)
     before, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
-    PAGE.write_text(before + mark + made, encoding="utf-8")
+    PAGE.write_text(before + mark + rows, encoding="utf-8")

@@ -1,5 +1,4 @@
-"""A small part of the simulated reports of ``docs/statistics.md``, and all of them when slow tests
-run."""
+"""Simulated reports of ``docs/statistics.md``: a small part, and all of them as slow tests."""
 
 from __future__ import annotations
 
@@ -18,16 +17,16 @@ from tests.simulation.world import World, run
     ],
     ids=["null", "unequal seeds, one task with one, much interaction"],
 )
-def test_equal_backbones_are_told_apart_in_few_reports(world):
-    found = run(world, 30, np.random.default_rng(0))
-    assert found.false <= 0.1, "at 5 %, more than three of thirty are false once in sixteen"
-    assert min(found.numbers, found.differences, found.gains) >= 0.88
-    assert max(found.numbers, found.differences) <= 0.99
+def test_equal_backbones_differ_in_few_reports(world):
+    rates = run(world, 30, np.random.default_rng(0))
+    assert rates.false <= 0.1, "at 5 %, more than three of thirty are false once in sixteen"
+    assert min(rates.numbers, rates.differences, rates.gains) >= 0.88
+    assert max(rates.numbers, rates.differences) <= 0.99
 
 
 def test_a_better_backbone_is_found():
-    found = run(World(3, 5, effect=8.0), 15, np.random.default_rng(0))
-    assert found.right >= 0.8 and found.false <= 0.1
+    rates = run(World(3, 5, effect=8.0), 15, np.random.default_rng(0))
+    assert rates.right >= 0.8 and rates.false <= 0.1
 
 
 def test_the_page_has_a_row_for_each_world():
@@ -44,7 +43,7 @@ def test_the_page_has_a_row_for_each_world():
 @pytest.mark.parametrize("name", WORLDS)
 def test_false_reports_and_coverage(name):
     world, share = WORLDS[name]
-    found = run(world, int(100 * share), np.random.default_rng(2))
-    assert found.false <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / found.reports)
-    for covered in (found.numbers, found.differences, found.gains):
-        assert covered >= 0.95 - 3.3 * np.sqrt(0.05 * 0.95 / found.reports)
+    rates = run(world, int(100 * share), np.random.default_rng(2))
+    assert rates.false <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / rates.reports)
+    for covered in (rates.numbers, rates.differences, rates.gains):
+        assert covered >= 0.95 - 3.3 * np.sqrt(0.05 * 0.95 / rates.reports)

@@ -1,5 +1,4 @@
-"""Samples of backbones on tasks, as a report makes them from runs, and the truth that they come
-from."""
+"""Samples of backbones on tasks, as a report has them, with a known ground truth."""
 
 from __future__ import annotations
 
@@ -22,15 +21,15 @@ class World:
     """What is simulated; noises are standard deviations of one image, the level is 50.
 
     Attributes:
-        images: of each task (each on images of its own, unless ``one_set``).
-        seeds: of each backbone, the baseline first; the last one's are those of all that follow.
-        effect: what the first backbone is better by on every task.
-        hard: what images share over all backbones; apart: what a backbone has of its own on an
-            image, over seeds.
-        seed: of the mean, of a backbone's seed on a task (``shared``: on all its tasks at once);
+        images: of each task (each on its own images, unless ``one_set``).
+        seeds: of each backbone, the baseline first; the last entry is that of all that follow.
+        effect: by how much the first backbone is better on every task.
+        hard: noise of an image that all backbones share; apart: of an image and a backbone, over
+            seeds.
+        seed: noise of the mean of a backbone's seed on a task (``shared``: on all its tasks);
             interaction: of one seed on one image.
         binary: every second task is right or wrong on an image.
-        single: how many tasks have one seed.
+        single: number of tasks with one seed.
     """
 
     backbones: int = 2
@@ -47,82 +46,63 @@ class World:
     single: int = 0
     one_set: bool = False
 
+    @property
+    def names(self) -> list[str]:
+        return ["base", *(f"net-{number}" for number in range(1, self.backbones))]
 
-def names(world: World) -> list[str]:
-    return ["base", *(f"net-{number}" for number in range(1, world.backbones))]
-
-
-def columns(world: World) -> list[TaskProtocol]:
-    metric = (("top1", Metric()),)
-    return [
-        TaskProtocol(f"set-{task}/linear", "classification", "p", metric)
-        for task in range(world.tasks)
-    ]
+    @property
+    def columns(self) -> list[TaskProtocol]:
+        metrics = (("top1", Metric()),)
+        tasks = [f"set-{task}/linear" for task in range(self.tasks)]
+        return [TaskProtocol(task, "classification", "p", metrics) for task in tasks]
 
 
 def simulate(world: World, rng: np.random.Generator) -> Analysis:
-    """One report's numbers. The truth of backbone b on every task is 50, or 50 + ``effect`` for the
-    first."""
+    """One report's numbers; backbones are at 50 on every task, the first one ``effect`` higher."""
     every = sorted({seed for seeds in world.seeds for seed in seeds})
-    shape = (world.backbones, len(every), world.images)
-    weights = rng.multinomial(
-        world.images, np.full(world.images, 1 / world.images), RESAMPLES
-    ).astype(np.float32)
+    names, count = world.names, world.images
+    shape = (world.backbones, len(every), count)
+    weights = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float32)
     common = rng.normal(0, world.shared, shape[:2])
-    analysis = Analysis(
-        Selection(
-            [],
-            names(world),
-            "base",
-            columns(world),
-            {},
-            {},
-            dict.fromkeys(names(world), every),
-            {},
-            {},
-        )
-    )
-    hard = rng.normal(0, world.hard, world.images)
-    for place, column in enumerate(columns(world)):
+    seeds_of = dict.fromkeys(names, every)
+    analysis = Analysis(Selection([], names, "base", world.columns, {}, {}, seeds_of, {}, {}))
+    hard = rng.normal(0, world.hard, count)
+    for task, column in enumerate(world.columns):
         if not world.one_set:
-            hard = rng.normal(0, world.hard, world.images)
-            weights = weights[:, rng.permutation(world.images)]
+            hard = rng.normal(0, world.hard, count)
+            weights = weights[:, rng.permutation(count)]
         level = 50.0 + np.where(np.arange(world.backbones) == 1, world.effect, 0.0)[:, None, None]
         moved = (common + rng.normal(0, world.seed, shape[:2]))[:, :, None]
         scores = level + moved + hard + rng.normal(0, world.apart, (shape[0], 1, shape[2]))
         scores = scores + rng.normal(0, world.interaction, shape)
-        if (
-            world.binary and place % 2
-        ):  # right with a probability that grows with the score: the mean keeps its level
-            scores = 100.0 * (
-                rng.random((1, 1, world.images)) * 0.6 + 20 / 100 < 0.5 + (scores - 50) / 166
-            )
-        resampled = (
-            np.einsum("rn,bsn->bsr", weights, scores.astype(np.float32), optimize=True)
-            / world.images
-        )
-        for number, name in enumerate(names(world)):
+        if world.binary and task % 2:
+            # right with a probability that grows with the score, so that the mean keeps its level
+            threshold = rng.random((1, 1, count)) * 0.6 + 20 / 100
+            scores = 100.0 * (threshold < 0.5 + (scores - 50) / 166)
+        single = scores.astype(np.float32)
+        resampled = np.einsum("rn,bsn->bsr", weights, single, optimize=True) / count
+        for number, name in enumerate(names):
             seeds = world.seeds[min(number, len(world.seeds) - 1)]
-            if place < world.single:
+            if task < world.single:
                 seeds = seeds[:1]
             rows = [every.index(seed) for seed in seeds]
             values = scores[number, rows].mean(axis=1)
-            analysis.samples[name, column, "top1"] = Sample(
-                tuple(seeds), values, resampled[number, rows].astype(float), world.images
-            )
+            resamples = resampled[number, rows].astype(float)
+            sample = Sample(tuple(seeds), values, resamples, count)
+            analysis.samples[name, column, "top1"] = sample
     conclude(analysis)
     return analysis
 
 
 @dataclass
-class Found:
-    """What came out of many reports.
+class Rates:
+    """The result of many reports.
 
     Attributes:
-        false: share of reports that say anything false: a headline, or a verdict on any task of any
+        false: share of reports with anything false: a headline, or a verdict on any task of any
             backbone.
-        right: share whose headline is about the backbone that is better, and says so.
-        numbers, differences, gains: share of 95 % intervals, each taken alone, that hold the truth.
+        right: share whose headline says that the better backbone is better.
+        numbers, differences, gains: share of single 95 % intervals that cover.
     """
 
     reports: int
@@ -133,32 +113,30 @@ class Found:
     gains: float
 
 
-def run(world: World, reports: int, rng: np.random.Generator) -> Found:
-    """Simulate reports, and compare what they say with the truth."""
+def run(world: World, reports: int, rng: np.random.Generator) -> Rates:
+    """Simulate reports, and compare their statements with the ground truth."""
     false, right = 0, 0
     covered: dict[str, list[bool]] = {"numbers": [], "differences": [], "gains": []}
     for _ in range(reports):
         analysis = simulate(world, rng)
-        truth = {name: 50.0 + world.effect * (name == "net-1") for name in names(world)}
-        gap = {name: truth[name] - 50.0 for name in truth}
-        for (name, _, _), found in analysis.estimates.items():
-            covered["numbers"].append(found.low <= truth[name] <= found.high)
-        wrong = False
-        for (name, _, _), found in analysis.differences.items():
-            alone = found.at(0.05)
-            covered["differences"].append(alone.low <= gap[name] <= alone.high)
-            wrong |= found.verdict() in ("win", "loss") and np.sign(found.value) != np.sign(
-                gap[name]
-            )
+        effects = {name: world.effect * (name == "net-1") for name in world.names}
+        judged = []
+        for (name, _, _), estimate in analysis.estimates.items():
+            covered["numbers"].append(estimate.low <= 50.0 + effects[name] <= estimate.high)
+        for (name, _, _), gap in analysis.differences.items():
+            judged.append((name, gap))
+            alone = gap.at(0.05)
+            covered["differences"].append(alone.low <= effects[name] <= alone.high)
         for name, gain in analysis.gains.items():
+            judged.append((name, gain.typical))
             alone = gain.typical.at(0.05)
-            covered["gains"].append(alone.low <= 2 * gap[name] <= alone.high)
-            wrong |= gain.typical.verdict() in ("win", "loss") and np.sign(
-                gain.typical.value
-            ) != np.sign(gap[name])
-        said = verdict(analysis)
-        wrong |= not world.effect and said.tone != "open"
+            covered["gains"].append(alone.low <= 2 * effects[name] <= alone.high)
+        result = verdict(analysis)
+        wrong = not world.effect and result.tone != "open"
+        for name, estimate in judged:
+            decided = estimate.verdict() in ("win", "loss")
+            wrong |= decided and np.sign(estimate.value) != np.sign(effects[name])
         false += wrong
-        right += said.tone == "better" and "net-1" in said.headline
+        right += result.tone == "better" and "net-1" in result.headline
     shares = {key: float(np.mean(each)) for key, each in covered.items()}
-    return Found(reports, false / reports, right / reports, **shares)
+    return Rates(reports, false / reports, right / reports, **shares)

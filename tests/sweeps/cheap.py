@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from reports.mlflow.run import Run, Tracker
 from sweeps.driver import Evaluate, Evaluation, drive
 from sweeps.objective import ObjectiveTask, make_objectives
-from sweeps.space import Wanted, make_space
+from sweeps.space import SearchRequest, make_space
 from sweeps.study import Plan, Sweep, load_sweep, sole_driver, start_sweep
 
 TASKS = {
@@ -57,14 +57,14 @@ def start(
     if zero_shot_loss is not None:
         identity["zero_shot_loss"] = zero_shot_loss
     plan = Plan(
-        make_space(Wanted(search, **space)),
+        make_space(SearchRequest(search, **space)),
         make_objectives(objectives, TASKS),
         TASKS,
         identity,
         prune,
     )
     sweep = start_sweep(name, storage, plan)
-    sweep.note("baseline", BASELINE)
+    sweep.store("baseline", BASELINE)
     return sweep
 
 
@@ -74,18 +74,18 @@ async def evaluate(params: Mapping[str, Any], run: str, pruning: Any) -> Evaluat
 
 
 def finish(
-    sweep: Sweep, tracker: Tracker, how: Evaluate = evaluate, *, width: int = 3, told: Any = None
+    sweep: Sweep, tracker: Tracker, how: Evaluate = evaluate, *, width: int = 3, lines: Any = None
 ) -> int:
     """Drive a study to its end, under a parent run that is kept with it, as ``sweep launch``
     does."""
-    say = (lambda line: None) if told is None else told.append
+    report = (lambda line: None) if lines is None else lines.append
     with sole_driver(sweep):
         if "mlflow" not in sweep.metadata:
             parent = tracker.client.create_run(tracker.experiment_id, run_name="sweep").info.run_id
             tracker.client.set_terminated(parent)
-            sweep.note("mlflow", {"run": parent})
+            sweep.store("mlflow", {"run": parent})
         parent = Run(tracker, sweep.metadata["mlflow"]["run"], sweep.name)
-        return asyncio.run(drive(sweep, how, tracker, parent, width=width, say=say))
+        return asyncio.run(drive(sweep, how, tracker, parent, width=width, on_line=report))
 
 
 def drive_slowly(storage: str, store: str, experiment: str, folder: Path) -> None:

@@ -41,9 +41,9 @@ def test_several_objectives_and_any_metric():
 
 
 @pytest.mark.parametrize("hole", [{}, {"abs_rel": math.nan}, {"abs_rel": math.inf}])
-def test_a_hole_is_an_error(hole):
+def test_a_hole_is_an_error(metric):
     (gain,) = make_objectives(["gain"], TASKS)
-    metrics = {**measure(BASE), "depth/linear": hole}
+    metrics = {**measure(BASE), "depth/linear": metric}
     with pytest.raises(ValueError, match="no value for depth/linear/abs_rel"):
         gain.value(metrics, BASELINE)
 
@@ -59,5 +59,5 @@ def test_a_hole_is_an_error(hole):
 def test_unknown_objectives(name, says):
     with pytest.raises(UserError, match=says):
         make_objectives([name], TASKS)
-    with pytest.raises(UserError, match="none of the chosen tasks"):
+    with pytest.raises(UserError, match="none of the selected tasks"):
         make_objectives(["zero-shot"], {"seg/linear": TASKS["seg/linear"]})

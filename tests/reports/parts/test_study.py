@@ -1,4 +1,4 @@
-"""A sweep in a report, beside backbones and alone."""
+"""A sweep in the report of an experiment, and alone."""
 
 from __future__ import annotations
 
@@ -11,53 +11,42 @@ from reports.render.page import render
 from reports.report import Request, build
 
 
-def test_the_study_in_the_experiment_and_alone(store, report):
+@pytest.fixture
+def alone(store):
+    return build(Request(study="lambdas", tracking_uri=store.uri))
+
+
+def test_trials_and_their_front(report):
     (study,) = report.studies
-    assert study.varied == ["lambda_seg", "lambda_depth"]
+    assert study.varied == ["lambda_depth", "lambda_seg"]
     assert list(study.directions) == ["dense", "zero-shot"]
-    best = study.best("dense")
-    assert best is not None and best.params["lambda_seg"] + best.params[
-        "lambda_depth"
-    ] == pytest.approx(1.1)
-    assert [t.state for t in study.trials if not t.objectives] == [
-        "failed: NonFiniteLoss: at step 7"
-    ]
-    front = {t.name for t in study.front()}
-    assert "0" not in front, "trial 1 has the same zero-shot gain and a higher dense one"
-    alone = build(Request(study="lambdas", tracking_uri=store.uri))
+    assert study.best.objectives["dense"] == pytest.approx(1.1)
+    states = [trial.state for trial in study.trials if not trial.objectives]
+    assert states == ["failed: NonFiniteLoss: at step 7"]
+    names = {trial.name for trial in study.front()}
+    assert "0" not in names, "trial 1 has the same zero-shot gain and a higher dense one"
+    frame = study_frame(study)
+    objectives = ["dense gain (%)", "zero-shot gain (%)"]
+    assert list(frame.columns) == ["trial", "λ depth", "λ seg", *objectives, "state", "run"]
+    assert frame["trial"].tolist()[-1] == "3"
+    assert frame["state"].tolist()[:2] == ["on the Pareto front", "complete"]
+
+
+def test_the_report_of_a_study(alone):
     html = render(alone)
     assert html.count(">clear<") == html.count(">not confirmed<") == 1
-    frame = study_frame(study)
-    assert list(frame.columns) == [
-        "trial",
-        "λ seg",
-        "λ depth",
-        "dense gain (%)",
-        "zero-shot gain (%)",
-        "state",
-        "run",
-    ]
-    assert frame["trial"].tolist()[-1] == "3" and frame["state"].tolist()[:2] == [
-        "on the Pareto front",
-        "complete",
-    ]
-    assert (
-        "run again on fresh seeds it is better (+0.80 to the base setting)"
-        in alone.verdict.headline
-    )
-    assert (
-        "λ search: lambdas" in html
-        and 'data-figure="optuna-lambdas-0"' in html
-        and "Contour Plot" in html
-    )
-    with pytest.raises(TrackingError, match=r"no study 'lambda'.*did you mean 'lambdas'"):
+    assert "on fresh seeds it is better (+0.80 to the base setting)" in alone.verdict.headline
+    assert 'data-figure="optuna-lambdas-0"' in html and "Contour Plot" in html
+
+
+def test_an_unknown_study_is_one_line(store):
+    with pytest.raises(TrackingError, match=r"no study 'lambda'.*did you mean .*lambdas"):
         build(Request(study="lambda", tracking_uri=store.uri))
 
 
-def test_a_sweep_keeps_its_report(store):
+def test_a_sweep_has_its_report_as_an_artifact(store, alone):
     (sweep,) = store.search("tags.stage = 'sweep'")
-    page = attach_report(Request(study="lambdas", tracking_uri=store.uri), [sweep.info.run_id])
+    page = attach_report(alone, store.uri, [sweep.info.run_id])
     assert "λ search: lambdas" in page.read_text()
-    assert [f.path for f in store.client.list_artifacts(sweep.info.run_id, "report")] == [
-        "report/index.html"
-    ]
+    (artifact,) = store.client.list_artifacts(sweep.info.run_id, "report")
+    assert artifact.path == "report/index.html"

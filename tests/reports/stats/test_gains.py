@@ -37,11 +37,11 @@ def test_the_interquartile_mean_is_scipys_where_quarters_are_whole_and_between_n
     count,
 ):
     values = np.random.default_rng(count).normal(0, 1, (count, 5))
-    found = interquartile_mean(values)
+    mean = interquartile_mean(values)
     if count % 4 == 0:
-        assert found == pytest.approx(stats.trim_mean(values, 0.25, axis=0))
+        assert mean == pytest.approx(stats.trim_mean(values, 0.25, axis=0))
     dense = np.repeat(values, 4, axis=0)  # each value four times: the quarters are whole
-    assert found == pytest.approx(stats.trim_mean(dense, 0.25, axis=0))
+    assert mean == pytest.approx(stats.trim_mean(dense, 0.25, axis=0))
 
 
 def test_protocols_of_one_task_count_once():

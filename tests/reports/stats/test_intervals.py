@@ -24,8 +24,8 @@ def names(count: int) -> list[str]:
     return [f"{number}.jpg" for number in range(count)]
 
 
-def difference(mine: Sample, other: Sample) -> Estimate:
-    return combine([contrast(mine, other)])
+def difference(mine: Sample, base: Sample) -> Estimate:
+    return combine([contrast(mine, base)])
 
 
 def test_resamples_are_of_as_many_images_and_the_same_for_the_same_images():
@@ -40,27 +40,27 @@ def test_resamples_are_of_as_many_images_and_the_same_for_the_same_images():
 
 def test_one_seed_is_scipys_bootstrap_with_students_quantile():
     values = np.random.default_rng(0).gamma(2.0, 3.0, 200)
-    found = estimate(sample(values[None], image_weights(names(200), 4000)))
+    ours = estimate(sample(values[None], image_weights(names(200), 4000)))
     theirs = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
     )
-    assert found.images == 200 and found.seeds == 1 and np.isnan(found.error)
-    assert np.sqrt(found.parts[0].variance) == pytest.approx(
+    assert ours.images == 200 and ours.seeds == 1 and np.isnan(ours.error)
+    assert np.sqrt(ours.parts[0].variance) == pytest.approx(
         theirs.standard_error * np.sqrt(200 / 199), rel=0.05
     )
-    assert found.reach == pytest.approx(stats.t.ppf(0.975, 199) * np.sqrt(found.parts[0].variance))
+    assert ours.reach == pytest.approx(stats.t.ppf(0.975, 199) * np.sqrt(ours.parts[0].variance))
     low, high = theirs.confidence_interval
-    assert found.low == pytest.approx(low, abs=0.1) and found.high == pytest.approx(high, abs=0.1)
+    assert ours.low == pytest.approx(low, abs=0.1) and ours.high == pytest.approx(high, abs=0.1)
 
 
 def test_seeds_alone_are_students_t():
     values = np.array([40.0, 42.0, 45.0])
-    found = estimate(Sample((0, 1, 2), values))
+    interval = estimate(Sample((0, 1, 2), values))
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-    assert found.error == pytest.approx(stats.sem(values)) and not found.images
+    assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
+    assert interval.error == pytest.approx(stats.sem(values)) and not interval.images
     only = estimate(Sample((0,), values[:1]))
-    assert not only.known and only.verdict() == "unknown"
+    assert not only.has_interval and only.verdict() == "unknown"
 
 
 @pytest.mark.parametrize("level", [0.05, 0.001])
@@ -79,8 +79,8 @@ def test_a_half_width_lies_between_welch_and_quadrature_and_is_exact_for_one_par
 def test_what_is_of_one_seed_on_one_image_counts_once():
     """The variance of the mean of 4 × 400 independent scores, however it is looked at."""
     rng, weights = np.random.default_rng(1), image_weights(names(400), 500)
-    found = [estimate(sample(rng.normal(0, 1, (4, 400)), weights)) for _ in range(60)]
-    total = np.mean([sum(part.variance for part in one.parts) for one in found])
+    estimates = [estimate(sample(rng.normal(0, 1, (4, 400)), weights)) for _ in range(60)]
+    total = np.mean([sum(part.variance for part in each.parts) for each in estimates])
     assert total == pytest.approx(1 / 1600, rel=0.25)
     apart = estimate(sample(np.repeat(rng.normal(0, 1, (1, 400)), 4, axis=0), weights))
     assert (
@@ -100,8 +100,8 @@ def test_a_95_percent_interval_covers_95_percent(seeds, seed_noise, image_noise)
     covered = 0
     for _ in range(tries):
         scores = 30 + rng.normal(0, image_noise, count) + rng.normal(0, seed_noise, (seeds, 1))
-        found = estimate(sample(scores + rng.normal(0, 3.0, (seeds, count)), weights))
-        covered += found.low <= 30 <= found.high
+        interval = estimate(sample(scores + rng.normal(0, 3.0, (seeds, count)), weights))
+        covered += interval.low <= 30 <= interval.high
     assert 0.915 <= covered / tries <= 0.985, covered / tries  # 3.3 binomial standard errors
 
 
@@ -131,37 +131,43 @@ def test_one_image_decides_nothing_and_fewer_than_twenty_neither():
     better = np.full((1, 19), 60.0) + np.arange(19)
     weights = image_weights(names(19), 100)
     assert difference(sample(better, weights), sample(better - 30, weights)).verdict() == "unknown"
-    one = image_weights(names(1), 100)
-    assert not difference(sample(better[:, :1], one), sample(better[:, :1] - 30, one)).known
+    single = image_weights(names(1), 100)
+    assert not difference(
+        sample(better[:, :1], single), sample(better[:, :1] - 30, single)
+    ).has_interval
 
 
 def test_value_and_noise_come_from_the_seeds_that_both_have():
     mine, base = np.array([51.0, 51.5, 52.0, 10.0, 90.0]), np.array([50.0, 50.6, 51.1])
-    found = difference(Sample((0, 1, 2, 3, 4), mine), Sample((0, 1, 2), base))
+    gap = difference(Sample((0, 1, 2, 3, 4), mine), Sample((0, 1, 2), base))
     paired = stats.ttest_rel(mine[:3], base)
-    assert found.value == pytest.approx(np.mean(mine[:3] - base)) and found.seeds == 3
-    assert found.low == pytest.approx(paired.confidence_interval(0.95).low)
+    assert gap.value == pytest.approx(np.mean(mine[:3] - base)) and gap.seeds == 3
+    assert gap.low == pytest.approx(paired.confidence_interval(0.95).low)
 
 
 def test_other_seeds_are_not_paired_and_one_seed_has_no_noise_of_seeds():
     values = np.array([40.0, 50.0, 60.0])
     same = difference(Sample((0, 1, 2), values + 1), Sample((0, 1, 2), values))
-    other = difference(Sample((0, 1, 2), values + 1), Sample((3, 4, 5), values))
-    assert same.value == other.value == 1 and same.verdict() == "win" and other.verdict() == "tie"
-    assert other.error == pytest.approx(np.sqrt(2) * stats.sem(values))
+    unpaired = difference(Sample((0, 1, 2), values + 1), Sample((3, 4, 5), values))
+    assert (
+        same.value == unpaired.value == 1
+        and same.verdict() == "win"
+        and unpaired.verdict() == "tie"
+    )
+    assert unpaired.error == pytest.approx(np.sqrt(2) * stats.sem(values))
     assert (
         stats.ttest_ind(values + 1, values, equal_var=False).confidence_interval(0.95).high
-        <= other.high
+        <= unpaired.high
     )
     single = difference(Sample((0, 1, 2), values), Sample((1,), values[:1]))
-    assert single.value == 10.0 and not single.known
+    assert single.value == 10.0 and not single.has_interval
 
 
 def test_images_of_one_side_alone_are_no_noise_of_a_pair():
     weights = image_weights(names(50), 100)
-    drawn = sample(np.random.default_rng(10).normal(50, 5, (1, 50)), weights)
+    resampled = sample(np.random.default_rng(10).normal(50, 5, (1, 50)), weights)
     bare = Sample((0,), np.array([49.0]))
-    assert not difference(drawn, bare).known
+    assert not difference(resampled, bare).has_interval
 
 
 def test_tasks_on_the_same_images_keep_their_correlation():
@@ -177,15 +183,16 @@ def test_tasks_on_the_same_images_keep_their_correlation():
 
 def test_seeds_are_common_to_tasks_and_a_task_with_one_seed_takes_no_noise_from_the_others():
     seeds = np.array([-80.0, 0.0, 80.0])
-    one, same, single = Sample((0, 1, 2), seeds), Sample((0, 1, 2), seeds), Sample((0,), seeds[:1])
+    first, same = Sample((0, 1, 2), seeds), Sample((0, 1, 2), seeds)
+    single = Sample((0,), seeds[:1])
     mean = lambda values: values.mean(axis=0)
-    together = combine([Contrast((one,)), Contrast((same,))], mean)
+    together = combine([Contrast((first,)), Contrast((same,))], mean)
     assert together.error == pytest.approx(stats.sem(seeds)), (
         "what moves both tasks does not average out"
     )
-    some = combine([Contrast((one,)), Contrast((single,))], mean)
+    some = combine([Contrast((first,)), Contrast((single,))], mean)
     assert some.error == pytest.approx(stats.sem(seeds) / 2)
-    fewer = combine([Contrast((one,)), Contrast((Sample((0, 1), seeds[:2]),))], mean)
+    fewer = combine([Contrast((first,)), Contrast((Sample((0, 1), seeds[:2]),))], mean)
     apart = (stats.sem(seeds) ** 2 + stats.sem(seeds[:2]) ** 2) / 4
     assert fewer.error**2 > 0.9 * apart and fewer.parts[0].df == 1
 
@@ -205,8 +212,8 @@ def test_power_is_the_share_of_such_differences_that_are_told_apart():
     parts = (Part(1.0, 1e6),)
     size = Estimate(0.0, parts).detectable()
     assert size == pytest.approx(1.96 + 0.8416, abs=1e-3)
-    told = [Estimate(value, parts).verdict() == "win" for value in rng.normal(size, 1, 4000)]
-    assert np.mean(told) == pytest.approx(0.8, abs=0.03)
+    detected = [Estimate(value, parts).verdict() == "win" for value in rng.normal(size, 1, 4000)]
+    assert np.mean(detected) == pytest.approx(0.8, abs=0.03)
 
 
 def test_seeds_that_would_decide():
@@ -237,17 +244,17 @@ def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
             "label": label,
         }
 
-    def miou(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
-        scores = image_scores("segmentation", found)
+    def miou(arrays: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
+        scores = image_scores("segmentation", arrays)
         assert scores is not None
         return scores.metrics["mIoU"](times)
 
-    (truth,) = miou(areas(many), np.ones((1, many)))
+    (expected,) = miou(areas(many), np.ones((1, many)))
     covered = 0
     for _ in range(tries):
-        found = areas(count)
-        one = estimate(
-            Sample((0,), miou(found, np.ones((1, count))), miou(found, weights)[None], count)
+        arrays = areas(count)
+        interval = estimate(
+            Sample((0,), miou(arrays, np.ones((1, count))), miou(arrays, weights)[None], count)
         )
-        covered += one.low <= truth <= one.high
+        covered += interval.low <= expected <= interval.high
     assert 0.91 <= covered / tries <= 0.988, covered / tries  # 3.3 binomial standard errors

@@ -16,7 +16,7 @@ TIMES = np.array(
 )  # of the images in sorted order
 
 
-def drawn(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+def resample(values: np.ndarray, times: np.ndarray) -> np.ndarray:
     return np.repeat(values[np.argsort(IMAGES, kind="stable")], times, axis=0)
 
 
@@ -35,12 +35,12 @@ def test_segmentation_is_scored_from_all_pixels_of_the_draw():
     for times, iou, acc, overall in zip(
         TIMES, *(scores.metrics[m](TIMES) for m in ("mIoU", "mAcc", "aAcc")), strict=True
     ):
-        truth, guess = drawn(labels, times).ravel(), drawn(predictions, times).ravel()
-        assert iou == pytest.approx(100 * jaccard_score(truth, guess, average="macro"))
+        target, guess = resample(labels, times).ravel(), resample(predictions, times).ravel()
+        assert iou == pytest.approx(100 * jaccard_score(target, guess, average="macro"))
         assert acc == pytest.approx(
-            100 * recall_score(truth, guess, average="macro", labels=[0, 1, 2])
+            100 * recall_score(target, guess, average="macro", labels=[0, 1, 2])
         )
-        assert overall == pytest.approx(100 * (truth == guess).mean())
+        assert overall == pytest.approx(100 * (target == guess).mean())
 
 
 def test_depth_is_the_mean_over_images_without_empty_ones():
@@ -50,7 +50,7 @@ def test_depth_is_the_mean_over_images_without_empty_ones():
         "depth", {"image": IMAGES, "abs_rel": values, "pixels": np.array([9, 9, 0, 9, 9])}
     )
     assert scores is not None
-    expected = [np.nanmean(drawn(values, times)) for times in TIMES]
+    expected = [np.nanmean(resample(values, times)) for times in TIMES]
     assert scores.metrics["abs_rel"](TIMES) == pytest.approx(expected)
     assert scores.each_sign == -1
 
@@ -71,12 +71,12 @@ def test_normals_are_those_of_all_pixels_of_the_draw():
         pooled = np.concatenate(
             [errors[i] for i, k in zip(np.argsort(IMAGES), times, strict=True) for _ in range(k)]
         )
-        found = {name: compute(TIMES)[number] for name, compute in scores.metrics.items()}
-        assert found["normal_mean"] == pytest.approx(pooled.mean())
-        assert found["normal_30"] == pytest.approx(100 * (pooled < 30).mean())
-        assert found["normal_median"] == pytest.approx(np.median(pooled), abs=0.01)
-        assert found["normal_image_mean"] == pytest.approx(
-            drawn(arrays["normal_mean"], times).mean()
+        computed = {name: compute(TIMES)[number] for name, compute in scores.metrics.items()}
+        assert computed["normal_mean"] == pytest.approx(pooled.mean())
+        assert computed["normal_30"] == pytest.approx(100 * (pooled < 30).mean())
+        assert computed["normal_median"] == pytest.approx(np.median(pooled), abs=0.01)
+        assert computed["normal_image_mean"] == pytest.approx(
+            resample(arrays["normal_mean"], times).mean()
         )
 
 
@@ -94,16 +94,16 @@ def test_classification_and_retrieval_count_ranks():
     assert scores is not None
     for k in (1, 5):
         assert scores.metrics[f"top{k}"](TIMES) == pytest.approx(
-            [100 * (drawn(rank, t) < k).mean() for t in TIMES]
+            [100 * (resample(rank, t) < k).mean() for t in TIMES]
         )
     many = np.array([[0, 3], [9, -1], [0, 0], [1, 12], [4, -1]])
     scores = image_scores("image-text", {"image": IMAGES, "i2t_rank": rank, "t2i_rank": many})
     assert scores is not None
     for k in (1, 5, 10):
-        expected = [100 * (c[c >= 0] < k).mean() for t in TIMES for c in [drawn(many, t)]]
+        expected = [100 * (c[c >= 0] < k).mean() for t in TIMES for c in [resample(many, t)]]
         assert scores.metrics[f"t2i_R@{k}"](TIMES) == pytest.approx(expected)
         assert scores.metrics[f"i2t_R@{k}"](TIMES) == pytest.approx(
-            [100 * (drawn(rank, t) < k).mean() for t in TIMES]
+            [100 * (resample(rank, t) < k).mean() for t in TIMES]
         )
 
 

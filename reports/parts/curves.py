@@ -1,0 +1,134 @@
+"""Curves: training losses, and a task's metric against the share of train or the shots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from reports.analysis import Analysis
+from reports.mlflow.query import Store, StoredRun
+from reports.parts.figures import Figure, Look, describe, error_bars, looks, make_layout, markers
+from reports.selection import TaskProtocol
+
+MOST_CURVES = 40  # of backbones' trainings, and of probes: each is a request to the store
+
+
+def training_curves(
+    store: Store, analysis: Analysis, advance: Callable[[], None] = lambda: None
+) -> list[Figure]:
+    """The loss of every backbone's training, and of every task's probe (first seed)."""
+    selection, style = analysis.selection, looks(analysis)
+    figures = []
+    data: list[dict[str, Any]] = []
+    for (name, seed), parent in selection.parents.items():
+        run = selection.runs.get(parent.tags.get("train.run", ""))
+        if run is not None and "train/loss" in run.metrics and len(data) < MOST_CURVES:
+            metric = "train/loss_clip" if "train/loss_clip" in run.metrics else "train/loss"
+            data.append(_loss_curve(store, run, metric, f"{name}, seed {seed}", style[name]))
+    if data:
+        caption = "Contrastive loss; a line for each seed."
+        figures.append(_loss_figure("train-loss", "Training of the backbones", caption, data))
+    most = max(1, MOST_CURVES // len(selection.backbones))
+    for index, column in enumerate(selection.columns[:most]):
+        data = []
+        for name in selection.backbones:
+            for cell in selection.cells.get((name, column), [])[:1]:
+                if "train/loss" in cell.run.metrics:
+                    data.append(_loss_curve(store, cell.run, "train/loss", name, style[name]))
+        if data:
+            caption = "Loss of the probe, first seed."
+            figures.append(_loss_figure(f"probe-loss-{index}", column.title, caption, data))
+        advance()
+    return figures
+
+
+def _loss_curve(
+    store: Store, run: StoredRun, metric: str, label: str, look: Look
+) -> dict[str, Any]:
+    steps, values = store.history(run.id, metric)
+    return {
+        "type": "scatter",
+        "mode": "lines" if len(steps) > 1 else "markers",
+        "name": label,
+        "x": steps,
+        "y": [float(f"{value:.5g}") for value in values],
+        "line": {"color": look.colour, "width": 1.4},
+        "hovertemplate": f"{label}: %{{y:.4g}} at step %{{x}}<extra></extra>",
+    }
+
+
+def _loss_figure(name: str, title: str, caption: str, data: list[dict[str, Any]]) -> Figure:
+    layout = make_layout({"title": "step"}, {"rangemode": "tozero"})
+    ends = [f"{curve['name']} ends at {curve['y'][-1]:.4g}" for curve in data if curve["y"]]
+    return Figure(name, title, caption, ", ".join(ends), {"data": data, "layout": layout}, 220)
+
+
+def learning_curves(analysis: Analysis) -> list[Figure]:
+    """One for each task that ran with several shares of train, or several numbers of shots."""
+    selection = analysis.selection
+    tasks: dict[str, dict[float, TaskProtocol]] = {}
+    with_shots = set()
+    for column in selection.columns:
+        cells = selection.column_cells(column)
+        if cells and column.letter in ("", "A"):
+            params = cells[0].run.params
+            share = float(params.get("shots") or params.get("train_share") or 1)
+            tasks.setdefault(column.base, {})[share] = column
+            if "shots" in params:
+                with_shots.add(column.base)
+    return [
+        _learning_curve(analysis, f"learning-{index}", task, columns, task in with_shots)
+        for index, (task, columns) in enumerate(tasks.items())
+        if len(columns) > 1
+    ]
+
+
+def _learning_curve(
+    analysis: Analysis, name: str, task: str, columns: dict[float, TaskProtocol], shots: bool
+) -> Figure:
+    style, shares = looks(analysis), sorted(columns)
+    largest = columns[shares[-1]]
+    metric, main = largest.metric(largest.main), largest.main
+    ticks = {share: f"{share:g}" if shots else f"{100 * share:g} %" for share in shares}
+    data: list[dict[str, Any]] = []
+    alt = []
+    for backbone in analysis.selection.backbones:
+        points = {
+            share: analysis.estimates[backbone, columns[share], main]
+            for share in shares
+            if (backbone, columns[share], main) in analysis.estimates
+        }
+        if not points:
+            continue
+        estimates = list(points.values())
+        text = [f"{describe(e, 2)} at {ticks[share]}" for share, e in points.items()]
+        alt.append(f"{backbone}: {', '.join(text)}")
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": backbone,
+                "x": list(points),
+                "y": [e.value for e in estimates],
+                "error_y": error_bars(estimates, style[backbone].colour),
+                "line": {"color": style[backbone].colour},
+                "marker": markers(style[backbone], estimates, 8),
+                "text": [f"{backbone}: {words}" for words in text],
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    axis = "training images of each class" if shots else "share of train"
+    label = f"{metric.label or main}{f' ({metric.unit})' if metric.unit else ''}"
+    better = "higher" if metric.direction > 0 else "lower"
+    layout = make_layout(
+        {
+            "type": "log",
+            "title": f"{axis}, log",
+            "tickvals": shares,
+            "ticktext": list(ticks.values()),
+        },
+        {"title": label},
+        legend=True,
+    )
+    caption = f"{label} by {axis}, {better} is better; separate 95 % intervals."
+    return Figure(name, task, caption, "; ".join(alt), {"data": data, "layout": layout}, 300)
