@@ -130,7 +130,7 @@ def test_sort_filter_and_numbers_against_mlflow(page, store):
 
     page.locator("nav a", has_text="Provenance").click()
     assert page.evaluate("document.querySelector('#provenance').getBoundingClientRect().top") < 800
-    link = page.locator("#t-segmentation td .num a").first.get_attribute("href")
+    link = page.locator("#t-kind-segmentation td .num a").first.get_attribute("href")
     assert link.startswith("http://127.0.0.1:1/#/compare-runs?runs=")
 
 
