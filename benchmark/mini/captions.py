@@ -1,5 +1,4 @@
-"""Captions: noisy and incomplete ones as the web has them, and five clean, mostly distinguishing
-ones for retrieval."""
+"""Captions: noisy and incomplete like on the web, or five clean ones for retrieval."""
 
 from __future__ import annotations
 
@@ -147,8 +146,7 @@ def _web_text(
 
 
 def clean_captions(rng: np.random.Generator, scene: Scene, seen: Sequence[SeenObject]) -> list[str]:
-    """Five captions that name the main objects with their colours, and where they are or what room
-    it is."""
+    """Five captions with the main objects, their colours, and where they are."""
     main, neighbours = seen[0], seen[1:3]
     subject = with_article(f"{main.colour} {main.name}")
     rest = [with_article(f"{item.colour} {item.name}") for item in neighbours]

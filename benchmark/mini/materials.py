@@ -34,8 +34,7 @@ COLOUR_NAMES = tuple(COLOURS)
 
 @dataclass(frozen=True)
 class Domain:
-    """Where pictures come from: how colours, textures, lights and cameras are distributed; a range
-    is (low, high)."""
+    """A distribution of colours, textures, lights and cameras; a range is (low, high)."""
 
     object_textures: Mapping[str, float]  # name in TEXTURES → weight
     room_textures: Mapping[str, float]
@@ -114,8 +113,7 @@ class Materials:
         value: Range | None = None,
         shine: float | None = None,
     ) -> int:
-        """Draw a material called ``colour`` with ``texture`` of grain ``size`` metres; returns its
-        row."""
+        """Draw a material with ``texture`` of grain ``size`` metres; returns its row."""
         rng = self.rng
         first = self.draw(colour, value)
         if texture in ("checkered", "striped", "dotted") and rng.random() < 0.35:
@@ -138,8 +136,7 @@ class Materials:
         return len(self.rows) - 1
 
     def draw(self, colour: str, value: Range | None = None) -> list[float]:
-        """Linear RGB in [0, 1] of a colour with this name in this domain; ``value`` overrides its
-        HSV value range."""
+        """Linear RGB in [0, 1] of a named colour; ``value`` overrides its HSV value range."""
         rng = self.rng
         hue, saturation, brightness = (rng.uniform(*span) for span in COLOURS[colour])
         if value is not None:
@@ -149,8 +146,7 @@ class Materials:
         return [channel**2.2 for channel in colorsys.hsv_to_rgb(hue % 1.0, saturation, brightness)]
 
     def table(self) -> np.ndarray:
-        """(M, 15) float32: kind, first and second colour (3 + 3), size, origin (3), cos and sin of
-        yaw, axis, shine."""
+        """(M, 15) float32: kind, two colours, size, origin (3), cos and sin of yaw, axis, shine."""
         return np.array(self.rows, np.float32)
 
 
@@ -165,16 +161,17 @@ def pick_texture(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of ``options``; ``rng.choice`` takes ten times as long, and a scene picks a hundred
-    times."""
+    """One of ``options``; ten times as fast as ``rng.choice``."""
     return options[int(rng.integers(len(options)))]
 
 
 def albedo(
     table: np.ndarray, material: np.ndarray, points: np.ndarray, normals: np.ndarray
 ) -> np.ndarray:
-    """Linear RGB (N, 3) of surface ``points`` (N, 3; metres) with ``normals`` (N, 3), made of rows
-    ``material`` of ``table``."""
+    """Linear RGB (N, 3) of surface ``points`` (N, 3; metres) with ``normals`` (N, 3).
+
+    ``material`` (N,) are rows of ``table``.
+    """
     colour = table[:, 1:4][material]
     for row in np.flatnonzero(np.bincount(material)):
         kind, first, second, size, origin = np.split(table[row, :11], [1, 4, 7, 8])

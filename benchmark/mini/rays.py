@@ -8,8 +8,10 @@ from embreex.rtcore_scene import EmbreeScene
 
 
 class Rays:
-    """A triangle soup ready for rays; made from ``vertices`` (V, 3; metres) and ``faces`` (F, 3).
-    ``normals`` (F, 3) float64, ``normals32``: unit normals of the triangles, either side."""
+    """Triangles ready for ray casting: ``vertices`` (V, 3; metres) and ``faces`` (F, 3).
+
+    ``normals`` (F, 3) float64 and ``normals32`` are unit normals, of either side.
+    """
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray) -> None:
         corner = vertices[faces]
@@ -23,10 +25,11 @@ class Rays:
     def first_hit(
         self, origin: np.ndarray, directions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Triangle (N,) int32 (-1: none) hit first from ``origin`` (3,), and the ray parameter (N,)
-        of the hit: its distance in units of the length of ``directions`` (N, 3). In the precision
-        of ``directions``: float32 for pictures, float64 (the triangle's plane, met exactly) for
-        truth."""
+        """First triangle (N,) hit from ``origin`` (3,), -1 for none, and the ray parameter (N,).
+
+        The parameter is in units of the length of ``directions`` (N, 3) and in their precision:
+        float32 for pictures, float64 (exact on the triangle's plane) for ground truth.
+        """
         origins = np.full(directions.shape, origin, np.float32)
         if directions.dtype == np.float32:
             hit = self._scene.run(origins, directions, query="INTERSECT", output=1)
@@ -38,8 +41,7 @@ class Rays:
         return triangle, (self._offsets[triangle] - normal @ origin) / slope
 
     def blocked(self, origins: np.ndarray, directions: np.ndarray, reach: np.ndarray) -> np.ndarray:
-        """Whether anything lies on the first ``reach`` (N,) units of each ray (N, 3) float32;
-        boolean (N,)."""
+        """Whether anything is within ``reach`` (N,) units of each ray (N, 3) float32."""
         return self._scene.run(origins, directions, dists=reach, query="OCCLUDED") == 0
 
 

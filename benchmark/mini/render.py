@@ -1,5 +1,4 @@
-"""Rendering: RGB with soft shadows and textures, and the exact truth of the centre of every
-pixel."""
+"""Rendering: RGB with soft shadows and textures, and ground truth at pixel centres."""
 
 from __future__ import annotations
 
@@ -19,17 +18,21 @@ SAMPLES = 3  # a pixel
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What is really there, at pixel centres."""
+    """Labels of pixel centres.
 
-    instance: np.ndarray  # (H, W) uint8: 0 background, k the object scene.objects[k - 1]
-    semantic: (
-        np.ndarray
-    )  # (H, W) uint8: 0, 1 + index in CLASSES; 255 where too little of an object shows to be named
-    depth: np.ndarray  # (H, W) float32: z-depth in metres, 0 where nothing was hit
-    normals: (
-        np.ndarray
-    )  # (H, W, 3) float32: unit, x right, y up, z towards the camera; 0 where nothing was hit
-    too_small: tuple[int, ...]  # instances that are 255 in ``semantic``
+    Attributes:
+        instance: (H, W) uint8; 0 for the background, k for ``scene.objects[k - 1]``.
+        semantic: (H, W) uint8; 0, 1 + index in ``CLASSES``, or 255 for objects too small to name.
+        depth: (H, W) float32, z-depth in metres; 0 if nothing was hit.
+        normals: (H, W, 3) float32, unit, x right, y up, z towards the camera; 0 if nothing was hit.
+        too_small: instances that are 255 in ``semantic``.
+    """
+
+    instance: np.ndarray
+    semantic: np.ndarray
+    depth: np.ndarray
+    normals: np.ndarray
+    too_small: tuple[int, ...]
 
 
 def render_ground_truth(scene: Scene, size: int) -> GroundTruth:
@@ -57,14 +60,12 @@ def render_ground_truth(scene: Scene, size: int) -> GroundTruth:
 
 
 def smallest_area(size: int) -> int:
-    """Pixels below which nobody could name an object in a picture of ``size`` × ``size``: 12 at 64
-    × 64."""
+    """Pixels below which an object cannot be named: 12 in a picture of 64 × 64."""
     return max(1, round(12 * (size / 64) ** 2))
 
 
 def render_image(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
-    """RGB (H, W, 3) uint8: three jittered samples a pixel, each with its own shadow and
-    ambient-occlusion rays."""
+    """RGB (H, W, 3) uint8: three jittered samples a pixel, with shadow and occlusion rays."""
     cell = np.array([[1, 0], [0, 1], [2, 2]], np.float32)[
         :, None
     ]  # of a 3 × 3 grid: one in each row and column
@@ -83,8 +84,10 @@ def render_image(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _plane(size: int, inside: np.ndarray, repeat: int = 1) -> np.ndarray:
-    """Image-plane points (N, 2) in [-1, 1] of every pixel, row by row from the top, at place
-    ``inside`` it (N, 2; 0 to 1)."""
+    """Image-plane points (N, 2) in [-1, 1] of all pixels, row by row from the top.
+
+    ``inside`` (N, 2) are the positions within the pixels, from 0 to 1.
+    """
     points = np.tile(_pixels(size, inside.dtype), (repeat, 1)) + inside * inside.dtype.type(
         2 / size
     )
@@ -104,8 +107,10 @@ def _shade(
     depth: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Linear RGB (N, 3): Blinn-Phong under a main light with a jittered shadow ray, a weak light
-    without shadow, and ambient light with one occlusion ray. All float32."""
+    """Linear RGB (N, 3), float32: Blinn-Phong with a main light and a weak one.
+
+    The main light has a jittered shadow ray, the ambient light an occlusion ray.
+    """
     count = len(triangle)
     normals = scene.rays.normals32[triangle]
     normals *= np.where(dot(normals, directions) > 0, np.float32(-1), np.float32(1))[:, None]
@@ -152,8 +157,7 @@ def _shade(
 
 
 def _unit_vectors(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random directions (count, 3) float32, the ``SAMPLES`` of a pixel 109° apart: fewer then look
-    like more."""
+    """Random directions (count, 3) float32; the ``SAMPLES`` of a pixel are 109° apart."""
     pixels = count // SAMPLES
     vectors = _TABLE[rng.integers(0, len(_TABLE), pixels, dtype=np.uint16)]
     return (_SIGNS[:, None] * vectors).reshape(count, 3)

@@ -1,8 +1,7 @@
-"""Scenes: a room or a table-top corner with one to five objects, a camera and lights, all drawn
-from one seed.
+"""Scenes: a room or a table-top corner with one to five objects, a camera and lights.
 
-World axes: z up, the floor at z = 0, metres. Camera axes: x right, y up, z towards the camera (so
-it looks along -z).
+A scene is drawn from one seed. World axes: z up, the floor at z = 0, metres. Camera axes: x right,
+y up, z towards the camera, which looks along -z.
 """
 
 from __future__ import annotations
@@ -22,8 +21,11 @@ ATTEMPTS = 12  # cameras tried on one scene, before another scene is drawn
 
 @dataclass(frozen=True)
 class PlacedObject:
-    """An object in the scene: its class, the names of its main colour and texture, its box (2, 3)
-    in world axes, its facing (radians), and its half sizes (2,) along its own x and y."""
+    """An object in the scene.
+
+    ``box`` (2, 3) is in world axes, ``yaw`` its facing in radians, ``half`` (2,) half its size
+    along its own x and y; ``colour`` and ``texture`` are those of its main part.
+    """
 
     name: str
     colour: str
@@ -35,25 +37,27 @@ class PlacedObject:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: position (3,), ``axes`` (3, 3) with rows right, up, backwards in world
-    axes, and tan(fov / 2)."""
+    """A pinhole camera; ``axes`` (3, 3) has rows right, up and backwards in world axes.
+
+    ``position`` is (3,) and ``tangent`` is tan(fov / 2).
+    """
 
     position: np.ndarray
     axes: np.ndarray
     tangent: float
 
     def directions(self, plane: np.ndarray) -> np.ndarray:
-        """World directions (N, 3), not unit, of image-plane points (N, 2) in [-1, 1], x right and y
-        up; each advances one metre of z-depth per unit, so that a ray's parameter *is* the
-        z-depth."""
+        """World directions (N, 3) of image-plane points (N, 2) in [-1, 1], x right and y up.
+
+        They are not unit: each has a z-depth of one metre, so a ray's parameter is the z-depth.
+        """
         axes = self.axes.astype(plane.dtype)
         return plane @ (axes[:2] * plane.dtype.type(self.tangent)) - axes[2]
 
 
 @dataclass(frozen=True)
 class Light:
-    """A ball of light: position (3,) float32, radius in metres, linear RGB (3,) float32 at
-    ``reach`` metres."""
+    """A ball of light; ``colour`` (3,) is its linear RGB at ``reach`` metres, float32."""
 
     position: np.ndarray
     radius: float
@@ -61,8 +65,7 @@ class Light:
     reach: float
 
     def fall(self, squared: np.ndarray) -> np.ndarray:
-        """Strength at squared distances (N,) float32: 1 at ``reach``, softer than the inverse
-        square."""
+        """Strength at squared distances (N,): 1 at ``reach``, softer than the inverse square."""
         reference = np.float32(self.reach**2)
         return reference / (np.float32(0.35) * reference + np.float32(0.65) * squared)
 
@@ -165,8 +168,7 @@ def _try_scene(
 
 @dataclass
 class _Draft:
-    """A scene in the making: a room (or a corner of one, for ``small`` things) that is ``2 * half``
-    wide and deep.
+    """A scene in the making: a room, or a corner for ``small`` objects, ``2 * half`` wide.
 
     A part's ``slot`` is a row of ``materials`` here; ``owners`` has an entry for each part.
     """
@@ -190,8 +192,10 @@ class _Draft:
         self.owners.append(owner)
 
     def add_room(self) -> tuple[str, str]:
-        """Floor, ceiling and four walls: slabs that overlap at the corners, so that no ray slips
-        out. Returns the names of the colours of floor and walls."""
+        """Add floor, ceiling and walls; returns the colour names of floor and walls.
+
+        The slabs overlap at the corners, so that no ray escapes.
+        """
         rng, thick, (x, y) = self.rng, 0.2, self.half
         floor, wall = pick(rng, COLOUR_NAMES), pick(rng, COLOUR_NAMES)
         texture = pick_texture(rng, self.domain.room_textures)
@@ -226,8 +230,7 @@ class _Draft:
         return floor, wall
 
     def place_objects(self, classes: list[str]) -> list[PlacedObject]:
-        """Put the wanted classes down without overlap, as many as fit; on some tables, small things
-        on top."""
+        """Place the classes without overlap, as many as fit; on some tables, small objects."""
         for name in classes:
             self._put_down(name)
         if not self.small:
@@ -342,8 +345,7 @@ class _Draft:
     def _is_free(
         self, low: np.ndarray, high: np.ndarray, gap: float, below: PlacedObject | None = None
     ) -> bool:
-        """Whether a box touches no object (but the one ``below``), seen from above or (things on a
-        table) from the side."""
+        """Whether a box touches no object except ``below``."""
         gaps = np.array((gap, gap, -1e-6))
         return all(
             (low >= placed.box[1] + gaps).any() or (placed.box[0] >= high + gaps).any()
@@ -352,8 +354,7 @@ class _Draft:
         )
 
     def close_up(self, placed: PlacedObject) -> Camera | None:
-        """A camera that sees ``thing`` large, mostly from its front half; None when it would stand
-        outside the room."""
+        """A camera that sees an object large, mostly from its front; None if outside the room."""
         rng = self.rng
         tangent = float(np.tan(np.radians(rng.uniform(*self.domain.fov)) / 2))
         low, high = placed.box
@@ -403,8 +404,7 @@ class _Draft:
         return Camera(position, np.stack([right, up, backwards]), tangent)
 
     def lights(self, camera: Camera) -> tuple[list[Light], float]:
-        """A main light on the camera's side of the room and a weaker one anywhere; and the share of
-        ambient light."""
+        """A main light on the camera's side, a weaker one anywhere; and the ambient share."""
         rng, domain, middle = self.rng, self.domain, self.objects[0].box.mean(axis=0)
         ambient = float(rng.uniform(*domain.ambient))
         lights = []
@@ -437,8 +437,7 @@ def _bounds(body: Solid, yaw: float) -> tuple[np.ndarray, np.ndarray]:
 def _good_view(
     camera: Camera, rays: Rays, owner: np.ndarray, target: bool, alone: bool, scale: float
 ) -> bool:
-    """Whether a coarse look shows what the picture is about, and nothing sits right before the
-    lens."""
+    """Whether a coarse view shows the subject and nothing is right in front of the camera."""
     grid = (np.arange(20) + 0.5) / 10 - 1
     plane = np.stack(np.meshgrid(grid, -grid), axis=-1).reshape(-1, 2)
     triangle, depth = rays.first_hit(camera.position, camera.directions(plane))

@@ -1,10 +1,8 @@
-"""The ten object classes: composite solids with random proportions and variants, told apart by
-shape and not by colour.
+"""The ten object classes: composite solids, told apart by shape and not by colour.
 
-Every class has a function of a random generator and of whether the object is to stand on a table
-top (``small``) or on a floor (what is found in one place only has one size), which yields its
-parts. Objects stand on z = 0, are centred on the z axis and face -y; units are metres. Material
-slots are 0 (the colour a caption names), 1, 2 and 3.
+Each class has a function of a random generator and ``small`` (for a table top, not a floor) that
+yields its parts in random proportions and variants. Objects stand on z = 0, are centred on the z
+axis and face -y; units are metres. Material slots are 0 (the colour in captions), 1, 2 and 3.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Building blocks of objects: boxes, frusta, ellipsoids, tubes, lathed profiles and leaves, as bare
-triangle arrays.
+"""Building blocks of objects, as bare triangle arrays: boxes, frusta, ellipsoids, tubes, leaves.
 
 Units are metres, z is up, angles are radians. Templates come from ``trimesh.creation`` once and are
-scaled afterwards: about a hundred times cheaper than making a ``Trimesh`` for every part of every
-scene.
+scaled, which is about a hundred times faster than a ``Trimesh`` for every part.
 """
 
 from __future__ import annotations
@@ -16,14 +14,11 @@ import numpy as np
 import trimesh
 from numpy.typing import ArrayLike
 
-ROUND = (
-    28  # segments round a circle: facets smaller than a pixel at the sizes the world is rendered at
-)
+ROUND = 28  # segments of a circle: facets are smaller than a pixel
 
 
 class Solid(NamedTuple):
-    """``vertices`` (V, 3) float64, ``faces`` (F, 3) int32, and the material ``slot`` of all, or of
-    each (F,)."""
+    """``vertices`` (V, 3), ``faces`` (F, 3) int32, and the material ``slot`` of all or each."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -57,8 +52,7 @@ def _template(kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def box(size: ArrayLike, at: ArrayLike, slot: int = 0, tilt: float = 0.0) -> Solid:
-    """A box of ``size`` (x, y, z) standing on ``at`` (centre of its base), leaning back by ``tilt``
-    about x."""
+    """A box of ``size`` (x, y, z) standing on ``at``, leaning back by ``tilt`` about x."""
     vertices, faces = _template("box")
     vertices = vertices * np.asarray(size)
     if tilt:
@@ -79,8 +73,7 @@ def frustum(bottom: float, top: float, height: float, at: ArrayLike, slot: int =
 
 
 def ellipsoid(radii: ArrayLike, at: ArrayLike, slot: int = 0, coarse: bool = False) -> Solid:
-    """An ellipsoid centred at ``at``; a ``coarse`` one, for small parts, has 80 facets instead of
-    320."""
+    """An ellipsoid centred at ``at``; ``coarse`` for small parts: 80 facets instead of 320."""
     vertices, faces = _template("coarse ball" if coarse else "ball")
     return Solid(vertices * np.asarray(radii) + np.asarray(at), faces, slot)
 
@@ -115,8 +108,7 @@ def tube(path: Sequence[ArrayLike], radius: float, slot: int = 0, segments: int 
 def leaf(
     length: float, width: float, azimuth: float, rise: float, bend: float, at: ArrayLike
 ) -> Solid:
-    """A pointed, bent, flat leaf from ``at``: it starts ``rise`` above the horizon and bends down
-    by ``bend``."""
+    """A pointed, flat leaf from ``at``, ``rise`` above the horizon, bending by ``bend``."""
     steps = 6
     along = np.linspace(0, 1, steps)
     pitch = rise - bend * along
