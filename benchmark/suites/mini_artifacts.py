@@ -1,25 +1,27 @@
-"""What the mini suites create: the world, CLIP, experts, their labels, CLIP-FT and CLIPTeX."""
+"""What the mini suites make for themselves: the world, and on it CLIP, the experts, their labels,
+CLIP-FT and CLIPTeX."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.labels.labeller import LabelSettings
-from backbones.cliptex.labels.store import LabelStore
+from backbones.cliptex.labels.store import MANIFEST, LabelStore
 from backbones.cliptex.training.recipes import Recipe, find_recipe
+from benchmark.execution import Executor
 from benchmark.mini import datasets
-from benchmark.mini.config import CONFIGS, chunks_of
+from benchmark.mini.config import CONFIGS, WorldConfig, chunks_of
 from benchmark.mini.world import build_world, is_complete
 from benchmark.stages.experts import ExpertTraining, expert_stage
+from benchmark.stages.graph import Runner, Stage, find_results
 from benchmark.stages.labels import LabelRequest, label_stage
 from benchmark.stages.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
-from benchmark.suites.mini import SIZES, SUBSETS, TRAINED, Sizes
+from benchmark.suites.mini import SIZES, SUBSETS, TRAINED
 from benchmark.suites.registry import (
     MadeBackbone,
     PreviewStage,
@@ -34,69 +36,185 @@ from reports.mlflow.run import Tracker
 
 
 async def artifacts(stages: Stages, names: Sequence[str], seeds: Sequence[int]) -> SuiteArtifacts:
-    """The world's datasets, and what trains the requested backbones, each part once."""
+    """The world's datasets, and what trains the requested weights that the suite knows."""
     world = await build_world(CONFIGS[stages.suite], stages.executor)
-    maker = _Builder(stages, world)
-    return SuiteArtifacts(
-        _datasets(world), {key: partial(maker.backbone, *key) for key in _requested(names, seeds)}
-    )
+    pipeline = MiniPipeline(stages.suite, world, stages.experiment, stages.executor)
+    trainings = {key: partial(pipeline.backbone, *key) for key in _trained(names, seeds)}
+    return SuiteArtifacts(_datasets(world), trainings)
 
 
 async def training(stages: Stages, seed: int) -> SuiteTraining:
-    """What a sweep trains on: the world's pairs, their labels, and the pre-trained CLIP."""
+    """What a sweep trains on: the world's pairs, their labels and the pre-trained CLIP."""
     world = await build_world(CONFIGS[stages.suite], stages.executor)
-    maker = _Builder(stages, world)
-    clip, (labels, _) = await asyncio.gather(maker.clip(seed), maker.labels())
+    pipeline = MiniPipeline(stages.suite, world, stages.experiment, stages.executor)
+    clip, labels = await asyncio.gather(
+        pipeline.runner.run(pipeline.weights("clip", seed)), pipeline.runner.run(pipeline.labels)
+    )
     return SuiteTraining(
         _datasets(world),
         str(clip.path),
         str(world / "pairs"),
-        labels,
-        lambda recipe, used: _weights_path(world, recipe, str(clip.path), used),
+        labels.root,
+        lambda recipe, store: _weights_path(world, recipe, str(clip.path), store),
     )
 
 
 def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePreview:
-    """Which artifacts exist; weights exist only if their labels and initial weights do."""
-    config, sizes = CONFIGS[suite], SIZES[suite]
-    world = home() / "mini" / config.key()
-    has_world = is_complete(world, config)
-    stages = [PreviewStage("render the mini world", "render", len(chunks_of(config)), has_world)]
-    requested = _requested(names, seeds)
-    clips = {
-        seed: _weights_path(world, _recipe("clip", sizes.clip, seed), sizes.init, None)
-        for _, seed in requested
-    }
-    labels: LabelStore | None = None
-    if any(name in SUBSETS for name, _ in requested):
-        for name, settings in sizes.experts.items():
-            trained = (_expert_folder(world, name, settings) / "expert.json").is_file()
-            stages.append(PreviewStage(f"train expert {name}", "expert", 1, trained))
-        stores = sorted(
-            (home() / "labels").glob(f"{world.name}-*/manifest.json"),
-            key=lambda path: path.stat().st_mtime,
-        )
-        if stores and all(stage.available for stage in stages[1:]):
-            labels = LabelStore(stores[-1].parent)
-        shards = -(-config.pairs // config.shard_size)
-        stages.append(PreviewStage("label the pairs", "label", shards, labels is not None))
-    stages += [
-        PreviewStage(f"train clip · seed {s}", "train", 1, path.is_file(), s)
-        for s, path in clips.items()
+    """Which stages' results exist."""
+    config = CONFIGS[suite]
+    pipeline = MiniPipeline(suite, home() / "mini" / config.key(), config=config)
+    weights = {key: pipeline.weights(*key) for key in _trained(names, seeds)}
+    results = find_results([pipeline.world, *weights.values()])
+    previews = [
+        PreviewStage(stage.title, stage.kind, stage.units, result is not None)
+        for stage, result in results.items()
     ]
-    backbones: dict[tuple[str, int], Mapping[str, Any] | None] = {}
-    for name, seed in requested:
-        path, used = clips[seed], labels if name in SUBSETS else None
-        available = path.is_file() and (used is not None or name not in SUBSETS)
-        if name != "clip":
-            path = _weights_path(world, _tuned(sizes, name, seed), str(path), used)
-            available = available and path.is_file()
-            stages.append(PreviewStage(f"train {name} · seed {seed}", "train", 1, available, seed))
-        backbones[name, seed] = _config(name, seed, path) if available else None
-    return SuitePreview(stages, _datasets(world) if has_world else None, backbones)
+    configs: dict[tuple[str, int], Mapping[str, Any] | None] = {}
+    for key, stage in weights.items():
+        result = results[stage]
+        configs[key] = None if result is None else _backbone_config(*key, result.path)
+    world = results[pipeline.world]
+    return SuitePreview(previews, None if world is None else _datasets(world), configs)
 
 
-def _requested(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+class MiniPipeline:
+    """The stages of a mini suite on the world at ``root``.
+
+    Args:
+        experiment, executor: where the stages log and run; not needed to look for results.
+        config: of the world; None if it exists.
+    """
+
+    def __init__(
+        self,
+        suite: str,
+        root: Path,
+        experiment: str = "",
+        executor: Executor | None = None,
+        config: WorldConfig | None = None,
+    ) -> None:
+        self.sizes, self.root = SIZES[suite], root
+        self.experiment, self.executor = experiment, executor
+        self.tracker = Tracker(experiment) if experiment else None
+        self.runner = Runner()
+        self.world = Stage(
+            "render the mini world",
+            "render",
+            find=lambda: root if config is None or is_complete(root, config) else None,
+            make=self._existing_world,
+            units=len(chunks_of(config)) if config else 1,
+        )
+        # the longest first, so that no core is alone with it in the end
+        longest_first = sorted(self.sizes.experts, key=lambda name: -self._settings(name)["epochs"])
+        self.experts = tuple(map(self._expert, longest_first))
+        self.labels = Stage(
+            "label the pairs",
+            "label",
+            find=lambda *experts: self._find_labels(),
+            make=lambda *experts: self._make_labels(),
+            needs=self.experts,
+            units=-(-config.pairs // config.shard_size) if config else 1,
+        )
+        self.weights = cache(self._weights)
+
+    async def backbone(self, name: str, seed: int) -> MadeBackbone:
+        """A backbone's weights, trained or found, with what they cost. Only those that learn from
+        experts wait for experts and labels."""
+        weights = await self.runner.run(self.weights(name, seed))
+        cost = dict(weights.train_cost)
+        if name in SUBSETS:
+            labels = await self.runner.run(self.labels)
+            experts = [await self.runner.run(stage) for stage in self.experts]
+            for kind in ("seconds", "flops"):
+                cost[f"label_{kind}"] = labels.manifest["cost"][kind]
+                cost[f"experts_{kind}"] = sum(expert[kind] for expert in experts)
+        return MadeBackbone(_backbone_config(name, seed, weights.path), weights.run, cost)
+
+    async def _existing_world(self) -> Path:
+        return self.root
+
+    def _settings(self, expert: str) -> Mapping[str, Any]:
+        return self.sizes.experts[expert]
+
+    def _expert_folder(self, name: str) -> Path:
+        key = content_key([AXES, self._settings(name)], 8)
+        return home() / "experts" / f"{self.root.name}-{name}-{key}"
+
+    def _expert(self, name: str) -> Stage:
+        inputs = ExpertTraining(
+            name,
+            self.root / "expert",
+            self._expert_folder(name),
+            self._settings(name),
+            experiment=self.experiment,
+        )
+
+        async def make(world: Path) -> dict[str, Any]:
+            mark_in_use(inputs.out)
+            return inputs.find() or await expert_stage(inputs, self._executor, priority=3)
+
+        find = lambda world: inputs.find()
+        return Stage(f"train expert {name}", "expert", find, make, needs=(self.world,))
+
+    @property
+    def _executor(self) -> Executor:
+        assert self.executor is not None
+        return self.executor
+
+    def _label_request(self) -> LabelRequest:
+        return LabelRequest(
+            pairs=str(self.root / "pairs"),
+            experts=tuple(f"{name}={self._expert_folder(name)}" for name in self.sizes.experts),
+            name=self.root.name,
+            settings=LabelSettings(input_side=0, label_side=0),
+            batch_size=128,
+            experiment=self.experiment,
+            priority=3,
+        )
+
+    def _find_labels(self) -> LabelStore | None:
+        _, writer = self._label_request().open(keep=False)
+        return LabelStore(writer.root) if (writer.root / MANIFEST).is_file() else None
+
+    async def _make_labels(self) -> LabelStore:
+        labels = await label_stage(self._label_request(), self._executor)
+        mark_in_use(labels.root)
+        return labels
+
+    def _weights(self, name: str, seed: int) -> Stage:
+        """CLIP is pre-trained on the captions; all others start from it."""
+        sizes, priority = self.sizes, 3
+        settings: Mapping[str, Any] = sizes.clip
+        needs: tuple[Stage, ...] = (self.world,)
+        if name == "clip-ft":
+            settings, needs, priority = sizes.tune, (self.weights("clip", seed),), 1
+        elif name != "clip":
+            settings = {**sizes.tune, **sizes.lambdas}
+            needs, priority = (self.weights("clip", seed), self.labels), 2
+        recipe = find_recipe(name).changed({**settings, "seed": seed})
+
+        def inputs(first: Any, labels: LabelStore | None = None) -> TrainingInputs:
+            init = self.sizes.init if name == "clip" else str(first.path)
+            return TrainingInputs(
+                recipe,
+                init,
+                str(self.root / "pairs"),
+                _weights_path(self.root, recipe, init, labels),
+                (labels.root,) if labels else (),
+                experiment=self.experiment,
+            )
+
+        async def make(*results: Any) -> TrainedWeights:
+            training = inputs(*results)
+            mark_in_use(training.out)
+            weights = find_weights(training, self.tracker)
+            return weights or await train_stage(training, self._executor, priority)
+
+        find = lambda *results: find_weights(inputs(*results), None)
+        return Stage(f"train {name} · seed {seed}", "train", find, make, needs)
+
+
+def _trained(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     return [(name, seed) for seed in seeds for name in TRAINED if name in names]
 
 
@@ -104,130 +222,15 @@ def _datasets(world: Path) -> dict[str, Path]:
     return {spec.name: world / spec.folder for spec in datasets.TASKS}
 
 
-def _config(name: str, seed: int, path: Path) -> dict[str, Any]:
+def _backbone_config(name: str, seed: int, path: Path) -> dict[str, Any]:
     return {"name": name, "weights": str(path), "seed": seed, "any_architecture": True}
 
 
-class _Builder:
-    """Creates each artifact once for all backbones; long ones first, so that no core idles."""
-
-    def __init__(self, stages: Stages, world: Path) -> None:
-        self.stages, self.world, self.sizes = stages, world, SIZES[stages.suite]
-        self.tracker = Tracker(stages.experiment)
-        self._started: dict[str, asyncio.Task[Any]] = {}
-
-    async def once(self, name: str, make: Callable[[], Awaitable[Any]]) -> Any:
-        """The result of ``make``, which is called once for ``name``."""
-        if name not in self._started:
-            self._started[name] = asyncio.ensure_future(make())
-        return await self._started[name]
-
-    async def backbone(self, name: str, seed: int) -> MadeBackbone:
-        """The weights of a backbone; clip-ft waits for neither experts nor labels."""
-        pretrained = self.once(f"clip {seed}", lambda: self.clip(seed))
-        cost: dict[str, float] = {}
-        if name == "clip":
-            weights = await pretrained
-        elif name in SUBSETS:
-            clip, (labels, cost) = await asyncio.gather(
-                pretrained, self.once("labels", self.labels)
-            )
-            weights = await self._train(
-                _tuned(self.sizes, name, seed), str(clip.path), labels, priority=2
-            )
-        else:
-            clip = await pretrained
-            weights = await self._train(
-                _tuned(self.sizes, name, seed), str(clip.path), None, priority=1
-            )
-        config = _config(name, seed, weights.path)
-        return MadeBackbone(config, weights.run, {**weights.train_cost, **cost})
-
-    async def clip(self, seed: int) -> TrainedWeights:
-        """CLIP pre-trained on the captions."""
-        return await self._train(
-            _recipe("clip", self.sizes.clip, seed), self.sizes.init, None, priority=3
-        )
-
-    async def labels(self) -> tuple[Path, dict[str, float]]:
-        """The store of the experts' labels, and the cost of experts and labels."""
-        stages, experts = self.stages, self.sizes.experts
-        longest = sorted(experts, key=lambda name: -experts[name]["epochs"])
-        expert_costs = await asyncio.gather(*map(self._expert, longest))
-        expert_folders = tuple(
-            f"{name}={_expert_folder(self.world, name, settings)}"
-            for name, settings in experts.items()
-        )
-        request = LabelRequest(
-            pairs=str(self.world / "pairs"),
-            experts=expert_folders,
-            out=None,
-            name=self.world.name,
-            settings=LabelSettings(input_side=0, label_side=0),
-            batch_size=128,
-            experiment=stages.experiment,
-            priority=3,
-        )
-        store = await label_stage(request, stages.executor)
-        cost = {f"label_{kind}": store.manifest["cost"][kind] for kind in ("seconds", "flops")}
-        cost |= {
-            f"experts_{kind}": sum(each[kind] for each in expert_costs)
-            for kind in ("seconds", "flops")
-        }
-        mark_in_use(store.root)
-        return store.root, cost
-
-    async def _expert(self, name: str) -> dict[str, Any]:
-        stages, settings = self.stages, self.sizes.experts[name]
-        out = _expert_folder(self.world, name, settings)
-        mark_in_use(out)
-        if (out / "expert.json").is_file():
-            return json.loads((out / "expert.json").read_text(encoding="utf-8"))
-        inputs = ExpertTraining(
-            name, self.world / "expert", out, settings, experiment=stages.experiment
-        )
-        return await expert_stage(inputs, stages.executor, priority=3)
-
-    async def _train(
-        self, recipe: Recipe, init: str, labels: Path | None, priority: int
-    ) -> TrainedWeights:
-        stages = self.stages
-        out = _weights_path(self.world, recipe, init, LabelStore(labels) if labels else None)
-        mark_in_use(out)
-        inputs = TrainingInputs(
-            recipe,
-            init,
-            str(self.world / "pairs"),
-            out,
-            (labels,) if labels else (),
-            experiment=stages.experiment,
-        )
-        return find_weights(inputs, self.tracker) or await train_stage(
-            inputs, stages.executor, priority
-        )
-
-
-def _recipe(name: str, settings: Mapping[str, Any], seed: int) -> Recipe:
-    return find_recipe(name).changed({**settings, "seed": seed})
-
-
-def _tuned(sizes: Sizes, name: str, seed: int) -> Recipe:
-    """The recipe of clip-ft, cliptex or cliptex with fewer experts."""
-    return _recipe(name, {**sizes.tune, **(sizes.lambdas if name in SUBSETS else {})}, seed)
-
-
-def _expert_folder(world: Path, name: str, settings: Mapping[str, Any]) -> Path:
-    return home() / "experts" / f"{world.name}-{name}-{content_key([AXES, settings], 8)}"
-
-
 def _weights_path(world: Path, recipe: Recipe, init: str, labels: LabelStore | None) -> Path:
-    inputs = {
+    identity = {
         "recipe": recipe.identity(),
         "init": Path(init).name,
         "labels": labels.identity if labels else "",
     }
-    return (
-        home()
-        / "weights"
-        / f"{world.name}-{recipe.name}-s{recipe.seed}-{content_key(inputs, 8)}.safetensors"
-    )
+    name = f"{world.name}-{recipe.name}-s{recipe.seed}-{content_key(identity, 8)}.safetensors"
+    return home() / "weights" / name

@@ -90,7 +90,7 @@ def test_other_weights_are_other_cells(options, results):
             return self.conv(images)
 
     settings = {key: value for key, value in SETTINGS.items() if key != "epochs"}
-    other = evaluate(
+    second = evaluate(
         Patches(),
         TASKS[1],
         suite="own",
@@ -98,7 +98,7 @@ def test_other_weights_are_other_cells(options, results):
         name="other",
         **{**options, "settings": settings},
     )
-    assert set(other.frame.status) == {"done"}
+    assert set(second.frame.status) == {"done"}
 
 
 def test_a_class_of_two_widths_is_two_architectures():

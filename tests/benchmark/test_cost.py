@@ -37,17 +37,17 @@ def test_resolutions_are_those_of_the_protocols(vit):
 def test_measured_once_a_machine(vit, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
     settings = [SegmentationSettings(size=32), SegmentationSettings(size=32, lr=1.0)]
-    found = efficiency.backbone_costs(vit, settings, CPU)
-    assert found["parameters"] == sum(each.numel() for each in vit.model.state_dict().values())
+    costs = efficiency.backbone_costs(vit, settings, CPU)
+    assert costs["parameters"] == sum(each.numel() for each in vit.model.state_dict().values())
     with torch.inference_mode():
-        assert found["32x32-fp32/flops_per_image"] == count_flops(
+        assert costs["32x32-fp32/flops_per_image"] == count_flops(
             lambda: vit(torch.zeros(1, 3, 32, 32))
         )
-    assert found["flops_per_image"] > 20 * found["32x32-fp32/flops_per_image"]  # 160 px
-    assert found["images_per_second"] > 0 and found["memory_mb"] > 10
+    assert costs["flops_per_image"] > 20 * costs["32x32-fp32/flops_per_image"]  # 160 px
+    assert costs["images_per_second"] > 0 and costs["memory_mb"] > 10
     monkeypatch.setattr(efficiency, "_measure", lambda *_: pytest.fail("measured again"))
-    other = backbones.create("random/timm/test_vit", seed=5)  # other weights cost the same
-    assert efficiency.backbone_costs(other, settings, CPU) == found
+    second = backbones.create("random/timm/test_vit", seed=5)  # other weights cost the same
+    assert efficiency.backbone_costs(second, settings, CPU) == costs
     monkeypatch.setattr(efficiency, "device_kind", lambda device: "another")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         efficiency.backbone_costs(vit, settings, CPU)

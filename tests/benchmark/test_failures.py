@@ -97,13 +97,13 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
         Suite("breaking", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts)
     )
     assert main(["run", "--suite", "breaking", *FAST, "--json", "out.json"]) == 1
-    told = json.loads(Path("out.json").read_text())
-    assert set(told["backbones"]["random"]) == {"imagefolder/linear"}
-    assert told["backbones"]["clip"] == told["backbones"]["cliptex"] == {}
-    assert set(told["mlflow"]["run_ids"]) == {"random"}
-    holes = [hole for hole in told["holes"] if hole["metrics"] != ["top5"]]  # of two classes
+    document = json.loads(Path("out.json").read_text())
+    assert set(document["backbones"]["random"]) == {"imagefolder/linear"}
+    assert document["backbones"]["clip"] == document["backbones"]["cliptex"] == {}
+    assert set(document["mlflow"]["run_ids"]) == {"random"}
+    holes = [entry for entry in document["holes"] if entry["metrics"] != ["top5"]]  # of two classes
     assert {
-        (hole["backbone"], hole["task"]): (hole["status"], hole["reason"]) for hole in holes
+        (entry["backbone"], entry["task"]): (entry["status"], entry["reason"]) for entry in holes
     } == {
         ("random", "imagefolder/buggy"): ("failed", "KeyError: 'no such key'"),
         **{
@@ -157,9 +157,9 @@ def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
 
 def test_nothing_applicable_is_the_users_to_mend(here, capsys):
     assert main(["run", "--backbone", "random", "--task", "imagefolder/zero-shot", *FAST[:6]]) == 2
-    told = capsys.readouterr()
-    assert "not applicable, no text tower" in told.out and "every number" not in told.out
-    assert told.err.startswith(
+    document = capsys.readouterr()
+    assert "not applicable, no text tower" in document.out and "every number" not in document.out
+    assert document.err.startswith(
         "error: none of these tasks applies to these backbones; choose others"
     )
 
@@ -181,8 +181,8 @@ def test_a_file_that_is_missing_is_a_missing_value_and_a_full_disk_the_users_to_
         )
     )
     assert main(["run", "--suite", "files", *FAST, "--json", "out.json"]) == code
-    ended = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("files")}
-    assert ended["parent"] == ended["imagefolder/buggy"] == "FAILED"
+    statuses = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("files")}
+    assert statuses["parent"] == statuses["imagefolder/buggy"] == "FAILED"
     if code == 1:
         assert (
             "imagefolder/linear" in json.loads(Path("out.json").read_text())["backbones"]["random"]
@@ -192,7 +192,9 @@ def test_a_file_that_is_missing_is_a_missing_value_and_a_full_disk_the_users_to_
             capsys.readouterr().err
             == "error: cannot write /w: No space; free some space and run the command again\n"
         )
-        assert ended.get("imagefolder/linear") in (None, "KILLED") and not Path("out.json").exists()
+        assert (
+            statuses.get("imagefolder/linear") in (None, "KILLED") and not Path("out.json").exists()
+        )
 
 
 VANISH = """
@@ -245,17 +247,19 @@ def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, mon
             *small,
         ]
         assert main([*command, "--json", "out.json"]) == 1
-    told = json.loads(Path("out.json").read_text())
-    assert set(told["backbones"]["random"]) == {"camvid/linear"}
-    (hole,) = told["holes"]
-    assert hole["task"] == "imagefolder/vanish" and hole["reason"].startswith(
+    document = json.loads(Path("out.json").read_text())
+    assert set(document["backbones"]["random"]) == {"camvid/linear"}
+    (entry,) = document["holes"]
+    assert entry["task"] == "imagefolder/vanish" and entry["reason"].startswith(
         "WorkerLost: its worker died 2 times"
     )
     shown = capsys.readouterr().out
     assert "running it again, 1 of 1" in shown and "report: " in shown and "Traceback" not in shown
-    found = [(run.data.tags.get("task", "parent"), run.info.status) for run in runs_of("vanishing")]
-    vanished = ("imagefolder/vanish", "KILLED")  # both times, in one run
-    assert sorted(found) == [("camvid/linear", "FINISHED"), vanished, ("parent", "FAILED")]
+    statuses = [
+        (run.data.tags.get("task", "parent"), run.info.status) for run in runs_of("vanishing")
+    ]
+    killed = ("imagefolder/vanish", "KILLED")  # both times, in one run
+    assert sorted(statuses) == [("camvid/linear", "FINISHED"), killed, ("parent", "FAILED")]
 
 
 @pytest.mark.parametrize(

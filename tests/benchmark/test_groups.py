@@ -48,13 +48,13 @@ def children(experiment: str) -> list:
 
 @pytest.mark.slow
 def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(here):
-    whole = [*RUN, "--set", "max_iters=40"]
+    base = [*RUN, "--set", "max_iters=40"]
     for task in TASKS:
         assert (
-            main([*whole, "--task", task, "--experiment", "alone", "--json", f"{task[7:]}.json"])
+            main([*base, "--task", task, "--experiment", "alone", "--json", f"{task[7:]}.json"])
             == 0
         )
-    words = [*whole, "--task", ",".join(TASKS), "--experiment", "joint"]
+    words = [*base, "--task", ",".join(TASKS), "--experiment", "joint"]
     victim = Fork(command, *words, output=here / "said")
     victim.wait_for(here / "home/work", "*/training-state.pth")
     while len(list((here / "home/work").glob("*/training-state.pth"))) < 2:
@@ -92,9 +92,9 @@ def test_one_that_breaks_is_missing_and_the_other_is_as_alone(here, request):
     )
     assert main([*command, "--experiment", "pair", "--json", "pair.json"]) == 1
     assert results("pair.json")["camvid/pspnet"] == results("alone.json")["camvid/pspnet"]
-    (hole,) = json.loads(Path("pair.json").read_text())["holes"]
-    assert hole["task"] == "camvid/linear"
-    assert "not finite" in hole["reason"]
+    (entry,) = json.loads(Path("pair.json").read_text())["holes"]
+    assert entry["task"] == "camvid/linear"
+    assert "not finite" in entry["reason"]
     assert {run.data.tags["task"]: run.info.status for run in children("pair")} == {
         "camvid/linear": "FAILED",
         "camvid/pspnet": "FINISHED",

@@ -40,7 +40,7 @@ def interrupted():
 
 
 @pytest.mark.parametrize(
-    ("does", "code", "said"),
+    ("does", "code", "message"),
     [
         (lambda: None, 0, ""),
         (lambda: 1, 1, ""),
@@ -60,9 +60,9 @@ def interrupted():
         ),
     ],
 )
-def test_exit_codes(command, capsys, does, code, said):
+def test_exit_codes(command, capsys, does, code, message):
     assert command(does) == code
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
 
 
 def test_a_bug_beside_an_error_of_the_disk_is_a_bug(command):
@@ -123,21 +123,23 @@ def test_what_only_lists_imports_no_library_that_computes(words, line):
         f" SystemExit: pass\nsys.exit(', '.join(name for name in {heavy!r} if name in sys.modules)"
         " or None)"
     )
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
     )
-    assert ended.returncode == 0, ended.stderr
-    assert re.search(line, ended.stdout)
+    assert process.returncode == 0, process.stderr
+    assert re.search(line, process.stdout)
 
 
 def test_a_reader_that_went_ends_a_command_as_it_ends_others():
     script = f"set -o pipefail; {sys.executable} -m benchmark list tasks | true"
-    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
-    assert ended.stderr == ""
+    process = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert process.stderr == ""
 
 
 def test_the_console_script_redacts_secrets():
     words = ["list", "tasks", "--data-root", "postgresql://me:hunter2@host/db"]
     code = f"import sys; sys.argv[1:] = {words!r}; from benchmark.__main__ import entry; entry()"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2 and "hunter2" not in ended.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 2 and "hunter2" not in process.stderr

@@ -56,7 +56,7 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(tmp_path, m
         Path(client.download_artifacts(ids[0], "run.json", str(tmp_path))).read_text()
     )
     assert list(about["tasks"]) == list(tasks)
-    assert {name: one["task"] for name, one in about["tasks"].items()} == {
+    assert {name: about_task["task"] for name, about_task in about["tasks"].items()} == {
         name: name for name in tasks
     }
     note = parent.data.tags["mlflow.note.content"]

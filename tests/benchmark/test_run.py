@@ -45,7 +45,7 @@ TASKS = ["--task", "camvid/linear", "--task", "imagefolder/linear"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     """Two small datasets, and a folder whose MLflow store the tests of this module share."""
     folder = tmp_path_factory.mktemp("place")
     make_camvid(folder / "camvid", n_train=4, n_val=3)
@@ -54,10 +54,10 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def here(place, monkeypatch):
-    monkeypatch.chdir(place)
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return place
+    return folder
 
 
 def run(*extra: str) -> int:
@@ -67,14 +67,14 @@ def run(*extra: str) -> int:
 @pytest.mark.slow
 def test_run_writes_every_number_and_reuses_it(here, capsys):
     assert run("--backbone", "random,efficientnet-lite0", "--json", "out.json") == 0
-    told = json.loads(Path("out.json").read_text())
-    assert told["suite"] == "own"
-    assert told["seed"] == 0
-    assert set(told["backbones"]) == {"random", "efficientnet-lite0"}
-    client = Client(told["mlflow"]["tracking_uri"])
+    document = json.loads(Path("out.json").read_text())
+    assert document["suite"] == "own"
+    assert document["seed"] == 0
+    assert set(document["backbones"]) == {"random", "efficientnet-lite0"}
+    client = Client(document["mlflow"]["tracking_uri"])
     experiment = client.get_experiment_by_name("own")
-    parents = told["mlflow"]["run_ids"].values()
-    for name, run_id in told["mlflow"]["run_ids"].items():
+    parents = document["mlflow"]["run_ids"].values()
+    for name, run_id in document["mlflow"]["run_ids"].items():
         parent = client.get_run(run_id)
         assert parent.info.status == "FINISHED"
         assert parent.data.tags["backbone"] == name
@@ -89,7 +89,7 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
         for child in children:
             task = child.data.tags["task"]
             assert declared(child.data.tags) == dict(find_task(task)[1].metrics)
-            for metric, value in told["backbones"][name][task].items():
+            for metric, value in document["backbones"][name][task].items():
                 assert child.data.metrics[metric] == pytest.approx(value)
                 assert parent.data.metrics[f"{task}/{metric}"] == pytest.approx(value)
             artifacts = {f.path for f in client.list_artifacts(child.info.run_id)}
@@ -102,7 +102,7 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     shown = capsys.readouterr().out
     assert "camvid/linear" in shown
     assert "mIoU" in shown
-    check_models(client, experiment.experiment_id, told)
+    check_models(client, experiment.experiment_id, document)
 
     before = len(client.search_runs([experiment.experiment_id]))
     points = {
@@ -112,7 +112,7 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     assert run("--backbone", "random,efficientnet-lite0", "--json", "again.json") == 0
     assert time.perf_counter() - started < 30
     again = json.loads(Path("again.json").read_text())
-    assert again == told, "nothing changed, so nothing is run again and the same runs are named"
+    assert again == document, "nothing changed, so nothing is run again and the same runs are named"
     assert len(client.search_runs([experiment.experiment_id])) == before
     assert "are finished and not run again" in capsys.readouterr().out
     assert run("--backbone", "random,efficientnet-lite0", "--device", "tpu") == 2
@@ -123,12 +123,14 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
 
     assert run("--backbone", "random", "--force", "--json", "forced.json") == 0
     forced = json.loads(Path("forced.json").read_text())
-    assert forced["backbones"]["random"] == told["backbones"]["random"], "same seed, same metrics"
-    assert forced["mlflow"]["run_ids"] != told["mlflow"]["run_ids"]
-    check_models(client, experiment.experiment_id, told)
+    assert forced["backbones"]["random"] == document["backbones"]["random"], (
+        "same seed, same metrics"
+    )
+    assert forced["mlflow"]["run_ids"] != document["mlflow"]["run_ids"]
+    check_models(client, experiment.experiment_id, document)
 
 
-def check_models(client: Client, experiment: str, told: dict) -> None:
+def check_models(client: Client, experiment: str, document: dict) -> None:
     """MLflow's Models page has one row for each backbone, with its metrics by task; the registry
     its versions."""
     models = client.search_logged_models([experiment])
@@ -137,8 +139,11 @@ def check_models(client: Client, experiment: str, told: dict) -> None:
     )
     for model in models:
         assert model.status == "READY" and int(model.params["parameters"]) > 1000
-        by_task = {(one.dataset_name, one.key): one.value for one in model.metrics}
-        for task, metrics in told["backbones"][model.name].items():
+        by_task = {
+            (metric_entry.dataset_name, metric_entry.key): metric_entry.value
+            for metric_entry in model.metrics
+        }
+        for task, metrics in document["backbones"][model.name].items():
             for metric, value in metrics.items():
                 assert by_task[task, metric] == pytest.approx(value)
         registered = client.get_registered_model(model.name)
@@ -179,13 +184,13 @@ KILLED += [
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place):
+def undisturbed(folder):
     """What the command that the next test kills gives when nobody kills it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+        patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         assert main([*KILLED, "--experiment", "undisturbed", "--json", "undisturbed.json"]) == 0
-    return json.loads((place / "undisturbed.json").read_text())["backbones"]
+    return json.loads((folder / "undisturbed.json").read_text())["backbones"]
 
 
 @pytest.mark.slow
@@ -218,8 +223,8 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(
     )
     (cell,) = [r for r in runs if "cell" in r.data.tags]
     steps = {m.step for m in client.get_metric_history(cell.info.run_id, "train/loss")}
-    lost = set(range(1, max(steps) + 1)) - steps  # what a killed process had not sent yet
-    assert max(steps) == 40 and len(lost) < (20 if number == signal.SIGKILL else 1), (
+    missing = set(range(1, max(steps) + 1)) - steps  # what a killed process had not sent yet
+    assert max(steps) == 40 and len(missing) < (20 if number == signal.SIGKILL else 1), (
         "the curve is in one piece"
     )
 
@@ -251,13 +256,13 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(
 def test_wrong_input_is_one_line_and_exit_code_2(here, tmp_path, capsys, arguments, message):
     base = [*CAMVID, *DENSE]
     flags = list(zip(base[1::2], base[2::2], strict=True))
-    kept = [
+    words = [
         word
         for flag in flags
         if flag[0] not in arguments or flag[0] in ("--set", "--data")
         for word in flag
     ]
-    assert main(["run", *kept, *arguments]) == 2
+    assert main(["run", *words, *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1, captured.err
@@ -273,8 +278,8 @@ def test_a_broken_image_is_skipped_and_named_until_there_are_too_many(
     truncate(images[0])
     truncate(images[1])
     assert main([*CAMVID, *DENSE, "--num-workers", "0"]) == 2
-    told = capsys.readouterr().err
-    assert images[0].name in told
+    document = capsys.readouterr().err
+    assert images[0].name in document
     assert not (tmp_path / "mlruns").exists(), "nothing is half-written"
 
 

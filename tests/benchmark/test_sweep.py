@@ -95,13 +95,15 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     assert "2 of 2 cells done, 0 running, 0 left" in capsys.readouterr().out
     assert main([*LAUNCH, "--dry-run"]) == 0
     assert "2 of 2 cells done" in capsys.readouterr().out
-    told = {}
+    output = {}
     for command in ("status", "best", "show"):
         assert main(["sweep", command, "--json"]) == 0
-        told[command] = json.loads(capsys.readouterr().out)
-    assert (told["status"]["done"], told["status"]["left"]) == (2, 0) and len(told["show"]) == 2
-    assert told["best"]["trials"][0]["trial"] == study.best_trial.number
-    assert told["best"]["recipe"]["lambda_seg"] == study.best_params["lambda_seg"]
+        output[command] = json.loads(capsys.readouterr().out)
+    assert (output["status"]["done"], output["status"]["left"]) == (2, 0) and len(
+        output["show"]
+    ) == 2
+    assert output["best"]["trials"][0]["trial"] == study.best_trial.number
+    assert output["best"]["recipe"]["lambda_seg"] == study.best_params["lambda_seg"]
     assert main(["sweep", "best", "--out", "best.json"]) == 0
     assert (
         json.loads(Path("best.json").read_text())["lambda_seg"] == study.best_params["lambda_seg"]
@@ -135,10 +137,10 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     assert {trial.state for trial in second.get_trials()} == {TrialState.COMPLETE}
     assert sorted(trial.params["lambda_seg"] for trial in second.get_trials()) == [0.1, 1.0, 10.0]
     assert Path("more-best.json").is_file()
-    found = client.search_runs([experiment.experiment_id])
-    later = [run for run in found if run.data.tags.get("stage") == "train"]
+    runs = client.search_runs([experiment.experiment_id])
+    later = [run for run in runs if run.data.tags.get("stage") == "train"]
     assert len(later) == len(stages) + 1
-    assert {run.info.status for run in found} == {"FINISHED"}
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
     # a study that another process drives is refused before anything is prepared
     with sole_driver(load_sweep("more", "more.log")):
@@ -183,9 +185,9 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
             measured.append((recipe.weight("seg"), recipe.seed))
             if recipe.seed == 3 and measured.count((recipe.weight("seg"), 3)) == 1:
                 raise RuntimeError("the loss became NaN")
-            found = cheap.measure({f"lambda_{name}": recipe.weight(name) for name in LAMBDAS})
-            found["seg/linear"]["mIoU"] += 0.1 * recipe.seed
-            return Evaluation(found, {"train.run": "there"})
+            runs = cheap.measure({f"lambda_{name}": recipe.weight(name) for name in LAMBDAS})
+            runs["seg/linear"]["mIoU"] += 0.1 * recipe.seed
+            return Evaluation(runs, {"train.run": "there"})
 
     with tracker.run("sweep") as parent:
         sweeping = _Sweeping(sweep, Cheap(), tracker, parent)
@@ -238,8 +240,8 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
 )
 def test_what_a_user_gets_wrong_is_one_line_before_any_work(here, capsys, extra, says):
     assert main([*LAUNCH, *extra]) == 2
-    told = capsys.readouterr().err
-    assert says in told and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert says in output and output.count("\n") == 1
     assert not list(here.glob("*.db")), "nothing was made"
 
 

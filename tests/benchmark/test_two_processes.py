@@ -26,7 +26,7 @@ RUN = [
     "cpu",
     "--partial",
 ]
-KEPT = ["max_iters=3", "batch_size=2", "size=32", "fixed_crops=2", "cache=fp16"]
+CACHED = ["max_iters=3", "batch_size=2", "size=32", "fixed_crops=2", "cache=fp16"]
 
 
 @pytest.mark.slow
@@ -36,14 +36,14 @@ def test_features_are_kept_in_processes_too(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "benchmark.execution.local.cores", lambda: 2
     )  # as on a machine of two, whatever this one has
-    found = []
+    results = []
     for jobs in ("1", "2"):
         monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / f"home{jobs}"))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/{jobs}.db")
-        words = [*RUN, *(word for each in KEPT for word in ("--set", each))]
+        words = [*RUN, *(word for each in CACHED for word in ("--set", each))]
         assert main([*words, "--jobs", jobs, "--num-workers", "2", "--json", f"{jobs}.json"]) == 0
-        found.append(json.loads((tmp_path / f"{jobs}.json").read_text())["backbones"])
-    assert found[0] == found[1] and len(found[0]) == 2
+        results.append(json.loads((tmp_path / f"{jobs}.json").read_text())["backbones"])
+    assert results[0] == results[1] and len(results[0]) == 2
 
 
 @pytest.mark.slow
@@ -75,13 +75,13 @@ def test_of_two_identical_runs_at_once_one_waits_and_finds_the_cells(tmp_path):
         )
         for name in "ab"
     ]
-    said = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text(), (
         "the same numbers of the same runs"
     )
-    found = MlflowClient(uri).search_runs(["1"])
-    assert sorted(run.info.run_name for run in found) == [
+    results = MlflowClient(uri).search_runs(["1"])
+    assert sorted(run.info.run_name for run in results) == [
         "imagefolder/linear",
         "random · own · seed 0",
     ]

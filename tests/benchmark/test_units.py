@@ -75,7 +75,7 @@ def test_two_commands_at_once_run_each_cell_once(here):
     experiment = client.get_experiment_by_name("own").experiment_id
     with ExitStack() as stack:
         stack.enter_context(cell_locks(cells()))
-        wanted = {"one": TASKS, "two": TASKS[:1]}
+        tasks_of = {"one": TASKS, "two": TASKS[:1]}
         both = [
             Fork(
                 command,
@@ -86,7 +86,7 @@ def test_two_commands_at_once_run_each_cell_once(here):
                 f"{name}.json",
                 output=here / name,
             )
-            for name, tasks in wanted.items()
+            for name, tasks in tasks_of.items()
         ]
         deadline = time.monotonic() + 120
         while len(client.search_runs([experiment], "attributes.status = 'RUNNING'")) < 2:
@@ -95,20 +95,20 @@ def test_two_commands_at_once_run_each_cell_once(here):
             )
             time.sleep(0.1)
         time.sleep(2)
-        begun = client.search_runs([experiment])
-        assert len(begun) == 2 and not any("task" in run.data.tags for run in begun), (
+        started = client.search_runs([experiment])
+        assert len(started) == 2 and not any("task" in run.data.tags for run in started), (
             "nobody runs a locked cell"
         )
     assert [fork.end() for fork in both] == [0, 0], "\n".join(fork.text() for fork in both)
     runs = client.search_runs([experiment])
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert sorted(run.data.tags["task"] for run in runs if "task" in run.data.tags) == TASKS
-    told = [json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two")]
-    first, second = (each["backbones"]["random"] for each in told)
+    documents = [json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two")]
+    first, second = (each["backbones"]["random"] for each in documents)
     assert set(first) == set(TASKS) and second == {TASKS[0]: first[TASKS[0]]}
-    assert told[0]["mlflow"]["run_ids"] != told[1]["mlflow"]["run_ids"]
+    assert documents[0]["mlflow"]["run_ids"] != documents[1]["mlflow"]["run_ids"]
     by_id = {run.info.run_id: run for run in runs}
-    parents = [by_id[each["mlflow"]["run_ids"]["random"]] for each in told]
+    parents = [by_id[each["mlflow"]["run_ids"]["random"]] for each in documents]
     cached = [tag for run in parents for tag in run.data.tags if tag.startswith("cached.")]
     assert cached == ["cached.camvid.linear"], "it was found by the other"
 

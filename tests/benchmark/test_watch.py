@@ -79,8 +79,8 @@ def test_checkpoints_are_scored_once_and_in_order(here, monkeypatch):
     def sleep(seconds: float) -> None:
         looks.append(seconds)
         if len(looks) == 1:
-            whole = checkpoint(100).read_bytes()
-            Path("run/net-8_step100.safetensors").write_bytes(whole[:1000])
+            content = checkpoint(100).read_bytes()
+            Path("run/net-8_step100.safetensors").write_bytes(content[:1000])
         elif len(looks) == 3:
             checkpoint(100)
         assert len(looks) < 8
@@ -105,10 +105,10 @@ def test_checkpoints_are_scored_once_and_in_order(here, monkeypatch):
         )
         == 0
     )
-    told = json.loads(Path("out.json").read_text())["backbones"]["timm/test_vit"][
+    metrics = json.loads(Path("out.json").read_text())["backbones"]["timm/test_vit"][
         "imagefolder/linear"
     ]
-    assert after[100] == told["top1"] and curve(here)[1] == 3  # the very cell
+    assert after[100] == metrics["top1"] and curve(here)[1] == 3  # the very cell
 
 
 def test_what_cannot_be_watched_is_said(here, capsys):

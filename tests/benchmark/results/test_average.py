@@ -26,9 +26,9 @@ NAMES = ["cifar10/few-shot", "vtab-pets/few-shot", "vtab-dtd/few-shot"]
 
 def cells(*values: float, name: str = "clip") -> list[Cell]:
     metrics = ("top1", "mean_per_class_recall", "top1")
-    found = zip(NAMES, metrics, values, strict=False)
+    rows = zip(NAMES, metrics, values, strict=False)
     return [
-        Cell(name, task, 0, "done", {metric: value, "other": 0.0}) for task, metric, value in found
+        Cell(name, task, 0, "done", {metric: value, "other": 0.0}) for task, metric, value in rows
     ]
 
 
@@ -90,8 +90,8 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys, request):
         "missing · no data of 1 tasks: vtab-dtd/few-shot" in shown
         and "average of three" not in shown
     )
-    told = as_json(result)
-    assert told["average"] == {
+    document = as_json(result)
+    assert document["average"] == {
         "title": "average of three",
         "tasks": 3,
         "backbones": {"random": None},
@@ -105,9 +105,9 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys, request):
     average = result.average.mean(result.cells)
     (line,) = build(Request(["three"])).averages
     assert line.startswith(f"average of three: random {average:.2f} [")
-    other = run(replace(options, backbones=["efficientnet-lite0"]))
+    second = run(replace(options, backbones=["efficientnet-lite0"]))
     lines = build(Request(["three"], baseline="random")).averages
-    gain = other.average.mean(other.cells) - average
+    gain = second.average.mean(second.cells) - average
     assert (
         len(lines) == 2
         and f"{gain:+.2f} [".replace("-", "−") in lines[1]

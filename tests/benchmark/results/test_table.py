@@ -17,9 +17,13 @@ def test_masks_have_a_row_of_their_own():
         spec=SimpleNamespace(kind="detection"),
         probe=SimpleNamespace(metrics=metrics),
     )
-    with console.capture() as said:
+    with console.capture() as output:
         show([task], [Cell("clip", task.name, 0, "done", dict.fromkeys(metrics, 1.0))])
-    assert "bbox_mAP ↑" in said.get() and "segm_mAP ↑" in said.get() and "mAP_50" not in said.get()
+    assert (
+        "bbox_mAP ↑" in output.get()
+        and "segm_mAP ↑" in output.get()
+        and "mAP_50" not in output.get()
+    )
 
 
 def test_numbers_stay_whole_in_a_log_file_and_what_is_true_of_all_is_said_once(monkeypatch):
@@ -42,9 +46,9 @@ def test_numbers_stay_whole_in_a_log_file_and_what_is_true_of_all_is_said_once(m
         for name in ("clip", "clip-ft", "cliptex")
         for seed in (0, 1)
     ]
-    with console.capture() as said:
+    with console.capture() as output:
         show([task], cells)
-    lines = said.get().splitlines()
+    lines = output.get().splitlines()
     assert any(line.count("0.550 ± 0.050") == 3 and task.name in line for line in lines)
     assert sum("the same" in line for line in lines) == 1
     assert sum("clip-ft own" in line for line in lines) == 1

@@ -32,17 +32,17 @@ def runs_of(experiment: str) -> list:
 
 def test_trained_once_with_a_run_of_its_own(world):
     inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
-    made = run_on(lambda executor: expert_stage(inputs, executor))
-    assert made == json.loads(Path("unet/expert.json").read_text())
+    expert = run_on(lambda executor: expert_stage(inputs, executor))
+    assert expert == json.loads(Path("unet/expert.json").read_text())
     (run,) = runs_of("experts")
     assert (
         run.info.status == "FINISHED"
         and run.data.tags["expert"] == "unet"
         and run.data.tags["stage"] == "experts"
     )
-    assert run.data.tags["weights.sha256"] == made["sha256"]
-    assert run.data.metrics["cost/train_flops"] == made["flops"] > 0
-    assert run_on(lambda executor: expert_stage(inputs, executor)) == made
+    assert run.data.tags["weights.sha256"] == expert["sha256"]
+    assert run.data.metrics["cost/train_flops"] == expert["flops"] > 0
+    assert run_on(lambda executor: expert_stage(inputs, executor)) == expert
     assert len(runs_of("experts")) == 1, "found, not trained again"
 
 
@@ -53,8 +53,8 @@ def test_two_processes_that_want_the_same_train_it_once(world):
     async def both(executor):
         return await asyncio.gather(*(expert_stage(inputs, executor) for _ in range(2)))
 
-    one, two = run_on(both, jobs=2)
-    assert one == two and len(runs_of("experts")) == 1
+    first, two = run_on(both, jobs=2)
+    assert first == two and len(runs_of("experts")) == 1
 
 
 def test_from_the_command_line(world, capsys):

@@ -69,14 +69,14 @@ def label_command(out: str, experiment: str, *more: str) -> list[str]:
 
 def request(out: str | None, **more) -> LabelRequest:
     experts = tuple(f"{name}=experts/{name}" for name in NAMES)
-    given = {
+    defaults = {
         "pairs": "pairs",
         "experts": experts,
         "out": Path(out) if out else None,
         "batch_size": 8,
         "device": "cpu",
     }
-    return LabelRequest(**{**given, **more})
+    return LabelRequest(**{**defaults, **more})
 
 
 def stage(request: LabelRequest, jobs: int = 1) -> dict:
@@ -85,8 +85,8 @@ def stage(request: LabelRequest, jobs: int = 1) -> dict:
 
 def runs_of(experiment: str) -> list:
     client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
-    found = client.get_experiment_by_name(experiment)
-    return client.search_runs([found.experiment_id]) if found else []
+    experiment_info = client.get_experiment_by_name(experiment)
+    return client.search_runs([experiment_info.experiment_id]) if experiment_info else []
 
 
 @pytest.mark.slow
@@ -227,9 +227,9 @@ def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(
 ):
     """Those that were trained anew, in the same place with the same settings, make new labels."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-    asked = request(None, name="toy", experiment="home")
-    first = stage(asked)
-    assert asked.folder(first["key"]) == tmp_path / "labels" / f"toy-{first['key'][:8]}"
+    label_request = request(None, name="toy", experiment="home")
+    first = stage(label_request)
+    assert label_request.folder(first["key"]) == tmp_path / "labels" / f"toy-{first['key'][:8]}"
     folder = here / "experts/unet"
     files = {path: path.read_bytes() for path in folder.iterdir()}
     expert = find_expert("unet").load(str(folder))
@@ -240,14 +240,14 @@ def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(
             )
     expert.save(folder)
     try:
-        second = stage(asked)
+        second = stage(label_request)
         with pytest.raises(UserError, match="other experts or pairs"):
-            stage(replace(asked, out=Path("labels")))
+            stage(replace(label_request, out=Path("labels")))
     finally:
         for path, content in files.items():
             path.write_bytes(content)
     assert second["key"] != first["key"] and len(list((tmp_path / "labels").iterdir())) == 2
-    assert stage(asked) == first
+    assert stage(label_request) == first
     assert len(runs_of("home")) == 2, "made once"
 
 

@@ -93,8 +93,8 @@ def training(name: str):
 
 def runs_of(experiment: str) -> list:
     client = Client(os.environ["MLFLOW_TRACKING_URI"])
-    found = client.get_experiment_by_name(experiment)
-    return client.search_runs([found.experiment_id]) if found else []
+    experiment_info = client.get_experiment_by_name(experiment)
+    return client.search_runs([experiment_info.experiment_id]) if experiment_info else []
 
 
 def first_step(run) -> int:
@@ -105,18 +105,18 @@ def first_step(run) -> int:
 
 def assert_close_to_one_process(name: str) -> None:
     """Weights of one process up to the order of sums."""
-    two, one = load_file(f"{name}.safetensors"), load_file("one.safetensors")
-    far = sum(((two[key] - one[key]).abs() > 1e-2).sum().item() for key in one)
-    assert far / sum(value.numel() for value in one.values()) < 1e-2
+    two, single = load_file(f"{name}.safetensors"), load_file("one.safetensors")
+    far = sum(((two[key] - single[key]).abs() > 1e-2).sum().item() for key in single)
+    assert far / sum(value.numel() for value in single.values()) < 1e-2
 
 
 @pytest.mark.slow
 def test_two_nodes_train_what_one_process_does():
     before = set((home() / "tasks").glob("[!.]*"))
     with training("two") as process:
-        told = process.communicate(timeout=480)[0]
-    assert process.returncode == 0, told
-    assert told.count("clip trained: two.safetensors") == 1, told
+        output = process.communicate(timeout=480)[0]
+    assert process.returncode == 0, output
+    assert output.count("clip trained: two.safetensors") == 1, output
     (run,) = runs_of("two")
     assert (
         run.info.status == "FINISHED"
@@ -126,8 +126,8 @@ def test_two_nodes_train_what_one_process_does():
     assert_close_to_one_process("two")
     assert set((home() / "tasks").glob("[!.]*")) <= before, "folders of this training go with it"
     with training("two") as process:
-        told = process.communicate(timeout=480)[0]
-    assert "clip found (same recipe" in told and len(runs_of("two")) == 1, told
+        output = process.communicate(timeout=480)[0]
+    assert "clip found (same recipe" in output and len(runs_of("two")) == 1, output
 
 
 @pytest.mark.slow
@@ -142,8 +142,8 @@ def test_a_job_that_is_to_stop_saves_and_is_queued_again():
             ["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True
         ).stdout.split()
         subprocess.run(["scancel", "--signal=USR2", job], check=True)
-        told = process.communicate(timeout=480)[0]
-    assert process.returncode == 0, told
+        output = process.communicate(timeout=480)[0]
+    assert process.returncode == 0, output
     jobs = re.findall(
         r"^JobId=(\d+) .*? Restarts=(\d+)",
         subprocess.run(
@@ -184,6 +184,8 @@ def test_a_users_error_in_the_first_process_is_the_commands(here):
 )
 def test_only_training_takes_several_nodes(command, capsys):
     assert main([*command.split(), *ON_TWO_NODES]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: --executor-arg nodes=2: only `train`") and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert (
+        error.startswith("error: --executor-arg nodes=2: only `train`") and error.count("\n") == 1
+    )
     assert not runs_of("smoke")

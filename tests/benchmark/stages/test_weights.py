@@ -116,11 +116,11 @@ def test_training_killed_and_started_again(here, tmp_path):
     assert not Path("cut.safetensors.resume").exists()
     runs = {run.info.status: run for run in runs_of("cut")}
     assert set(runs) == {"KILLED", "FINISHED"} and len(runs_of("cut")) == 2
-    (whole,) = [run for run in runs_of("whole") if run.data.tags["stage"] == "train"]
+    (finished,) = [run for run in runs_of("whole") if run.data.tags["stage"] == "train"]
     done = runs["FINISHED"].data
-    assert done.tags["weights.sha256"] == whole.data.tags["weights.sha256"]
+    assert done.tags["weights.sha256"] == finished.data.tags["weights.sha256"]
     assert done.tags["experts"] == "seg,depth,normal"
-    assert done.metrics["cost/train_flops"] == whole.data.metrics["cost/train_flops"] > 0
+    assert done.metrics["cost/train_flops"] == finished.data.metrics["cost/train_flops"] > 0
     assert main(words) == 0 and len(runs_of("cut")) == 2  # nothing twice
 
 
@@ -165,9 +165,9 @@ def test_two_processes_from_the_command_line(here):
     )
     assert told.count("cliptex trained: two.safetensors") == 1
     assert [run.info.status for run in runs_of("two")] == ["FINISHED"]
-    two, one = load_file("two.safetensors"), load_file("whole.safetensors")
-    far = sum(((two[name] - one[name]).abs() > 1e-2).sum().item() for name in one)
-    assert far / sum(value.numel() for value in one.values()) < 1e-2
+    two, single = load_file("two.safetensors"), load_file("whole.safetensors")
+    far = sum(((two[name] - single[name]).abs() > 1e-2).sum().item() for name in single)
+    assert far / sum(value.numel() for value in single.values()) < 1e-2
 
 
 @pytest.mark.slow
@@ -246,10 +246,10 @@ def test_weights_of_any_recipe_have_a_loader_that_works(here, recipe, tmp_path):
     note = run.data.tags["mlflow.note.content"]
     client = Client(f"sqlite:///{here}/mlflow.db")
     client.download_artifacts(run.info.run_id, "weights", str(tmp_path))
-    places: list[dict] = [{"__file__": str(tmp_path / "weights/load.py")}, {}]
-    exec((tmp_path / "weights/load.py").read_text(), places[0])
-    exec(note.split("```python\n")[1].split("```")[0], places[1])
-    sums = {places[0]["load"]().weights.sha256, places[1]["backbone"].weights.sha256}
+    namespaces: list[dict] = [{"__file__": str(tmp_path / "weights/load.py")}, {}]
+    exec((tmp_path / "weights/load.py").read_text(), namespaces[0])
+    exec(note.split("```python\n")[1].split("```")[0], namespaces[1])
+    sums = {namespaces[0]["load"]().weights.sha256, namespaces[1]["backbone"].weights.sha256}
     assert len(sums) == 1 and sums == {
         backbones.create("cliptex", weights=f"{recipe}.st").weights.sha256
     }

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from backbones.cliptex.experts import find_expert
-from backbones.cliptex.labels.store import LabelStore, check_labels
-from benchmark.execution import Executor
+from backbones.cliptex.labels.store import check_labels
+from benchmark.stages.experts import expert_stage
 from benchmark.suites.mini import SIZES, Sizes
-from benchmark.suites.mini_artifacts import _Builder
-from benchmark.suites.registry import Stages
+from benchmark.suites.mini_artifacts import MiniPipeline
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
@@ -38,21 +37,16 @@ def world(tmp_path, monkeypatch) -> Path:
     return tmp_path / "world"
 
 
-def maker(world: Path, executor: Executor) -> _Builder:
-    return _Builder(Stages("toy", "toy", executor), world)
-
-
 def base(world: Path):
     """CLIP and the labels."""
 
     async def work(executor):
-        builder = maker(world, executor)
-        return await asyncio.gather(builder.clip(0), builder.labels())
+        pipeline = MiniPipeline("toy", world, "toy", executor)
+        run = pipeline.runner.run
+        return await asyncio.gather(run(pipeline.weights("clip", 0)), run(pipeline.labels))
 
-    clip, (folder, cost) = run_on(work)
-    labels = LabelStore(folder)
+    clip, labels = run_on(work)
     assert len(labels) == 32 and check_labels(labels.root) == []
-    assert cost["label_flops"] > 0 and cost["experts_seconds"] > 0
     return clip, labels
 
 
@@ -86,29 +80,27 @@ def test_experts_that_were_trained_anew_make_new_labels(world):
     }, "made once"
 
 
-def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world):
-    class Slow(_Builder):
-        """Whose experts are not ready before they may be."""
+def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world, monkeypatch):
+    ready = asyncio.Event()
 
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            self.may = asyncio.Event()
+    async def train_slowly(*arguments, **options):
+        await ready.wait()
+        return await expert_stage(*arguments, **options)
 
-        async def _expert(self, name):
-            await self.may.wait()
-            return await super()._expert(name)
+    monkeypatch.setattr("benchmark.suites.mini_artifacts.expert_stage", train_slowly)
 
     async def work(executor):
-        builder = Slow(Stages("toy", "toy", executor), world)
-        cliptex = asyncio.ensure_future(builder.backbone("cliptex", 0))
+        pipeline = MiniPipeline("toy", world, "toy", executor)
+        cliptex = asyncio.ensure_future(pipeline.backbone("cliptex", 0))
         plain = await asyncio.wait_for(
-            asyncio.gather(builder.backbone("clip", 0), builder.backbone("clip-ft", 0)), 120
+            asyncio.gather(pipeline.backbone("clip", 0), pipeline.backbone("clip-ft", 0)), 120
         )
         assert not cliptex.done() and not list((world.parent / "home").glob("labels/*"))
-        builder.may.set()
+        ready.set()
         return [*plain, await cliptex]
 
     clip, tuned, cliptex = run_on(work)
     assert len({weights.config["weights"] for weights in (clip, tuned, cliptex)}) == 3
     assert all(Path(weights.config["weights"]).is_file() for weights in (clip, tuned, cliptex))
+    assert cliptex.cost["label_flops"] > 0 and cliptex.cost["experts_seconds"] > 0
     assert "label_seconds" in cliptex.cost and "label_seconds" not in tuned.cost

@@ -1,0 +1,62 @@
+"""Stages that depend on each other: looked at for a dry run, or run, each once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A step of a pipeline.
+
+    Attributes:
+        title: for people.
+        kind: of its units of work, see ``Executor.needs``; units: how many.
+        find: (results of ``needs``) → its result if it exists, else None; creates nothing.
+        make: (results of ``needs``) → its result, which is reused if it exists.
+        needs: stages that come first.
+    """
+
+    title: str
+    kind: str
+    find: Callable[..., Any]
+    make: Callable[..., Awaitable[Any]]
+    needs: tuple[Stage, ...] = ()
+    units: int = 1
+
+
+class Runner:
+    """Runs stages, each once, however many others need it; independent ones at the same time."""
+
+    def __init__(self) -> None:
+        self._running: dict[Stage, asyncio.Task[Any]] = {}
+
+    async def run(self, stage: Stage) -> Any:
+        """The result of a stage, after those of all that it needs."""
+        if stage not in self._running:
+            self._running[stage] = asyncio.ensure_future(self._make(stage))
+        return await self._running[stage]
+
+    async def _make(self, stage: Stage) -> Any:
+        return await stage.make(*await asyncio.gather(*map(self.run, stage.needs)))
+
+
+def find_results(stages: Iterable[Stage]) -> dict[Stage, Any]:
+    """Stage → its result, of ``stages`` and all that they need, in the order of the work; None for
+    what does not exist, and for what needs it."""
+    results: dict[Stage, Any] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage in results:
+            return
+        for needed in stage.needs:
+            visit(needed)
+        inputs = [results[needed] for needed in stage.needs]
+        results[stage] = None if any(each is None for each in inputs) else stage.find(*inputs)
+
+    for stage in stages:
+        visit(stage)
+    return results
