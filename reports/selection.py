@@ -207,7 +207,7 @@ def _backbones(
         if not any(cell.metrics for cell in _cells_of(cells, name)):
             role = "baseline" if name == baseline else "backbone"
             raise TrackingError(
-                f"{role} {name!r} has no finished task; choose among {', '.join(finished)}"
+                f"{role} {name!r} has no finished task there; choose among {', '.join(finished)}"
             )
     return names
 

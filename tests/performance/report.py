@@ -39,7 +39,7 @@ def report() -> list[Result]:
         (page,) = write(built, Path(folder) / "report")
         seconds = time.perf_counter() - started
         size = page.stat().st_size / 1e6
-    assert built.analysis is not None and not built.analysis.doubted, (
+    assert built.analysis is not None and not built.analysis.inconsistent, (
         "per-image scores give back the metrics"
     )
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -158,7 +158,10 @@ def test_a_reused_task_counts_for_the_backbone_that_reused_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"baseline": "mae"}, "baseline 'mae' has no finished task; choose among clip, clip-ft"),
+        (
+            {"baseline": "mae"},
+            "baseline 'mae' has no finished task there; choose among clip, clip-ft",
+        ),
         ({"backbones": ["mae"]}, "backbone 'mae'"),
         ({"tasks": ["voc/liner"]}, r"no run of task 'voc/liner' in experiment x; did you mean"),
     ],
