@@ -1,9 +1,9 @@
 """Patches of open_clip's image towers in the space of texts, without training (Zhou, Loy, Dai:
 MaskCLIP, ECCV 2022).
 
-What pools the image is taken as if it looked at one place alone, so that its values go where the
-pooled image goes: of a ViT the attention of the last block is its value projection; the attention
-pooling of CLIP's ResNets and of SigLIP likewise; an average is of one cell.
+The pooling is applied to each position alone, so that its value is mapped as the pooled image is:
+of a ViT the attention of the last block is its value projection; likewise the attention pooling of
+CLIP's ResNets and of SigLIP; an average is over one cell.
 """
 
 from __future__ import annotations
@@ -17,39 +17,37 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from backbones.adapters.layers import gives_tokens
-from backbones.adapters.positions import embed_patches, grid_of
 
 
 def can_be_dense(visual: Any) -> bool:
-    """Whether ``encode_dense`` knows the tower's pooling: not CoCa's, nor a timm ViT's class
+    """Whether ``encode_dense`` supports the tower's pooling: not CoCa's, nor a timm ViT's class
     token."""
     if isinstance(visual, VisionTransformer):
-        return visual.attn_pool is None and isinstance(
-            getattr(visual.transformer.resblocks[-1], "attn", None), nn.MultiheadAttention
-        )
+        attention = getattr(visual.transformer.resblocks[-1], "attn", None)
+        return visual.attn_pool is None and isinstance(attention, nn.MultiheadAttention)
     if isinstance(visual, TimmModel):
         trunk = visual.trunk
-        plain = not hasattr(visual.head, "pool") and getattr(trunk, "output_fmt", "NCHW") != "NHWC"
-        return plain and (not gives_tokens(trunk) or getattr(trunk, "num_prefix_tokens", 0) == 0)
+        if hasattr(visual.head, "pool") or getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+            return False
+        return not gives_tokens(trunk) or getattr(trunk, "num_prefix_tokens", 0) == 0
     return isinstance(visual, ModifiedResNet)
 
 
 def encode_dense(visual: Any, images: Tensor) -> Tensor:
-    """(N, embed_dim, h, w) of normalised images (N, 3, H, W), by a tower that ``can_be_dense``."""
+    """(N, embed_dim, h, w) of normalised images (N, 3, H, W), by a tower that ``can_be_dense`` and
+    takes their size."""
     if isinstance(visual, VisionTransformer):
-        return _of_vit(visual, images)
+        return _encode_vit(visual, images)
     if isinstance(visual, ModifiedResNet):
-        pool = visual.attnpool
-        last = visual.forward_intermediates(images, indices=[4], intermediates_only=True)[
-            "image_intermediates"
-        ][0]
+        maps = visual.forward_intermediates(images, indices=[4], intermediates_only=True)
+        last, pool = maps["image_intermediates"][0], visual.attnpool
         return pool.c_proj(pool.v_proj(last.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-    return _of_timm(visual, images)
+    return _encode_timm(visual, images)
 
 
-def _of_vit(visual: VisionTransformer, images: Tensor) -> Tensor:
+def _encode_vit(visual: VisionTransformer, images: Tensor) -> Tensor:
     *blocks, last = visual.transformer.resblocks
-    tokens = embed_patches(visual, images)
+    tokens = visual._embeds(images)
     for block in blocks:
         tokens = block(tokens)
     attention, width = last.attn, tokens.shape[-1]
@@ -62,10 +60,10 @@ def _of_vit(visual: VisionTransformer, images: Tensor) -> Tensor:
     tokens = visual.ln_post(tokens + last.ls_2(last.mlp(last.ln_2(tokens))))[:, 1:]
     if visual.proj is not None:
         tokens = tokens @ visual.proj
-    return tokens.transpose(1, 2).unflatten(2, grid_of(visual, images))
+    return tokens.transpose(1, 2).unflatten(2, visual.grid_size)
 
 
-def _of_timm(visual: TimmModel, images: Tensor) -> Tensor:
+def _encode_timm(visual: TimmModel, images: Tensor) -> Tensor:
     """Each cell through the trunk's pooling and the projection alone."""
     trunk: Any = visual.trunk
     features = trunk.forward_features(images)

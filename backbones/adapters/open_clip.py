@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from backbones.adapters.dense_text import can_be_dense, encode_dense
 from backbones.adapters.hub import hub_file, hub_reachable
 from backbones.adapters.layers import evenly_spaced, gives_tokens, layers_of, tokens_of
-from backbones.adapters.positions import attention_pool, embed_patches, grid_of
+from backbones.adapters.positions import set_image_size
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
@@ -57,94 +57,69 @@ class OpenClipBackbone(Backbone):
         data: DataConfig,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.name = name
-        self.architecture = f"open_clip/{arch}"
-        self.model_config = dict(model_config)
-        self.libraries = (
-            "open_clip",
-            *(("timm",) if isinstance(self.visual, TimmModel) else ()),
-            *(
-                ("transformers",)
-                if any(key.startswith("hf_") for key in model_config["text_cfg"])
-                else ()
-            ),
-        )
-        self.data = data
+        self.model, self.name, self.data = model, name, data
+        self.architecture, self.model_config = f"open_clip/{arch}", dict(model_config)
+        visual = self.visual
+        self.libraries = ("open_clip",)
+        if isinstance(visual, TimmModel):
+            self.libraries += ("timm",)
+        if any(key.startswith("hf_") for key in model_config["text_cfg"]):
+            self.libraries += ("transformers",)
         self.embed_dim = self.model_config["embed_dim"]
-        self.channels, self.strides = feature_maps(self.visual, data.layers)
+        self.channels, self.strides = feature_maps(visual, data.layers)
         self.divisor = max(self.strides)
-        by_copy = isinstance(self.visual, TimmModel) and hasattr(
-            self.visual.trunk, "set_input_size"
-        )
-        self._sized = SizedCopies(self.visual, tuple(self.visual.image_size)) if by_copy else None
+        any_size = isinstance(visual, TimmModel) and not hasattr(visual.trunk, "set_input_size")
+        native = visual.image_size
+        native = tuple(native) if isinstance(native, tuple | list) else (native, native)
+        self._sized = None if any_size else SizedCopies(visual, native, set_image_size)
 
     @property
     def visual(self) -> Any:
         return cast(Any, self.model).visual
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        layers = list(self.data.layers)
-        visual = self.visual
-        if isinstance(visual, VisionTransformer):
-            _, blocks = visual.transformer.forward_intermediates(
-                embed_patches(visual, images), indices=layers, stop_early=True
-            )
-            rows, columns = grid_of(visual, images)
-            if normalizes(visual, layers):
-                blocks = [visual.ln_post(tokens) for tokens in blocks]
-            maps = [
-                tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
-                for tokens in blocks
-            ]
-        else:
-            maps = self._at(images).forward_intermediates(
-                images,
-                indices=layers,
-                stop_early=True,
-                intermediates_only=True,
-                normalize_intermediates=normalizes(visual, layers),
-            )["image_intermediates"]
-        return tuple(maps)
+        maps = self._at(images).forward_intermediates(
+            images,
+            indices=list(self.data.layers),
+            stop_early=True,
+            intermediates_only=True,
+            normalize_intermediates=normalizes(self.visual, self.data.layers),
+        )
+        return tuple(maps["image_intermediates"])
 
     def encode_image(self, images: Tensor) -> Tensor:
-        visual = self.visual
-        if isinstance(visual, VisionTransformer):
-            pooled = self.encode_features(images)
-            return pooled if visual.proj is None else pooled @ visual.proj
-        if isinstance(visual, ModifiedResNet):
-            last = visual.forward_intermediates(images, indices=[4], intermediates_only=True)[
-                "image_intermediates"
-            ][0]
-            return attention_pool(visual.attnpool, last)
         return self._at(images)(images)
 
     def encode_features(self, images: Tensor) -> Tensor:
-        """As ``Backbone.encode_features``; where attention pooling ends in the projection (CLIP's
-        ResNets) the embedding."""
-        visual = self.visual
+        """As ``Backbone.encode_features``; the embedding where attention pooling includes the
+        projection (CLIP's ResNets)."""
+        visual = self._at(images)
         if isinstance(visual, VisionTransformer):
-            return visual._pool(visual.transformer(embed_patches(visual, images)))[0]
+            return visual._pool(visual.transformer(visual._embeds(images)))[0]
         if isinstance(visual, TimmModel):
-            trunk, head = self._at(images).trunk, visual.head
-            if hasattr(head, "pool"):
-                return head.pool(trunk(images))
+            trunk: Any = visual.trunk
+            if hasattr(visual.head, "pool"):
+                return visual.head.pool(trunk(images))
             return trunk.forward_head(trunk.forward_features(images), pre_logits=True)
         return self.encode_image(images)
 
     def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
-        visual = self.visual
+        visual = self._at(images)
         if isinstance(visual, VisionTransformer):
             self._check_blocks(blocks, len(visual.transformer.resblocks))
-            _, layers = visual.transformer.forward_intermediates(
-                embed_patches(visual, images), indices=blocks
+            layers = visual.forward_intermediates(
+                images,
+                indices=blocks,
+                normalize_intermediates=normalizes(visual, self.data.layers),
+                intermediates_only=True,
+                output_fmt="NLC",
+                output_extra_tokens=True,
             )
-            if normalizes(visual, self.data.layers):
-                layers = [visual.ln_post(tokens) for tokens in layers]
-            return [(tokens[:, 0], tokens[:, 1:]) for tokens in layers]
+            prefixes = [prefix[:, 0] for prefix in layers["image_intermediates_prefix"]]
+            return list(zip(prefixes, layers["image_intermediates"], strict=True))
         if isinstance(visual, TimmModel) and gives_tokens(visual.trunk):
             self._check_blocks(blocks, len(visual.trunk.feature_info))
-            return tokens_of(self._at(images).trunk, images, blocks)
+            return tokens_of(visual.trunk, images, blocks)
         return super().encode_tokens(images, blocks)
 
     @property
@@ -357,11 +332,8 @@ def _data(
 ) -> DataConfig:
     """open_clip's preprocessing of these weights, with the entry's own settings over it."""
     visual = cast(Any, model).visual
-    size = (
-        visual.image_size
-        if isinstance(visual.image_size, tuple | list)
-        else (visual.image_size,) * 2
-    )
+    size = visual.image_size
+    size = size if isinstance(size, tuple | list) else (size, size)
     return DataConfig(
         size=tuple(settings.get("size", size)),
         mean=tuple(pretrained.get("mean") or open_clip.OPENAI_DATASET_MEAN),

@@ -60,9 +60,8 @@ class TimmBackbone(Backbone):
             )
         self.divisor = max(self.strides)
         self._norm = len({layer["reduction"] for layer in info}) == 1
-        self._sized = SizedCopies(
-            model, getattr(getattr(model, "patch_embed", None), "img_size", None)
-        )
+        native = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        self._sized = SizedCopies(model, native, lambda copy, size: copy.set_input_size(size))
         # CNNs take any size; so do ViTs built with dynamic_img_size; others are copied for each
         # size
         self._any_size = not hasattr(model, "set_input_size") or bool(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 
-import hypothesis.strategies as st
 import open_clip.factory as factory
 import pytest
 import torch
-from hypothesis import given, settings
 from open_clip.model import CLIP, resize_pos_embed
 
 import backbones
 from backbones import UserError
 from backbones.adapters.open_clip import OpenClipBackbone, build_model
-from backbones.adapters.positions import attention_pool, resize_position
 from tests.backbones.mini import CONFIG, DATA, mini_clip
 
 RESNET = {
@@ -118,44 +115,6 @@ def test_sized_copies_leave_the_original_alone():
         assert torch.equal(backbone.encode_image(native), before)
     assert backbones.base.state_sha256(backbone.model_state()) == digest
     assert len(list(backbone.parameters())) == len(list(backbone.model.parameters()))
-
-
-@given(old=st.tuples(*[st.integers(1, 9)] * 2), new=st.tuples(*[st.integers(1, 9)] * 2))
-@settings(max_examples=50, deadline=None)
-def test_resize_position(old, new):
-    embedding = torch.randn(1 + old[0] * old[1], 5)
-    resized = resize_position(embedding, old, new)
-    assert resized.shape == (1 + new[0] * new[1], 5)
-    assert torch.equal(resized[0], embedding[0])
-    if old == new:
-        assert resized is embedding
-    flat = resize_position(torch.full_like(embedding, 0.7), old, new)
-    torch.testing.assert_close(flat, torch.full_like(flat, 0.7))
-    # rows are rows: turning the grid round turns the result round
-    turned = torch.cat(
-        [embedding[:1], embedding[1:].reshape(*old, 5).transpose(0, 1).reshape(-1, 5)]
-    )
-    other = resize_position(turned, old[::-1], new[::-1])
-    torch.testing.assert_close(
-        other[1:].reshape(*new[::-1], 5).transpose(0, 1).reshape(-1, 5), resized[1:]
-    )
-    # an embedding that is the same in every column resizes as each of its columns does
-    column = torch.cat([embedding[:1], embedding[1:].reshape(*old, 5)[:, :1].reshape(-1, 5)])
-    wide = torch.cat(
-        [embedding[:1], embedding[1:].reshape(*old, 5)[:, :1].expand(-1, 3, -1).reshape(-1, 5)]
-    )
-    expected = resize_position(wide, (old[0], 3), (new[0], 3))[1:].reshape(new[0], 3, 5)[:, 1]
-    torch.testing.assert_close(resize_position(column, (old[0], 1), (new[0], 1))[1:], expected)
-
-
-def test_attention_pool_resizes_and_restores():
-    model = build_model(RESNET).eval().requires_grad_(False)
-    pool = model.visual.attnpool
-    table = pool.positional_embedding.clone()
-    assert attention_pool(pool, torch.randn(2, 512, 3, 5)).shape == (2, 32)
-    features = torch.randn(2, 512, 2, 2)
-    assert torch.equal(attention_pool(pool, features), pool(features))
-    assert torch.equal(pool.positional_embedding, table)
 
 
 def test_long_texts_and_batches():

@@ -86,12 +86,12 @@ def random_geometry(
     )
 
 
-def centre_geometry(sizes: Sequence[tuple[int, int]], *, whole: bool = False) -> Geometry:
-    """The largest centred square of each image of (height, width), or the ``whole`` image squashed
-    into one: for evaluation."""
+def centre_geometry(sizes: Sequence[tuple[int, int]], *, squash: bool = False) -> Geometry:
+    """For evaluation: the largest centred square of each image of (height, width), or the complete
+    image if it is to be squashed into a square."""
     height, width = np.asarray(sizes, np.float64).T
     side = np.minimum(height, width)
-    extent = np.ones((2, len(side))) if whole else np.stack([side / width, side / height])
+    extent = np.ones((2, len(side))) if squash else np.stack([side / width, side / height])
     box = np.stack([np.full_like(side, 0.5), np.full_like(side, 0.5), *extent], 1).astype(
         np.float32
     )

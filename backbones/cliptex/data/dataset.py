@@ -1,8 +1,7 @@
 """Training batches: step → images, tokens and label maps, a function of the seed and the step
-alone.
+alone, whichever process or worker builds the batch.
 
-Which process or worker makes a batch, and whether the run was resumed, changes nothing. Small sets
-are decoded once and kept in memory as bytes; larger ones are read and decoded as they are needed.
+Small sets are decoded once and cached in memory; larger ones are read and decoded on demand.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -29,21 +27,26 @@ from backbones.cliptex.training.recipes import Recipe
 from common.errors import UserError
 
 MEMORY_BYTES = 1 << 30
+MAX_REPLACEMENTS = 100  # unreadable pairs in a row
 
 
 class Labels(Protocol):
-    """Label maps by pair key, of the whole image at any resolution; what
-    ``labels.store.LabelStore`` gives and describes."""
+    """Label maps of full images at any resolution, by pair key (see ``labels.store.LabelStore``).
+
+    Attributes:
+        identity: digest of the labels.
+        classes: task → class names, for tasks that have classes.
+    """
 
     identity: str
     classes: Mapping[str, Sequence[str]]
 
     def get(self, key: str, tasks: Collection[str] | None = None) -> Mapping[str, np.ndarray]:
-        """The pair's labels for ``tasks`` (None: all), those there are, as ``Task`` describes them.
-        Raises ``KeyError``."""
+        """The pair's labels for those of ``tasks`` (None: all) that exist, as ``Task`` describes
+        them. Raises ``KeyError`` if the pair has none."""
 
     def tasks_of(self, key: str) -> tuple[str, ...]:
-        """Which tasks the pair has labels for."""
+        """The tasks that the pair has labels for."""
 
 
 @dataclass
@@ -51,12 +54,12 @@ class Batch:
     """One process's share of a step.
 
     Attributes:
-        images: (n, 3, S, S) uint8 RGB, a quarter of what normalised ones take on their way; see
+        images: (n, 3, S, S) uint8 RGB, a quarter of the size of normalised ones; see
             ``TrainDataset.on``.
         tokens: (n, L) int64.
         targets: task → label maps as its loss takes them.
         bad: (key, reason) of pairs that could not be read and were replaced by their neighbour.
-        unlabelled: how many pairs have no label that is used; they count for the contrast alone.
+        unlabelled: number of pairs without labels; they count for the contrast alone.
     """
 
     images: Tensor
@@ -66,27 +69,22 @@ class Batch:
     unlabelled: int = 0
 
     def split(self, parts: int) -> list[Batch]:
-        """Equal micro-batches, in order."""
+        """Equal micro-batches, in order; without ``bad`` and ``unlabelled``."""
         size = len(self.images) // parts
-        cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
-        return [
-            Batch(
-                self.images[c],
-                self.tokens[c],
-                {name: target[c] for name, target in self.targets.items()},
-            )
-            for c in cuts
-        ]
+        return [self._micro_batch(slice(i * size, (i + 1) * size)) for i in range(parts)]
+
+    def _micro_batch(self, rows: slice) -> Batch:
+        return replace(self._map(lambda tensor: tensor[rows]), bad=[], unlabelled=0)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on ``device``; from pinned memory nobody waits for it."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on ``device``; asynchronous from pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same in memory that a GPU reads by itself; PyTorch's loader calls it."""
-        return self._each(Tensor.pin_memory)
+        """The batch in pinned memory; called by PyTorch's loader."""
+        return self._map(Tensor.pin_memory)
 
-    def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {"images": self.images, "tokens": self.tokens, "targets": self.targets}
         return replace(self, **tree_map(function, tensors))
 
@@ -99,15 +97,19 @@ class _Sample:
     bad: tuple[str, str] | None = None
     unlabelled: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + sum(t.nbytes for t in (self.tokens, *self.labels.values()))
+
 
 class TrainDataset(Dataset[Batch]):
     """Batch number ``step`` of a training, for one rank.
 
     Steps run through the shuffled epochs without a break: a step that begins in one epoch ends in
-    the next, so every pair comes once in each epoch, and none is left out.
+    the next, so that every pair occurs once in each epoch.
 
     Attributes:
-        steps: of the whole training.
+        steps: of the complete training.
         steps_per_epoch: rounded up.
         held_out: indices of the validation pairs, not trained on.
     """
@@ -125,17 +127,11 @@ class TrainDataset(Dataset[Batch]):
         world: int = 1,
     ) -> None:
         self.pairs, self.labels, self.recipe = pairs, labels if recipe.tasks else None, recipe
-        self.tokenizer, self.size, self.label_size, self.squash = (
-            tokenizer,
-            data.size[0],
-            label_size,
-            data.squash,
-        )
-        self.interpolation = data.interpolation
+        self.tokenizer, self.data, self.label_size = tokenizer, data, label_size
         self.mean = torch.tensor(data.mean).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(data.std).view(1, 3, 1, 1) * 255
         # the smallest crop still has as many pixels as the input, so nothing is enlarged
-        self.short_side = math.ceil(self.size / math.sqrt(recipe.crop_scale[0]))
+        self.short_side = math.ceil(data.size[0] / math.sqrt(recipe.crop_scale[0]))
         self.count, self.steps = training_size(recipe, pairs)
         order = np.random.default_rng([recipe.seed, 7919]).permutation(len(pairs))
         self.held_out = np.sort(order[: recipe.val_pairs])
@@ -157,10 +153,11 @@ class TrainDataset(Dataset[Batch]):
         """(indices, epochs) of this rank's pairs in ``step``."""
         share = self.recipe.batch_size // self.world
         first = step * self.recipe.batch_size + self.rank * share
-        epochs, places = np.divmod(np.arange(first, first + share), self.count)
+        epochs, offsets = np.divmod(np.arange(first, first + share), self.count)
         indices = np.empty(share, np.int64)
         for epoch in np.unique(epochs):
-            indices[epochs == epoch] = self._order(int(epoch))[places[epochs == epoch]]
+            rows = epochs == epoch
+            indices[rows] = self._order(int(epoch))[offsets[rows]]
         return indices, epochs
 
     def __getitem__(self, step: int) -> Batch:
@@ -180,58 +177,49 @@ class TrainDataset(Dataset[Batch]):
         return self._assemble(samples, geometry)
 
     def validation(self, size: int = 256) -> Iterator[Batch]:
-        """This rank's share of the held-out pairs that can be read, without labels, ``size`` at a
-        time; prepared as the probes prepare images."""
+        """This rank's share of the readable held-out pairs, without labels, in batches of ``size``;
+        prepared as the probes prepare images."""
         share = np.array_split(self.held_out, self.world)[self.rank]
         for start in range(0, len(share), size):
-            found = [
-                self._sample(int(index), labelled=False) for index in share[start : start + size]
-            ]
-            samples = [sample for sample in found if sample.bad is None]
+            indices = share[start : start + size]
+            samples = [self._sample(int(index), labelled=False) for index in indices]
+            samples = [sample for sample in samples if sample.bad is None]
             if samples:
-                geometry = centre_geometry(
-                    [sample.image.shape[:2] for sample in samples], whole=self.squash
-                )
-                yield self._assemble(samples, geometry)
+                sizes = [sample.image.shape[:2] for sample in samples]
+                yield self._assemble(samples, centre_geometry(sizes, squash=self.data.squash))
 
     def remember(self, progress: Progress, threads: int = 2) -> bool:
-        """Decode everything once and keep it, if it fits into 1 GiB; whether it does."""
-        probe = [
-            self._read(int(i)) for i in np.linspace(0, len(self.pairs) - 1, min(8, len(self.pairs)))
-        ]
-        largest = max(_bytes(sample) for sample in probe)
-        if largest * len(self.pairs) > MEMORY_BYTES:
+        """Decode everything once into memory, if it fits into 1 GiB; returns whether it does."""
+        count = len(self.pairs)
+        examples = [self._read(int(i)) for i in np.linspace(0, count - 1, min(8, count))]
+        if max(sample.nbytes for sample in examples) * count > MEMORY_BYTES:
             return False
-        progress.start("reading pairs", len(self.pairs))
+        progress.start("reading pairs", count)
         cache = []
         with ThreadPoolExecutor(threads) as pool:
-            for sample in pool.map(self._read, range(len(self.pairs))):
+            for sample in pool.map(self._read, range(count)):
                 cache.append(sample)
                 progress.advance()
         self._cache = cache
         return True
 
     def loader(self, start: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
-        """Batches from ``start`` to the last; in worker processes unless they are in memory; pinned
-        for a GPU."""
-        if self._cache is not None or workers == 0:
-            batches = (self[step] for step in range(start, self.steps))
-            return (batch.pin_memory() for batch in batches) if pin else batches
+        """Batches from ``start`` to the last, in worker processes unless they are in memory.
+
+        Args:
+            pin: in pinned memory, for a GPU.
+        """
         steps = range(start, self.steps)
+        if self._cache is not None or workers == 0:
+            # no DataLoader: it would draw from torch's random state
+            batches = (self[step] for step in steps)
+            return (batch.pin_memory() for batch in batches) if pin else batches
         return iter(
-            DataLoader(
-                self,
-                batch_size=None,
-                sampler=steps,
-                num_workers=workers,
-                prefetch_factor=2,
-                pin_memory=pin,
-            )
+            DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin)
         )
 
     def on(self, batch: Batch, device: torch.device) -> Batch:
-        """A batch on ``device``, its images float32 and normalised as the image tower wants
-        them."""
+        """A batch on ``device``, its images float32 and normalised for the image tower."""
         batch = batch.to(device)
         batch.images = batch.images.float().sub_(self.mean.to(device)).div_(self.std.to(device))
         return batch
@@ -247,40 +235,45 @@ class TrainDataset(Dataset[Batch]):
         return self._cache[index] if self._cache is not None else self._read(index, labelled)
 
     def _read(self, index: int, labelled: bool = True) -> _Sample:
-        """Pair ``index``, or in place of one that cannot be read the next that can and is trained
-        on too."""
+        """Pair ``index``, or instead of an unreadable one the next that is readable and trained
+        on."""
         bad = None
-        for step in range(min(100, len(self.pairs))):
-            place = (index + step) % len(self.pairs)
-            if step and place in self._held_out:
+        for offset in range(min(MAX_REPLACEMENTS, len(self.pairs))):
+            candidate = (index + offset) % len(self.pairs)
+            if offset and candidate in self._held_out:
                 continue
             try:
-                pair = self.pairs[place]
+                pair = self.pairs[candidate]
                 if not pair.caption:
                     raise BadPair("its caption is empty")
                 image = decode_image(pair.image, self.short_side, exact=False)
                 break
             except BadPair as error:
-                bad = bad or (self.pairs.key(place), str(error))
+                bad = bad or (self.pairs.key(candidate), str(error))
         else:
             raise UserError(
-                f"100 pairs in a row cannot be read from {self.pairs.name}, first {bad}; check the"
-                " files"
+                f"{MAX_REPLACEMENTS} pairs in a row cannot be read from {self.pairs.name}, first"
+                f" {bad}; check the files"
             )
         sample = _Sample(image, self.tokenizer([pair.caption])[0], {}, bad)
         if self.labels is not None and labelled:
-            with suppress(KeyError):
-                found = self.labels.get(pair.key, self.recipe.tasks)
-                sample.labels = {
-                    name: find_task(name).to_tensor(np.asarray(label))
-                    for name, label in found.items()
-                }
+            sample.labels = self._read_labels(self.labels, pair.key)
             sample.unlabelled = not sample.labels
         return sample
 
+    def _read_labels(self, labels: Labels, key: str) -> dict[str, Tensor]:
+        # asked first, since a KeyError of ``get`` may also be a bug in a task's decoder
+        if not labels.tasks_of(key):
+            return {}
+        maps = labels.get(key, self.recipe.tasks)
+        return {name: find_task(name).to_tensor(np.asarray(label)) for name, label in maps.items()}
+
     def _assemble(self, samples: Sequence[_Sample], geometry: Geometry) -> Batch:
         images = crop_images(
-            [sample.image for sample in samples], geometry, self.size, self.interpolation
+            [sample.image for sample in samples],
+            geometry,
+            self.data.size[0],
+            self.data.interpolation,
         )
         batch = Batch(images, torch.stack([sample.tokens for sample in samples]))
         batch.bad = [sample.bad for sample in samples if sample.bad]
@@ -293,8 +286,8 @@ class TrainDataset(Dataset[Batch]):
 
 
 def training_size(recipe: Recipe, pairs: PairSource) -> tuple[int, int]:
-    """How many of the pairs are trained on, and in how many steps. Raises ``UserError`` when they
-    are too few."""
+    """(number of training pairs, number of steps). Raises ``UserError`` if there are too few
+    pairs."""
     total = len(pairs)
     if recipe.val_pairs > total // 2:
         raise UserError(
@@ -307,9 +300,3 @@ def training_size(recipe: Recipe, pairs: PairSource) -> tuple[int, int]:
             f" {pairs.name}; lower it"
         )
     return count, math.ceil(recipe.epochs * count / recipe.batch_size)
-
-
-def _bytes(sample: _Sample) -> int:
-    return sample.image.nbytes + sum(
-        t.numel() * t.element_size() for t in (sample.tokens, *sample.labels.values())
-    )

@@ -11,19 +11,17 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import math
 import os
-import re
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from webdataset.shardlists import expand_urls
 
-from backbones.cliptex.data.remote import AT_ONCE, RemoteFile, find_remote, is_remote, shown
+from backbones.cliptex.data.remote import fetch_shards, is_remote
 from backbones.cliptex.data.source import (
-    HASHED_WHOLE_BYTES,
+    FULL_HASH_BYTES,
     BadPair,
     Pair,
     PairSource,
@@ -31,18 +29,16 @@ from backbones.cliptex.data.source import (
     Tally,
 )
 from backbones.cliptex.data.table import TablePairs
-from backbones.cliptex.data.tables import Made, kept_table
+from backbones.cliptex.data.tables import Contents, cached_table
 from backbones.cliptex.data.tar_index import TarIndex, index_tar, read_member, tar_identity
 from backbones.cliptex.protocols import Progress, Silent
 from common.errors import UserError, first_line
 from common.files import content_key
+from common.secrets import hide_secrets
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
-TXT = len(IMAGES)  # the number of that suffix in an index
-VERSION = 1  # of the tables of pairs
-MOST_SHARDS = 1_000_000  # that a pattern may name
-DEEPEST = 100  # braces within braces
-_RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?(\d+))?")
+TXT = len(IMAGES)  # column of that suffix in an index
+VERSION = 2  # of the cached tables
 
 
 def open_pairs(
@@ -54,235 +50,177 @@ def open_pairs(
         source: tar shards as a brace pattern (``cc3m/{00000..00331}.tar``), a glob (``cc3m/*.tar``)
             or their folder, each sample ``KEY.jpg`` (or png, webp) with ``KEY.txt``, or
             ``KEY.json`` with a ``caption``; or one ``.csv`` or ``.tsv`` file with a header and the
-            columns ``filepath`` and ``caption`` (paths relative to the file). Shards may lie on a
-            server, ``https://HOST/cc3m/{00000..00331}.tar`` or ``s3://…``, and are read there (see
-            ``remote``).
-        progress: shown while shards are indexed for the first time (about a second for 10,000
-            pairs, then cached).
-        keep: what was indexed; otherwise nothing is written.
+            columns ``filepath`` and ``caption`` (paths relative to the file). Shards may be on a
+            server, ``https://HOST/cc3m/{00000..00331}.tar`` or ``s3://…``; they are fetched once
+            (see ``remote``).
+        progress: of fetching, and of indexing (about a second for 10,000 pairs, then cached).
+        keep: cache the index.
 
     Raises:
-        UserError: nothing is there, a shard or table is malformed, over 1 % of the pairs lack image
-            or caption, or a server is not reached or cannot give parts of a file.
+        UserError: nothing is found, a shard or table is malformed, over 1 % of the pairs lack image
+            or caption, or a shard cannot be fetched.
     """
-    text = os.fspath(source)
-    if "\0" in text:
-        raise UserError(f"--pairs {text!r} has a NUL character in it; no file has such a name")
+    text, progress = os.fspath(source), progress or Silent()
     if text.endswith((".csv", ".tsv")):
         if is_remote(text):
             raise UserError(
-                f"a table is read on this machine, with its images: copy {shown(text)}, or give tar"
-                " shards"
+                f"a table is read on this machine, with its images: copy {hide_secrets(text)}, or"
+                " give tar shards"
             )
         return TablePairs(Path(text))
-    paths: list[Path | str] = []
-    if os.path.exists(text):  # noqa: PTH110 (a pattern may be longer than a name); as it is named, whatever braces that has
+    paths = _list_shards(text)
+    fetched = iter(fetch_shards([path for path in paths if isinstance(path, str)], progress))
+    tars = [path if isinstance(path, Path) else next(fetched) for path in paths]
+    return TarPairs(hide_secrets(text), tars, progress, keep)
+
+
+def _list_shards(text: str) -> list[Path | str]:
+    """Paths and URLs of the shards that ``text`` names, in order."""
+    if os.path.exists(text):  # noqa: PTH110 (a pattern may be longer than a file name)
         paths = sorted(Path(text).glob("*.tar")) if Path(text).is_dir() else [Path(text)]
         if not paths:
-            raise UserError(
-                f"no pairs match {text}/*.tar; give tar shards, their folder, or a .csv or .tsv"
-                " file"
-            )
-    told = repr(text if len(text) < 200 else f"{text[:100]}…")
+            raise _no_match(f"{text}/*.tar")
+        return [*paths]
     try:
-        if not paths and sum(map(_count, text.split("::"))) > MOST_SHARDS:
-            raise UserError(
-                f"--pairs {told} names more than {MOST_SHARDS} shards; write the numbers that"
-                " there are"
-            )
-        patterns = [] if paths else expand_urls(text)
-    except UserError:
-        raise
-    except (
-        ValueError,
-        AssertionError,
-    ) as error:  # braces without an end, a variable of webdataset's that is not set
+        patterns = expand_urls(text)
+    except (ValueError, AssertionError) as error:  # unbalanced braces
         raise UserError(
-            f"--pairs {told} is no pattern of shards ({first_line(error)}); write it as"
-            " 'cc3m/{00000..00331}.tar'"
+            f"--pairs {hide_secrets(text)} is not a pattern of shards ({first_line(error)}); write"
+            " it as 'cc3m/{00000..00331}.tar'"
         ) from None
+    shards: list[Path | str] = []
     for pattern in patterns:
         if is_remote(pattern):
             if "*" in pattern:
                 raise UserError(
-                    "shards on a server are named by braces, {00000..00331}.tar, not by '*':"
-                    f" {shown(pattern)}"
+                    "name shards on a server by braces, {00000..00331}.tar, not by '*':"
+                    f" {hide_secrets(pattern)}"
                 )
-            paths.append(pattern)
+            shards.append(pattern)
             continue
-        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207 (absolute patterns)
-        if not found:
-            raise UserError(
-                f"no pairs match {pattern}; give tar shards, their folder, or a .csv or .tsv file"
-            )
-        paths += map(Path, found)
-    if missing := [path for path in paths if isinstance(path, Path) and not path.is_file()]:
+        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207 (absolute patterns)
+        if not matches:
+            raise _no_match(pattern)
+        shards += map(Path, matches)
+    missing = [path for path in shards if isinstance(path, Path) and not path.is_file()]
+    if missing:
         raise UserError(
-            f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}; check --pairs"
-            f" {told}"
+            f"{len(missing)} of {len(shards)} shards are missing, first {missing[0]}; check --pairs"
+            f" {hide_secrets(text)}"
         )
-    remote = iter(find_remote([path for path in paths if isinstance(path, str)]))
-    tars = [path if isinstance(path, Path) else next(remote) for path in paths]
-    return TarPairs(shown(text) if is_remote(text) else text, tars, progress or Silent(), keep)
+    return shards
 
 
-def _count(pattern: str) -> int:
-    """How many names a brace pattern stands for, without making one. Raises ``ValueError``: braces
-    are nested too deeply."""
-    counts: list[
-        int
-    ] = []  # of the braces counted so far; in the pattern a NUL and the number here stand for each
-
-    def names(part: str) -> int:
-        return math.prod(counts[int(number)] for number in re.findall("\0(\\d+)\0", part))
-
-    def counted(braces: re.Match[str]) -> str:
-        if found := _RANGE.fullmatch(braces[1]):
-            first, last = (
-                (int(found[1]), int(found[2])) if found[1] else (ord(found[3]), ord(found[4]))
-            )
-            count = abs(last - first) // (int(found[5] or 1) or 1) + 1
-        else:
-            count = sum(map(names, braces[1].split(",")))
-        counts.append(min(count, MOST_SHARDS + 1))
-        return f"\0{len(counts) - 1}\0"
-
-    pattern = re.sub(r"\\.", "", pattern)
-    for _ in range(DEEPEST):
-        pattern, more = re.subn(r"\{([^{}]*)\}", counted, pattern)
-        if not more:
-            return names(pattern)
-    raise ValueError("its braces are nested too deeply")
+def _no_match(pattern: str) -> UserError:
+    return UserError(
+        f"no pairs match {pattern}; give tar shards, their folder, or a .csv or .tsv file"
+    )
 
 
 class TarPairs(PairSource):
     """Pairs in webdataset tar shards. A key is ``SHARD/KEY``, for example ``00012/000120034``.
 
-    Where they lie is a table that all processes of a machine share; see ``tables``.
+    Their offsets are a table that all processes of a machine share; see ``tables``.
     """
 
     def __init__(
-        self, name: str, paths: Sequence[Path | RemoteFile], progress: Progress, keep: bool = True
+        self, name: str, paths: Sequence[Path], progress: Progress, keep: bool = True
     ) -> None:
         self.name = name
         names = _shard_names(paths)
         identities = [tar_identity(path) for path in paths]
-        what = [[*identity, name] for identity, name in zip(identities, names, strict=True)]
-        self._table = kept_table(
+        self._table = cached_table(
             "pair-index",
-            [VERSION, what],
+            [VERSION, identities, names],
             lambda: _index(paths, names, progress, keep),
-            (lambda: progress.start("another process indexes these shards", 1)) if keep else None,
+            lambda: progress.start("another process indexes these shards", 1),
+            keep=keep,
         )
-        self.skipped = tuple((key, reason) for key, reason in self._table.facts["skipped"])
+        self.skipped = tuple((key, reason) for key, reason in self._table.metadata["skipped"])
         self._versions = [version for _, _, version in identities]
-        starts = np.cumsum([0, *self._table.facts["counts"]])
+        starts = np.cumsum([0, *self._table.metadata["counts"]])
         self.shards = tuple(
-            Shard(name, path, int(first), int(end - first))
-            for name, path, first, end in zip(names, paths, starts[:-1], starts[1:], strict=True)
+            Shard(name, path, int(start), int(end - start))
+            for name, path, start, end in zip(names, paths, starts[:-1], starts[1:], strict=True)
         )
-        self.fingerprint = self._table.facts["fingerprint"]
-        _check_skipped(self)
+        self.fingerprint = self._table.metadata["fingerprint"]
+        failures = Tally(f"pairs of {name}")
+        failures.bad.update(self.skipped)
+        failures.check(len(self) + len(self.skipped))
+        if not len(self):
+            raise UserError(
+                f"no pairs in {name}: a sample is KEY.jpg with KEY.txt (or KEY.json with a caption)"
+            )
 
     def key(self, index: int) -> str:
-        return (
-            f"{self.shards[self.place_of(index)].name}/{self._table['rows'][index]['key'].decode()}"
-        )
+        shard = self.shards[self.shard_of(index)]
+        return f"{shard.name}/{self._table['rows'][index]['key'].decode()}"
 
     def __getitem__(self, index: int) -> Pair:
-        place, row = self.place_of(index), self._table["rows"][index]
-        shard, tar, places = (
-            self.shards[place],
-            self.shards[place].path,
-            (row["image"], row["caption"]),
-        )
+        number, row = self.shard_of(index), self._table["rows"][index]
+        shard, version = self.shards[number], self._versions[number]
         try:
-            if isinstance(tar, RemoteFile):
-                image, text = tar.read(places)
-            else:
-                image, text = (read_member(tar, self._versions[place], *each) for each in places)
+            image = read_member(shard.path, version, *row["image"])
+            text = read_member(shard.path, version, *row["caption"])
         except OSError as error:
-            raise BadPair(f"cannot read {tar} ({error.strerror})") from error
+            raise BadPair(f"cannot read {shard.path} ({error.strerror})") from error
         try:
-            caption = text.decode("utf-8") if row["plain"] else json.loads(text).get("caption")
-            if not isinstance(caption, str):
-                raise ValueError("json without a caption")
-            caption.encode()  # JSON may have half of a character, which no tokenizer takes
-        except (ValueError, AttributeError) as error:
-            raise BadPair(f"caption is not readable ({error})") from error
+            caption = text.decode("utf-8") if row["is_txt"] else json.loads(text)["caption"].strip()
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise BadPair(f"caption is not readable ({first_line(error)})") from error
         return Pair(f"{shard.name}/{row['key'].decode()}", shard.name, caption.strip(), image)
 
 
-def _index(
-    paths: Sequence[Path | RemoteFile], names: Sequence[str], progress: Progress, keep: bool
-) -> Made:
-    """A row for each pair – its key in the shard, offset and size of image and caption, and whether
-    the caption is plain text – and of all of them ``counts`` by shard, ``skipped`` samples and a
-    ``fingerprint``."""
+def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress, keep: bool) -> Contents:
+    """A row for each pair: its key in the shard, offset and size of image and caption, and whether
+    the caption is plain text. Metadata: ``counts`` by shard, ``skipped`` samples, ``fingerprint``.
+    """
     progress.start("indexing shards", len(paths))
-    digest, skipped, parts = hashlib.sha256(), [], []
-    small = sum(tar_identity(path)[1] for path in paths) <= HASHED_WHOLE_BYTES
-    # servers are waited for, disks are not
-    with ThreadPoolExecutor(
-        AT_ONCE if any(isinstance(path, RemoteFile) for path in paths) else 1
-    ) as pool:
-        indices = pool.map(lambda path: index_tar(path, (*IMAGES, *CAPTIONS), keep=keep), paths)
-        for path, name, index in zip(paths, names, indices, strict=True):
-            rows, incomplete = _complete(index)
-            digest.update(rows["key"].tobytes())
-            digest.update(np.stack([rows["image"], rows["caption"]], 1).tobytes())
-            if small:
-                with path.open("rb") as file:
-                    digest.update(file.read())
-            skipped += [(f"{name}/{key}", "no image or no caption") for key in incomplete]
-            parts.append(rows)
-            progress.advance()
-    facts = {
-        "counts": [*map(len, parts)],
+    digest, skipped, tables = hashlib.sha256(), [], []
+    hash_content = sum(path.stat().st_size for path in paths) <= FULL_HASH_BYTES
+    for path, name in zip(paths, names, strict=True):
+        rows, incomplete = _complete_samples(index_tar(path, (*IMAGES, *CAPTIONS), keep=keep))
+        digest.update(rows["key"].tobytes())
+        digest.update(np.stack([rows["image"], rows["caption"]], 1).tobytes())
+        if hash_content:
+            digest.update(path.read_bytes())
+        skipped += [(f"{name}/{key}", "no image or no caption") for key in incomplete]
+        tables.append(rows)
+        progress.advance()
+    metadata = {
+        "counts": [len(rows) for rows in tables],
         "skipped": skipped,
         "fingerprint": content_key([digest.hexdigest(), names], 32),
     }
-    return {"rows": np.concatenate(parts)}, facts
+    return {"rows": np.concatenate(tables)}, metadata
 
 
-def _complete(index: TarIndex) -> tuple[np.ndarray, list[str]]:
+def _complete_samples(index: TarIndex) -> tuple[np.ndarray, list[str]]:
     """Rows of the table for samples with image and caption, and the keys of the others."""
-    there = index.places[..., 1] >= 0
-    whole = there[:, :TXT].any(1) & there[:, TXT:].any(1)
-    numbers, plain = np.flatnonzero(whole), there[whole, TXT]
+    exists = index.spans[..., 1] >= 0
+    complete = exists[:, :TXT].any(1) & exists[:, TXT:].any(1)
+    numbers, is_txt = np.flatnonzero(complete), exists[complete, TXT]
     types = [
         ("key", index.keys.dtype),
         ("image", np.int64, 2),
         ("caption", np.int64, 2),
-        ("plain", bool),
+        ("is_txt", bool),
     ]
     rows = np.empty(len(numbers), types)
-    rows["key"], rows["plain"] = index.keys[whole], plain
-    rows["image"] = index.places[numbers, there[whole, :TXT].argmax(1)]
-    rows["caption"] = index.places[numbers, np.where(plain, TXT, TXT + 1)]
-    return rows, [key.decode() for key in index.keys[~whole]]
+    rows["key"], rows["is_txt"] = index.keys[complete], is_txt
+    rows["image"] = index.spans[numbers, exists[complete, :TXT].argmax(1)]
+    rows["caption"] = index.spans[numbers, np.where(is_txt, TXT, TXT + 1)]
+    return rows, [key.decode() for key in index.keys[~complete]]
 
 
-def _shard_names(paths: Sequence[Path | RemoteFile]) -> list[str]:
+def _shard_names(paths: Sequence[Path]) -> list[str]:
     """File stems, or ``folder/stem`` where stems repeat."""
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [f"{path.parent.name}/{path.stem}" for path in paths]
     if len(set(names)) < len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
+        name, _ = Counter(names).most_common(1)[0]
         raise UserError(
-            f"two shards are called {repeated}; pairs are known by shard and key, so rename one"
+            f"two shards are called {name}; pairs are known by shard and key, so rename one"
         )
     return names
-
-
-def _check_skipped(source: PairSource) -> None:
-    tally = Tally(f"pairs of {source.name}")
-    for key, reason in source.skipped:
-        tally.add(key, reason)
-    tally.check(len(source) + len(source.skipped))
-    if not len(source):
-        raise UserError(
-            f"no pairs in {source.name}: a sample is KEY.jpg with KEY.txt (or KEY.json with a"
-            " caption)"
-        )

@@ -1,5 +1,4 @@
-"""What image-caption pairs are, wherever they lie: read by index, in an order that follows from a
-seed."""
+"""Image-caption pairs of any layout: read by index, in an order that follows from a seed."""
 
 from __future__ import annotations
 
@@ -12,18 +11,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from backbones.cliptex.data.remote import RemoteFile
 from common.errors import UserError
 from common.images import to_rgb
 
 MAX_BAD_SHARE = 0.01
-HASHED_WHOLE_BYTES = 1 << 29
+FULL_HASH_BYTES = 1 << 29  # sources up to this size are hashed completely
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair: its unique key, the shard it lies in, its caption, and the encoded image (JPEG, PNG
-    or WebP bytes)."""
+    """One pair: its unique key, its shard, its caption, and the encoded image (JPEG, PNG or WebP
+    bytes)."""
 
     key: str
     shard: str
@@ -33,25 +31,28 @@ class Pair:
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a source that is read in one go: pairs ``start`` to ``start + count`` (exclusive)
-    of the source."""
+    """A part of a source that is read sequentially: pairs ``start`` to ``start + count``
+    (exclusive) of the source."""
 
     name: str
-    path: Path | RemoteFile
+    path: Path
     start: int
     count: int
 
 
 class BadPair(ValueError):
-    """One pair cannot be read; the message says why. Counted and named by ``Tally``, an error only
-    past 1 %."""
+    """A pair cannot be read; the message says why. An error only past 1 % (``Tally``)."""
 
 
 class Tally:
-    """Counts what could not be read: count in = count out + ``len(bad)``."""
+    """Counts items that cannot be used.
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    Attributes:
+        bad: key → reason.
+    """
+
+    def __init__(self, items: str) -> None:
+        self.items = items
         self.bad: dict[str, str] = {}
 
     def add(self, key: str, reason: str) -> None:
@@ -59,28 +60,29 @@ class Tally:
 
     def summary(self) -> str:
         """One line: how many, and the first few of them."""
-        return f"{len(self.bad)} {self.what} cannot be used, first {', '.join(list(self.bad)[:5])}"
+        examples = ", ".join(list(self.bad)[:5])
+        return f"{len(self.bad)} {self.items} cannot be used, first {examples}"
 
     def check(self, total: int) -> None:
-        """Raises ``UserError`` when more than 1 % (and more than one) of ``total`` is bad."""
+        """Raises ``UserError`` if more than 1 % (and more than one) of ``total`` failed."""
         if len(self.bad) > max(1, MAX_BAD_SHARE * total):
-            named = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad.items())[:3])
+            examples = "; ".join(f"{key}: {why}" for key, why in list(self.bad.items())[:3])
             raise UserError(
-                f"{len(self.bad)} of {total} {self.what} cannot be read ({named}); repair or remove"
-                " them"
+                f"{len(self.bad)} of {total} {self.items} cannot be read ({examples}); repair or"
+                " remove them"
             )
 
 
 def decode_image(data: bytes, short_side: int | None = None, *, exact: bool = True) -> np.ndarray:
-    """Encoded bytes → (H, W, 3) uint8 RGB; shrunk (antialiased) to ``short_side`` pixels on the
-    short side if larger.
+    """Encoded bytes → (H, W, 3) uint8 RGB; a larger image is shrunk (antialiased) to ``short_side``
+    pixels on the short side.
 
     Args:
-        exact: otherwise only as far as the decoder does it for nothing (a JPEG at 1/2, 1/4, 1/8),
-            and never below twice ``short_side``: for who resamples anyway.
+        exact: otherwise shrink only as far as the decoder does at no cost (a JPEG at 1/2, 1/4, 1/8;
+            never below twice ``short_side``): for callers that resample anyway.
 
     Raises:
-        BadPair: the bytes are not a whole image.
+        BadPair: the bytes are not a complete image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -104,11 +106,11 @@ class PairSource:
     share with workers.
 
     Attributes:
-        name: what the user called it.
-        shards: its shards, in order.
-        skipped: (key, reason) of each pair left out when it was opened (no image, or no caption).
-        fingerprint: hash over shards, keys and sizes, and over all bytes where the whole is under
-            512 MiB.
+        name: as the user wrote it.
+        shards: in order.
+        skipped: (key, reason) of each pair left out when the source was opened (no image, or no
+            caption).
+        fingerprint: hash over shards, keys and sizes, and over all bytes of sources under 512 MiB.
     """
 
     name: str
@@ -119,8 +121,8 @@ class PairSource:
     def __len__(self) -> int:
         return self.shards[-1].start + self.shards[-1].count if self.shards else 0
 
-    def place_of(self, index: int) -> int:
-        """Which shard pair ``index`` lies in. Raises ``IndexError`` past the end."""
+    def shard_of(self, index: int) -> int:
+        """Number of the shard that holds pair ``index``. Raises ``IndexError`` past the end."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         return bisect.bisect_right(self.shards, index, key=lambda shard: shard.start) - 1
@@ -130,26 +132,25 @@ class PairSource:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Pair:
-        """Pair ``index``. Raises ``BadPair`` when its bytes cannot be read (they are not decoded
+        """Pair ``index``. Raises ``BadPair`` if its bytes cannot be read (they are not decoded
         here)."""
         raise NotImplementedError
 
     def iter_shard(self, shard: Shard) -> Iterator[int]:
-        """Indices of a shard's pairs, in the order they lie on disk."""
+        """Indices of a shard's pairs, in the order of the file."""
         return iter(range(shard.start, shard.start + shard.count))
 
     def epoch_order(self, seed: int, epoch: int, window: int = 100_000) -> np.ndarray:
         """A permutation of all indices, (N,) int64, a function of (seed, epoch) alone.
 
         Shards are shuffled, then pairs within neighbouring shards that hold at least ``window``
-        pairs together, so that reading stays local; a source smaller than that is shuffled as a
-        whole.
+        pairs together, so that reading stays local. A smaller source is shuffled as one.
         """
         random = np.random.default_rng([seed, epoch])
         order: list[np.ndarray] = []
         block: list[np.ndarray] = []
-        for place in random.permutation(len(self.shards)):
-            shard = self.shards[place]
+        for number in random.permutation(len(self.shards)):
+            shard = self.shards[number]
             block.append(np.arange(shard.start, shard.start + shard.count))
             if sum(map(len, block)) >= window:
                 order.append(random.permutation(np.concatenate(block)))

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from backbones.cliptex.data.source import (
-    HASHED_WHOLE_BYTES,
+    FULL_HASH_BYTES,
     MAX_BAD_SHARE,
     BadPair,
     Pair,
@@ -22,28 +22,28 @@ ROWS_PER_SHARD = 1000
 
 
 class TablePairs(PairSource):
-    """Pairs listed in a CSV (comma) or TSV (tab) file, a thousand rows a shard. A key is
-    ``SHARD/PATH``, the path as written, with ``#2`` the second time:
-    ``train-00000/images/7.jpg``."""
+    """Pairs listed in a CSV (comma) or TSV (tab) file, a thousand rows a shard.
+
+    A key is ``SHARD/PATH``, the path as written, with ``#2`` the second time:
+    ``train-00000/images/7.jpg``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name, self._root = str(path), path.parent
         self._paths, self._captions, self._keys = _read_table(path)
         self.skipped = ()
-        stem, count = path.stem, len(self._paths)
+        count = len(self._paths)
         self.shards = tuple(
             Shard(
-                f"{stem}-{start // ROWS_PER_SHARD:05d}",
+                f"{path.stem}-{start // ROWS_PER_SHARD:05d}",
                 path,
                 start,
                 min(ROWS_PER_SHARD, count - start),
             )
             for start in range(0, count, ROWS_PER_SHARD)
         )
-        sizes = [
-            file.stat().st_size if file.is_file() else -1
-            for file in map(self._root.joinpath, self._paths)
-        ]
+        files = [self._root / name for name in self._paths]
+        sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
         missing = [name for name, size in zip(self._paths, sizes, strict=True) if size < 0]
         if len(missing) > max(1, MAX_BAD_SHARE * count):
             raise UserError(
@@ -53,19 +53,18 @@ class TablePairs(PairSource):
         digest = hashlib.sha256()
         for name, size, caption in zip(self._paths, sizes, self._captions, strict=True):
             digest.update(f"{name}|{size}|{caption}\n".encode())
-        if sum(sizes) <= HASHED_WHOLE_BYTES:
-            for name, size in zip(self._paths, sizes, strict=True):
-                digest.update((self._root / name).read_bytes() if size >= 0 else b"missing")
+        if sum(sizes) <= FULL_HASH_BYTES:
+            for file, size in zip(files, sizes, strict=True):
+                digest.update(file.read_bytes() if size >= 0 else b"missing")
         self.fingerprint = digest.hexdigest()[:32]
 
     def key(self, index: int) -> str:
-        return f"{self.shards[self.place_of(index)].name}/{self._keys[index]}"
+        return f"{self.shards[self.shard_of(index)].name}/{self._keys[index]}"
 
     def __getitem__(self, index: int) -> Pair:
-        shard = self.shards[self.place_of(index)]
-        path = self._root / self._paths[index]
+        shard = self.shards[self.shard_of(index)]
         try:
-            image = path.read_bytes()
+            image = (self._root / self._paths[index]).read_bytes()
         except OSError as error:
             raise BadPair(f"cannot read {self._paths[index]!r} ({error.strerror})") from error
         return Pair(f"{shard.name}/{self._keys[index]}", shard.name, self._captions[index], image)
@@ -73,11 +72,10 @@ class TablePairs(PairSource):
 
 def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
     """Image paths, captions and unique keys of a table."""
-    try:  # spreadsheets write a byte order mark
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(
-                file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
-            )
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
             header = rows.fieldnames or []
             image_column = next((name for name in IMAGE_COLUMNS if name in header), None)
             caption_column = next((name for name in CAPTION_COLUMNS if name in header), None)
@@ -87,7 +85,7 @@ def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
                     f" {', '.join(header) or 'none'}"
                 )
             images, captions, keys = [], [], []
-            seen: dict[str, int] = {}
+            counts: dict[str, int] = {}
             for row in rows:
                 image, caption = row[image_column], row[caption_column]
                 if not image or caption is None or None in row:
@@ -95,17 +93,12 @@ def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
                         f"{path} line {rows.line_num}: needs {len(header)} fields; quote captions"
                         " with separators"
                     )
-                seen[image] = seen.get(image, 0) + 1
-                keys.append(image if seen[image] == 1 else f"{image}#{seen[image]}")
+                counts[image] = counts.get(image, 0) + 1
+                keys.append(image if counts[image] == 1 else f"{image}#{counts[image]}")
                 images.append(image)
                 captions.append(caption.strip())
     except FileNotFoundError:
         raise UserError(f"no pairs at {path}; check --pairs") from None
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({error.strerror}); --pairs takes a .csv or .tsv file, or tar"
-            " shards"
-        ) from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
     if not images:

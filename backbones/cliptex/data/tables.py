@@ -1,5 +1,4 @@
-"""Tables that are too large to make again in every process: arrays on disk, made once and mapped
-into memory.
+"""Large tables that are costly to build: arrays on disk, built once and mapped into memory.
 
 All processes of a machine share their pages, and opening one costs the same whatever its length.
 """
@@ -15,65 +14,75 @@ import numpy as np
 from common.files import atomic_write, content_key, home, read_json_object, write_json
 from common.locks import lock_path, locked
 
-ARRAYS = "arrays"  # a fact of each table: their names
-Made = tuple[Mapping[str, np.ndarray], dict[str, Any]]
+ARRAYS = "arrays"  # key of the metadata: the arrays' names
+Contents = tuple[Mapping[str, np.ndarray], dict[str, Any]]  # arrays and metadata
 
 
 class Table:
-    """Arrays by name, and ``facts`` on them all; cheap to pickle when they are in a file."""
+    """Arrays by name with JSON ``metadata``; cheap to pickle when stored in a file."""
 
     def __init__(
-        self, file: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+        self,
+        file: Path,
+        metadata: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.file, self.facts = file, facts
-        self._mapped = dict(arrays or {})
+        self.file, self.metadata = file, metadata
+        self._arrays = dict(arrays or {})
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._mapped:
+        if name not in self._arrays:
             mapped = np.load(self.file.with_suffix(f".{name}.npy"), mmap_mode="r")
-            self._mapped[name] = mapped.view(np.ndarray)  # which is quicker to index
-        return self._mapped[name]
+            self._arrays[name] = mapped.view(np.ndarray)  # quicker to index than a memmap
+        return self._arrays[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"file": self.file, "facts": self.facts, "_mapped": {}}
+        return {"file": self.file, "metadata": self.metadata, "_arrays": {}}
 
 
-def kept_table(
-    kind: str, what: Any, make: Callable[[], Made], waiting: Callable[[], None] | None
+def cached_table(
+    kind: str,
+    subject: Any,
+    build: Callable[[], Contents],
+    on_wait: Callable[[], None] = lambda: None,
+    *,
+    keep: bool = True,
 ) -> Table:
-    """The table of ``what``, under ``$CLIPTEX_HOME/KIND``; made if it is not there, by one process
-    while others wait.
+    """The table of ``subject`` under ``$CLIPTEX_HOME/KIND``; built, if missing or damaged, by one
+    process while others wait.
 
     Args:
         kind: folder and name of the lock.
-        what: all that the table follows from; JSON-able.
-        make: gives arrays and facts.
-        waiting: called when another process makes it. None: nothing is written; the table is made
-            in memory if it is not there.
+        subject: everything that determines the table; JSON-able.
+        build: returns arrays and metadata.
+        on_wait: called if another process is building it.
+        keep: otherwise nothing is written: a missing table is built in memory.
     """
-    key = content_key(what, 32)
+    key = content_key(subject, 32)
     file = home() / kind / f"{key}.json"
-    if waiting is None:
-        return _kept(file) or Table(file, *reversed(make()))
-    with locked(lock_path(kind, key), waiting):
-        if (kept := _kept(file)) is None:
-            arrays, facts = make()
-            for name, array in arrays.items():
-                with (
-                    atomic_write(file.with_suffix(f".{name}.npy")) as temporary,
-                    temporary.open("wb") as out,
-                ):
-                    np.save(out, array)
-            write_json(file, {**facts, ARRAYS: sorted(arrays)})
-    return kept or Table(file, facts)
+    if table := _load(file):
+        return table
+    if not keep:
+        arrays, metadata = build()
+        return Table(file, metadata, arrays)
+    with locked(lock_path(kind, key), on_wait):
+        if table := _load(file):
+            return table
+        arrays, metadata = build()
+        for name, array in arrays.items():
+            path = file.with_suffix(f".{name}.npy")
+            with atomic_write(path) as temporary, temporary.open("wb") as output:
+                np.save(output, array)
+        write_json(file, {**metadata, ARRAYS: sorted(arrays)})
+    return Table(file, metadata)
 
 
-def _kept(file: Path) -> Table | None:
-    """The table in a file; None where there is none, or one that is cut or damaged."""
+def _load(file: Path) -> Table | None:
+    """The table in a file; None if it is missing, cut off or damaged."""
     table = Table(file, read_json_object(file))
     try:
-        for name in table.facts[ARRAYS]:
-            table[name]  # which maps it: its header and its size are looked at
+        for name in table.metadata[ARRAYS]:
+            table[name]  # maps it, which checks header and size
     except (KeyError, TypeError, ValueError, OSError, EOFError):
         return None
     return table

@@ -133,7 +133,7 @@ def _files_of(source: PairSource, folder: Path) -> dict[str, Path]:
     found = {}
     for index in range(len(source)):
         key = source.key(index)
-        shard = source.shards[source.place_of(index)].name
+        shard = source.shards[source.shard_of(index)].name
         path = re.sub(
             r"#\d+$", "", key.removeprefix(f"{shard}/")
         )  # the number of a table's second caption

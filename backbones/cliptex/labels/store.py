@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from backbones.cliptex.data.tables import Made, Table, kept_table
+from backbones.cliptex.data.tables import Contents, Table, cached_table
 from backbones.cliptex.data.tar_index import index_tar, read_member
 from backbones.cliptex.labels.shards import (
     VERSION,
@@ -251,9 +251,9 @@ class LabelStore:
     @functools.cached_property
     def _table(self) -> Table:
         what = [VERSION, str(self.root.resolve()), self.identity, self._mtimes]
-        return kept_table("label-index", what, self._index, lambda: None)
+        return cached_table("label-index", what, self._index)
 
-    def _index(self) -> Made:
+    def _index(self) -> Contents:
         """``keys``, sorted within each shard, ``places``: offset and size of each task's file, and
         ``starts`` of the shards."""
         tars = [
@@ -264,7 +264,7 @@ class LabelStore:
             np.empty(0, "S1"),
             *(tar.keys[order] for tar, order in zip(tars, orders, strict=True)),
         ]
-        places = [tar.places[order] for tar, order in zip(tars, orders, strict=True)]
+        places = [tar.spans[order] for tar, order in zip(tars, orders, strict=True)]
         none = np.empty((0, len(self._suffixes), 2), np.int64)
         starts = np.cumsum([0, *map(len, tars)])
         return {

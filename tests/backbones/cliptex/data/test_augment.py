@@ -162,7 +162,7 @@ def test_a_crop_is_resampled_once_as_the_probes_do_it():
     assert (
         crop_images([stripes], geometry((0.5, 0.5, 0.5, 0.5)), 64).float() - 127.5
     ).abs().max() < 8
-    squashed = crop_images([stripes], centre_geometry([(300, 470)], whole=True), 64)
+    squashed = crop_images([stripes], centre_geometry([(300, 470)], squash=True), 64)
     assert squashed.shape == (1, 3, 64, 64)
 
 

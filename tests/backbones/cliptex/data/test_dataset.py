@@ -131,3 +131,16 @@ def test_only_labels_that_are_used_are_read(pairs):
         pairs, Watched(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
     )[0]
     assert set(batch.targets) == {"depth", "normal"} and set(asked) == {("depth", "normal")}
+
+
+def test_a_bug_in_a_plug_in_is_not_taken_for_missing_labels(pairs):
+    class Broken(toy.ToyLabels):
+        def get(self, key, tasks=None):
+            return {}["of the plug-in"]
+
+    start = load_pretrained_clip("random", "tiny")
+    data = TrainDataset(
+        pairs, Broken(), CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16
+    )
+    with pytest.raises(KeyError, match="of the plug-in"):
+        data[0]

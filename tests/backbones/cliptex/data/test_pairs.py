@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.cliptex.data.pairs import _count, expand_urls, open_pairs
+from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import BadPair, PairSource, Shard, Tally, decode_image
 from common.errors import UserError
 from tests.backbones.cliptex import toy
@@ -80,7 +80,7 @@ def test_caption_from_json_and_samples_without_image(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "caption", [b"[" * 100_000, b'{"caption": 5}', b"[]", b"\xff", rb'{"caption": "\ud83d"}']
+    "caption", [b"no json", b'{"caption": 5}', b'{"text": "x"}', b"[]", b"\xff"]
 )
 def test_a_caption_that_is_none_is_a_bad_pair(tmp_path, caption):
     pairs = open_pairs(toy.write_tar(tmp_path / "s.tar", {"0.jpg": b"", "0.json": caption}))
@@ -168,57 +168,9 @@ def test_a_damaged_header_is_said_not_taken_for_the_end(tmp_path):
         open_pairs(path)
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "{0..3.tar",
-        "${HOME}.tar",
-        "{" * 200 + "a" + "}" * 200,
-        "{0..1" + "0" * 5000 + "}",
-        "{" * 3000,
-    ],
-)
-def test_a_pattern_with_a_brace_too_many(tmp_path, pattern):
-    with pytest.raises(UserError, match="no pattern of shards") as raised:
-        open_pairs(f"{tmp_path}/{pattern}")
-    assert len(str(raised.value)) < 500
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "a{0..100000000000000000000}.tar",
-        "{-5..999999999}",
-        "{5..-999999999..3}",
-        "{a..z}" * 7,
-        "{a,b}" * 32,
-        "{a,b}" * 500,
-        "{x,{0..9}{0..9}}" * 3 + "{x,y{0..999999}}",
-    ],
-)
-def test_a_pattern_is_counted_before_it_is_expanded(pattern):
-    with pytest.raises(UserError, match="names more than 1000000 shards") as raised:
-        open_pairs(pattern)
-    assert len(str(raised.value)) < 300
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "a",
-        "{a}",
-        "{,a}",
-        "{08..11}",
-        "{3..-9..4}",
-        "{a..k..3}x{z..y}",
-        "{a,b{0..2},{c,d}{e,f}}{1..2}",
-        r"{a\,b,c}\{0..9\}",
-        "{{a}}{0..3..0}",
-        "{a,b}{c}{d,e{f}}",
-    ],
-)
-def test_the_count_is_that_of_the_names(pattern):
-    assert _count(pattern) == len(expand_urls(pattern))
+def test_a_pattern_with_a_missing_brace(tmp_path):
+    with pytest.raises(UserError, match="not a pattern of shards"):
+        open_pairs(f"{tmp_path}/{{0..3.tar")
 
 
 def test_a_table_from_a_spreadsheet(tmp_path):
@@ -249,35 +201,6 @@ def test_corrupt_images_are_bad_pairs_and_counted():
         tally.check(999)
 
 
-@pytest.mark.parametrize("kind", ["table", "shard", "image"])
-def test_a_pipe_or_a_name_that_no_file_has_is_said_at_once(tmp_path, kind):
-    """Reading a pipe would wait for ever."""
-    (tmp_path / "a.png").write_bytes(toy.encode(toy.scene(0)[0]))
-    pipe = tmp_path / {"table": "out.csv", "shard": "out.tar", "image": "b.png"}[kind]
-    os.mkfifo(pipe)
-    if kind != "image":
-        with pytest.raises(
-            UserError, match=r"out\.csv \(it is no regular file\)|1 of 1 shards are missing"
-        ):
-            open_pairs(pipe)
-        return
-    (tmp_path / "t.csv").write_text("filepath,caption\na.png,x\nb.png,y\n")
-    pairs = open_pairs(tmp_path / "t.csv")
-    assert pairs[0].caption == "x"
-    with pytest.raises(BadPair, match=r"cannot read 'b\.png' \(it is no regular file\)"):
-        pairs[1]
-
-
-def test_a_nul_in_a_name_is_said(tmp_path):
-    with pytest.raises(UserError, match="NUL"):
-        open_pairs(f"{tmp_path}/a\0.tar")
-    (tmp_path / "a.png").write_bytes(toy.encode(toy.scene(0)[0]))
-    (tmp_path / "t.csv").write_text("filepath,caption\na.png,x\nb\0.png,y\n")
-    pairs = open_pairs(tmp_path / "t.csv")
-    with pytest.raises(BadPair, match="no file has such a name"):
-        pairs[1]
-
-
 def test_decode_shrinks_but_never_enlarges():
     image = np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8)
     assert decode_image(toy.encode(image), 50).shape == (75, 50, 3)
@@ -300,7 +223,7 @@ def test_epoch_order_is_a_permutation_that_stays_local(counts, seed, epoch, wind
     assert sorted(order) == list(range(sum(counts)))
     assert np.array_equal(order, source.epoch_order(seed, epoch, window))
     if window == 1:  # one shard after another
-        shard = [source.place_of(int(i)) for i in order]
+        shard = [source.shard_of(int(i)) for i in order]
         assert sum(a != b for a, b in itertools.pairwise(shard)) == len(counts) - 1
 
 
@@ -315,7 +238,7 @@ def test_real_pairs_are_the_same_in_every_layout(real_data):
     assert all(tar[i].image == table[i].image for i in range(0, 250, 25))
 
 
-@pytest.mark.parametrize("kind", ["pair-index/*.json", "pair-index/*.npy", "tar-index/*.npz"])
+@pytest.mark.parametrize("kind", ["pair-index/*.json", "pair-index/*.npy", "tar-index/*.npy"])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.97])
 def test_a_kept_index_that_is_cut_is_made_again(shards, tmp_path, monkeypatch, kind, keep):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
@@ -338,22 +261,3 @@ def test_braces_in_the_name_of_a_folder_are_its_own(tmp_path):
     toy.write_pairs(folder, 4, 2)
     for name in (folder, next(folder.glob("*.tar"))):
         assert len(open_pairs(name)) in (2, 4)
-
-
-def test_a_pattern_of_more_shards_than_there_can_be_is_refused():
-    with pytest.raises(UserError, match="more than 1000000 shards"):
-        open_pairs("/x/{0..99999999}{0..99999999}.tar")
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [{"GNU.sparse.map": "1,x"}, {"path": "k" * 4000 + ".jpg"}],
-    ids=["a header without sense", "a long name"],
-)
-def test_tars_with_odd_headers_are_one_line(tmp_path, headers):
-    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        member = tarfile.TarInfo("k.jpg")
-        member.pax_headers = headers
-        tar.addfile(member)
-    with pytest.raises(UserError, match=r"not a readable, uncompressed tar|longer than 1024 bytes"):
-        open_pairs(str(tmp_path / "0.tar"))
