@@ -1,26 +1,28 @@
-"""What a backbone is: frozen multi-scale feature maps, an image embedding, perhaps a text
-embedding, and who it is."""
+"""The interface of a backbone: frozen multi-scale feature maps, an image embedding, perhaps a text
+embedding, and its identity."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from backbones.versions import versions
 from common.errors import UserError
 from common.files import content_key
+from common.settings import settings_dataclass
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class DataConfig:
-    """How the backbone wants its images; travels with the weights.
+    """How images are prepared; stored with the weights.
 
     Attributes:
         size: (height, width) in pixels the weights were trained at; probes may feed other sizes.
@@ -33,18 +35,21 @@ class DataConfig:
         layers: which blocks (ViT) or stages (CNN) the feature maps are read from, shallow to deep.
     """
 
-    size: tuple[int, int]
+    size: tuple[PositiveInt, PositiveInt]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    crop_pct: PositiveFloat = 1.0
     squash: bool = False
     layers: tuple[int, ...] = ()
+
+    def with_layers(self, layers: Sequence[int]) -> DataConfig:
+        return replace(self, layers=tuple(layers))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights came from, and what they are.
+    """Source and digest of the weights.
 
     Attributes:
         source: ``timm/resnet18.a1_in1k``, a file path, ``random(seed=0)`` …
@@ -58,8 +63,8 @@ class Weights:
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen image encoder. Construct through ``backbones.create``; always in eval mode, never
-    asks for gradients.
+    """A frozen image encoder, always in eval mode and without gradients. Construct it through
+    ``backbones.create``.
 
     Attributes:
         name: its name in the registry (``clip``, ``timm/resnet18`` …).
@@ -68,16 +73,16 @@ class Backbone(nn.Module, ABC):
         channels: channels of each feature map, shallow to deep.
         strides: stride of each feature map with respect to the input, in pixels. A plain ViT gives
             one stride only.
-        divisor: inputs' heights and widths are padded to a multiple of this by whoever calls
-            ``forward``.
+        divisor: the caller of ``forward`` pads heights and widths to a multiple of this.
         embed_dim: length of the image embedding.
         has_text: whether ``encode_text`` works; ``has_dense_text``: whether ``encode_dense`` does.
         data: how images are prepared.
         weights: identity of the weights.
         model_config: what the architecture was built with, JSON-able, beyond its name.
-        libraries: import names of those that compute it; their versions are part of its identity.
-        version: of the adapter's code, raised whenever the same weights and settings would give
-            other numbers.
+        libraries: import names of the libraries that compute it; their versions are part of its
+            identity.
+        version: of the adapter's code; raise it if the same weights and settings give other
+            numbers.
     """
 
     name: str
@@ -113,23 +118,22 @@ class Backbone(nn.Module, ABC):
 
     def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
         """(class token (N, C), patch tokens (N, L, C)) after each of the last ``blocks`` blocks,
-        through the final norm; as DINOv2's ``get_intermediate_layers``. What has no class token
-        gives the mean of its patches in its place; of a network without blocks the last of its
-        feature maps are taken.
+        through the final norm, as DINOv2's ``get_intermediate_layers``. Without a class token the
+        mean of the patches is returned; without blocks the last feature maps are read.
 
         Raises:
-            UserError: there are not so many blocks.
+            UserError: there are fewer blocks.
         """
         maps = self(images)
         self._check_blocks(blocks, len(maps))
-        patches = [one.flatten(2).transpose(1, 2) for one in maps[len(maps) - blocks :]]
+        patches = [each.flatten(2).transpose(1, 2) for each in maps[len(maps) - blocks :]]
         return [(each.mean(dim=1), each) for each in patches]
 
-    def _check_blocks(self, wanted: int, there: int) -> None:
-        if wanted > there:
+    def _check_blocks(self, requested: int, available: int) -> None:
+        if requested > available:
             raise UserError(
-                f"backbone {self.name!r} has {there} blocks or feature maps to read, not {wanted};"
-                " ask for fewer"
+                f"backbone {self.name!r} has {available} blocks or feature maps to read, not"
+                f" {requested}; ask for fewer"
             )
 
     @property
@@ -141,37 +145,35 @@ class Backbone(nn.Module, ABC):
         by cosine.
 
         Raises:
-            UserError: there is no such map (``has_dense_text`` is False).
+            UserError: ``has_dense_text`` is False.
         """
         raise UserError(
-            f"the patches of backbone {self.name!r} have no place in a space of texts; choose one"
-            " such as clip"
+            f"patch features of backbone {self.name!r} are not aligned with texts; choose one such"
+            " as clip"
         )
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Text embeddings, (len(texts), embed_dim), comparable with ``encode_image`` by cosine.
 
         Raises:
-            UserError: the backbone has no text tower (``has_text`` is False).
+            UserError: ``has_text`` is False.
         """
-        raise UserError(
-            f"backbone {self.name!r} has no text tower; choose one that has, such as clip"
-        )
+        raise UserError(f"backbone {self.name!r} has no text tower; choose one such as clip")
 
     def train(self, mode: bool = True) -> Backbone:
-        """Frozen means frozen: whatever is asked for, the backbone stays in eval mode."""
+        """The backbone stays in eval mode whatever ``mode`` is."""
         return super().train(False)
 
     def freeze(self) -> Backbone:
-        """Switch every gradient off and go to eval mode; called once by ``backbones.create``."""
+        """Switch gradients off and go to eval mode; called once by ``backbones.create``."""
         self.requires_grad_(False)
         return self.eval()
 
     def identity(self) -> dict[str, Any]:
-        """What makes two backbones the same one: weights digest, the adapter's whole configuration
-        and version, and the versions of the libraries below it (not the name)."""
+        """What determines its numbers: digest of the weights, configuration and version of the
+        adapter, and versions of the libraries (not its name)."""
         return {
-            # names may be invented, and an activation leaves no trace in the weights
+            # the weights do not show activations
             "architecture": self.architecture,
             "model_config": dict(self.model_config),
             "sha256": self.weights.sha256,

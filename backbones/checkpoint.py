@@ -1,10 +1,9 @@
-"""Weights on disk: safetensors that remember their architecture, and everything a user may hand in,
-never unpickled."""
+"""Weights on disk: safetensors that remember their architecture, and any file of a user, never
+unpickled."""
 
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.base import DataConfig, state_sha256
-from common.errors import UserError, first_line, report_malformed
+from common.errors import UserError, first_line
 from common.files import atomic_write
 
 FORMAT_VERSION = 1
@@ -29,20 +28,20 @@ _SUBMODULES = ("", "visual.trunk.", "visual.", "backbone.", "encoder.", "model."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights of a file, and all that is needed to build the model again.
+    """Weights of a file, and what is needed to rebuild the model.
 
     Attributes:
         path: of the file, usually ``*.safetensors``.
         state: name → tensor, as the library's model names them.
         architecture: ``timm/NAME`` or ``open_clip/NAME`` (which may be invented: ``model_config``
-            decides); None when the file does not say.
-        model_config: what builds the architecture: open_clip's whole model config (``quick_gelu``
-            included), or keyword arguments of ``timm.create_model``.
-        data: how images are prepared, and which layers are read; None when the file does not say.
+            decides); None if the file does not store it.
+        model_config: what builds the architecture: open_clip's complete model config
+            (``quick_gelu`` included), or keyword arguments of ``timm.create_model``.
+        data: how images are prepared, and which layers are read; None if the file does not store
+            it.
         licence, source: of the weights.
-        extra: whatever the maker added (recipe, λs, steps …), JSON.
-        sha256: ``state_sha256(state)`` that the file remembers, checked; empty when it remembers
-            none.
+        extra: anything else (recipe, λs, steps …), JSON.
+        sha256: ``state_sha256(state)`` as stored in the file, checked; empty if there is none.
     """
 
     path: Path
@@ -57,16 +56,15 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint) -> str:
-    """Write weights with their architecture, model config and data config to ``checkpoint.path``,
-    whole or not at all.
+    """Write weights with their architecture, model config and data config atomically to
+    ``checkpoint.path``.
 
     Returns:
-        the digest of the state dict (``state_sha256``), which is stored with it and checked when it
-        is read.
+        the digest of the state dict (``state_sha256``), which is stored and checked on loading.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
-        ValueError: the architecture or the data config is not said.
+        ValueError: the architecture or the data config is missing.
     """
     if checkpoint.architecture is None or checkpoint.data is None:
         raise ValueError("weights are saved with their architecture, model_config and data")
@@ -119,8 +117,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def is_suite_checkpoint(path: Path) -> bool:
-    """Whether ``save_checkpoint`` wrote a file, by its header alone: what comes after may be
-    damaged."""
+    """Whether ``save_checkpoint`` wrote a file, by its header alone: the rest may be damaged."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
@@ -134,66 +131,64 @@ def fit_state(
 ) -> None:
     """Load ``state`` into ``model``, every tensor or none.
 
-    Names may carry the prefix of a larger model (``visual.``, ``backbone.`` …), which is cut off.
-    BatchNorm's ``num_batches_tracked`` may be missing, and scalars may be written as one-element
-    vectors.
+    Names may have the prefix of a larger model (``visual.``, ``backbone.`` …), which is removed.
+    BatchNorm's ``num_batches_tracked`` may be missing, and scalars may be one-element vectors.
 
     Raises:
-        UserError: names or shapes differ; names the first that do.
+        UserError: names or shapes differ; the message has the first differences.
     """
     own = model.state_dict()
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
-    prefix = max(
-        _SUBMODULES,
-        key=lambda p: len(needed & {n.removeprefix(p) for n in state if n.startswith(p)}),
-    )
-    state = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
-    state = {
-        n: t.reshape(own[n].shape) if n in own and t.numel() == own[n].numel() == 1 else t
-        for n, t in state.items()
-    }
-    wrong = [f"no {name}" for name in own if name in needed and name not in state]
-    wrong += [f"unknown {name}" for name in state if name not in own]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+
+    def matches(prefix: str) -> int:
+        names = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+        return len(needed & names)
+
+    prefix = max(_SUBMODULES, key=matches)
+    fitted = {}
+    for name, tensor in state.items():
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            is_scalar = name in own and tensor.numel() == own[name].numel() == 1
+            fitted[name] = tensor.reshape(own[name].shape) if is_scalar else tensor
+    problems = [f"no {name}" for name in own if name in needed and name not in fitted]
+    problems += [f"unknown {name}" for name in fitted if name not in own]
+    problems += [
+        f"{name} is {tuple(fitted[name].shape)}, not {tuple(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in fitted and fitted[name].shape != own[name].shape
     ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
-            f"{path} does not fit {architecture}: {'; '.join(wrong[:3])}{more}; name the"
+            f"{path} does not fit {architecture}: {'; '.join(problems[:3])}{more}; name the"
             " architecture it was made with"
         )
-    model.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
+    model.load_state_dict({name: fitted.get(name, tensor) for name, tensor in own.items()})
 
 
 def check_architecture(
     checkpoint: Checkpoint, architecture: str, model_config: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises ``UserError`` when the checkpoint remembers another architecture, or a model config
-    (where one is given) that differs; says where the two first do."""
+    """Raises ``UserError`` if the checkpoint is of another architecture, or has another model
+    config than a given one; names the first differences."""
     remembered = checkpoint.architecture
     if remembered is None:
         return
-    there, here = (_flat(config or {}) for config in (checkpoint.model_config, model_config))
-    comparable = model_config is not None and remembered.split("/")[0] == architecture.split("/")[0]
-    differing = [
-        key
-        for key in sorted(there.keys() | here.keys())
-        if comparable and there.get(key) != here.get(key)
-    ]
-    if remembered == architecture and not differing:
+    differences = []
+    if model_config is not None and remembered.split("/")[0] == architecture.split("/")[0]:
+        stored, expected = _flat(checkpoint.model_config), _flat(model_config)
+        differences = [
+            f"{key} is {stored.get(key)}, not {expected.get(key)}"
+            for key in sorted(stored.keys() | expected.keys())
+            if stored.get(key) != expected.get(key)
+        ]
+    if remembered == architecture and not differences:
         return
-    where = "; ".join(f"{key} is {there.get(key)}, not {here.get(key)}" for key in differing[:3])
+    details = f" ({'; '.join(differences[:3])})" if differences else ""
     raise UserError(
-        f"{checkpoint.path} holds {remembered}, not {architecture}{f' ({where})' if where else ''};"
-        " ask for a backbone of that architecture, or for cliptex or clip-ft, which take what the"
-        " file remembers"
+        f"{checkpoint.path} holds {remembered}, not {architecture}{details}; ask for a backbone of"
+        " that architecture, or for cliptex or clip-ft, which take what the file remembers"
     )
 
 
@@ -231,18 +226,22 @@ def _read_safetensors(path: Path) -> Checkpoint:
             f"{path} is of format {metadata['format_version']}, not {FORMAT_VERSION}; use the"
             " version that wrote it"
         )
-    with report_malformed(f"{path} is damaged", "copy or download it again"):
+    try:
         remembered = Checkpoint(
             path,
             state,
             architecture=metadata["architecture"],
             model_config=json.loads(metadata["model_config"]),
-            data=_data_of(json.loads(metadata["data"])),
+            data=DataConfig(**json.loads(metadata["data"])),
             licence=metadata["licence"],
             source=metadata["source"],
             extra=json.loads(metadata["extra"]),
             sha256=metadata["sha256"],
         )
+    except (KeyError, TypeError, ValueError) as error:  # UserError too
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}); copy or download it again"
+        ) from error
     if state_sha256(state) != remembered.sha256:
         raise UserError(
             f"{path} is damaged (its tensors are not those it was saved with); copy or download it"
@@ -251,33 +250,11 @@ def _read_safetensors(path: Path) -> Checkpoint:
     return remembered
 
 
-def _data_of(stored: Mapping[str, Any]) -> DataConfig:
-    """A data config from JSON. Raises ``ValueError``, ``TypeError`` or ``ArithmeticError`` where no
-    image can be prepared so."""
-    told: dict[str, Any] = {
-        name: tuple(each) if isinstance(each, list) else each for name, each in stored.items()
-    }
-    data = DataConfig(**told)
-    if not (len(data.size) == 2 and all(isinstance(side, int) and side > 0 for side in data.size)):
-        raise ValueError(f"size is two positive integers, not {data.size}")
-    if not (
-        len(data.mean) == len(data.std) == 3 and all(map(math.isfinite, (*data.mean, *data.std)))
-    ):
-        raise ValueError(
-            f"mean and std are three finite numbers each, not {data.mean} and {data.std}"
-        )
-    if min(*data.std, data.crop_pct) <= 0:
-        raise ValueError(f"std and crop_pct are positive, not {data.std} and {data.crop_pct}")
-    return data
-
-
 def _read_torch(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of ``torch.save``, loaded with ``weights_only=True``."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # on the pickle protocol, which in a damaged file is any number
+            warnings.simplefilter("ignore")  # a damaged file may have any pickle protocol
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(

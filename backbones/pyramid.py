@@ -48,7 +48,7 @@ class SimpleFeaturePyramid(nn.Module):
         norm: Callable[[int], nn.Module] = LayerNorm2d,
     ) -> None:
         super().__init__()
-        steps = [round(math.log2(wanted / stride)) for wanted in out_strides]
+        steps = [round(math.log2(target / stride)) for target in out_strides]
         self.strides: tuple[float, ...] = tuple(stride * 2**step for step in steps)
         self.levels = nn.ModuleList(_level(in_channels, out_channels, step, norm) for step in steps)
 
@@ -96,10 +96,11 @@ def resize_concat(maps: Sequence[Tensor], strides: Sequence[float], stride: floa
         height, width = maps[list(strides).index(stride)].shape[-2:]
     else:
         height, width = (round(side * strides[0] / stride) for side in maps[0].shape[-2:])
+    size = (height, width)
     resized = [
-        one
-        if one.shape[-2:] == (height, width)
-        else F.interpolate(one, size=(height, width), mode="bilinear", align_corners=False)
-        for one in maps
+        each
+        if each.shape[-2:] == size
+        else F.interpolate(each, size=size, mode="bilinear", align_corners=False)
+        for each in maps
     ]
     return torch.cat(resized, dim=1)

@@ -1,7 +1,7 @@
-"""Backbones by name: one entry each, families of names (``timm/…``, ``open_clip/…``), and what
-other packages add.
+"""Backbones by name: entries, families of names (``timm/…``, ``open_clip/…``), and those of other
+packages.
 
-A package adds a backbone of its own without touching this code by declaring an entry point::
+Another package adds a backbone by declaring an entry point::
 
     [options.entry_points]
     cliptex_benchmark.backbones =
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from backbones.base import Backbone, Weights, state_sha256
 from backbones.checkpoint import Checkpoint, load_checkpoint
-from common.errors import UserError
+from common.errors import UserError, error_summary
 from common.registry import Registry, instance_of
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a builder is asked for.
+    """Arguments of a builder.
 
     Attributes:
         name: the name without ``random/`` in front of it (``clip``, ``timm/resnet18`` …).
@@ -49,8 +49,8 @@ class Request:
     def weights(
         self, state: dict[str, Tensor], source: str = "", licence: str = "unknown"
     ) -> Weights:
-        """The identity of what was built: the checkpoint's, that of a random initialisation, or of
-        the library's own weights from ``source``."""
+        """Identity of the weights built: the checkpoint's, of a random initialisation, or of the
+        library's own from ``source``."""
         if self.checkpoint is not None:
             source, licence = str(self.checkpoint.path), self.checkpoint.licence
         elif self.random or not source:
@@ -69,13 +69,12 @@ class Entry:
         name: what users call it.
         about: one line for ``list backbones``.
         licence: of its default weights, SPDX-like, or ``unknown``.
-        build: makes it.
-        settings: handed to ``build``; for the shipped ones ``architecture`` (``timm/…``,
+        build: builds it.
+        settings: passed to ``build``; for the shipped ones ``architecture`` (``timm/…``,
             ``open_clip/…``), ``pretrained`` (the library's tag) and the paper-size ``layers`` and
             ``size``.
-        download: hub repository or address that the default weights come from; empty when nothing
-            is downloaded.
-        any_architecture: the user's weights say what is built, not the name.
+        download: hub repository or URL of the default weights; empty if nothing is downloaded.
+        any_architecture: the user's weights decide the architecture, not the name.
     """
 
     name: str
@@ -89,9 +88,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """All names that start with ``prefix`` and a slash; ``pattern`` is how they are written, for
-    messages and lists. ``build`` makes any of them, or raises ``UserError`` naming the nearest. Of
-    one that ``runs_code`` a file of weights chooses none."""
+    """All names that start with ``prefix`` and a slash.
+
+    Attributes:
+        pattern: how they are written, for messages and lists.
+        build: builds any of them, or raises ``UserError`` with the nearest names.
+        runs_code: of a repository, so that the architecture must be named by the user, not by a
+            weights file.
+    """
 
     prefix: str
     pattern: str
@@ -107,7 +111,7 @@ FAMILIES: Registry[Family] = Registry(
 
 
 def register(entry: Entry) -> Entry:
-    """Add a named backbone. Raises ``ValueError`` when the name is taken or has a slash in it."""
+    """Add a named backbone. Raises ``ValueError`` if the name is taken or has a slash."""
     if "/" in entry.name:
         raise ValueError(
             f"backbone name {entry.name!r} has a slash; slashes are for families such as"
@@ -117,21 +121,20 @@ def register(entry: Entry) -> Entry:
 
 
 def register_family(family: Family) -> Family:
-    """Add a family of names. Raises ``ValueError`` when the prefix is taken."""
+    """Add a family of names. Raises ``ValueError`` if the prefix is taken."""
     return FAMILIES.register(family.prefix, family)
 
 
 def names() -> list[str]:
-    """All named backbones, those of other packages included, in alphabetical order."""
+    """All named backbones in alphabetical order, including those of other packages."""
     return sorted(BACKBONES.load_entry_points())
 
 
 def find(name: str) -> Entry:
-    """The entry of ``name``; a family's member gets an entry made for it.
+    """The entry of ``name``, also for a family's member.
 
     Raises:
-        UserError: there is no such backbone (names the nearest), or the package that brings it is
-            broken.
+        UserError: no such backbone (suggests the nearest), or its package is broken.
     """
     prefix, _, rest = name.partition("/")
     if rest and prefix in FAMILIES:
@@ -169,28 +172,10 @@ def create(
         )
     checkpoint = load_checkpoint(weights) if weights is not None else None
     build, settings = entry.build, entry.settings
-    if (
-        (any_architecture or entry.any_architecture)
-        and checkpoint is not None
-        and checkpoint.architecture is not None
-    ):
-        family = FAMILIES.get(checkpoint.architecture.partition("/")[0])
-        if family is None:
-            raise UserError(
-                f"{checkpoint.path} remembers an architecture of no known family,"
-                f" {checkpoint.architecture!r}; install the package that brings it"
-            )
-        if family.runs_code and checkpoint.architecture != base:
-            raise UserError(
-                f"{checkpoint.path} is of {checkpoint.architecture!r}, whose code would run; if you"
-                f" trust it, name it: --backbone {checkpoint.architecture} --weights"
-                f" {checkpoint.path}"
-            )
-        build = family.build
-        settings = {
-            "architecture": checkpoint.architecture,
-            "model_config": checkpoint.model_config,
-        }
+    remembered = checkpoint.architecture if checkpoint else None
+    if checkpoint and remembered and (any_architecture or entry.any_architecture):
+        build = _family_of(checkpoint.path, remembered, base).build
+        settings = {"architecture": remembered, "model_config": checkpoint.model_config}
     request = Request(base, settings, checkpoint, random, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -198,15 +183,27 @@ def create(
             backbone = build(request)
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # the libraries' own ways to say that they do not know what a file remembers
-            if checkpoint is None or checkpoint.architecture is None:
+        except Exception as error:  # each library reports unknown settings in its own way
+            if checkpoint is None or remembered is None:
                 raise
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             raise UserError(
                 f"{checkpoint.path} remembers a model or layers that cannot be built here"
-                f" ({reason}); save it again with this version"
+                f" ({error_summary(error)}); save it again with this version"
             ) from error
     backbone.name = name
     return backbone.freeze()
+
+
+def _family_of(path: Path, architecture: str, requested: str) -> Family:
+    family = FAMILIES.get(architecture.partition("/")[0])
+    if family is None:
+        raise UserError(
+            f"{path} remembers an architecture of no known family, {architecture!r}; install the"
+            " package that brings it"
+        )
+    if family.runs_code and architecture != requested:
+        raise UserError(
+            f"{path} is of {architecture!r}, whose code would run; if you trust it, name it:"
+            f" --backbone {architecture} --weights {path}"
+        )
+    return family

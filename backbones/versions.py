@@ -1,12 +1,12 @@
-"""Versions of the libraries that can change a number: part of what kept features and finished cells
-are found by."""
+"""Versions of the libraries that can change a number: part of the keys of cached features and
+finished cells."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-# import name → the distributions that bring it, where they are called otherwise
+# import name → distributions with another name
 DISTRIBUTIONS = {
     "open_clip": ("open_clip_torch",),
     "PIL": ("pillow", "pillow-simd"),
@@ -21,37 +21,19 @@ DISTRIBUTIONS = {
     "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
     "mmdet": ("onedl-mmdetection", "mmdet"),
 }
-WHOLE_IMAGES = (
-    "torch",
-    "torchvision",
-    "PIL",
-    "timm",
-)  # what decodes, resizes and computes with whole images
+# libraries that decode, resize and compute …
+WHOLE_IMAGES = ("torch", "torchvision", "PIL", "timm")  # … whole images
 DENSE = ("torch", "cv2", "mmcv", "mmengine")  # … in MMLab's pipelines
 PROBING = (
-    *(
-        "torch",
-        "torchvision",
-        "numpy",
-        "PIL",
-        "cv2",
-        "mmcv",
-        "mmengine",
-        "mmseg",
-        "mmdet",
-        "pycocotools",
-    ),
-    *(
-        "faster_coco_eval",
-        "timm",
-        "open_clip",
-    ),  # COCO's mean AP; class names and transforms; prompts
+    *("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet"),
+    *("pycocotools", "faster_coco_eval"),  # COCO's mean AP
+    *("timm", "open_clip"),  # class names and transforms; prompts
 )
 
 
 def versions(*libraries: str) -> dict[str, str]:
-    """Import name → version, without the build after its ``+`` (``2.13.0`` of ``2.13.0+cu128``: the
-    device is told apart elsewhere); ``absent`` where it is not installed. Nothing is imported."""
+    """Import name → version, without the build after its ``+`` (``2.13.0`` of ``2.13.0+cu128``);
+    ``absent`` if it is not installed. Nothing is imported."""
     return {library: _version(library) for library in libraries}
 
 

@@ -23,8 +23,10 @@ TIMEOUT = 3.0  # seconds until the hub counts as unreachable
 
 
 def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = True) -> Path:
-    """The first of ``files`` that the hub repository has, downloaded unless it is in the local
-    cache. ``weights``: whether ``--weights FILE`` could stand in for it.
+    """The first of ``files`` that the hub repository has, from the local cache or downloaded.
+
+    Args:
+        weights: whether the user may pass the file as ``--weights FILE`` instead.
 
     Raises:
         UserError: the hub cannot be reached or refuses; says which file to put where.
@@ -39,29 +41,23 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
         cached = try_to_load_from_cache(repo, file)
         if isinstance(cached, str):
             return Path(cached)
-    by_hand = (
-        "and pass it with --weights FILE, or copy the hub cache"
-        if weights
-        else "and copy the hub cache"
-    )
-    where = (
-        f"fetch {files[0]} of https://huggingface.co/{repo} elsewhere {by_hand} to"
+    advice = (
+        f"fetch {files[0]} of https://huggingface.co/{repo} elsewhere and"
+        f"{' pass it with --weights FILE, or' * weights} copy the hub cache to"
         f" {constants.HF_HUB_CACHE}"
     )
     if not hub_reachable():
-        raise UserError(f"no network for the files of {backbone!r}: {where}")
+        raise UserError(f"no network for the files of {backbone!r}: {advice}")
     for file in files:
         try:
             return verified(Path(hf_hub_download(repo, file, etag_timeout=TIMEOUT)))
-        except (
-            LocalEntryNotFoundError
-        ) as error:  # a kind of EntryNotFoundError that means: the network went away
-            raise UserError(f"no network for the files of {backbone!r}: {where}") from error
+        except LocalEntryNotFoundError as error:  # the network failed; an EntryNotFoundError too
+            raise UserError(f"no network for the files of {backbone!r}: {advice}") from error
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
             raise UserError(
-                f"the hub refuses the files of {backbone!r} ({type(error).__name__}): {where}"
+                f"the hub refuses the files of {backbone!r} ({type(error).__name__}): {advice}"
             ) from error
     raise UserError(
         f"hub repository {repo} has none of {', '.join(files)} for {backbone!r}; pass weights with"
@@ -70,27 +66,25 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
 
 
 def verified(path: Path) -> Path:
-    """A file that was downloaded. The hub names large ones by their sha256, and its cache keeps
-    them under that name. Raises ``UserError`` where the content is another; the file goes."""
+    """A downloaded file. The hub's cache names large ones by their sha256; one with other content
+    is removed, and raises ``UserError``."""
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256_file(blob) != blob.name:
         blob.unlink()
         raise UserError(
-            f"{path.name} from the hub is not what it says (sha256 {blob.name[:16]}…); fetch it"
+            f"{path.name} from the hub is damaged (sha256 {blob.name[:16]}… expected); fetch it"
             " again"
         )
     return path
 
 
 def hub_reachable() -> bool:
-    """Whether the hub answers within a few seconds; asked first, since its client retries for half
-    a minute."""
+    """Whether the hub answers within a few seconds; its own client would retry for half a
+    minute."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except (
-        Exception
-    ):  # the client library's own exceptions differ between its versions; any means: not reachable
+    except Exception:  # the client's exceptions differ between its versions
         return False
     return True

@@ -1,12 +1,50 @@
-"""Which layers are read, when nobody says, and the tokens of a timm ViT."""
+"""Which layers are read by default, and the tokens of plain ViTs."""
 
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+
+from backbones.base import Backbone
+
+
+class TokenBackbone(Backbone):
+    """A plain ViT: feature maps are the patch tokens after the blocks read, through the model's own
+    final norm, as DINOv2's ``get_intermediate_layers`` does.
+
+    Attributes:
+        depth: number of blocks; ``divisor`` is the patch size.
+    """
+
+    depth: int
+
+    @abstractmethod
+    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """(class token (N, C) or the mean of the patches, patch tokens (N, L, C)) after each of
+        these blocks, through the final norm."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        grid = images.shape[-2] // self.divisor, images.shape[-1] // self.divisor
+        tokens = self.read_tokens(images, self.data.layers)
+        return tuple(
+            patches.transpose(1, 2).unflatten(2, grid).contiguous() for _, patches in tokens
+        )
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.encode_tokens(images, 1)[0][0]
+
+    def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
+        self._check_blocks(blocks, self.depth)
+        return self.read_tokens(images, range(self.depth - blocks, self.depth))
+
+
+def with_mean(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Patch tokens with their mean as the class token."""
+    return patches.mean(dim=1), patches
 
 
 def evenly_spaced(depth: int, count: int = 4) -> tuple[int, ...]:
@@ -17,24 +55,19 @@ def evenly_spaced(depth: int, count: int = 4) -> tuple[int, ...]:
 
 
 def layers_of(strides: Sequence[int]) -> tuple[int, ...]:
-    """The last layer of each stride 4, 8, 16, 32 of a pyramid; four evenly spaced blocks where
-    there is one stride."""
+    """The last layer of each stride 4, 8, 16, 32 of a pyramid; four evenly spaced blocks if there
+    is one stride."""
     if len(set(strides)) == 1:
         return evenly_spaced(len(strides))
-    return tuple(
-        max(i for i, s in enumerate(strides) if s == stride)
-        for stride in (4, 8, 16, 32)
-        if stride in strides
-    )
+    last = {stride: layer for layer, stride in enumerate(strides)}
+    return tuple(last[stride] for stride in (4, 8, 16, 32) if stride in last)
 
 
 def gives_tokens(model: Any) -> bool:
     """Whether a timm model is a plain ViT, whose tokens can be read after each block."""
-    one_stride = len({layer["reduction"] for layer in model.feature_info}) == 1
-    return (
-        one_stride
-        and "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-    )
+    strides = {layer["reduction"] for layer in model.feature_info}
+    parameters = inspect.signature(model.forward_intermediates).parameters
+    return len(strides) == 1 and "return_prefix_tokens" in parameters
 
 
 def tokens_of(model: Any, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
@@ -47,7 +80,6 @@ def tokens_of(model: Any, images: Tensor, blocks: int) -> list[tuple[Tensor, Ten
         output_fmt="NLC",
         intermediates_only=True,
     )
-    if getattr(model, "cls_token", None) is None:  # there is none, or only registers
-        patches = [layer[0] if isinstance(layer, tuple) else layer for layer in layers]
-        return [(each.mean(dim=1), each) for each in patches]
+    if getattr(model, "cls_token", None) is None:  # none, or only registers
+        return [with_mean(layer[0] if isinstance(layer, tuple) else layer) for layer in layers]
     return [(prefix[:, 0], patches) for patches, prefix in layers]

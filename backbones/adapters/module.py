@@ -1,5 +1,5 @@
-"""Any ``nn.Module`` of the user's as a backbone, for scripts and notebooks: its maps, their strides
-and widths are measured."""
+"""Any ``nn.Module`` as a backbone, for scripts and notebooks: strides and widths of its maps are
+measured."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,9 @@ class ModuleBackbone(Backbone):
 
     Args:
         module: called with (N, 3, H, W) normalised float images, it returns one feature map (N, C,
-            h, w) or several, shallow to deep, each at a whole stride. Its ``encode_image(images)``,
-            if it has one, returns the embedding (N, D); else that is the mean of the last map.
-            ``encode_text(texts)``, if it has one, returns (len(texts), D).
+            h, w) or several, shallow to deep, each at an integer stride. Optional methods:
+            ``encode_image(images)`` returns the embedding (N, D), else the mean of the last map;
+            ``encode_text(texts)`` returns (len(texts), D).
         data: how images are prepared; by default 224 × 224 with ImageNet's mean and deviation.
 
     Raises:
@@ -41,38 +42,35 @@ class ModuleBackbone(Backbone):
         self.name, self.data = name, data
         kind = type(module)
         self.architecture = f"module/{kind.__module__}.{kind.__qualname__}"
-        # what costs are kept by: one class may be built at several widths
+        # one class may be built at several widths
         shapes = {name: list(value.shape) for name, value in self.module.state_dict().items()}
         self.model_config = {"shapes": content_key(shapes)}
-        with contextlib.suppress(OSError, TypeError):  # written where Python keeps no source
+        with contextlib.suppress(OSError, TypeError):  # no source, as in a REPL
             # the same weights in other code are another backbone
             self.model_config["code"] = content_key({"source": inspect.getsource(kind)})
         self.weights = Weights("a module in memory", state_sha256(self.module.state_dict()))
         self.has_text = hasattr(module, "encode_text")
-        maps = self._measured()
-        self.channels = tuple(each.shape[1] for each in maps)
-        self.strides = tuple(data.size[0] // each.shape[2] for each in maps)
-        self.divisor = max(self.strides)
         with torch.inference_mode():
-            self.embed_dim = self.encode_image(torch.zeros(1, 3, *data.size)).shape[-1]
+            images = torch.zeros(1, 3, *data.size)
+            maps = self(images)
+            self.strides = tuple(self._stride(each) for each in maps)
+            self.channels = tuple(each.shape[1] for each in maps)
+            self.divisor = max(self.strides)
+            self.embed_dim = self.encode_image(images).shape[-1]
 
-    def _measured(self) -> tuple[Tensor, ...]:
+    def _stride(self, feature_map: Any) -> int:
         height, width = self.data.size
-        with torch.inference_mode():
-            maps = self(torch.zeros(1, 3, height, width))
-        for each in maps:
-            told = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
-            whole = (
-                isinstance(each, Tensor)
-                and each.ndim == 4
-                and not (height % each.shape[2] or width % each.shape[3])
-            )
-            if not whole or height // each.shape[2] != width // each.shape[3]:
-                raise UserError(
-                    f"{self.name!r} must return feature maps (N, C, h, w) at whole strides of"
-                    f" {height} × {width} images, not {told}; wrap it in a module that does"
-                )
-        return maps
+        shape: Any = type(feature_map).__name__
+        if isinstance(feature_map, Tensor):
+            shape = tuple(feature_map.shape)
+            if len(shape) == 4:
+                stride = height // shape[2]
+                if (shape[2] * stride, shape[3] * stride) == (height, width):
+                    return stride
+        raise UserError(
+            f"{self.name!r} must return feature maps (N, C, h, w) at integer strides of {height} ×"
+            f" {width} images, not {shape}; wrap it in a module that does"
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = self.module(images)
@@ -87,6 +85,6 @@ class ModuleBackbone(Backbone):
 
 
 def entry_of(module: nn.Module, name: str, data: DataConfig = IMAGENET) -> Entry:
-    """A registry's entry that gives ``module`` again and again."""
-    made = ModuleBackbone(module, name, data)
-    return Entry(name, "a module in memory", "unknown", lambda request: copy.deepcopy(made))
+    """A registry entry that builds copies of ``module``."""
+    backbone = ModuleBackbone(module, name, data)
+    return Entry(name, "a module in memory", "unknown", lambda request: copy.deepcopy(backbone))

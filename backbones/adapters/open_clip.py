@@ -157,12 +157,10 @@ class OpenClipBackbone(Backbone):
 def make_tokenizer(
     model_config: Mapping[str, Any], *, backbone: str
 ) -> Callable[[list[str]], Tensor]:
-    """The tokenizer of an open_clip model config: CLIP's byte-pair encoder, carried by open_clip,
-    or the one it names.
+    """The tokenizer of an open_clip model config: CLIP's byte-pair encoder, or the one it names.
 
     Raises:
-        UserError: it names one on the hub, which can be neither found in the local cache nor
-            reached.
+        UserError: it is on the hub, and neither in the local cache nor reachable.
     """
     text = model_config["text_cfg"]
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
@@ -192,8 +190,8 @@ def build(request: Request) -> Backbone:
     """The builder of ``open_clip/ARCH[/PRETRAINED]``, and of named entries whose ``architecture``
     is open_clip's.
 
-    Settings understood: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args``
-    (changes to open_clip's model config, by section), ``model_config`` (in its place), ``licence``,
+    Settings: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args`` (changes
+    to open_clip's model config, by section), ``model_config`` (replaces it), ``licence``,
     ``layers``, ``size``.
 
     Raises:
@@ -244,7 +242,7 @@ def build_model(model_config: Mapping[str, Any], *, backbone: str = "") -> nn.Mo
     custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     if "multimodal_cfg" in config:
         raise UserError(
-            f"{backbone!r} is a CoCa model, whose captioning decoder has no place here; choose a"
+            f"{backbone!r} is a CoCa model, whose captioning decoder is not supported; choose a"
             " CLIP model"
         )
     if "hf_model_name" in config["text_cfg"]:
@@ -279,9 +277,8 @@ def load_open_clip(model: nn.Module, checkpoint: Checkpoint, *, architecture: st
 def _library_config(arch: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """open_clip's own model config of ``arch`` with ``changes`` over it. Raises ``UserError``
     naming the nearest."""
-    config = (
-        open_clip.get_model_config(arch) if ":" not in arch else None
-    )  # local-dir: and hf-hub: are not the library's own
+    # names with a colon (local-dir:, hf-hub:) are not the library's own
+    config = open_clip.get_model_config(arch) if ":" not in arch else None
     if config is None:
         raise UserError(
             f"open_clip has no model {arch!r}; {nearest(arch, open_clip.list_models())}"
@@ -292,22 +289,23 @@ def _library_config(arch: str, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_tag(arch: str, tag: str, config: Mapping[str, Any]) -> None:
-    """Raises ``UserError`` when there are no such weights, or when they were trained with the other
+    """Raises ``UserError`` if there are no such weights, or they were trained with the other
     activation."""
     pretrained = open_clip.get_pretrained_cfg(arch, tag)
     if not pretrained:
-        known = open_clip.list_pretrained_tags_by_model(arch)
+        tags = open_clip.list_pretrained_tags_by_model(arch)
         raise UserError(
-            f"open_clip has no weights {tag!r} of {arch}; known: {', '.join(known) or 'none'}"
+            f"open_clip has no weights {tag!r} of {arch}; known: {', '.join(tags) or 'none'}"
         )
     if (
         bool(pretrained.get("quick_gelu")) != bool(config.get("quick_gelu"))
         and "timm_model_name" not in config["vision_cfg"]
     ):
-        other = arch.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{arch}-quickgelu"
+        base = arch.removesuffix("-quickgelu")
+        fitting = base if config.get("quick_gelu") else f"{arch}-quickgelu"
         raise UserError(
             f"weights {tag!r} were trained with the other activation; ask for"
-            f" open_clip/{other}/{tag}"
+            f" open_clip/{fitting}/{tag}"
         )
 
 
@@ -346,8 +344,7 @@ def _data(
 
 
 def default_layers(visual: Any) -> tuple[int, ...]:
-    """The layers whose maps are read where nothing else is said: evenly spaced blocks, or one stage
-    for each stride."""
+    """The layers that are read by default: evenly spaced blocks, or one stage for each stride."""
     if isinstance(visual, ModifiedResNet):
         return (1, 2, 3, 4)  # 0 is the stem
     if isinstance(visual, VisionTransformer):
@@ -358,26 +355,22 @@ def default_layers(visual: Any) -> tuple[int, ...]:
 def feature_maps(visual: Any, layers: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(channels, strides) of the feature maps of ``layers``."""
     if isinstance(visual, VisionTransformer):
-        blocks = [
-            visual.transformer.resblocks[layer] for layer in layers
-        ]  # all of them must be there
-        return (visual.transformer.width,) * len(blocks), (visual.patch_size[0],) * len(blocks)
+        for layer in layers:
+            visual.transformer.resblocks[layer]  # raises IndexError if there is no such block
+        return (visual.transformer.width,) * len(layers), (visual.patch_size[0],) * len(layers)
     if isinstance(visual, ModifiedResNet):
         stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
         widths = [visual.conv3.out_channels] + [stage[-1].conv3.out_channels for stage in stages]
-        return tuple(widths[layer] for layer in layers), tuple(
-            (4, 4, 8, 16, 32)[layer] for layer in layers
-        )
+        strides = (4, 4, 8, 16, 32)
+        return tuple(widths[i] for i in layers), tuple(strides[i] for i in layers)
     info = visual.trunk.feature_info
-    return tuple(info[layer]["num_chs"] for layer in layers), tuple(
-        info[layer]["reduction"] for layer in layers
-    )
+    channels = tuple(info[layer]["num_chs"] for layer in layers)
+    return channels, tuple(info[layer]["reduction"] for layer in layers)
 
 
 def normalizes(visual: Any, layers: Sequence[int]) -> bool:
-    """Whether the maps of ``layers`` pass the tower's final norm: not the stages of a pyramid,
-    which do not share it, nor where attentional pooling comes first and the norm lives in the
-    pooled space."""
+    """Whether the maps of ``layers`` pass the tower's final norm: not the stages of a pyramid, nor
+    towers whose norm follows attentional pooling."""
     if isinstance(visual, VisionTransformer):
         return visual.attn_pool is None
     return len(set(feature_maps(visual, layers)[1])) == 1

@@ -18,20 +18,20 @@ from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
-from common.errors import UserError, nearest
+from common.errors import UserError, error_summary, nearest
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class TimmBackbone(Backbone):
-    """A timm model, whole, with its ImageNet head where it has one.
+    """A timm model, including its ImageNet head if it has one.
 
     Feature maps come from ``forward_intermediates``, in a plain ViT through the model's own final
     norm after each block read (as DINOv2's ``get_intermediate_layers`` does); the embedding is
     ``forward_head(…, pre_logits=True)``.
 
     Raises:
-        UserError: the model's maps are not at whole strides, or it gives none.
+        UserError: the model's maps are not at integer strides, or it gives none.
     """
 
     libraries = ("timm",)
@@ -46,12 +46,9 @@ class TimmBackbone(Backbone):
         data: DataConfig,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.name = name
-        self.architecture = f"timm/{arch}"
-        self.model_config = dict(model_config)
+        self.model, self.name, self.data = model.eval(), name, data
+        self.architecture, self.model_config = f"timm/{arch}", dict(model_config)
         info = cast(Any, model).feature_info
-        self.data = data
         self.strides = tuple(info[layer]["reduction"] for layer in data.layers)
         if not self.strides:
             raise UserError(
@@ -62,25 +59,23 @@ class TimmBackbone(Backbone):
         self._norm = len({layer["reduction"] for layer in info}) == 1
         native = getattr(getattr(model, "patch_embed", None), "img_size", None)
         self._sized = SizedCopies(model, native, lambda copy, size: copy.set_input_size(size))
-        # CNNs take any size; so do ViTs built with dynamic_img_size; others are copied for each
-        # size
+        # CNNs take any size, as do ViTs built with dynamic_img_size; others are copied for each
         self._any_size = not hasattr(model, "set_input_size") or bool(
             getattr(model, "dynamic_img_size", False)
         )
-        self._fixed: tuple[int, int] | None = None
+        self._only_size: tuple[int, int] | None = None
         self.channels, self.embed_dim = self._measure()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            self._at(images).forward_intermediates(
-                images,
-                indices=list(self.data.layers),
-                norm=self._norm,
-                stop_early=True,
-                intermediates_only=True,
-                output_fmt="NCHW",
-            )
+        maps = self._at(images).forward_intermediates(
+            images,
+            indices=list(self.data.layers),
+            norm=self._norm,
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NCHW",
         )
+        return tuple(maps)
 
     def encode_image(self, images: Tensor) -> Tensor:
         model = self._at(images)
@@ -95,7 +90,7 @@ class TimmBackbone(Backbone):
 
     def identity(self) -> dict[str, Any]:
         identity = super().identity()
-        # the classifier is no part of it, and the weights' digest has it
+        # the classifier is not used, and is part of the weights' digest
         identity["model_config"].pop("num_classes", None)
         return identity
 
@@ -104,57 +99,50 @@ class TimmBackbone(Backbone):
         return self.model.state_dict()
 
     def _measure(self) -> tuple[tuple[int, ...], int]:
-        """(channels, embed_dim) of what really comes out, since not every model is what it declares
-        to be."""
-        self.model.eval()
+        """(channels, embed_dim) of the outputs, since some models differ from their declaration;
+        finds out whether the model takes other sizes than its own."""
         native = tuple(resolve_model_data_config(self.model)["input_size"][-2:])
         reason = ""
         for size in ((4 * self.divisor, 6 * self.divisor), native):
+            images = torch.zeros(1, 3, *size)
             try:
                 with torch.inference_mode():
-                    images = torch.zeros(1, 3, *size)
                     maps, embedding = self(images), self.encode_image(images)
-            except (
-                Exception
-            ) as error:  # any architecture's own way to say that it does not take this size
-                reason, self._fixed = (
-                    f"{type(error).__name__}: {error}".splitlines()[0][:120],
-                    native,
-                )
+            except Exception as error:  # each architecture refuses a size in its own way
+                reason, self._only_size = error_summary(error), native
                 continue
-            wanted = [(size[0] // stride, size[1] // stride) for stride in self.strides]
-            if [tuple(one.shape[-2:]) for one in maps] != wanted or embedding.ndim != 2:
-                reason = (
-                    f"maps of {size[0]}×{size[1]} are"
-                    f" {', '.join(f'{m.shape[-2]}×{m.shape[-1]}' for m in maps)}"
-                )
-                break
-            self._sized.clear()
-            return tuple(one.shape[1] for one in maps), embedding.shape[1]
+            shapes = [tuple(each.shape[-2:]) for each in maps]
+            expected = [(size[0] // stride, size[1] // stride) for stride in self.strides]
+            if shapes == expected and embedding.ndim == 2:
+                self._sized.clear()
+                return tuple(each.shape[1] for each in maps), embedding.shape[1]
+            sides = ", ".join(f"{height}×{width}" for height, width in shapes)
+            reason = f"maps of {size[0]}×{size[1]} are {sides}"
+            break
         raise UserError(
-            f"{self.architecture} gives no feature maps at whole strides ({reason}); choose"
+            f"{self.architecture} gives no feature maps at integer strides ({reason}); choose"
             " another one"
         )
 
     def _at(self, images: Tensor) -> Any:
-        size = (images.shape[-2], images.shape[-1])
-        if self._fixed is not None and self._fixed != size:
+        height, width = images.shape[-2:]
+        if self._only_size is not None and self._only_size != (height, width):
+            only_height, only_width = self._only_size
             raise UserError(
-                f"{self.architecture} takes images of {self._fixed[0]}×{self._fixed[1]} only, not"
-                f" {size[0]}×{size[1]}; set the task's image size to that, or choose another"
+                f"{self.architecture} takes images of {only_height}×{only_width} only, not"
+                f" {height}×{width}; set the task's image size to that, or choose another"
                 " architecture"
             )
-        return self.model if self._any_size or self._fixed else self._sized.at(*size)
+        return self.model if self._any_size or self._only_size else self._sized.at(height, width)
 
 
 def build(request: Request) -> Backbone:
     """The builder of ``timm/NAME[.TAG]``, and of every named entry whose ``architecture`` is one of
     timm's.
 
-    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (of
+    Settings: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (of
     ``create_model``), ``layers``, ``size``, ``mean``, ``std`` (over timm's data config),
-    ``licence`` and, for weights a package carries, ``state`` (a function that returns the state
-    dict and its source).
+    ``licence`` and, for weights in a package, ``state`` (returns the state dict and its source).
 
     Raises:
         UserError: see ``backbones.create``.
@@ -163,12 +151,8 @@ def build(request: Request) -> Backbone:
     arch, _, tag = settings.get("architecture", request.name).removeprefix("timm/").partition(".")
     tag = settings.get("pretrained", tag)
     _check_name(arch, tag)
-    kwargs, source, licence = (
-        dict(settings.get("model_args", {})),
-        "",
-        settings.get("licence", "unknown"),
-    )
     name = f"{arch}.{tag}" if tag else arch
+    kwargs, source, licence = dict(settings.get("model_args", {})), "", "unknown"
     if checkpoint is not None:
         check_architecture(checkpoint, f"timm/{arch}")
         kwargs = {**_head(arch, checkpoint), **kwargs, **checkpoint.model_config}
@@ -181,17 +165,16 @@ def build(request: Request) -> Backbone:
         state, source = settings["state"]()
         fit_state(model, state, path=Path(source), architecture=f"timm/{arch}")
     else:
-        model, source, told = _from_hub(name, kwargs, request.name)
-        licence = settings.get("licence", told)
+        model, source, licence = _from_hub(name, kwargs, request.name)
     data = checkpoint.data if checkpoint and checkpoint.data else _data(model, settings)
     backbone = TimmBackbone(model, name=request.name, arch=arch, model_config=kwargs, data=data)
+    licence = settings.get("licence", licence)
     backbone.weights = request.weights(backbone.model_state(), source, licence)
     return backbone
 
 
 def _check_name(arch: str, tag: str) -> None:
-    """Raises ``UserError`` naming the nearest when timm has no such model, or no such weights of
-    it."""
+    """Raises ``UserError`` with the nearest names if timm has no such model or weights."""
     if not timm.is_model(arch):
         raise UserError(f"timm has no model {arch!r}; {nearest(arch, timm.list_models())}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
@@ -202,8 +185,7 @@ def _check_name(arch: str, tag: str) -> None:
 
 
 def _head(arch: str, checkpoint: Checkpoint) -> dict[str, int]:
-    """``num_classes`` of the checkpoint, which need not be timm's: its head is not what is
-    benchmarked."""
+    """``num_classes`` of the checkpoint, which need not be timm's, as the head is not used."""
     classifier = cast(Any, timm.get_pretrained_cfg(arch)).classifier
     if not isinstance(classifier, str):
         return {}
@@ -221,12 +203,7 @@ def _create(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """
     try:
         model = timm.create_model(name, dynamic_img_size=True, **kwargs)
-    except (
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-    ):  # an architecture that does not know the argument
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # it has no such argument
         model = timm.create_model(name, **kwargs)
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
         raise UserError(f"timm model {name!r} gives no feature maps; choose another architecture")

@@ -1,9 +1,9 @@
 """``hub/OWNER/REPO[:REF]:ENTRY``: a model of torch.hub, or of a local folder with a ``hubconf.py``.
-**It runs the code of that
-repository**: torch.hub asks once, at the terminal, whether it is trusted, and remembers the answer;
-without one nothing is run.
 
-Two interfaces are known: ``get_intermediate_layers`` of DINOv2, DINOv3 and what descends from them
+**It runs the code of that repository**: torch.hub asks once, at the terminal, whether it is
+trusted, and remembers the answer; without one nothing is run.
+
+Two interfaces are supported: ``get_intermediate_layers`` of DINOv2, DINOv3 and their descendants
 (Franca), and CAPI's encoder.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,16 +19,16 @@ from huggingface_hub import constants
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from backbones.adapters.layers import evenly_spaced
+from backbones.adapters.layers import TokenBackbone, evenly_spaced, with_mean
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
-from common.errors import UserError, first_line
+from common.errors import UserError, error_summary
 
 
-class HubBackbone(Backbone):
-    """A plain ViT of torch.hub. Patch tokens pass the model's final norm; the embedding is the
-    class token of the last block, or CAPI's global feature.
+class HubBackbone(TokenBackbone):
+    """A plain ViT of torch.hub. The embedding is the class token of the last block, or CAPI's
+    global feature.
 
     Args:
         code: digest of the repository's Python files, part of the identity.
@@ -44,56 +43,38 @@ class HubBackbone(Backbone):
         self, model: nn.Module, *, name: str, entry: str, code: str, data: DataConfig
     ) -> None:
         super().__init__()
+        self.model: Any
         self.model = model.eval()
         self.name, self.architecture, self.code = name, f"hub/{entry}", code
-        self.capi = hasattr(model, "prepare_tokens_and_drop")
-        patch = getattr(model, "patch_size", 0)
+        self.is_capi = hasattr(model, "prepare_tokens_and_drop")
+        patch: Any = getattr(model, "patch_size", 0)
         self.divisor = patch[0] if isinstance(patch, tuple | list) else int(patch)
-        if not self.divisor or not (self.capi or hasattr(model, "get_intermediate_layers")):
+        if not self.divisor or not (self.is_capi or hasattr(model, "get_intermediate_layers")):
             raise UserError(
-                f"{name!r} is called neither as DINOv2 (get_intermediate_layers) nor as CAPI; copy"
-                " backbones/template.py for it"
+                f"{name!r} has the interface neither of DINOv2 (get_intermediate_layers) nor of"
+                " CAPI; copy backbones/template.py for it"
             )
-        depth = len(self.blocks)
-        self.data = data if data.layers else replace(data, layers=evenly_spaced(depth))
-        self._check_blocks(max(self.data.layers) + 1, depth)
+        self.depth = len(self.model.encoder.blocks if self.is_capi else self.model.blocks)
+        self.data = data.with_layers(data.layers or evenly_spaced(self.depth))
+        self._check_blocks(max(self.data.layers) + 1, self.depth)
         with torch.inference_mode():
             image = torch.zeros(1, 3, 2 * self.divisor, 3 * self.divisor)
             maps, embedding = self(image), self.encode_image(image)
         self.strides = (self.divisor,) * len(maps)
         self.channels, self.embed_dim = tuple(each.shape[1] for each in maps), embedding.shape[1]
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        model = cast(Any, self.model)
-        return model.encoder.blocks if self.capi else model.blocks
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        grid = images.shape[-2] // self.divisor, images.shape[-1] // self.divisor
-        tokens = self._tokens(images, self.data.layers)
-        return tuple(
-            patches.transpose(1, 2).unflatten(2, grid).contiguous() for _, patches in tokens
-        )
-
     def encode_image(self, images: Tensor) -> Tensor:
-        return self.model(images)[0] if self.capi else self.encode_tokens(images, 1)[0][0]
+        return self.model(images)[0] if self.is_capi else super().encode_image(images)
 
-    def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
-        depth = len(self.blocks)
-        self._check_blocks(blocks, depth)
-        return self._tokens(images, range(depth - blocks, depth))
-
-    def _tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """(class token, or the mean of the patches, patches) after each of these blocks, through
-        the final norm."""
-        model = cast(Any, self.model)
-        if not self.capi:
-            found = model.get_intermediate_layers(images, list(layers), return_class_token=True)
-            return [(token, patches) for patches, token in found]
-        tokens, places, _ = model.prepare_tokens_and_drop(images, None)
-        after = model.encoder(tokens, coords=places, return_layers={layer + 1 for layer in layers})
-        parts = [model.enc_norm(after[layer + 1])[:, model.num_prefix_tokens :] for layer in layers]
-        return [(patches.mean(dim=1), patches) for patches in parts]
+    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        model = self.model
+        if not self.is_capi:
+            outputs = model.get_intermediate_layers(images, list(layers), return_class_token=True)
+            return [(token, patches) for patches, token in outputs]
+        tokens, coords, _ = model.prepare_tokens_and_drop(images, None)
+        after = model.encoder(tokens, coords=coords, return_layers={layer + 1 for layer in layers})
+        normed = [model.enc_norm(after[layer + 1]) for layer in layers]
+        return [with_mean(tokens[:, model.num_prefix_tokens :]) for tokens in normed]
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "code": self.code}
@@ -106,9 +87,9 @@ class HubBackbone(Backbone):
 def build(request: Request) -> Backbone:
     """The builder of ``hub/REPO:ENTRY``; REPO is ``OWNER/NAME[:REF]`` on GitHub, or a local folder.
 
-    Settings understood: ``entry`` (``REPO:ENTRY``), ``model_args`` (of the entry point),
-    ``layers``, ``size``, ``mean``, ``std``, ``crop_pct``, ``licence``. Images are prepared as
-    ImageNet's unless they say otherwise.
+    Settings: ``entry`` (``REPO:ENTRY``), ``model_args`` (of the entry point), ``layers``, ``size``,
+    ``mean``, ``std``, ``crop_pct``, ``licence``. The defaults are what DINOv2's authors evaluate
+    at.
 
     Raises:
         UserError: see ``backbones.create``; the repository is not trusted, or cannot be fetched.
@@ -116,16 +97,23 @@ def build(request: Request) -> Backbone:
     settings, checkpoint = request.settings, request.checkpoint
     architecture = settings.get("architecture", "")
     entry = settings.get("entry") or (architecture or request.name).removeprefix("hub/")
-    repo, colon, function = entry.rpartition(":")
-    if not colon or not repo or not function:
+    repo, _, function = entry.rpartition(":")
+    if not repo or not function:
         raise UserError(f"{request.name!r} names no entry point; write hub/OWNER/REPO:ENTRY")
     arguments = dict(settings.get("model_args", {}) | settings.get("model_config", {}))
     pretrained = checkpoint is None and not request.random
     model, code = _load(repo, function, arguments, request.name, pretrained)
+    data = DataConfig(
+        size=tuple(settings.get("size", (224, 224))),
+        mean=tuple(settings.get("mean", IMAGENET_DEFAULT_MEAN)),
+        std=tuple(settings.get("std", IMAGENET_DEFAULT_STD)),
+        crop_pct=settings.get("crop_pct", 0.875),
+        layers=tuple(settings.get("layers", ())),
+    )
     if checkpoint is not None:
         check_architecture(checkpoint, f"hub/{entry}")
         fit_state(model, checkpoint.state, path=checkpoint.path, architecture=f"hub/{entry}")
-    data = checkpoint.data if checkpoint and checkpoint.data else _data(settings)
+        data = checkpoint.data or data
     backbone = HubBackbone(model, name=request.name, entry=entry, code=code, data=data)
     backbone.model_config = arguments
     backbone.weights = request.weights(
@@ -137,15 +125,12 @@ def build(request: Request) -> Backbone:
 def _load(
     repo: str, function: str, arguments: Mapping[str, Any], backbone: str, pretrained: bool
 ) -> tuple[nn.Module, str]:
-    """(model, digest of the code). The entry point is told ``pretrained=False`` where nothing shall
-    be loaded."""
+    """(model, digest of the code). The entry point gets ``pretrained=False`` if its weights are not
+    wanted."""
     arguments = dict(arguments) if pretrained else {**arguments, "pretrained": False}
     try:
         folder = Path(repo) if Path(repo).is_dir() else _code(repo, backbone)
-        model = cast(
-            nn.Module,
-            torch.hub.load(str(folder), function, source="local", verbose=False, **arguments),
-        )
+        model = torch.hub.load(str(folder), function, source="local", verbose=False, **arguments)
     except UserError:
         raise
     except EOFError as error:
@@ -158,40 +143,27 @@ def _load(
         raise UserError(
             f"the code of {backbone!r} needs the package {error.name}; install it"
         ) from error
-    except (
-        Exception
-    ) as error:  # torch.hub raises whatever the network and the repository's code raise
+    except Exception as error:  # whatever the network and the repository's code raise
         if "'pretrained'" in str(error) and not pretrained:
             raise UserError(
                 f"{function} of {repo} always loads its weights: there is no random/{backbone}"
             ) from error
         raise UserError(
-            f"torch.hub has no {backbone!r} ({type(error).__name__}: {first_line(error)}); check"
-            " the name and the network"
+            f"torch.hub has no {backbone!r} ({error_summary(error)}); check the name and the"
+            " network"
         ) from error
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return model, digest.hexdigest()
+    return cast(nn.Module, model), digest.hexdigest()
 
 
 def _code(repo: str, backbone: str) -> Path:
-    """The folder of a repository's code, fetched unless it is there; torch.hub asks first."""
-    there = Path(torch.hub.get_dir()).glob(f"{repo.partition(':')[0].replace('/', '_')}_*")
-    if constants.HF_HUB_OFFLINE and not any(there):
+    """The folder of a repository's code, fetched if missing; torch.hub asks for trust first."""
+    name = repo.partition(":")[0].replace("/", "_")
+    if constants.HF_HUB_OFFLINE and not any(Path(torch.hub.get_dir()).glob(f"{name}_*")):
         raise UserError(
             f"no network for the code of {backbone!r}: fetch github.com/{repo} where there is one"
             f" (by torch.hub), and copy its folder to {torch.hub.get_dir()}"
         )
     return Path(torch.hub._get_cache_or_reload(repo, False, "check", verbose=False))
-
-
-def _data(settings: Mapping[str, Any]) -> DataConfig:
-    """What DINOv2's authors evaluate at, with the entry's own settings over it."""
-    return DataConfig(
-        size=tuple(settings.get("size", (224, 224))),
-        mean=tuple(settings.get("mean", IMAGENET_DEFAULT_MEAN)),
-        std=tuple(settings.get("std", IMAGENET_DEFAULT_STD)),
-        crop_pct=settings.get("crop_pct", 0.875),
-        layers=tuple(settings.get("layers", ())),
-    )

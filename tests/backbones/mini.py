@@ -33,13 +33,15 @@ def mini_clip(seed: int = 0, **changes: Any) -> torch.nn.Module:
 
 
 def save_backbone(path: Path, backbone: Any) -> str:
-    """What the adapters made, as a checkpoint; its digest."""
-    made = backbone.weights
-    described = (
-        backbone.architecture,
-        dict(backbone.model_config),
-        backbone.data,
-        made.licence,
-        made.source,
+    """Save a backbone of an adapter as a checkpoint; returns the digest."""
+    return save_checkpoint(
+        Checkpoint(
+            path,
+            backbone.model_state(),
+            backbone.architecture,
+            dict(backbone.model_config),
+            backbone.data,
+            backbone.weights.licence,
+            backbone.weights.source,
+        )
     )
-    return save_checkpoint(Checkpoint(path, backbone.model_state(), *described))

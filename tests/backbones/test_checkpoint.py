@@ -1,10 +1,11 @@
-"""Weights on disk: what is saved comes back, and what is broken is refused in one line."""
+"""Weights on disk: saved weights come back, damaged ones are refused in one line."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
+import json
 import pickle
 import tempfile
 from pathlib import Path
@@ -179,15 +180,15 @@ def test_an_image_tower_alone_has_no_text(tmp_path, monkeypatch, prefix):
         {prefix + n: t for n, t in original.visual.state_dict().items()},
         tmp_path / "tower.safetensors",
     )
-    one, two = (
+    first, second = (
         backbones.create("open_clip/Mini", weights=tmp_path / "tower.safetensors", seed=s)
         for s in (0, 1)
     )
     images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(one.encode_image(images), original.encode_image(images))
-    assert one.weights.sha256 == two.weights.sha256
+    assert torch.equal(first.encode_image(images), original.encode_image(images))
+    assert first.weights.sha256 == second.weights.sha256
     with pytest.raises(UserError, match="no text tower"):
-        one.encode_text(["a dog"])
+        first.encode_text(["a dog"])
 
 
 def test_wrong_architectures_are_refused_by_name(mini, tmp_path):
@@ -195,10 +196,10 @@ def test_wrong_architectures_are_refused_by_name(mini, tmp_path):
     torch.save(backbones.create("random/timm/resnet18").model_state(), resnet)
     with pytest.raises(
         UserError, match=r"resnet.pth does not fit timm/resnet34: no layer1.2.conv1.weight"
-    ) as caught:
+    ) as raised:
         backbones.create("timm/resnet34", weights=resnet)
-    assert "\n" not in str(caught.value)
-    assert "more" in str(caught.value)
+    assert "\n" not in str(raised.value)
+    assert "more" in str(raised.value)
     wide = {
         n: t.new_zeros(t.shape[0] * 2, *t.shape[1:])
         for n, t in mini_clip().visual.state_dict().items()
@@ -262,30 +263,23 @@ def test_other_bad_files(tmp_path):
     ("name", "value"),
     [
         ("size", "big"),
-        ("size", (64, 0)),
-        ("size", (64.5, 64)),
-        ("mean", ("a", "b", "c")),
-        ("mean", (0.5, 0.5)),
-        ("std", (0, 0, 0)),
-        ("std", (float("nan"),) * 3),
-        ("std", (10**400, 1, 1)),
+        ("size", [64, 0]),
+        ("mean", [0.5, 0.5]),
+        ("std", [0, 0, 0]),
+        ("std", [float("nan")] * 3),
         ("crop_pct", 0),
+        ("unknown", 1),
     ],
 )
-def test_a_data_config_that_no_image_can_be_prepared_by_is_refused(tmp_path, name, value):
-    data = dataclasses.replace(DATA, **{name: value})
-    save_checkpoint(
-        Checkpoint(tmp_path / "x.safetensors", {"w": torch.ones(1)}, "timm/x", {}, data)
-    )
+def test_an_impossible_data_config_is_refused(tmp_path, name, value):
+    path = tmp_path / "x.safetensors"
+    state = {"w": torch.ones(1)}
+    metadata = dict.fromkeys(("licence", "source", "sha256"), "")
+    metadata |= {"format_version": "1", "architecture": "timm/x", "model_config": "{}"}
+    data = json.dumps({**dataclasses.asdict(DATA), name: value})
+    save_file(state, path, metadata={**metadata, "extra": "{}", "data": data})
     with pytest.raises(UserError, match=r"x\.safetensors is damaged \("):
-        load_checkpoint(tmp_path / "x.safetensors")
-
-
-def test_a_model_config_without_end_is_refused(tmp_path):
-    metadata = {"format_version": "1", "architecture": "timm/x", "model_config": "[" * 100_000}
-    save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors", metadata=metadata)
-    with pytest.raises(UserError, match="nested too deeply"):
-        load_checkpoint(tmp_path / "x.safetensors")
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -315,22 +309,22 @@ def test_a_full_disk_or_a_bad_folder_leaves_nothing(tmp_path):
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_truncated_files_are_refused_in_one_line(kind, tmp_path, share):
-    whole = lite_bytes(kind)
+    content = lite_bytes(kind)
     path = tmp_path / "cut"
-    path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(UserError) as caught:
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError) as raised:
         load_checkpoint(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_a_flipped_bit_never_changes_weights_in_silence(tmp_path, place, bit):
+def test_a_flipped_bit_never_changes_weights_silently(tmp_path, position, bit):
     damaged = bytearray(lite_bytes("ours"))
-    damaged[int(len(damaged) * place)] ^= 1 << bit
+    damaged[int(len(damaged) * position)] ^= 1 << bit
     path = tmp_path / "flipped.safetensors"
     path.write_bytes(damaged)
     good = tmp_path / "good.safetensors"
@@ -340,33 +334,7 @@ def test_a_flipped_bit_never_changes_weights_in_silence(tmp_path, place, bit):
     except UserError as error:
         assert str(path) in str(error)
     else:
-        whole = load_checkpoint(good).state
-        assert state_sha256(state) == state_sha256(whole)
-
-
-@given(
-    damage=st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4
-    )
-)
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_whatever_a_damaged_torch_file_makes_torch_raise_is_one_line(tmp_path, damage):
-    """The old format is a bare pickle: a wrong byte sends the unpickler anywhere."""
-    path = tmp_path / "old.pth"
-    torch.save(
-        {"a": torch.ones(4, 4), "b": torch.ones(3)}, path, _use_new_zipfile_serialization=False
-    )
-    content = bytearray(path.read_bytes())
-    for place, value in damage:
-        content[int(len(content) * place)] = value
-    path.write_bytes(content)
-    try:
-        load_checkpoint(path)
-    except UserError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
+        assert state_sha256(state) == state_sha256(load_checkpoint(good).state)
 
 
 @pytest.mark.parametrize(
@@ -387,9 +355,9 @@ def test_layers_that_the_model_has_not_are_refused(tmp_path, layers):
     ):
         data = dataclasses.replace(DATA, layers=layers)
         save_checkpoint(Checkpoint(path, model.state_dict(), architecture, config, data))
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError) as raised:
             backbones.create(name, weights=path)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(raised.value)
 
 
 def test_a_model_that_the_library_does_not_know_is_refused(tmp_path):
@@ -402,32 +370,16 @@ def test_a_model_that_the_library_does_not_know_is_refused(tmp_path):
         backbones.create("cliptex", weights=path)
 
 
-_DTYPES = st.sampled_from(
-    [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-)
-_SHAPES = st.lists(st.integers(0, 4), max_size=3)
-
-
-@given(
-    st.dictionaries(
-        st.text("abc.é_", min_size=1, max_size=8),
-        st.tuples(_DTYPES, _SHAPES),
-        min_size=1,
-        max_size=4,
-    )
-)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_any_state_dict_comes_back(tmp_path, layout):
-    state = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in layout.items()}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_every_dtype_and_shape_comes_back(tmp_path, dtype):
+    shapes = ((), (0,), (3,), (2, 0, 4))
+    state = {f"é.{len(shape)}": torch.ones(shape).to(dtype) for shape in shapes}
     path = tmp_path / "any.safetensors"
     save_checkpoint(Checkpoint(path, state, "timm/x", {"a": [1, 2]}, DATA))
     read = load_checkpoint(path)
     assert read.state.keys() == state.keys()
     for name, tensor in state.items():
-        assert read.state[name].dtype == tensor.dtype
-        assert torch.equal(read.state[name], tensor)
+        assert read.state[name].dtype == dtype and torch.equal(read.state[name], tensor)
     assert (read.data, read.model_config) == (DATA, {"a": [1, 2]})
 
 

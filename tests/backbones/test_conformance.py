@@ -167,11 +167,12 @@ def name(request):
         yield request.param
         return
     entry = backbones.find(base)
-    registry.BACKBONES._things[base] = dataclasses.replace(
-        entry, settings={**entry.settings, **THIN[base]}
-    )
+    thin = dataclasses.replace(entry, settings={**entry.settings, **THIN[base]})
+    registry.BACKBONES.unregister(base)
+    registry.BACKBONES.register(base, thin)
     yield request.param
-    registry.BACKBONES._things[base] = entry
+    registry.BACKBONES.unregister(base)
+    registry.BACKBONES.register(base, entry)
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +209,8 @@ def test_shapes_are_those_declared(backbone, rows, columns):
 
 def test_outputs_are_deterministic_and_images_independent(backbone):
     batch = images(backbone, 2, 3)
-    for together, again, alone in zip(
-        outputs(backbone, batch),
-        outputs(backbone, batch),
-        outputs(backbone, batch[:1]),
-        strict=True,
-    ):
+    runs = (outputs(backbone, images) for images in (batch, batch, batch[:1]))
+    for together, again, alone in zip(*runs, strict=True):
         assert torch.equal(together, again)
         torch.testing.assert_close(together[:1], alone, atol=2e-4, rtol=2e-3)
 
@@ -258,9 +255,9 @@ def test_identity_is_that_of_the_weights(backbone, name):
     )
     assert again.key() == backbone.key()
     if name != "efficientnet-lite0":
-        other = backbones.create(name, seed=1)
-        assert other.weights.sha256 != backbone.weights.sha256
-        assert other.key() != backbone.key()
+        reseeded = backbones.create(name, seed=1)
+        assert reseeded.weights.sha256 != backbone.weights.sha256
+        assert reseeded.key() != backbone.key()
 
 
 def test_features_before_the_projection_are_what_is_projected(backbone):
@@ -286,11 +283,11 @@ def test_tokens_of_the_last_blocks(backbone):
     of."""
     batch = images(backbone, 2, 3)
     with torch.inference_mode():
-        one, two = backbone.encode_tokens(batch, 1), backbone.encode_tokens(batch, 2)
+        (final,), two = backbone.encode_tokens(batch, 1), backbone.encode_tokens(batch, 2)
         *_, last = backbone(batch)
         features = backbone.encode_features(batch)
-    assert len(two) == 2 and all(torch.equal(a, b) for a, b in zip(one[0], two[-1], strict=True))
-    (token, patches) = one[0]
+    assert len(two) == 2 and all(torch.equal(a, b) for a, b in zip(final, two[-1], strict=True))
+    token, patches = final
     assert token.shape == (2, backbone.channels[-1]) and torch.isfinite(token).all()
     torch.testing.assert_close(patches, last.flatten(2).transpose(1, 2))
     if backbone.architecture.startswith("open_clip/ViT") and "SigLIP" not in backbone.architecture:

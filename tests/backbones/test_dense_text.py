@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
 import backbones
-from backbones.adapters.dense_text import _of_timm, can_be_dense
+from backbones.adapters.dense_text import _encode_timm, can_be_dense
 from backbones.adapters.open_clip import OpenClipBackbone, _data, build_model
 from common.errors import UserError
 
@@ -22,10 +22,10 @@ def build(vision, embed_dim=16):
     model = build_model(config)
     for parameter in model.parameters():  # norms and biases that do something
         parameter.data += 0.02 * torch.randn_like(parameter)
-    made = OpenClipBackbone(
+    backbone = OpenClipBackbone(
         model, name="tiny", arch="tiny", model_config=config, data=_data(model, {}, {})
     )
-    return made.freeze()
+    return backbone.freeze()
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24)])
@@ -34,7 +34,7 @@ def test_a_vits_last_attention_looks_at_itself_alone(size):
     assert backbone.has_dense_text
     dense = backbone.encode_dense(images)
     assert dense.shape == (2, 16, size[0] // 8, size[1] // 8)
-    visual, tokens = backbone.visual, 1 + dense[0, 0].numel()
+    visual, tokens = backbone._at(images), 1 + dense[0, 0].numel()
     alone = torch.full((tokens, tokens), -torch.inf).fill_diagonal_(0.0)
     last = visual.transformer.resblocks[-1]
     plain = last.forward
@@ -74,11 +74,11 @@ def test_attention_pooling_looks_at_one_place():
     trunk.set_input_size(16)
     visual = SimpleNamespace(trunk=trunk.eval(), head=torch.nn.Identity())
     image = torch.randn(1, 3, 16, 16)
-    dense = _of_timm(visual, image)
+    dense = _encode_timm(visual, image)
     assert dense.shape == (1, 32, 1, 1)
     torch.testing.assert_close(dense[..., 0, 0], trunk(image))
     trunk.set_input_size((32, 48))
-    assert _of_timm(visual, torch.randn(2, 3, 32, 48)).shape == (2, 32, 2, 3)
+    assert _encode_timm(visual, torch.randn(2, 3, 32, 48)).shape == (2, 32, 2, 3)
 
 
 def test_clips_resnet():
@@ -92,6 +92,6 @@ def test_clips_resnet():
 def test_what_has_none_says_so():
     lite = backbones.create("random")
     assert not lite.has_dense_text
-    with pytest.raises(UserError, match="no place in a space of texts"):
+    with pytest.raises(UserError, match="not aligned with texts"):
         lite.encode_dense(torch.zeros(1, 3, 32, 32))
     assert not can_be_dense(torch.nn.Identity())

@@ -52,13 +52,13 @@ def test_tokens_are_those_of_the_model(dino):
     name, model = dino
     backbone, images = backbones.create(name), torch.randn(2, 3, 24, 40)
     with torch.inference_mode():
-        told = model(images, output_hidden_states=True)
+        outputs = model(images, output_hidden_states=True)
         (before, after), maps = backbone.encode_tokens(images, 2), backbone(images)
-        first, third = (model.layernorm(told.hidden_states[layer])[:, 1:] for layer in (1, 3))
-    torch.testing.assert_close(after[0], told.pooler_output)
-    torch.testing.assert_close(after[1], told.last_hidden_state[:, 1:])
+        first, third = (model.layernorm(outputs.hidden_states[layer])[:, 1:] for layer in (1, 3))
+    torch.testing.assert_close(after[0], outputs.pooler_output)
+    torch.testing.assert_close(after[1], outputs.last_hidden_state[:, 1:])
     torch.testing.assert_close(before[1], third)
-    assert [tuple(one.shape) for one in maps] == [(2, 32, 3, 5)] * 4
+    assert [tuple(each.shape) for each in maps] == [(2, 32, 3, 5)] * 4
     torch.testing.assert_close(maps[0][:, :, 1, 2], first[:, 5 + 2])
     assert backbone.weights.source == name and backbone.data.mean == (0.1, 0.2, 0.3)
     assert (backbone.data.size, backbone.data.crop_pct, backbone.data.interpolation) == (
@@ -78,9 +78,9 @@ def test_clip_images_and_texts(tmp_path):
         torch.testing.assert_close(
             backbone.encode_image(images), model.get_image_features(images).pooler_output
         )
-        told = model.get_text_features(ids, attention_mask=torch.ones_like(ids)).pooler_output
+        expected = model.get_text_features(ids, attention_mask=torch.ones_like(ids)).pooler_output
         torch.testing.assert_close(
-            backbone.encode_text(["a dog", "A cat"]), told
+            backbone.encode_text(["a dog", "A cat"]), expected
         )  # padding means nothing to it
         wide = backbone(torch.randn(1, 3, 16, 48))[0]
     assert (
@@ -94,8 +94,10 @@ def test_siglip2_takes_the_rows_of_its_processor(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2", **HF["siglip2"]}))
     backbone, images = backbones.create(f"random/hf/{tmp_path}"), torch.randn(2, 3, 16, 24)
     rows = backbone._inputs(images)["pixel_values"]
-    wanted = torch.stack([torch.as_tensor(convert_image_to_patches(i.numpy(), 8)) for i in images])
-    torch.testing.assert_close(rows, wanted)
+    expected = torch.stack(
+        [torch.as_tensor(convert_image_to_patches(i.numpy(), 8)) for i in images]
+    )
+    torch.testing.assert_close(rows, expected)
 
 
 def test_stages_come_from_auto_backbone(tmp_path):
@@ -122,7 +124,7 @@ def test_weights_of_ones_own_remember_the_model(dino, tmp_path):
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
-    def told(model, **config):
+    def error_of(model, **config):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model, **config}))
         with pytest.raises(UserError) as caught:
             backbones.create(f"random/hf/{tmp_path}")
@@ -130,9 +132,13 @@ def test_what_cannot_be_read_is_said(tmp_path):
         return str(caught.value)
 
     mae = ViTMAEConfig(**VIT).to_diff_dict()
-    assert "for 24 patches" in told("vit_mae", **mae) and "template.py" in told("vit_mae", **mae)
-    assert "own code (never run here)" in told("somebodys", auto_map={"AutoModel": "evil.Model"})
-    assert "no image encoder" in told("bert")
+    assert "for 24 patches" in error_of("vit_mae", **mae) and "template.py" in error_of(
+        "vit_mae", **mae
+    )
+    assert "own code (never run here)" in error_of(
+        "somebodys", auto_map={"AutoModel": "evil.Model"}
+    )
+    assert "no image encoder" in error_of("bert")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2", **VIT}))
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         backbones.create(f"hf/{tmp_path}")
@@ -140,11 +146,11 @@ def test_what_cannot_be_read_is_said(tmp_path):
 
 def test_code_of_a_repository_is_never_run(tmp_path):
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
-    told = {
+    config = {
         **Dinov2Config(**VIT).to_diff_dict(),
         "auto_map": {"AutoModel": "evil.M", "AutoConfig": "evil.C"},
     }
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    (tmp_path / "config.json").write_text(json.dumps(config))
     backbone = backbones.create(
         f"random/hf/{tmp_path}"
     )  # a model that transformers knows is its own

@@ -56,8 +56,8 @@ def test_the_library_s_own_numbers_at_the_native_size(name):
             intermediates_only=True,
             image_output_fmt="NCHW",
         )["image_intermediates"]
-        for mine, other in zip(backbone(images), theirs, strict=True):
-            torch.testing.assert_close(mine, other)
+        for mine, expected in zip(backbone(images), theirs, strict=True):
+            torch.testing.assert_close(mine, expected)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 96), (48, 120), (160, 32)])
@@ -79,16 +79,16 @@ def test_another_size_is_as_if_built_at_it(size):
             normalize_intermediates=True,
             intermediates_only=True,
         )["image_intermediates"]
-        for mine, other in zip(backbone(images), theirs, strict=True):
-            torch.testing.assert_close(mine, other)
+        for mine, expected in zip(backbone(images), theirs, strict=True):
+            torch.testing.assert_close(mine, expected)
 
 
 @pytest.mark.parametrize("name", ["Mini", "MiniRN", "MiniSigLIP"])
-@pytest.mark.parametrize("place", [(0, 3), (1, 0), (2, 4)])
-def test_maps_follow_the_content(name, place):
+@pytest.mark.parametrize("position", [(0, 3), (1, 0), (2, 4)])
+def test_maps_follow_the_content(name, position):
     """What changes in one patch of a non-square image changes most at that place of every map."""
     backbone = backbones.create(f"open_clip/{name}", seed=5)
-    row, column = place
+    row, column = position
     side = backbone.divisor
     blank = torch.zeros(1, 3, 3 * side, 5 * side)
     marked = blank.clone()
@@ -99,7 +99,7 @@ def test_maps_follow_the_content(name, place):
         ):
             change = (after - before).norm(dim=1)[0]
             y, x = divmod(int(change.argmax()), change.shape[1])
-            assert (y * stride // side, x * stride // side) == place
+            assert (y * stride // side, x * stride // side) == position
 
 
 def test_sized_copies_leave_the_original_alone():

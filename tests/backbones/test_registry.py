@@ -59,7 +59,7 @@ def plugins(tmp_path, monkeypatch):
         " grey_backbone:MISSING\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(backbones.BACKBONES, "_things", dict(backbones.BACKBONES))
+    monkeypatch.setattr(backbones.BACKBONES, "_entries", dict(backbones.BACKBONES))
     monkeypatch.setattr(backbones.BACKBONES, "broken", {})
     yield
     sys.modules.pop("grey_backbone", None)
@@ -146,10 +146,10 @@ def test_other_packages_bring_backbones(plugins):
 
 def test_same_seed_same_weights_in_another_process():
     code = "import backbones; print(backbones.create('random', seed=7).key())"
-    there = subprocess.run(
+    key = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
-    assert there == backbones.create("random", seed=7).key()
+    assert key == backbones.create("random", seed=7).key()
 
 
 @pytest.mark.parametrize(

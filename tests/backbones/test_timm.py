@@ -45,12 +45,12 @@ def backbone(request):
     torch.manual_seed(0)
     arch = request.param
     settings = {"model_args": THIN.get(arch, {})}
-    made = build(Request(f"timm/{arch}", settings, random=True)).freeze()
+    created = build(Request(f"timm/{arch}", settings, random=True)).freeze()
     # position tables start as zeros in some architectures, where a wrong resize would not show
-    for name, parameter in made.named_parameters():
+    for name, parameter in created.named_parameters():
         if "pos_embed" in name or "relative_position_bias_table" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    return made
+    return created
 
 
 def test_the_library_s_own_numbers_at_the_native_size(backbone):
@@ -61,8 +61,8 @@ def test_the_library_s_own_numbers_at_the_native_size(backbone):
         final, theirs = model.forward_intermediates(
             images, indices=list(backbone.data.layers), norm=plain
         )
-        for mine, other in zip(backbone(images), theirs, strict=True):
-            torch.testing.assert_close(mine, other)
+        for mine, expected in zip(backbone(images), theirs, strict=True):
+            torch.testing.assert_close(mine, expected)
         embedding = backbone.encode_image(images)
         torch.testing.assert_close(
             embedding, model.forward_head(model.forward_features(images), pre_logits=True)
@@ -83,16 +83,16 @@ def test_other_sizes(backbone, rows, columns):
         maps, embedding = backbone(images), backbone.encode_image(images)
         assert torch.equal(backbone.encode_image(native), before)
     assert [m.shape[-2:] for m in maps] == [(size[0] // s, size[1] // s) for s in backbone.strides]
-    told = copy.deepcopy(backbone.model)
-    if hasattr(told, "set_input_size"):
+    resized = copy.deepcopy(backbone.model)
+    if hasattr(resized, "set_input_size"):
         if "swin" in backbone.architecture:
             # told of its size it takes smaller windows; a dynamic one keeps those it was trained
             # with
             return
-        told.set_input_size(size)
+        resized.set_input_size(size)
     with torch.inference_mode():
         torch.testing.assert_close(
-            embedding, told.forward_head(told.forward_features(images), pre_logits=True)
+            embedding, resized.forward_head(resized.forward_features(images), pre_logits=True)
         )
 
 
@@ -105,22 +105,24 @@ def test_maps_follow_the_content(backbone):
             marked[..., corner : corner + side] = torch.randn(1, 3, side, side)
             change = (backbone(marked)[0] - backbone(blank)[0]).norm(dim=1)[0]
             half = change.shape[1] // 2
-            left, right = change[:, :half].sum(), change[:, half:].sum()
-            assert (left > right) == (corner == 0)
+            first_half, second_half = change[:, :half].sum(), change[:, half:].sum()
+            assert (first_half > second_half) == (corner == 0)
 
 
 def test_another_pooling_is_another_backbone(tmp_path):
     """The weights are the same, and so is the architecture's name; the embedding is not."""
-    made = backbones.create("random/timm/test_resnet")
-    found = []
+    original = backbones.create("random/timm/test_resnet")
+    pooled = []
     for pool in ("avg", "max"):
         path = tmp_path / f"{pool}.safetensors"
-        made.model_config = {"global_pool": pool}
-        save_backbone(path, made)
-        found.append(backbones.create("timm/test_resnet", weights=path))
+        original.model_config = {"global_pool": pool}
+        save_backbone(path, original)
+        pooled.append(backbones.create("timm/test_resnet", weights=path))
     images = torch.randn(1, 3, 64, 64)
-    assert not torch.allclose(*(each.encode_image(images) for each in found))
-    assert found[0].weights.sha256 == found[1].weights.sha256 and found[0].key() != found[1].key()
+    assert not torch.allclose(*(each.encode_image(images) for each in pooled))
+    assert (
+        pooled[0].weights.sha256 == pooled[1].weights.sha256 and pooled[0].key() != pooled[1].key()
+    )
 
 
 def test_blocks_read_by_default():
@@ -171,7 +173,7 @@ def test_architectures_of_one_size_say_so():
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("pit_xs_224", "whole strides .maps of 224×224 are 27×27"),
+        ("pit_xs_224", "integer strides .maps of 224×224 are 27×27"),
         ("crossvit_tiny_240", "no feature maps at strides"),
     ],
 )

@@ -28,8 +28,10 @@ def test_tokens_of_both_interfaces(entry):
             embedding = backbone.model.enc_norm(layers[-1])[:, 2:].mean(dim=1)
         norm = backbone.model.norm if entry == "dino_like" else backbone.model.enc_norm
         torch.testing.assert_close(backbone.encode_image(images), embedding)
-        for one, layer in zip(backbone(images), layers, strict=True):
-            torch.testing.assert_close(one, norm(layer)[:, 2:].transpose(1, 2).unflatten(2, (2, 3)))
+        for feature_map, layer in zip(backbone(images), layers, strict=True):
+            torch.testing.assert_close(
+                feature_map, norm(layer)[:, 2:].transpose(1, 2).unflatten(2, (2, 3))
+            )
         torch.testing.assert_close(backbone.encode_tokens(images, 2)[0][1], norm(layers[-2])[:, 2:])
 
 
@@ -41,8 +43,8 @@ def test_the_code_is_part_of_the_identity(tmp_path):
     shutil.copytree(HUB_REPO, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "copy" / "hubconf.py").open("a") as file:
         file.write("# another version\n")
-    other = backbones.create(f"random/hub/{tmp_path / 'copy'}:dino_like")
-    assert other.weights.sha256 == backbone.weights.sha256 and other.code != backbone.code
+    changed = backbones.create(f"random/hub/{tmp_path / 'copy'}:dino_like")
+    assert changed.weights.sha256 == backbone.weights.sha256 and changed.code != backbone.code
 
 
 @pytest.mark.parametrize(
@@ -72,15 +74,15 @@ def test_a_repository_runs_only_where_it_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(torch_hub.torch.hub, "_hub_dir", str(tmp_path))
     (tmp_path / "trusted_list").touch()
-    asked = []
+    questions = []
     monkeypatch.setattr(
-        "builtins.input", lambda question="": asked.append(question) or _no_terminal()
+        "builtins.input", lambda question="": questions.append(question) or _no_terminal()
     )
     with pytest.raises(
         UserError, match="not said you trust; answer once, at a terminal: python -c"
     ):
         backbones.create("hub/somebody/repo:main:net")
-    assert "Do you trust" in asked[0] and not list(tmp_path.glob("somebody*"))
+    assert "Do you trust" in questions[0] and not list(tmp_path.glob("somebody*"))
     monkeypatch.setattr("builtins.input", lambda question="": "n")
     with pytest.raises(UserError, match="Untrusted repository"):
         backbones.create("hub/somebody/repo:main:net")

@@ -12,20 +12,20 @@ from backbones.versions import DENSE, PROBING, WHOLE_IMAGES, versions
 
 
 def test_versions_are_those_of_the_distributions_that_bring_the_library():
-    found = versions(*PROBING, "no_such_library")
-    assert list(found) == [*PROBING, "no_such_library"]
-    assert found["torch"] == torch.__version__.partition("+")[0]
-    assert found["PIL"] == version("pillow")
-    assert found["open_clip"] == version("open_clip_torch")
-    assert found["no_such_library"] == "absent"
-    assert "absent" not in {found[name] for name in PROBING}
+    installed = versions(*PROBING, "no_such_library")
+    assert list(installed) == [*PROBING, "no_such_library"]
+    assert installed["torch"] == torch.__version__.partition("+")[0]
+    assert installed["PIL"] == version("pillow")
+    assert installed["open_clip"] == version("open_clip_torch")
+    assert installed["no_such_library"] == "absent"
+    assert "absent" not in {installed[name] for name in PROBING}
 
 
 def test_the_versions_of_all_libraries_that_probes_import_are_part_of_a_number_s_identity():
     imported = set()
     for file in Path(probes.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             imported |= {
                 name.partition(".")[0]
                 for name in [*names, getattr(node, "module", None) or ""]
@@ -34,11 +34,13 @@ def test_the_versions_of_all_libraries_that_probes_import_are_part_of_a_number_s
     no_numbers = {
         "probes",
         "backbones",
+        "common",
         "reports",
         "filelock",
+        "pydantic",
         "safetensors",
         "scipy",
         "h5py",
     }  # of scipy a table of what is right; h5py reads what `data get` converts
-    others = imported - set(sys.stdlib_module_names) - no_numbers
-    assert others == set(PROBING) and set(PROBING) >= {*WHOLE_IMAGES, *DENSE}
+    libraries = imported - set(sys.stdlib_module_names) - no_numbers
+    assert libraries == set(PROBING) and set(PROBING) >= {*WHOLE_IMAGES, *DENSE}

@@ -62,8 +62,8 @@ def lines(tmp_path: Path, count: int) -> list[str]:
 def test_three_processes_go_one_after_the_other_through_one_file(tmp_path, work):
     work("a", 1.5)
     lines(tmp_path, 1)
-    others = [work("b", 0.3), work("c", 0.3)]
-    assert [process.wait(60) for process in others] == [0, 0]
+    waiting = [work("b", 0.3), work("c", 0.3)]
+    assert [process.wait(60) for process in waiting] == [0, 0]
     journal = lines(tmp_path, 8)
     inside = [line.split() for line in journal if "waits" not in line]
     assert [line[1] for line in inside] == ["in", "out"] * 3, "two were in at once"

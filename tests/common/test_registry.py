@@ -98,12 +98,12 @@ def other_package(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "".join(
-            f"[cliptex_benchmark.{group}]\n{name} = other_package:{thing}\ngone ="
+            f"[cliptex_benchmark.{group}]\n{name} = other_package:{object_name}\ngone ="
             " no_such_module:THING\nmissing = other_package:MISSING\nnothing ="
             " other_package:NOTHING\nmisnamed ="
-            f" other_package:{thing}\n{next(iter(registry.load_entry_points()))} ="
-            f" other_package:{thing}\nleaves = other_package_leaves:THING\n"
-            for group, (registry, _, name, thing, *_) in KINDS.items()
+            f" other_package:{object_name}\n{next(iter(registry.load_entry_points()))} ="
+            f" other_package:{object_name}\nleaves = other_package_leaves:THING\n"
+            for group, (registry, _, name, object_name, *_) in KINDS.items()
         )
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -117,13 +117,13 @@ def other_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_name_is_given_once(kind):
     registry, register, *_ = KINDS[kind]
-    name, thing = next(iter(registry.load_entry_points().items()))
-    assert registry.register(name, thing) is thing  # a module that is imported twice
+    name, entry = next(iter(registry.load_entry_points().items()))
+    assert registry.register(name, entry) is entry  # a module that is imported twice
     with pytest.raises(ValueError, match=f"there is a .* '{name}' already"):
         registry.register(name, object())
     with pytest.raises(TypeError):
-        registry[name] = thing
-    register(thing)
+        registry[name] = entry
+    register(entry)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,13 +138,13 @@ def test_an_unknown_name_is_one_line_with_the_nearest(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_package_brings_one_without_a_fork(kind, other_package):
-    registry, _, name, thing, *_ = KINDS[kind]
+    registry, _, name, object_name, *_ = KINDS[kind]
     shipped = next(iter(registry))
     before = registry[shipped]
     assert name not in registry
-    assert registry.descriptions()[name] == f"plug-in other_package:{thing}"
+    assert registry.descriptions()[name] == f"plug-in other_package:{object_name}"
     assert "other_package" not in sys.modules, "describing imports nothing"
-    assert registry.find(name) is getattr(sys.modules["other_package"], thing)
+    assert registry.find(name) is getattr(sys.modules["other_package"], object_name)
     assert registry.find(shipped) is before is registry.load_entry_points()[shipped], (
         "a package replaces nothing of ours"
     )

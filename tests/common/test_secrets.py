@@ -56,8 +56,8 @@ def test_parts_that_a_library_quotes_are_hidden(monkeypatch):
         "pg://h?password=zxcvbn",
     ):
         remember_secrets(uri)
-    told = "bob:hunter@2 hunter%402 opensesame abcdef123 zxcvbn tok-en-tok"
-    assert redact(told) == "*** *** *** *** *** ***"
+    text = "bob:hunter@2 hunter%402 opensesame abcdef123 zxcvbn tok-en-tok"
+    assert redact(text) == "*** *** *** *** *** ***"
 
 
 def test_a_word_that_is_no_secret_alone_is_not_hidden(monkeypatch):

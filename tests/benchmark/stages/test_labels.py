@@ -195,7 +195,7 @@ def test_a_finished_store_is_left_alone_and_a_damaged_shard_is_mended():
 
 
 def test_labels_of_shards_on_a_disk_are_those_of_shards_on_a_server(here):
-    pytest.importorskip("aiohttp", reason="no aiohttp: pip install 'cliptex-benchmark[remote]'")
+    pytest.importorskip("aiohttp", reason="no aiohttp: pip install -e '.[remote]'")
     with FileServer(here) as server:
         there = f"{server.address}/pairs/{{00000..00003}}.tar"
         assert (

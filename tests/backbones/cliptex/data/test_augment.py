@@ -44,9 +44,9 @@ def test_crop_takes_the_same_place_from_maps_of_any_resolution():
     image[:, 10:20, 30:40] = 200
     labels = torch.zeros(80, 120, dtype=torch.int64)
     labels[20:40, 60:80] = 3
-    place = geometry((35 / 60, 15 / 40, 10 / 60, 10 / 40))
-    assert (warp_images([image], place, 8) > 190).all()
-    assert (warp_classes([labels], place, 8) == 3).all()
+    crop = geometry((35 / 60, 15 / 40, 10 / 60, 10 / 40))
+    assert (warp_images([image], crop, 8) > 190).all()
+    assert (warp_classes([labels], crop, 8) == 3).all()
     assert (warp_images([image], geometry((15 / 60, 15 / 40, 10 / 60, 10 / 40)), 8) == 0).all()
 
 
@@ -93,13 +93,15 @@ def test_normals_follow_the_plane(angle, flip, slope, zoom):
     size = 64
     normal = np.array([*slope, 1.0]) / np.linalg.norm([*slope, 1.0])
     depth = torch.from_numpy(plane_depth(normal, size)).float()
-    place = geometry((0.5, 0.5, zoom, zoom), flip, angle)
+    augmentation = geometry((0.5, 0.5, zoom, zoom), flip, angle)
     # depth measured in output pixels: a crop enlarges the picture, and the plane's depth with it
-    warped = warp_images(depth[None, None], place, size)[0, 0] / zoom
+    warped = warp_images(depth[None, None], augmentation, size)[0, 0] / zoom
     # at 45° a full-size crop reaches past the border: its centre does not
     implied = normal_of(warped[12:-12, 12:-12])
     moved = warp_normals(
-        torch.from_numpy(normal).float().view(1, 3, 1, 1).expand(1, 3, size, size), place, size
+        torch.from_numpy(normal).float().view(1, 3, 1, 1).expand(1, 3, size, size),
+        augmentation,
+        size,
     )
     assert (
         np.degrees(np.arccos(np.clip(implied @ moved[0, :, size // 2, size // 2].numpy(), -1, 1)))
@@ -114,8 +116,8 @@ def test_normals_follow_the_plane(angle, flip, slope, zoom):
     epoch=st.integers(0, 3),
 )
 def test_random_crops_are_square_and_inside(size, seed, low, epoch):
-    drawn = random_geometry(range(20), [size] * 20, seed=seed, epoch=epoch, scale=(low, 1.0))
-    x, y, w, h = drawn.box.numpy().T.astype(np.float64)
+    crops = random_geometry(range(20), [size] * 20, seed=seed, epoch=epoch, scale=(low, 1.0))
+    x, y, w, h = crops.box.numpy().T.astype(np.float64)
     assert np.allclose(w * size[1], h * size[0], rtol=1e-4)
     assert (x - w / 2 > -1e-5).all() and (x + w / 2 < 1 + 1e-5).all()
     assert (y - h / 2 > -1e-5).all() and (y + h / 2 < 1 + 1e-5).all()
@@ -124,11 +126,11 @@ def test_random_crops_are_square_and_inside(size, seed, low, epoch):
 
 
 def test_an_augmentation_depends_on_the_pair_not_on_its_batch():
-    whole = random_geometry([5, 9, 2], [(32, 48)] * 3, seed=1, epoch=4, rotate=10)
+    batch = random_geometry([5, 9, 2], [(32, 48)] * 3, seed=1, epoch=4, rotate=10)
     alone = random_geometry([2], [(32, 48)], seed=1, epoch=4, rotate=10)
-    assert torch.equal(whole[2:3].box, alone.box) and torch.equal(whole.angle[2:], alone.angle)
-    other = random_geometry([2], [(32, 48)], seed=1, epoch=5, rotate=10)
-    assert not torch.equal(other.box, alone.box)
+    assert torch.equal(batch[2:3].box, alone.box) and torch.equal(batch.angle[2:], alone.angle)
+    next_epoch = random_geometry([2], [(32, 48)], seed=1, epoch=5, rotate=10)
+    assert not torch.equal(next_epoch.box, alone.box)
     flips = random_geometry(range(2000), [(8, 8)] * 2000, seed=0, epoch=0).flip.float().mean()
     assert flips == pytest.approx(0.5, abs=0.05)
 
@@ -170,10 +172,10 @@ def test_crops_flips_and_turns_agree_with_those_of_labels():
     image = np.full((60, 90, 3), 20, np.uint8)
     image[10:30, 50:70] = 220
     labels = torch.from_numpy((image[..., 0] > 100).astype(np.int16))
-    for place in (
+    for augmentation in (
         geometry((0.6, 0.4, 0.5, 0.75)),
         geometry((0.6, 0.4, 0.5, 0.75), True),
         geometry(angle=0.4),
     ):
-        bright = crop_images([image], place, 48)[0, 0] > 120
-        assert (bright == (warp_classes([labels], place, 48)[0] == 1)).float().mean() > 0.97
+        bright = crop_images([image], augmentation, 48)[0, 0] > 120
+        assert (bright == (warp_classes([labels], augmentation, 48)[0] == 1)).float().mean() > 0.97

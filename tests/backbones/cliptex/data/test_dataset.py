@@ -38,9 +38,9 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
             **more,
         )
 
-    whole = batches()
-    seen = np.concatenate([whole.positions(step)[0] for step in range(len(whole))])
-    train_pairs = set(range(48)) - set(whole.held_out.tolist())
+    single = batches()
+    seen = np.concatenate([single.positions(step)[0] for step in range(len(single))])
+    train_pairs = set(range(48)) - set(single.held_out.tolist())
     assert len(train_pairs) == 41
     for epoch in range(5):
         assert set(seen[epoch * 41 : (epoch + 1) * 41].tolist()) == train_pairs
@@ -49,24 +49,24 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
     assert remembered.remember(toy.Recorder())
     worked = list(batches().loader(17, workers=2))
     for step in (17, 20):
-        expected = whole[step]
+        expected = single[step]
         split = [half[step] for half in halves]
         for name in ("seg", "depth", "normal"):
-            for other in (
+            for batch in (
                 torch.cat([s.targets[name] for s in split]),
                 remembered[step].targets[name],
                 worked[step - 17].targets[name],
             ):
                 assert torch.equal(
-                    torch.nan_to_num(other.float()),
+                    torch.nan_to_num(batch.float()),
                     torch.nan_to_num(expected.targets[name].float()),
                 ), name
-        for other in (
+        for batch in (
             torch.cat([s.images for s in split]),
             remembered[step].images,
             worked[step - 17].images,
         ):
-            assert torch.equal(other, expected.images)
+            assert torch.equal(batch, expected.images)
 
 
 def damaged(tmp_path, count=200, corrupt=(), silent=()):
@@ -78,31 +78,34 @@ def damaged(tmp_path, count=200, corrupt=(), silent=()):
     return open_pairs(toy.write_tar(tmp_path / "00000.tar", members))
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, kept):
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, in_memory):
     """Its neighbours are held out: the next one that is trained on takes its place. A bad one that
     is held out is left out."""
     start = load_pretrained_clip("random", "tiny")
     recipe = replace(CLIPTEX, val_pairs=60, epochs=1.0)
-    whole = damaged(tmp_path / "whole")
+    intact = damaged(tmp_path / "whole")
 
     def dataset(pairs):
         return TrainDataset(
             pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
         )
 
-    held = set(dataset(whole).held_out.tolist())
-    bad = next(i for i in range(200) if i not in held and {i + 1, i + 2} <= held)
+    held_out = set(dataset(intact).held_out.tolist())
+    bad = next(i for i in range(200) if i not in held_out and {i + 1, i + 2} <= held_out)
     pairs = damaged(tmp_path / "bad", corrupt=(bad, bad + 1))
-    data, expected = dataset(pairs), next(i for i in range(bad, 200) if i not in held and i != bad)
-    if kept:
+    data, expected = (
+        dataset(pairs),
+        next(i for i in range(bad, 200) if i not in held_out and i != bad),
+    )
+    if in_memory:
         assert data.remember(toy.Recorder())
     sample = data._sample(bad)
     assert sample.bad[0] == f"00000/{bad:09d}" and np.array_equal(
         sample.image, toy.scene(expected)[0]
     )
     assert sum(len(batch.images) for batch in data.validation(16)) == 59
-    assert sum(len(batch.images) for batch in dataset(whole).validation(16)) == 60
+    assert sum(len(batch.images) for batch in dataset(intact).validation(16)) == 60
 
 
 def test_an_empty_caption_is_not_trained_on(tmp_path):
@@ -112,17 +115,17 @@ def test_an_empty_caption_is_not_trained_on(tmp_path):
         pairs, None, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16
     )
     assert data._sample(7).bad == ("00000/000000007", "its caption is empty")
-    bad = [told for step in range(len(data)) for told in data[step].bad]
+    bad = [failure for step in range(len(data)) for failure in data[step].bad]
     assert {key for key, _ in bad} == {"00000/000000007"}
     assert (torch.stack([data._sample(7).tokens]) == data._sample(8).tokens).all()
 
 
 def test_only_labels_that_are_used_are_read(pairs):
-    asked = []
+    requested = []
 
     class Watched(toy.ToyLabels):
         def get(self, key, tasks=None):
-            asked.append(tasks)
+            requested.append(tasks)
             return super().get(key, tasks)
 
     start = load_pretrained_clip("random", "tiny")
@@ -130,7 +133,7 @@ def test_only_labels_that_are_used_are_read(pairs):
     batch = TrainDataset(
         pairs, Watched(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
     )[0]
-    assert set(batch.targets) == {"depth", "normal"} and set(asked) == {("depth", "normal")}
+    assert set(batch.targets) == {"depth", "normal"} and set(requested) == {("depth", "normal")}
 
 
 def test_a_bug_in_a_plug_in_is_not_taken_for_missing_labels(pairs):

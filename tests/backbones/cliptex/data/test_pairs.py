@@ -139,9 +139,9 @@ def test_what_is_not_there(tmp_path, shards):
 
 
 def test_damaged_shards(tmp_path, shards):
-    whole = (shards / "00000.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 - 700])
-    (tmp_path / "at-block.tar").write_bytes(whole[: 512 * 7])
+    content = (shards / "00000.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2 - 700])
+    (tmp_path / "at-block.tar").write_bytes(content[: 512 * 7])
     (tmp_path / "noise.tar").write_bytes(b"not a tar" * 1000)
     (tmp_path / "zeros.tar").write_bytes(b"x" * 1024 + bytes(1024))
     for name in ("cut", "at-block", "noise", "zeros"):
@@ -159,11 +159,11 @@ def test_a_damaged_header_is_said_not_taken_for_the_end(tmp_path):
     assert len(open_pairs(path)) == 6
     with tarfile.open(path) as archive:
         at = archive.getmembers()[6].offset
-    whole = path.read_bytes()
-    path.write_bytes(whole[:at] + b"\xff" * 100 + whole[at + 100 :])
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + b"\xff" * 100 + content[at + 100 :])
     with pytest.raises(UserError, match=f"damaged at byte {at}"):
         open_pairs(path)
-    path.write_bytes(whole + whole)  # cat a.tar b.tar: readers see the first alone
+    path.write_bytes(content + content)  # cat a.tar b.tar: readers see the first alone
     with pytest.raises(UserError, match="damaged at byte"):
         open_pairs(path)
 
@@ -193,12 +193,12 @@ def test_corrupt_images_are_bad_pairs_and_counted():
     for broken in (b"", b"nonsense", data[: len(data) // 2]):
         with pytest.raises(BadPair):
             decode_image(broken)
-    tally = Tally("pairs of x")
+    failures = Tally("pairs of x")
     for i in range(10):
-        tally.add(f"k{i}", "broken")
-    tally.check(1000)
+        failures.add(f"k{i}", "broken")
+    failures.check(1000)
     with pytest.raises(UserError, match="10 of 999 pairs of x"):
-        tally.check(999)
+        failures.check(999)
 
 
 def test_decode_shrinks_but_never_enlarges():
