@@ -240,20 +240,29 @@ def test_pickles_are_never_run(tmp_path):
     assert not (Path(tempfile.gettempdir()) / "cliptex-evil").exists()
 
 
-def test_other_bad_files(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3}, "holds no tensors"),
+        ([torch.ones(2)], "holds no tensors"),
+        (b"", r"w\.pth"),
+        (b"PK\x03\x04", r"w\.pth"),
+        (b"\x80\x02.", r"w\.pth"),
+    ],
+)
+def test_files_without_weights_are_refused(tmp_path, content, message):
+    path = tmp_path / "w.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(path)
+
+
+def test_missing_files_and_torchscript(tmp_path):
     with pytest.raises(UserError, match=r"no weights file .*missing.pth; check the path"):
         backbones.create("timm/resnet18", weights=tmp_path / "missing.pth")
-    with pytest.raises(UserError, match="no weights file"):
-        load_checkpoint(tmp_path)
-    (tmp_path / "empty.pth").touch()
-    with pytest.raises(UserError, match=r"empty\.pth"):
-        load_checkpoint(tmp_path / "empty.pth")
-    torch.save({"epoch": 3}, tmp_path / "nothing.pth")
-    with pytest.raises(UserError, match="holds no tensors"):
-        load_checkpoint(tmp_path / "nothing.pth")
-    torch.save([torch.ones(2)], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="holds no tensors"):
-        load_checkpoint(tmp_path / "list.pth")
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
     with pytest.raises(UserError, match="TorchScript"):
         load_checkpoint(tmp_path / "script.pt")
@@ -292,17 +301,6 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value, save):
         backbones.create("timm/test_vit", weights=tmp_path / "broken")
 
 
-def test_a_full_disk_or_a_bad_folder_leaves_nothing(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write"):
-        save_checkpoint(
-            Checkpoint(tmp_path / "file" / "w.st", {"w": torch.ones(1)}, "timm/x", {}, DATA)
-        )
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    with pytest.raises(ValueError, match="architecture"):
-        save_checkpoint(Checkpoint(tmp_path / "w.st", {"w": torch.ones(1)}))
-
-
 @pytest.mark.parametrize("kind", ["ours", "safetensors", "torch"])
 @given(share=st.floats(0, 1, exclude_max=True))
 @settings(
@@ -335,15 +333,6 @@ def test_a_flipped_bit_never_changes_weights_silently(tmp_path, position, bit):
         assert str(path) in str(error)
     else:
         assert state_sha256(state) == state_sha256(load_checkpoint(good).state)
-
-
-@pytest.mark.parametrize(
-    "content", [b".", b"\x80\x02.", b"\x80\x02(", b"PK\x03\x04", b"\x80\x04\x95\x00"]
-)
-def test_a_few_bytes_are_no_weights(tmp_path, content):
-    (tmp_path / "few.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"few\.pth"):
-        load_checkpoint(tmp_path / "few.pth")
 
 
 @pytest.mark.parametrize("layers", [(), (0, 99)])

@@ -19,51 +19,6 @@ NAMED = (
     " franca-b14 franca-l14 mae-b16 pe-b16 pe-l14 random resnet50 siglip siglip2-b16 siglip2-l16"
 )
 
-PLUGIN = """
-import torch
-from backbones import Backbone, DataConfig, Entry, Weights
-from backbones.base import state_sha256
-
-class Grey(Backbone):
-    name, architecture, channels, strides, divisor, embed_dim = "grey", "grey/1", (1,), (2,), 2, 1
-    data = DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3, layers=(0,))
-
-    def __init__(self):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 1, 2, 2)
-
-    def forward(self, images):
-        return (self.conv(images),)
-
-    def encode_image(self, images):
-        return self.conv(images).mean((2, 3))
-
-def build(request):
-    backbone = Grey()
-    backbone.weights = Weights(f"random(seed={request.seed})", state_sha256(backbone.state_dict()))
-    return backbone
-
-ENTRY = Entry("grey", "one grey map", "MIT", build)
-"""
-
-
-@pytest.fixture
-def plugins(tmp_path, monkeypatch):
-    """An installed package, as pip leaves it: a module and a dist-info folder on ``sys.path``."""
-    (tmp_path / "grey_backbone.py").write_text(PLUGIN)
-    info = tmp_path / "grey_backbone-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: grey-backbone\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[cliptex_benchmark.backbones]\ngrey = grey_backbone:ENTRY\nbroken ="
-        " grey_backbone:MISSING\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(backbones.BACKBONES, "_entries", dict(backbones.BACKBONES))
-    monkeypatch.setattr(backbones.BACKBONES, "broken", {})
-    yield
-    sys.modules.pop("grey_backbone", None)
-
 
 def test_named_backbones():
     ours = [name for name in backbones.names() if backbones.find(name).about != "for tests"]
@@ -120,28 +75,10 @@ def test_our_own_recipes_say_how_to_make_their_weights(name):
 
 
 def test_register_guards_names():
-    entry = backbones.find("clip")
-    with pytest.raises(ValueError, match="already"):
-        backbones.register(replace(entry, about="another"))
     with pytest.raises(ValueError, match="slash"):
-        backbones.register(backbones.Entry("a/b", "", "", entry.build))
-    with pytest.raises(TypeError):
-        backbones.BACKBONES["mine"] = entry
+        backbones.register(backbones.Entry("a/b", "", "", backbones.find("clip").build))
     with pytest.raises(ValueError, match="already"):
         registry.register_family(replace(registry.FAMILIES["timm"], about="another"))
-
-
-def test_other_packages_bring_backbones(plugins):
-    backbone = backbones.create("grey", seed=2)
-    assert backbone(torch.zeros(1, 3, 8, 6))[0].shape == (1, 1, 4, 3)
-    assert not any(p.requires_grad for p in backbone.parameters())
-    assert (
-        backbone.key()
-        == backbones.create("grey", seed=2).key()
-        != backbones.create("grey", seed=3).key()
-    )
-    assert "grey" in backbones.names()
-    assert "broken" not in backbones.names()
 
 
 def test_same_seed_same_weights_in_another_process():

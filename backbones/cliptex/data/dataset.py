@@ -55,7 +55,7 @@ class Batch:
 
     Attributes:
         images: (n, 3, S, S) uint8 RGB, a quarter of the size of normalised ones; see
-            ``TrainDataset.on``.
+            ``TrainDataset.to_device``.
         tokens: (n, L) int64.
         targets: task → label maps as its loss takes them.
         bad: (key, reason) of pairs that could not be read and were replaced by their neighbour.
@@ -188,7 +188,7 @@ class TrainDataset(Dataset[Batch]):
                 sizes = [sample.image.shape[:2] for sample in samples]
                 yield self._assemble(samples, centre_geometry(sizes, squash=self.data.squash))
 
-    def remember(self, progress: Progress, threads: int = 2) -> bool:
+    def cache_in_memory(self, progress: Progress, threads: int = 2) -> bool:
         """Decode everything once into memory, if it fits into 1 GiB; returns whether it does."""
         count = len(self.pairs)
         examples = [self._read(int(i)) for i in np.linspace(0, count - 1, min(8, count))]
@@ -218,7 +218,7 @@ class TrainDataset(Dataset[Batch]):
             DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin)
         )
 
-    def on(self, batch: Batch, device: torch.device) -> Batch:
+    def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """A batch on ``device``, its images float32 and normalised for the image tower."""
         batch = batch.to(device)
         batch.images = batch.images.float().sub_(self.mean.to(device)).div_(self.std.to(device))

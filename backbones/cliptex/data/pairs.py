@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from webdataset.shardlists import expand_urls
@@ -23,21 +24,20 @@ from backbones.cliptex.data.remote import fetch_shards, is_remote
 from backbones.cliptex.data.source import (
     FULL_HASH_BYTES,
     BadPair,
+    FailureCounter,
     Pair,
     PairSource,
     Shard,
-    Tally,
 )
 from backbones.cliptex.data.table import TablePairs
 from backbones.cliptex.data.tables import Contents, cached_table
-from backbones.cliptex.data.tar_index import TarIndex, index_tar, read_member, tar_identity
+from backbones.cliptex.data.tar_index import read_member, tar_identity, walk_tar
 from backbones.cliptex.protocols import Progress, Silent
 from common.errors import UserError, first_line
 from common.files import content_key
 from common.secrets import hide_secrets
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
-TXT = len(IMAGES)  # column of that suffix in an index
 VERSION = 2  # of the cached tables
 
 
@@ -132,7 +132,7 @@ class TarPairs(PairSource):
         self._table = cached_table(
             "pair-index",
             [VERSION, identities, names],
-            lambda: _index(paths, names, progress, keep),
+            lambda: _index(paths, names, progress),
             lambda: progress.start("another process indexes these shards", 1),
             keep=keep,
         )
@@ -144,7 +144,7 @@ class TarPairs(PairSource):
             for name, path, start, end in zip(names, paths, starts[:-1], starts[1:], strict=True)
         )
         self.fingerprint = self._table.metadata["fingerprint"]
-        failures = Tally(f"pairs of {name}")
+        failures = FailureCounter(f"pairs of {name}")
         failures.bad.update(self.skipped)
         failures.check(len(self) + len(self.skipped))
         if not len(self):
@@ -171,7 +171,7 @@ class TarPairs(PairSource):
         return Pair(f"{shard.name}/{row['key'].decode()}", shard.name, caption.strip(), image)
 
 
-def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress, keep: bool) -> Contents:
+def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> Contents:
     """A row for each pair: its key in the shard, offset and size of image and caption, and whether
     the caption is plain text. Metadata: ``counts`` by shard, ``skipped`` samples, ``fingerprint``.
     """
@@ -179,38 +179,36 @@ def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress, keep
     digest, skipped, tables = hashlib.sha256(), [], []
     hash_content = sum(path.stat().st_size for path in paths) <= FULL_HASH_BYTES
     for path, name in zip(paths, names, strict=True):
-        rows, incomplete = _complete_samples(index_tar(path, (*IMAGES, *CAPTIONS), keep=keep))
-        digest.update(rows["key"].tobytes())
-        digest.update(np.stack([rows["image"], rows["caption"]], 1).tobytes())
+        rows = []
+        for key, members in walk_tar(path).items():
+            image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+            caption = next((members[suffix] for suffix in CAPTIONS if suffix in members), None)
+            if image and caption:
+                rows.append((key.encode(), image, caption, "txt" in members))
+            else:
+                skipped.append((f"{name}/{key}", "no image or no caption"))
+        table = np.array(rows, _row_type(max((len(key) for key, *_ in rows), default=1)))
+        digest.update(table["key"].tobytes())
+        digest.update(np.stack([table["image"], table["caption"]], 1).tobytes())
         if hash_content:
             digest.update(path.read_bytes())
-        skipped += [(f"{name}/{key}", "no image or no caption") for key in incomplete]
-        tables.append(rows)
+        tables.append(table)
         progress.advance()
     metadata = {
-        "counts": [len(rows) for rows in tables],
+        "counts": [len(table) for table in tables],
         "skipped": skipped,
         "fingerprint": content_key([digest.hexdigest(), names], 32),
     }
     return {"rows": np.concatenate(tables)}, metadata
 
 
-def _complete_samples(index: TarIndex) -> tuple[np.ndarray, list[str]]:
-    """Rows of the table for samples with image and caption, and the keys of the others."""
-    exists = index.spans[..., 1] >= 0
-    complete = exists[:, :TXT].any(1) & exists[:, TXT:].any(1)
-    numbers, is_txt = np.flatnonzero(complete), exists[complete, TXT]
-    types = [
-        ("key", index.keys.dtype),
+def _row_type(key_length: int) -> list[Any]:
+    return [
+        ("key", f"S{key_length}"),
         ("image", np.int64, 2),
         ("caption", np.int64, 2),
         ("is_txt", bool),
     ]
-    rows = np.empty(len(numbers), types)
-    rows["key"], rows["is_txt"] = index.keys[complete], is_txt
-    rows["image"] = index.spans[numbers, exists[complete, :TXT].argmax(1)]
-    rows["caption"] = index.spans[numbers, np.where(is_txt, TXT, TXT + 1)]
-    return rows, [key.decode() for key in index.keys[~complete]]
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:

@@ -41,10 +41,10 @@ class Shard:
 
 
 class BadPair(ValueError):
-    """A pair cannot be read; the message says why. An error only past 1 % (``Tally``)."""
+    """A pair cannot be read; the message says why. An error only past 1 % (``FailureCounter``)."""
 
 
-class Tally:
+class FailureCounter:
     """Counts items that cannot be used.
 
     Attributes:

@@ -76,7 +76,7 @@ def index_tar(path: Path, suffixes: Sequence[str], *, keep: bool = True) -> TarI
         keep: cache the index.
 
     Raises:
-        UserError: the file is cut off, damaged or compressed, or holds a member twice.
+        UserError: see ``walk_tar``.
     """
     subject = [*tar_identity(path), VERSION, *suffixes]
     table = cached_table("tar-index", subject, lambda: _index(path, suffixes), keep=keep)
@@ -84,7 +84,7 @@ def index_tar(path: Path, suffixes: Sequence[str], *, keep: bool = True) -> TarI
 
 
 def _index(path: Path, suffixes: Sequence[str]) -> Contents:
-    samples = _walk(path)
+    samples = walk_tar(path)
     spans = np.full((len(samples), len(suffixes), 2), -1, np.int64)
     for row, members in enumerate(samples.values()):
         for column, suffix in enumerate(suffixes):
@@ -92,8 +92,12 @@ def _index(path: Path, suffixes: Sequence[str]) -> Contents:
     return {"keys": np.array([key.encode() for key in samples], np.bytes_), "spans": spans}, {}
 
 
-def _walk(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Key → suffix → (offset, size), in the order of the tar."""
+def walk_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Key → suffix (lower case) → (offset, size), in the order of the tar.
+
+    Raises:
+        UserError: the file is cut off, damaged or compressed, or holds a member twice.
+    """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbones.cliptex.data.source import BadPair, PairSource, Tally
+from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, ordered
@@ -93,7 +93,7 @@ def make_labels(
         found,
         {name: manual.classes[name] for name in found if name in manual.classes},
     )
-    tally, summaries = Tally("files"), []
+    failures, summaries = FailureCounter("files"), []
     total = sum(map(len, found.values()))
     progress.start("making labels", len(source.shards))
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
@@ -118,8 +118,8 @@ def make_labels(
             if keys and summary:
                 summaries.append(summary)
                 for key, reason in summary["failed"]:
-                    tally.add(key, reason)
-                tally.check(total)
+                    failures.add(key, reason)
+                failures.check(total)
             progress.advance()
     return writer.finish(summaries, files={name: len(files) for name, files in found.items()})
 

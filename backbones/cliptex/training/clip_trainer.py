@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.data.dataset import Batch, TrainDataset
-from backbones.cliptex.data.source import Tally
+from backbones.cliptex.data.source import FailureCounter
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.distributed import DistContext
 from backbones.cliptex.training.models import CLIPWithHeads
@@ -65,11 +65,11 @@ class CLIPTrainer(Trainer):
         super().__init__(model, optimizer, plan, context, process)
         self.recipe, self.dataset = recipe, dataset
         self.forward = TrainStep(model, recipe, dataset.label_size, process.device)
-        self.unreadable, self.unlabelled = Tally(f"pairs of {dataset.pairs.name}"), 0
+        self.unreadable, self.unlabelled = FailureCounter(f"pairs of {dataset.pairs.name}"), 0
 
     def batches(self, start: int) -> Iterable[Batch]:
         recipe, context = self.recipe, self.context
-        self.dataset.remember(context.progress, threads=max(1, context.workers))
+        self.dataset.cache_in_memory(context.progress, threads=max(1, context.workers))
         lambdas = {f"train/lambda_{name}": recipe.weight(name) for name in ("clip", *recipe.tasks)}
         context.log.log_metrics(lambdas, start)
         pin = self.process.device.type == "cuda"
@@ -78,7 +78,7 @@ class CLIPTrainer(Trainer):
     def _on_device(self, batch: Batch) -> Batch:
         self.unreadable.bad |= dict(batch.bad)
         self.unreadable.check(len(self.dataset.pairs))
-        return self.dataset.on(batch, self.process.device)
+        return self.dataset.to_device(batch, self.process.device)
 
     def rate(self, step: int) -> float:
         """Linear from lr / warm-up steps to lr, then half a cosine to 0."""
@@ -152,7 +152,7 @@ class CLIPTrainer(Trainer):
         model.eval()
         embeddings: dict[str, list[Tensor]] = {"image": [], "text": []}
         for batch in dataset.validation():
-            batch = dataset.on(batch, self.process.device)
+            batch = dataset.to_device(batch, self.process.device)
             with self.forward.autocast():
                 out = model(batch.images, batch.tokens)
             for name, parts in embeddings.items():

@@ -46,7 +46,7 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
         assert set(seen[epoch * 41 : (epoch + 1) * 41].tolist()) == train_pairs
     halves = [batches(rank=rank, world=2) for rank in range(2)]
     remembered = batches()
-    assert remembered.remember(toy.Recorder())
+    assert remembered.cache_in_memory(toy.Recorder())
     worked = list(batches().loader(17, workers=2))
     for step in (17, 20):
         expected = single[step]
@@ -99,7 +99,7 @@ def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, in_memor
         next(i for i in range(bad, 200) if i not in held_out and i != bad),
     )
     if in_memory:
-        assert data.remember(toy.Recorder())
+        assert data.cache_in_memory(toy.Recorder())
     sample = data._sample(bad)
     assert sample.bad[0] == f"00000/{bad:09d}" and np.array_equal(
         sample.image, toy.scene(expected)[0]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.data.source import BadPair, PairSource, Shard, Tally, decode_image
+from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
 from common.errors import UserError
 from tests.backbones.cliptex import toy
 
@@ -193,7 +193,7 @@ def test_corrupt_images_are_bad_pairs_and_counted():
     for broken in (b"", b"nonsense", data[: len(data) // 2]):
         with pytest.raises(BadPair):
             decode_image(broken)
-    failures = Tally("pairs of x")
+    failures = FailureCounter("pairs of x")
     for i in range(10):
         failures.add(f"k{i}", "broken")
     failures.check(1000)
@@ -238,7 +238,7 @@ def test_real_pairs_are_the_same_in_every_layout(real_data):
     assert all(tar[i].image == table[i].image for i in range(0, 250, 25))
 
 
-@pytest.mark.parametrize("kind", ["pair-index/*.json", "pair-index/*.npy", "tar-index/*.npy"])
+@pytest.mark.parametrize("kind", ["pair-index/*.json", "pair-index/*.npy"])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.97])
 def test_a_kept_index_that_is_cut_is_made_again(shards, tmp_path, monkeypatch, kind, keep):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
@@ -246,18 +246,8 @@ def test_a_kept_index_that_is_cut_is_made_again(shards, tmp_path, monkeypatch, k
     captions = [first[index].caption for index in range(len(first))]
     (cut, *_) = sorted(tmp_path.glob(kind))
     os.truncate(cut, int(cut.stat().st_size * keep))
-    if kind.startswith("tar"):
-        for table in (tmp_path / "pair-index").iterdir():
-            table.unlink()
     again = open_pairs(shards)
     assert [
         again[index].caption for index in range(len(again))
     ] == captions and again.fingerprint == first.fingerprint
     assert not open_pairs(shards, keep=False).skipped
-
-
-def test_braces_in_the_name_of_a_folder_are_its_own(tmp_path):
-    folder = tmp_path / "{a,b}[c]*"
-    toy.write_pairs(folder, 4, 2)
-    for name in (folder, next(folder.glob("*.tar"))):
-        assert len(open_pairs(name)) in (2, 4)

@@ -51,7 +51,7 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
     heads = TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
     towers = CLIPWithHeads(start.model, start.data.layers, heads)
     losses, norms = TrainStep(towers, recipe, 16, torch.device("cpu")).backward(
-        batches.on(batches[0], torch.device("cpu")), norms=True
+        batches.to_device(batches[0], torch.device("cpu")), norms=True
     )
     assert set(norms) == {"clip", "seg", "depth", "normal"} and all(
         value > 0 for value in norms.values()

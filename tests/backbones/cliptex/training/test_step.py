@@ -39,7 +39,7 @@ def test_pieces_have_the_random_numbers_that_they_had(pairs, monkeypatch):
         "forward",
         lambda self, *a: (seen.append(forward(self, *a)), seen[-1])[1],
     )
-    TrainStep(towers, recipe, 0, CPU).backward(batches.on(batches[0], CPU))
+    TrainStep(towers, recipe, 0, CPU).backward(batches.to_device(batches[0], CPU))
     assert len(seen) == 8
     for first, second in zip(seen[:4], seen[4:], strict=True):
         assert torch.equal(first["image"], second["image"]) and second["image"].requires_grad
@@ -64,9 +64,9 @@ def test_norms_of_pieces_are_those_of_the_whole(pairs):
             data=start.data,
             label_size=16,
         )
-        return TrainStep(towers, recipe, 16, CPU).backward(batches.on(batches[0], CPU), norms=True)[
-            1
-        ]
+        return TrainStep(towers, recipe, 16, CPU).backward(
+            batches.to_device(batches[0], CPU), norms=True
+        )[1]
 
     assert norms(4) == pytest.approx(norms(1), rel=1e-4)
 

@@ -183,7 +183,7 @@ def test_what_is_validated_is_what_is_exported(pairs, tmp_path):
     batches = TrainDataset(
         pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0
     )
-    (batch,) = (batches.on(one, CPU) for one in batches.validation())
+    (batch,) = (batches.to_device(one, CPU) for one in batches.validation())
     towers = models.CLIPWithHeads(backbone.model, (), None).eval()
     with torch.no_grad():
         out = towers(batch.images, batch.tokens)
