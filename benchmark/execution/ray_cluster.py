@@ -142,10 +142,10 @@ def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
     """
     os.environ.update(variables)
     task: Task = pickle.loads(content)
-    ended = threading.Event()
+    finished = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.5):
+        while not finished.wait(0.5):
             if task.stop.exists():
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
@@ -155,7 +155,7 @@ def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
     try:
         return execute(task)
     finally:
-        ended.set()
+        finished.set()
         watcher.join()
 
 

@@ -13,7 +13,7 @@ from benchmark.cli.list import recipes
 
 
 @pytest.mark.parametrize(
-    ("what", "name"),
+    ("kind", "name"),
     [
         ("backbones", "cliptex"),
         ("tasks", "coco/mask-rcnn"),
@@ -26,13 +26,13 @@ from benchmark.cli.list import recipes
         ("executors", "slurm"),
     ],
 )
-def test_list(what, name, capsys):
-    assert main(["list", what]) == 0
+def test_list(kind, name, capsys):
+    assert main(["list", kind]) == 0
     assert name in capsys.readouterr().out
-    assert main(["list", what, name]) == 0
+    assert main(["list", kind, name]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(name in line for line in lines)
-    assert main(["list", what, name, "--json", "--limit", "1"]) == 0
+    assert main(["list", kind, name, "--json", "--limit", "1"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert set(row) == {"name", "about"} and lines[0].startswith(row["name"])
 
