@@ -1,5 +1,4 @@
-"""What labelling, training and probing cost: floating-point operations beside seconds. "Better" has
-a price.
+"""Floating-point operations of labelling, training and probing.
 
 Counted are matrix products, convolutions and attention, by torch's own counter: a multiply and an
 add are two operations; backward passes are included, element-wise operations (norms, activations,
@@ -29,18 +28,19 @@ def _convolution_backward(
     gradient: Sequence[int],
     image: Sequence[int],
     weight: Sequence[int],
-    *others: Any,
+    *options: Any,
     out_shape: Any = None,
 ) -> int:
-    """Each gradient that is asked for costs as much as the convolution itself. ``others``: bias,
-    stride, padding, dilation, transposed, output padding, groups, and which gradients are asked
-    for.
+    """Each requested gradient costs as much as the convolution itself.
+
+    ``options``: bias, stride, padding, dilation, transposed, output padding, groups, and which
+    gradients are requested.
 
     Torch's own formula takes the gradient of a grouped convolution's weight for that of a dense
     one: for EfficientNet's depthwise convolutions thirteen times too much in all.
     """
-    transposed, asked = others[4], others[7]
-    places = math.prod((image if transposed else gradient)[2:])
+    transposed, requested = options[4], options[7]
+    positions = math.prod((image if transposed else gradient)[2:])
     # weight: (out, in / groups, …), or transposed (in, out / groups, …); either way its product is
-    # multiplied per place
-    return 2 * image[0] * places * math.prod(weight) * (int(asked[0]) + int(asked[1]))
+    # multiplied per position
+    return 2 * image[0] * positions * math.prod(weight) * (int(requested[0]) + int(requested[1]))

@@ -1,4 +1,4 @@
-"""What training and labelling ask of whoever calls them: a place for curves, and a progress bar."""
+"""What a caller gives to training and labelling: a log for curves, and a progress bar."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Protocol
 
 
 class RunLog(Protocol):
-    """Where curves go; a tracker's run in real life, a list in a test."""
+    """Where curves go, such as a tracker's run."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values of curves (``train/loss``, ``train/lr``, ``val/i2t_R@1`` …) at ``step``;
-        cheap, batched."""
+        """Record values of curves (``train/loss``, ``val/i2t_R@1`` …) at ``step``."""
 
 
 class Progress(Protocol):
-    """A progress bar: rate and time left are its own business."""
+    """A progress bar."""
 
     def start(self, description: str, total: int) -> None: ...
 
@@ -23,8 +22,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """A ``RunLog`` and a ``Progress`` that keep nothing: for ranks other than the first, and for
-    tests."""
+    """A ``RunLog`` and a ``Progress`` that discard everything."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         pass

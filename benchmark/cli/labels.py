@@ -126,25 +126,26 @@ def predict(options: argparse.Namespace) -> int:
 def make(options: argparse.Namespace) -> int:
     """Make a label store from files."""
     from backbones.cliptex.data.pairs import open_pairs
-    from backbones.cliptex.labels.make import ManualLabels, make_labels
+    from backbones.cliptex.labels.labeller import LabelSettings, make_labels
+    from backbones.cliptex.labels.manual import ManualLabels
     from backbones.cliptex.tasks import find_task
     from benchmark.execution.exclusive import exclusive
     from benchmark.execution.progress import Bar, console
 
     folders = parse_folders(options.folders, "--from")
     classes = _read_classes(options.classes) if options.classes else {}
-    task_classes = {
-        name: classes.get(name, classes.get("", ()))
-        for name in folders
-        if find_task(name).has_classes
-    }
-    labels = ManualLabels(folders, task_classes, options.label_side)
+    labels = []
+    for task, path in folders.items():
+        names = classes.get(task, classes.get("", ())) if find_task(task).has_classes else ()
+        labels.append(ManualLabels(task, path, names))
+    settings = LabelSettings(label_side=options.label_side)
 
     def note(line: str) -> None:
         console.print(f"  note · {line}", style="dim")
 
     with Bar() as bar, exclusive(options.out):
-        manifest = make_labels(open_pairs(options.pairs, bar), labels, options.out, bar, note)
+        source = open_pairs(options.pairs, bar)
+        manifest = make_labels(source, labels, options.out, settings, bar, note)
     counts = ", ".join(f"{count} of {name}" for name, count in manifest["files"].items())
     _show(manifest, f"{manifest['pairs_out']} pairs labelled ({counts})", options.out)
     return 0

@@ -219,8 +219,8 @@ def square(array: np.ndarray, size: int, *, nearest: bool = True) -> np.ndarray:
     its ``nearest``, which keeps values as they are."""
     height, width = array.shape[:2]
     side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    array = array[top : top + side, left : left + side]
+    y, x = (height - side) // 2, (width - side) // 2
+    array = array[y : y + side, x : x + side]
     if side == size:
         return np.ascontiguousarray(array)
     if nearest:

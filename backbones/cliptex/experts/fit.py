@@ -138,12 +138,12 @@ class ExpertTrainer(Trainer):
 def augmented_batch(data: ExpertData, settings: FitSettings, seed: int, step: int) -> Batch:
     """Images (B, 3, S, S) float in [0, 1] and their targets: a function of seed and step."""
     positions = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
-    epochs, places = np.divmod(positions, len(data))
+    epochs, offsets = np.divmod(positions, len(data))
     orders = {
         epoch: np.random.default_rng([seed, int(epoch)]).permutation(len(data))
         for epoch in np.unique(epochs)
     }
-    indices = [int(orders[epoch][at]) for epoch, at in zip(epochs, places, strict=True)]
+    indices = [int(orders[epoch][at]) for epoch, at in zip(epochs, offsets, strict=True)]
     geometry = random_geometry(
         indices,
         [(data.size, data.size)] * len(indices),

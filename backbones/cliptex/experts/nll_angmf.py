@@ -98,7 +98,7 @@ class NllAngMF(UNetExpert):
     def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
         def loss(images: Tensor, normal: Tensor) -> Tensor:
             mean, kappa = angmf.split(self.net(images).float())
-            known = normal.square().sum(1) > 0.25
-            return (angmf.nll(mean, kappa, normal) * known).sum() / known.sum().clamp(min=1)
+            valid = normal.square().sum(1) > 0.25
+            return (angmf.nll(mean, kappa, normal) * valid).sum() / valid.sum().clamp(min=1)
 
         return ExpertTrainer(self, loss, data, self.settings, context, seed).fit()

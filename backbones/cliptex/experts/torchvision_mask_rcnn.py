@@ -1,6 +1,8 @@
-"""torchvision's Mask R-CNN from its own checkpoints, for the expert ``mask-rcnn``:
-``maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth`` and ``maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth``, or
-one that was trained with torchvision's references."""
+"""torchvision's Mask R-CNN from its own checkpoints, for the expert ``mask-rcnn``.
+
+They are ``maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth``, ``maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth``
+and others that were trained with torchvision's references.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,18 @@ _V2 = "roi_heads.box_head.0.0.weight"  # the second version's box head has convo
 
 
 def describe(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """What ``build`` takes to make the model of a state dict; None where it is of another kind of
-    model."""
+    """The arguments of ``build`` for a state dict; None if it is not such a model's."""
     if _MARK not in state:
         return None
     return {"type": TYPE, "version": 2 if _V2 in state else 1, "num_classes": len(state[_MARK])}
 
 
 def build(version: int, num_classes: int, size: int) -> MaskRCNN:
-    """The model with random weights, for images with ``size`` pixels on the short side;
-    ``num_classes`` with background."""
+    """The model with random weights; ``num_classes`` with background, ``size``: short side."""
     if version == 2:
-        made: MaskRCNN = maskrcnn_resnet50_fpn_v2(
+        return maskrcnn_resnet50_fpn_v2(
             weights=None, weights_backbone=None, num_classes=num_classes, min_size=size
         )
-        return made
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
     for module in backbone.modules():
         if isinstance(module, FrozenBatchNorm2d):
@@ -46,8 +45,7 @@ def build(version: int, num_classes: int, size: int) -> MaskRCNN:
 
 
 def classes(num_classes: int) -> tuple[str, ...]:
-    """Names by the model's labels: COCO's 91 numbers, of which torchvision names eleven ``N/A``, or
-    plain numbers."""
+    """Names of the model's labels: COCO's 91, eleven of them ``N/A``, or plain numbers."""
     coco = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     if num_classes == len(coco):
         return tuple(coco)
@@ -55,10 +53,17 @@ def classes(num_classes: int) -> tuple[str, ...]:
 
 
 def instances(model: MaskRCNN, images: Tensor) -> list[dict[str, Tensor]]:
-    """uint8 (N, 3, H, W) → of each image ``masks`` (n, H, W) bool, ``scores`` (n,) and ``labels``
-    (n,) from 1."""
+    """The instances in images (N, 3, H, W) uint8.
+
+    Returns:
+        for each image ``masks`` (n, H, W) bool, ``scores`` (n,) and ``labels`` (n,) from 1.
+    """
     device = next(model.parameters()).device
     return [
-        {"masks": found["masks"][:, 0] > 0.5, "scores": found["scores"], "labels": found["labels"]}
-        for found in model(list(images.to(device).to(torch.float32) / 255))
+        {
+            "masks": result["masks"][:, 0] > 0.5,
+            "scores": result["scores"],
+            "labels": result["labels"],
+        }
+        for result in model(list(images.to(device).to(torch.float32) / 255))
     ]

@@ -107,19 +107,13 @@ def evaluate(
         targets.append(target.numpy())
         progress.advance(len(images))
     joined = {name: np.concatenate(parts) for name, parts in outputs.items()}
-    truth = np.concatenate(targets)
+    ground_truth = np.concatenate(targets)
     task = find_task(expert.task)
-    if task.has_classes:
-        truth = _renumbered(truth, data.classes, expert)
-    return task.score(joined, truth, len(expert.classes))
-
-
-def _renumbered(truth: np.ndarray, classes: tuple[str, ...], expert: Expert) -> np.ndarray:
-    """Ground truth in the expert's class numbers, by name; its unknown classes are not scored."""
-    if classes == expert.classes:
-        return truth
-    table = np.full(256, 65535, np.int64)
-    for number, name in enumerate(classes):
-        if name in expert.classes:
-            table[number] = expert.classes.index(name)
-    return table[truth]
+    if task.has_classes and data.classes != expert.classes:
+        # in the expert's class numbers, by name; classes that it lacks are not scored
+        table = np.full(256, 65535, np.int64)
+        for number, name in enumerate(data.classes):
+            if name in expert.classes:
+                table[number] = expert.classes.index(name)
+        ground_truth = table[ground_truth]
+    return task.score(joined, ground_truth, len(expert.classes))

@@ -1,5 +1,6 @@
-"""The network of Bae, Budvytis and Cipolla (ICCV 2021) as its authors released it: EfficientNet-B5,
-a decoder, and per-pixel MLPs that refine the coarse normals at strides 4, 2 and 1.
+"""The network of Bae, Budvytis and Cipolla (ICCV 2021) as its authors released it.
+
+EfficientNet-B5, a decoder, and per-pixel MLPs that refine the coarse normals at strides 4, 2 and 1.
 
 Modules are named as in https://github.com/baegwangbin/surface_normal_uncertainty
 (``models/NNET.py``), whose checkpoints (``scannet.pt``, ``nyu.pt``) hold these names, so that a
@@ -44,8 +45,10 @@ class UncertaintyGuided(nn.Module):
         return [self.encoder, part.conv2, part.up1, part.up2, part.up3, part.up4]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB, normalised as for ImageNet, (N, 3, H, W), sides multiples of 32 → unit μ (N, 3, H,
-        W) and κ > 0 (N, H, W)."""
+        """ImageNet-normalised RGB (N, 3, H, W) → unit μ (N, 3, H, W) and κ > 0 (N, H, W).
+
+        Sides are multiples of 32.
+        """
         return self.decoder(*self.encoder(images))
 
 
@@ -55,13 +58,12 @@ class _Encoder(nn.Module):
         self.original_model: Any = timm.create_model("tf_efficientnet_b5", num_classes=0)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps at strides 32, 16, 8, 4 and 2; the coarsest is that of the head's convolution,
-        before its norm."""
+        """Maps at strides 32 (the head's convolution, before its norm), 16, 8, 4 and 2."""
         model, maps = self.original_model, []
         x = model.bn1(model.conv_stem(images))
-        for place, block in enumerate(model.blocks):
+        for stage, block in enumerate(model.blocks):
             x = block(x)
-            if place in (0, 1, 2, 4):
+            if stage in (0, 1, 2, 4):
                 maps.append(x)
         return [model.conv_head(x), *reversed(maps)]
 
@@ -86,15 +88,15 @@ class _Decoder(nn.Module):
         for up, skip in zip((self.up1, self.up2, self.up3, self.up4), maps[1:], strict=True):
             x = up(x, skip)
             fused.append(x)
-        found = _activated(self.out_conv_res8(fused[1]))
+        output = _activated(self.out_conv_res8(fused[1]))
         mlps = (self.out_conv_res4, self.out_conv_res2, self.out_conv_res1)
         for mlp, features in zip(mlps, fused[1:], strict=True):
             # the first layer is linear in each pixel, so it and the enlargement may change places:
             # a quarter of the work
-            x = _per_pixel(mlp[:1], torch.cat([features, found], 1))
+            x = _per_pixel(mlp[:1], torch.cat([features, output], 1))
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-            found = _activated(_per_pixel(mlp[1:], x))
-        return found[:, :3], found[:, 3]
+            output = _activated(_per_pixel(mlp[1:], x))
+        return output[:, :3], output[:, 3]
 
 
 class _Up(nn.Module):
@@ -137,8 +139,8 @@ def _mlp(inputs: int) -> nn.Sequential:
 
 
 def _per_pixel(layers: nn.Module, maps: Tensor) -> Tensor:
-    found: Tensor = layers(maps.flatten(2))
-    return found.unflatten(2, maps.shape[-2:])
+    output: Tensor = layers(maps.flatten(2))
+    return output.unflatten(2, maps.shape[-2:])
 
 
 def _activated(raw: Tensor) -> Tensor:

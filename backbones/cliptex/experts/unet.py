@@ -51,9 +51,9 @@ class UNet(nn.Module):
         self.divisor = max(strides)
         self.blocks = nn.ModuleList()
         below = depths[self.levels[-1]]
-        for place in reversed(range(len(self.levels) - 1)):
-            outputs = min(width * 2**place, width * 4)
-            self.blocks.append(_block(below + depths[self.levels[place]], outputs))
+        for depth in reversed(range(len(self.levels) - 1)):
+            outputs = min(width * 2**depth, width * 4)
+            self.blocks.append(_block(below + depths[self.levels[depth]], outputs))
             below = outputs
         self.head = nn.Conv2d(below, channels, 1)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

@@ -1,5 +1,4 @@
-"""Manual labels joined with pseudo-labels: pair by pair, the first store that knows a task wins
-(paper, Table 7)."""
+"""Several label stores as one: manual labels joined with pseudo-labels (paper, Table 7)."""
 
 from __future__ import annotations
 
@@ -23,10 +22,10 @@ class JoinedLabels:
         self.classes: dict[str, Sequence[str]] = {}
         for store in stores:
             for task, names in store.classes.items():
-                known = self.classes.setdefault(task, list(names))
-                if known != list(names):
+                first = self.classes.setdefault(task, list(names))
+                if first != list(names):
                     raise UserError(
-                        f"label stores disagree on their classes of {task} ({', '.join(known[:3])}"
+                        f"label stores disagree on their classes of {task} ({', '.join(first[:3])}"
                         f" … and {', '.join(names[:3])} …); label both with one class list"
                     )
         self.stores = list(stores)
@@ -34,17 +33,18 @@ class JoinedLabels:
 
     def get(self, key: str, tasks: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """All labels that any store has for ``key``. Raises ``KeyError`` when none has any."""
-        there = self.tasks_of(key)
-        if not there:
+        missing = set(self.tasks_of(key))
+        if not missing:
             raise KeyError(key)
-        missing = set(there) & set(there if tasks is None else tasks)
+        if tasks is not None:
+            missing &= set(tasks)
         joined: dict[str, np.ndarray] = {}
         for store in self.stores:
-            if wanted := missing & set(store.tasks_of(key)):
-                joined |= store.get(key, wanted)
-                missing -= wanted
+            if own := missing & set(store.tasks_of(key)):
+                joined |= store.get(key, own)
+                missing -= own
         return joined
 
     def tasks_of(self, key: str) -> tuple[str, ...]:
-        """Which labels any store has of ``key``."""
+        """Tasks that any store has labels of ``key`` for."""
         return tuple(dict.fromkeys(task for store in self.stores for task in store.tasks_of(key)))

@@ -1,64 +1,68 @@
-"""Pseudo-labels: every expert sees every pair's image once, and what it says is stored, shard by
-shard.
+"""Pseudo-labels: every expert sees every pair's image once; its labels are stored shard by shard.
 
 A shard is a unit of work: whoever labels it, in whichever order, writes the same bytes, and a
-finished shard of the same experts and pairs is kept. Memory is constant, and nothing is lost in
-silence: pairs in = pairs out + pairs named as failed.
+finished shard of the same experts and pairs is kept. Memory is constant. Every pair is labelled,
+named as failed or, with manual labels alone, counted as unlabelled.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.data.source import BadPair, PairSource, Shard, decode_image
+from backbones.cliptex.data.source import BadPair, PairSource, Shard, FailureCounter, decode_image
 from backbones.cliptex.experts.base import Expert
+from backbones.cliptex.labels.manual import ManualLabels
 from backbones.cliptex.labels.shards import DamagedShard
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, store_key
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.tasks.base import resize_nearest
 from common.errors import UserError
+from common.settings import settings_dataclass
 
-VERSION = 2  # 1 averaged depth and normals over edges, at 224 pixels
+VERSION = 2
+Labelling = Sequence[Expert | ManualLabels]
+Images = tuple[list[str], Tensor]  # keys and (N, 3, H, W) uint8
 
 
-@dataclass(frozen=True)
+def _ignore(line: str) -> None: ...
+
+
+@settings_dataclass
 class LabelSettings:
-    """What labels look like; part of their identity.
+    """The sizes of labels; part of their identity.
 
     Attributes:
-        input_side: images are shrunk to this on the short side before experts see them; 0 leaves
-            them as they are.
-        label_side: labels are shrunk to this on the short side before they are stored; 0 leaves
-            them as they are. What is learned from is ``Recipe.label_size`` pixels of a crop.
+        input_side: images are shrunk to this on the short side before experts see them; 0 keeps
+            their size.
+        label_side: labels are shrunk to this on the short side before they are stored; 0 keeps
+            their size. Training compares ``Recipe.label_size`` pixels of a crop.
     """
 
-    input_side: int = 512
-    label_side: int = LABEL_SIDE
-
-    def __post_init__(self) -> None:
-        if min(self.input_side, self.label_side) < 0:
-            raise UserError(
-                "input_side and label_side must not be negative (0 leaves sizes as they are)"
-            )
+    input_side: NonNegativeInt = 512
+    label_side: NonNegativeInt = LABEL_SIDE
 
 
 @dataclass(frozen=True)
 class LabelledShard:
-    """What became of a shard: (key, reason) of each pair without labels; how many images were
-    labelled just now, and how long it took, 0 when its labels were there."""
+    """The outcome of a shard.
+
+    Attributes:
+        failed: (key, reason) of each pair that could not be labelled.
+        images, seconds: labelled just now, and the time it took; 0 when the labels existed.
+    """
 
     failed: tuple[tuple[str, str], ...]
     images: int = 0
@@ -70,7 +74,7 @@ class Labeller:
 
     Args:
         experts: one for each task at most, frozen and on their device, as ``load_experts`` gives
-            them.
+            them, or ``ManualLabels``.
         writer: of the store, as ``labels_writer`` gives it for these.
         batch_size: images of one size that experts see at once.
         num_workers: threads that decode images and encode labels; never changes a byte.
@@ -79,29 +83,29 @@ class Labeller:
     def __init__(
         self,
         source: PairSource,
-        experts: Sequence[Expert],
+        experts: Labelling,
         writer: LabelWriter,
         settings: LabelSettings,
         batch_size: int = 32,
         num_workers: int = 2,
     ) -> None:
-        self.source, self.experts, self.writer, self.settings = (
-            source,
-            list(experts),
-            writer,
-            settings,
-        )
+        self.source, self.writer, self.settings = source, writer, settings
+        self.experts = [expert for expert in experts if isinstance(expert, Expert)]
+        self.manual = [expert for expert in experts if isinstance(expert, ManualLabels)]
         self.batch_size, self.num_workers = batch_size, max(1, num_workers)
         self.flops: dict[str, int] = {}
-        self.images, self.seconds = 0, dict.fromkeys((expert.name for expert in experts), 0.0)
+        self.images, self.seconds = 0, dict.fromkeys((e.name for e in self.experts), 0.0)
 
     def label(
-        self, shard: Shard, progress: Progress, say: Callable[[str], None] = lambda line: None
+        self, shard: Shard, progress: Progress, notify: Callable[[str], None] = _ignore
     ) -> LabelledShard:
-        """Label one shard, unless its labels are there; ``say`` is told, in a line, of one that has
-        to be made again."""
-        if found := finished_shard(self.writer, shard, say):
-            return found
+        """Label one shard, unless its labels exist.
+
+        Args:
+            notify: gets a line about a damaged shard, which is labelled again.
+        """
+        if finished := finished_shard(self.writer, shard, notify):
+            return finished
         progress.start(f"labelling {shard.name}", shard.count)
         with ThreadPoolExecutor(self.num_workers) as pool:
             return self._write(shard, pool, progress)
@@ -110,110 +114,128 @@ class Labeller:
         started = time.monotonic()
         self.images, self.seconds = 0, dict.fromkeys(self.seconds, 0.0)
         failed: list[tuple[str, str]] = []
+        unlabelled = 0
         with self.writer.shard(shard.name) as file:
-            written: deque[tuple[str, Future[dict[str, bytes]]]] = deque()
+            encoding: deque[tuple[str, Future[dict[str, bytes]]]] = deque()
 
-            def drain(most: int) -> None:
-                while len(written) > most:
-                    key, coded = written.popleft()
-                    file.add(key, coded.result())
-                    progress.advance()
-
-            def fail(key: str, reason: str) -> None:
-                failed.append((key, reason))
-                file.fail(key, reason)
+            def fail(key: str, error: Exception) -> None:
+                failed.append((key, str(error)))
+                file.fail(key, str(error))
                 progress.advance()
 
+            def write(pending: int) -> None:
+                """Write encoded labels until only ``pending`` are left."""
+                nonlocal unlabelled
+                while len(encoding) > pending:
+                    key, future = encoding.popleft()
+                    try:
+                        encoded = future.result()
+                    except BadPair as error:
+                        fail(key, error)
+                        continue
+                    if encoded:
+                        file.add(key, encoded)
+                    unlabelled += not encoded
+                    progress.advance()
+
             for keys, images in self._batches(shard, pool, fail):
-                labels = self._predict(images)
+                predictions, size = self._predict(images), images.shape[-2:]
                 for row, key in enumerate(keys):
-                    maps = {
-                        name: find_task(name).from_expert(values[row])
-                        for name, values in labels.items()
-                    }
-                    reasons = (find_task(name).unusable(label) for name, label in maps.items())
-                    if wrong := next(filter(None, reasons), ""):
-                        fail(key, wrong)
-                    else:
-                        written.append((key, pool.submit(self._encode, maps)))
-                drain(2 * self.batch_size)
-            drain(0)
+                    maps = {task: values[row] for task, values in predictions.items()}
+                    encoding.append((key, pool.submit(self._encode, shard.name, key, size, maps)))
+                write(pending=2 * self.batch_size)
+            write(pending=0)
             seconds = time.monotonic() - started
+            file.extra["unlabelled"] = unlabelled
             # of the shard: seconds in all and in each expert, and FLOPs of one image by expert
-            of_experts = {"expert_seconds": self.seconds, "flops_per_image": self.flops}
-            file.extra["cost"] = {"images": self.images, "seconds": seconds, **of_experts}
+            file.extra["cost"] = {
+                "images": self.images,
+                "seconds": seconds,
+                "expert_seconds": self.seconds,
+                "flops_per_image": self.flops,
+            }
         return LabelledShard(tuple(failed), self.images, seconds)
 
     def _batches(
-        self, shard: Shard, pool: ThreadPoolExecutor, fail: Callable[[str, str], None]
-    ) -> Iterator[tuple[list[str], Tensor]]:
-        """Images of one size together, at most ``batch_size``; decoded ahead by the pool, in the
-        shard's order."""
+        self, shard: Shard, pool: ThreadPoolExecutor, fail: Callable[[str, Exception], None]
+    ) -> Iterator[Images]:
+        """Images of one size together, at most ``batch_size``, in the shard's order.
+
+        They are decoded ahead by the pool.
+        """
         waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
-        ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
+        decoding: deque[tuple[str, Future[np.ndarray]]] = deque()
         indices = self.source.iter_shard(shard)
 
-        def full(shape: tuple[int, ...]) -> tuple[list[str], Tensor]:
+        def batch(shape: tuple[int, ...]) -> Images:
             keys, images = zip(*waiting.pop(shape), strict=True)
             return list(keys), torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-        while True:
-            while (
-                len(ahead) < 2 * self.num_workers + self.batch_size
-                and (index := next(indices, None)) is not None
-            ):
-                ahead.append((self.source.key(index), pool.submit(self._decode, index)))
-            if not ahead:
-                break
-            key, future = ahead.popleft()
+        def decode_ahead() -> None:
+            for index in indices:
+                decoding.append((self.source.key(index), pool.submit(self._decode, index)))
+                if len(decoding) == 2 * self.num_workers + self.batch_size:
+                    return
+
+        decode_ahead()
+        while decoding:
+            key, future = decoding.popleft()
+            decode_ahead()
             try:
                 image = future.result()
             except BadPair as error:
-                fail(key, str(error))
+                fail(key, error)
                 continue
             waiting.setdefault(image.shape, []).append((key, image))
             fullest = max(waiting, key=lambda shape: len(waiting[shape]))
-            # of many sizes the fullest batch goes before it is full, so that memory stays bounded
-            if (
-                len(waiting[fullest]) == self.batch_size
-                or sum(map(len, waiting.values())) > 8 * self.batch_size
-            ):
-                yield full(fullest)
+            # with many sizes the fullest batch goes early, so that memory stays bounded
+            count = sum(map(len, waiting.values()))
+            if len(waiting[fullest]) == self.batch_size or count > 8 * self.batch_size:
+                yield batch(fullest)
         for shape in list(waiting):
-            yield full(shape)
+            yield batch(shape)
 
     def _decode(self, index: int) -> np.ndarray:
         return decode_image(self.source[index].image, self.settings.input_side or None)
 
     def _predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        if not self.flops:
-            for expert in self.experts:
-                self.flops[expert.name] = count_flops(partial(expert.predict, images[:1]))
-        labels: dict[str, np.ndarray] = {}
+        predictions: dict[str, np.ndarray] = {}
         for expert in self.experts:
+            if expert.name not in self.flops:
+                self.flops[expert.name] = count_flops(lambda: expert.predict(images[:1]))  # noqa: B023
             started = time.monotonic()
-            labels[expert.task] = expert.predict(images)[expert.task]
+            predictions[expert.task] = expert.predict(images)[expert.task]
             self.seconds[expert.name] += time.monotonic() - started
         self.images += len(images)
-        return labels
+        return predictions
 
-    def _encode(self, maps: dict[str, np.ndarray]) -> dict[str, bytes]:
-        return encode(
-            {name: resize_nearest(label, self.settings.label_side) for name, label in maps.items()}
-        )
+    def _encode(
+        self, shard: str, key: str, size: Sequence[int], predictions: Mapping[str, np.ndarray]
+    ) -> dict[str, bytes]:
+        """All labels of a pair as files by suffix. Raises ``BadPair`` where one is of no use."""
+        labels = {}
+        for name, prediction in predictions.items():
+            labels[name] = find_task(name).from_expert(prediction)
+            if problem := find_task(name).unusable(labels[name]):
+                raise BadPair(problem)
+        for manual in self.manual:
+            if (label := manual.read(shard, key, size)) is not None:
+                labels[manual.task] = label
+        side = self.settings.label_side
+        return encode({name: resize_nearest(label, side) for name, label in labels.items()})
 
 
 def labels_writer(
     source: PairSource,
-    experts: Sequence[Expert],
+    experts: Labelling,
     settings: LabelSettings,
     out: Path | Callable[[str], Path],
 ) -> LabelWriter:
-    """The store of these labels, to be written.
+    """The writer of these labels' store.
 
     Args:
-        out: its folder, or what names it by the store's ``key``: other weights of an expert give
-            another one.
+        out: its folder, or a function that names it by the store's ``key``: other weights of an
+            expert give another one.
 
     Raises:
         UserError: no experts, or the folder holds labels of other experts or pairs.
@@ -232,22 +254,24 @@ def labels_writer(
 
 
 def finished_shard(
-    writer: LabelWriter, shard: Shard, say: Callable[[str], None], *, hashed: bool = True
+    writer: LabelWriter, shard: Shard, notify: Callable[[str], None], *, hashed: bool = True
 ) -> LabelledShard | None:
-    """The shard when its labels are there and whole (by their size alone unless ``hashed``); says
-    so when they are there but not whole."""
-    found = writer.finished(shard.name, say, hashed=hashed)
-    return LabelledShard(tuple((key, reason) for key, reason in found["failed"])) if found else None
+    """The shard if its labels are complete and intact (by size alone unless ``hashed``)."""
+    summary = writer.finished(shard.name, notify, hashed=hashed)
+    if summary is None:
+        return None
+    return LabelledShard(tuple((key, reason) for key, reason in summary["failed"]))
 
 
-def finish_labels(source: PairSource, writer: LabelWriter) -> dict[str, Any]:
-    """Write the manifest over all shards, which are labelled, and return it: counts, failures,
-    bytes an image and ``cost`` (seconds and FLOPs).
+def finish_labels(source: PairSource, writer: LabelWriter, **extra: Any) -> dict[str, Any]:
+    """Write the manifest over all shards, and return it.
+
+    It holds counts, failures, bytes an image, ``cost`` (seconds and FLOPs) and ``extra``.
 
     Raises:
-        DamagedShard: one of them is not there or not whole.
+        DamagedShard: a shard is missing or damaged.
     """
-    shards = [found for shard in source.shards if (found := writer.finished(shard.name))]
+    shards = [summary for shard in source.shards if (summary := writer.finished(shard.name))]
     if len(shards) < len(source.shards):
         raise DamagedShard(
             f"{len(source.shards) - len(shards)} shards are missing or damaged in {writer.root}"
@@ -267,9 +291,49 @@ def finish_labels(source: PairSource, writer: LabelWriter) -> dict[str, Any]:
         "flops_per_image": per_image,
         "flops": sum(per_image.values()) * images,
     }
-    manifest = writer.finish(shards, skipped=[list(pair) for pair in source.skipped], cost=total)
-    if manifest["pairs_in"] != len(source):
-        raise RuntimeError(
-            f"{manifest['pairs_in']} pairs in the labels, {len(source)} in the source"
-        )
+    skipped = [list(pair) for pair in source.skipped]
+    manifest = writer.finish(shards, skipped=skipped, cost=total, **extra)
+    count = manifest["pairs_in"] + sum(shard["unlabelled"] for shard in shards)
+    if count != len(source):
+        raise RuntimeError(f"{count} pairs in the labels, {len(source)} in the source")
     return manifest
+
+
+def make_labels(
+    source: PairSource,
+    manual: Sequence[ManualLabels],
+    out: Path,
+    settings: LabelSettings,
+    progress: Progress,
+    notify: Callable[[str], None] = _ignore,
+) -> dict[str, Any]:
+    """Write a store of people's labels and return its manifest.
+
+    Args:
+        notify: gets a line about files that belong to no pair.
+
+    Raises:
+        UserError: no file belongs to a pair, over 1 % of the pairs fail, or ``out`` holds other
+            labels.
+    """
+    files = {}
+    for labels in manual:
+        used = {
+            labels.find(shard.name, source.key(index))
+            for shard in source.shards
+            for index in source.iter_shard(shard)
+        } - {None}
+        if not used:
+            raise UserError(
+                f"no .png in {labels.folder} is called like a pair, such as {source.key(0)}"
+            )
+        files[labels.task] = len(used)
+        if unused := len(labels.files) - len(used):
+            notify(f"{unused} of {len(labels.files)} files in {labels.folder} belong to no pair")
+    writer = labels_writer(source, manual, settings, out)
+    labeller, failures = Labeller(source, manual, writer, settings), FailureCounter("pairs")
+    for shard in source.shards:
+        for key, reason in labeller.label(shard, progress, notify).failed:
+            failures.add(key, reason)
+        failures.check(len(source))
+    return finish_labels(source, writer, files=files)

@@ -1,4 +1,4 @@
-"""A picture of labels beside their images: what a look at a label store shows."""
+"""A picture of labels beside their images."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from PIL import Image, ImageDraw
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.tasks import find_task
-from common.errors import UserError, nearest
+from common.errors import UserError
 from common.files import atomic_write
 
 TILE = 160
 GAP = 4
 LINE = 14
-LOOKED_AT = 10_000  # pairs among which labelled ones are looked for
+CANDIDATES = 10_000  # pairs among which labelled ones are searched
 
 
 def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[str]:
-    """Write a picture (``.png``, ``.jpg``, ``.webp`` …) with ``n`` pairs of ``source``, evenly
-    spread, a row each: image and whatever labels there are, as their tasks draw them. Black is
-    unknown. Returns the keys shown.
+    """Write a picture (``.png``, ``.jpg``, ``.webp`` …) with ``n`` pairs of ``source``, a row each.
+
+    The pairs are evenly spread. A row shows the image and its labels, as their tasks draw them;
+    black is unknown.
+
+    Returns:
+        the keys shown.
 
     Raises:
-        UserError: no finished store, none of the pairs has labels in it, or a suffix of no picture.
+        UserError: the store is not finished, none of the pairs has labels in it, or the suffix is
+            not that of an image format.
     """
-    kinds = {
-        suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE
-    }
-    if out.suffix.lower() not in kinds:
-        raise UserError(
-            f"--out {out} is no picture's name;"
-            f" {nearest(out.suffix or '.png', ('.png', '.jpg', '.webp'))}"
-        )
+    image_format = Image.registered_extensions().get(out.suffix.lower())
+    if image_format not in Image.SAVE:
+        raise UserError(f"--out {out} is no picture's name; use .png, .jpg or .webp")
     store = LabelStore(root)
     rows: list[list[Image.Image]] = []
     titles: list[str] = []
     keys: list[str] = []
     labelled = [
         index
-        for index in _spread(range(len(source)), LOOKED_AT)
+        for index in _spread(range(len(source)), CANDIDATES)
         if store.tasks_of(source.key(index))
     ]
     for index in _spread(labelled, n):
@@ -52,16 +52,12 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[s
         except (BadPair, KeyError):
             continue
         keys.append(pair.key)
-        found = {task: names for task, names in store.classes.items() if task in maps}
-        named = [
-            names[c]
-            for task, names in found.items()
-            for c in np.unique(maps[task])
-            if c < len(names)
-        ]
-        titles.append(
-            f"{pair.key}  {pair.caption[:90]}" + (f"   [{', '.join(named)}]" if named else "")
-        )
+        title = f"{pair.key}  {pair.caption[:90]}"
+        for task in maps.keys() & store.classes.keys():
+            names = store.classes[task]
+            present = [names[c] for c in np.unique(maps[task]) if c < len(names)]
+            title += f"   [{', '.join(present)}]"
+        titles.append(title)
         rows.append(
             [
                 _tile(image),
@@ -75,15 +71,13 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[s
         )
     sheet = _sheet(rows, titles)
     with atomic_write(out) as temporary:
-        sheet.save(temporary, kinds[out.suffix.lower()])
+        sheet.save(temporary, image_format)
     return keys
 
 
 def _spread(items: Sequence[int], n: int) -> list[int]:
     """At most ``n`` of them, evenly spread."""
-    return [
-        items[int(place)] for place in np.linspace(0, len(items) - 1, min(n, len(items))).round()
-    ]
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, min(n, len(items))).round()]
 
 
 def _tile(picture: np.ndarray) -> Image.Image:

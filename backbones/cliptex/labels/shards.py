@@ -1,10 +1,9 @@
-"""One shard of labels: a tar in the webdataset convention, and a small file beside it that says
-that it is whole.
+"""One shard of labels: a tar in the webdataset convention, and a summary beside it.
 
-    00012.tar      000120034.seg.png, 000120034.depth.png, 000120034.normal.webp …: ``tar tf`` and
-    any viewer show them 00012.tar.json identity and sha256 of that tar, counts, failures, cost
+    00012.tar        000120034.seg.png, 000120034.depth.png, 000120034.normal.webp …
+    00012.tar.json   identity and sha256 of that tar, counts, failures, cost
 
-Both are written beside their place and renamed, the second last: a shard without it does not count.
+Both are written atomically, the summary last: a shard without one does not count.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from webdataset import TarWriter
 
 from common.files import atomic_write, read_json, sha256_file, write_json
 
-VERSION = 3  # 1 had normals with y down, 2 a format of its own
+VERSION = 3
+SUMMARY = {"identity", "sha256", "bytes", "pairs", "failed", "task_bytes"}
 
 
 class DamagedShard(Exception):
@@ -26,15 +26,16 @@ class DamagedShard(Exception):
 
 
 def member_name(name: str) -> str:
-    """What a pair ``SHARD/NAME`` is called in the tar of its labels: as in its own tar. Pairs of a
-    table are paths, whose dots would end a key."""
+    """The name of a pair ``SHARD/NAME`` in the tar of its labels: as in its own tar.
+
+    Pairs of a table are paths, whose dots would end a key.
+    """
     name = name.replace("%", "%25").replace(".", "%2E")
     return f"%2F{name[1:]}" if name.startswith("/") else name
 
 
 class ShardWriter:
-    """One shard being written, see ``writing_shard``. ``extra``: what else the small file shall
-    say."""
+    """A shard being written, see ``writing_shard``. ``extra``: further content of its summary."""
 
     def __init__(self, name: str, tar: TarWriter) -> None:
         self.extra: dict[str, Any] = {}
@@ -43,31 +44,23 @@ class ShardWriter:
         self._failed: list[list[str]] = []
         self._bytes: dict[str, int] = {}
 
-    def add(self, key: str, coded: Mapping[str, bytes]) -> None:
-        """Append one pair's labels, as ``encode`` gives them.
-
-        Raises:
-            ValueError: the key is there already, or there is nothing to append.
-        """
+    def add(self, key: str, encoded: Mapping[str, bytes]) -> None:
+        """Append one pair's labels, as ``encode`` gives them. Raises ``ValueError`` on a repeat."""
         name = member_name(key.removeprefix(f"{self._name}/"))
-        if name in self._keys or not coded:
-            raise ValueError(
-                f"labels of {key!r} are in shard {self._name} already"
-                if coded
-                else f"no labels of {key!r}"
-            )
+        if name in self._keys:
+            raise ValueError(f"labels of {key!r} are in shard {self._name} already")
         self._keys.add(name)
-        self._tar.write({"__key__": name, **coded})
-        for suffix, data in coded.items():
+        self._tar.write({"__key__": name, **encoded})
+        for suffix, data in encoded.items():
             task = suffix.split(".")[0]
             self._bytes[task] = self._bytes.get(task, 0) + len(data)
 
     def fail(self, key: str, reason: str) -> None:
-        """Name a pair that has no labels, and why: count in = count out + failures."""
+        """Record a pair that has no labels, and why."""
         self._failed.append([key, reason])
 
     def counts(self) -> dict[str, Any]:
-        """What the small file says of the pairs."""
+        """The summary's content about the pairs."""
         return {
             "pairs": len(self._keys),
             "failed": self._failed,
@@ -78,11 +71,10 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def writing_shard(root: Path, name: str, identity: str) -> Iterator[ShardWriter]:
-    """A shard to write. Leaving the block normally puts its files in their place, an error leaves
-    nothing."""
+    """A shard to write. Its files appear when the block ends normally; an error leaves nothing."""
     path = tar_path(root, name)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a labelling that was killed
-        left.unlink(missing_ok=True)
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):  # of a labelling that was killed
+        temporary.unlink(missing_ok=True)
     with atomic_write(path) as temporary:
         with temporary.open("wb") as file:
             tar = TarWriter(file, user="", group="", encoder=False, mtime=0, format="PAX_FORMAT")
@@ -90,19 +82,19 @@ def writing_shard(root: Path, name: str, identity: str) -> Iterator[ShardWriter]
             try:
                 yield writer
             except BaseException:
-                with contextlib.suppress(Exception):  # what it still had to write is of no use
+                with contextlib.suppress(Exception):  # the file is discarded
                     tar.close()
                 raise
             tar.close()
-        told = {
+        summary = {
             "version": VERSION,
             "identity": identity,
             "sha256": sha256_file(temporary),
             "bytes": temporary.stat().st_size,
             **writer.counts(),
         }
-        summary_path(path).unlink(missing_ok=True)  # it speaks of a tar that is replaced now
-    write_json(summary_path(path), told)
+        summary_path(path).unlink(missing_ok=True)  # it describes the tar that is replaced now
+    write_json(summary_path(path), summary)
 
 
 def tar_path(root: Path, name: str) -> Path:
@@ -114,23 +106,29 @@ def summary_path(tar: Path) -> Path:
 
 
 def read_summary(root: Path, name: str) -> dict[str, Any] | None:
-    """What was said of a shard when it was finished; None when it was not. Its tar is not looked
-    at."""
+    """A shard's summary; None when the shard is not finished. The tar is not read.
+
+    Raises:
+        DamagedShard: the summary is malformed.
+    """
     path = summary_path(tar_path(root, name))
+    if not path.is_file():
+        return None
     try:
         summary = read_json(path)
-        summary["identity"] + "", summary["bytes"] + summary["pairs"], list(summary["failed"])
-        summary["task_bytes"].items()
-        return {**summary, "name": name} if summary["sha256"] else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise DamagedShard(f"{path} is not readable ({error})") from error
+    if not isinstance(summary, dict) or not summary.keys() >= SUMMARY:
+        raise DamagedShard(f"{path} is not the summary of a shard")
+    return {**summary, "name": name}
 
 
 def check_shard(root: Path, shard: Mapping[str, Any], *, hashed: bool = True) -> None:
-    """Compare a shard's tar with what was said of it: every byte, or its size alone. Raises
-    ``DamagedShard``."""
+    """Compare a shard's tar with its summary: every byte, or its size alone.
+
+    Raises:
+        DamagedShard: they differ.
+    """
     path = tar_path(root, shard["name"])
     if not path.is_file():
         raise DamagedShard(f"{path} is missing")

@@ -1,12 +1,10 @@
-"""A label store: hard labels of image-caption pairs, a tar for each shard of pairs, found by pair,
-never by position.
+"""A label store: hard labels of image-caption pairs by key, a tar for each shard of pairs.
 
     labels/
       00000.tar, 00000.tar.json …   see ``shards``
-      manifest.json                 written last: who made the labels, counts, failures named,
-      digests of the shards
+      manifest.json                 written last: identity, counts, failures, digests of the shards
 
-Where the labels lie is a table that all processes of a machine share; see ``data.tables``.
+The positions of the labels are a table that all processes of a machine share; see ``data.tables``.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -34,11 +33,12 @@ from backbones.cliptex.labels.shards import (
     writing_shard,
 )
 from backbones.cliptex.tasks import find_task, ordered, task_names
-from common.errors import UserError
+from common.errors import UserError, report_malformed
 from common.files import content_key, read_json, write_json
 from common.images import IMAGE_ERRORS
 
 MANIFEST = "manifest.json"
+FIELDS = {"key", "tasks", "classes", "shards", "failed", "pairs_in", "pairs_out"}
 # Short side that labels are kept at. A ViT-B/16 at 224 pixels learns from four labels a patch, 56,
 # of at least nine tenths of the image by area: that is 59 of the whole.
 LABEL_SIDE = 60
@@ -46,7 +46,7 @@ Classes = Mapping[str, Sequence[str]]
 
 
 def store_key(identity: Mapping[str, Any], classes: Classes) -> str:
-    """What a store of this identity has as ``key`` in its manifest: 32 hex digits."""
+    """``key`` in the manifest of a store of this identity: 32 hex digits."""
     named = {task: list(names) for task, names in classes.items()}
     return content_key({"version": VERSION, "identity": dict(identity), "classes": named}, 32)
 
@@ -54,29 +54,28 @@ def store_key(identity: Mapping[str, Any], classes: Classes) -> str:
 def encode(labels: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """An image's labels, by task, as files by suffix (``seg.png``).
 
-    Pure and the costliest part of writing: call it from threads, its codecs do not hold the
-    interpreter's lock.
+    The costliest part of writing; its codecs release the interpreter's lock.
     """
     return {suffix_of(name): find_task(name).encode(label) for name, label in labels.items()}
 
 
 def suffix_of(task: str) -> str:
-    """Of a task's files."""
+    """Suffix of a task's files."""
     return f"{task}.{find_task(task).suffix}"
 
 
 class LabelWriter:
-    """Writes a store, shard by shard, in any order and from any number of processes; ``finish``
-    once at the end.
+    """Writes a store, shard by shard, in any order and from any number of processes.
+
+    ``finish`` is called once at the end.
 
     Args:
-        identity: what makes the labels what they are (experts, their weights, the pairs),
-            JSON-able; a finished shard is kept by a resumed labelling only if it was written under
-            the same identity.
+        identity: what decides the labels (experts, their weights, the pairs), JSON-able; a resumed
+            labelling keeps only finished shards of the same identity.
         classes: task → names of its classes by index.
 
     Raises:
-        UserError: the folder holds labels of another identity or of an older version.
+        UserError: the folder holds labels of another identity.
     """
 
     def __init__(
@@ -90,8 +89,7 @@ class LabelWriter:
         self.classes = {task: list(names) for task, names in (classes or {}).items()}
         self.key = store_key(self.identity, self.classes)
         if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"{self.root} is no folder; --out names the folder of the label store")
-        _refuse_older(self.root)
+            raise UserError(f"{self.root} is a file; --out names the folder of the label store")
         if (self.root / MANIFEST).is_file() and read_manifest(self.root)["key"] != self.key:
             raise UserError(
                 f"{self.root} holds labels of other experts or pairs; choose another --out, or"
@@ -99,11 +97,14 @@ class LabelWriter:
             )
 
     def finished(
-        self, name: str, say: Callable[[str], None] = lambda line: None, *, hashed: bool = True
+        self, name: str, notify: Callable[[str], None] = lambda line: None, *, hashed: bool = True
     ) -> dict[str, Any] | None:
-        """What is said of the shard, if it is there, whole (every byte is read, unless not
-        ``hashed``) and of this identity; None if it has to be written. ``say`` is told, in a line,
-        of one that has to be written again."""
+        """The summary of a shard of this identity that is intact; None if it has to be written.
+
+        Args:
+            notify: gets a line about a shard that has to be written again.
+            hashed: check every byte, not the size alone.
+        """
         try:
             if (summary := read_summary(self.root, name)) is None:
                 return None
@@ -113,40 +114,43 @@ class LabelWriter:
                 )
             check_shard(self.root, summary, hashed=hashed)
             return summary
-        except DamagedShard as damage:
-            say(f"{damage}: labelling shard {name} again")
+        except DamagedShard as error:
+            notify(f"{error}: labelling shard {name} again")
             return None
 
     def shard(self, name: str) -> AbstractContextManager[ShardWriter]:
-        """Begin (again) the shard ``name``. Raises ``UserError`` where a tar of that name holds no
-        labels: the pairs', say."""
+        """Begin (again) the shard ``name``.
+
+        Raises:
+            UserError: a tar of that name holds no labels, as that of the pairs.
+        """
         if (path := tar_path(self.root, name)).exists():
             try:
                 with tarfile.open(path) as tar:
                     first = tar.next()
             except (OSError, tarfile.TarError):
-                first = None  # damaged: perhaps ours
+                first = None  # damaged: perhaps a shard of labels
             if first is not None and not first.name.endswith(
                 tuple(f".{suffix_of(task)}" for task in {*task_names(), *self.tasks})
             ):
                 raise UserError(
-                    f"{path} is there and holds no labels (are these the pairs?); choose another"
+                    f"{path} exists and holds no labels (are these the pairs?); choose another"
                     " --out"
                 )
         return writing_shard(self.root, name, self.key)
 
     def finish(self, shards: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:
-        """Write and return the manifest over all shards, as ``finished`` gives them; ``extra`` goes
-        into it (costs …)."""
-        for left in self.root.glob(
-            ".*.tmp"
-        ):  # of a process that was killed while it wrote; nobody writes shards now
-            left.unlink(missing_ok=True)
+        """Write and return the manifest over all shards, as ``finished`` gives them.
+
+        ``extra`` goes into it (cost …).
+        """
+        for temporary in self.root.glob(".*.tmp"):  # of a process that was killed
+            temporary.unlink(missing_ok=True)
         out, size = sum(shard["pairs"] for shard in shards), sum(shard["bytes"] for shard in shards)
         failed = [pair for shard in shards for pair in shard["failed"]]
-        each = {
-            task: sum(shard["task_bytes"].get(task, 0) for shard in shards) for task in self.tasks
-        }
+        task_bytes: Counter[str] = Counter()
+        for shard in shards:
+            task_bytes.update(shard["task_bytes"])
         manifest = {
             "version": VERSION,
             "key": self.key,
@@ -161,7 +165,7 @@ class LabelWriter:
             "bytes": size,
             "bytes_per_image": round(size / max(out, 1), 1),
             "task_bytes_per_image": {
-                task: round(count / max(out, 1), 1) for task, count in each.items()
+                task: round(task_bytes[task] / max(out, 1), 1) for task in self.tasks
             },
             "failed": failed,
             "shards": [
@@ -179,11 +183,12 @@ class LabelStore:
 
     Attributes:
         manifest: as ``LabelWriter.finish`` wrote it.
-        identity: digest of what the labels are (experts, pairs and every shard's bytes).
-        tasks: what is labelled; classes: task → names of its classes, by index.
+        identity: digest of experts, pairs and every shard's bytes.
+        tasks: of the labels.
+        classes: task → names of its classes, by index.
 
     Raises:
-        UserError: there is no finished store, or a shard's file is missing or cut off.
+        UserError: the store is not finished, or a shard's file is missing or cut off.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -203,7 +208,7 @@ class LabelStore:
             path = tar_path(self.root, shard["name"])
             if not path.is_file() or (stat := path.stat()).st_size != shard["bytes"]:
                 raise UserError(
-                    f"{path} is missing or cut off; run the same label command again to mend it"
+                    f"{path} is missing or cut off; run the same label command again to repair it"
                 )
             self._mtimes.append(stat.st_mtime_ns)
 
@@ -211,20 +216,21 @@ class LabelStore:
         return int(self.manifest["pairs_out"])
 
     def get(self, key: str, tasks: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """Labels of the pair ``key``, those there, as each task decodes them (``seg``: (H, W) class
-        numbers; ``depth``: (H, W) float32 in [0, 1], 1 is nearest, NaN unknown; ``normal``: (3, H,
-        W) float32, zero unknown).
+        """The labels of the pair ``key``, as each task decodes them.
+
+        ``seg``: (H, W) class numbers; ``depth``: (H, W) float32 in [0, 1], 1 is nearest, NaN
+        unknown; ``normal``: (3, H, W) float32, zero unknown.
 
         Args:
             tasks: only these; None for all.
 
         Raises:
-            KeyError: the store has no labels for it (then ``manifest['failed']`` may say why).
+            KeyError: the store has no labels for it; ``manifest['failed']`` may say why.
             UserError: the bytes on disk have changed.
         """
         labels, (number, row) = {}, self._find(key)
-        path, places = tar_path(self.root, self.names[number]), self._table["places"][row]
-        for name, (offset, size) in zip(self.tasks, places, strict=True):
+        path, positions = tar_path(self.root, self.names[number]), self._table["places"][row]
+        for name, (offset, size) in zip(self.tasks, positions, strict=True):
             if size < 0 or (tasks is not None and name not in tasks):
                 continue
             try:
@@ -239,22 +245,22 @@ class LabelStore:
         return labels
 
     def tasks_of(self, key: str) -> tuple[str, ...]:
-        """Which labels there are of the pair ``key``; nothing is decoded."""
+        """Tasks that the pair ``key`` has labels for; nothing is decoded."""
         try:
-            places = self._table["places"][self._find(key)[1]]
+            positions = self._table["places"][self._find(key)[1]]
         except KeyError:
             return ()
         return tuple(
-            name for name, there in zip(self.tasks, places[:, 1] >= 0, strict=True) if there
+            name for name, size in zip(self.tasks, positions[:, 1], strict=True) if size >= 0
         )
 
     @functools.cached_property
     def _table(self) -> Table:
-        what = [VERSION, str(self.root.resolve()), self.identity, self._mtimes]
-        return cached_table("label-index", what, self._index)
+        inputs = [VERSION, str(self.root.resolve()), self.identity, self._mtimes]
+        return cached_table("label-index", inputs, self._index)
 
     def _index(self) -> Contents:
-        """``keys``, sorted within each shard, ``places``: offset and size of each task's file, and
+        """``keys``, sorted within each shard; ``places``: offset and size of each task's file;
         ``starts`` of the shards."""
         tars = [
             index_tar(tar_path(self.root, name), self._suffixes, keep=False) for name in self.names
@@ -264,88 +270,63 @@ class LabelStore:
             np.empty(0, "S1"),
             *(tar.keys[order] for tar, order in zip(tars, orders, strict=True)),
         ]
-        places = [tar.spans[order] for tar, order in zip(tars, orders, strict=True)]
+        positions = [tar.spans[order] for tar, order in zip(tars, orders, strict=True)]
         none = np.empty((0, len(self._suffixes), 2), np.int64)
         starts = np.cumsum([0, *map(len, tars)])
         return {
             "keys": np.concatenate(keys),
-            "places": np.concatenate([none, *places]),
+            "places": np.concatenate([none, *positions]),
             "starts": starts,
         }, {}
 
     def _find(self, key: str) -> tuple[int, int]:
         """(number of the shard, row in the table) of a pair. Raises ``KeyError``."""
-        for slash in (
-            place for place, letter in enumerate(key) if letter == "/"
-        ):  # names of shards may have one too
+        # names of shards may have slashes, too
+        for slash in (i for i, letter in enumerate(key) if letter == "/"):
             if (number := self._numbers.get(key[:slash])) is not None:
-                wanted = np.bytes_(member_name(key[slash + 1 :]).encode())
+                member = np.bytes_(member_name(key[slash + 1 :]).encode())
                 start, end = map(int, self._table["starts"][number : number + 2])
-                row = start + int(np.searchsorted(self._table["keys"][start:end], wanted))
-                if row < end and self._table["keys"][row] == wanted:
+                row = start + int(np.searchsorted(self._table["keys"][start:end], member))
+                if row < end and self._table["keys"][row] == member:
                     return number, row
                 break
         raise KeyError(key)
 
 
 def check_labels(root: str | os.PathLike[str]) -> list[str]:
-    """What is wrong with a store, one line each; empty when every byte is as it was written and all
-    counts agree.
+    """What is wrong with a store, one line each; empty when all bytes and counts are right.
 
     Raises:
-        UserError: there is no finished store.
+        UserError: the store is not finished.
     """
     manifest = read_manifest(Path(root))
-    wrong = []
+    problems = []
     for shard in manifest["shards"]:
         try:
             check_shard(Path(root), shard)
         except DamagedShard as error:
-            wrong.append(str(error))
+            problems.append(str(error))
     out = sum(shard["pairs"] for shard in manifest["shards"])
-    if not wrong and not (
+    if not problems and not (
         out == manifest["pairs_out"] == manifest["pairs_in"] - len(manifest["failed"])
     ):
-        wrong.append(
+        problems.append(
             f"counts do not agree: {manifest['pairs_in']} in, {out} out, {len(manifest['failed'])}"
             " failed"
         )
-    return wrong
+    return problems
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of a finished store. Raises ``UserError``."""
     path = root / MANIFEST
-    _refuse_older(root)
-    try:
+    if not path.is_file():
+        state = "labelling has not finished" if any(root.rglob("*.tar")) else "no labels"
+        raise UserError(
+            f"{state} in {root}; run: python -m benchmark labels predict --pairs … --out {root}"
+        )
+    with report_malformed(f"{path} is not readable", "make the labels again in another folder"):
         manifest = read_json(path)
-        if manifest["version"] == VERSION:
-            for shard in manifest["shards"]:
-                shard["name"] + shard["sha256"], shard["bytes"] + shard["pairs"]
-            manifest["key"] + "", len(manifest["failed"]), manifest["pairs_out"] + 0
-            for task in manifest["tasks"].values():
-                task["suffix"] + ""
-            for names in manifest["classes"].values():
-                ", ".join(names)
-    except FileNotFoundError:
-        there = "labelling has not finished" if any(root.rglob("*.tar")) else "no labels"
-        raise UserError(
-            f"{there} in {root}; run: python -m benchmark labels predict --pairs … --out {root}"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or repr(error)
-        told = f"{path} is not readable ({reason})"
-        raise UserError(f"{told}; choose another folder, or make the labels again") from error
-    if manifest["version"] != VERSION:
-        raise UserError(
-            f"{root} holds labels of format {manifest['version']}, this is {VERSION}; label again"
-            " elsewhere"
-        )
+        if manifest["version"] != VERSION or not manifest.keys() >= FIELDS:
+            raise ValueError(f"not a manifest of format {VERSION}")
     return manifest
-
-
-def _refuse_older(root: Path) -> None:
-    if root.is_dir() and next(root.rglob("*.labels"), None):
-        raise UserError(
-            f"{root} holds labels of an older format (*.labels); remove it and label again"
-        )

@@ -1,5 +1,4 @@
-"""Dense tasks by name: one file and one registration each; another package's come through an entry
-point.
+"""Dense tasks by name: one file and one registration each; a plug-in's by an entry point.
 
     [options.entry_points]                     # in the other package's setup.cfg
     cliptex_benchmark.tasks =
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
 PAPER = ("seg", "depth", "normal")  # those of the paper: what ``cliptex`` learns
 
 
-def _check(name: str, thing: Any) -> Any:
+def _check(name: str, task: Any) -> Any:
     from backbones.cliptex.tasks.base import Task
 
-    return instance_of(Task)(name, thing)
+    return instance_of(Task)(name, task)
 
 
 TASKS: Registry[Task] = Registry("task", "tasks", _check)
@@ -39,12 +38,11 @@ find_task = TASKS.find
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of tasks, each once, in the one order that they always have: the paper's, then the
-    others by the alphabet."""
-    given = set(names)
-    return (*(name for name in PAPER if name in given), *sorted(given - set(PAPER)))
+    """Distinct names of tasks in their fixed order: the paper's, then the others by alphabet."""
+    distinct = set(names)
+    return (*(name for name in PAPER if name in distinct), *sorted(distinct - set(PAPER)))
 
 
 def task_names() -> tuple[str, ...]:
-    """All tasks that can be found; none is imported for that."""
+    """Names of all tasks; none is imported."""
     return ordered(TASKS.descriptions())

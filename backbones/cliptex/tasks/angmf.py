@@ -17,9 +17,8 @@ MIN_KAPPA = 0.01
 def angle(mean: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
     """Angle in radians between unit vectors, in [0, π].
 
-    atan2(|μ × n|, μᵀn) rather than arccos(μᵀn): the same, but its gradient stays finite at 0 and π,
-    where that of arccos is infinite, and it needs no clamp that would make every angle below 0.1°
-    the same.
+    atan2(|μ × n|, μᵀn) equals arccos(μᵀn), but its gradient stays finite at 0 and π, and it needs
+    no clamp, which would make all angles below 0.1° equal.
     """
     sine = torch.linalg.cross(mean, normal, dim=dim).square().sum(dim).add(1e-12).sqrt()
     return torch.atan2(sine, (mean * normal).sum(dim))
@@ -29,8 +28,7 @@ def nll(mean: Tensor, kappa: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
     """−log p(n | μ, κ) (eq. 5 there, with the constant 2π kept so that it is a density).
 
     ``mean`` and ``normal`` are unit vectors along ``dim``, ``kappa`` ≥ 0 and the result have their
-    shape without it. Stable for
-    every κ: log(1 + exp(−κπ)) is a softplus, κ² + 1 a ``log1p``.
+    shape without it. Stable for every κ: log(1 + exp(−κπ)) is a softplus, κ² + 1 a ``log1p``.
     """
     theta = angle(mean, normal, dim)
     return (
@@ -47,7 +45,6 @@ def expected_angle(kappa: Tensor) -> Tensor:
 
 
 def split(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Raw outputs (N, 4, H, W) → unit μ (N, 3, H, W) and κ = ELU(x) + 1 + ``MIN_KAPPA`` > 0 (N, H,
-    W)."""
+    """Raw outputs (N, 4, H, W) → unit μ (N, 3, H, W), κ = ELU(x) + 1 + ``MIN_KAPPA`` (N, H, W)."""
     mean = F.normalize(outputs[:, :3], dim=1, eps=1e-6)
     return mean, F.elu(outputs[:, 3]) + 1 + MIN_KAPPA

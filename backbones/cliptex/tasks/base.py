@@ -1,9 +1,8 @@
-"""What a dense task is to CLIPTeX: how it is labelled, stored, augmented, predicted, learned,
-measured and drawn.
+"""A dense task of CLIPTeX: how it is labelled, stored, augmented, learned, measured and drawn.
 
-A label is a map of one image, (H, W) or (C, H, W), as an expert says it or a person drew it. A
+A label is a map of one image, (H, W) or (C, H, W), that an expert predicted or a person drew. A
 target is a batch of them as the loss compares them, after crop and flip, with the task's own value
-where nothing is known.
+where unknown.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ class Task(ABC):
     """One dense task. A subclass is one file, which ends in ``TASK = MyTask()``.
 
     Attributes:
-        name: of the task, of its λ (``lambda_NAME``), of its files (``KEY.NAME.SUFFIX``) and of
-            what its expert predicts.
+        name: of the task, its λ (``lambda_NAME``), its files (``KEY.NAME.SUFFIX``) and its
+            expert's predictions.
         about: one line for lists, unless the registration has one.
         suffix: of the files that ``encode`` makes; viewers go by it.
         quantisation: what ``encode`` loses, in words.
@@ -48,14 +47,15 @@ class Task(ABC):
         return 1
 
     def activate(self, output: Tensor) -> Tensor:
-        """What the head gave, (N, channels, H, W), as the loss wants it."""
+        """The head's output, (N, channels, H, W), in the form that the loss takes."""
         return output
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
-        """(sum, count), not a mean, so that the mean over a global batch is the same however the
-        batch is split over ranks and micro-batches. Where nothing is labelled: sum 0 with gradient
-        0, and count 0."""
+        """(sum, count), not a mean, so that ranks and micro-batches can be added up.
+
+        Where nothing is labelled: sum 0 with gradient 0, and count 0.
+        """
 
     @abstractmethod
     def count(self, target: Tensor) -> Tensor:
@@ -63,8 +63,7 @@ class Task(ABC):
 
     @abstractmethod
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-        """Labels of N images, as ``to_tensor`` gives them, of any resolution → the target, (N, …,
-        size, size)."""
+        """Labels of N images, from ``to_tensor``, of any resolution → target (N, …, size, size)."""
 
     # --- labels
 
@@ -73,14 +72,17 @@ class Task(ABC):
         return output.astype(np.float32) if output.dtype.kind == "f" else output
 
     def unusable(self, label: np.ndarray) -> str:
-        """Why a label is of no use at all; empty when it is of use."""
-        lost = label.dtype.kind == "f" and not np.isfinite(label).any()
-        return f"no finite {self.name} from its expert" if lost else ""
+        """Why a label cannot be used; empty if it can."""
+        useless = label.dtype.kind == "f" and not np.isfinite(label).any()
+        return f"no finite {self.name} from its expert" if useless else ""
 
     @abstractmethod
     def read(self, path: Path) -> np.ndarray:
-        """A label that people made, from a file of the official layouts. Raises ``OSError`` or
-        ``ValueError``."""
+        """A manual label, from a file of the official layouts.
+
+        Raises:
+            OSError, ValueError: it is no such file.
+        """
 
     @abstractmethod
     def encode(self, label: np.ndarray) -> bytes:
@@ -88,8 +90,7 @@ class Task(ABC):
 
     @abstractmethod
     def decode(self, data: bytes) -> np.ndarray:
-        """The inverse of ``encode``, but for ``quantisation``. Raises ``OSError`` or ``ValueError``
-        for other bytes."""
+        """The inverse of ``encode``, up to ``quantisation``. Raises ``OSError``, ``ValueError``."""
 
     @abstractmethod
     def to_tensor(self, label: np.ndarray) -> Tensor:
@@ -99,42 +100,41 @@ class Task(ABC):
 
     @abstractmethod
     def score(
-        self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0
+        self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
     ) -> dict[str, float]:
-        """How right an expert's predictions of N images are.
+        """Score an expert's predictions of N images.
 
         Args:
-            outputs: what the expert predicted, by name (this task's, and what it says beside it).
-            truth: (N, …), classes from ``classes`` on are not scored.
+            outputs: the expert's predictions by name (this task's, and a confidence if any).
+            target: (N, …); classes from ``classes`` on are not scored.
         """
 
     @abstractmethod
     def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 of a label, for people; ``image`` (H, W, 3) uint8 is what it labels.
-        Black is unknown."""
+        """(h, w, 3) uint8 picture of the label of ``image`` (H, W, 3) uint8. Black is unknown."""
 
 
 def resize_nearest(label: np.ndarray, side: int) -> np.ndarray:
-    """A label brought to ``side`` pixels on the short side, if it is larger and ``side`` is not 0:
-    the value in the middle of each cell, for a mean over an edge would be a depth, a direction or a
-    class that is not there."""
+    """A label shrunk to ``side`` pixels on the short side; 0 keeps its size.
+
+    It takes the value in the middle of each cell: a mean over an edge would be a depth, a direction
+    or a class that does not occur.
+    """
     height, width = label.shape[-2:]
     if not side or min(height, width) <= side:
         return label
     scale = side / min(height, width)
-    rows, columns = (
-        ((np.arange(max(side, round(n * scale))) + 0.5) * n / max(side, round(n * scale))).astype(
-            int
-        )
-        for n in (height, width)
-    )
-    return label[..., rows[:, None], columns]
+
+    def centres(length: int) -> np.ndarray:
+        cells = max(side, round(length * scale))
+        return ((np.arange(cells) + 0.5) * length / cells).astype(int)
+
+    return label[..., centres(height)[:, None], centres(width)]
 
 
 def grey(values: np.ndarray) -> np.ndarray:
-    """(H, W) of any range as (H, W, 3) uint8 between its 1 % and 99 %; what is not finite is
-    black."""
-    known = np.isfinite(values)
-    low, high = np.quantile(values[known], [0.01, 0.99]) if known.any() else (0.0, 1.0)
+    """(H, W) as (H, W, 3) uint8, scaled between its 1 % and 99 %; not finite is black."""
+    valid = np.isfinite(values)
+    low, high = np.quantile(values[valid], [0.01, 0.99]) if valid.any() else (0.0, 1.0)
     scaled: Any = np.clip((np.nan_to_num(values) - low) / max(high - low, 1e-9), 0, 1) * 230 + 25
-    return np.repeat((scaled * known)[..., None], 3, -1).astype(np.uint8)
+    return np.repeat((scaled * valid)[..., None], 3, -1).astype(np.uint8)

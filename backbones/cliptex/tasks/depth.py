@@ -1,5 +1,7 @@
-"""``depth``: relative inverse depth. A label is (H, W) float32, larger is nearer, any affine scale,
-NaN where it is unknown."""
+"""``depth``: relative inverse depth.
+
+A label is (H, W) float32, larger is nearer, any affine scale, NaN where unknown.
+"""
 
 from __future__ import annotations
 
@@ -52,15 +54,17 @@ class Depth(Task):
         return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
 
     def encode(self, label: np.ndarray) -> bytes:
-        """A 16-bit grey PNG, near is light. Steps of the square root are finest where inverse depth
-        is small, where a step of it is many metres."""
-        known = np.isfinite(label)
+        """A 16-bit grey PNG, near is light, in even steps of the square root.
+
+        They are finest where inverse depth is small, where a step of it is many metres.
+        """
+        valid = np.isfinite(label)
         low, high = (
-            (float(label[known].min()), float(label[known].max())) if known.any() else (0.0, 0.0)
+            (float(label[valid].min()), float(label[valid].max())) if valid.any() else (0.0, 0.0)
         )
-        unit = np.sqrt(np.where(known, (label - low) / max(high - low, 1e-30), 0))
+        unit = np.sqrt(np.where(valid, (label - low) / max(high - low, 1e-30), 0))
         file = io.BytesIO()
-        Image.fromarray(np.where(known, 1 + np.rint(unit * STEPS), 0).astype(np.uint16)).save(
+        Image.fromarray(np.where(valid, 1 + np.rint(unit * STEPS), 0).astype(np.uint16)).save(
             file, "PNG"
         )
         return file.getvalue()
@@ -74,17 +78,19 @@ class Depth(Task):
         return torch.from_numpy(np.ascontiguousarray(label, np.float32))
 
     def score(
-        self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0
+        self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
     ) -> dict[str, float]:
-        """Against true inverse depth in 1/m, NaN unknown: ``abs_rel``, mean |d − d*| / d* of the
-        depth after the least-squares scale and shift of inverse depth, image by image (MiDaS's
-        protocol: Ranftl et al. 2020), and ``delta1`` in per cent."""
+        """``abs_rel``, mean |d − d*| / d*, and ``delta1`` in per cent.
+
+        Image by image, after the least-squares scale and shift of inverse depth (MiDaS's protocol:
+        Ranftl et al. 2020). The target is in 1/m, NaN unknown.
+        """
         errors, deltas = [], []
-        for predicted, real in zip(outputs["depth"], truth, strict=True):
-            known = np.isfinite(real)
-            if known.sum() < 2:
+        for predicted, real in zip(outputs["depth"], target, strict=True):
+            valid = np.isfinite(real)
+            if valid.sum() < 2:
                 continue
-            x, y = predicted[known].astype(np.float64), real[known].astype(np.float64)
+            x, y = predicted[valid].astype(np.float64), real[valid].astype(np.float64)
             design = np.stack([x, np.ones_like(x)], 1)
             aligned = np.maximum(design @ np.linalg.lstsq(design, y, rcond=None)[0], y.min() / 10)
             ratio = y / aligned  # of depths, predicted to true
@@ -133,21 +139,22 @@ def depth_loss(
 
 
 def _align_target(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The aligned target, the mask of pixels that count (N, H, W), and of images that count
-    (N,)."""
-    known = torch.isfinite(target)
+    """The aligned target and the masks of pixels (N, H, W) and images (N,) that count."""
+    valid = torch.isfinite(target)
     target = torch.nan_to_num(target.float())
-    aligned, spread = _align(target, known)
-    used = (known.sum((1, 2)) >= 2) & (spread > FLAT * target.abs().amax((1, 2)).clamp(min=1e-12))
-    return aligned, known & used[:, None, None], used
+    aligned, spread = _align(target, valid)
+    used = (valid.sum((1, 2)) >= 2) & (spread > FLAT * target.abs().amax((1, 2)).clamp(min=1e-12))
+    return aligned, valid & used[:, None, None], used
 
 
 def _align(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """((v − median) / mean absolute deviation, that deviation) over the masked pixels of each (H,
-    W) map.
+    """Align each (H, W) map by its masked pixels.
 
     The median is the lower one for even counts, as ``torch.median``'s. Without masked pixels:
     centre 0, deviation ~0.
+
+    Returns:
+        (v − median) / mean absolute deviation, and that deviation.
     """
     flat, count = values.flatten(1), mask.sum((1, 2))
     ordered = torch.where(mask.flatten(1), flat, math.inf).sort(1).values

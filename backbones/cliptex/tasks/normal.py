@@ -1,5 +1,5 @@
 """``normal``: surface normals. A label is (3, H, W) float32 unit vectors, axes ``augment.AXES``,
-zero where nothing is known."""
+zero where nothing is valid."""
 
 from __future__ import annotations
 
@@ -34,19 +34,18 @@ class Normal(Task):
         return F.normalize(output.float(), dim=1, eps=1e-6)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
-        """Angle in radians (the angular loss of Bae et al. 2021, ICCV, eq. 4), summed over labelled
-        pixels, and their number.
+        """Sum of angles in radians (Bae et al. 2021, ICCV, eq. 4) and number of labelled pixels.
 
         Args:
             prediction: (N, 3, H, W), of any length.
             target: (N, 3, H, W) unit normals, zero where unknown.
         """
-        known = _known(target)
+        valid = _valid(target)
         angles = angle(F.normalize(prediction.float(), dim=1, eps=1e-6), target.float())
-        return torch.where(known, angles, 0.0).sum(), known.sum().float()
+        return torch.where(valid, angles, 0.0).sum(), valid.sum().float()
 
     def count(self, target: Tensor) -> Tensor:
-        return _known(target).sum().float()
+        return _valid(target).sum().float()
 
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
         return warp_normals([each.float() / 127 for each in maps], geometry, size)
@@ -62,19 +61,18 @@ class Normal(Task):
         return np.moveaxis(np.where(code.any(-1, keepdims=True), normal, 0), -1, 0)
 
     def encode(self, label: np.ndarray) -> bytes:
-        """A lossless WebP: red and green are the octahedral map, blue is 255; all are 0 where it is
-        unknown."""
+        """A lossless WebP: octahedral map in red and green, 255 in blue; 0 where unknown."""
         length = np.linalg.norm(label, axis=0)
-        known = np.isfinite(length) & (length > 0.5)
+        valid = np.isfinite(length) & (length > 0.5)
         unit = np.where(
-            known,
-            label / np.where(known, length, 1),
+            valid,
+            label / np.where(valid, length, 1),
             np.array([0, 0, 1], np.float32)[:, None, None],
         )
         # 254 steps, not 255: the axes – walls and floors – are then stored exactly
         code = (
-            np.concatenate([np.rint(octahedral(unit) * 127 + 127), np.full((1, *known.shape), 255)])
-            * known
+            np.concatenate([np.rint(octahedral(unit) * 127 + 127), np.full((1, *valid.shape), 255)])
+            * valid
         )
         file = io.BytesIO()
         # method 2: a tenth larger than 4, at a third of the time
@@ -83,24 +81,26 @@ class Normal(Task):
         return file.getvalue()
 
     def decode(self, data: bytes) -> np.ndarray:
-        red, green, known = np.moveaxis(
+        red, green, valid = np.moveaxis(
             np.array(Image.open(io.BytesIO(data)).convert("RGB")), -1, 0
         )
         code = np.stack([red, green]).astype(np.float32) / 127 - 1
-        return from_octahedral(np.clip(code, -1, 1)) * (known > 127)
+        return from_octahedral(np.clip(code, -1, 1)) * (valid > 127)
 
     def to_tensor(self, label: np.ndarray) -> Tensor:
         """int8: 0.3° at worst."""
         return torch.from_numpy(np.rint(np.nan_to_num(label) * 127).astype(np.int8))
 
     def score(
-        self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0
+        self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
     ) -> dict[str, float]:
-        """``normal_mean``, ``normal_median`` in degrees, ``normal_11.25`` in per cent; with a
-        ``confidence``, ``kappa_expected``: the mean angle that κ says, in degrees, to be held
-        against ``normal_mean``."""
-        known = np.square(truth).sum(1) > 0.25
-        chord = np.linalg.norm(outputs["normal"] - truth, axis=1)[known]
+        """``normal_mean``, ``normal_median`` in degrees, ``normal_11.25`` in per cent.
+
+        With a ``confidence`` also ``kappa_expected``: the mean angle that κ predicts, in degrees,
+        to compare with ``normal_mean``.
+        """
+        valid = np.square(target).sum(1) > 0.25
+        chord = np.linalg.norm(outputs["normal"] - target, axis=1)[valid]
         angles = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
         metrics = {
             "normal_mean": float(angles.mean()),
@@ -108,23 +108,25 @@ class Normal(Task):
             "normal_11.25": 100 * float(np.mean(angles < 11.25)),
         }
         if "confidence" in outputs:
-            expected = expected_angle(torch.from_numpy(outputs["confidence"][known])).mean()
+            expected = expected_angle(torch.from_numpy(outputs["confidence"][valid])).mean()
             metrics["kappa_expected"] = math.degrees(float(expected))
         return metrics
 
     def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:
         """(n + 1) / 2 as a colour."""
-        known = np.linalg.norm(label, axis=0) > 0.5
-        return np.moveaxis((label + 1) * 127.5 * known, 0, -1).astype(np.uint8)
+        valid = np.linalg.norm(label, axis=0) > 0.5
+        return np.moveaxis((label + 1) * 127.5 * valid, 0, -1).astype(np.uint8)
 
 
-def _known(target: Tensor) -> Tensor:
+def _valid(target: Tensor) -> Tensor:
     return (target * target).sum(1) > 0.25
 
 
 def octahedral(normals: np.ndarray) -> np.ndarray:
-    """Unit vectors (3, H, W) → the octahedron unfolded to the square [-1, 1]², (2, H, W) (Cigolle
-    et al., "A Survey of Efficient Representations for Independent Unit Vectors", JCGT 2014)."""
+    """Unit vectors (3, H, W) → the octahedron unfolded to the square [-1, 1]², (2, H, W).
+
+    Cigolle et al., "A Survey of Efficient Representations for Independent Unit Vectors", JCGT 2014.
+    """
     p = normals[:2] / np.maximum(np.abs(normals).sum(0), 1e-12)
     folded = (1 - np.abs(p[::-1])) * np.where(p >= 0, 1, -1)
     return np.where(normals[2] < 0, folded, p)

@@ -1,5 +1,5 @@
 """``seg``: semantic segmentation. A label is (H, W) uint8 or uint16, the largest value of its type
-where nothing is known."""
+where nothing is valid."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Segmentation(Task):
             prediction: (N, C, H, W) logits.
             target: (N, H, W) int64 classes, ``IGNORE`` where not labelled.
         """
-        return F.cross_entropy(
-            prediction.float(), target, ignore_index=IGNORE, reduction="sum"
-        ), self.count(target)
+        logits = prediction.float()
+        total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+        return total, self.count(target)
 
     def count(self, target: Tensor) -> Tensor:
         return (target != IGNORE).sum().float()
@@ -51,8 +51,7 @@ class Segmentation(Task):
             return _classes(image)
 
     def encode(self, label: np.ndarray) -> bytes:
-        """8 bits: a PNG with PASCAL VOC's colours, as long as its largest class; 16 bits: a grey
-        one."""
+        """A PNG: of 8 bits with PASCAL VOC's palette, or of 16 bits, grey."""
         image = Image.fromarray(label)
         if label.dtype == np.uint8:
             image.putpalette(voc_palette()[: int(label.max(initial=0)) + 1].tobytes())
@@ -71,29 +70,30 @@ class Segmentation(Task):
         return torch.from_numpy(np.where(unknown, IGNORE, label.astype(np.int32)).astype(np.int16))
 
     def score(
-        self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0
+        self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
     ) -> dict[str, float]:
-        """``mIoU`` over classes that occur (unknown predictions count as wrong), ``aAcc``,
+        """Metrics in per cent.
+
+        ``mIoU`` over classes that occur (unknown predictions count as wrong), ``aAcc``,
         ``object_acc`` (over pixels of objects), ``labelled`` (share not unknown) and
-        ``labelled_acc`` (right among those), in per cent."""
-        labels = outputs["seg"]
-        scored = truth < classes
-        found, real = labels[scored].astype(np.int64), truth[scored].astype(np.int64)
-        found = np.where(
-            found == np.iinfo(labels.dtype).max, classes, found
-        )  # 'not sure' is a column of its own
-        counts = np.bincount(real * (classes + 1) + found, minlength=classes * (classes + 1))
+        ``labelled_acc`` (correct among those).
+        """
+        labels, scored = outputs["seg"], target < classes
+        predicted, real = labels[scored].astype(np.int64), target[scored].astype(np.int64)
+        # unknown is a column of its own
+        predicted = np.where(predicted == np.iinfo(labels.dtype).max, classes, predicted)
+        counts = np.bincount(real * (classes + 1) + predicted, minlength=classes * (classes + 1))
         counts = counts.reshape(classes, classes + 1)
-        right = counts.diagonal()
-        union = counts.sum(1) + counts[:, :classes].sum(0) - right
-        occurs = counts.sum(1) > 0
+        correct = counts.diagonal()
+        union = counts.sum(1) + counts[:, :classes].sum(0) - correct
+        present = counts.sum(1) > 0
         sure = counts[:, :classes].sum()
         return {
-            "mIoU": 100 * float(np.mean(right[occurs] / union[occurs])),
-            "aAcc": 100 * float(right.sum() / counts.sum()),
-            "object_acc": 100 * float(right[1:].sum() / max(counts[1:].sum(), 1)),
+            "mIoU": 100 * float(np.mean(correct[present] / union[present])),
+            "aAcc": 100 * float(correct.sum() / counts.sum()),
+            "object_acc": 100 * float(correct[1:].sum() / max(counts[1:].sum(), 1)),
             "labelled": 100 * float(sure / counts.sum()),
-            "labelled_acc": 100 * float(right.sum() / max(sure, 1)),
+            "labelled_acc": 100 * float(correct.sum() / max(sure, 1)),
         }
 
     def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -115,8 +115,10 @@ def _classes(image: Image.Image) -> np.ndarray:
 
 @functools.cache
 def voc_palette() -> np.ndarray:
-    """(256, 3) uint8, PASCAL VOC's colours: three bits of the label at a time, from the highest bit
-    of each channel down."""
+    """(256, 3) uint8, PASCAL VOC's colours.
+
+    Three bits of the label at a time set one bit of each channel, from the highest down.
+    """
     labels = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from common.files import atomic_write
 
-KEPT = 2  # one more than is needed, should the newest be damaged
+MAX_STATES = 2  # one more than is needed, should the newest be damaged
 
 
 class States:
@@ -79,7 +79,7 @@ class States:
     def _write(self, step: int, state: dict[str, Any]) -> None:
         with atomic_write(self._path(step)) as temporary:
             torch.save(state, temporary)
-        self._prune(KEPT)
+        self._prune(MAX_STATES)
 
     def _prune(self, count: int) -> None:
         for step in self.steps()[count:]:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmark.__main__ import main
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.labels.test_make import write_files
+from tests.backbones.cliptex.labels.test_manual import write_files
 
 TRAIN = (
     "train --recipe cliptex --init random --pairs pairs --set model=tiny --set batch_size=8"

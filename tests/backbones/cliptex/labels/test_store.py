@@ -160,31 +160,21 @@ def test_other_experts_are_refused(tmp_path):
     with pytest.raises(UserError, match="other experts"):
         LabelWriter(tmp_path, {"expert": "another"}, TASKS, {"seg": ["cup", "chair", "lamp"]})
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is a file"):
         LabelWriter(tmp_path / "file", {}, TASKS)
 
 
-def test_older_stores_are_refused_in_a_line(tmp_path):
-    (tmp_path / "00000.labels").write_bytes(b"CLIPTeXL")
-    for read in (LabelStore, check_labels, lambda root: LabelWriter(root, {}, TASKS)):
-        with pytest.raises(
-            UserError, match=r"older format \(\*\.labels\); remove it and label again"
-        ):
-            read(tmp_path)
-
-
-@pytest.mark.parametrize("part", ["shards", "tasks", "classes", "key", "version"])
-def test_a_manifest_that_lacks_something_is_said(tmp_path, part):
+@pytest.mark.parametrize("field", ["shards", "tasks", "classes", "key", "version"])
+def test_a_malformed_manifest_is_one_line(tmp_path, field):
     write(tmp_path)
     path = tmp_path / "manifest.json"
-    whole = json.loads(path.read_text())
-    for broken in ({k: v for k, v in whole.items() if k != part}, {**whole, part: 7}, [], 3):
-        path.write_text(json.dumps(broken))
-        with pytest.raises(UserError, match=r"is not readable|format 7") as error:
-            LabelStore(tmp_path)
+    manifest = json.loads(path.read_text())
+    del manifest[field]
+    path.write_text(json.dumps(manifest))
+    for read in (LabelStore, check_labels):
+        with pytest.raises(UserError, match="is not readable") as error:
+            read(tmp_path)
         assert "\n" not in str(error.value)
-        with pytest.raises(UserError):
-            check_labels(tmp_path)
 
 
 def test_counts(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from backbones.cliptex import tasks
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.experts import EXPERTS
-from backbones.cliptex.experts.data import ExpertData, Sample
+from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.training import evaluate
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.labels.picture import draw_labels
@@ -97,9 +97,7 @@ def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     assert np.abs(label - found[0]).max() < 0.5 / 254 + 1e-6 and label.max() > 0.5
     draw_labels(LabelStore("labels").root, pairs, tmp_path / "picture.png", 3)
     Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
-    data = ExpertData(
-        "edges", [Sample(tmp_path / "image.png", lambda: found[0] + 0.25)], found.shape[-1]
-    )
+    data = ExpertData("edges", [(tmp_path / "image.png", lambda: found[0] + 0.25)], found.shape[-1])
     assert evaluate(EXPERTS.find("edge-finder").load("finder"), data) == {
         "edge_error": pytest.approx(0.25)
     }

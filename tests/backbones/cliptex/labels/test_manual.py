@@ -9,13 +9,12 @@ from PIL import Image
 
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
-from backbones.cliptex.labels.make import ManualLabels, make_labels
+from backbones.cliptex.labels.labeller import LabelSettings, make_labels
+from backbones.cliptex.labels.manual import ManualLabels
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.cliptex.protocols import Silent
 from common.errors import UserError
 from tests.backbones.cliptex import toy
-
-CLASSES = {"seg": toy.CLASSES}
 
 
 def write_files(root, keys):
@@ -40,9 +39,13 @@ def pairs(tmp_path):
     return open_pairs(toy.write_pairs(tmp_path / "pairs", 12, 3))
 
 
-def make(pairs, folders, out, said=None, **more):
-    manual = ManualLabels(folders, more.pop("classes", CLASSES), **more)
-    return make_labels(pairs, manual, out, Silent(), said.append if said is not None else print)
+def make(pairs, folders, out, notes=None, classes=toy.CLASSES):
+    manual = [
+        ManualLabels(task, folder, classes if task == "seg" else ())
+        for task, folder in folders.items()
+    ]
+    notify = notes.append if notes is not None else print
+    return make_labels(pairs, manual, out, LabelSettings(), Silent(), notify)
 
 
 def test_some_pairs_are_labelled_and_the_others_are_no_failure(pairs, tmp_path):
@@ -50,11 +53,11 @@ def test_some_pairs_are_labelled_and_the_others_are_no_failure(pairs, tmp_path):
     folders = write_files(tmp_path / "mine", keys)
     (folders["depth"] / "000000000.png").unlink()
     (folders["seg"] / "elsewhere.png").write_bytes(b"of no pair")
-    said = []
-    manifest = make(pairs, folders, tmp_path / "labels", said)
+    notes = []
+    manifest = make(pairs, folders, tmp_path / "labels", notes)
     assert (manifest["pairs_in"], manifest["pairs_out"], manifest["failed"]) == (3, 3, [])
     assert manifest["files"] == {"seg": 3, "depth": 2, "normal": 3}
-    assert said == [f"1 of 4 files in {folders['seg']} belong to no pair"]
+    assert notes == [f"1 of 4 files in {folders['seg']} belong to no pair"]
     assert check_labels(tmp_path / "labels") == []
     store = LabelStore(tmp_path / "labels")
     assert store.classes == {"seg": list(toy.CLASSES)}
@@ -122,7 +125,7 @@ def test_files_that_cannot_be_used_are_named(pairs, tmp_path, mask, message, mon
     ((key, reason),) = manifest["failed"]
     assert key == "00001/000000004" and message in reason and str(path) in reason
     path.with_name("000000007.png").write_bytes(b"no picture either")
-    with pytest.raises(UserError, match="2 of 36 files cannot be read"):
+    with pytest.raises(UserError, match="2 of 12 pairs cannot be read"):
         make(pairs, folders, tmp_path / "others")
 
 
@@ -142,6 +145,6 @@ def test_what_the_user_can_mend(pairs, tmp_path):
     with pytest.raises(UserError, match="no folder"):
         make(pairs, {"depth": tmp_path / "none"}, tmp_path / "labels")
     with pytest.raises(UserError, match="--classes FILE"):
-        make(pairs, {"seg": tmp_path / "empty"}, tmp_path / "labels", classes={})
+        make(pairs, {"seg": tmp_path / "empty"}, tmp_path / "labels", classes=())
     with pytest.raises(UserError, match="no task 'segm'; did you mean seg"):
         make(pairs, {"segm": tmp_path / "empty"}, tmp_path / "labels")
