@@ -1,5 +1,7 @@
-"""``normal``: surface normals. A label is (3, H, W) float32 unit vectors, axes ``augment.AXES``,
-zero where nothing is valid."""
+"""``normal``: surface normals.
+
+A label is (3, H, W) float32 unit vectors, axes ``augment.AXES``, zero where unknown.
+"""
 
 from __future__ import annotations
 
