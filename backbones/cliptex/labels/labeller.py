@@ -21,7 +21,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.data.source import BadPair, PairSource, Shard, FailureCounter, decode_image
+from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.labels.manual import ManualLabels
 from backbones.cliptex.labels.shards import DamagedShard

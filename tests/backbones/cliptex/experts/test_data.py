@@ -38,14 +38,14 @@ def test_data(tmp_path):
     assert seg.classes == ("background", "cup", "chair")
     assert images.shape == (3, 3, 32, 32)
     assert seg.pixels.tolist() == classes.flatten().bincount(minlength=256).tolist()
-    near = read_all(root, "depth", "train", 32)[1]
-    assert float(near.max()) == pytest.approx(1 / 1.5, abs=1e-3)
+    inverse_depth = read_all(root, "depth", "train", 32)[1]
+    assert float(inverse_depth.max()) == pytest.approx(1 / 1.5, abs=1e-3)
     normal = read_all(root, "normal", "train", 32)[1]
-    things = classes > 0
+    objects = classes > 0
     torch.testing.assert_close(
-        normal[:, 2][things], torch.ones(int(things.sum())), atol=1e-2, rtol=0
+        normal[:, 2][objects], torch.ones(int(objects.sum())), atol=1e-2, rtol=0
     )
-    assert float(normal[:, 0][~things].mean()) == pytest.approx(-0.6, abs=0.01)
+    assert float(normal[:, 0][~objects].mean()) == pytest.approx(-0.6, abs=0.01)
     assert read_all(root, "seg", "val", 16)[0].shape == (2, 3, 16, 16)
     with pytest.raises(UserError, match="is missing in"):
         load_data(tmp_path / "nowhere", "seg", "train", 32, Silent())
@@ -55,20 +55,20 @@ def test_data_in_memory_are_bounded(tmp_path, monkeypatch):
     """What does not fit is decoded again, to the same values; the memory of a split does not grow
     with its size."""
     root = toy_experts.write_truth(tmp_path, train=12, val=1)
-    whole = load_data(root, "seg", "train", 32, Silent())
-    images, classes = whole.read(range(12))
-    part = ExpertData("seg", whole.samples, 32, memory=3 * (4 * 32 * 32))
+    complete = load_data(root, "seg", "train", 32, Silent())
+    images, classes = complete.read(range(12))
+    part = ExpertData("seg", complete.samples, 32, memory=3 * (4 * 32 * 32))
     decoded: list[int] = []
     monkeypatch.setattr(
-        part, "_decode", lambda index: decoded.append(index) or whole._decode(index)
+        part, "_decode", lambda index: decoded.append(index) or complete._decode(index)
     )
     for indices in ([5, 0, 5], range(12), range(12)):
-        found = part.read(indices)
-        assert torch.equal(found[0], images[list(indices)]) and torch.equal(
-            found[1], classes[list(indices)]
+        pairs = part.read(indices)
+        assert torch.equal(pairs[0], images[list(indices)]) and torch.equal(
+            pairs[1], classes[list(indices)]
         )
     assert len(part._cached) == 3 and len(decoded) == 2 + 10 + 9
-    assert len(whole._cached) == 12
+    assert len(complete._cached) == 12
 
 
 def test_real_data(real_data):

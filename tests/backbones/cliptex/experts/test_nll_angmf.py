@@ -46,9 +46,9 @@ def published_encoder() -> Shapes:
     ]
     before = 48
     for stage, (kernel, expansion, channels, repeats) in enumerate(table):
-        for place in range(repeats):
+        for layer_index in range(repeats):
             block, inner, squeezed = (
-                f"{top}.blocks.{stage}.{place}",
+                f"{top}.blocks.{stage}.{layer_index}",
                 before * expansion,
                 before // 4,
             )
@@ -80,23 +80,23 @@ def published(architecture: str) -> Shapes:
         shapes |= convolution(f"{net}.0", outputs, inputs, 3, 3) | convolution(
             f"{net}.3", outputs, outputs, 3, 3
         )
-        for place in (1, 4):
-            vectors = {f"{net}.{place}.{kind}": (outputs,) for kind in ("weight", "bias")}
-            shapes |= norm(f"{net}.{place}", outputs) if architecture == "BN" else vectors
+        for layer in (1, 4):
+            vectors = {f"{net}.{layer}.{kind}": (outputs,) for kind in ("weight", "bias")}
+            shapes |= norm(f"{net}.{layer}", outputs) if architecture == "BN" else vectors
     shapes |= convolution("decoder.out_conv_res8", 4, 512, 3, 3)
     for stride, width in ((4, 512), (2, 256), (1, 128)):
-        for place, (outputs, inputs) in enumerate(
+        for layer, (outputs, inputs) in enumerate(
             [(128, width + 4), (128, 128), (128, 128), (4, 128)]
         ):
-            shapes |= convolution(f"decoder.out_conv_res{stride}.{2 * place}", outputs, inputs, 1)
+            shapes |= convolution(f"decoder.out_conv_res{stride}.{2 * layer}", outputs, inputs, 1)
     return shapes
 
 
 @pytest.mark.parametrize("architecture", ["BN", "GN"])
 def test_names_and_shapes_are_the_published_ones(architecture):
     with torch.device("meta"):
-        found = UncertaintyGuided(architecture).state_dict()
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == published(architecture)
+        output = UncertaintyGuided(architecture).state_dict()
+    assert {name: tuple(tensor.shape) for name, tensor in output.items()} == published(architecture)
 
 
 def random_state(architecture: str) -> dict[str, torch.Tensor]:
@@ -133,19 +133,19 @@ def test_a_checkpoint_of_the_authors(tmp_path):
     images = torch.randint(
         0, 256, (1, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    found = expert.predict(images)
+    output = expert.predict(images)
     pixels = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.no_grad():
         normal, kappa = reference(expert.net, pixels)
     np.testing.assert_allclose(
-        found["normal"] * np.array([-1, 1, 1])[:, None, None], normal.numpy(), atol=1e-3
+        output["normal"] * np.array([-1, 1, 1])[:, None, None], normal.numpy(), atol=1e-3
     )
-    np.testing.assert_allclose(found["confidence"], kappa.numpy(), atol=1e-3, rtol=1e-3)
+    np.testing.assert_allclose(output["confidence"], kappa.numpy(), atol=1e-3, rtol=1e-3)
     assert normal.std((0, 2, 3)).min() > 0.02 and kappa.std() > 0.02  # far more than the tolerance
     assert expert.predict(images[..., :70].repeat(9, 1, 1, 1))["normal"].shape == (9, 3, 64, 70)
 
     rounded = expert.freeze(bf16=True).predict(images)["normal"]
-    assert rounded.dtype == np.float32 and 0 < np.abs(rounded - found["normal"]).mean() < 0.05
+    assert rounded.dtype == np.float32 and 0 < np.abs(rounded - output["normal"]).mean() < 0.05
 
 
 def reference(net, pixels):
@@ -195,13 +195,13 @@ def test_standardised_weights_with_group_norm():
     joined = torch.cat(
         [F.interpolate(x, size=(9, 10), mode="bilinear", align_corners=True), skip], 1
     )
-    for place in (0, 3):
-        weight = up._net[place].weight
+    for layer_index in (0, 3):
+        weight = up._net[layer_index].weight
         centred = weight - weight.mean((1, 2, 3), keepdim=True)
         weight = centred / (centred.flatten(1).std(1).view(-1, 1, 1, 1) + 1e-5)
-        joined = F.conv2d(joined, weight, up._net[place].bias, padding=1)
+        joined = F.conv2d(joined, weight, up._net[layer_index].bias, padding=1)
         joined = F.leaky_relu(
-            F.group_norm(joined, 8, up._net[place + 1].weight, up._net[place + 1].bias)
+            F.group_norm(joined, 8, up._net[layer_index + 1].weight, up._net[layer_index + 1].bias)
         )
     torch.testing.assert_close(up(x, skip), joined, atol=1e-5, rtol=1e-4)
 

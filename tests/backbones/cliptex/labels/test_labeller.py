@@ -20,7 +20,7 @@ from tests.backbones.cliptex.experts import toy_experts
 from tests.forks import Fork
 
 
-def label(pattern: str, out: Path, experts=None, settings=None, said=None, **more):
+def label(pattern: str, out: Path, experts=None, settings=None, notes=None, **more):
     """Every shard in order, in this process; returns the manifest."""
     source, experts, settings = (
         open_pairs(pattern),
@@ -30,7 +30,7 @@ def label(pattern: str, out: Path, experts=None, settings=None, said=None, **mor
     writer = labels_writer(source, experts, settings, out)
     labeller = Labeller(source, experts, writer, settings, **{"batch_size": 4, **more})
     for shard in source.shards:
-        labeller.label(shard, Silent(), said.append if said is not None else print)
+        labeller.label(shard, Silent(), notes.append if notes is not None else print)
     return finish_labels(source, writer)
 
 
@@ -44,8 +44,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def same(one: Path, two: Path) -> bool:
-    return LabelStore(one).identity == LabelStore(two).identity
+def same(first: Path, second: Path) -> bool:
+    return LabelStore(first).identity == LabelStore(second).identity
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def test_every_pair_once_with_every_label(labelled):
     for index in range(len(source)):
         pair = source[index]
         maps = store.get(pair.key)
-        number, place = int(pair.key[6:11]), int(pair.key[-4:])
-        size = (40, 56 if place % 3 == 2 else 40)
+        number, position = int(pair.key[6:11]), int(pair.key[-4:])
+        size = (40, 56 if position % 3 == 2 else 40)
         assert {name: maps[name].shape[-2:] for name in maps} == dict.fromkeys(
             ("seg", "depth", "normal"), size
         ), number
@@ -94,17 +94,17 @@ def test_cost_is_recorded(labelled):
 def test_again_changes_nothing_and_damage_is_mended(labelled):
     pattern, out, manifest = labelled
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.tar")}
-    said: list[str] = []
-    assert label(pattern, out, said=said)["shards"] == manifest["shards"]
-    assert said == []
+    notes: list[str] = []
+    assert label(pattern, out, notes=notes)["shards"] == manifest["shards"]
+    assert notes == []
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")} == {
         n: t for n, (t, _) in before.items()
     }
     damaged = out / "00001.tar"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    assert label(pattern, out, said=said)["shards"] == manifest["shards"]
-    assert len(said) == 1
-    assert "00001.tar is cut off" in said[0]
+    assert label(pattern, out, notes=notes)["shards"] == manifest["shards"]
+    assert len(notes) == 1
+    assert "00001.tar is cut off" in notes[0]
     assert damaged.read_bytes() == before["00001.tar"][1]
     assert (out / "00000.tar").stat().st_mtime_ns == before["00000.tar"][0]
 

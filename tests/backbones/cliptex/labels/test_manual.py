@@ -63,12 +63,12 @@ def test_some_pairs_are_labelled_and_the_others_are_no_failure(pairs, tmp_path):
     assert store.classes == {"seg": list(toy.CLASSES)}
     assert [key for key in map(pairs.key, range(12)) if store.tasks_of(key)] == keys
     assert store.tasks_of("00000/000000000") == ("seg", "normal")
-    truth = toy.scene(int(keys[1].split("/")[-1]))[2]
+    target = toy.scene(int(keys[1].split("/")[-1]))[2]
     labels = store.get(keys[1])
-    np.testing.assert_array_equal(labels["seg"], truth["seg"])
-    unit = (truth["depth"] - truth["depth"].min()) / np.ptp(truth["depth"])
+    np.testing.assert_array_equal(labels["seg"], target["seg"])
+    unit = (target["depth"] - target["depth"].min()) / np.ptp(target["depth"])
     assert np.abs(labels["depth"] - unit).max() < 0.002  # what millimetres leave of it
-    assert (labels["normal"] * truth["normal"]).sum(0).min() > np.cos(np.radians(1.5))
+    assert (labels["normal"] * target["normal"]).sum(0).min() > np.cos(np.radians(1.5))
 
     joined = JoinedLabels([store, toy.ToyLabels(("depth",))])
     assert joined.tasks_of(keys[0]) == ("seg", "normal", "depth") and joined.tasks_of(

@@ -59,11 +59,11 @@ def test_store_reads_by_key_in_any_order(tmp_path):
     assert store.classes == {"seg": ["cup", "chair", "lamp"]}
     for key, seed in (("b/0003", 103), ("a/0000", 0), ("b/0000", 100)):
         maps = store.get(key)
-        truth = smooth_labels(seed, 32)
+        expected = smooth_labels(seed, 32)
         assert list(maps) == list(store.tasks_of(key)) == ["seg", "depth", "normal"]
         assert list(store.get(key, ["depth"])) == ["depth"]
-        np.testing.assert_array_equal(maps["seg"], truth["seg"])
-        assert (maps["normal"] * truth["normal"]).sum(0).min() > np.cos(np.radians(1))
+        np.testing.assert_array_equal(maps["seg"], expected["seg"])
+        assert (maps["normal"] * expected["normal"]).sum(0).min() > np.cos(np.radians(1))
     with pytest.raises(KeyError):
         store.get("a/9999")
     with pytest.raises(KeyError):
@@ -201,17 +201,17 @@ def test_every_damage_is_found(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("labels")
     writer = write(root, each=2)
     path = tar_path(root, "b")
-    whole = path.read_bytes()
-    at = data.draw(st.integers(0, len(whole) - 1))
+    content = path.read_bytes()
+    at = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):
-        path.write_bytes(whole[:at])
+        path.write_bytes(content[:at])
     else:
-        flipped = bytearray(whole)
+        flipped = bytearray(content)
         flipped[at] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(bytes(flipped))
     assert check_labels(root)
-    told: list[str] = []
-    assert writer.finished("b", told.append) is None and "labelling shard b again" in told[0]
+    notes: list[str] = []
+    assert writer.finished("b", notes.append) is None and "labelling shard b again" in notes[0]
     assert writer.finished("a") is not None
 
 

@@ -44,16 +44,16 @@ def test_segmentation_is_lossless(side, dtype, data):
 
 @FEW
 @given(SIDES, st.floats(1e-3, 1e6), st.floats(-1e3, 1e3), st.integers(0, 2**32), st.booleans())
-def test_depth_error_is_that_of_sixteen_bits(side, scale, shift, seed, holes):
+def test_depth_error_is_that_of_sixteen_bits(side, scale, shift, seed, partly_unknown):
     random = np.random.default_rng(seed)
     depth = scale * random.random(side) + shift
-    known = random.random(side) < 0.7 if holes else np.ones(side, bool)
-    known[0, 0] = True
-    back = coded("depth", np.where(known, depth, np.nan))
-    np.testing.assert_array_equal(np.isfinite(back), known)
-    low, high = depth[known].min(), depth[known].max()
-    truth = (depth[known] - low) / (high - low) if high > low else np.zeros(known.sum())
-    assert np.abs(np.sqrt(back[known]) - np.sqrt(truth)).max() < 0.51 / 65534
+    valid = random.random(side) < 0.7 if partly_unknown else np.ones(side, bool)
+    valid[0, 0] = True
+    back = coded("depth", np.where(valid, depth, np.nan))
+    np.testing.assert_array_equal(np.isfinite(back), valid)
+    low, high = depth[valid].min(), depth[valid].max()
+    target = (depth[valid] - low) / (high - low) if high > low else np.zeros(valid.sum())
+    assert np.abs(np.sqrt(back[valid]) - np.sqrt(target)).max() < 0.51 / 65534
 
 
 def test_depth_in_metres_is_better_than_a_16_bit_png_of_millimetres():
@@ -74,15 +74,15 @@ def test_depth_in_metres_is_better_than_a_16_bit_png_of_millimetres():
 
 @FEW
 @given(SIDES, st.integers(0, 2**32), st.booleans())
-def test_normal_error_is_bounded_over_the_whole_sphere(side, seed, holes):
+def test_normal_error_is_bounded_over_the_whole_sphere(side, seed, partly_unknown):
     random = np.random.default_rng(seed)
     normal = random.normal(size=(3, *side))
     normal /= np.linalg.norm(normal, axis=0)
-    known = random.random(side) < 0.7 if holes else np.ones(side, bool)
-    back = coded("normal", (normal * known).astype(np.float32))
-    np.testing.assert_array_equal(np.linalg.norm(back, axis=0) > 0.5, known)
-    if known.any():
-        assert degrees(back, normal)[known].max() < 0.96
+    valid = random.random(side) < 0.7 if partly_unknown else np.ones(side, bool)
+    back = coded("normal", (normal * valid).astype(np.float32))
+    np.testing.assert_array_equal(np.linalg.norm(back, axis=0) > 0.5, valid)
+    if valid.any():
+        assert degrees(back, normal)[valid].max() < 0.96
     assert (
         np.abs(find_task("normal").to_tensor(back).numpy() / 127 - back).max() <= 0.5 / 127 + 1e-6
     )
@@ -126,15 +126,15 @@ def test_edges_are_never_averaged():
     """A thing at 1 in front of a wall at 0: whatever the size, no depth between them, and no
     direction that nothing has."""
     y, x = np.mgrid[:70, :90]
-    thing = (y - 30) ** 2 + (x - 41) ** 2 < 400
+    shape = (y - 30) ** 2 + (x - 41) ** 2 < 400
     normal = np.where(
-        thing, np.array([0.6, 0.0, 0.8])[:, None, None], np.array([-0.6, 0.0, 0.8])[:, None, None]
+        shape, np.array([0.6, 0.0, 0.8])[:, None, None], np.array([-0.6, 0.0, 0.8])[:, None, None]
     )
     for side in (64, 40, 33, 7):
-        small = resize_nearest(np.where(thing, 1.0, 0.0), side)
+        small = resize_nearest(np.where(shape, 1.0, 0.0), side)
         assert small.shape == (side, round(90 * side / 70)) and set(np.unique(small)) == {0.0, 1.0}
         assert len(np.unique(resize_nearest(normal, side).reshape(3, -1), axis=1).T) == 2
-    assert resize_nearest(thing, 0) is thing and resize_nearest(thing, 70) is thing
+    assert resize_nearest(shape, 0) is shape and resize_nearest(shape, 70) is shape
     columns = resize_nearest(np.broadcast_to(np.arange(80.0), (40, 80)), 20)
     np.testing.assert_array_equal(columns[0], 2 * np.arange(40) + 1)
 
@@ -158,38 +158,38 @@ def test_what_people_made_is_read(tmp_path):
 
 def test_segmentation_figures_agree_with_torchmetrics():
     random = np.random.default_rng(0)
-    truth, labels = (random.integers(0, 4, (5, 9, 9)).astype(np.uint8) for _ in range(2))
-    truth[0, 0] = 255
-    figures = find_task("seg").score({"seg": labels}, truth, 4)
+    target, labels = (random.integers(0, 4, (5, 9, 9)).astype(np.uint8) for _ in range(2))
+    target[0, 0] = 255
+    figures = find_task("seg").score({"seg": labels}, target, 4)
     expected = multiclass_jaccard_index(
         torch.from_numpy(labels),
-        torch.from_numpy(np.where(truth == 255, -1, truth.astype(int))),
+        torch.from_numpy(np.where(target == 255, -1, target.astype(int))),
         4,
         "macro",
         ignore_index=-1,
     )
     assert figures["mIoU"] == pytest.approx(100 * float(expected))
-    assert figures["aAcc"] == pytest.approx(100 * (labels == truth)[truth != 255].mean())
+    assert figures["aAcc"] == pytest.approx(100 * (labels == target)[target != 255].mean())
     labels[1:] = 255
-    assert find_task("seg").score({"seg": labels}, truth, 4)["labelled"] == pytest.approx(
+    assert find_task("seg").score({"seg": labels}, target, 4)["labelled"] == pytest.approx(
         100 * 72 / 396
     )
 
 
 def test_depth_figures_forgive_scale_and_shift_only():
-    truth = np.random.default_rng(0).uniform(0.2, 1, (3, 8, 8)).astype(np.float32)
-    figures = find_task("depth").score({"depth": 7 * truth + 3}, truth)
+    target = np.random.default_rng(0).uniform(0.2, 1, (3, 8, 8)).astype(np.float32)
+    figures = find_task("depth").score({"depth": 7 * target + 3}, target)
     assert figures["abs_rel"] < 1e-5 and figures["delta1"] == 100
-    noise = np.random.default_rng(1).uniform(size=truth.shape)
-    assert find_task("depth").score({"depth": noise}, truth)["abs_rel"] > 0.2
+    noise = np.random.default_rng(1).uniform(size=target.shape)
+    assert find_task("depth").score({"depth": noise}, target)["abs_rel"] > 0.2
 
 
 def test_normal_figures():
-    truth = np.zeros((1, 3, 2, 2), np.float32)
-    truth[0, 2, 0] = 1  # the lower row is unknown
-    labels = np.zeros_like(truth)
+    target = np.zeros((1, 3, 2, 2), np.float32)
+    target[0, 2, 0] = 1  # the lower row is unknown
+    labels = np.zeros_like(target)
     labels[0, :, 0, 0] = (0, 0, 1)
     labels[0, :, 0, 1] = (0, 1, 0)
-    figures = find_task("normal").score({"normal": labels}, truth)
+    figures = find_task("normal").score({"normal": labels}, target)
     assert figures["normal_mean"] == pytest.approx(45)
     assert figures["normal_11.25"] == 50

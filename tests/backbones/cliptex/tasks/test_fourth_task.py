@@ -93,11 +93,12 @@ def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     assert manifest["tasks"]["edges"] == {"suffix": "edges.png", "lost": "254 steps"}
     label = LabelStore("labels").get(pairs.key(3))["edges"]
     image = torch.from_numpy(toy.scene(int(pairs.key(3).split("/")[1]))[0]).permute(2, 0, 1)[None]
-    found = EXPERTS.find("edge-finder").load("finder").predict(image)["edges"]
-    assert np.abs(label - found[0]).max() < 0.5 / 254 + 1e-6 and label.max() > 0.5
+    prediction = EXPERTS.find("edge-finder").load("finder").predict(image)["edges"]
+    assert np.abs(label - prediction[0]).max() < 0.5 / 254 + 1e-6 and label.max() > 0.5
     draw_labels(LabelStore("labels").root, pairs, tmp_path / "picture.png", 3)
     Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
-    data = ExpertData("edges", [(tmp_path / "image.png", lambda: found[0] + 0.25)], found.shape[-1])
+    samples = [(tmp_path / "image.png", lambda: prediction[0] + 0.25)]
+    data = ExpertData("edges", samples, prediction.shape[-1])
     assert evaluate(EXPERTS.find("edge-finder").load("finder"), data) == {
         "edge_error": pytest.approx(0.25)
     }

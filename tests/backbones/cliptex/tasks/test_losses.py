@@ -56,14 +56,16 @@ def test_cached_gradients_are_the_gradients(bias):
     )
     leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
     loss = ClipLoss() if bias is None else SigLipLoss()
-    whole = loss(leaves["image"], leaves["text"], leaves["logit_scale"], leaves.get("logit_bias"))
-    expected = torch.autograd.grad(whole, list(leaves.values()))
+    total_loss = loss(
+        leaves["image"], leaves["text"], leaves["logit_scale"], leaves.get("logit_bias")
+    )
+    expected = torch.autograd.grad(total_loss, list(leaves.values()))
     ours = contrastive_loss(clip() if bias is None else clip(logit_bias=torch.tensor(bias)))
     value, cached = cached_gradients(values, ours)
-    assert torch.allclose(value, whole)
+    assert torch.allclose(value, total_loss)
     assert all(
-        torch.allclose(cached[name], one, atol=1e-6)
-        for name, one in zip(leaves, expected, strict=True)
+        torch.allclose(cached[name], gradient, atol=1e-6)
+        for name, gradient in zip(leaves, expected, strict=True)
     )
 
 

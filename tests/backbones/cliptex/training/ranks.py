@@ -61,9 +61,10 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
 
 def one_rank(folder: Path, recipe: Recipe, pairs_dir: str) -> None:
     """What each of the processes does."""
-    with processes("cpu") as place:
+    with processes("cpu") as process:
         torch.save(
-            one_step(pairs_dir, recipe, place.rank, place.world), folder / f"rank{place.rank}.pt"
+            one_step(pairs_dir, recipe, process.rank, process.world),
+            folder / f"rank{process.rank}.pt",
         )
         recorder = toy.Recorder()
         result = train(
@@ -74,8 +75,8 @@ def one_rank(folder: Path, recipe: Recipe, pairs_dir: str) -> None:
             out=folder / "many.safetensors",
             context=TrainContext(log=recorder, progress=recorder, workers=0),
         )
-        assert bool(recorder.metrics) == place.first
-        (folder / f"sha{place.rank}").write_text(result.sha256)
+        assert bool(recorder.metrics) == process.first
+        (folder / f"sha{process.rank}").write_text(result.sha256)
 
 
 def launch(folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
             assert torch.allclose(gradients[name], gradient, rtol=1e-3, atol=2e-5), name
 
     assert len({(tmp_path / f"sha{i}").read_text() for i in range(count)}) == 1
-    one = train(
+    single = train(
         recipe,
         init="random",
         pairs=open_pairs(pairs_dir),
@@ -56,16 +56,16 @@ def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
         out=tmp_path / "one.safetensors",
         context=TrainContext(workers=0),
     )
-    many, alone = load_file(tmp_path / "many.safetensors"), load_file(one.path)
+    many, alone = load_file(tmp_path / "many.safetensors"), load_file(single.path)
     # Adam divides by the gradient's own size, so rounding of near-zero gradients can turn a step
     # around
     far = sum(((many[name] - alone[name]).abs() > 1e-4).sum().item() for name in alone)
     assert far / sum(value.numel() for value in alone.values()) < 1e-2
-    told = load_checkpoint(tmp_path / "many.safetensors").extra["metrics"]
-    assert {name for name in told if name.startswith("val/")} == {
-        name for name in one.metrics if name.startswith("val/")
+    metrics = load_checkpoint(tmp_path / "many.safetensors").extra["metrics"]
+    assert {name for name in metrics if name.startswith("val/")} == {
+        name for name in single.metrics if name.startswith("val/")
     }
-    assert told["train/loss"] == pytest.approx(one.metrics["train/loss"], rel=1e-2)
+    assert metrics["train/loss"] == pytest.approx(single.metrics["train/loss"], rel=1e-2)
 
 
 def test_accumulation_is_one_large_step(pairs_dir):
@@ -90,11 +90,15 @@ def test_a_process_ends_with_the_launcher_that_was_killed(tmp_path):
 def test_a_process_whose_launcher_is_gone_already_ends(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        place = {
+        address = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(unused.getsockname()[1]),
         }  # nobody listens there
-        environment = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_USE_AGENT_STORE": "True", **place}
+        environment = {
+            "TORCHELASTIC_RUN_ID": "a",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            **address,
+        }
         assert (
             Fork(end_with_launcher, output=tmp_path / "said", environment=environment).end(10) == 1
         )

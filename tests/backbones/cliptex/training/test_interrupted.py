@@ -30,7 +30,7 @@ def newest(folder: Path) -> int:
 
 def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
     recipe = replace(CLIPTEX, ema=0.9, val_pairs=8)
-    whole = run(recipe, pairs, tmp_path / "whole.safetensors")
+    complete = run(recipe, pairs, tmp_path / "whole.safetensors")
 
     class Interrupt(toy.Recorder):
         def advance(self, steps=1):
@@ -44,9 +44,9 @@ def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
     assert newest(states) == 3 and not (tmp_path / "cut.safetensors").exists()
     recorder = toy.Recorder()
     resumed = run(recipe, pairs, tmp_path / "cut.safetensors", progress=recorder)
-    assert resumed.sha256 == whole.sha256 and recorder.steps == 5 and not states.exists()
+    assert resumed.sha256 == complete.sha256 and recorder.steps == 5 and not states.exists()
     assert {k: v for k, v in resumed.metrics.items() if k.startswith("val/")} == {
-        k: v for k, v in whole.metrics.items() if k.startswith("val/")
+        k: v for k, v in complete.metrics.items() if k.startswith("val/")
     }
 
 
@@ -54,21 +54,21 @@ def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeyp
     """A forward pass changes the statistics of batch norms; that of a step which was not finished
     must not be kept."""
     init = other_tower(tmp_path, "timm")
-    whole = run(CLIPTEX, pairs, tmp_path / "whole.safetensors", init=init)
+    complete = run(CLIPTEX, pairs, tmp_path / "whole.safetensors", init=init)
     calls, backward = [], TrainStep.backward
 
     def interrupted(self, *args, **more):
-        found = backward(self, *args, **more)
+        result = backward(self, *args, **more)
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return found
+        return result
 
     monkeypatch.setattr(TrainStep, "backward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(CLIPTEX, pairs, tmp_path / "cut.safetensors", init=init)
     assert newest(tmp_path / "cut.safetensors.resume") == 2
-    assert run(CLIPTEX, pairs, tmp_path / "cut.safetensors", init=init).sha256 == whole.sha256
+    assert run(CLIPTEX, pairs, tmp_path / "cut.safetensors", init=init).sha256 == complete.sha256
 
 
 class Kill(toy.Recorder):
@@ -96,9 +96,9 @@ def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
     assert resumed.end() == 0, resumed.text()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    whole = run(CLIPTEX, pairs, tmp_path / "b")
+    complete = run(CLIPTEX, pairs, tmp_path / "b")
     torch.set_num_threads(threads)
-    assert resumed.text().split()[-1] == whole.sha256
+    assert resumed.text().split()[-1] == complete.sha256
 
 
 def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
@@ -112,21 +112,21 @@ def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
 
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_told(pairs, tmp_path, monkeypatch):
-    whole = run(CLIPTEX, pairs, tmp_path / "whole.safetensors")
+    complete = run(CLIPTEX, pairs, tmp_path / "whole.safetensors")
     calls, backward = [], TrainStep.backward
 
     def broken(self, *args, **more):
-        found = backward(self, *args, **more)
+        result = backward(self, *args, **more)
         calls.append(1)
         if len(calls) in (2, 3):
             self.model.clip.logit_scale.grad.fill_(float("nan"))
-        return found
+        return result
 
     monkeypatch.setattr(TrainStep, "backward", broken)
     recorder = toy.Recorder()
     result = run(CLIPTEX, pairs, tmp_path / "w.safetensors", log=recorder, log_every=1)
     assert result.notes == ["2 of 6 steps were skipped: gradient not finite"] and len(calls) == 6
-    assert result.sha256 != whole.sha256
+    assert result.sha256 != complete.sha256
     assert all(torch.isfinite(value).all() for value in load_file(result.path).values())
     assert all(
         math.isfinite(value) for _, metrics in recorder.metrics for value in metrics.values()
@@ -157,10 +157,10 @@ def test_states_and_weights_that_are_kept(pairs, tmp_path):
     resumed = run(CLIPTEX, pairs, tmp_path / "w", progress=recorder, keep_every=2)
     assert resumed.sha256 == run(CLIPTEX, pairs, tmp_path / "whole").sha256
     assert not folder.exists()
-    kept = sorted((tmp_path / "w.steps").iterdir())
-    assert [path.name for path in kept] == [
+    exported = sorted((tmp_path / "w.steps").iterdir())
+    assert [path.name for path in exported] == [
         "step-000000002.safetensors",
         "step-000000004.safetensors",
     ]
-    digests = {backbones.create("cliptex", weights=path).weights.sha256 for path in kept}
+    digests = {backbones.create("cliptex", weights=path).weights.sha256 for path in exported}
     assert len(digests | {resumed.sha256}) == 3

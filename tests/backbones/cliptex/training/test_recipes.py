@@ -32,16 +32,17 @@ def test_the_three_differ_only_in_configuration():
 
 
 def test_subsets_of_experts_are_cliptex_with_fewer_losses():
-    found = subsets()
+    ablation = subsets()
     assert (
-        len(set(found.values())) == len(found) == 2 ** len(PAPER) - 1 and found["cliptex"] == PAPER
+        len(set(ablation.values())) == len(ablation) == 2 ** len(PAPER) - 1
+        and ablation["cliptex"] == PAPER
     )
     assert list(subsets(["normal", "seg"])) == [
         "cliptex-seg",
         "cliptex-normal",
         "cliptex-seg-normal",
     ]
-    for name, experts in found.items():
+    for name, experts in ablation.items():
         recipe = find_recipe(name)
         assert (recipe.name, recipe.tasks) == (name, experts)
         assert recipe == replace(RECIPES["cliptex"], name=name, experts=experts)
@@ -136,8 +137,8 @@ def test_identity():
     base = RECIPES["cliptex"]
     key = base.key("i", "p", "l")
     assert replace(base, name="mine").key("i", "p", "l") == key
-    for other in (base.key("j", "p", "l"), base.key("i", "q", "l"), base.key("i", "p", "m")):
-        assert other != key
+    for changed in (base.key("j", "p", "l"), base.key("i", "q", "l"), base.key("i", "p", "m")):
+        assert changed != key
     ft = RECIPES["clip-ft"]
     assert (
         ft.key("i", "p", "l")

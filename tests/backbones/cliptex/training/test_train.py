@@ -103,9 +103,9 @@ def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatc
         and extra["pairs"]["count"] == 48
     )
 
-    given = {"init": "random", "pairs": pairs, "out": result.path, "labels": toy.ToyLabels()}
-    assert find_trained(replace(CLIPTEX, val_pairs=10), **given) == replace(result, trained=False)
-    assert find_trained(replace(CLIPTEX, val_pairs=10, seed=1), **given) is None
+    inputs = {"init": "random", "pairs": pairs, "out": result.path, "labels": toy.ToyLabels()}
+    assert find_trained(replace(CLIPTEX, val_pairs=10), **inputs) == replace(result, trained=False)
+    assert find_trained(replace(CLIPTEX, val_pairs=10, seed=1), **inputs) is None
     labels = toy.ToyLabels()
     again = run(replace(CLIPTEX, val_pairs=10, name="other"), pairs, result.path, labels=labels)
     assert (
@@ -183,7 +183,7 @@ def test_what_is_validated_is_what_is_exported(pairs, tmp_path):
     batches = TrainDataset(
         pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0
     )
-    (batch,) = (batches.to_device(one, CPU) for one in batches.validation())
+    (batch,) = (batches.to_device(first, CPU) for first in batches.validation())
     towers = models.CLIPWithHeads(backbone.model, (), None).eval()
     with torch.no_grad():
         out = towers(batch.images, batch.tokens)
@@ -209,22 +209,22 @@ def test_siglip_is_trained_with_its_own_loss(pairs, tmp_path):
     )  # of a softmax over 16 it would be ln 16; the bias of -10 costs each match 10
     assert load_file(result.path)["logit_bias"].item() != -10
     pieces = run(replace(recipe, accumulate=2), pairs, tmp_path / "p.safetensors", init=init)
-    one, two = load_file(result.path), load_file(pieces.path)
-    assert torch.allclose(one["logit_bias"], two["logit_bias"], atol=1e-4)
+    first, second = load_file(result.path), load_file(pieces.path)
+    assert torch.allclose(first["logit_bias"], second["logit_bias"], atol=1e-4)
 
 
 def test_checkpointing_and_compiling_change_nothing(pairs, tmp_path):
-    whole = run(replace(CLIPTEX, epochs=0.7), pairs, tmp_path / "a.safetensors")
+    complete = run(replace(CLIPTEX, epochs=0.7), pairs, tmp_path / "a.safetensors")
     thrifty = run(
         replace(CLIPTEX, epochs=0.7, grad_checkpointing=True), pairs, tmp_path / "b.safetensors"
     )
     assert (
         thrifty.key
-        == whole.key
-        == run(replace(CLIPTEX, epochs=0.7, compile=True), pairs, whole.path).key
+        == complete.key
+        == run(replace(CLIPTEX, epochs=0.7, compile=True), pairs, complete.path).key
     )
-    one, two = load_file(whole.path), load_file(thrifty.path)
-    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    first, second = load_file(complete.path), load_file(thrifty.path)
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
 
 
 def test_patches_that_are_dropped_and_heads_do_not_go_together(pairs, tmp_path):
@@ -255,9 +255,9 @@ def test_a_tower_that_starts_from_imagenet(pairs, tmp_path):
         and start.licence == "Apache-2.0"
         and "ImageNet" in start.source
     )
-    other = load_pretrained_clip("random", "mini", seed=3)
-    assert torch.equal(start.model.token_embedding.weight, other.model.token_embedding.weight)
-    assert start.digest != other.digest
+    different = load_pretrained_clip("random", "mini", seed=3)
+    assert torch.equal(start.model.token_embedding.weight, different.model.token_embedding.weight)
+    assert start.digest != different.digest
     recipe = replace(
         RECIPES["cliptex"], model="mini", batch_size=16, epochs=0.4, label_size=32, head_width=16
     )
@@ -367,10 +367,10 @@ def test_manual_labels_win_and_pseudo_labels_fill_in(pairs, tmp_path):
     assert run(
         replace(CLIPTEX, epochs=0.3), pairs, tmp_path / "w.safetensors", labels=joined
     ).trained
-    other = toy.ToyLabels()
-    other.classes = {"seg": ("x", "y", "z")}
+    different = toy.ToyLabels()
+    different.classes = {"seg": ("x", "y", "z")}
     with pytest.raises(UserError, match="disagree"):
-        JoinedLabels([other, toy.ToyLabels()])
+        JoinedLabels([different, toy.ToyLabels()])
 
 
 VISION = {
