@@ -29,9 +29,6 @@ from probes.features.cost import EncodeRun
 from probes.features.crops import Crop, all_crops, draw_crop, image_size
 from probes.features.feature_dataset import FeatureDataset, Part, part_of, use_cached_features
 from probes.features.store import DTYPES, Builder, CacheKey
-from probes.runner.batches import at_once
-
-AT_ONCE = 32  # images of an evaluation's batch at most
 
 
 def cached(
@@ -40,7 +37,6 @@ def cached(
     """``config`` (of ``probes.dense.config``, with fixed crops) on features that are cached in
     ``dtype``."""
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense.cached"]
-    config.val_dataloader.update(at_once(AT_ONCE, device))
     return use_cached_features(
         config,
         dtype,
@@ -105,7 +101,7 @@ class CachedDense(FeatureDataset):
             (target,) = self.stores[1][item]
         else:
             metadata = {**info, **_tuples(features.metadata(index))}
-            target = channels_first(self.load_truth(metadata))
+            target = channels_first(self.load_ground_truth(metadata))
         return {
             "inputs": tuple(features[item]),
             "data_samples": dense_sample(metadata, self.field, target),
@@ -136,7 +132,7 @@ class CachedDense(FeatureDataset):
             mmcv.rescale_size(image_size(info["img_path"]), scale)[::-1] for info in self.infos()
         ]
 
-    def load_truth(self, metadata: Mapping[str, Any]) -> Any:
+    def load_ground_truth(self, metadata: Mapping[str, Any]) -> Any:
         """The ground truth of a sample at its own resolution, as ``LoadGroundTruth`` gives it."""
         return self._load.transform(dict(metadata))["gt_seg_map"]
 

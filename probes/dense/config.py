@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mmengine.config import Config
 
 import probes.dense.metrics
-import probes.features.crops  # noqa: F401  both register what the config names, as the next two do
+import probes.features.crops  # noqa: F401  both register types that the config names
 from backbones.base import Backbone
 from common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from probes.dense.data import pipelines
 from probes.dense.heads import head_config
-from probes.dense.settings import KEPT, DenseSettings, in_iterations
+from probes.dense.settings import DenseSettings, in_iterations
 from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
 
@@ -40,37 +40,36 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
     adds what all probes share.
 
     Args:
-        held_out: training images to score in the place of ``val`` (whoever trains leaves them out).
+        held_out: training images to score instead of ``val``; training leaves them out.
     """
     check(probe, context)
     data, backbone = context.data, context.backbone
-    spec, classes = data.spec, data.classes
+    spec, classes = data.spec, len(data.classes)
     images = sum(sample.image not in held_out for sample in data.samples["train"])
     settings: DenseSettings = in_iterations(context.settings, images)
 
-    last = settings.layers == "last"
-    channels = backbone.channels[-1:] if last else backbone.channels
-    strides = backbone.strides[-1:] if last else backbone.strides
+    first = -1 if settings.layers == "last" else 0
+    channels, strides = backbone.channels[first:], backbone.strides[first:]
     stride = settings.feature_stride or native_stride(strides)
-    prepared = preprocessor(backbone)
-    crop = tuple(padded(side, backbone.divisor) for side in settings.crop or (settings.size,) * 2)
+    prepare = preprocessor(backbone)
+    crop = tuple(round_up(side, backbone.divisor) for side in settings.crop or (settings.size,) * 2)
 
     test: dict[str, Any] = {"mode": "whole", "flip": settings.flip_test}
     if settings.slide:
         side, step = settings.slide
         test |= {
             "mode": "slide",
-            "crop_size": (padded(side, backbone.divisor),) * 2,
+            "crop_size": (round_up(side, backbone.divisor),) * 2,
             "stride": (step, step),
         }
-    objective, scores = objective_and_scores(probe, settings, spec, len(classes))
+    objective, scores = objective_and_scores(settings, spec, classes)
     model = {
         "type": "DenseSegmenter" if probe.kind == "segmentation" else "DenseRegressor",
-        "data_preprocessor": prepared,
+        "data_preprocessor": prepare,
         "backbone": {
             "type": "FrozenBackbone",
             "precision": settings.precision,
-            "out_indices": [-1] if last else None,
+            "out_indices": [-1] if first else None,
             **context.backbone_config,
         },
         "neck": {"type": "ResizeConcat", "strides": list(strides), "stride": stride},
@@ -78,7 +77,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
         "train_cfg": {},
         "test_cfg": test,
     }
-    train_pipeline, test_pipeline = pipelines(spec, len(classes), settings, crop, prepared["mean"])
+    train_pipeline, test_pipeline = pipelines(spec, classes, settings, crop, prepare["mean"])
 
     # importing it registers the dataset that the config names
     declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
@@ -107,7 +106,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
             "train_cfg": {"max_iters": settings.max_iters},
         }
     )
-    if settings.cache not in KEPT:
+    if settings.cache == "none":
         return config
     from probes.dense.cached import cached
 
@@ -115,15 +114,12 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
 
 
 def preprocessor(backbone: Backbone) -> dict[str, Any]:
-    """Config of what makes batches of images as the backbone takes them."""
-    mean, std = (
-        [255 * value for value in values] for values in (backbone.data.mean, backbone.data.std)
-    )
+    """Config of the data preprocessor: batches of images as the backbone takes them."""
     padding = {"size_divisor": backbone.divisor}
     return {
         "type": "SegDataPreProcessor",
-        "mean": mean,
-        "std": std,
+        "mean": [255 * value for value in backbone.data.mean],
+        "std": [255 * value for value in backbone.data.std],
         "bgr_to_rgb": True,
         **padding,
         "test_cfg": padding,
@@ -159,23 +155,22 @@ def native_stride(strides: Sequence[float]) -> float:
     return min((stride for stride in strides if stride >= 8), default=max(strides))
 
 
-def padded(side: int, divisor: int) -> int:
+def round_up(side: int, divisor: int) -> int:
     """``side``, rounded up to a multiple of ``divisor``."""
     return math.ceil(side / divisor) * divisor
 
 
 def objective_and_scores(
-    probe: Probe, settings: Any, spec: DatasetSpec, classes: int
+    settings: Any, spec: DatasetSpec, classes: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What of the head's config, and the evaluator's, follows from the kind of dataset."""
-    if probe.kind == "segmentation":
-        # the mean over labelled pixels: ignored ones would only shrink the loss of a crop that has
-        # many
+    """The options of the head, and the config of the evaluator, for a kind of dataset."""
+    if spec.kind == "segmentation":
+        # the mean over labelled pixels: ignored ones would shrink the loss of a crop
         loss = {"type": "CrossEntropyLoss", "use_sigmoid": False, "avg_non_ignore": True}
         head = {"num_classes": classes, "ignore_index": spec.ignore_index, "loss_decode": loss}
         return head, {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
     crop = spec.extra.get("crop")
-    if probe.kind == "normals":
+    if spec.kind == "normals":
         loss = {"type": "NormalObjective", "uncertainty": settings.uncertainty}
         return {"loss_decode": loss}, {"type": "NormalScores", "crop": crop}
     bounds = {"min_depth": spec.extra["min_depth"], "max_depth": spec.extra["max_depth"]}
@@ -187,7 +182,7 @@ def objective_and_scores(
 
 
 def check(probe: Probe, context: Context) -> None:
-    """Raise ``UserError`` for what can be known to be wrong before any work is done."""
+    """Raise ``UserError`` where dataset, settings or backbone do not fit the probe."""
     settings, spec, backbone = context.settings, context.data.spec, context.backbone
     if probe.name in ("deeplabv3", "pspnet") and settings.batch_size < 2:
         raise UserError(
@@ -199,17 +194,8 @@ def check(probe: Probe, context: Context) -> None:
             f" {len(backbone.channels)} (layers={settings.layers}); choose another probe or"
             " backbone"
         )
-    if probe.kind == "segmentation" and len(context.data.classes) < 2:
-        raise UserError(
-            f"dataset {spec.name!r} has {len(context.data.classes)} class; segmentation needs 2 or"
-            " more"
-        )
-    if missing := (
-        {"depth_scale", "min_depth", "max_depth"} - set(spec.extra)
-        if probe.kind == "depth"
-        else set()
-    ):
-        raise UserError(
-            f"dataset {spec.name!r} does not declare {', '.join(sorted(missing))}; add them to its"
-            " extra"
-        )
+    if spec.kind == "segmentation" and len(context.data.classes) < 2:
+        raise UserError(f"dataset {spec.name!r} has one class; segmentation needs 2 or more")
+    for name in ("depth_scale", "min_depth", "max_depth") if spec.kind == "depth" else ():
+        if name not in spec.extra:
+            raise UserError(f"dataset {spec.name!r} does not declare {name}; add it to its extra")

@@ -1,5 +1,4 @@
-"""The best constant prediction, from the training ground truth alone: what a probe that has learnt
-anything beats."""
+"""The best constant prediction, from the training ground truth alone, as a baseline."""
 
 from __future__ import annotations
 
@@ -15,14 +14,12 @@ from mmseg.registry import METRICS as EVALUATORS
 
 import probes.dense.metrics  # noqa: F401  registers what an evaluator's config names
 from probes.datasets.base import PreparedDataset
-from probes.dense.data import FIELDS, channels_first, read_depth, read_labels, read_normals
+from probes.dense.data import FIELDS, LoadGroundTruth, channels_first, ground_truth_config
 from probes.dense.probe import METRICS
 
-IMAGES, PIXELS = (
-    200,
-    20_000,
-)  # of train, and of each of them, evenly spread: a constant is known well by less
-_KNOWN: dict[tuple[str, ...], tuple[float, str]] = {}  # many heads are scored on one dataset
+# of train, and of each of its images, evenly spread: a constant needs no more
+IMAGES, PIXELS = 200, 20_000
+_baselines: dict[tuple[str, ...], tuple[float, str]] = {}  # many heads are scored on one dataset
 
 
 def constant_note(
@@ -31,101 +28,76 @@ def constant_note(
     metrics: Mapping[str, float],
     per_image: Any,
 ) -> list[str]:
-    """One line where ``metrics`` are no better than the best constant prediction's on ``val``; else
-    none.
+    """A note if ``metrics`` are no better than those of the best constant prediction on ``val``.
 
     Args:
         evaluator: config of the metric that gave ``metrics``.
-        per_image: what it kept of each image: segmentation is scored from ``label``.
+        per_image: its per-image scores: segmentation is scored from ``label``.
     """
     kind = data.spec.kind
-    main, declared = next(iter(METRICS[kind].items()))
-    sign = declared.direction
+    main, metric = next(iter(METRICS[kind].items()))
     if not np.isfinite(metrics[main]):
         return []
-    key = (
-        data.spec.name,
-        str(data.root),
-        data.fingerprint,
-        str(sorted(evaluator.items(), key=str)),
-    )
-    if key not in _KNOWN:
+    evaluation = str(sorted(evaluator.items(), key=str))
+    key = (data.spec.name, str(data.root), data.fingerprint, evaluation)
+    if key not in _baselines:
         constant = best_constant(data)
         if kind == "segmentation":
+            # the IoU of its class is its share of the pixels, that of other classes is 0
             areas = np.asarray(per_image["label"]).sum(axis=0)
-            # its own class has its share of the pixels as IoU, the others that are there have none
-            score = (
-                100 * areas[int(constant)] / max(areas.sum(), 1) / max(np.count_nonzero(areas), 1)
-            )
-            told = f"{data.classes[int(constant)]!r} everywhere"
+            score = 100 * areas[constant] / max(areas.sum(), 1) / max(np.count_nonzero(areas), 1)
+            name = f"{data.classes[constant]!r}"
         else:
             score = _score(data, evaluator, constant)[main]
-            told = (
-                f"{constant:.3g} m everywhere" if kind == "depth" else "the mean normal everywhere"
-            )
-        _KNOWN[key] = float(score), told
-    score, told = _KNOWN[key]
-    if sign * metrics[main] > sign * score:
+            name = f"{constant:.3g} m" if kind == "depth" else "the mean normal"
+        _baselines[key] = float(score), name
+    score, name = _baselines[key]
+    if metric.direction * metrics[main] > metric.direction * score:
         return []
     return [
         f"does not beat the best constant prediction: {main} {metrics[main]:.4g}, and {score:.4g}"
-        f" with {told}"
+        f" with {name} everywhere"
     ]
 
 
 def best_constant(data: PreparedDataset) -> Any:
-    """What to predict everywhere, as learnt from ``train``: the most frequent class; the depth
-    (metres) that has the least mean |c - t| / t, which is the median weighted with 1 / t; or the
-    mean normal (3,), of unit length."""
-    samples = data.samples["train"]
-    kept = []
+    """The best prediction for every pixel of ``train``: the most frequent class; the depth (metres)
+    with the least mean |c - t| / t, which is the median weighted with 1 / t; or the mean normal
+    (3,), of unit length."""
+    samples, load = data.samples["train"], _loader(data)
+    pixels = []
     for sample in samples[:: max(1, len(samples) // IMAGES)]:
-        truth = _truth(data, sample.target)
-        values = truth.reshape(-1, *truth.shape[2:])
-        kept.append(values[:: max(1, len(values) // PIXELS)])
-    values, extra = np.concatenate(kept), data.spec.extra
+        ground_truth = load.read(str(data.root / sample.target))
+        flat = ground_truth.reshape(-1, *ground_truth.shape[2:])
+        pixels.append(flat[:: max(1, len(flat) // PIXELS)])
+    values, extra = np.concatenate(pixels), data.spec.extra
     if data.spec.kind == "segmentation":
-        return np.bincount(
-            values[values != data.spec.ignore_index], minlength=len(data.classes)
-        ).argmax()
+        labels = values[values != data.spec.ignore_index]
+        return int(np.bincount(labels, minlength=len(data.classes)).argmax())
     if data.spec.kind == "normals":
         mean = values.sum(axis=0, dtype=np.float64)
         return (mean / max(np.linalg.norm(mean), 1e-9)).astype(np.float32)
-    values = np.sort(
-        values[(values > 0) & (values >= extra["min_depth"]) & (values <= extra["max_depth"])]
-    )
+    valid = (values > 0) & (values >= extra["min_depth"]) & (values <= extra["max_depth"])
+    if not valid.any():
+        return float(extra["max_depth"])
+    values = np.sort(values[valid])
     weight = np.cumsum(1 / values, dtype=np.float64)
-    return (
-        float(values[np.searchsorted(weight, weight[-1] / 2)])
-        if len(values)
-        else float(extra["max_depth"])
-    )
+    return float(values[np.searchsorted(weight, weight[-1] / 2)])
 
 
-def _truth(data: PreparedDataset, target: str) -> np.ndarray:
-    """(H, W) labels or metres, (H, W, 3) normals."""
-    spec, path = data.spec, str(data.root / target)
-    if spec.kind == "segmentation":
-        return read_labels(path, spec.label_offset, spec.ignore_index, len(data.classes))
-    return (
-        read_depth(path, spec.extra["depth_scale"]) if spec.kind == "depth" else read_normals(path)
-    )
+def _loader(data: PreparedDataset) -> LoadGroundTruth:
+    config = ground_truth_config(data.spec, len(data.classes))
+    del config["type"]
+    return LoadGroundTruth(**config)
 
 
 def _score(data: PreparedDataset, evaluator: Mapping[str, Any], constant: Any) -> dict[str, float]:
     """The metrics on ``val`` of ``constant`` at every pixel."""
-    metric, field = EVALUATORS.build(dict(evaluator)), FIELDS[data.spec.kind]
+    metric, field, load = EVALUATORS.build(dict(evaluator)), FIELDS[data.spec.kind], _loader(data)
     for sample in data.samples["val"]:
-        truth = channels_first(_truth(data, sample.target))
-        predicted = torch.as_tensor(constant).reshape(-1, 1, 1).expand_as(truth)
-        metric.process(
-            None,
-            [
-                {
-                    "image": sample.image,
-                    field: {"data": truth},
-                    field.replace("gt", "pred"): {"data": predicted},
-                }
-            ],
-        )
+        target = channels_first(load.read(str(data.root / sample.target)))
+        prediction = torch.as_tensor(constant).reshape(-1, 1, 1).expand_as(target)
+        maps = {field: target, field.replace("gt", "pred"): prediction}
+        arrays = {name: {"data": values} for name, values in maps.items()}
+        metric.process(None, [{"image": sample.image, **arrays}])
     return metric.compute_metrics(metric.results)

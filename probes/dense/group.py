@@ -1,5 +1,4 @@
-"""Dense tasks on the same photographs, trained and scored together: which ones go together, and
-what comes of each."""
+"""Dense tasks on the same photographs, trained and scored in one pass."""
 
 from __future__ import annotations
 
@@ -12,111 +11,110 @@ from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
 from probes.dense.lr_grid import Choice, choose, with_rate
 from probes.dense.preview import draw_preview, predict
-from probes.dense.settings import KEPT
 from probes.features.feature_dataset import features_key
 from probes.predictor import mmlab_head
 from probes.runner.training import Member, train_together
 
+Task = tuple[Probe, Context]
+
 
 def group_key(probe: Probe, context: Context) -> str:
-    """The same for tasks that one pass can train: of one seed and of one backbone's kept features,
-    or of crops of the same photographs that one encoder takes. Ground truth, head, optimizer,
+    """Equal for tasks that one pass can train: those of one seed and of one backbone's cached
+    features, or of crops of the same photographs for one encoder. Ground truth, head, optimizer,
     schedule and length may differ."""
     config, settings = dense_config(probe, context), context.settings
     shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.train_indices]
-    if settings.cache in KEPT:
+    if settings.cache != "none":
         return content_key([*shared, features_key(config, context)])
-    encoder = [
+    shared += [
         config.model.backbone.to_dict(),
         config.model.data_preprocessor.to_dict(),
         context.backbone.identity(),
     ]
     train, val = (config[name].dataset.to_dict() for name in ("train_dataloader", "val_dataloader"))
     if any("cat_max_ratio" in part for part in train["pipeline"]):  # crops follow from the labels
-        return content_key([*shared, encoder, train, val])
+        return content_key([*shared, train, val])
     images = {
-        split: [sample.image for sample in each] for split, each in context.data.samples.items()
+        split: [sample.image for sample in samples]
+        for split, samples in context.data.samples.items()
     }
     geometry = [
         {name: value for name, value in part.items() if name not in ("kind", "ground_truth")}
         for part in (*train["pipeline"], *val["pipeline"])
-        if part["type"]
-        not in ("LoadGroundTruth", "FlipNormals")  # which only concern the ground truth
+        if part["type"] not in ("LoadGroundTruth", "FlipNormals")
     ]
-    return content_key([*shared, encoder, str(context.data.root.resolve()), images, geometry])
+    return content_key([*shared, str(context.data.root.resolve()), images, geometry])
 
 
-def run_group(tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
+def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
     """Train the heads of tasks with one ``group_key`` in one pass and score ``val``, at the
-    resolution of its labels, in another; in the order of the tasks, what came of each or what it
-    broke with. Rates of an ``lr_grid`` are chosen before.
+    resolution of its labels, in another. Rates of an ``lr_grid`` are chosen before. Returns, in the
+    order of the tasks, the result of each or its error.
 
     Raises:
-        what broke for all: an image that cannot be read, say.
+        Exception: what failed for all tasks: an image that cannot be read, for example.
     """
-    results: dict[int, Any] = {}
-    configs: dict[int, Any] = {}
-    contexts = {place: context for place, (_, context) in enumerate(tasks)}
-    for place, (probe, context) in enumerate(tasks):
-        try:
-            configs[place] = dense_config(probe, context)
-        except Exception as error:
-            results[place] = error
-    description = " + ".join(
-        f"{contexts[place].data.spec.name}/{tasks[place][0].name}" for place in configs
-    )
-    grids = [place for place in configs if contexts[place].settings.lr_grid]
+    results: list[Any] = [None] * len(tasks)
+    contexts = [context for _, context in tasks]
     choices: dict[int, Choice] = {}
+    for index, (probe, context) in enumerate(tasks):
+        try:
+            dense_config(probe, context)
+        except Exception as error:
+            results[index] = error
+    valid = [index for index, error in enumerate(results) if error is None]
+    names = " + ".join(
+        f"{contexts[index].data.spec.name}/{tasks[index][0].name}" for index in valid
+    )
+    grids = [index for index in valid if contexts[index].settings.lr_grid]
     if grids:
-        chosen = choose([tasks[place] for place in grids], f"{description}: learning rates")
-        for place, choice in zip(grids, chosen, strict=True):
+        grid_choices = choose([tasks[index] for index in grids], f"{names}: learning rates")
+        for index, choice in zip(grids, grid_choices, strict=True):
             if isinstance(choice, Exception):
-                results[place] = choice
-                del configs[place]
+                results[index] = choice
                 continue
-            choices[place], contexts[place] = choice, with_rate(contexts[place], choice.rate)
-            configs[place] = dense_config(tasks[place][0], contexts[place])
-    heads = {place: (config, contexts[place]) for place, config in configs.items()}
-    places = list(heads)
+            choices[index] = choice
+            contexts[index] = with_rate(contexts[index], choice.rate)
+    heads = {
+        index: (dense_config(tasks[index][0], contexts[index]), contexts[index])
+        for index in valid
+        if results[index] is None
+    }
+    indices = list(heads)
 
-    def finish(place: int, trained: Member) -> TaskResult:
-        task = places[place]
-        return _result(tasks[task][0], contexts[task], trained, choices.get(task))
+    def finish(number: int, member: Member) -> TaskResult:
+        index = indices[number]
+        return _result(tasks[index][0], member, choices.get(index))
 
-    found = (
-        train_together(list(heads.values()), description=description, finish=finish)
-        if heads
-        else []
+    if heads:
+        trained = train_together(list(heads.values()), description=names, finish=finish)
+        for index, result in zip(indices, trained, strict=True):
+            results[index] = result
+    return results
+
+
+def _result(probe: Probe, member: Member, choice: Choice | None) -> TaskResult:
+    context, (scores,) = member.context, member.evaluator.metrics
+    images = [sample.image for sample in context.data.samples["val"]]
+    if list(scores.per_image["image"]) != images:
+        raise RuntimeError("the images that were scored are not those of val in their order")
+    context.cost.add(member.cost)
+    notes = [*scores.notes]
+    notes += constant_note(
+        context.data, member.config.val_evaluator, member.metrics, scores.per_image
     )
-    results.update(zip(places, found, strict=True))
-    return [results[place] for place in range(len(tasks))]
-
-
-def _result(probe: Probe, context: Context, trained: Member, choice: Choice | None) -> TaskResult:
-    (scores,) = trained.evaluator.metrics
-    scored, expected = (
-        list(scores.per_image["image"]),
-        [sample.image for sample in context.data.samples["val"]],
-    )
-    if scored != expected:
-        raise RuntimeError(
-            f"{len(scored)} images were scored, not the {len(expected)} of the split in their order"
-        )
-    beaten = constant_note(
-        context.data, trained.config.val_evaluator, trained.metrics, scores.per_image
-    )
-    context.cost.add(trained.cost)
     if choice:
         context.cost.add(choice.cost)
+        notes += choice.notes
     return TaskResult(
-        metrics=trained.metrics,
+        metrics=member.metrics,
         per_image=scores.per_image,
         preview=draw_preview(
-            lambda index: predict(trained.model, trained.val_item(index), probe.kind),
-            trained.val_dataset,
+            lambda index: predict(member.model, member.val_item(index), probe.kind),
+            member.val_dataset,
             probe.kind,
             context.work_dir / "preview.png",
         ),
-        head=mmlab_head(trained.model, trained.config, context),
-        notes=[*scores.notes, *beaten, *(choice.notes if choice else []), *trained.notes],
+        head=mmlab_head(member.model, member.config, context),
+        notes=[*notes, *member.notes],
     )

@@ -211,9 +211,9 @@ def at_own_size(
     for index, sample in enumerate(samples):
         padding = tuple(sample.metainfo.get("img_padding_size", (0, 0, 0, 0)))
         indices_by_shape[tuple(sample.ori_shape[:2]), padding].append(index)
-    for (size, (left, right, top, bottom)), indices in indices_by_shape.items():
+    for (size, (west, east, north, south)), indices in indices_by_shape.items():
         part = raw if len(indices) == len(raw) else raw[indices]
-        part = part[:, :, top : part.shape[2] - bottom, left : part.shape[3] - right].float()
+        part = part[:, :, north : part.shape[2] - south, west : part.shape[3] - east].float()
         if tuple(part.shape[2:]) != size:  # resizing to the same size would copy it
             part = F.interpolate(part, size, mode="bilinear", align_corners=align_corners)
         yield indices, part

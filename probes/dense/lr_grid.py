@@ -1,9 +1,9 @@
-"""The learning rate of dense probes, chosen without a look at ``val``: heads with each rate of each
-task's ``lr_grid`` train in one pass on train less a held-out tenth and are scored there; a head
-with the best one is then trained on all of train.
+"""The learning rate of dense probes, chosen without ``val``: heads with each rate of each task's
+``lr_grid`` train in one pass on train less a held-out tenth, and are scored on it; a head with the
+best rate is then trained on all of train.
 
-Which images are held out follows from their content alone, so it is the same for all backbones,
-seeds and tasks on them.
+The held-out images follow from their content alone, so they are the same for all backbones, seeds
+and tasks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from probes.selection import Candidate, held_out_by_content, log_scores, select
 
 @dataclass(frozen=True)
 class Choice:
-    """What came out of the choice: the best rate, what to tell of it, and what all heads of the
-    grid cost together."""
+    """The best rate, notes for the user, and the cost of all heads of the grid."""
 
     rate: float
     notes: list[str]
@@ -30,74 +29,67 @@ class Choice:
 
 
 def with_rate(context: Context, rate: float) -> Context:
-    """``context`` for a head with this learning rate, and no choice."""
+    """``context`` for a head with this learning rate, without a grid."""
     return replace(context, settings=replace(context.settings, lr=rate, lr_grid=()))
 
 
 def choose(tasks: Sequence[tuple[Probe, Context]], description: str) -> list[Choice | Exception]:
     """Train a head with each rate of each task's grid in one pass, and compare those of a task by
-    its main metric on the held-out images; its choice, or why there is none. Of equals the lower
-    rate wins. A head that breaks is out; ``NonFiniteLoss`` when no head is left.
+    its main metric on the held-out images. Returns the choice of each task, or its error. Of equals
+    the lower rate wins; a head that fails is left out, and a task of which all fail has the error
+    of the first.
 
     Each task's log gets ``select/METRIC/lr_…`` and ``select/lr``.
     """
-    held = held_out_by_content(tasks[0][1])
-    images = [
-        {context.data.encoded("train")[place].image for place in held} for _, context in tasks
-    ]
+    held_out = held_out_by_content(tasks[0][1])
     heads = []
-    for (probe, context), scored in zip(tasks, images, strict=True):
+    for probe, context in tasks:
+        images = frozenset(context.data.encoded("train")[index].image for index in held_out)
         for rate in sorted(context.settings.lr_grid):
-            folder, log = context.work_dir / f"lr_{rate:g}", _Suffixed(context.log, rate)
+            folder = context.work_dir / f"lr_{rate:g}"
             folder.mkdir(parents=True, exist_ok=True)
-            one = replace(with_rate(context, rate), work_dir=folder, log=log)
-            heads.append((dense_config(probe, one, frozenset(scored)), one))
-    found = iter(train_together(heads, description=description, leave_out=held))
+            head = with_rate(context, rate)
+            head = replace(head, work_dir=folder, log=_SuffixedLog(context.log, f"/lr_{rate:g}"))
+            heads.append((dense_config(probe, head, images), head))
+    trained = iter(train_together(heads, description=description, leave_out=held_out))
     return [
-        _best(
+        _choose(
             probe,
             context,
-            {rate: next(found) for rate in sorted(context.settings.lr_grid)},
-            len(held),
+            {rate: next(trained) for rate in sorted(context.settings.lr_grid)},
+            len(held_out),
         )
         for probe, context in tasks
     ]
 
 
-def _best(
-    probe: Probe, context: Context, found: Mapping[float, Member | Exception], held: int
+def _choose(
+    probe: Probe, context: Context, results: Mapping[float, Member | Exception], held_out: int
 ) -> Choice | Exception:
-    main, declared = next(iter(probe.metrics.items()))
-    trained = {rate: member for rate, member in found.items() if isinstance(member, Member)}
-    if not trained:
-        return next(error for error in found.values() if isinstance(error, Exception))
-    candidates = []
-    for rate, member in found.items():
-        score = member.metrics[main] if isinstance(member, Member) else math.nan
+    main, metric = next(iter(probe.metrics.items()))
+    candidates, notes, cost = [], list[str](), Cost()
+    for rate, result in results.items():
+        if isinstance(result, Exception):
+            notes.append(f"learning rate {rate:g} failed: {result}")
+        else:
+            cost.add(result.cost)
+        score = result.metrics[main] if isinstance(result, Member) else math.nan
         candidates.append(Candidate(rate, f"lr_{rate:g}", score, coordinate=rate))
+    if not any(isinstance(result, Member) for result in results.values()):
+        return next(error for error in results.values() if isinstance(error, Exception))
     log_scores(context.log, main, candidates, context.settings.max_iters)
-    best, reason = select(candidates, main, held, declared.direction)
+    best, reason = select(candidates, main, held_out, metric.direction)
     context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)
-    notes = [f"learning rate {best.value:g}: {reason}; then trained on all"]
-    notes += [
-        f"learning rate {rate:g} failed: {error}"
-        for rate, error in found.items()
-        if isinstance(error, Exception)
-    ]
-    cost = Cost()
-    for member in trained.values():
-        cost.add(member.cost)
+    notes.insert(0, f"learning rate {best.value:g}: {reason}; then trained on all")
     return Choice(best.value, notes, cost)
 
 
-class _Suffixed:
-    """A run's log in which the curves of one head are told from those of the others:
-    ``train/loss/lr_0.01``."""
+class _SuffixedLog:
+    """A run's log that appends a suffix to the names of the curves of one head."""
 
-    def __init__(self, log: RunLog, rate: float) -> None:
-        self._log, self._suffix = log, f"/lr_{rate:g}"
+    def __init__(self, log: RunLog, suffix: str) -> None:
+        self._log, self._suffix = log, suffix
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._log.log_metrics(
-            {f"{name}{self._suffix}": value for name, value in metrics.items()}, step
-        )
+        suffixed = {f"{name}{self._suffix}": value for name, value in metrics.items()}
+        self._log.log_metrics(suffixed, step)

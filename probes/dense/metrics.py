@@ -105,14 +105,14 @@ def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
     """
     if crop is None:
         return pixels
-    top, bottom, left, right = crop
+    y1, y2, x1, x2 = crop
     height, width = pixels.shape[-2:]
-    if bottom > height or right > width:
+    if y2 > height or x2 > width:
         raise UserError(
-            f"the evaluation crop (rows {top}-{bottom}, columns {left}-{right}) does not fit a"
+            f"the evaluation crop (rows {y1}-{y2}, columns {x1}-{x2}) does not fit a"
             f" {width}×{height} label map; the dataset must be at its official resolution"
         )
-    return pixels[..., top:bottom, left:right]
+    return pixels[..., y1:y2, x1:x2]
 
 
 def angles(prediction: Tensor, target: Tensor) -> Tensor:

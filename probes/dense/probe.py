@@ -2,8 +2,8 @@
 DeepLabv3, a PSPNet and a DPT head, depth and normals with probe3d's simplified DPT head too.
 
 One config is generated for all of them: mmseg's encoder-decoder over the frozen backbone, whose
-maps are brought to one stride and concatenated. What differs between kinds is the objective, the
-truth and the scores; what differs between probes is the head.
+maps are brought to one stride and concatenated. Kinds differ in objective, ground truth and scores,
+probes in the head.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from probes.dense.settings import SETTINGS
 from probes.registry import register_probe
 from reports.metrics import Metric
 
-PROBES = ("linear", "deeplabv3", "pspnet")
-
-
+PROBES = ("linear", "deeplabv3", "pspnet", "dpt", "dpt-probe3d")
 METRICS: Mapping[Kind, Mapping[str, Metric]] = {
     "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
     "depth": {
@@ -49,7 +47,7 @@ class DenseProbe:
     kind: Kind
     settings_type: type
     metrics: Mapping[str, Metric]
-    version: int = 4
+    version: int
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
 
@@ -82,7 +80,7 @@ class DenseProbe:
 
         Raises:
             UserError: the dataset or the settings do not fit the probe.
-            NonFiniteLoss: training broke.
+            NonFiniteLoss: training diverged.
         """
         (result,) = self.run_group([(self, context)])
         if isinstance(result, Exception):
@@ -92,9 +90,6 @@ class DenseProbe:
 
 for _kind, _settings in SETTINGS.items():
     for _name in PROBES:
-        register_probe(DenseProbe(_name, _kind, _settings, METRICS[_kind]))
-    register_probe(
-        DenseProbe("dpt", _kind, _settings, METRICS[_kind], version=5)
-    )  # 4 was probe3d's head
-    if _kind != "segmentation":
-        register_probe(DenseProbe("dpt-probe3d", _kind, _settings, METRICS[_kind]))
+        if (_kind, _name) != ("segmentation", "dpt-probe3d"):
+            _version = 5 if _name == "dpt" else 4  # dpt 4 was probe3d's head
+            register_probe(DenseProbe(_name, _kind, _settings, METRICS[_kind], _version))

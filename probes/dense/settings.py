@@ -15,7 +15,6 @@ from probes.runner.settings import TrainingSettings
 
 ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
-KEPT = ("fp16", "bf16", "fp32")  # values of ``cache`` that keep features
 
 
 @settings_dataclass
@@ -34,11 +33,11 @@ class DenseSettings(TrainingSettings):
             saturation, hue).
         brightness: training images are multiplied with a random factor of this range.
         batch_size: at least 2 for deeplabv3 and pspnet.
-        epochs: length of training in passes over its images, in the place of ``max_iters``; 0 for
+        epochs: length of training in passes over its images, instead of ``max_iters``; 0 for
             ``max_iters``.
-        lr_grid: learning rates to choose from, in the place of ``lr``: a head is trained with each
-            on nine tenths of the training images, and the one that does best on the others is
-            scored; see ``probes.dense.lr_grid``. Empty: ``lr``.
+        lr_grid: learning rates to choose from, instead of ``lr``: a head is trained with each on
+            nine tenths of the training images, and the best one on the rest is scored; see
+            ``probes.dense.lr_grid``. Empty: ``lr``.
         layers: ``all`` of the backbone's feature maps, or the ``last`` only. Those of a plain ViT
             have passed its own final norm, as in DINOv2's ``get_intermediate_layers``.
         feature_stride: the maps are resized (bilinear) to this stride and concatenated; none for
@@ -55,7 +54,7 @@ class DenseSettings(TrainingSettings):
             1 draws one of k crops that follow from the image's content alone (the first is the
             centre at scale 1), flipped with probability ``flip``. See ``probes.features.crops``.
         cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32``
-            encodes each crop once, for all probes, seeds and runs, and keeps its maps in this
+            encodes each crop once, for all probes, seeds and runs, and caches its maps in this
             precision (``fixed_crops`` must be 1 or more).
     """
 
@@ -82,10 +81,8 @@ class DenseSettings(TrainingSettings):
             low, high = getattr(self, name)
             if low > high:
                 raise UserError(f"{name}={low:g},{high:g}: must be two factors, 0 < low <= high")
-        # rates of one name would share a folder
-        if self.lr_grid and len({f"{rate:g}" for rate in self.lr_grid}) != max(
-            len(self.lr_grid), 2
-        ):
+        folders = {f"{rate:g}" for rate in self.lr_grid}
+        if self.lr_grid and len(folders) != max(len(self.lr_grid), 2):
             raise UserError(
                 f"lr_grid={self.lr_grid}: must be two or more different rates, or none to use lr"
             )
@@ -93,14 +90,14 @@ class DenseSettings(TrainingSettings):
             raise UserError(
                 f"feature_stride={self.feature_stride}: must be at most the side of a training crop"
             )
-        if self.cache in KEPT and not self.fixed_crops:
+        if self.cache != "none" and not self.fixed_crops:
             raise UserError(
-                f"cache={self.cache} keeps features of crops that repeat; set fixed_crops=1 or more"
-                " as well"
+                f"cache={self.cache} caches features of crops that repeat; set fixed_crops=1 or"
+                " more as well"
             )
-        if self.cache in KEPT and (self.slide or self.flip_test):
+        if self.cache != "none" and (self.slide or self.flip_test):
             raise UserError(
-                f"cache={self.cache} keeps features of whole, upright images; set slide= and"
+                f"cache={self.cache} caches features of complete, upright images; set slide= and"
                 " flip_test=false"
             )
         if self.fixed_crops and (self.crop or self.photometric or self.brightness != (1.0, 1.0)):
@@ -165,12 +162,8 @@ Some = TypeVar("Some", bound=DenseSettings)
 
 
 def in_iterations(settings: Some, images: int) -> Some:
-    """``settings`` with the length of training as ``max_iters``; ``images`` are those that it
-    trains on."""
+    """``settings`` with the length of training on so many ``images`` as ``max_iters``."""
     if not settings.epochs:
         return settings
-    return replace(
-        settings,
-        max_iters=max(1, round(settings.epochs * images / settings.batch_size)),
-        epochs=0.0,
-    )
+    iterations = max(1, round(settings.epochs * images / settings.batch_size))
+    return replace(settings, max_iters=iterations, epochs=0.0)

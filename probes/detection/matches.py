@@ -66,11 +66,11 @@ def add_matches(
 def results_of(ground_truth: Any, detections: Sequence[dict[str, Any]], kind: str) -> Any:
     """A COCO result list as an object of the ground truth's type, without masks for ``bbox`` and
     without boxes for ``segm`` (so that the area of a result is its mask's)."""
-    other = "bbox" if kind == "segm" else "segmentation"
+    unused = "bbox" if kind == "segm" else "segmentation"
     if detections:
         return ground_truth.loadRes(
             [
-                {name: detection[name] for name in detection if name != other}
+                {name: detection[name] for name in detection if name != unused}
                 for detection in detections
             ]
         )

@@ -37,12 +37,12 @@ def preprocessor(backbone: Backbone, masks: bool) -> Part:
 def pyramid(
     backbone: Backbone, finest: int, out_channels: int, extra: int
 ) -> tuple[tuple[int, ...], Part, list[float]]:
-    """How a detector's levels come from a backbone's maps.
+    """The levels of a detector from a backbone's maps.
 
     A backbone with one stride (a plain ViT) gets the simple feature pyramid over its last map; any
     other an FPN over the deepest map of each of its strides from ``finest`` on. Both are
-    group-normalised: the scale of frozen features differs by orders of magnitude from one backbone
-    to the next.
+    group-normalised, since the scale of frozen features differs by orders of magnitude between
+    backbones.
 
     Args:
         finest: nominal stride of the finest level.
@@ -55,7 +55,6 @@ def pyramid(
     if len(set(backbone.strides)) == 1:
         nominal = tuple(stride for stride in (4, 8, 16, 32) if stride >= finest)
         stride = backbone.strides[-1]
-        strides = SimpleFeaturePyramid(1, 1, stride, nominal).strides
         neck = {
             "type": "SimpleFeaturePyramid",
             "in_channels": backbone.channels[-1],
@@ -65,34 +64,49 @@ def pyramid(
             "norm": "GN",
             "num_outs": len(nominal) + extra,
         }
-        return (-1,), neck, [float(stride) for stride in strides]
+        return (-1,), neck, list(map(float, SimpleFeaturePyramid(1, 1, stride, nominal).strides))
     deepest = {stride: index for index, stride in enumerate(backbone.strides)}
-    coarse = max(deepest)
-    chosen = sorted(stride for stride in deepest if stride >= min(finest, coarse))
-    indices = tuple(deepest[stride] for stride in chosen)
+    strides = sorted(stride for stride in deepest if stride >= min(finest, max(deepest)))
+    indices = tuple(deepest[stride] for stride in strides)
     neck = {
         "type": "FPN",
         "in_channels": [backbone.channels[index] for index in indices],
         "out_channels": out_channels,
-        "num_outs": len(chosen) + extra,
+        "num_outs": len(strides) + extra,
         "norm_cfg": group_norm(out_channels),
     }
-    return indices, neck, [float(stride) for stride in chosen]
+    return indices, neck, list(map(float, strides))
 
 
 def group_norm(out_channels: int) -> Part:
     return {"type": "GN", "num_groups": bridge.groups_of(out_channels), "requires_grad": True}
 
 
-def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, settings: MaskRCNNSettings) -> Part:
-    """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) as in mmdet's 1x configs.
+def detector(backbone: Backbone, frozen: Part, classes: int, settings: Any) -> Part:
+    """Config of a detector.
 
     Args:
         frozen: config of the ``FrozenBackbone``, without ``out_indices``.
+        settings: ``MaskRCNNSettings`` or ``SSDSettings``.
     """
+    masks = isinstance(settings, MaskRCNNSettings)
+    model, out_indices = (mask_rcnn if masks else ssd)(backbone, classes, settings)
+    return {
+        **model.to_dict(),
+        "data_preprocessor": preprocessor(backbone, masks),
+        "backbone": {**frozen, "out_indices": out_indices},
+    }
+
+
+def mask_rcnn(
+    backbone: Backbone, classes: int, settings: MaskRCNNSettings
+) -> tuple[ConfigDict, tuple[int, ...]]:
+    """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) as in mmdet's 1x configs; and the maps
+    of the backbone that it reads."""
     channels, proposals = settings.out_channels, settings.proposals
     indices, neck, strides = pyramid(backbone, 4, channels, extra=1)
-    model = _mmdets("mask-rcnn_r50_fpn.py")
+    model = _mmdet_model("mask-rcnn_r50_fpn.py")
+    model.neck = neck
     rpn, roi, train, test = model.rpn_head, model.roi_head, model.train_cfg, model.test_cfg
     rpn.update(in_channels=channels, feat_channels=channels)
     rpn.anchor_generator.update(scales=[settings.anchor_scale], strides=[*strides, 2 * strides[-1]])
@@ -107,47 +121,41 @@ def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, settings: MaskRCNN
     train.rcnn.sampler.num = settings.rois_per_image
     test.rpn.update(nms_pre=proposals, max_per_img=proposals)
     test.rcnn.max_per_img = settings.detections
-    parts = {
-        "data_preprocessor": preprocessor(backbone, masks=True),
-        "backbone": {**frozen, "out_indices": indices},
-    }
-    return {**model.to_dict(), **parts, "neck": neck}
+    return model, indices
 
 
-def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -> Part:
-    """SSD (Liu et al., ECCV 2016) on square images: levels from stride 8 down to a map of one cell.
+def ssd(
+    backbone: Backbone, classes: int, settings: SSDSettings
+) -> tuple[ConfigDict, tuple[int, ...]]:
+    """SSD (Liu et al., ECCV 2016) on square images, with levels from stride 8 down to a map of one
+    cell; and the maps of the backbone that it reads.
 
-    The first three levels come from the backbone, each of the others from the one before by a 3×3
+    The first levels come from the backbone, each of the others from the level before by a 3×3
     convolution of stride 2; a 1×1 convolution with group norm brings all to ``out_channels``
-    channels. Anchor sizes are those of SSD300 on
-    COCO in proportion to the image: 7 % at the first level, then evenly from 15 % to 87 %.
+    channels. Anchor sizes are those of SSD300 on COCO in proportion to the image: 7 % at the first
+    level, then evenly from 15 % to 87 %.
     """
     out_channels, size = settings.out_channels, settings.size
     padded = math.ceil(size / backbone.divisor) * backbone.divisor
     indices, neck, strides = pyramid(backbone, 8, out_channels, extra=0)
-    own = (
-        neck["type"] == "SimpleFeaturePyramid"
-    )  # a backbone with several strides needs no neck of its own
     cells = [math.floor(padded / stride) for stride in strides]
     while cells[-1] > 1:
         cells.append(math.ceil(cells[-1] / 2))
     levels = len(cells)
-    shares = [
-        0.07,
-        *(0.15 + (0.87 - 0.15) * i / max(levels - 2, 1) for i in range(levels - 1)),
-        1.05,
-    ]
+    steps = [0.15 + (0.87 - 0.15) * i / max(levels - 2, 1) for i in range(levels - 1)]
+    shares = [0.07, *steps, 1.05]
     mapper = {
         "type": "ChannelMapper",
-        "in_channels": [out_channels] * len(strides)
-        if own
-        else [backbone.channels[index] for index in indices],
+        "in_channels": neck["in_channels"],
         "kernel_size": 1,
         "out_channels": out_channels,
         "norm_cfg": group_norm(out_channels),
         "num_outs": levels,
     }
-    model = _mmdets("ssd300.py")
+    model = _mmdet_model("ssd300.py")
+    model.neck = mapper  # a backbone with several strides needs no pyramid
+    if neck["type"] == "SimpleFeaturePyramid":
+        model.neck = [neck, {**mapper, "in_channels": [out_channels] * len(strides)}]
     model.bbox_head.update(
         type="PredictingSSDHead", in_channels=[out_channels] * levels, num_classes=classes
     )
@@ -159,26 +167,18 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -
         input_size=size,  # not used where sizes are given, but printed
     )
     model.test_cfg.max_per_img = 100
-    parts = {
-        "data_preprocessor": preprocessor(backbone, masks=False),
-        "backbone": {**frozen, "out_indices": indices},
-    }
-    return {**model.to_dict(), **parts, "neck": [neck, mapper] if own else mapper}
+    return model, indices
 
 
 @MODELS.register_module()
 class PredictingSSDHead(SSDHead):
-    """``SSDHead`` that can predict.
-
-    Since mmdet 3.2 prediction asks every head for its ``loss_cls``, which SSD, computing its loss
-    by itself, has not (mmdetection issues 11063 and 11780).
-    """
+    """``SSDHead`` that can predict: since mmdet 3.2 prediction reads the head's ``loss_cls``, which
+    SSD lacks (mmdetection issues 11063 and 11780)."""
 
     loss_cls = None
 
 
-def _mmdets(file: str) -> ConfigDict:
-    """One of the model configs that come with MMDetection."""
-    return Config.fromfile(
-        Path(bridge.mmdet.__file__).parent / ".mim/configs/_base_/models" / file
-    ).model
+def _mmdet_model(file: str) -> ConfigDict:
+    """A model config that comes with MMDetection."""
+    folder = Path(bridge.mmdet.__file__).parent / ".mim/configs/_base_/models"
+    return Config.fromfile(folder / file).model

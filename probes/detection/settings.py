@@ -21,7 +21,7 @@ class DetectionSettings(TrainingSettings):
         min_size: training images with a shorter side of less are left out, pixels.
         out_channels: of the pyramid and the heads.
         cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32``
-            encodes each image (and its mirror image) once and keeps its maps in this precision.
+            encodes each image (and its mirror image) once and caches its maps in this precision.
     """
 
     max_iters: PositiveInt = 90_000
@@ -48,7 +48,7 @@ class MaskRCNNSettings(DetectionSettings):
         proposals: the most that the RPN hands on of an image.
         rois_per_image: regions of an image that the heads are trained on, a quarter of them with an
             object.
-        detections: the most that are kept of an image (COCO: 100). Small pictures with few objects
+        detections: the most detections of an image (COCO: 100). Small pictures with few objects
             need fewer of all three.
         aspect_ratio_groups: images of a training batch are all upright or all not (mmdet's
             ``AspectRatioBatchSampler``).
@@ -88,6 +88,6 @@ class SSDSettings(DetectionSettings):
         super().__post_init__()
         if self.cache != "none" and self.augment:
             raise UserError(
-                f"cache={self.cache} keeps features of images that repeat; set augment=false as"
+                f"cache={self.cache} caches features of images that repeat; set augment=false as"
                 " well"
             )

@@ -34,9 +34,9 @@ class GroupDataset(Dataset):
     def __init__(self, configs: Sequence[Mapping[str, Any]]) -> None:
         distinct = {content_key(config): config for config in configs}
         self.indices = [list(distinct).index(content_key(config)) for config in configs]
-        first, *others = distinct.values()
+        first, *rest = distinct.values()
         self.datasets: list[Any] = [DATASETS.build(first)]
-        self.datasets += [DATASETS.build(_without_images(config)) for config in others]
+        self.datasets += [DATASETS.build(_without_images(config)) for config in rest]
         for dataset in self.datasets:
             if hasattr(dataset, "full_init"):
                 dataset.full_init()

@@ -60,9 +60,8 @@ class Member:
         metrics: of the evaluator.
         train_dataset, val_dataset: of this head's ground truth, perhaps with black images;
             val_item: gives an item of val with its image.
-        seconds: of training, including those of killed processes up to their last state, and
-            eval_seconds: each an equal share among the heads of the group.
-        cost: of training, evaluation and, where features are cached, encoding.
+        cost: of training (with that of killed processes up to their last state), evaluation and
+            encoding: equal shares among the heads of the group.
         notes: on the features, for the user.
     """
 
@@ -71,7 +70,6 @@ class Member:
     val_dataset: Any
     val_item: Callable[[int], dict[str, Any]]
     notes: list[str]
-    cost: Cost
 
     def __init__(
         self,
@@ -99,7 +97,7 @@ class Member:
             }
         )
         self.iteration = self.resumed_at = 0
-        self.seconds = self.eval_seconds = 0.0
+        self.cost = Cost()
         self.metrics: dict[str, float] = {}
         self.error: Exception | None = None
         self._unchecked: list[tuple[int, float, Mapping[str, Tensor]]] = []  # (iteration, lr, loss)
@@ -209,7 +207,7 @@ class Member:
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
         self.iteration = self.resumed_at = state["iteration"]
-        self.seconds = state["seconds"]
+        self.cost.seconds["train"] = state["seconds"]
         print_log(f"resumed at iteration {self.iteration} of {self.max_iters}", "current")
 
     def _save(self) -> None:
@@ -219,7 +217,7 @@ class Member:
             "model": self.model.state_dict(),
             "optimizer": self.optim_wrapper.state_dict(),
             "schedulers": [_plain(scheduler.state_dict()) for scheduler in self.schedulers],
-            "seconds": self.seconds,
+            "seconds": self.cost.seconds["train"],
         }
         with atomic_write(Path(self.context.work_dir, STATE)) as temporary:
             torch.save(state, temporary)

@@ -1,5 +1,5 @@
-"""The same samples, in the same order, augmented alike, whatever loads them and however often
-training stopped.
+"""Training samples whose order and augmentation depend on the seed alone, not on the loading
+processes or on how often training was stopped.
 
 All randomness follows from (seed, number): sample ``k`` ever taken is seeded by (seed, k),
 iteration ``i`` by (seed, i).
@@ -22,18 +22,17 @@ from probes.runner import bridge
 
 
 def seed_iteration(seed: int, iteration: int) -> None:
-    """Seed every generator by (seed, iteration): dropout and the like repeat after a resume, and
-    for each head of a group."""
+    """Seed every generator by (seed, iteration): dropout repeats after a resume, and for each head
+    of a group."""
     bridge.seed_all(derive_seed("iteration", seed, 0, iteration) % 2**32)
 
 
 @DATASETS.register_module()
 class SeededSamples(Dataset):
-    """A training set without end: item ``k`` is the k-th sample ever taken, from one shuffle after
-    the other.
+    """An endless training set: item ``k`` is the k-th sample of one shuffle after the other.
 
-    python's, numpy's and torch's generators are seeded by (seed, k) while the sample is made and
-    put back afterwards.
+    The generators of python, numpy and torch are seeded by (seed, k) while a sample is loaded and
+    restored afterwards.
 
     Args:
         dataset: config of the training set, or the set.
@@ -63,15 +62,14 @@ class SeededSamples(Dataset):
 
     def index(self, number: int) -> int:
         """Which item of the set the ``number``-th sample is."""
-        epoch, place = divmod(number, len(self))
+        epoch, position = divmod(number, len(self))
         if self._order[0] != epoch:
             generator = np.random.default_rng(derive_seed("order", self.seed, epoch))
-            order, arrange = (
-                self._items[generator.permutation(len(self))],
-                getattr(self.dataset, "arrange", None),
-            )
-            self._order = epoch, arrange(order, epoch * len(order)) if arrange else order
-        return int(self._order[1][place])
+            order = self._items[generator.permutation(len(self))]
+            if arrange := getattr(self.dataset, "arrange", None):
+                order = arrange(order, epoch * len(order))
+            self._order = epoch, order
+        return int(self._order[1][position])
 
     def __getitem__(self, number: int) -> Any:
         with bridge.isolated_rng(derive_seed("sample", self.seed, number)):
@@ -83,11 +81,6 @@ class EndlessSampler(Sampler[int]):
     """Yields sample indices (of ``SeededSamples``) 0, 1, 2 … without end."""
 
     def __init__(self, dataset: SeededSamples, seed: int | None = None) -> None:
-        if not isinstance(dataset, SeededSamples):
-            raise TypeError(
-                "EndlessSampler numbers the samples of SeededSamples, not of"
-                f" {type(dataset).__name__}"
-            )
         self.size = len(dataset)
         self.start = 0
 

@@ -1,5 +1,4 @@
-"""Settings of every probe that MMEngine's Runner trains, and the optimizer and schedule that follow
-from them."""
+"""Settings of all MMEngine probes, and the optimizer and schedule that follow from them."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ Schedule = Literal["poly", "cosine", "quarter-cosine", "onecycle", "steps"]
 
 @settings_dataclass
 class TrainingSettings:
-    """Every field is part of the task's identity.
+    """The training of an MMEngine probe; every field is part of the task's identity.
 
     Attributes:
         protocol: the published protocol that the settings come from, or ``own``; see
@@ -36,7 +35,7 @@ class TrainingSettings:
             from 1 on a number of iterations.
         flip: probability of a horizontal flip in training (the x of normals changes sign with it).
         precision: of the frozen backbone, ``fp32`` or ``bf16``.
-        cache: whether, and in which precision, the backbone's maps are kept; see the probes.
+        cache: the precision that the backbone's maps are cached in, or ``none``; see the probes.
     """
 
     protocol: str = "own"
@@ -65,18 +64,17 @@ class TrainingSettings:
 
 def optimizer(settings: TrainingSettings) -> dict[str, Any]:
     """Config of the optimizer's wrapper."""
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    chosen = {
-        "adamw": {"type": "AdamW", "betas": settings.betas, **common},
-        "sgd": {"type": "SGD", "momentum": 0.9, **common},
-    }[settings.optimizer]
-    clip = {"clip_grad": {"max_norm": settings.clip_norm}} if settings.clip_norm else {}
-    apart = (
-        {}
-        if settings.decay_all
-        else {"paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}}
-    )
-    return {"type": "OptimWrapper", "optimizer": chosen, **clip, **apart}
+    if settings.optimizer == "adamw":
+        config: dict[str, Any] = {"type": "AdamW", "betas": settings.betas}
+    else:
+        config = {"type": "SGD", "momentum": 0.9}
+    config |= {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    wrapper: dict[str, Any] = {"type": "OptimWrapper", "optimizer": config}
+    if settings.clip_norm:
+        wrapper["clip_grad"] = {"max_norm": settings.clip_norm}
+    if not settings.decay_all:
+        wrapper["paramwise_cfg"] = {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}
+    return wrapper
 
 
 def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
@@ -93,22 +91,18 @@ def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
             " below 1"
         )
     warm = warm if warm >= 2 else 0  # mmengine's LinearLR divides by its length less one
-    left = end - warm
-    warmup: list[dict[str, Any]] = (
-        [{"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warm}] if warm else []
-    )
     decay: dict[str, Any] = {
         "poly": {"type": "PolyLR", "power": 0.9, "eta_min": settings.min_lr, "begin": warm},
         "cosine": {
             "type": "CosineAnnealingLR",
-            "T_max": left,
+            "T_max": end - warm,
             "eta_min": settings.min_lr,
             "begin": warm,
         },
         # 0.99 · cos(π/2 · share) + 0.01 of lr: the first half of a cosine that goes on to -0.98
         "quarter-cosine": {
             "type": "CosineAnnealingLR",
-            "T_max": 2 * left,
+            "T_max": 2 * (end - warm),
             "eta_min": -0.98 * settings.lr,
             "begin": warm,
         },
@@ -124,5 +118,7 @@ def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
             "pct_start": warm / end,
         },
     }[settings.schedule]
-    parts = [decay] if settings.schedule == "onecycle" else [*warmup, decay]
+    parts = [decay]
+    if warm and settings.schedule != "onecycle":
+        parts.insert(0, {"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warm})
     return [{"by_epoch": False, "begin": 0, "end": end, **part} for part in parts]

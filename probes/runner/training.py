@@ -178,8 +178,6 @@ def train_together(
             if not isinstance(member, Member):
                 continue
             member.notes = notes
-            member.cost = Cost()
-            member.cost.seconds |= {"train": member.seconds, "eval": member.eval_seconds}
             member.cost.add(encoding, 1 / len(heads))
             with failing_alone(member):
                 if member.error is None:
@@ -222,15 +220,15 @@ def _train(
     with _batches(_loader(config.train_dataloader, samples, sampler, context)) as loaded:
         while any(member.trains for member in members):
             data = next(loaded)
-            turn = [each for each in members if each.trains and each.iteration == iteration]
-            batches = dataset.batches(preprocessor, data, True) if turn else []
+            current = [each for each in members if each.trains and each.iteration == iteration]
+            batches = dataset.batches(preprocessor, data, True) if current else []
             with bridge.one_batch():
-                for member in turn:
+                for member in current:
                     with failing_alone(member):
                         member.step(batches[member.index])
             started_at, finished_at = finished_at, time.perf_counter()
-            for member in turn:
-                member.seconds += (finished_at - started_at) / len(turn)
+            for member in current:
+                member.cost.seconds["train"] += (finished_at - started_at) / len(current)
                 if member.error is None:
                     with failing_alone(member):
                         member.settle()
@@ -269,7 +267,7 @@ def _evaluate(
         with failing_alone(member):
             member.metrics = dict(member.evaluator.evaluate(len(dataset)))
     for member in scored:
-        member.eval_seconds = (time.perf_counter() - started) / len(scored)
+        member.cost.seconds["eval"] = (time.perf_counter() - started) / len(scored)
 
 
 def _loader(config: Any, dataset: Dataset, sampler: Sampler, context: Context) -> DataLoader:

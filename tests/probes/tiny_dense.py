@@ -52,20 +52,20 @@ def draw(kind: str, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if kind == "segmentation":
         labels = fields.argmax(axis=2)
         image = np.eye(3, dtype=np.uint8)[labels][..., ::-1] * 200 + 20
-        truth = labels.astype(np.uint8)
-        truth[:3] = 255
-        return image, truth
+        target = labels.astype(np.uint8)
+        target[:3] = 255
+        return image, target
     if kind == "depth":
         depth = 1 + 4 * fields[..., 0]
-        truth = (1000 * depth).astype(np.uint16)
-        truth[:3] = 0
-        return np.repeat((depth * 50).astype(np.uint8)[..., None], 3, axis=2), truth
+        target = (1000 * depth).astype(np.uint16)
+        target[:3] = 0
+        return np.repeat((depth * 50).astype(np.uint8)[..., None], 3, axis=2), target
     normals = fields * (2, 2, 1) - (1, 1, 0) + (0, 0, 0.5)
     normals /= np.linalg.norm(normals, axis=2, keepdims=True)
     stored = ((normals + 1) * 127.5).round().astype(np.uint8)[..., ::-1]
-    truth = stored.copy()
-    truth[:3] = 0
-    return stored, truth
+    target = stored.copy()
+    target[:3] = 0
+    return stored, target
 
 
 def make(
@@ -84,9 +84,9 @@ def make(
             (root / folder / split).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             shape = size[::-1] if (split, number) == ("val", 1) else size
-            image, truth = draw(kind, blobs(random, *shape))
+            image, target = draw(kind, blobs(random, *shape))
             cv2.imwrite(str(root / f"images/{split}/{number:03}.png"), image)
-            cv2.imwrite(str(root / f"truth/{split}/{number:03}.png"), truth)
+            cv2.imwrite(str(root / f"truth/{split}/{number:03}.png"), target)
     spec = DATASETS[SPECS[kind].name]
     samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
     return PreparedDataset(spec, root, samples, fingerprint=f"{kind}-{seed}")

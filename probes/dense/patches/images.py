@@ -137,7 +137,7 @@ class PatchImages:
     def labels(self, patches: Patches) -> Tensor:
         """(H, W) int64."""
         info = self.dataset.source.get_data_info(patches.index)
-        labels = self.dataset.load_truth({**info, "ori_shape": patches.size})
+        labels = self.dataset.load_ground_truth({**info, "ori_shape": patches.size})
         return torch.from_numpy(labels.astype("int64"))
 
     def _without_cache(self, encoded: Iterable[Any], run: EncodeRun) -> Iterator[Patches]:

@@ -26,7 +26,8 @@ def test_no_other_constant_does_better_on_the_training_truth(tmp_path):
     depth = depth[depth > 0]
     best = np.mean(np.abs(best_constant(data) - depth) / depth)
     assert all(
-        best <= np.mean(np.abs(other - depth) / depth) + 1e-9 for other in np.linspace(0.5, 6, 200)
+        best <= np.mean(np.abs(constant - depth) / depth) + 1e-9
+        for constant in np.linspace(0.5, 6, 200)
     )
 
     data = tiny_dense.make(tmp_path / "normals", "normals")
@@ -43,10 +44,10 @@ def test_no_other_constant_does_better_on_the_training_truth(tmp_path):
 def test_a_probe_that_is_no_better_is_told_so(tmp_path, kind):
     data, probe = tiny_dense.make(tmp_path, kind), PROBES[f"{kind}/linear"]
     main, sign = next((name, metric.direction) for name, metric in probe.metrics.items())
-    truth = np.array([[30, 60, 10], [20, 70, 10]])
+    areas = np.array([[30, 60, 10], [20, 70, 10]])
 
     def note(score):
-        return constant_note(probe, data, EVALUATORS[kind], {main: score}, {"label": truth})
+        return constant_note(probe, data, EVALUATORS[kind], {main: score}, {"label": areas})
 
     assert note(sign * 1e6) == note(float("nan")) == []
     (line,) = note(-sign * 1e6)
@@ -54,5 +55,5 @@ def test_a_probe_that_is_no_better_is_told_so(tmp_path, kind):
     if kind == "segmentation":
         label = int(best_constant(data))
         assert f"{tiny_dense.CLASSES[label]!r} everywhere" in line
-        assert note(100 * truth[:, label].sum() / 200 / 3 + 1e-3) == []
-        assert note(100 * truth[:, label].sum() / 200 / 3 - 1e-3) != []
+        assert note(100 * areas[:, label].sum() / 200 / 3 + 1e-3) == []
+        assert note(100 * areas[:, label].sum() / 200 / 3 - 1e-3) != []

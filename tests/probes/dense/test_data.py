@@ -68,8 +68,8 @@ def test_labels_are_shifted_and_ignored(tmp_path_factory, seed, offset):
     Image.fromarray(values).save(path)
     labels = read_labels(str(path), offset, 255, 5)
     for value in (0, 1, 2, 3, 4, 255):
-        wanted = 255 if value == 255 or value + offset < 0 else value + offset
-        assert (labels[values == value] == wanted).all()
+        expected = 255 if value == 255 or value + offset < 0 else value + offset
+        assert (labels[values == value] == expected).all()
 
 
 def test_palette_label_maps_are_read_by_index(tmp_path):
@@ -116,32 +116,32 @@ def test_a_flip_mirrors_the_truth_and_turns_normals(tmp_path, kind):
     field = {"segmentation": "gt_sem_seg", "depth": "gt_depth_map", "normals": "gt_normal_map"}[
         kind
     ]
-    truth, mirrored = (sample["data_samples"].get(field).data for sample in (plain, flipped))
+    target, mirrored = (sample["data_samples"].get(field).data for sample in (plain, flipped))
     assert (flipped["inputs"] == plain["inputs"].flip(2)).all()
-    expected = truth.flip(2)
+    expected = target.flip(2)
     if kind == "normals":
         assert (expected[0].abs() > 0.05).any()
         expected[0] = -expected[0]
     assert (mirrored == expected).all()
-    known = {
-        "segmentation": truth != 255,
-        "depth": truth > 0,
-        "normals": truth.float().norm(dim=0) > 0.5,
+    valid = {
+        "segmentation": target != 255,
+        "depth": target > 0,
+        "normals": target.float().norm(dim=0) > 0.5,
     }[kind]
-    assert known.any() and not known.all()
+    assert valid.any() and not valid.all()
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
 def test_training_crops_are_padded_with_nothing(tmp_path, kind):
     data = tiny_dense.make(tmp_path, kind, size=(48, 64))
     sample = dataset(tmp_path, data, size=24, crop=40)[0]  # 24 × 32 pixels in a crop of 40 × 40
-    truth = next(iter(sample["data_samples"].values())).data
-    assert sample["inputs"].shape == (3, 40, 40) and truth.shape[1:] == (40, 40)
-    outside = truth[:, 24:], truth[:, :, 32:]
+    target = next(iter(sample["data_samples"].values())).data
+    assert sample["inputs"].shape == (3, 40, 40) and target.shape[1:] == (40, 40)
+    outside = target[:, 24:], target[:, :, 32:]
     assert all((part == (255 if kind == "segmentation" else 0)).all() for part in outside)
     assert sample["inputs"][:, 39, 39].tolist() == [100, 110, 120]  # the mean colour, as BGR
-    truth = truth[:, :24, :32]
-    assert truth.float().std() > 0 and not (truth == 255).all()
+    target = target[:, :24, :32]
+    assert target.float().std() > 0 and not (target == 255).all()
 
 
 def test_random_scales_are_within_the_range(tmp_path):
@@ -150,8 +150,8 @@ def test_random_scales_are_within_the_range(tmp_path):
     heights = []
     for seed in range(30):
         np.random.seed(seed)
-        known = train[0]["data_samples"].gt_depth_map.data[0] > 0
-        heights.append(int(known.any(dim=1).nonzero().max()) + 1)
+        valid = train[0]["data_samples"].gt_depth_map.data[0] > 0
+        heights.append(int(valid.any(dim=1).nonzero().max()) + 1)
     assert 14 <= min(heights) < 24 and 48 < max(heights) <= 65
 
 
@@ -162,15 +162,15 @@ def test_truth_for_scoring_keeps_its_resolution(tmp_path, kind):
     assert [val[i]["inputs"].shape for i in range(3)] == [(3, 24, 32), (3, 32, 24), (3, 24, 32)]
     for index, sample in enumerate(data.samples["val"]):
         packed = val[index]["data_samples"]
-        truth = next(iter(packed.values())).data.numpy()
-        assert packed.image == sample.image and packed.ori_shape == truth.shape[1:]
+        target = next(iter(packed.values())).data.numpy()
+        assert packed.image == sample.image and packed.ori_shape == target.shape[1:]
         raw = stored(tmp_path, sample)
         if kind == "segmentation":
-            assert (truth[0] == raw).all()
+            assert (target[0] == raw).all()
         elif kind == "depth":
-            assert np.allclose(truth[0], raw / 1000)
+            assert np.allclose(target[0], raw / 1000)
         else:
-            assert (truth.any(axis=0) == raw.any(axis=2)).all()
+            assert (target.any(axis=0) == raw.any(axis=2)).all()
 
 
 def test_the_dataset_keeps_the_official_order_and_what_is_left_out(tmp_path):
@@ -215,11 +215,11 @@ def test_orientation_tags_do_not_turn_an_image_off_its_mask(tmp_path):
 
 def test_crops_need_not_be_square(tmp_path):
     data = tiny_dense.make(tmp_path, "segmentation", train=3, size=(48, 64))
-    for wanted in ((24, 40), (40, 24), (64, 96)):  # the last is larger than the image: padded
-        item = dataset(tmp_path, data, size=48, crop=wanted)[0]
+    for expected in ((24, 40), (40, 24), (64, 96)):  # the last is larger than the image: padded
+        item = dataset(tmp_path, data, size=48, crop=expected)[0]
         assert (
             tuple(item["inputs"].shape[1:])
-            == wanted
+            == expected
             == tuple(item["data_samples"].gt_sem_seg.data.shape[1:])
         )
 

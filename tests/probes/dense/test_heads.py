@@ -31,13 +31,6 @@ def test_dilations_are_the_papers_at_its_size():
     assert aspp_dilations(160, 8) == (1, 4, 8, 11)
 
 
-@given(st.integers(16, 1024), st.sampled_from([4, 8, 16, 32]))
-def test_dilations_grow_and_stay_on_the_map(size, stride):
-    dilations = aspp_dilations(size, stride)
-    assert list(dilations) == sorted(set(dilations))
-    assert dilations[-1] < size / stride or size / stride < 8
-
-
 def test_the_linear_head_is_batch_norm_and_a_1x1_convolution():
     head = LinearHead(in_channels=5, in_index=0, num_classes=3, dropout_ratio=0.0)
     assert sorted(name for name, _ in head.named_parameters()) == [
@@ -76,14 +69,14 @@ def test_every_head_learns_one_batch(probe, objective, field, outputs):
     head = MODELS.build(head_config(probe, (1, 2, 2, 1), chosen, size=64, stride=8, **objective))
     head.init_weights()
     features = torch.randn(2, 6, 8, 8)
-    truth = {
+    target = {
         "gt_sem_seg": torch.randint(0, 4, (2, 1, 32, 32)),
         "gt_depth_map": torch.rand(2, 1, 32, 32) * 3 + 1,
         "gt_normal_map": F.normalize(torch.randn(2, 3, 1, 1), dim=1).expand(2, 3, 32, 32).clone(),
     }[field]
-    samples = [SegDataSample() for _ in truth]
-    for sample, one in zip(samples, truth, strict=True):
-        sample.set_data({field: PixelData(data=one)})
+    samples = [SegDataSample() for _ in target]
+    for sample, pixels in zip(samples, target, strict=True):
+        sample.set_data({field: PixelData(data=pixels)})
     assert head((features,)).shape == (
         2,
         outputs,
@@ -115,31 +108,31 @@ def test_depth_stays_in_its_range(raw, low, high):
 def test_the_depth_loss_is_eigens(seed, balance):
     random = np.random.default_rng(seed)
     objective = DepthObjective(0.5, 8.0, balance)
-    raw, truth = random.normal(size=(3, 1, 5, 7)), random.uniform(0.0, 10.0, (3, 1, 5, 7))
-    truth[random.random(truth.shape) < 0.3] = 0
-    truth[2] = 0
+    raw, target = random.normal(size=(3, 1, 5, 7)), random.uniform(0.0, 10.0, (3, 1, 5, 7))
+    target[random.random(target.shape) < 0.3] = 0
+    target[2] = 0
     expected = []
-    for one, depth in zip(raw, truth, strict=True):
+    for output, depth in zip(raw, target, strict=True):
         valid = (depth >= 0.5) & (depth <= 8.0)
         if valid.any():
-            d = np.log(0.5 + 7.5 / (1 + np.exp(-one[valid]))) - np.log(depth[valid])
+            d = np.log(0.5 + 7.5 / (1 + np.exp(-output[valid]))) - np.log(depth[valid])
             n = d.size
             expected.append(np.sqrt(max(1e-8, (d**2).sum() / n - balance * d.sum() ** 2 / n**2)))
     loss = objective(
-        torch.tensor(raw, dtype=torch.float32), torch.tensor(truth, dtype=torch.float32)
+        torch.tensor(raw, dtype=torch.float32), torch.tensor(target, dtype=torch.float32)
     )
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-3, abs=1e-4)
 
 
 def test_the_depth_loss_may_ignore_scale_or_not():
-    truth = torch.rand(1, 1, 8, 8) + 1
+    target = torch.rand(1, 1, 8, 8) + 1
 
     def raw(depth):
         share = (depth - 0.01) / 99.99
         return (share / (1 - share)).log()
 
     loss = {
-        balance: DepthObjective(0.01, 100.0, balance)(raw(2 * truth), truth).item()
+        balance: DepthObjective(0.01, 100.0, balance)(raw(2 * target), target).item()
         for balance in (0.0, 0.5, 1.0)
     }
     assert loss[1.0] < 1e-2
@@ -151,19 +144,19 @@ def test_the_depth_loss_may_ignore_scale_or_not():
     "objective", [DepthObjective(0.1, 10.0), NormalObjective()], ids=["depth", "normals"]
 )
 def test_gradients_are_finite_in_the_corners_and_zero_where_nothing_is_known(objective):
-    truth = torch.zeros(2, objective.channels, 4, 4)
+    target = torch.zeros(2, objective.channels, 4, 4)
     raw = torch.zeros(2, objective.channels, 4, 4, requires_grad=True)
-    objective(raw, truth).backward()  # no valid pixel at all
+    objective(raw, target).backward()  # no valid pixel at all
     assert raw.grad.abs().max() == 0
     if objective.channels == 1:
-        truth[0, :, :2] = objective.decode(raw.detach())[0, :, :2]  # perfect
-        truth[0, :, 2] = torch.tensor(11.0)  # out of range
+        target[0, :, :2] = objective.decode(raw.detach())[0, :, :2]  # perfect
+        target[0, :, 2] = torch.tensor(11.0)  # out of range
     else:
-        truth[0, 2, :2] = 1.0
+        target[0, 2, :2] = 1.0
         with torch.no_grad():
             raw[0, 2, 0], raw[0, 2, 1] = 3.0, -3.0  # right; just the opposite
     raw.grad = None
-    loss = objective(raw, truth)
+    loss = objective(raw, target)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(raw.grad).all()
     assert raw.grad[1].abs().max() == 0 and raw.grad[0, :, 2:].abs().max() == 0
@@ -173,37 +166,23 @@ def test_gradients_are_finite_in_the_corners_and_zero_where_nothing_is_known(obj
 @given(st.integers(0, 2**32 - 1))
 def test_the_normal_loss_is_the_mean_angle(seed):
     random = np.random.default_rng(seed)
-    raw, truth = random.normal(size=(2, 3, 4, 5)), random.normal(size=(2, 3, 4, 5))
-    truth /= np.linalg.norm(truth, axis=1, keepdims=True)
-    known = random.random((2, 4, 5)) < 0.7
-    known[0, 0, 0] = True
+    raw, target = random.normal(size=(2, 3, 4, 5)), random.normal(size=(2, 3, 4, 5))
+    target /= np.linalg.norm(target, axis=1, keepdims=True)
+    valid = random.random((2, 4, 5)) < 0.7
+    valid[0, 0, 0] = True
     unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-    expected = np.arccos(np.clip((unit * truth).sum(axis=1), -1, 1))[known].mean()
+    expected = np.arccos(np.clip((unit * target).sum(axis=1), -1, 1))[valid].mean()
     objective = NormalObjective()
-    loss = objective(torch.tensor(raw).float(), torch.tensor(truth * known[:, None]).float())
+    loss = objective(torch.tensor(raw).float(), torch.tensor(target * valid[:, None]).float())
     assert loss.item() == pytest.approx(expected, abs=2e-3)
     assert np.allclose(objective.decode(torch.tensor(raw)).norm(dim=1), 1, atol=1e-5)
 
 
 def test_the_angle_still_pulls_when_it_is_small():
-    truth = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1)
+    target = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1)
     raw = torch.tensor([0.01, 0.0, 1.0]).view(1, 3, 1, 1).requires_grad_()
-    NormalObjective()(raw, truth).backward()
+    NormalObjective()(raw, target).backward()
     assert raw.grad[0, 0, 0, 0].item() == pytest.approx(1.0, rel=0.02)
-
-
-@pytest.mark.parametrize("probe", HEADS)
-def test_depth_begins_at_a_quarter_of_its_range(probe):
-    head = MODELS.build(
-        head_config(
-            probe, (1, 2, 2, 1), SegmentationSettings(channels=8), size=64, stride=8, **DEPTH
-        )
-    )
-    head.init_weights()
-    assert head.loss_decode.decode(head.conv_seg.bias).item() == pytest.approx(
-        0.1 + 9.9 / 4, rel=1e-4
-    )
-    assert 0.001 < head.conv_seg.weight.std().item() < 0.1
 
 
 @settings(max_examples=40)
@@ -211,7 +190,7 @@ def test_depth_begins_at_a_quarter_of_its_range(probe):
 def test_depth_from_bins_is_adabins_mean_and_its_loss_is_sigloss(seed, count):
     random = np.random.default_rng(seed)
     objective = DepthBins(0.5, 8.0, count)
-    raw, truth = random.normal(size=(2, count, 3, 4)), random.uniform(0.0, 10.0, (2, 1, 3, 4))
+    raw, target = random.normal(size=(2, count, 3, 4)), random.uniform(0.0, 10.0, (2, 1, 3, 4))
     centres = [0.5 + 7.5 * k / (count - 1) for k in range(count)]
     share = np.maximum(raw, 0) + 0.1
     expected = (share * np.array(centres)[None, :, None, None]).sum(1, keepdims=True) / share.sum(
@@ -219,23 +198,23 @@ def test_depth_from_bins_is_adabins_mean_and_its_loss_is_sigloss(seed, count):
     )
     read = objective.read(torch.tensor(raw, dtype=torch.float32))
     assert np.allclose(read, expected, rtol=1e-4)
-    valid = (truth >= 0.5) & (truth <= 8.0)
-    loss = objective(read, torch.tensor(truth, dtype=torch.float32)).item()
+    valid = (target >= 0.5) & (target <= 8.0)
+    loss = objective(read, torch.tensor(target, dtype=torch.float32)).item()
     if valid.sum() < 2:
         assert loss == 0
     else:
-        g = np.log(expected[valid] + 0.001) - np.log(truth[valid] + 0.001)
+        g = np.log(expected[valid] + 0.001) - np.log(target[valid] + 0.001)
         assert loss == pytest.approx(
             np.sqrt(max(1e-8, g.var(ddof=1) + 0.15 * g.mean() ** 2)), rel=1e-3, abs=1e-4
         )
 
 
 def test_uncertain_normals_are_scored_by_angmf():
-    raw, truth = torch.randn(2, 4, 3, 5), F.normalize(torch.randn(2, 3, 3, 5), dim=1)
+    raw, target = torch.randn(2, 4, 3, 5), F.normalize(torch.randn(2, 3, 3, 5), dim=1)
     kappa = torch.where(raw[:, 3] > 0, raw[:, 3], raw[:, 3].exp() - 1) + 1.01
-    angle = (F.normalize(raw[:, :3], dim=1) * truth).sum(1).acos()
+    angle = (F.normalize(raw[:, :3], dim=1) * target).sum(1).acos()
     density = (kappa**2 + 1) * (-kappa * angle).exp() / (2 * np.pi * (1 + (-kappa * np.pi).exp()))
-    loss = NormalObjective(uncertainty=True)(raw, truth)
+    loss = NormalObjective(uncertainty=True)(raw, target)
     assert loss.item() == pytest.approx(
         (-density.log() - np.log(2 * np.pi)).mean().item(), rel=1e-4
     )
@@ -314,12 +293,12 @@ def test_the_other_dpt_is_probe3ds():
     def larger(x, times):
         return x.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
 
-    one, two, three, four = (
+    maps_1, maps_2, maps_3, out = (
         larger(conv(layer, x), 2) for layer, x in zip(head.project, maps, strict=True)
     )
-    out = unit(head.after[3], four)
-    out = unit(head.after[2], unit(head.before[2], three) + out)
-    out = unit(head.after[1], unit(head.before[1], two) + out)
-    out = unit(head.after[0], unit(head.before[0], one) + out)
+    out = unit(head.after[3], out)
+    out = unit(head.after[2], unit(head.before[2], maps_3) + out)
+    out = unit(head.after[1], unit(head.before[1], maps_2) + out)
+    out = unit(head.after[0], unit(head.before[0], maps_1) + out)
     out = larger(conv(head.conv_seg, conv(head.mix, larger(out, 4)).relu()), 2)
     torch.testing.assert_close(head((torch.cat(maps, dim=1),)), out)

@@ -127,13 +127,13 @@ def depth(predictions, truths, metric):
 def test_depth_is_mmsegs_and_numpys(seed):
     random = np.random.default_rng(seed)
     truths = [random.uniform(0, 12, (9, 11)).astype(np.float32) for _ in range(3)]
-    for truth in truths:
-        truth[random.random(truth.shape) < 0.2] = 0
-        truth[4, 4] = 2.0
+    for target in truths:
+        target[random.random(target.shape) < 0.2] = 0
+        target[4, 4] = 2.0
     predictions = [random.uniform(0.1, 10, t.shape).astype(np.float32) for t in truths]
     metric, ours = depth(predictions, truths, DepthScores(1e-3, 10.0))
     _, theirs = depth(predictions, truths, DepthMetric(min_depth_eval=1e-3, max_depth_eval=10.0))
-    for name, other, factor in (
+    for name, their_name, factor in (
         ("abs_rel", "abs_rel", 1),
         ("rmse", "rmse", 1),
         ("log10", "log10", 1),
@@ -141,7 +141,7 @@ def test_depth_is_mmsegs_and_numpys(seed):
         ("delta2", "d2", 100),
         ("delta3", "d3", 100),
     ):
-        assert ours[name] == pytest.approx(factor * theirs[other], rel=1e-4, abs=1e-3), name
+        assert ours[name] == pytest.approx(factor * theirs[their_name], rel=1e-4, abs=1e-3), name
     valid = (truths[0] > 1e-3) & (truths[0] < 10)
     p, t = predictions[0][valid].astype(float), truths[0][valid].astype(float)
     assert metric.per_image["abs_rel"][0] == pytest.approx(np.mean(np.abs(p - t) / t))
@@ -171,9 +171,9 @@ def test_depth_uses_the_eigen_crop_as_mmseg_does():
 
 
 def test_a_perfect_depth_map():
-    truth = torch.linspace(1, 5, 20)
+    target = torch.linspace(1, 5, 20)
     assert {
-        name: value.item() for name, value in depth_scores(truth, truth, truth > 0).items()
+        name: value.item() for name, value in depth_scores(target, target, target > 0).items()
     } == {
         "abs_rel": 0,
         "rmse": 0,
@@ -208,16 +208,16 @@ def test_normals_are_numpys_over_all_pixels(seed, noise):
     random = np.random.default_rng(seed)
     truths, predictions = [], []
     for height in (5, 9, 3):
-        truth = random.normal(size=(3, height, 8))
-        truth /= np.linalg.norm(truth, axis=0)
-        predictions.append(truth + noise * random.normal(size=truth.shape))
-        truths.append(truth * (random.random((height, 8)) < 0.8))
+        target = random.normal(size=(3, height, 8))
+        target /= np.linalg.norm(target, axis=0)
+        predictions.append(target + noise * random.normal(size=target.shape))
+        truths.append(target * (random.random((height, 8)) < 0.8))
     metric, scores = normals(predictions, truths)
     errors = []
-    for prediction, truth in zip(predictions, truths, strict=True):
-        valid = np.abs(truth).sum(axis=0) > 0
+    for prediction, target in zip(predictions, truths, strict=True):
+        valid = np.abs(target).sum(axis=0) > 0
         unit = prediction / np.linalg.norm(prediction, axis=0)
-        errors.append(np.degrees(np.arccos(np.clip((unit * truth).sum(axis=0), -1, 1)))[valid])
+        errors.append(np.degrees(np.arccos(np.clip((unit * target).sum(axis=0), -1, 1)))[valid])
     pooled = np.concatenate(errors)
     assert scores["normal_mean"] == pytest.approx(pooled.mean(), abs=1e-4)
     assert scores["normal_median"] == pytest.approx(np.median(pooled), abs=3e-5)

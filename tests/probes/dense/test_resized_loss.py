@@ -64,10 +64,13 @@ def test_nothing_to_score_is_no_loss():
 
 
 def samples(labels):
-    made = [SegDataSample(metainfo={"ori_shape": tuple(one.shape)}) for one in labels]
-    for sample, one in zip(made, labels, strict=True):
-        sample.set_data({"gt_sem_seg": PixelData(data=one[None])})
-    return made
+    packed = [
+        SegDataSample(metainfo={"ori_shape": tuple(labels_of_image.shape)})
+        for labels_of_image in labels
+    ]
+    for sample, labels_of_image in zip(packed, labels, strict=True):
+        sample.set_data({"gt_sem_seg": PixelData(data=labels_of_image[None])})
+    return packed
 
 
 @pytest.mark.parametrize(
@@ -94,16 +97,16 @@ def test_a_segmenter_learns_what_mmsegs_does(loss):
     theirs.load_state_dict(ours.state_dict())
     labels = torch.randint(0, 4, (3, 20, 28))
     labels[:, :4] = 255
-    features, found = torch.randn(3, 6, 5, 7), []
+    features, results = torch.randn(3, 6, 5, 7), []
     for head in (ours, theirs):
         losses = head.loss((features,), samples(labels), None)
         losses["loss_ce"].backward()
-        found.append(
+        results.append(
             (losses["loss_ce"].item(), float(losses["acc_seg"]), head.conv_seg.weight.grad)
         )
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    assert found[0][1] == pytest.approx(found[1][1], abs=0.1)
-    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-4, atol=1e-6)
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert results[0][1] == pytest.approx(results[1][1], abs=0.1)
+    torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-4, atol=1e-6)
 
 
 def test_labels_are_those_that_mmseg_predicts():
@@ -112,14 +115,19 @@ def test_labels_are_those_that_mmseg_predicts():
     shapes, padding = [(16, 12), (40, 30), (16, 12)], (0, 4, 0, 0)
     predicted = []
     for kind in (DenseSegmenter, EncoderDecoder):
-        made = samples([torch.zeros(shape, dtype=torch.int64) for shape in shapes])
-        for sample in made:
+        packed = samples([torch.zeros(shape, dtype=torch.int64) for shape in shapes])
+        for sample in packed:
             sample.set_metainfo({"img_padding_size": padding})
         head = LinearHead(in_channels=5, in_index=0, num_classes=5)
         model = kind.__new__(kind)
         torch.nn.Module.__init__(model)
         model.decode_head, model.align_corners = head, False
-        predicted.append([one.pred_sem_seg.data for one in model.postprocess_result(logits, made)])
+        predicted.append(
+            [
+                labels_of_image.pred_sem_seg.data
+                for labels_of_image in model.postprocess_result(logits, packed)
+            ]
+        )
     for ours, theirs in zip(*predicted, strict=True):
         assert torch.equal(ours, theirs)
-    assert [places for places, _ in at_own_size(logits, made, False)] == [[0, 2], [1]]
+    assert [indices for indices, _ in at_own_size(logits, packed, False)] == [[0, 2], [1]]

@@ -14,9 +14,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import probes.detection  # noqa: F401  registers
-from common.errors import UserError
 from probes.detection import MaskRCNNSettings, SSDSettings
-from probes.detection.probe import detection_config
+from probes.detection.config import detection_config
 from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
@@ -53,7 +52,7 @@ def data(tmp_path):
     return tiny_coco.prepared(tiny_coco.write(tmp_path / "shapes", train=6, val=3))
 
 
-def made(
+def task(
     folder: Path,
     name: str,
     data,
@@ -69,25 +68,27 @@ def made(
 @pytest.mark.parametrize("backbone", list(REAL))
 def test_ssd_learns_the_same_from_kept_features(tmp_path, data, backbone, monkeypatch):
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
-    curves, found = {}, {}
+    curves, results = {}, {}
     for cache in ("none", "fp32", "fp16"):
-        place = made(tmp_path / cache, "ssd", data, cache, backbone=REAL[backbone])
-        found[cache] = PROBES["detection/ssd"].run(place)
-        curves[cache] = place.log.curve("train/loss")
+        ctx = task(tmp_path / cache, "ssd", data, cache, backbone=REAL[backbone])
+        results[cache] = PROBES["detection/ssd"].run(ctx)
+        curves[cache] = ctx.log.curve("train/loss")
     assert len(curves["none"]) == 6 and len(set(curves["none"])) == 6
     assert curves["fp32"] == pytest.approx(curves["none"], rel=1e-4)
     assert curves["fp16"] == pytest.approx(curves["none"], rel=2e-3)
     for cache in ("fp32", "fp16"):
-        assert found[cache].metrics["bbox_mAP"] == pytest.approx(
-            found["none"].metrics["bbox_mAP"], abs=0.5
+        assert results[cache].metrics["bbox_mAP"] == pytest.approx(
+            results["none"].metrics["bbox_mAP"], abs=0.5
         )
-        assert found[cache].per_image["image"].tolist() == found["none"].per_image["image"].tolist()
+        assert (
+            results[cache].per_image["image"].tolist()
+            == results["none"].per_image["image"].tolist()
+        )
 
 
 def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
-    probe = PROBES["detection/mask-rcnn"]
     configs = {
-        cache: detection_config(probe, made(tmp_path / cache, "mask-rcnn", data, cache))
+        cache: detection_config(task(tmp_path / cache, "mask-rcnn", data, cache))
         for cache in ("none", "fp32")
     }
     with DefaultScope.overwrite_default_scope("mmdet"):
@@ -116,18 +117,19 @@ def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
                 prepare, read = parts[cache]
                 batch = prepare(pseudo_collate(items), training)
                 batches[cache] = read(batch["inputs"]), batch["data_samples"]
-            for fresh, kept in zip(batches["none"][1], batches["fp32"][1], strict=True):
+            for fresh, cached in zip(batches["none"][1], batches["fp32"][1], strict=True):
                 assert (
-                    kept.batch_input_shape == fresh.batch_input_shape
-                    and kept.pad_shape == fresh.pad_shape
+                    cached.batch_input_shape == fresh.batch_input_shape
+                    and cached.pad_shape == fresh.pad_shape
                 )
-                assert kept.img_id == fresh.img_id and kept.scale_factor == fresh.scale_factor
+                assert cached.img_id == fresh.img_id and cached.scale_factor == fresh.scale_factor
                 shapes.add(fresh.img_shape)
                 if training:
                     flipped.add(fresh.flip)
-                    assert torch.equal(kept.gt_instances.bboxes, fresh.gt_instances.bboxes)
+                    assert torch.equal(cached.gt_instances.bboxes, fresh.gt_instances.bboxes)
                     assert np.array_equal(
-                        kept.gt_instances.masks.to_ndarray(), fresh.gt_instances.masks.to_ndarray()
+                        cached.gt_instances.masks.to_ndarray(),
+                        fresh.gt_instances.masks.to_ndarray(),
                     )
             for kept_map, fresh_map in zip(batches["fp32"][0], batches["none"][0], strict=True):
                 torch.testing.assert_close(kept_map, fresh_map, rtol=1e-4, atol=1e-4)
@@ -136,21 +138,14 @@ def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
 
 def test_encoded_once_and_a_truncated_shard_is_told(tmp_path, data):
     first, second = Recorder(), Recorder()
-    whole = PROBES["detection/ssd"].run(made(tmp_path / "a", "ssd", data, "fp16", first))
+    first_result = PROBES["detection/ssd"].run(task(tmp_path / "a", "ssd", data, "fp16", first))
     assert [name for name, _ in first.started if name.startswith("encoding")] == [
         "encoding tiny-cnn on instances_train2017",
         "encoding tiny-cnn on instances_val2017",
     ]
     for shard in root().glob("*/00000.safetensors"):
         os.truncate(shard, 10)
-    again = PROBES["detection/ssd"].run(made(tmp_path / "b", "ssd", data, "fp16", second))
-    assert again.metrics == whole.metrics
+    again = PROBES["detection/ssd"].run(task(tmp_path / "b", "ssd", data, "fp16", second))
+    assert again.metrics == first_result.metrics
     assert sum("rebuilt" in note for note in again.notes) == 2
     assert sum(name.startswith("encoding") for name, _ in second.started) == 2
-
-
-def test_random_crops_do_not_repeat():
-    with pytest.raises(UserError, match="set augment=false as well"):
-        SSDSettings(cache="fp16")
-    with pytest.raises(UserError, match="none, fp16, bf16 or fp32"):
-        MaskRCNNSettings(cache="zip")

@@ -15,29 +15,39 @@ from tests.reports.stats.test_average_precision import CATEGORIES, as_coco, scen
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_each_detection_matches_as_in_pycocotools(kind):
-    truth, detections = scene(11)
-    ids = [image["id"] for image in truth["images"]]
+    ground_truth, detections = scene(11)
+    ids = [image["id"] for image in ground_truth["images"]]
     mine = copy.deepcopy(detections)
-    add_matches(as_coco(truth), mine, ids, CATEGORIES, (kind,))
+    add_matches(as_coco(ground_truth), mine, ids, CATEGORIES, (kind,))
     with redirect_stdout(io.StringIO()):
         left_out = "bbox" if kind == "segm" else "segmentation"
-        coco = as_coco(truth)
+        coco = as_coco(ground_truth)
         evaluation = COCOeval(
             coco,
-            coco.loadRes([{k: v for k, v in one.items() if k != left_out} for one in detections]),
+            coco.loadRes(
+                [{k: v for k, v in detection.items() if k != left_out} for detection in detections]
+            ),
             kind,
         )
         evaluation.evaluate()
     seen = 0
-    for one in evaluation.evalImgs[: len(CATEGORIES) * len(evaluation.params.areaRng) * len(ids)]:
-        if one is None or one["aRng"] != evaluation.params.areaRng[0]:
+    for detection in evaluation.evalImgs[
+        : len(CATEGORIES) * len(evaluation.params.areaRng) * len(ids)
+    ]:
+        if detection is None or detection["aRng"] != evaluation.params.areaRng[0]:
             continue
-        for place, identity in enumerate(one["dtIds"]):
-            found = mine[identity - 1]  # loadRes numbers results in their order
-            hits = [bool(found[f"{kind}_hits"] >> level & 1) for level in range(10)]
-            ignored = [bool(found[f"{kind}_ignored"] >> level & 1) for level in range(10)]
-            matched, left = one["dtMatches"][:, place] > 0, one["dtIgnore"][:, place].astype(bool)
-            assert hits == (matched & ~left).tolist() and ignored == left.tolist()
+        for column, identity in enumerate(detection["dtIds"]):
+            scored = mine[identity - 1]  # loadRes numbers results in their order
+            hits = [bool(scored[f"{kind}_hits"] >> level & 1) for level in range(10)]
+            ignored = [bool(scored[f"{kind}_ignored"] >> level & 1) for level in range(10)]
+            matched, ignored_by_coco = (
+                detection["dtMatches"][:, column] > 0,
+                detection["dtIgnore"][:, column].astype(bool),
+            )
+            assert (
+                hits == (matched & ~ignored_by_coco).tolist()
+                and ignored == ignored_by_coco.tolist()
+            )
             seen += 1
     assert seen == len(detections)
 
@@ -45,7 +55,7 @@ def test_each_detection_matches_as_in_pycocotools(kind):
 def test_a_crowd_is_matched_by_many_and_only_when_nothing_else_fits():
     category = {"id": 3, "name": "a"}
     boxes = {1: [0, 0, 10, 10], 2: [0, 0, 30, 30]}
-    truth = {
+    ground_truth = {
         "images": [{"id": 1, "height": 40, "width": 40}],
         "categories": [category],
         "info": {},
@@ -61,21 +71,21 @@ def test_a_crowd_is_matched_by_many_and_only_when_nothing_else_fits():
             for key, box in boxes.items()
         ],
     }
-    found = [
+    scored = [
         {"image_id": 1, "category_id": 3, "bbox": box, "score": 1 - 0.1 * number}
         for number, box in enumerate(
             [[0, 0, 10, 8], [0, 0, 10, 9], [9, 9, 12, 12], [25, 25, 10, 10]]
         )
     ]
-    assert add_matches(as_coco(truth), found, [1], [3], ("bbox",)).tolist() == [[1]]
-    assert [one["bbox_hits"] & 1 for one in found] == [1, 0, 0, 0], (
+    assert add_matches(as_coco(ground_truth), scored, [1], [3], ("bbox",)).tolist() == [[1]]
+    assert [detection["bbox_hits"] & 1 for detection in scored] == [1, 0, 0, 0], (
         "the first takes the object, though it is in the crowd"
     )
-    assert [one["bbox_ignored"] & 1 for one in found] == [0, 1, 1, 0]
+    assert [detection["bbox_ignored"] & 1 for detection in scored] == [0, 1, 1, 0]
 
 
 def test_detections_past_the_hundredth_are_not_looked_at():
-    truth = {
+    ground_truth = {
         "images": [{"id": 1, "height": 9, "width": 9}],
         "annotations": [],
         "categories": [{"id": 3, "name": "a"}],
@@ -85,5 +95,5 @@ def test_detections_past_the_hundredth_are_not_looked_at():
         {"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": s / 200}
         for s in range(120)
     ]
-    add_matches(as_coco(truth), many, [1], [3], ("bbox",))
-    assert [one["class"] for one in many] == [-1] * 20 + [0] * 100
+    add_matches(as_coco(ground_truth), many, [1], [3], ("bbox",))
+    assert [detection["class"] for detection in many] == [-1] * 20 + [0] * 100

@@ -10,11 +10,10 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-import backbones.named  # noqa: F401  registers
+import probes.detection  # noqa: F401  both register
 from probes.detection import MaskRCNNSettings
 from probes.detection.coco import CocoInstances
-from probes.detection.probe import detection_config
-from probes.registry import PROBES
+from probes.detection.config import detection_config
 from probes.runner.sampling import SeededSamples
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import context
@@ -31,9 +30,7 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("backbone", ["random/timm/test_vit", "random/timm/test_resnet"])
 def test_maps_of_a_batch_of_several_shapes_are_those_of_each_image_alone(tmp_path, data, backbone):
-    config = detection_config(
-        PROBES["detection/mask-rcnn"], context(tmp_path / "w", data, SETTINGS, backbone)
-    )
+    config = detection_config(context(tmp_path / "w", data, SETTINGS, backbone))
     with DefaultScope.overwrite_default_scope("mmdet"), torch.no_grad():
         model, images = (
             MODELS.build(config.model).eval(),
@@ -81,8 +78,8 @@ class Sizes:
     def get_data_info(self, index):
         return {"width": 1 + self.wide[index], "height": 2}
 
-    def arrange(self, order, drawn):
-        return CocoInstances.arrange(self, order, drawn)
+    def arrange(self, order, position):
+        return CocoInstances.arrange(self, order, position)
 
 
 def test_batches_hold_images_of_one_orientation_however_training_is_resumed():

@@ -8,9 +8,9 @@ import torch
 from mmengine.dataset import DefaultSampler
 
 import probes.catalog  # noqa: F401  registers
-from probes.dense import cached, config
+from probes.dense import config
 from probes.detection import MaskRCNNSettings
-from probes.detection import probe as detection_probe
+from probes.detection import config as detection_config
 from probes.registry import PROBES
 from probes.runner.batches import SameShapeBatches
 from tests.probes import tiny_coco, tiny_dense
@@ -31,9 +31,9 @@ class Shapes:
 
 
 def batches(*shapes, **how):
-    made = SameShapeBatches(DefaultSampler(Shapes(*shapes), shuffle=False), **how)
-    assert len(made) == len(list(made))
-    return list(made)
+    sampler = SameShapeBatches(DefaultSampler(Shapes(*shapes), shuffle=False), **how)
+    assert len(sampler) == len(list(sampler))
+    return list(sampler)
 
 
 def test_neighbours_of_one_shape_go_together_in_order():
@@ -72,17 +72,19 @@ def test_dense_scores_are_those_of_one_by_one(tmp_path, monkeypatch, kind, cache
         cache=cache,
     )
     for most in (1, 32):
-        monkeypatch.setattr(cached if cache != "none" else config, "AT_ONCE", most)
+        monkeypatch.setattr(config, "AT_ONCE", most)
         recorder = Recorder()
         results[most] = probe.run(context(tmp_path / str(most), data, settings, recorder=recorder))
         steps[most] = next(total for name, total in recorder.started if name.endswith("evaluation"))
     assert steps == {1: 7, 32: 3}
-    one, many = results[1], results[32]
-    assert many.per_image["image"].tolist() == one.per_image["image"].tolist()
-    assert many.metrics == pytest.approx(one.metrics, rel=1e-6)
-    for name in set(one.per_image) - {"image"}:
+    single, many = results[1], results[32]
+    assert many.per_image["image"].tolist() == single.per_image["image"].tolist()
+    assert many.metrics == pytest.approx(single.metrics, rel=1e-6)
+    for name in set(single.per_image) - {"image"}:
         edge = 1 if name == "error_histogram" else 0  # an error at the edge of a bin
-        np.testing.assert_allclose(many.per_image[name], one.per_image[name], rtol=1e-5, atol=edge)
+        np.testing.assert_allclose(
+            many.per_image[name], single.per_image[name], rtol=1e-5, atol=edge
+        )
 
 
 @pytest.mark.parametrize("cache", ["none", "fp32"])
@@ -100,19 +102,24 @@ def test_detections_are_those_of_one_by_one(tmp_path, monkeypatch, cache):
     )
     results, steps = {}, {}
     for most in (1, 16):
-        monkeypatch.setattr(detection_probe, "AT_ONCE", most)
+        monkeypatch.setattr(detection_config, "AT_ONCE", most)
         recorder = Recorder()
         results[most] = PROBES["detection/mask-rcnn"].run(
             context(tmp_path / str(most), data, settings, recorder=recorder)
         )
         steps[most] = next(total for name, total in recorder.started if name.endswith("evaluation"))
     assert steps == {1: 5, 16: 2}  # images of two shapes, alternating in the file
-    one, many = results[1], results[16]
-    assert many.per_image["image"].tolist() == one.per_image["image"].tolist()
+    single, many = results[1], results[16]
+    assert many.per_image["image"].tolist() == single.per_image["image"].tolist()
     assert many.per_image["detections"].sum() > 0
-    assert many.per_image["detections"].tolist() == one.per_image["detections"].tolist()
-    for left, right in zip(one.detections, many.detections, strict=True):
-        assert (left["image_id"], left["category_id"]) == (right["image_id"], right["category_id"])
-        assert torch.allclose(torch.tensor(left["bbox"]), torch.tensor(right["bbox"]), atol=1e-3)
-        assert left["score"] == pytest.approx(right["score"], abs=1e-5)
-    assert many.metrics == pytest.approx(one.metrics, abs=1e-6)
+    assert many.per_image["detections"].tolist() == single.per_image["detections"].tolist()
+    for expected, right in zip(single.detections, many.detections, strict=True):
+        assert (expected["image_id"], expected["category_id"]) == (
+            right["image_id"],
+            right["category_id"],
+        )
+        assert torch.allclose(
+            torch.tensor(expected["bbox"]), torch.tensor(right["bbox"]), atol=1e-3
+        )
+        assert expected["score"] == pytest.approx(right["score"], abs=1e-5)
+    assert many.metrics == pytest.approx(single.metrics, abs=1e-6)

@@ -71,13 +71,13 @@ def test_the_backbone_is_exact_under_the_autocast_of_the_heads() -> None:
 
 
 def test_heads_share_what_they_compute_within_one_batch() -> None:
-    same, other = [frozen(), frozen()], frozen(out_indices=(1,))
+    same, second_map = [frozen(), frozen()], frozen(out_indices=(1,))
     images = torch.randn(2, 3, 64, 64)
     assert same[0](images)[0] is not same[1](images)[0]
     with bridge.one_batch():
         maps = same[0](images)
         assert same[1](images) is maps is not same[0](images.clone())
-        assert other(images)[0].shape == (2, 16, 8, 8)
+        assert second_map(images)[0].shape == (2, 16, 8, 8)
         assert same[0](images[:1])[0].shape == (1, 8, 16, 16)  # a view of the same memory
     assert same[0](images) is not maps
 

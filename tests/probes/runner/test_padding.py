@@ -104,8 +104,8 @@ def test_predictions_lie_where_the_pixels_are(tmp_path: Path, kind: str, stride:
             np.sort(np.stack([x, y, 0 * x]), axis=0)[-1]
             - np.sort(np.stack([x, y, 0 * x]), axis=0)[-2]
         )
-        wanted = np.stack([x, y, 0 * x]).argmax(axis=0)
-        assert (predicted == wanted)[inside][clear[inside] > 0.08].all()
+        expected = np.stack([x, y, 0 * x]).argmax(axis=0)
+        assert (predicted == expected)[inside][clear[inside] > 0.08].all()
     elif kind == "depth":
         sample = predict(tmp_path / "w", data, [[1.0, 2.0, 0.0]], feature_stride=stride)
         share = (sample.pred_depth_map.data[0].numpy() - 1e-3) / (10 - 1e-3)
@@ -151,20 +151,24 @@ def test_boxes_are_those_of_the_photograph_on_patches_of_14(tmp_path: Path, name
     result = probe.run(context(tmp_path / "w", data, settings, "tiny-vit14"))
     sides = {sample.target: side(data.root, sample) for sample in data.samples["val"]}
     assert result.detections
-    for one in result.detections:
-        (x, y, width, height), (image_width, image_height) = one["bbox"], sides[one["image_id"]]
+    for detection in result.detections:
+        (x, y, width, height), (image_width, image_height) = (
+            detection["bbox"],
+            sides[detection["image_id"]],
+        )
         assert (
             x >= 0
             and y >= 0
             and x + width <= image_width + 1e-3
             and y + height <= image_height + 1e-3
         )
-        assert one.get("segmentation", {"size": [image_height, image_width]})["size"] == [
+        assert detection.get("segmentation", {"size": [image_height, image_width]})["size"] == [
             image_height,
             image_width,
         ]
     furthest = max(
-        (one["bbox"][0] + one["bbox"][2]) / sides[one["image_id"]][0] for one in result.detections
+        (detection["bbox"][0] + detection["bbox"][2]) / sides[detection["image_id"]][0]
+        for detection in result.detections
     )
     assert furthest > 0.9  # … and boxes reach its edge
 

@@ -39,7 +39,7 @@ def own_home(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", MAIN)
 @pytest.mark.parametrize("name", ["linear", "pspnet"])
 def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind, name):
-    data, found, seen = tiny_dense.make(tmp_path / "data", kind), {}, set()
+    data, metrics, seen = tiny_dense.make(tmp_path / "data", kind), {}, set()
     settle = member.Member.settle
 
     def record_dtypes(self) -> None:
@@ -53,21 +53,21 @@ def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind
     for autocast in ((), ("cpu",)):
         monkeypatch.setattr(member, "AUTOCAST", autocast)
         probe = PROBES[f"{kind}/{name}"]
-        made = context(tmp_path / f"{len(autocast)}", data, probe.settings_type(**SMALL))
-        found[autocast] = probe.run(made).metrics
-    main, near = MAIN[kind]
-    assert found[("cpu",)] != found[()], "bf16 was used"
-    assert found[("cpu",)][main] == pytest.approx(found[()][main], rel=near)
+        task = context(tmp_path / f"{len(autocast)}", data, probe.settings_type(**SMALL))
+        metrics[autocast] = probe.run(task).metrics
+    main, tolerance = MAIN[kind]
+    assert metrics[("cpu",)] != metrics[()], "bf16 was used"
+    assert metrics[("cpu",)][main] == pytest.approx(metrics[()][main], rel=tolerance)
     assert seen == {"torch.float32", "weights torch.float32"}
 
 
 def test_a_state_of_another_precision_is_not_resumed(tmp_path, monkeypatch):
     data, probe = tiny_dense.make(tmp_path / "data", "depth"), PROBES["depth/linear"]
-    config = dense_config(probe, made := context(tmp_path, data, probe.settings_type(**SMALL)))
-    assert run_training(config, made).resumed_at == 0
-    assert run_training(config, made).resumed_at == 20
+    config = dense_config(probe, task := context(tmp_path, data, probe.settings_type(**SMALL)))
+    assert run_training(config, task).resumed_at == 0
+    assert run_training(config, task).resumed_at == 20
     monkeypatch.setattr(member, "AUTOCAST", ("cpu",))
-    assert run_training(config, made).resumed_at == 0
+    assert run_training(config, task).resumed_at == 0
 
 
 def test_ground_truth_can_be_pinned(tmp_path, monkeypatch):
@@ -80,9 +80,11 @@ def test_ground_truth_can_be_pinned(tmp_path, monkeypatch):
         torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self.shape) or self
     )
     sample = dense_sample({"image": "a"}, "gt_depth_map", torch.zeros(1, 4, 4))
-    (found,) = pin_memory([sample])
+    (metrics,) = pin_memory([sample])
     assert (
-        pinned == [(1, 4, 4)] and found.image == "a" and found.gt_depth_map.data.shape == (1, 4, 4)
+        pinned == [(1, 4, 4)]
+        and metrics.image == "a"
+        and metrics.gt_depth_map.data.shape == (1, 4, 4)
     )
 
 
@@ -92,28 +94,28 @@ def test_ground_truth_can_be_pinned(tmp_path, monkeypatch):
 )
 def test_a_group_on_a_gpu_scores_what_it_scores_on_a_cpu(tmp_path, change):
     data = tiny_dense.make(tmp_path / "data", "segmentation", train=8, val=4)
-    found = {}
+    metrics = {}
     for device in ("cpu", "cuda"):
         tasks = []
         for name in ("linear", "pspnet"):
             probe = PROBES[f"segmentation/{name}"]
-            made = context(
+            task = context(
                 tmp_path / device / name, data, probe.settings_type(**SMALL, **change), workers=1
             )
-            backbone = made.backbone.to(device)
-            tasks.append((probe, replace(made, device=torch.device(device), backbone=backbone)))
+            backbone = task.backbone.to(device)
+            tasks.append((probe, replace(task, device=torch.device(device), backbone=backbone)))
         results = tasks[0][0].run_group(tasks)
-        assert all(isinstance(one, TaskResult) for one in results), results
-        found[device] = [one.metrics["mIoU"] for one in results]
-    assert found["cuda"] == pytest.approx(found["cpu"], rel=0.1)
+        assert all(isinstance(result, TaskResult) for result in results), results
+        metrics[device] = [result.metrics["mIoU"] for result in results]
+    assert metrics["cuda"] == pytest.approx(metrics["cpu"], rel=0.1)
 
 
 @pytest.mark.gpu
 def test_training_on_a_gpu_waits_for_it_only_to_look(tmp_path, monkeypatch):
     data = tiny_dense.make(tmp_path / "data", "segmentation")
     probe = PROBES["segmentation/linear"]
-    made = context(tmp_path / "work", data, probe.settings_type(**{**SMALL, "max_iters": 40}))
-    made = replace(made, device=torch.device("cuda"), backbone=made.backbone.cuda())
+    task = context(tmp_path / "work", data, probe.settings_type(**{**SMALL, "max_iters": 40}))
+    task = replace(task, device=torch.device("cuda"), backbone=task.backbone.cuda())
     step = member.Member.step
 
     def strict(self, batch) -> None:
@@ -124,4 +126,4 @@ def test_training_on_a_gpu_waits_for_it_only_to_look(tmp_path, monkeypatch):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(member.Member, "step", strict)
-    assert probe.run(made).metrics["mIoU"] > 0
+    assert probe.run(task).metrics["mIoU"] > 0

@@ -174,7 +174,7 @@ def test_same_seed_same_result_whatever_the_workers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop_after", [3, 11, 20])
 def test_stopped_and_resumed_equals_whole(tmp_path: Path, stop_after: int) -> None:
-    whole = run_training(toy_config(), context(tmp_path / "whole"), checkpoint_every=2)
+    expected = run_training(toy_config(), context(tmp_path / "whole"), checkpoint_every=2)
     with pytest.raises(KeyboardInterrupt):
         run_training(
             toy_config(),
@@ -186,8 +186,8 @@ def test_stopped_and_resumed_equals_whole(tmp_path: Path, stop_after: int) -> No
         toy_config(), context(tmp_path / "cut", recorder=recorder, workers=1), checkpoint_every=2
     )
     assert resumed.resumed_at == stop_after - stop_after % 2 > 0
-    assert same(head(whole.model), head(resumed.model))
-    assert whole.metrics == resumed.metrics
+    assert same(head(expected.model), head(resumed.model))
+    assert expected.metrics == resumed.metrics
     assert (
         recorder.advanced == (20 if stop_after < 20 else 0) + 3
     )  # the bar begins where the run does
@@ -198,8 +198,8 @@ def test_killed_and_resumed_equals_whole(tmp_path: Path) -> None:
 
     def doomed() -> None:
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-        place = context(tmp_path / "cut", recorder=Recorder(die_at=7, kill=True), workers=1)
-        run_training(toy_config(), place, checkpoint_every=3)
+        folder = context(tmp_path / "cut", recorder=Recorder(die_at=7, kill=True), workers=1)
+        run_training(toy_config(), folder, checkpoint_every=3)
 
     process = multiprocessing.get_context("fork").Process(target=doomed)
     process.start()
@@ -207,8 +207,8 @@ def test_killed_and_resumed_equals_whole(tmp_path: Path) -> None:
     assert process.exitcode == -signal.SIGKILL
     resumed = run_training(toy_config(), context(tmp_path / "cut"), checkpoint_every=3)
     assert resumed.resumed_at == 6
-    whole = run_training(toy_config(), context(tmp_path / "whole"))
-    assert same(head(whole.model), head(resumed.model)) and whole.metrics == resumed.metrics
+    expected = run_training(toy_config(), context(tmp_path / "whole"))
+    assert same(head(expected.model), head(resumed.model)) and expected.metrics == resumed.metrics
 
 
 def test_finished_training_is_only_evaluated_again(tmp_path: Path) -> None:
@@ -219,8 +219,8 @@ def test_finished_training_is_only_evaluated_again(tmp_path: Path) -> None:
 
 def test_state_of_another_run_is_not_used(tmp_path: Path) -> None:
     run_training(toy_config(), context(tmp_path))
-    other = run_training(toy_config(), context(tmp_path, seed=5))
-    assert other.resumed_at == 0
+    reseeded = run_training(toy_config(), context(tmp_path, seed=5))
+    assert reseeded.resumed_at == 0
     assert any("starting anew" in path.read_text() for path in tmp_path.rglob("*.log"))
 
 
@@ -313,5 +313,3 @@ def test_sampler_counts_on_after_a_skip() -> None:
     sampler.skip(7)
     iterator = iter(sampler)
     assert [next(iterator) for _ in range(3)] == [7, 8, 9]
-    with pytest.raises(TypeError, match="SeededSamples"):
-        EndlessSampler(ToyImages())  # type: ignore[arg-type]
