@@ -41,7 +41,7 @@ def test_no_other_constant_does_better_on_the_training_truth(tmp_path):
 
 
 @pytest.mark.parametrize("kind", METRICS)
-def test_a_probe_that_is_no_better_is_told_so(tmp_path, kind):
+def test_a_probe_that_is_no_better_gets_a_note(tmp_path, kind):
     data, probe = tiny_dense.make(tmp_path, kind), PROBES[f"{kind}/linear"]
     main, sign = next((name, metric.direction) for name, metric in probe.metrics.items())
     areas = np.array([[30, 60, 10], [20, 70, 10]])

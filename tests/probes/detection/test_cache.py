@@ -66,7 +66,7 @@ def task(
 
 
 @pytest.mark.parametrize("backbone", list(REAL))
-def test_ssd_learns_the_same_from_kept_features(tmp_path, data, backbone, monkeypatch):
+def test_ssd_learns_the_same_from_cached_features(tmp_path, data, backbone, monkeypatch):
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
     curves, results = {}, {}
     for cache in ("none", "fp32", "fp16"):
@@ -131,12 +131,12 @@ def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
                         cached.gt_instances.masks.to_ndarray(),
                         fresh.gt_instances.masks.to_ndarray(),
                     )
-            for kept_map, fresh_map in zip(batches["fp32"][0], batches["none"][0], strict=True):
-                torch.testing.assert_close(kept_map, fresh_map, rtol=1e-4, atol=1e-4)
+            for cached_map, fresh_map in zip(batches["fp32"][0], batches["none"][0], strict=True):
+                torch.testing.assert_close(cached_map, fresh_map, rtol=1e-4, atol=1e-4)
     assert flipped == {True, False} and len(shapes) == 2
 
 
-def test_encoded_once_and_a_truncated_shard_is_told(tmp_path, data):
+def test_encoded_once_and_rebuilt_when_a_shard_is_truncated(tmp_path, data):
     first, second = Recorder(), Recorder()
     first_result = PROBES["detection/ssd"].run(task(tmp_path / "a", "ssd", data, "fp16", first))
     assert [name for name, _ in first.started if name.startswith("encoding")] == [

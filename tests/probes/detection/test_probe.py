@@ -120,7 +120,7 @@ def test_scores_are_those_of_pycocotools(tmp_path: Path, seed: int, kind: str) -
     assert json.dumps(detections) == before
 
 
-def test_truth_against_itself_scores_100_and_nothing_scores_0(root: Path) -> None:
+def test_ground_truth_against_itself_scores_100_and_nothing_scores_0(root: Path) -> None:
     ground_truth = COCO(str(root / "annotations" / "instances_val2017.json"))
     objects = [
         {**detection, "score": 1.0}
@@ -184,7 +184,7 @@ def test_the_list_of_images_is_left_out_for_a_whole_official_split(root: Path) -
     assert coco_set(data, "val", [])["image_ids"] is None
 
 
-def test_wrong_data_is_named(root: Path) -> None:
+def test_wrong_data_fail(root: Path) -> None:
     data = tiny_coco.prepared(root)
     object.__setattr__(data.spec, "classes", ("square", "cube"))
     with pytest.raises(UserError, match="no category 'cube'; it has bar, disc, square"):

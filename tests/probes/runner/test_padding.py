@@ -121,18 +121,6 @@ def test_predictions_lie_where_the_pixels_are(tmp_path: Path, kind: str, stride:
         assert np.abs((turned + 180) % 360 - 180).max() < 8
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("normals", "linear"), ("segmentation", "deeplabv3"), ("depth", "pspnet")]
-)
-def test_dense_probes_run_on_patches_of_14(tmp_path: Path, kind: str, name: str) -> None:
-    data = tiny_dense.make(tmp_path / "data", kind, train=2, val=1)
-    probe = PROBES[f"{kind}/{name}"]
-    settings = probe.settings_type(size=40, batch_size=2, channels=8, max_iters=1)
-    result = probe.run(context(tmp_path / "w", data, settings, "tiny-vit14"))
-    assert list(result.metrics) == list(probe.metrics)
-    assert all(np.isfinite(value) for value in result.metrics.values())
-
-
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
 def test_boxes_are_those_of_the_photograph_on_patches_of_14(tmp_path: Path, name: str) -> None:
     """Nothing is found in the padding: every box (and mask) lies in its image, at the image's own
