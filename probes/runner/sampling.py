@@ -100,7 +100,7 @@ class EndlessSampler(Sampler[int]):
 
 @HOOKS.register_module()
 class SeedEachIteration(Hook):
-    """``seed_iteration`` before each step of plain mmengine, as ``probes.runner.multi_head`` does
+    """``seed_iteration`` before each step of plain mmengine, as ``probes.runner.member`` does
     for each head."""
 
     priority = "VERY_HIGH"
