@@ -249,7 +249,6 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(
         (["--tracking-uri", "./mlruns"], "file stores are refused"),
         (["--device", "tpu"], "no device"),
         (["--json", "."], "is a folder"),
-        (["--json", "/proc/no/out.json"], "is no place for a file"),
         (["--wrong-option"], "no option --wrong-option; see python -m benchmark run --help"),
     ],
 )
