@@ -110,7 +110,7 @@ def show(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.state != "absent":
             counts = []
-            for split, count in row.found.items():
+            for split, count in row.counts.items():
                 total = f" of {row.expected[split]}" if split in row.expected else ""
                 counts.append(f"{split} {count}{total}")
             line = Text(f"{row.name:<12} {row.state:<9}", style=STYLES[row.state])
@@ -162,23 +162,39 @@ def get(options: argparse.Namespace) -> int:
 
 def _get(name: str, options: argparse.Namespace) -> None:
     from benchmark.execution.progress import Bar, console
+    from probes.datasets.download import hub
     from probes.datasets.download.get import get as download
-    from probes.datasets.download.table import entry as find_entry
+    from probes.datasets.download.table import find_entry
     from probes.datasets.specs.webdataset import datasets_of, register_folders
     from probes.datasets.survey import survey
 
-    entry = find_entry(name, options.train)
-    rows = survey(options.to, {}, only=entry.datasets)
-    if rows and all(row.state == "complete" for row in rows):
-        console.print(f"{name} is complete in {options.to}")
-    elif options.dry_run:
-        size = sum(archive.size for archive in entry.archives) / 1e9
-        console.print(f"would download {name} into {options.to}: about {size:.1f} GB")
-        return
-    else:
-        with Bar() as bar:
-            folder = download(entry, options.to, options.archive, bar, console.print)
-        console.print(f"{name} is in {folder}")
+    if name.startswith("wds_"):
+        name = name.replace("/", "-")
+        if options.dry_run:
+            _, _, files = hub.hub_files(name, options.train)
+            _show_plan(name, options.to, sum(file.size or 0 for file in files))
+            return
+        folder = hub.get_webdataset(name, options.to, options.train)
         register_folders(options.to)
-        rows = survey(options.to, {}, only=entry.datasets or datasets_of(entry.folder))
-    show(rows)
+        datasets: Sequence[str] = datasets_of(name)
+    else:
+        entry = find_entry(name)
+        datasets = entry.datasets
+        folder = options.to / entry.folder
+        rows = survey(options.to, {}, only=datasets)
+        if all(row.state == "complete" for row in rows):
+            console.print(f"{name} is complete in {options.to}")
+            return
+        if options.dry_run:
+            _show_plan(name, options.to, sum(archive.size for archive in entry.archives))
+            return
+        with Bar() as bar:
+            download(entry, options.to, options.archive, bar, console.print)
+    console.print(f"{name} is in {folder}")
+    show(survey(options.to, {}, only=datasets))
+
+
+def _show_plan(name: str, to: Path, size: int) -> None:
+    from benchmark.execution.progress import console
+
+    console.print(f"would download {name} into {to}: about {size / 1e9:.1f} GB")

@@ -213,7 +213,7 @@ def datasets(options: argparse.Namespace) -> Iterator[Finding]:
     for row in survey(options.data_root, parse_folders(options.data), splits=("val",)):
         if row.state == "absent":
             continue
-        count, expected = row.found.get("val", 0), row.expected.get("val")
+        count, expected = row.counts.get("val", 0), row.expected.get("val")
         value = f"val {count}" + (f" of {expected}" if expected else "")
         if row.state == "broken":
             yield Finding(row.name, "bad", value, row.message)

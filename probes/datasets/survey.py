@@ -28,14 +28,14 @@ class Row:
     Attributes:
         state: ``absent``, ``broken`` (no probe can run), ``partial`` (runs with ``--partial``),
             ``complete`` (the official counts) or ``available`` (no official counts are declared).
-        found: samples by split.
+        counts: samples by split.
         expected: official samples by split, if declared.
         message: what is missing or wrong, or should be known.
     """
 
     name: str
     state: str
-    found: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
     message: str = ""
 

@@ -46,10 +46,10 @@ def test_an_unknown_task_names_the_nearest():
         find_task("voc/pspent")
 
 
-@pytest.mark.parametrize("place", PROBES)
-def test_probes_keep_the_contract(place):
-    probe = PROBES[place]
-    assert f"{probe.kind}/{probe.name}" == place
+@pytest.mark.parametrize("name", PROBES)
+def test_probes_keep_the_contract(name):
+    probe = PROBES[name]
+    assert f"{probe.kind}/{probe.name}" == name
     assert probe.kind in get_args(Kind)
     assert probe.version >= 1
     assert probe.metrics

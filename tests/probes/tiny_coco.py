@@ -33,13 +33,13 @@ def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int =
             height, width = side, side + 16 * (number % 2)
             pixels = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
             identity = 100 * number + (1 if split == "train" else 2)
-            taken = np.zeros((height, width), bool)
+            covered = np.zeros((height, width), bool)
             for _ in range(0 if number == 1 else 3):
                 name = CLASSES[int(rng.integers(3))]
                 mask = _shape(rng, name, height, width)
-                if (mask & taken).any() or mask.sum() < 20:
+                if (mask & covered).any() or mask.sum() < 20:
                     continue
-                taken |= mask
+                covered |= mask
                 pixels[mask] = COLOURS[name]
                 annotations.append(
                     _annotation(len(annotations) + 1, identity, name, mask, crowd=False)
@@ -48,7 +48,9 @@ def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int =
                 crowd = np.zeros((height, width), bool)
                 crowd[: height // 4] = True
                 annotations.append(
-                    _annotation(len(annotations) + 1, identity, "disc", crowd & ~taken, crowd=True)
+                    _annotation(
+                        len(annotations) + 1, identity, "disc", crowd & ~covered, crowd=True
+                    )
                 )
             file = f"{identity:06d}.png"
             Image.fromarray(pixels).save(folder / file)
@@ -86,11 +88,11 @@ def prepared(root: Path, skip: int = 0) -> PreparedDataset:
 def _shape(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     size = int(rng.integers(height // 5, height // 2))
-    top, left = int(rng.integers(0, height - size)), int(rng.integers(0, width - size))
+    top, x0 = int(rng.integers(0, height - size)), int(rng.integers(0, width - size))
     if name == "disc":
-        return (y - top - size / 2) ** 2 + (x - left - size / 2) ** 2 <= (size / 2) ** 2
+        return (y - top - size / 2) ** 2 + (x - x0 - size / 2) ** 2 <= (size / 2) ** 2
     tall = size if name == "square" else size // 3
-    return (y >= top) & (y < top + tall) & (x >= left) & (x < left + size)
+    return (y >= top) & (y < top + tall) & (x >= x0) & (x < x0 + size)
 
 
 def _annotation(identity: int, image: int, name: str, mask: np.ndarray, crowd: bool) -> dict:

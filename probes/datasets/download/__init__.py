@@ -1,5 +1,5 @@
-"""Datasets from where they are published, into the layouts that ``data check`` wants.
+"""Datasets from where they are published, in the layouts that ``data check`` expects.
 
-``table`` says what can be had and where; ``fetch`` brings an archive, resumed where it was cut
-short; ``archives`` and ``nyu`` turn archives into layouts; ``get`` does all of it.
+``table`` lists archives and their sources; ``fetch`` downloads one and resumes; ``archives`` and
+``nyu`` convert archives to layouts; ``get`` does all of it; ``hub`` downloads webdataset folders.
 """

@@ -1,4 +1,4 @@
-"""Fetch, check, unpack, and put in its place what ``data get`` was asked for."""
+"""Download, verify and unpack the archives of a dataset into its folder."""
 
 from __future__ import annotations
 
@@ -12,179 +12,156 @@ from backbones.cliptex.protocols import Progress
 from common.errors import UserError
 from common.locks import lock_path, locked
 from probes.datasets.download import fetch
-from probes.datasets.download.archives import moved, whole
 from probes.datasets.download.table import Archive, Entry
 
 DOWNLOADS = ".downloads"  # below --to: archives until they are unpacked
 
 
 def get(
-    entry: Entry, to: Path, given: Sequence[Path], progress: Progress, say: Callable[[str], None]
+    entry: Entry,
+    to: Path,
+    archives: Sequence[Path],
+    progress: Progress,
+    log: Callable[[str], None],
 ) -> Path:
-    """Bring ``entry`` to its folder below ``to``, whole or not at all; archives that have come are
+    """Get ``entry`` into its folder below ``to``, completely or not at all; downloaded archives are
     kept until then.
 
     Args:
-        given: archives that are on this disk already (``--archive``); they stay as they are.
-        say: takes lines for the user.
+        archives: that are on this disk already (``--archive``); they are not changed.
+        log: takes lines for the user.
     Returns:
         The dataset's folder.
     Raises:
-        UserError: an archive cannot be had, is not what it should be, or is no archive; no room;
-            files are in the way.
+        UserError: an archive cannot be downloaded, has another checksum or is no archive; the disk
+            is too small; files are in the way.
     """
-    entry.must_be_installed()
+    entry.require_package()
     downloads, target = to / DOWNLOADS / entry.name, to / entry.folder
     with locked(
         lock_path("get", str(downloads.absolute())),
-        lambda: say("another process gets it; waiting for that"),
+        lambda: log(f"waiting for the process that downloads {entry.name}"),
     ):
-        must_be_free(target, entry.makes)
-        files = collect(entry, downloads, target, assign(entry, given), progress, say)
-        if files:
-            staging = downloads / "unpacked"
+        require_absent(target, entry.creates)
+        files = collect(entry, downloads, match_archives(entry, archives), progress, log)
+        staging = downloads / "unpacked"
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            staging.mkdir(parents=True)
+            progress.start(f"unpacking {entry.name}", 1)
+            entry.unpack(files, staging)
+            progress.advance()
+            if not any(staging.iterdir()):
+                raise UserError(f"{', '.join(files)} alone is not enough; pass the other archives")
+            move_into(staging, target)
+        finally:
             shutil.rmtree(staging, ignore_errors=True)
-            try:
-                staging.mkdir(parents=True)
-                with whole(", ".join(map(str, files.values()))):
-                    entry.unpack(files, staging, progress)
-                if not any(staging.iterdir()):
-                    raise UserError(
-                        f"{', '.join(files)} alone make nothing; see the lines above for what is"
-                        " missing"
-                    )
-                place(staging, target)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-            shutil.rmtree(downloads, ignore_errors=True)
-            with suppress(OSError):  # others are being got
-                downloads.parent.rmdir()
+        shutil.rmtree(downloads, ignore_errors=True)
+        with suppress(OSError):  # other downloads are in it
+            downloads.parent.rmdir()
     return target
 
 
 def collect(
     entry: Entry,
     downloads: Path,
-    target: Path,
-    here: dict[str, Path],
+    local: dict[str, Path],
     progress: Progress,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Path]:
-    """Name → place of every archive that is needed and can be had, checked, in the entry's order;
-    those that are not ``here`` are fetched. Empty when the target has all."""
-    wanted = []
-    for each in entry.archives:
-        if each.by_hand and each.name not in here:
-            say(f"without {each.name}: {each.by_hand}, then pass --archive {each.name}")
-        elif not (entry.unpack is moved and _size(target / each.name) == each.size):
-            wanted.append(each)
-    if not wanted and any(each.by_hand for each in entry.archives):
-        raise UserError(
-            f"{entry.name} can only be got by a person; see above, then pass --archive PATH"
-        )
-    coming = [
-        each for each in wanted if each.name not in here and not (downloads / each.name).is_file()
-    ]
-    share = sum(each.size for each in wanted) / max(1, sum(each.size for each in entry.archives))
-    there = sum(_size(part) for part in downloads.rglob("*.part"))
-    fetch.must_have_room(
-        downloads,
-        sum(each.size for each in coming) - there + int(entry.unpacked * share),
-        entry.name,
-    )
-    files = {}
-    for each in wanted:
-        file = files[each.name] = here.get(each.name, downloads / each.name)
-        if each in coming:
-            fetch.download(each.url, file, progress)
-        verify(each, file, progress, say, ours=each.name not in here)
-    return files
+    """Name → path of the verified archives, in the entry's order; those not in ``local`` are
+    downloaded. Manual ones may be missing, but not all."""
+    archives = []
+    for archive in entry.archives:
+        if archive.manual and archive.name not in local:
+            log(f"without {archive.name}: {archive.manual}, then pass --archive {archive.name}")
+        else:
+            archives.append(archive)
+    if not archives:
+        raise UserError(f"{entry.name} needs manual downloads; see above, then pass --archive PATH")
+    paths = {each.name: local.get(each.name, downloads / each.name) for each in archives}
+    pending = [archive for archive in archives if not paths[archive.name].is_file()]
+    size = sum(archive.size for archive in pending)
+    size -= sum(fetch.file_size(part) for part in downloads.glob("*.part"))
+    share = sum(each.size for each in archives) / max(1, sum(each.size for each in entry.archives))
+    fetch.require_space(downloads, size + int(entry.unpacked * share), entry.name)
+    for archive in archives:
+        path = paths[archive.name]
+        if archive in pending:
+            fetch.download(archive.url, path, progress)
+        verify(archive, path, progress, log, delete=archive.name not in local)
+    return paths
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
-
-
-def assign(entry: Entry, given: Sequence[Path]) -> dict[str, Path]:
-    """Which of the entry's archives each given file is: by its name; a single one of another name
-    is the one that only a person can get. Raises ``UserError`` for a file that is not there or is
-    none of them."""
+def match_archives(entry: Entry, paths: Sequence[Path]) -> dict[str, Path]:
+    """Archive name → given file: by its name; a single file of another name is the one archive that
+    is missing. Raises ``UserError`` for a file that matches none or does not exist."""
     names = [archive.name for archive in entry.archives]
-    here = {path.name: path for path in given if path.name in names}
-    others = [path for path in given if path.name not in names]
-    missing = [each.name for each in entry.archives if each.name not in here]
-    by_hand = [each.name for each in entry.archives if each.by_hand and each.name not in here]
-    for candidates in (by_hand, missing):
-        if len(others) == len(candidates) == 1:
-            here[candidates[0]] = others.pop()
-    if others:
+    local = {path.name: path for path in paths if path.name in names}
+    unmatched = [path for path in paths if path.name not in names]
+    missing = [archive for archive in entry.archives if archive.name not in local]
+    for candidates in ([archive for archive in missing if archive.manual], missing):
+        if len(unmatched) == len(candidates) == 1:
+            local[candidates[0].name] = unmatched.pop()
+    if unmatched:
         raise UserError(
-            f"--archive {others[0]}: {entry.name} is made of {', '.join(names)}; rename it to the"
-            " one it is"
+            f"--archive {unmatched[0]}: {entry.name} is made of {', '.join(names)}; rename it to"
+            " one of these"
         )
-    for path in here.values():
+    for path in local.values():
         if not path.is_file():
             raise UserError(f"--archive {path}: no such file")
-    return here
+    return local
 
 
 def verify(
-    archive: Archive, file: Path, progress: Progress, say: Callable[[str], None], ours: bool
+    archive: Archive, path: Path, progress: Progress, log: Callable[[str], None], delete: bool
 ) -> None:
-    """Compare an archive with its published checksum, or say which it has. One of ours that is
-    wrong is removed.
+    """Compare an archive with its published checksum, or log its sha256 if there is none.
 
     Raises:
-        UserError: it is not the published file.
+        UserError: it is another file, which is deleted if ``delete``.
     """
     algorithm, _, published = archive.checksum.partition(":")
-    found = fetch.checksums(file, {"sha256"} | ({algorithm} if algorithm else set()), progress)
+    (digest,) = fetch.checksums(path, [algorithm or "sha256"], progress).values()
     if not algorithm:
-        say(
-            f"{archive.name}: sha256 {found['sha256']} (its source publishes none: keep it, and"
-            " compare)"
-        )
-    elif found[algorithm] != published:
-        if ours:
-            file.unlink()
-        mend = "it was removed; run the command again" if ours else "get it again"
-        raise UserError(
-            f"{file} is damaged or another version: {algorithm} {found[algorithm]} instead of"
-            f" {published}; {mend}"
-        )
+        log(f"{archive.name}: sha256 {digest} (its source publishes no checksum)")
+    elif digest == published:
+        log(f"{archive.name}: {algorithm} {digest} as published")
     else:
-        say(
-            f"{archive.name}: {algorithm} {published} as published"
-            + f", sha256 {found['sha256']}" * (algorithm != "sha256")
-        )
-
-
-def must_be_free(target: Path, names: Iterable[str]) -> None:
-    """Raise ``UserError`` when one of these is in the folder ``target`` already."""
-    if blocked := next((target / name for name in names if (target / name).exists()), None):
+        if delete:
+            path.unlink()
+        action = "it is deleted; run the command again" if delete else "get it again"
         raise UserError(
-            f"{blocked} is there already, and would be mixed with what comes; move it away, or"
-            " choose another --to (archives are kept)"
+            f"{path} is damaged or another version: {algorithm} {digest} instead of {published};"
+            f" {action}"
         )
 
 
-def place(staging: Path, target: Path) -> None:
-    """Move what was unpacked to the dataset's folder: by one rename where there is no such folder
-    yet, else beside what is there.
+def require_absent(target: Path, names: Iterable[str]) -> None:
+    """Raise ``UserError`` if one of these exists in the folder ``target``."""
+    if existing := next((target / name for name in names if (target / name).exists()), None):
+        raise UserError(
+            f"{existing} exists; move it away, or choose another --to (downloaded archives are"
+            " kept)"
+        )
+
+
+def move_into(staging: Path, target: Path) -> None:
+    """Move the unpacked files to the dataset's folder, by one rename if it does not exist yet.
 
     Raises:
-        UserError: something is in the way that is not a file with the same bytes; nothing was moved
-            then.
+        UserError: another file or folder of the same name exists; nothing is moved then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         staging.replace(target)
         return
-    new = [each for each in sorted(staging.iterdir()) if not _same(each, target / each.name)]
-    must_be_free(target, [each.name for each in new])
-    for each in new:
-        each.replace(target / each.name)
+    new = [path for path in sorted(staging.iterdir()) if not _equal(path, target / path.name)]
+    require_absent(target, [path.name for path in new])
+    for path in new:
+        path.replace(target / path.name)
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+def _equal(first: Path, second: Path) -> bool:
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)

@@ -1,25 +1,20 @@
-"""What ``data get`` can bring, and from where.
+"""The datasets that ``data get`` downloads, and their sources.
 
-A checksum stands here only where it is published and widely used: torchvision has the MD5s of VOC,
-SBD and ImageNet, GluonCV the SHA-1s of COCO and ADE20K, several loaders the same MD5 of NYU's file,
-Hugging Face the SHA-256 of each shard. For the others the SHA-256 that was found is printed.
+Checksums are those that are published and widely used: torchvision has the MD5s of VOC, SBD and
+ImageNet, GluonCV the SHA-1s of COCO and ADE20K, several loaders the same MD5 of NYU's file. For the
+others the SHA-256 of the file is printed.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import urllib.error
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from common.errors import UserError, first_line, nearest
+from common.errors import UserError, nearest
 from probes.datasets.download import archives, nyu
 from probes.datasets.download.archives import Unpacker
-from probes.datasets.download.fetch import name_of, open_url
 
 COCO = "http://images.cocodataset.org"
 KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
@@ -28,50 +23,44 @@ IMAGENET = (
     "log in at https://image-net.org/download-images.php, accept its terms, and get it under ILSVRC"
     " 2012"
 )
-WEBDATASETS = (
-    "clip-benchmark/{}",
-    "djghosh/{}_test",
-)  # CLIP_benchmark's repositories and DataComp's
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch.
+    """A file to download.
 
     Attributes:
-        url: where it is, or of one that only a person may fetch its name.
+        url: its address; of a manual one its name.
         size: in bytes, about.
-        checksum: ``md5:…``, ``sha1:…`` or ``sha256:…``; '' where none is known for certain.
-        by_hand: what a person has to do for it; then it is taken from ``--archive``, and may be
-            left out.
-        path: its name among the entry's files, where that is not the URL's.
+        checksum: ``md5:…``, ``sha1:…`` or ``sha256:…``; empty if none is published.
+        manual: how a person gets it, if it cannot be downloaded. It is passed with ``--archive``,
+            and may be left out.
     """
 
     url: str
     size: int
     checksum: str = ""
-    by_hand: str = ""
-    path: str = ""
+    manual: str = ""
 
     @property
     def name(self) -> str:
-        return self.path or name_of(self.url)
+        return self.url.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that ``data get`` brings.
+    """A dataset that ``data get`` downloads.
 
     Attributes:
-        name: what users call it; about: one line.
+        name: its name on the command line.
+        about: one line.
         folder: where it is put, below ``--to``.
-        datasets: the datasets that it makes.
+        datasets: the datasets that it holds.
         archives: in the order in which they are unpacked.
-        unpack: makes the folder of them.
-        unpacked: bytes that this takes, about; 0 where archives are moved.
-        makes: what of the folder must not be there before, since it would be mixed; other things
-            are added to what is there.
-        needs: a Python package that ``unpack`` imports, and the extra that brings it.
+        unpack: fills the folder.
+        unpacked: bytes of the unpacked files, about.
+        creates: what must not exist in the folder before; other files may.
+        package: a Python package that ``unpack`` imports, and the extra that installs it.
     """
 
     name: str
@@ -81,16 +70,14 @@ class Entry:
     archives: Sequence[Archive]
     unpack: Unpacker
     unpacked: int
-    makes: tuple[str, ...] = ()
-    needs: tuple[str, str] | None = None
+    creates: tuple[str, ...] = ()
+    package: tuple[str, str] | None = None
 
-    def must_be_installed(self) -> None:
-        """Raise ``UserError`` when what ``unpack`` needs is not."""
-        if self.needs and not find_spec(self.needs[0]):
-            raise UserError(
-                f"{self.name} needs {self.needs[0]}: pip install"
-                f" 'cliptex-benchmark[{self.needs[1]}]'"
-            )
+    def require_package(self) -> None:
+        """Raise ``UserError`` if the package is not installed."""
+        if self.package and not find_spec(self.package[0]):
+            package, extra = self.package
+            raise UserError(f"{self.name} needs {package}: pip install -e '.[{extra}]'")
 
 
 _ENTRIES = (
@@ -134,7 +121,7 @@ _ENTRIES = (
                 "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
             ),
         ),
-        archives.plain("ADEChallengeData2016"),
+        archives.unchanged("ADEChallengeData2016"),
         1_100_000_000,
         ("images", "annotations"),
     ),
@@ -160,7 +147,7 @@ _ENTRIES = (
                 "sha1:8551ee4bb5860311e79dace7e79cb91e432e78b3",
             ),
         ),
-        archives.plain(),
+        archives.unchanged(),
         21_000_000_000,
         ("train2017", "val2017", "annotations"),
     ),
@@ -191,7 +178,7 @@ _ENTRIES = (
             Archive(
                 "nyu.zip",
                 4_000_000_000,
-                by_hand=(
+                manual=(
                     "get it from"
                     " https://drive.google.com/file/d/1wC-io-14RCIL4XTUrQLk6lBqU2AexLVp/view (Lee"
                     " et al. 2019)"
@@ -212,7 +199,7 @@ _ENTRIES = (
             Archive(
                 "flickr30k-images.tar.gz",
                 4_400_000_000,
-                by_hand=(
+                manual=(
                     "fill in the form at https://shannon.cs.illinois.edu/DenotationGraph (Flickr's"
                     " terms forbid copies)"
                 ),
@@ -253,79 +240,11 @@ _ENTRIES = (
 ENTRIES = {entry.name: entry for entry in _ENTRIES}
 
 
-def entry(name: str, train: bool = False) -> Entry:
-    """What ``name`` stands for.
-
-    Args:
-        train: also the training shards of a ``wds_NAME``.
-    Raises:
-        UserError: nothing is called so, or Hugging Face does not answer.
-    """
-    if name in ENTRIES:
-        return ENTRIES[name]
-    if name.startswith("wds_"):
-        return webdataset(name, train)
-    raise UserError(
-        f"no dataset {name!r} can be got; {nearest(name, ENTRIES)} (or wds_NAME, a webdataset"
-        " folder)"
-    )
-
-
-def webdataset(name: str, train: bool = False) -> Entry:
-    """The folder ``wds_NAME`` as Hugging Face has it, with the SHA-256 of each shard.
-
-    Raises:
-        UserError: there is none, or Hugging Face does not answer.
-    """
-    name = name.replace("/", "-")
-    for pattern in WEBDATASETS:
-        repository = pattern.format(name.removesuffix("_test"))
-        if files := _tree(repository):
-            break
-    else:
+def find_entry(name: str) -> Entry:
+    """The entry called ``name``. Raises ``UserError`` naming the nearest if there is none."""
+    if name not in ENTRIES:
         raise UserError(
-            f"Hugging Face has no {' or '.join(pattern.format(name) for pattern in WEBDATASETS)};"
-            " see https://huggingface.co/clip-benchmark for the names"
+            f"cannot download dataset {name!r}; {nearest(name, ENTRIES)} (or wds_NAME, a webdataset"
+            " folder)"
         )
-    wanted = [
-        Archive(
-            f"{_hub()}/datasets/{repository}/resolve/main/{each['path']}",
-            int(each.get("size", 0)),
-            f"sha256:{each['lfs']['oid']}" if each.get("lfs") else "",
-            path=each["path"],
-        )
-        for each in files
-        if each["type"] == "file"
-        and (train or not each["path"].startswith("train/"))
-        and each["path"][0] != "."
-    ]
-    return Entry(name, f"webdataset folder of {repository}", name, (), wanted, archives.moved, 0)
-
-
-def _hub() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-
-def _tree(repository: str) -> list[dict]:
-    """The files of a dataset's repository; none where there is no such repository."""
-    url, found = f"{_hub()}/api/datasets/{repository}/tree/main?recursive=true", list[dict]()
-    while url:
-        try:
-            with open_url(url) as answer:
-                found += json.load(answer)
-                following = re.search(r'<([^>]+)>;\s*rel="next"', answer.headers.get("Link", ""))
-        except urllib.error.HTTPError as error:
-            if error.code in (
-                401,
-                404,
-            ):  # what Hugging Face says of repositories that are not there
-                return []
-            raise UserError(
-                f"{url} cannot be read: {error.code} {error.reason}; try again later"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"{url} cannot be read ({first_line(error)}); is there a network?"
-            ) from error
-        url = following[1] if following else ""
-    return found
+    return ENTRIES[name]

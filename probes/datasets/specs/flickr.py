@@ -21,14 +21,14 @@ def samples_of(name: str, root: Path, split: Split) -> list[Sample]:
         root, *(f"{folder}dataset_{name}.json" for folder in ("", "annotations/", "karpathy/"))
     )
     images = ("images", f"{name}-images", f"{name}_images", "Images", "Flicker8k_Dataset")
-    place = next((folder for folder in images if (Path(root) / folder).is_dir()), None)
-    if place is None:
+    folder_name = next((folder for folder in images if (Path(root) / folder).is_dir()), None)
+    if folder_name is None:
         raise UserError(f"image folder {' or '.join(images)} is missing in {root}")
     content, part = read_json(path), {"train": "train", "val": "test"}[split]
     with report_malformed(f"{path} is not a Karpathy caption file"):
         return [
             Sample(
-                f"{place}/{entry['filename']}",
+                f"{folder_name}/{entry['filename']}",
                 [str(sentence["raw"]) for sentence in entry["sentences"]],
             )
             for entry in content["images"]

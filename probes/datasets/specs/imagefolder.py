@@ -46,9 +46,9 @@ def readable_names(root: Path, folders: list[str]) -> dict[str, str]:
     if all(len(name) == 9 and name[0] == "n" and name[1:].isdecimal() for name in folders):
         from probes.datasets.specs import imagenet
 
-        known = dict(zip(imagenet.wnids(), imagenet.classes(root), strict=True))
-        if known.keys() >= set(folders):
-            return known
+        imagenet_names = dict(zip(imagenet.wnids(), imagenet.classes(root), strict=True))
+        if imagenet_names.keys() >= set(folders):
+            return imagenet_names
     return {name: name.replace("_", " ") for name in folders}
 
 

@@ -24,20 +24,21 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     """The images of a split's pairs, in the order of their names."""
     root, part = Path(root), PARTS[split]
     annotations = folder(root, f"PairAnnotation/{part}")
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    pairs_of_image: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for name in read_lines(file(root, f"Layout/large/{part}.txt")):
         # a colon is no character of a file's name everywhere: some copies have an underscore for it
         path = file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
-        told = read_json(path)
+        annotation = read_json(path)
         with report_malformed(f"{path} is no pair of SPair-71k"):
             source, target = (
-                f"JPEGImages/{told['category']}/{told[f'{side}_imname']}" for side in ("src", "trg")
+                f"JPEGImages/{annotation['category']}/{annotation[f'{side}_imname']}"
+                for side in ("src", "trg")
             )
             pair = {
                 "image": target,
-                "source": told["src_kps"],
-                "target": told["trg_kps"],
-                "box": told["trg_bndbox"],
+                "source": annotation["src_kps"],
+                "target": annotation["trg_kps"],
+                "box": annotation["trg_bndbox"],
             }
             for points in (pair["source"], pair["target"]):
                 np.asarray(points, np.float64).reshape(len(points), 2)
@@ -47,9 +48,9 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
                 f"{path} has {len(pair['source'])} and {len(pair['target'])} keypoints; get the"
                 " file again"
             )
-        found[source].append(pair)
-        found[target]  # an image that is a target only is looked at all the same
-    return [Sample(image, pairs) for image, pairs in sorted(found.items())]
+        pairs_of_image[source].append(pair)
+        pairs_of_image[target]  # an image that is a target only is looked at all the same
+    return [Sample(image, pairs) for image, pairs in sorted(pairs_of_image.items())]
 
 
 register_dataset(

@@ -131,23 +131,23 @@ TASKS = (
 def tars(root: Path, split: Split) -> list[str]:
     """The shards of a split, relative to ``root``, in their order; all that ``nshards.txt`` counts
     must be there."""
-    place = folder(root, FOLDERS[split])
-    if (count := place / "nshards.txt").is_file():
+    split_folder = folder(root, FOLDERS[split])
+    if (count := split_folder / "nshards.txt").is_file():
         (line,) = read_lines(count)[:1]
         if not line.isdecimal() or len(line) > 6:
             raise UserError(f"{count} must hold the number of shards, not {line[:20]!r}")
         names = [f"{number}.tar" for number in range(int(line))]
-        if missing := [name for name in names if not (place / name).is_file()]:
+        if missing := [name for name in names if not (split_folder / name).is_file()]:
             raise UserError(
-                f"{len(missing)} of {line} shards are missing in {place}, such as {missing[0]}; get"
+                f"{len(missing)} of {line} shards are missing in {split_folder}, such as {missing[0]}; get"
                 " them"
             )
     else:
         names = sorted(
-            (path.name for path in place.glob("*.tar")), key=lambda name: (len(name), name)
+            (path.name for path in split_folder.glob("*.tar")), key=lambda name: (len(name), name)
         )
     if not names:
-        raise UserError(f"{place} has no shards (0.tar, 1.tar …)")
+        raise UserError(f"{split_folder} has no shards (0.tar, 1.tar …)")
     return [f"{FOLDERS[split]}/{name}" for name in names]
 
 
@@ -159,7 +159,7 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
         UserError: a shard is missing or damaged, an image has no label, or the labels are not what
             the type says.
     """
-    root, found = Path(root), []
+    root, samples = Path(root), []
     captions = kind_of(root) == "image-text"
     for tar in tars(root, split):
         names = members(root / tar)
@@ -187,8 +187,8 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
                 raise UserError(
                     f"{root / tar}: {label} holds {text[:20]!r}, which is no class number"
                 )
-            found.append(Sample(f"{tar}/{name}", target))
-    return found
+            samples.append(Sample(f"{tar}/{name}", target))
+    return samples
 
 
 def in_groups(column: int, root: Path, split: Split) -> list[Sample]:
@@ -232,11 +232,11 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
 def kind_of(root: Path) -> Kind:
     """What the folder says it is. Raises ``UserError`` for a type that cannot be scored here."""
     path = Path(root) / "dataset_type.txt"
-    told = read_lines(path)[0].lower() if path.is_file() else "classification"
+    text = read_lines(path)[0].lower() if path.is_file() else "classification"
     kinds: dict[str, Kind] = {"classification": "classification", "retrieval": "image-text"}
-    if told not in kinds:
-        raise UserError(f"{path} says {told!r}; only {' and '.join(kinds)} are known here")
-    return kinds[told]
+    if text not in kinds:
+        raise UserError(f"{path} says {text!r}; only {' and '.join(kinds)} are known here")
+    return kinds[text]
 
 
 def classes(root: Path) -> tuple[str, ...]:
@@ -283,19 +283,21 @@ def spec_of(task: Task) -> DatasetSpec:
 def register_folders(data_root: Path | None) -> list[str]:
     """Make every other ``wds_NAME`` in ``data_root`` the dataset NAME; returns the names that are
     new. One of a type that is not known here is none."""
-    found = []
+    registered = []
     for path in sorted(Path(data_root).glob("wds_*")) if data_root else ():
-        known = {name for spec in DATASETS.values() for name in (spec.folder, *spec.other_folders)}
+        folders = {
+            name for spec in DATASETS.values() for name in (spec.folder, *spec.other_folders)
+        }
         name = path.name.removeprefix("wds_")
-        if path.is_dir() and path.name not in known and name not in DATASETS:
+        if path.is_dir() and path.name not in folders and name not in DATASETS:
             with suppress(UserError):
                 kind = kind_of(path)
                 task = Task(name, name, 0, RECALL if kind == "image-text" else {}, kind)
                 register_dataset(
                     replace(spec_of(task), other_folders=(), about=f"webdataset folder {path.name}")
                 )
-                found.append(name)
-    return found
+                registered.append(name)
+    return registered
 
 
 def datasets_of(folder_name: str) -> list[str]:

@@ -18,7 +18,7 @@ def test_data_check(tmp_path, monkeypatch, capsys):
     assert "mini-" not in output
     assert main([*command, "--json"]) == 0
     (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "camvid")
-    assert row["state"] == "available" and row["found"] == {"train": 4, "val": 3}
+    assert row["state"] == "available" and row["counts"] == {"train": 4, "val": 3}
 
 
 def test_a_broken_dataset_is_exit_code_1(tmp_path, monkeypatch, capsys):

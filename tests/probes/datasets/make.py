@@ -58,8 +58,8 @@ def make_voc(
     train, val, aug = names[:n_train], names[n_train : n_train + n_val], names[n_train + n_val :]
     for name in names:
         save(root / f"JPEGImages/{name}.jpg", picture(rng, size))
-        place = "SegmentationClassAug" if name in aug else "SegmentationClass"
-        save(root / f"{place}/{name}.png", labels(rng, size, [*range(21), 255]))
+        labels_folder = "SegmentationClassAug" if name in aug else "SegmentationClass"
+        save(root / f"{labels_folder}/{name}.png", labels(rng, size, [*range(21), 255]))
     lists = {"train": train, "val": val} | ({"trainaug": train + aug} if aug else {})
     for name, entries in lists.items():
         path = root / f"ImageSets/Segmentation/{name}.txt"
@@ -284,11 +284,11 @@ def make_wds(
             colour = COLOURS.get(classes[label], (128, 128, 128))
             members = {f"{key}.png": encoded(picture(rng, size, colour))}
             if captions:
-                said = [
+                texts = [
                     f"a {classes[label]} thing",
                     *(f"{split} {index} is {n}" for n in range(1, captions)),
                 ]
-                members[f"{key}.txt"] = "\n".join(said).encode()
+                members[f"{key}.txt"] = "\n".join(texts).encode()
             else:
                 members[f"{key}.cls"] = str(label).encode()
             if groups:

@@ -64,12 +64,12 @@ def test_every_layout_is_listed_decoded_and_fingerprinted(tmp_path, name):
     spec, root = DATASETS[name], MAKERS[name](tmp_path / "a")
     bar = Bar()
     data = prepare(spec, root, partial=True, progress=bar)
-    wanted = {s: len(spec.list_samples(root, s)) for s in ("train", "val")}
-    assert {s: len(samples) for s, samples in data.samples.items()} == wanted
-    assert wanted["val"] >= 3
+    expected = {s: len(spec.list_samples(root, s)) for s in ("train", "val")}
+    assert {s: len(samples) for s, samples in data.samples.items()} == expected
+    assert expected["val"] >= 3
     assert data.skipped == ()
     assert data.partial == bool(spec.expected)
-    assert bar.done == bar.total == sum(wanted.values())
+    assert bar.done == bar.total == sum(expected.values())
 
     # the second time nothing is decoded; one thread finds the same; another place makes no
     # difference
@@ -117,15 +117,15 @@ def test_complete_or_partial(tmp_path):
 def test_a_limit_takes_test_samples_evenly_and_is_partial(tmp_path):
     spec = dataclasses.replace(DATASETS["voc"], expected={"train": 4, "val": 6})
     root = make.make_voc(tmp_path, 4, 6)
-    whole, three = prepare(spec, root), prepare(spec, root, splits={"train": None, "val": 3})
+    full, three = prepare(spec, root), prepare(spec, root, splits={"train": None, "val": 3})
     assert (
-        three.samples["val"] == whole.samples["val"][::2]
-        and three.samples["train"] == whole.samples["train"]
+        three.samples["val"] == full.samples["val"][::2]
+        and three.samples["train"] == full.samples["train"]
     )
-    assert three.partial and three.fingerprint != whole.fingerprint
+    assert three.partial and three.fingerprint != full.fingerprint
     assert (
         prepare(spec, root, splits={"train": None, "val": 6})
-        == whole
+        == full
         == prepare(spec, root, splits={"train": None, "val": 7})
     )
     (root / three.samples["train"][0].image).unlink()
@@ -142,17 +142,17 @@ def test_more_than_official_is_not_the_official_one_either(tmp_path):
     refused("train 4 of 3", spec, make.make_nyu(tmp_path, 4, 3))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "gone"])
+@pytest.mark.parametrize("change", ["truncated", "empty", "text", "gone"])
 @pytest.mark.parametrize("which", ["image", "target"])
-def test_unreadable_samples_are_skipped_and_named(tmp_path, damage, which):
+def test_unreadable_samples_are_skipped_and_named(tmp_path, change, which):
     spec, root = DATASETS["camvid"], make.make_camvid(tmp_path, 5, 3)
     sample = spec.list_samples(root, "train")[2]
     path = root / getattr(sample, which)
-    if damage == "truncated":
+    if change == "truncated":
         make.truncate(path)
-    elif damage == "empty":
+    elif change == "empty":
         path.write_bytes(b"")
-    elif damage == "text":
+    elif change == "text":
         path.write_text("not an image")
     else:
         path.unlink()
@@ -379,8 +379,8 @@ def test_captions_are_counted(tmp_path):
 def test_a_kept_verdict_that_is_damaged_is_made_again(tmp_path, own_home):
     spec, root = DATASETS["camvid"], make.make_camvid(tmp_path)
     data = prepare(spec, root)
-    (kept,) = (own_home / "datasets").iterdir()
-    kept.write_text("{")
+    (cached,) = (own_home / "datasets").iterdir()
+    cached.write_text("{")
     bar = Bar()
     assert prepare(spec, root, progress=bar) == data
     assert bar.done == 7
@@ -389,17 +389,17 @@ def test_a_kept_verdict_that_is_damaged_is_made_again(tmp_path, own_home):
 def test_a_check_cut_short_goes_on_where_it_stopped(tmp_path, own_home, monkeypatch):
     spec, root = DATASETS["imagefolder"], make.make_imagefolder(tmp_path, 20, 3)
     make.truncate(root / "train/blue/0003.JPEG")
-    wanted = prepare(spec, root)
-    (kept,) = (own_home / "datasets").iterdir()
-    kept.unlink()
+    expected = prepare(spec, root)
+    (cached,) = (own_home / "datasets").iterdir()
+    cached.unlink()
     looked_at = []
 
     def until(limit):
-        def verify(spec, classes, root, sample, truth):
+        def verify(spec, classes, root, sample, instances):
             if len(looked_at) == limit:
                 raise KeyboardInterrupt
             looked_at.append(sample.image)
-            return original(spec, classes, root, sample, truth)
+            return original(spec, classes, root, sample, instances)
 
         return verify
 
@@ -411,7 +411,7 @@ def test_a_check_cut_short_goes_on_where_it_stopped(tmp_path, own_home, monkeypa
     with part.open("a") as lines:  # and a last line that was not finished
         lines.write('["train:train/white/0019.JPEG", "')
     monkeypatch.setattr(check, "verify", until(None))
-    assert prepare(spec, root, workers=1) == wanted
+    assert prepare(spec, root, workers=1) == expected
     assert len(looked_at) == len(set(looked_at)) == 4 * 20 + 4 * 3
     assert [path.suffix for path in (own_home / "datasets").iterdir()] == [".json"]
 

@@ -181,7 +181,7 @@ def test_broken_json_is_one_line(tmp_path, name, file, text):
 
 def test_class_names_are_read_from_openmmlab_when_asked_for():
     names = {name: DATASETS[name].class_names(Path()) for name in ("voc", "ade20k", "coco")}
-    assert {name: len(set(found)) for name, found in names.items()} == {
+    assert {name: len(set(classes)) for name, classes in names.items()} == {
         "voc": 21,
         "ade20k": 150,
         "coco": 80,

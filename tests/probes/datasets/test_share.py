@@ -17,7 +17,7 @@ from tests.probes.tiny_mmlab import context
 from tests.probes.whole_images import context as whole_images
 
 DENSE = {"size": 48, "batch_size": 2, "max_iters": 3, "warmup": 0.0}
-KEPT = {**DENSE, "fixed_crops": 2, "cache": "fp32"}
+CACHED = {**DENSE, "fixed_crops": 2, "cache": "fp32"}
 SSD = {
     "max_iters": 2,
     "batch_size": 2,
@@ -59,7 +59,7 @@ def test_a_share_is_nested_stratified_and_of_the_content(tmp_path):
 @pytest.mark.parametrize(
     ("task", "settings", "shared"),
     [
-        ("segmentation/linear", KEPT, True),
+        ("segmentation/linear", CACHED, True),
         ("depth/linear", {**DENSE, "lr_grid": (0.001, 0.01)}, False),
         ("segmentation/patch-knn", {"size": 48, "neighbours": (1, 3)}, True),
         ("segmentation/in-context", {"size": 48}, True),
@@ -91,7 +91,7 @@ def test_a_share_is_as_a_dataset_that_has_no_more(tmp_path, task, settings, shar
         name: replace(around, data=data, work_dir=folder_of(tmp_path, name), cost=Cost())
         for name, data in runs.items()
     }
-    whole, share, alone = (probe.run(each) for each in contexts.values())
+    full, share, alone = (probe.run(each) for each in contexts.values())
     assert share.metrics == alone.metrics
     assert probe.config(contexts["share"]) == probe.config(contexts["alone"])
     assert all(
@@ -102,7 +102,7 @@ def test_a_share_is_as_a_dataset_that_has_no_more(tmp_path, task, settings, shar
             tensor.equal(alone.head.tensors[name]) for name, tensor in share.head.tensors.items()
         )
         assert not all(
-            tensor.equal(whole.head.tensors[name]) for name, tensor in share.head.tensors.items()
+            tensor.equal(full.head.tensors[name]) for name, tensor in share.head.tensors.items()
         )
     if shared:
         encoded = {name: each.cost.images["encode"] for name, each in contexts.items()}

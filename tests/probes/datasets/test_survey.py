@@ -38,7 +38,7 @@ def test_survey(tmp_path):
     rows = {row.name: row for row in survey(tmp_path, {})}
     assert set(rows) >= SHIPPED | {"imagenet", "places365"}
     assert rows["voc"].state == "partial"
-    assert rows["voc"].found == {"train": 4, "val": 3}
+    assert rows["voc"].counts == {"train": 4, "val": 3}
     assert rows["voc"].expected == {"train": 1464, "val": 1449}
     assert rows["camvid"].state == "available" and "no official counts" in rows["camvid"].message
     assert rows["nyu-depth"].state == "partial"
@@ -64,7 +64,7 @@ def test_a_survey_says_what_a_newcomer_should_know(tmp_path):
     assert rows["voc"].state == "absent" and f"--data voc={voc}" in rows["voc"].message
     assert "mini-det" in {row.name for row in survey(None, {"mini-det": tmp_path / "coco"})}
     (row,) = (row for row in survey(tmp_path, {}, full=True) if row.name == "flickr8k")
-    assert row.state == "partial" and row.found == {"train": 0, "val": 3}
+    assert row.state == "partial" and row.counts == {"train": 0, "val": 3}
 
 
 def test_a_full_survey_decodes(tmp_path):
@@ -83,7 +83,7 @@ def test_a_val_only_dataset_does_not_change_what_is_checked_in_others(tmp_path):
     make.make_flickr(tmp_path / "flickr8k", 0, 3, name="flickr8k")
     make.truncate(make.make_imagefolder(tmp_path / "imagefolder") / "train/red/0001.JPEG")
     first, second = survey(tmp_path, {}, full=True, only=("flickr8k", "imagefolder"))
-    assert first.name == "flickr8k" and second.found == {"train": 16, "val": 12}
+    assert first.name == "flickr8k" and second.counts == {"train": 16, "val": 12}
     assert "train/red/0001.JPEG" in second.message
 
 

@@ -33,14 +33,16 @@ class Noisy(Colours):
 
     def encode_text(self, texts):
         marks = torch.tensor(
-            [[hash_of(text, place) for place in range(self.embed_dim)] for text in texts]
+            [[hash_of(text, index) for index in range(self.embed_dim)] for text in texts]
         )
         return super().encode_text(texts) + 0.3 * marks
 
 
-def hash_of(text: str, place: int) -> float:
+def hash_of(text: str, dimension: int) -> float:
     return (
-        sum((index + 1) * (place + 2) * ord(letter) for index, letter in enumerate(text)) % 101 / 50
+        sum((index + 1) * (dimension + 2) * ord(letter) for index, letter in enumerate(text))
+        % 101
+        / 50
         - 1
     )
 
@@ -82,7 +84,7 @@ def test_names_of_folders(tmp_path):
 
 
 def test_any_other_folder_is_a_dataset_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS))
     make.make_wds(tmp_path / "wds_my-set", 0, 2)
     make.make_wds(tmp_path / "wds_my-captions", 0, 2, captions=2)
     (tmp_path / "wds_odd").mkdir()
@@ -95,7 +97,7 @@ def test_any_other_folder_is_a_dataset_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("change", "message"),
     [
         (lambda root: (root / "test/1.tar").unlink(), "1 of 2 shards are missing"),
         (lambda root: make.truncate(root / "test/1.tar"), "cut off"),
@@ -120,9 +122,9 @@ def test_any_other_folder_is_a_dataset_too(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, damage, message):
+def test_what_is_wrong_is_named(tmp_path, change, message):
     root = make.make_wds(tmp_path / "wds_cifar10", 0, 2)
-    damage(root)
+    change(root)
     with pytest.raises(UserError, match=message):
         prepare(DATASETS["cifar10"], root, splits=["val"])
 
@@ -149,7 +151,7 @@ def test_zero_shot_is_clip_benchmarks(tmp_path, name):
     from sklearn.metrics import f1_score
 
     root, model = make.make_wds(tmp_path / f"wds_{name}", 0, 5, classes=CLASSES), Noisy()
-    probe, found = run(f"{name}/zero-shot", root)
+    probe, result = run(f"{name}/zero-shot", root)
     mean, std = (
         255 * torch.tensor(each).view(3, 1, 1) for each in (model.data.mean, model.data.std)
     )
@@ -159,23 +161,29 @@ def test_zero_shot_is_clip_benchmarks(tmp_path, name):
     )
     loader = DataLoader(theirs.batched(8), batch_size=None)
     loader.dataset.classes = theirs.classes
-    told = oracle.evaluate(model, loader, Texts, theirs.classes, theirs.templates, "cpu", amp=False)
+    oracle_metrics = oracle.evaluate(
+        model, loader, Texts, theirs.classes, theirs.templates, "cpu", amp=False
+    )
     main = next(iter(probe.metrics))
     assert {"cifar10": "top1", "vtab-pets": "mean_per_class_recall", "wilds-iwildcam": "f1_macro"}[
         name
     ] == main
-    assert 10 < found.metrics["top1"] < 95
-    assert found.metrics["top1"] == pytest.approx(100 * told["acc1"], abs=1e-6)
-    assert found.metrics["top5"] == pytest.approx(100 * told["acc5"], abs=1e-6)
+    assert 10 < result.metrics["top1"] < 95
+    assert result.metrics["top1"] == pytest.approx(100 * oracle_metrics["acc1"], abs=1e-6)
+    assert result.metrics["top5"] == pytest.approx(100 * oracle_metrics["acc5"], abs=1e-6)
     if name == "vtab-pets":
-        assert found.metrics[main] == pytest.approx(100 * told["mean_per_class_recall"], abs=1e-6)
+        assert result.metrics[main] == pytest.approx(
+            100 * oracle_metrics["mean_per_class_recall"], abs=1e-6
+        )
     if name == "wilds-iwildcam":
-        truth, prediction = found.per_image["label"], found.per_image["prediction"]
-        wanted = f1_score(truth, prediction, average="macro", labels=np.unique(truth))
-        assert found.metrics[main] == pytest.approx(100 * wanted, abs=1e-6)
-    scores = image_scores("classification", found.per_image)
-    weights = np.ones((1, len(found.per_image["rank"])))
-    for metric, value in found.metrics.items():
+        class_indices, prediction = result.per_image["label"], result.per_image["prediction"]
+        expected = f1_score(
+            class_indices, prediction, average="macro", labels=np.unique(class_indices)
+        )
+        assert result.metrics[main] == pytest.approx(100 * expected, abs=1e-6)
+    scores = image_scores("classification", result.per_image)
+    weights = np.ones((1, len(result.per_image["rank"])))
+    for metric, value in result.metrics.items():
         assert scores.metrics[metric](weights)[0] == pytest.approx(value, abs=1e-6)
 
 
@@ -205,7 +213,7 @@ def test_retrieval_is_clip_benchmarks(tmp_path):
                 for m, c in members.items()
             },
         )
-    probe, found = run(f"{name}/retrieval", root)
+    probe, result = run(f"{name}/retrieval", root)
     mean, std = (
         255 * torch.tensor(each).view(3, 1, 1) for each in (model.data.mean, model.data.std)
     )
@@ -214,43 +222,47 @@ def test_retrieval_is_clip_benchmarks(tmp_path):
         name, lambda image: (pixels(image.convert("RGB")).float() - mean) / std, data_dir=str(root)
     )
     loader = DataLoader(theirs.batched(8, collation_fn=image_captions_collate_fn), batch_size=None)
-    told = oracle.evaluate(model, loader, Texts, "cpu", amp=False, recall_k_list=[1, 5, 10])
+    oracle_metrics = oracle.evaluate(
+        model, loader, Texts, "cpu", amp=False, recall_k_list=[1, 5, 10]
+    )
     assert next(iter(probe.metrics)) == "mean_R@1"
     for way, side in (("i2t", "text"), ("t2i", "image")):
         for k in (1, 5, 10):
-            assert found.metrics[f"{way}_R@{k}"] == pytest.approx(
-                100 * told[f"{side}_retrieval_recall@{k}"], abs=1e-4
+            assert result.metrics[f"{way}_R@{k}"] == pytest.approx(
+                100 * oracle_metrics[f"{side}_retrieval_recall@{k}"], abs=1e-4
             )
-    wanted = 50 * (told["text_retrieval_recall@1"] + told["image_retrieval_recall@1"])
-    assert 1 < found.metrics["mean_R@1"] == pytest.approx(wanted, abs=1e-4)
-    scores = image_scores("image-text", found.per_image)
+    expected = 50 * (
+        oracle_metrics["text_retrieval_recall@1"] + oracle_metrics["image_retrieval_recall@1"]
+    )
+    assert 1 < result.metrics["mean_R@1"] == pytest.approx(expected, abs=1e-4)
+    scores = image_scores("image-text", result.per_image)
     assert scores.metrics["mean_R@1"](np.ones((1, 28)))[0] == pytest.approx(
-        found.metrics["mean_R@1"]
+        result.metrics["mean_R@1"]
     )
 
 
 @pytest.mark.parametrize("name", ["wilds-fmow", "fairness-dollar_street"])
 def test_the_worst_group(tmp_path, name):
     root = make.make_wds(tmp_path / f"wds_{name}", 0, 6, classes=CLASSES, groups=3)
-    probe, found = run(f"{name}/zero-shot", root)
+    probe, result = run(f"{name}/zero-shot", root)
     main = next(iter(probe.metrics))
     assert (
         main
         == {"wilds-fmow": "worst_group_top1", "fairness-dollar_street": "worst_group_top5"}[name]
     )
-    hit, group = found.per_image["rank"] < int(main[-1]), found.per_image["group"]
-    assert group.tolist() == [place // 7 % 3 for place in range(42)]
+    hit, group = result.per_image["rank"] < int(main[-1]), result.per_image["group"]
+    assert group.tolist() == [index // 7 % 3 for index in range(42)]
     shares = [100 * hit[group == each].mean() for each in range(3)]
-    assert found.metrics[main] == pytest.approx(min(shares))
+    assert result.metrics[main] == pytest.approx(min(shares))
     assert main[-1] == "5" or min(shares) < np.mean(shares) - 1
-    scores = image_scores("classification", found.per_image)
+    scores = image_scores("classification", result.per_image)
     weights = np.random.default_rng(0).integers(0, 3, (5, 42))
-    drawn = scores.metrics[main](weights)
-    wanted = [
+    resampled = scores.metrics[main](weights)
+    expected = [
         min(100 * np.average(hit[group == g], weights=w[group == g]) for g in range(3))
         for w in weights
     ]
-    assert drawn == pytest.approx(wanted)
+    assert resampled == pytest.approx(expected)
 
 
 def test_the_linear_probe_and_k_nearest_neighbours_work_on_the_same_folders(tmp_path):
@@ -260,9 +272,9 @@ def test_the_linear_probe_and_k_nearest_neighbours_work_on_the_same_folders(tmp_
         ("knn", {"neighbours": (1, 3)}),
         ("few-shot", {"shots": 2}),
     ):
-        probe, found = run(f"vtab-pets/{name}", root, **settings)
+        probe, result = run(f"vtab-pets/{name}", root, **settings)
         assert next(iter(probe.metrics)) == "mean_per_class_recall"
-        assert found.metrics["mean_per_class_recall"] > 60
+        assert result.metrics["mean_per_class_recall"] > 60
 
 
 def test_winogavil(tmp_path):
@@ -281,14 +293,14 @@ def test_winogavil(tmp_path):
     wrong = {"cue": "red", "candidates": names[2:7], "associations": ["green0"]}
     (root / "instances.json").write_text(json.dumps([right, few, wrong]))
     spec, probe = find_task("misc-winogavil/zero-shot")
-    found = probe.run(context(probe, spec, root))
-    assert found.metrics["jaccard_10-12"] == 100
-    assert found.metrics["jaccard_5-6"] == 50
-    assert found.metrics["jaccard"] == pytest.approx(200 / 3)
-    scores = image_scores("association", found.per_image)
+    result = probe.run(context(probe, spec, root))
+    assert result.metrics["jaccard_10-12"] == 100
+    assert result.metrics["jaccard_5-6"] == 50
+    assert result.metrics["jaccard"] == pytest.approx(200 / 3)
+    scores = image_scores("association", result.per_image)
     assert {
-        name: scores.metrics[name](np.ones((1, 3)))[0] for name in found.metrics
-    } == pytest.approx(found.metrics)
+        name: scores.metrics[name](np.ones((1, 3)))[0] for name in result.metrics
+    } == pytest.approx(result.metrics)
     (root / "instances.json").write_text(json.dumps([{**right, "candidates": ["nowhere"]}]))
     with pytest.raises(UserError, match="names the image 'nowhere'"):
         spec.list_samples(root, "val")
@@ -314,15 +326,15 @@ def test_the_38(tmp_path):
         "worst_group_top1": 2,
         "worst_group_top5": 1,
     }
-    there = {"cifar10", "vtab-dtd", "fairness-geode"}
-    for name in there:
+    present = {"cifar10", "vtab-dtd", "fairness-geode"}
+    for name in present:
         (tmp_path / DATASETS[name].other_folders[-1]).mkdir()
-    found = set()
+    names = set()
     for name in suite.tasks:
         spec = DATASETS[name.partition("/")[0]]
         try:
             find_folder(spec, tmp_path, {})
-            found.add(spec.name)
+            names.add(spec.name)
         except UserError as error:
             assert spec.folder in str(error)
-    assert found == there
+    assert names == present

@@ -1,21 +1,21 @@
-"""Each dataset from small archives of the published shape to a folder that ``data check``
-accepts."""
+"""``data get``: from small archives of the published kind to folders that pass ``data check``."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import shutil
 import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 from scipy.io import savemat
+from torchvision.datasets import imagenet
 
 import probes.catalog  # noqa: F401
 from backbones.cliptex.protocols import Silent
@@ -23,8 +23,7 @@ from benchmark.__main__ import main
 from common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.download import table
-from probes.datasets.download.archives import members
-from probes.datasets.download.get import assign, get
+from probes.datasets.download.get import get, match_archives
 from probes.registry import DATASETS
 from tests.probes.datasets import make
 
@@ -42,10 +41,10 @@ def pack(archive: Path, folder: Path, below: str = "") -> None:
             opened.add(folder, below or ".")
 
 
-def fetched(entry, to: Path, *given: Path) -> list[str]:
-    said: list[str] = []
-    get(entry, to, given, Silent(), said.append)
-    return said
+def fetched(entry, to: Path, *archives: Path) -> list[str]:
+    messages: list[str] = []
+    get(entry, to, archives, Silent(), messages.append)
+    return messages
 
 
 NUMBERS = {
@@ -89,14 +88,14 @@ def voc(server, served, tmp_path):
 
 def test_voc_with_trainaug(voc, server, tmp_path):
     to = tmp_path / "data"
-    said = fetched(voc, to)
+    messages = fetched(voc, to)
     data = checked("voc", to / "VOCdevkit/VOC2012")
     assert len(data.samples["train"]) == 6 and len(data.samples["val"]) == 3 and not data.skipped
     added = [sample.target for sample in data.samples["train"] if "Aug" in sample.target]
     assert len(added) == 2, "SBD's masks are used where VOC has none, and never those of val"
     assert np.asarray(Image.open(data.root / added[1])).max() == 4, "the mask of its own file"
     assert not (to / ".downloads").exists()
-    assert "md5" in said[0] and "as published" in said[0] and "sha256" in said[0]
+    assert "md5" in messages[0] and "as published" in messages[0]
 
 
 def test_a_wrong_checksum_is_refused_and_the_next_attempt_is_fresh(voc, server, tmp_path):
@@ -113,11 +112,11 @@ def test_a_wrong_checksum_is_refused_and_the_next_attempt_is_fresh(voc, server, 
     server.requests.clear()
     fetched(voc, to)
     assert [path for _, path, _ in server.requests] == ["/benchmark.tgz"], "what was right is kept"
-    given = tmp_path / "VOCtrainval_11-May-2012.tar"
-    given.write_bytes(b"another")
+    archive_copy = tmp_path / "VOCtrainval_11-May-2012.tar"
+    archive_copy.write_bytes(b"another")
     with pytest.raises(UserError, match="get it again"):
-        fetched(voc, tmp_path / "other", given)
-    assert given.exists(), "a user's file is not removed"
+        fetched(voc, tmp_path / "other", archive_copy)
+    assert archive_copy.exists(), "a user's file is not removed"
 
 
 def test_what_breaks_while_it_is_unpacked_leaves_nothing_half(
@@ -145,7 +144,7 @@ def test_no_room_is_said_before_anything_is_asked_for(voc, server, tmp_path, mon
 
 def test_what_is_there_is_never_mixed_with_what_comes(voc, server, tmp_path):
     make.make_voc(tmp_path / "data/VOCdevkit/VOC2012")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists; move it away"):
         fetched(voc, tmp_path / "data")
     assert not server.requests
 
@@ -174,7 +173,7 @@ def test_ade20k_and_coco(server, served, tmp_path):
 
 
 def test_nyu_labelled(server, served, tmp_path):
-    h5py = pytest.importorskip("h5py", reason="no h5py: pip install 'cliptex-benchmark[nyu]'")
+    h5py = pytest.importorskip("h5py", reason="no h5py: pip install -e '.[nyu]'")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, 3, 64, 48), np.uint8)  # (N, 3, W, H), as MATLAB's file has it
     depths = rng.uniform(0.5, 9.9, (5, 64, 48)).astype(np.float32)
@@ -186,8 +185,8 @@ def test_nyu_labelled(server, served, tmp_path):
             data[f"scene{index}"] = np.array([[ord(letter)] for letter in scene], np.uint16)
             references[0, index] = data[f"scene{index}"].ref
     savemat(server.folder / "splits.mat", {"trainNdxs": [[1], [3], [4]], "testNdxs": [[2], [5]]})
-    said = fetched(served("nyu"), tmp_path / "data")
-    assert "splits.mat: sha256" in said[1] and "publishes none" in said[1]
+    messages = fetched(served("nyu"), tmp_path / "data")
+    assert "splits.mat: sha256" in messages[1] and "publishes no checksum" in messages[1]
     data = checked("nyu-depth", tmp_path / "data/nyu")
     assert [Path(sample.image).stem for sample in data.samples["train"]] == [
         "bathroom_00003",
@@ -208,18 +207,18 @@ def test_nyu_labelled(server, served, tmp_path):
 
 
 def test_nyu_raw_frames(served, tmp_path):
-    made, listed = tmp_path / "nyu", {"train": ("kitchen_0028b", 3), "test": ("bathroom", 2)}
+    source, listed = tmp_path / "nyu", {"train": ("kitchen_0028b", 3), "test": ("bathroom", 2)}
     rng = np.random.default_rng(0)
     for split, (scene, number) in listed.items():
         lines = []
         for index in range(number):
             image, depth = f"{scene}/rgb_{index:05d}.jpg", f"{scene}/sync_depth_{index:05d}.png"
-            make.save(made / image, make.picture(rng, (64, 48)))
-            make.save(made / depth, rng.integers(700, 9900, (48, 64), dtype=np.uint16))
+            make.save(source / image, make.picture(rng, (64, 48)))
+            make.save(source / depth, rng.integers(700, 9900, (48, 64), dtype=np.uint16))
             lines.append(f"{'/' * (split == 'train')}{image} {depth} 518.8579\n")
-        (made / f"nyu_{split}.txt").write_text("".join(lines))
-    pack(tmp_path / "nyu.zip", made, "nyu")
-    with pytest.raises(UserError, match="can only be got by a person"):
+        (source / f"nyu_{split}.txt").write_text("".join(lines))
+    pack(tmp_path / "nyu.zip", source, "nyu")
+    with pytest.raises(UserError, match="needs manual downloads"):
         fetched(served("nyu-24k"), tmp_path / "data")
     fetched(served("nyu-24k"), tmp_path / "data", tmp_path / "nyu.zip")
     data = checked("nyu-depth", tmp_path / "data/nyu")
@@ -231,16 +230,16 @@ def test_nyu_raw_frames(served, tmp_path):
 
 
 def test_flickr30k_captions_first_and_images_when_they_are_brought(server, served, tmp_path):
-    made = make.make_flickr(tmp_path / "flickr", 3, 2, name="flickr30k")
+    source = make.make_flickr(tmp_path / "flickr", 3, 2, name="flickr30k")
     (tmp_path / "json").mkdir()
-    shutil.copy(next(made.rglob("dataset_flickr30k.json")), tmp_path / "json")
+    shutil.copy(next(source.rglob("dataset_flickr30k.json")), tmp_path / "json")
     (tmp_path / "json/dataset_coco.json").write_text("{}")
     pack(server.folder / "caption_datasets.zip", tmp_path / "json")
-    said = fetched(served("flickr30k"), tmp_path / "data")
-    assert "fill in the form at https://" in said[0]
+    messages = fetched(served("flickr30k"), tmp_path / "data")
+    assert "fill in the form at https://" in messages[0]
     root = tmp_path / "data/flickr30k"
     assert [path.name for path in root.iterdir()] == ["dataset_flickr30k.json"]
-    images = next(path.parent for path in made.rglob("*.jpg"))
+    images = next(path.parent for path in source.rglob("*.jpg"))
     pack(tmp_path / "flickr30k.tgz", images, "flickr30k_images")
     fetched(served("flickr30k"), tmp_path / "data", tmp_path / "flickr30k.tgz")
     assert {
@@ -251,95 +250,112 @@ def test_flickr30k_captions_first_and_images_when_they_are_brought(server, serve
     }
 
 
-def test_imagenet_from_the_archives_of_a_person(served, server, tmp_path):
+def test_imagenet_from_archives_that_were_downloaded_by_hand(served, server, tmp_path, monkeypatch):
     wnids, rng = ["n01440764", "n01443537"], np.random.default_rng(0)
+    (tmp_path / "tars").mkdir()
     for wnid in wnids:
         make.save(tmp_path / f"train/{wnid}/{wnid}_1.JPEG", make.picture(rng, (32, 32)))
-        (tmp_path / "tars").mkdir(exist_ok=True)
         pack(tmp_path / f"tars/{wnid}.tar", tmp_path / f"train/{wnid}")
     for number in (1, 2, 3):
         make.save(tmp_path / f"val/ILSVRC2012_val_{number:08d}.JPEG", make.picture(rng, (32, 32)))
-    kit = tmp_path / "kit/data"
+    kit = tmp_path / "kit/ILSVRC2012_devkit_t12/data"
     kit.mkdir(parents=True)
-    fields = [("ILSVRC2012_ID", object), ("WNID", object)]
-    savemat(
-        kit / "meta.mat", {"synsets": np.array([[(2, wnids[0])], [(1, wnids[1])]], dtype=fields)}
-    )
+    names = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")
+    synsets = [(2, wnids[0], "tench", "", 0), (1, wnids[1], "goldfish", "", 0)]
+    fields = [(name, object) for name in names]
+    savemat(kit / "meta.mat", {"synsets": np.array([[synset] for synset in synsets], dtype=fields)})
     (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n2\n")
-    names = {"img_train.tar": "tars", "img_val.tar": "val", "devkit_t12.tar.gz": "kit"}
-    for name, folder in names.items():
-        pack(server.folder / f"ILSVRC2012_{name}", tmp_path / folder)
-    archives = {name: server.folder / f"ILSVRC2012_{name}" for name in names}
+    archives, published = {}, dict(imagenet.ARCHIVE_META)
+    for part, folder in (("train", "tars"), ("val", "val"), ("devkit", "kit")):
+        path = archives[part] = server.folder / published[part][0]
+        pack(path, tmp_path / folder)
+        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        monkeypatch.setitem(imagenet.ARCHIVE_META, part, (path.name, md5))
     to = tmp_path / "data"
     with pytest.raises(UserError, match=r"pass --archive ILSVRC2012_devkit_t12.tar.gz"):
-        fetched(served("imagenet"), to, archives["img_val.tar"])
-    said = fetched(served("imagenet"), to, archives["img_val.tar"], archives["devkit_t12.tar.gz"])
-    assert "image-net.org" in said[0] and "img_train" in said[0]
-    fetched(served("imagenet"), to, archives["img_train.tar"])
+        fetched(served("imagenet"), to, archives["val"])
+    messages = fetched(served("imagenet"), to, archives["val"], archives["devkit"])
+    assert "image-net.org" in messages[0] and "img_train" in messages[0]
+    fetched(served("imagenet"), to, archives["train"])
     data = checked("imagenet", to / "imagenet")
     assert [(sample.image, sample.target) for sample in data.samples["train"]] == [
         (f"train/{wnid}/{wnid}_1.JPEG", number) for number, wnid in enumerate(wnids)
     ]
-    found = {Path(sample.image).stem[-1]: sample.target for sample in data.samples["val"]}
-    assert found == {"1": 0, "2": 1, "3": 0}
-    assert not server.requests
+    targets = {Path(sample.image).stem[-1]: sample.target for sample in data.samples["val"]}
+    assert targets == {"1": 0, "2": 1, "3": 0}
+    assert sorted(path.name for path in (to / "imagenet").iterdir()) == ["train", "val"]
+    assert all(path.is_file() for path in archives.values()) and not server.requests
+
+
+class Hub:
+    """A Hugging Face hub with one repository of DataComp's."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        root = make.make_wds(tmp_path / "hub", 1, 1)
+        self.files = {
+            path.relative_to(root).as_posix(): path.read_bytes()
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        }
+        self.files[".gitattributes"] = b"*"
+        self.damaged = False
+
+    def dataset_info(self, repository, files_metadata):
+        if repository != "djghosh/wds_toy_test":
+            raise RepositoryNotFoundError("404", response=MagicMock())
+        siblings = []
+        for name, data in self.files.items():
+            lfs = (
+                MagicMock(sha256=hashlib.sha256(data).hexdigest()) if name[-4:] == ".tar" else None
+            )
+            siblings.append(MagicMock(rfilename=name, size=len(data), lfs=lfs))
+        return MagicMock(siblings=siblings, sha="commit")
+
+    def snapshot_download(self, repository, *, repo_type, revision, local_dir, allow_patterns):
+        assert (repo_type, revision) == ("dataset", "commit")
+        for name in allow_patterns:
+            path = local_dir / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.files[name][: 10 if self.damaged else None])
+        return str(local_dir)
 
 
 @pytest.fixture
-def hub(server, tmp_path, monkeypatch):
-    """A Hugging Face with one repository of DataComp's."""
-    monkeypatch.setenv("HF_ENDPOINT", server.address)
-    repository, listed = "djghosh/wds_toy_test", []
-    make.save(tmp_path / "shard/0000.png", np.zeros((8, 8, 3), np.uint8))
-    (tmp_path / "shard/0000.cls").write_text("1")
-    pack(tmp_path / "0.tar", tmp_path / "shard", "s")
-    files = {
-        ".gitattributes": b"*",
-        "classnames.txt": b"cat\ndog\n",
-        "test/nshards.txt": b"1",
-        "test/0.tar": (tmp_path / "0.tar").read_bytes(),
-        "train/0.tar": b"R" * 900,
-    }
-    for path, data in files.items():
-        file = server.folder / f"datasets/{repository}/resolve/main/{path}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
-        lfs = {"lfs": {"oid": hashlib.sha256(data).hexdigest()}} if path.endswith(".tar") else {}
-        listed += [{"type": "file", "path": path, "size": len(data), **lfs}]
-    tree = server.folder / f"api/datasets/{repository}/tree/main"
-    tree.parent.mkdir(parents=True)
-    tree.write_text(json.dumps([{"type": "directory", "path": "test"}, *listed]))
-    return server
+def hub(tmp_path, monkeypatch):
+    hub = Hub(tmp_path)
+    monkeypatch.setattr("backbones.adapters.hub.hub_reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    return hub
 
 
-def test_webdataset_folders_come_from_hugging_face(hub, tmp_path, monkeypatch, capsys):
+def test_webdataset_folders_come_from_the_hub(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["data", "get", "wds_toy"]) == 0
-    assert "0.tar: sha256" in (told := capsys.readouterr().out) and "as published" in told
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS))
     root = tmp_path / "data/wds_toy"
-    assert "toy " in told and "val 1" in told
-    assert (root / "test/0.tar").read_bytes() == (tmp_path / "0.tar").read_bytes() and (
-        root / "classnames.txt"
-    ).is_file()
+    assert main(["data", "get", "wds_toy", "--dry-run"]) == 0 and not root.exists()
+    hub.damaged = True
+    assert main(["data", "get", "wds_toy"]) == 2
+    assert "0.tar was damaged" in capsys.readouterr().err and not (root / "test/0.tar").exists()
+    hub.damaged = False
+    assert main(["data", "get", "wds_toy"]) == 0
+    assert "val 4" in capsys.readouterr().out
     assert not (root / "train").exists() and not (root / ".gitattributes").exists()
-    hub.asked.clear()
     assert main(["data", "get", "wds_toy", "--train"]) == 0
-    assert [path.rpartition("main/")[2] for _, path, _ in hub.asked[2:]] == ["train/0.tar"], (
-        "what is there is not asked for"
-    )
-    assert (root / "train/0.tar").read_bytes() == b"R" * 900
-    (root / "train/0.tar").unlink()
-    assert main(["data", "get", "wds_other"]) == 2
-    assert "Hugging Face has no clip-benchmark/wds_other" in capsys.readouterr().err
+    assert (root / "train/0.tar").read_bytes() == hub.files["train/0.tar"]
     assert main(["data", "get", "wds_other", "wds_toy"]) == 2
-    assert "1 of 2 could not be got: wds_other" in capsys.readouterr().err
+    assert "failed: wds_other" in capsys.readouterr().err
 
 
 def test_the_command(voc, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(table.ENTRIES, "voc", voc)
     to = str(tmp_path / "data")
     assert main(["data", "get"]) == 0
-    assert "voc " in (told := capsys.readouterr().out) and "imagenet" in told and "wds_NAME" in told
+    assert (
+        "voc " in (output := capsys.readouterr().out)
+        and "imagenet" in output
+        and "wds_NAME" in output
+    )
     assert main(["data", "get", "voc", "--to", to]) == 0
     assert "train 6 of 10582, val 3 of 1449" in capsys.readouterr().out
     assert main(["data", "get", "vox"]) == 2
@@ -348,7 +364,7 @@ def test_the_command(voc, tmp_path, monkeypatch, capsys):
 
 def test_an_archive_that_ends_early_or_is_none(served, server, tmp_path):
     (server.folder / "caption_datasets.zip").write_bytes(b"<html>log in first</html>")
-    with pytest.raises(UserError, match=r"caption_datasets.zip: no complete tar or zip"):
+    with pytest.raises(UserError, match=r"caption_datasets.zip is not a complete tar or zip"):
         fetched(served("flickr30k"), tmp_path / "data")
     (tmp_path / "json").mkdir()
     (tmp_path / "json/dataset_flickr30k.json").write_text("{}")
@@ -356,59 +372,20 @@ def test_an_archive_that_ends_early_or_is_none(served, server, tmp_path):
     make.save(tmp_path / "images/1.jpg", make.picture(np.random.default_rng(0), (64, 64)))
     pack(tmp_path / "images.tgz", tmp_path / "images")
     make.truncate(tmp_path / "images.tgz")
-    with pytest.raises(UserError, match="no complete tar or zip"):
+    with pytest.raises(UserError, match="not a complete tar or zip"):
         fetched(served("flickr30k"), tmp_path / "data", tmp_path / "images.tgz")
     assert not (tmp_path / "data/flickr30k").exists()
 
 
-@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
-def test_damage_behind_the_last_file_of_a_compressed_tar_is_found(tmp_path, kind):
-    (tmp_path / "a.txt").write_text("a")
-    with tarfile.open(path := tmp_path / f"a.tar.{kind}", f"w:{kind}") as opened:
-        opened.add(tmp_path / "a.txt", "a.txt")
-    assert [name for name, _ in members(path, Silent())] == ["a.txt"]
-    data = bytearray(path.read_bytes())
-    # its checksum: of gzip in the last eight bytes, of xz before the index, of bz2 after its first
-    # ten
-    place = {"gz": -8, "bz2": 10, "xz": len(data) // 2}[kind]
-    data[place] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="no complete tar or zip"):
-        list(members(path, Silent()))
-
-
-@pytest.mark.parametrize(("place", "said"), [(8, "encrypted"), (10, "compression")])
-def test_a_zip_that_cannot_be_read_is_said(tmp_path, place, said):
-    """``place`` in the central directory's entry: of its flags, of how it is compressed."""
-    with zipfile.ZipFile(path := tmp_path / "a.zip", "w") as opened:
-        opened.writestr("a.txt", "a")
-    data = bytearray(path.read_bytes())
-    data[data.index(b"PK\x01\x02") + place] |= {8: 1, 10: 97}[place]
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=said):
-        list(members(path, Silent()))
-
-
-def test_given_archives_are_told_apart(tmp_path):
+def test_given_archives_are_matched_by_name(tmp_path):
     coco = table.ENTRIES["coco"]
     here = tmp_path / "val2017.zip"
     here.touch()
-    assert assign(coco, [here]) == {"val2017.zip": here}
+    assert match_archives(coco, [here]) == {"val2017.zip": here}
     with pytest.raises(UserError, match=r"coco is made of train2017.zip, val2017.zip.*rename"):
-        assign(coco, [tmp_path / "val.zip"])
+        match_archives(coco, [tmp_path / "val.zip"])
     with pytest.raises(UserError, match="no such file"):
-        assign(coco, [tmp_path / "sub/val2017.zip"])
-
-
-def test_an_archive_cannot_write_elsewhere(server, served, tmp_path):
-    with tarfile.open(server.folder / "VOCtrainval_11-May-2012.tar", "w") as opened:
-        member = tarfile.TarInfo("VOCdevkit/VOC2012/../../../evil.txt")
-        member.size = 4
-        opened.addfile(member, io.BytesIO(b"evil"))
-    (server.folder / "benchmark.tgz").write_bytes(b"")
-    with pytest.raises(UserError, match="leads out of it"):
-        fetched(served("voc"), tmp_path / "data")
-    assert not list(tmp_path.rglob("evil.txt"))
+        match_archives(coco, [tmp_path / "sub/val2017.zip"])
 
 
 def test_the_table_is_of_known_datasets():
@@ -418,4 +395,4 @@ def test_the_table_is_of_known_datasets():
         for archive in entry.archives:
             algorithm, _, digest = archive.checksum.partition(":")
             assert len(digest) == {"": 0, "md5": 32, "sha1": 40, "sha256": 64}[algorithm]
-            assert archive.by_hand or archive.url.startswith("http")
+            assert archive.manual or archive.url.startswith("http")
