@@ -139,8 +139,8 @@ def tars(root: Path, split: Split) -> list[str]:
         names = [f"{number}.tar" for number in range(int(line))]
         if missing := [name for name in names if not (split_folder / name).is_file()]:
             raise UserError(
-                f"{len(missing)} of {line} shards are missing in {split_folder}, such as {missing[0]}; get"
-                " them"
+                f"{len(missing)} of {line} shards are missing in {split_folder}, such as"
+                f" {missing[0]}; get them"
             )
     else:
         names = sorted(
@@ -281,15 +281,12 @@ def spec_of(task: Task) -> DatasetSpec:
 
 
 def register_folders(data_root: Path | None) -> list[str]:
-    """Make every other ``wds_NAME`` in ``data_root`` the dataset NAME; returns the names that are
-    new. One of a type that is not known here is none."""
+    """Register every other ``wds_NAME`` in ``data_root`` as the dataset NAME, if its type is
+    supported; returns the new names."""
     registered = []
     for path in sorted(Path(data_root).glob("wds_*")) if data_root else ():
-        folders = {
-            name for spec in DATASETS.values() for name in (spec.folder, *spec.other_folders)
-        }
         name = path.name.removeprefix("wds_")
-        if path.is_dir() and path.name not in folders and name not in DATASETS:
+        if path.is_dir() and not datasets_of(path.name) and name not in DATASETS:
             with suppress(UserError):
                 kind = kind_of(path)
                 task = Task(name, name, 0, RECALL if kind == "image-text" else {}, kind)
