@@ -23,21 +23,21 @@ from tests.backbones.cliptex.experts import toy_experts
 
 
 def test_all_datasets_of_normals_say_the_same_axes():
-    found = {name: spec.extra["axes"] for name, spec in DATASETS.items() if spec.kind == "normals"}
-    assert {"nyu-normal", "mini-normal"} <= set(found) and set(found.values()) == {AXES}
+    stored = {name: spec.extra["axes"] for name, spec in DATASETS.items() if spec.kind == "normals"}
+    assert {"nyu-normal", "mini-normal"} <= set(stored) and set(stored.values()) == {AXES}
 
 
 def test_experts_and_probes_read_the_truth_of_the_mini_world_alike(tmp_path):
     """The floor of a rendered room points up, whoever reads the file."""
     scene = make_scene(np.random.default_rng(3), "home", close_ups=0.0)
-    truth = render_ground_truth(scene, 64)
-    Image.fromarray(encode_normals(truth.normals)).save(tmp_path / "n.png")
+    target = render_ground_truth(scene, 64)
+    Image.fromarray(encode_normals(target.normals)).save(tmp_path / "n.png")
     theirs = dense_data.read_normals(str(tmp_path / "n.png"))
     ours = np.moveaxis(find_task("normal").read(tmp_path / "n.png"), 0, -1)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    np.testing.assert_allclose(ours, truth.normals, atol=0.01)
+    np.testing.assert_allclose(ours, target.normals, atol=0.01)
     up = scene.camera.axes @ np.array([0.0, 0.0, 1.0])  # the world's up in camera axes
-    floor = truth.normals @ up > 0.99
+    floor = target.normals @ up > 0.99
     assert floor.mean() > 0.05 and ours[floor][:, 1].min() > 0.3
 
 
@@ -66,23 +66,23 @@ def test_turning_the_camera_turns_picture_and_normals_alike():
         scene.camera.tangent,
     )
     scene.camera = rolled
-    truth, picture = (
+    target, picture = (
         render_ground_truth(scene, 96),
         render_image(scene, 96, np.random.default_rng(0)),
     )
-    turn = Geometry(
+    rotation = Geometry(
         torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([False]), torch.tensor([angle])
     )
     moved = (
-        warp_normals([torch.from_numpy(plain.normals).permute(2, 0, 1)], turn, 96)[0]
+        warp_normals([torch.from_numpy(plain.normals).permute(2, 0, 1)], rotation, 96)[0]
         .permute(1, 2, 0)
         .numpy()
     )
     inner = np.s_[24:72, 24:72]
-    agree = (moved[inner] * truth.normals[inner]).sum(-1)
+    agree = (moved[inner] * target.normals[inner]).sum(-1)
     assert np.median(agree) > 0.999 and np.mean(agree > 0.98) > 0.9
     seen = (
-        warp_images(torch.from_numpy(image).permute(2, 0, 1)[None], turn, 96)[0]
+        warp_images(torch.from_numpy(image).permute(2, 0, 1)[None], rotation, 96)[0]
         .permute(1, 2, 0)
         .numpy()
     )
@@ -128,13 +128,13 @@ def test_what_an_expert_learned_from_the_files_is_stored_with_their_axes(slopes,
             shard.add(f"s/{i}", encode({"normal": maps["normal"][0]}))
     writer.finish([writer.finished("s")])
     store = LabelStore(tmp_path / "labels")
-    truth = np.stack(
+    target = np.stack(
         [
             dense_data.read_normals(str(slopes / f"nyu/normals/test/{i}.png"))[..., 1]
             for i in range(8)
         ]
     )
-    found = np.stack([store.get(f"s/{i}")["normal"][1] for i in range(8)])
+    stored = np.stack([store.get(f"s/{i}")["normal"][1] for i in range(8)])
     assert (
-        np.sign(found) == np.sign(truth)
+        np.sign(stored) == np.sign(target)
     ).mean() > 0.8  # with y the other way round it would be below 0.2
