@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import benchmark.catalog  # noqa: F401 – registers every probe
+from docs.hooks import MARKER, tasks_table
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
 from tests.docs.blocks import PAGES, ROOT
@@ -62,10 +63,19 @@ def test_every_metric_and_probe_is_in_the_methodology():
     )
 
 
+def test_the_table_of_tasks_has_every_probe_and_protocol():
+    table = tasks_table()
+    assert MARKER in (DOCS / "choose.md").read_text(encoding="utf-8")
+    names = {probe.name for probe in PROBES.values()} | {
+        name for name in PROTOCOLS if name != "own"
+    }
+    assert [name for name in names if f"`{name}`" not in table] == []
+
+
 def written() -> str:
     """All text constants of the source, what is filled into them left out."""
     texts = []
-    for package in ("benchmark", "backbones", "probes", "sweeps", "reports"):
+    for package in ("benchmark", "backbones", "probes", "sweeps", "reports", "common"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):

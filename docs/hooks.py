@@ -1,0 +1,39 @@
+"""Tables that the documentation's build takes from the registries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MARKER = "<!-- table of tasks -->"
+HEADER = ("kind", "probes", "datasets", "published protocols")
+
+
+def tasks_table() -> str:
+    """A Markdown table with a row for each kind of dataset: probes, datasets, protocols."""
+    import benchmark.catalog  # noqa: F401 – registers every dataset, probe and protocol
+    from probes.protocols.base import PROTOCOLS
+    from probes.registry import DATASETS, PROBES
+
+    rows = [HEADER, ("---",) * len(HEADER)]
+    for kind in dict.fromkeys(probe.kind for probe in PROBES.values()):
+        probes = [probe.name for probe in PROBES.values() if probe.kind == kind]
+        specs = [spec for spec in DATASETS.values() if spec.kind == kind]
+        specs = [spec for spec in specs if not spec.name.startswith("mini-")]
+        folders = [spec.name for spec in specs if spec.module.endswith(".webdataset")]
+        datasets = ", ".join(f"`{spec.name}`" for spec in specs if spec.name not in folders)
+        if folders:
+            datasets += f"{', ' * bool(datasets)}webdataset folders ({len(folders)})"
+        protocols = []
+        for protocol in PROTOCOLS.values():
+            names = [preset.probe.split("/") for preset in protocol.presets]
+            covered = dict.fromkeys(probe for preset_kind, probe in names if preset_kind == kind)
+            if covered:
+                protocols.append(f"`{protocol.name}` ({', '.join(covered)})")
+        names = ", ".join(f"`{name}`" for name in probes)
+        rows.append((kind, names, datasets, ", ".join(protocols) or "–"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs' event: fill in the table."""
+    return markdown.replace(MARKER, tasks_table()) if MARKER in markdown else markdown
