@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make run` and `make test`. Both set up .venv first.
+# On a fresh machine `make run` and `make test` do everything; both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -6,12 +6,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install install-dev run test lint docs notebook bench faults format wheel-test clean
 
-help:            ## this list
+help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: .venv/installed          ## set up .venv with what `run` needs
+install: .venv/installed          ## set up .venv for `run`
 
-install-dev: .venv/installed-dev  ## ... and with the tools of `test`, `lint` and `bench`
+install-dev: .venv/installed-dev  ## ... and for `test`, `lint` and `bench`
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -28,10 +28,10 @@ install-dev: .venv/installed-dev  ## ... and with the tools of `test`, `lint` an
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-run: install     ## the main job on the embedded default, then where to look
+run: install     ## the main job: the CLIPTeX comparison on the mini world
 	$(BIN)/python -m benchmark run --backbone cliptex
 
-test: lint       ## lint, then all tests, a process for each core and one more: some wait
+test: lint       ## lint, then all tests, in one process more than there are cores (some wait)
 	$(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile --no-loadscope-reorder
 
 lint: install-dev ## ruff (lint and format), mypy, import-linter, no two files that import each other
@@ -45,10 +45,10 @@ format: install-dev ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed-docs ## the documentation as a site, site/index.html; a warning is an error
+docs: .venv/installed-docs ## build the documentation as site/index.html; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-notebook: .venv/installed-docs ## run docs/guide/python.ipynb again, in a folder and a home of its own
+notebook: .venv/installed-docs ## run docs/guide/python.ipynb again, in a temporary folder
 	folder=$$(mktemp -d) && cp docs/guide/python.ipynb $$folder && \
 	  CLIPTEX_HOME=$$folder/home MLFLOW_TRACKING_URI=sqlite:///$$folder/mlflow.db PYTHONWARNINGS=ignore \
 	  $(BIN)/python -m nbconvert --to notebook --execute --ExecutePreprocessor.record_timing=False --inplace $$folder/python.ipynb && \
@@ -57,11 +57,11 @@ notebook: .venv/installed-docs ## run docs/guide/python.ipynb again, in a folder
 bench: install-dev ## measure, and write docs/benchmarks.md and .json
 	$(BIN)/python -m tests.performance
 
-faults: install-dev ## break commands in every way that tests/faults knows (an hour); FAULTS="input --points 100 --seed 1"
+faults: install-dev ## kill commands, fill disks, damage stores (an hour); FAULTS="store --points 100 --seed 1"
 	$(BIN)/python -m tests.faults $(FAULTS)
 
-wheel-test:      ## a wheel in an empty environment runs the smoke suite
+wheel-test:      ## run the smoke suite from a wheel in an empty environment
 	PYTHON=$(PYTHON) .ci/wheel
 
-clean:           ## remove what was built here (not your MLflow runs)
+clean:           ## delete build products (not your MLflow runs)
 	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
