@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("benchmark", "backbones", "probes", "sweeps", "reports")
+PACKAGES = ("benchmark", "backbones", "probes", "sweeps", "reports", "common")
 
 
 def files(folder: Path) -> set[str]:
@@ -40,20 +40,20 @@ def test_a_wheel_holds_every_file_of_the_packages_and_no_other(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
-        held = {name for name in opened.namelist() if ".dist-info/" not in name}
-        about = {
+        members = {name for name in opened.namelist() if ".dist-info/" not in name}
+        metadata = {
             name.partition(".dist-info/")[2]: opened.read(name).decode()
-            for name in set(opened.namelist()) - held
+            for name in set(opened.namelist()) - members
         }
-    wanted = set().union(*(files(ROOT / name) for name in PACKAGES))
-    assert held == wanted
+    expected = set().union(*(files(ROOT / name) for name in PACKAGES))
+    assert members == expected
     assert {
         "reports/render/page.html.j2",
         "reports/render/style.css",
         *(f"{name}/py.typed" for name in PACKAGES),
-    } <= held
-    assert "Apache License" in about["licenses/LICENSE"] and "plotly.js" in about["licenses/NOTICE"]
-    assert "benchmark.__main__:entry" in about["entry_points.txt"]
+    } <= members
+    assert "Apache License" in metadata["licenses/LICENSE"] and "plotly.js" in metadata["licenses/NOTICE"]
+    assert "benchmark.__main__:entry" in metadata["entry_points.txt"]
 
 
 def requirements() -> dict[str, str]:
