@@ -52,7 +52,8 @@ def test_a_wheel_holds_every_file_of_the_packages_and_no_other(tmp_path):
         "reports/render/style.css",
         *(f"{name}/py.typed" for name in PACKAGES),
     } <= members
-    assert "Apache License" in metadata["licenses/LICENSE"] and "plotly.js" in metadata["licenses/NOTICE"]
+    assert "Apache License" in metadata["licenses/LICENSE"]
+    assert "plotly.js" in metadata["licenses/NOTICE"]
     assert "benchmark.__main__:entry" in metadata["entry_points.txt"]
 
 
