@@ -8,7 +8,6 @@ import pytest
 from probes.dense.constant import best_constant, constant_note
 from probes.dense.data import read_depth, read_normals
 from probes.dense.probe import METRICS
-from probes.registry import PROBES
 from tests.probes import tiny_dense
 
 EVALUATORS = {
@@ -42,12 +41,12 @@ def test_no_other_constant_does_better_on_the_training_truth(tmp_path):
 
 @pytest.mark.parametrize("kind", METRICS)
 def test_a_probe_that_is_no_better_gets_a_note(tmp_path, kind):
-    data, probe = tiny_dense.make(tmp_path, kind), PROBES[f"{kind}/linear"]
-    main, sign = next((name, metric.direction) for name, metric in probe.metrics.items())
+    data = tiny_dense.make(tmp_path, kind)
+    main, sign = next((name, metric.direction) for name, metric in METRICS[kind].items())
     areas = np.array([[30, 60, 10], [20, 70, 10]])
 
     def note(score):
-        return constant_note(probe, data, EVALUATORS[kind], {main: score}, {"label": areas})
+        return constant_note(data, EVALUATORS[kind], {main: score}, {"label": areas})
 
     assert note(sign * 1e6) == note(float("nan")) == []
     (line,) = note(-sign * 1e6)
