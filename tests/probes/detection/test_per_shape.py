@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-import probes.detection  # noqa: F401  both register
+import backbones.named  # noqa: F401  registers
 from probes.detection import MaskRCNNSettings
 from probes.detection.coco import CocoInstances
 from probes.detection.config import detection_config
