@@ -13,30 +13,11 @@ from dataclasses import dataclass, replace
 
 from probes.base import Context, Probe, TaskResult
 from probes.datasets.base import Kind, Split
-from probes.dense.settings import SETTINGS
+from probes.dense.settings import METRICS, SETTINGS
 from probes.registry import register_probe
 from reports.metrics import Metric
 
 PROBES = ("linear", "deeplabv3", "pspnet", "dpt", "dpt-probe3d")
-METRICS: Mapping[Kind, Mapping[str, Metric]] = {
-    "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
-    "depth": {
-        "abs_rel": Metric(-1, "", 0.0, None, "AbsRel"),
-        "rmse": Metric(-1, "m", 0.0, None, "RMSE", True),
-        "log10": Metric(-1, "", 0.0, None),
-        "delta1": Metric(label="δ < 1.25", shown=True),
-        "delta2": Metric(label="δ < 1.25²"),
-        "delta3": Metric(label="δ < 1.25³"),
-    },
-    "normals": {
-        "normal_mean": Metric(-1, "°", 0.0, 180.0, "mean angle"),
-        "normal_median": Metric(-1, "°", 0.0, 180.0, "median angle", True),
-        "normal_11.25": Metric(label="within 11.25°", shown=True),
-        "normal_22.5": Metric(label="within 22.5°"),
-        "normal_30": Metric(label="within 30°"),
-        "normal_image_mean": Metric(-1, "°", 0.0, 180.0, "mean angle of an image"),
-    },
-}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Settings of the dense probes."""
+"""Settings and metrics of the dense probes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,29 @@ from common.errors import UserError
 from common.settings import Probability, Share, settings_dataclass
 from probes.datasets.base import Kind
 from probes.runner.settings import TrainingSettings
+from reports.metrics import Metric
 
 ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
+METRICS: Mapping[Kind, Mapping[str, Metric]] = {
+    "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
+    "depth": {
+        "abs_rel": Metric(-1, "", 0.0, None, "AbsRel"),
+        "rmse": Metric(-1, "m", 0.0, None, "RMSE", True),
+        "log10": Metric(-1, "", 0.0, None),
+        "delta1": Metric(label="δ < 1.25", shown=True),
+        "delta2": Metric(label="δ < 1.25²"),
+        "delta3": Metric(label="δ < 1.25³"),
+    },
+    "normals": {
+        "normal_mean": Metric(-1, "°", 0.0, 180.0, "mean angle"),
+        "normal_median": Metric(-1, "°", 0.0, 180.0, "median angle", True),
+        "normal_11.25": Metric(label="within 11.25°", shown=True),
+        "normal_22.5": Metric(label="within 22.5°"),
+        "normal_30": Metric(label="within 30°"),
+        "normal_image_mean": Metric(-1, "°", 0.0, 180.0, "mean angle of an image"),
+    },
+}
 
 
 @settings_dataclass

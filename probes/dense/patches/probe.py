@@ -12,7 +12,7 @@ from probes.dense.patches.settings import (
     OpenVocabularySettings,
     PatchKnnSettings,
 )
-from probes.dense.probe import METRICS
+from probes.dense.settings import METRICS
 from probes.registry import register_probe
 
 FOLDER = "probes.dense.patches"

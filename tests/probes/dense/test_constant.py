@@ -7,7 +7,7 @@ import pytest
 
 from probes.dense.constant import best_constant, constant_note
 from probes.dense.data import read_depth, read_normals
-from probes.dense.probe import METRICS
+from probes.dense.settings import METRICS
 from tests.probes import tiny_dense
 
 EVALUATORS = {

@@ -20,7 +20,7 @@ from probes.dense.metrics import (
     histogram_median,
     segmentation_scores,
 )
-from probes.dense.probe import METRICS
+from probes.dense.settings import METRICS
 
 from mmseg.evaluation.metrics import DepthMetric, IoUMetric  # isort: skip
 

@@ -20,8 +20,14 @@ from PIL import Image
 from backbones.base import state_sha256
 from common.errors import UserError
 from probes.dense.config import dense_config, native_stride
-from probes.dense.probe import METRICS, PROBES
-from probes.dense.settings import DepthSettings, NormalSettings, SegmentationSettings, in_iterations
+from probes.dense.probe import PROBES
+from probes.dense.settings import (
+    METRICS,
+    DepthSettings,
+    NormalSettings,
+    SegmentationSettings,
+    in_iterations,
+)
 from probes.registry import PROBES as REGISTERED
 from probes.runner.settings import schedule as schedule_of
 from tests.probes import tiny_dense
