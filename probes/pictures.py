@@ -208,5 +208,5 @@ def _encode(image: Image.Image, lossless: bool) -> bytes:
 def _fit(picture: np.ndarray, side: int) -> Image.Image:
     image = Image.fromarray(picture)
     factor = side / max(image.size)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    size = [max(1, round(length * factor)) for length in image.size]
     return image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST)

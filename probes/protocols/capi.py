@@ -14,7 +14,6 @@ SHARED = {
     "layers": "last",
     "feature_stride": None,
     "memory": 100_000_000,
-    "standardise": True,
 }
 
 register_protocol(

@@ -3,8 +3,11 @@ the labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 # first: it gives mmcv the operators that mmseg's import asks for
@@ -29,7 +32,7 @@ from probes.dense.metrics import SegmentationScores
 from probes.dense.preview import Predicted, draw_preview
 from probes.features.budget import CacheFull
 from probes.features.cost import EncodeRun
-from probes.features.store import get_or_build
+from probes.features.store import Builder, get_or_build
 from probes.pictures import GALLERY, evenly
 
 
@@ -114,35 +117,28 @@ class PatchImages:
         Raises:
             UserError, NonFiniteLoss: see ``FeatureDataset.encoded``.
         """
+        dataset, store = self.dataset, None
+        build: Builder
         if self.encoder is not None:
-            encoded = self.dataset.encoded(
-                [self.items], frozen=self.encoder, sizes=self.dataset.sizes(), run=run
-            )
-            yield from self._without_cache(encoded, run)
-            return
-        ((key, build),) = self.dataset.keys(run)
-        message = f"waiting for the process that encodes {self.dataset.name}"
-        try:
-            with bridge.isolated_rng(), run.cost.phase("encode"):
+            build = partial(dataset.encoded, frozen=self.encoder, sizes=dataset.sizes(), run=run)
+        else:
+            ((key, build),) = dataset.keys(run)
+            message = f"waiting for the process that encodes {dataset.name}"
+            with suppress(CacheFull), bridge.isolated_rng(), run.cost.phase("encode"):
                 store = get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
-        except CacheFull:
-            yield from self._without_cache(build([self.items]), run)
+        if store is None:
+            for index, maps, metadata in run.cost.timed("encode", build([self.items])):
+                yield self._patches(index, maps, metadata)
             return
-        try:
+        with closing(store):
             for index in self.items:
                 yield self._patches(index, store[index], store.metadata(index))
-        finally:
-            store.close()
 
     def labels(self, patches: Patches) -> Tensor:
         """(H, W) int64."""
         info = self.dataset.source.get_data_info(patches.index)
         labels = self.dataset.load_ground_truth({**info, "ori_shape": patches.size})
         return torch.from_numpy(labels.astype("int64"))
-
-    def _without_cache(self, encoded: Iterable[Any], run: EncodeRun) -> Iterator[Patches]:
-        for index, maps, metadata in run.cost.timed("encode", encoded):
-            yield self._patches(index, maps, metadata)
 
     def _patches(self, index: int, maps: Sequence[Tensor], metadata: Mapping[str, Any]) -> Patches:
         batches = [features.to(self.context.device).float()[None] for features in maps]
@@ -151,13 +147,13 @@ class PatchImages:
         cells = batches[0][0]
         if self.stride is not None:
             cells = resize_concat(batches, self.strides, self.stride)[0]
-        shape = metadata["img_shape"]
-        padded = metadata.get("pad_shape", shape)
         extent = tuple(
-            count * int(side) / int(padded_side)
-            for count, side, padded_side in zip(cells.shape[1:], shape, padded, strict=False)
+            count * int(side) / int(padded)
+            for count, side, padded in zip(
+                cells.shape[1:], metadata["img_shape"], metadata["pad_shape"], strict=False
+            )
         )
-        rows, columns = (-int(-part // 1) for part in extent)
+        rows, columns = map(math.ceil, extent)
         height, width = (int(side) for side in metadata["ori_shape"][:2])
         return Patches(
             index,

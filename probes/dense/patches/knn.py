@@ -8,7 +8,7 @@ of them is resized.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 from torch import Tensor
@@ -28,29 +28,23 @@ Pair = tuple[int, str]  # neighbours, distance
 class Voter:
     """A memory that is searched by cosine or L2 distance."""
 
-    def __init__(self, memory: Memory, standardise: Standardiser, distances: Iterable[str]) -> None:
-        self.memory, self.standardise = memory, standardise
-        features = standardise(memory.features)
-        self.keys: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for distance in distances:
-            if distance == "cosine":
-                self.keys[distance] = normalize(features, dim=1), None
-            else:
-                self.keys[distance] = features, -features.square().sum(dim=1) / 2
+    def __init__(self, memory: Memory, standardise: Standardiser, distance: str) -> None:
+        self.shares, self.standardise = memory.shares, standardise
+        self.is_cosine, self.offset = distance == "cosine", None
+        self.keys = standardise(memory.features)
+        if self.is_cosine:
+            self.keys = normalize(self.keys, dim=1)
+        else:
+            self.offset = -self.keys.square().sum(dim=1) / 2
 
-    def votes(self, patches: Patches, pairs: Sequence[Pair]) -> dict[Pair, Tensor]:
-        """For each pair the part that each class has, (rows × columns, classes)."""
-        features = self.standardise(patches.features)
-        votes: dict[Pair, Tensor] = {}
-        for distance in dict.fromkeys(distance for _, distance in pairs):
-            keys, offset = self.keys[distance]
-            queries = normalize(features, dim=1) if distance == "cosine" else features
-            counts = [k for k, name in pairs if name == distance]
-            _, index = nearest(queries, keys, max(counts), offset)
-            shares = self.memory.shares[index.to(self.memory.shares.device)]
-            shares = shares.to(features.device).float()
-            votes |= {(k, distance): shares[:, :k].mean(dim=1) for k in counts}
-        return votes
+    def votes(self, patches: Patches, counts: Sequence[int]) -> list[Tensor]:
+        """The part that each class has of so many neighbours, (rows × columns, classes) each."""
+        queries = self.standardise(patches.features)
+        if self.is_cosine:
+            queries = normalize(queries, dim=1)
+        _, index = nearest(queries, self.keys, max(counts), self.offset)
+        shares = self.shares[index.to(self.shares.device)].to(queries.device).float()
+        return [shares[:, :count].mean(dim=1) for count in counts]
 
 
 def run(context: Context) -> TaskResult:
@@ -59,18 +53,16 @@ def run(context: Context) -> TaskResult:
     pairs: list[Pair] = list(product(settings.neighbours, settings.distances))
     with context.cost.phase("train"):
         memory, held_out = remember(context, choosing=len(pairs) > 1)
-        standardise = standardiser(memory.features, settings.standardise)
-        best, reason = pairs[0], "fixed"
+        standardise = standardiser(memory.features)
+        (neighbours, distance), reason = pairs[0], "fixed"
         if len(pairs) > 1:
-            rest = memory.without([image.patches.index for image in held_out])
-            best, reason = choose(
-                Voter(rest, standardise, settings.distances), pairs, held_out, context
-            )
-        voter = Voter(memory, standardise, [best[1]])
+            rest = memory.without(held_out)
+            (neighbours, distance), reason = choose(rest, standardise, pairs, held_out, context)
+        voter = Voter(memory, standardise, distance)
     images = PatchImages(context, "val")
-    result = evaluate(context, images, lambda patches: voter.votes(patches, [best])[best])
+    result = evaluate(context, images, lambda patches: voter.votes(patches, [neighbours])[0])
     result.notes = [
-        f"{best[0]} neighbours by {best[1]}: {reason}",
+        f"{neighbours} neighbours by {distance}: {reason}",
         f"{len(memory)} patches remembered",
         *result.notes,
     ]
@@ -78,15 +70,23 @@ def run(context: Context) -> TaskResult:
 
 
 def choose(
-    voter: Voter, pairs: Sequence[Pair], held_out: Sequence[HeldOutImage], context: Context
+    memory: Memory,
+    standardise: Standardiser,
+    pairs: Sequence[Pair],
+    held_out: Sequence[HeldOutImage],
+    context: Context,
 ) -> tuple[Pair, str]:
     """The pair with the best mIoU on held-out images, of equals fewer neighbours; and why."""
-    context.progress.start("choosing the neighbours", len(held_out))
+    settings: PatchKnnSettings = context.settings
+    context.progress.start("choosing the neighbours", len(settings.distances) * len(held_out))
     votes: dict[Pair, list[Tensor]] = {pair: [] for pair in pairs}
-    for image in held_out:
-        for pair, scores in voter.votes(image.patches, pairs).items():
-            votes[pair].append(scores)
-        context.progress.advance()
+    for distance in settings.distances:
+        voter = Voter(memory, standardise, distance)
+        for image in held_out:
+            scores = voter.votes(image.patches, settings.neighbours)
+            for neighbours, score in zip(settings.neighbours, scores, strict=True):
+                votes[neighbours, distance].append(score)
+            context.progress.advance()
     candidates = [
         Candidate(pair, f"{pair[0]}_{pair[1]}", mean_iou(held_out, votes[pair], context), pair[0])
         for pair in pairs

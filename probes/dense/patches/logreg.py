@@ -8,7 +8,7 @@ strongest penalty to the weakest, each from where the last ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from probes.base import Context, TaskResult
 from probes.dense.patches.images import PatchImages, evaluate
 from probes.dense.patches.memory import HeldOutImage, Memory, mean_iou, remember, standardiser
 from probes.dense.patches.settings import LogregSettings
+from probes.image_level.linear import Standardiser
 from probes.selection import Candidate, log_scores, select
 
 ROWS = 2**16  # patches at once
@@ -97,7 +98,7 @@ def run(context: Context) -> TaskResult:
     grid = sorted(settings.c)
     with context.cost.phase("train"):
         memory, held_out = remember(context, choosing=len(grid) > 1)
-        standardise = standardiser(memory.features, settings.standardise)
+        standardise = standardiser(memory.features)
         c, reason, start = grid[0], "fixed", None
         if len(grid) > 1:
             c, reason, start = choose(memory, standardise, held_out, context)
@@ -123,7 +124,7 @@ def labels_of(memory: Memory, context: Context) -> Tensor:
 
 def choose(
     memory: Memory,
-    standardise: Callable[[Tensor], Tensor],
+    standardise: Standardiser,
     held_out: Sequence[HeldOutImage],
     context: Context,
 ) -> tuple[float, str, Regression]:
@@ -133,7 +134,7 @@ def choose(
     """
     settings: LogregSettings = context.settings
     grid = sorted(settings.c)
-    rest = memory.without([image.patches.index for image in held_out])
+    rest = memory.without(held_out)
     features, labels = standardise(rest.features), labels_of(rest, context)
     context.progress.start("choosing the penalty", len(grid))
     candidates: list[Candidate[Regression]] = []

@@ -41,9 +41,9 @@ class Memory:
     def __len__(self) -> int:
         return len(self.owner)
 
-    def without(self, images: Sequence[int]) -> Memory:
+    def without(self, images: Sequence[HeldOutImage]) -> Memory:
         """The patches of all other images."""
-        rest = ~torch.isin(self.owner, torch.tensor(images))
+        rest = ~torch.isin(self.owner, torch.tensor([image.patches.index for image in images]))
         features = self.features[rest.to(self.features.device)]
         return Memory(features, self.shares[rest.to(self.shares.device)], self.owner[rest])
 
@@ -56,10 +56,8 @@ class HeldOutImage:
     labels: Tensor
 
 
-def standardiser(features: Tensor, enabled: bool) -> Standardiser:
-    """Mean and deviation of (M, D) features; changes nothing unless ``enabled``."""
-    if not enabled:
-        return Standardiser(features.new_zeros(1), features.new_ones(1))
+def standardiser(features: Tensor) -> Standardiser:
+    """From the mean and deviation of (M, D) features, on their own device."""
     total = square = features.new_zeros(features.shape[1], dtype=torch.float64)
     for part in features.split(ROWS):
         total = total + part.double().sum(dim=0)

@@ -42,11 +42,10 @@ class PatchSettings:
 
 @settings_dataclass
 class PatchKnnSettings(PatchSettings):
-    """k-NN of patches; the grid is CAPI's.
+    """k-NN of patches, whose features are standardised over the memory; the grid is CAPI's.
 
     Attributes:
         neighbours, distances: to choose from: how many vote, and by ``cosine`` or ``l2`` distance.
-        standardise: bring each feature to mean 0 and variance 1 over the memory first.
     """
 
     neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 3, 10, 30)
@@ -54,18 +53,16 @@ class PatchKnnSettings(PatchSettings):
         "cosine",
         "l2",
     )
-    standardise: bool = True
 
 
 @settings_dataclass
 class LogregSettings(PatchSettings):
-    """Logistic regression on patches by L-BFGS; the grid is CAPI's.
+    """Logistic regression on standardised patches by L-BFGS; the grid is CAPI's.
 
     Attributes:
         c: inverse strengths of the penalty to choose from, as scikit-learn's ``C``.
         iterations, tolerance: of L-BFGS: at most so many, or until the gradient's largest entry is
             below.
-        standardise: see ``PatchKnnSettings``.
     """
 
     c: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = tuple(
@@ -73,7 +70,6 @@ class LogregSettings(PatchSettings):
     )
     iterations: PositiveInt = 1000
     tolerance: PositiveFloat = 1e-5
-    standardise: bool = True
 
 
 @settings_dataclass
