@@ -5,36 +5,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import benchmark.catalog  # noqa: F401
-from benchmark.__main__ import main
 from benchmark.execution import EXECUTORS, base
 from benchmark.execution.local import LocalExecutor
 from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
 from common.errors import NonFiniteLoss
 from probes.base import Metric, TaskResult
 from probes.registry import register_probe
-from reports.mlflow.client import Client
+from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.benchmark.other_package import installed, registries
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
-FAST = [
-    "--data-root",
-    ".",
-    "--num-workers",
-    "0",
-    "--device",
-    "cpu",
-    "--set",
-    "encode_batch_size=4",
-    "--set",
-    "epochs=2",
-]
+FAST = "--data-root . --num-workers 0 --device cpu --set encode_batch_size=4 --set epochs=2"
 
 
 @dataclass(frozen=True)
@@ -65,18 +52,10 @@ class Buggy:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+def here(workdir):
+    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
     with registries():
-        yield tmp_path
-
-
-def runs_of(experiment: str) -> list:
-    client = Client(f"sqlite:///{Path.cwd()}/mlflow.db")
-    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+        yield workdir
 
 
 def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsys):
@@ -96,8 +75,8 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
     register_suite(
         Suite("breaking", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts)
     )
-    assert main(["run", "--suite", "breaking", *FAST, "--json", "out.json"]) == 1
-    document = json.loads(Path("out.json").read_text())
+    assert run_command(f"run --suite breaking {FAST} --json out.json") == 1
+    document = read_json("out.json")
     assert set(document["backbones"]["random"]) == {"imagefolder/linear"}
     assert document["backbones"]["clip"] == document["backbones"]["cliptex"] == {}
     assert set(document["mlflow"]["run_ids"]) == {"random"}
@@ -150,18 +129,16 @@ def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
     register_suite(
         Suite("waiting", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts)
     )
-    assert main(["run", "--suite", "waiting", *FAST]) == 1
+    assert run_command(f"run --suite waiting {FAST}") == 1
     shown = capsys.readouterr().out
     assert shown.count("Traceback") == 1 and shown.count("its weights: ZeroDivisionError") == 3
 
 
-def test_nothing_applicable_is_the_users_to_mend(here, capsys):
-    assert main(["run", "--backbone", "random", "--task", "imagefolder/zero-shot", *FAST[:6]]) == 2
-    document = capsys.readouterr()
-    assert "not applicable, no text tower" in document.out and "every number" not in document.out
-    assert document.err.startswith(
-        "error: none of these tasks applies to these backbones; choose others"
-    )
+def test_tasks_that_apply_to_no_backbone_are_wrong_input(here, capsys):
+    assert run_command(f"run --backbone random --task imagefolder/zero-shot {FAST[:39]}") == 2
+    captured = capsys.readouterr()
+    assert "not applicable, no text tower" in captured.out
+    assert "none of these tasks applies to these backbones; choose others" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -180,18 +157,13 @@ def test_a_file_that_is_missing_is_a_missing_value_and_a_full_disk_the_users_to_
             "files", "for tests", {"imagefolder/buggy": {}, "imagefolder/linear": {}}, ("random",)
         )
     )
-    assert main(["run", "--suite", "files", *FAST, "--json", "out.json"]) == code
+    assert run_command(f"run --suite files {FAST} --json out.json") == code
     statuses = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("files")}
     assert statuses["parent"] == statuses["imagefolder/buggy"] == "FAILED"
     if code == 1:
-        assert (
-            "imagefolder/linear" in json.loads(Path("out.json").read_text())["backbones"]["random"]
-        )
+        assert "imagefolder/linear" in read_json("out.json")["backbones"]["random"]
     else:
-        assert (
-            capsys.readouterr().err
-            == "error: cannot write /w: No space; free some space and run the command again\n"
-        )
+        assert "cannot write /w: No space; free some space" in capsys.readouterr().err
         assert (
             statuses.get("imagefolder/linear") in (None, "KILLED") and not Path("out.json").exists()
         )
@@ -232,22 +204,10 @@ def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, mon
     make_camvid(here / "camvid", n_train=4, n_val=3)
     monkeypatch.setattr("benchmark.execution.local.cores", lambda: 2)
     monkeypatch.setattr(base, "MAX_LOST", 1)
-    small = ["--set", "max_iters=2", "--set", "batch_size=2", "--set", "size=32"]
     with installed(here / "site", VANISH, POINTS):
-        command = [
-            "run",
-            "--suite",
-            "vanishing",
-            "--data-root",
-            ".",
-            "--num-workers",
-            "0",
-            "--device",
-            "cpu",
-            *small,
-        ]
-        assert main([*command, "--json", "out.json"]) == 1
-    document = json.loads(Path("out.json").read_text())
+        command = "run --suite vanishing --data-root . --num-workers 0 --device cpu --json out.json"
+        assert run_command(f"{command} --set max_iters=2 --set batch_size=2 --set size=32") == 1
+    document = read_json("out.json")
     assert set(document["backbones"]["random"]) == {"camvid/linear"}
     (entry,) = document["holes"]
     assert entry["task"] == "imagefolder/vanish" and entry["reason"].startswith(
@@ -263,22 +223,16 @@ def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, mon
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
-        (["--data", "imagefolder=/no/where"], "/no/where"),
-        (
-            ["--backbone", "clip", "--weights", "no-such-file.safetensors"],
-            "no-such-file.safetensors",
-        ),
-        (["--backbone", "clip,timm/resnet18"], "resnet18"),
-        (["--executor", "far"], "start `mlflow server` and give --tracking-uri http://HOST:PORT"),
-        (
-            ["--executor", "far", "--dry-run"],
-            "start `mlflow server` and give --tracking-uri http://HOST:PORT",
-        ),
+        ("--data imagefolder=/no/where", "/no/where"),
+        ("--weights missing.safetensors --backbone clip", "missing.safetensors"),
+        ("--backbone clip,timm/resnet18", "resnet18"),
+        ("--executor far", "start `mlflow server` and give --tracking-uri http://HOST:PORT"),
+        ("--executor far --dry-run", "start `mlflow server`"),
     ],
 )
-def test_inputs_are_checked_before_anything_is_trained(here, capsys, words, message):
+def test_inputs_are_checked_before_anything_is_trained(here, refused, options, message):
     class Far(LocalExecutor):
         several_nodes = True
 
@@ -291,14 +245,7 @@ def test_inputs_are_checked_before_anything_is_trained(here, capsys, words, mess
 
         return SuiteArtifacts(makes={("clip", seed): make for seed in seeds if "clip" in names})
 
-    register_suite(
-        Suite("careful", "for tests", {"imagefolder/linear": {}}, ("clip",), artifacts=artifacts)
-    )
-    assert main(["run", "--suite", "careful", *FAST, *words]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert not trained
-    if "far" in words:
-        assert not Path("mlflow.db").exists(), "nothing is made"
-    else:
-        assert runs_of("careful") == []
+    tasks = {"imagefolder/linear": {}}
+    register_suite(Suite("careful", "for tests", tasks, ("clip",), artifacts=artifacts))
+    refused(f"run --suite careful {FAST} {options}", message)
+    assert not trained and runs_of("careful") == []

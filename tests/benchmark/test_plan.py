@@ -10,14 +10,10 @@ import pytest
 import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from benchmark.options import RunOptions
-from benchmark.plan import make_plan, plan_tasks, split_names
+from benchmark.plan import make_plan, plan_tasks
 from benchmark.suites.registry import SUITES, find_suite, settings_in
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS
-
-
-def test_names_are_repeatable_and_comma_separated():
-    assert split_names(["a,b", "c", "b, d"]) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))
@@ -53,7 +49,6 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
         ("paper", ["voc/linear"], {"max_itres": "3"}, "did you mean max_iters"),
         ("paper", ["voc/linear"], {"max_iters": "many"}, "max_iters=many"),
         ("paper", ["voc/linear"], {"protocol": "dinov3"}, "does not apply to voc/linear"),
-        ("paper", ["voc/linear"], {"protocol": "dino"}, "no protocol 'dino'"),
         (
             "paper",
             ["nyu-depth/dpt-probe3d"],
@@ -61,7 +56,6 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
             "whose length is epochs=10",
         ),
         ("own", ["imagefolder/linear:0"], {}, "train_share=0"),
-        ("own", ["imagefolder/linear:much"], {}, "train_share=much"),
         ("own", ["imagefolder/few-shot:0.5"], {}, "shots=0.5"),
         ("own", ["imagefolder/zero-shot:0.5"], {}, "trains on nothing"),
         ("own", ["imagefolder/zero-shot"], {"train_share": "0.5"}, "none of the tasks has"),
@@ -75,13 +69,10 @@ def test_wrong_tasks_and_settings(suite, tasks, changes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbones": ["randum"]}, "did you mean random"),
-        ({"suite": "papre"}, "did you mean paper"),
         (
             {"tasks": ["camvid/linear,voc/linear"]},
             r"camvid/linear: own; voc/linear: paper, companion, dense\); run those of one suite",
         ),
-        ({"backbones": ["clip,random"], "weights": Path("x.pt")}, "applies to one backbone"),
         ({"seeds": 0}, "seeds=0"),
         ({"seed": -1}, "seed=-1"),
         ({"limit": 0}, "limit=0"),

@@ -13,7 +13,6 @@ import pytest
 from optuna.trial import TrialState
 
 from backbones.cliptex.training.recipes import RECIPES, read_recipe
-from benchmark.__main__ import main
 from benchmark.sweep.bench import SweepOptions, fixed_settings, make_recipe
 from benchmark.sweep.launch import _Sweeping
 from reports.mlflow.client import Client
@@ -22,11 +21,12 @@ from sweeps.driver import Evaluation
 from sweeps.space import LAMBDAS
 from sweeps.study import load_sweep, sole_driver
 from sweeps.summary import best_trial, run_again, summary
+from tests.benchmark.commands import read_json, run_command
 from tests.sweeps import cheap
 
-TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
-SMOKE = ["sweep", "launch", "--suite", "smoke", *TASKS, "--device", "cpu", "--seed", "7"]
-LAUNCH = [*SMOKE, "--lambdas", "seg", "--values", "1,10"]
+SMOKE = "sweep launch --suite smoke --task mini-class/zero-shot,mini-retrieval/retrieval"
+SMOKE += " --device cpu --seed 7"
+LAUNCH = f"{SMOKE} --lambdas seg --values 1,10"
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def tracker(here):
 
 @pytest.mark.slow
 def test_a_sweep_from_launch_to_recipe(here, capsys):
-    assert main([*LAUNCH, "--confirm", "2"]) == 0
+    assert run_command(f"{LAUNCH} --confirm 2") == 0
     shown = capsys.readouterr().out
     assert "smoke-linear: 2 of 2 cells done" in shown
     assert "report: " in shown
@@ -88,50 +88,37 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         and recipe.batch_size == 32
     )
 
-    assert main([*LAUNCH, "--confirm", "2"]) == 0, "all is done: the table again, and no new run"
+    assert run_command(f"{LAUNCH} --confirm 2") == 0, "all is done: the table again, and no new run"
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     capsys.readouterr()
-    assert main(["sweep", "status"]) == 0
+    assert run_command("sweep status") == 0
     assert "2 of 2 cells done, 0 running, 0 left" in capsys.readouterr().out
-    assert main([*LAUNCH, "--dry-run"]) == 0
+    assert run_command(f"{LAUNCH} --dry-run") == 0
     assert "2 of 2 cells done" in capsys.readouterr().out
     output = {}
     for command in ("status", "best", "show"):
-        assert main(["sweep", command, "--json"]) == 0
+        assert run_command(f"sweep {command} --json") == 0
         output[command] = json.loads(capsys.readouterr().out)
     assert (output["status"]["done"], output["status"]["left"]) == (2, 0) and len(
         output["show"]
     ) == 2
     assert output["best"]["trials"][0]["trial"] == study.best_trial.number
     assert output["best"]["recipe"]["lambda_seg"] == study.best_params["lambda_seg"]
-    assert main(["sweep", "best", "--out", "best.json"]) == 0
-    assert (
-        json.loads(Path("best.json").read_text())["lambda_seg"] == study.best_params["lambda_seg"]
-    )
-    assert main(["sweep", "show"]) == 0
+    assert run_command("sweep best --out best.json") == 0
+    assert read_json("best.json")["lambda_seg"] == study.best_params["lambda_seg"]
+    assert run_command("sweep show") == 0
     assert "mini-retrieval/retrieval" in capsys.readouterr().out
 
-    assert main([*LAUNCH, "--set", "epochs=2"]) == 2
+    assert run_command(f"{LAUNCH} --set epochs=2") == 2
     assert "fixed.epochs: 1.0 → 2.0" in capsys.readouterr().err
-    assert main([*LAUNCH, "--values", "1,5"]) == 2
+    assert run_command(f"{LAUNCH} --values 1,5") == 2
     assert re.search(r"lambda_seg.values: \[1.0, 10.0\] → \[1.0, 5.0\]", capsys.readouterr().err)
 
     # further cells reuse what is trained: another study with the same recipes trains nothing but
     # its new cell, and its trials go to two processes
-    more = [
-        *LAUNCH,
-        "--study",
-        "more",
-        "--values",
-        "0.1,1,10",
-        "--confirm",
-        "0",
-        "--jobs",
-        "2",
-        "--storage",
-        "more.log",
-    ]
-    assert main([*more, "--objective", "mini-class/zero-shot/top1"]) == 0
+    more = f"{LAUNCH} --study more --values 0.1,1,10 --confirm 0 --jobs 2 --storage more.log"
+    more += " --objective mini-class/zero-shot/top1"
+    assert run_command(more) == 0
     assert capsys.readouterr().out.count("  trial ") == 3, "each trial is told once"
     second = load_sweep("more", "more.log").study
     assert {trial.state for trial in second.get_trials()} == {TrialState.COMPLETE}
@@ -144,30 +131,14 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
 
     # a study that another process drives is refused before anything is prepared
     with sole_driver(load_sweep("more", "more.log")):
-        assert main([*more, "--objective", "mini-class/zero-shot/top1"]) == 2
+        assert run_command(more) == 2
     assert "is driven by another process" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_bad_trials_are_stopped_from_the_processes_that_train(here, capsys):
-    several = ["--set", "epochs=4", "--set", "val_pairs=32", "--prune", "val/i2t_R@1"]
-    assert (
-        main(
-            [
-                *SMOKE,
-                "--search",
-                "random",
-                "--trials",
-                "4",
-                "--confirm",
-                "0",
-                "--jobs",
-                "2",
-                *several,
-            ]
-        )
-        == 0
-    )
+    options = "--search random --trials 4 --confirm 0 --jobs 2 --set epochs=4 --set val_pairs=32"
+    assert run_command(f"{SMOKE} {options} --prune val/i2t_R@1") == 0
     assert "4 of 4 cells done" in capsys.readouterr().out
     trials = load_sweep(None, None).trials()
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
@@ -208,52 +179,39 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
 
 
 @pytest.mark.parametrize(
-    ("extra", "says"),
+    ("options", "message"),
     [
-        (["--set", "lamda_seg=1"], "no setting of the recipe; did you mean lambda_seg"),
-        (["--set", "seed=1"], "--seed"),
-        (["--vary", "learning=1,2"], "--vary learning"),
-        (["--values", "a,b"], "numbers separated by commas"),
-        (["--objective", "mini-class/zero-shot/mIoU"], "has top1"),
-        (["--objective", "dense"], "none of the chosen tasks"),
-        (["--prune", "val/i2t_R@1"], "linear search compares finished trials"),
-        (["--search", "tpe", "--prune", "val/i2t_R@1"], "val_pairs"),
-        (["--search", "tpe", "--range", "0,1"], "0 < LOW"),
-        (["--search", "cmaes", "--objective", "gain,zero-shot"], "one objective"),
-        (["--init", "random"], "leave out --init"),
-        (["--jobs", "-1"], "--jobs"),
-        (["--num-workers", "-1"], "--num-workers"),
-        (["--confirm", "-1"], "--confirm"),
-        (["--executor", "slrm"], "no executor 'slrm'"),
-        (
-            ["--values", "0", "--lambdas", "clip,seg,depth,normal", "--search", "grid"],
-            "every lambda is 0",
-        ),
-        (["--vary", "name=a,b"], "no setting to choose"),
-        (["--vary", "lr=1e-4,1e-3", "--set", "lr=1e-5"], "both fixed by --set and varied"),
-        (["--search", "tpe", "--vary", "lr=-1:1"], "must be greater than 0"),
-        (["--search", "tpe", "--prune", "val/loss"], "val/t2i_R@10"),
-        (["--out", "."], "--out . is a folder"),
-        (["--storage", "sweeps.db"], "is no address"),
-        (["--recipe", "clip"], "give cliptex or a recipe file"),
+        ("--set lamda_seg=1", "no setting of the recipe; did you mean lambda_seg"),
+        ("--set seed=1", "--seed"),
+        ("--vary learning=1,2", "--vary learning"),
+        ("--objective mini-class/zero-shot/mIoU", "has top1"),
+        ("--objective dense", "none of the chosen tasks"),
+        ("--prune val/i2t_R@1", "linear search compares finished trials"),
+        ("--search tpe --prune val/i2t_R@1", "val_pairs"),
+        ("--search tpe --range 0,1", "0 < LOW"),
+        ("--search cmaes --objective gain,zero-shot", "one objective"),
+        ("--init random", "leave out --init"),
+        ("--confirm -1", "--confirm"),
+        ("--values 0 --lambdas clip,seg,depth,normal --search grid", "every lambda is 0"),
+        ("--vary lr=1e-4,1e-3 --set lr=1e-5", "both fixed by --set and varied"),
+        ("--search tpe --vary lr=-1:1", "must be greater than 0"),
+        ("--search tpe --prune val/loss", "val/t2i_R@10"),
+        ("--storage sweeps.db", "is no address"),
+        ("--recipe clip", "give cliptex or a recipe file"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line_before_any_work(here, capsys, extra, says):
-    assert main([*LAUNCH, *extra]) == 2
-    output = capsys.readouterr().err
-    assert says in output and output.count("\n") == 1
-    assert not list(here.glob("*.db")), "nothing was made"
+def test_wrong_input_is_one_line_before_any_work(here, refused, options, message):
+    refused(f"{LAUNCH} {options}", message)
+    assert not list(here.glob("*.db")), "nothing was created"
 
 
-def test_commands_without_a_study(here, capsys):
+def test_commands_without_a_study(here, capsys, refused):
     for command in ("status", "best", "show"):
-        assert main(["sweep", command]) == 2
-        assert "start one with `sweep launch`" in capsys.readouterr().err
+        refused(f"sweep {command}", "start one with `sweep launch`")
+    assert run_command(f"{LAUNCH} --dry-run") == 0
+    assert "smoke-linear: 2 cells to do" in capsys.readouterr().out
+    refused("sweep launch --suite paper", "--init, --pairs and --labels")
     assert not list(here.iterdir())
-    assert main([*LAUNCH, "--dry-run"]) == 0
-    assert "smoke-linear: 2 cells to do" in capsys.readouterr().out and not list(here.iterdir())
-    assert main(["sweep", "launch", "--suite", "paper"]) == 2
-    assert "say --init, --pairs and --labels" in capsys.readouterr().err
 
 
 def test_recipes_of_trials_share_all_but_their_params(tmp_path):

@@ -2,86 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from mlflow.tracking import MlflowClient
 
-from benchmark.__main__ import main
+from tests.benchmark.commands import read_json, run_command, runs_of
+from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
-RUN = [
-    "run",
-    "--task",
-    "camvid/linear",
-    "--backbone",
-    "random,efficientnet-lite0",
-    "--data-root",
-    ".",
-    "--device",
-    "cpu",
-    "--partial",
-]
-CACHED = ["max_iters=3", "batch_size=2", "size=32", "fixed_crops=2", "cache=fp16"]
+RUN = "run --data-root . --device cpu"
 
 
 @pytest.mark.slow
-def test_features_are_kept_in_processes_too(tmp_path, monkeypatch):
-    make_camvid(tmp_path / "camvid")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "benchmark.execution.local.cores", lambda: 2
-    )  # as on a machine of two, whatever this one has
+def test_features_are_cached_in_processes_too(workdir, monkeypatch):
+    make_camvid(workdir / "camvid")
+    monkeypatch.setattr("benchmark.execution.local.cores", lambda: 2)
+    words = f"{RUN} --task camvid/linear --backbone random,efficientnet-lite0 --partial"
+    words += " --set max_iters=3 --set batch_size=2 --set size=32 --set fixed_crops=2"
+    words += " --set cache=fp16 --num-workers 2"
     results = []
     for jobs in ("1", "2"):
-        monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / f"home{jobs}"))
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/{jobs}.db")
-        words = [*RUN, *(word for each in CACHED for word in ("--set", each))]
-        assert main([*words, "--jobs", jobs, "--num-workers", "2", "--json", f"{jobs}.json"]) == 0
-        results.append(json.loads((tmp_path / f"{jobs}.json").read_text())["backbones"])
+        monkeypatch.setenv("CLIPTEX_HOME", str(workdir / f"home{jobs}"))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir}/{jobs}.db")
+        assert run_command(f"{words} --jobs {jobs} --json {jobs}.json") == 0
+        results.append(read_json(f"{jobs}.json")["backbones"])
     assert results[0] == results[1] and len(results[0]) == 2
 
 
 @pytest.mark.slow
-def test_of_two_identical_runs_at_once_one_waits_and_finds_the_cells(tmp_path):
-    make_imagefolder(tmp_path / "imagefolder", n_train=2, n_val=2)
-    words = [
-        "run",
-        "--task",
-        "imagefolder/linear",
-        "--backbone",
-        "random",
-        "--data-root",
-        ".",
-        "--device",
-        "cpu",
-    ]
-    words += ["--set", "epochs=1", "--set", "size=32", "--jobs", "1"]
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    variables = {**os.environ, "CLIPTEX_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": uri}
-    variables["PYTHONPATH"] = str(Path(__file__).parents[2])
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "benchmark", *words, "--json", f"{name}.json"],
-            cwd=tmp_path,
-            env=variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for name in "ab"
-    ]
-    outputs = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
-    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text(), (
-        "the same numbers of the same runs"
-    )
-    results = MlflowClient(uri).search_runs(["1"])
-    assert sorted(run.info.run_name for run in results) == [
-        "imagefolder/linear",
-        "random · own · seed 0",
-    ]
+def test_of_two_identical_runs_at_once_one_waits_and_finds_the_cells(workdir):
+    make_imagefolder(workdir / "imagefolder", n_train=2, n_val=2)
+    words = f"{RUN} --task imagefolder/linear --backbone random --set epochs=1 --jobs 1 --json"
+    forks = [Fork(command, *words.split(), f"{name}.json", output=workdir / name) for name in "ab"]
+    assert [fork.end(300) for fork in forks] == [0, 0], [fork.text() for fork in forks]
+    assert read_json("a.json") == read_json("b.json"), "the same numbers of the same runs"
+    names = sorted(run.info.run_name for run in runs_of("own"))
+    assert names == ["imagefolder/linear", "random · own · seed 0"]

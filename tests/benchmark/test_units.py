@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,43 +19,20 @@ from benchmark.records import BackboneInfo, DatasetRecord
 from benchmark.suites.registry import find_suite
 from benchmark.unit import ProbeUnit, describe_backbone, probe_unit
 from common.settings import parse_pairs
-from reports.mlflow.client import Client
 from reports.mlflow.run import Tracker
+from tests.benchmark.commands import read_json, runs_of
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 TASKS = ["camvid/linear", "imagefolder/linear"]
 SETTINGS = ["max_iters=2", "batch_size=2", "size=32", "epochs=2"]
-RUN = [
-    "run",
-    "--suite",
-    "own",
-    "--task",
-    ",".join(TASKS),
-    "--backbone",
-    "random",
-    "--data-root",
-    ".",
-    "--device",
-    "cpu",
-]
-RUN += [
-    "--num-workers",
-    "0",
-    "--jobs",
-    "1",
-    *[word for each in SETTINGS for word in ("--set", each)],
-]
+RUN = "run --suite own --backbone random --data-root . --device cpu --num-workers 0 --jobs 1"
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    make_camvid(tmp_path / "camvid", n_train=4, n_val=3)
-    make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    return tmp_path
+@pytest.fixture(autouse=True)
+def datasets(workdir):
+    make_camvid(workdir / "camvid", n_train=4, n_val=3)
+    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
 
 
 def cells() -> list[str]:
@@ -68,52 +44,40 @@ def cells() -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_commands_at_once_run_each_cell_once(here):
-    """Two that are not the same, of which one's cell is the other's too. Both have begun, and wait
-    for cells that a third process works on, before either can run one."""
-    client = Client(Tracker("own").uri)
-    experiment = client.get_experiment_by_name("own").experiment_id
+def test_two_commands_at_once_run_each_cell_once(workdir):
+    """Of different commands that share a cell; both begin while a third process holds all cells."""
+    settings = " ".join(f"--set {each}" for each in SETTINGS)
+    Tracker("own")
     with ExitStack() as stack:
         stack.enter_context(cell_locks(cells()))
-        tasks_of = {"one": TASKS, "two": TASKS[:1]}
-        both = [
-            Fork(
-                command,
-                *RUN[:4],
-                ",".join(tasks),
-                *RUN[5:],
-                "--json",
-                f"{name}.json",
-                output=here / name,
-            )
-            for name, tasks in tasks_of.items()
-        ]
+        forks = []
+        for name, tasks in {"one": TASKS, "two": TASKS[:1]}.items():
+            words = f"{RUN} {settings} --task {','.join(tasks)} --json {name}.json"
+            forks.append(Fork(command, *words.split(), output=workdir / name))
         deadline = time.monotonic() + 120
-        while len(client.search_runs([experiment], "attributes.status = 'RUNNING'")) < 2:
-            assert time.monotonic() < deadline and all(fork.process.is_alive() for fork in both), (
-                both[0].text()
-            )
+        while sum(run.info.status == "RUNNING" for run in runs_of("own")) < 2:
+            assert time.monotonic() < deadline, forks[0].text()
+            assert all(fork.process.is_alive() for fork in forks), forks[0].text()
             time.sleep(0.1)
         time.sleep(2)
-        started = client.search_runs([experiment])
-        assert len(started) == 2 and not any("task" in run.data.tags for run in started), (
-            "nobody runs a locked cell"
-        )
-    assert [fork.end() for fork in both] == [0, 0], "\n".join(fork.text() for fork in both)
-    runs = client.search_runs([experiment])
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert sorted(run.data.tags["task"] for run in runs if "task" in run.data.tags) == TASKS
-    documents = [json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two")]
+        started = runs_of("own")
+        assert len(started) == 2, "nobody runs a locked cell"
+        assert not any("task" in run.data.tags for run in started)
+    assert [fork.end() for fork in forks] == [0, 0], "\n".join(fork.text() for fork in forks)
+    runs = {run.info.run_id: run for run in runs_of("own")}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    tasks = [run.data.tags["task"] for run in runs.values() if "task" in run.data.tags]
+    assert sorted(tasks) == TASKS
+    documents = [read_json(f"{name}.json") for name in ("one", "two")]
     first, second = (each["backbones"]["random"] for each in documents)
     assert set(first) == set(TASKS) and second == {TASKS[0]: first[TASKS[0]]}
-    assert documents[0]["mlflow"]["run_ids"] != documents[1]["mlflow"]["run_ids"]
-    by_id = {run.info.run_id: run for run in runs}
-    parents = [by_id[each["mlflow"]["run_ids"]["random"]] for each in documents]
-    cached = [tag for run in parents for tag in run.data.tags if tag.startswith("cached.")]
-    assert cached == ["cached.camvid.linear"], "it was found by the other"
+    parents = [each["mlflow"]["run_ids"]["random"] for each in documents]
+    assert parents[0] != parents[1]
+    cached = [tag for each in parents for tag in runs[each].data.tags if tag.startswith("cached.")]
+    assert cached == ["cached.camvid.linear"], "one command found the result of the other"
 
 
-def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished(here):
+def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished():
     tracker = Tracker("forced")
     with tracker.run("parent") as parent, tracker.run("another") as another:
         (task,) = plan_tasks(find_suite("own"), ["imagefolder/linear"], {"epochs": "2"})

@@ -8,9 +8,8 @@ from benchmark.__main__ import main
 from tests.probes.datasets.make import make_camvid, truncate
 
 
-def test_data_check(tmp_path, monkeypatch, capsys):
-    make_camvid(tmp_path / "camvid", n_train=4, n_val=3)
-    monkeypatch.chdir(tmp_path)
+def test_data_check(workdir, capsys):
+    make_camvid(workdir / "camvid", n_train=4, n_val=3)
     command = ["data", "check", "--data-root", "."]
     assert main(command) == 0
     output = capsys.readouterr().out
@@ -21,18 +20,16 @@ def test_data_check(tmp_path, monkeypatch, capsys):
     assert row["state"] == "available" and row["counts"] == {"train": 4, "val": 3}
 
 
-def test_a_broken_dataset_is_exit_code_1(tmp_path, monkeypatch, capsys):
-    root = make_camvid(tmp_path / "camvid", n_train=4, n_val=3)
-    monkeypatch.chdir(tmp_path)
+def test_a_broken_dataset_is_exit_code_1(workdir, capsys):
+    root = make_camvid(workdir / "camvid", n_train=4, n_val=3)
     truncate(root / "images/val/frame_val_00000.jpg")
     command = ["data", "check", "--data-root", ".", "--full"]
     assert main(command) == 0
     assert "frame_val_00000.jpg: image cannot be decoded" in capsys.readouterr().out
-    (tmp_path / "ade/ADEChallengeData2016").mkdir(parents=True)
+    (workdir / "ade/ADEChallengeData2016").mkdir(parents=True)
     assert main(command) == 1
     assert "images/validation is missing" in capsys.readouterr().out
 
 
-def test_data_check_needs_a_folder(capsys):
-    assert main(["data", "check"]) == 2
-    assert "--data-root DIR and/or --data NAME=DIR" in capsys.readouterr().err
+def test_data_check_needs_a_folder(refused):
+    refused("data check", "--data-root DIR and/or --data NAME=DIR")

@@ -55,7 +55,5 @@ def test_manual_labels_are_made_checked_drawn_and_trained_on(here, capsys):
         ("check none", "no labels in none"),
     ],
 )
-def test_wrong_input_is_one_line(here, capsys, command, message):
-    assert main(["labels", *command.split()]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+def test_wrong_input_is_one_line(here, refused, command, message):
+    refused(f"labels {command}", message)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmark.__main__ import main
-from reports.mlflow.client import Client
 from reports.mlflow.run import Tracker
+from tests.benchmark.commands import runs_of, store
 from tests.probes.datasets.make import make_imagefolder
 from tests.reports.synthetic import write_run
 
@@ -19,7 +19,7 @@ RUN = (
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def results(tmp_path_factory):
     """A folder with two finished runs in its MLflow store."""
     folder = tmp_path_factory.mktemp("cli")
     with pytest.MonkeyPatch.context() as patch:
@@ -31,8 +31,8 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture
-def out(store, monkeypatch, tmp_path):
-    monkeypatch.chdir(store)
+def out(results, monkeypatch, tmp_path):
+    monkeypatch.chdir(results)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path / "out"
 
@@ -66,32 +66,27 @@ def test_a_single_backbone_has_nothing_to_compare(out, capsys):
         ("--tracking-uri sqlite:///nothing.db", "there is no MLflow store at sqlite:///"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(out, capsys, words, message):
-    assert main(["report", "--out", str(out), *words.split()]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+def test_wrong_input_is_one_line_and_exit_code_2(out, refused, words, message):
+    refused(f"report --out {out} {words}", message)
     assert not out.exists(), "nothing half-written"
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_its_report(tmp_path, monkeypatch, capsys):
+def test_a_run_ends_with_its_report(workdir, capsys):
     """The page is an artifact of the parent run; a failing report does not fail the run."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
+    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
     assert main(RUN.split()) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report: ")]
     page = Path(line.removeprefix("report: "))
     assert page.name == "index.html" and "imagefolder/linear" in page.read_text()
-    client = Client(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("own").experiment_id])
+    runs = runs_of("own")
     (parent,) = [run for run in runs if "run.key" in run.data.tags]
     (child,) = [run for run in runs if run.data.tags.get("task") == "imagefolder/linear"]
-    artifacts = client.list_artifacts(parent.info.run_id, "report")
+    artifacts = store().list_artifacts(parent.info.run_id, "report")
     assert [artifact.path for artifact in artifacts] == ["report/index.html"]
     assert str(page).startswith(parent.info.artifact_uri)
     dataset = child.inputs.dataset_inputs[0].dataset
-    assert '"uri": "' + str(tmp_path / "imagefolder") in dataset.source
+    assert '"uri": "' + str(workdir / "imagefolder") in dataset.source
 
     (Path(child.info.artifact_uri) / "per_image.npz").write_bytes(b"not a zip")
     assert main(RUN.split()) == 0, "the numbers are safe"

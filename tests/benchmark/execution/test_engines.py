@@ -219,18 +219,11 @@ def test_a_driver_that_ends_leaves_no_worker(name, number, tmp_path, request):
     finally:
         with suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
+        month = 30 * 86400
         for folder in (home() / "tasks").glob("[!.]*") if number == signal.SIGKILL else ():
-            _age(folder, task.ABANDONED + 60)
-        task.remove_abandoned(home() / "tasks")
-
-
-def test_folders_of_killed_drivers_are_removed_after_a_month(tmp_path):
-    for name, days in (("old", 60), ("new", 1)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "status.json").touch()
-        _age(tmp_path / name, days * 86400)
-    task.remove_abandoned(tmp_path)
-    assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
+            for path in (*folder.iterdir(), folder):
+                os.utime(path, (0, time.time() - month - 60))
+        task.remove_abandoned(home() / "tasks")  # the fixture checks that none is left
 
 
 @pytest.mark.parametrize(
@@ -238,13 +231,9 @@ def test_folders_of_killed_drivers_are_removed_after_a_month(tmp_path):
     [
         ("slrum", {}, "no executor 'slrum'; did you mean slurm"),
         ("local", {"gpu": "1"}, "--executor-arg gpu: local has no such setting; did you mean gpus"),
-        ("local", {"gpus": "x"}, "--executor-arg gpus=x: give"),
         ("local", {"gpus": "0,9"}, "--executor-arg gpus=0,9: no GPU 9 here, only 0, 1"),
         ("local", {"cpus": "0"}, "--executor-arg cpus=0: give an integer, 1 or more"),
-        ("ray", {"num_cpus": "abc"}, "--executor-arg num_cpus=abc: give an integer"),
         ("ray", {"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
-        ("ray", {"address": "ray://127.0.0.1:1"}, "no Ray at ray://127.0.0.1:1"),
-        ("slurm", {"nodes": "two"}, "--executor-arg nodes=two: give an integer"),
         ("slurm", {"nodes": "2"}, "--executor-arg nodes=2: only `train` computes on several"),
     ],
 )
@@ -257,19 +246,12 @@ def test_a_wrong_setting_is_one_line(name, settings, message, request, monkeypat
     assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
 
 
-def test_a_device_number_and_gpus_exclude_each_other():
-    with pytest.raises(UserError, match="gpus=0,1 and --device cuda:1: give only one"):
-        make_executor(ExecutorSpec(settings={"gpus": "0,1"}, device="cuda:1"), Bar())
-
-
 @pytest.mark.parametrize(
     ("jobs", "cpus", "gpus", "num_workers", "expected"),
     [
         (0, 8, "0,1", None, 4),
         (2, 8, None, None, 4),
-        (0, 1, None, None, 1),
         (1, 64, None, None, base.MAX_LOADERS),
-        (1, 8, None, 0, 0),
     ],
 )
 def test_loading_processes_share_the_cores(jobs, cpus, gpus, num_workers, expected, monkeypatch):
@@ -280,17 +262,11 @@ def test_loading_processes_share_the_cores(jobs, cpus, gpus, num_workers, expect
     assert make_executor(spec, Bar()).num_workers == expected
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("partition", "nowhere", "[Ii]nvalid partition"),
-        ("partitoin", "gpu", "unrecognized option '--partitoin=gpu'"),
-    ],
-)
-def test_a_refusal_of_sbatch_is_one_line(slurm, key, value, message):
+def test_a_refusal_of_sbatch_is_one_line(slurm):
+    message = "sbatch refused doubled: .*[Ii]nvalid partition"
     with (
-        make_executor(ExecutorSpec("slurm", {key: value}), Bar()) as executor,
-        pytest.raises(UserError, match=f"sbatch refused doubled: .*{message}") as raised,
+        make_executor(ExecutorSpec("slurm", {"partition": "nowhere"}), Bar()) as executor,
+        pytest.raises(UserError, match=message) as raised,
     ):
         executor.submit(tasks.doubled, 1).result(10)
     assert "\n" not in str(raised.value)
@@ -337,9 +313,3 @@ class Echo(Executor):
     def _stop(self):
         pass
 """
-
-
-def _age(folder: Path, seconds: float) -> None:
-    then = time.time() - seconds
-    for path in (*folder.iterdir(), folder):
-        os.utime(path, (then, then))

@@ -51,31 +51,18 @@ def test_normals_are_those_of_the_depth(domain):
         normals = np.cross(right, up)
         normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
         # smooth pixels: the neighbours that the differences use lie on about the same plane
-        middle = ground_truth.normals[1:-1, 1:-1]
+        middle, instance = ground_truth.normals[1:-1, 1:-1], ground_truth.instance
         smooth = np.ones(middle.shape[:2], bool)
-        for neighbour in (
-            ground_truth.normals[1:-1, 2:],
-            ground_truth.normals[1:-1, :-2],
-            ground_truth.normals[2:, 1:-1],
-            ground_truth.normals[:-2, 1:-1],
-        ):
-            smooth &= (middle * neighbour).sum(axis=-1) > 0.995
-        neighbours = [
-            ground_truth.instance[1:-1, 2:],
-            ground_truth.instance[1:-1, :-2],
-            ground_truth.instance[2:, 1:-1],
-            ground_truth.instance[:-2, 1:-1],
-        ]
-        for neighbour in neighbours:
-            smooth &= neighbour == ground_truth.instance[1:-1, 1:-1]
+        for window in np.s_[1:-1, 2:], np.s_[1:-1, :-2], np.s_[2:, 1:-1], np.s_[:-2, 1:-1]:
+            smooth &= (middle * ground_truth.normals[window]).sum(axis=-1) > 0.995
+            smooth &= instance[window] == instance[1:-1, 1:-1]
         angle = np.degrees(np.arccos(np.clip((normals * middle).sum(axis=-1), -1, 1)))
         assert smooth.mean() > 0.3
         errors.append(angle[smooth])
     angle = np.concatenate(errors)
     assert np.median(angle) < 0.1
-    assert (
-        np.percentile(angle, 90) < 3
-    )  # parallel planes at different depths (steps, shelves) pass for smooth
+    # parallel planes at different depths (steps, shelves) pass for smooth
+    assert np.percentile(angle, 90) < 3
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -161,16 +148,6 @@ def test_same_seed_same_picture_and_another_seed_another():
     assert (a != c).any()
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_the_dominant_object_dominates(name):
-    for seed in range(3):
-        scene, ground_truth, _ = draw(seed, dominant=name)
-        share = shares(scene, ground_truth)
-        assert scene.objects[0].name == name
-        assert share[0] > 0.1
-        assert share[0] == share.max()
-
-
 @pytest.mark.parametrize("size", [32, 80, 96])
 def test_other_sizes_show_the_same_scene(size):
     scene, ground_truth, rng = draw(5, size=size)
@@ -179,12 +156,3 @@ def test_other_sizes_show_the_same_scene(size):
     small = render_ground_truth(scene, 64)
     share, share_at_64 = shares(scene, ground_truth), shares(scene, small)
     assert np.abs(share - share_at_64).max() < 0.03
-
-
-def test_close_ups_come_at_the_stated_rate():
-    targets = [make_scene(np.random.default_rng(seed), close_ups=0.6).target for seed in range(60)]
-    # scenes that show nothing are drawn again, which shifts the rate a little
-    assert 0.4 < np.mean([target == 0 for target in targets]) < 0.8
-    assert all(
-        make_scene(np.random.default_rng(seed), close_ups=0.0).target == -1 for seed in range(5)
-    )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 import pytest
 
-from benchmark.__main__ import main
 from benchmark.stages.experts import ExpertTraining, expert_stage, expert_unit
 from common.errors import UserError
-from reports.mlflow.client import Client
 from tests.backbones.cliptex.experts import toy_experts
+from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.executors import run_on
 
 SETTINGS = {**toy_experts.SMALL_UNET, "epochs": 0.5}
@@ -25,15 +23,10 @@ def world(tmp_path, monkeypatch) -> Path:
     return toy_experts.write_truth(tmp_path / "world")
 
 
-def runs_of(experiment: str) -> list:
-    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
-    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-
-
 def test_trained_once_with_a_run_of_its_own(world):
     inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
     expert = run_on(lambda executor: expert_stage(inputs, executor))
-    assert expert == json.loads(Path("unet/expert.json").read_text())
+    assert expert == read_json("unet/expert.json")
     (run,) = runs_of("experts")
     assert (
         run.info.status == "FINISHED"
@@ -58,28 +51,12 @@ def test_two_processes_that_want_the_same_train_it_once(world):
 
 
 def test_from_the_command_line(world, capsys):
-    words = [
-        "experts",
-        "train",
-        "unet",
-        "--data-root",
-        "world",
-        "--out",
-        "mine",
-        "--device",
-        "cpu",
-        "--experiment",
-        "mine",
-    ]
-    for key, value in SETTINGS.items():
-        words += ["--set", f"{key}={value}"]
-    assert main(words) == 0
+    settings = " ".join(f"--set {key}={value}" for key, value in SETTINGS.items())
+    options = "--data-root world --out mine --device cpu --experiment mine"
+    assert run_command(f"experts train unet {options} {settings}") == 0
     assert "--experts unet=mine" in capsys.readouterr().out
     (run,) = runs_of("mine")
-    assert (
-        json.loads(Path("mine/expert.json").read_text())["sha256"]
-        == run.data.tags["weights.sha256"]
-    )
+    assert read_json("mine/expert.json")["sha256"] == run.data.tags["weights.sha256"]
 
 
 def test_a_folder_of_another_expert_is_refused(world):

@@ -16,11 +16,10 @@ import torch
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import LabelStore, check_labels
-from benchmark.__main__ import main
 from benchmark.stages.labels import LabelRequest, label_stage
 from common.errors import UserError
-from reports.mlflow.client import Client
 from tests.backbones.cliptex.experts import toy_experts
+from tests.benchmark.commands import listing, run_command, runs_of, store
 from tests.executors import run_on
 from tests.forks import Fork, command
 from tests.servers import FileServer
@@ -39,7 +38,7 @@ def here(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert main(label_command("labels", "whole")) == 0
+        assert run_command(label_command("labels", "whole")) == 0
     return folder
 
 
@@ -49,56 +48,39 @@ def inside(here, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def label_command(out: str, experiment: str, *more: str) -> list[str]:
-    experts = ",".join(f"{name}=experts/{name}" for name in NAMES)
-    options = [
-        "--out",
-        out,
-        "--experiment",
-        experiment,
-        "--device",
-        "cpu",
-        "--batch-size",
-        "8",
-        "--jobs",
-        "1",
-        *more,
-    ]
-    return ["labels", "predict", "--pairs", "pairs", "--experts", experts, *options]
+EXPERTS = [f"{name}=experts/{name}" for name in NAMES]
 
 
-def request(out: str | None, **more) -> LabelRequest:
-    experts = tuple(f"{name}=experts/{name}" for name in NAMES)
+def label_command(out: str, experiment: str) -> str:
+    command = f"labels predict --pairs pairs --experts {','.join(EXPERTS)} --out {out}"
+    return f"{command} --experiment {experiment} --device cpu --batch-size 8 --jobs 1"
+
+
+def request(out: str | None, **options) -> LabelRequest:
     defaults = {
         "pairs": "pairs",
-        "experts": experts,
+        "experts": tuple(EXPERTS),
         "out": Path(out) if out else None,
         "batch_size": 8,
         "device": "cpu",
     }
-    return LabelRequest(**{**defaults, **more})
+    return LabelRequest(**{**defaults, **options})
 
 
-def stage(request: LabelRequest, jobs: int = 1) -> dict:
-    return run_on(partial(label_stage, request), jobs).manifest
-
-
-def runs_of(experiment: str) -> list:
-    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
-    experiment_info = client.get_experiment_by_name(experiment)
-    return client.search_runs([experiment_info.experiment_id]) if experiment_info else []
+def stage(request: LabelRequest) -> dict:
+    return run_on(partial(label_stage, request)).manifest
 
 
 @pytest.mark.slow
 def test_labelling_killed_and_started_again(here, tmp_path, capsys):
     words = label_command("cut-labels", "cut-labels")
-    victim = Fork(command, *words, output=tmp_path / "said")
+    victim = Fork(command, *words.split(), output=tmp_path / "said")
     victim.wait_for(here / "cut-labels", "*.tar.json")
     victim.signal(signal.SIGKILL)
     assert victim.end() == -signal.SIGKILL
     assert not Path("cut-labels/manifest.json").exists()
     done = {path.name: path.stat().st_mtime_ns for path in Path("cut-labels").glob("*.tar.json")}
-    assert main(words) == 0
+    assert run_command(words) == 0
     assert "48 pairs in, 48 labelled, 0 failed" in capsys.readouterr().out
     assert done == {name: (Path("cut-labels") / name).stat().st_mtime_ns for name in done}, (
         "finished shards are kept"
@@ -119,9 +101,9 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, tmp_path, capsys, m
     for name in ("pairs", "experts"):
         Path(name).symlink_to(here / name)
 
-    def dry_run(*more: str) -> list[str]:
+    def dry_run() -> list[str]:
         before = listing(tmp_path)
-        assert main([*label_command("labels", "whole"), "--dry-run", *more]) == 0
+        assert run_command(label_command("labels", "whole"), "--dry-run") == 0
         assert listing(tmp_path) == before
         return capsys.readouterr().out.splitlines()
 
@@ -134,11 +116,6 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, tmp_path, capsys, m
     assert dry_run()[0] == "48 pairs in 4 shards: 3 labelled, 1 to do (12 pairs)"
     shutil.copytree(here / "labels", "labels", dirs_exist_ok=True)
     assert dry_run() == ["48 pairs in 4 shards: 4 labelled, 0 to do (0 pairs)"]
-
-
-def listing(folder: Path) -> dict[Path, int]:
-    """All that is in a folder, and when it was changed."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.mark.slow
@@ -155,9 +132,7 @@ def test_two_processes_write_the_labels_of_one(here):
     assert LabelStore("two-labels").identity == LabelStore("labels").identity
     (run,) = runs_of("two")
     assert run.info.status == "FINISHED" and run.data.metrics["label/images_per_second"] > 0
-    artifacts = {
-        each.path for each in Client(f"sqlite:///{here}/mlflow.db").list_artifacts(run.info.run_id)
-    }
+    artifacts = {each.path for each in store().list_artifacts(run.info.run_id)}
     assert artifacts == {"manifest.json", "pictures"}
 
 
@@ -173,7 +148,7 @@ def test_experts_are_loaded_once_a_process(monkeypatch):
     assert labels._labeller.cache_info().currsize == 0, "nothing is held when it is over"
 
 
-def test_a_finished_store_is_left_alone_and_a_damaged_shard_is_mended():
+def test_a_finished_store_is_left_alone_and_a_damaged_shard_is_made_again():
     stage(request("kept-labels", experiment="kept"))
     before = {path.name: path.stat().st_mtime_ns for path in Path("kept-labels").iterdir()}
     stage(request("kept-labels", experiment="kept"))
@@ -260,9 +235,6 @@ def test_settings_reach_the_labels():
     )
 
 
-def test_torchrun_is_told_what_to_use_instead(monkeypatch, capsys):
+def test_torchrun_is_refused_with_the_options_to_use(monkeypatch, refused):
     monkeypatch.setenv("RANK", "0")
-    assert main(label_command("none", "none")) == 2
-    error = capsys.readouterr().err
-    assert "--executor" in error and "--jobs" in error and error.count("\n") == 1
-    assert not Path("none").exists()
+    refused(label_command("none", "none"), "see --executor and --jobs")

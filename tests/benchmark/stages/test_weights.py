@@ -19,26 +19,14 @@ from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.protocols import Silent
-from benchmark.__main__ import main
-from reports.mlflow.client import Client
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
+from tests.benchmark.commands import listing, run_command, runs_of, store
 from tests.forks import Fork, command
 
 ROOT = Path(__file__).parents[3]
-TRAIN = [
-    "--recipe",
-    "cliptex",
-    "--init",
-    "random",
-    "--pairs",
-    "pairs",
-    "--labels",
-    "labels",
-    "--device",
-    "cpu",
-]
-TRAIN += ["--set", "model=tiny", "--set", "batch_size=16", "--set", "epochs=30", "--set", "lr=1e-3"]
+TRAIN = "train --init random --pairs pairs --device cpu --set model=tiny --set batch_size=16"
+CLIPTEX = f"{TRAIN} --recipe cliptex --labels labels --set epochs=30 --set lr=1e-3"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +46,7 @@ def here(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert main(["train", *TRAIN, "--out", "whole.safetensors", "--experiment", "whole"]) == 0
+        assert run_command(f"{CLIPTEX} --out whole.safetensors --experiment whole") == 0
     return folder
 
 
@@ -66,14 +54,6 @@ def here(tmp_path_factory):
 def inside(here, monkeypatch):
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-def kill_when(words: list[str], there: Path, pattern: str, output: Path) -> None:
-    """Run the command; kill -9 as soon as a file like ``pattern`` is in the folder ``there``."""
-    victim = Fork(command, *words, output=output)
-    victim.wait_for(there, pattern)
-    victim.signal(signal.SIGKILL)
-    assert victim.end() == -signal.SIGKILL
 
 
 def in_a_new_python(*arguments: str) -> str:
@@ -91,24 +71,15 @@ def in_a_new_python(*arguments: str) -> str:
     return done.stdout
 
 
-def runs_of(experiment: str) -> list:
-    client = Client(
-        f"sqlite:///{Path('mlflow.db').resolve()}"
-    )  # MLflow keeps stores by URI, and other tests have this name
-    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-
-
 @pytest.mark.slow
 def test_training_killed_and_started_again(here, tmp_path):
-    words = ["train", *TRAIN, "--out", "cut.safetensors", "--experiment", "cut"]
-    kill_when(
-        [*words, "--save-every", "0"],
-        here / "cut.safetensors.resume",
-        "state-*.pt",
-        tmp_path / "said",
-    )
+    words = f"{CLIPTEX} --out cut.safetensors --experiment cut"
+    victim = Fork(command, *words.split(), "--save-every", "0", output=tmp_path / "output")
+    victim.wait_for(here / "cut.safetensors.resume", "state-*.pt")
+    victim.signal(signal.SIGKILL)
+    assert victim.end() == -signal.SIGKILL
     assert not Path("cut.safetensors").exists()
-    assert main(words) == 0
+    assert run_command(words) == 0
     assert (
         load_checkpoint(Path("cut.safetensors")).sha256
         == load_checkpoint(Path("whole.safetensors")).sha256
@@ -121,14 +92,14 @@ def test_training_killed_and_started_again(here, tmp_path):
     assert done.tags["weights.sha256"] == finished.data.tags["weights.sha256"]
     assert done.tags["experts"] == "seg,depth,normal"
     assert done.metrics["cost/train_flops"] == finished.data.metrics["cost/train_flops"] > 0
-    assert main(words) == 0 and len(runs_of("cut")) == 2  # nothing twice
+    assert run_command(words) == 0 and len(runs_of("cut")) == 2  # nothing twice
 
 
 def test_dry_run_says_what_is_done_and_creates_nothing(here, capsys):
     def dry_run(out: str, *more: str) -> list[str]:
-        before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-        assert main(["train", *TRAIN, "--out", out, "--dry-run", *more]) == 0
-        assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+        before = listing(here)
+        assert run_command(f"{CLIPTEX} --dry-run --out", out, *more) == 0
+        assert listing(here) == before
         return capsys.readouterr().out.splitlines()
 
     size = "cliptex: 48 of 48 pairs in 2 shards × 30 epochs = 90 steps of 16"
@@ -144,26 +115,17 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, capsys):
     Path("begun.safetensors.resume").mkdir()
     Path("begun.safetensors.resume/state-000000060.pt").touch()
     assert dry_run("begun.safetensors")[1].startswith("it resumes from step 60")
-    assert main(["train", *TRAIN, "--out", "x.st", "--dry-run", "--set", "val_pairs=40"]) == 2
+    assert run_command(f"{CLIPTEX} --out x.st --dry-run --set val_pairs=40") == 2
     assert "more than half of 48 pairs" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_two_processes_from_the_command_line(here):
     """One run in MLflow, one voice, and the weights of one process up to the order of sums."""
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "benchmark",
-    ]
-    told = in_a_new_python(
-        *torchrun, "train", *TRAIN, "--out", "two.safetensors", "--experiment", "two"
-    )
-    assert told.count("cliptex trained: two.safetensors") == 1
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 -m benchmark"
+    words = f"{torchrun} {CLIPTEX} --out two.safetensors --experiment two"
+    output = in_a_new_python(*words.split())
+    assert output.count("cliptex trained: two.safetensors") == 1
     assert [run.info.status for run in runs_of("two")] == ["FINISHED"]
     two, single = load_file("two.safetensors"), load_file("whole.safetensors")
     far = sum(((two[name] - single[name]).abs() > 1e-2).sum().item() for name in single)
@@ -199,8 +161,8 @@ images, backbone = torch.load("images.pt", weights_only=True), load()
 torch.save([*backbone(images), backbone.encode_image(images), backbone.encode_text(["a red disc"])], "features.pt")
 print(backbone.weights.source, backbone.weights.sha256)
 """  # noqa: E501
-    told = in_a_new_python("-c", load[2] + code)
-    assert told.split()[-2:] == [
+    output = in_a_new_python("-c", load[2] + code)
+    assert output.split()[-2:] == [
         str(tmp_path / "weights/whole.safetensors"),
         backbone.weights.sha256,
     ]
@@ -218,34 +180,11 @@ def test_weights_of_any_recipe_have_a_loader_that_works(here, recipe, tmp_path):
     """Of a recipe file, whose name is no backbone's, and of clip, whose name stands for another
     architecture."""
     Path("mine.json").write_text('{"recipe": "clip-ft", "lr": 0.001}')
-    words = [
-        "train",
-        "--recipe",
-        recipe,
-        "--init",
-        "random",
-        "--pairs",
-        "pairs",
-        "--device",
-        "cpu",
-        "--out",
-        f"{recipe}.st",
-    ]
-    small = [
-        "--set",
-        "model=tiny",
-        "--set",
-        "batch_size=16",
-        "--set",
-        "epochs=0.4",
-        "--experiment",
-        recipe,
-    ]
-    assert main([*words, *small]) == 0
+    words = f"{TRAIN} --recipe {recipe} --out {recipe}.st --set epochs=0.4 --experiment {recipe}"
+    assert run_command(words) == 0
     (run,) = runs_of(recipe)
     note = run.data.tags["mlflow.note.content"]
-    client = Client(f"sqlite:///{here}/mlflow.db")
-    client.download_artifacts(run.info.run_id, "weights", str(tmp_path))
+    store().download_artifacts(run.info.run_id, "weights", str(tmp_path))
     namespaces: list[dict] = [{"__file__": str(tmp_path / "weights/load.py")}, {}]
     exec((tmp_path / "weights/load.py").read_text(), namespaces[0])
     exec(note.split("```python\n")[1].split("```")[0], namespaces[1])

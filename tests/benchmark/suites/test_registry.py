@@ -3,10 +3,7 @@ itself."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from benchmark.__main__ import main
+from tests.benchmark.commands import read_json, run_command
 from tests.benchmark.other_package import installed
 from tests.probes.datasets.make import make_imagefolder
 
@@ -23,27 +20,13 @@ SUITE = Suite("my-suite", "mine", {"imagefolder/linear": {"epochs": 2}}, ("rando
 """  # noqa: E501
 
 
-def test_a_suite_from_an_entry_point(tmp_path, monkeypatch, capsys):
-    make_imagefolder(tmp_path / "mine", n_train=8, n_val=4)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_a_suite_from_an_entry_point(workdir, refused):
+    make_imagefolder(workdir / "mine", n_train=8, n_val=4)
     points = "[cliptex_benchmark.suites]\nmy-suite = other_package:SUITE\n"
-    with installed(tmp_path / "site", SOURCE, points):
-        assert main(["list", "suites", "my-suite"]) == 0
-        assert "mine [1 tasks]" in capsys.readouterr().out
-        words = [
-            "--suite",
-            "my-suite",
-            "--device",
-            "cpu",
-            "--num-workers",
-            "0",
-            "--json",
-            "out.json",
-        ]
-        assert main(["run", *words]) == 0
-    results = json.loads(Path("out.json").read_text())
+    run = "run --suite my-suite --device cpu --num-workers 0"
+    with installed(workdir / "site", SOURCE, points):
+        assert run_command(f"{run} --json out.json") == 0
+    results = read_json("out.json")
     assert results["suite"] == results["mlflow"]["experiment"] == "my-suite"
     assert set(results["backbones"]["random"]) == {"imagefolder/linear"}
-    assert main(["run", "--suite", "my-suite"]) == 2, "it is gone with its package"
-    assert "no suite 'my-suite'" in capsys.readouterr().err
+    refused(run, "no suite 'my-suite'")

@@ -1,0 +1,35 @@
+"""Commands of the tests, and what they leave in the working folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmark.__main__ import main
+from reports.mlflow.client import Client
+
+
+def run_command(command: str, *words: str) -> int:
+    """The exit code of ``python -m benchmark COMMAND WORDS``."""
+    return main([*command.split(), *words])
+
+
+def read_json(path: str | Path) -> Any:
+    return json.loads(Path(path).read_text())
+
+
+def store() -> Client:
+    """The MLflow store of the working folder."""
+    return Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
+
+
+def runs_of(experiment: str) -> list:
+    """The MLflow runs of an experiment; none if it does not exist."""
+    match = store().get_experiment_by_name(experiment)
+    return store().search_runs([match.experiment_id]) if match else []
+
+
+def listing(folder: Path) -> dict[Path, int]:
+    """Every path in a folder with its time of change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

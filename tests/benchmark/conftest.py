@@ -1,0 +1,28 @@
+"""A working folder for a test's commands, and a check of what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmark.__main__ import main
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    """An empty working folder with an MLflow store and a home of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys):
+    """Assert that a command ends with 2 and one line of error with ``message``."""
+
+    def check(command: str, message: str) -> None:
+        assert main(command.split()) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+
+    return check
