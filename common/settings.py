@@ -46,8 +46,8 @@ def settings_dataclass(cls: type[T]) -> type[T]:
     return created
 
 
-def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
-    """``["a=1", "b=x"]`` → ``{"a": "1", "b": "x"}``.
+def parse_pairs(pairs: Iterable[str], option: str = "--set") -> dict[str, str]:
+    """``["a=1", "b=x"]`` → ``{"a": "1", "b": "x"}``; ``option`` is named in errors.
 
     Raises:
         UserError: a pair has no ``=``, or a key comes twice with different values.
@@ -57,9 +57,9 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         key, value = key.strip(), value.strip()
         if not equals or not key:
-            raise UserError(f"--set {pair!r} is not of the form key=value")
+            raise UserError(f"{option} {pair!r} is not of the form key=value")
         if parsed.get(key, value) != value:
-            raise UserError(f"--set {key} is given twice: {parsed[key]} and {value}; keep one")
+            raise UserError(f"{option} {key} is given twice: {parsed[key]} and {value}; keep one")
         parsed[key] = value
     return parsed
 

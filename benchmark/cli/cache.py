@@ -56,12 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "remove entries by name (a unique prefix suffices), kind or age; asks first"
     rm = add_command(commands, "rm", about, "3f2a", "--kind features --older-than 30 --yes")
     for command in (ls, rm):
-        about = f"only these: {', '.join(KINDS)}"
-        command.add_argument("--kind", choices=[*KINDS], metavar="KIND", help=about)
+        command.add_argument(
+            "--kind", choices=[*KINDS], metavar="KIND", help=f"only these: {', '.join(KINDS)}"
+        )
     add(ls, "--json")
     rm.add_argument("names", nargs="*", metavar="NAME", help="see `cache ls`")
-    about = "only entries that were not used for so many days"
-    rm.add_argument("--older-than", type=number(0, kind=float), metavar="DAYS", help=about)
+    rm.add_argument(
+        "--older-than",
+        type=number(0, kind=float),
+        metavar="DAYS",
+        help="only entries that were not used for so many days",
+    )
     rm.add_argument("--yes", **FLAG, help="do not ask")
     add(rm, "--dry-run")
 

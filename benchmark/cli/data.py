@@ -41,12 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "voc coco --to DIR",
         "imagenet --archive ILSVRC2012_img_val.tar --to DIR",
     )
-    about = "voc, ade20k, coco, nyu … wds_NAME, or zeroshot38"
-    get.add_argument("names", nargs="*", metavar="NAME", help=about)
-    about = "the --data-root (default: ./data)"
-    get.add_argument("--to", type=folder, default=Path("data"), metavar="DIR", help=about)
-    about = "an archive that you have downloaded (repeatable)"
-    get.add_argument("--archive", **{**PAIRS, "metavar": "PATH"}, type=Path, help=about)
+    get.add_argument(
+        "names", nargs="*", metavar="NAME", help="voc, ade20k, coco, nyu … wds_NAME, or zeroshot38"
+    )
+    get.add_argument(
+        "--to",
+        type=folder,
+        default=Path("data"),
+        metavar="DIR",
+        help="the --data-root (default: ./data)",
+    )
+    get.add_argument(
+        "--archive",
+        **{**PAIRS, "metavar": "PATH"},
+        type=Path,
+        help="an archive that you have downloaded (repeatable)",
+    )
     get.add_argument("--train", **FLAG, help="also the training shards of wds_NAME")
     add(get, "--dry-run")
 
@@ -79,26 +89,12 @@ def check(options: argparse.Namespace) -> int:
         show(rows)
         absent = [row for row in rows if row.state == "absent"]
         if options.data_root:
-            _show_suites({row.name for row in absent})
             for row in absent:
-                if "no folder wds_" not in row.message:  # the suites list these
+                if "no folder wds_" not in row.message:  # 38 of zeroshot38
                     console.print(f"{row.name:<12} absent    {row.message}", style="dim")
         if absent:
             console.print("`data get` downloads datasets", style="dim")
     return 1 if any(row.state == "broken" for row in rows) else 0
-
-
-def _show_suites(absent: set[str]) -> None:
-    """Count the datasets of each suite that runs on what is present."""
-    from benchmark.execution.progress import console
-    from benchmark.suites.registry import SUITES
-
-    for suite in SUITES.values():
-        names = dict.fromkeys(task.partition("/")[0] for task in suite.tasks)
-        missing = [name for name in names if name in absent]
-        if suite.what_is_there and len(missing) < len(names):
-            present = f"{suite.name}: {len(names) - len(missing)} of {len(names)} datasets"
-            console.print(f"{present}; missing: {', '.join(missing)}" if missing else present)
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -67,16 +65,14 @@ def main(options: argparse.Namespace) -> int:
 
 def _run(check: Check, options: argparse.Namespace) -> list[Finding]:
     """The findings of a check; an error is one, too: broken libraries are what is looked for."""
-    name = check.__name__.strip("_")
     try:
         return list(check(options))
-    except UserError as error:
-        return [Finding(name, "bad", str(error))]
     except Exception as error:
         if message := user_error_message(error):
-            return [Finding(name, "bad", message)]
+            return [Finding(check.__name__, "bad", message)]
         value = f"{type(error).__name__}: {first_line(error)}"
-        return [Finding(name, "bad", value, "reinstall the suite in a new virtual environment")]
+        remedy = "reinstall the suite in a new virtual environment"
+        return [Finding(check.__name__, "bad", value, remedy)]
 
 
 def python(options: argparse.Namespace) -> Iterator[Finding]:
@@ -85,34 +81,16 @@ def python(options: argparse.Namespace) -> Iterator[Finding]:
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable}), {suite}")
 
 
-def memory(options: argparse.Namespace) -> Iterator[Finding]:
-    """Memory of this process or its control group."""
-    from benchmark.execution.task import cores
-
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # "max": no limit
-        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    value = f"{size / GB:.1f} GB for {cores()} cores"
-    if size >= 8 * GB:
-        yield Finding("memory", "ok", value)
-    else:
-        yield Finding("memory", "warn", value, "run one task at a time: --jobs 1")
-
-
 def torch(options: argparse.Namespace) -> Iterator[Finding]:
     """torch and its GPUs."""
     import torch
 
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    if not torch.cuda.is_available():
-        value = f"{torch.__version__}, {build}; computes on the CPU"
-        if shutil.which("nvidia-smi"):
-            remedy = "install a torch for your driver: https://pytorch.org/get-started/locally"
-            yield Finding("torch", "warn", value, remedy)
-        else:
-            yield Finding("torch", "ok", value)
-        return
-    yield Finding("torch", "ok", f"{torch.__version__}, {build}")
+    value = f"{torch.__version__}, CUDA {torch.version.cuda}"
+    if torch.cuda.is_available() or not shutil.which("nvidia-smi"):
+        yield Finding("torch", "ok", value)
+    else:
+        remedy = "install a torch for your driver: https://pytorch.org/get-started/locally"
+        yield Finding("torch", "warn", f"{value}; it sees no GPU", remedy)
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         value = f"{torch.cuda.get_device_name(number)}, {free / GB:.0f} of {total / GB:.0f} GB free"
@@ -125,19 +103,18 @@ def torch(options: argparse.Namespace) -> Iterator[Finding]:
 
 def mmlab(options: argparse.Namespace) -> Iterator[Finding]:
     """The distributions of OpenMMLab: two of one library write the same files."""
-    versions, remedies = [], []
     for name in MMLAB:
-        distributions = {
-            each: metadata.version(each)
-            for each in (name, f"onedl-{name}")
-            if any(metadata.distributions(name=each))
-        }
-        versions += [f"{each} {version}" for each, version in distributions.items()]
-        if len(distributions) == 2:
-            remedies.append(f"pip uninstall {name}, then reinstall onedl-{name}")
-        elif not distributions:
-            remedies.append(f"pip install onedl-{name}")
-    yield Finding("mmlab", "bad" if remedies else "ok", ", ".join(versions), "; ".join(remedies))
+        installed = [
+            each for each in (name, f"onedl-{name}") if any(metadata.distributions(name=each))
+        ]
+        versions = ", ".join(f"{each} {metadata.version(each)}" for each in installed)
+        if len(installed) == 1:
+            yield Finding(name, "ok", versions)
+        elif installed:
+            remedy = f"pip uninstall {name}, then reinstall onedl-{name}"
+            yield Finding(name, "bad", versions, remedy)
+        else:
+            yield Finding(name, "bad", "not installed", f"pip install onedl-{name}")
 
 
 def mlflow(options: argparse.Namespace) -> Iterator[Finding]:
@@ -155,19 +132,15 @@ def mlflow(options: argparse.Namespace) -> Iterator[Finding]:
         return
     try:
         if uri.startswith("http"):
-            with urlopen(f"{uri.rstrip('/')}/version", timeout=5) as response:
-                yield Finding("mlflow", "ok", f"{value}; server {response.read(20).decode()}")
+            urlopen(f"{uri.rstrip('/')}/version", timeout=5).close()
+        elif database_schema(uri) not in ("", *known_schemas()):
+            remedy = "a newer MLflow wrote it: pip install --upgrade mlflow, or use another store"
+            yield Finding("mlflow", "bad", f"{value}, unknown schema", remedy)
             return
-        schema, schemas = database_schema(uri), known_schemas()
+        yield Finding("mlflow", "ok", value)
     except Exception as error:  # each database driver has its own
         remedy = "start the server, or give another --tracking-uri"
         yield Finding("mlflow", "bad", f"{value}: {first_line(error)}", remedy)
-        return
-    if schema in ("", *schemas):
-        yield Finding("mlflow", "ok", value)
-    else:
-        remedy = "a newer MLflow wrote it: pip install --upgrade mlflow, or use another store"
-        yield Finding("mlflow", "bad", f"{value}, unknown schema {schema}", remedy)
 
 
 def home(options: argparse.Namespace) -> Iterator[Finding]:
@@ -183,21 +156,20 @@ def home(options: argparse.Namespace) -> Iterator[Finding]:
     except (OSError, UserError) as error:
         yield Finding("home", "bad", f"{folder}: {first_line(error)}", remedy)
         return
-    state = "bad" if free < GB else "warn" if free < 20 * GB else "ok"
-    remedy = "" if state == "ok" else f"see `cache ls`, or {remedy}"
+    enough = free > 20 * GB
+    remedy = "" if enough else f"see `cache ls`, or {remedy}"
+    state = "ok" if enough else "warn"
     yield Finding("home", state, f"{folder}, {free / GB:.0f} GB free", remedy)
 
 
 def executors(options: argparse.Namespace) -> Iterator[Finding]:
     """Which executors can run."""
-    for name, module, command in (("slurm", "submitit", "sbatch"), ("ray", "ray", "")):
-        if not find_spec(module):
+    for name, module in (("slurm", "submitit"), ("ray", "ray")):
+        if find_spec(module):
+            yield Finding(name, "ok", f"{module} {metadata.version(module)}")
+        else:
             remedy = f"only --executor {name} needs it: pip install -e '.[scale]' in the checkout"
             yield Finding(name, "ok", f"{module} is not installed", remedy)
-        elif command and not shutil.which(command):
-            yield Finding(name, "ok", f"no {command} on this machine")
-        else:
-            yield Finding(name, "ok", f"{module} {metadata.version(module)}")
 
 
 def datasets(options: argparse.Namespace) -> Iterator[Finding]:
@@ -224,4 +196,4 @@ def datasets(options: argparse.Namespace) -> Iterator[Finding]:
 
 
 Check = Callable[[argparse.Namespace], Iterator[Finding]]
-CHECKS: tuple[Check, ...] = (python, memory, torch, mmlab, mlflow, home, executors, datasets)
+CHECKS: tuple[Check, ...] = (python, torch, mmlab, mlflow, home, executors, datasets)

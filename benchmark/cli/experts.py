@@ -21,8 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     train.add_argument("name", metavar="NAME", help="the expert; see `list experts`")
     add(train, "--config")
-    about = "folder with coco/ (seg) or nyu/ (depth, normal), train and val"
-    add(train, "--data-root", required=True, help=about)
+    add(
+        train,
+        "--data-root",
+        required=True,
+        help="folder with coco/ (seg) or nyu/ (depth, normal), train and val",
+    )
     add(train, "--out", type=folder, required=True, metavar="DIR", help="output folder")
     add(train, "--set", help="change a setting of its training (repeatable): size, epochs, lr …")
     add(train, "--seed")

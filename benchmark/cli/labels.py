@@ -39,9 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(predict, "--config", "--dry-run")
     add(predict, "--pairs", required=True)
-    about = "mask-rcnn=…, dpt=…, nll-angmf=…; see `list experts`"
     predict.add_argument(
-        "--experts", required=True, type=names, metavar="NAME=WEIGHTS[,…]", help=about
+        "--experts",
+        required=True,
+        type=names,
+        metavar="NAME=WEIGHTS[,…]",
+        help="mask-rcnn=…, dpt=…, nll-angmf=…; see `list experts`",
     )
     add(predict, "--out", required=True, type=folder, metavar="DIR", help="the label store")
     add(predict, "--set", help="change a label setting (repeatable): input_side, label_side")
@@ -58,17 +61,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(make, "--config")
     add(make, "--pairs", required=True)
-    about = (
-        "seg=DIR: masks of class numbers, 255 unknown; depth=DIR: 16-bit PNGs in millimetres, 0"
-        " unknown; normal=DIR: RGB PNGs, n = png / 127.5 - 1, x right, y up, z to the camera,"
-        " black unknown. Files are named like their pairs (repeatable)"
-    )
     folders = {**PAIRS, "metavar": "TASK=DIR", "dest": "folders", "required": True}
-    make.add_argument("--from", **folders, help=about)
-    about = "class names of the masks, one a line; or another label store"
-    make.add_argument("--classes", type=Path, metavar="FILE|DIR", help=about)
-    about = "short side of stored labels; 0: as they are (default: 60)"
-    make.add_argument("--label-side", type=number(0), default=60, metavar="N", help=about)
+    make.add_argument(
+        "--from",
+        **folders,
+        help=(
+            "seg=DIR: masks of class numbers, 255 unknown; depth=DIR: 16-bit PNGs in millimetres, 0"
+            " unknown; normal=DIR: RGB PNGs, n = png / 127.5 - 1, x right, y up, z to the camera,"
+            " black unknown. Files are named like their pairs (repeatable)"
+        ),
+    )
+    make.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE|DIR",
+        help="class names of the masks, one a line; or another label store",
+    )
+    make.add_argument(
+        "--label-side",
+        type=number(0),
+        default=60,
+        metavar="N",
+        help="short side of stored labels; 0: as they are (default: 60)",
+    )
     add(make, "--out", required=True, type=folder, metavar="DIR", help="the label store")
 
     about = "check that every byte is as written and all counts agree"

@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``list``."""
     with_examples(parser, "backbones dino", "tasks --limit 10 --json tasks.json")
     parser.add_argument("what", choices=[*LISTS], metavar="what", help=", ".join(LISTS))
-    about = "only lines with this word"
-    parser.add_argument("filter", nargs="?", default="", metavar="WORD", help=about)
+    parser.add_argument(
+        "filter", nargs="?", default="", metavar="WORD", help="only lines with this word"
+    )
     add(parser, "--limit", "--json")
 
 

@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError
 from common.files import MAX_SEED, write_text
 
 if TYPE_CHECKING:
@@ -189,8 +188,12 @@ def add_tracking(
     """
     group = parser.add_argument_group("MLflow")
     if experiment != "":
-        about = f"MLflow experiment (default: {experiment or default})"
-        add(group, "--experiment", default=experiment, help=about)
+        add(
+            group,
+            "--experiment",
+            default=experiment,
+            help=f"MLflow experiment (default: {experiment or default})",
+        )
     add(group, "--tracking-uri")
 
 
@@ -199,7 +202,7 @@ def executor_spec(options: argparse.Namespace) -> ExecutorSpec:
     from benchmark.execution import ExecutorSpec
     from common.settings import parse_pairs
 
-    settings = parse_pairs(options.executor_arg)
+    settings = parse_pairs(options.executor_arg, "--executor-arg")
     return ExecutorSpec(
         options.executor, settings, options.jobs, options.device, options.num_workers
     )
@@ -219,15 +222,12 @@ def parse_folders(pairs: Sequence[str], option: str = "--data") -> dict[str, Pat
     """``["coco=/data/coco"]`` → ``{"coco": Path("/data/coco")}``.
 
     Raises:
-        UserError: a pair is not of the form NAME=DIR.
+        UserError: a pair is not of the form KEY=VALUE.
     """
-    folders = {}
-    for pair in pairs:
-        name, _, folder = pair.partition("=")
-        if not name or not folder:
-            raise UserError(f"{option} {pair!r} is not of the form NAME=DIR")
-        folders[name] = Path(folder).expanduser()
-    return folders
+    from common.settings import parse_pairs
+
+    folders = parse_pairs(pairs, option)
+    return {name: Path(folder).expanduser() for name, folder in folders.items()}
 
 
 def wrote_json(

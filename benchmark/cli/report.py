@@ -17,20 +17,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone clip,clip-ft,cliptex --format html,latex --ui-url http://127.0.0.1:5000",
     )
     add(parser, "--config")
-    about = "MLflow experiments (default: mini if it has results, else the latest that has)"
-    parser.add_argument("--experiment", **NAMES, metavar="NAME[,NAME]", help=about)
-    about = "only these, in this order (default: all); NAME@SHA selects weights by their sha256"
-    add(parser, "--backbone", help=about)
-    about = "what the others are compared with (default: clip-ft, clip, random, or the first)"
-    parser.add_argument("--baseline", metavar="NAME", help=about)
+    parser.add_argument(
+        "--experiment",
+        **NAMES,
+        metavar="NAME[,NAME]",
+        help="MLflow experiments (default: mini if it has results, else the latest that has)",
+    )
+    add(
+        parser,
+        "--backbone",
+        help="only these, in this order (default: all); NAME@SHA selects weights by their sha256",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="what the others are compared with (default: clip-ft, clip, random, or the first)",
+    )
     add(parser, "--task")
     parser.add_argument("--study", metavar="NAME", help="report on this λ sweep instead")
-    about = "html, md, csv, latex (default: html)"
-    parser.add_argument("--format", **NAMES, metavar="NAME[,NAME]", help=about)
-    about = "output folder (default: report)"
-    add(parser, "--out", type=folder, default=Path("report"), metavar="DIR", help=about)
-    about = "address of an MLflow UI: numbers then link to their runs"
-    parser.add_argument("--ui-url", default="", metavar="URL", help=about)
+    parser.add_argument(
+        "--format", **NAMES, metavar="NAME[,NAME]", help="html, md, csv, latex (default: html)"
+    )
+    add(
+        parser,
+        "--out",
+        type=folder,
+        default=Path("report"),
+        metavar="DIR",
+        help="output folder (default: report)",
+    )
+    parser.add_argument(
+        "--ui-url",
+        default="",
+        metavar="URL",
+        help="address of an MLflow UI: numbers then link to their runs",
+    )
     add_tracking(parser, "")
 
 

@@ -32,19 +32,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " --json out.json",
     )
     add(parser, "--config", "--dry-run", "--backbone")
-    about = "a named list of tasks; see `list suites` (default: mini, or the first with the tasks)"
-    add(parser, "--suite", help=about)
+    add(
+        parser,
+        "--suite",
+        help="named list of tasks; see `list suites` (default: mini, or the first with the tasks)",
+    )
     add(parser, "--task")
-    about = "checkpoint of the backbone (safetensors, or a torch file loaded weights-only)"
-    parser.add_argument("--weights", type=Path, metavar="FILE", help=about)
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of the backbone (safetensors, or a torch file loaded weights-only)",
+    )
     add(parser, "--set", "--seed")
-    about = "number of seeds, starting at --seed (default: 1)"
-    parser.add_argument("--seeds", **COUNT, default=1, help=about)
-    about = "without the baselines that a suite adds to a single backbone"
-    parser.add_argument("--only", **FLAG, help=about)
+    parser.add_argument(
+        "--seeds", **COUNT, default=1, help="number of seeds, starting at --seed (default: 1)"
+    )
+    parser.add_argument(
+        "--only", **FLAG, help="without the baselines that a suite adds to a single backbone"
+    )
     parser.add_argument("--force", **FLAG, help="run finished tasks again")
-    about = "print each task's resolved config (MMEngine) instead of running"
-    parser.add_argument("--dump-config", **FLAG, help=about)
+    parser.add_argument(
+        "--dump-config",
+        **FLAG,
+        help="print each task's resolved config (MMEngine) instead of running",
+    )
     add(parser, "--json", nargs=None, const=None, type=Path, help="write all metrics to FILE")
     add_data(parser, scored=True)
     add_execution(parser)

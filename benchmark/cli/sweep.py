@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.cli.options import (
@@ -49,18 +50,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "grid: every combination; or a sampler",
     )
     launch.add_argument("--lambdas", **several, help="which λs are varied (default: all four)")
-    about = "values of linear and grid search (default: 0.1,1,10)"
-    launch.add_argument("--values", type=_numbers, metavar="A,B,C", help=about)
-    about = "range of samplers, on a log scale (default: 0.01,100)"
-    launch.add_argument("--range", type=_numbers, dest="between", metavar="LOW,HIGH", help=about)
+    launch.add_argument(
+        "--values",
+        type=_numbers,
+        metavar="A,B,C",
+        help="values of linear and grid search (default: 0.1,1,10)",
+    )
+    launch.add_argument(
+        "--range",
+        type=_numbers,
+        dest="between",
+        metavar="LOW,HIGH",
+        help="range of samplers, on a log scale (default: 0.01,100)",
+    )
     launch.add_argument(
         "--vary",
         **{**PAIRS, "metavar": "KEY=A,B|LOW:HIGH"},
         help="also vary a recipe setting: lr=1e-4,1e-3, epochs=1:4, 'experts=seg|seg,depth'"
         " (repeatable)",
     )
-    about = "trials of a sampler; may be raised later (default: 40)"
-    launch.add_argument("--trials", type=number(1), metavar="N", help=about)
+    launch.add_argument(
+        "--trials",
+        type=number(1),
+        metavar="N",
+        help="trials of a sampler; may be raised later (default: 40)",
+    )
     launch.add_argument(
         "--objective",
         **several,
@@ -74,18 +88,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest loss in zero-shot against clip-ft of a chosen trial, unless zero-shot is an"
         " objective (default: 5)",
     )
-    about = "stop bad trials by successive halving on a metric, such as val/i2t_R@1"
-    launch.add_argument("--prune", metavar="METRIC", help=about)
-    about = "fresh seeds that compare the winner with the base cell; 0: no test (default: 3)"
-    launch.add_argument("--confirm", type=number(0), metavar="SEEDS", help=about)
+    launch.add_argument(
+        "--prune",
+        metavar="METRIC",
+        help="stop bad trials by successive halving on a metric, such as val/i2t_R@1",
+    )
+    launch.add_argument(
+        "--confirm",
+        type=number(0),
+        metavar="SEEDS",
+        help="fresh seeds that compare the winner with the base cell; 0: no test (default: 3)",
+    )
     add(launch, "--seed", "--init", "--pairs")
     add(launch, "--labels", type=str)
     add(launch, "--recipe", default=None)
     add(launch, "--set", help="change a setting of the recipe, for all trials (repeatable)")
-    about = "change a setting of the tasks (repeatable)"
-    launch.add_argument("--set-task", **PAIRS, dest="task_overrides", help=about)
-    about = "recipe file of the best trial (default: STUDY-best.json)"
-    add(launch, "--out", metavar="FILE.json", help=about)
+    launch.add_argument(
+        "--set-task",
+        **PAIRS,
+        dest="task_overrides",
+        help="change a setting of the tasks (repeatable)",
+    )
+    add(
+        launch,
+        "--out",
+        metavar="FILE.json",
+        help="recipe file of the best trial (default: STUDY-best.json)",
+    )
     add_data(launch, scored=True)
     add_execution(launch)
     add_tracking(launch, default="sweep, or sweep-SUITE")
@@ -105,9 +134,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_study(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--study", metavar="NAME", help=about)
-    about = "sqlite:///FILE.db, postgresql://… or journal:///FILE.log"
     about += " (default: sqlite:///sweeps.db here)"
-    parser.add_argument("--storage", metavar="URL", help=about)
+    parser.add_argument(
+        "--storage", metavar="URL", help="sqlite:///FILE.db, postgresql://… or journal:///FILE.log"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -134,11 +164,15 @@ def main(options: argparse.Namespace) -> int:
         if options.out:
             write_json(options.out, best["recipe"])
             if not printed_json:
-                arguments = f"--recipe {shlex.quote(str(options.out))} --init … --pairs …"
-                table.print_line(
-                    f"train it: python -m benchmark train {arguments} --labels … --out …"
-                )
+                _print_training(options.out)
     return 0
+
+
+def _print_training(recipe: Path) -> None:
+    from benchmark.sweep.table import print_line
+
+    arguments = f"--recipe {shlex.quote(str(recipe))} --init … --pairs … --labels … --out …"
+    print_line(f"train the best λs: python -m benchmark train {arguments}")
 
 
 def _launch(options: argparse.Namespace) -> int:
@@ -160,17 +194,7 @@ def _launch(options: argparse.Namespace) -> int:
         table.print_line(table.summary_text(sweep))
         code = table.show_state(sweep)
         if best_trial(sweep):
-            inputs = {
-                "--recipe": str(settings.recipe_file),
-                "--init": settings.init,
-                "--pairs": settings.pairs,
-                "--labels": settings.labels,
-            }
-            words = [
-                f"{flag} {shlex.quote(value) if value else '…'}" for flag, value in inputs.items()
-            ]
-            command = f"python -m benchmark train {' '.join(words)} --out best.safetensors"
-            table.print_line(f"train the best λs: {command}")
+            _print_training(settings.recipe_file)
         experiments = [tracker.experiment]
         request = Request(experiments=experiments, study=sweep.name, tracking_uri=tracker.uri)
         table.print_line(report_line(request, [sweep.metadata["mlflow"]["run"]])[0])
@@ -178,8 +202,7 @@ def _launch(options: argparse.Namespace) -> int:
     table.print_line(f"MLflow: experiment {tracker.experiment}, python -m benchmark ui{flag}")
     storage = hide_secrets(storage_url(options.storage))
     arguments = f"--study {shlex.quote(sweep.name)} --storage {shlex.quote(storage)}"
-    dashboard = f"optuna-dashboard {storage.removeprefix('journal:///')}"
-    table.print_line(f"every trial: python -m benchmark sweep show {arguments}   or: {dashboard}")
+    table.print_line(f"every trial: python -m benchmark sweep show {arguments}")
     return code
 
 

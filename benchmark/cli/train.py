@@ -37,16 +37,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--config", "--dry-run", "--recipe")
     add(parser, "--init", "--pairs", required=True)
     add(parser, "--labels")
-    about = "labels that override the experts' where a pair has them; from `labels make`"
-    parser.add_argument("--manual-labels", type=Path, metavar="DIR", help=about)
-    about = "only these of seg, depth, normal (the same as --set experts=…)"
-    parser.add_argument("--experts", metavar="TASK[,TASK]", help=about)
+    parser.add_argument(
+        "--manual-labels",
+        type=Path,
+        metavar="DIR",
+        help="labels that override the experts' where a pair has them; from `labels make`",
+    )
+    parser.add_argument(
+        "--experts",
+        metavar="TASK[,TASK]",
+        help="only these of seg, depth, normal (the same as --set experts=…)",
+    )
     add(parser, "--set", help="change a setting of the recipe (repeatable)")
     add(parser, "--out", required=True, metavar="FILE.safetensors", help="the trained weights")
-    about = "seconds between two checkpoints to resume from (default: 60)"
-    parser.add_argument("--save-every", **SECONDS, default=60.0, help=about)
-    about = "export weights every N steps into OUT.steps/, for `watch` (default: never)"
-    parser.add_argument("--keep-every", type=number(0), default=0, metavar="N", help=about)
+    parser.add_argument(
+        "--save-every",
+        **SECONDS,
+        default=60.0,
+        help="seconds between two checkpoints to resume from (default: 60)",
+    )
+    parser.add_argument(
+        "--keep-every",
+        type=number(0),
+        default=0,
+        metavar="N",
+        help="export weights every N steps into OUT.steps/, for `watch` (default: never)",
+    )
     add_execution(parser)
     add_tracking(parser, "train")
 

@@ -17,8 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     with_examples(
         parser, "--experiment paper", "--tracking-uri sqlite:////data/mlflow.db --port 5001"
     )
-    about = "port of the UI (default: 5000)"
-    parser.add_argument("--port", type=number(1, 65535), default=5000, metavar="N", help=about)
+    parser.add_argument(
+        "--port",
+        type=number(1, 65535),
+        default=5000,
+        metavar="N",
+        help="port of the UI (default: 5000)",
+    )
     add_tracking(parser, default="as for `report`")
 
 

@@ -27,17 +27,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " --data-root DIR --once",
     )
     add(parser, "--config")
-    about = "backbone of the checkpoints: cliptex, open_clip/ARCH …"
-    add(parser, "--backbone", required=True, metavar="NAME", help=about)
-    about = "folder of checkpoints; the last number in a file's name is its step"
-    parser.add_argument("--dir", type=Path, required=True, metavar="DIR", help=about)
-    about = "a named list of tasks; see `list suites` (default: companion)"
-    add(parser, "--suite", default="companion", help=about)
+    add(
+        parser,
+        "--backbone",
+        required=True,
+        metavar="NAME",
+        help="backbone of the checkpoints: cliptex, open_clip/ARCH …",
+    )
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of checkpoints; the last number in a file's name is its step",
+    )
+    add(
+        parser,
+        "--suite",
+        default="companion",
+        help="a named list of tasks; see `list suites` (default: companion)",
+    )
     add(parser, "--task", "--set", "--seed")
-    about = "between two looks at the folder (default: 30)"
-    parser.add_argument("--every", **SECONDS, default=30.0, help=about)
-    about = "end after this step (default: on Ctrl-C)"
-    parser.add_argument("--until", type=number(0), metavar="STEP", help=about)
+    parser.add_argument(
+        "--every", **SECONDS, default=30.0, help="between two looks at the folder (default: 30)"
+    )
+    parser.add_argument(
+        "--until", type=number(0), metavar="STEP", help="end after this step (default: on Ctrl-C)"
+    )
     parser.add_argument("--once", **FLAG, help="probe the present checkpoints and end")
     add_data(parser, scored=True)
     add_execution(parser)

@@ -168,10 +168,7 @@ def _select_gpus(spec: ExecutorSpec) -> list[str]:
     if number:
         raise UserError(f"--executor-arg gpus={setting} and --device {spec.device}: give only one")
     gpus = [part.strip() for part in setting.split(",")]
-    valid = all(re.fullmatch(r"\d+|(GPU|MIG)-\S+", gpu) for gpu in gpus)
-    if not valid or len(set(gpus)) < len(gpus):
-        raise UserError(f"--executor-arg gpus={setting}: give GPU numbers, such as 0,1,2")
-    missing = [gpu for gpu in gpus if gpu.isdigit() and gpu not in available]
+    missing = [gpu for gpu in gpus if gpu not in available and not re.match("GPU-|MIG-", gpu)]
     if available and missing:
         raise UserError(
             f"--executor-arg gpus={setting}: no GPU {missing[0]} here, only {', '.join(available)}"

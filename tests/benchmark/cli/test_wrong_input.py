@@ -25,7 +25,7 @@ EXPERT = "experts train unet --data-root there --out expert"
         ("run --seed 2147483648", "argument --seed: 2147483648: must be at most 2147483647"),
         ("run --jobs two", "argument --jobs: invalid integer value: 'two'"),
         ("run --task ,", "argument --task: ',' has no name; separate names by commas"),
-        ("run --data coco", "--data 'coco' is not of the form NAME=DIR"),
+        ("run --data coco", "--data 'coco' is not of the form key=value"),
         ("sweep launch --values 1,b", "argument --values: 1,b: give numbers separated by commas"),
     ],
 )

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark.__main__ import main
 from benchmark.execution import ExecutorSpec
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan
@@ -97,8 +96,6 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys, request):
         "backbones": {"random": None},
         "absent": ["vtab-dtd/few-shot"],
     }
-    assert main(["data", "check", "--data-root", "data"]) == 0
-    assert "zeroshot38: data of 2 of 38 tasks; missing: vtab-caltech101," in capsys.readouterr().out
     assert build(Request(["three"])).averages == []
     make_wds(tmp_path / "data/wds_vtab-dtd", 3, 2, size=(32, 32))
     result = run(options)
