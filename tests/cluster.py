@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.benchmark.execution.helpers import until_true
+from tests.servers import free_port
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 CONFIG = """\
@@ -52,23 +54,16 @@ PartitionName=debug Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP OverSubscr
 @pytest.fixture(scope="session")
 def slurm_config():
     """``SLURM_CONF`` of a SLURM that runs until the session ends."""
-    if missing := [
-        name
-        for name in DAEMONS
-        if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    ]:
-        pytest.skip(f"no {', '.join(missing)} here: apt-get install slurm-wlm munge")
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    if not all(shutil.which(name, path=path) for name in DAEMONS):
+        pytest.skip("no SLURM here: apt-get install slurm-wlm munge")
     if os.getuid() != 0:
         pytest.skip("only root can start a SLURM for tests")
     pytest.importorskip("submitit", reason="no submitit: pip install submitit")
     with ExitStack() as stack:
         # short, since a socket's path has at most 107 characters, and owned by root for munged
-        folder = Path(
-            stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)
-            )
-        )
-        yield stack.enter_context(_slurm(folder))
+        folder = tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)
+        yield stack.enter_context(_slurm(Path(stack.enter_context(folder))))
 
 
 @contextmanager
@@ -78,7 +73,9 @@ def _slurm(folder: Path):
     config = folder / "slurm.conf"
     config.write_text(
         CONFIG.format(
-            host=socket.gethostname().partition(".")[0], folder=folder, ports=_free_ports(3)
+            host=socket.gethostname().partition(".")[0],
+            folder=folder,
+            ports=[free_port() for _ in range(3)],
         )
     )
     # fake GPUs: SLURM accepts any four devices and numbers them
@@ -104,14 +101,14 @@ def _slurm(folder: Path):
                         command, stdout=log, stderr=log, env=env, start_new_session=True
                     )
                 )
-                _until(lambda: (folder / "munge.socket").exists(), 10)
+                until_true(lambda: (folder / "munge.socket").exists(), 10)
             sinfo = ["sinfo", "-h", "-t", "idle", "-o", "%D"]
 
             def idle_nodes():
                 done = subprocess.run(sinfo, env=env, capture_output=True, text=True)
                 return done.stdout.strip()
 
-            if not _until(lambda: idle_nodes() == "2", 30):
+            if not until_true(lambda: idle_nodes() == "2", 30):
                 logs = "\n".join(path.read_text()[-1000:] for path in sorted(folder.glob("*.log")))
                 pytest.fail(f"SLURM did not start:\n{logs}")
             yield str(config)
@@ -153,20 +150,3 @@ def ray_cluster():
         yield cluster
     finally:
         cluster.shutdown()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _until(true, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True

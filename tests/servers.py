@@ -12,7 +12,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -86,34 +85,24 @@ NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code></Error>"  # S3's answer
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves a folder like an object store: ranges, ETags and conditions; a context manager.
+    """Serves a folder like an object store, with ranges and ETags; a context manager.
 
     Attributes:
         address: its URL.
-        ranges, conditions: whether it supports these headers.
-        version: header with a file's version: ``ETag``, ``Last-Modified`` or ''.
+        ranges: whether it supports ranges.
         busy: number of requests that it will refuse with 503.
         requests: (method, path, range) of each request.
         cut: number of bytes of a response after which it hangs up, once.
         moved: path → where it redirects to.
     """
 
-    def __init__(
-        self, folder: Path, *, ranges: bool = True, version: str = "ETag", conditions: bool = True
-    ) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Files)
-        self.folder, self.ranges, self.version, self.conditions = (
-            folder,
-            ranges,
-            version,
-            conditions,
-        )
-        self.address, self.busy, self.closed = f"http://127.0.0.1:{self.server_port}", 0, False
+        self.folder, self.ranges, self.busy, self.cut, self.closed = folder, True, 0, 0, False
+        self.address = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[tuple[str, str, str]] = []
-        self.cut, self.moved = 0, dict[str, str]()
-        self._thread = threading.Thread(
-            target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
+        self.moved: dict[str, str] = {}
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> FileServer:
         self._thread.start()
@@ -155,21 +144,11 @@ class _Files(BaseHTTPRequestHandler):
             server.busy = max(0, server.busy - 1)
             return self._send(503, b"", {}) if path.is_file() else self._send(404, NO_SUCH_KEY, {})
         data, etag = path.read_bytes(), f'"{path.stat().st_mtime_ns:x}"'
-        date = formatdate(path.stat().st_mtime, usegmt=True)
-        headers = (
-            {server.version: {"ETag": etag}.get(server.version, date)} if server.version else {}
-        )
-        if server.conditions and (
-            self.headers.get("If-Match", etag) != etag
-            or self.headers.get("If-Unmodified-Since", date) != date
-        ):
-            return self._send(412, b"", headers)
-        if server.ranges and byte_range and self.headers.get("If-Range", etag) in (etag, date):
-            first, last = (
-                int(word or len(data)) for word in byte_range.removeprefix("bytes=").split("-")
-            )
-            part = data[first : last + 1]
-            headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
+        headers = {"ETag": etag}
+        if server.ranges and byte_range and self.headers.get("If-Range", etag) == etag:
+            first, last = byte_range.removeprefix("bytes=").split("-")
+            part = data[int(first) : int(last or len(data)) + 1]
+            headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
             return self._send(206 if part else 416, part, headers)
         return self._send(200, data, headers, body)
 
