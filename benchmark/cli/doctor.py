@@ -85,7 +85,7 @@ def torch(options: argparse.Namespace) -> Iterator[Finding]:
     """torch and its GPUs."""
     import torch
 
-    value = f"{torch.__version__}, CUDA {torch.version.cuda}"
+    value = f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"
     if torch.cuda.is_available() or not shutil.which("nvidia-smi"):
         yield Finding("torch", "ok", value)
     else:
@@ -156,10 +156,12 @@ def home(options: argparse.Namespace) -> Iterator[Finding]:
     except (OSError, UserError) as error:
         yield Finding("home", "bad", f"{folder}: {first_line(error)}", remedy)
         return
-    enough = free > 20 * GB
-    remedy = "" if enough else f"see `cache ls`, or {remedy}"
-    state = "ok" if enough else "warn"
-    yield Finding("home", state, f"{folder}, {free / GB:.0f} GB free", remedy)
+    value = f"{folder}, {free / GB:.0f} GB free"
+    if free > 20 * GB:
+        yield Finding("home", "ok", value)
+    else:
+        state = "warn" if free > GB else "bad"
+        yield Finding("home", state, value, f"see `cache ls`, or {remedy}")
 
 
 def executors(options: argparse.Namespace) -> Iterator[Finding]:

@@ -134,9 +134,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_study(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--study", metavar="NAME", help=about)
-    about += " (default: sqlite:///sweeps.db here)"
     parser.add_argument(
-        "--storage", metavar="URL", help="sqlite:///FILE.db, postgresql://… or journal:///FILE.log"
+        "--storage",
+        metavar="URL",
+        help="sqlite:///FILE.db, postgresql://… or journal:///FILE.log (default:"
+        " sqlite:///sweeps.db here)",
     )
 
 
@@ -149,22 +151,19 @@ def main(options: argparse.Namespace) -> int:
     from sweeps.study import load_sweep
 
     sweep = load_sweep(options.study, options.storage)
-    if options.what == "status":
-        if not wrote_json(options, table.state(sweep)):
-            table.show_state(sweep)
-    elif options.what == "show":
-        if not wrote_json(options, table.trials(sweep)):
-            table.show_trials(sweep)
-            table.print_line(table.summary_text(sweep))
-    else:
-        best = table.best(sweep)
-        printed_json = wrote_json(options, best)
+    values, show = {
+        "status": (table.state, table.show_state),
+        "best": (table.best, table.show_best),
+        "show": (table.trials, table.show_trials),
+    }[options.what]
+    result = values(sweep)
+    printed_json = wrote_json(options, result)
+    if not printed_json:
+        show(sweep)
+    if options.what == "best" and options.out:
+        write_json(options.out, result["recipe"])
         if not printed_json:
-            table.show_best(sweep)
-        if options.out:
-            write_json(options.out, best["recipe"])
-            if not printed_json:
-                _print_training(options.out)
+            _print_training(options.out)
     return 0
 
 

@@ -85,9 +85,10 @@ def show_state(sweep: Sweep) -> int:
 
 
 def show_trials(sweep: Sweep) -> None:
-    """Every trial with its gains, best first."""
+    """Every trial with its gains, best first, and the summary."""
     print_line(f"{sweep.name}: gains over clip-ft in %")
     print_line(trial_table(sweep).to_string(index=False, na_rep="–", float_format="{:+.2f}".format))
+    print_line(summary_text(sweep))
 
 
 def summary_text(sweep: Sweep) -> str:

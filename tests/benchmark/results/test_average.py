@@ -62,14 +62,9 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys, request):
     """A suite of three tasks, one of which has no data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    suite = Suite(
-        "three",
-        "for tests",
-        {task: {"shots": 2} for task in NAMES},
-        ("random",),
-        what_is_there=True,
-        average="average of three",
-    )
+    tasks = {task: {"shots": 2} for task in NAMES}
+    title = "average of three"
+    suite = Suite("three", "for tests", tasks, ("random",), what_is_there=True, average=title)
     request.addfinalizer(lambda: SUITES.unregister("three"))
     register_suite(suite)
     for name in ("cifar10", "vtab-pets"):

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from backbones.cliptex.experts import find_expert
-from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from benchmark.stages.labels import LabelRequest, label_stage
 from common.errors import UserError
@@ -136,50 +135,31 @@ def test_two_processes_write_the_labels_of_one(here):
     assert artifacts == {"manifest.json", "pictures"}
 
 
-def test_experts_are_loaded_once_a_process(monkeypatch):
-    from benchmark.stages import labels
-
-    loads, load = [], labels.load_experts
-    monkeypatch.setattr(
-        labels, "load_experts", lambda specs, device: loads.append(device) or load(specs, device)
-    )
-    stage(request("once-labels", experiment="once"))
-    assert len(loads) == 2, "for the store's key, and for its four shards"
-    assert labels._labeller.cache_info().currsize == 0, "nothing is held when it is over"
-
-
 def test_a_finished_store_is_left_alone_and_a_damaged_shard_is_made_again():
-    stage(request("kept-labels", experiment="kept"))
-    before = {path.name: path.stat().st_mtime_ns for path in Path("kept-labels").iterdir()}
-    stage(request("kept-labels", experiment="kept"))
-    assert before == {path.name: path.stat().st_mtime_ns for path in Path("kept-labels").iterdir()}
-    assert len(runs_of("kept")) == 1
-    damaged = Path("kept-labels/00002.tar")
+    folder = Path("repaired-labels")
+    stage(request(folder.name, experiment="repaired"))
+    before = listing(folder)
+    stage(request(folder.name, experiment="repaired"))
+    assert listing(folder) == before and len(runs_of("repaired")) == 1
+    damaged = folder / "00002.tar"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    stage(request("kept-labels", experiment="kept"))
-    assert (
-        check_labels("kept-labels") == []
-        and LabelStore("kept-labels").identity == LabelStore("labels").identity
-    )
-    changed = {
-        name
-        for name, time in before.items()
-        if (Path("kept-labels") / name).stat().st_mtime_ns != time
-    }
+    stage(request(folder.name, experiment="repaired"))
+    assert check_labels(folder) == []
+    assert LabelStore(folder).identity == LabelStore("labels").identity
+    after = listing(folder)
+    changed = {path.name for path in before if after[path] != before[path]}
     assert changed == {"00002.tar", "00002.tar.json", "manifest.json"}
 
 
 def test_labels_of_shards_on_a_disk_are_those_of_shards_on_a_server(here):
     pytest.importorskip("aiohttp", reason="no aiohttp: pip install -e '.[remote]'")
     with FileServer(here) as server:
-        there = f"{server.address}/pairs/{{00000..00003}}.tar"
-        assert (
-            stage(request("labels", pairs=there, experiment="server"))
-            == LabelStore("labels").manifest
-        )
+        options = {"pairs": f"{server.address}/pairs/{{00000..00003}}.tar", "experiment": "server"}
+        expected = LabelStore("labels").manifest
+        assert stage(request("labels", **options)) == expected
         assert runs_of("server") == [], "nothing was labelled again"
-        manifest = stage(request("server-labels", pairs=there, experiment="server"))
-    assert manifest["shards"] == LabelStore("labels").manifest["shards"], "byte for byte"
+        manifest = stage(request("server-labels", **options))
+    assert manifest["shards"] == expected["shards"], "byte for byte"
 
 
 def test_many_unreadable_images_end_it_early(tmp_path):
@@ -224,15 +204,6 @@ def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(
     assert second["key"] != first["key"] and len(list((tmp_path / "labels").iterdir())) == 2
     assert stage(label_request) == first
     assert len(runs_of("home")) == 2, "made once"
-
-
-def test_settings_reach_the_labels():
-    manifest = stage(request("small-labels", settings=LabelSettings(label_side=16), experiment="s"))
-    assert manifest["identity"]["settings"] == {"input_side": 512, "label_side": 16}
-    maps = LabelStore("small-labels").get("00000/000000000")
-    assert {name: values.shape[-2:] for name, values in maps.items()} == dict.fromkeys(
-        ("seg", "depth", "normal"), (16, 16)
-    )
 
 
 def test_torchrun_is_refused_with_the_options_to_use(monkeypatch, refused):

@@ -40,23 +40,14 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 
 def different_tasks() -> dict[str, PlannedTask]:
     """One for each task and settings that are not only longer or shorter."""
-    tasks, webdatasets = {}, set[tuple[str, str]]()
+    tasks = {}
     for suite in SUITES.values():
         for task in plan_tasks(suite, [], {}):
-            if (
-                task.spec.folder.startswith("wds_")
-                and (task.spec.kind, task.probe.name) in webdatasets
-            ):
-                continue  # one of a kind: the others differ in their name alone
-            webdatasets.add((task.spec.kind, task.probe.name))
-            settings = repr(
-                sorted(
-                    (k, v)
-                    for k, v in vars(task.settings).items()
-                    if k not in ("max_iters", "epochs")
-                )
-            )
-            tasks.setdefault((task.name, settings), (f"{suite.name}:{task.name}", task))
+            settings = {**vars(task.settings), "max_iters": 0, "epochs": 0}
+            key = (task.name, repr(settings))
+            if task.spec.folder.startswith("wds_"):  # these differ in their name alone
+                key = (task.spec.kind, task.probe.name)
+            tasks.setdefault(key, (f"{suite.name}:{task.name}", task))
     return dict(tasks.values())
 
 
