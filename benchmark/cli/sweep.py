@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmark.cli.options import (
     NAMES,
@@ -156,7 +156,7 @@ def main(options: argparse.Namespace) -> int:
         "best": (table.best, table.show_best),
         "show": (table.trials, table.show_trials),
     }[options.what]
-    result = values(sweep)
+    result: Any = values(sweep)
     printed_json = wrote_json(options, result)
     if not printed_json:
         show(sweep)
