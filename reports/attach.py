@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import first_line
-from reports.errors import TrackingError
 from reports.mlflow.client import connect, tracking_uri
 from reports.mlflow.models import register
 from reports.mlflow.query import local_folder
@@ -43,13 +42,7 @@ def attach_report(
     with tempfile.TemporaryDirectory() as folder:
         (page,) = write(report, Path(folder))
         for run_id in run_ids:
-            try:
-                client.log_artifact(run_id, str(page), FOLDER)
-            except OSError as error:
-                raise TrackingError(
-                    f"cannot store the report in MLflow's artifacts: {error.strerror or error};"
-                    " free some space"
-                ) from error
+            client.log_artifact(run_id, str(page), FOLDER)
     local = local_folder(client.get_run(run_ids[0]).info.artifact_uri) if run_ids else None
     if local is not None and (local / FOLDER / "index.html").is_file():
         return local / FOLDER / "index.html"

@@ -12,7 +12,6 @@ import numpy as np
 from common.errors import UserError
 from reports.stats.gains import interquartile_mean, relative_gain
 
-Direction = Literal["maximize", "minimize"]
 Metrics = Mapping[str, Mapping[str, float]]
 GROUPS = {
     "gain": "mean gain",
@@ -48,30 +47,32 @@ class ObjectiveTask:
 
 @dataclass(frozen=True)
 class Objective:
-    """One number of a trial.
+    """One number of a trial: the mean gain of some tasks, or a metric of one task.
 
     Attributes:
         name: ``gain``, ``dense``, ``zero-shot``, or ``TASK/METRIC``.
         tasks: the tasks of the mean gain (an interquartile mean), or the task of the metric.
-        metrics, signs, floors: of each of ``tasks``: its metric, +1 (higher is better) or -1, and
-            the least that the baseline counts as.
+        metric: '' for a mean gain.
     """
 
     name: str
-    direction: Direction
-    tasks: Sequence[str]
-    metrics: Sequence[str]
-    signs: Sequence[int]
-    floors: Sequence[float] = ()
+    tasks: Mapping[str, ObjectiveTask]
+    metric: str = ""
 
     @property
     def sign(self) -> int:
-        return 1 if self.direction == "maximize" else -1
+        """+1 where higher is better, else -1."""
+        (task, *_) = self.tasks.values()
+        return task.metrics[self.metric] if self.metric else 1
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        return "maximize" if self.sign > 0 else "minimize"
 
     @property
     def label(self) -> str:
         """For axes and tables."""
-        return f"{GROUPS[self.name]} over clip-ft (%)" if self.name in GROUPS else self.name
+        return self.name if self.metric else f"{GROUPS[self.name]} over clip-ft (%)"
 
     def value(self, metrics: Metrics, baseline: Metrics) -> float:
         """This objective of a trial's ``metrics`` (task → metric → value) against the baseline's.
@@ -79,21 +80,17 @@ class Objective:
         Raises:
             ValueError: a metric is missing or not finite, which a mean must not hide.
         """
-        values = self._values(metrics, "the trial")
-        if self.name not in GROUPS:
-            return values[0]
-        bases = self._values(baseline, "the baseline")
-        gains = list(map(relative_gain, values, bases, self.signs, self.floors))
-        return float(interquartile_mean(np.array(gains)[:, None])[0])
-
-    def _values(self, metrics: Metrics, owner: str) -> list[float]:
-        values = []
-        for task, name in zip(self.tasks, self.metrics, strict=True):
-            value = metrics.get(task, {}).get(name, math.nan)
-            if not math.isfinite(value):
-                raise ValueError(f"{owner} has no value for {task}/{name}, which the mean needs")
-            values.append(value)
-        return values
+        if self.metric:
+            (task,) = self.tasks
+            value = metrics.get(task, {}).get(self.metric, math.nan)
+            missing = [] if math.isfinite(value) else [self.name]
+        else:
+            gains = task_gains(metrics, baseline, self.tasks)
+            missing = [f"{key}/{task.main}" for key, task in self.tasks.items() if key not in gains]
+            value = interquartile_mean(np.array([*gains.values()])[:, None])[0] if gains else 0.0
+        if missing:
+            raise ValueError(f"no value for {', '.join(missing)}")
+        return float(value)
 
 
 def task_gains(
@@ -128,22 +125,13 @@ def _objective(name: str, tasks: Mapping[str, ObjectiveTask]) -> Objective:
                 f"--objective {name}: none of the selected tasks ({', '.join(tasks)}) is of that"
                 " kind"
             )
-        return Objective(
-            name,
-            "maximize",
-            list(members),
-            [task.main for task in members.values()],
-            [task.sign for task in members.values()],
-            [task.floor for task in members.values()],
-        )
+        return Objective(name, members)
     key, _, metric = name.rpartition("/")
     if key not in tasks:
         raise UserError(
             f"--objective {name}: choose {', '.join(GROUPS)} or TASK/METRIC with a task among"
             f" {', '.join(tasks)}"
         )
-    task = tasks[key]
-    if metric not in task.metrics:
-        raise UserError(f"--objective {name}: {key} has {', '.join(task.metrics)}")
-    sign = task.metrics[metric]
-    return Objective(name, "maximize" if sign > 0 else "minimize", [key], [metric], [sign])
+    if metric not in tasks[key].metrics:
+        raise UserError(f"--objective {name}: {key} has {', '.join(tasks[key].metrics)}")
+    return Objective(name, {key: tasks[key]}, metric)

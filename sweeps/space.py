@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -79,18 +79,6 @@ class Setting:
         return kind(min(ends), max(ends), log=0 < min(ends) < max(ends))
 
 
-class Cell(NamedTuple):
-    """A combination to train.
-
-    Attributes:
-        key: its identity in the study.
-        params: None where a sampler chooses them.
-    """
-
-    key: str
-    params: Mapping[str, Value] | None
-
-
 @dataclass(frozen=True)
 class Space:
     """The declaration of a sweep.
@@ -110,10 +98,13 @@ class Space:
         """Every setting at its base."""
         return {setting.name: setting.base for setting in self.settings}
 
-    def cells(self) -> list[Cell]:
-        """All cells without duplicates, the base cell first."""
+    def cells(self) -> dict[str, dict[str, Value]]:
+        """The combinations to train, the base cell first: identity in the study → params.
+
+        Params are empty where a sampler chooses them.
+        """
         if self.search in SAMPLED:
-            return [Cell(f"trial {number + 1}", None) for number in range(self.trials)]
+            return {f"trial {number + 1}": {} for number in range(self.trials)}
         base = self.base
         if self.search == "linear":
             every = [base, *({**base, s.name: value} for s in self.settings for value in s.values)]
@@ -121,7 +112,7 @@ class Space:
             values = [setting.values or (setting.base,) for setting in self.settings]
             every = [dict(zip(base, each, strict=True)) for each in itertools.product(*values)]
             every.sort(key=lambda params: params != base)
-        return [Cell(*item) for item in {cell_name(params): params for params in every}.items()]
+        return {cell_name(params): params for params in every}
 
     def distributions(self) -> dict[str, Distribution]:
         """Param name → Optuna distribution."""

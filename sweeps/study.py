@@ -106,16 +106,16 @@ class Sweep:
         """Cell → its trials."""
         attempts: dict[str, list[FrozenTrial]] = {}
         for trial in self.trials():
-            attempts.setdefault(cell_of(trial), []).append(trial)
+            attempts.setdefault(trial.user_attrs.get("cell", ""), []).append(trial)
         return attempts
 
     def queue(self, only: str = "") -> None:
         """Queue every cell (or this one) that is not finished, queued or running."""
         attempts = self.attempts()
-        for cell in self.space.cells():
-            previous = attempts.get(cell.key, [])
-            if only in ("", cell.key) and all(trial.state == TrialState.FAIL for trial in previous):
-                self.study.enqueue_trial(dict(cell.params or {}), {"cell": cell.key})
+        for cell, params in self.space.cells().items():
+            previous = attempts.get(cell, [])
+            if only in ("", cell) and all(trial.state == TrialState.FAIL for trial in previous):
+                self.study.enqueue_trial(params, {"cell": cell})
 
     def describe(self, values: Sequence[float]) -> str:
         """A trial's values for people."""
@@ -129,11 +129,6 @@ class Sweep:
         if not tags or not heartbeat.alive(tags):
             return ""
         return tags[heartbeat.MACHINE_TAG].partition("/")[0]
-
-
-def cell_of(trial: FrozenTrial) -> str:
-    """The cell that a trial is an attempt at."""
-    return str(trial.user_attrs.get("cell", ""))
 
 
 @contextmanager
@@ -188,18 +183,16 @@ def _driven(sweep: Sweep) -> UserError:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """``a.b: 1 → 2`` for every leaf that differs between two JSON values."""
-    old_leaves, new_leaves = _leaves(old), _leaves(new)
+    leaves = [pd.json_normalize(dict(value)).to_dict("records")[0] for value in (old, new)]
     lines = []
-    for key in sorted({**old_leaves, **new_leaves}):
-        was, now = old_leaves.get(key, "(absent)"), new_leaves.get(key, "(absent)")
+    for key in sorted(map(str, {**leaves[0], **leaves[1]})):
+        was, now = (
+            json.dumps(side[key], ensure_ascii=False) if key in side else "(absent)"
+            for side in leaves
+        )
         if was != now:
             lines.append(f"{key}: {was:.80} → {now:.80}")
     return lines
-
-
-def _leaves(value: Mapping[str, Any]) -> dict[str, str]:
-    flat = pd.json_normalize(dict(value)).to_dict("records")[0]
-    return {str(key): json.dumps(leaf, ensure_ascii=False) for key, leaf in flat.items()}
 
 
 def must_agree(name: str, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -224,7 +217,7 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
     opened = open_storage(url, create=True)
     # of two processes that start it at once, the second finds it complete
     with locked(lock_path("study", [hide_secrets(url), name])):
-        directions = [objective.direction for objective in plan.objectives]
+        directions = [each.direction for each in plan.objectives]
         study = optuna.create_study(
             storage=opened, study_name=name, directions=directions, load_if_exists=True
         )

@@ -16,7 +16,7 @@ from scipy import stats
 
 from sweeps.objective import Metrics, task_gains
 from sweeps.space import Value, short
-from sweeps.study import Sweep, cell_of
+from sweeps.study import Sweep
 
 FINISHED = {TrialState.COMPLETE, TrialState.PRUNED}
 
@@ -54,18 +54,22 @@ class Progress:
 def progress(sweep: Sweep) -> Progress:
     """Count cells, not trials."""
     attempts, driven = sweep.attempts(), bool(sweep.driver)
-    cells = [attempts.get(cell.key, []) for cell in sweep.space.cells()]
-    states = [{trial.state for trial in trials} for trials in cells]
-    failed = [trials[-1] for trials in cells if {t.state for t in trials} == {TrialState.FAIL}]
+    states = {
+        cell: {trial.state for trial in attempts.get(cell, [])} for cell in sweep.space.cells()
+    }
     durations = [trial.duration for trial in sweep.trials(*FINISHED)]
     seconds = [duration.total_seconds() for duration in durations if duration]
     return Progress(
-        total=len(cells),
-        done=sum(bool(each & FINISHED) for each in states),
-        pruned=sum(each & FINISHED == {TrialState.PRUNED} for each in states),
-        running=sum(driven and TrialState.RUNNING in each for each in states),
+        total=len(states),
+        done=sum(bool(each & FINISHED) for each in states.values()),
+        pruned=sum(each & FINISHED == {TrialState.PRUNED} for each in states.values()),
+        running=sum(driven and TrialState.RUNNING in each for each in states.values()),
         failures=len(sweep.trials(TrialState.FAIL)),
-        given_up={cell_of(trial): trial.user_attrs.get("failure", "failed") for trial in failed},
+        given_up={
+            cell: attempts[cell][-1].user_attrs.get("failure", "failed")
+            for cell, each in states.items()
+            if each == {TrialState.FAIL}
+        },
         seconds=fmean(seconds) if seconds else math.nan,
     )
 

@@ -229,7 +229,7 @@ def _plan(options: SweepOptions) -> Plan:
         for value in (*s.values, s.low, s.high)
         if value is not None
     ]
-    for params in [cell.params for cell in space.cells() if cell.params] or ends:
+    for params in [params for params in space.cells().values() if params] or ends:
         sweep_bench.make_recipe(
             "cliptex", fixed, params, options.seed
         )  # what cannot be trained is said at once

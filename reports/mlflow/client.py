@@ -20,6 +20,9 @@ from common.secrets import hide_secrets, redact, remember_secrets
 from reports.errors import TrackingError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+PARENT_TAG = "mlflow.parentRunId"
+FAILURE_TAG = "failure"
+PAGE = 1000  # results a request
 PREFIX = "cliptex."  # of this suite's tags in MLflow; the code names tags without it
 BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 # MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
@@ -125,6 +128,16 @@ class Client:
         prefixed = {tag_key(name): value for name, value in (tags or {}).items()}
         return self.__getattr__("create_run")(experiment_id, tags=prefixed, **options)
 
+    def log_artifact(self, run_id: str, path: str, folder: str | None = None) -> None:
+        """Store a file as MLflow does."""
+        try:
+            self.__getattr__("log_artifact")(run_id, path, folder)
+        except OSError as error:
+            raise TrackingError(
+                f"cannot store {Path(path).name} in MLflow's artifacts: {error.strerror or error};"
+                " free some space"
+            ) from error
+
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Set tags in one request for every 100; values are cut at 5,000 characters."""
         from mlflow.entities import RunTag
@@ -132,6 +145,17 @@ class Client:
         entities = [RunTag(tag_key(name), str(value)[:5000]) for name, value in tags.items()]
         for start in range(0, len(entities), 100):
             self.log_batch(run_id, tags=entities[start : start + 100])
+
+
+def all_pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+    """All results of a paged MLflow search."""
+    token = None
+    while True:
+        page = search(*arguments, max_results=PAGE, page_token=token, **options)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _reason(error: Exception) -> str:

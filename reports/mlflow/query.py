@@ -6,7 +6,7 @@ Runs come in bulk requests; artifacts are fetched one by one when they are neede
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,18 @@ from common.errors import nearest
 from common.files import home
 from reports.errors import TrackingError
 from reports.metrics import Metric, declared
-from reports.mlflow.client import connect, metric_key, metric_name, tracking_uri
+from reports.mlflow.client import (
+    FAILURE_TAG,
+    PARENT_TAG,
+    all_pages,
+    connect,
+    metric_key,
+    metric_name,
+    tracking_uri,
+)
 
-PAGE = 1000  # runs a request
 THREADS = 8  # requests at the same time
 REFERENCES = ("cached.", "reused.", "train.run")  # tags whose values are ids of other runs
-PARENT_TAG = "mlflow.parentRunId"
-FAILURE_TAG = "failure"
 STUDY_TAG = "study"  # of every run of a sweep; trials also have ``trial``
 STATUS_WORDS = {
     "FAILED": "failed",
@@ -113,8 +118,8 @@ class Store:
 
     def experiments(self) -> dict[str, str]:
         """Name → id of all active experiments."""
-        pages = _pages(self.client.search_experiments, max_results=PAGE)
-        return {experiment.name: experiment.experiment_id for experiment in pages}
+        experiments = all_pages(self.client.search_experiments)
+        return {experiment.name: experiment.experiment_id for experiment in experiments}
 
     def experiment_ids(self, names: Sequence[str]) -> dict[str, str]:
         """Name → id of the named experiments.
@@ -144,8 +149,7 @@ class Store:
         runs: dict[str, StoredRun] = {}
 
         def read(filter_string: str) -> None:
-            search = self.client.search_runs
-            for run in _pages(search, list(names), filter_string, max_results=PAGE):
+            for run in all_pages(self.client.search_runs, list(names), filter_string):
                 runs[run.info.run_id] = _stored_run(run, names)
 
         for filter_string in filters or ("",):
@@ -219,17 +223,6 @@ class Store:
         remote = [run for run in runs if local_folder(run.artifacts) is None]
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda run: self.artifact(run, name), remote))
-
-
-def _pages(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
-    """All results of a paged MLflow search."""
-    token = None
-    while True:
-        page = search(*arguments, page_token=token, **options)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def local_folder(uri: str) -> Path | None:

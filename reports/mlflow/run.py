@@ -24,13 +24,19 @@ from common.errors import first_line
 from common.secrets import hide_secrets, redact
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
-from reports.mlflow.client import connect, metric_key, tag_key, tracking_uri
+from reports.mlflow.client import (
+    FAILURE_TAG,
+    PARENT_TAG,
+    all_pages,
+    connect,
+    metric_key,
+    tag_key,
+    tracking_uri,
+)
 from reports.mlflow.environment import provenance
 
 FLUSH_AT = 500  # metrics; MLflow accepts at most 1,000 a call
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
-PARENT_TAG = "mlflow.parentRunId"
-FAILURE_TAG = "failure"
 # MLflow's UI opens an experiment of this kind on its runs, any other on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 MLFLOW_BEAT = 60.0  # seconds between two time stamps of an open run
@@ -95,20 +101,9 @@ class Tracker:
 
     def search(self, filter_string: str) -> list[Any]:
         """All runs of the experiment that match an MLflow filter, newest first."""
-        runs: list[Any] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment_id],
-                filter_string,
-                max_results=1000,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
-            runs.extend(page)
-            token = page.token
-            if not token:
-                return runs
+        newest_first = ["attributes.start_time DESC"]
+        search = self.client.search_runs
+        return list(all_pages(search, [self.experiment_id], filter_string, order_by=newest_first))
 
     def finished(self, **tags: str) -> Any | None:
         """The newest FINISHED run that carries all ``tags``, or None."""
@@ -310,13 +305,7 @@ class Run:
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a file as an artifact."""
-        try:
-            self.tracker.client.log_artifact(self.id, str(path), folder)
-        except OSError as error:
-            raise TrackingError(
-                f"cannot store {Path(path).name} in MLflow's artifacts: {error.strerror or error};"
-                " free some space"
-            ) from error
+        self.tracker.client.log_artifact(self.id, str(path), folder)
 
     def log_text(self, text: str, name: str) -> None:
         """Store ``text`` as the artifact ``name`` (may contain slashes)."""

@@ -10,11 +10,10 @@ from reports.analysis import Analysis, shared_columns
 from reports.parts.figures import (
     COLOURS,
     Figure,
-    error_bars,
     looks,
     make_layout,
-    markers,
     name_axis,
+    points,
 )
 from reports.parts.tables import number
 from reports.stats.intervals import Estimate
@@ -84,20 +83,8 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
         total = sum(seconds[name].values())
         measured = efficiency(analysis, name)
         alt.append(f"{name}: {_duration(total)}{measured}")
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": name,
-                "x": [total],
-                "y": [gain.value],
-                "error_y": error_bars([gain], style[name].colour),
-                "marker": markers(style[name], [gain], 11),
-                "hovertemplate": (
-                    f"{name}: {number(gain.value, 1, True)} %<br>{parts}{measured}<extra></extra>"
-                ),
-            }
-        )
+        text = f"{name}: {number(gain.value, 1, True)} %<br>{parts}{measured}"
+        data.append(points(name, style[name], [gain], [total], [text]))
     layout = make_layout(
         {"type": "log", "title": "seconds, log"},
         {"title": f"gain over {baseline} (%)", "zerolinecolor": "var:muted"},

@@ -7,7 +7,7 @@ from typing import Any
 
 from reports.analysis import Analysis
 from reports.mlflow.query import Store, StoredRun
-from reports.parts.figures import Figure, Look, describe, error_bars, looks, make_layout, markers
+from reports.parts.figures import Figure, Look, describe, looks, make_layout, points
 from reports.selection import TaskProtocol
 
 MOST_CURVES = 40  # of backbones' trainings, and of probes: each is a request to the store
@@ -93,30 +93,18 @@ def _learning_curve(
     data: list[dict[str, Any]] = []
     alt = []
     for backbone in analysis.selection.backbones:
-        points = {
+        estimates = {
             share: analysis.estimates[backbone, columns[share], main]
             for share in shares
             if (backbone, columns[share], main) in analysis.estimates
         }
-        if not points:
+        if not estimates:
             continue
-        estimates = list(points.values())
-        text = [f"{describe(e, 2)} at {ticks[share]}" for share, e in points.items()]
+        text = [f"{describe(e, 2)} at {ticks[share]}" for share, e in estimates.items()]
         alt.append(f"{backbone}: {', '.join(text)}")
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": backbone,
-                "x": list(points),
-                "y": [e.value for e in estimates],
-                "error_y": error_bars(estimates, style[backbone].colour),
-                "line": {"color": style[backbone].colour},
-                "marker": markers(style[backbone], estimates, 8),
-                "text": [f"{backbone}: {words}" for words in text],
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )
+        hover = [f"{backbone}: {words}" for words in text]
+        line = points(backbone, style[backbone], [*estimates.values()], [*estimates], hover)
+        data.append({**line, "mode": "lines+markers"})
     axis = "training images of each class" if shots else "share of train"
     label = f"{metric.label or main}{f' ({metric.unit})' if metric.unit else ''}"
     better = "higher" if metric.direction > 0 else "lower"

@@ -89,12 +89,6 @@ def name_axis(names: Sequence[str]) -> dict[str, Any]:
     return {"tickvals": list(names), "ticktext": short, "showgrid": False}
 
 
-def markers(look: Look, estimates: Sequence[Estimate], size: int) -> dict[str, Any]:
-    """Plotly's markers; the symbol of a number without an interval is open."""
-    symbols = [look.symbol if each.has_interval else f"{look.symbol}-open" for each in estimates]
-    return {"color": look.colour, "symbol": symbols, "size": size}
-
-
 def error_bars(estimates: Sequence[Estimate], colour: str) -> dict[str, Any]:
     """Plotly's error bars; none where there is no interval."""
     return {
@@ -105,6 +99,36 @@ def error_bars(estimates: Sequence[Estimate], colour: str) -> dict[str, Any]:
         "width": 4,
         "array": [e.high - e.value if e.has_interval else None for e in estimates],
         "arrayminus": [e.value - e.low if e.has_interval else None for e in estimates],
+    }
+
+
+def points(
+    name: str,
+    look: Look,
+    estimates: Sequence[Estimate],
+    positions: Sequence[float],
+    text: Sequence[str],
+    *,
+    axis: str = "y",
+) -> dict[str, Any]:
+    """A backbone's numbers with error bars; the symbol of one without an interval is open.
+
+    Args:
+        positions: on the other axis.
+        text: shown under the pointer.
+        axis: of the numbers.
+    """
+    symbols = [look.symbol if each.has_interval else f"{look.symbol}-open" for each in estimates]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        axis: [each.value for each in estimates],
+        "y" if axis == "x" else "x": list(positions),
+        f"error_{axis}": error_bars(estimates, look.colour),
+        "marker": {"color": look.colour, "symbol": symbols, "size": 8},
+        "text": list(text),
+        "hovertemplate": "%{text}<extra></extra>",
     }
 
 
@@ -127,29 +151,16 @@ def forest(analysis: Analysis) -> Figure | None:
     data, alt = [], []
     for index, name in enumerate(compared):
         shift = 0.5 * ((index + 0.5) / len(compared) - 0.5)
-        points = {
+        gains = {
             c.title: analysis.task_gains[name, c]
             for c in columns
             if (name, c) in analysis.task_gains
         }
-        points["mean gain"] = analysis.gains[name].typical
-        estimates = list(points.values())
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": name,
-                "x": [e.value for e in estimates],
-                "y": [rows[label] - shift for label in points],
-                "error_x": error_bars(estimates, style[name].colour),
-                "marker": markers(style[name], estimates, 8),
-                "text": [
-                    f"{label}<br>{name} (%): {describe(e, 1, True)}" for label, e in points.items()
-                ],
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )
-        numbers = [f"{label} {number(e.value, 1, True)} %" for label, e in points.items()]
+        gains["mean gain"] = analysis.gains[name].typical
+        text = [f"{label}<br>{name} (%): {describe(e, 1, True)}" for label, e in gains.items()]
+        positions = [rows[label] - shift for label in gains]
+        data.append(points(name, style[name], [*gains.values()], positions, text, axis="x"))
+        numbers = [f"{label} {number(e.value, 1, True)} %" for label, e in gains.items()]
         alt.append(f"{name}: {', '.join(numbers)}")
     every = [*analysis.task_gains.values(), *(gain.typical for gain in analysis.gains.values())]
     low, high = _value_range(every)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
+
+import pandas as pd
 
 from reports.errors import damaged
 from reports.mlflow.query import Store, StoredRun
@@ -111,26 +114,16 @@ def read_json(store: Store, run: StoredRun, name: str) -> Any:
         raise damaged(name, run.id, run.name, error) from error
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``a.b`` → value."""
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flatten(inner, f"{prefix}{key}.")
-    return flat
-
-
 def _differences(
     protocols: list[tuple[TaskProtocol, dict[str, Any]]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    by_task: dict[str, dict[str, dict[str, Any]]] = {}
+    by_task: dict[str, dict[str, dict[Any, Any]]] = defaultdict(dict)
     for column, settings in protocols:
         if column.letter:
-            by_task.setdefault(column.task, {})[column.letter] = flatten(settings)
-    differences: dict[str, dict[str, dict[str, Any]]] = {}
+            flat = pd.json_normalize(settings).to_dict("records")[0]
+            by_task[column.task][column.letter] = flat
+    differences: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for task, letters in by_task.items():
-        differences[task] = {}
         for name in dict.fromkeys(name for settings in letters.values() for name in settings):
             values = {letter: settings.get(name, "–") for letter, settings in letters.items()}
             if len(set(map(repr, values.values()))) > 1:

@@ -19,7 +19,6 @@ from reports.render.page import render
 if TYPE_CHECKING:
     from reports.report import Report
 
-FORMATS = ("html", "md", "csv", "latex")
 SYMBOLS = str.maketrans(
     {
         "−": "$-$",
@@ -45,21 +44,12 @@ def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list
     """Write the report into the folder ``out``; returns the files, the page (``index.html``) first.
 
     Raises:
-        TrackingError: an unknown format, or ``index.html`` exists and is not a report.
+        TrackingError: ``index.html`` exists and is not a report.
         UserError: the folder cannot be written.
     """
     texts: dict[str, str] = {}
     for name in formats:
-        if name == "html":
-            texts["index.html"] = render(report)
-        elif name == "md":
-            texts["report.md"] = markdown(report)
-        elif name == "csv":
-            texts |= csv_values(report)
-        elif name == "latex":
-            texts["tables.tex"] = latex(report)
-        else:
-            raise TrackingError(f"unknown format {name!r}; choose among {', '.join(FORMATS)}")
+        texts |= FORMATS[name](report)
     page = out / "index.html"
     if "index.html" in texts and page.is_file():
         with page.open("rb") as file:
@@ -232,3 +222,11 @@ def _latex_cell(cell: Number) -> str:
         return text
     star = "*" if cell.verdict in ("win", "loss") else ""
     return f"{text} ({number(cell.difference, cell.digits, True)}{star})"
+
+
+FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {
+    "html": lambda report: {"index.html": render(report)},
+    "md": lambda report: {"report.md": markdown(report)},
+    "csv": csv_values,
+    "latex": lambda report: {"tables.tex": latex(report)},
+}  # format → text of each of its files

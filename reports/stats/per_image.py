@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Container
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from reports.mlflow.query import Store, StoredRun
 from reports.stats.average_precision import Matches, image_f1
 
 Weights = np.ndarray
+Metric = Callable[[Weights], np.ndarray]
 # correct detections over all IoU thresholds × resamples: a fifth of a second
 DETECTION_WORK = 1_000_000
 
@@ -58,7 +59,7 @@ class ImageScores:
     """
 
     images: tuple[str, ...]
-    metrics: dict[str, Callable[[Weights], np.ndarray]]
+    metrics: dict[str, Metric]
     each: np.ndarray
     each_name: str
     each_sign: int
@@ -105,76 +106,56 @@ def image_scores(
     Args:
         arrays: as the probes write them, first axis images, with ``image``; ``classes`` are names.
     """
-    class_names = arrays.get("classes")
-    arrays = {name: values for name, values in arrays.items() if name != "classes"}
     order = np.argsort(arrays["image"], kind="stable")
-    count = len(order)
     arrays = {
-        name: values[order] if values.shape[:1] == (count,) else values
+        name: values[order] if values.shape[:1] == order.shape and name != "classes" else values
         for name, values in arrays.items()
     }
     images = tuple(map(str, arrays["image"]))
     if kind == "detection":
-        scores = _detection(images, arrays, detections)
-    elif kind in SCORERS:
-        scores = SCORERS[kind](images, arrays)
-    else:
-        return None
-    classes = scores.classes if scores else None
-    if scores is None or classes is None or class_names is None:
-        return scores
-    if len(class_names) != len(classes.names):
-        return scores
-    return replace(scores, classes=replace(classes, names=tuple(map(str, class_names))))
+        return _detection(images, arrays, detections)
+    return SCORERS[kind](images, arrays) if kind in SCORERS else None
 
 
 def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
     hit, predicted, true = (
         arrays[name].astype(np.float64) for name in ("intersection", "prediction", "label")
     )
-
-    def iou(weights: Weights) -> np.ndarray:
-        return _nanmean(_ratio(weights @ hit, weights @ (predicted + true - hit)))
-
-    def accuracy(weights: Weights) -> np.ndarray:
-        return _nanmean(_ratio(weights @ hit, weights @ true))
-
-    def overall(weights: Weights) -> np.ndarray:
-        return _ratio(weights @ hit.sum(axis=1), weights @ true.sum(axis=1))
-
-    each = _nanmean(_ratio(hit, predicted + true - hit))
-    classes = _classes("IoU", true, _ratio(hit.sum(axis=0), (predicted + true - hit).sum(axis=0)))
-    metrics: dict[str, Callable[[Weights], np.ndarray]] = {
-        "mIoU": iou,
-        "mAcc": accuracy,
-        "aAcc": overall,
+    union = predicted + true - hit
+    metrics: dict[str, Metric] = {
+        "mIoU": lambda weights: _nanmean(_ratio(weights @ hit, weights @ union)),
+        "mAcc": lambda weights: _nanmean(_ratio(weights @ hit, weights @ true)),
+        "aAcc": lambda weights: _ratio(weights @ hit.sum(axis=1), weights @ true.sum(axis=1)),
     }
+    classes = _classes("IoU", arrays, true, _ratio(hit.sum(axis=0), union.sum(axis=0)))
+    each = _nanmean(_ratio(hit, union))
     return ImageScores(images, metrics, each, "mIoU of the image", 1, classes=classes)
 
 
-def _classes(metric: str, amounts: np.ndarray, values: np.ndarray) -> ClassScores:
-    names = tuple(map(str, range(len(values))))
+def _classes(
+    metric: str, arrays: dict[str, np.ndarray], amounts: np.ndarray, values: np.ndarray
+) -> ClassScores:
+    names = tuple(map(str, arrays.get("classes", range(len(values)))))
     return ClassScores(metric, names, (amounts > 0).sum(axis=0), values)
 
 
 def _depth(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
     names = [name for name in arrays if name not in ("image", "pixels")]
-    metrics = {name: _weighted(arrays[name], np.ones(len(images))) for name in names}
+    metrics = {name: _weighted(arrays[name]) for name in names}
     return ImageScores(images, metrics, arrays["abs_rel"], "abs_rel", -1)
 
 
 def _normals(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
     shares = [name for name in arrays if name.startswith("normal_") and name != "normal_median"]
-    metrics = {
-        name: _weighted(arrays[name], arrays["pixels"].astype(np.float64)) for name in shares
-    }
-    metrics["normal_image_mean"] = _weighted(arrays["normal_mean"], np.ones(len(images)))
+    pixels = arrays["pixels"].astype(np.float64)
+    metrics = {name: _weighted(arrays[name], pixels) for name in shares}
+    metrics["normal_image_mean"] = _weighted(arrays["normal_mean"])
     if "error_histogram" in arrays:
         metrics["normal_median"] = _histogram_median(arrays["error_histogram"].astype(np.float32))
     return ImageScores(images, metrics, arrays["normal_mean"], "normal_mean", -1)
 
 
-def _histogram_median(counts: np.ndarray) -> Callable[[Weights], np.ndarray]:
+def _histogram_median(counts: np.ndarray) -> Metric:
     """The median error in degrees over all pixels of a resample.
 
     Args:
@@ -199,7 +180,7 @@ def _histogram_median(counts: np.ndarray) -> Callable[[Weights], np.ndarray]:
 
 def _classification(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
     rank = arrays["rank"]
-    metrics = {f"top{k}": _weighted(100.0 * (rank < k), np.ones(len(images))) for k in (1, 5)}
+    metrics = {f"top{k}": _weighted(100.0 * (rank < k)) for k in (1, 5)}
     if "prediction" in arrays:
         metrics |= _by_class(rank == 0, arrays["label"], arrays["prediction"])
     if "group" in arrays:
@@ -209,9 +190,7 @@ def _classification(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> I
     return ImageScores(images, metrics, -rank.astype(np.float64), "rank of the true class", 1)
 
 
-def _by_class(
-    hit: np.ndarray, label: np.ndarray, prediction: np.ndarray
-) -> dict[str, Callable[[Weights], np.ndarray]]:
+def _by_class(hit: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> dict[str, Metric]:
     """Mean per-class recall and macro F1 over the classes in a resample."""
     shape = len(label), 1 + int(max(label.max(), prediction.max()))
 
@@ -234,7 +213,7 @@ def _by_class(
     return {"mean_per_class_recall": recall, "f1_macro": f1}
 
 
-def _worst(hit: np.ndarray, member: np.ndarray) -> Callable[[Weights], np.ndarray]:
+def _worst(hit: np.ndarray, member: np.ndarray) -> Metric:
     """The least share of hits among the groups in a resample."""
     hit, member = hit.astype(np.float64), member.astype(np.float64)
     return lambda weights: np.nanmin(
@@ -253,9 +232,7 @@ def _correspondence(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> I
     """The images are pairs."""
     points = arrays["points"].astype(np.float64)
     share = {name: _ratio(arrays[f"right_{name}"], points) for name in ("0.05", "0.1")}
-    metrics = {
-        f"PCK@{name}": _weighted(share[name], np.ones(len(images))) for name in ("0.1", "0.05")
-    }
+    metrics = {f"PCK@{name}": _weighted(share[name]) for name in ("0.1", "0.05")}
     metrics["PCK@0.1_point"] = _weighted(share["0.1"], points)
     return ImageScores(images, metrics, share["0.1"], "share of correct keypoints", 1)
 
@@ -265,7 +242,7 @@ def _retrieval(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageS
     captions = (text_ranks >= 0).sum(axis=1).astype(np.float64)
     metrics = {}
     for k in (1, 5, 10):
-        metrics[f"i2t_R@{k}"] = _weighted(100.0 * (image_rank < k), np.ones(len(images)))
+        metrics[f"i2t_R@{k}"] = _weighted(100.0 * (image_rank < k))
         hits = 100.0 * ((text_ranks >= 0) & (text_ranks < k)).sum(axis=1)
         # an image is resampled with all its captions: they are not independent
         metrics[f"t2i_R@{k}"] = _weighted(_ratio(hits, captions) / 100, captions)
@@ -281,7 +258,7 @@ def _detection(
 ) -> ImageScores | None:
     if detections is None or "class_objects" not in arrays:
         return None
-    metrics: dict[str, Callable[[Weights], np.ndarray]] = {}
+    metrics: dict[str, Metric] = {}
     hits = int(np.unpackbits(detections["bbox_hits"].astype(">u2").view(np.uint8)).sum())
     most = int(np.clip(DETECTION_WORK / max(hits, 1), 200, 1000))
     for kind in ("bbox", "segm"):
@@ -292,15 +269,15 @@ def _detection(
         if kind == "bbox":
             each_class = 100 * matches.by_class(np.ones((1, len(images))))[0].mean(axis=1)
     each = image_f1(arrays["image_id"], arrays["class_objects"].sum(axis=1), detections)
-    classes = _classes("box AP", arrays["class_objects"], each_class)
+    classes = _classes("box AP", arrays, arrays["class_objects"], each_class)
     return ImageScores(images, metrics, each, "F-measure at IoU 0.5", 1, most, classes)
 
 
-def _mean_precision(matches: Matches) -> Callable[[Weights], np.ndarray]:
+def _mean_precision(matches: Matches) -> Metric:
     return lambda weights: 100 * matches.precision(weights).mean(axis=1)
 
 
-def _weighted(values: np.ndarray, size: np.ndarray) -> Callable[[Weights], np.ndarray]:
+def _weighted(values: np.ndarray, size: np.ndarray | float = 1.0) -> Metric:
     """Mean of the images' values weighted by ``size``, without NaN, as in the probes."""
     valid = ~np.isnan(values) & (size > 0)
     weight = np.where(valid, size, 0.0)

@@ -115,4 +115,4 @@ def completed(sweep: Sweep) -> list[str]:
 
 def cells(sweep: Sweep) -> list[str]:
     """All cells, in order."""
-    return sorted(cell.key for cell in sweep.space.cells())
+    return sorted(sweep.space.cells())

@@ -1,5 +1,4 @@
-"""Every kind of storage, and an MLflow experiment of the test's own in a store that is made
-once."""
+"""Storages of studies, and an MLflow experiment for each test."""
 
 from __future__ import annotations
 
@@ -7,26 +6,22 @@ import pytest
 
 from reports.mlflow.run import Tracker
 
-KINDS = ("sqlite", "postgres", "journal")
-
-
-def storage_of(kind, request):
-    folder = request.getfixturevalue("tmp_path")
-    if kind == "postgres":
-        return request.getfixturevalue("postgres_database")
-    return f"sqlite:///{folder / 'sweeps.db'}" if kind == "sqlite" else str(folder / "sweeps.log")
-
-
-@pytest.fixture(params=KINDS)
-def storage(request):
-    """Each storage in turn."""
-    return storage_of(request.param, request)
-
 
 @pytest.fixture
 def url(tmp_path):
-    """One storage, for what does not depend on its kind."""
+    """An SQLite storage."""
     return f"sqlite:///{tmp_path / 'sweeps.db'}"
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return str(tmp_path / "sweeps.log")
+
+
+@pytest.fixture(params=["url", "postgres_database", "journal"])
+def storage(request):
+    """Each kind of storage in turn."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

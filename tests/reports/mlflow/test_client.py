@@ -33,7 +33,7 @@ def copy(store, tmp_path) -> Path:
     return Path(shutil.copy(store, tmp_path / "copy.db"))
 
 
-@pytest.mark.parametrize("damage", ["junk", "cut"])
+@pytest.mark.parametrize("defect", ["junk", "cut"])
 def test_a_damaged_database_is_one_line_and_not_replaced(copy, defect, capfd):
     content = b"junk" * 1000 if defect == "junk" else copy.read_bytes()[:200_000]
     copy.write_bytes(content)

@@ -55,7 +55,7 @@ def test_postgresql(postgres_database, tmp_path):
 
 
 def test_pages_are_joined(filled, monkeypatch):
-    monkeypatch.setattr("reports.mlflow.query.PAGE", 2)
+    monkeypatch.setattr("reports.mlflow.client.PAGE", 2)
     assert len(Store(filled.uri).runs(["paper"])) == 6
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from common.files import write_text
 from reports.errors import TrackingError
-from reports.mlflow.client import metric_key, metric_name
+from reports.mlflow.client import FAILURE_TAG, PARENT_TAG, metric_key, metric_name
 from reports.mlflow.environment import git_commit
 from reports.mlflow.query import Store
-from reports.mlflow.run import FAILURE_TAG, PARENT_TAG, Tracker
+from reports.mlflow.run import Tracker
 from tests.forks import Fork
 
 
