@@ -7,7 +7,6 @@ from dataclasses import replace
 from reports.analysis import shown_metrics
 from reports.metrics import TAG, Metric, declare
 from reports.parts.tables import overview
-from reports.render.page import render
 from tests.reports.synthetic import TASKS as KINDS
 from tests.reports.synthetic import stored_run, write_run
 
@@ -17,10 +16,7 @@ def test_the_scores_of_every_kind_reproduce_its_metrics(tracker, report_of):
         for name, quality in (("clip", 0.5), ("cliptex", 0.8)):
             write_run(tracker, name, seed, dict.fromkeys(KINDS, quality))
     report = report_of(tracker)
-    analysis, html = report.analysis, render(report)
-    for kind in KINDS.values():
-        table = html.partition(f'id="t-kind-{kind}"')[2].partition("</table>")[0]
-        assert table.count("data-runs") >= 2
+    analysis = report.analysis
     classes = {(table.title, table.metric) for table in report.classes}
     assert classes == {("voc/linear", "IoU"), ("coco/ssd", "box AP")}
     assert analysis.inconsistent == []

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reports.errors import TrackingError
-from reports.mlflow.query import tidy
 from reports.selection import select
 from tests.reports.synthetic import stored_run
 
@@ -65,12 +64,6 @@ def test_order_repeated_failed_and_missing_runs_change_no_other_number(
         return
     shuffle.shuffle(runs)
     assert numbers(runs) == numbers([run for run in RUNS if run in runs])
-
-
-def test_the_newest_counts():
-    runs = [*RUNS, stored_run(50, "clip", "voc/linear", 0, 77.0)]
-    assert numbers(runs)["clip", "voc/linear", "p", 0] == 77.0
-    assert any("repeated later" in note for note in select(runs, ["x"]).notes)
 
 
 def test_no_row_mixes_two_sets_of_weights():
@@ -156,25 +149,21 @@ def test_a_reused_task_counts_for_the_backbone_that_reused_it():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("runs", "options", "message"),
     [
+        (RUNS, {"baseline": "mae"}, "baseline 'mae' has no finished task there; choose among clip"),
+        (RUNS, {"backbones": ["mae"]}, "backbone 'mae'"),
+        (RUNS, {"tasks": ["voc/liner"]}, "no run of task 'voc/liner'.* did you mean"),
         (
-            {"baseline": "mae"},
-            "baseline 'mae' has no finished task there; choose among clip, clip-ft",
+            [stored_run(1, "clip", "voc/linear", 0, None, status="FAILED", failure="boom")],
+            {},
+            r"in experiment x \(1 tasks: failed: boom\)",
         ),
-        ({"backbones": ["mae"]}, "backbone 'mae'"),
-        ({"tasks": ["voc/liner"]}, r"no run of task 'voc/liner' in experiment x; did you mean"),
     ],
 )
-def test_unknown_names_are_one_line(options, message):
+def test_unknown_names_and_unfinished_experiments_are_refused(runs, options, message):
     with pytest.raises(TrackingError, match=message):
-        select(RUNS, ["x"], **options)
-
-
-def test_a_store_without_a_finished_task_is_one_line():
-    failed = [stored_run(1, "clip", "voc/linear", 0, None, status="FAILED", failure="boom")]
-    with pytest.raises(TrackingError, match=r"in experiment x \(1 tasks: failed: boom\)"):
-        select(failed, ["x"])
+        select(runs, ["x"], **options)
 
 
 def test_the_baseline_comes_first():
@@ -188,11 +177,3 @@ def test_tasks_have_the_order_of_the_longest_recorded_run():
     single = parent_run("one", 10, **{"metrics.main": "voc/linear/mIoU"})
     tasks = [column.task for column in select([*RUNS, full, single], ["x"]).columns]
     assert tasks == ["ade20k/linear", "voc/linear"]
-
-
-def test_tidy_has_a_row_for_each_number():
-    table = tidy([cell for cells in select(RUNS, ["x"]).cells.values() for cell in cells])
-    assert len(table) == len(RUNS)
-    assert set(table["metric"]) == {"mIoU"} and set(table["direction"]) == {1}
-    means = table.groupby("backbone")["value"].mean()
-    assert means.to_dict() == {"clip": 11.5, "clip-ft": 15.5, "cliptex": 19.5}

@@ -7,7 +7,7 @@ import json
 import plotly.graph_objects as go
 
 from reports.parts.costs import costs
-from reports.parts.figures import forest, looks, task_bars
+from reports.parts.figures import forest, task_bars
 from tests.reports.synthetic import stored_run
 
 
@@ -37,11 +37,6 @@ def test_costs_count_shared_tasks_once(analysis_of):
     ]
     seconds = {"probing": 1.0}  # of each run
     assert costs(analysis_of(runs)) == {"clip": seconds, "mine": seconds}
-
-
-def test_backbones_look_different(analysis_of):
-    runs = [stored_run(n, f"b{n:02}", "voc/linear", 0, 50.0 + n) for n in range(41)]
-    assert len({(look.colour, look.symbol) for look in looks(analysis_of(runs)).values()}) == 41
 
 
 def test_an_unknown_interval_has_an_open_symbol_and_no_bar(analysis_of):

@@ -20,16 +20,13 @@ def test_protocols_are_shown_with_their_differences(report):
     assert differences == {"settings.which": {"A": "p", "B": "quick"}}
 
 
-def test_experts_of_variants(report):
-    (table,) = [table for table in report.tables if table.id == "experts"]
+def test_a_table_for_each_kind_of_task_and_one_of_experts(report):
+    titles = ["Segmentation", "Depth", "Classification", "Image-text", "Role of experts"]
+    assert [table.title for table in report.tables] == titles
+    table = report.tables[-1]
     assert [name for name, _ in table.rows] == ["clip-ft", "cliptex-seg", "cliptex"]
     assert table.marks["cliptex-seg"] == "experts: seg"
     assert table.marks["cliptex"] == "experts: seg + depth + normal"
-
-
-def test_a_table_for_each_kind_in_the_suites_order(report):
-    titles = ["Segmentation", "Depth", "Classification", "Image-text", "Role of experts"]
-    assert [table.title for table in report.tables] == titles
 
 
 def test_all_pairs_hold_jointly(report):
@@ -60,10 +57,10 @@ def test_the_mean_over_classes_is_the_metric(report):
 def test_many_backbones_are_rows_with_their_properties(tracker, report_of):
     for number in range(8):
         tags = {"weights.source": f"timm/net{number}.in1k"}
-        qualities = {"imagenet/linear": 0.4 + number / 50, "voc/linear": 0.5}
+        qualities = {"imagenet/linear": 0.5, "voc/linear": 0.5}
         run = write_run(tracker, f"net{number}", 0, qualities, tags=tags, images=20)
-        if number < 7:
-            tracker.client.log_metric(run, "cost/parameters", 1e7 * (number + 1))
+        if number == 3:
+            tracker.client.log_metric(run, "cost/parameters", 4e7)
             tracker.client.log_metric(run, "cost/flops_per_image", 17.6e9)
     report = report_of(tracker)
     assert report.provenance.backbones["net3"] == {

@@ -12,12 +12,10 @@ from reports.stats.per_image import image_scores
 from reports.stats.resampling import Contrast, Sample, contrast, image_weights
 
 
-def sample(scores: np.ndarray, weights: np.ndarray, seeds=None) -> Sample:
+def sample(scores: np.ndarray, weights: np.ndarray) -> Sample:
     """``scores`` (S, N): the metric is the mean over images."""
-    count = scores.shape[1]
-    return Sample(
-        tuple(seeds or range(len(scores))), scores.mean(axis=1), scores @ weights.T / count, count
-    )
+    seeds, count = scores.shape
+    return Sample(tuple(range(seeds)), scores.mean(axis=1), scores @ weights.T / count, count)
 
 
 def names(count: int) -> list[str]:
@@ -228,33 +226,25 @@ def test_seeds_that_would_decide():
 
 
 def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
-    """Areas are summed before they are divided: of many more images than the validation set holds,
-    what it estimates."""
+    """Areas are summed before they are divided; the target is the mIoU of a large population."""
     rng = np.random.default_rng(8)
     count, tries, many = 100, 300, 40_000
     weights = image_weights(names(count), 300)
 
-    def areas(images: int) -> dict[str, np.ndarray]:
+    def simulate(images: int):
+        """mIoU as a function of how often each image counts."""
         label = rng.integers(0, 400, (images, 4))
         hit = (label * rng.beta(4, 2, (images, 1))).astype(int)  # hard and easy images
-        return {
-            "image": np.array(names(images)),
-            "intersection": hit,
-            "prediction": hit + np.roll(label - hit, 1, axis=1),
-            "label": label,
-        }
+        prediction = hit + np.roll(label - hit, 1, axis=1)
+        areas = {"intersection": hit, "prediction": prediction, "label": label}
+        return image_scores("segmentation", {"image": np.array(names(images)), **areas}).metrics[
+            "mIoU"
+        ]
 
-    def miou(arrays: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
-        scores = image_scores("segmentation", arrays)
-        assert scores is not None
-        return scores.metrics["mIoU"](times)
-
-    (expected,) = miou(areas(many), np.ones((1, many)))
+    (expected,) = simulate(many)(np.ones((1, many)))
     covered = 0
     for _ in range(tries):
-        arrays = areas(count)
-        interval = estimate(
-            Sample((0,), miou(arrays, np.ones((1, count))), miou(arrays, weights)[None], count)
-        )
+        miou = simulate(count)
+        interval = estimate(Sample((0,), miou(np.ones((1, count))), miou(weights)[None], count))
         covered += interval.low <= expected <= interval.high
     assert 0.91 <= covered / tries <= 0.988, covered / tries  # 3.3 binomial standard errors
