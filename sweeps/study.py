@@ -6,7 +6,6 @@ The identity holds everything that the study was started with; options that diff
 from __future__ import annotations
 
 import json
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -140,13 +139,7 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
     Raises:
         UserError: another process drives it.
     """
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(BEAT):
-            with suppress(Exception):  # the driver's own calls report a lost storage
-                sweep.store("driver", heartbeat.tags())
-
+    sign_of_life = lambda: sweep.store("driver", heartbeat.tags())
     with ExitStack() as stack:
         try:
             path = lock_path("sweep", [hide_secrets(sweep.url), sweep.name])
@@ -154,15 +147,12 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
         except Timeout:
             raise _driven(sweep) from None
         must_be_free(sweep)
-        sweep.store("driver", heartbeat.tags())
-        # a thread, since a task may block the event loop
-        thread = threading.Thread(target=beat, name="driver", daemon=True)
-        thread.start()
+        sign_of_life()
         try:
-            yield
+            # from a thread, since a task may block the event loop
+            with heartbeat.repeating(sign_of_life, BEAT):
+                yield
         finally:
-            over.set()
-            thread.join()
             with suppress(Exception):
                 sweep.store("driver", None)
 

@@ -13,8 +13,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,7 @@ class Heartbeat:
 
     def __init__(self, path: Path, **fields: Any) -> None:
         self.path, self.fields = Path(path), fields
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._writing = ExitStack()
 
     def update(self, **fields: Any) -> None:
         """Change fields; they are written with the next beat."""
@@ -49,12 +48,11 @@ class Heartbeat:
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self.write()
-        self._thread.start()
+        self._writing.enter_context(repeating(self.write, EVERY))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
+        self._writing.close()
         self.write()
 
     def write(self) -> None:
@@ -64,14 +62,29 @@ class Heartbeat:
             temporary.write_text(json.dumps(self.fields, default=str), encoding="utf-8")
             temporary.replace(self.path)
 
-    def _beat(self) -> None:
-        while not self._over.wait(EVERY):
-            self.write()
-
 
 def read(path: Path | str) -> dict[str, Any]:
     """The content of a status file; empty where it cannot be read."""
     return read_json_object(Path(path))
+
+
+@contextmanager
+def repeating(function: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call ``function`` every ``seconds`` from a thread during the block, whatever it raises."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            with suppress(Exception):
+                function()
+
+    thread = threading.Thread(target=repeat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def tags() -> dict[str, str]:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import tempfile
-import threading
 import time
 from asyncio import CancelledError
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,7 +159,8 @@ class Tracker:
         try:
             if params and not resume:
                 run.log_params(params)
-            with _beating(run), _monitoring(run) if monitored else nullcontext():
+            beats = heartbeat.repeating(lambda: run.set_tags(heartbeat.tags()), MLFLOW_BEAT)
+            with beats, _monitoring(run) if monitored else nullcontext():
                 yield run
             run.flush()
         except BaseException as error:
@@ -180,23 +180,6 @@ class Tracker:
                 self.client.set_terminated(run_id, status)
             raise
         self.client.set_terminated(run_id, run.status)
-
-
-@contextmanager
-def _beating(run: Run) -> Iterator[None]:
-    """Renew the run's time stamp from a thread, whatever the store answers."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(MLFLOW_BEAT):
-            with contextlib.suppress(Exception):
-                run.set_tags({heartbeat.TIME_TAG: f"{time.time():.0f}"})
-
-    threading.Thread(target=beat, name="mlflow-heartbeat", daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reports.analysis import Analysis
@@ -18,49 +18,57 @@ def training_curves(
 ) -> list[Figure]:
     """The loss of every backbone's training, and of every task's probe (first seed)."""
     selection, style = analysis.selection, looks(analysis)
-    figures = []
-    data: list[dict[str, Any]] = []
-    for (name, seed), parent in selection.parents.items():
-        run = selection.runs.get(parent.tags.get("train.run", ""))
-        if run is not None and "train/loss" in run.metrics and len(data) < MOST_CURVES:
-            metric = "train/loss_clip" if "train/loss_clip" in run.metrics else "train/loss"
-            data.append(_loss_curve(store, run, metric, f"{name}, seed {seed}", style[name]))
-    if data:
-        caption = "Contrastive loss; a line for each seed."
-        figures.append(_loss_figure("train-loss", "Training of the backbones", caption, data))
+    trainings = [
+        (f"{name}, seed {seed}", style[name], selection.runs[parent.tags["train.run"]])
+        for (name, seed), parent in selection.parents.items()
+        if parent.tags.get("train.run") in selection.runs
+    ]
+    title, caption = "Training of the backbones", "Contrastive loss; a line for each seed."
+    figures = _loss_figure(store, "train-loss", title, caption, trainings[:MOST_CURVES])
     most = max(1, MOST_CURVES // len(selection.backbones))
     for index, column in enumerate(selection.columns[:most]):
-        data = []
-        for name in selection.backbones:
-            for cell in selection.cells.get((name, column), [])[:1]:
-                if "train/loss" in cell.run.metrics:
-                    data.append(_loss_curve(store, cell.run, "train/loss", name, style[name]))
-        if data:
-            caption = "Loss of the probe, first seed."
-            figures.append(_loss_figure(f"probe-loss-{index}", column.title, caption, data))
+        probes = [
+            (name, style[name], selection.cells[name, column][0].run)
+            for name in selection.backbones
+            if (name, column) in selection.cells
+        ]
+        caption = "Loss of the probe, first seed."
+        figures += _loss_figure(store, f"probe-loss-{index}", column.title, caption, probes)
         advance()
     return figures
 
 
-def _loss_curve(
-    store: Store, run: StoredRun, metric: str, label: str, look: Look
-) -> dict[str, Any]:
-    steps, values = store.history(run.id, metric)
-    return {
-        "type": "scatter",
-        "mode": "lines" if len(steps) > 1 else "markers",
-        "name": label,
-        "x": steps,
-        "y": [float(f"{value:.5g}") for value in values],
-        "line": {"color": look.colour, "width": 1.4},
-        "hovertemplate": f"{label}: %{{y:.4g}} at step %{{x}}<extra></extra>",
-    }
-
-
-def _loss_figure(name: str, title: str, caption: str, data: list[dict[str, Any]]) -> Figure:
+def _loss_figure(
+    store: Store,
+    figure_id: str,
+    title: str,
+    caption: str,
+    runs: Sequence[tuple[str, Look, StoredRun]],
+) -> list[Figure]:
+    """The losses of these runs (label, look, run) in one figure; none if no run has a loss."""
+    data, ends = [], []
+    for label, look, run in runs:
+        metric = next((m for m in ("train/loss_clip", "train/loss") if m in run.metrics), None)
+        if metric is None:
+            continue
+        steps, values = store.history(run.id, metric)
+        ends.append(f"{label} ends at {values[-1]:.4g}")
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines" if len(steps) > 1 else "markers",
+                "name": label,
+                "x": steps,
+                "y": [float(f"{value:.5g}") for value in values],
+                "line": {"color": look.colour, "width": 1.4},
+                "hovertemplate": f"{label}: %{{y:.4g}} at step %{{x}}<extra></extra>",
+            }
+        )
+    if not data:
+        return []
     layout = make_layout({"title": "step"}, {"rangemode": "tozero"})
-    ends = [f"{curve['name']} ends at {curve['y'][-1]:.4g}" for curve in data if curve["y"]]
-    return Figure(name, title, caption, ", ".join(ends), {"data": data, "layout": layout}, 220)
+    spec = {"data": data, "layout": layout}
+    return [Figure(figure_id, title, caption, ", ".join(ends), spec, 220)]
 
 
 def learning_curves(analysis: Analysis) -> list[Figure]:

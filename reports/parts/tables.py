@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -187,39 +187,30 @@ def _number(analysis: Analysis, backbone: str, head: MetricColumn) -> Number:
     selection, column = analysis.selection, head.column
     key = (backbone, column, head.metric)
     runs = tuple(cell.run.id for cell in selection.cells.get((backbone, column), []))
+    cell = Number(backbone, column.title, column.protocol, head.metric, head.sign, runs=runs)
     estimate = analysis.estimates.get(key)
     if estimate is None:
         reason = selection.missing.get((backbone, column)) or "no value on this data"
-        return Number(
-            backbone,
-            column.title,
-            column.protocol,
-            head.metric,
-            head.sign,
-            missing=reason,
-            runs=runs,
+        return replace(cell, missing=reason)
+    if gap := analysis.differences.get(key):
+        cell = replace(
+            cell,
+            difference=gap.value,
+            difference_low=gap.low,
+            difference_high=gap.high,
+            detectable=gap.detectable(),
+            verdict=gap.verdict(head.sign),
         )
-    gap = analysis.differences.get(key)
     seeds = analysis.samples[key].seeds
-    return Number(
-        backbone,
-        column.title,
-        column.protocol,
-        head.metric,
-        head.sign,
+    return replace(
+        cell,
         value=estimate.value,
         low=estimate.low,
         high=estimate.high,
         standard_error=estimate.error,
         seeds=estimate.seeds,
         images=estimate.images,
-        difference=gap.value if gap else NAN,
-        difference_low=gap.low if gap else NAN,
-        difference_high=gap.high if gap else NAN,
-        detectable=gap.detectable() if gap else NAN,
-        verdict=gap.verdict(head.sign) if gap else "",
         best=analysis.best.get((column, head.metric)) == backbone,
-        runs=runs,
         absent=tuple(seed for seed in selection.seeds[backbone] if seed not in seeds),
         digits=head.digits,
     )
