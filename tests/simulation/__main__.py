@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.simulation.world import Rates, World, run
+from tests.simulation.world import World, run
 
 PAGE = Path(__file__).parents[2] / "docs" / "statistics.md"
 MARK = "<!-- table -->\n"
@@ -55,15 +55,12 @@ def table(reports: int) -> str:
     lines = [f"| what is simulated | {' | '.join(HEADS)} |", "|---" * (len(HEADS) + 1) + "|"]
     for name, (world, share) in WORLDS.items():
         rates = run(world, max(20, int(reports * share)), np.random.default_rng(1))
-        lines.append(f"| {name} | {' | '.join(cells(world, rates))} |")
+        right = f"{100 * rates.right:.0f}" if world.effect else ""
+        covers = [f"{100 * x:.1f}" for x in (rates.numbers, rates.differences, rates.gains)]
+        row = [name, f"{rates.reports}", f"{100 * rates.false:.1f}", right, *covers]
+        lines.append(f"| {' | '.join(row)} |")
         print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
-
-
-def cells(world: World, rates: Rates) -> list[str]:
-    right = f"{100 * rates.right:.0f}" if world.effect else ""
-    coverage = [f"{100 * share:.1f}" for share in (rates.numbers, rates.differences, rates.gains)]
-    return [f"{rates.reports}", f"{100 * rates.false:.1f}", right, *coverage]
 
 
 if __name__ == "__main__":

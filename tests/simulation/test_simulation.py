@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.simulation.__main__ import HEADS, PAGE, WORLDS
+from tests.simulation.__main__ import PAGE, WORLDS
 from tests.simulation.world import World, run
 
 
@@ -30,13 +30,9 @@ def test_a_better_backbone_is_found():
 
 
 def test_the_page_has_a_row_for_each_world():
-    rows = [
-        line.split("|")[1:-1]
-        for line in PAGE.read_text(encoding="utf-8").splitlines()
-        if line.startswith("| ")
-    ]
-    assert [row[0].strip() for row in rows[1:]] == list(WORLDS)
-    assert all(len(row) == 1 + len(HEADS) for row in rows)
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert names[1:] == list(WORLDS)
 
 
 @pytest.mark.slow
