@@ -25,17 +25,6 @@ from common.settings import settings_dataclass
 
 STRIDES = (4, 8, 16, 32)
 SUGGESTED = "Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf"
-# MiDaS's file, by the beginning of its name → the same weights on the hub
-MIDAS = {
-    "dpt_large": "Intel/dpt-large",
-    "dpt_hybrid": "Intel/dpt-hybrid-midas",
-    "dpt_beit_large_384": "Intel/dpt-beit-large-384",
-    "dpt_beit_large_512": "Intel/dpt-beit-large-512",
-    "dpt_beit_base": "Intel/dpt-beit-base-384",
-    "dpt_swin2_large": "Intel/dpt-swinv2-large-384",
-    "dpt_swin2_base": "Intel/dpt-swinv2-base-384",
-    "dpt_swin2_tiny": "Intel/dpt-swinv2-tiny-256",
-}
 
 
 class PublishedDepth(Expert):
@@ -227,9 +216,8 @@ class DPT(Expert):
         if (path / CONFIG).is_file():
             return super().load(source, device)
         if path.is_file():
-            hub = next((hub for start, hub in MIDAS.items() if path.name.startswith(start)), "")
             raise UserError(
                 f"{source} is a file, and MiDaS's own checkpoints are not read; use the same"
-                f" weights from the hub: dpt={hub or SUGGESTED}"
+                f" weights from the hub, such as dpt={SUGGESTED}"
             )
         return PublishedDepth.load(source, device)

@@ -13,7 +13,7 @@ import torch
 from backbones.cliptex.experts.base import CONFIG, Expert, read_config
 from backbones.cliptex.experts.data import ExpertData, load_data
 from backbones.cliptex.experts.registry import find_expert
-from backbones.cliptex.protocols import Progress, Silent
+from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.trainer import TrainContext
 from common.errors import UserError
@@ -63,12 +63,7 @@ def train_expert(
         raise UserError(
             f"{out} holds another expert, or one of other data or settings; choose another folder"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # before the training, not after
-        raise UserError(
-            f"cannot write an expert to {out} ({error.strerror}); choose another folder"
-        ) from error
+    out.mkdir(parents=True, exist_ok=True)  # fails before the training, not after
     torch.manual_seed(seed)
     expert = kind.create(chosen, train.classes)
     expert.source = f"trained on {data_root.name}, {len(train)} images, seed {seed}"
@@ -77,7 +72,7 @@ def train_expert(
     context = replace(context, resume_dir=out / "training-state", log_every=log_every)
     cost = expert.train_on(train, context, seed)
     expert.freeze(context.device)
-    accuracy = evaluate(expert, val, progress=context.progress)
+    accuracy = evaluate(expert, val, context.progress)
     context.log.log_metrics(
         {f"expert/{expert.task}/{metric}": value for metric, value in accuracy.items()}, 0
     )
@@ -93,15 +88,12 @@ def train_expert(
     return read_config(out)
 
 
-def evaluate(
-    expert: Expert, data: ExpertData, *, batch_size: int = 32, progress: Progress | None = None
-) -> dict[str, float]:
+def evaluate(expert: Expert, data: ExpertData, progress: Progress) -> dict[str, float]:
     """Score an expert's hard labels against ground truth by its task, see ``Task.score``."""
-    progress = progress or Silent()
     progress.start(f"measuring the {expert.task} expert", len(data))
     outputs: dict[str, list[np.ndarray]] = {}
     targets = []
-    for images, target in data.batches(batch_size):
+    for images, target in data.batches(32):
         for name, maps in expert.predict(images).items():
             outputs.setdefault(name, []).append(maps)
         targets.append(target.numpy())

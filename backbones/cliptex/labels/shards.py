@@ -40,16 +40,14 @@ class ShardWriter:
     def __init__(self, name: str, tar: TarWriter) -> None:
         self.extra: dict[str, Any] = {}
         self._name, self._tar = name, tar
-        self._keys: set[str] = set()
+        self._pairs = 0
         self._failed: list[list[str]] = []
         self._bytes: dict[str, int] = {}
 
     def add(self, key: str, encoded: Mapping[str, bytes]) -> None:
-        """Append one pair's labels, as ``encode`` gives them. Raises ``ValueError`` on a repeat."""
+        """Append one pair's labels, as ``encode`` gives them."""
         name = member_name(key.removeprefix(f"{self._name}/"))
-        if name in self._keys:
-            raise ValueError(f"labels of {key!r} are in shard {self._name} already")
-        self._keys.add(name)
+        self._pairs += 1
         self._tar.write({"__key__": name, **encoded})
         for suffix, data in encoded.items():
             task = suffix.split(".")[0]
@@ -62,7 +60,7 @@ class ShardWriter:
     def counts(self) -> dict[str, Any]:
         """The summary's content about the pairs."""
         return {
-            "pairs": len(self._keys),
+            "pairs": self._pairs,
             "failed": self._failed,
             "task_bytes": self._bytes,
             **self.extra,

@@ -71,11 +71,6 @@ class Task(ABC):
         """The label of one image from what its expert predicted for it."""
         return output.astype(np.float32) if output.dtype.kind == "f" else output
 
-    def unusable(self, label: np.ndarray) -> str:
-        """Why a label cannot be used; empty if it can."""
-        useless = label.dtype.kind == "f" and not np.isfinite(label).any()
-        return f"no finite {self.name} from its expert" if useless else ""
-
     @abstractmethod
     def read(self, path: Path) -> np.ndarray:
         """A manual label, from a file of the official layouts.

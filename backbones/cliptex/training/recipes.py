@@ -25,7 +25,6 @@ from common.settings import (
 )
 
 VERSION = 2  # raised whenever the same recipe would give other weights
-WITHOUT_EFFECT = ("compile", "grad_checkpointing")  # on the weights
 LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}  # the paper's
 LAMBDA = "lambda_"  # λ of a loss is the setting lambda_LOSS
 Scale = Annotated[float, Field(gt=0, le=1)]
@@ -105,10 +104,8 @@ class Recipe:
     seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        for task in {*self.experts, *self.lambdas} - {"clip", *PAPER}:
+        for task in {*self.experts, *(self.lambdas.keys() - {"clip"})} - {*PAPER}:
             find_task(task)
-        if "clip" in self.experts:
-            raise UserError("experts=…,clip: clip is no task of an expert; leave it out")
         if not self.weight("clip") and not self.tasks:
             raise UserError("every lambda is 0, so there is nothing to learn; set one above 0")
         if self.batch_size % self.accumulate:
@@ -163,7 +160,7 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights: recipes that train the same thing have the same."""
-        excluded = {"name", "experts", "lambdas", *WITHOUT_EFFECT}
+        excluded = {"name", "experts", "lambdas", "compile", "grad_checkpointing"}
         if not self.tasks:
             excluded |= {"head_lr", "head_width", "label_size"}
         settings = {name: value for name, value in asdict(self).items() if name not in excluded}

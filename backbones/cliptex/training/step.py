@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -85,7 +87,7 @@ class TrainStep:
         losses |= self._dense_losses(out["dense"], batch, counts)
         weighted = self._weighted(losses)
         gradients = self._gradients(weighted) if norms else {}
-        _total(weighted.values()).backward()
+        reduce(add, weighted.values()).backward()
         return {name: loss.detach() for name, loss in losses.items()}, _norms(gradients)
 
     def autocast(self) -> Any:
@@ -121,15 +123,16 @@ class TrainStep:
             with self._sync(part is parts[-1]):
                 with self.autocast():
                     out = self.parallel(part.images, part.tokens, self.label_size)
-                surrogate = _total(
+                products = [
                     (value * cached[name]).sum() for name, value in _embeddings(out).items()
-                )
+                ]
+                surrogate = reduce(add, products)
                 dense = self._dense_losses(out["dense"], part, counts)
                 weighted = self._weighted({"clip": surrogate, **dense})
                 for name, own in self._gradients(weighted).items() if norms else ():
                     earlier = shared.get(name, [0.0] * len(own))
                     shared[name] = [a + b for a, b in zip(earlier, own, strict=True)]
-                _total(weighted.values()).backward()
+                reduce(add, weighted.values()).backward()
             for name, loss in dense.items():
                 losses[name] = losses.get(name, 0.0) + loss.detach()
         return losses, _norms(shared)
@@ -193,10 +196,3 @@ def _norms(gradients: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
         flat = torch.cat([part.flatten() for part in parts])
         norms[name] = (sum_over_ranks(flat) / world()[1]).norm().item()
     return norms
-
-
-def _total(values: Iterable[Tensor]) -> Tensor:
-    first, *rest = values
-    for value in rest:
-        first = first + value
-    return first

@@ -1,11 +1,12 @@
-"""A world of one coloured disc on a slanted ground, with exact labels: small pairs and label stores
-for tests."""
+"""Pictures of one coloured shape on a slanted ground, with captions and exact labels."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import os
+import signal
 import tarfile
 from pathlib import Path
 from typing import ClassVar
@@ -30,16 +31,12 @@ def scene(index: int, size: int = 32) -> tuple[np.ndarray, str, dict[str, np.nda
     shape = random.choice(CLASSES[1:])
     place = random.integers(2)
     y, x = np.mgrid[:size, :size] + 0.5
-    cx, cy, r = (
-        size * (0.28 if place == 0 else 0.72),
-        size * random.uniform(0.3, 0.7),
-        size * random.uniform(0.12, 0.25),
-    )
-    inside = (
-        np.hypot(x - cx, y - cy) < r
-        if shape == "disc"
-        else np.maximum(abs(x - cx), abs(y - cy)) < r
-    )
+    cx, cy = size * (0.28 if place == 0 else 0.72), size * random.uniform(0.3, 0.7)
+    r = size * random.uniform(0.12, 0.25)
+    distance = np.hypot(x - cx, y - cy)
+    if shape == "square":
+        distance = np.maximum(abs(x - cx), abs(y - cy))
+    inside = distance < r
     ground = (60 + 120 * y / size)[..., None] * random.uniform(0.7, 1, 3)
     image = np.where(inside[..., None], COLOURS[colour], ground) + random.normal(
         0, 8, (size, size, 3)
@@ -114,7 +111,7 @@ class ToyLabels:
 
 
 class Recorder:
-    """A run log and a progress bar that remember."""
+    """A run log and a progress bar that store what they get."""
 
     def __init__(self) -> None:
         self.metrics: list[tuple[int, dict[str, float]]] = []
@@ -130,3 +127,22 @@ class Recorder:
 
     def advance(self, steps=1) -> None:
         self.steps += steps
+
+    def values(self, name: str) -> list[float]:
+        """The values of a curve."""
+        return [metrics[name] for _, metrics in self.metrics if name in metrics]
+
+
+class StopAt(Recorder):
+    """Interrupts a training after a step, as Ctrl-C does, or kills the process."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.step, self.number = step, number
+
+    def advance(self, steps=1) -> None:
+        super().advance(steps)
+        if self.steps == self.step and self.bars[-1][0].startswith("train"):
+            if self.number == signal.SIGINT:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), self.number)

@@ -1,11 +1,8 @@
-"""Experts and data for tests: small random nets, tar shards of noise pictures, truth in the
-official layouts."""
+"""Experts and their data for tests: small random networks, pairs, data sets of COCO and NYU."""
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from backbones.cliptex.experts import Expert, find_expert
+from tests.backbones.cliptex.toy import encode, write_tar
 
 SMALL_UNET = {"size": 32, "encoder": "resnet10t", "pretrained": False, "width": 8, "stride": 4}
 SMALL_DPT = {"size": 64, "encoder": "resnet10t", "pretrained": False, "fusion": 8}
@@ -37,25 +35,16 @@ def picture(seed: int, height: int = 40, width: int = 40) -> np.ndarray:
     return np.clip(128 + 500 * noise, 0, 255).astype(np.uint8)
 
 
-def jpeg(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
 def write_shards(root: Path, shards: int = 2, each: int = 6, corrupt: tuple[str, ...] = ()) -> str:
     """Tar shards of pairs, every third picture of another size; returns the brace pattern."""
-    root.mkdir(parents=True, exist_ok=True)
-    for number in range(shards):
-        with tarfile.open(root / f"{number:05d}.tar", "w") as tar:
-            for i in range(each):
-                key = f"{number:05d}{i:04d}"
-                image = jpeg(picture(number * 100 + i, 40, 56 if i % 3 == 2 else 40))
-                image = image[: len(image) // 2] if key in corrupt else image
-                for suffix, content in (("jpg", image), ("txt", f"picture {i}".encode())):
-                    entry = tarfile.TarInfo(f"{key}.{suffix}")
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
+    for shard in range(shards):
+        members = {}
+        for i in range(each):
+            key = f"{shard:05d}{i:04d}"
+            image = encode(picture(shard * 100 + i, 40, 56 if i % 3 == 2 else 40), "JPEG")
+            members[f"{key}.jpg"] = image[: len(image) // 2] if key in corrupt else image
+            members[f"{key}.txt"] = f"picture {i}".encode()
+        write_tar(root / f"{shard:05d}.tar", members)
     return f"{root}/{{00000..{shards - 1:05d}}}.tar"
 
 
@@ -67,16 +56,9 @@ def write_truth(root: Path, train: int = 24, val: int = 8, side: int = 32) -> Pa
     for split, seeds in numbers.items():
         images, annotations = [], []
         nyu = "train" if split == "train" else "test"
-        folders = {
-            name: root / name
-            for name in (
-                f"coco/{split}2017",
-                f"nyu/images/{nyu}",
-                f"nyu/annotations/{nyu}",
-                f"nyu/normals/{nyu}",
-            )
-        }
-        for folder in folders.values():
+        pictures = root / f"coco/{split}2017", root / f"nyu/images/{nyu}"
+        depths, normals = root / f"nyu/annotations/{nyu}", root / f"nyu/normals/{nyu}"
+        for folder in (*pictures, depths, normals):
             folder.mkdir(parents=True, exist_ok=True)
         for seed in seeds:
             random = np.random.default_rng(seed)
@@ -91,18 +73,17 @@ def write_truth(root: Path, train: int = 24, val: int = 8, side: int = 32) -> Pa
             image = np.clip(image + random.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
             depth = np.where(mask, 1.5, 2 + x / side * 2)
             normal = np.where(mask[..., None], (0, 0, 1.0), (-0.6, 0, 0.8))
-            for name in (f"coco/{split}2017", f"nyu/images/{nyu}"):
-                Image.fromarray(image).save(folders[name] / f"{seed:06d}.jpg", quality=95)
+            for folder in pictures:
+                Image.fromarray(image).save(folder / f"{seed:06d}.jpg", quality=95)
             millimetres = np.round(depth * 1000).astype(np.uint16)
-            Image.fromarray(millimetres).save(folders[f"nyu/annotations/{nyu}"] / f"{seed:06d}.png")
+            Image.fromarray(millimetres).save(depths / f"{seed:06d}.png")
             code = np.round((normal + 1) * 127.5).astype(np.uint8)
-            Image.fromarray(code).save(folders[f"nyu/normals/{nyu}"] / f"{seed:06d}.png")
+            Image.fromarray(code).save(normals / f"{seed:06d}.png")
             images.append(
                 {"id": seed, "file_name": f"{seed:06d}.jpg", "height": side, "width": side}
             )
-            flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-            edges = np.flatnonzero(flat[1:] != flat[:-1])
-            ys, xs = np.nonzero(mask)
+            edges = np.flatnonzero(np.diff(mask.ravel(order="F"))) + 1
+            counts = np.diff([0, *edges, mask.size]).tolist()
             annotations.append(
                 {
                     "id": seed + 1,
@@ -110,16 +91,7 @@ def write_truth(root: Path, train: int = 24, val: int = 8, side: int = 32) -> Pa
                     "category_id": int(category) + 1,
                     "iscrowd": 0,
                     "area": int(mask.sum()),
-                    "bbox": [
-                        int(xs.min()),
-                        int(ys.min()),
-                        int(np.ptp(xs) + 1),
-                        int(np.ptp(ys) + 1),
-                    ],
-                    "segmentation": {
-                        "size": [side, side],
-                        "counts": np.diff(np.concatenate([[0], edges, [mask.size]])).tolist(),
-                    },
+                    "segmentation": {"size": [side, side], "counts": counts},
                 }
             )
         categories = [{"id": 1, "name": "cup"}, {"id": 2, "name": "chair"}]

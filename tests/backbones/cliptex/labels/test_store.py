@@ -1,5 +1,4 @@
-"""The label store: what is read is what was written, within the error said; damage and killed
-writes are found."""
+"""Label stores: reading by key, identity, damage, killed writes."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from scipy.ndimage import gaussian_filter
+from webdataset import WebDataset
 
 from backbones.cliptex.labels.shards import tar_path
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelStore, LabelWriter, check_labels, encode
@@ -64,25 +63,19 @@ def test_store_reads_by_key_in_any_order(tmp_path):
         assert list(store.get(key, ["depth"])) == ["depth"]
         np.testing.assert_array_equal(maps["seg"], expected["seg"])
         assert (maps["normal"] * expected["normal"]).sum(0).min() > np.cos(np.radians(1))
-    with pytest.raises(KeyError):
-        store.get("a/9999")
-    with pytest.raises(KeyError):
-        store.get("elsewhere")
-    assert store.tasks_of("a/9999") == store.tasks_of("elsewhere") == ()
+    for key in ("a/9999", "elsewhere"):
+        with pytest.raises(KeyError):
+            store.get(key)
+        assert store.tasks_of(key) == ()
     assert check_labels(tmp_path) == []
+    write(tmp_path / "same")
+    write(tmp_path / "other", each=4)
+    assert LabelStore(tmp_path / "same").identity == store.identity
+    assert LabelStore(tmp_path / "other").identity != store.identity
 
 
 def test_a_shard_is_a_tar_that_any_tool_reads(tmp_path):
-    """Keys as in the tar of the pairs, and webdataset's own reader agrees with ours."""
-    from webdataset import WebDataset
-
     write(tmp_path, names=("a",), each=2)
-    with tarfile.open(tmp_path / "a.tar") as archive:
-        assert archive.getnames() == [
-            f"{i:04d}.{suffix}"
-            for i in range(2)
-            for suffix in ("depth.png", "normal.webp", "seg.png")
-        ]
     samples = list(WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == ["0000", "0001"]
     assert samples[1]["seg.png"] == encode(smooth_labels(1, 32))["seg.png"]
@@ -102,33 +95,19 @@ NAMES = [
 
 @pytest.mark.parametrize("shard", ["t-0", "folder/t-1"])
 def test_pairs_of_tables_and_in_folders_of_tars_are_found(tmp_path, shard):
-    """Dots, which would end a key in a tar, and what leads out of a folder are written
-    otherwise."""
+    """Their names in the tar escape dots, which end a key, and a leading slash."""
     writer = LabelWriter(tmp_path, {}, ["seg"])
     with writer.shard(shard) as file:
         for number, name in enumerate(NAMES):
             file.add(f"{shard}/{name}", encode({"seg": np.full((4, 4), number, np.uint8)}))
     finish_store(writer, [shard])
     store = LabelStore(tmp_path)
-    assert [int(store.get(f"{shard}/{name}")["seg"][0, 0]) for name in NAMES] == list(
-        range(len(NAMES))
-    )
-    assert (
-        store.tasks_of(f"{shard}/other")
-        == store.tasks_of("plain")
-        == store.tasks_of(f"x/{shard}/plain")
-        == ()
-    )
+    for number, name in enumerate(NAMES):
+        assert store.get(f"{shard}/{name}")["seg"][0, 0] == number
+    for key in (f"{shard}/other", "plain", f"x/{shard}/plain"):
+        assert store.tasks_of(key) == ()
     with tarfile.open(tmp_path / f"{shard}.tar") as archive:
         assert not [name for name in archive.getnames() if name.startswith(("/", ".."))]
-
-
-def test_same_labels_same_identity(tmp_path):
-    write(tmp_path / "one")
-    write(tmp_path / "two")
-    assert LabelStore(tmp_path / "one").identity == LabelStore(tmp_path / "two").identity
-    write(tmp_path / "three", each=4)
-    assert LabelStore(tmp_path / "one").identity != LabelStore(tmp_path / "three").identity
 
 
 def test_an_error_in_the_middle_leaves_nothing(tmp_path):
@@ -140,28 +119,10 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path):
     assert writer.finished("a") is None
 
 
-def test_a_key_twice_is_refused(tmp_path):
-    writer = LabelWriter(tmp_path, {}, TASKS)
-    with pytest.raises(ValueError, match="already"), writer.shard("a") as shard:
-        shard.add("k", {"seg.png": b""})
-        shard.add("k", {"seg.png": b""})
-
-
-def test_unfinished_store_says_so(tmp_path):
-    with pytest.raises(UserError, match="no labels"):
-        LabelStore(tmp_path)
-    write(tmp_path, finish=False)
-    with pytest.raises(UserError, match="not finished"):
-        LabelStore(tmp_path)
-
-
 def test_other_experts_are_refused(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match="other experts"):
         LabelWriter(tmp_path, {"expert": "another"}, TASKS, {"seg": ["cup", "chair", "lamp"]})
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file"):
-        LabelWriter(tmp_path / "file", {}, TASKS)
 
 
 @pytest.mark.parametrize("field", ["shards", "tasks", "classes", "key", "version"])
@@ -183,14 +144,8 @@ def test_counts(tmp_path):
         shard.add("a/0", encode(smooth_labels(0, 16)))
         shard.fail("a/1", "not a readable image")
     manifest = finish_store(writer, ["a"])
-    assert (manifest["pairs_in"], manifest["pairs_out"], manifest["failed"]) == (
-        2,
-        1,
-        [["a/1", "not a readable image"]],
-    )
-    manifest["pairs_in"] = 3
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert "counts do not agree" in check_labels(tmp_path)[0]
+    assert (manifest["pairs_in"], manifest["pairs_out"]) == (2, 1)
+    assert manifest["failed"] == [["a/1", "not a readable image"]]
 
 
 @settings(
@@ -215,25 +170,16 @@ def test_every_damage_is_found(tmp_path_factory, data):
     assert writer.finished("a") is not None
 
 
-def test_reading_damaged_labels_says_so(tmp_path, monkeypatch):
+def test_reading_damaged_labels(tmp_path):
     write(tmp_path)
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(UserError, match=r"is damaged .*exceeds limit"),
-    ):
-        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-        LabelStore(tmp_path).get("a/0000")
     content = bytearray((tmp_path / "a.tar").read_bytes())
     content[512:1024] = bytes(512)  # the beginning of the first label
     (tmp_path / "a.tar").write_bytes(bytes(content))
-    with pytest.raises(
-        UserError,
-        match=r"depth of a/0000 in .*a\.tar is damaged .* run the same label command again",
-    ):
+    with pytest.raises(UserError, match=r"depth of a/0000 in .*a\.tar is damaged .* run the same"):
         LabelStore(tmp_path).get("a/0000")
 
 
-def write_for_ever(out: Path, marker: Path) -> None:
+def write_without_end(out: Path, marker: Path) -> None:
     writer = write(out, names=("a",), finish=False)
     with writer.shard("b") as shard:
         for i in range(100_000):
@@ -242,9 +188,9 @@ def write_for_ever(out: Path, marker: Path) -> None:
                 marker.touch()
 
 
-def test_kill_9_while_writing_leaves_nothing_that_counts(tmp_path, tmp_path_factory):
+def test_kill_9_while_writing_leaves_no_shard(tmp_path, tmp_path_factory):
     marker = tmp_path_factory.mktemp("killed") / "writing"
-    victim = Fork(write_for_ever, tmp_path, marker, output=marker.with_name("said"))
+    victim = Fork(write_without_end, tmp_path, marker, output=marker.with_name("said"))
     victim.wait_for(marker.parent, marker.name)
     time.sleep(0.05)
     victim.signal(signal.SIGKILL)
@@ -255,17 +201,15 @@ def test_kill_9_while_writing_leaves_nothing_that_counts(tmp_path, tmp_path_fact
     assert writer.finished("b") is None
     with writer.shard("b") as shard:
         shard.fail("b/0", "for a test")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "a.tar",
-        "a.tar.json",
-        "b.tar",
-        "b.tar.json",
-    ]  # nothing left behind
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"a.tar", "a.tar.json", "b.tar", "b.tar.json"}
     assert writer.finished("b")["failed"] == [["b/0", "for a test"]]
 
 
-def test_a_tar_without_what_was_said_of_it_does_not_count(tmp_path):
-    """Killed between the two renamings, or while a damaged shard was written again."""
+def test_a_shard_without_its_summary_is_not_finished(tmp_path):
+    """As when killed between the two renamings."""
+    with pytest.raises(UserError, match="no labels"):
+        LabelStore(tmp_path)
     writer = write(tmp_path, finish=False)
     (tmp_path / "a.tar.json").unlink()
     assert writer.finished("a") is None and writer.finished("b") is not None
@@ -274,12 +218,12 @@ def test_a_tar_without_what_was_said_of_it_does_not_count(tmp_path):
 
 
 def test_smooth_labels_are_small():
-    """The goal is 12 kB for three labels of an image, at the resolution that they are kept at."""
+    """At most 12 kB for the three labels of an image."""
     sizes = [sum(map(len, encode(smooth_labels(seed, LABEL_SIDE)).values())) for seed in range(5)]
     assert np.mean(sizes) < 12_000
 
 
-def test_labels_take_the_place_of_no_other_tar(tmp_path):
+def test_other_tars_are_not_overwritten(tmp_path):
     write(tmp_path / "store", names=("a",))
     with tarfile.open(tmp_path / "store" / "b.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("0001.jpg"))

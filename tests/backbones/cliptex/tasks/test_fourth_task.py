@@ -1,5 +1,4 @@
-"""The task and the expert of docs/examples, as another package brings them: labelled, trained,
-swept and reported like ours."""
+"""The task and the expert of docs/examples as a plug-in: labelled, trained, swept and reported."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_la
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
-from backbones.cliptex.training.recipes import RECIPES, find_recipe, subsets
-from backbones.cliptex.training.train import TrainContext, train
+from backbones.cliptex.training.recipes import find_recipe, subsets
 from benchmark.__main__ import main
 from benchmark.sweep import launch
 from benchmark.sweep.bench import SweepOptions, make_recipe
@@ -38,7 +36,7 @@ USED = ["experts=seg,edges", "model=tiny", "batch_size=8", "epochs=1.5", "lr=1e-
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
-    """As if a package with these entry points were installed; what is registered goes again."""
+    """As if a package with these entry points were installed."""
     entries = {"cliptex_benchmark.tasks": [ENTRY], "cliptex_benchmark.experts": [EXPERT]}
     monkeypatch.setattr("common.registry.entry_points", lambda group: entries.get(group, []))
     yield
@@ -48,41 +46,29 @@ def installed(monkeypatch):
 
 @pytest.fixture
 def labelled(tmp_path, monkeypatch):
-    """Pairs, and labels of a segmenter with random weights and of the fourth expert, found by its
-    name."""
+    """Pairs with labels of a random segmentation expert and of the plug-in's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     pairs = open_pairs(toy.write_pairs(tmp_path / "pairs", 24, 2))
-    EXPERTS.find("edge-finder").create(tasks_settings(), ()).freeze().save(tmp_path / "finder")
-    experts = [EXPERTS.find("edge-finder").load(str(tmp_path / "finder")), make_expert("unet")]
+    finder = EXPERTS.find("edge-finder")
+    finder.create(finder.settings_type(), ()).freeze().save(tmp_path / "finder")
+    experts = [finder.load(str(tmp_path / "finder")), make_expert("unet")]
     writer = labels_writer(pairs, experts, LabelSettings(), tmp_path / "labels")
     for shard in pairs.shards:
         Labeller(pairs, experts, writer, LabelSettings(), batch_size=8).label(shard, Silent())
     return pairs, finish_labels(pairs, writer)
 
 
-def tasks_settings():
-    return EXPERTS.find("edge-finder").settings_type()
-
-
-def test_it_is_known_without_being_imported():
+def test_it_is_listed_without_being_imported():
     assert tasks.task_names() == (*tasks.PAPER, "edges") and "edges" not in tasks.TASKS
     assert len(subsets()) == 15 and subsets()["cliptex-seg-edges"] == ("seg", "edges")
-    assert subsets()["cliptex"] == tasks.PAPER == find_recipe("cliptex").tasks, (
-        "who does not ask for it has the paper's"
-    )
-    assert (
-        RECIPES["clip-ft"].tasks == () and "lambda_edges" not in find_recipe("cliptex").settings()
-    )
+    assert subsets()["cliptex"] == tasks.PAPER == find_recipe("cliptex").tasks
+    assert "lambda_edges" not in find_recipe("cliptex").settings()
     assert find_recipe("cliptex-edges").tasks == ("edges",)
     recipe = find_recipe("cliptex", ["experts=edges,seg", "lambda_edges=0.5"])
-    assert (
-        recipe.tasks == ("seg", "edges")
-        and recipe.weight("edges") == 0.5 == recipe.settings()["lambda_edges"]
-    )
-    assert recipe.key("i", "p", "l") != find_recipe("cliptex", ["experts=edges,seg"]).key(
-        "i", "p", "l"
-    )
+    assert recipe.tasks == ("seg", "edges") and recipe.settings()["lambda_edges"] == 0.5
+    unweighted = find_recipe("cliptex", ["experts=edges,seg"])
+    assert recipe.key("i", "p", "l") != unweighted.key("i", "p", "l")
     with pytest.raises(UserError, match="did you mean lambda_edges"):
         find_recipe("cliptex", ["lambda_edge=1"])
 
@@ -99,40 +85,25 @@ def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
     samples = [(tmp_path / "image.png", lambda: prediction[0] + 0.25)]
     data = ExpertData("edges", samples, prediction.shape[-1])
-    assert evaluate(EXPERTS.find("edge-finder").load("finder"), data) == {
-        "edge_error": pytest.approx(0.25)
-    }
+    scores = evaluate(EXPERTS.find("edge-finder").load("finder"), data, Silent())
+    assert scores == {"edge_error": pytest.approx(0.25)}
 
 
 def test_it_is_trained_and_reported(labelled):
-    words = [
-        "train",
-        "--recipe",
-        "cliptex",
-        "--init",
-        "random",
-        "--pairs",
-        "pairs",
-        "--labels",
-        "labels",
-    ]
-    changes = [word for change in [*USED, "lambda_edges=2"] for word in ("--set", change)]
-    assert main([*words, *changes, "--device", "cpu", "--jobs", "1", "--out", "w.safetensors"]) == 0
+    command = "train --recipe cliptex --init random --pairs pairs --labels labels --device cpu"
+    changes = " ".join(f"--set {change}" for change in [*USED, "lambda_edges=2"])
+    assert main(f"{command} {changes} --jobs 1 --out w.safetensors".split()) == 0
     client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
     (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
     assert run.data.tags["experts"] == "seg,edges" and run.data.params["lambda_edges"] == "2.0"
-    assert {"train/loss_edges", "train/grad_norm_edges", "train/lambda_edges"} <= set(
-        run.data.metrics
-    )
-    curve = [
-        point.value for point in client.get_metric_history(run.info.run_id, "train/loss_edges")
-    ]
-    assert curve[-1] < curve[0]
+    curves = {"train/loss_edges", "train/grad_norm_edges", "train/lambda_edges"}
+    assert curves <= set(run.data.metrics)
+    first, *_, last = client.get_metric_history(run.info.run_id, "train/loss_edges")
+    assert last.value < first.value
     assert parameter_label("lambda_edges") == "λ edges"
 
 
-def test_its_lambda_is_swept(labelled, tmp_path):
-    """The paper's search over λ of contrast and edges; one cell of it is trained."""
+def test_its_lambda_is_swept(labelled):
     options = SweepOptions(
         suite="paper",
         tasks=["voc/linear"],
@@ -143,24 +114,11 @@ def test_its_lambda_is_swept(labelled, tmp_path):
         labels="labels",
     )
     plan = launch._plan(options)
-    assert [setting.name for setting in plan.space.settings if setting.varied] == [
-        "lambda_clip",
-        "lambda_edges",
-    ]
+    varied = [setting.name for setting in plan.space.settings if setting.varied]
+    assert varied == ["lambda_clip", "lambda_edges"]
     cells = {cell.params["lambda_edges"]: cell for cell in plan.space.cells()}
     assert sorted(cells) == [0.1, 1.0, 10.0]
     recipe = make_recipe("cliptex", plan.inputs["fixed"], cells[10.0].params, seed=0)
     assert recipe.tasks == ("seg", "edges") and recipe.weight("edges") == 10
-    result = train(
-        recipe,
-        init="random",
-        pairs=labelled[0],
-        labels=LabelStore("labels"),
-        out=tmp_path / "w.st",
-        context=TrainContext(workers=0),
-    )
-    assert result.metrics["train/loss_edges"] > 0
-    with pytest.raises(
-        UserError, match="--lambdas edge: choose among clip, seg, depth, normal, edges"
-    ):
+    with pytest.raises(UserError, match="choose among clip, seg, depth, normal, edges"):
         launch._plan(SweepOptions(suite="sweep", lambdas=["edge"]))

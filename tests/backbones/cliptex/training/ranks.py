@@ -1,5 +1,4 @@
-"""Runs in each process of a group: its share of a joint batch; writes losses and gradients for the
-test."""
+"""Run in each process of a group, for ``test_distributed``."""
 
 from __future__ import annotations
 
@@ -30,17 +29,15 @@ SETTINGS = {
 RECIPE = RECIPES["cliptex"].changed(SETTINGS)
 
 
-def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> tuple[dict, dict]:
-    """Losses and gradients of the first step."""
+def one_step(
+    pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1
+) -> tuple[dict, dict, dict]:
+    """Losses, gradients and the losses' gradient norms of the first step."""
     torch.manual_seed(0)
-    pairs, start, labels = (
-        open_pairs(pairs_dir),
-        load_pretrained_clip("random", recipe.model),
-        toy.ToyLabels(missing=("00000/000000004",)),
-    )
+    start = load_pretrained_clip("random", recipe.model)
     batches = TrainDataset(
-        pairs,
-        labels,
+        open_pairs(pairs_dir),
+        toy.ToyLabels(missing=("00000/000000004",)),
         recipe,
         tokenizer=start.tokenizer,
         data=start.data,
@@ -49,18 +46,16 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
         world=world,
     )
     heads = TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
-    towers = CLIPWithHeads(start.model, start.data.layers, heads)
-    losses, norms = TrainStep(towers, recipe, 16, torch.device("cpu")).backward(
-        batches.to_device(batches[0], torch.device("cpu")), norms=True
-    )
-    assert set(norms) == {"clip", "seg", "depth", "normal"} and all(
-        value > 0 for value in norms.values()
-    )
-    return losses, {name: p.grad for name, p in towers.named_parameters() if p.grad is not None}
+    model = CLIPWithHeads(start.model, start.data.layers, heads)
+    device = torch.device("cpu")
+    batch = batches.to_device(batches[0], device)
+    losses, norms = TrainStep(model, recipe, 16, device).backward(batch, norms=True)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return losses, gradients, norms
 
 
 def one_rank(folder: Path, recipe: Recipe, pairs_dir: str) -> None:
-    """What each of the processes does."""
+    """Save this process's part of a step, and train to the end."""
     with processes("cpu") as process:
         torch.save(
             one_step(pairs_dir, recipe, process.rank, process.world),
@@ -80,7 +75,7 @@ def one_rank(folder: Path, recipe: Recipe, pairs_dir: str) -> None:
 
 
 def launch(folder: Path) -> None:
-    """As torchrun: start a process that is to end with this one, and wait for it."""
+    """Act as torchrun: start a process that ends with this one, and wait for it."""
     if child := os.fork():
         os.waitpid(child, 0)
     end_with_launcher()

@@ -1,4 +1,4 @@
-"""Gloo processes, really started, do what one process does with the joint batch."""
+"""Several gloo processes give the losses, gradients and weights of one process."""
 
 from __future__ import annotations
 
@@ -32,19 +32,21 @@ def pairs_dir(tmp_path_factory):
     ids=["gradient cache", "siglip", "eight"],
 )
 def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
-    """Losses and gradients of the first step, and weights and validation after a whole training."""
+    """In the first step, and after the training."""
     (tmp_path / "model.json").write_text(json.dumps({**TINY_CLIP, "init_logit_bias": bias}))
     recipe = replace(RECIPE, model=str(tmp_path / "model.json"), **changes)
     ranks(one_rank, tmp_path, recipe, str(pairs_dir), output=tmp_path / "said", count=count)
-    whole_losses, whole_gradients = one_step(str(pairs_dir), replace(recipe, accumulate=1))
-    assert ("clip.logit_bias" in whole_gradients) == (bias is not None)
+    expected_losses, expected_gradients, expected_norms = one_step(
+        str(pairs_dir), replace(recipe, accumulate=1)
+    )
+    assert ("clip.logit_bias" in expected_gradients) == (bias is not None)
     shares = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(count)]
-    for name, loss in whole_losses.items():
-        assert torch.allclose(sum(losses[name] for losses, _ in shares) / count, loss, rtol=1e-4), (
-            name
-        )
-    for name, gradient in whole_gradients.items():
-        for _, gradients in shares:
+    for name, loss in expected_losses.items():
+        mean = sum(losses[name] for losses, _, _ in shares) / count
+        assert torch.allclose(mean, loss, rtol=1e-4), name
+    for _, gradients, norms in shares:
+        assert norms == pytest.approx(expected_norms, rel=1e-3)
+        for name, gradient in expected_gradients.items():
             assert torch.allclose(gradients[name], gradient, rtol=1e-3, atol=2e-5), name
 
     assert len({(tmp_path / f"sha{i}").read_text() for i in range(count)}) == 1
@@ -69,13 +71,15 @@ def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
 
 
 def test_accumulation_is_one_large_step(pairs_dir):
-    losses, gradients = one_step(str(pairs_dir), RECIPE)
-    pieces_losses, pieces_gradients = one_step(str(pairs_dir), replace(RECIPE, accumulate=4))
+    losses, gradients, norms = one_step(str(pairs_dir), RECIPE)
+    accumulated = one_step(str(pairs_dir), replace(RECIPE, accumulate=4))
+    assert set(norms) == {"clip", "seg", "depth", "normal"} and min(norms.values()) > 0
+    assert accumulated[2] == pytest.approx(norms, rel=1e-4)
     for name, loss in losses.items():
-        assert torch.allclose(pieces_losses[name], loss, rtol=1e-5), name
-    assert set(gradients) == set(pieces_gradients) and "clip.logit_scale" in gradients
+        assert torch.allclose(accumulated[0][name], loss, rtol=1e-5), name
+    assert set(gradients) == set(accumulated[1]) and "clip.logit_scale" in gradients
     for name, gradient in gradients.items():
-        assert torch.allclose(pieces_gradients[name], gradient, rtol=1e-3, atol=1e-5), name
+        assert torch.allclose(accumulated[1][name], gradient, rtol=1e-3, atol=1e-5), name
 
 
 def test_a_process_ends_with_the_launcher_that_was_killed(tmp_path):
@@ -84,21 +88,17 @@ def test_a_process_ends_with_the_launcher_that_was_killed(tmp_path):
     )
     launcher.wait_for(tmp_path, "watching")
     launcher.signal(signal.SIGKILL)
-    assert launcher.end(10) == -signal.SIGKILL  # waits for all of its session
+    assert launcher.end(10) == -signal.SIGKILL  # waits for its child, too
 
 
 def test_a_process_whose_launcher_is_gone_already_ends(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        address = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(unused.getsockname()[1]),
-        }  # nobody listens there
         environment = {
             "TORCHELASTIC_RUN_ID": "a",
             "TORCHELASTIC_USE_AGENT_STORE": "True",
-            **address,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(unused.getsockname()[1]),
         }
-        assert (
-            Fork(end_with_launcher, output=tmp_path / "said", environment=environment).end(10) == 1
-        )
+        process = Fork(end_with_launcher, output=tmp_path / "said", environment=environment)
+        assert process.end(10) == 1

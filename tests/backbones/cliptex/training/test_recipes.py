@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -16,13 +15,8 @@ from common.errors import UserError
 
 def test_the_three_differ_only_in_configuration():
     cliptex, ft = RECIPES["cliptex"].settings(), RECIPES["clip-ft"].settings()
-    assert {k for k in cliptex if cliptex[k] != ft[k]} == {
-        "name",
-        "lambda_seg",
-        "lambda_depth",
-        "lambda_normal",
-    }
-    # the paper's choice: 1.0 for all but λ_seg
+    changed = {name for name in cliptex if cliptex[name] != ft[name]}
+    assert changed == {"name", "lambda_seg", "lambda_depth", "lambda_normal"}
     assert [cliptex[f"lambda_{name}"] for name in ("clip", *PAPER)] == [1.0, 0.1, 1.0, 1.0]
     assert (
         cliptex["epochs"] == 30
@@ -33,15 +27,8 @@ def test_the_three_differ_only_in_configuration():
 
 def test_subsets_of_experts_are_cliptex_with_fewer_losses():
     ablation = subsets()
-    assert (
-        len(set(ablation.values())) == len(ablation) == 2 ** len(PAPER) - 1
-        and ablation["cliptex"] == PAPER
-    )
-    assert list(subsets(["normal", "seg"])) == [
-        "cliptex-seg",
-        "cliptex-normal",
-        "cliptex-seg-normal",
-    ]
+    assert len(set(ablation.values())) == len(ablation) == 7 and ablation["cliptex"] == PAPER
+    assert [*subsets(["normal", "seg"])] == ["cliptex-seg", "cliptex-normal", "cliptex-seg-normal"]
     for name, experts in ablation.items():
         recipe = find_recipe(name)
         assert (recipe.name, recipe.tasks) == (name, experts)
@@ -56,12 +43,8 @@ def test_changes_are_typed():
         "cliptex",
         ["lambda_seg=10", "epochs=3", "experts=depth,normal", "precision=bf16", "crop_scale=0.5,1"],
     )
-    assert (recipe.weight("seg"), recipe.epochs, recipe.precision, recipe.crop_scale) == (
-        10.0,
-        3.0,
-        "bf16",
-        (0.5, 1.0),
-    )
+    assert (recipe.weight("seg"), recipe.epochs, recipe.precision) == (10.0, 3.0, "bf16")
+    assert recipe.crop_scale == (0.5, 1.0)
     assert recipe.tasks == ("depth", "normal")
     assert find_recipe("cliptex", ["lambda_depth=0"]).tasks == ("seg", "normal")
 
@@ -76,7 +59,7 @@ def test_changes_are_typed():
         ("batch_size=1.5", "valid integer"),
         ("batch_size=10", "accumulate"),
         ("experts=seg,flow", "no task 'flow'; known: depth, normal, seg"),
-        ("experts=clip", "clip is no task"),
+        ("experts=clip", "no task 'clip'"),
         ("lambdas=1", "no setting 'lambdas'"),
         ("precision=fp8", "fp32"),
         ("warmup=1", "warmup"),
@@ -98,22 +81,11 @@ def test_all_zero_and_unknown():
 def test_files(tmp_path):
     path = tmp_path / "trial.json"
     path.write_text(
-        json.dumps(
-            {
-                "recipe": "cliptex",
-                "lambda_depth": 10,
-                "experts": ["depth", "normal"],
-                "batch_size": 64,
-            }
-        )
+        '{"recipe": "cliptex", "lambda_depth": 10, "experts": ["depth","normal"], "batch_size": 64}'
     )
     recipe = find_recipe(str(path), ["epochs=2"])
-    assert (recipe.name, recipe.weight("depth"), recipe.experts, recipe.batch_size) == (
-        "trial",
-        10.0,
-        ("depth", "normal"),
-        64,
-    )
+    assert (recipe.name, recipe.weight("depth"), recipe.batch_size) == ("trial", 10.0, 64)
+    assert recipe.tasks == ("depth", "normal")
     toml = tmp_path / "trial.toml"
     toml.write_text(
         'recipe = "cliptex"\nlambda_depth = 10\nexperts = ["depth", "normal"]\nbatch_size = 64\n'
@@ -130,7 +102,7 @@ def test_files(tmp_path):
         with pytest.raises(UserError, match=message):
             find_recipe(str(path))
     with pytest.raises(UserError, match="cannot read"):
-        find_recipe(str(tmp_path / "no.toml"))
+        find_recipe("no.toml")
 
 
 def test_identity():
@@ -140,11 +112,8 @@ def test_identity():
     for changed in (base.key("j", "p", "l"), base.key("i", "q", "l"), base.key("i", "p", "m")):
         assert changed != key
     ft = RECIPES["clip-ft"]
-    assert (
-        ft.key("i", "p", "l")
-        == ft.key("i", "p", "")
-        == replace(ft, head_width=7, experts=("seg",)).key("i", "p", "x")
-    )
+    assert ft.key("i", "p", "l") == ft.key("i", "p", "")
+    assert ft.key("i", "p", "l") == replace(ft, head_width=7, experts=("seg",)).key("i", "p", "x")
 
 
 def test_recipes_that_train_the_same_thing_have_one_identity():
@@ -155,15 +124,10 @@ def test_recipes_that_train_the_same_thing_have_one_identity():
 
     assert key("experts=depth,normal") == key("experts=normal,depth") == key("lambda_seg=0")
     assert key("experts=depth,normal") == key("experts=depth,normal", "lambda_seg=7")
-    assert (
-        key("experts=seg,seg,depth,normal")
-        == key()
-        == key("lambda_seg=0.1")
-        != key("lambda_seg=0.2")
-    )
-    assert find_recipe("cliptex", ["lambda_seg=0", "lambda_depth=0", "lambda_normal=0"]).key(
-        "i", "p", "l"
-    ) == find_recipe("clip-ft").key("i", "p", "")
+    assert key("experts=seg,seg,depth,normal") == key() == key("lambda_seg=0.1")
+    assert key() != key("lambda_seg=0.2")
+    no_tasks = key("lambda_seg=0", "lambda_depth=0", "lambda_normal=0")
+    assert no_tasks == find_recipe("clip-ft").key("i", "p", "")
 
 
 @given(

@@ -1,5 +1,4 @@
-"""One step of training by itself: micro-batches, gradient norms, the optimizer's groups, and the
-recall that it is watched by."""
+"""Parts of a training: random numbers of micro-batches, optimizer groups, learning rate, recall."""
 
 from __future__ import annotations
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from backbones.adapters.open_clip import build_model
-from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.training import models
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
 from backbones.cliptex.training.models import load_pretrained_clip
@@ -20,56 +18,28 @@ from backbones.cliptex.training.optimizer import build_optimizer
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
 from backbones.cliptex.training.step import TrainStep
-from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.training.test_train import CLIPTEX, CPU, TINY, VISION
+from tests.backbones.cliptex.training.test_train import CLIPTEX, CPU, TINY, TOWERS, dataset
 
 
-def test_pieces_have_the_random_numbers_that_they_had(pairs, monkeypatch):
-    """Gradient caching with drop path: both passes of a micro-batch drop the same."""
+def test_both_passes_of_a_micro_batch_drop_the_same(pairs, monkeypatch):
     start = load_pretrained_clip("random", "tiny")
     for block in start.model.visual.transformer.resblocks:
         block.mlp.add_module("drop", torch.nn.Dropout(0.5))
     towers = models.CLIPWithHeads(start.model, start.data.layers, None)
     recipe = replace(RECIPES["clip-ft"], **TINY, accumulate=4)
-    batches = TrainDataset(
-        pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0
-    )
+    batches = dataset(pairs, None, recipe, 0)
     seen, forward = [], models.CLIPWithHeads.forward
-    monkeypatch.setattr(
-        models.CLIPWithHeads,
-        "forward",
-        lambda self, *a: (seen.append(forward(self, *a)), seen[-1])[1],
-    )
+
+    def record(self, *args):
+        seen.append(forward(self, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(models.CLIPWithHeads, "forward", record)
     TrainStep(towers, recipe, 0, CPU).backward(batches.to_device(batches[0], CPU))
     assert len(seen) == 8
     for first, second in zip(seen[:4], seen[4:], strict=True):
         assert torch.equal(first["image"], second["image"]) and second["image"].requires_grad
     assert not torch.equal(seen[0]["image"], seen[1]["image"])
-
-
-def test_norms_of_pieces_are_those_of_the_whole(pairs):
-    def norms(accumulate: int) -> dict[str, float]:
-        start = load_pretrained_clip("random", "tiny")
-        torch.manual_seed(0)
-        towers = models.CLIPWithHeads(
-            start.model,
-            start.data.layers,
-            models.TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16),
-        )
-        recipe = replace(CLIPTEX, accumulate=accumulate)
-        batches = TrainDataset(
-            pairs,
-            toy.ToyLabels(),
-            recipe,
-            tokenizer=start.tokenizer,
-            data=start.data,
-            label_size=16,
-        )
-        return TrainStep(towers, recipe, 16, CPU).backward(
-            batches.to_device(batches[0], CPU), norms=True
-        )[1]
-
-    assert norms(4) == pytest.approx(norms(1), rel=1e-4)
 
 
 def decayed_names(model: torch.nn.Module) -> set[str]:
@@ -89,7 +59,7 @@ def test_norms_biases_and_embeddings_are_not_decayed():
     undecayed = ("bias", "ln_", "norm", "logit", "positional_embedding", "class_embedding")
     assert not [name for name in decayed if any(part in name for part in undecayed)]
     assert {"clip.visual.conv1.weight", "heads.shared.0.weight"} <= decayed
-    config = {**models.TINY_CLIP, "vision_cfg": VISION["timm-vit"]}
+    config = {**models.TINY_CLIP, "vision_cfg": TOWERS["timm-vit"][0]}
     decayed = decayed_names(models.CLIPWithHeads(build_model(config), (), None))
     assert not [name for name in decayed if "pos_embed" in name or "cls_token" in name]
 
@@ -108,16 +78,12 @@ def test_recall_against_counting():
     text = torch.nn.functional.normalize(image + 0.5 * torch.randn(30, 8), dim=1)
     order = (image @ text.T).argsort(1, descending=True)
     expected = np.mean([i in order[i, :5].tolist() for i in range(30)]) * 100
-    metrics = recall(image, text)
-    assert metrics["i2t_R@5"] == pytest.approx(expected) and set(metrics) == {
-        f"{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)
-    }
+    assert recall(image, text)["i2t_R@5"] == pytest.approx(expected)
     for value in (1.0, float("nan")):
         assert recall(torch.full((30, 4), value), torch.full((30, 4), value))["i2t_R@10"] == 0
 
 
 def test_compiled_kernels_are_cached_under_the_home(tmp_path, monkeypatch):
-    """By default torch keeps them in the temporary directory for ever."""
     from torch._inductor.runtime.runtime_utils import cache_dir
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unset")
