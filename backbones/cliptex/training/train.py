@@ -240,9 +240,8 @@ def _check_labels(dataset: TrainDataset) -> list[str]:
     if dataset.labels is None:
         return []
     pairs, labels, tasks = dataset.pairs, dataset.labels, dataset.recipe.tasks
-    missing, stride = set(tasks), max(1, len(pairs) // 32)
-    spread = (index for first in range(stride) for index in range(first, len(pairs), stride))
-    for key in map(pairs.key, spread):
+    missing = set(tasks)
+    for key in map(pairs.key, range(len(pairs))):
         missing -= set(labels.tasks_of(key))
         if not missing:
             side = min(min(label.shape[-2:]) for label in labels.get(key, tasks).values())

@@ -115,10 +115,9 @@ def test_normals_by_hand():
 @pytest.mark.parametrize("task", ["seg", "depth", "normal"])
 def test_gradients_agree_with_finite_differences(task):
     torch.manual_seed(0)
-    shape = {"seg": (2, 3, 6, 6), "depth": (2, 6, 6), "normal": (2, 3, 6, 6)}[task]
-    prediction, target = torch.randn(shape, requires_grad=True), some_targets(6)[task]
+    prediction, target = some_prediction(task, 6).requires_grad_(), some_targets(6)[task]
     find_task(task).loss(prediction, target)[0].backward()
-    direction = torch.randn(shape)
+    direction = torch.randn_like(prediction)
     direction /= direction.norm()
     step = 1e-2
     with torch.no_grad():
@@ -127,6 +126,10 @@ def test_gradients_agree_with_finite_differences(task):
         )
     expected = (prediction.grad * direction).sum().item()
     assert ((ahead - back) / (2 * step)).item() == pytest.approx(expected, rel=0.05, abs=0.02)
+
+
+def some_prediction(task: str, size: int) -> torch.Tensor:
+    return torch.randn(2, size, size) if task == "depth" else torch.randn(2, 3, size, size)
 
 
 def some_targets(size: int) -> dict[str, torch.Tensor]:
@@ -143,8 +146,7 @@ def some_targets(size: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["empty", "constant", "one pixel"])
 def test_nothing_to_learn_is_zero_never_nan(task, kind):
     model = nn.Linear(4, 4)
-    shape = {"seg": (2, 3, 4, 4), "depth": (2, 4, 4), "normal": (2, 3, 4, 4)}[task]
-    prediction = model(torch.randn(shape))
+    prediction = model(some_prediction(task, 4))
     targets = {
         "seg": torch.full((2, 4, 4), IGNORE),
         "depth": torch.full((2, 4, 4), math.nan),
@@ -177,12 +179,9 @@ def test_degenerate_predictions_have_finite_gradients(task):
 
 @pytest.mark.parametrize("task", ["seg", "depth", "normal"])
 def test_count_is_known_from_the_labels_and_sums_add_up(task):
-    shape = {"seg": (2, 3, 8, 8), "depth": (2, 8, 8), "normal": (2, 3, 8, 8)}[task]
-    prediction, targets = torch.randn(shape), some_targets(8)
-    total, count = find_task(task).loss(prediction, targets[task])
-    assert count.float() == find_task(task).count(targets[task])
-    halves = [
-        find_task(task).loss(prediction[i : i + 1], targets[task][i : i + 1]) for i in range(2)
-    ]
+    prediction, target = some_prediction(task, 8), some_targets(8)[task]
+    total, count = find_task(task).loss(prediction, target)
+    assert count.float() == find_task(task).count(target)
+    halves = [find_task(task).loss(prediction[i : i + 1], target[i : i + 1]) for i in range(2)]
     assert torch.allclose(sum(t for t, _ in halves), total, rtol=1e-5)
     assert sum(c for _, c in halves) == count

@@ -14,7 +14,6 @@ import backbones
 from backbones.adapters.open_clip import build_model
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
 from backbones.cliptex.tasks.depth import depth_loss
 from backbones.cliptex.training import models
@@ -261,11 +260,6 @@ def test_fine_tuning_at_another_image_size(pairs, tmp_path):
     backbone = backbones.create("cliptex", weights=second.path, any_architecture=True)
     assert backbone(torch.zeros(1, 3, *backbone.data.size))[0].shape[-2:] == (6, 6)
     assert all(value.dtype == torch.float32 for value in load_file(second.path).values())
-
-
-def test_a_training_with_joined_labels(pairs, tmp_path):
-    labels = JoinedLabels([toy.ToyLabels(("seg",)), toy.ToyLabels()])
-    assert run(replace(CLIPTEX, epochs=0.3), pairs, tmp_path / "w", labels=labels).trained
 
 
 def timm_tower(name: str, side: int, pool: str) -> dict:
