@@ -216,8 +216,8 @@ class Labeller:
                 raise BadPair(f"no finite {name} from its expert")
             labels[name] = label
         for manual in self.manual:
-            if (drawn := manual.read(shard, key, size)) is not None:
-                labels[manual.task] = drawn
+            if (manual_label := manual.read(shard, key, size)) is not None:
+                labels[manual.task] = manual_label
         side = self.settings.label_side
         return encode({name: resize_nearest(label, side) for name, label in labels.items()})
 

@@ -1,4 +1,4 @@
-"""FLOPs are counted as by hand, forward and backward, also of depthwise convolutions."""
+"""FLOPs of forward and backward passes equal those worked out by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backbones.cliptex.cost import count_flops
 
 @pytest.mark.parametrize("groups", [1, 4, 16])
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
-def test_convolutions_cost_what_arithmetic_says(kind, groups):
+def test_convolutions(kind, groups):
     layer = kind(16, 32, 3, groups=groups, padding=1)
     image = torch.randn(2, 16, 10, 10, requires_grad=True)
     forward = (

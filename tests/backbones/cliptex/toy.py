@@ -21,7 +21,7 @@ COLOURS = {
     "blue": (50, 70, 220),
     "yellow": (220, 210, 50),
 }
-PLACES = ("left", "right")
+SIDES = ("left", "right")
 
 
 def scene(index: int, size: int = 32) -> tuple[np.ndarray, str, dict[str, np.ndarray]]:
@@ -29,9 +29,9 @@ def scene(index: int, size: int = 32) -> tuple[np.ndarray, str, dict[str, np.nda
     random = np.random.default_rng(index)
     colour = random.choice(list(COLOURS))
     shape = random.choice(CLASSES[1:])
-    place = random.integers(2)
+    side = random.integers(2)
     y, x = np.mgrid[:size, :size] + 0.5
-    cx, cy = size * (0.28 if place == 0 else 0.72), size * random.uniform(0.3, 0.7)
+    cx, cy = size * (0.28 if side == 0 else 0.72), size * random.uniform(0.3, 0.7)
     r = size * random.uniform(0.12, 0.25)
     distance = np.hypot(x - cx, y - cy)
     if shape == "square":
@@ -50,7 +50,7 @@ def scene(index: int, size: int = 32) -> tuple[np.ndarray, str, dict[str, np.nda
         "depth": np.where(inside, 2.0, y / size + 0.2).astype(np.float32),
         "normal": normal,
     }
-    return image.clip(0, 255).astype(np.uint8), f"a {colour} {shape} on the {PLACES[place]}", labels
+    return image.clip(0, 255).astype(np.uint8), f"a {colour} {shape} on the {SIDES[side]}", labels
 
 
 def encode(image: np.ndarray, kind: str = "PNG") -> bytes:

@@ -143,9 +143,9 @@ def test_shards_in_any_order_are_the_same(labelled, tmp_path):
 
 def test_kill_9_then_the_same_command(tmp_path):
     pattern = toy_experts.write_shards(tmp_path / "pairs", shards=6, each=12)
-    label(pattern, tmp_path / "whole")
+    label(pattern, tmp_path / "complete")
     out = tmp_path / "killed"
-    victim = Fork(label, pattern, out, output=tmp_path / "said")
+    victim = Fork(label, pattern, out, output=tmp_path / "output.txt")
     victim.wait_for(out, "*.tar.json")
     victim.signal(signal.SIGKILL)
     assert victim.end() == -signal.SIGKILL
@@ -154,7 +154,7 @@ def test_kill_9_then_the_same_command(tmp_path):
     with pytest.raises(UserError, match="not finished"):
         LabelStore(out)
     label(pattern, out)
-    assert same(tmp_path / "whole", out)
+    assert same(tmp_path / "complete", out)
     assert modified(out).items() >= done.items()
     assert not list(out.glob(".*.tmp"))
 

@@ -76,10 +76,10 @@ def test_some_pairs_are_labelled_and_the_others_are_no_failure(pairs, tmp_path):
     np.testing.assert_array_equal(both["normal"], store.get(keys[0])["normal"])
     np.testing.assert_array_equal(both["depth"], pseudo.get(keys[0])["depth"])
     assert joined.identity != store.identity
-    other = toy.ToyLabels()
-    other.classes = {"seg": ("x", "y", "z")}
+    mismatched = toy.ToyLabels()
+    mismatched.classes = {"seg": ("x", "y", "z")}
     with pytest.raises(UserError, match="disagree"):
-        JoinedLabels([other, store])
+        JoinedLabels([mismatched, store])
 
 
 def test_again_is_reused_and_other_files_are_refused(pairs, tmp_path):

@@ -190,7 +190,7 @@ def write_without_end(out: Path, marker: Path) -> None:
 
 def test_kill_9_while_writing_leaves_no_shard(tmp_path, tmp_path_factory):
     marker = tmp_path_factory.mktemp("killed") / "writing"
-    victim = Fork(write_without_end, tmp_path, marker, output=marker.with_name("said"))
+    victim = Fork(write_without_end, tmp_path, marker, output=marker.with_name("output.txt"))
     victim.wait_for(marker.parent, marker.name)
     time.sleep(0.05)
     victim.signal(signal.SIGKILL)

@@ -62,7 +62,7 @@ def test_depth_in_metres_is_better_than_a_16_bit_png_of_millimetres():
 
 @FEW
 @given(SIDES, st.integers(0, 2**32), st.booleans())
-def test_normal_error_is_bounded_over_the_whole_sphere(side, seed, partly_unknown):
+def test_normal_error_is_bounded_in_every_direction(side, seed, partly_unknown):
     random = np.random.default_rng(seed)
     normal = random.normal(size=(3, *side))
     normal /= np.linalg.norm(normal, axis=0)

@@ -35,7 +35,7 @@ def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
     """In the first step, and after the training."""
     (tmp_path / "model.json").write_text(json.dumps({**TINY_CLIP, "init_logit_bias": bias}))
     recipe = replace(RECIPE, model=str(tmp_path / "model.json"), **changes)
-    ranks(one_rank, tmp_path, recipe, str(pairs_dir), output=tmp_path / "said", count=count)
+    ranks(one_rank, tmp_path, recipe, str(pairs_dir), output=tmp_path / "output.txt", count=count)
     expected_losses, expected_gradients, expected_norms = one_step(
         str(pairs_dir), replace(recipe, accumulate=1)
     )
@@ -84,7 +84,7 @@ def test_accumulation_is_one_large_step(pairs_dir):
 
 def test_a_process_ends_with_the_launcher_that_was_killed(tmp_path):
     launcher = Fork(
-        launch, tmp_path, output=tmp_path / "said", environment={"TORCHELASTIC_RUN_ID": "a"}
+        launch, tmp_path, output=tmp_path / "output.txt", environment={"TORCHELASTIC_RUN_ID": "a"}
     )
     launcher.wait_for(tmp_path, "watching")
     launcher.signal(signal.SIGKILL)
@@ -100,5 +100,5 @@ def test_a_process_whose_launcher_is_gone_already_ends(tmp_path):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(unused.getsockname()[1]),
         }
-        process = Fork(end_with_launcher, output=tmp_path / "said", environment=environment)
+        process = Fork(end_with_launcher, output=tmp_path / "output.txt", environment=environment)
         assert process.end(10) == 1

@@ -28,7 +28,7 @@ def newest(folder: Path) -> int:
 
 def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
     recipe = replace(CLIPTEX, ema=0.9, val_pairs=8)
-    complete = run(recipe, pairs, tmp_path / "whole.safetensors")
+    complete = run(recipe, pairs, tmp_path / "complete.safetensors")
     with pytest.raises(KeyboardInterrupt):
         run(recipe, pairs, tmp_path / "cut.safetensors", progress=toy.StopAt(3))
     states = tmp_path / "cut.safetensors.resume"
@@ -43,7 +43,7 @@ def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
 def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeypatch):
     """Such as the statistics of batch norms, which a forward pass changes."""
     init = other_tower(tmp_path, "timm")
-    complete = run(CLIPTEX, pairs, tmp_path / "whole.safetensors", init=init)
+    complete = run(CLIPTEX, pairs, tmp_path / "complete.safetensors", init=init)
     calls, backward = [], TrainStep.backward
 
     def interrupted(self, *args, **more):
@@ -68,7 +68,9 @@ def train_elsewhere(pairs: str, out: Path, kill: bool) -> None:
 def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
     def start(kill: bool) -> Fork:
         folder = str(pairs.name).removesuffix("/*.tar")
-        return Fork(train_elsewhere, folder, tmp_path / "a", kill, output=tmp_path / f"said-{kill}")
+        return Fork(
+            train_elsewhere, folder, tmp_path / "a", kill, output=tmp_path / f"output-{kill}.txt"
+        )
 
     assert start(kill=True).end() == -signal.SIGKILL
     assert newest(tmp_path / "a.resume") in (3, 4)  # the last may not have been written yet
@@ -93,7 +95,7 @@ def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(pairs, tmp_path, monkeypatch):
-    complete = run(CLIPTEX, pairs, tmp_path / "whole.safetensors")
+    complete = run(CLIPTEX, pairs, tmp_path / "complete.safetensors")
     calls, backward = [], TrainStep.backward
 
     def broken(self, *args, **more):
@@ -132,7 +134,7 @@ def test_states_and_exported_steps(pairs, tmp_path):
     ]
     (folder / "state-000000005.pt").write_bytes(b"cut")
     resumed = run(CLIPTEX, pairs, tmp_path / "w", keep_every=2)
-    assert resumed.sha256 == run(CLIPTEX, pairs, tmp_path / "whole").sha256
+    assert resumed.sha256 == run(CLIPTEX, pairs, tmp_path / "complete").sha256
     assert not folder.exists()
     exported = sorted((tmp_path / "w.steps").iterdir())
     assert [path.name for path in exported] == [
