@@ -168,11 +168,3 @@ def test_picture(labelled, tmp_path):
     for name in ("picture", "labels.xyz"):
         with pytest.raises(UserError, match="no picture's name"):
             draw_labels(labelled[1], source, tmp_path / name)
-
-
-def test_real_pairs(real_data, tmp_path):
-    table = str(real_data / "cc_pairs" / "train.csv")
-    manifest = label(table, tmp_path / "labels", batch_size=16)
-    assert (manifest["pairs_in"], manifest["pairs_out"]) == (250, 250)
-    key = open_pairs(table).key(249)
-    assert LabelStore(tmp_path / "labels").get(key)["depth"].ndim == 2

@@ -55,9 +55,3 @@ def test_loss_and_gradient_are_finite(kappa, theta):
     loss.backward()
     for value in (loss, mean.grad, concentration.grad):
         assert torch.isfinite(value).all()
-
-
-def test_split_gives_unit_means_and_positive_kappa():
-    mean, kappa = angmf.split(torch.randn(4, 4, 8, 8) * 100)
-    assert float(kappa.min()) > 0
-    torch.testing.assert_close(mean.norm(dim=1), torch.ones(4, 8, 8))

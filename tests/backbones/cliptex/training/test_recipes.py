@@ -34,6 +34,8 @@ def test_subsets_of_experts_are_cliptex_with_fewer_losses():
         assert (recipe.name, recipe.tasks) == (name, experts)
         assert recipe == replace(RECIPES["cliptex"], name=name, experts=experts)
     assert find_recipe("cliptex-seg", ["lambda_seg=1"]).weight("seg") == 1
+    with pytest.raises(UserError, match="nothing to learn"):
+        find_recipe("clip-ft", ["lambda_clip=0"])
     with pytest.raises(UserError, match="did you mean cliptex-seg"):
         find_recipe("cliptex-seq")
 
@@ -69,13 +71,6 @@ def test_changes_are_typed():
 def test_wrong_settings(change, message):
     with pytest.raises(UserError, match=message):
         find_recipe("cliptex", [change, "accumulate=4"])
-
-
-def test_all_zero_and_unknown():
-    with pytest.raises(UserError, match="nothing to learn"):
-        find_recipe("clip-ft", ["lambda_clip=0"])
-    with pytest.raises(UserError, match="did you mean cliptex"):
-        find_recipe("clip-tex")
 
 
 def test_files(tmp_path):
