@@ -110,11 +110,12 @@ def write_head(head: Head, path: Path) -> None:
 def read_head(path: Path) -> Head:
     """A head that ``write_head`` wrote. Raises ``UserError`` for any other file."""
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
 
     try:
         with safe_open(path, "pt") as file:
             metadata = ast.literal_eval(file.metadata()["head"])
-            return Head({name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118 - no mapping
+        return Head(load_file(path), metadata)
     except (OSError, SafetensorError, KeyError, TypeError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is no head of a task's run ({type(error).__name__})") from error
 

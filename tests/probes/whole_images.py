@@ -3,13 +3,16 @@ images."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from backbones.base import Backbone, DataConfig, Weights
 from probes.base import Context
+from probes.datasets.base import Sample
 from probes.datasets.check import prepare
 from tests.probes.datasets.make import COLOURS
 
@@ -83,6 +86,21 @@ class StoppedBar(Bar):
         super().advance(steps)
         if self.done == self.after:
             raise KeyboardInterrupt
+
+
+def run_interrupted(probe, task: Context, steps: int) -> None:
+    """Run a task anew, and interrupt it after some steps."""
+    (task.work_dir / "heads.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        probe.run(replace(task, progress=StoppedBar(steps)))
+
+
+def with_wrong_labels(task: Context) -> Context:
+    """The task with each label of val replaced by the next class."""
+    classes = len(task.data.classes)
+    val = [Sample(each.image, (each.target + 1) % classes) for each in task.data.samples["val"]]
+    data = replace(task.data, samples={**task.data.samples, "val": val})
+    return replace(task, data=data, log=Log())
 
 
 def context(probe, spec, root: Path, *, backbone=None, seed=0, workers=0, **settings) -> Context:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+SIZE = 48, 40
 COLOURS = {
     "red": (200, 30, 30),
     "green": (30, 200, 30),
@@ -48,19 +49,18 @@ def labels(rng: np.random.Generator, size: tuple[int, int], values: Sequence[int
     return rng.choice(np.asarray(values, dtype=np.uint8), (size[1], size[0]))
 
 
-def make_voc(
-    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40), n_aug: int = 0
-) -> Path:
-    """VOC2012 with ``n_aug`` more images in ``trainaug.txt`` / ``SegmentationClassAug`` when that
-    is not 0."""
+def make_voc(root: Path, n_train: int = 4, n_val: int = 3, n_aug: int = 0) -> Path:
+    """VOC2012; with ``n_aug`` more images in ``trainaug.txt`` and ``SegmentationClassAug``."""
     rng = np.random.default_rng(0)
     names = [f"2007_{index:06d}" for index in range(n_train + n_val + n_aug)]
     train, val, aug = names[:n_train], names[n_train : n_train + n_val], names[n_train + n_val :]
     for name in names:
-        save(root / f"JPEGImages/{name}.jpg", picture(rng, size))
-        labels_folder = "SegmentationClassAug" if name in aug else "SegmentationClass"
-        save(root / f"{labels_folder}/{name}.png", labels(rng, size, [*range(21), 255]))
-    lists = {"train": train, "val": val} | ({"trainaug": train + aug} if aug else {})
+        save(root / f"JPEGImages/{name}.jpg", picture(rng, SIZE))
+        folder = "SegmentationClassAug" if name in aug else "SegmentationClass"
+        save(root / f"{folder}/{name}.png", labels(rng, SIZE, [*range(21), 255]))
+    lists = {"train": train, "val": val}
+    if aug:
+        lists["trainaug"] = train + aug
     for name, entries in lists.items():
         path = root / f"ImageSets/Segmentation/{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,47 +69,35 @@ def make_voc(
 
 
 def make_pairs(
-    root: Path, parts: dict[str, int], size: tuple[int, int], values: Sequence[int], name: str
+    root: Path, counts: dict[str, int], values: Sequence[int], image: str, target: str
 ) -> Path:
-    """``images/PART/NAME_i.jpg`` and ``annotations/PART/NAME_i.png`` for each PART: number."""
+    """Images and label maps, by formats of their file names."""
     rng = np.random.default_rng(0)
-    for part, number in parts.items():
-        for index in range(number):
-            save(root / f"images/{part}/{name}_{part}_{index:05d}.jpg", picture(rng, size))
-            save(
-                root / f"annotations/{part}/{name}_{part}_{index:05d}.png",
-                labels(rng, size, values),
-            )
+    for part, count in counts.items():
+        for index in range(count):
+            names = {"part": part, "index": index}
+            save(root / f"images/{part}/{image.format(**names)}", picture(rng, SIZE))
+            save(root / f"annotations/{part}/{target.format(**names)}", labels(rng, SIZE, values))
     return root
 
 
-def make_ade(
-    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40)
-) -> Path:
+def make_ade(root: Path, n_train: int = 4, n_val: int = 3) -> Path:
     """ADEChallengeData2016: stored labels 0 (unlabelled) to 150."""
-    return make_pairs(root, {"training": n_train, "validation": n_val}, size, range(151), "ADE")
+    names = "ADE_{part}_{index:05d}.jpg", "ADE_{part}_{index:05d}.png"
+    return make_pairs(root, {"training": n_train, "validation": n_val}, range(151), *names)
 
 
-def make_camvid(
-    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40)
-) -> Path:
+def make_camvid(root: Path, n_train: int = 4, n_val: int = 3) -> Path:
     """11 classes and 255."""
-    return make_pairs(root, {"train": n_train, "val": n_val}, size, [*range(11), 255], "frame")
+    names = "frame_{part}_{index:05d}.jpg", "frame_{part}_{index:05d}.png"
+    return make_pairs(root, {"train": n_train, "val": n_val}, [*range(11), 255], *names)
 
 
-def make_coco_stuff(
-    root: Path, n_train: int = 2, n_val: int = 2, size: tuple[int, int] = (48, 40)
-) -> Path:
+def make_coco_stuff(root: Path, n_train: int = 2, n_val: int = 2) -> Path:
     """171 classes and 255, as MMSegmentation stores them."""
-    rng = np.random.default_rng(0)
-    for part, number in {"train2017": n_train, "val2017": n_val}.items():
-        for index in range(number):
-            save(root / f"images/{part}/{index:012d}.jpg", picture(rng, size))
-            save(
-                root / f"annotations/{part}/{index:012d}_labelTrainIds.png",
-                labels(rng, size, [*range(171), 255]),
-            )
-    return root
+    names = "{index:012d}.jpg", "{index:012d}_labelTrainIds.png"
+    counts = {"train2017": n_train, "val2017": n_val}
+    return make_pairs(root, counts, [*range(171), 255], *names)
 
 
 def make_nyu(
@@ -137,43 +125,34 @@ def make_nyu(
     return root
 
 
-def make_coco(
-    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (64, 48)
-) -> Path:
+def make_coco(root: Path, n_train: int = 4, n_val: int = 3) -> Path:
     """Two rectangles an image, of categories with COCO's ids; the first image of val has none."""
     rng = np.random.default_rng(0)
-    categories = [
-        {"id": 1, "name": "person"},
-        {"id": 18, "name": "dog"},
-        {"id": 90, "name": "toothbrush"},
-    ]
+    names = {1: "person", 18: "dog", 90: "toothbrush"}
+    (root / "annotations").mkdir(parents=True)
     for split, number in {"train": n_train, "val": n_val}.items():
         images, annotations = [], []
         for index in range(number):
             identity = 100 * (split == "val") + index + 1
             name = f"{identity:012d}.jpg"
-            save(root / f"{split}2017/{name}", picture(rng, size))
-            images.append({"id": identity, "file_name": name, "width": size[0], "height": size[1]})
+            save(root / f"{split}2017/{name}", picture(rng, (64, 48)))
+            images.append({"id": identity, "file_name": name, "width": 64, "height": 48})
             for _ in range(0 if split == "val" and index == 0 else 2):
-                width, height = (int(rng.integers(8, side // 2)) for side in size)
-                x, y = int(rng.integers(0, size[0] - width)), int(rng.integers(0, size[1] - height))
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": identity,
-                        "category_id": categories[int(rng.integers(3))]["id"],
-                        "bbox": [x, y, width, height],
-                        "area": width * height,
-                        "iscrowd": 0,
-                        "segmentation": [
-                            [x, y, x + width, y, x + width, y + height, x, y + height]
-                        ],
-                    }
-                )
+                x, y, width, height = rng.integers((0, 0, 8, 8), (32, 24, 32, 24)).tolist()
+                right, bottom = x + width, y + height
+                annotation = {
+                    "id": len(annotations) + 1,
+                    "image_id": identity,
+                    "category_id": list(names)[len(annotations) % 3],
+                    "bbox": [x, y, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                    "segmentation": [[x, y, right, y, right, bottom, x, bottom]],
+                }
+                annotations.append(annotation)
+        categories = [{"id": number, "name": name} for number, name in names.items()]
         content = {"images": images, "annotations": annotations, "categories": categories}
-        path = root / f"annotations/instances_{split}2017.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content))
+        (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
     return root
 
 
@@ -195,40 +174,19 @@ def make_imagefolder(
     return root
 
 
-def make_flickr(
-    root: Path,
-    n_train: int = 4,
-    n_test: int = 3,
-    size: tuple[int, int] = (40, 32),
-    name: str = "flickr30k",
-    captions: int = 5,
-) -> Path:
-    """Karpathy's json (with a val split that is not used) and images whose colour the captions
-    name."""
+def make_flickr(root: Path, n_train: int = 4, n_test: int = 3, name: str = "flickr30k") -> Path:
+    """Karpathy's json (with a val split that is not used) and images of the colour that their five
+    captions name."""
     rng = np.random.default_rng(0)
     entries: list[dict] = []
     for split, number in {"train": n_train, "val": 1, "test": n_test}.items():
         for index in range(number):
             colour = list(COLOURS)[index % len(COLOURS)]
             filename = f"{split}{index:04d}.jpg"
-            save(root / f"images/{filename}", picture(rng, size, COLOURS[colour]))
-            first = captions * len(entries)
-            sentences = [
-                {
-                    "raw": f"A {colour} thing, seen {n} times in {filename} .",
-                    "imgid": len(entries),
-                    "sentid": first + n,
-                }
-                for n in range(captions)
-            ]
-            entries.append(
-                {
-                    "filename": filename,
-                    "imgid": len(entries),
-                    "split": split,
-                    "sentences": sentences,
-                }
-            )
+            save(root / f"images/{filename}", picture(rng, (40, 32), COLOURS[colour]))
+            captions = [f"A {colour} thing, seen {n} times in {filename} ." for n in range(5)]
+            sentences = [{"raw": caption} for caption in captions]
+            entries.append({"filename": filename, "split": split, "sentences": sentences})
     (root / f"dataset_{name}.json").write_text(json.dumps({"dataset": name, "images": entries}))
     return root
 

@@ -1,4 +1,4 @@
-"""What ``data check`` says of each dataset in a folder."""
+"""The state of each dataset in a folder, as ``data check`` reports it."""
 
 import shutil
 
@@ -12,23 +12,6 @@ from probes.datasets.survey import survey
 from probes.registry import DATASETS
 from tests.probes.datasets import make
 
-SHIPPED = {
-    "voc",
-    "ade20k",
-    "camvid",
-    "coco",
-    "nyu-depth",
-    "nyu-normal",
-    "imagefolder",
-    "flickr30k",
-    "flickr8k",
-}
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path_factory.mktemp("home")))
-
 
 def test_survey(tmp_path):
     make.make_voc(tmp_path / "VOCdevkit/VOC2012")
@@ -36,7 +19,7 @@ def test_survey(tmp_path):
     make.make_nyu(tmp_path / "nyu")
     shutil.rmtree(tmp_path / "nyu/normals/test")
     rows = {row.name: row for row in survey(tmp_path, {})}
-    assert set(rows) >= SHIPPED | {"imagenet", "places365"}
+    assert set(rows) >= {"imagefolder", "flickr30k", "imagenet", "places365"}
     assert rows["voc"].state == "partial"
     assert rows["voc"].counts == {"train": 4, "val": 3}
     assert rows["voc"].expected == {"train": 1464, "val": 1449}
@@ -48,23 +31,6 @@ def test_survey(tmp_path):
     assert {row.state for row in survey(None, {})} == {"absent"}
     with pytest.raises(UserError, match="no such folder"):
         survey(None, {"camvid": tmp_path / "nowhere"})
-
-
-def test_a_survey_says_what_a_newcomer_should_know(tmp_path):
-    import benchmark.mini.datasets  # noqa: F401  registers
-
-    make.make_coco(tmp_path / "coco")
-    make.make_flickr(tmp_path / "flickr8k", 0, 3, name="flickr8k")
-    voc = make.make_voc(tmp_path / "voc_from_coco/VOCdevkit/VOC2012")
-    rows = {row.name: row for row in survey(tmp_path, {})}
-    assert not [name for name in rows if name.startswith("mini-")], (
-        "made by their suite, not found among a user's data"
-    )
-    assert rows["flickr8k"].state == "partial" and "retrieval runs" in rows["flickr8k"].message
-    assert rows["voc"].state == "absent" and f"--data voc={voc}" in rows["voc"].message
-    assert "mini-det" in {row.name for row in survey(None, {"mini-det": tmp_path / "coco"})}
-    (row,) = (row for row in survey(tmp_path, {}, full=True) if row.name == "flickr8k")
-    assert row.state == "partial" and row.counts == {"train": 0, "val": 3}
 
 
 def test_a_full_survey_decodes(tmp_path):
@@ -79,33 +45,33 @@ def test_a_full_survey_decodes(tmp_path):
     assert "label 200" in row.message
 
 
-def test_a_val_only_dataset_does_not_change_what_is_checked_in_others(tmp_path):
+def test_hints_for_data_that_cannot_be_used_as_it_is(tmp_path):
+    import benchmark.mini.datasets  # noqa: F401  registers
+
+    make.make_coco(tmp_path / "coco")
     make.make_flickr(tmp_path / "flickr8k", 0, 3, name="flickr8k")
     make.truncate(make.make_imagefolder(tmp_path / "imagefolder") / "train/red/0001.JPEG")
-    first, second = survey(tmp_path, {}, full=True, only=("flickr8k", "imagefolder"))
-    assert first.name == "flickr8k" and second.counts == {"train": 16, "val": 12}
-    assert "train/red/0001.JPEG" in second.message
+    voc = make.make_voc(tmp_path / "voc_from_coco/VOCdevkit/VOC2012")
+    rows = {row.name: row for row in survey(tmp_path, {})}
+    assert not [name for name in rows if name.startswith("mini-")], "their suite creates them"
+    assert rows["flickr8k"].state == "partial" and "retrieval runs" in rows["flickr8k"].message
+    assert rows["voc"].state == "absent" and f"--data voc={voc}" in rows["voc"].message
+    assert "mini-det" in {row.name for row in survey(None, {"mini-det": tmp_path / "coco"})}
+    flickr, images = survey(tmp_path, {}, full=True, only=("flickr8k", "imagefolder"))
+    assert flickr.state == "partial" and flickr.counts == {"train": 0, "val": 3}
+    assert images.counts == {"train": 16, "val": 12} and "train/red/0001.JPEG" in images.message
 
 
-def link_val_to_train(root):
-    shutil.rmtree(root / "val")
-    (root / "val").symlink_to("train")
-
-
-def copy_train_to_val(root):
-    shutil.rmtree(root / "val")
-    shutil.copytree(root / "train", root / "val")
-
-
-@pytest.mark.parametrize(
-    ("change", "full"),
-    [(link_val_to_train, False), (link_val_to_train, True), (copy_train_to_val, True)],
-)
-def test_images_of_val_that_are_in_train_are_reported(tmp_path, change, full):
+@pytest.mark.parametrize(("linked", "full"), [(True, False), (True, True), (False, True)])
+def test_images_of_val_that_are_in_train_are_reported(tmp_path, linked, full):
     root = make.make_imagefolder(tmp_path / "imagefolder")
     (row,) = survey(tmp_path, {}, full=True, only=["imagefolder"])
     assert "in train too" not in row.message
-    change(root)
+    shutil.rmtree(root / "val")
+    if linked:
+        (root / "val").symlink_to("train")
+    else:
+        shutil.copytree(root / "train", root / "val")
     (row,) = survey(tmp_path, {}, full=full, only=["imagefolder"])
     assert row.state == "available"
     assert row.message.count("16 of 16 val images are in train too") == 1

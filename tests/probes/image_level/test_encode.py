@@ -116,10 +116,6 @@ def test_embeddings_that_are_not_finite_raise(paths):
         encode_texts(backbone, ["red"], EncodeRun(CPU))
 
 
-def test_no_images_no_embeddings():
-    assert encode(Colours(), []).shape == (0, 8)
-
-
 def test_texts_keep_their_order():
     texts = ["red", "green", "blue", "white", "none"]
     singly = torch.cat([Colours().encode_text([text]) for text in texts])
@@ -151,17 +147,12 @@ def test_squares_are_torchvision_resize_and_centre_crop(width, height, side):
 
 
 def test_squash_keeps_both_ends(tmp_path):
-    """SigLIP's way: no crop, the shape is not kept."""
-    # red at the left end, green at the right: a centre crop would lose both
-    picture = np.zeros((20, 80, 3), np.uint8)
-    picture[:, :20, 0] = 255
-    picture[:, 60:, 1] = 255
-    path = tmp_path / "wide.png"
-    Image.fromarray(picture).save(path)
-    data = DataConfig((16, 16), (0.5,) * 3, (0.5,) * 3, squash=True)
+    """SigLIP's resize to a square; a centre crop would lose the red and the green end."""
+    pixels = np.zeros((20, 80, 3), np.uint8)
+    pixels[:, :20, 0] = pixels[:, 60:, 1] = 255
+    path = make.save(tmp_path / "wide.png", pixels)
+    data = replace(PLAIN, squash=True)
     squashed = Images([path], (16, 16), data)[0]
     cropped = Images([path], (16, 16), replace(data, squash=False))[0]
-    assert squashed.shape == cropped.shape == (3, 16, 16)
-    assert squashed[0, 8, 0] > 250
-    assert squashed[1, 8, -1] > 250
-    assert cropped.max() == 0
+    assert squashed.shape == cropped.shape == (3, 16, 16) and cropped.max() == 0
+    assert squashed[0, 8, 0] > 250 and squashed[1, 8, -1] > 250

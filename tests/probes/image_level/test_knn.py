@@ -6,12 +6,11 @@ from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
 from common.errors import UserError
-from probes.datasets.base import Sample
 from probes.image_level.knn import votes
 from probes.image_level.probe import KNN
 from probes.registry import DATASETS
 from tests.probes.datasets import make
-from tests.probes.whole_images import context
+from tests.probes.whole_images import context, with_wrong_labels
 
 
 def test_votes_are_dinos():
@@ -34,10 +33,7 @@ def test_the_number_of_neighbours_is_chosen_on_train(tmp_path):
     result = KNN.run(task)
     assert result.metrics["top1"] == 100.0 and (result.per_image["rank"] == 0).all()
     assert "best of 3 on 4 held-out training images (top1 100)" in result.notes[0]
-    task.data.samples["val"][:] = [
-        Sample(sample.image, (sample.target + 1) % 4) for sample in task.data.samples["val"]
-    ]
-    relabelled = KNN.run(task)
+    relabelled = KNN.run(with_wrong_labels(task))
     assert relabelled.notes == result.notes and relabelled.metrics["top1"] == 0
 
 

@@ -1,7 +1,6 @@
 """A grid of linear classifiers trained at once equals each trained alone, and is chosen without
 using val."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,7 +26,7 @@ from probes.image_level.probe import LINEAR
 from probes.image_level.settings import LinearSettings
 from probes.registry import DATASETS
 from tests.probes.datasets import make
-from tests.probes.whole_images import context
+from tests.probes.whole_images import context, with_wrong_labels
 
 CPU = torch.device("cpu")
 SMALL = {"epochs": 6, "batch_size": 16, "learning_rates": (0.001, 0.1, 10.0), "holdout": 0.25}
@@ -146,13 +145,11 @@ def test_the_probe_end_to_end(tmp_path):
     before = {name: value.clone() for name, value in task.backbone.state_dict().items()}
     result = LINEAR.run(task)
     assert result.metrics["top1"] == 100.0
-    samples = task.data.samples["val"]
-    assert result.per_image["image"].tolist() == [sample.image for sample in samples]
+    images = [sample.image for sample in task.data.samples["val"]]
+    assert result.per_image["image"].tolist() == images
     assert (result.per_image["rank"] == 0).all()
-    cost = task.cost.metrics()
-    assert cost["train_seconds"] > 0 and cost["encode_images_per_second"] > 0
+    assert {"train_seconds", "encode_images_per_second"} <= set(task.cost.metrics())
     assert "held-out training images" in result.notes[0]
-    assert json.loads(LINEAR.config(task))["settings"]["epochs"] == 6
     for name in ("train/loss", "select/top1/lr_0.001", "select/top1/lr_0.1", "select/top1/lr_10"):
         assert [step for step, metrics in task.log.curves if name in metrics] == [*range(1, 7)]
     assert task.progress.done == 4 * 8 + 4 * 3 + 6 + 6
@@ -164,22 +161,7 @@ def test_the_probe_end_to_end(tmp_path):
     assert repeated.metrics == result.metrics and repeated.notes == result.notes
     assert "encode_seconds" not in second.cost.metrics()  # all features were cached
 
-
-def test_the_choice_does_not_depend_on_val(tmp_path):
-    """Every label of val is wrong, and the same classifier is chosen and trained."""
-    root = make.make_imagefolder(tmp_path, 8, 3)
-    first, second = (context(LINEAR, DATASETS["imagefolder"], root, **SMALL) for _ in range(2))
-    expected = LINEAR.run(first)
-    classes = len(second.data.classes)
-    second.data.samples["val"][:] = [
-        Sample(sample.image, (sample.target + 1) % classes) for sample in second.data.samples["val"]
-    ]
-    result = LINEAR.run(second)
-    assert result.metrics["top1"] == 0.0
-    assert result.notes == expected.notes and second.log.curves == first.log.curves
-
-
-def test_one_learning_rate_needs_no_choice(tmp_path):
-    root = make.make_imagefolder(tmp_path, 1, 1)
-    task = context(LINEAR, DATASETS["imagefolder"], root, learning_rates=(0.1,), epochs=2)
-    assert "fixed" in LINEAR.run(task).notes[0]
+    relabelled = with_wrong_labels(second)
+    wrong = LINEAR.run(relabelled)
+    assert wrong.metrics["top1"] == 0 and wrong.notes == result.notes, "val has no say"
+    assert relabelled.log.curves == second.log.curves

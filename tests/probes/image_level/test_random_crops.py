@@ -3,6 +3,8 @@ reads."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from probes.image_level.probe import LINEAR
 from probes.protocols.base import find_preset
 from probes.registry import DATASETS, find_task
 from tests.probes.datasets import make
-from tests.probes.whole_images import Colours, StoppedBar, context
+from tests.probes.whole_images import Colours, context, run_interrupted
 
 SMALL = {
     "random_crops": True,
@@ -48,13 +50,10 @@ def test_end_to_end(root):
     assert result.metrics["top1"] > 60  # four colours
     assert "best of 12 on 8 held-out training images" in result.notes[0]
     assert "DINOv2 itself chooses the head on val" in result.notes[1]
-    samples = task.data.samples["val"]
-    assert result.per_image["image"].tolist() == [sample.image for sample in samples]
     names = {name for _, metrics in task.log.curves for name in metrics}
     curves = {"select/top1/blocks_2_avgpool_lr_3", "select/top1/blocks_1_lr_0.001"}
     assert {"train/loss", *curves} <= names
-    cost = task.cost.metrics()
-    assert cost["train_seconds"] > 0 and cost["encode_images_per_second"] > 0
+    assert task.cost.metrics()["train_seconds"] > 0
     second = crops_task(root)
     assert LINEAR.run(second).metrics == result.metrics
     assert second.log.curves[-1] == task.log.curves[-1]
@@ -67,13 +66,9 @@ def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch, workers):
     expected = LINEAR.run(complete)
 
     stopped = crops_task(root)
-    (stopped.work_dir / "heads.pt").unlink()
-    object.__setattr__(stopped, "progress", StoppedBar(after=6))
-    with pytest.raises(KeyboardInterrupt):
-        LINEAR.run(stopped)
+    run_interrupted(LINEAR, stopped, steps=6)
     assert torch.load(stopped.work_dir / "heads.pt", weights_only=True)["iteration"] == 5
-    resumed = crops_task(root)
-    object.__setattr__(resumed, "num_workers", workers)
+    resumed = replace(crops_task(root), num_workers=workers)
     result = LINEAR.run(resumed)
     assert result.metrics == expected.metrics and result.notes == expected.notes
     assert resumed.log.curves == [curve for curve in complete.log.curves if curve[0] > 5]

@@ -72,55 +72,21 @@ def test_ranks_are_those_of_brute_force_however_many_at_once(case, cells):
         assert actual.tolist() == pytest.approx(expected)
 
 
-@settings(max_examples=60, deadline=None)
-@given(case=cases, seed=st.integers(0, 99))
-def test_the_order_of_images_and_captions_does_not_matter(case, seed):
-    images, captions, owner, text = embeddings(*case)
-    rng = np.random.default_rng(seed)
-    image_order = torch.from_numpy(rng.permutation(len(images)))
-    caption_order = torch.from_numpy(rng.permutation(len(captions)))
-    new_index = torch.empty_like(image_order)
-    new_index[image_order] = torch.arange(len(images))
-    i2t, t2i = retrieval_ranks(images, captions, owner, text)
-    new_owner = new_index[owner[caption_order]]
-    i2t_shuffled, t2i_shuffled = retrieval_ranks(
-        images[image_order], captions[caption_order], new_owner, text[caption_order]
-    )
-    assert torch.equal(i2t_shuffled, i2t[image_order])
-    assert torch.equal(t2i_shuffled, t2i[caption_order])
-
-
-@settings(max_examples=30, deadline=None)
-@given(case=cases, scale=st.floats(1e-3, 1e3))
-def test_the_length_of_embeddings_does_not_matter(case, scale):
-    images, captions, owner, _ = embeddings(*case)
-    i2t, t2i = retrieval_ranks(images * scale, captions, owner)
-    assert recall(i2t, 1) == recall(retrieval_ranks(images, captions / scale, owner)[0], 1)
-    assert recall(t2i, 1) <= recall(t2i, 5) <= recall(t2i, 10) <= 100
-
-
 @pytest.mark.parametrize("k", [1, 5, 10])
-def test_recall_agrees_with_torchmetrics(k):
+@pytest.mark.parametrize("oracle", ["torchmetrics", "clip_benchmark"])
+def test_recall_agrees_with_other_packages(k, oracle):
+    """Where no caption comes twice."""
     images, captions, owner, _ = embeddings(0, 40, 5)
     i2t, t2i = retrieval_ranks(images, captions, owner, cells=256)
-    cosine = cosines(images, captions)
-    right = owner[None] == torch.arange(40)[:, None]
-    for ranks, scores, targets in ((i2t, cosine, right), (t2i, cosine.T, right.T)):
-        rates = [retrieval_hit_rate(*row, top_k=k) for row in zip(scores, targets, strict=True)]
-        assert recall(ranks, k) == pytest.approx(100 * np.mean(rates))
-
-
-@pytest.mark.parametrize("k", [1, 5, 10])
-def test_recall_agrees_with_clip_benchmark_where_no_caption_comes_twice(k):
-    """Its ``recall_at_k`` and ``batchify`` need no model; 1.6 from PyPI, where it is installed."""
-    oracle = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
-    images, captions, owner, _ = embeddings(0, 40, 5)
-    i2t, t2i = retrieval_ranks(images, captions, owner, cells=256)
-    scores = cosines(captions, images).float()
-    pairs = torch.zeros_like(scores, dtype=torch.bool)
-    pairs[torch.arange(len(scores)), owner] = True
-    for ranks, similarity, right in ((t2i, scores, pairs), (i2t, scores.T, pairs.T)):
-        hits = oracle.recall_at_k(similarity, right, k) > 0
+    scores = cosines(images, captions).float()
+    pairs = owner[None] == torch.arange(40)[:, None]
+    for ranks, similarity, right in ((i2t, scores, pairs), (t2i, scores.T, pairs.T)):
+        if oracle == "torchmetrics":
+            queries = zip(similarity, right, strict=True)
+            hits = torch.stack([retrieval_hit_rate(*query, top_k=k) for query in queries])
+        else:
+            module = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
+            hits = module.recall_at_k(similarity, right, k) > 0
         assert recall(ranks, k) == pytest.approx(100 * hits.double().mean().item())
 
 
@@ -155,11 +121,6 @@ def test_memory_is_bounded(monkeypatch):
     assert 0 < max(sizes) <= 640
 
 
-def test_caption_ranks_by_image():
-    table = by_image(torch.tensor([5, 6, 7, 8]), torch.tensor([1, 0, 1, 1]), 2)
-    assert table.tolist() == [[6, -1, -1], [5, 7, 8]]
-
-
 def test_the_probe_end_to_end(tmp_path):
     root = make.make_flickr(tmp_path, 0, 4)  # four images, of four colours, which the captions name
     result = RETRIEVAL.run(context(RETRIEVAL, DATASETS["flickr30k"], root))
@@ -168,7 +129,8 @@ def test_the_probe_end_to_end(tmp_path):
     assert result.per_image["image"].tolist() == [f"images/test{n:04d}.jpg" for n in range(4)]
     assert result.per_image["i2t_rank"].shape == (4,)
     assert result.per_image["t2i_rank"].shape == (4, 5)
-    assert result.notes == ["4 images, 20 captions (20 different)"]
+    table = by_image(torch.tensor([5, 6, 7, 8]), torch.tensor([1, 0, 1, 1]), 2)
+    assert table.tolist() == [[6, -1, -1], [5, 7, 8]]
 
 
 def test_the_template_is_used(tmp_path):

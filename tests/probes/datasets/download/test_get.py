@@ -28,17 +28,20 @@ from probes.registry import DATASETS
 from tests.probes.datasets import make
 
 
-def pack(archive: Path, folder: Path, below: str = "") -> None:
-    """``folder`` as a tar or zip, whose files are below ``below``."""
+def pack(archive: Path, folder: Path, prefix: str = ".") -> Path:
+    """Write the files of ``folder`` below ``prefix`` as a tar or zip."""
     if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive, "w") as opened:
+        with zipfile.ZipFile(archive, "w") as file:
             for path in sorted(folder.rglob("*")):
-                opened.write(path, Path(below) / path.relative_to(folder))
+                file.write(path, Path(prefix) / path.relative_to(folder))
     else:
-        with tarfile.open(
-            archive, "w:" + {"tar": "", "tgz": "gz"}.get(archive.suffix[1:], "gz")
-        ) as opened:
-            opened.add(folder, below or ".")
+        with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as file:
+            file.add(folder, prefix)
+    return archive
+
+
+def counts(data) -> dict[str, int]:
+    return {split: len(samples) for split, samples in data.samples.items()}
 
 
 def fetched(entry, to: Path, *archives: Path) -> list[str]:
@@ -90,86 +93,12 @@ def test_voc_with_trainaug(voc, server, tmp_path):
     to = tmp_path / "data"
     messages = fetched(voc, to)
     data = checked("voc", to / "VOCdevkit/VOC2012")
-    assert len(data.samples["train"]) == 6 and len(data.samples["val"]) == 3 and not data.skipped
+    assert counts(data) == {"train": 6, "val": 3} and not data.skipped
     added = [sample.target for sample in data.samples["train"] if "Aug" in sample.target]
     assert len(added) == 2, "SBD's masks are used where VOC has none, and never those of val"
     assert np.asarray(Image.open(data.root / added[1])).max() == 4, "the mask of its own file"
     assert not (to / ".downloads").exists()
     assert "md5" in messages[0] and "as published" in messages[0]
-
-
-def test_a_wrong_checksum_is_refused_and_the_next_attempt_is_fresh(voc, server, tmp_path):
-    archive = server.folder / "benchmark.tgz"
-    right = archive.read_bytes()
-    archive.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
-    to = tmp_path / "data"
-    with pytest.raises(
-        UserError, match=r"benchmark.tgz is damaged.*instead of.*run the command again"
-    ):
-        fetched(voc, to)
-    assert not (to / "VOCdevkit").exists()
-    archive.write_bytes(right)
-    server.requests.clear()
-    fetched(voc, to)
-    assert [path for _, path, _ in server.requests] == ["/benchmark.tgz"], "what was right is kept"
-    archive_copy = tmp_path / "VOCtrainval_11-May-2012.tar"
-    archive_copy.write_bytes(b"another")
-    with pytest.raises(UserError, match="get it again"):
-        fetched(voc, tmp_path / "other", archive_copy)
-    assert archive_copy.exists(), "a user's file is not removed"
-
-
-def test_what_breaks_while_it_is_unpacked_leaves_nothing_half(
-    voc, server, served, tmp_path, monkeypatch
-):
-    to = tmp_path / "data"
-    pack(server.folder / "benchmark.tgz", tmp_path / "made", "something_else")
-    with pytest.raises(
-        UserError, match="no folder benchmark_RELEASE/dataset; is it the right archive"
-    ):
-        fetched(served("voc"), to)
-    assert not (to / "VOCdevkit").exists() and not (to / ".downloads/voc/unpacked").exists()
-    assert (to / ".downloads/voc/VOCtrainval_11-May-2012.tar").is_file()
-
-
-def test_no_room_is_said_before_anything_is_asked_for(voc, server, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(
-        UserError, match=r"voc needs .* free some space or choose another folder with --to"
-    ):
-        fetched(voc, tmp_path / "data")
-    assert not server.requests
-
-
-def test_what_is_there_is_never_mixed_with_what_comes(voc, server, tmp_path):
-    make.make_voc(tmp_path / "data/VOCdevkit/VOC2012")
-    with pytest.raises(UserError, match="exists; move it away"):
-        fetched(voc, tmp_path / "data")
-    assert not server.requests
-
-
-def test_ade20k_and_coco(server, served, tmp_path):
-    pack(
-        server.folder / "ADEChallengeData2016.zip",
-        make.make_ade(tmp_path / "ade"),
-        "ADEChallengeData2016",
-    )
-    fetched(served("ade20k"), tmp_path / "data")
-    assert len(checked("ade20k", tmp_path / "data/ade/ADEChallengeData2016").samples["train"]) == 4
-    coco = make.make_coco(tmp_path / "coco")
-    for archive, part in (
-        ("train2017", "train2017"),
-        ("val2017", "val2017"),
-        ("annotations_trainval2017", "annotations"),
-    ):
-        pack(server.folder / f"{archive}.zip", coco / part, part)
-    fetched(served("coco"), tmp_path / "data")
-    data = checked("coco", tmp_path / "data/coco")
-    assert {split: len(samples) for split, samples in data.samples.items()} == {
-        "train": 4,
-        "val": 3,
-    }
 
 
 def test_nyu_labelled(server, served, tmp_path):
@@ -188,66 +117,20 @@ def test_nyu_labelled(server, served, tmp_path):
     messages = fetched(served("nyu"), tmp_path / "data")
     assert "splits.mat: sha256" in messages[1] and "publishes no checksum" in messages[1]
     data = checked("nyu-depth", tmp_path / "data/nyu")
-    assert [Path(sample.image).stem for sample in data.samples["train"]] == [
-        "bathroom_00003",
-        "kitchen_00000",
-        "kitchen_00002",
-    ]
-    assert [Path(sample.image).stem for sample in data.samples["val"]] == [
-        "cafe_00004",
-        "office_00001",
-    ]
+    names = {
+        split: [Path(sample.image).stem for sample in data.samples[split]]
+        for split in ("train", "val")
+    }
+    assert names == {
+        "train": ["bathroom_00003", "kitchen_00000", "kitchen_00002"],
+        "val": ["cafe_00004", "office_00001"],
+    }
     sample = data.samples["val"][0]
-    assert np.array_equal(
-        np.asarray(Image.open(data.root / sample.image)), images[4].transpose(2, 1, 0)
-    )
+    pixels = np.asarray(Image.open(data.root / sample.image))
+    assert np.array_equal(pixels, images[4].transpose(2, 1, 0))
     stored = np.asarray(Image.open(data.root / sample.target))
     assert stored.dtype == np.uint16 and stored.shape == (48, 64) and not stored[:, :2].any()
     assert np.abs(stored / 1000 - depths[4].T).max() <= 0.0005 + 1e-6
-
-
-def test_nyu_raw_frames(served, tmp_path):
-    source, listed = tmp_path / "nyu", {"train": ("kitchen_0028b", 3), "test": ("bathroom", 2)}
-    rng = np.random.default_rng(0)
-    for split, (scene, number) in listed.items():
-        lines = []
-        for index in range(number):
-            image, depth = f"{scene}/rgb_{index:05d}.jpg", f"{scene}/sync_depth_{index:05d}.png"
-            make.save(source / image, make.picture(rng, (64, 48)))
-            make.save(source / depth, rng.integers(700, 9900, (48, 64), dtype=np.uint16))
-            lines.append(f"{'/' * (split == 'train')}{image} {depth} 518.8579\n")
-        (source / f"nyu_{split}.txt").write_text("".join(lines))
-    pack(tmp_path / "nyu.zip", source, "nyu")
-    with pytest.raises(UserError, match="needs manual downloads"):
-        fetched(served("nyu-24k"), tmp_path / "data")
-    fetched(served("nyu-24k"), tmp_path / "data", tmp_path / "nyu.zip")
-    data = checked("nyu-depth", tmp_path / "data/nyu")
-    assert data.samples["train"][0].image == "images/train/kitchen_0028b_00000.jpg"
-    assert {split: len(samples) for split, samples in data.samples.items()} == {
-        "train": 3,
-        "val": 2,
-    }
-
-
-def test_flickr30k_captions_first_and_images_when_they_are_brought(server, served, tmp_path):
-    source = make.make_flickr(tmp_path / "flickr", 3, 2, name="flickr30k")
-    (tmp_path / "json").mkdir()
-    shutil.copy(next(source.rglob("dataset_flickr30k.json")), tmp_path / "json")
-    (tmp_path / "json/dataset_coco.json").write_text("{}")
-    pack(server.folder / "caption_datasets.zip", tmp_path / "json")
-    messages = fetched(served("flickr30k"), tmp_path / "data")
-    assert "fill in the form at https://" in messages[0]
-    root = tmp_path / "data/flickr30k"
-    assert [path.name for path in root.iterdir()] == ["dataset_flickr30k.json"]
-    images = next(path.parent for path in source.rglob("*.jpg"))
-    pack(tmp_path / "flickr30k.tgz", images, "flickr30k_images")
-    fetched(served("flickr30k"), tmp_path / "data", tmp_path / "flickr30k.tgz")
-    assert {
-        split: len(samples) for split, samples in checked("flickr30k", root).samples.items()
-    } == {
-        "train": 3,
-        "val": 2,
-    }
 
 
 def test_imagenet_from_archives_that_were_downloaded_by_hand(served, server, tmp_path, monkeypatch):
@@ -305,9 +188,8 @@ class Hub:
             raise RepositoryNotFoundError("404", response=MagicMock())
         siblings = []
         for name, data in self.files.items():
-            lfs = (
-                MagicMock(sha256=hashlib.sha256(data).hexdigest()) if name[-4:] == ".tar" else None
-            )
+            digest = MagicMock(sha256=hashlib.sha256(data).hexdigest())
+            lfs = digest if name.endswith(".tar") else None
             siblings.append(MagicMock(rfilename=name, size=len(data), lfs=lfs))
         return MagicMock(siblings=siblings, sha="commit")
 
@@ -347,36 +229,6 @@ def test_webdataset_folders_come_from_the_hub(hub, tmp_path, monkeypatch, capsys
     assert "failed: wds_other" in capsys.readouterr().err
 
 
-def test_the_command(voc, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(table.ENTRIES, "voc", voc)
-    to = str(tmp_path / "data")
-    assert main(["data", "get"]) == 0
-    assert (
-        "voc " in (output := capsys.readouterr().out)
-        and "imagenet" in output
-        and "wds_NAME" in output
-    )
-    assert main(["data", "get", "voc", "--to", to]) == 0
-    assert "train 6 of 10582, val 3 of 1449" in capsys.readouterr().out
-    assert main(["data", "get", "vox"]) == 2
-    assert "did you mean voc?" in capsys.readouterr().err
-
-
-def test_an_archive_that_ends_early_or_is_none(served, server, tmp_path):
-    (server.folder / "caption_datasets.zip").write_bytes(b"<html>log in first</html>")
-    with pytest.raises(UserError, match=r"caption_datasets.zip is not a complete tar or zip"):
-        fetched(served("flickr30k"), tmp_path / "data")
-    (tmp_path / "json").mkdir()
-    (tmp_path / "json/dataset_flickr30k.json").write_text("{}")
-    pack(server.folder / "caption_datasets.zip", tmp_path / "json")
-    make.save(tmp_path / "images/1.jpg", make.picture(np.random.default_rng(0), (64, 64)))
-    pack(tmp_path / "images.tgz", tmp_path / "images")
-    make.truncate(tmp_path / "images.tgz")
-    with pytest.raises(UserError, match="not a complete tar or zip"):
-        fetched(served("flickr30k"), tmp_path / "data", tmp_path / "images.tgz")
-    assert not (tmp_path / "data/flickr30k").exists()
-
-
 def test_given_archives_are_matched_by_name(tmp_path):
     coco = table.ENTRIES["coco"]
     here = tmp_path / "val2017.zip"
@@ -396,3 +248,111 @@ def test_the_table_is_of_known_datasets():
             algorithm, _, digest = archive.checksum.partition(":")
             assert len(digest) == {"": 0, "md5": 32, "sha1": 40, "sha256": 64}[algorithm]
             assert archive.manual or archive.url.startswith("http")
+
+
+def test_a_wrong_checksum_is_refused_and_the_next_attempt_succeeds(voc, server, tmp_path):
+    archive = server.folder / "benchmark.tgz"
+    content = archive.read_bytes()
+    archive.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    to = tmp_path / "data"
+    with pytest.raises(UserError, match=r"benchmark.tgz is damaged.*run the command again"):
+        fetched(voc, to)
+    assert not (to / "VOCdevkit").exists()
+    archive.write_bytes(content)
+    server.requests.clear()
+    fetched(voc, to)
+    paths = [path for _, path, _ in server.requests]
+    assert paths == ["/benchmark.tgz"], "intact archives are kept"
+    given = tmp_path / "VOCtrainval_11-May-2012.tar"
+    given.write_bytes(b"another")
+    with pytest.raises(UserError, match="get it again"):
+        fetched(voc, tmp_path / "other", given)
+    assert given.exists(), "a user's file is not removed"
+
+
+def test_an_error_while_unpacking_leaves_no_partial_folder(voc, server, served, tmp_path):
+    to = tmp_path / "data"
+    pack(server.folder / "benchmark.tgz", tmp_path / "made", "something_else")
+    with pytest.raises(UserError, match="no folder benchmark_RELEASE/dataset"):
+        fetched(served("voc"), to)
+    assert not (to / "VOCdevkit").exists() and not (to / ".downloads/voc/unpacked").exists()
+    assert (to / ".downloads/voc/VOCtrainval_11-May-2012.tar").is_file()
+
+
+def test_errors_before_the_first_request(voc, server, tmp_path, monkeypatch):
+    make.make_voc(tmp_path / "data/VOCdevkit/VOC2012")
+    with pytest.raises(UserError, match="exists; move it away"):
+        fetched(voc, tmp_path / "data")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"voc needs .* free some space"):
+        fetched(voc, tmp_path / "other")
+    assert not server.requests
+
+
+def test_ade20k_and_coco(server, served, tmp_path):
+    ade, coco = make.make_ade(tmp_path / "ade"), make.make_coco(tmp_path / "coco")
+    pack(server.folder / "ADEChallengeData2016.zip", ade, "ADEChallengeData2016")
+    for part in ("train2017", "val2017", "annotations"):
+        name = "annotations_trainval2017" if part == "annotations" else part
+        pack(server.folder / f"{name}.zip", coco / part, part)
+    for name, folder in (("ade20k", "ade/ADEChallengeData2016"), ("coco", "coco")):
+        fetched(served(name), tmp_path / "data")
+        assert counts(checked(name, tmp_path / "data" / folder)) == {"train": 4, "val": 3}
+
+
+def test_nyu_raw_frames(served, tmp_path):
+    source = tmp_path / "nyu"
+    rng = np.random.default_rng(0)
+    for split, scene, frames in (("train", "kitchen_0028b", 3), ("test", "bathroom", 2)):
+        lines = []
+        for index in range(frames):
+            image, depth = f"{scene}/rgb_{index:05d}.jpg", f"{scene}/sync_depth_{index:05d}.png"
+            make.save(source / image, make.picture(rng, (64, 48)))
+            make.save(source / depth, rng.integers(700, 9900, (48, 64), dtype=np.uint16))
+            lines.append(f"{'/' * (split == 'train')}{image} {depth} 518.8579\n")
+        (source / f"nyu_{split}.txt").write_text("".join(lines))
+    with pytest.raises(UserError, match="needs manual downloads"):
+        fetched(served("nyu-24k"), tmp_path / "data")
+    fetched(served("nyu-24k"), tmp_path / "data", pack(tmp_path / "nyu.zip", source, "nyu"))
+    data = checked("nyu-depth", tmp_path / "data/nyu")
+    assert data.samples["train"][0].image == "images/train/kitchen_0028b_00000.jpg"
+    assert counts(data) == {"train": 3, "val": 2}
+
+
+def test_flickr30k_captions_then_images(server, served, tmp_path):
+    source = make.make_flickr(tmp_path / "flickr", 3, 2)
+    (tmp_path / "json").mkdir()
+    shutil.move(source / "dataset_flickr30k.json", tmp_path / "json")
+    (tmp_path / "json/dataset_coco.json").write_text("{}")
+    pack(server.folder / "caption_datasets.zip", tmp_path / "json")
+    messages = fetched(served("flickr30k"), tmp_path / "data")
+    assert "fill in the form at https://" in messages[0]
+    root = tmp_path / "data/flickr30k"
+    assert [path.name for path in root.iterdir()] == ["dataset_flickr30k.json"]
+    images = pack(tmp_path / "flickr30k.tgz", source / "images", "flickr30k_images")
+    fetched(served("flickr30k"), tmp_path / "data", images)
+    assert counts(checked("flickr30k", root)) == {"train": 3, "val": 2}
+
+
+def test_the_command(voc, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(table.ENTRIES, "voc", voc)
+    assert main(["data", "get"]) == 0
+    output = capsys.readouterr().out
+    assert all(name in output for name in ("voc ", "imagenet", "wds_NAME"))
+    assert main(["data", "get", "voc", "--to", str(tmp_path / "data")]) == 0
+    assert "train 6 of 10582, val 3 of 1449" in capsys.readouterr().out
+    assert main(["data", "get", "vox"]) == 2
+    assert "did you mean voc?" in capsys.readouterr().err
+
+
+def test_incomplete_archives(served, server, tmp_path):
+    (server.folder / "caption_datasets.zip").write_bytes(b"<html>log in first</html>")
+    with pytest.raises(UserError, match=r"caption_datasets.zip is not a complete tar or zip"):
+        fetched(served("flickr30k"), tmp_path / "data")
+    source = make.make_flickr(tmp_path / "flickr", 1, 1)
+    pack(server.folder / "caption_datasets.zip", source)
+    archive = make.truncate(pack(tmp_path / "images.tgz", source / "images"))
+    with pytest.raises(UserError, match="not a complete tar or zip"):
+        fetched(served("flickr30k"), tmp_path / "data", archive)
+    assert not (tmp_path / "data/flickr30k").exists()
