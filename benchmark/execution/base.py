@@ -280,10 +280,11 @@ class Executor(ABC):
         except Exception as error:
             self.closing, bug = True, error
         deadline = time.monotonic() + SAVE_SECONDS
-        with suppress(Exception):
-            for unit in self._running:
+        for unit in self._running:
+            with suppress(OSError):  # a full disk; the signal of ``_stop`` may still arrive
                 unit.task.folder.mkdir(parents=True, exist_ok=True)
                 unit.task.stop.touch()
+        with suppress(Exception):
             self._stop()
         while self._is_busy() and time.monotonic() < deadline:
             with suppress(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from collections.abc import Mapping
@@ -168,10 +167,13 @@ def _select_gpus(spec: ExecutorSpec) -> list[str]:
     if number:
         raise UserError(f"--executor-arg gpus={setting} and --device {spec.device}: give only one")
     gpus = [part.strip() for part in setting.split(",")]
-    missing = [gpu for gpu in gpus if gpu not in available and not re.match("GPU-|MIG-", gpu)]
+    missing = [gpu for gpu in gpus if gpu not in available]
+    if spec.jobs != 1:  # a worker process can be given the UUID of any GPU
+        missing = [gpu for gpu in missing if not gpu.startswith(("GPU-", "MIG-"))]
     if available and missing:
         raise UserError(
-            f"--executor-arg gpus={setting}: no GPU {missing[0]} here, only {', '.join(available)}"
+            f"--executor-arg gpus={setting}: {missing[0]} is not visible to this process, only"
+            f" {', '.join(available)}"
         )
     return gpus
 

@@ -61,10 +61,17 @@ class Tracker:
         self.experiment = experiment
         stored = self.client.get_experiment_by_name(experiment)
         if stored is None:
-            # where another process is quicker, its experiment is used
-            with contextlib.suppress(MlflowException):
+            try:
                 self.client.create_experiment(experiment, tags=EXPERIMENT_TAGS)
-            stored = self.client.get_experiment_by_name(experiment)
+            except MlflowException as error:  # perhaps another process has just created it
+                stored = self.client.get_experiment_by_name(experiment)
+                if stored is None:
+                    raise TrackingError(
+                        f"MLflow refused the experiment {experiment[:80]!r}:"
+                        f" {redact(first_line(error))}; choose another name"
+                    ) from error
+            else:
+                stored = self.client.get_experiment_by_name(experiment)
         if stored.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"experiment {experiment!r} was deleted; restore it in the MLflow UI or run `mlflow"

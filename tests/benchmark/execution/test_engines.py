@@ -171,6 +171,24 @@ def test_a_bug_in_the_driver_ends_all_tasks_with_its_error(tmp_path):
     assert marker.with_suffix(".saved").is_file()
 
 
+def test_tasks_save_although_the_disk_is_full(tmp_path, monkeypatch):
+    touch = Path.touch
+
+    def touch_unless_full(path, *args, **options):
+        if path.name == "stop":
+            raise OSError(28, "No space left on device", path)
+        touch(path, *args, **options)
+
+    monkeypatch.setattr(Path, "touch", touch_unless_full)
+    monkeypatch.setattr(base, "SAVE_SECONDS", 10.0)
+    marker = tmp_path / "one"
+    with pytest.raises(KeyboardInterrupt), make_executor(TWO_CORES, Bar()) as executor:
+        executor.submit(tasks.wait, marker)
+        tasks.until(marker)
+        raise KeyboardInterrupt
+    assert marker.with_suffix(".saved").is_file()
+
+
 def test_a_cancelled_task_leaves_no_folder():
     with make_executor(TWO_CORES, Bar()) as executor:
         executor.several_nodes = True  # creates the folder at once
@@ -231,7 +249,7 @@ def test_a_driver_that_ends_leaves_no_worker(name, number, tmp_path, request):
     [
         ("slrum", {}, "no executor 'slrum'; did you mean slurm"),
         ("local", {"gpu": "1"}, "--executor-arg gpu: local has no such setting; did you mean gpus"),
-        ("local", {"gpus": "0,9"}, "--executor-arg gpus=0,9: no GPU 9 here, only 0, 1"),
+        ("local", {"gpus": "0,9"}, "--executor-arg gpus=0,9: 9 is not visible to this process"),
         ("local", {"cpus": "0"}, "--executor-arg cpus=0: give an integer, 1 or more"),
         ("ray", {"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
         ("slurm", {"nodes": "2"}, "--executor-arg nodes=2: only `train` computes on several"),
@@ -244,6 +262,16 @@ def test_a_wrong_setting_is_one_line(name, settings, message, request, monkeypat
     with pytest.raises(UserError) as raised:
         make_executor(ExecutorSpec(name, settings), Bar())
     assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
+
+
+def test_this_process_computes_only_on_a_gpu_that_it_sees(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    by_uuid = ExecutorSpec(settings={"gpus": "GPU-abc"}, jobs=1)
+    with pytest.raises(UserError, match="GPU-abc is not visible to this process, only 0, 1"):
+        assert make_executor(by_uuid, Bar()).device
+    assert make_executor(ExecutorSpec(settings={"gpus": "1"}, jobs=1), Bar()).device == "cuda:1"
+    assert make_executor(ExecutorSpec(settings={"gpus": "GPU-abc"}), Bar()).device == "auto"
 
 
 @pytest.mark.parametrize(
