@@ -68,6 +68,7 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         name: its name in the registry (``clip``, ``timm/resnet18`` …).
+        model: the network; its state dict is what weights files hold.
         architecture: the library's own name of the architecture (``timm/resnet18``,
             ``open_clip/ViT-B-16-quickgelu``).
         channels: channels of each feature map, shallow to deep.
@@ -86,6 +87,7 @@ class Backbone(nn.Module, ABC):
     """
 
     name: str
+    model: nn.Module
     architecture: str
     channels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -159,6 +161,11 @@ class Backbone(nn.Module, ABC):
             UserError: ``has_text`` is False.
         """
         raise UserError(f"backbone {self.name!r} has no text tower; choose one such as clip")
+
+    def model_state(self) -> dict[str, Tensor]:
+        """The network's own state dict, as ``save_checkpoint`` writes it; the identity has its
+        digest."""
+        return self.model.state_dict()
 
     def train(self, mode: bool = True) -> Backbone:
         """The backbone stays in eval mode whatever ``mode`` is."""

@@ -221,11 +221,6 @@ def _read_safetensors(path: Path) -> Checkpoint:
         ) from error
     if "format_version" not in metadata:
         return Checkpoint(path, _unwrap(state))
-    if metadata["format_version"] != str(FORMAT_VERSION):
-        raise UserError(
-            f"{path} is of format {metadata['format_version']}, not {FORMAT_VERSION}; use the"
-            " version that wrote it"
-        )
     try:
         remembered = Checkpoint(
             path,
@@ -262,10 +257,6 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             " alone, as safetensors"
         ) from error
     except Exception as error:  # whatever a damaged file makes torch, zip and the unpickler raise
-        if "TorchScript" in str(error):
-            raise UserError(
-                f"{path} is a TorchScript archive; save its state_dict() as safetensors instead"
-            ) from error
         raise UserError(
             f"{path} is truncated, damaged or no weights file ({first_line(error)}); get it again"
         ) from error
@@ -279,11 +270,9 @@ def _unwrap(loaded: Any) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
             break
-    state = (
-        {n: t for n, t in loaded.items() if isinstance(t, Tensor)}
-        if isinstance(loaded, Mapping)
-        else {}
-    )
+    if not isinstance(loaded, Mapping):
+        return {}
+    state = {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}

@@ -90,8 +90,6 @@ def resize_concat(maps: Sequence[Tensor], strides: Sequence[float], stride: floa
     Bilinear without corner alignment. The target size is that of the map at ``stride`` where there
     is one, else the first map's size times ``strides[0] / stride``, rounded.
     """
-    if len(maps) != len(strides):
-        raise ValueError(f"{len(maps)} maps but {len(strides)} strides")
     if stride in strides:
         height, width = maps[list(strides).index(stride)].shape[-2:]
     else:

@@ -87,11 +87,6 @@ class MyBackbone(Backbone):
     # ``encode_tokens`` only of a ViT with a class token: (class token, patches) after each of the
     # last blocks. The defaults are right for everything else.
 
-    def model_state(self) -> dict[str, Tensor]:
-        # What a weights file holds, and what the identity is a digest of: the network alone, by its
-        # own names.
-        return self.model.state_dict()
-
 
 def build(request: Request) -> Backbone:
     """What ``backbones.create`` calls; torch is seeded, and its random state is put back
@@ -99,9 +94,8 @@ def build(request: Request) -> Backbone:
     checkpoint = request.checkpoint
     settings = dict(checkpoint.model_config if checkpoint else request.settings)
     backbone = MyBackbone(request.name, **settings)
-    if (
-        checkpoint is not None
-    ):  # ``--weights FILE``: read already, without unpickling, and free of NaN
+    # ``--weights FILE``: read already, without unpickling, and free of NaN
+    if checkpoint is not None:
         check_architecture(checkpoint, backbone.architecture)
         fit_state(
             backbone.model,
@@ -117,9 +111,8 @@ def build(request: Request) -> Backbone:
             f"{request.name!r} has no weights of its own; pass --weights FILE, or ask for"
             f" random/{request.name}"
         )
-    backbone.weights = request.weights(
-        backbone.model_state()
-    )  # of its own weights also their source and licence
+    # of its own weights also their source and licence
+    backbone.weights = request.weights(backbone.model_state())
     return backbone
 
 

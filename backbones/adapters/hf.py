@@ -70,9 +70,6 @@ class HfStages(Backbone):
     def encode_image(self, images: Tensor) -> Tensor:
         return self.encode_tokens(images, 1)[0][0]
 
-    def model_state(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
-
 
 class HfBackbone(TokenBackbone):
     """A plain ViT of transformers. The embedding is CLIP's or SigLIP's, else the class token or the
@@ -158,10 +155,6 @@ class HfBackbone(TokenBackbone):
                     f" {self.repo} to {constants.HF_HUB_CACHE}"
                 ) from error
         return load()
-
-    def model_state(self) -> dict[str, Tensor]:
-        """The model's own state dict, as ``save_checkpoint`` writes it."""
-        return self.model.state_dict()
 
     def _after_blocks(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """(N, prefix + patches, C) after each of these blocks, before the final norm: by hooks,
@@ -312,10 +305,9 @@ def _config(repo: str, settings: Mapping[str, Any], backbone: str) -> Any:
             **{key: value for key, value in stored.items() if key not in NOT_ARCHITECTURE}
         )
     except (ValueError, KeyError, TypeError) as error:
-        own = ", which needs its repository's own code (never run here)"
         raise UserError(
-            f"transformers does not know the model of {backbone!r}{own * ('auto_map' in stored)}:"
-            f" {first_line(error)}; {ADVICE}"
+            f"transformers does not know the model of {backbone!r} ({first_line(error)}), and code"
+            f" of a repository is never run; {ADVICE}"
         ) from error
 
 

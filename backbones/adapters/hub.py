@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.files import sha256_file
 
 TIMEOUT = 3.0  # seconds until the hub counts as unreachable
@@ -33,10 +33,8 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
     """
     try:
         validate_repo_id(repo)
-    except HFValidationError:
-        raise UserError(
-            f"{backbone!r}: {repo!r} is no name of a hub repository, such as timm/resnet18.a1_in1k"
-        ) from None
+    except HFValidationError as error:
+        raise UserError(f"{backbone!r}: {first_line(error)}") from error
     for file in files:
         cached = try_to_load_from_cache(repo, file)
         if isinstance(cached, str):

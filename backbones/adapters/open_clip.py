@@ -146,10 +146,6 @@ class OpenClipBackbone(Backbone):
         """
         return make_tokenizer(self.model_config, backbone=self.name)
 
-    def model_state(self) -> dict[str, Tensor]:
-        """open_clip's own state dict, as ``save_checkpoint`` writes it."""
-        return self.model.state_dict()
-
     def _at(self, images: Tensor) -> Any:
         return self._sized.at(images.shape[-2], images.shape[-1]) if self._sized else self.visual
 
@@ -208,12 +204,10 @@ def build(request: Request) -> Backbone:
     if checkpoint is not None:
         check_architecture(checkpoint, f"open_clip/{arch}", config)
     pretrained = cast(dict[str, Any], open_clip.get_pretrained_cfg(arch, tag)) if tag else {}
-    # before the model is built, so that a missing network shows at once
-    file = (
-        _pretrained_file(pretrained, request.name)
-        if tag and checkpoint is None and not request.random
-        else None
-    )
+    file = None
+    if tag and checkpoint is None and not request.random:
+        # before the model is built, so that a missing network shows at once
+        file = _pretrained_file(pretrained, request.name)
     model = build_model(config, backbone=request.name)
     has_text, source = True, ""
     if checkpoint is not None:
@@ -311,18 +305,9 @@ def _check_tag(arch: str, tag: str, config: Mapping[str, Any]) -> None:
 
 def _pretrained_file(pretrained: Mapping[str, Any], backbone: str) -> Path:
     """The file of open_clip's own weights, downloaded unless it is in the local cache."""
-    repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
-    if repo:
-        stem = file.rpartition(".")[0]
-        return hub_file(
-            repo, (f"{stem}.safetensors", file) if file else _HUB_FILES, backbone=backbone
-        )
-    if not hub_reachable():
-        raise UserError(
-            f"no network for the weights of {backbone!r}: fetch {pretrained.get('url')} elsewhere "
-            "and pass it with --weights FILE"
-        )
-    return Path(open_clip.download_pretrained(dict(pretrained)))
+    repo, _, file = pretrained["hf_hub"].rpartition("/")
+    stem = file.rpartition(".")[0]
+    return hub_file(repo, (f"{stem}.safetensors", file) if file else _HUB_FILES, backbone=backbone)
 
 
 def _data(

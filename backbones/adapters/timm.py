@@ -94,10 +94,6 @@ class TimmBackbone(Backbone):
         identity["model_config"].pop("num_classes", None)
         return identity
 
-    def model_state(self) -> dict[str, Tensor]:
-        """timm's own state dict, as ``save_checkpoint`` writes it."""
-        return self.model.state_dict()
-
     def _measure(self) -> tuple[tuple[int, ...], int]:
         """(channels, embed_dim) of the outputs, since some models differ from their declaration;
         finds out whether the model takes other sizes than its own."""

@@ -79,10 +79,6 @@ class HubBackbone(TokenBackbone):
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "code": self.code}
 
-    def model_state(self) -> dict[str, Tensor]:
-        """The model's own state dict, as ``save_checkpoint`` writes it."""
-        return self.model.state_dict()
-
 
 def build(request: Request) -> Backbone:
     """The builder of ``hub/REPO:ENTRY``; REPO is ``OWNER/NAME[:REF]`` on GitHub, or a local folder.
@@ -139,18 +135,10 @@ def _load(
             f" answer once, at a terminal: python -c \"import torch; torch.hub.list('{repo}',"
             " trust_repo='check')\""
         ) from error
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the code of {backbone!r} needs the package {error.name}; install it"
-        ) from error
     except Exception as error:  # whatever the network and the repository's code raise
-        if "'pretrained'" in str(error) and not pretrained:
-            raise UserError(
-                f"{function} of {repo} always loads its weights: there is no random/{backbone}"
-            ) from error
         raise UserError(
-            f"torch.hub has no {backbone!r} ({error_summary(error)}); check the name and the"
-            " network"
+            f"torch.hub cannot build {backbone!r} ({error_summary(error)}); check the name, the"
+            " network and the packages that its code needs"
         ) from error
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):

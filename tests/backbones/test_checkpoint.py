@@ -92,32 +92,6 @@ def test_a_backbone_saves_itself(mini, tmp_path):
     assert load_file(tmp_path / "again.safetensors").keys() == mini_clip().state_dict().keys()
 
 
-def test_a_timm_backbone_saves_itself(tmp_path):
-    first = backbones.create("random/timm/resnet18", seed=3)
-    save_backbone(tmp_path / "r.safetensors", first)
-    for second in (
-        backbones.create("timm/resnet18", weights=tmp_path / "r.safetensors"),
-        backbones.create("clip", weights=tmp_path / "r.safetensors", any_architecture=True),
-        backbones.create("cliptex", weights=tmp_path / "r.safetensors"),
-    ):
-        assert second.key() == first.key()
-
-
-def test_quick_gelu_is_part_of_who_it_is(tmp_path):
-    files = []
-    for quick in (False, True):
-        files.append(tmp_path / f"{quick}.safetensors")
-        config = {**CONFIG, "quick_gelu": quick}
-        save_checkpoint(
-            Checkpoint(files[-1], mini_clip().state_dict(), "open_clip/m", config, DATA)
-        )
-    exact, quick = (backbones.create("cliptex", weights=file) for file in files)
-    assert exact.weights.sha256 == quick.weights.sha256
-    assert exact.key() != quick.key()
-    images = torch.randn(1, 3, 64, 64)
-    assert not torch.allclose(exact.encode_image(images), quick.encode_image(images))
-
-
 def test_quick_gelu_of_another_name_is_refused(tmp_path, monkeypatch):
     """The trap: a tuned ``-quickgelu`` model fits the plain architecture, and silently computes
     otherwise."""
@@ -151,8 +125,6 @@ def test_plain_files_are_unwrapped(tmp_path, wrapper, prefix):
 
 
 def test_another_head_is_no_other_architecture(tmp_path):
-    import timm
-
     model = timm.create_model("test_vit", num_classes=7)
     save_file(model.state_dict(), tmp_path / "tuned.safetensors")
     backbone = backbones.create("timm/test_vit", weights=tmp_path / "tuned.safetensors")
@@ -200,20 +172,11 @@ def test_wrong_architectures_are_refused_by_name(mini, tmp_path):
         backbones.create("timm/resnet34", weights=resnet)
     assert "\n" not in str(raised.value)
     assert "more" in str(raised.value)
-    wide = {
-        n: t.new_zeros(t.shape[0] * 2, *t.shape[1:])
-        for n, t in mini_clip().visual.state_dict().items()
-    }
-    save_file(wide, tmp_path / "wide.safetensors")
-    with pytest.raises(UserError, match="does not fit open_clip/ViT-B-16"):
-        backbones.create("clip", weights=tmp_path / "wide.safetensors")
     with pytest.raises(
         UserError,
         match=r"holds open_clip/mini-clip, not open_clip/ViT-B-16 .*embed_dim is 32, not 512",
     ):
         backbones.create("clip", weights=mini)
-    with pytest.raises(UserError, match="holds open_clip/mini-clip, not timm/resnet18"):
-        backbones.create("timm/resnet18", weights=mini)
     with pytest.raises(UserError, match="does not say its architecture"):
         backbones.create("cliptex", weights=resnet)
     save_checkpoint(Checkpoint(tmp_path / "alien.st", {"w": torch.ones(1)}, "alien/net", {}, DATA))
@@ -234,51 +197,31 @@ def test_pickles_are_never_run(tmp_path):
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UserError, match=r"evil.pth"):
         backbones.create("timm/resnet18", weights=path)
-    torch.save(torch.nn.Linear(2, 2), path)  # a whole module
-    with pytest.raises(UserError, match="would have to be unpickled"):
-        load_checkpoint(path)
     assert not (Path(tempfile.gettempdir()) / "cliptex-evil").exists()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (None, "no weights file"),
+        (b"PK\x03\x04", r"w\.pth"),
         ({"epoch": 3}, "holds no tensors"),
         ([torch.ones(2)], "holds no tensors"),
-        (b"", r"w\.pth"),
-        (b"PK\x03\x04", r"w\.pth"),
-        (b"\x80\x02.", r"w\.pth"),
     ],
 )
 def test_files_without_weights_are_refused(tmp_path, content, message):
     path = tmp_path / "w.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
-    else:
+    elif content:
         torch.save(content, path)
     with pytest.raises(UserError, match=message):
         load_checkpoint(path)
 
 
-def test_missing_files_and_torchscript(tmp_path):
-    with pytest.raises(UserError, match=r"no weights file .*missing.pth; check the path"):
-        backbones.create("timm/resnet18", weights=tmp_path / "missing.pth")
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
-    with pytest.raises(UserError, match="TorchScript"):
-        load_checkpoint(tmp_path / "script.pt")
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("size", "big"),
-        ("size", [64, 0]),
-        ("mean", [0.5, 0.5]),
-        ("std", [0, 0, 0]),
-        ("std", [float("nan")] * 3),
-        ("crop_pct", 0),
-        ("unknown", 1),
-    ],
+    [("size", [64, 0]), ("mean", [0.5, 0.5]), ("std", [0, 0, 0]), ("crop_pct", 0), ("unknown", 1)],
 )
 def test_an_impossible_data_config_is_refused(tmp_path, name, value):
     path = tmp_path / "x.safetensors"
@@ -349,33 +292,15 @@ def test_layers_that_the_model_has_not_are_refused(tmp_path, layers):
         assert "\n" not in str(raised.value)
 
 
-def test_a_model_that_the_library_does_not_know_is_refused(tmp_path):
-    path = tmp_path / "w.safetensors"
-    strange = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "from_the_future": 3}}
-    save_checkpoint(Checkpoint(path, mini_clip().state_dict(), "open_clip/Mini", strange, DATA))
-    with pytest.raises(
-        UserError, match=r"w\.safetensors remembers .*from_the_future.*save it again"
-    ):
-        backbones.create("cliptex", weights=path)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool])
 def test_every_dtype_and_shape_comes_back(tmp_path, dtype):
-    shapes = ((), (0,), (3,), (2, 0, 4))
-    state = {f"é.{len(shape)}": torch.ones(shape).to(dtype) for shape in shapes}
+    state = {str(shape): torch.ones(shape).to(dtype) for shape in ((), (0,), (3,), (2, 0, 4))}
+    tied = torch.arange(12.0).reshape(3, 4)
+    state |= {"tied": tied, "again": tied, "strided": tied.T}
     path = tmp_path / "any.safetensors"
     save_checkpoint(Checkpoint(path, state, "timm/x", {"a": [1, 2]}, DATA))
     read = load_checkpoint(path)
     assert read.state.keys() == state.keys()
     for name, tensor in state.items():
-        assert read.state[name].dtype == dtype and torch.equal(read.state[name], tensor)
+        assert read.state[name].dtype == tensor.dtype and torch.equal(read.state[name], tensor)
     assert (read.data, read.model_config) == (DATA, {"a": [1, 2]})
-
-
-def test_tied_and_strided_tensors_are_written_in_full(tmp_path):
-    weight = torch.arange(12.0).reshape(3, 4)
-    path = tmp_path / "tied.safetensors"
-    save_checkpoint(Checkpoint(path, {"a": weight, "b": weight, "t": weight.T}, "timm/x", {}, DATA))
-    state = load_checkpoint(path).state
-    assert torch.equal(state["a"], state["b"])
-    assert torch.equal(state["t"], weight.T)

@@ -61,7 +61,7 @@ def test_the_library_s_own_numbers_at_the_native_size(name):
             torch.testing.assert_close(mine, expected)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 96), (48, 120), (160, 32)])
+@pytest.mark.parametrize("size", [(96, 96), (48, 120)])
 def test_another_size_is_as_if_built_at_it(size):
     """open_clip resizes position embeddings when it loads weights into a model of another size; so
     do we."""
@@ -118,15 +118,6 @@ def test_sized_copies_leave_the_original_alone():
     assert len(list(backbone.parameters())) == len(list(backbone.model.parameters()))
 
 
-def test_long_texts_and_batches():
-    backbone = backbones.create("open_clip/Mini", seed=5)
-    texts = ["word " * 200, "", "ein Würfel, 立方体"]
-    with torch.inference_mode():
-        embeddings = backbone.encode_text(texts)
-        assert torch.isfinite(embeddings).all()
-        torch.testing.assert_close(embeddings[2:], backbone.encode_text(tuple(texts[2:])))
-
-
 def test_names():
     with pytest.raises(UserError, match="did you mean ViT-B-16"):
         backbones.create("open_clip/ViT-B16")
@@ -136,8 +127,6 @@ def test_names():
         UserError, match="other activation; ask for open_clip/ViT-B-16-quickgelu/openai"
     ):
         backbones.create("open_clip/ViT-B-16/openai")
-    with pytest.raises(UserError, match="CoCa"):
-        backbones.create("open_clip/coca_ViT-B-32")
     with pytest.raises(
         UserError, match=r"no network .* config.json of https://huggingface.co/roberta-base"
     ):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 
 import backbones
-from backbones import Checkpoint, UserError, registry, save_checkpoint
+from backbones import Checkpoint, UserError, save_checkpoint
 from backbones.cliptex.training.recipes import subsets
 
 NAMED = (
@@ -72,13 +71,6 @@ def test_our_own_recipes_say_how_to_make_their_weights(name):
         UserError, match=f"benchmark train --recipe {name}.* --weights FILE.*--suite mini"
     ):
         backbones.create(name)
-
-
-def test_register_guards_names():
-    with pytest.raises(ValueError, match="slash"):
-        backbones.register(backbones.Entry("a/b", "", "", backbones.find("clip").build))
-    with pytest.raises(ValueError, match="already"):
-        registry.register_family(replace(registry.FAMILIES["timm"], about="another"))
 
 
 def test_same_seed_same_weights_in_another_process():

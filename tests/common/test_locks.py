@@ -14,7 +14,7 @@ import filelock
 import pytest
 
 from common.errors import UserError
-from common.locks import lock_path, locked
+from common.locks import locked
 
 WORK = """
 import sys, time
@@ -120,9 +120,3 @@ def test_a_folder_without_locks_is_one_line(tmp_path, monkeypatch, code):
     message = f"cannot lock {tmp_path}/a.lock: {os.strerror(code)}; set CLIPTEX_HOME"
     with pytest.raises(UserError, match=re.escape(message)), locked(tmp_path / "a.lock"):
         pass
-
-
-def test_the_name_follows_from_what_is_locked(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-    assert lock_path("cell", ["a", 1]) == lock_path("cell", ["a", 1]) != lock_path("cell", ["a", 2])
-    assert lock_path("cell", "x").parent == tmp_path / "locks"

@@ -108,7 +108,7 @@ def crop_images(
     """Images, uint8 (H, W, 3) each → (N, 3, size, size) uint8: each crop resampled once and
     antialiased, straight from the image, as the preprocessing of CLIP does it. Turned ones are
     shrunk and then turned."""
-    how = Image.Resampling[interpolation.upper()]
+    resampling = Image.Resampling[interpolation.upper()]
     out = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for row, image in enumerate(images):
         if geometry.angle[row]:
@@ -116,19 +116,10 @@ def crop_images(
         else:
             height, width = image.shape[:2]
             x, y, w, h = geometry.box[row].tolist()
-            box = (
-                (x - w / 2) * width,
-                (y - h / 2) * height,
-                (x + w / 2) * width,
-                (y + h / 2) * height,
-            )
-            inside = (
-                max(0.0, box[0]),
-                max(0.0, box[1]),
-                min(float(width), box[2]),
-                min(float(height), box[3]),
-            )
-            crop = Image.fromarray(image).resize((size, size), how, box=inside)
+            left, upper = max(0.0, (x - w / 2) * width), max(0.0, (y - h / 2) * height)
+            right, lower = min(width, (x + w / 2) * width), min(height, (y + h / 2) * height)
+            box = (left, upper, right, lower)
+            crop = Image.fromarray(image).resize((size, size), resampling, box=box)
             pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
             pixels = pixels.flip(2) if geometry.flip[row] else pixels
         out[row] = pixels
@@ -158,8 +149,7 @@ def warp_classes(
 ) -> Tensor:
     """Class maps (H, W) each → (N, size, size) int64; nearest; ``ignore`` and what lies outside
     become ``IGNORE``."""
-    # one more than the class, so that the zeros which grid_sample puts outside are known from class
-    # 0
+    # one more than the class: grid_sample puts zeros outside, which class 0 must differ from
     shifted = [m[None].float() + 1 for m in maps]
     sampled = _warp(shifted, geometry, size, "nearest", "zeros")[:, 0].long() - 1
     return sampled.masked_fill_((sampled < 0) | (sampled == ignore), IGNORE)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
@@ -71,10 +72,9 @@ class Batch:
     def split(self, parts: int) -> list[Batch]:
         """Equal micro-batches, in order; without ``bad`` and ``unlabelled``."""
         size = len(self.images) // parts
-        return [self._micro_batch(slice(i * size, (i + 1) * size)) for i in range(parts)]
-
-    def _micro_batch(self, rows: slice) -> Batch:
-        return replace(self._map(lambda tensor: tensor[rows]), bad=[], unlabelled=0)
+        batch = replace(self, bad=[], unlabelled=0)
+        rows = [slice(i * size, (i + 1) * size) for i in range(parts)]
+        return [batch._map(itemgetter(each)) for each in rows]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; asynchronous from pinned memory."""

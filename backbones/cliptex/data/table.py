@@ -8,8 +8,8 @@ from pathlib import Path
 
 from backbones.cliptex.data.source import (
     FULL_HASH_BYTES,
-    MAX_BAD_SHARE,
     BadPair,
+    FailureCounter,
     Pair,
     PairSource,
     Shard,
@@ -44,12 +44,11 @@ class TablePairs(PairSource):
         )
         files = [self._root / name for name in self._paths]
         sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
-        missing = [name for name, size in zip(self._paths, sizes, strict=True) if size < 0]
-        if len(missing) > max(1, MAX_BAD_SHARE * count):
-            raise UserError(
-                f"{len(missing)} of {count} images in {path} are missing, first {missing[0]!r};"
-                " paths are relative to it"
-            )
+        missing = FailureCounter(f"images in {path}")
+        for name, size in zip(self._paths, sizes, strict=True):
+            if size < 0:
+                missing.add(name, "no such file beside the table")
+        missing.check(count)
         digest = hashlib.sha256()
         for name, size, caption in zip(self._paths, sizes, self._captions, strict=True):
             digest.update(f"{name}|{size}|{caption}\n".encode())
@@ -103,6 +102,4 @@ def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
         raise UserError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
     if not images:
         raise UserError(f"{path} has a header but no pairs")
-    if len(set(keys)) != len(keys):
-        raise UserError(f"{path}: a path ends in '#2' like a repeated one; rename it")
     return images, captions, keys

@@ -99,53 +99,38 @@ def walk_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
         UserError: the file is cut off, damaged or compressed, or holds a member twice.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
-    size = path.stat().st_size
     with path.open("rb") as file:
-        # tarfile would take a shard cut between two members for a complete one
-        if not _has_end_mark(file, size):
-            raise UserError(f"shard {path} is cut off or no uncompressed tar file; fetch it again")
-        file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
-                    if member.isfile():
-                        _add(samples, member, path, size)
+                    if not member.isfile():
+                        continue
+                    folder, _, base = member.name.rpartition("/")
+                    key, _, suffix = base.partition(".")
+                    key = f"{folder}/{key}" if folder.strip("./") else key
+                    members = samples.setdefault(key, {})
+                    if suffix.lower() in members:
+                        raise UserError(
+                            f"{path} holds {member.name} twice; keys must be unique in a shard"
+                        )
+                    members[suffix.lower()] = (member.offset_data, member.size)
                 end = archive.offset
         except tarfile.TarError as error:
             raise UserError(
                 f"shard {path} is not a readable, uncompressed tar file ({error}); fetch it again"
             ) from error
-        # tarfile takes a damaged header for the end
-        if not _only_zeros(file, end):
-            raise UserError(f"shard {path} is damaged at byte {end}; fetch it again")
+        # tarfile takes a damaged header, or a cut between two members, for the end
+        if not _ends_in_zeros(file, end):
+            raise UserError(f"shard {path} is cut off or damaged at byte {end}; fetch it again")
     return samples
 
 
-def _add(
-    samples: dict[str, dict[str, tuple[int, int]]], member: tarfile.TarInfo, path: Path, size: int
-) -> None:
-    folder, _, base = member.name.rpartition("/")
-    key, _, suffix = base.partition(".")
-    members = samples.setdefault(f"{folder}/{key}" if folder.strip("./") else key, {})
-    if suffix.lower() in members:
-        raise UserError(f"{path} holds {member.name} twice; keys must be unique in a shard")
-    if member.offset_data + member.size > size:
-        raise UserError(f"shard {path} ends in the middle of {member.name}; fetch it again")
-    members[suffix.lower()] = (member.offset_data, member.size)
-
-
-def _has_end_mark(file: IO[bytes], size: int) -> bool:
-    """Whether the file ends with a block of zeros, as every complete tar file does."""
-    if size < tarfile.BLOCKSIZE or size % tarfile.BLOCKSIZE:
-        return False
-    file.seek(size - tarfile.BLOCKSIZE)
-    return not any(file.read(tarfile.BLOCKSIZE))
-
-
-def _only_zeros(file: IO[bytes], start: int) -> bool:
-    """Whether nothing but zeros follows from byte ``start`` on."""
+def _ends_in_zeros(file: IO[bytes], start: int) -> bool:
+    """Whether zeros follow from byte ``start`` on, and nothing else, as in a complete tar file."""
     file.seek(start)
+    is_complete = False
     while block := file.read(1 << 20):
         if any(block):
             return False
-    return True
+        is_complete = True
+    return is_complete

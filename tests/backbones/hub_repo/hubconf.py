@@ -91,7 +91,3 @@ def another_interface(pretrained=True):
 
 def always_loaded():
     return CapiLike()
-
-
-def needs_more():
-    import a_package_that_is_not_there  # noqa: F401

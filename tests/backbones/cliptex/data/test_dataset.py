@@ -4,6 +4,7 @@ nothing held out is seen."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,26 +19,20 @@ from tests.backbones.cliptex import toy
 CLIPTEX = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=2.0, lr=1e-3)
 
 
+def dataset(pairs, labels=None, recipe=CLIPTEX, **ranks) -> TrainDataset:
+    start = load_pretrained_clip("random", "tiny")
+    options = {"tokenizer": start.tokenizer, "data": start.data, "label_size": 16}
+    return TrainDataset(pairs, labels, recipe, **options, **ranks)
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     return open_pairs(toy.write_pairs(tmp_path_factory.mktemp("pairs"), 48, 2))
 
 
 def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, tmp_path):
-    start = load_pretrained_clip("random", "tiny")
     recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7, rotate=5.0)
-
-    def batches(**more):
-        return TrainDataset(
-            pairs,
-            toy.ToyLabels(),
-            recipe,
-            tokenizer=start.tokenizer,
-            data=start.data,
-            label_size=16,
-            **more,
-        )
-
+    batches = partial(dataset, pairs, toy.ToyLabels(), recipe)
     single = batches()
     seen = np.concatenate([single.positions(step)[0] for step in range(len(single))])
     train_pairs = set(range(48)) - set(single.held_out.tolist())
@@ -82,22 +77,13 @@ def damaged(tmp_path, count=200, corrupt=(), silent=()):
 def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, in_memory):
     """Its neighbours are held out: the next one that is trained on takes its place. A bad one that
     is held out is left out."""
-    start = load_pretrained_clip("random", "tiny")
     recipe = replace(CLIPTEX, val_pairs=60, epochs=1.0)
-    intact = damaged(tmp_path / "whole")
-
-    def dataset(pairs):
-        return TrainDataset(
-            pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
-        )
-
-    held_out = set(dataset(intact).held_out.tolist())
+    intact = dataset(damaged(tmp_path / "intact"), recipe=recipe)
+    held_out = set(intact.held_out.tolist())
     bad = next(i for i in range(200) if i not in held_out and {i + 1, i + 2} <= held_out)
     pairs = damaged(tmp_path / "bad", corrupt=(bad, bad + 1))
-    data, expected = (
-        dataset(pairs),
-        next(i for i in range(bad, 200) if i not in held_out and i != bad),
-    )
+    data = dataset(pairs, recipe=recipe)
+    expected = next(i for i in range(bad, 200) if i not in held_out and i != bad)
     if in_memory:
         assert data.cache_in_memory(toy.Recorder())
     sample = data._sample(bad)
@@ -105,15 +91,11 @@ def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, in_memor
         sample.image, toy.scene(expected)[0]
     )
     assert sum(len(batch.images) for batch in data.validation(16)) == 59
-    assert sum(len(batch.images) for batch in dataset(intact).validation(16)) == 60
+    assert sum(len(batch.images) for batch in intact.validation(16)) == 60
 
 
 def test_an_empty_caption_is_not_trained_on(tmp_path):
-    start = load_pretrained_clip("random", "tiny")
-    pairs = damaged(tmp_path, 40, silent=(7,))
-    data = TrainDataset(
-        pairs, None, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16
-    )
+    data = dataset(damaged(tmp_path, 40, silent=(7,)))
     assert data._sample(7).bad == ("00000/000000007", "its caption is empty")
     bad = [failure for step in range(len(data)) for failure in data[step].bad]
     assert {key for key, _ in bad} == {"00000/000000007"}
@@ -128,11 +110,7 @@ def test_only_labels_that_are_used_are_read(pairs):
             requested.append(tasks)
             return super().get(key, tasks)
 
-    start = load_pretrained_clip("random", "tiny")
-    recipe = CLIPTEX.changed({"lambda_seg": 0.0})
-    batch = TrainDataset(
-        pairs, Watched(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
-    )[0]
+    batch = dataset(pairs, Watched(), CLIPTEX.changed({"lambda_seg": 0.0}))[0]
     assert set(batch.targets) == {"depth", "normal"} and set(requested) == {("depth", "normal")}
 
 
@@ -141,9 +119,5 @@ def test_a_bug_in_a_plug_in_is_not_taken_for_missing_labels(pairs):
         def get(self, key, tasks=None):
             return {}["of the plug-in"]
 
-    start = load_pretrained_clip("random", "tiny")
-    data = TrainDataset(
-        pairs, Broken(), CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16
-    )
     with pytest.raises(KeyError, match="of the plug-in"):
-        data[0]
+        dataset(pairs, Broken())[0]
