@@ -8,6 +8,8 @@ be listed without.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,8 @@ from backbones.cliptex.training.recipes import subsets
 from backbones.registry import Entry, Family, Request, register, register_family
 from common.errors import UserError
 
-DINO_EVALUATION: Mapping[str, Any] = {
-    "size": (224, 224),
-    "crop_pct": 0.875,
-}  # its authors'; trained at 518
+# its authors'; trained at 518
+DINO_EVALUATION: Mapping[str, Any] = {"size": (224, 224), "crop_pct": 0.875}
 
 
 def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
@@ -44,28 +44,13 @@ def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
     )
 
 
-def build_timm(request: Request) -> Backbone:
-    from backbones.adapters import timm
-
-    return timm.build(request)
-
-
-def build_open_clip(request: Request) -> Backbone:
-    from backbones.adapters import open_clip
-
-    return open_clip.build(request)
+def build_with(adapter: str, request: Request) -> Backbone:
+    """Build by a module of ``backbones.adapters``."""
+    return import_module(f"backbones.adapters.{adapter}").build(request)
 
 
-def build_hf(request: Request) -> Backbone:
-    from backbones.adapters import hf
-
-    return hf.build(request)
-
-
-def build_hub(request: Request) -> Backbone:
-    from backbones.adapters import torch_hub
-
-    return torch_hub.build(request)
+build_timm, build_open_clip = partial(build_with, "timm"), partial(build_with, "open_clip")
+build_hf, build_hub = partial(build_with, "hf"), partial(build_with, "torch_hub")
 
 
 def build_random(request: Request) -> Backbone:
