@@ -24,7 +24,7 @@ import torch
 from backbones import Backbone
 from backbones.cliptex.cost import count_flops
 from backbones.versions import versions
-from benchmark.execution.task import GPUS
+from benchmark.execution.unit import GPUS
 from common.errors import UserError
 from common.files import content_key, home, read_json_object, write_json
 from probes.image_level.encode import autocast

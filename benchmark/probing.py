@@ -59,7 +59,7 @@ class Probing:
         Args:
             config: keyword arguments of ``backbones.create``.
         """
-        if self.executor.several_nodes:
+        if self.executor.is_remote:
             return describe_backbone(config)
         name = f"load {config['name']}"
         return await self.executor.run(

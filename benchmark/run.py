@@ -17,7 +17,7 @@ from benchmark.probing import Probing
 from benchmark.records import BackboneInfo, Cell, PlannedTask
 from benchmark.results.average import Average
 from benchmark.results.outcome import RunResult, as_json, check_writable
-from benchmark.stages.stage import driving
+from benchmark.stages.stage import open_executor_and_tracker
 from benchmark.suites.registry import MadeBackbone, Stages, SuiteArtifacts
 from benchmark.unit import forget_backbone
 from common.errors import NonFiniteLoss, error_summary, user_error_message
@@ -52,7 +52,7 @@ async def run_async(options: RunOptions) -> RunResult:
     if options.weights:
         mark_in_use(options.weights)
     try:
-        with driving(options.executor, plan.experiment) as (executor, tracker):
+        with open_executor_and_tracker(options.executor, plan.experiment) as (executor, tracker):
             result = await _Run(plan, tracker, executor).run()
     finally:
         forget_backbone()
@@ -86,7 +86,7 @@ class _Run:
             await self._check_weights([key for key in keys if key not in artifacts.makes])
         self._expect_units(len(keys) * len(self.probing.groups(plan.tasks)))
         # more backbones than workers at once would evict each other from the workers' memory
-        self.semaphore = asyncio.Semaphore(len(keys) if executor.several_nodes else executor.slots)
+        self.semaphore = asyncio.Semaphore(len(keys) if executor.is_remote else executor.slots)
         rows = await asyncio.gather(
             *(self._backbone(name, seed, artifacts.makes.get((name, seed))) for name, seed in keys)
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from benchmark.cli.options import FLAG, add, number, wrote_json
+from benchmark.cli.options import FLAG, add, number, output_json
 from benchmark.cli.parser import add_command, add_commands, with_examples
 from benchmark.execution.progress import console
 from common.errors import UserError, nearest
@@ -100,7 +100,7 @@ def _describe(kind: str, path: Path) -> CacheEntry:
 
 def ls(entries: Sequence[CacheEntry], options: argparse.Namespace) -> int:
     """Print a line for each entry, and the total."""
-    if wrote_json(options, [vars(entry) for entry in entries]):
+    if output_json(options, [vars(entry) for entry in entries]):
         return 0
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:

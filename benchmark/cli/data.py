@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli.options import FLAG, PAIRS, add, add_data, folder, parse_folders, wrote_json
+from benchmark.cli.options import FLAG, PAIRS, add, add_data, folder, output_json, parse_folders
 from benchmark.cli.parser import add_command, add_commands, with_examples
 from common.errors import UserError
 
@@ -85,7 +85,7 @@ def check(options: argparse.Namespace) -> int:
             workers=options.num_workers,
             progress=bar,
         )
-    if not wrote_json(options, [asdict(row) for row in rows]):
+    if not output_json(options, [asdict(row) for row in rows]):
         show(rows)
         absent = [row for row in rows if row.state == "absent"]
         if options.data_root:

@@ -12,7 +12,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmark.cli.options import add, add_data, add_tracking, parse_folders, wrote_json
+from benchmark.cli.options import add, add_data, add_tracking, output_json, parse_folders
 from benchmark.cli.parser import with_examples
 from common.errors import UserError, first_line, user_error_message
 
@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
 
     findings = [finding for check in CHECKS for finding in _run(check, options)]
     ready = all(finding.state != "bad" for finding in findings)
-    if not wrote_json(options, {"ok": ready, "findings": [asdict(each) for each in findings]}):
+    if not output_json(options, {"ok": ready, "findings": [asdict(each) for each in findings]}):
         for finding in findings:
             line = Text(f"{finding.state:<4}", style=STYLES[finding.state])
             console.print(line.append(f" {finding.name:<14} {finding.value}", "default"))

@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
     """Train one expert."""
     from benchmark.execution.progress import console
     from benchmark.stages.experts import ExpertTraining, expert_stage
-    from benchmark.stages.stage import driving
+    from benchmark.stages.stage import open_executor_and_tracker
     from common.settings import parse_pairs
     from reports.mlflow.client import using
 
@@ -51,7 +51,10 @@ def main(options: argparse.Namespace) -> int:
         experiment=options.experiment,
     )
     spec = executor_spec(options)
-    with using(options.tracking_uri), driving(spec, options.experiment) as (executor, _):
+    with (
+        using(options.tracking_uri),
+        open_executor_and_tracker(spec, options.experiment) as (executor, _),
+    ):
         asyncio.run(expert_stage(inputs, executor))
     arguments = f"--experts {options.name}={options.out} --pairs … --out …"
     console.print(f"label with it: python -m benchmark labels predict {arguments}")

@@ -112,7 +112,7 @@ def predict(options: argparse.Namespace) -> int:
     from backbones.cliptex.labels.labeller import LabelSettings
     from benchmark.dry_run import dry_run_labels
     from benchmark.stages.labels import LabelRequest, label_stage
-    from benchmark.stages.stage import driving
+    from benchmark.stages.stage import open_executor_and_tracker
     from common.settings import parse_pairs, with_changes
     from reports.mlflow.client import using
 
@@ -131,7 +131,7 @@ def predict(options: argparse.Namespace) -> int:
         if options.dry_run:
             dry_run_labels(request, spec)
             return 0
-        with driving(spec, options.experiment) as (executor, _):
+        with open_executor_and_tracker(spec, options.experiment) as (executor, _):
             manifest = asyncio.run(label_stage(request, executor)).manifest
     counts = f"{manifest['pairs_out']} of {manifest['pairs_in']} pairs labelled"
     _show(manifest, f"{counts}, {manifest['bytes_per_image']:.0f} bytes per image", options.out)

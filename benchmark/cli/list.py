@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from benchmark.cli.options import add, wrote_json
+from benchmark.cli.options import add, output_json
 from benchmark.cli.parser import with_examples
 
 Rows = list[tuple[str, str]]
@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> int:
     word = options.filter.lower()
     rows = [row for row in LISTS[options.what]() if word in " ".join(row).lower()]
     rows = rows[: options.limit]
-    if not wrote_json(options, [{"name": name, "about": about} for name, about in rows]):
+    if not output_json(options, [{"name": name, "about": about} for name, about in rows]):
         width = max((len(name) for name, _ in rows), default=0)
         for name, about in rows:
             console.print(f"{name:<{width}}  {about}")

@@ -1,5 +1,8 @@
-"""The command line: one module for each command. Exit codes: 0 done, 1 a run failed, 2 wrong input,
-130 interrupted, 143 terminated."""
+"""The command line: one module for each command.
+
+Exit codes: 0 done, 1 a run failed or a bug, 2 wrong input, 130 interrupted, 141 the reader of the
+output ended (broken pipe), 143 terminated.
+"""
 
 from __future__ import annotations
 

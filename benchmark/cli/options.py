@@ -1,4 +1,4 @@
-"""The options of all commands, each declared once: a flag means the same everywhere."""
+"""The options of all commands, each declared once; commands may change help, default and arity."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--partial": {
         **FLAG,
-        "help": "accept incomplete datasets; results then belong to another protocol",
+        "help": "accept incomplete datasets; results are not comparable with those on all images",
     },
     "--limit": {"type": number(1), "metavar": "N", "help": "only the first N"},
     # execution
@@ -126,13 +126,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": number(0),
         "default": 0,
         "metavar": "N",
-        "help": "tasks at once (default: one per GPU or share of the cores; 1: in this process)",
+        "help": "units of work at once (default: one per GPU or share of the cores; 1: in this "
+        "process)",
     },
     "--num-workers": {
         "type": number(0),
         "metavar": "N",
-        "help": "data-loading processes of each task; results do not depend on them "
-        "(default: cores divided by tasks at once; 2 on SLURM)",
+        "help": "data-loading processes of each unit of work; on a CPU results do not depend on "
+        "them (default: cores divided by units at once; 2 on SLURM)",
     },
     "--device": {"default": "auto", "help": "cpu, cuda, cuda:1 … (default: auto)"},
     # results
@@ -168,7 +169,10 @@ def add_data(parser: argparse.ArgumentParser, *, scored: bool = False) -> None:
     add(group, "--data-root", "--data")
     if scored:
         add(group, "--partial")
-        limit = "score only N test images of each dataset, evenly spaced; another protocol"
+        limit = (
+            "score only N val images of each dataset, evenly spaced; not comparable with runs on"
+            " all images"
+        )
         add(group, "--limit", help=limit)
 
 
@@ -181,10 +185,11 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
 def add_tracking(
     parser: argparse.ArgumentParser, experiment: str | None = None, default: str = ""
 ) -> None:
-    """Add the MLflow store and, unless '', the experiment.
+    """Add ``--tracking-uri`` and ``--experiment``.
 
     Args:
-        experiment: its default; None if it depends on other options, as ``default`` explains.
+        experiment: default of ``--experiment``; None if it depends on other options, as ``default``
+            explains; '' for a command without ``--experiment``.
     """
     group = parser.add_argument_group("MLflow")
     if experiment != "":
@@ -230,10 +235,14 @@ def parse_folders(pairs: Sequence[str], option: str = "--data") -> dict[str, Pat
     return {name: Path(folder).expanduser() for name, folder in folders.items()}
 
 
-def wrote_json(
+def output_json(
     options: argparse.Namespace, value: Mapping[str, Any] | Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Write ``value`` as ``--json`` says; True if it was printed instead of the lines."""
+    """Write ``value`` as ``--json`` says.
+
+    Returns:
+        True if JSON went to stdout, so that the caller prints nothing else.
+    """
     if options.json:
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
         if options.json == "-":

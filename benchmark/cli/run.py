@@ -96,7 +96,11 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _report(result: RunResult) -> tuple[str, Report | None]:
-    """Report on this run's backbones and tasks and log the page; its path as a line, the report."""
+    """Write the report on this run and log it to the runs of each backbone's first seed.
+
+    Returns:
+        a line with the page's path, or with the reason why there is none; the report, if any.
+    """
     from reports.attach import report_line
     from reports.report import Request
 
@@ -108,5 +112,7 @@ def _report(result: RunResult) -> tuple[str, Report | None]:
         tracking_uri=result.tracker.uri,
         same_as=list(result.run_ids.values()),  # only runs with the same settings
     )
-    first_seeds = {name: run for (name, _), run in reversed(list(result.run_ids.items()))}
+    first_seeds: dict[str, str] = {}
+    for (name, _), run_id in result.run_ids.items():
+        first_seeds.setdefault(name, run_id)
     return report_line(request, list(first_seeds.values()))

@@ -17,8 +17,8 @@ from benchmark.cli.options import (
     executor_spec,
     names,
     number,
+    output_json,
     parse_folders,
-    wrote_json,
 )
 from benchmark.cli.parser import add_command, add_commands, with_examples
 
@@ -157,7 +157,7 @@ def main(options: argparse.Namespace) -> int:
         "show": (table.trials, table.show_trials),
     }[options.what]
     result: Any = values(sweep)
-    printed_json = wrote_json(options, result)
+    printed_json = output_json(options, result)
     if not printed_json:
         show(sweep)
     if options.what == "best" and options.out:

@@ -77,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
     from reports.mlflow.client import using
 
     spec = executor_spec(options)
-    spec = replace(spec, jobs=1 if spec.name == "local" else spec.jobs, several_nodes=True)
+    spec = replace(spec, jobs=1 if spec.name == "local" else spec.jobs, multi_node=True)
     _check_output(options)
     experts = [f"experts={options.experts}"] if options.experts else []
     recipe = find_recipe(options.recipe, [*options.overrides, *experts])
@@ -149,12 +149,12 @@ def _train_rank(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
 
 def _submit(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
     """Train as a unit of work; on SLURM with several nodes or GPUs, under torchrun."""
-    from benchmark.stages.stage import driving
+    from benchmark.stages.stage import open_executor_and_tracker
     from benchmark.stages.torchrun import torchrun_unit
     from benchmark.stages.weights import train_stage
 
     settings = spec.settings
-    with driving(spec, inputs.experiment) as (executor, _):
+    with open_executor_and_tracker(spec, inputs.experiment) as (executor, _):
         if spec.name != "slurm" or all(settings.get(key, "1") == "1" for key in ("nodes", "gpus")):
             return asyncio.run(train_stage(inputs, executor))
         inputs = replace(inputs, device=executor.device, num_workers=executor.num_workers)

@@ -13,7 +13,7 @@ EXECUTORS.register_lazy(
 EXECUTORS.register_lazy(
     "slurm",
     f"{__name__}.slurm:SlurmExecutor",
-    "a SLURM job per task (submitit); any option of sbatch as --executor-arg",
+    "a SLURM job per unit (submitit); any option of sbatch as --executor-arg",
 )
 EXECUTORS.register_lazy(
     "ray",

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM as ``KeyboardInterrupt``.
 
 A signal is remembered: one that goes to the whole process group also kills the loading processes,
-whose death must not be taken for the failure of a task.
+whose death must not be taken for the failure of a unit.
 """
 
 from __future__ import annotations

@@ -15,15 +15,15 @@ from typing import Any, ClassVar
 
 from benchmark.execution.base import SAVE_SECONDS, Executor, ExecutorSpec, positive
 from benchmark.execution.progress import Bar, reporting
-from benchmark.execution.task import THREADS, Outcome, Task, cores, execute, threads
+from benchmark.execution.unit import THREADS, Outcome, Unit, cores, execute, threads
 from common.errors import UserError
 
 
 class LocalExecutor(Executor):
-    """Tasks in processes of this machine, each of which sees only its own GPUs.
+    """Units in processes of this machine, each of which sees only its own GPUs.
 
-    With ``--jobs 1``, tasks run in this process, for debuggers. Processes are reused, so that they
-    import libraries once.
+    Without concurrency (``--jobs 1``, or no GPU and cores for one unit), units run in this process,
+    where debuggers work. Worker processes are reused, so that they import libraries once.
     """
 
     options: ClassVar[Mapping[str, str]] = {
@@ -36,57 +36,58 @@ class LocalExecutor(Executor):
         self._cpus = positive("cpus", spec.settings.get("cpus", str(cores())))
         self._gpus = _select_gpus(spec)
         self._set_capacity(self._cpus, len(self._gpus))
-        # a single GPU does not serialise work on the CPU
+        # with one GPU and no limit of jobs, units without a GPU run beside the one on it
         self._in_this_process = self.slots == 1 and (spec.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
 
     @property
     def device(self) -> str:
-        """The device as a task names it; in this process, which sees all GPUs, with its number."""
+        """The device as a unit names it; in this process, which sees all GPUs, with its number."""
         visible = _visible_gpus() if self._in_this_process and self._gpus else []
         if visible == self._gpus or not visible:
             return super().device
         return f"cuda:{visible.index(self._gpus[0])}"
 
-    def _enqueue(self, task: Task, priority: int) -> Future[Any]:
+    def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
         if not self._in_this_process:
-            return super()._enqueue(task, priority)
+            return super()._enqueue(unit, priority)
         future: Future[Any] = Future()
-        with threads(task.cpus), reporting(self.bar):
+        with threads(unit.cpus), reporting(self.bar):
             try:  # errors keep their traceback, and an interruption is not caught
-                self._check(task)
-                future.set_result(task.call())
+                self._check(unit)
+                future.set_result(unit.call())
             except Exception as error:
                 future.set_exception(error)
         self.overview.add_done()
         return future
 
-    def _check(self, task: Task) -> None:
-        if task.gpus > len(self._gpus):
-            raise UserError(f"{task.name} needs {task.gpus} GPUs, there are {len(self._gpus)}")
+    def _check(self, unit: Unit) -> None:
+        if unit.gpus > len(self._gpus):
+            raise UserError(f"{unit.name} needs {unit.gpus} GPUs, there are {len(self._gpus)}")
 
-    def _start(self, task: Task) -> Future[Outcome] | None:
-        """Run a task on its own GPU or, without one, on its cores; ``gpus`` is 0 or 1."""
-        self._check(task)
+    def _start(self, unit: Unit) -> Future[Outcome] | None:
+        """Run a unit on its own GPU or, without one, on its cores; ``gpus`` is 0 or 1."""
+        self._check(unit)
         self._workers = [worker for worker in self._workers if not worker.is_broken]
-        cpus = 0 if task.gpus else min(task.cpus, self._cpus)  # cores are never short for GPUs
+        # units on a GPU do not wait for cores
+        cpus = 0 if unit.gpus else min(unit.cpus, self._cpus)
         busy = [worker for worker in self._workers if worker.is_busy]
         if cpus > self._cpus - sum(worker.cpus for worker in busy):
             return None
         idle = [worker for worker in self._workers if worker not in busy]
-        worker = next((each for each in idle if bool(each.gpu) == bool(task.gpus)), None)
+        worker = next((each for each in idle if bool(each.gpu) == bool(unit.gpus)), None)
         if worker is None:
             used = [each.gpu for each in self._workers]
-            free = [gpu for gpu in self._gpus if gpu not in used] if task.gpus else [""]
+            free = [gpu for gpu in self._gpus if gpu not in used] if unit.gpus else [""]
             if not free:
                 return None
-            worker = _Worker(free[0], task.cpus)
+            worker = _Worker(free[0], unit.cpus)
             self._workers.append(worker)
         try:
-            return worker.run(task, cpus)
+            return worker.run(unit, cpus)
         except BrokenProcessPool:  # it was killed while idle
             self._workers.remove(worker)
-            return self._start(task)
+            return self._start(unit)
 
     def _stop(self) -> None:
         for worker in self._workers:
@@ -102,7 +103,7 @@ class LocalExecutor(Executor):
 
 
 class _Worker:
-    """One process that sees ``gpu`` ('' for none); ``cpus`` are the cores of its current task."""
+    """One process that sees ``gpu`` ('' for none); ``cpus`` are the cores of its current unit."""
 
     def __init__(self, gpu: str, threads: int) -> None:
         self.gpu, self.cpus = gpu, 0
@@ -124,11 +125,11 @@ class _Worker:
 
     @property
     def is_broken(self) -> bool:
-        """Whether its process died during the last task."""
+        """Whether its process died during the last unit."""
         return self.running is not None and self.running.done() and bool(self.running.exception())
 
-    def run(self, task: Task, cpus: int) -> Future[Outcome]:
-        self.cpus, self.running = cpus, self.pool.submit(execute, task, (signal.SIGTERM,))
+    def run(self, unit: Unit, cpus: int) -> Future[Outcome]:
+        self.cpus, self.running = cpus, self.pool.submit(execute, unit, (signal.SIGTERM,))
         return self.running
 
     def signal(self, number: int) -> None:

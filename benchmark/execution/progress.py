@@ -48,7 +48,7 @@ class Reporter(ABC):
         """Add ``steps`` finished parts."""
 
     def follow(self, status: Mapping[str, Any]) -> None:
-        """Report the progress in the heartbeat of another process (see ``TaskProgress``)."""
+        """Report the progress in the heartbeat of another process (see ``UnitProgress``)."""
         if "step" not in status:
             return
         if status["number"] != self._step_number:
@@ -59,8 +59,8 @@ class Reporter(ABC):
             self._done = status["done"]
 
 
-class TaskProgress(Reporter):
-    """Progress of a task in a worker, written to the fields of its heartbeat."""
+class UnitProgress(Reporter):
+    """Progress of a unit in a worker, written to the fields of its heartbeat."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat, self._steps = heartbeat, 0

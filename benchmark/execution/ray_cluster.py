@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, positive
 from benchmark.execution.progress import Bar, console
-from benchmark.execution.task import Outcome, Task, cores, execute
+from benchmark.execution.unit import Outcome, Unit, cores, execute
 from common.errors import UserError, first_line
 
-# prefixes of environment variables that tasks on a cluster need
+# prefixes of environment variables that units on a cluster need
 FORWARDED = (
     "CLIPTEX_",
     "MLFLOW_",
@@ -50,7 +50,7 @@ class RayExecutor(Executor):
             if key in spec.settings
         }
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # ``execute`` hides GPUs from tasks without one
+        # ``execute`` hides GPUs from units without one
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
@@ -69,33 +69,33 @@ class RayExecutor(Executor):
             int(max(node["Resources"].get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU")
         )
         hosts = {node["NodeManagerHostname"] for node in nodes}
-        self.several_nodes = len(nodes) > 1 or hosts != {socket.gethostname()}
+        self.is_remote = len(nodes) > 1 or hosts != {socket.gethostname()}
         total = ray.cluster_resources()
         self._set_capacity(
             int(total.get("CPU", 1)), int(total.get("GPU", 0)) if spec.uses_gpus else 0
         )
         self._cpu_task = ray.remote(max_retries=0)(in_worker)
-        # a process that has used one GPU cannot see another: it ends with its task
+        # a process that has used one GPU cannot see another: it ends with its unit
         self._gpu_task = ray.remote(max_retries=0, max_calls=1, num_gpus=1)(in_worker)
         self._refs: set[Any] = set()
-        # Ray logs its ``runtime_env`` in clear text, so variables travel with the task; the
+        # Ray logs its ``runtime_env`` in clear text, so variables travel with the unit; the
         # workers of a local Ray inherit them
         self._variables: dict[str, str] = {}
         if "address" in spec.settings or not self._owned:
             self._variables = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED)}
 
-    def _start(self, task: Task) -> Future[Outcome] | None:
-        if task.gpus > self._node_gpus:  # Ray would wait for such a node for ever
+    def _start(self, unit: Unit) -> Future[Outcome] | None:
+        if unit.gpus > self._node_gpus:  # Ray would wait for such a node for ever
             raise UserError(
-                f"{task.name} needs {task.gpus} GPUs, no node of this Ray has more than"
+                f"{unit.name} needs {unit.gpus} GPUs, no node of this Ray has more than"
                 f" {self._node_gpus}"
             )
         cpus = float(self._node_cpus)
-        if task.gpus:  # cores never keep a GPU idle: at most their share of the node's
-            cpus *= task.gpus / self._node_gpus
-        remote = self._gpu_task if task.gpus else self._cpu_task
-        remote = remote.options(num_cpus=min(task.cpus, cpus), num_gpus=task.gpus, name=task.name)
-        ref = remote.remote(pickle.dumps(task), self._variables)
+        if unit.gpus:  # a share of the node's cores, so that no GPU waits for cores
+            cpus *= unit.gpus / self._node_gpus
+        remote = self._gpu_task if unit.gpus else self._cpu_task
+        remote = remote.options(num_cpus=min(unit.cpus, cpus), num_gpus=unit.gpus, name=unit.name)
+        ref = remote.remote(pickle.dumps(unit), self._variables)
         self._refs.add(ref)
         future: Future[Outcome] = Future()
         ref.future().add_done_callback(lambda done: self._done(done, ref, future))
@@ -110,11 +110,11 @@ class RayExecutor(Executor):
         except exceptions.TaskCancelledError:
             outcome = Outcome("interrupted")
         except exceptions.RayTaskError as error:
-            outcome = Outcome.failed(RuntimeError(f"the task could not run: {error}"))
+            outcome = Outcome.failed(RuntimeError(f"the unit could not run: {error}"))
         except exceptions.RayError as error:
             outcome = Outcome.failed(WorkerLost(first_line(error)))
         except Exception as error:
-            outcome = Outcome.failed(RuntimeError(f"the task could not run: {error}"))
+            outcome = Outcome.failed(RuntimeError(f"the unit could not run: {error}"))
         future.set_result(outcome)
 
     def _stop(self) -> None:
@@ -134,26 +134,26 @@ class RayExecutor(Executor):
 def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
     """``execute`` with a thread that watches for the driver's stop file.
 
-    Ray's own cancellation does not reach a task that waits for its loading processes.
+    Ray's own cancellation does not reach a unit that waits for its loading processes.
 
     Args:
-        content: the pickled task; its modules are imported after ``variables`` are set.
+        content: the pickled unit; its modules are imported after ``variables`` are set.
         variables: environment variables of the driver.
     """
     os.environ.update(variables)
-    task: Task = pickle.loads(content)
+    unit: Unit = pickle.loads(content)
     finished = threading.Event()
 
     def watch() -> None:
         while not finished.wait(0.5):
-            if task.stop.exists():
+            if unit.stop.exists():
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
     watcher = threading.Thread(target=watch, name="stop", daemon=True)
     watcher.start()
     try:
-        return execute(task)
+        return execute(unit)
     finally:
         finished.set()
         watcher.join()

@@ -18,7 +18,7 @@ from typing import Any
 from benchmark.execution.base import SAVE_SECONDS, Executor, ExecutorSpec, WorkerLost, positive
 from benchmark.execution.interrupts import STOP_SIGNALS
 from benchmark.execution.progress import Bar
-from benchmark.execution.task import Outcome, Task, execute
+from benchmark.execution.unit import Outcome, Unit, execute
 from common.errors import UserError
 from common.files import home
 
@@ -51,15 +51,15 @@ class _Job:
 
 
 class SlurmExecutor(Executor):
-    """A SLURM job for each task.
+    """A SLURM job for each unit.
 
     A job at its time limit saves its state and is queued again (``scontrol requeue``); one that is
     preempted, cancelled or dies is submitted again by the driver. A job on several nodes
-    (``spec.several_nodes``) calls the task's function on each; the first node's result counts.
+    (``spec.multi_node``) calls the unit's function on each; the first node's result counts.
     """
 
     options = None
-    several_nodes = True
+    is_remote = True
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
@@ -75,15 +75,15 @@ class SlurmExecutor(Executor):
                 " local"
             )
         settings = {key.replace("-", "_"): value for key, value in spec.settings.items()}
-        self._gpus_per_task = positive("gpus", settings.pop("gpus", "1"))
-        self._cpus_per_task = positive("cpus", settings.pop("cpus", "0"), minimum=0)
+        self._gpus_per_unit = positive("gpus", settings.pop("gpus", "1"))
+        self._cpus_per_unit = positive("cpus", settings.pop("cpus", "0"), minimum=0)
         parameters: dict[str, Any] = {
             key: positive(key, settings.pop(key))
             for key in ("nodes", "signal_delay_s")
             if key in settings
         }
         parameters["setup"] = [settings.pop("setup")] if "setup" in settings else None
-        if parameters.get("nodes", 1) > 1 and not spec.several_nodes:
+        if parameters.get("nodes", 1) > 1 and not spec.multi_node:
             raise UserError(
                 f"--executor-arg nodes={parameters['nodes']}: only `train` computes on several"
                 " nodes; leave nodes out, each unit is a job of its own"
@@ -103,17 +103,17 @@ class SlurmExecutor(Executor):
         self._queried = 0.0  # when the controller last answered
 
     def where(self, cpus: int, gpus: int) -> str:
-        return super().where(self._cpus_per_task or cpus, gpus * self._gpus_per_task)
+        return super().where(self._cpus_per_unit or cpus, gpus * self._gpus_per_unit)
 
-    def _start(self, task: Task) -> Future[Outcome] | None:
-        self._submitit.folder = task.folder / "slurm"  # removed with the task
+    def _start(self, unit: Unit) -> Future[Outcome] | None:
+        self._submitit.folder = unit.folder / "slurm"  # removed with the unit
         self._submitit.update_parameters(
-            job_name=f"cliptex:{task.name}"[:120],
-            cpus_per_task=self._cpus_per_task or task.cpus,
-            gpus_per_node=task.gpus * self._gpus_per_task or None,
+            job_name=f"cliptex:{unit.name}"[:120],
+            cpus_per_task=self._cpus_per_unit or unit.cpus,
+            gpus_per_node=unit.gpus * self._gpus_per_unit or None,
         )
         try:
-            submitted = self._submitit.submit(in_job, task)
+            submitted = self._submitit.submit(in_job, unit)
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             errors = [line for line in lines if "sbatch: " in line] or lines
@@ -121,7 +121,7 @@ class SlurmExecutor(Executor):
             busy = r"limit|timed out|[Uu]nable to contact|temporarily"
             if self._jobs and re.search(busy, message):
                 return None  # try again when another job has ended
-            raise UserError(f"sbatch refused {task.name}: {message}") from error
+            raise UserError(f"sbatch refused {unit.name}: {message}") from error
         job = self._jobs[submitted.job_id] = _Job(submitted)
         return job.future
 
@@ -167,19 +167,19 @@ class SlurmExecutor(Executor):
             _output_of(["scancel", *self._jobs])
 
 
-def in_job(task: Task) -> Outcome:
-    """Run a task on each node of a job; at the time limit (SIGUSR2) save and queue it again."""
+def in_job(unit: Unit) -> Outcome:
+    """Run a unit on each node of a job; at the time limit (SIGUSR2) save and queue it again."""
     from submitit import JobEnvironment
 
     environment = JobEnvironment()
     environment.paths.result_pickle.unlink(missing_ok=True)  # of the attempt before a requeue
     node = environment.global_rank
     if node:  # the first node shows the progress; all write to one log
-        task = replace(task, folder=task.folder / f"node{node}")
+        unit = replace(unit, folder=unit.folder / f"node{node}")
         with suppress(OSError):  # ``execute`` reports a folder that is not visible
-            task.folder.mkdir(exist_ok=True)
-            task.log.symlink_to(f"../{task.log.name}")
-    outcome = execute(task, (*STOP_SIGNALS, signal.SIGUSR2))
+            unit.folder.mkdir(exist_ok=True)
+            unit.log.symlink_to(f"../{unit.log.name}")
+    outcome = execute(unit, (*STOP_SIGNALS, signal.SIGUSR2))
     if outcome.kind == "interrupted" and outcome.signal == signal.SIGUSR2:
         code = 0 if node else _output_of(["scontrol", "requeue", environment.job_id])[0]
         if code == 0:
@@ -206,7 +206,7 @@ def _read_outcome(path: Path) -> Outcome:
         return Outcome.failed(WorkerLost(message))
     if kind == "success":
         return value
-    return Outcome.failed(RuntimeError(f"a job could not run its task:\n{value}"))
+    return Outcome.failed(RuntimeError(f"a job could not run its unit:\n{value}"))
 
 
 def _last_line(job: _Job) -> str:

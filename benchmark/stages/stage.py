@@ -15,7 +15,9 @@ from reports.mlflow.run import Run, Tracker
 
 
 @contextmanager
-def driving(spec: ExecutorSpec, experiment: str) -> Iterator[tuple[Executor, Tracker]]:
+def open_executor_and_tracker(
+    spec: ExecutorSpec, experiment: str
+) -> Iterator[tuple[Executor, Tracker]]:
     """The executor and the MLflow experiment of a command that submits units of work. Runs whose
     process has vanished are closed before and after.
 
@@ -26,7 +28,7 @@ def driving(spec: ExecutorSpec, experiment: str) -> Iterator[tuple[Executor, Tra
     tracker = None
     try:
         with Bar() as bar, reporting(bar), make_executor(spec, bar) as executor:
-            check_device(spec.device, is_local=not executor.several_nodes)
+            check_device(spec.device, is_local=not executor.is_remote)
             executor.check_store(tracking_uri())
             tracker = Tracker(experiment)
             for name in tracker.close_stale():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from backbones.cliptex.training.distributed import first_process
 from benchmark.execution import interrupts
-from benchmark.execution.progress import TaskProgress, console, reporter, reporting
-from benchmark.execution.task import THREADS, Outcome
+from benchmark.execution.progress import UnitProgress, console, reporter, reporting
+from benchmark.execution.unit import THREADS, Outcome
 from benchmark.stages.weights import TrainedWeights, TrainingInputs, train_unit
 from common.files import home
 from reports.mlflow.heartbeat import Heartbeat, read
@@ -114,7 +114,7 @@ def main(folder: Path) -> int:
         train_unit(inputs)
         return 0
     interrupts.install(once=True, numbers=[signal.SIGINT])
-    with Heartbeat(folder / "status.json") as beat, reporting(TaskProgress(beat)):
+    with Heartbeat(folder / "status.json") as beat, reporting(UnitProgress(beat)):
         outcome = Outcome.of(lambda: train_unit(inputs))
     (folder / "outcome").write_bytes(pickle.dumps(outcome))
     return int(outcome.kind != "done")

@@ -13,7 +13,7 @@ from backbones import UserError
 from backbones.cliptex.training.recipes import Recipe, setting_names
 from benchmark.execution import Executor
 from benchmark.results.outcome import check_writable
-from benchmark.stages.stage import driving
+from benchmark.stages.stage import open_executor_and_tracker
 from benchmark.suites.registry import find_suite
 from benchmark.sweep import bench as sweep_bench
 from benchmark.sweep.bench import CLIPTEX, Bench, SweepOptions
@@ -53,10 +53,11 @@ def launch(options: SweepOptions) -> tuple[Sweep, Tracker]:
         before = load_sweep(options.name, options.storage)
         must_agree(options.name, before.metadata["identity"], plan.identity())
         must_be_free(before)
-    with driving(options.executor, options.experiment_name) as (executor, tracker):
+    opened = open_executor_and_tracker(options.executor, options.experiment_name)
+    with opened as (executor, tracker):
         if (
             options.prune
-            and executor.several_nodes
+            and executor.is_remote
             and storage_url(options.storage).startswith("sqlite:")
         ):
             raise UserError(

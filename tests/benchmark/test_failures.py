@@ -235,7 +235,7 @@ def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, mon
 )
 def test_inputs_are_checked_before_anything_is_trained(here, refused, options, message):
     class Far(LocalExecutor):
-        several_nodes = True
+        is_remote = True
 
     EXECUTORS.register("far", Far)
     trained = []

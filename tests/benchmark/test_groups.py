@@ -85,7 +85,7 @@ def test_images_are_listed_once_for_all_backbones_and_seeds():
     tasks = plan_tasks(find_suite("own"), TASKS, {})
     samples = {"train": Samples(), "val": Samples([Sample("a.png"), Sample("b.png")])}
     dataset = PreparedDataset(tasks[0].spec, Path(), samples)
-    executor = SimpleNamespace(several_nodes=False)
+    executor = SimpleNamespace(is_remote=False)
     probing = Probing(executor, "own", tasks, {task.name: dataset for task in tasks})
     assert [probing.groups(tasks) for _ in range(5)] == [[tasks]] * 5
     assert Samples.listings == 1

@@ -45,7 +45,7 @@ class FlatWorld(Expert):
 
 class Cluster(Executor):
     about = "mine"
-    def _start(self, task, priority):
+    def _start(self, unit):
         raise NotImplementedError
     def _stop(self):
         pass

@@ -37,7 +37,7 @@ def test_one_line(command, message, workdir, refused):
 @pytest.mark.parametrize("command", [LABEL, TRAIN, EXPERT, "sweep launch --suite smoke"])
 def test_a_database_file_is_no_store_for_several_machines(command, workdir, refused):
     class Remote(LocalExecutor):
-        several_nodes = True
+        is_remote = True
 
     with registries():
         EXECUTORS.register("remote", Remote)

@@ -21,4 +21,4 @@ def output(monkeypatch):
 def no_leftover_folders(cliptex_home):
     before = set((home() / "tasks").glob("[!.]*"))
     yield
-    assert not set((home() / "tasks").glob("[!.]*")) - before, "a task's folder goes with the task"
+    assert not set((home() / "tasks").glob("[!.]*")) - before, "a unit's folder goes with the unit"

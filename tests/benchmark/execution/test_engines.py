@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.execution import Bar, Executor, ExecutorSpec, WorkerLost, base, make_executor, task
+from benchmark.execution import Bar, Executor, ExecutorSpec, WorkerLost, base, make_executor, unit
 from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor
 from common.errors import UserError
 from common.files import home
-from tests.benchmark.execution import tasks
+from tests.benchmark.execution import units
 from tests.benchmark.execution.helpers import have_ended, is_running, peak_cores, until_true
 
 TWO_CORES = ExecutorSpec(settings={"cpus": "2"}, device="cpu")
@@ -35,20 +35,20 @@ def need(name, request):
 def test_one_job_runs_in_this_process():
     with make_executor(ExecutorSpec(jobs=1, device="cpu"), Bar()) as executor:
         assert executor.slots == 1 and executor.where(1, 0) == "local, 1 core"
-        assert executor.submit(tasks.report_progress, 1).result() == os.getpid()
+        assert executor.submit(units.report_progress, 1).result() == os.getpid()
         with pytest.raises(UserError, match="needs 1 GPUs, there are 0"):
-            executor.submit(tasks.visible_gpus, gpus=1).result()
+            executor.submit(units.visible_gpus, gpus=1).result()
 
 
 def test_a_chosen_gpu_is_visible_in_this_process(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with make_executor(ExecutorSpec(settings={"gpus": "3"}), Bar()) as executor:
         assert executor.slots == 1 and executor.has_gpus
-        assert executor.submit(tasks.visible_gpus, gpus=1).result()[0] == "3"
+        assert executor.submit(units.visible_gpus, gpus=1).result()[0] == "3"
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
-def test_eight_tasks_get_eight_gpus(name, tmp_path, request):
+def test_eight_units_get_eight_gpus(name, tmp_path, request):
     need(name, request)
     settings = {
         "local": {"gpus": "0,1,2,3,4,5,6,7", "cpus": "2"},
@@ -56,28 +56,28 @@ def test_eight_tasks_get_eight_gpus(name, tmp_path, request):
     }[name]
     with make_executor(ExecutorSpec(name, settings), Bar()) as executor:
         assert executor.has_gpus and executor.slots == 8
-        futures = [executor.submit(tasks.visible_gpus, tmp_path, 8, gpus=1) for _ in range(8)]
-        futures += [executor.submit(tasks.visible_gpus, gpus=gpus) for gpus in (1, 0)]
+        futures = [executor.submit(units.visible_gpus, tmp_path, 8, gpus=1) for _ in range(8)]
+        futures += [executor.submit(units.visible_gpus, gpus=gpus) for gpus in (1, 0)]
         results = [future.result(100) for future in futures]
         with pytest.raises(UserError, match="needs 9 GPUs"):
-            executor.submit(tasks.visible_gpus, gpus=9).result(10)
+            executor.submit(units.visible_gpus, gpus=9).result(10)
     assert sorted(gpu for gpu, *_ in results[:8]) == [str(n) for n in range(8)]
     assert results[8][0].isdigit() and results[9][0] == ""
     for number in range(8):
         spans = [(1, *span) for gpu, *span in results if gpu == str(number)]
-        assert peak_cores(spans) == 1, f"GPU {number} was used by two tasks at once"
+        assert peak_cores(spans) == 1, f"GPU {number} was used by two units at once"
 
 
 def test_a_process_of_ray_sees_one_set_of_gpus(request):
     need("ray", request)
     with make_executor(ExecutorSpec("ray", {"num_gpus": "2", "num_cpus": "2"}), Bar()) as executor:
-        futures = [executor.submit(tasks.process_and_gpus, gpus=n) for n in (1, 1, 2, 1, 1, 2)]
+        futures = [executor.submit(units.process_and_gpus, gpus=n) for n in (1, 1, 2, 1, 1, 2)]
         results = [future.result(100) for future in futures]
     assert len({process for process, _ in results}) == len(set(results)), results
 
 
 @pytest.mark.parametrize("where", ["this machine", "cluster"])
-def test_secrets_reach_tasks_but_not_the_logs_of_ray(where, request, monkeypatch):
+def test_secrets_reach_units_but_not_the_logs_of_ray(where, request, monkeypatch):
     need("ray", request)
     settings = {"num_cpus": "2"}
     if where == "cluster":
@@ -87,17 +87,17 @@ def test_secrets_reach_tasks_but_not_the_logs_of_ray(where, request, monkeypatch
         import ray
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
-        assert executor.submit(tasks.variable, "HF_TOKEN").result(100) == ("hf_secret", False)
+        assert executor.submit(units.variable, "HF_TOKEN").result(100) == ("hf_secret", False)
     files = [path for path in logs.rglob("*") if path.is_file()]
     assert not [path.name for path in files if b"hf_secret" in path.read_bytes()]
 
 
 def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     with make_executor(ExecutorSpec("slurm"), Bar()) as executor:
-        assert executor.has_gpus and executor.several_nodes
+        assert executor.has_gpus and executor.is_remote
         counts = (1, 2, 1, 1)
-        futures = [executor.submit(tasks.gpus_on_node, tmp_path, 4, gpus=n) for n in counts]
-        without = executor.submit(tasks.visible_gpus)
+        futures = [executor.submit(units.gpus_on_node, tmp_path, 4, gpus=n) for n in counts]
+        without = executor.submit(units.visible_gpus)
         results = [future.result(60) for future in futures]
         assert without.result(60)[0] == ""
     assert tuple(map(len, results)) == counts
@@ -135,25 +135,25 @@ def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(tmp_path, monk
         make_executor(ExecutorSpec("slurm"), Bar()) as executor,
         pytest.raises(WorkerLost, match="OUT_OF_MEMORY"),
     ):
-        executor.submit(tasks.doubled, 1).result(60)
+        executor.submit(units.doubled, 1).result(60)
 
 
-def test_waiting_tasks_start_by_priority_then_order(tmp_path):
+def test_waiting_units_start_by_priority_then_order(tmp_path):
     with make_executor(TWO_CORES, Bar()) as executor:
         log, go = tmp_path / "log", tmp_path / "go"
-        first = executor.submit(tasks.append_name, log, "first", go)
-        tasks.until(log)
+        first = executor.submit(units.append_name, log, "first", go)
+        units.until(log)
         queue = [("low", 0, 2), ("high", 5, 2), ("middle", 3, 1), ("last", -1, 1)]
         for name, priority, cpus in queue:
-            executor.submit(tasks.append_name, log, name, cpus=cpus, priority=priority)
+            executor.submit(units.append_name, log, name, cpus=cpus, priority=priority)
         time.sleep(0.3)
-        assert log.read_text() == "first\n", "a small task waits behind a large one"
+        assert log.read_text() == "first\n", "a small unit waits behind a large one"
         go.touch()
         first.result(60)
     assert log.read_text().split() == ["first", "high", "middle", "low", "last"]
 
 
-def test_a_bug_in_the_driver_ends_all_tasks_with_its_error(tmp_path):
+def test_a_bug_in_the_driver_ends_all_units_with_its_error(tmp_path):
     marker = tmp_path / "one"
 
     class Broken(LocalExecutor):
@@ -162,16 +162,16 @@ def test_a_bug_in_the_driver_ends_all_tasks_with_its_error(tmp_path):
                 raise ZeroDivisionError("a bug")
 
     with Broken(TWO_CORES, Bar()) as executor:
-        futures = [executor.submit(tasks.wait, tmp_path / name, cpus=2) for name in ("one", "two")]
+        futures = [executor.submit(units.wait, tmp_path / name, cpus=2) for name in ("one", "two")]
         for future in futures:
             with pytest.raises(ZeroDivisionError):
                 future.result(60)
         with pytest.raises(CancelledError):
-            executor.submit(tasks.doubled, 1).result(60)
+            executor.submit(units.doubled, 1).result(60)
     assert marker.with_suffix(".saved").is_file()
 
 
-def test_tasks_save_although_the_disk_is_full(tmp_path, monkeypatch):
+def test_units_save_although_the_disk_is_full(tmp_path, monkeypatch):
     touch = Path.touch
 
     def touch_unless_full(path, *args, **options):
@@ -183,27 +183,27 @@ def test_tasks_save_although_the_disk_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "SAVE_SECONDS", 10.0)
     marker = tmp_path / "one"
     with pytest.raises(KeyboardInterrupt), make_executor(TWO_CORES, Bar()) as executor:
-        executor.submit(tasks.wait, marker)
-        tasks.until(marker)
+        executor.submit(units.wait, marker)
+        units.until(marker)
         raise KeyboardInterrupt
     assert marker.with_suffix(".saved").is_file()
 
 
-def test_a_cancelled_task_leaves_no_folder():
+def test_a_cancelled_unit_leaves_no_folder():
     with make_executor(TWO_CORES, Bar()) as executor:
-        executor.several_nodes = True  # creates the folder at once
-        first, second = (executor.submit(tasks.doubled, n, 0.5, cpus=2) for n in range(2))
+        executor.is_remote = True  # creates the folder at once
+        first, second = (executor.submit(units.doubled, n, 0.5, cpus=2) for n in range(2))
         assert second.cancel() and first.result(60)[0] == 0
 
 
 def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
     with make_executor(TWO_CORES, Bar()) as executor:
-        first = executor.submit(tasks.report_progress, 1).result(60)
-        assert executor.submit(tasks.report_progress, 1).result(60) == first
+        first = executor.submit(units.report_progress, 1).result(60)
+        assert executor.submit(units.report_progress, 1).result(60) == first
         os.kill(first, signal.SIGKILL)
         assert until_true(lambda: not is_running(first))
         time.sleep(0.2)
-        assert executor.submit(tasks.report_progress, 1).result(60) != first
+        assert executor.submit(units.report_progress, 1).result(60) != first
     assert output() == "printed by 1: [bold] :car:\n" * 3
 
 
@@ -219,12 +219,12 @@ def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
 )
 def test_a_driver_that_ends_leaves_no_worker(name, number, tmp_path, request):
     need(name, request)
-    command = [sys.executable, "-m", "tests.benchmark.execution.tasks", name, str(tmp_path)]
+    command = [sys.executable, "-m", "tests.benchmark.execution.units", name, str(tmp_path)]
     markers = [tmp_path / "one", tmp_path / "two"]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         for marker in markers:
-            tasks.until(marker)
+            units.until(marker)
         if number == signal.SIGINT:  # as a terminal sends it
             os.killpg(driver.pid, number)
         else:
@@ -241,7 +241,7 @@ def test_a_driver_that_ends_leaves_no_worker(name, number, tmp_path, request):
         for folder in (home() / "tasks").glob("[!.]*") if number == signal.SIGKILL else ():
             for path in (*folder.iterdir(), folder):
                 os.utime(path, (0, time.time() - month - 60))
-        task.remove_abandoned(home() / "tasks")  # the fixture checks that none is left
+        unit.remove_abandoned(home() / "tasks")  # the fixture checks that none is left
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_this_process_computes_only_on_a_gpu_that_it_sees(monkeypatch):
     [
         (0, 8, "0,1", None, 4),
         (2, 8, None, None, 4),
-        (1, 64, None, None, base.MAX_LOADERS),
+        (1, 64, None, None, base.MAX_LOADING_PROCESSES),
     ],
 )
 def test_loading_processes_share_the_cores(jobs, cpus, gpus, num_workers, expected, monkeypatch):
@@ -296,7 +296,7 @@ def test_a_refusal_of_sbatch_is_one_line(slurm):
         make_executor(ExecutorSpec("slurm", {"partition": "nowhere"}), Bar()) as executor,
         pytest.raises(UserError, match=message) as raised,
     ):
-        executor.submit(tasks.doubled, 1).result(10)
+        executor.submit(units.doubled, 1).result(10)
     assert "\n" not in str(raised.value)
 
 
@@ -320,7 +320,7 @@ def test_a_plugin_executor_is_found_by_its_entry_point(tmp_path, monkeypatch, re
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with make_executor(ExecutorSpec("plugin"), Bar()) as executor:
         assert isinstance(executor, Executor)
-        assert executor.submit(tasks.doubled, 4).result(10)[0] == 8
+        assert executor.submit(units.doubled, 4).result(10)[0] == 8
     with pytest.raises(UserError, match="executor 'broken' cannot be loaded"):
         make_executor(ExecutorSpec("broken"), Bar())
 
@@ -329,13 +329,13 @@ PLUGIN = """
 from concurrent.futures import Future
 
 from benchmark.execution import Executor
-from benchmark.execution.task import execute
+from benchmark.execution.unit import execute
 
 
 class Echo(Executor):
-    def _start(self, task):
+    def _start(self, unit):
         future = Future()
-        future.set_result(execute(task))
+        future.set_result(execute(unit))
         return future
 
     def _stop(self):

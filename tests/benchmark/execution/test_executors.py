@@ -14,7 +14,7 @@ import pytest
 
 from benchmark.execution import ExecutorSpec, WorkerLost, base, make_executor
 from common.errors import UserError, user_error_message
-from tests.benchmark.execution import tasks
+from tests.benchmark.execution import units
 from tests.benchmark.execution.helpers import RecordingBar, have_ended, peak_cores, until_true
 
 CORES = {"in process": 1, "local": 2, "slurm": 4, "ray": 2, "ray cluster": 5}
@@ -43,7 +43,7 @@ def make(request):
         if kind == "ray cluster":
             address = request.getfixturevalue("ray_cluster").address
             specs[kind] = ExecutorSpec("ray", {"address": address}, device="cpu")
-        patch.setattr(base, "threads_per_task", lambda: 1)
+        patch.setattr(base, "threads_per_unit", lambda: 1)
         patch.setattr(base, "POLL", 0.1)
         yield lambda: make_executor(specs[kind], RecordingBar())
 
@@ -64,10 +64,10 @@ def cores_of(request) -> int:
 
 
 @everywhere()
-def test_tasks_return_results_and_share_no_core(executor, request):
+def test_units_return_results_and_share_no_core(executor, request):
     total = cores_of(request)
     cpus = [1 + (n % 5 == 0 < total - 1) for n in range(10)]
-    futures = {executor.submit(tasks.doubled, n, 0.15, cpus=cpus[n]): n for n in range(10)}
+    futures = {executor.submit(units.doubled, n, 0.15, cpus=cpus[n]): n for n in range(10)}
     results = {futures[future]: future.result() for future in as_completed(futures, timeout=60)}
     assert [results[n][0] for n in range(10)] == [2 * n for n in range(10)]
     assert {folder for *_, folder in results.values()} == {str(Path.cwd())}
@@ -78,15 +78,15 @@ def test_tasks_return_results_and_share_no_core(executor, request):
 @everywhere()
 def test_progress_and_output_are_shown_once(executor, request, output):
     executor.bar.calls.clear()
-    process = executor.submit(tasks.report_progress, 3).result(60)
+    process = executor.submit(units.report_progress, 3).result(60)
     assert (process == os.getpid()) == (cores_of(request) == 1)
     assert output() == "printed by 3: [bold] :car:\n"
     assert executor.bar.calls == [("step", 3), 2]
 
 
 @everywhere(REMOTE)
-def test_output_is_shown_line_by_line_while_a_task_runs(executor, tmp_path, output):
-    future = executor.submit(tasks.print_slowly, tmp_path / "go")
+def test_output_is_shown_line_by_line_while_a_unit_runs(executor, tmp_path, output):
+    future = executor.submit(units.print_slowly, tmp_path / "go")
     assert until_true(lambda: output() == "first\n"), output()
     time.sleep(0.3)
     assert output() == "first\n" and not future.done()
@@ -96,10 +96,10 @@ def test_output_is_shown_line_by_line_while_a_task_runs(executor, tmp_path, outp
 
 
 @everywhere()
-@pytest.mark.parametrize("task", [tasks.raise_user_error, tasks.raise_two_argument_error])
-def test_a_user_error_arrives_as_one_line(executor, task):
+@pytest.mark.parametrize("unit", [units.raise_user_error, units.raise_two_argument_error])
+def test_a_user_error_arrives_as_one_line(executor, unit):
     with pytest.raises(UserError) as raised:
-        executor.submit(task).result(60)
+        executor.submit(unit).result(60)
     assert str(raised.value) == "no such dataset; choose another" and raised.value.exit_code == 2
     assert not getattr(raised.value, "__notes__", ()), "a traceback is of no use to the user"
 
@@ -107,7 +107,7 @@ def test_a_user_error_arrives_as_one_line(executor, task):
 @everywhere()
 def test_a_full_disk_arrives_as_the_users_error(executor):
     with pytest.raises((UserError, RuntimeError)) as raised:
-        executor.submit(tasks.raise_full_disk).result(60)
+        executor.submit(units.raise_full_disk).result(60)
     assert user_error_message(raised.value).startswith(
         "cannot write weights: No space left on device"
     )
@@ -115,8 +115,8 @@ def test_a_full_disk_arrives_as_the_users_error(executor):
 
 @everywhere()
 def test_a_bug_arrives_with_its_class_and_traceback(executor, request):
-    with pytest.raises(ValueError, match="a task broke") as raised:
-        executor.submit(tasks.raise_bug).result(60)
+    with pytest.raises(ValueError, match="a unit broke") as raised:
+        executor.submit(units.raise_bug).result(60)
     assert not hasattr(raised.value, "exit_code")
     if cores_of(request) == 1:
         assert raised.traceback[-1].name == "raise_bug"
@@ -127,22 +127,22 @@ def test_a_bug_arrives_with_its_class_and_traceback(executor, request):
 @everywhere()
 def test_errors_and_results_that_cannot_be_pickled_are_reported(executor, request):
     in_process = cores_of(request) == 1
-    expected = tasks.UnpicklableError if in_process else RuntimeError
+    expected = units.UnpicklableError if in_process else RuntimeError
     with pytest.raises(expected, match="it does not travel") as raised:
-        executor.submit(tasks.raise_unpicklable).result(60)
+        executor.submit(units.raise_unpicklable).result(60)
     assert in_process or "in raise_unpicklable" in raised.value.__notes__[0]
     with pytest.raises(RuntimeError, match=r"sys\.exit\(3\)"):
-        executor.submit(tasks.call_exit).result(60)
+        executor.submit(units.call_exit).result(60)
     if not in_process:
         with pytest.raises(Exception, match="return_lambda"):
-            executor.submit(tasks.return_lambda).result(60)
+            executor.submit(units.return_lambda).result(60)
 
 
 @everywhere(REMOTE)
-def test_a_task_whose_worker_died_runs_again_twice(executor, tmp_path, output):
+def test_a_unit_whose_worker_died_runs_again_twice(executor, tmp_path, output):
     once, always = tmp_path / "once", tmp_path / "always"
-    futures = [executor.submit(tasks.kill_itself, *each) for each in ((once, 1), (always, 9))]
-    assert executor.submit(tasks.doubled, 4).result(60)[0] == 8, "the others go on"
+    futures = [executor.submit(units.kill_itself, *each) for each in ((once, 1), (always, 9))]
+    assert executor.submit(units.doubled, 4).result(60)[0] == 8, "the others go on"
     assert futures[0].result(60) == "survived" and once.read_text() == "xx"
     with pytest.raises(WorkerLost, match="died 3 times"):
         futures[1].result(60)
@@ -153,20 +153,20 @@ def test_a_task_whose_worker_died_runs_again_twice(executor, tmp_path, output):
 
 
 @everywhere(REMOTE)
-def test_interrupted_tasks_save_and_leave_nothing(make, tmp_path):
+def test_interrupted_units_save_and_leave_nothing(make, tmp_path):
     markers = [tmp_path / name for name in ("one", "two")]
     with pytest.raises(KeyboardInterrupt), make() as executor:
-        futures = [executor.submit(tasks.wait, marker) for marker in markers]
-        futures += [executor.submit(tasks.wait, tmp_path / f"more{n}") for n in range(4)]
+        futures = [executor.submit(units.wait, marker) for marker in markers]
+        futures += [executor.submit(units.wait, tmp_path / f"more{n}") for n in range(4)]
         for marker in markers:
-            tasks.until(marker)
+            units.until(marker)
         raise KeyboardInterrupt
     saved = [marker for marker in tmp_path.iterdir() if not marker.suffix]
     assert len(saved) >= 2 and all(marker.with_suffix(".saved").is_file() for marker in saved)
     assert have_ended(*saved) or executor.spec.name == "ray", "a foreign Ray keeps its workers"
     assert all(future.cancelled() for future in futures)
     with pytest.raises(CancelledError):
-        executor.submit(tasks.doubled, 1).result(1)
+        executor.submit(units.doubled, 1).result(1)
 
 
 @everywhere(["in process"])
@@ -174,32 +174,32 @@ def test_an_interruption_of_this_process_is_not_caught(make, tmp_path):
     marker = tmp_path / "one"
 
     def interrupt():
-        tasks.until(marker)
+        units.until(marker)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt), make() as executor:
-        executor.submit(tasks.wait, marker)
+        executor.submit(units.wait, marker)
     thread.join()
     assert marker.with_suffix(".saved").is_file()
 
 
 @everywhere()
-def test_a_task_computes_with_its_number_of_threads(executor, request):
+def test_a_unit_computes_with_its_number_of_threads(executor, request):
     import torch
 
     before = torch.get_num_threads()
     cpus = [1, 2, 1, 2] if cores_of(request) == 2 else [1, 2]
-    futures = [executor.submit(tasks.number_of_threads, cpus=each) for each in cpus]
+    futures = [executor.submit(units.number_of_threads, cpus=each) for each in cpus]
     assert [future.result(100) for future in futures] == [(each, each) for each in cpus]
     assert torch.get_num_threads() == before
 
 
 @everywhere()
-def test_leaving_waits_for_tasks_except_cancelled_ones(make, request):
+def test_leaving_waits_for_units_except_cancelled_ones(make, request):
     with make() as executor:
-        futures = [executor.submit(tasks.doubled, n, 0.2) for n in range(7)]
+        futures = [executor.submit(units.doubled, n, 0.2) for n in range(7)]
         can_cancel = cores_of(request) > 1 and executor.spec.name == "local"
         cancelled = can_cancel and futures[-1].cancel()
     assert all(future.done() for future in futures) and futures[-1].cancelled() == bool(cancelled)
@@ -207,12 +207,12 @@ def test_leaving_waits_for_tasks_except_cancelled_ones(make, request):
 
 
 @everywhere(["ray cluster"])
-def test_a_task_survives_its_node(make, ray_cluster, tmp_path, output):
+def test_a_unit_survives_its_node(make, ray_cluster, tmp_path, output):
     marker = tmp_path / "attempts"
     with make() as executor:
-        assert executor.several_nodes
-        future = executor.submit(tasks.wait_once, marker, cpus=2)  # not on the driver's node
-        tasks.until(marker.with_suffix(".waiting"))
+        assert executor.is_remote
+        future = executor.submit(units.wait_once, marker, cpus=2)  # not on the driver's node
+        units.until(marker.with_suffix(".waiting"))
         first = marker.read_text().split()[1]
         node = next(node for node in ray_cluster.worker_nodes if node.node_id == first)
         ray_cluster.remove_node(node, allow_graceful=False)
@@ -228,8 +228,8 @@ def test_a_task_survives_its_node(make, ray_cluster, tmp_path, output):
 @pytest.mark.parametrize("signal_option", [["--signal=USR2"], []], ids=["time limit", "cancelled"])
 def test_a_stopped_job_saves_and_runs_again(executor, signal_option, tmp_path):
     marker = tmp_path / "attempts"
-    future = executor.submit(tasks.wait_once, marker)
-    tasks.until(marker.with_suffix(".waiting"))
+    future = executor.submit(units.wait_once, marker)
+    units.until(marker.with_suffix(".waiting"))
     (first,) = (line.split()[0] for line in marker.read_text().splitlines())
     subprocess.run(["scancel", *signal_option, first], check=True)
     attempts = [line.split()[0] for line in future.result(60)]

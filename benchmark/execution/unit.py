@@ -17,28 +17,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmark.execution.interrupts import STOP_SIGNALS, interruptible, received
-from benchmark.execution.progress import TaskProgress, console, reporting
+from benchmark.execution.progress import UnitProgress, console, reporting
 from benchmark.execution.streams import RedactingStream, redacting
 from common.errors import UserError, user_error_message
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-GPUS = "CLIPTEX_TASK_GPUS"  # number of GPUs of this process's task
-ABANDONED = 30 * 86400.0  # seconds without a heartbeat after which a task's folder is deleted
+GPUS = "CLIPTEX_UNIT_GPUS"  # number of GPUs of this process's unit
+ABANDONED = 30 * 86400.0  # seconds without a heartbeat after which a unit's folder is deleted
 
 
 @dataclass(frozen=True)
-class Task:
+class Unit:
     """A module-level function and its arguments: plain values, so that any process can run it.
 
     Attributes:
         folder: holds the heartbeat with progress (``status.json``) and the output (``log.txt``);
             the driver and the worker both see it.
-        cpus: number of computing threads.
-        gpus: number of GPUs; the task sees no others.
+        cpus: number of reserved cores and of computing threads.
+        gpus: number of GPUs; the unit sees no others.
         cwd: the driver's working folder.
-        software: the driver's versions, if tasks run on several nodes: those must have the same.
+        software: the driver's versions, if units run on several nodes: those must have the same.
     """
 
     function: Callable[..., Any]
@@ -51,7 +51,7 @@ class Task:
     software: Mapping[str, str] | None = None
 
     def call(self) -> Any:
-        """Run it in this process; ``sys.exit`` fails the task instead of ending the process."""
+        """Run it in this process; ``sys.exit`` fails the unit instead of ending the process."""
         _release_memory(self.function)
         os.environ[GPUS] = str(self.gpus)
         try:
@@ -67,7 +67,7 @@ class Task:
 
     @property
     def stop(self) -> Path:
-        """Created by the driver to stop the task: a signal may come too early to be handled."""
+        """Created by the driver to stop the unit: a signal may come too early to be handled."""
         return self.folder / "stop"
 
     @property
@@ -77,7 +77,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended; ``content`` is the pickled result or error."""
+    """How a unit ended; ``content`` is the pickled result or error."""
 
     kind: Literal["done", "failed", "interrupted"]
     content: bytes = b""
@@ -97,11 +97,11 @@ class Outcome:
 
     @classmethod
     def failed(cls, error: Exception) -> Outcome:
-        """A task that failed with ``error``, which must be picklable."""
+        """A unit that failed with ``error``, which must be picklable."""
         return cls("failed", pickle.dumps(error))
 
     def result(self) -> Any:
-        """The task's result; raises its error, or ``KeyboardInterrupt``."""
+        """The unit's result; raises its error, or ``KeyboardInterrupt``."""
         if self.kind == "interrupted":
             raise KeyboardInterrupt
         value = pickle.loads(self.content)
@@ -110,27 +110,27 @@ class Outcome:
         return value
 
 
-def execute(task: Task, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
-    """Run a task in a worker, with its threads, a heartbeat and its output in ``log.txt``."""
+def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
+    """Run a unit in a worker, with its threads, a heartbeat and its output in ``log.txt``."""
     try:
         with ExitStack() as stack:
             stack.enter_context(interruptible(signals))  # first: an earlier signal is lost
-            if task.software is not None:
-                _check_node(task.folder, task.software)
-            task.folder.mkdir(parents=True, exist_ok=True)
-            if not task.gpus:
+            if unit.software is not None:
+                _check_node(unit.folder, unit.software)
+            unit.folder.mkdir(parents=True, exist_ok=True)
+            if not unit.gpus:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
             with suppress(OSError):
-                os.chdir(task.cwd)
-            stack.enter_context(threads(task.cpus))
-            heartbeat = stack.enter_context(Heartbeat(task.status, name=task.name))
-            stack.enter_context(reporting(TaskProgress(heartbeat)))
+                os.chdir(unit.cwd)
+            stack.enter_context(threads(unit.cpus))
+            heartbeat = stack.enter_context(Heartbeat(unit.status, name=unit.name))
+            stack.enter_context(reporting(UnitProgress(heartbeat)))
             stack.callback(setattr, console, "file", console._file)
             stack.enter_context(redacting())
-            log = task.log.open("a", encoding="utf-8", errors="replace", buffering=1)
+            log = unit.log.open("a", encoding="utf-8", errors="replace", buffering=1)
             console.file = RedactingStream(stack.enter_context(log))  # type: ignore[assignment]
-            return Outcome("interrupted") if task.stop.exists() else Outcome.of(task.call)
-    except KeyboardInterrupt:  # before the task started, or after its end
+            return Outcome("interrupted") if unit.stop.exists() else Outcome.of(unit.call)
+    except KeyboardInterrupt:  # before the unit started, or after its end
         return Outcome("interrupted", signal=received())
     except UserError as error:  # the node is not set up like the driver
         return Outcome.failed(error)
@@ -182,10 +182,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_per_task() -> int:
+def threads_per_unit() -> int:
     """Computing threads of a unit on a CPU: a quarter of this machine's cores, from 1 to 8.
 
-    At most ``OMP_NUM_THREADS``. It must not depend on other tasks: the last bits of sums depend on
+    At most ``OMP_NUM_THREADS``. It must not depend on other units: the last bits of sums depend on
     the number of threads.
     """
     share = max(1, min(8, cores() // 4))
@@ -232,7 +232,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def remove(folder: Path, tries: int = 5) -> None:
-    """Remove a task's folder, even if an abandoned worker still writes its heartbeat there."""
+    """Remove a unit's folder, even if an abandoned worker still writes its heartbeat there."""
     for _ in range(tries):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -241,7 +241,7 @@ def remove(folder: Path, tries: int = 5) -> None:
 
 
 def remove_abandoned(root: Path) -> None:
-    """Remove the folders of tasks without a heartbeat for a month: their driver was killed."""
+    """Remove the folders of units without a heartbeat for a month: their driver was killed."""
     for folder in root.glob("*"):
         with suppress(OSError):
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))

@@ -1,4 +1,4 @@
-"""Tasks for workers; imports little, since each worker does so anew."""
+"""Units for workers; imports little, since each worker does so anew."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def raise_bug():
     try:
         raise KeyError("no such dataset")
     except KeyError as error:
-        raise ValueError("a task broke") from error
+        raise ValueError("a unit broke") from error
 
 
 def raise_full_disk():
@@ -130,14 +130,14 @@ def number_of_threads():
 
 
 def visible_gpus(folder=None, count=0):
-    """The GPUs that it sees, once ``count`` tasks run at the same time."""
+    """The GPUs that it sees, once ``count`` units run at the same time."""
     start = time.time()
     if folder:
         (Path(folder) / str(os.getpid())).touch()
         deadline = time.monotonic() + 60
         while len(list(Path(folder).iterdir())) < count:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"fewer than {count} tasks run at the same time")
+                raise TimeoutError(f"fewer than {count} units run at the same time")
             time.sleep(0.05)
     time.sleep(0.2)
     return os.environ.get("CUDA_VISIBLE_DEVICES"), start, time.time()
@@ -177,7 +177,7 @@ def until(marker, seconds=60.0):
 
 
 def driver(executor, folder):
-    """Two waiting tasks in a process of its own, to be interrupted or killed."""
+    """Two waiting units in a process of its own, to be interrupted or killed."""
     from benchmark.execution import Bar, ExecutorSpec, interrupts, make_executor
 
     interrupts.install()
@@ -193,6 +193,6 @@ def driver(executor, folder):
 if __name__ == "__main__":
     import sys
 
-    from tests.benchmark.execution import tasks  # tasks must not be functions of __main__
+    from tests.benchmark.execution import units  # units must not be functions of __main__
 
-    tasks.driver(*sys.argv[1:])
+    units.driver(*sys.argv[1:])
