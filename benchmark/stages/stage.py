@@ -23,7 +23,7 @@ def open_executor_and_tracker(
 
     Raises:
         UserError, TrackingError: no such executor or device, or a store that cannot be used (by
-            tasks on other machines).
+            units on other machines).
     """
     tracker = None
     try:
