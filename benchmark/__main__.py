@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 def entry() -> NoReturn:
     """Run the process's command and exit with its code; secrets are redacted in its output."""
-    # until the command handles interruptions, nothing is half imported and nothing can be saved
+    # During the imports there is nothing to save: Ctrl-C ends the process at once, without a
+    # traceback.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
     from benchmark.cli.main import main

@@ -46,14 +46,17 @@ class CellContext:
     """What the cells of one backbone and seed share.
 
     Attributes:
+        suite: its name.
         parent: the run that theirs nest under.
-        backbone: frozen, on ``device``; info: its record; config: keyword arguments of
-            ``backbones.create`` that build it.
-        model: id of its LoggedModel.
+        backbone: frozen, on ``device``.
+        info: the backbone's record.
+        config: keyword arguments of ``backbones.create`` that build the backbone.
+        model: id of the backbone's LoggedModel.
         cell_keys: task → identity of its cell.
     """
 
     tracker: Tracker
+    suite: str
     parent: Run
     backbone: Backbone
     info: BackboneInfo
@@ -74,16 +77,16 @@ class CellContext:
     ) -> Context:
         """The context of the task's probe."""
         return Context(
-            self.backbone,
-            self.config,
-            with_share(data, task.train_share, self.seed),
-            task.settings,
-            self.seed,
-            self.device,
-            work_dir,
-            log,
-            progress,
-            self.num_workers,
+            backbone=self.backbone,
+            backbone_config=self.config,
+            data=with_share(data, task.train_share, self.seed),
+            settings=task.settings,
+            seed=self.seed,
+            device=self.device,
+            work_dir=work_dir,
+            log=log,
+            progress=progress,
+            num_workers=self.num_workers,
         )
 
 
@@ -119,7 +122,7 @@ def run_cells(
     """
     cells: list[Cell] = []
     open_runs: dict[str, ExitStack] = {}
-    started, reserved = time.perf_counter(), budget.written_bytes
+    started, bytes_before = time.perf_counter(), budget.reserved_bytes
     try:
         opened: list[tuple[PlannedTask, Context, Run]] = []
         for task in tasks:
@@ -130,7 +133,7 @@ def run_cells(
         results = _run_probes([(task.probe, probe_context) for task, probe_context, _ in opened])
         shared_cost = {
             "seconds": (time.perf_counter() - started) / len(tasks),
-            "disk_bytes": (budget.written_bytes - reserved) / len(tasks),
+            "disk_bytes": (budget.reserved_bytes - bytes_before) / len(tasks),
         }
         for (task, probe_context, run), result in zip(opened, results, strict=True):
             try:
@@ -149,7 +152,7 @@ def run_cells(
                     f" {value}  {cell.seconds:.0f} s"
                 )
             except Exception as error:
-                cell = _failed_cell(context, task, error)
+                cell = _fail_cell(context, task, error)
             cells.append(cell)
     except BaseException:
         for stack in open_runs.values():
@@ -166,13 +169,14 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
             if isinstance(probe, GroupedProbe):
                 return probe.run_group(probes)
             return [probe.run(context)]
-    except MemoryError:
+    except MemoryError:  # the user can correct it: it ends the run, not only these cells
         raise
     except Exception as error:
         return [error] * len(probes)
 
 
-def _failed_cell(context: CellContext, task: PlannedTask, error: Exception) -> Cell:
+def _fail_cell(context: CellContext, task: PlannedTask, error: Exception) -> Cell:
+    """The failed cell of a task; prints a bug's traceback. Raises what the user can correct."""
     if user_error_message(error) is not None:
         raise error
     if not isinstance(error, NonFiniteLoss):  # its message is complete
@@ -197,7 +201,7 @@ def _child_run(
         "backbone": info.name,
         "weights.sha256": info.weights.sha256,
         "seed": str(context.seed),
-        "suite": context.tracker.experiment,
+        "suite": context.suite,
         "device.kind": device_kind(context.device),
         "protocol": content_key(protocol),
         "cell": key,
@@ -288,9 +292,11 @@ def _log_result(
     config = task.probe.config(context)
     run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
     if task.spec.kind in ("segmentation", "detection"):
-        result.per_image["classes"] = np.array(data.classes)  # for tables of single classes
+        # for tables of single classes; the only array whose first axis is not the images
+        result.per_image["classes"] = np.array(data.classes)
     _log_artifacts(run, result, protocol)
     run.set_tags({"metrics": ",".join(finite)})
+    # MMEngine writes TIME/TIME.log: leave out both
     for log in sorted(context.work_dir.rglob("*.log")):
         run.log_file(log, "/".join(["log", *log.relative_to(context.work_dir).parts[:-2]]))
     return Cell(

@@ -24,7 +24,7 @@ class DataOptions:
         data_root: folder that holds the datasets' own folders.
         data: dataset → its folder; takes precedence over ``data_root``.
         partial: accept incomplete datasets.
-        limit: number of val images that are scored; None for all.
+        limit: number of val images of each dataset that are scored; None for all.
     """
 
     data_root: Path | None = None

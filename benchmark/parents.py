@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from benchmark.cell import log_dataset
 from benchmark.plan import RunPlan
 from benchmark.records import BackboneInfo, Cell
 from benchmark.results.table import number
-from benchmark.suites.registry import MadeBackbone
+from benchmark.suites.registry import BackboneSource
 from common.errors import UserError
 from common.files import content_key
 from probes.datasets.base import PreparedDataset
@@ -35,15 +35,15 @@ class Parent:
     """The parent run of a backbone and seed.
 
     Attributes:
-        trained: how the backbone is built and what its weights cost.
-        protocols: task → all that its numbers depend on besides backbone and seed.
+        source: how the backbone is built and what its weights cost.
+        protocols: task → its ``PlannedTask.protocol``.
         model: id of the backbone's LoggedModel.
     """
 
     tracker: Tracker
     plan: RunPlan
     backbone: BackboneInfo
-    trained: MadeBackbone
+    source: BackboneSource
     seed: int
     protocols: Mapping[str, Mapping[str, Any]]
     model: str
@@ -81,6 +81,15 @@ class Parent:
                 return run
         return None
 
+    def is_complete(self, earlier: Any, cells: Iterable[Cell]) -> bool:
+        """Whether an earlier run is FINISHED and has all metrics of the cells; some may have been
+        computed under another parent."""
+        if earlier.info.status != "FINISHED":
+            return False
+        logged = earlier.data.metrics
+        names = (f"{cell.task}/{name}" for cell in cells for name in cell.metrics)
+        return all(metric_key(name) in logged for name in names)
+
     @contextmanager
     def open(
         self, earlier: Any | None, data: Mapping[str, PreparedDataset], device: str
@@ -98,7 +107,7 @@ class Parent:
             "weights.licence": backbone.weights.licence,
             "run.key": self.key,
             MODEL_TAG: self.model,
-            "train.run": self.trained.run,
+            "train.run": self.source.run,
             "experts": ",".join(subsets().get(backbone.name, ())),
             MAIN_TAG: ",".join(f"{task.name}/{task.main_metric}" for task in plan.tasks),
             **self._protocol_tags,
@@ -129,7 +138,7 @@ class Parent:
                     "name": backbone.name,
                     "source": weights.source,
                     "licence": weights.licence,
-                    "config": {key: str(value) for key, value in self.trained.config.items()},
+                    "config": {key: str(value) for key, value in self.source.config.items()},
                 },
                 "suite": self.plan.suite.name,
                 "seed": self.seed,
@@ -143,7 +152,7 @@ class Parent:
         run.log_text(options, "options.yaml")
         if not is_resumed:
             run.log_models(inputs=[self.model])
-            run.log_metrics({f"cost/{name}": value for name, value in self.trained.cost.items()})
+            run.log_metrics({f"cost/{name}": value for name, value in self.source.cost.items()})
         for dataset in {(d.spec.name, d.fingerprint): d for d in data.values()}.values():
             log_dataset(run, dataset)
 

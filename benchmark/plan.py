@@ -103,7 +103,7 @@ def make_plan(options: RunOptions) -> RunPlan:
     overrides = parse_pairs(options.overrides)
     tasks = plan_tasks(suite, requested_tasks, overrides)
     absent: Sequence[PlannedTask] = ()
-    if suite.what_is_there and not requested_tasks:
+    if suite.skips_absent_data and not requested_tasks:
         tasks, absent = _split_by_folder(suite, tasks, options)
         if absent:
             notes.append(
@@ -115,8 +115,8 @@ def make_plan(options: RunOptions) -> RunPlan:
             f"scored on {options.limit} test images of each dataset; comparable only with runs of"
             " the same limit"
         )
-    if suite.takes:
-        notes.append(f"suite {suite.name}: {suite.takes}")
+    if suite.duration_note:
+        notes.append(f"suite {suite.name}: {suite.duration_note}")
     seeds = range(options.seed, options.seed + options.seeds)
     return RunPlan(options, suite, names, seeds, overrides, tasks, absent, notes)
 
@@ -150,16 +150,19 @@ def _suite_of(tasks: Sequence[str]) -> Suite:
         raise UserError(
             f"no suite has all of these tasks ({listing}); run those of one suite at a time"
         )
-    return max(candidates, key=lambda suite: set(tasks) <= set(suite.tasks))
+    names = {task.partition(":")[0] for task in tasks}
+    return next((suite for suite in candidates if names <= set(suite.tasks)), candidates[0])
 
 
 def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]:
-    """Names of the backbones to run, and notes about them.
+    """Names of the backbones to run, and notes about them. Raises ``UserError`` if there are none.
 
     A single name may stand for a group of the suite; a backbone with a group of its own brings its
     baselines (not with ``--only`` or ``--weights``).
     """
     names = split_names(options.backbones) or list(suite.default_backbones)
+    if not names:
+        raise UserError(f"suite {suite.name} has no default backbones; give --backbone NAME")
     if len(names) != 1 or names[0] not in suite.groups:
         return names, []
     name, members = names[0], list(suite.groups[names[0]])
@@ -208,14 +211,15 @@ def plan_tasks(
     An override applies to every task that has the setting. A requested task may be one that the
     suite does not list, see ``settings_in``. ``TASK:VALUE`` is a variant: TASK with this share of
     train or (few-shot) this number of shots; ``train_share=0.01,0.1,1`` and ``shots=1,5`` make
-    several variants of each task that has the setting.
+    several variants of each task that has the setting and is requested without ``:VALUE``.
 
     Raises:
-        UserError: an unknown task, a task that is not in the suite, a setting that no task has, or
-            a protocol that does not apply.
+        UserError: an unknown task, a task that is not in the suite, an override that changes no
+            task, or a protocol that does not apply.
     """
     tasks: dict[str, PlannedTask] = {}
     applied: set[str] = set()
+    explicit: dict[str, str] = {}  # axis → a task that is requested with :VALUE
     allowed = set(AXES)
     for name in _requested_tasks(suite, requested):
         base, _, value = name.partition(":")
@@ -223,14 +227,24 @@ def plan_tasks(
         axis = axis_of(probe)
         fields = field_names(probe.settings_type)
         allowed |= fields
-        applied |= overrides.keys() & (fields - AXES | {axis})
         changes = {key: text for key, text in overrides.items() if key in fields - AXES}
-        for each in (value or overrides.get(axis, "")).split(","):
+        applied |= changes.keys()
+        if value:
+            explicit[axis] = name
+        elif axis in overrides:
+            value = overrides[axis]
+            applied.add(axis)
+        for part in [part.strip() for part in value.split(",") if part.strip()] or [""]:
             task = _plan_task(suite, base, changes)
-            if each:
-                task = _variant(task, axis, each.strip())
+            if part:
+                task = _variant(task, axis, part)
             tasks[task.name] = task
     for key in overrides:
+        if key not in applied and key in explicit:
+            raise UserError(
+                f"--set {key} changes nothing: {explicit[key]} has a value of its own; leave out"
+                " one of the two"
+            )
         if key not in applied:
             raise UserError(
                 f"--set {key}: none of the tasks has this setting; {nearest(key, allowed)}"
@@ -248,8 +262,8 @@ def _requested_tasks(suite: Suite, requested: Sequence[str]) -> list[str]:
             )
     if not requested:
         return list(suite.tasks)
-    listed = [name for name in suite.tasks if name in requested]
-    return listed + [name for name in requested if name not in listed]
+    order = {name: position for position, name in enumerate(suite.tasks)}
+    return sorted(requested, key=lambda name: order.get(name.partition(":")[0], len(order)))
 
 
 def _plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:

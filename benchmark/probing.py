@@ -20,32 +20,35 @@ class Probing:
 
     Args:
         experiment: in MLflow.
+        suite: name of the suite.
         data: task → its dataset.
         data_root: its ``wds_NAME`` folders are datasets.
         force: run finished cells again.
         priority: of the units, see ``Executor.submit``.
 
     Attributes:
-        protocols: task → all that its numbers depend on besides backbone and seed.
+        protocols: task → its ``PlannedTask.protocol``.
     """
 
     def __init__(
         self,
         executor: Executor,
         experiment: str,
+        suite: str,
         tasks: Sequence[PlannedTask],
         data: Mapping[str, PreparedDataset],
         data_root: Path | None = None,
         force: bool = False,
         priority: int = 0,
     ) -> None:
-        self.executor, self.experiment, self.tasks, self.data = executor, experiment, tasks, data
+        self.executor, self.experiment, self.suite = executor, experiment, suite
+        self.tasks, self.data = tasks, data
         self.data_root, self.force, self.priority = data_root, force, priority
         self.protocols = {task.name: task.protocol(data[task.name]) for task in tasks}
         self._image_keys = image_keys(tasks, data)
 
     def groups(self, tasks: Sequence[PlannedTask]) -> list[list[PlannedTask]]:
-        """``tasks`` in groups, each a unit of work."""
+        """``tasks`` in groups that share images, each a unit of work."""
         return group_tasks(tasks, self._image_keys)
 
     def cell_key(self, backbone: BackboneInfo, task: PlannedTask, seed: int) -> str:
@@ -53,8 +56,10 @@ class Probing:
         return backbone.cell_key(self.protocols[task.name], seed)
 
     async def describe(self, config: Mapping[str, Any]) -> BackboneInfo:
-        """The record of a backbone, built by the worker that will probe it; on several nodes by
-        this process, because a job would wait in a queue.
+        """The record of a backbone.
+
+        It is built in a worker, which keeps it in memory in case it also probes it. With an
+        executor on other machines, where a job would wait in a queue, it is built in this process.
 
         Args:
             config: keyword arguments of ``backbones.create``.
@@ -91,6 +96,7 @@ class Probing:
             config=config,
             model=model,
             seed=seed,
+            suite=self.suite,
             experiment=self.experiment,
             parent=parent,
             device=self.executor.device,

@@ -38,8 +38,8 @@ class PlannedTask:
         return next(iter(self.probe.metrics))
 
     def deviations(self, data: PreparedDataset) -> list[str]:
-        """One line with what differs from the published protocol that the settings name; empty for
-        the suite's own settings."""
+        """One line with what differs from the published preset that the setting ``protocol`` names;
+        empty for the suite's own settings."""
         if "protocol" not in field_names(self.probe.settings_type):
             return []
         preset = find_preset(self.settings.protocol, self.spec, self.probe)
@@ -51,8 +51,12 @@ class PlannedTask:
         return [f"differs from {self.settings.protocol}: {', '.join(differences)}"]
 
     def protocol(self, data: PreparedDataset) -> dict[str, Any]:
-        """All that a number of this task depends on besides backbone and seed; numbers of different
-        protocols never share a column."""
+        """All that a number of this task depends on besides backbone and seed. Numbers of
+        different protocols never share a column.
+
+        The MLflow tag ``protocol`` is its hash. The setting ``protocol`` is something else: the
+        name of a published preset.
+        """
         protocol: dict[str, Any] = {
             "task": self.name,
             "version": self.probe.version,

@@ -1,10 +1,13 @@
-"""A run: backbones × tasks × seeds. Check the inputs, submit units of work, collect their cells."""
+"""The work of ``run``, backbones × tasks × seeds: check the inputs, submit units of work, collect
+their cells."""
 
 from __future__ import annotations
 
 import asyncio
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from benchmark.cell import finished_cell, log_backbone
 from benchmark.data import prepare_data
@@ -18,7 +21,7 @@ from benchmark.records import BackboneInfo, Cell, PlannedTask
 from benchmark.results.average import Average
 from benchmark.results.outcome import RunResult, as_json, check_writable
 from benchmark.stages.stage import open_executor_and_tracker
-from benchmark.suites.registry import MadeBackbone, Stages, SuiteArtifacts
+from benchmark.suites.registry import BackboneSource, Stages, SuiteArtifacts
 from benchmark.unit import forget_backbone
 from common.errors import NonFiniteLoss, error_summary, user_error_message
 from common.files import write_json
@@ -27,7 +30,7 @@ from probes.base import missing_capability
 from reports.mlflow.run import Tracker
 from reports.parts.average import TITLE_TAG
 
-TrainWeights = Callable[[], Awaitable[MadeBackbone]]
+TrainWeights = Callable[[], Awaitable[BackboneSource]]
 
 
 def run(options: RunOptions) -> RunResult:
@@ -53,7 +56,7 @@ async def run_async(options: RunOptions) -> RunResult:
         mark_in_use(options.weights)
     try:
         with open_executor_and_tracker(options.executor, plan.experiment) as (executor, tracker):
-            result = await _Run(plan, tracker, executor).run()
+            result = await _Driver(plan, tracker, executor).run()
     finally:
         forget_backbone()
     if options.json:
@@ -61,8 +64,23 @@ async def run_async(options: RunOptions) -> RunResult:
     return result
 
 
-class _Run:
-    """A run under way."""
+@dataclass
+class _Row:
+    """The cells of one backbone and seed while they are computed.
+
+    Attributes:
+        cells: task → its cell.
+        expected: number of units that are announced but have not run.
+        run_id: of the parent run; '' if there is none.
+    """
+
+    cells: dict[str, Cell] = field(default_factory=dict)
+    expected: int = 0
+    run_id: str = ""
+
+
+class _Driver:
+    """Runs a plan: one parent run for each backbone and seed."""
 
     def __init__(self, plan: RunPlan, tracker: Tracker, executor: Executor) -> None:
         self.plan, self.tracker, self.executor = plan, tracker, executor
@@ -78,7 +96,13 @@ class _Run:
         options = plan.options.with_folders(artifacts.data)
         self.data = prepare_data(plan.tasks, options, executor.num_workers)
         self.probing = Probing(
-            executor, plan.experiment, plan.tasks, self.data, options.data_root, options.force
+            executor,
+            plan.experiment,
+            plan.suite.name,
+            plan.tasks,
+            self.data,
+            options.data_root,
+            options.force,
         )
         self.average = Average.of(plan.suite, plan.tasks, self.data, plan.absent)
         keys = [(name, seed) for seed in plan.seeds for name in plan.names]
@@ -107,57 +131,80 @@ class _Run:
     async def _backbone(
         self, name: str, seed: int, train: TrainWeights | None
     ) -> tuple[list[Cell], str]:
-        """The cells of one backbone and seed and the id of their parent run. Without its weights,
-        all cells are failed and there is no parent run."""
+        """The cells of one backbone and seed and the id of their parent run.
+
+        Without its weights, all cells are failed and there is no parent run. If the parent run
+        breaks, the cells that needed it are failed.
+        """
+        tasks = self.plan.tasks
+        row = _Row(expected=len(self.probing.groups(tasks)))
         stage = "its weights"
         try:
-            trained = await train() if train else MadeBackbone(self.plan.config(name, seed))
+            source = await train() if train else BackboneSource(self.plan.config(name, seed))
             async with self.semaphore:
-                backbone = await self.probing.describe(trained.config)
+                backbone = await self.probing.describe(source.config)
                 stage = "its run"
-                return await self._probe(backbone, trained, seed)
+                await self._probe(backbone, source, seed, row)
         except Exception as error:
-            reason = f"{stage}: {self._reason(error)}"
-            return self._failed(name, seed, self.plan.tasks, reason), ""
+            reason = f"{stage}: {self._show_error(error)}"
+            self._expect_units(-row.expected)
+            # a run that lacks numbers must not look complete, even if all cells were cached
+            broken = [task for task in tasks if task.name not in row.cells] or tasks
+            row.cells |= {cell.task: cell for cell in self._failed(name, seed, broken, reason)}
+        return [row.cells[task.name] for task in tasks], row.run_id
 
     async def _probe(
-        self, backbone: BackboneInfo, trained: MadeBackbone, seed: int
-    ) -> tuple[list[Cell], str]:
-        """Find finished cells, run the others under the parent run."""
+        self, backbone: BackboneInfo, source: BackboneSource, seed: int, row: _Row
+    ) -> None:
+        """Find finished cells, run the others under the parent run; fills ``row``."""
         plan, tracker = self.plan, self.tracker
-        model = log_backbone(tracker, backbone, trained.run)
-        parent = Parent(tracker, plan, backbone, trained, seed, self.probing.protocols, model)
+        model = log_backbone(tracker, backbone, source.run)
+        parent = Parent(tracker, plan, backbone, source, seed, self.probing.protocols, model)
         title = f"{backbone.name} · seed {seed}"
         message = f"another process runs {title}: waiting for it"
         names = [task.name for task in plan.tasks]
-        lock = lock_path("parent", [tracker.uri, plan.experiment, parent.key, names])
-        async with locked_async(lock, lambda: console.print(message, style="dim")):
-            cells = self._known_cells(backbone, seed)
-            pending = [task for task in plan.tasks if task.name not in cells]
+        identity = [tracker.uri, plan.experiment, parent.key]
+        # commands with other tasks run at the same time, each under a parent run of its own
+        same_command = lock_path("parent", [*identity, names])
+        async with locked_async(same_command, lambda: console.print(message, style="dim")):
+            row.cells = self._known_cells(backbone, seed)
+            pending = [task for task in plan.tasks if task.name not in row.cells]
             groups = self.probing.groups(pending)
-            self._expect_units(len(groups) - len(self.probing.groups(plan.tasks)))
-            if cached := [cell for cell in cells.values() if cell.status == "cached"]:
+            self._expect_units(len(groups) - row.expected)
+            row.expected = len(groups)
+            if cached := [cell for cell in row.cells.values() if cell.status == "cached"]:
                 console.print(
                     f"{title}: {len(cached)} of {len(names)} tasks are finished and not run again"
                     " (--force runs them)",
                     style="dim",
                 )
-            earlier = None if plan.options.force else parent.find_earlier()
-            if not pending and earlier is not None and earlier.info.status == "FINISHED":
-                return [cells[name] for name in names], earlier.info.run_id
-            with parent.open(earlier, self.data, self.executor.device) as run:
+            with ExitStack() as stack:
+                # until the run is RUNNING, a command with other tasks could resume it as well
+                async with locked_async(lock_path("resume", identity)):
+                    earlier = None if plan.options.force else parent.find_earlier()
+                    if (
+                        not pending
+                        and earlier is not None
+                        and parent.is_complete(earlier, row.cells.values())
+                    ):
+                        row.run_id = earlier.info.run_id
+                        return
+                    opened = parent.open(earlier, self.data, self.executor.device)
+                    run = stack.enter_context(opened)
+                row.run_id = run.id
                 units = [
-                    self._unit(group, backbone, trained, seed, run.id, model) for group in groups
+                    self._unit(group, backbone, source, seed, run.id, model) for group in groups
                 ]
-                for unit_cells in await asyncio.gather(*units):
-                    cells |= {cell.task: cell for cell in unit_cells}
-                ordered = [cells[name] for name in names]
+                cells = [cell for unit in await asyncio.gather(*units) for cell in unit]
+                row.expected = 0
+                by_task = {**row.cells, **{cell.task: cell for cell in cells}}
+                ordered = [by_task[name] for name in names]
                 parent.log_cells(run, ordered, earlier)
                 mean = self.average.mean(ordered) if self.average else None
                 if self.average and mean is not None:
                     run.log_metrics({"average": mean})
                     run.set_tags({TITLE_TAG: self.average.title})
-            return ordered, run.id
+            row.cells = by_task
 
     def _known_cells(self, backbone: BackboneInfo, seed: int) -> dict[str, Cell]:
         """Task → cell, of tasks that are finished or that the backbone cannot do."""
@@ -178,16 +225,16 @@ class _Run:
         self,
         group: Sequence[PlannedTask],
         backbone: BackboneInfo,
-        trained: MadeBackbone,
+        source: BackboneSource,
         seed: int,
         parent: str,
         model: str,
     ) -> list[Cell]:
         """The cells of one unit; they are failed if the unit is lost."""
         try:
-            return await self.probing.cells(group, backbone, trained.config, seed, parent, model)
+            return await self.probing.cells(group, backbone, source.config, seed, parent, model)
         except Exception as error:
-            reason = self._reason(error)
+            reason = self._show_error(error)
             names = " + ".join(task.name for task in group)
             console.print(
                 f"{backbone.name} · seed {seed} · {names}: {reason}", style="red", markup=False
@@ -199,9 +246,9 @@ class _Run:
     ) -> list[Cell]:
         return [Cell(backbone, task.name, seed, "failed", reason=reason) for task in tasks]
 
-    def _reason(self, error: Exception) -> str:
-        """Why there is no result. An error that the user can correct is raised and ends the run;
-        the traceback of a bug is printed once."""
+    def _show_error(self, error: Exception) -> str:
+        """Why there is no result; prints the traceback of a bug, once. Raises what the user can
+        correct, which ends the command."""
         if user_error_message(error) is not None:
             raise error
         is_expected = isinstance(error, NonFiniteLoss | WorkerLost)

@@ -33,13 +33,18 @@ class ProbeUnit:
     """What a unit probes: all that the driver has looked up, in plain values.
 
     Attributes:
-        tasks: those of one group; data: task → its dataset; cell_keys: task → its cell's identity.
+        tasks: those that share images (``group_tasks``).
+        data: task → its dataset.
+        cell_keys: task → identity of its cell.
         data_root: its ``wds_NAME`` folders are datasets.
-        backbone: what the driver knows of it; config: keyword arguments of ``backbones.create``.
-        model: id of its LoggedModel.
-        experiment: in MLflow; parent: id of the run that the cells' runs nest under.
-        force: run finished cells again, except those of this parent, whose worker may have been
-            lost after it had finished them.
+        backbone: the backbone's record.
+        config: keyword arguments of ``backbones.create``.
+        model: id of the backbone's LoggedModel.
+        suite: name of the suite.
+        experiment: in MLflow.
+        parent: id of the run that the cells' runs nest under.
+        force: run finished cells again, except those finished under this same parent (by a worker
+            that died before its unit ended).
     """
 
     tasks: tuple[PlannedTask, ...]
@@ -50,6 +55,7 @@ class ProbeUnit:
     config: Mapping[str, Any]
     model: str
     seed: int
+    suite: str
     experiment: str
     parent: str
     device: str
@@ -58,8 +64,8 @@ class ProbeUnit:
 
 
 def describe_backbone(config: Mapping[str, Any]) -> BackboneInfo:
-    """Build a backbone and describe it; a unit of work. The process retains it for the unit that
-    probes it. Raises ``UserError`` as ``backbones.create`` does."""
+    """Build a backbone and describe it; a unit of work. The process keeps the backbone in memory in
+    case it also probes it. Raises ``UserError`` as ``backbones.create`` does."""
     return BackboneInfo.of(_load_backbone(config))
 
 
@@ -96,22 +102,23 @@ def _run_pending(unit: ProbeUnit, tasks: Sequence[PlannedTask], tracker: Tracker
             " again"
         )
     context = CellContext(
-        tracker,
-        Run(tracker, unit.parent, ""),
-        backbone,
-        unit.backbone,
-        unit.config,
-        unit.model,
-        unit.cell_keys,
-        unit.seed,
-        device,
-        unit.num_workers,
+        tracker=tracker,
+        suite=unit.suite,
+        parent=Run(tracker, unit.parent, name=unit.parent),
+        backbone=backbone,
+        info=unit.backbone,
+        config=unit.config,
+        model=unit.model,
+        cell_keys=unit.cell_keys,
+        seed=unit.seed,
+        device=device,
+        num_workers=unit.num_workers,
     )
     data = {task.name: unit.data[task.name].dataset(task.spec) for task in tasks}
     cells: list[Cell] = []
     with computing_on(device):
         _log_costs(context.parent, backbone_costs(backbone, [t.settings for t in tasks], device))
-        for group in training_groups(tasks, context, data):
+        for group in one_pass_groups(tasks, context, data):
             names = " + ".join(task.name for task in group)
             reporter().prefix = f"{backbone.name} · seed {unit.seed} · {names} · "
             cells += run_cells(group, context, data)
@@ -119,7 +126,7 @@ def _run_pending(unit: ProbeUnit, tasks: Sequence[PlannedTask], tracker: Tracker
     return cells
 
 
-def training_groups(
+def one_pass_groups(
     tasks: Sequence[PlannedTask], context: CellContext, data: Mapping[str, PreparedDataset]
 ) -> list[list[PlannedTask]]:
     """Tasks that one pass can train together, in the order of their first ones."""
@@ -180,6 +187,6 @@ def _cached_backbone(config: tuple[tuple[str, Any], ...], state: object) -> Back
     return backbones.create(**dict(config))
 
 
-# the process drops the backbone before a unit of another kind, see ``Executor``
+# a worker calls the attribute ``forget`` before a function of another kind, to free the memory
 forget_backbone = _cached_backbone.cache_clear
 describe_backbone.forget = probe_unit.forget = forget_backbone  # type: ignore[attr-defined]

@@ -142,7 +142,7 @@ def lazy(name: str) -> Callable[..., Any]:
 
 UNTRAINED = ("in-context", "knn")
 # measured; further seeds share world, experts and labels
-TAKES = (
+DURATION_NOTE = (
     "on two cores the first results take about 5 minutes and a seed 11, less if parts are cached"
 )
 ABOUT = "default: a ray-traced world with exact ground truth for every task, created on first use"
@@ -166,6 +166,6 @@ for name, about, suite_tasks in (
             preview=lazy("preview"),
             training=lazy("training"),
             training_settings=SIZES[name].tune,
-            takes=TAKES if name == "mini" else "",
+            duration_note=DURATION_NOTE if name == "mini" else "",
         )
     )

@@ -23,7 +23,7 @@ from benchmark.stages.labels import LabelRequest, label_stage
 from benchmark.stages.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
 from benchmark.suites.mini import SIZES, SUBSETS, TRAINED
 from benchmark.suites.registry import (
-    MadeBackbone,
+    BackboneSource,
     PreviewStage,
     Stages,
     SuiteArtifacts,
@@ -117,7 +117,7 @@ class MiniPipeline:
         )
         self.weights = cache(self._weights)
 
-    async def backbone(self, name: str, seed: int) -> MadeBackbone:
+    async def backbone(self, name: str, seed: int) -> BackboneSource:
         """A backbone's weights, trained or found, with what they cost. Only those that learn from
         experts wait for experts and labels."""
         weights = await self.runner.run(self.weights(name, seed))
@@ -128,7 +128,7 @@ class MiniPipeline:
             for kind in ("seconds", "flops"):
                 cost[f"label_{kind}"] = labels.manifest["cost"][kind]
                 cost[f"experts_{kind}"] = sum(expert[kind] for expert in experts)
-        return MadeBackbone(_backbone_config(name, seed, weights.path), weights.run, cost)
+        return BackboneSource(_backbone_config(name, seed, weights.path), weights.run, cost)
 
     async def _existing_world(self) -> Path:
         return self.root

@@ -18,6 +18,6 @@ register_suite(
             **cross(["nyu-depth", "nyu-normal"], ["linear"], **ENCODER),
         },
         default_backbones=COMPARED,
-        what_is_there=True,
+        skips_absent_data=True,
     )
 )

@@ -27,13 +27,13 @@ class Stages:
 
 
 @dataclass(frozen=True)
-class MadeBackbone:
-    """Weights that a suite created.
+class BackboneSource:
+    """How to create a backbone and, if the suite trained it, by which run and at what cost.
 
     Attributes:
         config: keyword arguments of ``backbones.create``.
-        run: id of the MLflow run that trained them; '' if unknown.
-        cost: ``train_seconds``, ``label_seconds`` …
+        run: id of the MLflow run that trained its weights; '' if unknown.
+        cost: of the weights: ``train_seconds``, ``label_seconds`` …
     """
 
     config: Mapping[str, Any]
@@ -51,7 +51,7 @@ class SuiteArtifacts:
     """
 
     data: Mapping[str, Path] = field(default_factory=dict)
-    makes: Mapping[tuple[str, int], Callable[[], Awaitable[MadeBackbone]]] = field(
+    makes: Mapping[tuple[str, int], Callable[[], Awaitable[BackboneSource]]] = field(
         default_factory=dict
     )
 
@@ -110,15 +110,16 @@ class Suite:
         about: one line for ``list suites``.
         tasks: task → changes to its probe's settings, in the order of the report.
         default_backbones: used without ``--backbone``.
-        groups: name after ``--backbone`` → what it stands for: a backbone with its baselines.
+        groups: name after ``--backbone`` → the backbones that it stands for; that of a backbone
+            holds the backbone and its baselines.
         artifacts: (stages, backbones, seeds) → the suite's own data and weights.
         preview: (suite, backbones, seeds) → which of them exist; creates nothing.
         training: (stages, seed) → what a sweep trains on.
         training_settings: changes to the recipes that a sweep trains.
-        what_is_there: leave out, and name, tasks whose dataset has no folder.
+        skips_absent_data: leave out, and name, tasks whose dataset has no folder.
         average: name of the mean main metric of all tasks, if it is a published figure.
         any_dataset: accept tasks on datasets of no suite, with the probes' own settings.
-        takes: duration of a run, as a note to the user.
+        duration_note: how long a run takes, shown to the user.
     """
 
     name: str
@@ -132,10 +133,10 @@ class Suite:
     preview: Callable[[str, Sequence[str], Sequence[int]], SuitePreview] | None = None
     training: Callable[[Stages, int], Awaitable[SuiteTraining]] | None = None
     training_settings: Mapping[str, Any] = field(default_factory=dict)
-    what_is_there: bool = False
+    skips_absent_data: bool = False
     average: str = ""
     any_dataset: bool = False
-    takes: str = ""
+    duration_note: str = ""
 
 
 SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite))

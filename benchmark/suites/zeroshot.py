@@ -19,7 +19,7 @@ register_suite(
         about="the 38 zero-shot tasks of OpenCLIP and DataComp and their average",
         tasks={f"{task.name}/{PROBES[task.kind]}": {} for task in TASKS},
         default_backbones=COMPARED,
-        what_is_there=True,
+        skips_absent_data=True,
         average="average of the 38 tasks",
     )
 )
@@ -29,6 +29,6 @@ register_suite(
         about="zero-shot on ImageNet and its shifts V2, A, R, Sketch and ObjectNet",
         tasks={f"{name}/zero-shot": {} for name in SHIFTS},
         default_backbones=COMPARED,
-        what_is_there=True,
+        skips_absent_data=True,
     )
 )

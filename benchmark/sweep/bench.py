@@ -183,7 +183,13 @@ class Bench:
         data = prepare_data(tasks, options.with_folders(training.data), executor.num_workers)
         # priority over trainings: a trial that is started is finished first
         self.probing = Probing(
-            executor, tracker.experiment, tasks, data, options.data_root, priority=1
+            executor,
+            tracker.experiment,
+            options.suite,
+            tasks,
+            data,
+            options.data_root,
+            priority=1,
         )
 
     def content(self) -> dict[str, Any]:

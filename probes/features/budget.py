@@ -18,7 +18,7 @@ from common.errors import UserError
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
 GB = 10**9
-written_bytes = 0  # of features, by this process
+reserved_bytes = 0  # of features that this process made room for
 
 
 class CacheFull(UserError):
@@ -54,7 +54,7 @@ def make_room(folder: Path, size: int, about: str, delete: Callable[[Path], bool
     Raises:
         CacheFull: the stores in use leave too little, or the disk is full.
     """
-    global written_bytes
+    global reserved_bytes
     limit = size_limit(folder)
     used = sum(map(size_of, stores(folder)))
     for store in sorted(stores(folder), key=last_used):
@@ -70,7 +70,7 @@ def make_room(folder: Path, size: int, about: str, delete: Callable[[Path], bool
             f" {gigabytes(limit)} are in use and {gigabytes(free)} are free on its disk; raise"
             f" {VARIABLE}, set CLIPTEX_HOME to a larger disk, or encode each time with cache=none"
         )
-    written_bytes += size
+    reserved_bytes += size
 
 
 def stores(folder: Path) -> list[Path]:

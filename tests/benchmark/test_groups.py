@@ -86,6 +86,6 @@ def test_images_are_listed_once_for_all_backbones_and_seeds():
     samples = {"train": Samples(), "val": Samples([Sample("a.png"), Sample("b.png")])}
     dataset = PreparedDataset(tasks[0].spec, Path(), samples)
     executor = SimpleNamespace(is_remote=False)
-    probing = Probing(executor, "own", tasks, {task.name: dataset for task in tasks})
+    probing = Probing(executor, "own", "own", tasks, {task.name: dataset for task in tasks})
     assert [probing.groups(tasks) for _ in range(5)] == [[tasks]] * 5
     assert Samples.listings == 1

@@ -4,18 +4,18 @@ nothing twice."""
 from __future__ import annotations
 
 import benchmark.catalog  # noqa: F401
-from benchmark.suites.registry import MadeBackbone, Suite, SuiteArtifacts, register_suite
-from tests.benchmark.commands import read_json, run_command, store
+from benchmark.suites.registry import BackboneSource, Suite, SuiteArtifacts, register_suite
+from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.benchmark.other_package import registries
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
-FAST = "--data-root . --num-workers 0 --device cpu --json out.json"
+FAST = "--data-root . --num-workers 0 --device cpu --json out.json --experiment checks"
 
 
 def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(workdir):
     async def artifacts(stages, names, seeds):
         async def make():
-            return MadeBackbone(
+            return BackboneSource(
                 {"name": "random", "seed": 0}, run="abc", cost={"train_seconds": 5.0}
             )
 
@@ -25,23 +25,33 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(workdir):
     make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
     settings = {"max_iters": 2, "batch_size": 2, "size": 32}
     tasks = {"camvid/linear": settings, "imagefolder/linear": {"epochs": 2}}
+    suite_tasks = {**tasks, "camvid/pspnet": settings}
     ids = set()
     with registries():
-        register_suite(Suite("pair", "for tests", tasks, ("random",), artifacts=artifacts))
+        register_suite(Suite("pair", "for tests", suite_tasks, ("random",), artifacts=artifacts))
         for task in tasks:
             assert run_command(f"run --suite pair --task {task} {FAST}") == 0
             ids.add(read_json("out.json")["mlflow"]["run_ids"]["random"])
+        # the same settings, but another parent: its cell is logged in the first parent as well
+        assert run_command(f"run --suite pair --task camvid/pspnet --set max_iters=2 {FAST}") == 0
+        other = read_json("out.json")["mlflow"]["run_ids"]["random"]
+        assert run_command(f"run --suite pair --task camvid/pspnet {FAST}") == 0
+        ids.add(read_json("out.json")["mlflow"]["run_ids"]["random"])
     (run_id,) = ids
+    assert other != run_id
     client = store()
     data = client.get_run(run_id).data
-    assert {"camvid/linear/mIoU", "imagefolder/linear/top1"} <= set(data.metrics)
+    main_metrics = {"camvid/linear/mIoU", "imagefolder/linear/top1", "camvid/pspnet/mIoU"}
+    assert main_metrics <= set(data.metrics)
+    children = [run for run in runs_of("checks") if "task" in run.data.tags]
+    assert {run.data.tags["suite"] for run in children} == {data.tags["suite"]} == {"pair"}
     for cost in ("cost/train_seconds", "cost/parameters", "cost/flops_per_image"):
         assert len(client.get_metric_history(run_id, cost)) == 1
     assert data.metrics["cost/parameters"] > 3e6 and data.metrics["cost/images_per_second"] > 0
     flops = data.metrics["cost/flops_per_image"]
     assert data.metrics["cost/32x32-fp32/flops_per_image"] < flops
     metadata = read_json(client.download_artifacts(run_id, "run.json", str(workdir)))
-    assert [each["task"] for each in metadata["tasks"].values()] == list(tasks)
+    assert [each["task"] for each in metadata["tasks"].values()] == list(suite_tasks)
     note = data.tags["mlflow.note.content"]
     assert "| camvid/linear | mIoU " in note and "| imagefolder/linear | top1 " in note
     assert {"protocol.camvid.linear", "protocol.imagefolder.linear"} <= set(data.tags)

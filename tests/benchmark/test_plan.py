@@ -59,6 +59,12 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
         ("own", ["imagefolder/few-shot:0.5"], {}, "shots=0.5"),
         ("own", ["imagefolder/zero-shot:0.5"], {}, "trains on nothing"),
         ("own", ["imagefolder/zero-shot"], {"train_share": "0.5"}, "none of the tasks has"),
+        (
+            "own",
+            ["imagefolder/linear:0.1"],
+            {"train_share": "0.5"},
+            "linear:0.1 has a value of its",
+        ),
     ],
 )
 def test_wrong_tasks_and_settings(suite, tasks, changes, message):
@@ -73,6 +79,7 @@ def test_wrong_tasks_and_settings(suite, tasks, changes, message):
             {"tasks": ["camvid/linear,voc/linear"]},
             r"camvid/linear: own; voc/linear: paper, companion, dense\); run those of one suite",
         ),
+        ({"suite": "companion"}, "companion has no default backbones; give --backbone NAME"),
         ({"seeds": 0}, "seeds=0"),
         ({"seed": -1}, "seed=-1"),
         ({"limit": 0}, "limit=0"),
@@ -104,6 +111,7 @@ def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
         ([], "mini"),
         (["mini-seg/linear"], "mini"),
         (["mini-seg/pspnet"], "smoke"),
+        (["mini-seg/pspnet:0.1"], "smoke"),
         (["camvid/linear"], "own"),
         (["nyu-depth/dpt", "voc/linear"], "paper"),
         (["mini-depth/dpt"], "mini"),
@@ -188,3 +196,9 @@ def test_the_name_of_a_variant_has_all_digits_of_its_share(share):
     (task,) = plan_tasks(own, ["imagefolder/linear"], {"train_share": share})
     assert task.train_share == float(share)
     assert plan_tasks(own, [task.name], {}) == [task]
+
+
+def test_variants_are_in_the_order_of_the_suite_and_empty_values_none():
+    names = ["imagefolder/linear:0.5", "camvid/linear"]
+    tasks = plan_tasks(find_suite("own"), names, {"train_share": "0.1,"})
+    assert [task.name for task in tasks] == ["camvid/linear:0.1", "imagefolder/linear:0.5"]

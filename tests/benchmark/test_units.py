@@ -93,6 +93,7 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished()
             config=config,
             model=log_backbone(tracker, backbone),
             seed=0,
+            suite="own",
             experiment="forced",
             parent=parent.id,
             device="cpu",

@@ -64,7 +64,7 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys, request):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tasks = {task: {"shots": 2} for task in NAMES}
     title = "average of three"
-    suite = Suite("three", "for tests", tasks, ("random",), what_is_there=True, average=title)
+    suite = Suite("three", "for tests", tasks, ("random",), skips_absent_data=True, average=title)
     request.addfinalizer(lambda: SUITES.unregister("three"))
     register_suite(suite)
     for name in ("cifar10", "vtab-pets"):

@@ -9,11 +9,11 @@ from tests.probes.datasets.make import make_imagefolder
 
 SOURCE = """
 from pathlib import Path
-from benchmark.suites.registry import MadeBackbone, Suite, SuiteArtifacts
+from benchmark.suites.registry import BackboneSource, Suite, SuiteArtifacts
 
 async def artifacts(stages, names, seeds):
     async def make():
-        return MadeBackbone({"name": "random", "seed": 5})
+        return BackboneSource({"name": "random", "seed": 5})
     return SuiteArtifacts({"imagefolder": Path("mine")}, {("random", seed): make for seed in seeds})
 
 SUITE = Suite("my-suite", "mine", {"imagefolder/linear": {"epochs": 2}}, ("random",), artifacts=artifacts)
