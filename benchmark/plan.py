@@ -112,7 +112,7 @@ def make_plan(options: RunOptions) -> RunPlan:
             )
     if options.limit:
         notes.append(
-            f"scored on {options.limit} test images of each dataset; comparable only with runs of"
+            f"scored on {options.limit} val images of each dataset; comparable only with runs of"
             " the same limit"
         )
     if suite.duration_note:

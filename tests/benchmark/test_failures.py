@@ -13,6 +13,7 @@ import pytest
 import benchmark.catalog  # noqa: F401
 from benchmark.execution import EXECUTORS, base
 from benchmark.execution.local import LocalExecutor
+from benchmark.parents import Parent
 from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
 from common.errors import NonFiniteLoss
 from probes.base import Metric, TaskResult
@@ -132,6 +133,27 @@ def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
     assert run_command(f"run --suite waiting {FAST}") == 1
     shown = capsys.readouterr().out
     assert shown.count("Traceback") == 1 and shown.count("its weights: ZeroDivisionError") == 3
+
+
+def test_a_parent_run_that_breaks_fails_only_the_tasks_that_needed_it(here, monkeypatch):
+    def break_parent(*_):
+        raise ZeroDivisionError("a bug in a parent run")
+
+    tasks = {"imagefolder/linear": {}, "imagefolder/zero-shot": {}}
+    register_suite(Suite("broken-parent", "for tests", tasks, ("random",)))
+    monkeypatch.setattr(Parent, "log_cells", break_parent)
+    assert run_command(f"run --suite broken-parent {FAST} --json out.json") == 1
+    document = read_json("out.json")
+    holes = {entry["task"]: entry for entry in document["holes"]}
+    assert {name: entry["status"] for name, entry in holes.items()} == {
+        "imagefolder/linear": "failed",
+        "imagefolder/zero-shot": "not applicable",
+    }
+    reason = "its run: ZeroDivisionError: a bug in a parent run"
+    assert holes["imagefolder/linear"]["reason"] == reason
+    (parent,) = [run for run in runs_of("broken-parent") if "task" not in run.data.tags]
+    assert document["mlflow"]["run_ids"] == {"random": parent.info.run_id}
+    assert parent.info.status == "FAILED"
 
 
 def test_tasks_that_apply_to_no_backbone_are_wrong_input(here, capsys):
