@@ -41,6 +41,7 @@ def test_the_versions_of_all_libraries_that_probes_import_are_part_of_a_number_s
         "safetensors",
         "scipy",
         "h5py",
-    }  # of scipy a table of what is right; h5py reads what `data get` converts
+        "huggingface_hub",
+    }  # scipy reads a table of labels; h5py and huggingface_hub serve `data get`
     libraries = imported - set(sys.stdlib_module_names) - no_numbers
     assert libraries == set(PROBING) and set(PROBING) >= {*WHOLE_IMAGES, *DENSE}

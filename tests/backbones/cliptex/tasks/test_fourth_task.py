@@ -116,9 +116,9 @@ def test_its_lambda_is_swept(labelled):
     plan = launch._plan(options)
     varied = [setting.name for setting in plan.space.settings if setting.varied]
     assert varied == ["lambda_clip", "lambda_edges"]
-    cells = {cell.params["lambda_edges"]: cell for cell in plan.space.cells()}
+    cells = {params["lambda_edges"]: params for params in plan.space.cells().values()}
     assert sorted(cells) == [0.1, 1.0, 10.0]
-    recipe = make_recipe("cliptex", plan.inputs["fixed"], cells[10.0].params, seed=0)
+    recipe = make_recipe("cliptex", plan.inputs["fixed"], cells[10.0], seed=0)
     assert recipe.tasks == ("seg", "edges") and recipe.weight("edges") == 10
     with pytest.raises(UserError, match="choose among clip, seg, depth, normal, edges"):
         launch._plan(SweepOptions(suite="sweep", lambdas=["edge"]))
