@@ -185,7 +185,7 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
         ("--set seed=1", "--seed"),
         ("--vary learning=1,2", "--vary learning"),
         ("--objective mini-class/zero-shot/mIoU", "has top1"),
-        ("--objective dense", "none of the chosen tasks"),
+        ("--objective dense", "none of the selected tasks"),
         ("--prune val/i2t_R@1", "linear search compares finished trials"),
         ("--search tpe --prune val/i2t_R@1", "val_pairs"),
         ("--search tpe --range 0,1", "0 < LOW"),
@@ -196,7 +196,7 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
         ("--vary lr=1e-4,1e-3 --set lr=1e-5", "both fixed by --set and varied"),
         ("--search tpe --vary lr=-1:1", "must be greater than 0"),
         ("--search tpe --prune val/loss", "val/t2i_R@10"),
-        ("--storage sweeps.db", "is no address"),
+        ("--storage sweeps.db", "is not supported; use sqlite:"),
         ("--recipe clip", "give cliptex or a recipe file"),
     ],
 )
