@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,9 +18,11 @@ from torch.utils._pytree import tree_map_only
 
 from backbones.base import state_sha256
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.training.trainer import TrainContext
 from common.errors import UserError, first_line, report_malformed
 from common.files import atomic_write, read_json, write_json
+
+if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
+    from backbones.cliptex.training.trainer import TrainContext
 
 BACKGROUND = "background"
 # of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16

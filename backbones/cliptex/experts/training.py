@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from backbones.cliptex.experts.data import ExpertData, load_data
 from backbones.cliptex.experts.registry import find_expert
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.training.trainer import TrainContext
 from common.errors import UserError
 from common.files import content_key
 from common.settings import with_changes
+
+if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
+    from backbones.cliptex.training.trainer import TrainContext
 
 VERSION = 1
 CURVE_POINTS = 200
