@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def cliptex_home(tmp_path_factory) -> Path:
 def one_core(monkeypatch):
     """Let tests work in this process: starting others takes longer than their work."""
     monkeypatch.setattr("benchmark.execution.local.cores", lambda: 1)
+
+
+@pytest.fixture(autouse=True)
+def own_mlflow_store():
+    """Undo ``mlflow.set_tracking_uri``, which a test calls as users do: MLflow looks up the models
+    of later tests in that store."""
+    previous = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(None)  # also deletes the variable, if the test set a store
+        if previous is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = previous
 
 
 @pytest.fixture(scope="session")
