@@ -106,7 +106,7 @@ def test_two_nodes_train_what_one_process_does():
     assert set((home() / "tasks").glob("[!.]*")) <= before, "folders of this training go with it"
     with training("two") as process:
         output = process.communicate(timeout=480)[0]
-    assert "clip found (same recipe" in output and len(runs_of("two")) == 1, output
+    assert "clip found in the cache (same recipe" in output and len(runs_of("two")) == 1, output
 
 
 @pytest.mark.slow

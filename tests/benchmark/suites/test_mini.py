@@ -46,7 +46,7 @@ def test_smoke_makes_everything_once(workdir, capsys, refused):
     weights.unlink()
     assert run_command(f"{SMOKE} --dry-run") == 0
     output = capsys.readouterr().out
-    assert re.search(r"train cliptex · seed 0: 1 unit, local, 1 core, about \d+ s\n", output)
+    assert re.search(r"train cliptex · seed 0: 1 unit, local, 1 core\n", output)
     assert "4 done, 2 to do" in output
     refused(f"{SMOKE} --dump-config", "the weights of 'cliptex'")
     assert not weights.exists()
