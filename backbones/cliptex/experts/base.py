@@ -123,8 +123,9 @@ class Expert(nn.Module, ABC):
                 _run_in_bf16(module)
         return self
 
-    def save(self, folder: Path, **extra: Any) -> None:
+    def save(self, folder: str | Path, **extra: Any) -> None:
         """Write weights, then ``expert.json`` (identity, source, ``extra``) to ``folder``."""
+        folder = Path(folder)
         state = {
             name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()
         }
