@@ -83,7 +83,7 @@ def run(options: Namespace) -> None:
 
 def watch(options: Namespace) -> None:
     assert make_plan(
-        RunOptions(backbones=[options.backbone], suite=options.suite, data_root=options.data_root)
+        RunOptions(backbones=options.backbones, suite=options.suite, data_root=options.data_root)
     ).tasks
 
 

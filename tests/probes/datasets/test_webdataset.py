@@ -66,7 +66,8 @@ def clip_benchmark_data(name, root, collate=None):
         return (pixels(image.convert("RGB")).float() - mean) / std
 
     dataset = build_wds_dataset(name, transform, data_dir=str(root))
-    return dataset, DataLoader(dataset.batched(8, collation_fn=collate), batch_size=None)
+    batches = dataset.batched(8, collation_fn=collate) if collate else dataset.batched(8)
+    return dataset, DataLoader(batches, batch_size=None)
 
 
 def test_images_are_listed_shard_by_shard_and_read_in_place(tmp_path):
