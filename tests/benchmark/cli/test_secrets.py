@@ -34,16 +34,17 @@ def process_arguments() -> bytes:
 
 
 @pytest.mark.slow
-def test_a_run_shows_and_stores_no_secret(tmp_path):
+def test_a_run_shows_and_stores_no_secret(tmp_path, tmp_path_factory):
     """With workers, and everything that is left on disk, the server's files included."""
     make_imagefolder(tmp_path / "imagefolder")
-    (tmp_path / "tmp").mkdir()
+    # short: names of the sockets in it, by which loaders share tensors, have 107 bytes at most
+    temporary = tmp_path_factory.mktemp("t")
     with mlflow_server(tmp_path) as address:
         environment = {
             **os.environ,
             "MLFLOW_TRACKING_URI": address.replace("://", f"://bob:{QUOTED}@"),
             "CLIPTEX_HOME": str(tmp_path / "home"),
-            "TMPDIR": str(tmp_path / "tmp"),
+            "TMPDIR": str(temporary),
             "PYTHONPATH": str(Path(__file__).parents[3]),
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "false",
         }
@@ -60,7 +61,8 @@ def test_a_run_shows_and_stores_no_secret(tmp_path):
                     continue
         assert run.returncode == 0, output.read_text()
     assert b"imagefolder/linear" in seen, "the run's own arguments were seen"
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    paths = [*tmp_path.rglob("*"), *temporary.rglob("*")]
+    files = [path for path in paths if path.is_file()]
     assert {"out.json", "server.db", "output", "metrics.json"} <= {path.name for path in files}
     contents = {str(path): path.read_bytes() for path in files} | {"arguments": seen}
     secrets = PASSWORD.encode(), QUOTED.encode()
