@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing.util
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 from common.errors import DISK_FULL, UserError
 
 MAX_SEED = 2**31 - 1  # the largest seed that every library accepts
+MAX_SOCKET_PATH = 107  # bytes, on Linux
+SOCKET_NAME = "/pymp-12345678/listener-12345678"  # of multiprocessing, below the temporary folder
 
 
 def user_cache() -> Path:
@@ -135,3 +139,19 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes. Raises ``OSError``."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shorten_socket_paths() -> None:
+    """Put the sockets of multiprocessing into ``/tmp`` where ``TMPDIR`` makes their paths too long.
+
+    Loading processes pass tensors over these sockets. Without one they fail, and the process that
+    waits for their batches waits for ever.
+    """
+    if len(os.fsencode(tempfile.gettempdir() + SOCKET_NAME)) <= MAX_SOCKET_PATH:
+        return
+    configured = tempfile.tempdir
+    tempfile.tempdir = "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()  # cached for this process and those it starts
+    finally:
+        tempfile.tempdir = configured

@@ -19,6 +19,7 @@ from typing import Any
 from benchmark.cli.parser import Parser, add_commands, with_examples
 from benchmark.execution import interrupts
 from common.errors import user_error_message
+from common.files import shorten_socket_paths
 from common.secrets import hide_secrets
 
 # Waiting OpenMP threads spin by default. Beside loading processes on two cores that made a forward
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     interrupts.install()
+    shorten_socket_paths()
     if not sys.warnoptions:  # libraries' deprecation notes are not for users
         warnings.simplefilter("ignore")
     try:

@@ -8,6 +8,8 @@ import io
 import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,20 @@ def test_json_overwrites_only_json(tmp_path):
     (tmp_path / "mine.yaml").write_text("suite: own")
     with pytest.raises(UserError, match="is not JSON; name another file"):
         json_output_path(tmp_path / "mine.yaml")
+
+
+def test_sockets_of_multiprocessing_fit_below_a_long_temporary_folder(tmp_path):
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    script = (
+        "import multiprocessing.util, common.files;"
+        " common.files.shorten_socket_paths(); print(multiprocessing.util.get_temp_dir())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("/tmp/pymp-")
