@@ -13,7 +13,7 @@ from common.files import content_key
 from common.settings import field_names
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
-from probes.protocols.base import find_preset, preset_deviations
+from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
 from probes.registry import find_task
 
 
@@ -69,6 +69,8 @@ class PlannedTask:
                 "extra": dict(data.spec.extra),
             },
         }
+        if preset := getattr(self.settings, "protocol", ""):
+            protocol["preset_version"] = PROTOCOLS.find(preset).version
         if self.train_share < 1:
             protocol["train_share"] = self.train_share
         return protocol

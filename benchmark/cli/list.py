@@ -99,13 +99,15 @@ def protocols() -> Rows:
 
     rows = []
     for protocol in PROTOCOLS.load_entry_points().values():
-        rows.append((protocol.name, protocol.source))
+        commit = f", at {protocol.commit}" if protocol.commit else ""
+        rows.append((protocol.name, f"{protocol.source}{commit} (version {protocol.version})"))
         for preset in protocol.presets:
             settings = {**preset.settings, **preset.data}
             text = " ".join(f"{key}={_plain(value)}" for key, value in settings.items())
             datasets = f" ({', '.join(preset.datasets)})" if preset.datasets else ""
             rows.append((f"{protocol.name} {preset.probe}{datasets}", text))
-        rows += [(f"{protocol.name}, not here", text) for text in protocol.differs]
+        for difference in protocol.differs:
+            rows.append((f"{protocol.name} {difference.probe}, not here", str(difference)))
     return rows
 
 

@@ -37,20 +37,45 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """What the source does and this suite does not.
+
+    Attributes:
+        fields: that differ, as the golden record of the protocol names them
+            (``tests/protocols/records``).
+        text: a phrase.
+        effect: how far it moves the number, and on what data, where that was measured.
+        probe: the preset that differs; empty for all.
+    """
+
+    fields: tuple[str, ...]
+    text: str
+    effect: str = ""
+    probe: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.effect})" if self.effect else self.text
+
+
+@dataclass(frozen=True)
 class Protocol:
     """A published protocol.
 
     Attributes:
         name: as in ``--set protocol=NAME``.
-        source: paper, repository and files that it was read from.
+        source: the paper and its code (``facebookresearch/dinov3``, files).
         presets: of its probes. Of several for one probe, the one that names the dataset is used.
-        differs: how the source differs from this suite, a phrase each.
+        differs: fields in which this suite differs from the source.
+        commit: of the source's code that the presets follow.
+        version: raised whenever a preset gives other numbers; part of a task's identity.
     """
 
     name: str
     source: str
     presets: tuple[Preset, ...] = ()
-    differs: tuple[str, ...] = ()
+    differs: tuple[Difference, ...] = ()
+    commit: str = ""
+    version: int = 1
 
     def preset(self, spec: DatasetSpec, probe: Probe) -> Preset | None:
         """The preset of a task, or None."""

@@ -7,7 +7,7 @@ Source: Darcet et al., "Cluster and Predict Latent Patches for Improved Masked I
 
 from __future__ import annotations
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
 SHARED = {
     "size": 224,
@@ -36,13 +36,27 @@ register_protocol(
             ),
         ),
         differs=(
-            "images and label maps are resized to squares of 224 px, and scored there; here the"
-            " aspect ratio is kept, and labels are scored at their own resolution",
-            "a random tenth of train is held out, here a tenth by content; its chosen setting is"
-            " fitted on the other nine tenths, here on all",
-            "neighbours pass on their labels pixel by pixel, and the logistic regression one label"
-            " per patch",
-            "on ADE20K its k-NN computes in bfloat16, and its mIoU is over the classes that occur",
+            Difference(
+                (),
+                "images and label maps are resized to squares of 224 px, and scored there; "
+                "here the aspect ratio is kept, and labels are scored at their own resolution",
+            ),
+            Difference(
+                (),
+                "a random tenth of train is held out, here a tenth by content; its chosen "
+                "setting is fitted on the other nine tenths, here on all",
+            ),
+            Difference(
+                (),
+                "neighbours pass on their labels pixel by pixel, and the logistic regression "
+                "one label per patch",
+            ),
+            Difference(
+                (),
+                "on ADE20K its k-NN computes in bfloat16, and its mIoU is over the classes "
+                "that occur",
+            ),
         ),
+        commit="98b4fa1",
     )
 )

@@ -11,7 +11,7 @@ or 4 blocks × without or with the mean of the last patch tokens; 10 epochs of 1
 
 from __future__ import annotations
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
@@ -40,10 +40,22 @@ register_protocol(
         "DINOv2 (Oquab et al. 2024), dinov2/eval/linear.py of facebookresearch/dinov2",
         (LINEAR,),
         differs=(
-            "it chooses the best head on val, here on 2 % of train, which no head is trained on",
-            "val is resized and cropped by the backbone's own transform (there 256 and 224, as"
-            " dinov2-b14's)",
-            "for a network without blocks, averages of the last feature maps replace class tokens",
+            Difference(
+                (),
+                "it chooses the best head on val, here on 2 % of train, which no head is "
+                "trained on",
+            ),
+            Difference(
+                (),
+                "val is resized and cropped by the backbone's own transform (there 256 and "
+                "224, as dinov2-b14's)",
+            ),
+            Difference(
+                (),
+                "for a network without blocks, averages of the last feature maps replace class"
+                " tokens",
+            ),
         ),
+        commit="b8931f7",
     )
 )

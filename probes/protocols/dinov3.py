@@ -11,7 +11,7 @@ token. What the paper and its files leave open is the probe's own default.
 
 from __future__ import annotations
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
 SEGMENTATION = Preset(
     "segmentation/linear",
@@ -85,11 +85,21 @@ register_protocol(
         " facebookresearch/dinov3",
         (SEGMENTATION, DEPTH),
         differs=(
-            "its cosine starts at the first iteration, here at the end of the warm-up, and its"
-            " beta 1 changes with the rate",
-            "for depth, images are also rotated by up to 2.5°, and nothing is normalised before the"
-            " convolution",
-            "images are padded on all sides to full patches, here at the right and the bottom",
+            Difference(
+                (),
+                "its cosine starts at the first iteration, here at the end of the warm-up, and"
+                " its beta 1 changes with the rate",
+            ),
+            Difference(
+                (),
+                "for depth, images are also rotated by up to 2.5°, and nothing is normalised "
+                "before the convolution",
+            ),
+            Difference(
+                (),
+                "images are padded on all sides to full patches, here at the right and the bottom",
+            ),
         ),
+        commit="6876159",
     )
 )

@@ -8,7 +8,7 @@ github.com/vpariza/open-hummingbird-eval: README.md (sizes, memory of 1024¬∑10‚Å
 
 from __future__ import annotations
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
 register_protocol(
     Protocol(
@@ -28,13 +28,27 @@ register_protocol(
             ),
         ),
         differs=(
-            "the memory is filled from two passes of random crops and flips over train, here"
-            " from one of whole images",
-            "patches of classes that are rare in an image are more likely to be remembered, here"
-            " all are equally likely",
-            "images are squares of 512 px (504 with patches of 14); here the aspect ratio is kept",
-            "pixels without a label count as background in the memory, here they are ignored",
-            "neighbours are searched approximately (ScaNN, FAISS), here exactly",
+            Difference(
+                (),
+                "the memory is filled from two passes of random crops and flips over train, "
+                "here from one of whole images",
+            ),
+            Difference(
+                (),
+                "patches of classes that are rare in an image are more likely to be "
+                "remembered, here all are equally likely",
+            ),
+            Difference(
+                (),
+                "images are squares of 512 px (504 with patches of 14); here the aspect ratio "
+                "is kept",
+            ),
+            Difference(
+                (),
+                "pixels without a label count as background in the memory, here they are ignored",
+            ),
+            Difference((), "neighbours are searched approximately (ScaNN, FAISS), here exactly"),
         ),
+        commit="5e79da2",
     )
 )

@@ -9,7 +9,7 @@ px, batches by aspect ratio, images below 32 px left out.
 
 from __future__ import annotations
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
 BATCH = 16
 LENGTH = 12 * 117_266 // BATCH  # the images of train2017 that have an object
@@ -50,8 +50,11 @@ register_protocol(
             ),
         ),
         differs=(
-            "the backbone is trained too, and its FPN is not normalised; here a plain ViT has"
-            " ViTDet's pyramid",
+            Difference(
+                (),
+                "the backbone is trained too, and its FPN is not normalised; here a plain ViT "
+                "has ViTDet's pyramid",
+            ),
         ),
     )
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
 SHARED: dict[str, Any] = {
     "size": 512,
@@ -55,8 +55,11 @@ register_protocol(
             for datasets, length in LENGTHS.items()
         ),
         differs=(
-            "the backbone is trained too, its last stages dilated to stride 8, with an"
-            " auxiliary head on the third",
+            Difference(
+                (),
+                "the backbone is trained too, its last stages dilated to stride 8, with an "
+                "auxiliary head on the third",
+            ),
         ),
     )
 )

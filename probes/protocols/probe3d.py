@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
 SHARED: dict[str, Any] = {
     "size": 480,
@@ -54,14 +54,26 @@ register_protocol(
             ),
         ),
         differs=(
-            "it trains on 30,814 images of GeoNet and tests on the central 480 × 480 pixels",
-            "half of its crops are enlarged by up to 1.4, and colours are jittered, after the"
-            " centre crop",
-            "its blocks are taken before the backbone's final norm, and maps of several strides are"
-            " brought to 16",
-            "its depth loss is 10 × SigLoss and half of a gradient loss; its normals are"
-            " enlarged by bicubic interpolation",
-            "its seed is 8 (--seed 8)",
+            Difference(
+                (), "it trains on 30,814 images of GeoNet and tests on the central 480 × 480 pixels"
+            ),
+            Difference(
+                (),
+                "half of its crops are enlarged by up to 1.4, and colours are jittered, after "
+                "the centre crop",
+            ),
+            Difference(
+                (),
+                "its blocks are taken before the backbone's final norm, and maps of several "
+                "strides are brought to 16",
+            ),
+            Difference(
+                (),
+                "its depth loss is 10 × SigLoss and half of a gradient loss; its normals are "
+                "enlarged by bicubic interpolation",
+            ),
+            Difference((), "its seed is 8 (--seed 8)"),
         ),
+        commit="1fff822",
     )
 )

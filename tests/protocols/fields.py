@@ -1,0 +1,82 @@
+"""What a golden record is made of, how it is stored and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+RECORDS = Path(__file__).parent / "records"
+
+# A preset's probe (``segmentation/linear``) → field → a number, a text, or nested lists of them.
+Fields = Mapping[str, Mapping[str, Any]]
+
+
+def module(name: str) -> ModuleType:
+    """The module that computes the fields of a protocol."""
+    return import_module(f"tests.protocols.{name}")
+
+
+def plain(value: Any) -> Any:
+    """A field as JSON has it; floats keep eight significant digits."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, float):
+        return float(f"{value:.8g}")
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def read_record(name: str) -> dict[str, Any]:
+    """``source`` (repository and commit), ``versions`` and ``fields`` of a protocol's record."""
+    return json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def differing_fields(recorded: Fields, ours: Fields, tolerance: Mapping[str, float]) -> Any:
+    """The fields of each probe that are not equal.
+
+    Args:
+        tolerance: of a field, absolute; 1e-5 relative where it has none.
+
+    Raises:
+        AssertionError: one side has fields that the other lacks.
+    """
+    differing: dict[str, list[str]] = {}
+    assert set(recorded) == set(ours)
+    for probe, fields in recorded.items():
+        assert set(fields) == set(ours[probe]), probe
+        differing[probe] = [
+            name
+            for name, value in fields.items()
+            if not _equal(value, plain(ours[probe][name]), tolerance.get(name))
+        ]
+    return differing
+
+
+def _equal(recorded: Any, ours: Any, tolerance: float | None) -> bool:
+    if isinstance(recorded, dict):
+        return (
+            isinstance(ours, dict)
+            and set(recorded) == set(ours)
+            and all(_equal(value, ours[key], tolerance) for key, value in recorded.items())
+        )
+    try:
+        left, right = np.asarray(recorded, float), np.asarray(ours, float)
+    except (TypeError, ValueError):
+        return recorded == ours
+    if left.shape != right.shape:
+        return False
+    if tolerance is not None:
+        return bool(np.allclose(left, right, rtol=0, atol=tolerance, equal_nan=True))
+    return bool(np.allclose(left, right, rtol=1e-5, atol=1e-7, equal_nan=True))

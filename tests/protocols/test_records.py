@@ -1,0 +1,34 @@
+"""Every preset against what its source's own code computed, field by field."""
+
+from __future__ import annotations
+
+import pytest
+
+import probes.catalog  # noqa: F401  registers every protocol
+from probes.protocols.base import PROTOCOLS, Protocol
+from tests.protocols.fields import RECORDS, differing_fields, module, read_record
+
+RECORDED = [PROTOCOLS[path.stem] for path in sorted(RECORDS.glob("*.json"))]
+
+
+def test_every_protocol_has_a_record() -> None:
+    assert {protocol.name for protocol in RECORDED} == set(PROTOCOLS) - {"own"}
+
+
+@pytest.mark.parametrize("protocol", RECORDED, ids=lambda protocol: protocol.name)
+def test_a_preset_gives_what_its_source_gives_or_lists_the_difference(protocol: Protocol) -> None:
+    record, code = read_record(protocol.name), module(protocol.name)
+    assert record["commit"] == protocol.commit
+    fields = record["fields"]
+    assert set(fields) == {preset.probe for preset in protocol.presets}
+    differing = differing_fields(fields, code.suite(), getattr(code, "TOLERANCE", {}))
+    for probe, names in differing.items():
+        listed = {
+            field
+            for difference in protocol.differs
+            if difference.probe in ("", probe)
+            for field in difference.fields
+            if field in fields[probe] or difference.probe
+        }
+        assert set(names) == listed, probe
+    assert all(difference.fields for difference in protocol.differs)
