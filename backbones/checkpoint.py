@@ -3,6 +3,7 @@ unpickled."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import warnings
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from backbones.base import DataConfig, state_sha256
 from common.errors import UserError, first_line
@@ -246,9 +248,10 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of ``torch.save``, loaded with ``weights_only=True``."""
+    """The state dict in a file of ``torch.save``, loaded with ``weights_only=True``; training
+    scripts save their options with it, an ``argparse.Namespace``."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # a damaged file may have any pickle protocol
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

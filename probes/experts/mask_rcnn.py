@@ -21,17 +21,16 @@ from torch import Tensor
 import probes.runner.bridge  # noqa: F401  gives mmcv the operators that mmdet's import asks for
 from backbones.checkpoint import Checkpoint, load_checkpoint
 from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
-from backbones.cliptex.experts.base import BACKGROUND, IGNORE, Expert, resize
-from backbones.cliptex.experts.unet import scaled
+from backbones.cliptex.experts.base import BACKGROUND, IGNORE, Expert
 from common.errors import UserError, nearest
 from common.files import canonical_json
 from common.settings import Probability, settings_dataclass
 
 # isort: split
 import mmdet
+from mmcv.transforms import Compose
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 
 
 @settings_dataclass
@@ -39,13 +38,11 @@ class MaskRCNNSettings:
     """How instances become labels.
 
     Attributes:
-        size: short side of the model's input in pixels.
         score_threshold: instances of at least this score are labelled.
         ignore_threshold: where the best instance has a score between this and ``score_threshold``,
             the pixel is ignored; below it is background.
     """
 
-    size: int = 800
     score_threshold: Probability = 0.5
     ignore_threshold: Probability = 0.2
 
@@ -54,7 +51,8 @@ class MaskRCNN(Expert):
     """Mask R-CNN of torchvision, or any instance segmenter of MMDetection, with its weights.
 
     Args:
-        model: MMDetection's config of the model, or ``torchvision_mask_rcnn.describe``.
+        model: MMDetection's config of the model with the ``pipeline`` that images pass before it,
+            or ``torchvision_mask_rcnn.describe``.
     """
 
     name = "mask-rcnn"
@@ -75,15 +73,16 @@ class MaskRCNN(Expert):
         self.is_torchvision = self.model_config["type"] == torchvision.TYPE
         self.net: Any
         if self.is_torchvision:
-            version, count = self.model_config["version"], self.model_config["num_classes"]
-            self.net = torchvision.build(version, count, settings.size)
+            self.net = torchvision.build(self.model_config)
             # labels that torchvision has no name for are background
-            names = torchvision.classes(count)
+            names = torchvision.classes(self.model_config["num_classes"])
             indices = [classes.index(name) if name in classes else 0 for name in names]
             self.class_of_label = np.array(indices)
         else:
+            network = {key: part for key, part in self.model_config.items() if key != "pipeline"}
             with DefaultScope.overwrite_default_scope("mmdet"):
-                self.net = MODELS.build(Config(self.model_config)._cfg_dict)
+                self.net = MODELS.build(Config(network)._cfg_dict)
+                self.prepare = Compose(model["pipeline"])
             self.class_of_label = np.arange(len(classes))
 
     @classmethod
@@ -106,7 +105,7 @@ class MaskRCNN(Expert):
         if self.is_torchvision:
             results = torchvision.instances(self.net, images)
         else:
-            results = self._instances(images, size)
+            results = self._instances(images)
         low, high = self.settings.ignore_threshold, self.settings.score_threshold
         maps = []
         for result in results:
@@ -117,21 +116,13 @@ class MaskRCNN(Expert):
             maps.append(merge(masks, scores, self.class_of_label[labels], size, high, low))
         return {"seg": np.stack(maps)}
 
-    def _instances(self, images: Tensor, size: tuple[int, int]) -> list[dict[str, Tensor]]:
+    def _instances(self, images: Tensor) -> list[dict[str, Tensor]]:
         """MMDetection's instances of each image, in the form of ``torchvision.instances``."""
-        shape = scaled(size, self.settings.size)
         # MMDetection's images are BGR
-        pixels = resize(images.to(self.device).float(), shape).flip(1)
-        factor = (shape[1] / size[1], shape[0] / size[0])
-        metainfo = {
-            "img_shape": shape,
-            "pad_shape": shape,
-            "ori_shape": size,
-            "scale_factor": factor,
-        }
-        samples = [DetDataSample(metainfo=metainfo) for _ in images]
-        results = self.net.test_step({"inputs": list(pixels), "data_samples": samples})
-        instances = [result.pred_instances for result in results]
+        pixels = images.flip(1).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+        prepared = [self.prepare({"img": image, "img_id": 0}) for image in pixels]
+        batch = {key: [each[key] for each in prepared] for key in ("inputs", "data_samples")}
+        instances = [result.pred_instances for result in self.net.test_step(batch)]
         return [
             {"masks": each.masks.bool(), "scores": each.scores, "labels": each.labels + 1}
             for each in instances
@@ -150,7 +141,7 @@ class MaskRCNN(Expert):
         """
         if ":" not in source and Path(source).suffix in (".pth", ".pt", ".safetensors"):
             weights = load_checkpoint(source)
-            if (model := torchvision.describe(weights.state)) is None:
+            if (model := torchvision.describe(weights)) is None:
                 raise UserError(
                     f"{source} is no Mask R-CNN of torchvision; MMDetection's are given as"
                     f" CONFIG:{source}"
@@ -179,8 +170,8 @@ class MaskRCNN(Expert):
             for part in _parts(model):  # the checkpoint has all weights: nothing is downloaded
                 part.pop("init_cfg", None)
                 part.pop("pretrained", None)
-            settings = MaskRCNNSettings(size=_test_size(config))
-            return cls(settings, (BACKGROUND, *_class_names(config)), model)
+            model["pipeline"] = _pipeline(config)
+            return cls(MaskRCNNSettings(), (BACKGROUND, *_class_names(config)), model)
         except UserError:
             raise
         except Exception as error:  # a config is a program, and may raise anything
@@ -258,12 +249,14 @@ def _parts(model: Any) -> Iterator[dict[str, Any]]:
         yield from _parts(value)
 
 
-def _test_size(config: Config) -> int:
-    """Short side in the config's own test pipeline; 800 where it has none."""
-    for step in config.get("test_pipeline", []):
-        if step["type"] == "Resize" and "scale" in step:
-            return int(min(step["scale"]))
-    return 800
+def _pipeline(config: Config) -> list[dict[str, Any]]:
+    """The config's own test pipeline (COCO's where it has none) for images in memory, without
+    ground truth."""
+    steps = config.get("test_pipeline")
+    if steps is None:
+        steps = Config.fromfile(find_config("mask-rcnn_r50_fpn_1x_coco")).test_pipeline
+    kept = [dict(step) for step in steps[1:] if step["type"] != "LoadAnnotations"]
+    return [{"type": "mmdet.LoadImageFromNDArray"}, *kept]
 
 
 def _class_names(config: Config) -> tuple[str, ...]:

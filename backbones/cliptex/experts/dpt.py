@@ -96,18 +96,23 @@ def _from_transformers(source: str) -> tuple[Any, Any]:
 
 
 def _check_convention(source: str, config: Any) -> None:
-    """Refuse models whose output is not relative inverse depth: their labels would be inverted.
+    """Refuse models that are not known to predict relative inverse depth: labels would be inverted.
 
-    DPT heads on DINOv2 (``add_projection``) and the metric Depth Anything predict metres.
+    Depth Anything's config says it (``depth_estimation_type``). DPT's has no such field: those of
+    MiDaS' authors (``Intel/dpt-…``) are relative, and a DPT head on DINOv2 (``add_projection``)
+    predicts metres.
     """
-    relative = {
-        "dpt": not getattr(config, "add_projection", False),
-        "depth_anything": getattr(config, "depth_estimation_type", "") == "relative",
-    }
-    if not relative.get(config.model_type, False):
+    default = "relative" if source.startswith("Intel/dpt-") else "unknown"
+    depth_type = getattr(config, "depth_estimation_type", default)
+    if getattr(config, "add_projection", False):
+        depth_type = "metric"
+    if config.model_type not in ("dpt", "depth_anything"):
+        raise UserError(f"{source} is of type {config.model_type}, not DPT; use {SUGGESTED}")
+    if depth_type != "relative":
         raise UserError(
-            f"{source} ({config.model_type}) is not known to predict relative inverse depth, as"
-            f" labels need it; use {SUGGESTED}"
+            f"{source} is not known to predict relative inverse depth, as labels need it"
+            f" (depth_estimation_type: {depth_type}); use {SUGGESTED}, or, if it does, write"
+            ' "depth_estimation_type": "relative" into the config.json of a copy'
         )
 
 

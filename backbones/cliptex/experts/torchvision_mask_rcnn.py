@@ -1,7 +1,8 @@
 """torchvision's Mask R-CNN from its own checkpoints, for the expert ``mask-rcnn``.
 
 They are ``maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth``, ``maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth``
-and others that were trained with torchvision's references.
+and others that were trained with torchvision's references, as bare state dicts or as its training
+script saves them.
 """
 
 from __future__ import annotations
@@ -19,29 +20,42 @@ from torchvision.models.detection import (
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
+from backbones.checkpoint import Checkpoint
+from common.files import sha256_file
+
 TYPE = "torchvision.MaskRCNN"
+# the start of the sha256 of the published file, as in its name
+PUBLISHED_V1 = "bf2d0c1e"
 _MARK = "roi_heads.box_predictor.cls_score.weight"
 _V2 = "roi_heads.box_head.0.0.weight"  # the second version's box head has convolutions
 
 
-def describe(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The arguments of ``build`` for a state dict; None if it is not such a model's."""
+def describe(weights: Checkpoint) -> dict[str, Any] | None:
+    """The config that ``build`` takes for a checkpoint; None if it is not of such a model.
+
+    The frozen norms of torchvision's first published weights add nothing to the variance; those of
+    every other first version, trained with torchvision's references, add 1e-5.
+    """
+    state = weights.state
     if _MARK not in state:
         return None
-    return {"type": TYPE, "version": 2 if _V2 in state else 1, "num_classes": len(state[_MARK])}
+    model = {"type": TYPE, "version": 2 if _V2 in state else 1, "num_classes": len(state[_MARK])}
+    if model["version"] == 1:
+        published = sha256_file(weights.path).startswith(PUBLISHED_V1)
+        model["eps"] = 0.0 if published else 1e-5
+    return model
 
 
-def build(version: int, num_classes: int, size: int) -> MaskRCNN:
-    """The model with random weights; ``num_classes`` with background, ``size``: short side."""
-    if version == 2:
-        return maskrcnn_resnet50_fpn_v2(
-            weights=None, weights_backbone=None, num_classes=num_classes, min_size=size
-        )
+def build(model: Mapping[str, Any]) -> MaskRCNN:
+    """The model of a config with random weights; ``num_classes`` counts the background."""
+    classes = model["num_classes"]
+    if model["version"] == 2:
+        return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=classes)
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
     for module in backbone.modules():
         if isinstance(module, FrozenBatchNorm2d):
-            module.eps = 0.0  # the first version was trained with frozen norms that added nothing
-    return MaskRCNN(backbone, num_classes, min_size=size)
+            module.eps = model["eps"]
+    return MaskRCNN(backbone, classes)
 
 
 def classes(num_classes: int) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from common.settings import settings_dataclass
 VERSION = 2
 Labelling = Sequence[Expert | ManualLabels]
 Images = tuple[list[str], Tensor]  # keys and (N, 3, H, W) uint8
+IMAGE_PIXELS = 2**19  # of larger images fewer are in a batch, so that memory stays bounded
 
 
 def _ignore(line: str) -> None: ...
@@ -45,13 +46,14 @@ class LabelSettings:
     """The sizes of labels; part of their identity.
 
     Attributes:
-        input_side: images are shrunk to this on the short side before experts see them; 0 keeps
-            their size.
+        input_side: images are shrunk to this on the short side before experts see them; 0 leaves
+            resizing to each expert, as its authors do it. Its maps and masks are made at the size
+            of the image, so that images of many megapixels take much memory.
         label_side: labels are shrunk to this on the short side before they are stored; 0 keeps
             their size. Training compares ``Recipe.label_size`` pixels of a crop.
     """
 
-    input_side: NonNegativeInt = 512
+    input_side: NonNegativeInt = 0
     label_side: NonNegativeInt = LABEL_SIDE
 
 
@@ -76,7 +78,7 @@ class Labeller:
         experts: one for each task at most, frozen and on their device, as ``load_experts`` gives
             them, or ``ManualLabels``.
         writer: of the store, as ``labels_writer`` gives it for these.
-        batch_size: images of one size that experts see at once.
+        batch_size: images of one size that experts see at once; fewer above ``IMAGE_PIXELS``.
         num_workers: threads that decode images and encode labels; never changes a byte.
     """
 
@@ -140,7 +142,7 @@ class Labeller:
                 for row, key in enumerate(keys):
                     maps = {task: values[row] for task, values in predictions.items()}
                     encoding.append((key, pool.submit(self._encode, shard.name, key, size, maps)))
-                write(pending=2 * self.batch_size)
+                write(pending=2 * len(keys))
             write(pending=0)
             seconds = time.monotonic() - started
             # of the shard: seconds in all and in each expert, and FLOPs of one image by expert
@@ -155,13 +157,14 @@ class Labeller:
     def _batches(
         self, shard: Shard, pool: ThreadPoolExecutor, fail: Callable[[str, Exception], None]
     ) -> Iterator[Images]:
-        """Images of one size together, at most ``batch_size``, in the shard's order.
+        """Images of one size together, in the shard's order.
 
         They are decoded ahead by the pool.
         """
         waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
         decoding: deque[tuple[str, Future[np.ndarray]]] = deque()
         indices = self.source.iter_shard(shard)
+        limit = self.batch_size * IMAGE_PIXELS
 
         def batch(shape: tuple[int, ...]) -> Images:
             keys, images = zip(*waiting.pop(shape), strict=True)
@@ -183,10 +186,13 @@ class Labeller:
                 fail(key, error)
                 continue
             waiting.setdefault(image.shape, []).append((key, image))
-            fullest = max(waiting, key=lambda shape: len(waiting[shape]))
+            pixels = {
+                shape: len(images) * max(IMAGE_PIXELS, shape[0] * shape[1])
+                for shape, images in waiting.items()
+            }
+            fullest = max(pixels, key=lambda shape: pixels[shape])
             # with many sizes the fullest batch goes early, so that memory stays bounded
-            count = sum(map(len, waiting.values()))
-            if len(waiting[fullest]) == self.batch_size or count > 8 * self.batch_size:
+            if pixels[fullest] >= limit or sum(pixels.values()) > 8 * limit:
                 yield batch(fullest)
         for shape in list(waiting):
             yield batch(shape)

@@ -38,7 +38,8 @@ def write_model(folder, kind: str, **changes) -> str:
     torch.manual_seed(0)
     if kind == "dpt":
         layers = {"backbone_out_indices": [0, 1, 2, 3], "image_size": 32, "patch_size": 16}
-        model = DPTForDepthEstimation(DPTConfig(**VIT, **layers, **DECODER, **changes))
+        config = {"depth_estimation_type": "relative", **VIT, **layers, **DECODER, **changes}
+        model = DPTForDepthEstimation(DPTConfig(**config))
     elif kind == "depth-anything":
         layers = {"out_indices": [1, 2, 3, 4], "reshape_hidden_states": False}
         vit = Dinov2Config(**VIT, **layers, image_size=28, patch_size=14)
@@ -78,16 +79,17 @@ def test_identity_holds_weights_model_and_processor(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"),
+    ("kind", "changes", "message"),
     [
-        ("depth-anything", {"depth_estimation_type": "metric", "max_depth": 20}),
-        ("dpt", {"add_projection": True}),
-        ("glpn", {}),
+        ("depth-anything", {"depth_estimation_type": "metric", "max_depth": 20}, "metric"),
+        ("dpt", {"add_projection": True}, "metric"),
+        ("dpt", {"depth_estimation_type": "unknown"}, "if it does, write"),
+        ("glpn", {}, "of type glpn"),
     ],
 )
-def test_models_of_another_convention_are_refused(tmp_path, kind, changes):
+def test_models_of_another_or_no_known_convention_are_refused(tmp_path, kind, changes, message):
     """A metric depth would give inverted labels."""
-    with pytest.raises(UserError, match="not known to predict relative inverse depth"):
+    with pytest.raises(UserError, match=message):
         load_experts([write_model(tmp_path, kind, **changes)])
 
 
