@@ -1,15 +1,16 @@
 """Published numbers beside those of the report.
 
-``published.json`` holds only numbers that were read in the source it cites, each with the known
-differences in protocol.
+``published.json`` holds only numbers that were read in the source it cites: ``models`` with the
+names that load their weights here, and ``sources`` with the numbers of each task and metric, the
+preset that follows the source's code, and what else differs.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 from reports.analysis import Analysis
 from reports.parts.figures import describe
@@ -18,13 +19,45 @@ from reports.selection import TaskProtocol
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published number.
+class PublishedNumber:
+    """A number as its source has it.
 
     Attributes:
-        published, ours: as text; ``ours`` includes the interval, '' where the report has no number.
+        model: the source's name of the weights.
+        backbones: names in this suite that load them.
+        architecture: that a backbone of this name must have, since a name may stand for a file of
+            other weights; empty if any.
+        task: of this suite; empty for a statement about the backbone as such.
+        metric: its name here, or the statement.
+        value: in the metric's unit.
+        source, url: the file at its commit.
+        protocol: a phrase.
+        preset: that follows the source's code; empty where there is none.
+        differs: known differences that the preset cannot remove.
+    """
+
+    model: str
+    backbones: tuple[str, ...]
+    architecture: str
+    task: str
+    metric: str
+    value: float
+    source: str
+    url: str
+    protocol: str
+    preset: str
+    differs: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published number beside ours, as text.
+
+    Attributes:
+        published, ours: ``ours`` includes the interval, and is empty where the report has no
+            number.
         protocol: of the source.
-        differs: known differences between the source's protocol and ours.
+        differs: "same protocol", or the known differences.
     """
 
     backbone: str
@@ -37,56 +70,79 @@ class Published:
     url: str
 
 
+def published_numbers() -> Iterator[PublishedNumber]:
+    """Every number of ``published.json``."""
+    table = json.loads((files("reports.parts") / "published.json").read_text(encoding="utf-8"))
+    for source in table["sources"]:
+        about = {key: value for key, value in source.items() if key != "numbers"}
+        for task, metrics in source["numbers"].items():
+            for metric, values in metrics.items():
+                for model, value in values.items():
+                    names = table["models"][model]
+                    yield PublishedNumber(
+                        model=model,
+                        backbones=tuple(names["names"]),
+                        architecture=names.get("architecture", ""),
+                        task=task,
+                        metric=metric,
+                        value=value,
+                        **about,
+                    )
+
+
 def published(analysis: Analysis) -> list[Published]:
-    """Published numbers of the same weights on the same task.
-
-    A backbone counts by its name, and by its architecture where the source gives one: a name may
-    stand for a file of other weights. An entry without a task is about the backbone as such, and
-    our mean gain is shown beside it.
-    """
-    text = (files("reports.parts") / "published.json").read_text(encoding="utf-8")
-    rows = []
-    for entry in json.loads(text):
-        for value in entry["numbers"]:
-            for name in analysis.selection.backbones:
-                if name.partition("@")[0] in value["backbones"]:
-                    rows += _rows(analysis, entry, value, name)
-    return rows
+    """Published numbers of the same weights on the same task, and ours beside them."""
+    numbers = list(published_numbers())
+    return [
+        row
+        for name in analysis.selection.backbones
+        for entry in numbers
+        if name.partition("@")[0] in entry.backbones
+        for row in _rows(analysis, entry, name)
+    ]
 
 
-def _rows(
-    analysis: Analysis, entry: dict[str, Any], value: dict[str, Any], name: str
-) -> list[Published]:
+def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Published]:
     selection = analysis.selection
-    source = entry["source"], entry["url"]
-    if not entry["task"]:
+    if not entry.task:
         gain = analysis.gains.get(name)
         percent = f"{number(gain.typical.value, 1, True)} %" if gain else ""
         ours = f"{percent} over {selection.baseline} on average" if gain else ""
-        settings = entry["protocol"], entry["differs"]
-        return [Published(name, "all", value["text"], ours, *settings, *source)]
+        about = entry.protocol, entry.differs, entry.source, entry.url
+        yield Published(name, "all", entry.metric, ours, *about)
+        return
     architectures = {
         run.tags.get("architecture")
         for (backbone, _), run in selection.parents.items()
         if backbone == name
     }
-    if "architecture" in value and architectures - {value["architecture"], None}:
-        return []
-    rows = []
+    if entry.architecture and architectures - {entry.architecture, None}:
+        return
     for column in selection.columns:
-        own = analysis.estimates.get((name, column, entry["metric"]))
-        if column.task == entry["task"] and own is not None:
-            differs = "; ".join(filter(None, (entry["differs"], _differs(analysis, name, column))))
-            shown = str(value["value"]), describe(own, 2), entry["protocol"]
-            rows.append(Published(name, column.title, *shown, differs, *source))
-    return rows
+        own = analysis.estimates.get((name, column, entry.metric))
+        if column.task == entry.task and own is not None:
+            yield Published(
+                name,
+                column.title,
+                str(entry.value),
+                describe(own, 2),
+                entry.protocol,
+                _differs(analysis, name, column, entry),
+                entry.source,
+                entry.url,
+            )
 
 
-def _differs(analysis: Analysis, name: str, column: TaskProtocol) -> str:
-    """What our own runs record about their protocol."""
+def _differs(analysis: Analysis, name: str, column: TaskProtocol, entry: PublishedNumber) -> str:
+    """``same protocol``, or how our runs differ from the source's, by what they record."""
     runs = [cell.run for cell in analysis.selection.cells[name, column]]
     partial = any(run.tags.get("data.partial") == "true" for run in runs)
-    presets = {
-        run.tags.get("differs") or f"settings of {run.tags.get('preset', 'own')}" for run in runs
-    }
-    return ", ".join([*["on a part of the data"] * partial, *sorted(presets)])
+    differences = ["on a part of the data"] * partial
+    for run in runs:
+        preset = run.tags.get("preset", "own")
+        if run.tags.get("differs"):
+            differences.append(run.tags["differs"])
+        elif preset != entry.preset:
+            differences.append(f"settings of {preset}")
+    differences = list(dict.fromkeys(filter(None, (*differences, entry.differs))))
+    return "; ".join(differences) or "same protocol"

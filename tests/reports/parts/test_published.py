@@ -1,0 +1,63 @@
+"""Published numbers: each can be read in its source and compared with a number of this suite."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+import backbones.named  # noqa: F401  registers the families of names
+import benchmark.catalog  # noqa: F401  registers everything
+from backbones.registry import find
+from probes.protocols.base import PROTOCOLS
+from probes.registry import find_task
+from reports.parts.published import published_numbers
+from tests.reports.synthetic import write_run
+
+NUMBERS = [number for number in published_numbers() if number.task]
+DENSE = ("segmentation", "depth", "normals", "detection", "correspondence")
+
+
+def test_every_number_names_a_task_a_metric_and_a_file_at_a_commit() -> None:
+    kinds: Counter[str] = Counter()
+    for number in NUMBERS:
+        spec, probe = find_task(number.task)
+        assert number.metric in probe.metrics, number
+        assert re.match(r"https://github.com/[^/]+/[^/]+/blob/[0-9a-f]{40}/", number.url), number
+        if number.preset not in ("", "own"):
+            assert PROTOCOLS[number.preset].preset(spec, probe), number
+        unit = probe.metrics[number.metric]
+        assert 0 < number.value < (unit.high or 20), number
+        kinds[spec.kind] += 1
+    assert sum(kinds.values()) >= 120
+    assert sum(kinds[kind] for kind in DENSE) >= 80
+
+
+@pytest.mark.parametrize("name", sorted({name for n in NUMBERS for name in n.backbones}))
+def test_every_name_of_published_weights_belongs_to_a_family(name: str) -> None:
+    assert find(name)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({"preset": "dinov3"}, "the official split has 795"),
+        ({"preset": "own"}, "settings of own"),
+        ({"preset": "dinov3", "differs": "differs from dinov3: max_iters=1"}, "max_iters=1"),
+    ],
+)
+def test_a_report_says_how_our_protocol_differs(tracker, report_of, tags, expected) -> None:
+    for name in ("random", "dinov3-b16"):
+        write_run(tracker, name, 0, {"nyu-depth/linear": 0.5}, task_tags={"nyu-depth/linear": tags})
+    (row,) = report_of(tracker).published
+    assert (row.backbone, row.published) == ("dinov3-b16", "0.373") and expected in row.differs
+
+
+def test_equal_settings_without_known_differences_are_the_same_protocol(tracker, report_of) -> None:
+    for name in ("random", "clip"):
+        tags = {"architecture": "open_clip/ViT-B-16"}
+        write_run(tracker, name, 0, {"flickr30k/retrieval": 0.3}, tags=tags)
+    rows = report_of(tracker).published
+    assert {row.backbone for row in rows} == {"clip"}
+    assert {row.differs for row in rows} == {"same protocol"}
