@@ -31,6 +31,7 @@ import mmdet
 from mmcv.transforms import Compose
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
+from mmdet.utils import get_test_pipeline_cfg
 
 
 @settings_dataclass
@@ -250,13 +251,13 @@ def _parts(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _pipeline(config: Config) -> list[dict[str, Any]]:
-    """The config's own test pipeline (COCO's where it has none) for images in memory, without
+    """The config's own test pipeline (COCO's where it has no data) for images in memory, without
     ground truth."""
-    steps = config.get("test_pipeline")
-    if steps is None:
-        steps = Config.fromfile(find_config("mask-rcnn_r50_fpn_1x_coco")).test_pipeline
-    kept = [dict(step) for step in steps[1:] if step["type"] != "LoadAnnotations"]
-    return [{"type": "mmdet.LoadImageFromNDArray"}, *kept]
+    if "test_dataloader" not in config:
+        config = Config.fromfile(find_config("mask-rcnn_r50_fpn_1x_coco"))
+    steps = get_test_pipeline_cfg(config)
+    steps = [dict(step) for step in steps[1:] if step["type"] != "LoadAnnotations"]
+    return [{"type": "mmdet.LoadImageFromNDArray"}, *steps]
 
 
 def _class_names(config: Config) -> tuple[str, ...]:

@@ -13,14 +13,21 @@ import numpy as np
 import torch
 
 RECORDS = Path(__file__).parent / "records"
+EXPERTS = {"dpt": "dpt", "nll-angmf": "nll_angmf"}  # experts with a record, and their modules
 
 # A preset's probe (``segmentation/linear``) → field → a number, a text, or nested lists of them.
 Fields = Mapping[str, Mapping[str, Any]]
 
 
 def module(name: str) -> ModuleType:
-    """The module that computes the fields of a protocol."""
-    return import_module(f"tests.protocols.{name}")
+    """The module that computes the fields of a protocol or an expert."""
+    part = f"experts.{EXPERTS[name]}" if name in EXPERTS else name
+    return import_module(f"tests.protocols.{part}")
+
+
+def record_path(name: str) -> Path:
+    """The file of a record."""
+    return RECORDS / ("experts" if name in EXPERTS else "") / f"{name}.json"
 
 
 def plain(value: Any) -> Any:
@@ -39,8 +46,8 @@ def plain(value: Any) -> Any:
 
 
 def read_record(name: str) -> dict[str, Any]:
-    """``source`` (repository and commit), ``versions`` and ``fields`` of a protocol's record."""
-    return json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8"))
+    """``source`` (repository and commit), ``versions`` and ``fields`` of a record."""
+    return json.loads(record_path(name).read_text(encoding="utf-8"))
 
 
 def differing_fields(recorded: Fields, ours: Fields, tolerance: Mapping[str, float]) -> Any:

@@ -1,10 +1,10 @@
-"""Make the golden record of a protocol from a checkout of its source.
+"""Make the golden record of a protocol, or of an expert, from a checkout of its source.
 
     python -m tests.protocols.record dinov3 --source DIR
 
 imports the source's code from DIR (nothing of it is copied), lets it compute the fields of
 ``tests/protocols/dinov3.py``, and writes ``tests/protocols/records/dinov3.json``. The checkout must
-be at the commit that the protocol names.
+be at the commit that the protocol names. An expert's (``nll-angmf``) is made likewise.
 """
 
 from __future__ import annotations
@@ -18,29 +18,33 @@ from pathlib import Path
 import probes.catalog  # noqa: F401  registers every protocol
 from backbones.versions import versions
 from probes.protocols.base import PROTOCOLS
-from tests.protocols.fields import RECORDS, module, plain
+from tests.protocols.fields import EXPERTS, module, plain, record_path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("protocol", choices=sorted(set(PROTOCOLS) - {"own"}))
+    parser.add_argument("name", choices=sorted({*PROTOCOLS, *EXPERTS} - {"own"}))
     parser.add_argument("--source", type=Path, required=True, help="checkout of the source")
     arguments = parser.parse_args()
-    protocol = PROTOCOLS[arguments.protocol]
+    name, code = arguments.name, module(arguments.name)
+    if name in EXPERTS:
+        source, expected = code.SOURCE, code.COMMIT
+    else:
+        source, expected = PROTOCOLS[name].source, PROTOCOLS[name].commit
     git = ["git", "-C", str(arguments.source), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    if commit and not commit.startswith(protocol.commit):
-        parser.error(f"{arguments.source} is at {commit[:7]}; check out {protocol.commit}")
+    if commit and not commit.startswith(expected):
+        parser.error(f"{arguments.source} is at {commit[:7]}; check out {expected}")
     sys.path.insert(0, str(arguments.source))
     record = {
-        "source": protocol.source,
-        "commit": protocol.commit,
+        "source": source,
+        "commit": expected,
         "versions": versions("torch", "numpy"),
-        "fields": plain(module(protocol.name).source(arguments.source)),
+        "fields": plain(code.source(arguments.source)),
     }
-    RECORDS.mkdir(exist_ok=True)
-    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-    (RECORDS / f"{protocol.name}.json").write_text(text, encoding="utf-8")
+    path = record_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 
 import probes.catalog  # noqa: F401  registers every protocol
 from probes.protocols.base import PROTOCOLS, Protocol
-from tests.protocols.fields import RECORDS, differing_fields, module, read_record
+from tests.protocols.fields import EXPERTS, RECORDS, differing_fields, module, read_record
 
 RECORDED = [PROTOCOLS[path.stem] for path in sorted(RECORDS.glob("*.json"))]
 
@@ -32,3 +32,12 @@ def test_a_preset_gives_what_its_source_gives_or_lists_the_difference(protocol: 
         }
         assert set(names) == listed, probe
     assert all(difference.fields for difference in protocol.differs)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_an_expert_gives_what_its_authors_network_gives(name: str) -> None:
+    record, code = read_record(name), module(name)
+    assert record["commit"] == code.COMMIT
+    differing = differing_fields(record["fields"], code.suite(), code.TOLERANCE)
+    for network, fields in differing.items():
+        assert set(fields) == set(code.DIFFERS), network

@@ -24,6 +24,7 @@ from common.files import sha256_file
 from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
 
 # isort: split
+from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -82,7 +83,8 @@ test_pipeline = [
     dict(type='Resize', scale=(128, 96), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape', 'scale_factor'))]
-test_dataloader = dict(dataset=dict(metainfo=dict(classes=('mug', 'stool', 'torch'))))
+test_dataloader = dict(
+    dataset=dict(pipeline=test_pipeline, metainfo=dict(classes=('mug', 'stool', 'torch'))))
 """
     (tmp_path / "small.py").write_text(config)
     source = f"{tmp_path / 'small.py'}:{tmp_path / 'small.pth'}"
@@ -96,14 +98,23 @@ test_dataloader = dict(dataset=dict(metainfo=dict(classes=('mug', 'stool', 'torc
     model.backbone.init_cfg = None
     torch.manual_seed(0)
     state = MODELS.build(model).state_dict()
-    torch.save({"state_dict": state, "meta": {"epoch": 1}}, tmp_path / "small.pth")
+    torch.save(
+        {"state_dict": state, "meta": {"dataset_meta": {"classes": ("mug",)}}},
+        tmp_path / "small.pth",
+    )
     (expert,) = load_experts([f"mask-rcnn={source}"])
     assert expert.classes == ("background", "mug", "stool", "torch")
+    # an image that MMDetection's limit on the long side keeps below the short side
+    image = torch.randint(0, 256, (1, 3, 30, 80), dtype=torch.uint8)
     with patch.object(expert.net, "test_step", wraps=expert.net.test_step) as step:
-        seg = expert.predict(torch.randint(0, 256, (1, 3, 30, 80), dtype=torch.uint8))["seg"]
-    assert seg.shape == (1, 30, 80)
-    # MMDetection's limit on the long side holds before the short side is reached
+        (seg,) = expert.predict(image)["seg"]
     assert step.call_args.args[0]["inputs"][0].shape == (3, 48, 128)
+    files = str(tmp_path / "small.py"), str(tmp_path / "small.pth")
+    theirs = init_detector(*files, palette="random", device="cpu")
+    result = inference_detector(theirs, image[0].flip(0).permute(1, 2, 0).numpy()).pred_instances
+    masks, scores, labels = (result[name].numpy() for name in ("masks", "scores", "labels"))
+    assert len(scores) > 3 and scores.max() > expert.settings.ignore_threshold
+    np.testing.assert_array_equal(seg, merge(masks, scores, labels + 1, (30, 80), 0.5, 0.2))
 
 
 # ---------------------------------------------------------------- published checkpoints
@@ -163,15 +174,16 @@ def test_a_checkpoint_of_torchvisions_training_script(tmp_path):
     assert expert.net.backbone.body.bn1.eps == 1e-5
 
 
-def test_torchvisions_second_version_labels_as_torchvision_does(tmp_path):
+@pytest.mark.parametrize("build", [maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2])
+def test_torchvisions_models_label_as_torchvision_does(build, tmp_path):
     torch.manual_seed(0)
-    original = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).eval()
+    original = build(weights=None, weights_backbone=None).eval()
     with torch.no_grad():  # sure of something: dogs, and of the mask somewhere
         original.roi_heads.box_predictor.cls_score.weight.mul_(0.02)
         original.roi_heads.box_predictor.cls_score.bias[18] = 7.0
         original.roi_heads.mask_predictor.mask_fcn_logits.weight.mul_(30)
-    torch.save(original.state_dict(), tmp_path / "v2.pth")
-    (expert,) = load_experts([f"mask-rcnn={tmp_path / 'v2.pth'}"])
+    torch.save(original.state_dict(), tmp_path / "model.pth")
+    (expert,) = load_experts([f"mask-rcnn={tmp_path / 'model.pth'}"])
     for net in (original, expert.net):
         net.transform.min_size, net.rpn._post_nms_top_n, net.roi_heads.detections_per_img = (
             (96,),
