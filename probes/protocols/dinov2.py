@@ -6,7 +6,8 @@ github.com/facebookresearch/dinov2.
 
 52 heads on one frozen pass: 13 learning rates (for a batch of 256) × the class tokens of the last 1
 or 4 blocks × without or with the mean of the last patch tokens; 10 epochs of 1,250 iterations of
-1,024 images, ``RandomResizedCrop`` and a flip.
+1,024 images, ``RandomResizedCrop`` and a flip. For a network without blocks, which the source has
+not, averages of the last feature maps replace class tokens.
 """
 
 from __future__ import annotations
@@ -41,20 +42,15 @@ register_protocol(
         (LINEAR,),
         differs=(
             Difference(
-                (),
-                "it chooses the best head on val, here on 2 % of train, which no head is "
-                "trained on",
+                ("chosen_on",),
+                "it chooses the best head on val, here on 2 % of train, which no head is trained on",
             ),
             Difference(
-                (),
-                "val is resized and cropped by the backbone's own transform (there 256 and "
-                "224, as dinov2-b14's)",
+                ("val_resize",),
+                "val is resized to 256 and cropped to 224, here as the backbone's own transform"
+                " does (which is the same for dinov2-b14)",
             ),
-            Difference(
-                (),
-                "for a network without blocks, averages of the last feature maps replace class"
-                " tokens",
-            ),
+            Difference(("precision",), "its backbone computes in float16, here in float32"),
         ),
         commit="b8931f7",
     )

@@ -80,7 +80,10 @@ def _equal(recorded: Any, ours: Any, tolerance: float | None) -> bool:
         )
     try:
         left, right = np.asarray(recorded, float), np.asarray(ours, float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError):  # texts, or lists of several lengths
+        if isinstance(recorded, list) and isinstance(ours, list):
+            pairs = zip(recorded, ours, strict=False)
+            return len(recorded) == len(ours) and all(_equal(*pair, tolerance) for pair in pairs)
         return recorded == ours
     if left.shape != right.shape:
         return False
