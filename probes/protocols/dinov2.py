@@ -43,7 +43,8 @@ register_protocol(
         differs=(
             Difference(
                 ("chosen_on",),
-                "it chooses the best head on val, here on 2 % of train, which no head is trained on",
+                "it chooses the best head on val, here on the 2 % of train that no head is trained"
+                " on",
             ),
             Difference(
                 ("val_resize",),
