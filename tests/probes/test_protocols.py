@@ -205,7 +205,7 @@ def test_mask_rcnn_of_mmdet(backbone, tmp_path) -> None:
     settings = with_changes(probe.settings_type(), find_preset("mmdet1x", spec, probe).settings)
     data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data"))
     config = built("coco/mask-rcnn", settings, backbone, data, tmp_path / "work")
-    length = 12 * 117_266 // 16
+    length = 12 * 7330
     assert config.train_cfg.max_iters == length and config.train_dataloader.batch_size == 16
     sgd = {"type": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
     assert config.optim_wrapper.to_dict() == {"type": "OptimWrapper", "optimizer": sgd}

@@ -31,8 +31,10 @@ def main() -> None:
         source, expected = code.SOURCE, code.COMMIT
     else:
         source, expected = PROTOCOLS[name].source, PROTOCOLS[name].commit
-    git = ["git", "-C", str(arguments.source), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    commit = ""
+    if (arguments.source / ".git").exists():  # else an archive, or an installed package
+        git = ["git", "-C", str(arguments.source), "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     if commit and not commit.startswith(expected):
         parser.error(f"{arguments.source} is at {commit[:7]}; check out {expected}")
     sys.path.insert(0, str(arguments.source))
