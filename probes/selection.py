@@ -105,7 +105,8 @@ def stratified_split(
 
 
 def held_out_by_content(context: Context) -> list[int]:
-    """Positions of a tenth of the training images among those that are encoded.
+    """Positions of a tenth of the training images among those that are encoded, by chance in their
+    order too: the first of them are a fair sample.
 
     The images follow from the hash of their content, so they are the same for all backbones, seeds
     and tasks; copies of an image stay together.
@@ -113,16 +114,17 @@ def held_out_by_content(context: Context) -> list[int]:
     Raises:
         UserError: there are fewer than two different images.
     """
-    root, samples = context.data.root, context.data.samples["train"]
-    hashes = content_hashes([root / sample.image for sample in samples])
+    data = context.data
+    hashes = content_hashes([data.root / sample.image for sample in data.samples["train"]])
     ranked = sorted(set(hashes), key=lambda digest: content_key(["held out", digest]))
     if len(ranked) < 2:
         raise UserError(
             "choosing a setting needs two different training images or more, one of them held out;"
             " give a single value instead"
         )
-    held_out = set(ranked[: max(1, round(SHARE * len(ranked)))])
-    positions = context.data.train_indices or range(len(hashes))
-    return [
-        position for position, digest in zip(positions, hashes, strict=True) if digest in held_out
-    ]
+    held_out = ranked[: max(1, round(SHARE * len(ranked)))]
+    rank = {digest: number for number, digest in enumerate(held_out)}
+    positions = data.train_indices or range(len(hashes))
+    pairs = zip(positions, hashes, strict=True)
+    chosen = [(rank[digest], position) for position, digest in pairs if digest in rank]
+    return [position for _, position in sorted(chosen)]

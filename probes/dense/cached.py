@@ -115,21 +115,23 @@ class CachedDense(FeatureDataset):
         infos = self.infos()
         paths = [self.source.root / info["image"] for info in infos]
         images = content_key(content_hashes(paths), 64)
-        if self.fixed_crops:
-            side = part_of(self.pipeline, "FixedCrop")["crop"]
-            sizes = [(side, side)] * (len(infos) * len(self.all_crops))
-        else:
-            sizes = self.sizes()
         identity = {"images": images, "pipeline": self.image_only, "crops": self.all_crops}
-        yield self.maps(sizes, identity, run)
+        yield self.maps(self.sizes(), identity, run)
         if self.fixed_crops:
             yield self._ground_truth_crops(infos, images, run.progress)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each complete image as the test pipeline resizes it."""
-        scale = tuple(part_of(self.pipeline, "Resize")["scale"])
+        """(height, width) of each item: a crop, or a complete image as it is resized for tests."""
+        if self.fixed_crops:
+            side = crop_side(self.pipeline)
+            return [(side, side)] * (len(self) * len(self.all_crops))
+        resize = part_of(self.pipeline, "Resize")
+        width, height = resize["scale"]
+        if not resize["keep_ratio"]:
+            return [(height, width)] * len(self)
         return [
-            mmcv.rescale_size(image_size(info["img_path"]), scale)[::-1] for info in self.infos()
+            mmcv.rescale_size(image_size(info["img_path"]), (width, height))[::-1]
+            for info in self.infos()
         ]
 
     def load_ground_truth(self, metadata: Mapping[str, Any]) -> Any:
@@ -157,7 +159,7 @@ class CachedDense(FeatureDataset):
             classes = part_of(pipeline, "LoadGroundTruth")["classes"]
             fits = classes <= 255 and 0 <= spec.ignore_index <= 255
             dtype = "uint8" if fits else "uint16"
-        side = part_of(pipeline, "FixedCrop")["crop"]
+        side = crop_side(pipeline)
         item_bytes = side**2 * channels * DTYPES[dtype].itemsize
         hashes = content_hashes([Path(info["target_path"]) for info in infos])
         identity = {
@@ -182,6 +184,11 @@ class CachedDense(FeatureDataset):
 
         sizes = [item_bytes] * (len(infos) * len(self.all_crops))
         return CacheKey("ground truth", self.name, identity, (dtype,), sizes), build
+
+
+def crop_side(pipeline: Sequence[Part]) -> int:
+    """The side of the square crops that a pipeline makes."""
+    return next(part["crop"] for part in pipeline if "crop" in part)
 
 
 def _without_pixels(part: Part) -> Part:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from probes.features.exact import exact_products
 
 # similarities in memory at once: 512 MiB, 16 MiB
 CELLS = {"cuda": 2**27, "cpu": 2**22}
 
 
+@exact_products()
 def nearest(
-    queries: Tensor, memory: Tensor, k: int, offset: Tensor | None = None, *, cells: int = 0
+    queries: Tensor,
+    memory: Tensor,
+    k: int,
+    offset: Tensor | None = None,
+    *,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    skip: Tensor | None = None,
+    cells: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` rows of ``memory`` with the largest inner product (plus ``offset``), in order.
 
     For cosine similarity both are unit vectors; for L2 distance ``offset`` is minus half the
-    squared length of each row.
+    squared length of each row. The memory is read once, and never copied as a whole.
 
     Args:
         queries: (N, D) float32, on the device that computes.
         memory: (M, D), on any device and of any precision.
         offset: (M,).
+        prepare: makes the keys of some rows of the memory, float32 on the device.
+        skip: (M,) whether a row is left out.
         cells: similarities in memory at once; 0 for the device's default. It changes nothing but
             the order of equal similarities.
     Returns:
@@ -28,21 +42,23 @@ def nearest(
     """
     cells = cells or CELLS.get(queries.device.type, CELLS["cpu"])
     columns = max(min(k, len(memory)), min(len(memory), 2**16))
-    results = []
-    for rows in queries.split(max(1, cells // columns)):
-        best = rows.new_empty(len(rows), 0)
-        indices = torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
-        for start in range(0, len(memory), columns):
-            part = memory[start : start + columns].to(rows.device, rows.dtype)
-            similar = rows @ part.T
+    parts = queries.split(max(1, cells // columns))
+    best = [part.new_empty(len(part), 0) for part in parts]
+    indices = [part.new_empty(len(part), 0, dtype=torch.int64) for part in parts]
+    for start in range(0, len(memory), columns):
+        keys = memory[start : start + columns].to(queries.device, queries.dtype)
+        keys = prepare(keys) if prepare else keys
+        for number, part in enumerate(parts):
+            similar = part @ keys.T
             if offset is not None:
-                similar += offset[start : start + columns].to(rows.device)
-            values, index = similar.topk(min(k, len(part)), dim=1)
-            best = torch.cat([best, values], dim=1)
-            indices = torch.cat([indices, index + start], dim=1)
+                similar += offset[start : start + columns].to(part.device)
+            if skip is not None:
+                similar[:, skip[start : start + columns].to(part.device)] = -torch.inf
+            values, index = similar.topk(min(k, len(keys)), dim=1)
+            values = torch.cat([best[number], values], dim=1)
+            index = torch.cat([indices[number], index + start], dim=1)
             if start:
-                best, order = best.topk(min(k, best.shape[1]), dim=1)
-                indices = indices.gather(1, order)
-        results.append((best, indices))
-    similar, index = (torch.cat(parts) for parts in zip(*results, strict=True))
-    return similar, index
+                values, order = values.topk(min(k, values.shape[1]), dim=1)
+                index = index.gather(1, order)
+            best[number], indices[number] = values, index
+    return torch.cat(best), torch.cat(indices)

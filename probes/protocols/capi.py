@@ -1,8 +1,8 @@
 """CAPI's segmentation without training of a backbone: k-NN and logistic regression on patches.
 
 Source: Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling",
-2025, and ``eval_segmentation.py`` of github.com/facebookresearch/capi: its defaults, which
-``default_eval_config.yaml`` does not change.
+2025, and ``eval_segmentation.py`` of github.com/facebookresearch/capi with
+``default_eval_config.yaml``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ from probes.protocols.base import Difference, Preset, Protocol, register_protoco
 
 SHARED = {
     "size": 224,
+    "resize": "square-bicubic",
+    "score_size": 224,
     "layers": "last",
     "feature_stride": None,
     "memory": 100_000_000,
+    "void": "vote",
+    "votes": "pixels",
+    "held_out": None,
 }
 
 register_protocol(
@@ -32,31 +37,34 @@ register_protocol(
                     "c": tuple(10.0 ** (-6 + 11 * step / 7) for step in range(8)),
                     "iterations": 1000,
                     "tolerance": 1e-12,
+                    "warm_start": False,
                 },
             ),
         ),
         differs=(
             Difference(
-                (),
-                "images and label maps are resized to squares of 224 px, and scored there; "
-                "here the aspect ratio is kept, and labels are scored at their own resolution",
+                ("held-out images",),
+                "the tenth that settings are chosen on is drawn by numpy's generator, here by the"
+                " images' content",
             ),
             Difference(
-                (),
-                "a random tenth of train is held out, here a tenth by content; its chosen "
-                "setting is fitted on the other nine tenths, here on all",
+                ("patches to standardise by",),
+                "mean and deviation of features are those of the other nine tenths, here of all"
+                " of train",
+            ),
+            Difference(("features",), "features are float32, here as they are cached (cache=fp32)"),
+            Difference(
+                ("precision on ADE20K",),
+                "on ADE20K its k-NN computes in bfloat16, here in float32",
+                probe="segmentation/patch-knn",
             ),
             Difference(
-                (),
-                "neighbours pass on their labels pixel by pixel, and the logistic regression "
-                "one label per patch",
-            ),
-            Difference(
-                (),
-                "on ADE20K its k-NN computes in bfloat16, and its mIoU is over the classes "
-                "that occur",
+                ("line search",),
+                "cuML's L-BFGS searches a line in up to 50 steps, here PyTorch's in up to 25",
+                probe="segmentation/logreg",
             ),
         ),
         commit="98b4fa1",
+        version=2,
     )
 )

@@ -2,53 +2,62 @@
 patches.
 
 Source: Balažević et al., "Towards In-context Scene Understanding", NeurIPS 2023, as reproduced by
-github.com/vpariza/open-hummingbird-eval: README.md (sizes, memory of 1024·10⁴) and
-``hbird/hbird_eval.py``.
+github.com/vpariza/open-hummingbird-eval: the table of README.md (memory of 1024·10⁴ patches, two
+passes, 512 px) and ``hbird/hbird_eval.py``. Its metric is ``mIoU_hungarian``.
 """
 
 from __future__ import annotations
 
 from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
+PROBE = "segmentation/in-context"
+SETTINGS = {
+    "size": 512,
+    "resize": "square-bilinear",
+    "score_size": 512,
+    "layers": "last",
+    "feature_stride": None,
+    "memory": 10_240_000,
+    "passes": 2,
+    "sampling": "rare",
+    "void": "background",
+    "neighbours": 30,
+    "temperature": 0.02,
+}
+
 register_protocol(
     Protocol(
         "hummingbird",
         "Hummingbird (Balažević et al. 2023), as in vpariza/open-hummingbird-eval",
         (
-            Preset(
-                "segmentation/in-context",
-                {
-                    "size": 512,
-                    "layers": "last",
-                    "feature_stride": None,
-                    "memory": 10_240_000,
-                    "neighbours": 30,
-                    "temperature": 0.02,
-                },
-            ),
+            Preset(PROBE, SETTINGS),
+            Preset(PROBE, SETTINGS, ("voc",), {"train_list": "trainaug"}),
+            # the stored 0 is a class: 151 of them
+            Preset(PROBE, {**SETTINGS, "void": "class"}, ("ade20k",)),
         ),
         differs=(
             Difference(
-                (),
-                "the memory is filled from two passes of random crops and flips over train, "
-                "here from one of whole images",
+                ("deviation of blue",),
+                "the blue channel is divided by 0.255 for every backbone, here by the backbone's"
+                " own deviation",
             ),
             Difference(
-                (),
-                "patches of classes that are rare in an image are more likely to be "
-                "remembered, here all are equally likely",
+                ("labels of VOC",),
+                "of VOC all training labels are those of SBD's list, here VOC's own where it has"
+                " them",
             ),
             Difference(
-                (),
-                "images are squares of 512 px (504 with patches of 14); here the aspect ratio "
-                "is kept",
+                ("precision",),
+                "unless a function for the features is given, a GPU computes the backbone in"
+                " float16, here in float32",
             ),
             Difference(
-                (),
-                "pixels without a label count as background in the memory, here they are ignored",
+                ("remembered features",),
+                "features are float32, here as they are cached (cache=fp32)",
             ),
-            Difference((), "neighbours are searched approximately (ScaNN, FAISS), here exactly"),
+            Difference(("search",), "neighbours are searched approximately (ScaNN), here exactly"),
         ),
         commit="5e79da2",
+        version=2,
     )
 )

@@ -1,12 +1,10 @@
-"""The images of a split patch by patch, and the scores of predicted patches at the resolution of
-the labels."""
+"""The images of a split patch by patch, and the scores of their predictions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,30 +27,16 @@ from probes.dense.config import dataset_config, native_stride, preprocessor
 from probes.dense.constant import constant_note
 from probes.dense.data import test_pipeline
 from probes.dense.metrics import SegmentationScores
+from probes.dense.patches.crops import region_of, resize_region
+from probes.dense.patches.pixels import Patches, resize_labels
+from probes.dense.patches.settings import has_void_class
 from probes.dense.preview import Predicted, draw_preview
 from probes.features.budget import CacheFull
 from probes.features.cost import EncodeRun
-from probes.features.store import Builder, get_or_build
+from probes.features.store import DTYPES, Builder, get_or_build
 from probes.pictures import GALLERY, evenly
 
-
-@dataclass(frozen=True)
-class Patches:
-    """An image's patches.
-
-    Attributes:
-        index: of the image in its split.
-        features: (rows × columns, D) float32 on the device; cells of padding alone are left out.
-        grid: (rows, columns).
-        extent: rows and columns that the image itself fills, which may be fractions.
-        size: (height, width) of its label map.
-    """
-
-    index: int
-    features: Tensor
-    grid: tuple[int, int]
-    extent: tuple[float, float]
-    size: tuple[int, int]
+QUERIES = 2**14  # patches that are predicted at once, at least
 
 
 class DenseEncoder(torch.nn.Module):
@@ -68,16 +52,26 @@ class DenseEncoder(torch.nn.Module):
 
 
 class PatchImages:
-    """A split of a segmentation dataset, each image complete, with its short side at ``size``.
+    """A split of a segmentation dataset patch by patch; how images are resized is a setting.
 
     Args:
         encoder: images → (map,), which is not cached; None for the backbone's own feature maps,
             which are.
+        crops: of each image to take in place of it (``probes.dense.patches.crops``).
+
+    Attributes:
+        dtype: that holds the features without loss.
     """
 
-    def __init__(self, context: Context, split: Split, encoder: DenseEncoder | None = None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        split: Split,
+        encoder: DenseEncoder | None = None,
+        crops: int = 0,
+    ) -> None:
         settings, backbone, data = context.settings, context.backbone, context.data
-        self.context, self.encoder = context, encoder
+        self.context, self.encoder, self.crops = context, encoder, crops
         self.strides, self.stride = backbone.strides[-1:], None
         out_indices = None
         if encoder is None:
@@ -87,6 +81,8 @@ class PatchImages:
             else:
                 self.strides = backbone.strides
             self.stride = settings.feature_stride or native_stride(self.strides)
+        is_cached = encoder is None and self.strides == (self.stride,)
+        self.dtype = DTYPES[settings.cache] if is_cached else torch.float32
         frozen = {
             "type": "FrozenBackbone",
             "precision": settings.precision,
@@ -94,53 +90,81 @@ class PatchImages:
             **context.backbone_config,
         }
         bridge.share(context.backbone_config, backbone)
+        self.score_side = settings.score_size
         pipeline = test_pipeline(data.spec, len(data.classes), settings.size)
+        if settings.resize != "short-side":
+            side = settings.size // backbone.divisor * backbone.divisor
+            self.score_side = (self.score_side or 0) // backbone.divisor * backbone.divisor
+            pipeline[1] = {
+                "type": "Resize",
+                "scale": (side, side),
+                "keep_ratio": False,
+                "backend": "pillow",
+                "interpolation": settings.resize.removeprefix("square-"),
+            }
+            if crops:
+                pipeline[1] = {"type": "JitteredCrop", "crop": side}
         with DefaultScope.overwrite_default_scope("mmseg"):
             self.dataset = CachedDense(
                 dataset_config(data, split, pipeline, test_mode=True),
                 {"backbone": frozen, "data_preprocessor": preprocessor(backbone)},
                 "fp32" if encoder else settings.cache,
-                0,
+                crops,
                 0.0,
                 context.device.type,
             )
-        self.items: Sequence[int] = (split == "train" and data.train_indices) or range(
-            len(self.dataset)
-        )
+        images = (split == "train" and data.train_indices) or range(len(self.dataset))
+        self.items = [
+            image * max(crops, 1) + crop for image in images for crop in range(max(crops, 1))
+        ]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def walk(self, run: EncodeRun) -> Iterator[Patches]:
-        """All images; in their order where their features are cached.
+    def walk(self, run: EncodeRun, items: Sequence[int] = ()) -> Iterator[Patches]:
+        """All items, or some; in their order where their features are cached.
 
         Raises:
             UserError, NonFiniteLoss: see ``FeatureDataset.encoded``.
         """
-        dataset, store = self.dataset, None
+        dataset, store, items = self.dataset, None, items or self.items
         build: Builder
         if self.encoder is not None:
             build = partial(dataset.encoded, frozen=self.encoder, sizes=dataset.sizes(), run=run)
         else:
-            ((key, build),) = dataset.keys(run)
+            key, build = next(dataset.keys(run))
             message = f"waiting for the process that encodes {dataset.name}"
             with suppress(CacheFull), bridge.isolated_rng(), run.cost.phase("encode"):
                 store = get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
         if store is None:
-            for index, maps, metadata in run.cost.timed("encode", build([self.items])):
-                yield self._patches(index, maps, metadata)
+            for item, maps, metadata in run.cost.timed("encode", build([items])):
+                yield self._patches(item, maps, metadata)
             return
         with closing(store):
-            for index in self.items:
-                yield self._patches(index, store[index], store.metadata(index))
+            for item in items:
+                yield self._patches(item, store[item], store.metadata(item))
 
     def labels(self, patches: Patches) -> Tensor:
-        """(H, W) int64."""
+        """(H, W) int64, of the patches' ``size``."""
         info = self.dataset.source.get_data_info(patches.index)
-        labels = self.dataset.load_ground_truth({**info, "ori_shape": patches.size})
+        labels = self.dataset.load_ground_truth({**info, "ori_shape": patches.original})
+        if patches.crop is not None:
+            region = region_of(info["img_path"], patches.crop, *patches.original)
+            pixels = torch.from_numpy(labels.astype("int64"))[None]
+            return resize_region(pixels, region, patches.size[0], is_image=False)[0]
+        if self.score_side:
+            labels = resize_labels(labels, self.score_side, self.context.settings.resize)
         return torch.from_numpy(labels.astype("int64"))
 
-    def _patches(self, index: int, maps: Sequence[Tensor], metadata: Mapping[str, Any]) -> Patches:
+    def most_patches(self, limit: int) -> int:
+        """No fewer than the patches of all items, of each at most ``limit``."""
+        stride, sizes = self.stride or self.strides[-1], self.dataset.sizes()
+        return sum(
+            min(limit, math.prod(math.ceil(side / stride) for side in sizes[item]))
+            for item in self.items
+        )
+
+    def _patches(self, item: int, maps: Sequence[Tensor], metadata: Mapping[str, Any]) -> Patches:
         batches = [features.to(self.context.device).float()[None] for features in maps]
         if len(batches) > 1:
             batches = [normalize(features, dim=1) for features in batches]
@@ -154,98 +178,69 @@ class PatchImages:
             )
         )
         rows, columns = map(math.ceil, extent)
-        height, width = (int(side) for side in metadata["ori_shape"][:2])
+        original = height, width = tuple(int(side) for side in metadata["ori_shape"][:2])
+        index, crop = divmod(item, self.crops) if self.crops else (item, None)
+        if side := metadata["img_shape"][0] if self.crops else self.score_side:
+            height = width = int(side)
         return Patches(
             index,
             cells[:, :rows, :columns].flatten(1).T.contiguous(),
             (rows, columns),
             (extent[0], extent[1]),
             (height, width),
+            original,
+            crop,
         )
 
 
-def class_shares(
-    labels: Tensor, patches: Patches, classes: int, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """The part of each patch's labelled pixels that each class has.
-
-    Pixels are those of the label map: nothing is resized.
-
-    Args:
-        labels: (H, W) int64.
-    Returns:
-        (rows × columns, classes) float32, and (rows × columns,) whether at least half of the
-        patch's pixels are labelled.
-    """
-    rows, columns = (
-        ((torch.arange(side) + 0.5) / side * part).long().clamp_max(count - 1)
-        for side, part, count in zip(labels.shape, patches.extent, patches.grid, strict=True)
-    )
-    cell = rows[:, None] * patches.grid[1] + columns
-    labels = torch.where(labels == ignore_index, classes, labels)
-    cells = patches.grid[0] * patches.grid[1]
-    flat = (cell * (classes + 1) + labels).flatten()
-    counts = torch.bincount(flat, minlength=cells * (classes + 1)).view(cells, classes + 1).float()
-    labelled = counts[:, :classes].sum(dim=1)
-    is_labelled = (labelled > 0) & (2 * labelled >= counts.sum(dim=1))
-    return counts[:, :classes] / labelled.clamp_min(1)[:, None], is_labelled
-
-
-def label_map(scores: Tensor, patches: Patches) -> Tensor:
-    """(rows × columns, C) scores of patches → (H, W) int64: the best class of each pixel.
-
-    Between patches scores are bilinear, by two products with small matrices.
-    """
-    down, across = (
-        _interpolation(side, cells, part).to(scores)
-        for side, cells, part in zip(patches.size, patches.grid, patches.extent, strict=True)
-    )
-    maps = scores.T.unflatten(1, patches.grid)
-    return (down @ maps @ across.T).argmax(dim=0)
-
-
-def _interpolation(pixels: int, cells: int, extent: float) -> Tensor:
-    """(pixels, cells): the weights of cells at each pixel's centre.
-
-    Beyond the outer centres the outer cell's value holds.
-    """
-    centres = (torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels * extent - 0.5
-    positions = centres.clamp(0, cells - 1)
-    lower = positions.floor().long().clamp_max(max(cells - 2, 0))
-    share = positions - lower
-    weights = torch.zeros(pixels, cells, dtype=torch.float64)
-    weights.scatter_(1, lower[:, None], (1 - share)[:, None])
-    return weights.scatter_add_(1, (lower + 1).clamp_max(cells - 1)[:, None], share[:, None])
+def grouped(patches: Iterable[Patches]) -> Iterator[list[Patches]]:
+    """Images together, so that a memory on another device is read once for all of them."""
+    group: list[Patches] = []
+    for each in patches:
+        group.append(each)
+        if sum(len(each.features) for each in group) >= QUERIES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def evaluate(
-    context: Context, images: PatchImages, predict: Callable[[Patches], Tensor]
+    context: Context,
+    images: PatchImages,
+    predict: Callable[[Sequence[Patches]], Iterable[Tensor]],
+    hungarian: bool = False,
 ) -> TaskResult:
     """Score predictions on ``val``; the notes are those of the scores.
 
     Args:
-        predict: patches of an image → scores (rows × columns, classes).
+        predict: images → the (H, W) label map of each, where ``len(classes)`` is void.
+        hungarian: see ``SegmentationScores``.
     """
-    data, metric = context.data, SegmentationScores(context.data.spec.ignore_index)
-    metric.dataset_meta = images.dataset.metainfo
+    data = context.data
+    metric = SegmentationScores(data.spec.ignore_index, hungarian)
+    names = [*data.classes, *(["void"] if has_void_class(context.settings) else [])]
+    metric.dataset_meta = {"classes": names}
     gallery = set(evenly(len(images), GALLERY))
     scores: dict[int, dict[str, Any]] = {}
     pictures: dict[int, Predicted] = {}
     context.progress.start(f"segmenting {data.spec.name}", len(images))
-    for patches in images.walk(EncodeRun.of(context)):
-        labels, prediction = images.labels(patches), label_map(predict(patches), patches).cpu()
-        info = images.dataset.source.get_data_info(patches.index)
-        sample = {
-            "image": info["image"],
-            "gt_sem_seg": {"data": labels[None]},
-            "pred_sem_seg": {"data": prediction[None]},
-        }
-        scores[patches.index] = {"image": info["image"], **metric.score(sample)}
-        if patches.index in gallery:
-            photo = mmcv.imread(info["img_path"], "color_ignore_orientation")[..., ::-1]
-            maps = [each[None].numpy().astype("uint16") for each in (labels, prediction)]
-            pictures[patches.index] = Predicted(info["image"], photo, *maps)
-        context.progress.advance()
+    for group in grouped(images.walk(EncodeRun.of(context))):
+        for patches, prediction in zip(group, predict(group), strict=True):
+            labels, prediction = images.labels(patches), prediction.cpu()
+            info = images.dataset.source.get_data_info(patches.index)
+            sample = {
+                "image": info["image"],
+                "gt_sem_seg": {"data": labels[None]},
+                "pred_sem_seg": {"data": prediction[None]},
+            }
+            scores[patches.index] = {"image": info["image"], **metric.score(sample)}
+            if patches.index in gallery:
+                photo = mmcv.imread(info["img_path"], "color_ignore_orientation")[..., ::-1]
+                photo = mmcv.imresize(photo, patches.size[::-1])
+                maps = [each[None].numpy().astype("uint16") for each in (labels, prediction)]
+                pictures[patches.index] = Predicted(info["image"], photo, *maps)
+            context.progress.advance()
     metrics = metric.compute_metrics([scores[index] for index in range(len(images))])
     notes = list(metric.notes)
     if "train" in data.samples:

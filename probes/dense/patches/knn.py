@@ -1,23 +1,35 @@
 """``patch-knn``: a patch has the labels of its nearest training patches (CAPI, Darcet et al. 2025,
 ``eval_segmentation.py``).
 
-Number of neighbours and distance are chosen on held-out training images. CAPI's neighbours pass on
-their labels pixel by pixel; here each passes on the part of it that every class has, and the mean
-of them is resized.
+Number of neighbours and distance are chosen on held-out training images. Each neighbour passes on
+the part of it that every class has, and the mean of them is resized; with ``votes=pixels`` it
+passes on its labels pixel by pixel, as CAPI's do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
-from probes.dense.patches.images import Patches, PatchImages, evaluate
-from probes.dense.patches.memory import HeldOutImage, Memory, mean_iou, remember, standardiser
-from probes.dense.patches.settings import PatchKnnSettings
+from probes.dense.patches.images import PatchImages, evaluate
+from probes.dense.patches.memory import (
+    ROWS,
+    Memory,
+    classes_of,
+    held_out_images,
+    mean_iou,
+    order_labels,
+    remember,
+    standardiser,
+)
+from probes.dense.patches.pixels import Patches, label_map, pixel_map
+from probes.dense.patches.settings import PatchKnnSettings, has_void_class
 from probes.features.search import nearest
 from probes.image_level.linear import Standardiser
 from probes.selection import Candidate, log_scores, select
@@ -25,26 +37,76 @@ from probes.selection import Candidate, log_scores, select
 Pair = tuple[int, str]  # neighbours, distance
 
 
+def key_maker(standardise: Standardiser, distance: str) -> Callable[[Tensor], Tensor]:
+    """What makes keys and queries of (N, D) features for a search by cosine or L2 distance."""
+    if distance == "cosine":
+        return lambda features: normalize(standardise(features), dim=1)
+    return standardise
+
+
 class Voter:
-    """A memory that is searched by cosine or L2 distance."""
+    """A memory that is searched by cosine or L2 distance.
 
-    def __init__(self, memory: Memory, standardise: Standardiser, distance: str) -> None:
-        self.shares, self.standardise = memory.shares, standardise
-        self.is_cosine, self.offset = distance == "cosine", None
-        self.keys = standardise(memory.features)
-        if self.is_cosine:
-            self.keys = normalize(self.keys, dim=1)
-        else:
-            self.offset = -self.keys.square().sum(dim=1) / 2
+    Args:
+        held_out: images whose patches do not vote.
+    """
 
-    def votes(self, patches: Patches, counts: Sequence[int]) -> list[Tensor]:
-        """The part that each class has of so many neighbours, (rows × columns, classes) each."""
-        queries = self.standardise(patches.features)
-        if self.is_cosine:
-            queries = normalize(queries, dim=1)
-        _, index = nearest(queries, self.keys, max(counts), self.offset)
-        shares = self.shares[index.to(self.shares.device)].to(queries.device).float()
-        return [shares[:, :count].mean(dim=1) for count in counts]
+    def __init__(
+        self,
+        memory: Memory,
+        standardise: Standardiser,
+        distance: str,
+        context: Context,
+        held_out: Sequence[int] = (),
+    ) -> None:
+        self.memory, self.context = memory, context
+        unused = memory.unused(held_out)
+        self.skip = unused if unused.any() else None
+        self.make_keys, self.offset = key_maker(standardise, distance), None
+        if distance == "l2":
+            squares = [
+                self.make_keys(part.float()).square().sum(dim=1)
+                for part in memory.features.split(ROWS)
+            ]
+            self.offset = -torch.cat(squares) / 2
+
+    def label_maps(
+        self, images: Sequence[Patches], counts: Sequence[int]
+    ) -> Iterator[list[Tensor]]:
+        """For each image its (H, W) label map by so many neighbours each."""
+        queries = self.make_keys(torch.cat([patches.features for patches in images]))
+        _, index = nearest(
+            queries,
+            self.memory.features,
+            max(counts),
+            self.offset,
+            prepare=self.make_keys,
+            skip=self.skip,
+        )
+        for patches, neighbours in zip(
+            images, index.split([len(patches.features) for patches in images]), strict=True
+        ):
+            labels = self.memory.labels[neighbours.to(self.memory.labels.device)]
+            labels = labels.to(queries.device)
+            if self.context.settings.votes == "shares":
+                shares = labels.float()
+                yield [label_map(shares[:, :count].mean(dim=1), patches) for count in counts]
+            else:
+                votes = [vote(labels[:, :count], self.context) for count in counts]
+                yield [pixel_map(labels, patches) for labels in votes]
+
+
+def vote(labels: Tensor, context: Context) -> Tensor:
+    """(N, k, P) labels of k neighbours as ``order_labels`` gives them → (N, P): the most frequent
+    of k, of equals the first."""
+    labels = labels.transpose(1, 2).long()
+    shape = *labels.shape[:2], len(context.data.classes) + 1
+    counts = labels.new_zeros(shape, dtype=torch.int16)
+    counts.scatter_add_(2, labels, torch.ones_like(labels, dtype=torch.int16))
+    if not has_void_class(context.settings):
+        void = torch.tensor(context.data.spec.ignore_index)
+        counts[..., int(order_labels(void, context))] = -1
+    return classes_of(counts.argmax(dim=2), context)
 
 
 def run(context: Context) -> TaskResult:
@@ -52,15 +114,17 @@ def run(context: Context) -> TaskResult:
     settings: PatchKnnSettings = context.settings
     pairs: list[Pair] = list(product(settings.neighbours, settings.distances))
     with context.cost.phase("train"):
-        memory, held_out = remember(context, choosing=len(pairs) > 1)
+        memory = remember(context, settings.votes == "pixels")
         standardise = standardiser(memory.features)
         (neighbours, distance), reason = pairs[0], "fixed"
         if len(pairs) > 1:
-            rest = memory.without(held_out)
-            (neighbours, distance), reason = choose(rest, standardise, pairs, held_out, context)
-        voter = Voter(memory, standardise, distance)
-    images = PatchImages(context, "val")
-    result = evaluate(context, images, lambda patches: voter.votes(patches, [neighbours])[0])
+            (neighbours, distance), reason = choose(memory, standardise, pairs, context)
+        voter = Voter(memory, standardise, distance, context)
+    result = evaluate(
+        context,
+        PatchImages(context, "val"),
+        lambda images: (maps[0] for maps in voter.label_maps(images, [neighbours])),
+    )
     result.notes = [
         f"{neighbours} neighbours by {distance}: {reason}",
         f"{len(memory)} patches remembered",
@@ -70,26 +134,22 @@ def run(context: Context) -> TaskResult:
 
 
 def choose(
-    memory: Memory,
-    standardise: Standardiser,
-    pairs: Sequence[Pair],
-    held_out: Sequence[HeldOutImage],
-    context: Context,
+    memory: Memory, standardise: Standardiser, pairs: Sequence[Pair], context: Context
 ) -> tuple[Pair, str]:
     """The pair with the best mIoU on held-out images, of equals fewer neighbours; and why."""
     settings: PatchKnnSettings = context.settings
+    held_out = held_out_images(context)
     context.progress.start("choosing the neighbours", len(settings.distances) * len(held_out))
-    votes: dict[Pair, list[Tensor]] = {pair: [] for pair in pairs}
+    scores: dict[Pair, float] = {}
     for distance in settings.distances:
-        voter = Voter(memory, standardise, distance)
-        for image in held_out:
-            scores = voter.votes(image.patches, settings.neighbours)
-            for neighbours, score in zip(settings.neighbours, scores, strict=True):
-                votes[neighbours, distance].append(score)
-            context.progress.advance()
+        voter = Voter(memory, standardise, distance, context, held_out)
+        predict = partial(voter.label_maps, counts=settings.neighbours)
+        ious = mean_iou(PatchImages(context, "train"), held_out, predict)
+        scores |= {
+            (count, distance): iou for count, iou in zip(settings.neighbours, ious, strict=True)
+        }
     candidates = [
-        Candidate(pair, f"{pair[0]}_{pair[1]}", mean_iou(held_out, votes[pair], context), pair[0])
-        for pair in pairs
+        Candidate(pair, f"{pair[0]}_{pair[1]}", scores[pair], coordinate=pair[0]) for pair in pairs
     ]
     log_scores(context.log, "mIoU", candidates, 1)
     best, reason = select(candidates, "mIoU", len(held_out))

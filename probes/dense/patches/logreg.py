@@ -3,12 +3,12 @@ al. 2025).
 
 A patch's label is the class that has most of it. The objective is scikit-learn's: C · the sum of
 the cross-entropies + half the squared weights (not the biases). Strengths are fitted from the
-strongest penalty to the weakest, each from where the last ended.
+strongest penalty to the weakest, each from where the last ended unless ``warm_start`` is off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,20 @@ from torch.nn.functional import cross_entropy
 from common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.patches.images import PatchImages, evaluate
-from probes.dense.patches.memory import HeldOutImage, Memory, mean_iou, remember, standardiser
+from probes.dense.patches.memory import (
+    ROWS,
+    Memory,
+    class_count,
+    held_out_images,
+    mean_iou,
+    remember,
+    standardiser,
+)
+from probes.dense.patches.pixels import Patches, label_map, pixel_map
 from probes.dense.patches.settings import LogregSettings
+from probes.features.exact import exact_products
 from probes.image_level.linear import Standardiser
 from probes.selection import Candidate, log_scores, select
-
-ROWS = 2**16  # patches at once
 
 
 @dataclass
@@ -38,7 +46,19 @@ class Regression:
         """(N, D) → (N, classes)."""
         return features @ self.weight + self.bias
 
+    def label_map(
+        self, patches: Patches, standardise: Standardiser, settings: LogregSettings
+    ) -> Tensor:
+        """The (H, W) label map of an image."""
+        logits = self.logits(standardise(patches.features))
+        if settings.votes == "shares":
+            return label_map(logits, patches)
+        height, width = patches.size
+        pixels = height * width // len(logits)
+        return pixel_map(logits.argmax(dim=1)[:, None].expand(-1, pixels), patches)
 
+
+@exact_products()
 def fit(
     features: Tensor,
     labels: Tensor,
@@ -46,12 +66,15 @@ def fit(
     c: float,
     settings: LogregSettings,
     start: Regression | None = None,
+    prepare: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> Regression:
     """The regression of (N, D) features on (N,) labels.
 
     Args:
+        labels: on the device that computes; rows below 0 are left out.
         c: inverse strength of the penalty.
         start: where to begin; zeros otherwise.
+        prepare: what is fitted of some features, float32.
     Raises:
         NonFiniteLoss: the loss is not finite.
     """
@@ -65,25 +88,25 @@ def fit(
         max_iter=settings.iterations,
         history_size=5,
         line_search_fn="strong_wolfe",
-        tolerance_change=1e-9,
+        tolerance_change=1e-4 * settings.tolerance,
         tolerance_grad=settings.tolerance,
     )
-    passes = 0
+    passes, count = 0, int((labels >= 0).sum())
 
     def closure() -> Tensor:
         nonlocal passes
         passes += 1
         optimizer.zero_grad()
         # divided by C and the number of samples, so that the tolerance has one meaning
-        loss = parameters[:-1].square().sum() / (2 * c * len(labels))
+        loss = parameters[:-1].square().sum() / (2 * c * count)
         loss.backward()
         total = loss.detach()
         for part, target in zip(features.split(ROWS), labels.split(ROWS), strict=True):
-            logits = part.to(parameters.device) @ parameters[:-1] + parameters[-1]
-            loss = cross_entropy(logits, target, reduction="sum") / len(labels)
+            logits = prepare(part.to(parameters.device)) @ parameters[:-1] + parameters[-1]
+            loss = cross_entropy(logits, target, ignore_index=-1, reduction="sum") / count
             loss.backward()
             total = total + loss.detach()
-        if not bool(total.isfinite()):
+        if not total.isfinite():
             raise NonFiniteLoss(f"logreg: the loss is not finite with C = {c:g}")
         return total
 
@@ -97,18 +120,27 @@ def run(context: Context) -> TaskResult:
     settings: LogregSettings = context.settings
     grid = sorted(settings.c)
     with context.cost.phase("train"):
-        memory, held_out = remember(context, choosing=len(grid) > 1)
+        memory = remember(context)
         standardise = standardiser(memory.features)
         c, reason, start = grid[0], "fixed", None
         if len(grid) > 1:
-            c, reason, start = choose(memory, standardise, held_out, context)
+            c, reason, start = choose(memory, standardise, context)
         context.progress.start("fitting the logistic regression", 1)
-        labels = labels_of(memory, context)
-        features = standardise(memory.features)
-        model = fit(features, labels, len(context.data.classes), c, settings, start)
+        model = fit(
+            memory.features,
+            targets(memory, context),
+            class_count(context),
+            c,
+            settings,
+            start if settings.warm_start else None,
+            standardise,
+        )
         context.progress.advance()
-    images = PatchImages(context, "val")
-    result = evaluate(context, images, lambda patches: model.logits(standardise(patches.features)))
+    result = evaluate(
+        context,
+        PatchImages(context, "val"),
+        lambda images: (model.label_map(patches, standardise, settings) for patches in images),
+    )
     result.notes = [
         f"C = {c:.3g}: {reason}",
         f"{len(memory)} patches, {model.passes} passes",
@@ -117,34 +149,42 @@ def run(context: Context) -> TaskResult:
     return result
 
 
-def labels_of(memory: Memory, context: Context) -> Tensor:
-    """(M,) the class that has most of each patch, on the device."""
-    return memory.shares.argmax(dim=1).to(context.device)
+def targets(memory: Memory, context: Context, held_out: Sequence[int] = ()) -> Tensor:
+    """(M,) the class that has most of each patch, -1 where it is not fitted; on the device."""
+    labels = memory.labels.argmax(dim=1).to(context.device)
+    return labels.masked_fill(memory.unused(held_out).to(context.device), -1)
 
 
 def choose(
-    memory: Memory,
-    standardise: Standardiser,
-    held_out: Sequence[HeldOutImage],
-    context: Context,
+    memory: Memory, standardise: Standardiser, context: Context
 ) -> tuple[float, str, Regression]:
     """The inverse strength with the best mIoU on held-out images, why, and its regression.
 
     Of equals the strongest penalty wins.
     """
     settings: LogregSettings = context.settings
-    grid = sorted(settings.c)
-    rest = memory.without(held_out)
-    features, labels = standardise(rest.features), labels_of(rest, context)
-    context.progress.start("choosing the penalty", len(grid))
-    candidates: list[Candidate[Regression]] = []
-    model = None
+    grid, held_out = sorted(settings.c), held_out_images(context)
+    labels = targets(memory, context, held_out)
+    context.progress.start("choosing the penalty", len(grid) + len(held_out))
+    models: list[Regression] = []
     for c in grid:
-        model = fit(features, labels, len(context.data.classes), c, settings, model)
-        scores = [model.logits(standardise(image.patches.features)) for image in held_out]
-        score = mean_iou(held_out, scores, context)
-        candidates.append(Candidate(model, f"C_{c:.3g}", score, coordinate=c))
+        start = models[-1] if models and settings.warm_start else None
+        models.append(
+            fit(memory.features, labels, class_count(context), c, settings, start, standardise)
+        )
         context.progress.advance()
+    scores = mean_iou(
+        PatchImages(context, "train"),
+        held_out,
+        lambda images: (
+            [model.label_map(patches, standardise, settings) for model in models]
+            for patches in images
+        ),
+    )
+    candidates = [
+        Candidate(model, f"C_{c:.3g}", score, coordinate=c)
+        for model, c, score in zip(models, grid, scores, strict=True)
+    ]
     log_scores(context.log, "mIoU", candidates, 1)
     best, reason = select(candidates, "mIoU", len(held_out))
     return grid[candidates.index(best)], reason, best.value

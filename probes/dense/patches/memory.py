@@ -1,11 +1,12 @@
 """The memory of training patches with their labels, and the images held out to choose settings on.
 
-Held-out images follow from their content (``probes.selection``); ``val`` has no say.
+Held-out images follow from their content (``probes.selection``); ``val`` has no say. The memory is
+in memory once: whoever standardises or normalises its features does so a part at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor
 from common.files import derive_seed
 from probes.base import Context
 from probes.dense.metrics import class_areas, segmentation_scores
-from probes.dense.patches.images import Patches, PatchImages, class_shares, label_map
+from probes.dense.patches.images import PatchImages, grouped
+from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
+from probes.dense.patches.settings import has_void_class
 from probes.features.cost import EncodeRun
 from probes.image_level.classification import on_device_if_small
 from probes.image_level.linear import Standardiser
 from probes.selection import held_out_by_content
 
-MAX_HELD_OUT = 200  # images that settings are chosen on
 ROWS = 2**16
 
 
@@ -29,36 +31,30 @@ class Memory:
     """Patches of train, on the device where they take up to a quarter of its free memory.
 
     Attributes:
-        features: (M, D) float32.
-        shares: (M, classes) float16, the part of a patch that each class has.
+        features: (M, D), in the precision of the cache where one map is read as it is.
+        labels: (M, classes) float16, the part of a patch that each class has; or (M, pixels of a
+            patch), the class of each pixel.
         owner: (M,) index of the image in the split, on the CPU.
+        is_void: (M,) patches that are standardised with the others and nothing more, on the CPU.
     """
 
     features: Tensor
-    shares: Tensor
+    labels: Tensor
     owner: Tensor
+    is_void: Tensor
 
     def __len__(self) -> int:
         return len(self.owner)
 
-    def without(self, images: Sequence[HeldOutImage]) -> Memory:
-        """The patches of all other images."""
-        rest = ~torch.isin(self.owner, torch.tensor([image.patches.index for image in images]))
-        features = self.features[rest.to(self.features.device)]
-        return Memory(features, self.shares[rest.to(self.shares.device)], self.owner[rest])
-
-
-@dataclass
-class HeldOutImage:
-    """An image to choose settings on: all its patches, and its (H, W) labels."""
-
-    patches: Patches
-    labels: Tensor
+    def unused(self, held_out: Sequence[int] = ()) -> Tensor:
+        """(M,) whether a patch is void, or of a held-out image."""
+        images = torch.tensor(held_out, dtype=self.owner.dtype)
+        return self.is_void | torch.isin(self.owner, images)
 
 
 def standardiser(features: Tensor) -> Standardiser:
     """From the mean and deviation of (M, D) features, on their own device."""
-    total = square = features.new_zeros(features.shape[1], dtype=torch.float64)
+    total = square = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
     for part in features.split(ROWS):
         total = total + part.double().sum(dim=0)
     mean = total / len(features)
@@ -67,47 +63,131 @@ def standardiser(features: Tensor) -> Standardiser:
     return Standardiser.from_moments(mean, square / len(features))
 
 
-def remember(context: Context, choosing: bool) -> tuple[Memory, list[HeldOutImage]]:
-    """The memory of all of ``train``, and held-out images if a setting is to be chosen.
+def class_count(context: Context) -> int:
+    """Of the classes that can be predicted, with void where it is one."""
+    return len(context.data.classes) + has_void_class(context.settings)
 
-    Patches of which less than half is labelled are left out.
+
+def held_out_images(context: Context) -> list[int]:
+    """Indices in ``train`` of the images to choose on: ``held_out`` of them, at most.
 
     Raises:
-        UserError: an image cannot be read, or none can be held out.
+        UserError: there are fewer than two different images.
     """
-    settings, images, data = context.settings, PatchImages(context, "train"), context.data
-    held_out = set(held_out_by_content(context)[:MAX_HELD_OUT]) if choosing else set()
+    return sorted(held_out_by_content(context)[: context.settings.held_out])
+
+
+def remember(context: Context, pixels: bool = False) -> Memory:
+    """The memory of all of ``train``.
+
+    Args:
+        pixels: labels are those of pixels, not shares of classes.
+    Raises:
+        UserError: an image cannot be read, or ``votes=pixels`` does not fit.
+    """
+    settings, data = context.settings, context.data
+    passes, sampling = getattr(settings, "passes", 0), getattr(settings, "sampling", "even")
+    images = PatchImages(context, "train", crops=passes)
     limit, classes = max(1, settings.memory // len(images)), len(data.classes)
-    chosen_on: list[HeldOutImage] = []
-    parts: list[tuple[int, Tensor, Tensor]] = []
+    stored: dict[str, Tensor] = {}
+    count, most = 0, images.most_patches(limit)
     for patches in images.walk(EncodeRun.of(context)):
         labels = images.labels(patches)
-        if patches.index in held_out:
-            chosen_on.append(HeldOutImage(patches, labels))
-        shares, is_labelled = class_shares(labels, patches, classes, data.spec.ignore_index)
-        rows = is_labelled.nonzero().squeeze(1)
+        shares, remembered = class_shares(
+            labels,
+            patches,
+            classes,
+            data.spec.ignore_index,
+            settings.void,
+            void_first=data.spec.label_offset < 0,
+        )
+        is_void = ~remembered & (settings.void == "vote")
+        rows = (remembered | is_void).nonzero().squeeze(1)
         if len(rows) > limit:
             name = data.encoded("train")[patches.index].image
-            generator = torch.Generator().manual_seed(derive_seed("memory", context.seed, name))
-            rows = rows[torch.randperm(len(rows), generator=generator)[:limit].sort().values]
-        features = patches.features[rows.to(patches.features.device)]
-        parts.append((patches.index, features.cpu(), shares[rows].half()))
-    # without a cache the images come in the order of their size
-    parts.sort(key=lambda part: part[0])
-    chosen_on.sort(key=lambda image: image.patches.index)
-    owner = torch.cat([torch.full((len(features),), index) for index, features, _ in parts])
-    features = torch.cat([features for _, features, _ in parts])
-    shares = torch.cat([shares for *_, shares in parts])
-    features, shares = (on_device_if_small(each, context.device) for each in (features, shares))
-    return Memory(features, shares, owner), chosen_on
+            key = (name, patches.crop) if passes else (name,)
+            generator = torch.Generator().manual_seed(derive_seed("memory", context.seed, *key))
+            if sampling == "rare":
+                noise = torch.rand(len(rows), generator=generator)
+                chosen = rarest(shares[rows], noise, limit)
+            else:
+                chosen = torch.randperm(len(rows), generator=generator)[:limit]
+            rows = rows[chosen.sort().values]
+        columns = {
+            "features": patches.features[rows.to(patches.features.device)].to(images.dtype),
+            "labels": shares[rows].half(),
+            "owner": torch.full((len(rows),), patches.index, dtype=torch.int32),
+            "is_void": is_void[rows],
+        }
+        if pixels:
+            ordered = order_labels(labels, context)
+            columns["labels"] = pixel_labels(ordered, patches)[rows]
+        for name, values in columns.items():
+            if not count:
+                # memory that is never written to is never taken
+                stored[name] = values.new_empty(most, *values.shape[1:], device="cpu")
+            stored[name][count : count + len(rows)] = values
+        count += len(rows)
+    stored = {name: values[:count] for name, values in stored.items()}
+    for name in ("features", "labels"):
+        stored[name] = on_device_if_small(stored[name], context.device)
+    return Memory(**stored)
 
 
-def mean_iou(images: Sequence[HeldOutImage], scores: Sequence[Tensor], context: Context) -> float:
-    """mIoU in percent on held-out images, of (rows × columns, classes) scores of each."""
-    classes, ignore_index = len(context.data.classes), context.data.spec.ignore_index
-    areas = [
-        class_areas(label_map(score, image.patches).cpu(), image.labels, classes, ignore_index)
-        for score, image in zip(scores, images, strict=True)
-    ]
-    total = {name: torch.stack([area[name] for area in areas]).numpy() for name in areas[0]}
-    return segmentation_scores(total)[0]["mIoU"]
+def rarest(shares: Tensor, noise: Tensor, count: int) -> Tensor:
+    """Indices of ``count`` of an image's patches, rarer classes first, as Open-Hummingbird samples.
+
+    A patch's score is the number of patches that show one of its classes, summed over its classes,
+    times noise; the lowest are taken.
+
+    Args:
+        shares: (N, classes) part of a patch that each class has.
+        noise: (N,) even in [0, 1).
+    """
+    shown = (shares > 0).float()
+    scores = shown @ shown.sum(dim=0) * noise
+    return scores.topk(count, largest=False).indices
+
+
+def order_labels(labels: Tensor, context: Context) -> Tensor:
+    """Labels as a vote orders them, of which the first of equals wins: as they are stored, void
+    first where it is stored as 0, else last.
+    Void that is background is of the first class."""
+    classes, spec = len(context.data.classes), context.data.spec
+    void = 0 if context.settings.void == "background" else classes
+    labels = torch.where(labels == spec.ignore_index, void, labels)
+    ordered = (labels + (spec.label_offset < 0)) % (classes + 1)
+    return ordered.to(torch.uint8 if classes < 256 else torch.int16)
+
+
+def classes_of(ordered: Tensor, context: Context) -> Tensor:
+    """The inverse of ``order_labels``: classes, and ``len(classes)`` for void."""
+    shift = int(context.data.spec.label_offset < 0)
+    return (ordered.long() - shift) % (len(context.data.classes) + 1)
+
+
+def mean_iou(
+    images: PatchImages,
+    items: Sequence[int],
+    predict: Callable[[Sequence[Patches]], Iterable[Iterable[Tensor]]],
+) -> list[float]:
+    """mIoU in percent of some candidates on some images.
+
+    Args:
+        predict: images → for each of them the (H, W) label map of every candidate.
+    """
+    context = images.context
+    classes, ignore_index = class_count(context), context.data.spec.ignore_index
+    totals: list[dict[str, Tensor]] = []
+    for group in grouped(images.walk(EncodeRun.of(context), items)):
+        for patches, maps in zip(group, predict(group), strict=True):
+            labels = images.labels(patches)
+            areas = [class_areas(each.cpu(), labels, classes, ignore_index) for each in maps]
+            zero = [{name: torch.zeros_like(area[name]) for name in area} for area in areas]
+            totals = [
+                {name: total[name] + area[name] for name in area}
+                for total, area in zip(totals or zero, areas, strict=True)
+            ]
+            context.progress.advance()
+    scores = [{name: area.numpy() for name, area in areas.items()} for areas in totals]
+    return [segmentation_scores(areas)[0]["mIoU"] for areas in scores]

@@ -9,14 +9,15 @@ so has a class called ``background``, whose names are a setting.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
-from probes.dense.patches.images import DenseEncoder, Patches, PatchImages, evaluate
+from probes.dense.patches.images import DenseEncoder, PatchImages, evaluate
+from probes.dense.patches.pixels import Patches, label_map
 from probes.dense.patches.settings import OpenVocabularySettings
 from probes.image_level.zero_shot import embed_names, templates_for
 
@@ -41,10 +42,12 @@ def run(context: Context) -> TaskResult:
     counts = torch.tensor([len(class_names) for class_names in synonyms])
     owner = torch.arange(len(synonyms)).repeat_interleave(counts).to(context.device)
 
-    def predict(patches: Patches) -> Tensor:
-        similar = normalize(patches.features, dim=1) @ texts.T
-        best = similar.new_full((len(similar), len(synonyms)), -torch.inf)
-        return best.scatter_reduce(1, owner.expand_as(similar), similar, "amax")
+    def predict(images: Sequence[Patches]) -> Iterator[Tensor]:
+        for patches in images:
+            similar = normalize(patches.features, dim=1) @ texts.T
+            best = similar.new_full((len(similar), len(synonyms)), -torch.inf)
+            best = best.scatter_reduce(1, owner.expand_as(similar), similar, "amax")
+            yield label_map(best, patches)
 
     with torch.inference_mode():
         images = PatchImages(context, "val", DenseEncoder(context.backbone, settings.precision))

@@ -14,14 +14,24 @@ from probes.dense.patches.settings import (
 )
 from probes.dense.settings import METRICS
 from probes.registry import register_probe
+from reports.metrics import Metric
 
 FOLDER = "probes.dense.patches"
 patch_probe = partial(FeatureProbe, kind="segmentation", metrics=METRICS["segmentation"])
 
-register_probe(patch_probe("patch-knn", settings_type=PatchKnnSettings, module=f"{FOLDER}.knn"))
-register_probe(patch_probe("logreg", settings_type=LogregSettings, module=f"{FOLDER}.logreg"))
 register_probe(
-    patch_probe("in-context", settings_type=InContextSettings, module=f"{FOLDER}.in_context")
+    patch_probe("patch-knn", settings_type=PatchKnnSettings, module=f"{FOLDER}.knn", version=2)
+)
+register_probe(
+    patch_probe("logreg", settings_type=LogregSettings, module=f"{FOLDER}.logreg", version=2)
+)
+register_probe(
+    patch_probe(
+        "in-context",
+        settings_type=InContextSettings,
+        module=f"{FOLDER}.in_context",
+        metrics={**METRICS["segmentation"], "mIoU_hungarian": Metric()},
+    )
 )
 register_probe(
     patch_probe(

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from common.errors import UserError
 from common.settings import settings_dataclass
 
 Size = Annotated[int, Field(ge=16)]
 
 
 @settings_dataclass
-class PatchSettings:
-    """Protocol of a probe on patches.
+class ImageSettings:
+    """How images become patches, and predictions label maps.
 
     Attributes:
         protocol: the published protocol that the settings come from, or ``own``; see
             ``probes.protocols``.
-        size: short side of images in pixels, of train and of val. Scores are at the label's own
-            resolution whatever the size.
+        size: of images in pixels, of train and of val.
+        resize: ``short-side`` is ``size``, and the aspect stays (OpenCV, bilinear);
+            ``square-bicubic`` and ``square-bilinear`` squeeze images to ``size`` × ``size``
+            (Pillow), rounded down to a multiple of the backbone's patch.
+        score_size: side of the squares that label maps of train and val are resized to (nearest),
+            and that predictions are scored on, rounded likewise; none for each label map's own
+            resolution.
         precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
+    """
+
+    protocol: str = "own"
+    size: Size = 512
+    resize: Literal["short-side", "square-bicubic", "square-bilinear"] = "short-side"
+    score_size: Size | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@settings_dataclass
+class PatchSettings(ImageSettings):
+    """Protocol of a probe on patches.
+
+    Attributes:
         cache: precision in which features are cached; they are encoded each time where the disk has
             no room.
         layers: ``last`` of the backbone's feature maps, ``all``, or ``auto``: the last of a plain
@@ -29,19 +49,43 @@ class PatchSettings:
         feature_stride: that stride; none for the finest native one that is not below 8.
         memory: patches of train that are remembered at most, as many of each image, sampled by the
             seed.
+        void: pixels of train without a label. ``ignore``: they have no part in a patch, and patches
+            of which less than half is labelled are left out. ``background``: they are of the first
+            class. ``class``: they are one more class, which may be predicted and is always wrong.
+            ``vote``: the same, but patches with more of it than of any class do not vote.
     """
 
-    protocol: str = "own"
-    size: Size = 512
-    precision: Literal["fp32", "bf16"] = "fp32"
     cache: Literal["fp16", "bf16", "fp32"] = "fp16"
     layers: Literal["auto", "last", "all"] = "auto"
     feature_stride: PositiveInt | None = None
     memory: PositiveInt = 2_000_000
+    void: Literal["ignore", "background", "class", "vote"] = "ignore"
+
+
+def has_void_class(settings: ImageSettings) -> bool:
+    """Whether void is one more class."""
+    return getattr(settings, "void", "ignore") in ("class", "vote")
 
 
 @settings_dataclass
-class PatchKnnSettings(PatchSettings):
+class ChosenSettings(PatchSettings):
+    """Protocol of a probe that chooses a setting on held-out images.
+
+    Attributes:
+        votes: ``shares``: a patch's scores of classes are resized (bilinear) to the label map.
+            ``pixels``: each pixel of a patch is predicted by itself, by the pixels at its position
+            in the neighbours, of which the most frequent label wins; a classifier's label holds for
+            all pixels of its patch. Needs squares that the patches divide.
+        held_out: images to choose on at most, of a tenth of train that follows from the images'
+            content; none for all of the tenth.
+    """
+
+    votes: Literal["shares", "pixels"] = "shares"
+    held_out: PositiveInt | None = 200
+
+
+@settings_dataclass
+class PatchKnnSettings(ChosenSettings):
     """k-NN of patches, whose features are standardised over the memory; the grid is CAPI's.
 
     Attributes:
@@ -56,13 +100,14 @@ class PatchKnnSettings(PatchSettings):
 
 
 @settings_dataclass
-class LogregSettings(PatchSettings):
+class LogregSettings(ChosenSettings):
     """Logistic regression on standardised patches by L-BFGS; the grid is CAPI's.
 
     Attributes:
         c: inverse strengths of the penalty to choose from, as scikit-learn's ``C``.
         iterations, tolerance: of L-BFGS: at most so many, or until the gradient's largest entry is
-            below.
+            below the tolerance, or a step changes the loss by less than its ten-thousandth.
+        warm_start: each fit begins where that of the next stronger penalty ended, not at zero.
     """
 
     c: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = tuple(
@@ -70,19 +115,30 @@ class LogregSettings(PatchSettings):
     )
     iterations: PositiveInt = 1000
     tolerance: PositiveFloat = 1e-5
+    warm_start: bool = True
 
 
 @settings_dataclass
 class InContextSettings(PatchSettings):
-    """Hummingbird's attention over its nearest neighbours; the defaults are its own.
+    """Hummingbird's attention over its nearest neighbours.
 
     Attributes:
         neighbours: that are attended to.
         temperature: of the softmax over their cosines.
+        passes: crops of each image of train, in changed colours, that fill the memory in place of
+            the image; see ``probes.dense.patches.crops``. They need square images.
+        sampling: of an image's patches where not all are remembered: ``even``, or ``rare``: those
+            of classes that few of its patches show are the more likely.
     """
 
     neighbours: PositiveInt = 30
     temperature: PositiveFloat = 0.02
+    passes: NonNegativeInt = 0
+    sampling: Literal["even", "rare"] = "even"
+
+    def __post_init__(self) -> None:
+        if self.passes and self.resize == "short-side":
+            raise UserError(f"passes={self.passes}: crops are squares; set resize=square-bilinear")
 
 
 # what a class called "background" shows, as later works list it for VOC; the best name counts
@@ -111,18 +167,15 @@ BACKGROUND = (
 
 
 @settings_dataclass
-class OpenVocabularySettings:
+class OpenVocabularySettings(ImageSettings):
     """Protocol of segmentation by class texts alone.
 
     Attributes:
-        protocol, size, precision: see ``PatchSettings``.
         templates: see ``ZeroShotSettings``.
         background: names that stand for a class called ``background``; empty to use the word
             itself.
     """
 
-    protocol: str = "own"
     size: Size = 336
-    precision: Literal["fp32", "bf16"] = "fp32"
     templates: Literal["openai", "openai-7", "photo"] = "openai"
     background: tuple[str, ...] = BACKGROUND

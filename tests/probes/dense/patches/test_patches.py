@@ -12,11 +12,12 @@ from torch.nn.functional import interpolate, normalize
 import probes.catalog  # noqa: F401
 from probes.dense.data import read_labels
 from probes.dense.metrics import class_areas, segmentation_scores
-from probes.dense.patches.images import Patches, PatchImages, class_shares, label_map
+from probes.dense.patches.images import PatchImages
 from probes.dense.patches.in_context import attend
 from probes.dense.patches.logreg import fit
-from probes.dense.patches.memory import remember
+from probes.dense.patches.memory import held_out_images, remember
 from probes.dense.patches.open_vocabulary import class_synonyms
+from probes.dense.patches.pixels import Patches, class_shares, label_map
 from probes.dense.patches.settings import InContextSettings, LogregSettings
 from probes.features.cost import EncodeRun
 from probes.features.store import root
@@ -77,7 +78,7 @@ def test_it_learns_what_colours_mean(tmp_path, name, backbone):
     images = [sample.image for sample in task.data.samples["val"]]
     assert result.per_image["image"].tolist() == images
     scores = image_scores("segmentation", result.per_image)
-    for metric in probe.metrics:
+    for metric in scores.metrics:
         value = scores.metrics[metric](np.ones((1, 3)))[0]
         assert value == pytest.approx(result.metrics[metric])
     assert task.cost.metrics()["encode_seconds"] > 0
@@ -107,22 +108,24 @@ def test_without_disk_space_features_are_encoded_each_time(tmp_path, monkeypatch
 
 def test_the_memory_is_sampled_by_the_seed(tmp_path):
     _, task = prepare(tmp_path, "in-context", memory=30)
-    memory, _ = remember(task, choosing=False)
+    memory = remember(task)
     assert len(memory) == 30 and memory.owner.bincount().tolist() == 6 * [5]
-    repeated, _ = remember(task, choosing=False)
+    repeated = remember(task)
     assert torch.equal(memory.features, repeated.features)
     _, reseeded = prepare(tmp_path, "in-context", data=task.data, memory=30, seed=1)
-    assert not torch.equal(memory.features, remember(reseeded, choosing=False)[0].features)
+    assert not torch.equal(memory.features, remember(reseeded).features)
 
 
-def test_held_out_images_are_complete_and_can_be_removed(tmp_path):
-    _, task = prepare(tmp_path, "in-context", memory=10**6)
-    memory, held_out = remember(task, choosing=True)
-    assert len(held_out) == 1 and held_out[0].labels.shape == (48, 64)
-    index = held_out[0].patches.index
-    rest = memory.without(held_out)
-    assert 0 < len(rest) < len(memory) and index not in rest.owner
-    assert torch.allclose(memory.shares.float().sum(dim=1), torch.ones(len(memory)), atol=1e-2)
+def test_held_out_images_are_a_part_of_train_that_follows_from_content(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=40, val=1)
+    _, task = prepare(tmp_path, "logreg", data=data, memory=10**6)
+    tenth = held_out_images(replace(task, settings=replace(task.settings, held_out=None)))
+    fewer = held_out_images(replace(task, settings=replace(task.settings, held_out=2)))
+    assert len(tenth) == 4 and len(fewer) == 2 and set(fewer) < set(tenth)
+    assert fewer != tenth[:2], "not the first in the order of the dataset"
+    memory = remember(task)
+    assert set(memory.owner[memory.unused(fewer)].tolist()) == set(fewer)
+    assert torch.allclose(memory.labels.float().sum(dim=1), torch.ones(len(memory)), atol=1e-2)
 
 
 def test_shares_of_the_ground_truth_score_well(tmp_path):
@@ -162,9 +165,9 @@ def test_logistic_regression_is_scikit_learns():
 def test_attention_over_all_of_the_memory_is_a_softmax():
     random = torch.Generator().manual_seed(0)
     queries = torch.randn(5, 8, generator=random)
-    keys = normalize(torch.randn(20, 8, generator=random), dim=1)
+    keys = torch.randn(20, 8, generator=random)
     values = torch.rand(20, 3, generator=random)
-    cosines = normalize(queries, dim=1) @ keys.T
+    cosines = normalize(queries, dim=1) @ normalize(keys, dim=1).T
     all_keys = attend(queries, keys, values, InContextSettings(neighbours=20))
     torch.testing.assert_close(all_keys, (cosines / 0.02).softmax(dim=1) @ values)
     nearest_key = attend(queries, keys, values, InContextSettings(neighbours=1))
