@@ -131,6 +131,11 @@ class Backbone(nn.Module, ABC):
         patches = [each.flatten(2).transpose(1, 2) for each in maps[len(maps) - blocks :]]
         return [(each.mean(dim=1), each) for each in patches]
 
+    def encode_layers(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(class token (N, C), feature map) of each layer that ``forward`` reads; without a class
+        token the mean of the map."""
+        return [(each.mean(dim=(2, 3)), each) for each in self(images)]
+
     def _check_blocks(self, requested: int, available: int) -> None:
         if requested > available:
             raise UserError(

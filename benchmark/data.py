@@ -11,6 +11,7 @@ from benchmark.records import PlannedTask
 from common.files import content_key
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import find_folder, prepare
+from probes.protocols.base import check_required
 
 
 def prepare_data(
@@ -22,11 +23,15 @@ def prepare_data(
         known_only: write nothing; a dataset that was never checked raises ``NotChecked``.
 
     Raises:
-        UserError: a dataset is missing, incomplete or broken.
+        UserError: a dataset is missing, incomplete or broken, or its copy is not the one that a
+            protocol requires.
     """
     roots = {
         task.spec.name: find_folder(task.spec, options.data_root, options.data) for task in tasks
     }
+    for task in tasks:
+        if protocol := getattr(task.settings, "protocol", ""):
+            check_required(protocol, task.spec.at(roots[task.spec.name]), task.probe)
     datasets: dict[tuple[str, tuple[Split, ...]], PreparedDataset] = {}
     for task in tasks:
         spec, splits = task.spec, task.probe.splits

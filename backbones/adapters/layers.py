@@ -28,11 +28,10 @@ class TokenBackbone(Backbone):
         these blocks, through the final norm."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        grid = images.shape[-2] // self.divisor, images.shape[-1] // self.divisor
-        tokens = self.read_tokens(images, self.data.layers)
-        return tuple(
-            patches.transpose(1, 2).unflatten(2, grid).contiguous() for _, patches in tokens
-        )
+        return tuple(each for _, each in self.encode_layers(images))
+
+    def encode_layers(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return as_maps(self.read_tokens(images, self.data.layers), images, self.divisor)
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.encode_tokens(images, 1)[0][0]
@@ -40,6 +39,17 @@ class TokenBackbone(Backbone):
     def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
         self._check_blocks(blocks, self.depth)
         return self.read_tokens(images, range(self.depth - blocks, self.depth))
+
+
+def as_maps(
+    tokens: Sequence[tuple[Tensor, Tensor]], images: Tensor, patch: int
+) -> list[tuple[Tensor, Tensor]]:
+    """(class token, patch tokens (N, L, C)) → (class token, map (N, C, H / patch, W / patch))."""
+    grid = images.shape[-2] // patch, images.shape[-1] // patch
+    return [
+        (token, patches.transpose(1, 2).unflatten(2, grid).contiguous())
+        for token, patches in tokens
+    ]
 
 
 def with_mean(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,8 +80,10 @@ def gives_tokens(model: Any) -> bool:
     return len(strides) == 1 and "return_prefix_tokens" in parameters
 
 
-def tokens_of(model: Any, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
-    """``Backbone.encode_tokens`` of a timm ViT."""
+def tokens_of(
+    model: Any, images: Tensor, blocks: int | Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """``Backbone.encode_tokens`` of a timm ViT, for a number of last blocks or for these."""
     layers = model.forward_intermediates(
         images,
         indices=blocks,

@@ -22,7 +22,13 @@ from torch import Tensor, nn
 
 from backbones.adapters.dense_text import can_be_dense, encode_dense
 from backbones.adapters.hub import hub_file, hub_reachable
-from backbones.adapters.layers import evenly_spaced, gives_tokens, layers_of, tokens_of
+from backbones.adapters.layers import (
+    as_maps,
+    evenly_spaced,
+    gives_tokens,
+    layers_of,
+    tokens_of,
+)
 from backbones.adapters.positions import set_image_size
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig
@@ -104,9 +110,30 @@ class OpenClipBackbone(Backbone):
         return self.encode_image(images)
 
     def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
+        if not self._depth:
+            return super().encode_tokens(images, blocks)
+        self._check_blocks(blocks, self._depth)
+        return self._tokens(images, blocks)
+
+    def encode_layers(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        if not self._depth:
+            return super().encode_layers(images)
+        return as_maps(self._tokens(images, list(self.data.layers)), images, self.divisor)
+
+    @property
+    def _depth(self) -> int:
+        """Number of blocks of a plain ViT, else 0."""
+        visual = self.visual
+        if isinstance(visual, VisionTransformer):
+            return len(visual.transformer.resblocks)
+        if isinstance(visual, TimmModel) and gives_tokens(visual.trunk):
+            return len(visual.trunk.feature_info)
+        return 0
+
+    def _tokens(self, images: Tensor, blocks: int | Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """(class token, patch tokens) of a plain ViT after a number of last blocks, or these."""
         visual = self._at(images)
         if isinstance(visual, VisionTransformer):
-            self._check_blocks(blocks, len(visual.transformer.resblocks))
             layers = visual.forward_intermediates(
                 images,
                 indices=blocks,
@@ -117,10 +144,7 @@ class OpenClipBackbone(Backbone):
             )
             prefixes = [prefix[:, 0] for prefix in layers["image_intermediates_prefix"]]
             return list(zip(prefixes, layers["image_intermediates"], strict=True))
-        if isinstance(visual, TimmModel) and gives_tokens(visual.trunk):
-            self._check_blocks(blocks, len(visual.trunk.feature_info))
-            return tokens_of(visual.trunk, images, blocks)
-        return super().encode_tokens(images, blocks)
+        return tokens_of(visual.trunk, images, blocks)
 
     @property
     def has_dense_text(self) -> bool:

@@ -13,7 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from backbones.adapters.hub import hub_file
-from backbones.adapters.layers import gives_tokens, layers_of, tokens_of
+from backbones.adapters.layers import as_maps, gives_tokens, layers_of, tokens_of
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
@@ -87,6 +87,12 @@ class TimmBackbone(Backbone):
             return super().encode_tokens(images, blocks)
         self._check_blocks(blocks, len(model.feature_info))
         return tokens_of(model, images, blocks)
+
+    def encode_layers(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        model = self._at(images)
+        if not gives_tokens(model):
+            return super().encode_layers(images)
+        return as_maps(tokens_of(model, images, list(self.data.layers)), images, self.divisor)
 
     def identity(self) -> dict[str, Any]:
         identity = super().identity()

@@ -43,10 +43,7 @@ def cached(
         device,
         "CachedDense",
         stack={"type": "StackFeatures"},
-        train={
-            "fixed_crops": 0 if config.train_dataloader.dataset.test_mode else fixed_crops,
-            "flip": flip,
-        },
+        train={"fixed_crops": fixed_crops, "flip": flip},
         val={"fixed_crops": 0, "flip": flip},
     )
 
@@ -110,6 +107,9 @@ class CachedDense(FeatureDataset):
     def item_of(self, index: int, crop: Crop) -> int:
         """The item of the features of a crop of an image."""
         return index * len(self.all_crops) + self.all_crops.index(crop)
+
+    def own_size(self, index: int) -> tuple[int, int]:
+        return self.source.own_size(index)
 
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
         infos = self.infos()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
@@ -14,7 +16,7 @@ import probes.features.crops  # noqa: F401  both register types that the config 
 from backbones.base import Backbone
 from common.errors import UserError
 from probes.base import Context
-from probes.datasets.base import DatasetSpec, PreparedDataset, Split
+from probes.datasets.base import DatasetSpec, Lister, PreparedDataset, Split
 from probes.dense.data import pipelines
 from probes.dense.heads import head_config
 from probes.dense.settings import DenseSettings, in_iterations
@@ -31,8 +33,10 @@ OWN_MODULES = (
     "probes.features.crops",
     "probes.dense.metrics",
     "probes.runner.batches",
+    "probes.runner.schedules",
 )
 AT_ONCE = 32  # images of an evaluation's batch at most
+OUTPUTS = {"depth": 1, "normals": 4}  # numbers of a pixel
 
 
 def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
@@ -50,6 +54,8 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
 
     first = -1 if settings.layers == "last" else 0
     channels, strides = backbone.channels[first:], backbone.strides[first:]
+    if has_token := settings.class_token != "none":
+        channels = tuple(2 * width for width in channels)
     stride = settings.feature_stride or native_stride(strides)
     prepare = preprocessor(backbone)
     crop = tuple(round_up(side, backbone.divisor) for side in settings.crop or (settings.size,) * 2)
@@ -61,6 +67,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
             "mode": "slide",
             "crop_size": (round_up(side, backbone.divisor),) * 2,
             "stride": (step, step),
+            "padded": settings.slide_padded,
         }
     objective, scores = objective_and_scores(settings, spec, classes)
     model = {
@@ -70,6 +77,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
             "type": "FrozenBackbone",
             "precision": settings.precision,
             "out_indices": [-1] if first else None,
+            **({"class_token": True} if has_token else {}),
             **context.backbone_config,
         },
         "neck": {"type": "ResizeConcat", "strides": list(strides), "stride": stride},
@@ -77,6 +85,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
         "train_cfg": {},
         "test_cfg": test,
     }
+    outputs = classes or OUTPUTS[spec.kind]
     train_pipeline, test_pipeline = pipelines(spec, classes, settings, crop, prepare["mean"])
 
     # importing it registers the dataset that the config names
@@ -91,7 +100,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
                 "dataset": dataset_config(data, "train", train_pipeline),
             },
             "val_dataloader": {
-                **at_once(AT_ONCE, context.device),
+                **at_once(AT_ONCE, context.device, outputs),
                 "dataset": dataset_config(
                     data,
                     "train" if held_out else "val",
@@ -137,7 +146,7 @@ def dataset_config(
     those in ``only``."""
     usable = {sample.image for sample in data.encoded(split)}
     usable &= only or usable
-    listed = [sample.image for sample in data.spec.list_samples(data.root, split)]
+    listed = _listed(data.spec.list_samples, data.root, split, data.fingerprint)
     return {
         "type": "DenseDataset",
         "dataset": data.spec.name,
@@ -147,6 +156,12 @@ def dataset_config(
         "pipeline": pipeline,
         "test_mode": test_mode,
     }
+
+
+@lru_cache(maxsize=4)
+def _listed(list_samples: Lister, root: Path, split: Split, fingerprint: str) -> tuple[str, ...]:
+    """All images of a split; walking through a large dataset takes seconds."""
+    return tuple(sample.image for sample in list_samples(root, split))
 
 
 def native_stride(strides: Sequence[float]) -> float:
@@ -165,17 +180,20 @@ def objective_and_scores(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of the head, and the config of the evaluator, for a kind of dataset."""
     if spec.kind == "segmentation":
-        # the mean over labelled pixels: ignored ones would shrink the loss of a crop
-        loss = {"type": "CrossEntropyLoss", "use_sigmoid": False, "avg_non_ignore": True}
+        loss = {
+            "type": "CrossEntropyLoss",
+            "use_sigmoid": False,
+            "avg_non_ignore": settings.loss_mean == "labelled",
+        }
         head = {"num_classes": classes, "ignore_index": spec.ignore_index, "loss_decode": loss}
         return head, {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
-    crop = spec.extra.get("crop")
+    crop = settings.test_area or spec.extra.get("crop")
     if spec.kind == "normals":
         loss = {"type": "NormalObjective", "uncertainty": settings.uncertainty}
         return {"loss_decode": loss}, {"type": "NormalScores", "crop": crop}
     bounds = {"min_depth": spec.extra["min_depth"], "max_depth": spec.extra["max_depth"]}
     if settings.bins:
-        loss = {"type": "DepthBins", **bounds, "bins": settings.bins}
+        loss = {"type": "DepthBins", **bounds, "bins": settings.bins, "warmup": settings.sig_warmup}
     else:
         loss = {"type": "DepthObjective", **bounds, "silog_lambda": settings.silog_lambda}
     return {"loss_decode": loss}, {"type": "DepthScores", **bounds, "crop": crop}
@@ -188,6 +206,8 @@ def check(probe: Probe, context: Context) -> None:
         raise UserError(
             f"{probe.name} normalises pooled features over the batch: batch_size must be 2 or more"
         )
+    if settings.class_token == "project" and probe.name != "dpt":
+        raise UserError(f"class_token=project is of dpt, not of {probe.name}; use concat")
     if probe.name.startswith("dpt") and (len(backbone.channels) != 4 or settings.layers != "all"):
         raise UserError(
             f"{probe.name} fuses four feature maps, and {backbone.name!r} gives"

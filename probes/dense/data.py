@@ -1,10 +1,10 @@
 """Images with dense ground truth for mmseg: one dataset class for every ``DatasetSpec`` of the
 kinds segmentation, depth and normals.
 
-The transforms between loading and packing are mmcv's and mmseg's; those here load the ground truth,
-keep normals right under a flip, and pack. Within a pipeline the ground truth is
-``results["gt_seg_map"]``, the name that mmcv's transforms know: (H, W) uint16 labels, (H, W)
-float32 metres with 0 where unknown, or (H, W, 3) float32 unit normals with (0, 0, 0) where unknown.
+The transforms between loading and packing are mmcv's, mmseg's and ``probes.dense.augment``'s.
+Within a pipeline the ground truth is ``results["gt_seg_map"]``, the name that mmcv's transforms
+know: (H, W) uint16 labels, (H, W) float32 metres with 0 where unknown, or (H, W, 3) float32 unit
+normals with (0, 0, 0) where unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform
+from mmcv.transforms import BaseTransform, Resize
 from mmengine.dataset import BaseDataset
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS as MMSEG_DATASETS
@@ -31,11 +31,14 @@ from PIL import Image
 from common.errors import UserError
 from common.images import IMAGE_ERRORS
 from probes.datasets.base import DatasetSpec
+from probes.dense.augment import COLOURS, ReadArea
 from probes.dense.settings import DenseSettings
 from probes.features.crops import image_size
 from probes.registry import DATASETS
 
-META_KEYS = ("image", "img_path", "ori_shape", "img_shape", "pad_shape", "img_padding_size")
+META_KEYS = (
+    *("image", "img_path", "ori_shape", "area", "img_shape", "pad_shape", "img_padding_size"),
+)
 FIELDS = {"segmentation": "gt_sem_seg", "depth": "gt_depth_map", "normals": "gt_normal_map"}
 
 
@@ -105,9 +108,18 @@ class DenseDataset(BaseDataset):
 
     def shape(self, index: int) -> tuple[int, int]:
         """(height, width) of an image as the test pipeline resizes it."""
-        scale = next(part.scale for part in self.pipeline.transforms if hasattr(part, "scale"))
-        width, height = mmcv.rescale_size(image_size(self.get_data_info(index)["img_path"]), scale)
+        width, height = self.own_size(index)
+        for part in self.pipeline.transforms:
+            if isinstance(part, ReadArea):
+                top, bottom, left, right = part.area
+                width, height = min(right, width) - left, min(bottom, height) - top
+            if isinstance(part, Resize):
+                width, height = mmcv.rescale_size((width, height), part.scale)
         return height, width
+
+    def own_size(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image file, which its label map has too."""
+        return image_size(self.get_data_info(index)["img_path"])
 
 
 def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.ndarray:
@@ -218,52 +230,6 @@ class LoadGroundTruth(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class FlipNormals(BaseTransform):
-    """Negate the x of the normals of a horizontally flipped image."""
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        if results.get("flip"):
-            results["gt_seg_map"] = results["gt_seg_map"] * np.array([-1, 1, 1], np.float32)
-        return results
-
-
-@TRANSFORMS.register_module()
-class RandomBrightness(BaseTransform):
-    """Multiply an image (0–255) with a factor of [low, high], drawn evenly by numpy's generator."""
-
-    def __init__(self, low: float, high: float) -> None:
-        self.range = low, high
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        factor = np.random.uniform(*self.range)
-        results["img"] = (
-            (results["img"].astype(np.float32) * factor).round().clip(0, 255).astype(np.uint8)
-        )
-        return results
-
-
-@TRANSFORMS.register_module()
-class PadCrop(BaseTransform):
-    """Pad image and ground truth at the right and the bottom to ``size`` = (height, width) px, with
-    the values ``image`` (BGR 0–255) and ``ground_truth``."""
-
-    def __init__(self, size: Sequence[int], image: Sequence[float], ground_truth: float) -> None:
-        self.size, self.image, self.ground_truth = size, tuple(image), ground_truth
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        height, width = results["img"].shape[:2]
-        bottom, right = max(0, self.size[0] - height), max(0, self.size[1] - width)
-        border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
-        results["img"] = cv2.copyMakeBorder(results["img"], *border, value=self.image)
-        if "gt_seg_map" in results:
-            results["gt_seg_map"] = cv2.copyMakeBorder(
-                results["gt_seg_map"], *border, value=(self.ground_truth,) * 3
-            )
-        results["img_shape"] = results["img"].shape[:2]
-        return results
-
-
-@TRANSFORMS.register_module()
 class PackDense(BaseTransform):
     """Tensors for the model: ``inputs`` (3, H, W) uint8 BGR and a ``SegDataSample`` with the ground
     truth of ``kind``: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or
@@ -314,31 +280,24 @@ def pipelines(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train and test pipelines as configs.
 
-    Train: short side to ``size`` × a random factor of ``scale_range``, random crop, random
-    horizontal flip, colours, pad to the crop; with ``fixed_crops`` resizing, crop and flip are one
-    ``FixedCrop``. Test: short side to ``size`` with the image's own aspect, ground truth untouched
-    at its own resolution. (As in mmseg's configs the long side stays within 4 × ``size``.)
+    Train: the part ``train_area``, short side to ``size`` × a random factor of ``scale_range``,
+    rotation, random crop, random horizontal flip, colours, pad to the crop; with ``fixed_crops``
+    resizing, crop and flip are one ``FixedCrop``. Test: short side to ``size`` with the image's own
+    aspect, ground truth untouched at its own resolution. (As in mmseg's configs the long side stays
+    within 4 × ``size``.)
 
     Args:
         spec: how the ground truth is stored.
         classes: number of classes (segmentation).
-        settings: size, scale_range, flip, photometric, brightness, fixed_crops.
+        settings: of sizes, crops and augmentation.
         crop: (height, width) in pixels.
         mean: RGB mean (0–255) of the backbone, the colour of the padding.
     """
     is_segmentation = spec.kind == "segmentation"
-    resize = {
-        "type": "RandomResize",
-        "scale": (4 * settings.size, settings.size),
-        "ratio_range": settings.scale_range,
-        "keep_ratio": True,
-    }
-    random_crop: dict[str, Any] = {"type": "RandomCrop", "crop_size": crop}
-    if is_segmentation:
-        # as in mmseg's configs: a crop that one class fills to more than three quarters is drawn
-        # again, up to ten times
-        random_crop |= {"cat_max_ratio": 0.75, "ignore_index": spec.ignore_index}
-    augment = [resize, random_crop, {"type": "RandomFlip", "prob": settings.flip}]
+    ignored = spec.ignore_index if is_segmentation else 0
+    augment: list[dict[str, Any]] = []
+    if settings.train_area:
+        augment.append({"type": "ReadArea", "area": settings.train_area})
     if settings.fixed_crops:
         fixed_crop = {
             "type": "FixedCrop",
@@ -348,31 +307,69 @@ def pipelines(
             "fixed_crops": settings.fixed_crops,
             "flip": settings.flip,
         }
-        augment = [fixed_crop]
-    if settings.photometric:
-        augment.append({"type": "PhotoMetricDistortion"})
-    if settings.brightness != (1.0, 1.0):
-        low, high = settings.brightness
-        augment.append({"type": "RandomBrightness", "low": low, "high": high})
+        augment.append(fixed_crop)
+    else:
+        augment += _random_crop(spec, settings, crop)
+    if settings.colours != "none":
+        augment.append({"type": COLOURS[settings.colours]})
     if spec.kind == "normals":
         augment.append({"type": "FlipNormals"})
     pad = {
         "type": "PadCrop",
         "size": crop,
         "image": [round(value) for value in reversed(mean)],
-        "ground_truth": spec.ignore_index if is_segmentation else 0,
+        "ground_truth": ignored,
     }
     load = ground_truth_config(spec, classes)
     train = [LOAD, load, *augment, pad, {"type": "PackDense", "kind": spec.kind}]
-    return train, test_pipeline(spec, classes, settings.size)
+    test = test_pipeline(spec, classes, settings.size, settings.test_area, settings.interpolation)
+    return train, test
 
 
-def test_pipeline(spec: DatasetSpec, classes: int, size: int) -> list[dict[str, Any]]:
-    """Complete images, the short side at ``size``, and their ground truth at its own resolution;
-    see ``pipelines``."""
-    resize = {"type": "Resize", "scale": (4 * size, size), "keep_ratio": True}
+def _random_crop(
+    spec: DatasetSpec, settings: DenseSettings, crop: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """Configs of random size, rotation, crop and flip."""
+    parts: list[dict[str, Any]] = []
+    how = _interpolation(settings.interpolation)
+    if settings.size:
+        scale = (4 * settings.size, settings.size)
+        resize = {"type": "RandomResize", "scale": scale, "keep_ratio": True}
+        parts.append({**resize, "ratio_range": settings.scale_range, **how})
+    elif settings.scale_range != (1.0, 1.0):
+        parts.append({"type": "ScaleImage", "ratio_range": settings.scale_range, **how})
+    if degrees := getattr(settings, "rotation", 0):
+        parts.append({"type": "RandomRotate", "prob": 0.5, "degree": degrees, "seg_pad_val": 0})
+    random_crop: dict[str, Any] = {"type": "RandomCrop", "crop_size": crop}
+    if spec.kind == "segmentation" and settings.max_class_share < 1:
+        random_crop["cat_max_ratio"] = settings.max_class_share
+        random_crop["ignore_index"] = spec.ignore_index
+    return [*parts, random_crop, {"type": "RandomFlip", "prob": settings.flip}]
+
+
+def _interpolation(name: str) -> dict[str, Any]:
+    """Options of mmcv's ``Resize`` for the setting ``interpolation``."""
+    if name == "bilinear":
+        return {}
+    backend, interpolation = name.split("-")
+    return {"backend": backend, "interpolation": interpolation}
+
+
+def test_pipeline(
+    spec: DatasetSpec,
+    classes: int,
+    size: int,
+    area: Sequence[int] = (),
+    interpolation: str = "bilinear",
+) -> list[dict[str, Any]]:
+    """Images (or their part ``area``), the short side at ``size``, and their ground truth at its
+    own resolution; see ``pipelines``."""
+    parts: list[dict[str, Any]] = [{"type": "ReadArea", "area": tuple(area)}] if area else []
+    if size:
+        resize = {"type": "Resize", "scale": (4 * size, size), "keep_ratio": True}
+        parts.append({**resize, **_interpolation(interpolation)})
     pack = {"type": "PackDense", "kind": spec.kind}
-    return [LOAD, resize, ground_truth_config(spec, classes), pack]
+    return [LOAD, *parts, ground_truth_config(spec, classes), pack]
 
 
 # orientation tags are ignored: label maps lie over the stored pixels

@@ -17,6 +17,7 @@ from typing import Any
 import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import dpt_head
@@ -33,27 +34,51 @@ class DPTHead(dpt_head.DPTHead):
 
     Args:
         map_channels: channels of each of the four maps, shallow to deep.
-        channels: width of the fusion; the maps are reassembled to 3/8, 3/4, 3/2 and 3 times that,
-            as in MMSegmentation, where it is 256.
-        **kwargs: of mmseg's ``BaseDecodeHead``.
+        channels: width of the fusion.
+        widths: of the reassembled maps; empty for 3/8, 3/4, 3/2 and 3 times ``channels``, as in
+            MMSegmentation, where that is 256.
+        readout_type: ``ignore``; or ``project``, where the second half of a map's channels is its
+            class token, the same at each position.
+        **kwargs: of mmseg's ``DPTHead``; without its ``norm_cfg`` the convolutions have biases.
     """
 
-    def __init__(self, map_channels: Sequence[int], channels: int, **kwargs: Any) -> None:
-        widths = [max(1, channels * eighths // 8) for eighths in (3, 6, 12, 24)]
+    def __init__(
+        self,
+        map_channels: Sequence[int],
+        channels: int,
+        widths: Sequence[int] = (),
+        readout_type: str = "ignore",
+        **kwargs: Any,
+    ) -> None:
+        widths = widths or [max(1, channels * eighths // 8) for eighths in (3, 6, 12, 24)]
         super().__init__(
             embed_dims=map_channels[0], post_process_channels=widths, channels=channels, **kwargs
         )
-        self.map_channels = tuple(map_channels)
-        self.reassemble_blocks.projects = nn.ModuleList(
+        self.map_channels, blocks = tuple(map_channels), self.reassemble_blocks
+        if readout_type == "project":
+            map_channels = [width // 2 for width in map_channels]
+            blocks.readout_type = readout_type
+            blocks.readout_projects = nn.ModuleList(
+                nn.Sequential(nn.Linear(2 * width, width), nn.GELU()) for width in map_channels
+            )
+        blocks.projects = nn.ModuleList(
             ConvModule(width, out, 1, act_cfg=None)
             for width, out in zip(map_channels, widths, strict=True)
         )
+        if kwargs.get("norm_cfg", True) is None:
+            for module in self.modules():
+                if isinstance(module, dpt_head.PreActResidualConvUnit):
+                    for unit in (module.conv1, module.conv2):
+                        unit.conv.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         return super().forward(inputs[self.in_index].split(self.map_channels, dim=1))
 
-    def _transform_inputs(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, None]]:
-        return [(each, None) for each in maps]
+    def _transform_inputs(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        if self.reassemble_blocks.readout_type == "ignore":
+            return [(each, None) for each in maps]
+        halves = [each.chunk(2, dim=1) for each in maps]
+        return [(patches, token[:, :, 0, 0]) for patches, token in halves]
 
 
 class Residual(nn.Module):

@@ -49,30 +49,38 @@ class Segmentation:
     ignore_index: int
     align_corners: bool
 
+    def __init__(self, loss_images: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.loss_images = loss_images
+
     @in_fp32
     def loss_by_feat(self, logits: Tensor, samples: list[Any]) -> Losses:
         loss = self.loss_decode
         if self.sampler is not None or not _is_plain(loss):
             return super().loss_by_feat(logits, samples)  # type: ignore[misc]
         labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
-        mean, right, scored = resized_cross_entropy(
-            logits, labels, self.ignore_index, self.align_corners
-        )
+        images = self.loss_images or len(labels)
+        options = self.ignore_index, self.align_corners, not loss.avg_non_ignore
+        groups = [
+            torch.stack(resized_cross_entropy(part, target, *options))
+            for part, target in zip(logits.split(images), labels.split(images), strict=True)
+        ]
+        means, right, scored = torch.stack(groups).T
         return {
-            loss.loss_name: loss.loss_weight * mean,
-            "acc_seg": 100 * right / scored.clamp(min=1),
+            loss.loss_name: loss.loss_weight * means.mean(),
+            "acc_seg": 100 * right.sum() / scored.sum().clamp(min=1),
         }
 
 
 def _is_plain(loss: Any) -> bool:
-    """Whether a loss is the mean cross-entropy over the pixels that are not ignored."""
+    """Whether a loss is the mean cross-entropy over the pixels, with or without those that are
+    ignored."""
     return (
         type(loss) is CrossEntropyLoss
         and not loss.use_sigmoid
         and not loss.use_mask
         and loss.class_weight is None
         and loss.reduction == "mean"
-        and loss.avg_non_ignore
     )
 
 
@@ -84,13 +92,16 @@ class Regression:
     align_corners: bool
     conv_seg: nn.Conv2d
 
-    def __init__(self, loss_decode: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self, loss_decode: dict[str, Any], loss_images: int | None = None, **kwargs: Any
+    ) -> None:
         objective = MODELS.build(loss_decode)
         # mmseg warns about a single output channel without a threshold, which only binary
         # segmentation uses
         options = {"num_classes": objective.channels, "threshold": 0.0, **kwargs}
         super().__init__(loss_decode=loss_decode, **options)  # type: ignore[call-arg]
         self.out_channels = objective.read(torch.zeros(1, objective.channels, 1, 1)).shape[1]
+        self.loss_images = loss_images
 
     def init_weights(self) -> None:
         """mmseg's initialisation, but for the bias of the last convolution."""
@@ -110,21 +121,38 @@ class Regression:
         raw = F.interpolate(
             raw, target.shape[2:], mode="bilinear", align_corners=self.align_corners
         )
-        return {objective.loss_name: objective(raw, target)}
+        if not self.loss_images:
+            loss = objective(raw, target)
+        else:  # the images of a group as one tall image
+            groups = [
+                [part.transpose(0, 1).flatten(1, 2)[None] for part in each.split(self.loss_images)]
+                for each in (raw, target)
+            ]
+            loss = torch.stack([objective(*pair) for pair in zip(*groups, strict=True)]).mean()
+        objective.iterations += 1
+        return {objective.loss_name: loss}
 
 
 class LinearHead(BaseDecodeHead):
     """The linear probe: batch normalisation, then one 1×1 convolution.
 
     Input (N, in_channels, H, W), output (N, out_channels, H, W).
+
+    Args:
+        dropout_first: dropout before the normalisation, not after it.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, dropout_first: bool = False, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "channels": kwargs["in_channels"]})
-        self.norm = nn.BatchNorm2d(self.in_channels)
+        self.norm, self.dropout_first = nn.BatchNorm2d(self.in_channels), dropout_first
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        return self.cls_seg(self.norm(self._transform_inputs(inputs)))
+        maps = self._transform_inputs(inputs)
+        if not self.dropout_first:
+            return self.cls_seg(self.norm(maps))
+        if self.dropout is not None:
+            maps = self.dropout(maps)
+        return self.conv_seg(self.norm(maps))
 
 
 # probe → its head, and the default dropout before the last convolution
@@ -156,13 +184,34 @@ def aspp_dilations(size: int, stride: float) -> tuple[int, int, int, int]:
 
 class FlipTest(EncoderDecoder):
     """mmseg's encoder-decoder, which averages the outputs of an image and of its mirror image where
-    ``test_cfg.flip`` is set."""
+    ``test_cfg.flip`` is set, and pads sliding crops where ``test_cfg.padded`` is."""
 
     def inference(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
         raw = super().inference(inputs, metas)
         if not self.test_cfg.get("flip"):
             return raw
         return (raw + self.mirror(super().inference(inputs.flip(-1), metas))) / 2
+
+    def slide_inference(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
+        if not self.test_cfg.get("padded"):
+            return super().slide_inference(inputs, metas)
+        (height, width), (down, across) = self.test_cfg.crop_size, self.test_cfg.stride
+        rows, columns = inputs.shape[2:]
+        padded = F.pad(inputs, (0, width, 0, height))
+        total = padded.new_zeros((len(inputs), self.out_channels, *padded.shape[2:]))
+        count = padded.new_zeros(padded.shape[2:])
+        metas[0]["img_shape"] = (height, width)
+        for top in range(0, rows, down):
+            for left in range(0, columns, across):
+                here = slice(top, top + height), slice(left, left + width)
+                raw = self.encode_decode(padded[:, :, *here], metas)
+                total[:, :, *here] += self.averaged(raw)
+                count[*here] += 1
+        return (total / count)[:, :, :rows, :columns]
+
+    def averaged(self, raw: Tensor) -> Tensor:
+        """What is averaged where padded crops overlap."""
+        return raw
 
     def mirror(self, raw: Tensor) -> Tensor:
         """Outputs for a mirrored image → for the image itself."""
@@ -174,6 +223,9 @@ class DenseSegmenter(FlipTest):
     """mmseg's encoder-decoder: predictions are ``pred_sem_seg`` (1, H, W; int64 class indices) at
     the resolution of the image file. Images of one shape are decoded together; logits are not
     kept."""
+
+    def averaged(self, raw: Tensor) -> Tensor:
+        return raw.softmax(dim=1)
 
     def postprocess_result(self, logits: Tensor, samples: list[Any] | None = None) -> Any:
         if samples is None:
@@ -206,16 +258,24 @@ def at_own_size(
     raw: Tensor, samples: list[Any], align_corners: bool
 ) -> Iterator[tuple[list[int], Tensor]]:
     """(N, C, H, W) outputs at the resolution of the image files, without padding: those of one
-    shape together, as (their indices in the batch, (n, C, height, width))."""
+    shape together, as (their indices in the batch, (n, C, height, width)). Around an ``area`` the
+    values at its edge are repeated."""
     indices_by_shape: dict[Any, list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
         padding = tuple(sample.metainfo.get("img_padding_size", (0, 0, 0, 0)))
-        indices_by_shape[tuple(sample.ori_shape[:2]), padding].append(index)
-    for (size, (west, east, north, south)), indices in indices_by_shape.items():
+        rows, columns = sample.ori_shape[:2]
+        top, bottom, left, right = sample.metainfo.get("area", (0, rows, 0, columns))
+        around = (left, max(0, columns - right), top, max(0, rows - bottom))
+        indices_by_shape[(rows, columns), padding, around].append(index)
+    for (shape, padding, around), indices in indices_by_shape.items():
+        (west, east, north, south), (left, right, top, bottom) = padding, around
+        size = (shape[0] - top - bottom, shape[1] - left - right)
         part = raw if len(indices) == len(raw) else raw[indices]
         part = part[:, :, north : part.shape[2] - south, west : part.shape[3] - east].float()
         if tuple(part.shape[2:]) != size:  # resizing to the same size would copy it
             part = F.interpolate(part, size, mode="bilinear", align_corners=align_corners)
+        if any(around):
+            part = F.pad(part, around, mode="replicate")
         yield indices, part
 
 
@@ -227,7 +287,7 @@ def head_config(
     Args:
         probe: a name of ``HEADS``.
         in_channels: channels of each feature map, which come concatenated.
-        settings: a ``DenseSettings``, for ``channels`` and ``dropout``.
+        settings: a ``DenseSettings``.
         size, stride: (shorter) input side in pixels and stride of the feature maps: they set
             DeepLabv3's dilations.
         extra: ``num_classes`` and the loss of a segmenter, or ``loss_decode`` with an objective's
@@ -239,12 +299,21 @@ def head_config(
         "in_channels": sum(in_channels),
         "in_index": 0,
         "dropout_ratio": dropout if settings.dropout is None else settings.dropout,
+        "align_corners": settings.align_corners,
+        "loss_images": settings.loss_images,
         **extra,
     }
-    if probe != "linear":
+    if probe == "linear":
+        config["dropout_first"] = settings.dropout_first
+    else:
         config["channels"] = settings.channels
     if probe in ("deeplabv3", "pspnet", "dpt"):
         config["norm_cfg"] = {"type": "BN", "requires_grad": True}  # not SyncBN: one process
+    if probe == "dpt":
+        config["widths"] = settings.dpt_widths
+        config["readout_type"] = "project" if settings.class_token == "project" else "ignore"
+        if not settings.dpt_norm:
+            config["norm_cfg"] = None
     if probe == "deeplabv3":
         config["dilations"] = aspp_dilations(size, stride)
     if probe.startswith("dpt"):

@@ -27,12 +27,18 @@ class Objective(nn.Module):
         loss_name: key of the loss.
         channels: raw outputs of a pixel.
         first_raw: raw outputs at the start of training: the bias of the last convolution.
+        iterations: of training so far.
     """
 
     field: ClassVar[str]
     loss_name: ClassVar[str]
     channels: int
     first_raw: tuple[float, ...]
+    iterations: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("iterations", torch.zeros((), dtype=torch.long))
 
     def read(self, raw: Tensor) -> Tensor:
         """(N, channels, h, w) raw outputs as they are resized and averaged."""
@@ -132,13 +138,17 @@ class DepthBins(Depth):
     Args:
         min_depth, max_depth: of the first and the last bin, metres, 0 < min_depth < max_depth.
         bins: how many.
+        warmup: iterations at the start without the variance.
     """
 
     loss_name = "loss_sig"
     EPS = 1e-3  # metres
 
-    def __init__(self, min_depth: float, max_depth: float, bins: int = 256) -> None:
+    def __init__(
+        self, min_depth: float, max_depth: float, bins: int = 256, warmup: int = 0
+    ) -> None:
         super().__init__(min_depth, max_depth)
+        self.warmup = warmup
         self.channels, self.first_raw = bins, (0.0,) * bins
 
     def read(self, raw: Tensor) -> Tensor:
@@ -158,7 +168,8 @@ class DepthBins(Depth):
         if valid.sum() < 2:
             return raw.sum() * 0.0
         g = (raw.float()[valid] + self.EPS).log() - (target[valid] + self.EPS).log()
-        return (g.var() + 0.15 * g.mean().square()).clamp(min=1e-8).sqrt()
+        variance = g.var() * (self.iterations >= self.warmup) if self.warmup else g.var()
+        return (variance + 0.15 * g.mean().square()).clamp(min=1e-8).sqrt()
 
 
 @MODELS.register_module()

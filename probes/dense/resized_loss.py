@@ -73,7 +73,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
 
 
 def resized_cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, over_all: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean cross-entropy over the scored pixels of logits resized (bilinear) to the labels, as a
     scalar with a gradient; the number of pixels that are right; the number that are scored.
@@ -83,7 +83,8 @@ def resized_cross_entropy(
     Args:
         logits: (N, classes, h, w) float32.
         labels: (N, H, W) int64, class indices or ``ignore_index``.
+        over_all: the mean is over all pixels, those that are not scored as 0.
     """
     total, right = _ResizedCrossEntropy.apply(logits, labels, ignore_index, align_corners)
     scored = (labels != ignore_index).sum()
-    return total / scored.clamp(min=1), right, scored
+    return total / (labels.numel() if over_all else scored.clamp(min=1)), right, scored

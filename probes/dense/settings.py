@@ -16,6 +16,9 @@ from reports.metrics import Metric
 
 ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
+Area = tuple[()] | tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]
+# settings that crops which repeat do not know
+RANDOM_CROPS = ("interpolation", "train_area", "test_area", "crop", "colours")
 METRICS: Mapping[Kind, Mapping[str, Metric]] = {
     "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
     "depth": {
@@ -43,32 +46,50 @@ class DenseSettings(TrainingSettings):
 
     Attributes:
         size: short side in pixels of images at test time, and side of the square crops of training
-            (rounded up to the backbone's divisor). Scores are at the label's own resolution
-            whatever the size.
+            (rounded up to the backbone's divisor); 0 for images as large as they are. Scores are at
+            the label's own resolution whatever the size.
+        interpolation: that images are resized with: OpenCV's ``bilinear``, or Pillow's, which
+            smooths what it makes smaller.
+        train_area: (top, bottom, left, right) in pixels of the part of a training image that is
+            used, bottom and right exclusive; none for all of it. test_area: likewise at test time,
+            instead of the dataset's own area that is scored.
         crop: (height, width) of training's crops in pixels, each rounded up likewise; none for size
             × size.
         scale_range: in training images are resized to ``size`` × a random factor of this range
             before they are cropped.
-        photometric: training images get mmseg's ``PhotoMetricDistortion`` (brightness, contrast,
-            saturation, hue).
-        brightness: training images are multiplied with a random factor of this range.
+        max_class_share: a crop that one class fills to more than this is drawn again, up to ten
+            times (segmentation); 1 for never.
+        colours: the random change of a training image's colours: that of ``mmseg`` (brightness,
+            contrast, saturation, hue), of ``dinov3`` (likewise) or of ``dinov3-depth`` (gamma,
+            brightness, each channel); see ``probes.dense.augment``.
         batch_size: at least 2 for deeplabv3 and pspnet.
         epochs: length of training in passes over its images, instead of ``max_iters``; 0 for
             ``max_iters``.
         lr_grid: learning rates to choose from, instead of ``lr``: a head is trained with each on
             nine tenths of the training images, and the best one on the rest is scored; see
             ``probes.dense.lr_grid``. Empty: ``lr``.
+        loss_images: the loss is the mean over groups of so many images, as over the GPUs of a
+            source; none for the whole batch (for each image of depth without bins).
         layers: ``all`` of the backbone's feature maps, or the ``last`` only. Those of a plain ViT
             have passed its own final norm, as in DINOv2's ``get_intermediate_layers``.
+        class_token: ``concat`` appends the class token of a layer to each of its patches (without
+            one, the mean of the patches); ``project``, of dpt alone, mixes both in a layer of its
+            own, as mmseg's ``readout_type``.
         feature_stride: the maps are resized (bilinear) to this stride and concatenated; none for
             the finest native stride that is not below 8, so that the maps of a plain ViT stay as
             they are.
         channels: width of the heads but linear.
+        dpt_widths: of the four maps that dpt reassembles; none for 3/8, 3/4, 3/2 and 3 times
+            ``channels``, as in mmseg. dpt_norm: batch normalisation where dpt fuses them; without
+            it its convolutions have biases, as in MiDaS' code.
         dropout: of channels before the last convolution; none for 0 (linear, dpt-probe3d) or 0.1
-            (deeplabv3, pspnet, dpt).
+            (deeplabv3, pspnet, dpt). dropout_first: before the normalisation of linear.
+        align_corners: of the interpolation of outputs.
         slide: (crop, stride) in pixels: at test time crops of this side are taken at this stride,
             and their outputs are averaged where they overlap (mmseg's ``slide_inference``; the crop
             is rounded up to the backbone's divisor); none to take images whole.
+        slide_padded: crops at the right and the bottom edge are padded with the mean colour, not
+            moved inside, and probabilities are averaged, not logits.
         flip_test: at test time the outputs of an image and of its mirror image are averaged.
         fixed_crops: 0 makes a fresh random crop of a training image each time that it is drawn; k ≥
             1 draws one of k crops that follow from the image's content alone (the first is the
@@ -78,17 +99,27 @@ class DenseSettings(TrainingSettings):
             precision (``fixed_crops`` must be 1 or more).
     """
 
-    size: ImageSize = 512
+    size: NonNegativeInt = 512
+    interpolation: Literal["bilinear", "pillow-bilinear", "pillow-bicubic"] = "bilinear"
+    train_area: Area = ()
+    test_area: Area = ()
     crop: tuple[()] | tuple[ImageSize, ImageSize] = ()
     scale_range: FactorRange = (0.5, 2.0)
-    photometric: bool = False
-    brightness: FactorRange = (1.0, 1.0)
+    max_class_share: Probability = 0.75
+    colours: Literal["none", "mmseg", "dinov3", "dinov3-depth"] = "none"
     epochs: NonNegativeFloat = 0.0
+    loss_images: PositiveInt | None = None
     layers: Literal["all", "last"] = "all"
+    class_token: Literal["none", "concat", "project"] = "none"
     feature_stride: PositiveInt | None = None
     channels: PositiveInt = 512
+    dpt_widths: tuple[()] | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = ()
+    dpt_norm: bool = True
     dropout: Share | None = None
+    dropout_first: bool = False
+    align_corners: bool = False
     slide: tuple[()] | tuple[ImageSize, ImageSize] = ()
+    slide_padded: bool = False
     flip_test: bool = False
     fixed_crops: NonNegativeInt = 0
     lr_grid: tuple[PositiveFloat, ...] = ()
@@ -97,10 +128,16 @@ class DenseSettings(TrainingSettings):
         super().__post_init__()
         if self.slide and self.slide[0] < self.slide[1]:
             raise UserError(f"slide={self.slide}: the crop must be no smaller than the stride")
-        for name in ("scale_range", "brightness"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise UserError(f"{name}={low:g},{high:g}: must be two factors, 0 < low <= high")
+        low, high = self.scale_range
+        if low > high:
+            raise UserError(f"scale_range={low:g},{high:g}: must be two factors, 0 < low <= high")
+        for name in ("train_area", "test_area"):
+            if (area := getattr(self, name)) and not (area[0] < area[1] and area[2] < area[3]):
+                raise UserError(f"{name}={area}: must be top < bottom and left < right")
+        if 0 < self.size < 16:
+            raise UserError(f"size={self.size}: must be 16 or more, or 0 to keep the images' sizes")
+        if not self.size and not self.crop:
+            raise UserError("size=0 keeps the sizes of images, which differ; set crop as well")
         folders = {f"{rate:g}" for rate in self.lr_grid}
         if self.lr_grid and len(folders) != max(len(self.lr_grid), 2):
             raise UserError(
@@ -115,21 +152,31 @@ class DenseSettings(TrainingSettings):
                 f"cache={self.cache} caches features of crops that repeat; set fixed_crops=1 or"
                 " more as well"
             )
-        if self.cache != "none" and (self.slide or self.flip_test):
+        if self.cache != "none" and (self.slide or self.flip_test or self.class_token != "none"):
             raise UserError(
-                f"cache={self.cache} caches features of complete, upright images; set slide= and"
-                " flip_test=false"
+                f"cache={self.cache} caches maps of complete, upright images; set slide=,"
+                " flip_test=false and class_token=none"
             )
-        if self.fixed_crops and (self.crop or self.photometric or self.brightness != (1.0, 1.0)):
+        changed = [
+            name for name in RANDOM_CROPS if getattr(self, name) != getattr(DenseSettings, name)
+        ]
+        if self.fixed_crops and changed:
             raise UserError(
-                f"fixed_crops={self.fixed_crops} are square and keep their colours; set"
-                " fixed_crops=0 or none of crop, photometric and brightness"
+                f"fixed_crops={self.fixed_crops} are square, of the whole image, and keep their"
+                f" colours; set fixed_crops=0 or leave {', '.join(changed)}"
             )
 
 
 @settings_dataclass
 class SegmentationSettings(DenseSettings):
-    """Defaults: mmseg's 512 px, 40k iterations of 16 images, scale 0.5–2."""
+    """Defaults: mmseg's 512 px, 40k iterations of 16 images, scale 0.5–2.
+
+    Attributes:
+        loss_mean: over the ``labelled`` pixels, or ``all``, so that those without a label shrink
+            the loss of a crop.
+    """
+
+    loss_mean: Literal["labelled", "all"] = "labelled"
 
 
 @settings_dataclass
@@ -144,13 +191,17 @@ class DepthSettings(DenseSettings):
             bounded output (``DepthObjective``).
         silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
             free).
+        sig_warmup: iterations at the start without the variance in the loss of ``bins``.
+        rotation: half of the training images are turned by up to so many degrees.
     """
 
-    size: ImageSize = 480
+    size: NonNegativeInt = 480
     scale_range: FactorRange = (1.0, 1.0)
     max_iters: PositiveInt = 20_000
     bins: NonNegativeInt = 0
     silog_lambda: Probability = 0.5
+    sig_warmup: NonNegativeInt = 0
+    rotation: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,7 +218,7 @@ class NormalSettings(DenseSettings):
             2021); without it the loss is the angle.
     """
 
-    size: ImageSize = 480
+    size: NonNegativeInt = 480
     scale_range: FactorRange = (1.0, 1.0)
     max_iters: PositiveInt = 20_000
     uncertainty: bool = False

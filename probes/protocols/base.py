@@ -28,12 +28,14 @@ class Preset:
         datasets: that the source covers; empty for every dataset of the kind.
         data: facts of the source's copy of the dataset, as in ``DatasetSpec.extra``, where copies
             differ.
+        required: likewise, without which the preset is refused.
     """
 
     probe: str
     settings: Mapping[str, Any]
     datasets: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    required: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,20 @@ def find_preset(name: str, spec: DatasetSpec, probe: Probe) -> Preset:
         f"protocol {name} does not apply to {spec.name}/{probe.name}; it applies to"
         f" {', '.join(sorted(applicable))}"
     )
+
+
+def check_required(name: str, spec: DatasetSpec, probe: Probe) -> None:
+    """Raise ``UserError`` where a copy of a dataset lacks what a protocol's preset requires.
+
+    Args:
+        spec: of the copy, see ``DatasetSpec.at``.
+    """
+    for key, value in find_preset(name, spec, probe).required.items():
+        if (actual := spec.extra.get(key)) != value:
+            raise UserError(
+                f"protocol {name} needs {spec.name} with {key}={value}, and this copy has"
+                f" {key}={actual}; add what is missing, or choose another protocol"
+            )
 
 
 def preset_deviations(preset: Preset, settings: Any, spec: DatasetSpec) -> list[str]:

@@ -1,11 +1,12 @@
-"""MMSegmentation's DeepLabv3 and PSPNet recipe, for VOC 2012 (40k iterations) and ADE20K (160k).
+"""MMSegmentation's recipes for VOC 2012 (40k iterations) and ADE20K (160k): DeepLabv3, PSPNet, DPT.
 
-Source:
-``models/{deeplabv3,pspnet}_r50-d8.py``, ``datasets/{ade20k,pascal_voc12}.py`` and
-``schedules/schedule_{40,80,160}k.py`` under ``configs/_base_`` of
-github.com/open-mmlab/mmsegmentation 1.x: SGD 0.01 with momentum 0.9, weight decay 5e-4, ``poly``
-0.9 down to 1e-4, 16 images of 512 × 512, photometric distortion; the head on the last stage at
-stride 8. It has ADE20K at 80k too (``--set max_iters=80000``). For other datasets: 40k.
+Source: ``models/{deeplabv3,pspnet}_r50-d8.py``, ``datasets/{ade20k,pascal_voc12_aug}.py`` and
+``schedules/schedule_{40,80,160}k.py`` under ``configs/_base_`` of onedl-mmsegmentation, which goes
+on from github.com/open-mmlab/mmsegmentation 1.x: SGD 0.01 with momentum 0.9, weight decay 5e-4,
+``poly`` 0.9 down to 1e-4, 16 images of 512 × 512, photometric distortion; the head on the last
+stage at stride 8. It has ADE20K at 80k too (``--set max_iters=80000``). For other datasets: 40k.
+``configs/dpt``: AdamW 6e-5, ``poly`` 1.0 after 1,500 iterations of warm-up; four blocks with the
+class token. On VOC it trains on the 10,582 images of ``trainaug``.
 
 The auxiliary head, which trains the backbone's third stage, is not used: the backbone is frozen.
 """
@@ -21,8 +22,8 @@ SHARED: dict[str, Any] = {
     "crop": (512, 512),
     "scale_range": (0.5, 2.0),
     "flip": 0.5,
-    "photometric": True,
-    "brightness": (1.0, 1.0),
+    "colours": "mmseg",
+    "loss_mean": "all",
     "epochs": 0.0,
     "batch_size": 16,
     "optimizer": "sgd",
@@ -42,24 +43,62 @@ SHARED: dict[str, Any] = {
     "cache": "none",
     "lr_grid": (),
 }
+DPT: dict[str, Any] = {
+    **SHARED,
+    "max_iters": 160_000,
+    "optimizer": "adamw",
+    "lr": 6e-5,
+    "weight_decay": 0.01,
+    "betas": (0.9, 0.999),
+    "power": 1.0,
+    "min_lr": 0.0,
+    "warmup": 1_500 / 160_000,
+    "warmup_start": 1e-6,
+    "layers": "all",
+    "class_token": "project",
+    "feature_stride": None,
+    "channels": 256,
+}
 LENGTHS = {("voc",): 40_000, ("ade20k",): 160_000, (): 40_000}
+
+HEADS = tuple(
+    Preset(
+        f"segmentation/{head}",
+        {**SHARED, "max_iters": length},
+        datasets,
+        required={"train_list": "trainaug"} if "voc" in datasets else {},
+    )
+    for head in ("deeplabv3", "pspnet")
+    for datasets, length in LENGTHS.items()
+)
 
 register_protocol(
     Protocol(
         "mmseg",
-        "MMSegmentation 1.x, configs/_base_ of open-mmlab/mmsegmentation (deeplabv3_r50-d8,"
-        " pspnet_r50-d8, schedules)",
-        tuple(
-            Preset(f"segmentation/{head}", {**SHARED, "max_iters": length}, datasets)
-            for head in ("deeplabv3", "pspnet")
-            for datasets, length in LENGTHS.items()
-        ),
+        "MMSegmentation, configs/{deeplabv3,pspnet,dpt} and configs/_base_ of"
+        " onedl-mmsegmentation 1.4.2",
+        (*HEADS, Preset("segmentation/dpt", DPT, ("ade20k",))),
         differs=(
             Difference(
-                (),
-                "the backbone is trained too, its last stages dilated to stride 8, with an "
-                "auxiliary head on the third",
+                ("backbone",),
+                "the backbone is trained too, that of DeepLabv3 and PSPNet dilated to stride 8 and "
+                "with an auxiliary head on its third stage",
+            ),
+            Difference(
+                ("final norm",),
+                "DPT's maps have not passed the backbone's final norm",
+                probe="segmentation/dpt",
+            ),
+            Difference(
+                ("head precision",), "its heads compute in fp32, on a GPU those here in bf16"
+            ),
+            Difference(
+                ("padding",),
+                "crops are padded with the mean colour, on VOC with black; here with the mean "
+                "colour as whole numbers",
             ),
         ),
+        commit="v1.4.2",
+        version=2,
     )
 )

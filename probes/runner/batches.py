@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,13 +12,20 @@ from torch.utils.data import Sampler
 
 # of a batch: on a GPU the time around a batch is long compared to that of its images
 PIXELS, CUDA_PIXELS = 2**18, 2**22
+OUTPUTS, CUDA_OUTPUTS = 2**27, 2**30  # numbers that a model puts out for a batch, in float32
 
 
-def at_once(images: int, device: torch.device) -> dict[str, Any]:
+def at_once(images: int, device: torch.device, channels: int = 0) -> dict[str, Any]:
     """Loader options of an evaluation with batches of at most so many ``images``, fewer where they
-    are large."""
-    pixels = CUDA_PIXELS if device.type == "cuda" else PIXELS
-    return {"batch_size": images, "batch_sampler": {"type": "SameShapeBatches", "pixels": pixels}}
+    are large, or what is made of them is: ``channels`` numbers for each pixel of their files."""
+    is_cuda = device.type == "cuda"
+    sampler: dict[str, Any] = {
+        "type": "SameShapeBatches",
+        "pixels": CUDA_PIXELS if is_cuda else PIXELS,
+    }
+    if channels:
+        sampler["outputs"] = (CUDA_OUTPUTS if is_cuda else OUTPUTS) // channels
+    return {"batch_size": images, "batch_sampler": sampler}
 
 
 @DATA_SAMPLERS.register_module()
@@ -29,24 +37,37 @@ class SameShapeBatches(Sampler[list[int]]):
             batch: height and width of the padded image first.
         batch_size: most images of a batch.
         pixels: most pixels of a batch. Batches save the work around the model, a fixed time for
-            each; large images gain nothing and take memory (logits at the label's resolution).
+            each; large images gain nothing and take memory.
+        outputs: most pixels of a batch's image files, at whose resolution outputs are made; None
+            for any number. The ``dataset`` has ``own_size(index)``.
     """
 
-    def __init__(self, sampler: Sampler[int], batch_size: int, pixels: int = PIXELS) -> None:
-        self.sampler, self.batch_size, self.pixels = sampler, batch_size, pixels
+    def __init__(
+        self,
+        sampler: Sampler[int],
+        batch_size: int,
+        pixels: int = PIXELS,
+        outputs: int | None = None,
+    ) -> None:
+        self.sampler, self.batch_size = sampler, batch_size
+        self.pixels, self.outputs = pixels, outputs
         self._batches: list[list[int]] = []
 
     def batches(self) -> list[list[int]]:
         """All batches, built once: the order of an evaluation does not change."""
         if not self._batches:
-            last: tuple[int, ...] | None = None
+            dataset: Any = self.sampler.dataset  # type: ignore[attr-defined]
+            last, made = None, 0
             for index in self.sampler:
-                shape = self.sampler.dataset.shape(index)  # type: ignore[attr-defined]
-                limit = max(1, min(self.batch_size, self.pixels // (shape[0] * shape[1])))
-                if shape != last or len(self._batches[-1]) >= limit:
+                shape = dataset.shape(index)
+                own = math.prod(dataset.own_size(index)) if self.outputs else 0
+                limit = min(self.batch_size, self.pixels // (shape[0] * shape[1]))
+                is_full = self._batches and len(self._batches[-1]) >= max(1, limit)
+                if shape != last or is_full or made + own > (self.outputs or 0):
                     self._batches.append([])
+                    made = 0
                 self._batches[-1].append(index)
-                last = shape
+                last, made = shape, made + own
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -151,6 +151,7 @@ class FrozenBackbone(nn.Module):
         precision: ``fp32``, or ``bf16`` to run it under autocast; the maps are float32 either way.
         out_indices: which of the backbone's maps to return, in this order; None for all.
         rounded: ``fp16`` to round the maps to it, as caching them does.
+        class_token: append a layer's class token to the channels of its map, at each position.
         **create: arguments of ``backbones.create`` (``name``, ``weights``, ``seed`` …).
 
     Raises:
@@ -163,9 +164,11 @@ class FrozenBackbone(nn.Module):
         precision: str = "fp32",
         out_indices: Sequence[int] | None = None,
         rounded: str | None = None,
+        class_token: bool = False,
         **create: Any,
     ) -> None:
         super().__init__()
+        self.class_token = class_token
         if precision not in ("fp32", "bf16"):
             raise UserError(f"unknown precision {precision!r}; use fp32 or bf16")
         self.precision, self.rounded = precision, rounded
@@ -177,7 +180,7 @@ class FrozenBackbone(nn.Module):
                 f"backbone {self.backbone.name!r} has {maps} feature maps; there is no map"
                 f" {self.out_indices}"
             )
-        self.settings = id(self.backbone), precision, rounded, self.out_indices
+        self.settings = id(self.backbone), precision, rounded, self.out_indices, class_token
 
     @property
     def backbone(self) -> Backbone:
@@ -204,11 +207,19 @@ class FrozenBackbone(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last)
         # set either way: the heads may run under autocast where the backbone must be exact
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            maps = self.backbone(images)
+            maps = self._maps(images)
         selected = [maps[index] for index in self.out_indices]
         if self.rounded == "fp16":
             selected = [each.half() for each in selected]
         return tuple(each.float().contiguous() for each in selected)
+
+    def _maps(self, images: Tensor) -> Sequence[Tensor]:
+        if not self.class_token:
+            return self.backbone(images)
+        return [
+            torch.cat([each, token[:, :, None, None].expand_as(each)], dim=1)
+            for token, each in self.backbone.encode_layers(images)
+        ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBackbone:
         self.backbone._apply(fn)

@@ -76,6 +76,10 @@ class GroupDataset(Dataset):
         """What images of one batch have in common; see ``probes.runner.batches``."""
         return self.datasets[0].shape(index)
 
+    def own_size(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image file."""
+        return self.datasets[0].own_size(index)
+
     def open(self, context: Context, cost: Cost) -> list[str]:
         """Encode the features that are missing, with progress, and lock all of them against removal
         until ``close``. Returns notes for the user.

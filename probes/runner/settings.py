@@ -8,8 +8,11 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from common.errors import UserError
 from common.settings import Fraction, Probability, Share, settings_dataclass
+from probes.runner.schedules import RATES, source_schedule
 
-Schedule = Literal["poly", "cosine", "quarter-cosine", "onecycle", "steps"]
+Schedule = Literal[
+    "poly", "cosine", "quarter-cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio"
+]
 
 
 @settings_dataclass
@@ -24,15 +27,16 @@ class TrainingSettings:
         lr, weight_decay, betas: of the optimizer (the betas of AdamW).
         decay_all: norms and biases decay too.
         clip_norm: the gradient's norm is clipped to this; 0 for never.
-        schedule: ``poly`` (power 0.9) or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
+        schedule: ``poly`` or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
             ``quarter-cosine``, the first quarter of a cosine's wave, which falls slowly at first,
             to a hundredth of ``lr``; ``steps``, a tenth of the rate before at each of ``steps``,
-            shares of the training; or ``onecycle``, whose first phase, from lr / 25 up by a cosine,
-            is the warm-up, and whose second goes down to lr / 250,000 (Smith, Topin 2018, as in
-            ``torch.optim.lr_scheduler.OneCycleLR``, the momentum left alone).
+            shares of the training; or one of a published source, which has its own warm-up and, of
+            ``dinov3-depth``, beta 1: see ``probes.runner.schedules``.
+        power: of ``poly``.
         min_lr: what ``poly`` and ``cosine`` end at.
-        warmup: share of the training over which the learning rate grows linearly from a thousandth;
-            from 1 on a number of iterations.
+        warmup: share of the training over which the learning rate grows linearly; from 1 on a
+            number of iterations.
+        warmup_start: share of ``lr`` that the warm-up starts at.
         flip: probability of a horizontal flip in training (the x of normals changes sign with it).
         precision: of the frozen backbone, ``fp32`` or ``bf16``.
         cache: the precision that the backbone's maps are cached in, or ``none``; see the probes.
@@ -49,8 +53,10 @@ class TrainingSettings:
     clip_norm: NonNegativeFloat = 0.0
     schedule: Schedule = "poly"
     steps: tuple[Fraction, ...] = (8 / 12, 11 / 12)
+    power: PositiveFloat = 0.9
     min_lr: NonNegativeFloat = 0.0
     warmup: NonNegativeFloat = 0.05
+    warmup_start: Fraction = 1e-3
     flip: Probability = 0.5
     precision: Literal["fp32", "bf16"] = "fp32"
     cache: Literal["none", "fp16", "bf16", "fp32"] = "none"
@@ -91,8 +97,23 @@ def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
             " below 1"
         )
     warm = warm if warm >= 2 else 0  # mmengine's LinearLR divides by its length less one
+    parts = (
+        source_schedule(settings.schedule, warm)
+        if settings.schedule in RATES
+        else _warm_up_and_decay(settings, warm)
+    )
+    return [{"by_epoch": False, "begin": 0, "end": end, **part} for part in parts]
+
+
+def _warm_up_and_decay(settings: TrainingSettings, warm: int) -> list[dict[str, Any]]:
+    end = settings.max_iters
     decay: dict[str, Any] = {
-        "poly": {"type": "PolyLR", "power": 0.9, "eta_min": settings.min_lr, "begin": warm},
+        "poly": {
+            "type": "PolyLR",
+            "power": settings.power,
+            "eta_min": settings.min_lr,
+            "begin": warm,
+        },
         "cosine": {
             "type": "CosineAnnealingLR",
             "T_max": end - warm,
@@ -111,14 +132,8 @@ def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
             "milestones": [round(step * end) for step in settings.steps],
             "gamma": 0.1,
         },
-        "onecycle": {
-            "type": "OneCycleLR",
-            "eta_max": settings.lr,
-            "total_steps": end,
-            "pct_start": warm / end,
-        },
     }[settings.schedule]
-    parts = [decay]
-    if warm and settings.schedule != "onecycle":
-        parts.insert(0, {"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warm})
-    return [{"by_epoch": False, "begin": 0, "end": end, **part} for part in parts]
+    if not warm:
+        return [decay]
+    start = {"type": "LinearLR", "start_factor": settings.warmup_start, "begin": 0, "end": warm}
+    return [start, decay]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,13 +16,13 @@ from PIL import Image
 from common.errors import UserError
 from probes.dense.data import (
     DenseDataset,
-    RandomBrightness,
     pipelines,
     read_depth,
     read_labels,
     read_normals,
 )
-from probes.dense.settings import SegmentationSettings
+from probes.dense.heads import at_own_size
+from probes.dense.settings import DepthSettings, SegmentationSettings
 from tests.probes import tiny_dense
 
 from mmengine.registry import DefaultScope  # isort: skip
@@ -224,26 +225,35 @@ def test_crops_need_not_be_square(tmp_path):
         )
 
 
-def test_colours_are_distorted_by_mmseg_and_brightness_by_one_factor(tmp_path):
+@pytest.mark.parametrize("colours", ["mmseg", "dinov3", "dinov3-depth"])
+def test_colours_change_and_places_stay(tmp_path, colours):
     data = tiny_dense.make(tmp_path, "segmentation", train=1, size=(48, 48))
-    plain, loud, bright = (
-        dataset(tmp_path, data, size=48, crop=48, **colours)
-        for colours in ({}, {"photometric": True}, {"brightness": (0.5, 0.5)})
+    plain, loud = (
+        dataset(tmp_path, data, size=48, crop=48, colours=each) for each in ("none", colours)
     )
-    image = plain[0]["inputs"].float()
-    assert [
-        part["type"]
-        for part in pipelines(data.spec, 3, SegmentationSettings(photometric=True), (48, 48), MEAN)[
-            0
-        ]
-    ][4:6] == ["RandomFlip", "PhotoMetricDistortion"]
-    assert any((loud[0]["inputs"].float() - image).abs().max() > 5 for _ in range(5))
-    assert (bright[0]["inputs"].float() - image / 2).abs().max() <= 0.5
-    factors = []
-    for _ in range(200):
-        grey = RandomBrightness(0.75, 1.25).transform({"img": np.full((2, 2, 3), 100, np.uint8)})[
-            "img"
-        ]
-        assert (grey == grey[0, 0, 0]).all() and grey.dtype == np.uint8
-        factors.append(grey[0, 0, 0] / 100)
-    assert 0.75 <= min(factors) < 0.78 and 1.22 < max(factors) <= 1.25
+    before = plain[0]
+    after = [loud[0] for _ in range(8)]
+    changes = [(each["inputs"].float() - before["inputs"]).abs().max() for each in after]
+    assert max(changes) > 5
+    labels = [each["data_samples"].gt_sem_seg.data for each in (before, *after)]
+    assert all(torch.equal(each, labels[0]) for each in labels)
+
+
+def test_an_area_is_read_and_its_predictions_are_put_back(tmp_path):
+    data = tiny_dense.make(tmp_path, "depth", train=1, val=1, size=(48, 64))
+    area = (8, 40, 16, 60)
+    settings = DepthSettings(size=0, crop=(32, 44), flip=0, train_area=area, test_area=area)
+    train, test = pipelines(data.spec, 0, settings, settings.crop, MEAN)
+    folder = str(tmp_path)
+    cut = DenseDataset(data.spec.name, folder, "train", train)[0]
+    whole = dataset(tmp_path, data, size=48, crop=(48, 64))[0]
+    assert torch.equal(cut["inputs"], whole["inputs"][:, 8:40, 16:60])
+    depths = [each["data_samples"].gt_depth_map.data for each in (cut, whole)]
+    assert torch.equal(depths[0], depths[1][:, 8:40, 16:60])
+    val = DenseDataset(data.spec.name, folder, "val", test, test_mode=True)
+    sample = val[0]
+    assert sample["inputs"].shape[1:] == val.shape(0) == (32, 44)
+    assert sample["data_samples"].gt_depth_map.data.shape == (1, 48, 64)
+    raw = torch.rand(1, 1, 32, 44)
+    ((_, part),) = at_own_size(raw, [sample["data_samples"]], False)
+    assert part.shape == (1, 1, 48, 64) and torch.equal(part[:, :, 8:40, 16:60], raw)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from backbones.base import state_sha256
@@ -246,14 +246,16 @@ def test_settings_are_plain_protocol(kind):
     [
         ({"crop": (64,)}, "crop"),
         ({"slide": (64, 128)}, "no smaller than the stride"),
-        ({"brightness": (1.2, 0.8)}, "two factors"),
+        ({"scale_range": (1.2, 0.8)}, "two factors"),
+        ({"size": 0}, "set crop as well"),
+        ({"train_area": (5, 5, 0, 9)}, "top < bottom"),
         ({"warmup": 2.5}, "a whole number of iterations"),
         ({"bins": 1}, "2 or more, or 0"),
         ({"crop": (64, 96), "feature_stride": 65}, "the side of a training crop"),
         ({"lr_grid": (0.001, 0.0010000001)}, "two or more different rates"),
         ({"lr_grid": (0.1,)}, "two or more different rates"),
         ({"fixed_crops": 1, "cache": "fp16", "flip_test": True}, "upright images"),
-        ({"fixed_crops": 1, "photometric": True}, "keep their colours"),
+        ({"fixed_crops": 1, "colours": "mmseg"}, "keep their colours"),
         ({"cache": "fp16"}, "set fixed_crops=1"),
     ],
 )
@@ -354,20 +356,20 @@ def test_sliding_and_mirrored_outputs_are_averaged(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_published_recipe_in_small_learns(tmp_path, kind):
-    """Every part of it at once: crops that are not square, colours, one cycle, clipping, sliding,
-    mirror images."""
+    """Every part of it at once: crops that are not square, colours, a schedule of its own,
+    clipping, class tokens, sliding, mirror images."""
     own = {
-        "depth": {"bins": 32},
+        "depth": {"bins": 32, "loss_images": 3, "sig_warmup": 5, "rotation": 2.5},
         "normals": {"uncertainty": True},
-        "segmentation": {"photometric": True},
+        "segmentation": {"colours": "dinov3", "loss_mean": "all", "slide_padded": True},
     }[kind]
     result, task = run(
         tmp_path,
         kind,
         "linear",
         crop=(32, 48),
-        brightness=(0.8, 1.2),
-        schedule="onecycle",
+        schedule="dinov3-depth",
+        class_token="concat",
         warmup=0.3,
         lr=0.02,
         max_iters=40,
@@ -381,23 +383,6 @@ def test_a_published_recipe_in_small_learns(tmp_path, kind):
     curve = task.log.curve("train/loss")
     assert np.mean(curve[-5:]) < np.mean(curve[:5])
     assert not [note for note in result.notes if "best constant" in note]
-
-
-def test_one_cycle_is_torchs(tmp_path):
-    settings = SegmentationSettings(lr=0.01, max_iters=50, schedule="onecycle", warmup=0.3)
-    ours, theirs = (
-        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01) for _ in range(2)
-    )
-    (part,) = (
-        PARAM_SCHEDULERS.build({**part, "optimizer": ours}) for part in schedule_of(settings)
-    )
-    torchs = torch.optim.lr_scheduler.OneCycleLR(
-        theirs, 0.01, total_steps=50, pct_start=0.3, cycle_momentum=False
-    )
-    for _ in range(49):
-        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-6)
-        for each in (ours, theirs, part, torchs):
-            each.step()
 
 
 def test_the_length_of_training_and_of_the_warm_up(tmp_path):

@@ -29,6 +29,9 @@ class Shapes:
     def shape(self, index):
         return self.shapes[index]
 
+    def own_size(self, index):
+        return self.shapes[index][2:]
+
 
 def batches(*shapes, **how):
     sampler = SameShapeBatches(DefaultSampler(Shapes(*shapes), shuffle=False), **how)
@@ -45,6 +48,7 @@ def test_neighbours_of_one_shape_go_together_in_order():
     ]  # padded alike is not alike
     assert batches(low, low, low, batch_size=8, pixels=2 * 48 * 64 + 1) == [[0, 1], [2]]
     assert batches(low, low, batch_size=8, pixels=1) == [[0], [1]]
+    assert batches(low, low, low, low, batch_size=8, outputs=2 * 40 * 60) == [[0, 1], [2, 3]]
 
 
 @pytest.fixture(autouse=True)

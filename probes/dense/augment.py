@@ -1,0 +1,131 @@
+"""Transforms of images with dense ground truth that neither mmcv nor mmseg has.
+
+All random numbers are numpy's. Images are (H, W, 3) BGR, 0–255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
+
+# isort: split
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform, Resize
+from mmseg.datasets.transforms import PhotoMetricDistortion
+from mmseg.registry import TRANSFORMS
+from torchvision.transforms.functional import adjust_hue, adjust_saturation
+
+IMAGE = ("img", "gt_seg_map")  # what geometry changes alike
+
+
+@TRANSFORMS.register_module()
+class ReadArea(BaseTransform):
+    """Keep the part ``area`` = (top, bottom, left, right) of an image, and of its ground truth if
+    that is loaded."""
+
+    def __init__(self, area: Sequence[int]) -> None:
+        self.area = tuple(area)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        top, bottom, left, right = self.area
+        for name in IMAGE:
+            if name in results:
+                results[name] = results[name][top:bottom, left:right]
+        results["img_shape"] = results["img"].shape[:2]
+        results["area"] = self.area
+        return results
+
+
+@TRANSFORMS.register_module()
+class ScaleImage(BaseTransform):
+    """Resize an image by a random factor of its own size: the long side is any whole number of
+    pixels in the range.
+
+    Args:
+        ratio_range: smallest and largest factor.
+        **resize: of mmcv's ``Resize``.
+    """
+
+    def __init__(self, ratio_range: Sequence[float], **resize: Any) -> None:
+        self.low, self.high, self.resize = *ratio_range, resize
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        long = max(results["img"].shape[:2])
+        side = np.random.randint(int(long * self.low), int(long * self.high) + 1)
+        return Resize(scale=(side, side), keep_ratio=True, **self.resize).transform(results)
+
+
+@TRANSFORMS.register_module()
+class FlipNormals(BaseTransform):
+    """Negate the x of the normals of a horizontally flipped image."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if results.get("flip"):
+            results["gt_seg_map"] = results["gt_seg_map"] * np.array([-1, 1, 1], np.float32)
+        return results
+
+
+@TRANSFORMS.register_module()
+class RgbDistortion(PhotoMetricDistortion):
+    """DINOv3's colours for segmentation: as mmseg's, but saturation is mixed with grey, and the hue
+    takes any value."""
+
+    def saturation(self, img: np.ndarray) -> np.ndarray:
+        return _adjusted(img, adjust_saturation, 0.5, 1.5)
+
+    def hue(self, img: np.ndarray) -> np.ndarray:
+        return _adjusted(img, adjust_hue, -0.5, 0.5)
+
+
+def _adjusted(image: np.ndarray, adjust: Any, low: float, high: float) -> np.ndarray:
+    """Half of the time, ``adjust`` by a factor of the range."""
+    if not np.random.randint(2):
+        return image
+    rgb = torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy())
+    return adjust(rgb, np.random.uniform(low, high)).numpy().transpose(1, 2, 0)[..., ::-1]
+
+
+@TRANSFORMS.register_module()
+class GammaDistortion(BaseTransform):
+    """DINOv3's colours for depth: gamma (0.9–1.1, of values 0–255), brightness (0.75–1.25) and each
+    channel (0.9–1.1) of half of the images change."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if np.random.rand() < 0.5:
+            image = results["img"].astype(np.float32) ** np.random.uniform(0.9, 1.1)
+            image *= np.random.uniform(0.75, 1.25)
+            channels = np.random.uniform(0.9, 1.1, size=3)  # red, green, blue
+            results["img"] = (image * channels[::-1].astype(np.float32)).clip(0, 255)
+        return results
+
+
+COLOURS = {
+    "mmseg": "PhotoMetricDistortion",
+    "dinov3": "RgbDistortion",
+    "dinov3-depth": "GammaDistortion",
+}
+
+
+@TRANSFORMS.register_module()
+class PadCrop(BaseTransform):
+    """Pad image and ground truth at the right and the bottom to ``size`` = (height, width) px, with
+    the values ``image`` (BGR 0–255) and ``ground_truth``."""
+
+    def __init__(self, size: Sequence[int], image: Sequence[float], ground_truth: float) -> None:
+        self.size, self.image, self.ground_truth = size, tuple(image), ground_truth
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = results["img"].shape[:2]
+        bottom, right = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
+        results["img"] = cv2.copyMakeBorder(results["img"], *border, value=self.image)
+        if "gt_seg_map" in results:
+            results["gt_seg_map"] = cv2.copyMakeBorder(
+                results["gt_seg_map"], *border, value=(self.ground_truth,) * 3
+            )
+        results["img_shape"] = results["img"].shape[:2]
+        return results
