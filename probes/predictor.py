@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from importlib import import_module
@@ -20,6 +20,8 @@ from PIL import Image
 import backbones
 from backbones import Backbone, UserError
 from probes.base import Context, Head
+from probes.image_level.attention_pool import create_head, token_encoder
+from probes.image_level.encode import encoder
 from probes.image_level.linear import LinearHeads, Standardiser
 from probes.image_level.settings import Encoding
 
@@ -79,7 +81,9 @@ def load_predictor(
             f"{backbone.name!r} has weights {sha256[:12]}, the head of {metadata['task']} was"
             f" trained on {expected[:12]}; give that backbone"
         )
-    kind = _LinearPredictor if "encoding" in metadata else _MMLabPredictor
+    kind = _MMLabPredictor
+    if "encoding" in metadata:
+        kind = _AttentivePredictor if "pool" in metadata else _LinearPredictor
     return kind(head, backbone, torch.device(device))
 
 
@@ -147,6 +151,14 @@ def linear_head(heads: LinearHeads, number: int, context: Context) -> Head:
     encoding = asdict(context.settings.encoding(context.device.type))
     ends = (heads.columns.start, heads.columns.stop)
     return Head(tensors, head_metadata(context, encoding=encoding, columns=ends))
+
+
+def attentive_head(head: torch.nn.Module, context: Context) -> Head:
+    """A head of ``attention_pool.create_head``."""
+    encoding = asdict(context.settings.encoding(context.device.type))
+    channels = head[-1].in_features  # type: ignore[index]
+    metadata = {"encoding": encoding, "pool": context.settings.pool, "channels": channels}
+    return Head(dict(head.state_dict()), head_metadata(context, **metadata))
 
 
 def mmlab_head(model: torch.nn.Module, config: Config, context: Context) -> Head:
@@ -235,21 +247,20 @@ class _MMLabPredictor(Predictor):
         return maps.transpose(1, 2, 0) if self.kind == "normals" else maps[0]
 
 
-class _LinearPredictor(Predictor):
-    @torch.no_grad()
+class _ImageLevelPredictor(Predictor):
+    """A head on what ``encode`` gives for an image."""
+
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    heads: torch.nn.Module
+
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
         super().__init__(head, backbone, device)
-        tensors = {name: tensor.to(device) for name, tensor in head.tensors.items()}
-        standardise = Standardiser(tensors["mean"], tensors["scale"])
-        columns = slice(*head.metadata["columns"])
-        self.heads = LinearHeads(standardise, [tensors["weight"]], columns).to(device)
-        self.heads.biases[0].copy_(tensors["bias"])
         self.encoding = Encoding(**head.metadata["encoding"])
 
     @torch.inference_mode()
     def __call__(self, image: Picture) -> np.ndarray:
         from probes.features.cost import EncodeRun
-        from probes.image_level.encode import encode_images
+        from probes.image_level.encode import encode_paths
 
         with TemporaryDirectory() as folder:
             path = Path(folder, "image.png")
@@ -258,5 +269,27 @@ class _LinearPredictor(Predictor):
             else:
                 path = Path(image)
             run = EncodeRun(self.device, num_workers=0)
-            features = encode_images(self.backbone, [path], run, self.encoding)
-        return self.heads(features.to(self.device))[0, 0].cpu().numpy()
+            (features,) = encode_paths([path], self.backbone, self.encode, run, self.encoding)
+        return self.heads(features.float().to(self.device)).flatten().cpu().numpy()
+
+
+class _LinearPredictor(_ImageLevelPredictor):
+    @torch.no_grad()
+    def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
+        super().__init__(head, backbone, device)
+        tensors = {name: tensor.to(device) for name, tensor in head.tensors.items()}
+        standardise = Standardiser(tensors["mean"], tensors["scale"])
+        columns = slice(*head.metadata["columns"])
+        self.heads = LinearHeads(standardise, [tensors["weight"]], columns).to(device)
+        self.heads.biases[0].copy_(tensors["bias"])
+        self.encode = encoder(self.backbone, self.encoding)
+
+
+class _AttentivePredictor(_ImageLevelPredictor):
+    def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
+        super().__init__(head, backbone, device)
+        pool = head.metadata["pool"]
+        self.heads = create_head(pool, head.metadata["channels"], len(self.classes))
+        self.heads.load_state_dict(dict(head.tensors))
+        self.heads.to(device).eval()
+        self.encode = token_encoder(self.backbone, pool)

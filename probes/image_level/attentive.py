@@ -1,30 +1,32 @@
 """``attentive`` classification: an attention pool with one learned query, and a linear classifier.
 
 Backbones without a trained class token are evaluated this way (V-JEPA, CAPI, AIM). The pool over
-the frozen patch tokens is SigLIP's, timm's ``AttentionPoolLatent``. One head for each learning
-rate, all trained by AdamW on one frozen pass over random crops of train; the one that is best on a
-held-out part of train is scored. Tokens of a whole training set would fill a disk: none are cached.
+the frozen tokens is SigLIP's, timm's ``AttentionPoolLatent``, or CAPI's. One head for each learning
+rate and weight decay, all trained by AdamW on one frozen pass over random crops of train; the one
+that is best on a held-out part of train is scored. Tokens of a whole training set would fill a
+disk: none are cached.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from backbones.base import Backbone
 from common.files import derive_seed
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
+from probes.image_level.attention_pool import create_head, token_encoder
 from probes.image_level.classification import score, targets, top1
 from probes.image_level.crop_training import train_on_crops
 from probes.image_level.encode import autocast, encode_paths, input_size
+from probes.image_level.linear import pair_name
 from probes.image_level.settings import AttentiveSettings
+from probes.predictor import attentive_head
 from probes.selection import Candidate, log_scores, select, stratified_split
 
 
@@ -44,69 +46,70 @@ def run(context: Context) -> TaskResult:
         [root / sample.image for sample in context.data.samples[split]]
         for split in ("train", "val")
     )
-    rates = settings.learning_rates
     with context.cost.phase("train"):
         heads = create_heads(context)
-        groups = [
-            {"params": head.parameters(), "lr": rate, "initial_lr": rate}
-            for head, rate in zip(heads, rates, strict=True)
-        ]
         train_on_crops(
             context,
             heads,
-            torch.optim.AdamW(groups, weight_decay=settings.weight_decay),
-            token_encoder(context.backbone),
+            torch.optim.AdamW(adamw_groups(heads, settings), betas=(0.9, settings.beta2)),
+            token_encoder(context.backbone, settings.pool),
             ([train[index] for index in training], labels[training]),
-            math.ceil(len(training) / settings.batch_size),
+            settings.epoch_length or math.ceil(len(training) / settings.batch_size),
         )
     candidates = []
     logits_of_heads = predict(context, heads, [train[index] for index in held_out])
-    for head, rate, logits in zip(heads, rates, logits_of_heads, strict=True):
+    several_decays = len(settings.weight_decays) > 1
+    for head, (rate, decay), logits in zip(heads, settings.grid, logits_of_heads, strict=True):
         loss = F.cross_entropy(logits, labels[held_out]).item()
         accuracy = top1(logits, labels[held_out])
-        candidates.append(Candidate(head, f"lr_{rate:g}", accuracy, loss, rate))
+        name = pair_name((rate, decay if several_decays else 0.0))
+        candidates.append(Candidate(head, name, accuracy, loss, rate))
     log_scores(context.log, "top1", candidates, 0)
     best, reason = select(candidates, "top1", len(held_out))
     (logits,) = predict(context, AttentiveHeads([best.value]), val)
     result = score(context, logits)
+    result.head = attentive_head(best.value, context)
     result.notes = [f"learning rate {best.coordinate:g}: {reason}"]
     return result
 
 
+def adamw_groups(heads: AttentiveHeads, settings: AttentiveSettings) -> list[dict]:
+    """Parameter groups: each head has the rate and the decay of its pair."""
+    groups = []
+    for head, (rate, decay) in zip(heads, settings.grid, strict=True):
+        rates = {"lr": rate, "initial_lr": rate}
+        if settings.decay_biases:
+            groups.append({"params": [*head.parameters()], "weight_decay": decay, **rates})
+            continue
+        for is_bias in (False, True):
+            named = head.named_parameters()
+            parameters = [each for name, each in named if name.endswith("bias") == is_bias]
+            groups.append(
+                {"params": parameters, "weight_decay": 0.0 if is_bias else decay, **rates}
+            )
+    return groups
+
+
 def create_heads(context: Context) -> AttentiveHeads:
     """Untrained heads, all from the same initial weights."""
-    size = input_size(context.settings.encoding(context.device.type).size, context.backbone)
-    with torch.no_grad(), autocast(context.device, context.settings.precision):
-        tokens = token_encoder(context.backbone)(torch.zeros(1, 3, *size, device=context.device))
-    channels = tokens.shape[2]
-    num_heads = next(
-        number for number in (channels // 64, 8, 4, 2, 1) if number and channels % number == 0
-    )
+    settings: AttentiveSettings = context.settings
+    size = input_size(settings.encoding(context.device.type).size, context.backbone)
+    encode = token_encoder(context.backbone, settings.pool)
+    with torch.no_grad(), autocast(context.device, settings.precision):
+        tokens = encode(torch.zeros(1, 3, *size, device=context.device))
     heads = AttentiveHeads()
-    for _ in context.settings.learning_rates:
+    for _ in settings.grid:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("attentive", context.seed))
-            pool = AttentionPoolLatent(channels, num_heads=num_heads)
-            classifier = nn.Linear(channels, len(context.data.classes))
-            heads.append(nn.Sequential(nn.LayerNorm(channels), pool, classifier))
+            heads.append(create_head(settings.pool, tokens.shape[2], len(context.data.classes)))
     return heads.to(context.device)
-
-
-def token_encoder(backbone: Backbone) -> Callable[[Tensor], Tensor]:
-    """Normalised images → class token and patch tokens of the last block, (N, 1 + patches, C)."""
-
-    def encode(images: Tensor) -> Tensor:
-        token, patches = backbone.encode_tokens(images, 1)[0]
-        return torch.cat([token[:, None], patches], dim=1)
-
-    return encode
 
 
 @torch.no_grad()
 def predict(context: Context, heads: AttentiveHeads, paths: Sequence[Path]) -> list[Tensor]:
     """(N, classes) float32 logits of each head, on the CPU."""
     backbone, encoding = context.backbone, context.settings.encoding(context.device.type)
-    encode, run = token_encoder(backbone), EncodeRun.of(context)
+    encode, run = token_encoder(backbone, context.settings.pool), EncodeRun.of(context)
     batches = [
         torch.stack(heads.eval()(tokens)).cpu()
         for tokens in encode_paths(paths, backbone, encode, run, encoding)

@@ -22,7 +22,7 @@ from common.files import atomic_write, derive_seed
 from probes.base import Context
 from probes.features.cost import EncodeRun
 from probes.image_level.encode import Images, encode_batches, input_size
-from probes.image_level.linear import train_step
+from probes.image_level.linear import cosine, train_step
 
 SAVE_EVERY = 300.0  # seconds of training that a killed process loses at most
 
@@ -90,6 +90,7 @@ def train_on_crops(
     run, encoding = EncodeRun.of(context), settings.encoding(device.type)
     crops = RandomCrops(paths, input_size(encoding.size, backbone), backbone.data, context.seed)
     file, iterations = context.work_dir / "heads.pt", settings.epochs * epoch_length
+    warmup = round(getattr(settings, "warmup", 0.0) * iterations)
     iteration, losses = 0, torch.zeros((), device=device)
     if file.is_file():
         state = torch.load(file, map_location=device, weights_only=True)
@@ -103,7 +104,8 @@ def train_on_crops(
     features = encode_batches(crops, batches, backbone, encode, run, encoding)
     for items, inputs in zip(batches, features, strict=True):
         targets = labels[[crops.index(item) for item in items]].to(device)
-        losses = losses + train_step(heads, optimizer, inputs, targets, iteration / iterations)
+        share = cosine(iteration, iterations, warmup)
+        losses = losses + train_step(heads, optimizer, inputs, targets, share)
         iteration += 1
         context.progress.advance()
         if epoch_ends := iteration % epoch_length == 0:

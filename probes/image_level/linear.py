@@ -131,23 +131,35 @@ def sgd_groups(heads: LinearHeads, grid: Sequence[Pair], batch_size: int) -> lis
     return groups
 
 
+def cosine(step: int, steps: int, warmup: int = 0) -> float:
+    """The share of the highest rate: a cosine to zero, after ``warmup`` steps from zero to one.
+
+    With a warm-up the first and the last step of both parts are at their ends, as in CAPI.
+    """
+    if not warmup:
+        return 0.5 * (1 + math.cos(math.pi * (step / steps)))
+    if step < warmup:
+        return step / max(warmup - 1, 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup - 1, 1)))
+
+
 def train_step(
     heads: nn.Module,
     optimizer: torch.optim.Optimizer,
     inputs: Tensor,
     targets: Tensor,
-    progress: float,
+    share: float,
 ) -> Tensor:
     """One step of all heads, whose gradients are each head's own.
 
     Args:
         heads: inputs → the logits (N, C) of each head.
-        progress: share of all steps that is done; a cosine takes the rates to zero.
+        share: of the highest rates, as of ``cosine``.
     Returns:
         (heads,) mean cross-entropies before the step.
     """
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * progress))
+        group["lr"] = group["initial_lr"] * share
     optimizer.zero_grad()
     losses = torch.stack([F.cross_entropy(logits, targets) for logits in heads(inputs)])
     losses.sum().backward()
@@ -187,8 +199,8 @@ def train_linear(
         batches = torch.randperm(len(samples), generator=order).split(batch_size)
         for step, indices in enumerate(batches):
             inputs, targets = samples.batch(indices, device)
-            progress = (epoch * steps + step) / (settings.epochs * steps)
-            losses += len(indices) * train_step(heads, optimizer, inputs, targets, progress)
+            share = cosine(epoch * steps + step, settings.epochs * steps)
+            losses += len(indices) * train_step(heads, optimizer, inputs, targets, share)
         mean = (losses / len(samples)).tolist()
         if not any(map(math.isfinite, mean)):
             raise NonFiniteLoss(

@@ -182,18 +182,34 @@ class AttentiveSettings(EncodeSettings):
     """Protocol of attentive classification.
 
     Attributes:
-        epochs, batch_size: passes over random crops of train, and images of an iteration; a cosine
-            takes the rates to zero.
-        learning_rates: of AdamW; a head is trained with each.
-        weight_decay: of all parameters.
-        holdout: share of each class of train on which the rate is chosen; no head is trained on it.
+        pool: ``latent``, SigLIP's attention pool on normalised class and patch tokens; or
+            ``query``, CAPI's: one learned query attends to the patch tokens, without an output
+            projection.
+        epochs, batch_size: passes over random crops of train, and images of an iteration.
+        epoch_length: iterations of an epoch; 0 for a pass over train.
+        learning_rates, weight_decays: of AdamW; a head is trained with each pair.
+        warmup: share of all iterations in which the rates rise from zero; a cosine then takes them
+            back.
+        beta2: of AdamW.
+        decay_biases: whether biases decay, too.
+        holdout: share of each class of train on which the pair is chosen; no head is trained on it.
     """
 
+    pool: Literal["latent", "query"] = "latent"
     epochs: PositiveInt = 10
+    epoch_length: NonNegativeInt = 0
     batch_size: PositiveInt = 256
     learning_rates: Rates = (0.0001, 0.0003, 0.001, 0.003)
-    weight_decay: NonNegativeFloat = 0.01
+    weight_decays: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (0.01,)
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    beta2: Fraction = 0.999
+    decay_biases: bool = True
     holdout: Fraction = 0.1
+
+    @property
+    def grid(self) -> list[tuple[float, float]]:
+        """Every pair of learning rate and weight decay."""
+        return list(product(self.learning_rates, self.weight_decays))
 
 
 @settings_dataclass

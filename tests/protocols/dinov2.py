@@ -160,7 +160,7 @@ def suite() -> dict[str, dict[str, Any]]:
     import backbones
     from probes.image_level.crop_training import RandomCrops
     from probes.image_level.encode import encoder
-    from probes.image_level.linear import LinearHeads, Standardiser, sgd_groups, train_step
+    from probes.image_level.linear import LinearHeads, Standardiser, cosine, sgd_groups, train_step
     from probes.image_level.random_crops import TokenHeads, create_heads
     from probes.protocols.base import find_preset
     from probes.registry import find_task
@@ -191,7 +191,7 @@ def suite() -> dict[str, dict[str, Any]]:
     ]
     optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
     losses = [
-        train_step(TokenHeads(grids), optimizer, columns, labels(), step / LENGTH)
+        train_step(TokenHeads(grids), optimizer, columns, labels(), cosine(step, LENGTH))
         for step in range(STEPS)
     ]
     length = settings.epochs * settings.epoch_length
@@ -199,7 +199,9 @@ def suite() -> dict[str, dict[str, Any]]:
     probe_heads = LinearHeads(Standardiser.identity(1), [torch.zeros(1, 2)])
     single = torch.optim.SGD(sgd_groups(probe_heads, settings.grid[:1], settings.batch_size))
     for iteration in range(0, length, length // 25):
-        train_step(probe_heads, single, torch.ones(1, 1), torch.zeros(1).long(), iteration / length)
+        train_step(
+            probe_heads, single, torch.ones(1, 1), torch.zeros(1).long(), cosine(iteration, length)
+        )
         rates.append(single.param_groups[0]["lr"])
     data = backbones.create("random/timm/vit_tiny_patch16_224", seed=0).data
     crops = []

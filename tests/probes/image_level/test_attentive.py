@@ -10,6 +10,7 @@ from PIL import Image
 import probes.catalog  # noqa: F401
 from probes.image_level import crop_training
 from probes.image_level.probe import ATTENTIVE, LINEAR
+from probes.predictor import load_predictor, write_head
 from probes.registry import DATASETS
 from tests.probes.whole_images import Colours, context, run_interrupted
 
@@ -55,6 +56,21 @@ def test_it_reads_what_a_mean_does_not(root):
     assert {"train/loss", "select/top1/lr_0.02"} <= curves
     assert task.cost.metrics()["encode_images_per_second"] > 0
     assert ATTENTIVE.run(task_of(root, **SMALL)).metrics == result.metrics
+
+
+@pytest.mark.parametrize("pool", ["latent", "query"])
+def test_its_head_predicts_again(root, tmp_path, pool):
+    changes = {"pool": pool, "weight_decays": (0.0, 0.01), "decay_biases": False, "warmup": 0.1}
+    task = task_of(root, **SMALL, **changes)
+    result = ATTENTIVE.run(task)
+    path = tmp_path / "head.safetensors"
+    write_head(result.head, path)
+    predict = load_predictor(path, task.backbone)
+    samples = task.data.samples["val"]
+    logits = np.stack([predict(root / sample.image) for sample in samples])
+    hits = logits.argmax(1) == [sample.target for sample in samples]
+    assert 100 * hits.mean() == pytest.approx(result.metrics["top1"])
+    assert pool == "query" or hits.all()
 
 
 def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch):

@@ -18,6 +18,7 @@ from probes.image_level.linear import (
     LinearHeads,
     Samples,
     Standardiser,
+    cosine,
     sgd_groups,
     train_linear,
     train_step,
@@ -90,7 +91,7 @@ def test_a_step_is_torch_sgd_on_a_linear_layer_with_a_cosine():
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses = train_step(heads, ours, inputs[part], labels[part], step / 5)
+        losses = train_step(heads, ours, inputs[part], labels[part], cosine(step, 5))
         assert losses.item() == pytest.approx(loss.item(), rel=1e-5)
     torch.testing.assert_close(heads.weights[0], layer.weight.T)
     torch.testing.assert_close(heads.biases[0], layer.bias)
