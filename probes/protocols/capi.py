@@ -1,8 +1,8 @@
-"""CAPI's segmentation without training of a backbone: k-NN and logistic regression on patches.
+"""CAPI's segmentation by k-NN and logistic regression on patches, and its attentive classification.
 
 Source: Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling",
-2025, and ``eval_segmentation.py`` of github.com/facebookresearch/capi with
-``default_eval_config.yaml``.
+2025, and ``eval_segmentation.py`` and ``eval_classification.py`` of
+github.com/facebookresearch/capi with ``default_eval_config.yaml``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ SHARED = {
     "held_out": None,
 }
 
+# for a batch of 256
+RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+
 register_protocol(
     Protocol(
         "capi",
-        "CAPI (Darcet et al. 2025), eval_segmentation.py of facebookresearch/capi",
+        "CAPI (Darcet et al. 2025), eval_segmentation.py and eval_classification.py of"
+        " facebookresearch/capi",
         (
             Preset(
                 "segmentation/patch-knn",
@@ -38,6 +42,22 @@ register_protocol(
                     "iterations": 1000,
                     "tolerance": 1e-12,
                     "warm_start": False,
+                },
+            ),
+            Preset(
+                "classification/attentive",
+                {
+                    "size": 224,
+                    "pool": "query",
+                    "epochs": 10,
+                    "epoch_length": 1_250,
+                    "batch_size": 1_024,
+                    "learning_rates": tuple(4 * rate for rate in RATES),
+                    "weight_decays": (5e-4, 1e-3, 5e-2),
+                    "warmup": 0.1,
+                    "beta2": 0.95,
+                    "decay_biases": False,
+                    "holdout": 0.1,
                 },
             ),
         ),

@@ -36,7 +36,8 @@ from probes.features.cost import EncodeRun
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
 from tests.probes.tiny_mmlab import context
-from tests.protocols import segmented
+from tests.protocols import capi_attentive, segmented
+from tests.protocols.fields import read_record
 
 KNN, LOGREG = "segmentation/patch-knn", "segmentation/logreg"
 TRAIN, VAL = list(range(5)), [20, 21, 22]
@@ -44,12 +45,19 @@ PAIRS = ((1, "cosine"), (3, "l2"), (4, "cosine"), (10, "l2"))
 STRENGTHS = (1e-4, 1e-2)
 SAMPLE = slice(3, 224, 44)
 # solvers differ, which moves a patch or two
-TOLERANCE = {"mIoU": 0.05, "predicted pixels": 5.0, "predicted patches": 2.0}
+TOLERANCE = {
+    "mIoU": 0.05,
+    "predicted pixels": 5.0,
+    "predicted patches": 2.0,
+    **capi_attentive.TOLERANCE,
+}
 
 
 @contextmanager
 def imported() -> Iterator[ModuleType]:
     """``eval_segmentation`` on a CPU, in one process."""
+    import torch._dynamo
+
     linear = SimpleNamespace(LogisticRegression=_logistic_regression)
     stubs = {"cuml": SimpleNamespace(linear_model=linear), "cuml.linear_model": linear}
     stubs["datasets"] = mock.MagicMock()
@@ -112,7 +120,8 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
     with imported() as code:
         fields = {KNN: _source_knn(code), LOGREG: _source_logreg(code)}
         shared = _source_images(code) | _source_model(checkout)
-    return {probe: {**shared, **each} for probe, each in fields.items()}
+    segmentation = {probe: {**shared, **each} for probe, each in fields.items()}
+    return {**segmentation, capi_attentive.PROBE: capi_attentive.source()}
 
 
 def _evaluate(code: ModuleType, void: int, classifier: str, options: Mapping[str, Any]) -> Any:
@@ -262,9 +271,11 @@ def suite() -> dict[str, dict[str, Any]]:
     ):
         prepare = partial(_prepare, Path(folder), presets)
         shared = _suite_images(prepare)
+        order = read_record("capi")["fields"][capi_attentive.PROBE]["order"]
         return {
             KNN: {**shared, **_suite_knn(prepare, presets[KNN])},
             LOGREG: {**shared, **_suite_logreg(prepare, presets[LOGREG])},
+            capi_attentive.PROBE: capi_attentive.suite(order),
         }
 
 
