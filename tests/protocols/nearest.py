@@ -121,8 +121,8 @@ def own_common(*folders: Path) -> Iterator[None]:
     import torchvision.datasets  # noqa: F401
 
     ours = str(Path(__file__).parents[2])
-    others = [path for path in sys.path if path not in ("", ours)]
-    with mock.patch.dict(sys.modules), mock.patch.object(sys, "path", [*map(str, folders), *others]):
+    paths = [*map(str, folders), *(path for path in sys.path if path not in ("", ours))]
+    with mock.patch.dict(sys.modules), mock.patch.object(sys, "path", paths):
         for name in [name for name in sys.modules if name.partition(".")[0] == "common"]:
             del sys.modules[name]
         yield
