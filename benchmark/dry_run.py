@@ -16,8 +16,7 @@ import backbones
 from backbones import UserError
 from backbones.cliptex.data.dataset import training_size
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.experts.registry import load_experts
-from backbones.cliptex.labels.labeller import finished_shard, labels_writer
+from backbones.cliptex.labels.labeller import finished_shard
 from backbones.cliptex.labels.store import MANIFEST
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.states import States
@@ -31,6 +30,7 @@ from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan
 from benchmark.records import BackboneInfo
 from benchmark.stages.labels import LabelRequest
+from benchmark.stages.stage import USE_SERVER
 from benchmark.stages.weights import TrainingInputs, open_labels
 from benchmark.suites.registry import SuitePreview
 from probes.base import Context, missing_capability
@@ -47,7 +47,7 @@ def _idle_executor(spec: ExecutorSpec) -> Iterator[Executor]:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
     executor = make_executor(spec, Bar())
     try:
-        executor.check_store(tracking_uri())
+        executor.check_store(tracking_uri(), USE_SERVER)
         yield executor
     finally:
         executor.release()
@@ -133,9 +133,7 @@ def dry_run_labels(request: LabelRequest, spec: ExecutorSpec) -> None:
     """Print which shards are labelled and which are to do. Raises ``UserError`` as
     ``labels predict`` does."""
     with _idle_executor(spec) as executor:
-        source = open_pairs(request.pairs, executor.bar, keep=False)
-        experts = load_experts(list(request.experts), "cpu")
-        writer = labels_writer(source, experts, request.settings, request.folder)
+        source, writer = request.open(executor.bar, keep=False)
         pending = [
             shard
             for shard in source.shards

@@ -97,7 +97,7 @@ def torch(options: argparse.Namespace) -> Iterator[Finding]:
         if free > 0.5 * total:
             yield Finding(f"cuda:{number}", "ok", value)
         else:
-            remedy = "another process uses it; choose others with --executor-arg gpus=…"
+            remedy = "another process uses it; hide it by CUDA_VISIBLE_DEVICES"
             yield Finding(f"cuda:{number}", "warn", value, remedy)
 
 

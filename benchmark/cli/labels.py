@@ -145,7 +145,8 @@ def make(options: argparse.Namespace) -> int:
     from backbones.cliptex.labels.manual import ManualLabels
     from backbones.cliptex.tasks import find_task
     from benchmark.execution.exclusive import exclusive
-    from benchmark.execution.progress import Bar, console
+    from benchmark.execution.progress import Bar
+    from benchmark.stages.stage import print_note
 
     folders = parse_folders(options.folders, "--from")
     classes = _read_classes(options.classes) if options.classes else {}
@@ -155,12 +156,9 @@ def make(options: argparse.Namespace) -> int:
         labels.append(ManualLabels(task, path, names))
     settings = LabelSettings(label_side=options.label_side)
 
-    def note(line: str) -> None:
-        console.print(f"  note · {line}", style="dim")
-
     with Bar() as bar, exclusive(options.out):
         source = open_pairs(options.pairs, bar)
-        manifest = make_labels(source, labels, options.out, settings, bar, note)
+        manifest = make_labels(source, labels, options.out, settings, bar, print_note)
     counts = ", ".join(f"{count} of {name}" for name, count in manifest["files"].items())
     _show(manifest, f"{manifest['pairs_out']} pairs labelled ({counts})", options.out)
     return 0

@@ -28,8 +28,8 @@ from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
 from benchmark.cost import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.exclusive import exclusive_async
-from benchmark.execution.progress import console, reporter
-from benchmark.stages.stage import stage_run
+from benchmark.execution.progress import reporter
+from benchmark.stages.stage import print_note, stage_run
 from common.errors import UserError
 from common.files import home
 from reports.mlflow.run import Run, Tracker
@@ -86,7 +86,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
     async with exclusive_async(writer.root):
         failures, pending = FailureCounter("images"), deque[int]()
         for number, shard in enumerate(source.shards):
-            labelled = finished_shard(writer, shard, _print_note)
+            labelled = finished_shard(writer, shard, print_note)
             if labelled is not None:
                 _count_failures(failures, labelled, len(source))
             else:
@@ -147,7 +147,7 @@ def label_unit(
     """Label one shard of the pairs unless it is labelled; a unit of work. Returns the shard and the
     kind of device."""
     labeller = _labeller(request, writer.root, writer.key)
-    shard = labeller.label(labeller.source.shards[number], reporter(), _print_note)
+    shard = labeller.label(labeller.source.shards[number], reporter(), print_note)
     return shard, device_kind(choose_device(request.device))
 
 
@@ -173,10 +173,6 @@ def _count_failures(failures: FailureCounter, shard: LabelledShard, total: int) 
     for key, reason in shard.failed:
         failures.add(key, reason)
     failures.check(total)
-
-
-def _print_note(line: str) -> None:
-    console.print(f"  note · {line}", style="dim", markup=False)
 
 
 def _log(run: Run, store: LabelStore, source: PairSource) -> None:
