@@ -18,6 +18,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import VisionTransformer
+from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 
 from backbones.adapters.dense_text import can_be_dense, encode_dense
@@ -69,9 +70,8 @@ class OpenClipBackbone(Backbone):
         self.channels, self.strides = feature_maps(visual, data.layers)
         self.divisor = max(self.strides)
         any_size = isinstance(visual, TimmModel) and not hasattr(visual.trunk, "set_input_size")
-        native = visual.image_size
-        native = tuple(native) if isinstance(native, tuple | list) else (native, native)
-        self._sized = None if any_size else SizedCopies(visual, native, set_image_size)
+        copies = SizedCopies(visual, native_size(visual), set_image_size)
+        self._sized = None if any_size else copies
 
     @property
     def visual(self) -> Any:
@@ -315,10 +315,8 @@ def _data(
 ) -> DataConfig:
     """open_clip's preprocessing of these weights, with the entry's own settings over it."""
     visual = cast(Any, model).visual
-    size = visual.image_size
-    size = size if isinstance(size, tuple | list) else (size, size)
     return DataConfig(
-        size=tuple(settings.get("size", size)),
+        size=tuple(settings.get("size", native_size(visual))),
         mean=tuple(pretrained.get("mean") or open_clip.OPENAI_DATASET_MEAN),
         std=tuple(pretrained.get("std") or open_clip.OPENAI_DATASET_STD),
         interpolation=pretrained.get("interpolation") or "bicubic",
@@ -326,6 +324,12 @@ def _data(
         squash=pretrained.get("resize_mode") == "squash",
         layers=tuple(settings.get("layers", ())) or default_layers(visual),
     )
+
+
+def native_size(visual: Any) -> tuple[int, int]:
+    """(height, width) in pixels that an image tower was built for."""
+    height, width = to_2tuple(visual.image_size)
+    return height, width
 
 
 def default_layers(visual: Any) -> tuple[int, ...]:

@@ -197,7 +197,7 @@ class Bench:
         return {
             "pairs": open_pairs(self.training.pairs, reporter()).fingerprint,
             "labels": self.labels.identity,
-            "init": load_pretrained_clip(self.training.init, "mini").digest,
+            "init": load_pretrained_clip(self.training.init, "mini").weights.sha256,
             "data": {name: content_key(each) for name, each in self.probing.protocols.items()},
         }
 

@@ -22,15 +22,14 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
 
     from backbones.cliptex.data.dataset import Batch
     from backbones.cliptex.training.heads import TaskHeads
-    from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip, map_shapes
+    from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
     from backbones.cliptex.training.recipes import RECIPES
     from backbones.cliptex.training.step import TrainStep
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = load_pretrained_clip("random", model)
-    layers, size, shapes = start.data.layers, start.data.size[0], map_shapes(start)
-    channels = [count for count, _ in shapes]
-    side = 4 * size // min(stride for _, stride in shapes)
+    layers, size, channels = start.data.layers, start.data.size[0], start.channels
+    side = 4 * size // min(start.strides)
     heads = TaskHeads(channels, {"seg": 21, "depth": 1, "normal": 3}, min(256, max(channels) // 2))
     with_heads = CLIPWithHeads(start.model, layers, heads).to(device).train()
     without = CLIPWithHeads(start.model, layers, None).to(device).train()
@@ -51,7 +50,7 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     clip_ft = TrainStep(without, RECIPES["clip-ft"], 0, device)
 
     def run(steps: TrainStep) -> None:
-        steps.towers.zero_grad(set_to_none=True)
+        steps.model.zero_grad(set_to_none=True)
         losses, _ = steps.backward(batch)
         assert all(bool(loss.isfinite()) for loss in losses.values())
 

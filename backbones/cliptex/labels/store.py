@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import os
 import tarfile
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from backbones.cliptex.data.tables import Contents, Table, cached_table
-from backbones.cliptex.data.tar_index import index_tar, read_member
+from backbones.cliptex.data.tar_index import list_members, read_member
 from backbones.cliptex.labels.shards import (
     VERSION,
     DamagedShard,
@@ -146,9 +145,6 @@ class LabelWriter:
             temporary.unlink(missing_ok=True)
         out, size = sum(shard["pairs"] for shard in shards), sum(shard["bytes"] for shard in shards)
         failed = [pair for shard in shards for pair in shard["failed"]]
-        task_bytes: Counter[str] = Counter()
-        for shard in shards:
-            task_bytes.update(shard["task_bytes"])
         manifest = {
             "version": VERSION,
             "key": self.key,
@@ -162,9 +158,6 @@ class LabelWriter:
             "pairs_out": out,
             "bytes": size,
             "bytes_per_image": round(size / max(out, 1), 1),
-            "task_bytes_per_image": {
-                task: round(task_bytes[task] / max(out, 1), 1) for task in self.tasks
-            },
             "failed": failed,
             "shards": [
                 {name: shard[name] for name in ("name", "sha256", "bytes", "pairs")}
@@ -263,15 +256,16 @@ class LabelStore:
         ``keys``, sorted within each shard; ``positions``: offset and size of each task's file;
         ``starts`` of the shards.
         """
-        tars = [
-            index_tar(tar_path(self.root, name), self._suffixes, keep=False) for name in self.names
-        ]
-        orders = [np.argsort(tar.keys) for tar in tars]
-        ordered_tars = list(zip(tars, orders, strict=True))
+        keys, positions = [], []
+        for name in self.names:
+            tar, _ = list_members(tar_path(self.root, name), self._suffixes)
+            order = np.argsort(tar["keys"])
+            keys.append(tar["keys"][order])
+            positions.append(tar["spans"][order])
         return {
-            "keys": np.concatenate([tar.keys[order] for tar, order in ordered_tars]),
-            "positions": np.concatenate([tar.spans[order] for tar, order in ordered_tars]),
-            "starts": np.cumsum([0, *map(len, tars)]),
+            "keys": np.concatenate(keys),
+            "positions": np.concatenate(positions),
+            "starts": np.cumsum([0, *map(len, keys)]),
         }, {}
 
     def _find(self, key: str) -> tuple[int, int]:

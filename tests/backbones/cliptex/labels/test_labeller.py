@@ -136,7 +136,7 @@ def test_shards_in_any_order_are_the_same(labelled, tmp_path):
     for shard in reversed(source.shards):
         labeller = Labeller(source, toy_experts.all_experts(), writer, settings, 4, num_workers=5)
         done = labeller.label(shard, Silent())
-        assert (done.failed, done.images) == ((), 6) and done.seconds > 0
+        assert (done.failed, done.images) == ([], 6) and done.seconds > 0
     finish_labels(source, writer)
     assert same(labelled[1], tmp_path / "other")
 

@@ -186,10 +186,10 @@ def test_a_tower_that_starts_from_imagenet(pairs, tmp_path):
     stored, _ = efficientnet_lite0_state()
     trunk = start.model.visual.trunk.state_dict()
     assert all(torch.equal(trunk[name], stored[name]) for name in trunk) and len(trunk) > 200
-    assert start.data.mean == (0.5, 0.5, 0.5) and "ImageNet" in start.source
+    assert start.data.mean == (0.5, 0.5, 0.5) and "ImageNet" in start.weights.source
     different = load_pretrained_clip("random", "mini", seed=3)
     assert torch.equal(start.model.token_embedding.weight, different.model.token_embedding.weight)
-    assert start.digest != different.digest
+    assert start.weights.sha256 != different.weights.sha256
     recipe = replace(
         RECIPES["cliptex"], model="mini", batch_size=16, epochs=0.4, label_size=32, head_width=16
     )
