@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +104,7 @@ class Family:
 
 
 BACKBONES: Registry[Entry] = Registry("backbone", "backbones", instance_of(Entry))
-FAMILIES: Registry[Family] = Registry(
-    "family", "families", instance_of(Family, attrgetter("prefix"))
-)
+FAMILIES: dict[str, Family] = {}
 
 
 def register(entry: Entry) -> Entry:
@@ -118,11 +115,6 @@ def register(entry: Entry) -> Entry:
             " timm/resnet18"
         )
     return BACKBONES.register(entry.name, entry)
-
-
-def register_family(family: Family) -> Family:
-    """Add a family of names. Raises ``ValueError`` if the prefix is taken."""
-    return FAMILIES.register(family.prefix, family)
 
 
 def names() -> list[str]:

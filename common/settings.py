@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.errors import UserError, nearest
 
@@ -19,6 +19,16 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 CONFIG = ConfigDict(allow_inf_nan=False)
+
+
+def _check_order(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("a range is low,high with 0 < low <= high <= 1")
+    return bounds
+
+
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+ShareRange = Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_check_order)]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))

@@ -4,8 +4,9 @@ quickly."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -19,6 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from common.errors import UserError, first_line
 from common.files import sha256_file
 
+T = TypeVar("T")
 TIMEOUT = 3.0  # seconds until the hub counts as unreachable
 
 
@@ -74,6 +76,26 @@ def verified(path: Path) -> Path:
             " again"
         )
     return path
+
+
+def load_tokenizer(load: Callable[..., T], repo: str, backbone: str) -> T:
+    """``load`` a tokenizer from the local cache, else from the hub.
+
+    Args:
+        load: takes ``local_files_only``.
+
+    Raises:
+        UserError: it is neither in the local cache nor reachable.
+    """
+    try:
+        return load(local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        if Path(repo).is_dir() or not hub_reachable():
+            raise UserError(
+                f"no tokenizer for {backbone!r} ({first_line(error)}): copy the hub cache of"
+                f" {repo} to {constants.HF_HUB_CACHE}"
+            ) from error
+    return load()
 
 
 def hub_reachable() -> bool:

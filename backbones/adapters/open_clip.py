@@ -7,11 +7,11 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import open_clip
-from huggingface_hub import constants
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.modified_resnet import ModifiedResNet
@@ -22,7 +22,7 @@ from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 
 from backbones.adapters.dense_text import can_be_dense, encode_dense
-from backbones.adapters.hub import hub_file, hub_reachable
+from backbones.adapters.hub import hub_file, load_tokenizer
 from backbones.adapters.layers import evenly_spaced, gives_tokens, layers_of, tokens_of
 from backbones.adapters.positions import set_image_size
 from backbones.adapters.resizing import SizedCopies
@@ -171,15 +171,7 @@ def make_tokenizer(
         tokenizer_mode=text.get("tokenizer_mode"),
         **options,
     )
-    try:
-        return make(local_files_only=True)
-    except (OSError, ValueError) as error:
-        if not hub_reachable():
-            raise UserError(
-                f"no network for the tokenizer of {backbone!r}: copy the hub cache of"
-                f" https://huggingface.co/{repo} to {constants.HF_HUB_CACHE}"
-            ) from error
-    return make()
+    return load_tokenizer(make, repo, backbone)
 
 
 def build(request: Request) -> Backbone:
@@ -264,7 +256,7 @@ def load_open_clip(model: nn.Module, checkpoint: Checkpoint, *, architecture: st
         state.pop("text.transformer.embeddings.position_ids", None)
     text = any("token_embedding" in name or name.startswith("text.") for name in state)
     target: nn.Module = model if text else cast(Any, model).visual
-    fit_state(target, state, path=checkpoint.path, architecture=architecture)
+    fit_state(target, replace(checkpoint, state=state), architecture)
     return text
 
 

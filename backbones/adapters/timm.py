@@ -4,7 +4,6 @@ embedding."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -153,13 +152,13 @@ def build(request: Request) -> Backbone:
         check_architecture(checkpoint, f"timm/{arch}")
         kwargs = {**_head(arch, checkpoint), **kwargs, **checkpoint.model_config}
         model = _create(name, kwargs)
-        fit_state(model, checkpoint.state, path=checkpoint.path, architecture=f"timm/{arch}")
+        fit_state(model, checkpoint, f"timm/{arch}")
     elif request.random:
         model = _create(name, kwargs)
     elif "state" in settings:
         model = _create(name, kwargs)
         state, source = settings["state"]()
-        fit_state(model, state, path=Path(source), architecture=f"timm/{arch}")
+        model.load_state_dict(state)
     else:
         model, source, licence = _from_hub(name, kwargs, request.name)
     data = checkpoint.data if checkpoint and checkpoint.data else _data(model, settings)

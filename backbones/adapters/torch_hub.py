@@ -108,7 +108,7 @@ def build(request: Request) -> Backbone:
     )
     if checkpoint is not None:
         check_architecture(checkpoint, f"hub/{entry}")
-        fit_state(model, checkpoint.state, path=checkpoint.path, architecture=f"hub/{entry}")
+        fit_state(model, checkpoint, f"hub/{entry}")
         data = checkpoint.data or data
     backbone = HubBackbone(model, name=request.name, entry=entry, code=code, data=data)
     backbone.model_config = arguments

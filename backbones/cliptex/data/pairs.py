@@ -168,7 +168,7 @@ class TarPairs(PairSource):
             caption = text.decode("utf-8") if row["is_txt"] else json.loads(text)["caption"].strip()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise BadPair(f"caption is not readable ({first_line(error)})") from error
-        return Pair(f"{shard.name}/{row['key'].decode()}", shard.name, caption.strip(), image)
+        return Pair(self.key(index), caption.strip(), image)
 
 
 def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> Contents:

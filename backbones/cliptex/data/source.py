@@ -20,11 +20,9 @@ FULL_HASH_BYTES = 1 << 29  # sources up to this size are hashed completely
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair: its unique key, its shard, its caption, and the encoded image (JPEG, PNG or WebP
-    bytes)."""
+    """One pair: its unique key, its caption, and the encoded image (JPEG, PNG or WebP bytes)."""
 
     key: str
-    shard: str
     caption: str
     image: bytes
 

@@ -61,12 +61,11 @@ class TablePairs(PairSource):
         return f"{self.shards[self.shard_of(index)].name}/{self._keys[index]}"
 
     def __getitem__(self, index: int) -> Pair:
-        shard = self.shards[self.shard_of(index)]
         try:
             image = (self._root / self._paths[index]).read_bytes()
         except OSError as error:
             raise BadPair(f"cannot read {self._paths[index]!r} ({error.strerror})") from error
-        return Pair(f"{shard.name}/{self._keys[index]}", shard.name, self._captions[index], image)
+        return Pair(self.key(index), self._captions[index], image)
 
 
 def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:

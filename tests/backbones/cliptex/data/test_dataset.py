@@ -31,7 +31,7 @@ def pairs(tmp_path_factory):
 
 
 def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, tmp_path):
-    recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7, rotate=5.0)
+    recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7)
     batches = partial(dataset, pairs, toy.ToyLabels(), recipe)
     single = batches()
     seen = np.concatenate([single.positions(step)[0] for step in range(len(single))])
