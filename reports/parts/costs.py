@@ -23,11 +23,6 @@ PARTS = {
     "labelling": "cost/label_seconds",
     "training": "cost/train_seconds",
 }  # part → metric of parent runs
-EFFICIENCY = {
-    "cost/parameters": (1e6, "M parameters"),
-    "cost/flops_per_image": (1e9, "GFLOPs"),
-    "cost/images_per_second": (1, "images/s"),
-}  # metric of parent runs → divisor and unit
 
 
 def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
@@ -59,31 +54,21 @@ def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
     return result
 
 
-def efficiency(analysis: Analysis, name: str) -> str:
-    """``; 86.4 M parameters, 17.5 GFLOPs, 5.9 images/s`` of a backbone; empty if not measured."""
-    run = analysis.selection.parent(name)
-    if run is None or not EFFICIENCY.keys() <= run.metrics.keys():
-        return ""
-    values = [f"{run.metrics[key] / by:.1f} {unit}" for key, (by, unit) in EFFICIENCY.items()]
-    return f"; {', '.join(values)}"
-
-
-def gain_against_cost(analysis: Analysis) -> Figure | None:
+def gain_against_cost(analysis: Analysis) -> list[Figure]:
     """Mean gain against the seconds of experts, labels, training and probing."""
     seconds = costs(analysis)
     baseline = analysis.selection.baseline
     names = [name for name in seconds if name in analysis.gains or name == baseline]
     if len(names) < 2:
-        return None
+        return []
     style = looks(analysis)
     data, alt = [], []
     for name in names:
         gain = analysis.gains[name].typical if name in analysis.gains else Estimate(0.0)
         parts = ", ".join(f"{part} {_duration(value)}" for part, value in seconds[name].items())
         total = sum(seconds[name].values())
-        measured = efficiency(analysis, name)
-        alt.append(f"{name}: {_duration(total)}{measured}")
-        text = f"{name}: {number(gain.value, 1, True)} %<br>{parts}{measured}"
+        alt.append(f"{name}: {_duration(total)}")
+        text = f"{name}: {number(gain.value, 1, True)} %<br>{parts}"
         data.append(points(name, style[name], [gain], [total], [text]))
     layout = make_layout(
         {"type": "log", "title": "seconds, log"},
@@ -96,14 +81,14 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
         " elsewhere is unknown and not included."
     )
     spec = {"data": data, "layout": layout}
-    return Figure("cost", "Gain against cost", caption, "; ".join(alt), spec)
+    return [Figure("cost", "Gain against cost", caption, "; ".join(alt), spec)]
 
 
-def cost_parts(analysis: Analysis) -> Figure | None:
+def cost_parts(analysis: Analysis) -> list[Figure]:
     """The seconds of each part."""
     seconds = costs(analysis)
     if not seconds:
-        return None
+        return []
     names = list(reversed(seconds))
     data = [
         {
@@ -125,14 +110,12 @@ def cost_parts(analysis: Analysis) -> Figure | None:
         f"{name}: {', '.join(f'{part} {_duration(value)}' for part, value in parts.items())}"
         for name, parts in seconds.items()
     ]
-    return Figure(
-        "cost-parts",
-        "Time of each part",
-        "Seconds of each part, means over seeds; probing is the sum over the tasks that all have.",
-        "; ".join(alt),
-        {"data": data, "layout": layout},
-        130 + 42 * len(names),
+    caption = (
+        "Seconds of each part, means over seeds; probing is the sum over the tasks that all have."
     )
+    spec = {"data": data, "layout": layout}
+    height = 130 + 42 * len(names)
+    return [Figure("cost-parts", "Time of each part", caption, "; ".join(alt), spec, height)]
 
 
 def _duration(seconds: float) -> str:

@@ -18,8 +18,8 @@ def sample(scores: np.ndarray, weights: np.ndarray) -> Sample:
     return Sample(tuple(range(seeds)), scores.mean(axis=1), scores @ weights.T / count, count)
 
 
-def names(count: int) -> list[str]:
-    return [f"{number}.jpg" for number in range(count)]
+def names(count: int) -> tuple[str, ...]:
+    return tuple(f"{number}.jpg" for number in range(count))
 
 
 def difference(mine: Sample, base: Sample) -> Estimate:
