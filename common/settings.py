@@ -130,8 +130,8 @@ def _origins(hint: Any) -> set[Any]:
 
 def _message(error: ValidationError, key: str = "") -> str:
     first = error.errors(include_url=False)[0]
-    if "error" in first.get("ctx", {}):  # raised by __post_init__
-        return str(first["ctx"]["error"])
-    name = key or (first["loc"][0] if first["loc"] else "settings")
-    reason = first["msg"].replace("Input should be", "must be").partition(", unable to")[0]
-    return f"{name}={first['input']}: {reason}"
+    name = key or next(iter(first["loc"]), "")
+    reason = first["msg"].removeprefix("Value error, ").partition(", unable to")[0]
+    if not name:  # raised by __post_init__
+        return reason
+    return f"{name}={first['input']}: {reason.replace('Input should be', 'must be')}"

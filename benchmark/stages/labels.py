@@ -170,8 +170,7 @@ label_unit.forget = _labeller.cache_clear  # type: ignore[attr-defined]
 
 
 def _count_failures(failures: FailureCounter, shard: LabelledShard, total: int) -> None:
-    for key, reason in shard.failed:
-        failures.add(key, reason)
+    failures.bad |= dict(shard.failed)
     failures.check(total)
 
 

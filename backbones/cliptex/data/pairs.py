@@ -15,7 +15,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from webdataset.shardlists import expand_urls
@@ -38,6 +37,7 @@ from common.files import content_key
 from common.secrets import hide_secrets
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
+MEMBERS = (("image", np.int64, 2), ("caption", np.int64, 2))  # offset and size
 VERSION = 2  # of the cached tables
 
 
@@ -187,7 +187,9 @@ def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> C
                 rows.append((key.encode(), image, caption, "txt" in members))
             else:
                 skipped.append((f"{name}/{key}", "no image or no caption"))
-        table = np.array(rows, _row_type(max((len(key) for key, *_ in rows), default=1)))
+        length = max((len(key) for key, *_ in rows), default=1)
+        row_type = [("key", f"S{length}"), *MEMBERS, ("is_txt", bool)]
+        table = np.array(rows, row_type)
         digest.update(table["key"].tobytes())
         digest.update(np.stack([table["image"], table["caption"]], 1).tobytes())
         if hash_content:
@@ -200,15 +202,6 @@ def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> C
         "fingerprint": content_key([digest.hexdigest(), names], 32),
     }
     return {"rows": np.concatenate(tables)}, metadata
-
-
-def _row_type(key_length: int) -> list[Any]:
-    return [
-        ("key", f"S{key_length}"),
-        ("image", np.int64, 2),
-        ("caption", np.int64, 2),
-        ("is_txt", bool),
-    ]
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:

@@ -53,9 +53,6 @@ class FailureCounter:
         self.items = items
         self.bad: dict[str, str] = {}
 
-    def add(self, key: str, reason: str) -> None:
-        self.bad[key] = reason
-
     def summary(self) -> str:
         """One line: how many, and the first few of them."""
         examples = ", ".join(list(self.bad)[:5])

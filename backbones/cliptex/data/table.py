@@ -47,7 +47,7 @@ class TablePairs(PairSource):
         missing = FailureCounter(f"images in {path}")
         for name, size in zip(self._paths, sizes, strict=True):
             if size < 0:
-                missing.add(name, "no such file beside the table")
+                missing.bad[name] = "no such file beside the table"
         missing.check(count)
         digest = hashlib.sha256()
         for name, size, caption in zip(self._paths, sizes, self._captions, strict=True):

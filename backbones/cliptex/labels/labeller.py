@@ -24,7 +24,7 @@ from backbones.cliptex.cost import count_flops
 from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.labels.manual import ManualLabels
-from backbones.cliptex.labels.shards import DamagedShard
+from backbones.cliptex.labels.shards import DamagedShard, tar_path
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, store_key
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
@@ -66,7 +66,7 @@ class LabelledShard:
         images, seconds: labelled just now, and the time it took; 0 when the labels existed.
     """
 
-    failed: Sequence[Sequence[str]]
+    failed: list[tuple[str, str]]
     images: int = 0
     seconds: float = 0.0
 
@@ -242,7 +242,7 @@ def labels_writer(
             expert give another one.
 
     Raises:
-        UserError: no experts, or the folder holds labels of other experts or pairs.
+        UserError: no experts, or the folder holds the pairs, or labels of other experts or pairs.
     """
     if not experts:
         raise UserError("no experts to label with; give some as --experts NAME=WHERE")
@@ -254,6 +254,9 @@ def labels_writer(
     }
     classes = {expert.task: expert.classes for expert in experts if expert.classes}
     root = out if isinstance(out, Path) else out(store_key(identity, classes))
+    for shard in source.shards:
+        if tar_path(root, shard.name).resolve() == shard.path.resolve():
+            raise UserError(f"{root} holds the pairs; choose another --out")
     return LabelWriter(root, identity, [expert.task for expert in experts], classes)
 
 
@@ -331,7 +334,6 @@ def make_labels(
     writer = labels_writer(source, manual, settings, out)
     labeller, failures = Labeller(source, manual, writer, settings), FailureCounter("pairs")
     for shard in source.shards:
-        for key, reason in labeller.label(shard, progress, notify).failed:
-            failures.add(key, reason)
+        failures.bad |= dict(labeller.label(shard, progress, notify).failed)
         failures.check(len(source))
     return finish_labels(source, writer, files=files)

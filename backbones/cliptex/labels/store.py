@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tarfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -31,7 +30,7 @@ from backbones.cliptex.labels.shards import (
     tar_path,
     writing_shard,
 )
-from backbones.cliptex.tasks import find_task, ordered, task_names
+from backbones.cliptex.tasks import find_task, ordered
 from common.errors import UserError, report_malformed
 from common.files import content_key, read_json, write_json
 from common.images import IMAGE_ERRORS
@@ -116,24 +115,7 @@ class LabelWriter:
             return None
 
     def shard(self, name: str) -> AbstractContextManager[ShardWriter]:
-        """Begin (again) the shard ``name``.
-
-        Raises:
-            UserError: a tar of that name holds no labels, as that of the pairs.
-        """
-        if (path := tar_path(self.root, name)).exists():
-            try:
-                with tarfile.open(path) as tar:
-                    first = tar.next()
-            except (OSError, tarfile.TarError):
-                first = None  # damaged: perhaps a shard of labels
-            if first is not None and not first.name.endswith(
-                tuple(f".{suffix_of(task)}" for task in {*task_names(), *self.tasks})
-            ):
-                raise UserError(
-                    f"{path} exists and holds no labels (are these the pairs?); choose another"
-                    " --out"
-                )
+        """Begin (again) the shard ``name``."""
         return writing_shard(self.root, name, self.key)
 
     def finish(self, shards: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:

@@ -120,7 +120,9 @@ class TrainStep:
                 for name, g in gradients.items()
             }
             self._set_random_state(random_states[i])
-            with self._sync(part is parts[-1]):
+            # DDP averages gradients over processes only in the last micro-batch
+            no_sync = getattr(self.parallel, "no_sync", nullcontext)
+            with nullcontext() if part is parts[-1] else no_sync():
                 with self.autocast():
                     out = self.parallel(part.images, part.tokens, self.label_size)
                 products = [
@@ -136,12 +138,6 @@ class TrainStep:
             for name, loss in dense.items():
                 losses[name] = losses.get(name, 0.0) + loss.detach()
         return losses, _norms(shared)
-
-    def _sync(self, last: bool) -> Any:
-        """DDP averages gradients over processes only in the last micro-batch."""
-        if isinstance(self.parallel, DistributedDataParallel) and not last:
-            return self.parallel.no_sync()
-        return nullcontext()
 
     def _random_state(self) -> list[Tensor]:
         states = [torch.get_rng_state()]

@@ -119,7 +119,11 @@ def train(
             source = f"{recipe.name} from {start.weights.source}"
             save_checkpoint(Checkpoint(path, weights, *about, start.weights.licence, source, extra))
 
-        trainer.run(lambda step: export(checkpoint_path(out, step), trainer.weights(), step=step))
+        def export_step(step: int) -> None:
+            path = out.with_suffix(".steps") / f"step-{step:09d}.safetensors"
+            export(path, trainer.weights(), step=step)
+
+        trainer.run(export_step)
         for note in trainer.notes():
             context.notify(note)
             notes.append(note)
@@ -144,11 +148,6 @@ def train(
             trainer.states.remove()
         process.wait()
         return TrainResult(out, state_sha256(weights), key, trainer.metrics, cost, notes)
-
-
-def checkpoint_path(out: Path, step: int) -> Path:
-    """Where the weights of a step are exported: ``NAME.steps/step-000001000.safetensors``."""
-    return out.with_suffix(".steps") / f"step-{step:09d}.safetensors"
 
 
 def find_trained(

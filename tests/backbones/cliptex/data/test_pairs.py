@@ -164,7 +164,7 @@ def test_corrupt_images_are_bad_pairs_and_counted():
             decode_image(broken)
     failures = FailureCounter("pairs of x")
     for i in range(10):
-        failures.add(f"k{i}", "broken")
+        failures.bad[f"k{i}"] = "broken"
     failures.check(1000)
     with pytest.raises(UserError, match="10 of 999 pairs of x"):
         failures.check(999)

@@ -168,3 +168,11 @@ def test_picture(labelled, tmp_path):
     for name in ("picture", "labels.xyz"):
         with pytest.raises(UserError, match="no picture's name"):
             draw_labels(labelled[1], source, tmp_path / name)
+
+
+def test_pairs_are_not_overwritten(tmp_path):
+    pattern = toy_experts.write_shards(tmp_path / "pairs")
+    before = modified(tmp_path / "pairs")
+    with pytest.raises(UserError, match="holds the pairs"):
+        label(pattern, tmp_path / "pairs")
+    assert modified(tmp_path / "pairs") == before

@@ -221,16 +221,3 @@ def test_smooth_labels_are_small():
     """At most 12 kB for the three labels of an image."""
     sizes = [sum(map(len, encode(smooth_labels(seed, LABEL_SIDE)).values())) for seed in range(5)]
     assert np.mean(sizes) < 12_000
-
-
-def test_other_tars_are_not_overwritten(tmp_path):
-    write(tmp_path / "store", names=("a",))
-    with tarfile.open(tmp_path / "store" / "b.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo("0001.jpg"))
-    before = (tmp_path / "store" / "b.tar").read_bytes()
-    writer = write(tmp_path / "again", names=("a",), finish=False)
-    with writer.shard("a"):  # its own
-        pass
-    with pytest.raises(UserError, match="holds no labels"):
-        LabelWriter(tmp_path / "store", writer.identity, writer.tasks, writer.classes).shard("b")
-    assert (tmp_path / "store" / "b.tar").read_bytes() == before
