@@ -129,7 +129,7 @@ def predict(options: argparse.Namespace) -> int:
     )
     with using(options.tracking_uri):
         if options.dry_run:
-            dry_run_labels(request, spec)
+            dry_run_labels(request)
             return 0
         with open_executor_and_tracker(spec, options.experiment) as (executor, _):
             manifest = asyncio.run(label_stage(request, executor)).manifest

@@ -96,7 +96,7 @@ def main(options: argparse.Namespace) -> int:
         if options.dry_run:
             from benchmark.dry_run import dry_run_training
 
-            dry_run_training(inputs, spec)
+            dry_run_training(inputs)
             return 0
         weights = _train_rank(inputs, spec) if "RANK" in os.environ else _submit(inputs, spec)
     if first_process():

@@ -25,8 +25,8 @@ from backbones.cliptex.labels.labeller import (
 )
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
-from benchmark.cost import choose_device, device_kind
 from benchmark.execution.base import Executor
+from benchmark.execution.device import choose_device, device_kind
 from benchmark.execution.exclusive import exclusive_async
 from benchmark.execution.progress import reporter
 from benchmark.stages.stage import print_note, stage_run

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from benchmark.cost import check_device
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
+from benchmark.execution.device import check_device
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporting
 from reports.mlflow.client import tracking_uri

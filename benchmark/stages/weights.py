@@ -20,8 +20,8 @@ from backbones.cliptex.training.distributed import (
 )
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
-from benchmark.cost import choose_device, device_kind
 from benchmark.execution.base import Executor
+from benchmark.execution.device import choose_device, device_kind
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import reporter
 from benchmark.stages.stage import print_note, stage_run

@@ -7,7 +7,7 @@ import torch
 
 import backbones
 from backbones.cliptex.cost import count_flops
-from benchmark import cost as efficiency
+from benchmark.probing import cost as efficiency
 from probes.dense.settings import SegmentationSettings
 from probes.detection.settings import MaskRCNNSettings
 from probes.image_level.settings import LinearSettings

@@ -66,15 +66,6 @@ def test_dry_run_on_an_empty_home_names_every_unit(workdir, capsys):
     assert lines[-1] == "2 backbones × 8 tasks × 1 seeds: 0 done, 16 to do"
 
 
-def test_dry_run_reports_what_units_need(capsys, monkeypatch):
-    monkeypatch.setattr("benchmark.execution.local.cores", lambda: 4)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    for device, needs in (("cpu", "1 core"), ("auto", "1 GPU and 1 core")):
-        assert run_command(f"{LINEAR} --dry-run --device {device}") == 0
-        line = f"to do · random · seed 0 · imagefolder/linear: 1 unit, local, {needs}\n"
-        assert line in capsys.readouterr().out
-
-
 def test_dry_run_after_a_run_shows_what_is_done_and_how_long_the_rest_takes(workdir, capsys):
     assert run_command(LINEAR) == 0
     capsys.readouterr()
@@ -83,7 +74,7 @@ def test_dry_run_after_a_run_shows_what_is_done_and_how_long_the_rest_takes(work
     assert capsys.readouterr().out == "1 backbones × 1 tasks × 1 seeds: 1 done, 0 to do\n"
     assert run_command(f"{LINEAR} --dry-run --seeds 2") == 0
     output = capsys.readouterr().out
-    assert re.search(r"seed 1 · imagefolder/linear: 1 unit, local, 1 core, about \d+ s\n", output)
+    assert re.search(r"seed 1 · imagefolder/linear: 1 unit, about 0:00:\d\d\n", output)
     assert output.endswith("1 backbones × 1 tasks × 2 seeds: 1 done, 1 to do\n")
     assert run_command(f"{LINEAR} --dry-run --force") == 0
     assert "0 done, 1 to do" in capsys.readouterr().out

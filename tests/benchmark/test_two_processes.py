@@ -28,11 +28,10 @@ def test_features_are_cached_in_processes_too(workdir, monkeypatch):
 
 
 @pytest.mark.slow
-def test_of_two_identical_runs_at_once_one_waits_and_finds_the_cells(workdir):
+def test_two_identical_runs_at_once_run_each_cell_once(workdir):
     make_imagefolder(workdir / "imagefolder", n_train=2, n_val=2)
     words = f"{RUN} --task imagefolder/linear --backbone random --set epochs=1 --jobs 1 --json"
     forks = [Fork(command, *words.split(), f"{name}.json", output=workdir / name) for name in "ab"]
     assert [fork.end(300) for fork in forks] == [0, 0], [fork.text() for fork in forks]
-    assert read_json("a.json") == read_json("b.json"), "the same numbers of the same runs"
-    names = sorted(run.info.run_name for run in runs_of("own"))
-    assert names == ["imagefolder/linear", "random · own · seed 0"]
+    assert read_json("a.json")["backbones"] == read_json("b.json")["backbones"]
+    assert len([run for run in runs_of("own") if "task" in run.data.tags]) == 1

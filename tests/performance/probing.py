@@ -44,7 +44,7 @@ def against_stock(
     from mmengine.runner import Runner
 
     import backbones
-    import benchmark.catalog  # noqa: F401
+    import benchmark.suites.catalog  # noqa: F401
     from probes.features.store import root
     from probes.runner.bridge import share
     from tests.performance.toys import context
@@ -178,7 +178,7 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
     import torch
 
     import backbones
-    import benchmark.catalog  # noqa: F401
+    import benchmark.suites.catalog  # noqa: F401
     from probes.features.store import root
     from tests.performance.toys import context, dense
 

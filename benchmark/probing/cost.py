@@ -1,5 +1,4 @@
-"""Devices and what work costs on them: device kinds, peak memory, and a backbone's parameters,
-operations, speed and memory.
+"""What work costs: peak memory, and a backbone's parameters, operations, speed and memory.
 
 A backbone's costs follow from its architecture, not from its weights. They are measured once for
 each architecture, resolution and precision on each kind of device and cached under
@@ -8,10 +7,7 @@ each architecture, resolution and precision on each kind of device and cached un
 
 from __future__ import annotations
 
-import functools
 import math
-import os
-import platform
 import resource
 import time
 from collections.abc import Iterable, Mapping
@@ -24,67 +20,12 @@ import torch
 from backbones import Backbone
 from backbones.cliptex.cost import count_flops
 from backbones.versions import versions
-from benchmark.execution.unit import GPUS
-from common.errors import UserError
+from benchmark.execution.device import device_kind
 from common.files import content_key, home, read_json_object, write_json
 from probes.image_level.encode import autocast
 
-VERSION = 1
 TIMED_SECONDS = 0.3  # of passes, after a first one that does not count
 MAX_PASSES = 10
-
-
-def check_device(name: str, is_local: bool) -> None:
-    """Raise ``UserError`` for a device that torch does not know or, if work runs on this machine,
-    that it does not have."""
-    if name == "auto":
-        return
-    try:
-        kind = torch.device(name).type
-        available = kind == "cpu" or torch.get_device_module(kind).is_available()
-    except (RuntimeError, AttributeError):
-        raise UserError(f"no device {name!r}; use cpu, cuda or auto") from None
-    if is_local and not available:
-        raise UserError(f"no device {name!r} on this machine; use cpu or auto")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called ``name``; for ``auto`` the first GPU, or the CPU if there is none.
-
-    Raises:
-        UserError: the device does not exist, or this task was assigned a GPU that torch does not
-            find: it would compute on the CPU for days.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if os.environ.get(GPUS, "0") != "0":
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            raise UserError(
-                f"this task was assigned a GPU (CUDA_VISIBLE_DEVICES={visible}) but torch finds"
-                " none; use --device cpu"
-            )
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()  # fails on ``meta``
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no device {name!r} here ({reason}); use cpu, cuda or auto") from None
-    return device
-
-
-@functools.cache
-def device_kind(device: torch.device) -> str:
-    """Name of the hardware, for comparing speeds: ``NVIDIA H100 80GB HBM3``,
-    ``Intel(R) Xeon(R) Platinum 8480C``."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def reset_peak(device: torch.device) -> None:
@@ -101,9 +42,6 @@ def peak_mb(device: torch.device) -> float:
     process without its loading processes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
@@ -145,7 +83,6 @@ def _costs_at(
 ) -> Mapping[str, float]:
     """Costs of feature maps at a size, cached; empty if they cannot be computed."""
     identity = {
-        "version": VERSION,
         "backbone": {
             "name": backbone.architecture,
             "config": dict(backbone.model_config),
