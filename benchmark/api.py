@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import multiprocessing
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -69,11 +68,11 @@ class Results:
         import numpy as np
         import pandas as pd
 
-        rows = self.frame[(self.frame.task == task) & (self.frame.run != "")]
+        rows = self.frame.query("task == @task and run != ''")
         if backbone is not None:
-            rows = rows[rows.backbone == backbone]
+            rows = rows.query("backbone == @backbone")
         if seed is not None:
-            rows = rows[rows.seed == seed]
+            rows = rows.query("seed == @seed")
         if rows.empty:
             raise UserError(
                 f"no finished cell of {task!r} for that backbone and seed;"
@@ -188,11 +187,6 @@ def evaluate(
     from benchmark.run import run_async
     from reports.mlflow.client import using
 
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UserError(
-            "this script is run again by each worker that evaluate starts; call it under `if"
-            " __name__ == '__main__':`"
-        )
     repeated = {key: value for key, value in options.items() if key not in ("weights", "force")}
     keys = [key for key in ("jobs", "device", "num_workers") if key in options]
     executor = ExecutorSpec(**{key: options.pop(key) for key in keys})

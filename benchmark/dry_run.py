@@ -1,4 +1,4 @@
-"""``--dry-run`` and ``run --dump-config``: what a command would do. Nothing is created."""
+"""``run --dry-run`` and ``run --dump-config``: what a run would do. Nothing is created."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ from pathlib import Path
 
 import backbones
 from backbones import UserError
-from backbones.cliptex.data.dataset import training_size
-from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.labels.labeller import finished_shard
-from backbones.cliptex.labels.store import MANIFEST
 from backbones.cliptex.protocols import Silent
-from backbones.cliptex.training.states import States
 from benchmark.execution import ExecutorSpec
 from benchmark.execution.device import choose_device, device_kind
 from benchmark.execution.progress import console
@@ -30,8 +25,6 @@ from benchmark.probing.data import group_tasks, prepare_data
 from benchmark.records import BackboneInfo, Cell
 from benchmark.run import known_cells
 from benchmark.stages.graph import Stage, find_results
-from benchmark.stages.labels import LabelRequest
-from benchmark.stages.weights import TrainingInputs, find_weights
 from benchmark.suites.registry import BackboneSource
 from probes.base import Context
 from probes.datasets.base import PreparedDataset
@@ -102,42 +95,6 @@ def dry_run(options: RunOptions) -> None:
     totals = ", ".join(f"{count} {state}" for state, count in counts.items())
     sizes = f"{len(plan.names)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
     _print(f"{sizes}: {totals}")
-
-
-def dry_run_labels(request: LabelRequest) -> None:
-    """Print which shards are labelled and which are to do. Raises ``UserError`` as
-    ``labels predict`` does."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-    source, writer = request.open(keep=False)
-    pending = [
-        shard
-        for shard in source.shards
-        if finished_shard(writer, shard, _print, hashed=False) is None
-    ]
-    _print(
-        f"{len(source)} pairs in {len(source.shards)} shards:"
-        f" {len(source.shards) - len(pending)} labelled, {len(pending)} to do"
-        f" ({sum(shard.count for shard in pending)} pairs)"
-    )
-    if not pending and not (writer.root / MANIFEST).is_file():
-        _print(f"only {writer.root / MANIFEST} is to be written")
-
-
-def dry_run_training(inputs: TrainingInputs) -> None:
-    """Print whether a training is done, or how many steps are to do. Raises ``UserError`` as
-    ``train`` does."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-    recipe, pairs = inputs.recipe, open_pairs(inputs.pairs, Silent(), keep=False)
-    count, steps = training_size(recipe, pairs)
-    _print(
-        f"{recipe.name}: {count} of {len(pairs)} pairs in {len(pairs.shards)} shards ×"
-        f" {recipe.epochs:g} epochs = {steps} steps of {recipe.batch_size}"
-    )
-    if find_weights(inputs, None):
-        return _print(f"{inputs.out} holds these weights: nothing is to do")
-    saved = States(inputs.out.with_name(f"{inputs.out.name}.resume"), "").steps()
-    if saved and saved[0] < steps:
-        _print(f"it resumes from step {saved[0]} if that was saved by the same training")
 
 
 def _look_up(

@@ -16,8 +16,6 @@ from common.settings import field_names, parse_pairs, read_value, with_changes
 from probes.base import Probe
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
-from probes.features.budget import size_limit
-from probes.features.store import root
 from probes.protocols.base import find_preset
 from probes.registry import find_task
 
@@ -88,7 +86,6 @@ def make_plan(options: RunOptions) -> RunPlan:
         UserError: an unknown backbone, suite, task or setting, or options that contradict each
             other.
     """
-    size_limit(root())  # raises for a wrong $CLIPTEX_CACHE_GB
     register_folders(options.data_root)
     suite = find_suite(options.suite) if options.suite else _suite_of(options.tasks)
     names, notes = _backbones(suite, options)
@@ -109,11 +106,6 @@ def make_plan(options: RunOptions) -> RunPlan:
                 f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data:"
                 f" {_folders(absent)}"
             )
-    if options.limit:
-        notes.append(
-            f"scored on {options.limit} val images of each dataset; comparable only with runs of"
-            " the same limit"
-        )
     seeds = range(options.seed, options.seed + options.seeds)
     return RunPlan(options, suite, names, seeds, overrides, tasks, absent, notes)
 

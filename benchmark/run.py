@@ -108,8 +108,10 @@ class _Driver:
             options.force,
         )
         keys = [(name, seed) for seed in plan.seeds for name in plan.names]
-        if len(keys) > 1:
-            await self._check_weights()
+        for name in plan.names if len(keys) > 1 else ():
+            if (name, plan.options.seed) not in self.artifacts.backbones:
+                # its weights may not be available, and the first backbone may take hours
+                await self.probing.describe(plan.config(name, plan.options.seed))
         executor.overview.expect("probe", len(keys) * len(self.probing.groups))
         # more backbones than workers at once would evict each other from the workers' memory
         self.semaphore = asyncio.Semaphore(len(keys) if executor.is_remote else executor.slots)
@@ -117,14 +119,6 @@ class _Driver:
         cells = [cell for row, _ in rows for cell in row]
         run_ids = {key: run_id for key, (_, run_id) in zip(keys, rows, strict=True) if run_id}
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
-
-    async def _check_weights(self) -> None:
-        """Load the weights that the suite does not train: they may not be available, and the first
-        backbone may take hours."""
-        seed = self.plan.seeds[0]
-        for name in self.plan.names:
-            if (name, seed) not in self.artifacts.backbones:
-                await self.probing.describe(self.plan.config(name, seed))
 
     async def _backbone(self, name: str, seed: int) -> tuple[list[Cell], str]:
         """The cells of one backbone and seed and the id of their parent run; without its weights,
@@ -146,11 +140,12 @@ class _Driver:
         self, backbone: BackboneInfo, source: BackboneSource, seed: int
     ) -> tuple[list[Cell], str]:
         """Find finished cells, run the others under the parent run."""
-        plan, tracker, groups = self.plan, self.tracker, self.probing.groups
+        plan, tracker, executor = self.plan, self.tracker, self.executor
+        groups = self.probing.groups
         cells = known_cells(plan, tracker, self.data, backbone, seed)
         pending = [[task for task in group if task.name not in cells] for group in groups]
         pending = [group for group in pending if group]
-        self.executor.overview.expect("probe", len(pending) - len(groups))
+        executor.overview.expect("probe", len(pending) - len(groups))
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
             console.print(
                 f"{backbone.name} · seed {seed}: {len(cached)} of {len(plan.tasks)} tasks are"
@@ -166,8 +161,7 @@ class _Driver:
                 earlier = None if plan.options.force else parent.find_earlier()
                 if not pending and earlier and parent.is_complete(earlier, cells.values()):
                     return list(cells.values()), earlier.info.run_id
-                opened = parent.open(earlier, self.data, self.executor.device)
-                run = stack.enter_context(opened)
+                run = stack.enter_context(parent.open(earlier, executor.device))
             units = [self._unit(group, backbone, seed, run.id, model) for group in pending]
             for unit_cells in await asyncio.gather(*units):
                 cells |= {cell.task: cell for cell in unit_cells}

@@ -110,8 +110,7 @@ def main(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Let experts label the pairs."""
     from backbones.cliptex.labels.labeller import LabelSettings
-    from benchmark.dry_run import dry_run_labels
-    from benchmark.stages.labels import LabelRequest, label_stage
+    from benchmark.stages.labels import LabelRequest, label_stage, preview_labels
     from benchmark.stages.stage import open_executor_and_tracker
     from common.settings import parse_pairs, with_changes
     from reports.mlflow.client import using
@@ -129,7 +128,8 @@ def predict(options: argparse.Namespace) -> int:
     )
     with using(options.tracking_uri):
         if options.dry_run:
-            dry_run_labels(request)
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+            preview_labels(request)
             return 0
         with open_executor_and_tracker(spec, options.experiment) as (executor, _):
             manifest = asyncio.run(label_stage(request, executor)).manifest

@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> int:
     from backbones.cliptex.training.distributed import first_process
     from backbones.cliptex.training.recipes import find_recipe
     from benchmark.execution.progress import console
-    from benchmark.stages.weights import TrainingInputs
+    from benchmark.stages.weights import TrainingInputs, preview_training
     from reports.mlflow.client import using
 
     spec = executor_spec(options)
@@ -94,9 +94,8 @@ def main(options: argparse.Namespace) -> int:
     )
     with using(options.tracking_uri):
         if options.dry_run:
-            from benchmark.dry_run import dry_run_training
-
-            dry_run_training(inputs)
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+            preview_training(inputs)
             return 0
         weights = _train_rank(inputs, spec) if "RANK" in os.environ else _submit(inputs, spec)
     if first_process():

@@ -239,10 +239,7 @@ def _log_result(
     data = context.data
     metrics = {name: result.metrics[name] for name in task.probe.metrics if name in result.metrics}
     finite = [name for name, value in metrics.items() if np.isfinite(value)]
-    notes = list(result.notes)
-    if missing := [name for name in task.probe.metrics if name not in finite]:
-        notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
-    notes += [*task.deviations(data), *data.notes]
+    notes = [*result.notes, *task.deviations(data), *data.notes]
     if data.skipped:
         path, reason = data.skipped[0]
         count = len(data.skipped)

@@ -11,12 +11,9 @@ import yaml
 
 from backbones.cliptex.training.recipes import subsets
 from benchmark.plan import RunPlan
-from benchmark.probing.cell import log_dataset
 from benchmark.records import BackboneInfo, Cell
 from benchmark.suites.registry import BackboneSource
 from common.files import content_key
-from probes.datasets.base import PreparedDataset
-from reports.mlflow import heartbeat
 from reports.mlflow.client import metric_key
 from reports.mlflow.environment import environment
 from reports.mlflow.models import MODEL_TAG
@@ -69,9 +66,8 @@ class Parent:
         numbers of another protocol (other data, for example) for one of the tasks."""
         tags = self._protocol_tags
         for run in self.tracker.search(f"tags.`run.key` = '{self.key}'"):
-            is_written = run.info.status == "RUNNING" and heartbeat.alive(run.data.tags)
             agrees = all(run.data.tags.get(tag, value) == value for tag, value in tags.items())
-            if agrees and not is_written:
+            if agrees and run.info.status != "RUNNING":
                 return run
         return None
 
@@ -82,9 +78,7 @@ class Parent:
         return earlier.info.status == "FINISHED" and logged
 
     @contextmanager
-    def open(
-        self, earlier: Any | None, data: Mapping[str, PreparedDataset], device: str
-    ) -> Iterator[Run]:
+    def open(self, earlier: Any | None, device: str) -> Iterator[Run]:
         """The run, new or resumed, with all that is known before the first cell."""
         plan, backbone, suite = self.plan, self.backbone, self.plan.suite.name
         weights, limit = backbone.weights, plan.options.limit
@@ -123,21 +117,15 @@ class Parent:
                 "licence": weights.licence,
                 "config": {key: str(value) for key, value in backbone.config.items()},
             },
-            "suite": suite,
-            "seed": self.seed,
-            "set": dict(plan.overrides),
             "environment": environment(),
         }
         with self.tracker.run(title, tags=tags, params=params, resume=resume) as run:
             run.log_json(content, "run.json")
             options = yaml.safe_dump(plan.as_config_file(), sort_keys=False, allow_unicode=True)
             run.log_text(options, "options.yaml")
-            run.describe(f"`{backbone.name}` ({backbone.architecture}), weights {weights.source}")
             run.log_models(inputs=[self.model])
-            costs = self.source.cost.items()
-            run.log_new_metrics({f"cost/{name}": value for name, value in costs})
-            for dataset in {(d.spec.name, d.fingerprint): d for d in data.values()}.values():
-                log_dataset(run, dataset)
+            costs = {f"cost/{name}": value for name, value in self.source.cost.items()}
+            run.log_new_metrics(costs)
             yield run
 
     def log_cells(self, run: Run, cells: Sequence[Cell]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +17,37 @@ from probes.datasets.base import PreparedDataset
 FIRST = 9  # priority of what others wait for
 
 
+@dataclass
 class Probing:
     """Tasks on their data, submitted as units of work.
 
-    Args:
+    Attributes:
         experiment: in MLflow.
         suite: name of the suite.
         data: task → its dataset.
         data_root: its ``wds_NAME`` folders are datasets.
         force: run finished cells again.
         priority: of the units, see ``Executor.submit``.
-
-    Attributes:
-        groups: the tasks in groups that share images, each a unit of work.
-        protocols: task → its ``PlannedTask.protocol``.
     """
 
-    def __init__(
-        self,
-        executor: Executor,
-        experiment: str,
-        suite: str,
-        tasks: Sequence[PlannedTask],
-        data: Mapping[str, PreparedDataset],
-        data_root: Path | None = None,
-        force: bool = False,
-        priority: int = 0,
-    ) -> None:
-        self.executor, self.experiment, self.suite = executor, experiment, suite
-        self.tasks, self.data = tasks, data
-        self.data_root, self.force, self.priority = data_root, force, priority
-        self.groups = group_tasks(tasks, data)
-        self.protocols = {task.name: task.protocol(data[task.name]) for task in tasks}
+    executor: Executor
+    experiment: str
+    suite: str
+    tasks: Sequence[PlannedTask]
+    data: Mapping[str, PreparedDataset]
+    data_root: Path | None = None
+    force: bool = False
+    priority: int = 0
+
+    @cached_property
+    def groups(self) -> list[list[PlannedTask]]:
+        """The tasks in groups that share images, each a unit of work."""
+        return group_tasks(self.tasks, self.data)
+
+    @cached_property
+    def protocols(self) -> dict[str, dict[str, Any]]:
+        """Task → its ``PlannedTask.protocol``."""
+        return {task.name: task.protocol(self.data[task.name]) for task in self.tasks}
 
     async def describe(self, config: Mapping[str, Any]) -> BackboneInfo:
         """The record of a backbone.

@@ -12,14 +12,13 @@ import torch
 
 import backbones
 import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones import Backbone
 from backbones.cliptex.protocols import Silent
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
 from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeUnit
-from common.errors import UserError, user_error_message
+from common.errors import UserError
 from common.files import content_key
 from probes.base import GroupedProbe
 from probes.datasets.specs.webdataset import register_folders
@@ -29,7 +28,7 @@ from reports.mlflow.run import Run, Tracker
 def describe_backbone(config: Mapping[str, Any]) -> BackboneInfo:
     """Build a backbone and describe it; a unit of work. The process keeps the backbone in memory in
     case it also probes it. Raises ``UserError`` as ``backbones.create`` does."""
-    return BackboneInfo.of(_load_backbone(config), config)
+    return BackboneInfo.of(_load_backbone(**config), config)
 
 
 def probe_unit(unit: ProbeUnit) -> list[Cell]:
@@ -57,7 +56,7 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
 
 def _run_pending(unit: ProbeUnit, tasks: Sequence[PlannedTask], tracker: Tracker) -> list[Cell]:
     device = choose_device(unit.device)
-    backbone = _load_backbone(unit.backbone.config).to(device)
+    backbone = _load_backbone(**unit.backbone.config).to(device)
     if content_key(backbone.identity()) != content_key(unit.backbone.identity):
         raise UserError(
             f"the weights of {backbone.name} have changed since the run began; run the command"
@@ -84,12 +83,7 @@ def one_pass_groups(tasks: Sequence[PlannedTask], context: CellContext) -> list[
     for task in tasks:
         key = None
         if isinstance(task.probe, GroupedProbe) and len(tasks) > 1:
-            probe_context = context.of_task(task, Path(), Silent(), Silent())
-            try:
-                key = task.probe.group_key(probe_context)
-            except Exception as error:  # it is raised again, and recorded, in the task's own run
-                if user_error_message(error) is not None:
-                    raise
+            key = task.probe.group_key(context.of_task(task, Path(), Silent(), Silent()))
         groups.setdefault(key or task.name, []).append(task)
     return list(groups.values())
 
@@ -110,16 +104,8 @@ def computing_on(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def _load_backbone(config: Mapping[str, Any]) -> Backbone:
-    return _cached_backbone(tuple(sorted(config.items())))
-
-
-@functools.lru_cache(maxsize=1)
-def _cached_backbone(config: tuple[tuple[str, Any], ...]) -> Backbone:
-    """The last backbone that this process built."""
-    return backbones.create(**dict(config))
-
-
+# keeps the last backbone that this process built
+_load_backbone = functools.lru_cache(maxsize=1)(backbones.create)
 # a worker calls the attribute ``forget`` before a function of another kind, to free the memory
-forget_backbone = _cached_backbone.cache_clear
+forget_backbone = _load_backbone.cache_clear
 describe_backbone.forget = probe_unit.forget = forget_backbone  # type: ignore[attr-defined]

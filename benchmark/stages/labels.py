@@ -141,6 +141,21 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
     return store
 
 
+def preview_labels(request: LabelRequest) -> None:
+    """Print which shards are labelled and which are to do. Raises ``UserError`` as
+    ``label_stage``."""
+    source, writer = request.open(keep=False)
+    shards, pending = source.shards, []
+    for shard in shards:
+        if finished_shard(writer, shard, _print_note, hashed=False) is None:
+            pending.append(shard)
+    console.print(
+        f"{len(source)} pairs in {len(shards)} shards: {len(shards) - len(pending)} labelled,"
+        f" {len(pending)} to do ({sum(shard.count for shard in pending)} pairs)",
+        soft_wrap=True,
+    )
+
+
 def label_unit(
     request: LabelRequest, writer: LabelWriter, number: int
 ) -> tuple[LabelledShard, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import backbones
 from backbones.checkpoint import load_checkpoint
+from backbones.cliptex.data.dataset import training_size
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
@@ -19,6 +20,7 @@ from backbones.cliptex.training.distributed import (
     torchrun_environment,
 )
 from backbones.cliptex.training.recipes import Recipe
+from backbones.cliptex.training.states import States
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
 from benchmark.execution.base import Executor
 from benchmark.execution.device import choose_device, device_kind
@@ -118,6 +120,23 @@ async def train_stage(
     inputs = replace(inputs, device=executor.device, num_workers=executor.num_workers)
     title = f"train {inputs.recipe.name} · seed {inputs.recipe.seed}"
     return await executor.run("train", train_unit, inputs, name=title, priority=priority)
+
+
+def preview_training(inputs: TrainingInputs) -> None:
+    """Print whether a training is done, or how many steps are to do. Raises ``UserError`` as
+    ``train_unit``."""
+    recipe, pairs = inputs.recipe, open_pairs(inputs.pairs, Silent(), keep=False)
+    count, steps = training_size(recipe, pairs)
+    line = (
+        f"{recipe.name}: {count} of {len(pairs)} pairs in {len(pairs.shards)} shards ×"
+        f" {recipe.epochs:g} epochs = {steps} steps of {recipe.batch_size}"
+    )
+    saved = States(inputs.out.with_name(f"{inputs.out.name}.resume"), "").steps()
+    if find_weights(inputs, None):
+        line += f"; {inputs.out} holds these weights: nothing is to do"
+    elif saved and saved[0] < steps:
+        line += f"; it resumes from step {saved[0]} if that was saved by the same training"
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def train_unit(inputs: TrainingInputs) -> TrainedWeights:

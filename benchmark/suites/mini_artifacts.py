@@ -42,14 +42,11 @@ class MiniPipeline:
             make=partial(build_world, config),
             units=len(chunks_of(config)),
         )
-        # the longest first, so that no core is alone with it in the end
-        longest_first = sorted(self.sizes.experts.items(), key=lambda item: -item[1]["epochs"])
-        trainings = [self._expert_training(*item) for item in longest_first]
+        trainings = [self._expert_training(*item) for item in self.sizes.experts.items()]
         self.experts = tuple(map(self._expert_stage, trainings))
-        folders = {training.name: training.out for training in trainings}
         self.request = LabelRequest(
             pairs=self.pairs,
-            experts=tuple(f"{name}={folders[name]}" for name in self.sizes.experts),
+            experts=tuple(f"{training.name}={training.out}" for training in trainings),
             name=self.root.name,
             settings=LabelSettings(input_side=0, label_side=0),
             batch_size=128,

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmark.__main__ import parser
 from tests.benchmark.commands import listing, read_json, run_command, store
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
@@ -112,10 +111,3 @@ def test_options_of_a_run_can_be_used_again_and_a_limited_run_is_another(
     }.items():
         assert run_command(f"{again} --dry-run {words}") == 0
         assert f"seeds: {state}\n" in capsys.readouterr().out, words
-    parsed = parser("run").parse_args([*again.split(), "--limit", "7"])
-    assert (parsed.backbones, parsed.suite, parsed.tasks) == (
-        ["random"],
-        "own",
-        ["imagefolder/linear"],
-    )
-    assert (parsed.seed, parsed.limit, parsed.only, parsed.data_root) == (3, 7, True, workdir)
