@@ -28,7 +28,7 @@ from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
 from benchmark.execution.base import Executor
 from benchmark.execution.device import choose_device, device_kind
 from benchmark.execution.exclusive import exclusive_async
-from benchmark.execution.progress import reporter
+from benchmark.execution.progress import console, reporter
 from benchmark.stages.stage import print_note, stage_run
 from common.errors import UserError
 from common.files import home
@@ -147,7 +147,7 @@ def preview_labels(request: LabelRequest) -> None:
     source, writer = request.open(keep=False)
     shards, pending = source.shards, []
     for shard in shards:
-        if finished_shard(writer, shard, _print_note, hashed=False) is None:
+        if finished_shard(writer, shard, print_note, hashed=False) is None:
             pending.append(shard)
     console.print(
         f"{len(source)} pairs in {len(shards)} shards: {len(shards) - len(pending)} labelled,"

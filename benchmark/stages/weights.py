@@ -25,7 +25,7 @@ from backbones.cliptex.training.train import TrainContext, TrainResult, find_tra
 from benchmark.execution.base import Executor
 from benchmark.execution.device import choose_device, device_kind
 from benchmark.execution.exclusive import exclusive
-from benchmark.execution.progress import reporter
+from benchmark.execution.progress import console, reporter
 from benchmark.stages.stage import print_note, stage_run
 from common.secrets import hide_secrets
 from reports.mlflow.environment import environment
