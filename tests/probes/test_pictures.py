@@ -13,7 +13,6 @@ from PIL import Image
 from probes.pictures import (
     IGNORED,
     UNKNOWN,
-    class_legend,
     depth_picture,
     evenly,
     label_picture,
@@ -47,16 +46,6 @@ def test_labels_have_pascal_vocs_colours():
     assert len(np.unique(colours, axis=0)) == 255 and list(IGNORED) not in colours.tolist()
     picture = label_picture(np.array([[0, 1], [2, 255]]), palette(3))
     assert picture.tolist() == [[[0, 0, 0], [128, 0, 0]], [[0, 128, 0], list(IGNORED)]]
-
-
-def test_legends_show_every_colour_and_wrap():
-    assert len(np.unique(scale_bar(0.5, 9.5, 300).reshape(-1, 3), axis=0)) > 100
-    names = [f"class {i}" for i in range(12)]
-    wide, narrow = (class_legend(names, palette(12), width) for width in (2000, 200))
-    assert wide.shape[1] == 2000 and narrow.shape[1] == 200
-    assert narrow.shape[0] > 2 * wide.shape[0]
-    for legend in (wide, narrow):
-        assert all((legend == colour).all(axis=2).any() for colour in palette(12))
 
 
 def test_the_grid_has_each_picture_in_its_cell(tmp_path):

@@ -104,7 +104,7 @@ def test_a_damaged_artifact_is_named(tracker, report_of, name):
     content = path.read_bytes()
     if name == "a picture":
         with zipfile.ZipFile(path) as pack:
-            start = pack.getinfo("000-image.png").header_offset + 60
+            start = pack.getinfo("000-image.webp").header_offset + 60
         path.write_bytes(content[:start] + bytes(8) + content[start + 8 :])
     else:
         path.write_bytes(content[: len(content) // 2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import tarfile
 import time
@@ -123,29 +122,6 @@ def test_other_experts_are_refused(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match="other experts"):
         LabelWriter(tmp_path, {"expert": "another"}, TASKS, {"seg": ["cup", "chair", "lamp"]})
-
-
-@pytest.mark.parametrize("field", ["shards", "tasks", "classes", "key", "version"])
-def test_a_malformed_manifest_is_one_line(tmp_path, field):
-    write(tmp_path)
-    path = tmp_path / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest[field]
-    path.write_text(json.dumps(manifest))
-    for read in (LabelStore, check_labels):
-        with pytest.raises(UserError, match="is not readable") as error:
-            read(tmp_path)
-        assert "\n" not in str(error.value)
-
-
-def test_counts(tmp_path):
-    writer = LabelWriter(tmp_path, {}, TASKS)
-    with writer.shard("a") as shard:
-        shard.add("a/0", encode(smooth_labels(0, 16)))
-        shard.fail("a/1", "not a readable image")
-    manifest = finish_store(writer, ["a"])
-    assert (manifest["pairs_in"], manifest["pairs_out"]) == (2, 1)
-    assert manifest["failed"] == [["a/1", "not a readable image"]]
 
 
 @settings(

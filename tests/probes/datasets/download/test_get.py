@@ -25,6 +25,7 @@ from probes.datasets.check import prepare
 from probes.datasets.download import table
 from probes.datasets.download.get import get, match_archives
 from probes.registry import DATASETS
+from tests.probes import tiny_coco
 from tests.probes.datasets import make
 
 
@@ -291,7 +292,7 @@ def test_errors_before_the_first_request(voc, server, tmp_path, monkeypatch):
 
 
 def test_ade20k_and_coco(server, served, tmp_path):
-    ade, coco = make.make_ade(tmp_path / "ade"), make.make_coco(tmp_path / "coco")
+    ade, coco = make.make_ade(tmp_path / "ade"), tiny_coco.write(tmp_path / "coco", 4, 3)
     pack(server.folder / "ADEChallengeData2016.zip", ade, "ADEChallengeData2016")
     for part in ("train2017", "val2017", "annotations"):
         name = "annotations_trainval2017" if part == "annotations" else part
