@@ -71,7 +71,7 @@ def test_it_learns_and_reports(data, tmp_path, capfd):
     losses = recorder.curve("train/loss")
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     assert recorder.curve("train/lr")[0] < max(recorder.curve("train/lr")) == pytest.approx(0.05)
-    assert recorder.curve("train/loss_silog") == losses
+    assert recorder.curve("train/decode.loss_silog") == losses
     assert recorder.started == [("toy", 60), ("toy: evaluation", 3)] and recorder.advanced == 63
     assert trained.cost.seconds["train"] > 0 and trained.cost.seconds["eval"] > 0
     assert not trained.model.training and len(trained.val_dataset) == 3
@@ -166,7 +166,7 @@ def broken_head(monkeypatch):
 
 
 def test_non_finite_loss_ends_the_run(data, tmp_path, broken_head):
-    with pytest.raises(NonFiniteLoss, match=r"iteration 7 \(loss, loss_silog\)"):
+    with pytest.raises(NonFiniteLoss, match=r"iteration 7 \(loss, decode.loss_silog\)"):
         train(data, tmp_path, checkpoint_every=1)
     assert torch.load(tmp_path / STATE, weights_only=True)["iteration"] == 6
 

@@ -55,7 +55,7 @@ NUMBERS = {
     name: tuple(map(str, range(size)))
     for name, size in (("voc", 21), ("ade20k", 150), ("imagenet", 1000))
 }
-CLASSES = {**NUMBERS, "coco": ("person", "dog", "toothbrush")}
+CLASSES = {**NUMBERS, "coco": tiny_coco.CLASSES}
 
 
 def checked(name: str, root: Path):
