@@ -72,8 +72,8 @@ def detector(backbone: int) -> tuple[Arrays, Arrays]:
 def fill(tracker: Tracker) -> None:
     """``BACKBONES`` × ``TASKS`` × ``SEEDS`` finished tasks; the first one is a detector's."""
     for backbone in range(BACKBONES):
-        found = detector(backbone)
-        precision = metrics_of("detection", *found)
+        scored = detector(backbone)
+        precision = metrics_of("detection", *scored)
         for seed in range(SEEDS):
             shared = {
                 "backbone": f"net-{backbone}",
@@ -94,7 +94,7 @@ def fill(tracker: Tracker) -> None:
                     }
                     with tracker.run("task", tags=tags, parent=parent) as run:
                         if kind == "detection":
-                            log_scores(run, precision, *found)
+                            log_scores(run, precision, *scored)
                         else:
                             arrays, _ = scores(kind, 0.5 + 0.03 * backbone, seed, IMAGES)
                             log_scores(run, metrics_of(kind, arrays, None), arrays)

@@ -76,9 +76,9 @@ def test_a_gallery_stores_label_maps_without_loss(tmp_path):
             if role != "name"
         }
     assert pixels["legend"].shape == (300, 600, 3) and pixels["image"].shape == (88, 176, 3)
-    truth = pixels["truth"]
-    assert (truth[:, :88] == 0).all() and (truth[:, 88:] == (200, 30, 90)).all()
-    assert (pixels["prediction"][:, ::-1] == truth).all()
+    ground_truth = pixels["truth"]
+    assert (ground_truth[:, :88] == 0).all() and (ground_truth[:, 88:] == (200, 30, 90)).all()
+    assert (pixels["prediction"][:, ::-1] == ground_truth).all()
 
 
 def test_evenly_spaced_indices():

@@ -29,7 +29,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "ade/ADEChallengeData2016": make.make_ade,
     "camvid": make.make_camvid,
     "coco_stuff164k": make.make_coco_stuff,
-    "coco": tiny_coco.write,
+    "coco": lambda root: tiny_coco.write(root, train=1),
     "nyu": make.make_nyu,
     "imagenet": lambda root: make.make_imagefolder(root, classes=("n01440764", "n01443537")),
     "places365": make.make_imagefolder,

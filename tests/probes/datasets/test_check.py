@@ -258,7 +258,7 @@ def test_invalid_coco_annotations(tmp_path, changes, message):
             lambda c: c["categories"][0].update(name="unicorn"),
             r"category 1 \(unicorn\), which is not one of the 80",
         ),
-        (lambda c: c["images"][0].update(width=200), "annotation says 200x96"),
+        (lambda c: c["images"][1].update(width=63), "annotation says 63x96"),
         (lambda c: c["images"][1].update(id=1), "two images with the same id"),
         (lambda c: c.update(annotations=[]), "no annotations"),
     ],

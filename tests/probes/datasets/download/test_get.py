@@ -264,11 +264,11 @@ def test_a_wrong_checksum_is_refused_and_the_next_attempt_succeeds(voc, server, 
     fetched(voc, to)
     paths = [path for _, path, _ in server.requests]
     assert paths == ["/benchmark.tgz"], "intact archives are kept"
-    given = tmp_path / "VOCtrainval_11-May-2012.tar"
-    given.write_bytes(b"another")
+    archive_of_user = tmp_path / "VOCtrainval_11-May-2012.tar"
+    archive_of_user.write_bytes(b"another")
     with pytest.raises(UserError, match="get it again"):
-        fetched(voc, tmp_path / "other", given)
-    assert given.exists(), "a user's file is not removed"
+        fetched(voc, tmp_path / "other", archive_of_user)
+    assert archive_of_user.exists(), "a user's file is not removed"
 
 
 def test_an_error_while_unpacking_leaves_no_partial_folder(voc, server, served, tmp_path):
