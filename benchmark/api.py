@@ -276,7 +276,7 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
     try:
         yield [name]
     finally:
-        BACKBONES.unregister(name)
+        BACKBONES.pop(name, None)
 
 
 def _run_to_end(work: Coroutine[Any, Any, T]) -> T:

@@ -148,7 +148,7 @@ def test_a_dataset_that_no_suite_has_belongs_to_own(monkeypatch):
         with pytest.raises(UserError, match="suite 'paper' has no task"):
             plan_tasks(find_suite("paper"), ["streets/linear"], {})
     finally:
-        DATASETS.unregister("streets")
+        DATASETS.pop("streets", None)
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,9 @@ def open_pairs(
 
 def _list_shards(text: str) -> list[Path | str]:
     """Paths and URLs of the shards that ``text`` names, in order."""
-    if os.path.exists(text):  # noqa: PTH110 (a pattern may be longer than a file name)
-        paths = sorted(Path(text).glob("*.tar")) if Path(text).is_dir() else [Path(text)]
-        if not paths:
-            raise _no_match(f"{text}/*.tar")
-        return [*paths]
+    is_folder = os.path.isdir(text)  # noqa: PTH112 (a pattern may be longer than a file name)
     try:
-        patterns = expand_urls(text)
+        patterns = [f"{glob.escape(text)}/*.tar"] if is_folder else expand_urls(text)
     except (ValueError, AssertionError) as error:  # unbalanced braces
         raise UserError(
             f"--pairs {hide_secrets(text)} is not a pattern of shards ({first_line(error)}); write"
@@ -100,7 +96,9 @@ def _list_shards(text: str) -> list[Path | str]:
             continue
         matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207 (absolute patterns)
         if not matches:
-            raise _no_match(pattern)
+            raise UserError(
+                f"no pairs match {pattern}; give tar shards, their folder, or a .csv or .tsv file"
+            )
         shards += map(Path, matches)
     missing = [path for path in shards if isinstance(path, Path) and not path.is_file()]
     if missing:
@@ -109,12 +107,6 @@ def _list_shards(text: str) -> list[Path | str]:
             f" {hide_secrets(text)}"
         )
     return shards
-
-
-def _no_match(pattern: str) -> UserError:
-    return UserError(
-        f"no pairs match {pattern}; give tar shards, their folder, or a .csv or .tsv file"
-    )
 
 
 class TarPairs(PairSource):

@@ -60,7 +60,6 @@ class Recipe:
             are exported).
         precision: ``fp32``, or ``bf16`` autocast (weights, losses and optimizer stay float32);
             ``auto`` is ``bf16`` on CUDA and ``fp32`` elsewhere, and has that one's identity.
-        compile: use ``torch.compile``.
         grad_checkpointing: compute activations again in the backward pass, to save memory.
         crop_scale: range of the crop's area as a share of the largest square.
         flip: probability.
@@ -90,7 +89,6 @@ class Recipe:
     grad_clip: NonNegativeFloat = 1.0
     ema: Share = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
     grad_checkpointing: bool = False
     crop_scale: ShareRange = (0.9, 1.0)
     flip: Probability = 0.5
@@ -154,7 +152,7 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights: recipes that train the same thing have the same."""
-        excluded = {"name", "experts", "lambdas", "compile", "grad_checkpointing"}
+        excluded = {"name", "experts", "lambdas", "grad_checkpointing"}
         if not self.tasks:
             excluded |= {"head_lr", "head_width", "label_size"}
         settings = {name: value for name, value in asdict(self).items() if name not in excluded}

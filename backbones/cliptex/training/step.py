@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import reduce
@@ -26,13 +25,12 @@ from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import copy_buffers, restore_buffers
 from common.errors import UserError
-from common.files import home
 
 Losses = dict[str, Tensor]
 
 
 class TrainStep:
-    """Runs a recipe's forward and backward passes on ``model``, compiled and wrapped for DDP here.
+    """Runs a recipe's forward and backward passes on ``model``, wrapped for DDP here.
 
     ``label_size``: side of the dense predictions; 0 without tasks.
 
@@ -58,10 +56,6 @@ class TrainStep:
         # on CPUs each process normalises its own share: gloo has no synchronised batch norm
         if distributed and device.type == "cuda":
             self.parallel = self.model = convert_sync_batchnorm(model)
-        if recipe.compile:
-            # by default compiled kernels stay in the temporary directory for ever
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "torchinductor"))
-            self.parallel = torch.compile(self.parallel)  # type: ignore[assignment]
         if distributed:
             ids = [device.index] if device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.parallel, device_ids=ids)

@@ -307,7 +307,7 @@ def test_a_plugin_executor_is_found_by_its_entry_point(tmp_path, monkeypatch, re
     )
     (tmp_path / "plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
-    request.addfinalizer(lambda: base.EXECUTORS.unregister("plugin"))
+    request.addfinalizer(lambda: base.EXECUTORS.pop("plugin", None))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with make_executor(ExecutorSpec("plugin"), Bar()) as executor:
         assert isinstance(executor, Executor)
