@@ -14,7 +14,7 @@ from reports.mlflow.query import STUDY_TAG, Store, StoredRun
 from reports.parts.average import average_lines
 from reports.parts.caveats import caveats
 from reports.parts.classes import ClassTable, class_tables
-from reports.parts.costs import cost_parts, gain_against_cost
+from reports.parts.costs import gain_against_cost
 from reports.parts.curves import learning_curves, training_curves
 from reports.parts.figures import Figure, Look, forest, looks, task_bars
 from reports.parts.gallery import Gallery, galleries
@@ -175,7 +175,7 @@ def build(
             "forest": forest(analysis),
             "bars": task_bars(analysis),
             "learning": learning_curves(analysis),
-            "costs": [*gain_against_cost(analysis), *cost_parts(analysis)],
+            "costs": gain_against_cost(analysis),
             "curves": training_curves(store, analysis),
         },
         galleries=galleries(store, analysis),

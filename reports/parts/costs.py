@@ -1,4 +1,4 @@
-"""Figures of what a gain costs."""
+"""What a gain costs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from collections import defaultdict
 import numpy as np
 
 from reports.analysis import Analysis, shared_columns
-from reports.parts.figures import (
-    COLOURS,
-    Figure,
-    looks,
-    make_layout,
-    name_axis,
-    points,
-)
+from reports.parts.figures import Figure, looks, make_layout, points
 from reports.parts.tables import number
 from reports.stats.intervals import Estimate
 
@@ -82,40 +75,6 @@ def gain_against_cost(analysis: Analysis) -> list[Figure]:
     )
     spec = {"data": data, "layout": layout}
     return [Figure("cost", "Gain against cost", caption, "; ".join(alt), spec)]
-
-
-def cost_parts(analysis: Analysis) -> list[Figure]:
-    """The seconds of each part."""
-    seconds = costs(analysis)
-    if not seconds:
-        return []
-    names = list(reversed(seconds))
-    data = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": part,
-            "y": names,
-            "x": [seconds[name].get(part, 0) for name in names],
-            "marker": {"color": colour},
-            "hovertemplate": f"%{{y}}: {part} %{{x:.1f}} s<extra></extra>",
-            "width": 0.55,
-        }
-        for part, colour in zip((*PARTS, "probing"), COLOURS[6:], strict=True)
-        if any(part in seconds[name] for name in names)
-    ]
-    layout = make_layout({"title": "seconds"}, name_axis(names), legend=True)
-    layout["barmode"] = "stack"
-    alt = [
-        f"{name}: {', '.join(f'{part} {_duration(value)}' for part, value in parts.items())}"
-        for name, parts in seconds.items()
-    ]
-    caption = (
-        "Seconds of each part, means over seeds; probing is the sum over the tasks that all have."
-    )
-    spec = {"data": data, "layout": layout}
-    height = 130 + 42 * len(names)
-    return [Figure("cost-parts", "Time of each part", caption, "; ".join(alt), spec, height)]
 
 
 def _duration(seconds: float) -> str:

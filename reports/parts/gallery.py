@@ -22,21 +22,21 @@ ARTIFACT = "pictures/gallery.zip"
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture: data URI, label, and the image's own score."""
+    """A picture: data URI, and the image's own score."""
 
     data: str
-    label: str
     score: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image: photograph, ground truth, and each backbone's prediction (None if missing)."""
+    """One image: data URIs of it and its ground truth, and each backbone's prediction (None if
+    missing)."""
 
     name: str
     reason: str
-    image: Tile
-    ground_truth: Tile
+    image: str
+    ground_truth: str
     predictions: list[tuple[str, Tile | None]]
 
 
@@ -133,10 +133,9 @@ def _gallery(
             if pack:
                 score = scores[backbone][names.index(name)] if backbone in scores else np.nan
                 value = float(score) if np.isfinite(score) else None
-                tile = Tile(pack.uri(pack.images[name]["prediction"]), backbone, value)
+                tile = Tile(pack.uri(pack.images[name]["prediction"]), value)
             predictions.append((backbone, tile))
-        image = Tile(first.uri(first.images[name]["image"]), "image")
-        ground_truth = Tile(first.uri(first.images[name]["truth"]), "ground truth")
+        image, ground_truth = (first.uri(first.images[name][role]) for role in ("image", "truth"))
         rows.append(Row(name, reason, image, ground_truth, predictions))
     legend = first.uri(first.legend) if first.legend else ""
     return Gallery(column, score_name, rows, legend, len(names)), used

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from common.errors import nearest
@@ -90,15 +90,12 @@ class Study:
 
     def front(self) -> list[Trial]:
         """The Pareto front: trials that no other one beats in every objective."""
+        values = np.array([self._values(trial) for trial in self.complete])
+        at_least, better = values[:, None] <= values, values[:, None] < values
+        dominated = (at_least.all(axis=2) & better.any(axis=2)).any(axis=1)
+        return [trial for trial, beaten in zip(self.complete, dominated, strict=True) if not beaten]
 
-        def dominates(a: Trial, b: Trial) -> bool:
-            pairs = list(zip(self._values(a), self._values(b), strict=True))
-            return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
-
-        trials = self.complete
-        return [trial for trial in trials if not any(dominates(rival, trial) for rival in trials)]
-
-    @cached_property
+    @property
     def headline(self) -> str:
         """The sweep's result in a sentence."""
         best, objective = self.best, next(iter(self.directions))
