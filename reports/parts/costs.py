@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
+import pandas as pd
 
 from reports.analysis import Analysis, shared_columns
 from reports.parts.figures import Figure, looks, make_layout, points
@@ -29,19 +28,17 @@ def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
     shared = shared_columns(analysis, selection.backbones)
     for name in selection.backbones:
         parents = [run for (backbone, _), run in selection.parents.items() if backbone == name]
-        parts = {}
-        for part, metric in PARTS.items():
-            values = [run.metrics[metric] for run in parents if metric in run.metrics]
-            if values:
-                parts[part] = float(np.mean(values))
-        probing: dict[str, list[float]] = defaultdict(list)
-        for column in shared:
-            metrics = [cell.run.metrics for cell in selection.cells[name, column]]
-            seconds = [each["cost/seconds"] for each in metrics if "cost/seconds" in each]
-            if seconds:
-                probing[column.task].append(float(np.mean(seconds)))
-        if probing:
-            parts["probing"] = float(sum(map(np.mean, probing.values())))
+        means = pd.DataFrame([run.metrics for run in parents]).mean()
+        parts = {part: float(means[metric]) for part, metric in PARTS.items() if metric in means}
+        seconds = [
+            (column.task, column.letter, cell.run.metrics.get("cost/seconds", np.nan))
+            for column in shared
+            for cell in selection.cells[name, column]
+        ]
+        probing = pd.DataFrame(seconds, columns=["task", "letter", "seconds"]).dropna()
+        by_column = probing.groupby(["task", "letter"])["seconds"].mean()
+        if len(by_column):
+            parts["probing"] = float(by_column.groupby("task").mean().sum())
         if parts:
             result[name] = parts
     return result
@@ -59,10 +56,9 @@ def gain_against_cost(analysis: Analysis) -> list[Figure]:
     for name in names:
         gain = analysis.gains[name].typical if name in analysis.gains else Estimate(0.0)
         parts = ", ".join(f"{part} {_duration(value)}" for part, value in seconds[name].items())
-        total = sum(seconds[name].values())
-        alt.append(f"{name}: {_duration(total)}")
+        alt.append(f"{name}: {parts}")
         text = f"{name}: {number(gain.value, 1, True)} %<br>{parts}"
-        data.append(points(name, style[name], [gain], [total], [text]))
+        data.append(points(name, style[name], [gain], [sum(seconds[name].values())], [text]))
     layout = make_layout(
         {"type": "log", "title": "seconds, log"},
         {"title": f"gain over {baseline} (%)", "zerolinecolor": "var:muted"},

@@ -91,9 +91,9 @@ class Study:
     def front(self) -> list[Trial]:
         """The Pareto front: trials that no other one beats in every objective."""
         values = np.array([self._values(trial) for trial in self.complete])
-        at_least, better = values[:, None] <= values, values[:, None] < values
-        dominated = (at_least.all(axis=2) & better.any(axis=2)).any(axis=1)
-        return [trial for trial, beaten in zip(self.complete, dominated, strict=True) if not beaten]
+        no_worse = np.all(values[:, None] <= values, axis=2)
+        beaten = np.any(no_worse & np.any(values[:, None] < values, axis=2), axis=1)
+        return [trial for trial, lost in zip(self.complete, beaten, strict=True) if not lost]
 
     @property
     def headline(self) -> str:
