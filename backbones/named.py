@@ -163,7 +163,6 @@ for _name, _about, _licence, _arch, _tag, _download in (
     _settings: dict[str, Any] = {
         "architecture": f"open_clip/{_arch}",
         "pretrained": _tag,
-        "licence": _licence,
     }
     register(Entry(_name, _about, _licence, build_open_clip, _settings, _download))
 
@@ -248,7 +247,7 @@ for _name, _about, _licence, _arch in (
         "aimv2_large_patch14_224.apple_pt",
     ),
 ):
-    _settings = {"architecture": f"timm/{_arch}", "licence": _licence}
+    _settings = {"architecture": f"timm/{_arch}"}
     if "dinov2" in _arch:
         _settings |= DINO_EVALUATION
     register(Entry(_name, _about, _licence, build_timm, _settings, f"timm/{_arch}"))
@@ -277,13 +276,13 @@ for _name, _about, _licence, _entry, _arguments in (
         {},
     ),
 ):
-    _settings = {"entry": _entry, "model_args": _arguments, "licence": _licence}
+    _settings = {"entry": _entry, "model_args": _arguments}
     _download = f"github.com/{_entry.rpartition(':')[0]}"
     register(Entry(_name, _about, _licence, build_hub, _settings, _download))
 
 _about = "EfficientNet-Lite0, supervised on ImageNet-1k; its weights are installed"
 _arch = "timm/tf_efficientnet_lite0"
-_settings = {"architecture": _arch, "licence": "Apache-2.0", "state": efficientnet_lite0_state}
+_settings = {"architecture": _arch, "state": efficientnet_lite0_state}
 register(Entry("efficientnet-lite0", _about, "Apache-2.0", build_timm, _settings))
 _about = "EfficientNet-Lite0 initialised from the seed: the lower baseline"
 register(Entry("random", _about, "none", build_random, {"architecture": _arch}))

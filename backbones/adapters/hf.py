@@ -217,7 +217,7 @@ def build(request: Request) -> Backbone:
     """The builder of ``hf/REPO``; REPO is one of the hub's, or a local folder in the same layout.
 
     Settings: ``repo``, ``model_config`` (of ``architecture_config``, instead of the repository's),
-    ``layers``, ``size``, ``licence``.
+    ``layers``, ``size``.
 
     Raises:
         UserError: see ``backbones.create``.
@@ -241,9 +241,7 @@ def build(request: Request) -> Backbone:
         backbone = HfBackbone(model, config, data, name=request.name, repo=repo)
     backbone.architecture = f"hf/{config.model_type}"
     backbone.model_config = architecture_config(config)
-    backbone.weights = request.weights(
-        backbone.model_state(), f"hf/{repo}", settings.get("licence", "unknown")
-    )
+    backbone.weights = request.weights(backbone.model_state(), f"hf/{repo}")
     return backbone
 
 

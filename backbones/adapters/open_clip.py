@@ -179,8 +179,8 @@ def build(request: Request) -> Backbone:
     is open_clip's.
 
     Settings: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args`` (changes
-    to open_clip's model config, by section), ``model_config`` (replaces it), ``licence``,
-    ``layers``, ``size``.
+    to open_clip's model config, by section), ``model_config`` (replaces it), ``layers``,
+    ``size``.
 
     Raises:
         UserError: see ``backbones.create``.
@@ -213,7 +213,7 @@ def build(request: Request) -> Backbone:
     backbone = OpenClipBackbone(model, name=request.name, arch=arch, model_config=config, data=data)
     backbone.has_text = has_text
     state = backbone.model_state() if has_text else backbone.visual.state_dict()
-    backbone.weights = request.weights(state, source, settings.get("licence", "unknown"))
+    backbone.weights = request.weights(state, source)
     return backbone
 
 

@@ -136,8 +136,8 @@ def build(request: Request) -> Backbone:
     timm's.
 
     Settings: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (of
-    ``create_model``), ``layers``, ``size``, ``mean``, ``std`` (over timm's data config),
-    ``licence`` and, for weights in a package, ``state`` (returns the state dict and its source).
+    ``create_model``), ``layers``, ``size``, ``mean``, ``std`` (over timm's data config)
+    and, for weights in a package, ``state`` (returns the state dict and its source).
 
     Raises:
         UserError: see ``backbones.create``.
@@ -163,7 +163,6 @@ def build(request: Request) -> Backbone:
         model, source, licence = _from_hub(name, kwargs, request.name)
     data = checkpoint.data if checkpoint and checkpoint.data else _data(model, settings)
     backbone = TimmBackbone(model, name=request.name, arch=arch, model_config=kwargs, data=data)
-    licence = settings.get("licence", licence)
     backbone.weights = request.weights(backbone.model_state(), source, licence)
     return backbone
 
