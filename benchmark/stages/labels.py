@@ -20,7 +20,6 @@ from backbones.cliptex.labels.labeller import (
     Labeller,
     LabelSettings,
     finish_labels,
-    finished_shard,
     labels_writer,
 )
 from backbones.cliptex.labels.picture import draw_labels
@@ -86,9 +85,8 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
     async with exclusive_async(writer.root):
         failures, pending = FailureCounter("images"), deque[int]()
         for number, shard in enumerate(source.shards):
-            labelled = finished_shard(writer, shard, print_note)
-            if labelled is not None:
-                _count_failures(failures, labelled, len(source))
+            if summary := writer.finished(shard.name, print_note):
+                _count_failures(failures, summary["failed"], len(source))
             else:
                 pending.append(number)
             await asyncio.sleep(0)
@@ -122,7 +120,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
                         if shard.images:
                             speed = shard.images / max(shard.seconds, 1e-9)
                             run.log_metrics({"label/images_per_second": speed}, next(steps))
-                        _count_failures(failures, shard, len(source))
+                        _count_failures(failures, shard.failed, len(source))
                     except BaseException:
                         pending.clear()
                         raise
@@ -147,7 +145,7 @@ def preview_labels(request: LabelRequest) -> None:
     source, writer = request.open(keep=False)
     shards, pending = source.shards, []
     for shard in shards:
-        if finished_shard(writer, shard, print_note, hashed=False) is None:
+        if writer.finished(shard.name, print_note, hashed=False) is None:
             pending.append(shard)
     console.print(
         f"{len(source)} pairs in {len(shards)} shards: {len(shards) - len(pending)} labelled,"
@@ -184,8 +182,8 @@ def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
 label_unit.forget = _labeller.cache_clear  # type: ignore[attr-defined]
 
 
-def _count_failures(failures: FailureCounter, shard: LabelledShard, total: int) -> None:
-    failures.bad |= dict(shard.failed)
+def _count_failures(failures: FailureCounter, failed: Any, total: int) -> None:
+    failures.bad |= dict(failed)
     failures.check(total)
 
 

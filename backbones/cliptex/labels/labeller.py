@@ -106,8 +106,8 @@ class Labeller:
         Args:
             notify: gets a line about a damaged shard, which is labelled again.
         """
-        if finished := finished_shard(self.writer, shard, notify):
-            return finished
+        if summary := self.writer.finished(shard.name, notify):
+            return LabelledShard(summary["failed"])
         progress.start(f"labelling {shard.name}", shard.count)
         with ThreadPoolExecutor(self.num_workers) as pool:
             return self._write(shard, pool, progress)
@@ -258,14 +258,6 @@ def labels_writer(
         if tar_path(root, shard.name).resolve() == shard.path.resolve():
             raise UserError(f"{root} holds the pairs; choose another --out")
     return LabelWriter(root, identity, [expert.task for expert in experts], classes)
-
-
-def finished_shard(
-    writer: LabelWriter, shard: Shard, notify: Callable[[str], None], *, hashed: bool = True
-) -> LabelledShard | None:
-    """The shard if its labels are complete and intact (by size alone unless ``hashed``)."""
-    summary = writer.finished(shard.name, notify, hashed=hashed)
-    return LabelledShard(summary["failed"]) if summary else None
 
 
 def finish_labels(source: PairSource, writer: LabelWriter, **extra: Any) -> dict[str, Any]:
