@@ -22,6 +22,7 @@ from backbones.adapters.open_clip import (
     native_size,
     normalizes,
 )
+from backbones.adapters.positions import set_image_size
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.heads import TaskHeads
@@ -52,17 +53,22 @@ TINY_CLIP: dict[str, Any] = {
 MODELS = {"mini": MINI_CLIP, "tiny": TINY_CLIP}
 
 
-def load_pretrained_clip(init: str, model: str, *, seed: int = 0) -> OpenClipBackbone:
+def load_pretrained_clip(
+    init: str, model: str, *, image_size: int = 0, seed: int = 0
+) -> OpenClipBackbone:
     """The backbone to train: its ``model`` is in training mode, in float32, on the CPU.
 
     Args:
         init: ``random`` (build ``model``), ``imagenet`` (the same, its timm image tower starting
             from ImageNet weights), ``open_clip/ARCH/PRETRAINED``, or a weights file of this suite.
         model: what ``random`` builds, see ``Recipe.model``.
+        image_size: side in pixels; 0 keeps the model's own. Position embeddings of a ViT are
+            interpolated.
         seed: of random initialisation.
 
     Raises:
-        UserError: no such model or file, or weights without a text tower.
+        UserError: no such model or file, weights without a text tower, or an image size that does
+            not fit.
     """
     start: Backbone
     if init in ("random", "imagenet"):
@@ -77,6 +83,8 @@ def load_pretrained_clip(init: str, model: str, *, seed: int = 0) -> OpenClipBac
             f"--init {init} has no image and text tower of open_clip; start from"
             " open_clip/ARCH/PRETRAINED"
         )
+    if image_size and (image_size, image_size) != tuple(start.data.size):
+        _resize(start, image_size)
     start.model.requires_grad_(True).train()
     return start
 
@@ -130,6 +138,23 @@ def _model_config(name: str) -> dict[str, Any]:
     if config is None:
         raise UserError(f"no model {name!r}; {nearest(name, [*MODELS, *open_clip.list_models()])}")
     return config
+
+
+def _resize(start: OpenClipBackbone, size: int) -> None:
+    """Train the same weights at another image size."""
+    visual, config = start.visual, start.model_config
+    if not isinstance(visual, VisionTransformer):
+        raise UserError(
+            f"{start.architecture} has no plain ViT, whose image size can be changed; leave"
+            " image_size at 0"
+        )
+    if size % visual.patch_size[0]:
+        raise UserError(
+            f"image_size {size} is not a multiple of the patch size {visual.patch_size[0]}"
+        )
+    set_image_size(visual, (size, size))
+    start.model_config = {**config, "vision_cfg": {**config["vision_cfg"], "image_size": size}}
+    start.data = replace(start.data, size=(size, size))
 
 
 class CLIPWithHeads(nn.Module):

@@ -61,6 +61,7 @@ class Recipe:
         precision: ``fp32``, or ``bf16`` autocast (weights, losses and optimizer stay float32);
             ``auto`` is ``bf16`` on CUDA and ``fp32`` elsewhere, and has that one's identity.
         grad_checkpointing: compute activations again in the backward pass, to save memory.
+        image_size: square input in pixels; 0 keeps the model's own.
         crop_scale: range of the crop's area as a share of the largest square.
         flip: probability.
         label_size: side of the maps that the dense losses compare; 0 takes four pixels for each
@@ -90,6 +91,7 @@ class Recipe:
     ema: Share = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     grad_checkpointing: bool = False
+    image_size: NonNegativeInt = 0
     crop_scale: ShareRange = (0.9, 1.0)
     flip: Probability = 0.5
     label_size: NonNegativeInt = 0

@@ -90,7 +90,9 @@ def train(
         _tf32(process.device),
     ):
         recipe = recipe.with_precision(process.device)
-        start = load_pretrained_clip(init, recipe.model, seed=recipe.seed)
+        start = load_pretrained_clip(
+            init, recipe.model, image_size=recipe.image_size, seed=recipe.seed
+        )
         key = _key(recipe, start, pairs, labels)
         if result := process.share(_finished(out, key) if process.first else None):
             return result
@@ -167,7 +169,7 @@ def find_trained(
     if not Path(out).is_file():
         return None
     recipe = recipe.with_precision(device)
-    start = load_pretrained_clip(init, recipe.model, seed=recipe.seed)
+    start = load_pretrained_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
     return _finished(Path(out), _key(recipe, start, pairs, labels))
 
 
