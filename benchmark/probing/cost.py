@@ -1,19 +1,16 @@
 """What work costs: peak memory, and a backbone's parameters, operations, speed and memory.
 
 A backbone's costs follow from its architecture, not from its weights. They are measured once for
-each architecture, resolution and precision on each kind of device and cached under
-``$CLIPTEX_HOME``.
+each architecture on each kind of device and cached under ``$CLIPTEX_HOME``.
 """
 
 from __future__ import annotations
 
-import math
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +19,6 @@ from backbones.cliptex.cost import count_flops
 from backbones.versions import versions
 from benchmark.execution.device import device_kind
 from common.files import content_key, home, read_json_object, write_json
-from probes.image_level.encode import autocast
 
 TIMED_SECONDS = 0.3  # of passes, after a first one that does not count
 MAX_PASSES = 10
@@ -45,75 +41,43 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def backbone_costs(
-    backbone: Backbone, settings: Iterable[Any], device: torch.device
-) -> dict[str, float]:
-    """``parameters``; ``flops_per_image``, ``images_per_second`` and ``memory_mb`` at the
-    backbone's own size in fp32; and the same as ``HEIGHTxWIDTH-PRECISION/…`` at the resolution of
-    each task's ``settings``.
+def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, float]:
+    """``parameters``, and ``flops_per_image``, ``images_per_second`` and ``memory_mb`` of feature
+    maps at the backbone's own size in fp32.
 
-    FLOPs (as in ``backbones.cliptex.cost``) are of one image's feature maps. Memory is the peak of
-    the device on CUDA, otherwise of this process. A resolution that the backbone cannot take, or
-    that does not fit into memory, is left out.
+    FLOPs are as in ``backbones.cliptex.cost``. Memory is the peak of the device on CUDA, otherwise
+    of this process.
     """
-    costs = {"parameters": float(sum(parameter.numel() for parameter in backbone.parameters()))}
-    costs |= _costs_at(backbone, backbone.data.size, "fp32", device)
-    resolutions = dict.fromkeys(input_resolution(each, backbone) for each in settings)
-    for (height, width), precision in resolutions:
-        at_size = _costs_at(backbone, (height, width), precision, device)
-        costs |= {f"{height}x{width}-{precision}/{name}": v for name, v in at_size.items()}
-    return costs
-
-
-def input_resolution(settings: Any, backbone: Backbone) -> tuple[tuple[int, int], str]:
-    """((height, width), precision) of the images that a task feeds the backbone, rounded up to its
-    divisor."""
-    side = getattr(settings, "size", None)
-    sides = getattr(settings, "crop", ()) or ((side, side) if side else backbone.data.size)
-    short_side = getattr(settings, "short_side", None)
-    if short_side is not None:
-        sides = (short_side, settings.long_side)
-    if tuple(sides) != backbone.data.size:
-        sides = [math.ceil(each / backbone.divisor) * backbone.divisor for each in sides]
-    return (int(sides[0]), int(sides[1])), getattr(settings, "precision", "fp32")
-
-
-def _costs_at(
-    backbone: Backbone, size: tuple[int, int], precision: Any, device: torch.device
-) -> Mapping[str, float]:
-    """Costs of feature maps at a size, cached; empty if they cannot be computed."""
     identity = {
         "backbone": {
             "name": backbone.architecture,
             "config": dict(backbone.model_config),
             "layers": backbone.data.layers,
+            "size": backbone.data.size,
         },
         "device": device_kind(device),
         "threads": torch.get_num_threads(),
         "torch": versions("torch"),
-        "size": size,
-        "precision": precision,
     }
     path = home() / "efficiency" / f"{content_key(identity)}.json"
     if cached := read_json_object(path):
         return cached["measured"]
     try:
-        costs = _measure(backbone, size, precision, device)
-    except (ValueError, RuntimeError):  # unsupported size or out of memory: the task reports it
+        costs = _measure(backbone, device)
+    except torch.OutOfMemoryError:  # the task may need less: it computes in smaller batches
         return {}
     write_json(path, {"measured": costs, **identity})
     return costs
 
 
 @torch.inference_mode()
-def _measure(
-    backbone: Backbone, size: tuple[int, int], precision: Any, device: torch.device
-) -> dict[str, float]:
+def _measure(backbone: Backbone, device: torch.device) -> dict[str, float]:
     """Costs of 16 images at once on CUDA, else of one. The fastest pass counts, because other
     processes may compute meanwhile."""
     batch = 16 if device.type == "cuda" else 1
     memory_format = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
-    images = torch.zeros(batch, 3, *size, device=device).contiguous(memory_format=memory_format)
+    images = torch.zeros(batch, 3, *backbone.data.size, device=device)
+    images = images.contiguous(memory_format=memory_format)
 
     def timed_pass() -> float:
         started = time.perf_counter()
@@ -122,13 +86,13 @@ def _measure(
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    with autocast(device, precision):
-        flops = count_flops(timed_pass)
-        reset_peak(device)
-        seconds = [timed_pass()]
-        while sum(seconds) < TIMED_SECONDS and len(seconds) < MAX_PASSES:
-            seconds.append(timed_pass())
+    flops = count_flops(timed_pass)
+    reset_peak(device)
+    seconds = [timed_pass()]
+    while sum(seconds) < TIMED_SECONDS and len(seconds) < MAX_PASSES:
+        seconds.append(timed_pass())
     return {
+        "parameters": float(sum(parameter.numel() for parameter in backbone.parameters())),
         "flops_per_image": flops / batch,
         "images_per_second": batch / min(seconds),
         "memory_mb": peak_mb(device),

@@ -66,8 +66,8 @@ def _run_pending(unit: ProbeUnit, tasks: Sequence[PlannedTask], tracker: Tracker
     context = CellContext(unit, tracker, parent, backbone, device)
     cells: list[Cell] = []
     with computing_on(device):
-        costs = backbone_costs(backbone, [task.settings for task in tasks], device)
-        parent.log_new_metrics({f"cost/{name}": value for name, value in costs.items()})
+        costs = backbone_costs(backbone, device).items()
+        parent.log_new_metrics({f"cost/{name}": value for name, value in costs})
         parent.flush()
         for group in one_pass_groups(tasks, context):
             names = " + ".join(task.name for task in group)
