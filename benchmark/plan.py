@@ -47,8 +47,6 @@ class RunPlan:
 
     def artifacts(self) -> SuiteArtifacts:
         """What the suite creates for this run; nothing is created yet."""
-        if self.suite.artifacts is None:
-            return SuiteArtifacts()
         # the suite trains nothing if the user brings weights
         names = self.names if self.options.weights is None else ()
         return self.suite.artifacts(self.experiment, names, self.seeds)

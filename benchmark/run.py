@@ -4,15 +4,14 @@ their cells."""
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from benchmark.execution import Executor, WorkerLost
+from benchmark.execution import Executor
 from benchmark.execution.progress import console
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan
-from benchmark.probing.cell import finished_cell, log_backbone
+from benchmark.probing.cell import explain_error, failed_cells, finished_cell, log_backbone
 from benchmark.probing.data import prepare_data
 from benchmark.probing.parents import Parent
 from benchmark.probing.submit import Probing
@@ -22,7 +21,7 @@ from benchmark.results.outcome import RunResult, as_json, check_writable, suite_
 from benchmark.stages.graph import Runner
 from benchmark.stages.stage import open_executor_and_tracker
 from benchmark.suites.registry import BackboneSource
-from common.errors import NonFiniteLoss, error_summary, user_error_message
+from common.errors import error_summary
 from common.files import write_json
 from common.locks import lock_path, locked_async, mark_in_use
 from probes.base import missing_capability
@@ -133,8 +132,8 @@ class _Driver:
                 problem = "its run"
                 return await self._probe(backbone, source, seed)
         except Exception as error:
-            reason = f"{problem}: {self._show_error(error)}"
-            return _failed_cells(name, seed, self.plan.tasks, reason), ""
+            reason = f"{problem}: {self._explain(error)}"
+            return failed_cells(name, seed, self.plan.tasks, reason), ""
 
     async def _probe(
         self, backbone: BackboneInfo, source: BackboneSource, seed: int
@@ -185,26 +184,16 @@ class _Driver:
         try:
             return await self.probing.cells(group, backbone, seed, parent, model)
         except Exception as error:
-            reason = self._show_error(error)
+            reason = self._explain(error)
             names = " + ".join(task.name for task in group)
             console.print(
                 f"{backbone.name} · seed {seed} · {names}: {reason}", style="red", markup=False
             )
-            return _failed_cells(backbone.name, seed, group, reason)
+            return failed_cells(backbone.name, seed, group, reason)
 
-    def _show_error(self, error: Exception) -> str:
-        """Why there is no result; prints the traceback of a bug, once. Raises what the user can
-        correct, which ends the command."""
-        if user_error_message(error) is not None:
-            raise error
-        is_expected = isinstance(error, NonFiniteLoss | WorkerLost)
-        if not is_expected and error not in self.shown_errors:
-            self.shown_errors.append(error)
-            console.print("".join(traceback.format_exception(error)), markup=False)
-        return error_summary(error)
-
-
-def _failed_cells(
-    backbone: str, seed: int, tasks: Sequence[PlannedTask], reason: str
-) -> list[Cell]:
-    return [Cell(backbone, task.name, seed, "failed", reason=reason) for task in tasks]
+    def _explain(self, error: Exception) -> str:
+        """``explain_error``; prints the traceback of an error once."""
+        if error in self.shown_errors:
+            return error_summary(error)
+        self.shown_errors.append(error)
+        return explain_error(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from rich.traceback import Traceback
 
 from backbones import Backbone
+from benchmark.execution import WorkerLost
 from benchmark.execution.device import device_kind
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
@@ -122,8 +123,9 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
                     f" {value}  {cell.seconds:.0f} s"
                 )
             except Exception as error:
-                cell = _fail_cell(context, task, error)
-                run.fail(cell.reason)
+                reason = explain_error(error)
+                (cell,) = failed_cells(context.backbone.name, context.unit.seed, [task], reason)
+                run.fail(reason)
             cells.append(cell)
     for cell in cells:
         if cell.status == "done":
@@ -142,16 +144,19 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
         return [error] * len(probes)
 
 
-def _fail_cell(context: CellContext, task: PlannedTask, error: Exception) -> Cell:
-    """The failed cell of a task; prints a bug's traceback. Raises what the user can correct."""
+def explain_error(error: Exception) -> str:
+    """Why there is no result, in one line; prints the traceback of a bug. Raises what the user can
+    correct, which ends the command."""
     if user_error_message(error) is not None:
         raise error
-    if not isinstance(error, NonFiniteLoss):  # its message is complete
-        console.print(
-            Traceback.from_exception(type(error), error, error.__traceback__, max_frames=8)
-        )
-    name, seed = context.backbone.name, context.unit.seed
-    return Cell(name, task.name, seed, "failed", reason=error_summary(error))
+    if not isinstance(error, NonFiniteLoss | WorkerLost):
+        console.print("".join(traceback.format_exception(error)), markup=False)
+    return error_summary(error)
+
+
+def failed_cells(backbone: str, seed: int, tasks: Sequence[PlannedTask], reason: str) -> list[Cell]:
+    """The cells of tasks that have no result."""
+    return [Cell(backbone, task.name, seed, "failed", reason=reason) for task in tasks]
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def one_pass_groups(tasks: Sequence[PlannedTask], context: CellContext) -> list[
     groups: dict[str, list[PlannedTask]] = {}
     for task in tasks:
         key = None
-        if isinstance(task.probe, GroupedProbe) and len(tasks) > 1:
+        if isinstance(task.probe, GroupedProbe):
             key = task.probe.group_key(context.of_task(task, Path(), Silent(), Silent()))
         groups.setdefault(key or task.name, []).append(task)
     return list(groups.values())

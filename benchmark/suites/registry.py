@@ -92,7 +92,9 @@ class Suite:
     tasks: Mapping[str, Mapping[str, Any]]
     default_backbones: Sequence[str] = ()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    artifacts: Callable[[str, Sequence[str], Sequence[int]], SuiteArtifacts] | None = None
+    artifacts: Callable[[str, Sequence[str], Sequence[int]], SuiteArtifacts] = (
+        lambda experiment, names, seeds: SuiteArtifacts()
+    )
     training: Callable[[str, int], Stage] | None = None
     training_settings: Mapping[str, Any] = field(default_factory=dict)
     skips_absent_data: bool = False
@@ -131,7 +133,7 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
         return {
             key: value
             for key, value in settings[0].items()
-            if all(key in each and each[key] == value for each in settings)
+            if all(each.get(key) == value for each in settings)
         }
     suites = SUITES.load_entry_points().values()
     listed = {_dataset(name) for each in suites for name in each.tasks}
