@@ -210,7 +210,7 @@ def plan_tasks(
         if key not in applied:
             hint = nearest(key, allowed)
             if key in AXES:
-                hint = "TASK:VALUE has a value of its own, and what trains nothing has none"
+                hint = "TASK:VALUE fixes it, and tasks without training do not have it"
             raise UserError(f"--set {key}: none of the tasks has this setting; {hint}")
     return list(tasks.values())
 
