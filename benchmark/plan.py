@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import backbones
-import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.options import DataOptions, RunOptions
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in

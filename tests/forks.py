@@ -16,7 +16,7 @@ from typing import Any
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "benchmark.suites.catalog",
+        "benchmark.catalog",
         "benchmark.stages.labels",
         "benchmark.stages.weights",
         "tests.sweeps.cheap",

@@ -68,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Print a line for each dataset; exit code 1 if one is broken."""
-    import benchmark.suites.catalog  # noqa: F401 – registers every dataset
+    import benchmark.catalog  # noqa: F401 – registers every dataset
     from benchmark.execution.progress import Bar, console
     from probes.datasets.specs.webdataset import register_folders
     from probes.datasets.survey import survey
@@ -122,7 +122,7 @@ def show(rows: Sequence[Row]) -> None:
 
 def get(options: argparse.Namespace) -> int:
     """Download, unpack and check datasets; a failure does not stop the others."""
-    import benchmark.suites.catalog  # noqa: F401
+    import benchmark.catalog  # noqa: F401
     from benchmark.execution.progress import console
     from probes.datasets.download.table import ENTRIES
     from probes.datasets.specs.webdataset import TASKS

@@ -174,7 +174,7 @@ def executors(options: argparse.Namespace) -> Iterator[Finding]:
 
 def datasets(options: argparse.Namespace) -> Iterator[Finding]:
     """Counts of the validation splits; ``data check`` looks at everything."""
-    import benchmark.suites.catalog  # noqa: F401 – registers every dataset
+    import benchmark.catalog  # noqa: F401 – registers every dataset
     from probes.datasets.specs.webdataset import register_folders
     from probes.datasets.survey import survey
 

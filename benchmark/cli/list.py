@@ -47,12 +47,12 @@ def backbones() -> Rows:
     return [*rows, ("random/NAME", "any of these, randomly initialised from the seed")]
 
 
-# importing benchmark.suites.catalog registers all datasets, probes, protocols and suites
+# importing benchmark.catalog registers all datasets, probes, protocols and suites
 
 
 def tasks() -> Rows:
     """Kind, main metric and suites of each task."""
-    import benchmark.suites.catalog  # noqa: F401
+    import benchmark.catalog  # noqa: F401
     from benchmark.suites.registry import SUITES
     from probes.registry import tasks
 
@@ -67,7 +67,7 @@ def tasks() -> Rows:
 
 def suites() -> Rows:
     """Named lists of tasks."""
-    import benchmark.suites.catalog  # noqa: F401
+    import benchmark.catalog  # noqa: F401
     from benchmark.suites.registry import SUITES
 
     suites = SUITES.load_entry_points().values()
@@ -76,7 +76,7 @@ def suites() -> Rows:
 
 def datasets() -> Rows:
     """Datasets that can be read; ``data check`` shows which are present."""
-    import benchmark.suites.catalog  # noqa: F401
+    import benchmark.catalog  # noqa: F401
     from probes.registry import DATASETS
 
     specs = DATASETS.load_entry_points().values()
@@ -85,7 +85,7 @@ def datasets() -> Rows:
 
 def probes() -> Rows:
     """What is trained on, or computed from, a frozen backbone."""
-    import benchmark.suites.catalog  # noqa: F401
+    import benchmark.catalog  # noqa: F401
     from probes.registry import PROBES
 
     probes = PROBES.load_entry_points().values()
@@ -94,7 +94,7 @@ def probes() -> Rows:
 
 def protocols() -> Rows:
     """The source of each protocol, the settings it fixes, and its differences from the source."""
-    import benchmark.suites.catalog  # noqa: F401
+    import benchmark.catalog  # noqa: F401
     from probes.protocols.base import PROTOCOLS
 
     rows = []

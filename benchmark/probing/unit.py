@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import backbones
-import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones.cliptex.protocols import Silent
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter

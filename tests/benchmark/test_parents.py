@@ -3,7 +3,7 @@ nothing twice."""
 
 from __future__ import annotations
 
-import benchmark.suites.catalog  # noqa: F401
+import benchmark.catalog  # noqa: F401
 from benchmark.stages.graph import Stage
 from benchmark.suites.registry import BackboneSource, Suite, SuiteArtifacts, register_suite
 from tests.benchmark.commands import read_json, run_command, runs_of, store

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import benchmark.suites.catalog  # noqa: F401
+import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan, plan_tasks

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import backbones
-import benchmark.suites.catalog  # noqa: F401
+import benchmark.catalog  # noqa: F401
 from benchmark.options import DataOptions
 from benchmark.plan import plan_tasks
 from benchmark.probing.cell import cell_locks, log_backbone

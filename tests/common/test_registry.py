@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import benchmark.suites.catalog  # noqa: F401
+import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from backbones.cliptex.experts import EXPERTS
 from backbones.registry import BACKBONES

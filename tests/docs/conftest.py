@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
 from backbones.cliptex.experts import EXPERTS
 from backbones.cliptex.tasks import TASKS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import benchmark.suites.catalog  # noqa: F401 – registers every probe
+import benchmark.catalog  # noqa: F401 – registers every probe
 from docs.hooks import MARKER, tasks_table
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import benchmark.suites.catalog  # noqa: F401
+import benchmark.catalog  # noqa: F401
 from benchmark.plan import plan_tasks
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader
 
-import benchmark.suites.catalog  # noqa: F401
+import benchmark.catalog  # noqa: F401
 from benchmark.suites.registry import SUITES
 from common.errors import UserError
 from probes.datasets.base import Sample
