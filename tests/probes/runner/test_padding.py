@@ -54,7 +54,7 @@ class Means(Backbone):
 def means_14(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known while a test of this module runs, and to no other."""
     monkeypatch.setitem(
-        registry.BACKBONES._entries, "means-14", Entry("means-14", "for tests", "MIT", Means)
+        registry.BACKBONES.data, "means-14", Entry("means-14", "for tests", "MIT", Means)
     )
 
 
