@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import UserError, nearest
+from common.settings import field_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,6 +188,10 @@ def evaluate(
     from benchmark.run import run_async
     from reports.mlflow.client import using
 
+    allowed = field_names(RunOptions) | field_names(ExecutorSpec)
+    for option in options:
+        if option not in allowed:
+            raise UserError(f"evaluate has no option {option!r}; {nearest(option, allowed)}")
     repeated = {key: value for key, value in options.items() if key not in ("weights", "force")}
     keys = [key for key in ("jobs", "device", "num_workers") if key in options]
     executor = ExecutorSpec(**{key: options.pop(key) for key in keys})

@@ -119,7 +119,7 @@ def test_compared_in_one_report(results, tmp_path, options):
 def test_what_is_wrong_is_said(options):
     with pytest.raises(UserError, match=r"integer strides of 32 × 32 images, not \(1, 3, 5, 5\)"):
         evaluate(nn.AdaptiveAvgPool2d(5), TASKS, suite="own", images=IMAGES, **options)
-    with pytest.raises(UserError, match="sede=1: Unexpected keyword"):
+    with pytest.raises(UserError, match="no option 'sede'; did you mean seed"):
         evaluate("random", TASKS, sede=1)
     with pytest.raises(UserError, match="in this process"):
         evaluate(Patches(), TASKS, jobs=2, images=IMAGES)
