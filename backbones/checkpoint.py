@@ -128,10 +128,8 @@ def is_suite_checkpoint(path: Path) -> bool:
             return False
 
 
-def fit_state(
-    model: nn.Module, state: Mapping[str, Tensor], *, path: Path, architecture: str
-) -> None:
-    """Load ``state`` into ``model``, every tensor or none.
+def fit_state(model: nn.Module, checkpoint: Checkpoint, architecture: str) -> None:
+    """Load a checkpoint's state into ``model``, every tensor or none.
 
     Names may have the prefix of a larger model (``visual.``, ``backbone.`` …), which is removed.
     BatchNorm's ``num_batches_tracked`` may be missing, and scalars may be one-element vectors.
@@ -139,7 +137,7 @@ def fit_state(
     Raises:
         UserError: names or shapes differ; the message has the first differences.
     """
-    own = model.state_dict()
+    own, state = model.state_dict(), checkpoint.state
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
 
     def matches(prefix: str) -> int:
@@ -163,8 +161,8 @@ def fit_state(
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
-            f"{path} does not fit {architecture}: {'; '.join(problems[:3])}{more}; name the"
-            " architecture it was made with"
+            f"{checkpoint.path} does not fit {architecture}: {'; '.join(problems[:3])}{more};"
+            " name the architecture it was made with"
         )
     model.load_state_dict({name: fitted.get(name, tensor) for name, tensor in own.items()})
 

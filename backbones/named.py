@@ -18,7 +18,7 @@ from torch import Tensor
 from backbones.base import Backbone
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.training.recipes import subsets
-from backbones.registry import Entry, Family, Request, register, register_family
+from backbones.registry import FAMILIES, Entry, Family, Request, register
 from common.errors import UserError
 
 # its authors'; trained at 518
@@ -81,27 +81,24 @@ def build_from_checkpoint(request: Request) -> Backbone:
     )
 
 
-register_family(Family("timm", "timm/NAME[.TAG]", "any timm model", build_timm))
-register_family(
+for _family in (
+    Family("timm", "timm/NAME[.TAG]", "any timm model", build_timm),
     Family(
         "open_clip",
         "open_clip/ARCH[/PRETRAINED]",
         "any open_clip model; without PRETRAINED random",
         build_open_clip,
-    )
-)
-register_family(
-    Family("hf", "hf/REPO", "any image encoder of transformers, by its config", build_hf)
-)
-register_family(
+    ),
+    Family("hf", "hf/REPO", "any image encoder of transformers, by its config", build_hf),
     Family(
         "hub",
         "hub/OWNER/REPO:ENTRY",
         "a torch.hub model; runs the repository's code",
         build_hub,
         runs_code=True,
-    )
-)
+    ),
+):
+    FAMILIES[_family.prefix] = _family
 
 # name, about, licence of the weights, open_clip's architecture and tag, repository; of a ViT four
 # evenly spaced blocks are read
@@ -163,108 +160,96 @@ for _name, _about, _licence, _arch, _tag, _download in (
         "timm/PE-Core-L-14-336",
     ),
 ):
-    _settings: Mapping[str, Any] = {
+    _settings: dict[str, Any] = {
         "architecture": f"open_clip/{_arch}",
         "pretrained": _tag,
-        "licence": _licence,
     }
     register(Entry(_name, _about, _licence, build_open_clip, _settings, _download))
 
-# name, about, licence of the weights, timm's name with its tag, further settings
-for _name, _about, _licence, _arch, _more in (
+# name, about, licence of the weights, timm's name with its tag
+for _name, _about, _licence, _arch in (
     (
         "mae-b16",
         "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned",
         "CC-BY-NC-4.0",
         "vit_base_patch16_224.mae",
-        {},
     ),
     (
         "deit3-b16",
         "DeiT III ViT-B/16, supervised on ImageNet-1k",
         "Apache-2.0",
         "deit3_base_patch16_224.fb_in1k",
-        {},
     ),
     (
         "beit-b16",
         "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k",
         "Apache-2.0",
         "beitv2_base_patch16_224.in1k_ft_in22k",
-        {},
     ),
     (
         "resnet50",
         "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)",
         "Apache-2.0",
         "resnet50.a1_in1k",
-        {},
     ),
     (
         "dinov2-b14",
         "DINOv2 ViT-B/14, self-distillation on LVD-142M",
         "Apache-2.0",
         "vit_base_patch14_dinov2.lvd142m",
-        DINO_EVALUATION,
     ),
     (
         "dinov2-l14",
         "DINOv2 ViT-L/14, self-distillation on LVD-142M",
         "Apache-2.0",
         "vit_large_patch14_dinov2.lvd142m",
-        DINO_EVALUATION,
     ),
     (
         "dinov2-reg-b14",
         "DINOv2 ViT-B/14 with four registers",
         "Apache-2.0",
         "vit_base_patch14_reg4_dinov2.lvd142m",
-        DINO_EVALUATION,
     ),
     (
         "dinov2-reg-l14",
         "DINOv2 ViT-L/14 with four registers",
         "Apache-2.0",
         "vit_large_patch14_reg4_dinov2.lvd142m",
-        DINO_EVALUATION,
     ),
     (
         "dinov3-b16",
         "DINOv3 ViT-B/16, distilled from the 7B on LVD-1689M",
         "DINOv3 License",
         "vit_base_patch16_dinov3.lvd1689m",
-        {},
     ),
     (
         "dinov3-l16",
         "DINOv3 ViT-L/16, distilled from the 7B on LVD-1689M",
         "DINOv3 License",
         "vit_large_patch16_dinov3.lvd1689m",
-        {},
     ),
     (
         "c-radio-b16",
         "C-RADIOv3 ViT-B/16, distilled from several foundation models",
         "NVIDIA Open Model License",
         "vit_base_patch16_radio_v3.c_radio",
-        {},
     ),
     (
         "c-radio-l16",
         "C-RADIOv3 ViT-L/16, distilled from several foundation models",
         "NVIDIA Open Model License",
         "vit_large_patch16_radio_v3.c_radio",
-        {},
     ),
     (
         "aimv2-l14",
         "AIMv2 ViT-L/14, autoregressive on images and texts",
         "Apple Sample Code License",
         "aimv2_large_patch14_224.apple_pt",
-        {},
     ),
 ):
-    _settings = {"architecture": f"timm/{_arch}", "licence": _licence, **_more}
+    _settings = {"architecture": f"timm/{_arch}"}
+    if "dinov2" in _arch:
+        _settings |= DINO_EVALUATION
     register(Entry(_name, _about, _licence, build_timm, _settings, f"timm/{_arch}"))
 
 # name, about, licence of the weights, torch.hub's repository and entry point, its arguments
@@ -291,23 +276,17 @@ for _name, _about, _licence, _entry, _arguments in (
         {},
     ),
 ):
-    _settings = {"entry": _entry, "model_args": _arguments, "licence": _licence}
-    register(
-        Entry(
-            _name, _about, _licence, build_hub, _settings, f"github.com/{_entry.rpartition(':')[0]}"
-        )
-    )
+    _settings = {"entry": _entry, "model_args": _arguments}
+    _download = f"github.com/{_entry.rpartition(':')[0]}"
+    register(Entry(_name, _about, _licence, build_hub, _settings, _download))
 
-_about, _arch = (
-    "EfficientNet-Lite0, supervised on ImageNet-1k; its weights are installed",
-    "timm/tf_efficientnet_lite0",
-)
-_settings = {"architecture": _arch, "licence": "Apache-2.0", "state": efficientnet_lite0_state}
+_about = "EfficientNet-Lite0, supervised on ImageNet-1k; its weights are installed"
+_arch = "timm/tf_efficientnet_lite0"
+_settings = {"architecture": _arch, "state": efficientnet_lite0_state}
 register(Entry("efficientnet-lite0", _about, "Apache-2.0", build_timm, _settings))
 _about = "EfficientNet-Lite0 initialised from the seed: the lower baseline"
 register(Entry("random", _about, "none", build_random, {"architecture": _arch}))
 
-_CHECKPOINT: Mapping[str, Any] = {"architecture": "open_clip/ViT-B-16"}
 _TRAINED = {
     "clip-ft": "CLIP fine-tuned on the corpus with the contrastive loss alone",
     "cliptex": "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX)",
@@ -316,14 +295,9 @@ for _name, _experts in subsets().items():
     _TRAINED.setdefault(
         _name, f"CLIPTeX with pseudo-labels of {' and '.join(_experts)} alone, for ablations"
     )
+_settings = {"architecture": "open_clip/ViT-B-16"}
 for _name, _about in _TRAINED.items():
+    _about += "; --weights FILE"
     register(
-        Entry(
-            _name,
-            f"{_about}; --weights FILE",
-            "your own",
-            build_from_checkpoint,
-            _CHECKPOINT,
-            any_architecture=True,
-        )
+        Entry(_name, _about, "your own", build_from_checkpoint, _settings, any_architecture=True)
     )

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ class Request:
         checkpoint: the user's own weights, read and checked, or None for the default ones.
         random: initialise from ``seed`` instead of loading anything.
         seed: of the random initialisation; the caller's random state is left alone either way.
+        licence: of the entry's default weights.
     """
 
     name: str
@@ -45,16 +45,19 @@ class Request:
     checkpoint: Checkpoint | None = None
     random: bool = False
     seed: int = 0
+    licence: str = "unknown"
 
     def weights(
         self, state: dict[str, Tensor], source: str = "", licence: str = "unknown"
     ) -> Weights:
         """Identity of the weights built: the checkpoint's, of a random initialisation, or of the
-        library's own from ``source``."""
+        library's own from ``source``; ``licence`` is the library's, if the entry names none."""
         if self.checkpoint is not None:
             source, licence = str(self.checkpoint.path), self.checkpoint.licence
         elif self.random or not source:
             source, licence = f"random(seed={self.seed})", "none"
+        elif self.licence != "unknown":
+            licence = self.licence
         return Weights(source, state_sha256(state), licence)
 
 
@@ -105,9 +108,7 @@ class Family:
 
 
 BACKBONES: Registry[Entry] = Registry("backbone", "backbones", instance_of(Entry))
-FAMILIES: Registry[Family] = Registry(
-    "family", "families", instance_of(Family, attrgetter("prefix"))
-)
+FAMILIES: dict[str, Family] = {}
 
 
 def register(entry: Entry) -> Entry:
@@ -118,11 +119,6 @@ def register(entry: Entry) -> Entry:
             " timm/resnet18"
         )
     return BACKBONES.register(entry.name, entry)
-
-
-def register_family(family: Family) -> Family:
-    """Add a family of names. Raises ``ValueError`` if the prefix is taken."""
-    return FAMILIES.register(family.prefix, family)
 
 
 def names() -> list[str]:
@@ -138,7 +134,7 @@ def find(name: str) -> Entry:
     """
     prefix, _, rest = name.partition("/")
     if rest and prefix in FAMILIES:
-        return Entry(name, FAMILIES[prefix].about, "of each", FAMILIES[prefix].build)
+        return Entry(name, FAMILIES[prefix].about, "unknown", FAMILIES[prefix].build)
     patterns = ", ".join(family.pattern for family in FAMILIES.values())
     return BACKBONES.find(name, also=f"; also {patterns}, random/NAME")
 
@@ -176,7 +172,7 @@ def create(
     if checkpoint and remembered and (any_architecture or entry.any_architecture):
         build = _family_of(checkpoint.path, remembered, base).build
         settings = {"architecture": remembered, "model_config": checkpoint.model_config}
-    request = Request(base, settings, checkpoint, random, seed)
+    request = Request(base, settings, checkpoint, random, seed, entry.licence)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

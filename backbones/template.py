@@ -97,12 +97,7 @@ def build(request: Request) -> Backbone:
     # ``--weights FILE``: read already, without unpickling, and free of NaN
     if checkpoint is not None:
         check_architecture(checkpoint, backbone.architecture)
-        fit_state(
-            backbone.model,
-            checkpoint.state,
-            path=checkpoint.path,
-            architecture=backbone.architecture,
-        )
+        fit_state(backbone.model, checkpoint, backbone.architecture)
     elif not request.random:
         # Decision 8: where its own weights come from: ``hub_file`` of backbones.adapters.hub for
         # the Hugging Face hub (its errors are lines for users). Say the licence of the weights,

@@ -1,5 +1,4 @@
-"""``python -m benchmark``, and its work from Python:
-``from benchmark import evaluate, compare``."""
+"""The benchmark: ``python -m benchmark``, or ``from benchmark import evaluate, compare``."""
 
 from typing import Any
 

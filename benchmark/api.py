@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import multiprocessing
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,11 +31,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from backbones import DataConfig
-    from benchmark.execution import ExecutorSpec
-    from benchmark.results.outcome import RunResult
     from reports.report import Report
 
 T = TypeVar("T")
+COLUMNS = ["backbone", "task", "metric", "value", "seed", "status", "reason", "run"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,11 @@ class Results:
         import numpy as np
         import pandas as pd
 
-        rows = self.frame[(self.frame.task == task) & (self.frame.run != "")]
+        rows = self.frame.query("task == @task and run != ''")
         if backbone is not None:
-            rows = rows[rows.backbone == backbone]
+            rows = rows.query("backbone == @backbone")
         if seed is not None:
-            rows = rows[rows.seed == seed]
+            rows = rows.query("seed == @seed")
         if rows.empty:
             raise UserError(
                 f"no finished cell of {task!r} for that backbone and seed;"
@@ -88,15 +86,10 @@ class Results:
                 dst_path=folder,
                 tracking_uri=self.tracking_uri,
             )
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        count = len(arrays["image"])
-        columns = {
-            name: values if values.ndim == 1 else list(values)
-            for name, values in arrays.items()
-            if values.shape[:1] == (count,)
-        }
-        return pd.DataFrame(columns)
+            with np.load(path) as stored:
+                arrays = dict(stored)
+        arrays.pop("classes", None)
+        return pd.DataFrame({name: list(values) for name, values in arrays.items()})
 
     def to_mlflow(self, run_id: str | None = None, step: int | None = None) -> None:
         """Log the means over seeds as metrics ``TASK/METRIC`` of another run, such as that of a
@@ -188,32 +181,47 @@ def evaluate(
         UserError: an option or the data cannot be used. A task that fails is a row without a value
             and with its reason.
     """
+    import pandas as pd
+
+    from benchmark.execution import ExecutorSpec
     from benchmark.options import RunOptions
     from benchmark.run import run_async
     from reports.mlflow.client import using
 
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UserError(
-            "this script is run again by each worker that evaluate starts; call it under `if"
-            " __name__ == '__main__':`"
-        )
-    is_module = not isinstance(backbone, str | Sequence)
-    repeated = {key: value for key, value in options.items() if key not in ("weights", "force")}
-    executor = _executor(options, in_this_process=is_module)
-    allowed = field_names(RunOptions) - {"backbones", "tasks", "overrides", "executor", "json"}
+    allowed = field_names(RunOptions) | field_names(ExecutorSpec)
     for option in options:
         if option not in allowed:
             raise UserError(f"evaluate has no option {option!r}; {nearest(option, allowed)}")
+    repeated = {key: value for key, value in options.items() if key not in ("weights", "force")}
+    keys = [key for key in ("jobs", "device", "num_workers") if key in options]
+    executor = ExecutorSpec(**{key: options.pop(key) for key in keys})
+    if not isinstance(backbone, str | Sequence):
+        if executor.jobs > 1:
+            raise UserError(
+                "a module in memory is evaluated in this process: leave jobs out, or register an"
+                " entry point"
+            )
+        executor = replace(executor, jobs=1)
     with _named(backbone, name, images) as names, using(tracking_uri):
         run_options = RunOptions(
             backbones=names,
-            tasks=[tasks] if isinstance(tasks, str) else list(tasks),
+            tasks=[tasks] if isinstance(tasks, str) else tasks,
             overrides=[f"{key}={value}" for key, value in (settings or {}).items()],
             executor=executor,
             **{"only": True, **options},
         )
         result = _run_to_end(run_async(run_options))
-    return _results(result, {**repeated, "settings": settings})
+    rows = []
+    for cell in result.cells:
+        for metric, value in (cell.metrics or {"": float("nan")}).items():
+            rows.append({**vars(cell), "metric": metric, "value": value, "run": cell.run_id})
+    return Results(
+        pd.DataFrame(rows)[COLUMNS],
+        result.tracker.uri,
+        result.tracker.experiment,
+        tuple(result.run_ids.values()),
+        {**repeated, "settings": settings},
+    )
 
 
 def compare(
@@ -257,19 +265,6 @@ def compare(
     return Comparison(Results(frame, uri, experiment, parents), baseline)
 
 
-def _executor(options: dict[str, Any], in_this_process: bool) -> ExecutorSpec:
-    """Take the executor's options out of ``options``."""
-    from benchmark.execution import ExecutorSpec
-
-    spec = {key: options.pop(key) for key in ("jobs", "device", "num_workers") if key in options}
-    if in_this_process and spec.setdefault("jobs", 1) != 1:
-        raise UserError(
-            "a module in memory is evaluated in this process: leave jobs out, or register an entry"
-            " point"
-        )
-    return ExecutorSpec(**spec)
-
-
 @contextmanager
 def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterator[list[str]]:
     """The backbones' names; a module is registered while the block runs."""
@@ -286,7 +281,7 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
     try:
         yield [name]
     finally:
-        BACKBONES.unregister(name)
+        BACKBONES.pop(name, None)
 
 
 def _run_to_end(work: Coroutine[Any, Any, T]) -> T:
@@ -311,26 +306,3 @@ def _run_to_end(work: Coroutine[Any, Any, T]) -> T:
             raise
         finally:
             pool.submit(runner.close).result()
-
-
-def _results(result: RunResult, options: Mapping[str, Any]) -> Results:
-    import pandas as pd
-
-    rows = []
-    for cell in result.cells:
-        for metric, value in (cell.metrics or {"": float("nan")}).items():
-            rows.append(
-                {
-                    "backbone": cell.backbone,
-                    "task": cell.task,
-                    "metric": metric,
-                    "value": value,
-                    "seed": cell.seed,
-                    "status": cell.status,
-                    "reason": cell.reason,
-                    "run": cell.run_id,
-                }
-            )
-    parents = tuple(result.run_ids.values())
-    tracker = result.tracker
-    return Results(pd.DataFrame(rows), tracker.uri, tracker.experiment, parents, options)

@@ -10,19 +10,16 @@ import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.options import DataOptions, RunOptions
 from benchmark.records import PlannedTask
-from benchmark.suites.registry import SUITES, Suite, find_suite, settings_in
+from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in
 from common.errors import UserError, nearest
 from common.settings import field_names, parse_pairs, read_value, with_changes
 from probes.base import Probe
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
-from probes.features.budget import size_limit
-from probes.features.store import root
 from probes.protocols.base import find_preset
 from probes.registry import find_task
 
 AXES = frozenset({"train_share", "shots"})  # settings of which a task can have several values
-MAX_FOLDERS_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,11 @@ class RunPlan:
     def experiment(self) -> str:
         return self.options.experiment or self.suite.name
 
-    @property
-    def trainable_names(self) -> Sequence[str]:
-        """Backbones whose weights the suite may train: none if the user brings weights."""
-        return self.names if self.options.weights is None else ()
+    def artifacts(self) -> SuiteArtifacts:
+        """What the suite creates for this run; nothing is created yet."""
+        # the suite trains nothing if the user brings weights
+        names = self.names if self.options.weights is None else ()
+        return self.suite.artifacts(self.experiment, names, self.seeds)
 
     def config(self, name: str, seed: int) -> dict[str, Any]:
         """Arguments of ``backbones.create`` for a backbone that the suite does not train."""
@@ -61,15 +59,13 @@ class RunPlan:
     def as_config_file(self) -> dict[str, Any]:
         """The options as ``--config`` reads them: absolute paths, nothing about execution."""
         options = self.options
-        fixed = {
+        values: dict[str, Any] = {
             "backbone": list(self.names),
             "only": True,
             "seed": self.seeds[0],
             "seeds": len(self.seeds),
-        }
-        optional: dict[str, Any] = {
             "suite": self.suite.name,
-            "task": split_names(options.tasks),
+            "task": list(options.tasks),
             "set": dict(self.overrides),
             "partial": options.partial,
             "limit": options.limit,
@@ -78,7 +74,7 @@ class RunPlan:
             "data-root": options.data_root and str(options.data_root.absolute()),
             "experiment": self.experiment,
         }
-        return {**fixed, **{key: value for key, value in optional.items() if value}}
+        return {key: value for key, value in values.items() if value or key == "seed"}
 
 
 def make_plan(options: RunOptions) -> RunPlan:
@@ -88,10 +84,8 @@ def make_plan(options: RunOptions) -> RunPlan:
         UserError: an unknown backbone, suite, task or setting, or options that contradict each
             other.
     """
-    size_limit(root())  # raises for a wrong $CLIPTEX_CACHE_GB
     register_folders(options.data_root)
-    requested_tasks = split_names(options.tasks)
-    suite = find_suite(options.suite) if options.suite else _suite_of(requested_tasks)
+    suite = find_suite(options.suite) if options.suite else _suite_of(options.tasks)
     names, notes = _backbones(suite, options)
     if options.weights is not None and len(names) != 1:
         raise UserError(
@@ -101,35 +95,17 @@ def make_plan(options: RunOptions) -> RunPlan:
     for name in names:
         backbones.find(name.removeprefix("random/"))
     overrides = parse_pairs(options.overrides)
-    tasks = plan_tasks(suite, requested_tasks, overrides)
+    tasks = plan_tasks(suite, options.tasks, overrides)
     absent: Sequence[PlannedTask] = ()
-    if suite.skips_absent_data and not requested_tasks:
+    if suite.skips_absent_data and not options.tasks:
         tasks, absent = _split_by_folder(suite, tasks, options)
         if absent:
             notes.append(
                 f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data:"
                 f" {_folders(absent)}"
             )
-    if options.limit:
-        notes.append(
-            f"scored on {options.limit} val images of each dataset; comparable only with runs of"
-            " the same limit"
-        )
-    if suite.duration_note:
-        notes.append(f"suite {suite.name}: {suite.duration_note}")
     seeds = range(options.seed, options.seed + options.seeds)
     return RunPlan(options, suite, names, seeds, overrides, tasks, absent, notes)
-
-
-def split_names(values: Sequence[str]) -> list[str]:
-    """``["a,b", "c"]`` → ``["a", "b", "c"]``, in order, without repeats. Raises ``UserError`` if
-    values are given but no name."""
-    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
-    if values and not names:
-        raise UserError(
-            f"{values[0]!r} has no name; give names separated by commas, or leave the option out"
-        )
-    return list(dict.fromkeys(names))
 
 
 def _suite_of(tasks: Sequence[str]) -> Suite:
@@ -138,17 +114,13 @@ def _suite_of(tasks: Sequence[str]) -> Suite:
     for task in tasks:
         find_task(task)  # suggests the nearest name if no suite can have it
     suites = SUITES.load_entry_points().values()
-    accepting = {
-        task: [suite for suite in suites if settings_in(suite, task) is not None] for task in tasks
-    }
-    candidates = [suite for suite in suites if all(suite in accepting[task] for task in tasks)]
+    candidates = [
+        suite for suite in suites if all(settings_in(suite, task) is not None for task in tasks)
+    ]
     if not candidates:
-        listing = "; ".join(
-            f"{task}: {', '.join(suite.name for suite in accepting[task]) or 'none'}"
-            for task in tasks
-        )
         raise UserError(
-            f"no suite has all of these tasks ({listing}); run those of one suite at a time"
+            f"no suite has all of these tasks ({', '.join(tasks)}); run those of one suite at a"
+            " time"
         )
     names = {task.partition(":")[0] for task in tasks}
     return next((suite for suite in candidates if names <= set(suite.tasks)), candidates[0])
@@ -160,7 +132,7 @@ def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]
     A single name may stand for a group of the suite; a backbone with a group of its own brings its
     baselines (not with ``--only`` or ``--weights``).
     """
-    names = split_names(options.backbones) or list(suite.default_backbones)
+    names = list(dict.fromkeys(options.backbones)) or list(suite.default_backbones)
     if not names:
         raise UserError(f"suite {suite.name} has no default backbones; give --backbone NAME")
     if len(names) != 1 or names[0] not in suite.groups:
@@ -195,11 +167,9 @@ def _split_by_folder(
 
 
 def _folders(tasks: Sequence[PlannedTask]) -> str:
-    """``wds_cifar10, wds_mnist and 3 more``."""
+    """``wds_cifar10, wds_mnist …``, at most six."""
     folders = list(dict.fromkeys(task.spec.folder for task in tasks))
-    hidden = len(folders) - MAX_FOLDERS_SHOWN
-    more = f" and {hidden} more" if hidden > 0 else ""
-    return ", ".join(folders[:MAX_FOLDERS_SHOWN]) + more
+    return ", ".join(folders[:6]) + " …" * (len(folders) > 6)
 
 
 def plan_tasks(
@@ -219,7 +189,6 @@ def plan_tasks(
     """
     tasks: dict[str, PlannedTask] = {}
     applied: set[str] = set()
-    explicit: dict[str, str] = {}  # axis → a task that is requested with :VALUE
     allowed = set(AXES)
     for name in _requested_tasks(suite, requested):
         base, _, value = name.partition(":")
@@ -229,9 +198,7 @@ def plan_tasks(
         allowed |= fields
         changes = {key: text for key, text in overrides.items() if key in fields - AXES}
         applied |= changes.keys()
-        if value:
-            explicit[axis] = name
-        elif axis in overrides:
+        if not value and axis in overrides:
             value = overrides[axis]
             applied.add(axis)
         for part in [part.strip() for part in value.split(",") if part.strip()] or [""]:
@@ -240,15 +207,11 @@ def plan_tasks(
                 task = _variant(task, axis, part)
             tasks[task.name] = task
     for key in overrides:
-        if key not in applied and key in explicit:
-            raise UserError(
-                f"--set {key} changes nothing: {explicit[key]} has a value of its own; leave out"
-                " one of the two"
-            )
         if key not in applied:
-            raise UserError(
-                f"--set {key}: none of the tasks has this setting; {nearest(key, allowed)}"
-            )
+            hint = nearest(key, allowed)
+            if key in AXES:
+                hint = "TASK:VALUE fixes it, and tasks without training do not have it"
+            raise UserError(f"--set {key}: none of the tasks has this setting; {hint}")
     return list(tasks.values())
 
 

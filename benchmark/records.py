@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from backbones.versions import PROBING, versions
 from common.files import content_key
 from common.settings import field_names
 from probes.base import Probe
-from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
+from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
 from probes.registry import find_task
 
@@ -77,36 +77,17 @@ class PlannedTask:
 
 
 @dataclass(frozen=True)
-class DatasetRecord:
-    """A ``PreparedDataset`` without its declaration, which holds functions."""
-
-    root: Path
-    samples: Mapping[str, list[Sample]]
-    skipped: tuple[tuple[str, str], ...]
-    fingerprint: str
-    partial: bool
-    notes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, data: PreparedDataset) -> DatasetRecord:
-        return cls(
-            data.root, data.samples, data.skipped, data.fingerprint, data.partial, data.notes
-        )
-
-    def dataset(self, spec: DatasetSpec) -> PreparedDataset:
-        return PreparedDataset(spec.at(self.root), **vars(self))
-
-
-@dataclass(frozen=True)
 class BackboneInfo:
-    """What a driver must know of a backbone that was built in another process.
+    """What the driver and the runs in MLflow record of a backbone.
 
     Attributes:
+        config: keyword arguments of ``backbones.create`` that build it.
         name, architecture, weights, has_text, has_dense_text: as of ``backbones.Backbone``.
         identity: of ``Backbone.identity``.
         params: of its LoggedModel in MLflow.
     """
 
+    config: Mapping[str, Any]
     name: str
     architecture: str
     weights: Weights
@@ -116,8 +97,9 @@ class BackboneInfo:
     params: Mapping[str, Any]
 
     @classmethod
-    def of(cls, backbone: Backbone) -> BackboneInfo:
+    def of(cls, backbone: Backbone, config: Mapping[str, Any]) -> BackboneInfo:
         return cls(
+            config=config,
             name=backbone.name,
             architecture=backbone.architecture,
             weights=backbone.weights,
@@ -138,6 +120,42 @@ class BackboneInfo:
     def cell_key(self, protocol: Mapping[str, Any], seed: int) -> str:
         """Identity of one number: backbone weights and layers, protocol and seed."""
         return content_key({"backbone": self.identity, "protocol": protocol, "seed": seed})
+
+
+@dataclass(frozen=True)
+class ProbeUnit:
+    """A unit of work: tasks that share images, on one backbone and seed.
+
+    Attributes:
+        data: task → its dataset without the declaration, which holds functions.
+        cell_keys: task → identity of its cell.
+        data_root: its ``wds_NAME`` folders are datasets.
+        model: id of the backbone's LoggedModel.
+        suite: name of the suite.
+        experiment: in MLflow.
+        parent: id of the run that the cells' runs nest under.
+        force: run finished cells again, except those finished under this same parent (by a worker
+            that died before its unit ended).
+    """
+
+    tasks: tuple[PlannedTask, ...]
+    data: Mapping[str, PreparedDataset]
+    cell_keys: Mapping[str, str]
+    data_root: Path | None
+    backbone: BackboneInfo
+    model: str
+    seed: int
+    suite: str
+    experiment: str
+    parent: str
+    device: str
+    num_workers: int
+    force: bool
+
+    def dataset(self, task: PlannedTask) -> PreparedDataset:
+        """The dataset of a task, with its declaration."""
+        data = self.data[task.name]
+        return replace(data, spec=task.spec.at(data.root))
 
 
 @dataclass

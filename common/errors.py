@@ -27,8 +27,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     if close := difflib.get_close_matches(name, choices, n=3, cutoff=0.5):
         return f"did you mean {', '.join(close)}?"
-    more = f" and {len(choices) - 50} more" if len(choices) > 50 else ""
-    return f"known: {', '.join(choices[:50])}{more}"
+    return f"known: {', '.join(choices[:50])}"
 
 
 def first_line(error: BaseException) -> str:

@@ -20,15 +20,11 @@ MAX_SOCKET_PATH = 107  # bytes, on Linux
 SOCKET_NAME = "/pymp-12345678/listener-12345678"  # of multiprocessing, below the temporary folder
 
 
-def user_cache() -> Path:
-    """The user's cache folder: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-
-
 def home() -> Path:
     """Where large reusable artifacts are stored: ``$CLIPTEX_HOME``, or ``cliptex`` in the user's
     cache folder."""
-    return Path(os.environ.get("CLIPTEX_HOME") or user_cache() / "cliptex").expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("CLIPTEX_HOME") or f"{cache}/cliptex").expanduser()
 
 
 def json_output_path(path: Path) -> Path:

@@ -29,8 +29,8 @@ def lock_path(name: str, subject: object) -> Path:
 @contextmanager
 def locked(
     path: Path, on_wait: Callable[[], None] = lambda: None, *, wait: bool = True
-) -> Iterator[bool]:
-    """Hold the lock during the block; yields whether it had to wait.
+) -> Iterator[None]:
+    """Hold the lock during the block.
 
     Args:
         path: see ``lock_path``.
@@ -41,14 +41,13 @@ def locked(
         Timeout: another process has the lock, and ``wait`` is False.
     """
     lock = FileLock(path, fallback_to_soft=False)
-    waited = not _acquire(lock, path, blocking=False)
-    if waited:
+    if not _acquire(lock, path, blocking=False):
         if not wait:
             raise Timeout(str(path))
         on_wait()
         _acquire(lock, path, poll_interval=0.1)
     try:
-        yield waited
+        yield
     finally:
         lock.release()
 
@@ -71,7 +70,7 @@ def _acquire(lock: BaseFileLock, path: Path, **options: Any) -> bool:
 @asynccontextmanager
 async def locked_async(
     path: Path, on_wait: Callable[[], None] = lambda: None
-) -> AsyncIterator[bool]:
+) -> AsyncIterator[None]:
     """``locked`` for a coroutine: other coroutines continue while it waits."""
     waited = False
     with ExitStack() as stack:
@@ -84,7 +83,7 @@ async def locked_async(
                     on_wait()
                 waited = True
                 await asyncio.sleep(0.1)
-        yield waited
+        yield
 
 
 def acquire_reader_lock(folder: Path) -> FileLock:

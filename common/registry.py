@@ -13,17 +13,18 @@ this package stays quick.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from common.errors import UserError, error_summary, nearest
 
 T = TypeVar("T")
 
 
-class Registry(Mapping[str, T], Generic[T]):
+class Registry(UserDict[str, T]):
     """Name → entry, in the order of registration.
 
     Args:
@@ -34,21 +35,17 @@ class Registry(Mapping[str, T], Generic[T]):
     """
 
     def __init__(self, kind: str, group: str, check: Callable[[str, Any], T] | None = None) -> None:
+        super().__init__()
         self.kind, self.group, self._check = kind, f"cliptex_benchmark.{group}", check
-        self._entries: dict[str, T] = {}
         self._lazy: dict[str, tuple[EntryPoint, str]] = {}
         self.broken: dict[str, str] = {}  # name → why an entry point could not be loaded
 
     def register(self, name: str, entry: T) -> T:
         """Add an entry. Raises ``ValueError`` if the name is taken."""
-        if self._entries.get(name, entry) is not entry:
+        if self.data.get(name, entry) is not entry:
             raise ValueError(f"there is a {self.kind} {name!r} already")
-        self._entries[name] = entry
+        self.data[name] = entry
         return entry
-
-    def unregister(self, name: str) -> None:
-        """Remove an entry, if it exists."""
-        self._entries.pop(name, None)
 
     def register_lazy(self, name: str, value: str, about: str) -> None:
         """Add ``MODULE:OBJECT``, which is imported on first use; ``about`` describes it in one
@@ -62,21 +59,19 @@ class Registry(Mapping[str, T], Generic[T]):
             UserError: no such entry (suggests the nearest; ``also`` is appended), or its package is
                 broken.
         """
-        if name in self._entries:
-            return self._entries[name]
+        if name in self.data:
+            return self.data[name]
         points = self._points()
         if name in points:
             self._load(points[name])
-        if name in self._entries:
-            return self._entries[name]
+        if name in self.data:
+            return self.data[name]
         if name in self.broken:
             raise UserError(
                 f"{self.kind} {name!r} cannot be loaded: {self.broken[name]}; fix or uninstall the"
                 " package that brings it"
             )
-        raise UserError(
-            f"no {self.kind} {name!r}; {nearest(name, {*self._entries, *points})}{also}"
-        )
+        raise UserError(f"no {self.kind} {name!r}; {nearest(name, {*self.data, *points})}{also}")
 
     def load_entry_points(self) -> Registry[T]:
         """Import all entry points; a failure is remembered, and raised only by ``find``."""
@@ -97,7 +92,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return {**installed, **{name: point for name, (point, _) in self._lazy.items()}}
 
     def _load(self, point: EntryPoint) -> None:
-        if point.name in self._entries:
+        if point.name in self.data:
             return
         if point.name in self._lazy:  # ours: an error in it is a bug
             self.register(point.name, point.load())
@@ -108,15 +103,6 @@ class Registry(Mapping[str, T], Generic[T]):
             self.broken.pop(point.name, None)
         except (Exception, SystemExit) as error:  # another package must not break the others
             self.broken[point.name] = error_summary(error)
-
-    def __getitem__(self, name: str) -> T:
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 def instance_of(

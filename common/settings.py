@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.errors import UserError, nearest
 
@@ -19,6 +19,16 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 CONFIG = ConfigDict(allow_inf_nan=False)
+
+
+def _check_order(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("a range is low,high with 0 < low <= high <= 1")
+    return bounds
+
+
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+ShareRange = Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_check_order)]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -120,8 +130,8 @@ def _origins(hint: Any) -> set[Any]:
 
 def _message(error: ValidationError, key: str = "") -> str:
     first = error.errors(include_url=False)[0]
-    if "error" in first.get("ctx", {}):  # raised by __post_init__
-        return str(first["ctx"]["error"])
-    name = key or (first["loc"][0] if first["loc"] else "settings")
-    reason = first["msg"].replace("Input should be", "must be").partition(", unable to")[0]
-    return f"{name}={first['input']}: {reason}"
+    name = key or next(iter(first["loc"]), "")
+    reason = first["msg"].removeprefix("Value error, ").partition(", unable to")[0]
+    if not name:  # raised by __post_init__
+        return reason
+    return f"{name}={first['input']}: {reason.replace('Input should be', 'must be')}"

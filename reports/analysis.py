@@ -127,21 +127,21 @@ def analyse(
         TrackingError: an artifact is damaged.
     """
     analysis = Analysis(selection)
-    weights: dict[tuple[str, ...], np.ndarray] = {}
     for column in selection.columns:
+        in_column = selection.column_cells(column)
+        loaded = parallel(lambda cell: load_scores(store, cell.run, cell.kind), in_column)
+        by_run = {cell.run.id: scores for cell, scores in zip(in_column, loaded, strict=True)}
         for backbone in selection.backbones:
             cells = selection.cells.get((backbone, column), [])
             if cells:
-                loaded = parallel(lambda cell: load_scores(store, cell.run, cell.kind), cells)
-                if loaded[0] is not None:
-                    analysis.scores[backbone, column] = loaded[0]
-                scores = [each for each in loaded if each is not None]
+                scores = [each for cell in cells if (each := by_run[cell.run.id]) is not None]
+                if first := by_run[cells[0].run.id]:
+                    analysis.scores[backbone, column] = first
                 analysis.classes[backbone, column] = [s.classes for s in scores if s.classes]
                 complete = len(scores) == len(cells) and len({s.images for s in scores}) == 1
-                _sample(analysis, backbone, column, cells, scores if complete else [], weights)
+                _sample(analysis, backbone, column, cells, scores if complete else [])
             advance()
-        if len(weights) > 2:  # tasks of one dataset follow each other
-            weights = dict(list(weights.items())[-2:])
+    image_weights.cache_clear()
     conclude(analysis)
     for column in selection.columns:
         for metric in shown_metrics(column):
@@ -161,13 +161,11 @@ def _sample(
     column: TaskProtocol,
     cells: Sequence[Scored],
     scores: Sequence[ImageScores],
-    weights: dict[tuple[str, ...], np.ndarray],
 ) -> None:
     """Add the samples of a backbone's column.
 
     Args:
         scores: of each cell, over the same images; empty where a cell has none.
-        weights: images → bootstrap weights, added to.
     """
     images = scores[0].images if scores else ()
     analysis.images.setdefault(column, 0)
@@ -183,15 +181,13 @@ def _sample(
         values = np.array([cells[number].metrics[metric] for number in usable])
         sample = Sample(seeds, values)
         if scores and all(metric in score.metrics for score in scores):
-            if images not in weights:
-                weights[images] = image_weights(images)
             computed = [scores[number].metrics[metric] for number in usable]
             ones = np.ones((1, len(images)), np.float32)
             again = np.array([float(compute(ones)[0]) for compute in computed])
             agrees = np.abs(again - values) <= TOLERANCE * np.abs(values) + 1e-6
             if agrees.all():
                 rows = min(score.most_resamples for score in scores)
-                resample = methodcaller("__call__", weights[images][:rows])
+                resample = methodcaller("__call__", image_weights(images)[:rows])
                 sampled = np.stack(parallel(resample, computed))
                 # a resample may have nothing to score
                 valid = np.isfinite(sampled).all(axis=0)

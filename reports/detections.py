@@ -48,16 +48,3 @@ def to_columns(detections: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]
         columns["mask_codes"] = np.frombuffer(b"".join(codes), np.uint8)
         columns["mask_ends"] = np.cumsum([len(code) for code in codes])
     return columns
-
-
-def to_results(columns: Columns) -> list[dict[str, Any]]:
-    """The inverse of ``to_columns``: a COCO result list, as pycocotools reads it."""
-    fields = {name: columns[name].tolist() for name in (*TYPES, "bbox") if name in columns}
-    rows = zip(*fields.values(), strict=True)
-    results = [dict(zip(fields, row, strict=True)) for row in rows]
-    if "mask_ends" in columns:
-        codes, ends = columns["mask_codes"].tobytes(), columns["mask_ends"].tolist()
-        sizes = columns["mask_size"].tolist()
-        for result, size, start, end in zip(results, sizes, [0, *ends], ends, strict=False):
-            result["segmentation"] = {"size": size, "counts": codes[start:end].decode()}
-    return results

@@ -6,6 +6,7 @@ import datetime
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from common.secrets import hide_secrets
 from reports.analysis import Analysis, analyse
@@ -13,7 +14,7 @@ from reports.mlflow.query import STUDY_TAG, Store, StoredRun
 from reports.parts.average import average_lines
 from reports.parts.caveats import caveats
 from reports.parts.classes import ClassTable, class_tables
-from reports.parts.costs import cost_parts, gain_against_cost
+from reports.parts.costs import gain_against_cost
 from reports.parts.curves import learning_curves, training_curves
 from reports.parts.figures import Figure, Look, forest, looks, task_bars
 from reports.parts.gallery import Gallery, galleries
@@ -44,11 +45,7 @@ class Report:
     pairs: dict[tuple[str, str], Pair] = field(default_factory=dict)
     published: list[Published] = field(default_factory=list)
     studies: list[Study] = field(default_factory=list)
-    forest: Figure | None = None
-    bars: list[Figure] = field(default_factory=list)
-    cost_figures: list[Figure] = field(default_factory=list)
-    curves: list[Figure] = field(default_factory=list)
-    learning: list[Figure] = field(default_factory=list)
+    figures: dict[str, list[Figure]] = field(default_factory=dict)  # by part of the page
     galleries: list[Gallery] = field(default_factory=list)
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
@@ -73,16 +70,10 @@ class Report:
     def columns(self) -> list[TaskProtocol]:
         return self.analysis.selection.columns if self.analysis else []
 
-    def figures(self) -> list[Figure]:
+    def all_figures(self) -> list[Figure]:
         """Every figure of the page."""
-        return [
-            *filter(None, [self.forest]),
-            *self.bars,
-            *self.learning,
-            *self.cost_figures,
-            *self.curves,
-            *(figure for study in self.studies for figure in study.figures),
-        ]
+        groups = [*self.figures.values(), *(study.figures for study in self.studies)]
+        return list(chain.from_iterable(groups))
 
     def sections(self) -> list[tuple[str, str]]:
         """(anchor, title) of the sections that have content."""
@@ -95,7 +86,7 @@ class Report:
                 (f"study-{number}", "λ search"): study
                 for number, study in enumerate(self.studies, start=1)
             },
-            ("figures", "Figures"): self.bars or self.cost_figures or self.curves,
+            ("figures", "Figures"): self.figures.get("bars"),
             ("gallery", "Gallery"): self.galleries,
         }
         shown = [section for section, content in sections.items() if content]
@@ -144,16 +135,11 @@ def build(
     if request.study:
         return _study_report(store, request, request.study)
     experiments = list(request.experiments) or default_experiments(store)
-    named = [*request.backbones, *filter(None, [request.baseline])] if request.backbones else []
-    runs = store.runs_of(experiments, named)
+    runs = store.runs(experiments)
     counted, notes = _same_as(request.same_as, _without_studies(runs))
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
-    cells = [cell for cells in selection.cells.values() for cell in cells]
-    store.fetch([cell.run for cell in cells], "per_image.npz")
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
-    start("figures and pictures", len(selection.columns))
-    curves = training_curves(store, analysis, advance)
     names = sorted({run.tags[STUDY_TAG] for run in runs if STUDY_TAG in run.tags})
     studies = [
         build_study(name, [run for run in runs if run.tags.get(STUDY_TAG) == name], store)
@@ -165,7 +151,7 @@ def build(
         ", ".join(selection.backbones),
         count(len({column.base for column in selection.columns}), "task"),
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
-        f"{len(cells)} finished task runs",
+        f"{sum(map(len, selection.cells.values()))} finished task runs",
         date,
     ]
     return Report(
@@ -185,11 +171,13 @@ def build(
         pairs=all_pairs(analysis),
         published=published(analysis),
         studies=[study for study in studies if study.complete],
-        forest=forest(analysis),
-        bars=task_bars(analysis),
-        cost_figures=list(filter(None, [gain_against_cost(analysis), cost_parts(analysis)])),
-        learning=learning_curves(analysis),
-        curves=curves,
+        figures={
+            "forest": forest(analysis),
+            "bars": task_bars(analysis),
+            "learning": learning_curves(analysis),
+            "costs": gain_against_cost(analysis),
+            "curves": training_curves(store, analysis),
+        },
         galleries=galleries(store, analysis),
         provenance=provenance(store, selection),
         notes=[*caveats(analysis), *notes],
@@ -224,7 +212,9 @@ def _same_as(parents: Sequence[str], runs: list[StoredRun]) -> tuple[list[Stored
 
     same_weights = list(filter(has_same_weights, runs))
     same = [run for run in same_weights if run.tags.get("protocol", "") in {"", *protocols}]
-    foreign = {run.tags.get("protocol", "") for run in same_weights} - {"", *protocols}
+    backbones = {backbone for backbone, _ in weights}
+    own_backbones = [run for run in same_weights if run.tags.get("backbone") in backbones]
+    foreign = {run.tags.get("protocol", "") for run in own_backbones} - {"", *protocols}
     subjects = [f"Runs under {count(len(foreign), 'other protocol')}"] if foreign else []
     if len(same_weights) < len(runs):
         subjects.append("Runs of other weights under the same names")

@@ -16,12 +16,6 @@ from reports.mlflow.query import Scored, Store, StoredRun, scored
 from reports.mlflow.views import MAIN_TAG
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
-UNFINISHED = {
-    "FAILED": "failed",
-    "KILLED": "interrupted",
-    "RUNNING": "still running",
-    "FINISHED": "without a number",
-}
 
 
 @dataclass(frozen=True)
@@ -98,23 +92,20 @@ class Selection:
 
 
 def default_experiments(store: Store) -> list[str]:
-    """``mini`` if it has a finished task, else the experiment of the latest finished task.
+    """The experiment of the latest finished task.
 
     Raises:
         TrackingError: the store has no finished task.
     """
     ids = store.experiments()
-    for names in (["mini"], list(ids)):
-        if not set(names) <= ids.keys():
-            continue
-        page = store.client.search_runs(
-            [ids[name] for name in names],
-            "attributes.status = 'FINISHED' and tags.protocol != ''",
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
-        for run in page:
-            return [name for name in names if ids[name] == run.info.experiment_id]
+    newest = store.client.search_runs(
+        list(ids.values()),
+        "attributes.status = 'FINISHED' and tags.protocol != ''",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    for run in newest:
+        return [name for name, identity in ids.items() if identity == run.info.experiment_id]
     raise TrackingError(
         f"no finished run in the MLflow store at {store.uri}; run `python -m benchmark run` first,"
         " or give --tracking-uri"
@@ -192,7 +183,7 @@ def select(
         {name: sorted({cell.seed for cell in newest if cell.backbone == name}) for name in names},
         parents,
         by_id,
-        notes + _unfinished_notes(unfinished),
+        notes,
     )
 
 
@@ -243,29 +234,18 @@ def _newest(cells: Sequence[Scored], runs: Sequence[StoredRun]) -> tuple[list[Sc
             used.append((run.started, backbone, seed, sha256))
     weights = {(backbone, int(seed)): sha for _, backbone, seed, sha in sorted(used)}
     newest: dict[tuple, Scored] = {}
-    older, replaced = Counter[str](), 0
+    older = Counter[str]()
     for cell in finished:
-        if cell.weights != weights[cell.backbone, cell.seed]:
+        if cell.weights == weights[cell.backbone, cell.seed]:
+            newest[cell.backbone, cell.task, cell.protocol, cell.seed] = cell
+        else:
             older[cell.backbone] += 1
-            continue
-        key = (cell.backbone, cell.task, cell.protocol, cell.seed)
-        replaced += key in newest
-        newest[key] = cell
-    notes = [f"{replaced} finished runs were repeated later; the newest count"] if replaced else []
-    for name, count in older.items():
-        notes.append(
-            f"{count} runs of {name} with older weights are left out (name them with --backbone"
-            f" {name}@SHA to see them)"
-        )
-    return list(newest.values()), notes
-
-
-def _unfinished_notes(cells: Sequence[Scored]) -> list[str]:
-    statuses = Counter(UNFINISHED.get(cell.status, cell.status) for cell in cells)
-    return [
-        f"{count} task run{'s' if count > 1 else ''} {status}"
-        for status, count in sorted(statuses.items())
+    notes = [
+        f"{count} runs of {name} with older weights are left out (name them with --backbone"
+        f" {name}@SHA to see them)"
+        for name, count in older.items()
     ]
+    return list(newest.values()), notes
 
 
 def _task_order(runs: Sequence[StoredRun]) -> list[str]:

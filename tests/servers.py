@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -81,11 +82,8 @@ def mlflow_server(folder: Path, backend: str = "") -> Iterator[str]:
         server.end()
 
 
-NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code></Error>"  # S3's answer
-
-
 class FileServer(ThreadingHTTPServer):
-    """Serves a folder like an object store, with ranges and ETags; a context manager.
+    """Serves a folder like the Hugging Face hub, with ranges and ETags; a context manager.
 
     Attributes:
         address: its URL.
@@ -142,9 +140,12 @@ class _Files(BaseHTTPRequestHandler):
             return self._send(302, b"", {"Location": where})
         if server.busy or not path.is_file():
             server.busy = max(0, server.busy - 1)
-            return self._send(503, b"", {}) if path.is_file() else self._send(404, NO_SUCH_KEY, {})
-        data, etag = path.read_bytes(), f'"{path.stat().st_mtime_ns:x}"'
-        headers = {"ETag": etag}
+            if path.is_file():
+                return self._send(503, b"", {})
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        data = path.read_bytes()
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        headers = {"ETag": etag, "X-Repo-Commit": "0" * 40}
         if server.ranges and byte_range and self.headers.get("If-Range", etag) == etag:
             first, last = byte_range.removeprefix("bytes=").split("-")
             part = data[int(first) : int(last or len(data)) + 1]

@@ -17,24 +17,24 @@ def imports(package: str) -> dict[str, set[str]]:
     files = {
         path.relative_to(ROOT).with_suffix(""): path for path in (ROOT / package).rglob("*.py")
     }
-    known = {".".join(name.parts).removesuffix(".__init__"): path for name, path in files.items()}
+    paths = {".".join(name.parts).removesuffix(".__init__"): path for name, path in files.items()}
     graph: dict[str, set[str]] = {}
-    for name, path in known.items():
+    for name, path in paths.items():
         used: set[str] = set()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 used |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                used |= {one if one in known else node.module for one in inner}
-        graph[name] = {one for one in used if one in known and one != name}
+                used |= {each if each in paths else node.module for each in inner}
+        graph[name] = {each for each in used if each in paths and each != name}
     return graph
 
 
 @pytest.mark.parametrize(
     "package", ["benchmark", "sweeps", "probes", "backbones", "reports", "common"]
 )
-def test_no_two_files_import_each_other(package: str) -> None:
+def test_no_two_files_import_each_other(package):
     graph = imports(package)
     assert len(graph) > 5 and any(graph.values()), "it looks at the real files"
     try:

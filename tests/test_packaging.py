@@ -63,7 +63,7 @@ def requirements() -> dict[str, str]:
     config.read(ROOT / "setup.cfg")
     lines = config["options"]["install_requires"].splitlines()
     return {
-        found[1]: found[2] for line in lines if (found := re.match(r"([\w.-]+) >=([\d.]+)", line))
+        match[1]: match[2] for line in lines if (match := re.match(r"([\w.-]+) >=([\d.]+)", line))
     }
 
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import constants
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING, AutoConfig, AutoTokenizer
 
-from backbones.adapters.hub import hub_file, hub_reachable
+from backbones.adapters.hub import hub_file, load_tokenizer
 from backbones.adapters.layers import TokenBackbone, evenly_spaced, layers_of, with_mean
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
@@ -146,15 +145,7 @@ class HfBackbone(TokenBackbone):
     def tokenizer(self) -> Callable[..., Mapping[str, Tensor]]:
         """Raises ``UserError`` if the tokenizer is neither in the local cache nor reachable."""
         load = functools.partial(AutoTokenizer.from_pretrained, self.repo, trust_remote_code=False)
-        try:
-            return load(local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            if Path(self.repo).is_dir() or not hub_reachable():
-                raise UserError(
-                    f"no tokenizer for {self.name!r} ({first_line(error)}): copy the hub cache of"
-                    f" {self.repo} to {constants.HF_HUB_CACHE}"
-                ) from error
-        return load()
+        return load_tokenizer(load, self.repo, self.name)
 
     def _after_blocks(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """(N, prefix + patches, C) after each of these blocks, before the final norm: by hooks,
@@ -226,7 +217,7 @@ def build(request: Request) -> Backbone:
     """The builder of ``hf/REPO``; REPO is one of the hub's, or a local folder in the same layout.
 
     Settings: ``repo``, ``model_config`` (of ``architecture_config``, instead of the repository's),
-    ``layers``, ``size``, ``licence``.
+    ``layers``, ``size``.
 
     Raises:
         UserError: see ``backbones.create``.
@@ -240,11 +231,9 @@ def build(request: Request) -> Backbone:
     if checkpoint is not None:
         model_config = architecture_config(config)
         check_architecture(checkpoint, f"hf/{config.model_type}", model_config)
-        fit_state(model, checkpoint.state, path=checkpoint.path, architecture=request.name)
-    if checkpoint is not None and checkpoint.data is not None:
-        data = checkpoint.data
-    else:
-        data = _data(repo, vision, settings, request.name, needed=pretrained)
+        fit_state(model, checkpoint, request.name)
+    data = checkpoint.data if checkpoint is not None else None
+    data = data or _data(repo, vision, settings, request.name, needed=pretrained)
     backbone: HfStages | HfBackbone
     if has_stages(vision):
         backbone = HfStages(model, data)
@@ -252,9 +241,7 @@ def build(request: Request) -> Backbone:
         backbone = HfBackbone(model, config, data, name=request.name, repo=repo)
     backbone.architecture = f"hf/{config.model_type}"
     backbone.model_config = architecture_config(config)
-    backbone.weights = request.weights(
-        backbone.model_state(), f"hf/{repo}", settings.get("licence", "unknown")
-    )
+    backbone.weights = request.weights(backbone.model_state(), f"hf/{repo}")
     return backbone
 
 

@@ -3,9 +3,9 @@ quickly."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from common.errors import UserError, first_line
-from common.files import sha256_file
 
+T = TypeVar("T")
 TIMEOUT = 3.0  # seconds until the hub counts as unreachable
 
 
@@ -48,7 +48,7 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
         raise UserError(f"no network for the files of {backbone!r}: {advice}")
     for file in files:
         try:
-            return verified(Path(hf_hub_download(repo, file, etag_timeout=TIMEOUT)))
+            return Path(hf_hub_download(repo, file, etag_timeout=TIMEOUT))
         except LocalEntryNotFoundError as error:  # the network failed; an EntryNotFoundError too
             raise UserError(f"no network for the files of {backbone!r}: {advice}") from error
         except EntryNotFoundError:
@@ -63,17 +63,24 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
     )
 
 
-def verified(path: Path) -> Path:
-    """A downloaded file. The hub's cache names large ones by their sha256; one with other content
-    is removed, and raises ``UserError``."""
-    blob = path.resolve()
-    if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256_file(blob) != blob.name:
-        blob.unlink()
-        raise UserError(
-            f"{path.name} from the hub is damaged (sha256 {blob.name[:16]}… expected); fetch it"
-            " again"
-        )
-    return path
+def load_tokenizer(load: Callable[..., T], repo: str, backbone: str) -> T:
+    """``load`` a tokenizer from the local cache, else from the hub.
+
+    Args:
+        load: takes ``local_files_only``.
+
+    Raises:
+        UserError: it is neither in the local cache nor reachable.
+    """
+    try:
+        return load(local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        if Path(repo).is_dir() or not hub_reachable():
+            raise UserError(
+                f"no tokenizer for {backbone!r} ({first_line(error)}): copy the hub cache of"
+                f" {repo} to {constants.HF_HUB_CACHE}"
+            ) from error
+    return load()
 
 
 def hub_reachable() -> bool:

@@ -7,21 +7,22 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import open_clip
-from huggingface_hub import constants
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import VisionTransformer
+from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 
 from backbones.adapters.dense_text import can_be_dense, encode_dense
-from backbones.adapters.hub import hub_file, hub_reachable
+from backbones.adapters.hub import hub_file, load_tokenizer
 from backbones.adapters.layers import (
     as_maps,
     evenly_spaced,
@@ -75,9 +76,8 @@ class OpenClipBackbone(Backbone):
         self.channels, self.strides = feature_maps(visual, data.layers)
         self.divisor = max(self.strides)
         any_size = isinstance(visual, TimmModel) and not hasattr(visual.trunk, "set_input_size")
-        native = visual.image_size
-        native = tuple(native) if isinstance(native, tuple | list) else (native, native)
-        self._sized = None if any_size else SizedCopies(visual, native, set_image_size)
+        copies = SizedCopies(visual, native_size(visual), set_image_size)
+        self._sized = None if any_size else copies
 
     @property
     def visual(self) -> Any:
@@ -195,15 +195,7 @@ def make_tokenizer(
         tokenizer_mode=text.get("tokenizer_mode"),
         **options,
     )
-    try:
-        return make(local_files_only=True)
-    except (OSError, ValueError) as error:
-        if not hub_reachable():
-            raise UserError(
-                f"no network for the tokenizer of {backbone!r}: copy the hub cache of"
-                f" https://huggingface.co/{repo} to {constants.HF_HUB_CACHE}"
-            ) from error
-    return make()
+    return load_tokenizer(make, repo, backbone)
 
 
 def build(request: Request) -> Backbone:
@@ -211,8 +203,8 @@ def build(request: Request) -> Backbone:
     is open_clip's.
 
     Settings: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args`` (changes
-    to open_clip's model config, by section), ``model_config`` (replaces it), ``licence``,
-    ``layers``, ``size``.
+    to open_clip's model config, by section), ``model_config`` (replaces it), ``layers``,
+    ``size``.
 
     Raises:
         UserError: see ``backbones.create``.
@@ -245,7 +237,7 @@ def build(request: Request) -> Backbone:
     backbone = OpenClipBackbone(model, name=request.name, arch=arch, model_config=config, data=data)
     backbone.has_text = has_text
     state = backbone.model_state() if has_text else backbone.visual.state_dict()
-    backbone.weights = request.weights(state, source, settings.get("licence", "unknown"))
+    backbone.weights = request.weights(state, source)
     return backbone
 
 
@@ -288,7 +280,7 @@ def load_open_clip(model: nn.Module, checkpoint: Checkpoint, *, architecture: st
         state.pop("text.transformer.embeddings.position_ids", None)
     text = any("token_embedding" in name or name.startswith("text.") for name in state)
     target: nn.Module = model if text else cast(Any, model).visual
-    fit_state(target, state, path=checkpoint.path, architecture=architecture)
+    fit_state(target, replace(checkpoint, state=state), architecture)
     return text
 
 
@@ -339,10 +331,8 @@ def _data(
 ) -> DataConfig:
     """open_clip's preprocessing of these weights, with the entry's own settings over it."""
     visual = cast(Any, model).visual
-    size = visual.image_size
-    size = size if isinstance(size, tuple | list) else (size, size)
     return DataConfig(
-        size=tuple(settings.get("size", size)),
+        size=tuple(settings.get("size", native_size(visual))),
         mean=tuple(pretrained.get("mean") or open_clip.OPENAI_DATASET_MEAN),
         std=tuple(pretrained.get("std") or open_clip.OPENAI_DATASET_STD),
         interpolation=pretrained.get("interpolation") or "bicubic",
@@ -350,6 +340,12 @@ def _data(
         squash=pretrained.get("resize_mode") == "squash",
         layers=tuple(settings.get("layers", ())) or default_layers(visual),
     )
+
+
+def native_size(visual: Any) -> tuple[int, int]:
+    """(height, width) in pixels that an image tower was built for."""
+    height, width = to_2tuple(visual.image_size)
+    return height, width
 
 
 def default_layers(visual: Any) -> tuple[int, ...]:

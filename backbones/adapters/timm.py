@@ -4,7 +4,6 @@ embedding."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -143,8 +142,8 @@ def build(request: Request) -> Backbone:
     timm's.
 
     Settings: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (of
-    ``create_model``), ``layers``, ``size``, ``mean``, ``std`` (over timm's data config),
-    ``licence`` and, for weights in a package, ``state`` (returns the state dict and its source).
+    ``create_model``), ``layers``, ``size``, ``mean``, ``std`` (over timm's data config)
+    and, for weights in a package, ``state`` (returns the state dict and its source).
 
     Raises:
         UserError: see ``backbones.create``.
@@ -159,18 +158,17 @@ def build(request: Request) -> Backbone:
         check_architecture(checkpoint, f"timm/{arch}")
         kwargs = {**_head(arch, checkpoint), **kwargs, **checkpoint.model_config}
         model = _create(name, kwargs)
-        fit_state(model, checkpoint.state, path=checkpoint.path, architecture=f"timm/{arch}")
+        fit_state(model, checkpoint, f"timm/{arch}")
     elif request.random:
         model = _create(name, kwargs)
     elif "state" in settings:
         model = _create(name, kwargs)
         state, source = settings["state"]()
-        fit_state(model, state, path=Path(source), architecture=f"timm/{arch}")
+        model.load_state_dict(state)
     else:
         model, source, licence = _from_hub(name, kwargs, request.name)
     data = checkpoint.data if checkpoint and checkpoint.data else _data(model, settings)
     backbone = TimmBackbone(model, name=request.name, arch=arch, model_config=kwargs, data=data)
-    licence = settings.get("licence", licence)
     backbone.weights = request.weights(backbone.model_state(), source, licence)
     return backbone
 

@@ -84,7 +84,7 @@ def build(request: Request) -> Backbone:
     """The builder of ``hub/REPO:ENTRY``; REPO is ``OWNER/NAME[:REF]`` on GitHub, or a local folder.
 
     Settings: ``entry`` (``REPO:ENTRY``), ``model_args`` (of the entry point), ``layers``, ``size``,
-    ``mean``, ``std``, ``crop_pct``, ``licence``. The defaults are what DINOv2's authors evaluate
+    ``mean``, ``std``, ``crop_pct``. The defaults are what DINOv2's authors evaluate
     at.
 
     Raises:
@@ -108,13 +108,11 @@ def build(request: Request) -> Backbone:
     )
     if checkpoint is not None:
         check_architecture(checkpoint, f"hub/{entry}")
-        fit_state(model, checkpoint.state, path=checkpoint.path, architecture=f"hub/{entry}")
+        fit_state(model, checkpoint, f"hub/{entry}")
         data = checkpoint.data or data
     backbone = HubBackbone(model, name=request.name, entry=entry, code=code, data=data)
     backbone.model_config = arguments
-    backbone.weights = request.weights(
-        backbone.model_state(), f"hub/{entry}", settings.get("licence", "unknown")
-    )
+    backbone.weights = request.weights(backbone.model_state(), f"hub/{entry}")
     return backbone
 
 

@@ -97,7 +97,7 @@ def torch(options: argparse.Namespace) -> Iterator[Finding]:
         if free > 0.5 * total:
             yield Finding(f"cuda:{number}", "ok", value)
         else:
-            remedy = "another process uses it; choose others with --executor-arg gpus=…"
+            remedy = "another process uses it; hide it by CUDA_VISIBLE_DEVICES"
             yield Finding(f"cuda:{number}", "warn", value, remedy)
 
 
@@ -122,7 +122,7 @@ def mlflow(options: argparse.Namespace) -> Iterator[Finding]:
     from urllib.request import urlopen
 
     from common.secrets import hide_secrets
-    from reports.mlflow.client import database_schema, known_schemas, tracking_uri
+    from reports.mlflow.client import check_database, tracking_uri
 
     uri = tracking_uri(options.tracking_uri)
     value = f"{hide_secrets(uri)}, MLflow {metadata.version('mlflow')}"
@@ -133,10 +133,8 @@ def mlflow(options: argparse.Namespace) -> Iterator[Finding]:
     try:
         if uri.startswith("http"):
             urlopen(f"{uri.rstrip('/')}/version", timeout=5).close()
-        elif database_schema(uri) not in ("", *known_schemas()):
-            remedy = "a newer MLflow wrote it: pip install --upgrade mlflow, or use another store"
-            yield Finding("mlflow", "bad", f"{value}, unknown schema", remedy)
-            return
+        else:
+            check_database(uri)
         yield Finding("mlflow", "ok", value)
     except Exception as error:  # each database driver has its own
         remedy = "start the server, or give another --tracking-uri"

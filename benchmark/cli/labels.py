@@ -110,8 +110,7 @@ def main(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Let experts label the pairs."""
     from backbones.cliptex.labels.labeller import LabelSettings
-    from benchmark.dry_run import dry_run_labels
-    from benchmark.stages.labels import LabelRequest, label_stage
+    from benchmark.stages.labels import LabelRequest, label_stage, preview_labels
     from benchmark.stages.stage import open_executor_and_tracker
     from common.settings import parse_pairs, with_changes
     from reports.mlflow.client import using
@@ -129,7 +128,8 @@ def predict(options: argparse.Namespace) -> int:
     )
     with using(options.tracking_uri):
         if options.dry_run:
-            dry_run_labels(request, spec)
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+            preview_labels(request)
             return 0
         with open_executor_and_tracker(spec, options.experiment) as (executor, _):
             manifest = asyncio.run(label_stage(request, executor)).manifest
@@ -145,7 +145,8 @@ def make(options: argparse.Namespace) -> int:
     from backbones.cliptex.labels.manual import ManualLabels
     from backbones.cliptex.tasks import find_task
     from benchmark.execution.exclusive import exclusive
-    from benchmark.execution.progress import Bar, console
+    from benchmark.execution.progress import Bar
+    from benchmark.stages.stage import print_note
 
     folders = parse_folders(options.folders, "--from")
     classes = _read_classes(options.classes) if options.classes else {}
@@ -155,12 +156,9 @@ def make(options: argparse.Namespace) -> int:
         labels.append(ManualLabels(task, path, names))
     settings = LabelSettings(label_side=options.label_side)
 
-    def note(line: str) -> None:
-        console.print(f"  note · {line}", style="dim")
-
     with Bar() as bar, exclusive(options.out):
         source = open_pairs(options.pairs, bar)
-        manifest = make_labels(source, labels, options.out, settings, bar, note)
+        manifest = make_labels(source, labels, options.out, settings, bar, print_note)
     counts = ", ".join(f"{count} of {name}" for name, count in manifest["files"].items())
     _show(manifest, f"{manifest['pairs_out']} pairs labelled ({counts})", options.out)
     return 0

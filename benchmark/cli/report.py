@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--experiment",
         **NAMES,
         metavar="NAME[,NAME]",
-        help="MLflow experiments (default: mini if it has results, else the latest that has)",
+        help="MLflow experiments (default: the latest with results)",
     )
     add(
         parser,

@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> int:
             return 0
         result = run(request)
         line, report = _report(result) if any(cell.metrics for cell in result.cells) else ("", None)
-        show(result.tasks, result.cells, result.average, report)
+        show(result, report)
     if all(cell.status == "not applicable" for cell in result.cells):
         raise UserError(
             "none of these tasks applies to these backbones; choose others with --task or"

@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> int:
     from backbones.cliptex.training.distributed import first_process
     from backbones.cliptex.training.recipes import find_recipe
     from benchmark.execution.progress import console
-    from benchmark.stages.weights import TrainingInputs
+    from benchmark.stages.weights import TrainingInputs, preview_training
     from reports.mlflow.client import using
 
     spec = executor_spec(options)
@@ -94,9 +94,8 @@ def main(options: argparse.Namespace) -> int:
     )
     with using(options.tracking_uri):
         if options.dry_run:
-            from benchmark.dry_run import dry_run_training
-
-            dry_run_training(inputs, spec)
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+            preview_training(inputs)
             return 0
         weights = _train_rank(inputs, spec) if "RANK" in os.environ else _submit(inputs, spec)
     if first_process():
@@ -148,19 +147,9 @@ def _train_rank(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
 
 
 def _submit(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
-    """Train as a unit of work; on SLURM with several nodes or GPUs, under torchrun."""
+    """Train as a unit of work; on SLURM in a process for each GPU of each node."""
     from benchmark.stages.stage import open_executor_and_tracker
-    from benchmark.stages.torchrun import torchrun_unit
     from benchmark.stages.weights import train_stage
 
-    settings = spec.settings
     with open_executor_and_tracker(spec, inputs.experiment) as (executor, _):
-        if spec.name != "slurm" or all(settings.get(key, "1") == "1" for key in ("nodes", "gpus")):
-            return asyncio.run(train_stage(inputs, executor))
-        inputs = replace(inputs, device=executor.device, num_workers=executor.num_workers)
-        needs = executor.needs("train")
-        if needs["gpus"]:  # each process of a node has the cores of one task
-            needs["cpus"] *= int(settings.get("gpus", "1"))
-        seconds = int(settings.get("signal_delay_s") or settings.get("signal-delay-s") or 90)
-        name = f"train {inputs.recipe.name}"
-        return executor.submit(torchrun_unit, inputs, seconds, **needs, name=name).result()
+        return asyncio.run(train_stage(inputs, executor))

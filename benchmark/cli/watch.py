@@ -77,6 +77,6 @@ def main(options: argparse.Namespace) -> int:
         once=options.once,
     )
     with using(options.tracking_uri):
-        failed = watch(settings, lambda step, result: show(result.tasks, result.cells))
+        failed = watch(settings, lambda step, result: show(result))
     console.print("curves by training step: the MLflow run whose name begins with watch")
     return 1 if failed else 0

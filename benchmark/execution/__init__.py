@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost
+from benchmark.execution.base import EXECUTORS, Executor
 from benchmark.execution.progress import Bar
+from benchmark.execution.spec import ExecutorSpec, WorkerLost
 
 EXECUTORS.register_lazy(
     "local",

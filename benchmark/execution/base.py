@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import itertools
 import math
 import queue
-import re
 import threading
 import time
 import uuid
@@ -25,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from benchmark.execution.progress import Bar, Overview, ProgressLine, console
+from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import (
     Outcome,
     Unit,
@@ -42,39 +41,7 @@ MAX_LOST = 2  # times that a unit whose worker died is run again
 MAX_PREEMPTED = 20  # times that a unit that was stopped, and has saved its state, is run again
 POLL = 0.5  # seconds between two looks at the units
 SAVE_SECONDS = 90.0  # for interrupted units to save their state
-# kinds of units that use a GPU if there is one
-DEVICE_KINDS = ("train", "backbone", "probe", "label", "expert")
 MAX_LOADING_PROCESSES = 16  # default loading processes of a unit, at most
-
-
-class WorkerLost(RuntimeError):
-    """The worker of a unit died: it was killed, ran out of memory, or its node failed."""
-
-
-@dataclass(frozen=True)
-class ExecutorSpec:
-    """The user's choice of an executor.
-
-    Attributes:
-        name: ``local``, ``slurm``, ``ray``, or one from another package.
-        settings: ``--executor-arg`` key → value.
-        jobs: maximum number of concurrent units; 0 for as many as the resources allow.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-        num_workers: loading processes of a unit; None for its share of the cores.
-        multi_node: a unit may compute on several nodes at once (``nodes=2``).
-    """
-
-    name: str = "local"
-    settings: Mapping[str, str] = field(default_factory=dict)
-    jobs: int = 0
-    device: str = "auto"
-    num_workers: int | None = None
-    multi_node: bool = False
-
-    @property
-    def uses_gpus(self) -> bool:
-        """Whether units compute on GPUs, if there are any."""
-        return self.device.startswith(("auto", "cuda"))
 
 
 @dataclass(eq=False)
@@ -83,7 +50,6 @@ class _QueuedUnit:
 
     unit: Unit
     priority: int
-    number: int
     line: ProgressLine
     future: Future[Any] = field(default_factory=Future)
     worker_future: Future[Outcome] | None = None  # while a worker runs it
@@ -123,7 +89,6 @@ class Executor(ABC):
         self._submitted: queue.SimpleQueue[_QueuedUnit | None] = queue.SimpleQueue()
         self._waiting: list[_QueuedUnit] = []
         self._running: list[_QueuedUnit] = []
-        self._numbers = itertools.count()
         self.overview = Overview(bar)
         self._driver = threading.Thread(target=self._drive, name="driver", daemon=True)
         for key in spec.settings:
@@ -135,8 +100,7 @@ class Executor(ABC):
     def _start(self, unit: Unit) -> Future[Outcome] | None:
         """Run ``execute(unit)`` in a worker, or return None if all resources are in use.
 
-        If the worker dies, this method, the future or ``Outcome.result`` raises ``WorkerLost`` or
-        ``BrokenExecutor``, the error of process pools.
+        Errors are those of ``_result``.
         """
 
     @abstractmethod
@@ -148,6 +112,11 @@ class Executor(ABC):
 
     def _poll(self) -> None:  # noqa: B027
         """Check on running units; called at least every ``POLL`` seconds."""
+
+    def _result(self, future: Future[Outcome]) -> Any:
+        """The result of a unit that has ended. Raises its error, ``KeyboardInterrupt`` if it was
+        stopped, and ``WorkerLost`` or ``BrokenExecutor`` (of process pools) if its worker died."""
+        return future.result().result()
 
     def _set_capacity(self, cpus: int, gpus: int) -> None:
         """Set ``slots`` and the like for units that share ``cpus`` and ``gpus``."""
@@ -182,8 +151,6 @@ class Executor(ABC):
         """
         if kind == "render":
             return {"cpus": 1, "gpus": 0}
-        if kind not in DEVICE_KINDS:
-            raise ValueError(f"unknown kind of unit {kind!r}")
         if self.device.startswith("cuda") or (self.device == "auto" and self.has_gpus):
             return {"cpus": self.num_workers + 1, "gpus": 1}
         return {"cpus": threads_per_unit(), "gpus": 0}
@@ -220,16 +187,15 @@ class Executor(ABC):
             the third time or it was stopped for the 21st time.
         """
         self.overview.add_submitted(kind)
-        name = name or getattr(function, "__name__", "unit")
-        slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")[:60]
-        folder = home().absolute() / "tasks" / f"{slug}-{uuid.uuid4().hex[:10]}"
-        return self._enqueue(Unit(function, args, name, folder, max(1, cpus), gpus), priority)
+        folder = home().absolute() / "tasks" / uuid.uuid4().hex
+        unit = Unit(function, args, name or function.__name__, folder, cpus, gpus)
+        return self._enqueue(unit, priority)
 
     def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
         if self.is_remote:
             unit.folder.mkdir(parents=True)
             unit = replace(unit, software=software())
-        queued = _QueuedUnit(unit, priority, next(self._numbers), self.bar.line())
+        queued = _QueuedUnit(unit, priority, self.bar.line())
         self._open.add(queued)
         if self.closing:
             self._drop(queued)
@@ -237,12 +203,12 @@ class Executor(ABC):
             self._submitted.put(queued)
         return queued.future
 
-    def check_store(self, uri: str) -> None:
+    def check_store(self, uri: str, advice: str) -> None:
         """Raise ``UserError`` for a database file that other machines would have to write to."""
         if self.is_remote and uri.startswith("sqlite:"):
             raise UserError(
                 f"--executor {self.spec.name} runs units on other machines, which cannot share the"
-                f" file {uri}; start `mlflow server` and give --tracking-uri http://HOST:PORT"
+                f" file {uri}; {advice}"
             )
 
     async def run(self, kind: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -268,7 +234,7 @@ class Executor(ABC):
     def _close(self) -> None:
         """Start no more units; wait until running ones have saved their state."""
         self.closing = True
-        self.overview.close()
+        self.overview.end()
         self._submitted.put(None)
         self._driver.join()
 
@@ -308,7 +274,7 @@ class Executor(ABC):
         with suppress(queue.Empty):
             while True:
                 if queued := self._submitted.get(timeout=timeout):
-                    self._queue(queued)
+                    self._wait(queued)
                 timeout = 0.0
         with suppress(OSError):
             self._poll()
@@ -318,10 +284,10 @@ class Executor(ABC):
                 self._running.remove(queued)
                 self._finish(queued, queued.worker_future)
         self._start_waiting()
-        self.overview.tick([queued.line for queued in self._running])
+        self.overview.tick(queued.line for queued in self._running)
 
-    def _queue(self, queued: _QueuedUnit) -> None:
-        bisect.insort(self._waiting, queued, key=lambda each: (-each.priority, each.number))
+    def _wait(self, queued: _QueuedUnit) -> None:
+        bisect.insort(self._waiting, queued, key=lambda each: -each.priority)
 
     def _start_waiting(self) -> None:
         """Start waiting units in order, those with GPUs and those without separately.
@@ -351,7 +317,7 @@ class Executor(ABC):
     def _finish(self, queued: _QueuedUnit, worker_future: Future[Outcome]) -> None:
         """End a unit whose worker has returned, or run it again."""
         try:
-            return self._end(queued, worker_future.result().result())
+            return self._end(queued, self._result(worker_future))
         except (WorkerLost, BrokenExecutor) as error:
             kind, limit = "its worker died", MAX_LOST
             reason = str(error) if isinstance(error, WorkerLost) else "perhaps out of memory"
@@ -368,7 +334,7 @@ class Executor(ABC):
         queued.line, queued.worker_future = self.bar.line(), None
         again = f"{queued.unit.name}: {kind} ({reason}); running it again, {count} of {limit}"
         console.print(again, style="yellow")
-        return self._queue(queued)
+        return self._wait(queued)
 
     def _drop(self, queued: _QueuedUnit) -> None:
         queued.future.cancel()
@@ -404,13 +370,6 @@ class Executor(ABC):
                 if output:
                     console.print(output.decode("utf-8", errors="replace"), end="")
             queued.line.follow(read(queued.unit.status))
-
-
-def positive(key: str, text: str, minimum: int = 1) -> int:
-    """The integer value of an ``--executor-arg``. Raises ``UserError`` if below ``minimum``."""
-    if not text.isdecimal() or int(text) < minimum:
-        raise UserError(f"--executor-arg {key}={text}: give an integer, {minimum} or more")
-    return int(text)
 
 
 EXECUTORS: Registry[type[Executor]] = Registry(

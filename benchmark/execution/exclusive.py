@@ -10,13 +10,12 @@ from benchmark.execution.progress import reporter
 from common.locks import lock_path, locked, locked_async
 
 
-def exclusive(out: Path) -> AbstractContextManager[bool]:
-    """Exclude other processes from creating ``out`` while the block runs; yields whether it had to
-    wait for one, which has probably created it."""
+def exclusive(out: Path) -> AbstractContextManager[None]:
+    """Exclude other processes from creating ``out`` while the block runs."""
     return locked(*_lock(out))
 
 
-def exclusive_async(out: Path) -> AbstractAsyncContextManager[bool]:
+def exclusive_async(out: Path) -> AbstractAsyncContextManager[None]:
     """``exclusive`` for a coroutine."""
     return locked_async(*_lock(out))
 

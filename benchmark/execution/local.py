@@ -13,8 +13,9 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
-from benchmark.execution.base import SAVE_SECONDS, Executor, ExecutorSpec, positive
+from benchmark.execution.base import SAVE_SECONDS, Executor
 from benchmark.execution.progress import Bar, reporting
+from benchmark.execution.spec import ExecutorSpec
 from benchmark.execution.unit import THREADS, Outcome, Unit, cores, execute, threads
 from common.errors import UserError
 
@@ -26,14 +27,11 @@ class LocalExecutor(Executor):
     where debuggers work. Worker processes are reused, so that they import libraries once.
     """
 
-    options: ClassVar[Mapping[str, str]] = {
-        "gpus": "which GPUs, such as 0,1,2 (default: all)",
-        "cpus": "how many cores (default: all)",
-    }
+    options: ClassVar[Mapping[str, str]] = {"cpus": "how many cores (default: all)"}
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
-        self._cpus = positive("cpus", spec.settings.get("cpus", str(cores())))
+        self._cpus = spec.integer("cpus", cores())
         self._gpus = _select_gpus(spec)
         self._set_capacity(self._cpus, len(self._gpus))
         # with one GPU and no limit of jobs, units without a GPU run beside the one on it
@@ -42,11 +40,8 @@ class LocalExecutor(Executor):
 
     @property
     def device(self) -> str:
-        """The device as a unit names it; in this process, which sees all GPUs, with its number."""
-        visible = _visible_gpus() if self._in_this_process and self._gpus else []
-        if visible == self._gpus or not visible:
-            return super().device
-        return f"cuda:{visible.index(self._gpus[0])}"
+        """The device as a unit names it: with its number in this process, which sees all GPUs."""
+        return self.spec.device if self._in_this_process else super().device
 
     def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
         if not self._in_this_process:
@@ -153,36 +148,19 @@ def _initialize(visible: str, cpus: int) -> None:
 
 
 def _select_gpus(spec: ExecutorSpec) -> list[str]:
-    """The GPUs to use, as in ``CUDA_VISIBLE_DEVICES``; none for the CPU."""
-    setting, number = spec.settings.get("gpus"), spec.device.partition(":")[2]
-    if setting is None and not spec.uses_gpus:
+    """The GPUs to use, as in ``CUDA_VISIBLE_DEVICES``: all that this process sees, or one."""
+    if not spec.uses_gpus:
         return []
-    available = _visible_gpus()
-    if setting is None:
-        if number and not (number.isdecimal() and int(number) < len(available)):
-            raise UserError(
-                f"--device {spec.device}: this machine has {len(available)} GPUs; use cpu, cuda"
-                " or auto"
-            )
-        return [available[int(number)]] if number else available
-    if number:
-        raise UserError(f"--executor-arg gpus={setting} and --device {spec.device}: give only one")
-    gpus = [part.strip() for part in setting.split(",")]
-    missing = [gpu for gpu in gpus if gpu not in available]
-    if spec.jobs != 1:  # a worker process can be given the UUID of any GPU
-        missing = [gpu for gpu in missing if not gpu.startswith(("GPU-", "MIG-"))]
-    if available and missing:
-        raise UserError(
-            f"--executor-arg gpus={setting}: {missing[0]} is not visible to this process, only"
-            f" {', '.join(available)}"
-        )
-    return gpus
-
-
-def _visible_gpus() -> list[str]:
-    """The GPUs that this process sees, as in ``CUDA_VISIBLE_DEVICES``."""
     import torch
 
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    return [part.strip() for part in visible.split(",") if part][:count]
+    gpus = visible.split(",")[:count]
+    number = spec.device.partition(":")[2]
+    if not number:
+        return gpus
+    if not (number.isdecimal() and int(number) < count):
+        raise UserError(
+            f"--device {spec.device}: this machine has {count} GPUs; use cpu, cuda or auto"
+        )
+    return [gpus[int(number)]]

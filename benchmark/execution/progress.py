@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -91,9 +91,13 @@ class ProgressLine(Reporter):
         if self._step is None:
             return
         self.progress.advance(self._step, steps)
+        self._print(self.text())
+
+    def _print(self, text: str) -> None:
+        """Print a line if it is due."""
         if not self.live and time.monotonic() - self._printed >= self.interval:
             self._printed = time.monotonic()
-            console.print(f"  {self.text()}")
+            console.print(f"  {text}")
 
     def text(self) -> str:
         """The step's description, count, rate and time left; '' between steps."""
@@ -140,15 +144,13 @@ class Bar(ProgressLine):
         return ProgressLine(self.progress, self.live, math.inf)
 
 
-class Overview:
+class Overview(ProgressLine):
     """Counts units of work: a bar beside those of the units, or a line every half minute."""
 
     def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._task: Any = None
-        self._started = self._printed = time.monotonic()
+        super().__init__(bar.progress, bar.live, OVERVIEW_SECONDS)
         self._submitted, self._expected = Counter[str](), Counter[str]()
-        self._done = 0
+        self._ended = 0
 
     def expect(self, kind: str, units: int) -> None:
         """Announce units of a kind before they are submitted; a negative number withdraws them."""
@@ -160,28 +162,16 @@ class Overview:
 
     def add_done(self) -> None:
         """Count a unit that has ended, failed ones included."""
-        self._done += 1
+        self._ended += 1
 
-    def tick(self, running: Sequence[ProgressLine]) -> None:
+    def tick(self, running: Iterable[ProgressLine]) -> None:
         """Draw the number of finished units, or print it with the ``running`` steps when due."""
+        if self._step is None:
+            self.start("units of work", 0)
         total = (self._expected | self._submitted).total()
-        now = time.monotonic()
-        if self._bar.live:
-            if self._task is None:
-                self._task = self._bar.progress.add_task("all units of work")
-            self._bar.progress.update(self._task, completed=self._done, total=total)
-        elif running and now - self._printed >= OVERVIEW_SECONDS:
-            minutes, seconds = divmod(int(now - self._started), 60)
-            steps = "; ".join(filter(None, (line.text() for line in running)))
-            done = f"{self._done} of {total} units of work done in {minutes}:{seconds:02d}"
-            console.print(f"  {done}: {steps}")
-            self._printed = now
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._task is not None:
-            self._bar.progress.remove_task(self._task)
-            self._task = None
+        self.progress.update(self._step, completed=self._ended, total=total)
+        if steps := list(filter(None, (line.text() for line in running))):
+            self._print("; ".join([self.text(), *steps]))
 
 
 _reporter: Reporter | None = None

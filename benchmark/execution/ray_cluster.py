@@ -12,8 +12,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, ClassVar
 
-from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, positive
+from benchmark.execution.base import Executor
 from benchmark.execution.progress import Bar, console
+from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import Outcome, Unit, cores, execute
 from common.errors import UserError, first_line
 
@@ -44,21 +45,13 @@ class RayExecutor(Executor):
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
-        sizes = {
-            key: positive(key, spec.settings[key], minimum)
-            for key, minimum in {"num_cpus": 1, "num_gpus": 0}.items()
-            if key in spec.settings
-        }
+        sizes = {"num_cpus": spec.integer("num_cpus", cores())}
+        if not spec.uses_gpus or "num_gpus" in spec.settings:
+            sizes["num_gpus"] = spec.integer("num_gpus", 0, minimum=0)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # ``execute`` hides GPUs from units without one
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            import ray
-        except ImportError:
-            raise UserError(
-                "--executor ray needs Ray: pip install -e '.[scale]' in the checkout"
-            ) from None
-        self._ray: Any = ray
+        ray = self._ray = spec.library("ray")
         self._owned = not ray.is_initialized()
         if self._owned:
             _connect(ray, spec, sizes)
@@ -97,25 +90,20 @@ class RayExecutor(Executor):
         remote = remote.options(num_cpus=min(unit.cpus, cpus), num_gpus=unit.gpus, name=unit.name)
         ref = remote.remote(pickle.dumps(unit), self._variables)
         self._refs.add(ref)
-        future: Future[Outcome] = Future()
-        ref.future().add_done_callback(lambda done: self._done(done, ref, future))
+        future = ref.future()
+        future.add_done_callback(lambda _: self._refs.discard(ref))
         return future
 
-    def _done(self, done: Future[Any], ref: Any, future: Future[Outcome]) -> None:
-        from ray import exceptions
-
-        self._refs.discard(ref)
+    def _result(self, future: Future[Outcome]) -> Any:
+        errors = self._ray.exceptions
         try:
-            outcome = done.result()
-        except exceptions.TaskCancelledError:
-            outcome = Outcome("interrupted")
-        except exceptions.RayTaskError as error:
-            outcome = Outcome.failed(RuntimeError(f"the unit could not run: {error}"))
-        except exceptions.RayError as error:
-            outcome = Outcome.failed(WorkerLost(first_line(error)))
-        except Exception as error:
-            outcome = Outcome.failed(RuntimeError(f"the unit could not run: {error}"))
-        future.set_result(outcome)
+            return super()._result(future)
+        except errors.TaskCancelledError:
+            raise KeyboardInterrupt from None
+        except errors.RayTaskError:  # raised by ``in_worker``
+            raise
+        except errors.RayError as error:
+            raise WorkerLost(first_line(error)) from error
 
     def _stop(self) -> None:
         self._cancel(force=False)
@@ -168,9 +156,7 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: Mapping[str, int]) -> None:
         settings |= {"address": address, "runtime_env": {"env_vars": variables}}
     else:
         # "local": never join a cluster that happens to run here
-        settings |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
-        settings |= {} if spec.uses_gpus else {"num_gpus": 0}
-        settings |= sizes
+        settings |= {"address": "local", "include_dashboard": False, **sizes}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:

@@ -8,22 +8,24 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from benchmark.execution.base import SAVE_SECONDS, Executor, ExecutorSpec, WorkerLost, positive
+from benchmark.execution.base import SAVE_SECONDS, Executor
 from benchmark.execution.interrupts import STOP_SIGNALS
 from benchmark.execution.progress import Bar
+from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import Outcome, Unit, execute
 from common.errors import UserError
 from common.files import home
 
 QUERY_SECONDS = 3.0  # between two queries of the controller
 RESULT_SECONDS = 90.0  # for the result of an ended job to appear (NFS caches missing files)
+# --executor-arg keys that are not passed on to sbatch as they are
+OWN_SETTINGS = ("gpus", "cpus", "nodes", "signal_delay_s", "setup")
 FINAL_STATES = (
     "FAILED",
     "NODE_FAIL",
@@ -47,15 +49,15 @@ class _Job:
     future: Future[Outcome] = field(default_factory=Future)
     final_state: str = "gone from the queue"  # which the controller soon forgets
     ended_at: float = 0.0  # when the controller first reported a final state
-    failed_at: float = 0.0  # when the first of its nodes failed
 
 
 class SlurmExecutor(Executor):
     """A SLURM job for each unit.
 
     A job at its time limit saves its state and is queued again (``scontrol requeue``); one that is
-    preempted, cancelled or dies is submitted again by the driver. A job on several nodes
-    (``spec.multi_node``) calls the unit's function on each; the first node's result counts.
+    preempted, cancelled or dies is submitted again by the driver. With ``spec.multi_node``, a unit
+    is called in several processes, one for each GPU of each node (one for each node on CPUs), with
+    the environment of ``torch.distributed``; the first one's result counts.
     """
 
     options = None
@@ -63,61 +65,55 @@ class SlurmExecutor(Executor):
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
-        try:
-            import submitit
-        except ImportError:
-            raise UserError(
-                "--executor slurm needs submitit: pip install -e '.[scale]' in the checkout"
-            ) from None
+        submitit = spec.library("submitit")
         if not shutil.which("sbatch"):
             raise UserError(
                 "--executor slurm: no sbatch here; use a machine that submits jobs, or --executor"
                 " local"
             )
-        settings = {key.replace("-", "_"): value for key, value in spec.settings.items()}
-        self._gpus_per_unit = positive("gpus", settings.pop("gpus", "1"))
-        self._cpus_per_unit = positive("cpus", settings.pop("cpus", "0"), minimum=0)
-        parameters: dict[str, Any] = {
-            key: positive(key, settings.pop(key))
-            for key in ("nodes", "signal_delay_s")
-            if key in settings
-        }
-        parameters["setup"] = [settings.pop("setup")] if "setup" in settings else None
-        if parameters.get("nodes", 1) > 1 and not spec.multi_node:
+        self._gpus_per_unit = spec.integer("gpus", 1)
+        self._cpus_per_process = spec.integer("cpus", 0, minimum=0)
+        nodes = spec.integer("nodes", 1)
+        if nodes > 1 and not spec.multi_node:
             raise UserError(
-                f"--executor-arg nodes={parameters['nodes']}: only `train` computes on several"
-                " nodes; leave nodes out, each unit is a job of its own"
+                f"--executor-arg nodes={nodes}: only `train` computes on several nodes; leave nodes"
+                " out, each unit is a job of its own"
             )
+        settings = {key: spec.settings[key] for key in spec.settings if key not in OWN_SETTINGS}
         self._submitit: Any = submitit.SlurmExecutor(folder=home().absolute() / "tasks")
         self._submitit.update_parameters(
-            **parameters,
+            nodes=nodes,
+            signal_delay_s=spec.integer("signal_delay_s", 90),
+            setup=[spec.settings["setup"]] if "setup" in spec.settings else None,
             time=None,  # the user's or the partition's limit, not submitit's five minutes
             stderr_to_stdout=True,
+            srun_args=["--kill-on-bad-exit=1"],  # processes of a job wait for each other
             additional_parameters={key.replace("_", "-"): value for key, value in settings.items()},
         )
-        self._partition = settings.get("partition", os.environ.get("SBATCH_PARTITION", ""))
-        partitions = _output_of(["sinfo", "-h", "-o", "%P %G"])[1]
-        self.has_gpus = spec.uses_gpus and _with_gpus(partitions, self._partition)
+        self.has_gpus = spec.uses_gpus and _has_gpus(
+            settings.get("partition") or os.environ.get("SBATCH_PARTITION", "")
+        )
         self.slots = self.cpu_slots = spec.jobs or 16
         self._jobs: dict[str, _Job] = {}
         self._queried = 0.0  # when the controller last answered
 
     def where(self, cpus: int, gpus: int) -> str:
-        return super().where(self._cpus_per_unit or cpus, gpus * self._gpus_per_unit)
+        return super().where(self._cpus_per_process or cpus, gpus * self._gpus_per_unit)
 
     def _start(self, unit: Unit) -> Future[Outcome] | None:
+        gpus = unit.gpus * self._gpus_per_unit
         self._submitit.folder = unit.folder / "slurm"  # removed with the unit
         self._submitit.update_parameters(
             job_name=f"cliptex:{unit.name}"[:120],
-            cpus_per_task=self._cpus_per_unit or unit.cpus,
-            gpus_per_node=unit.gpus * self._gpus_per_unit or None,
+            ntasks_per_node=max(1, gpus) if self.spec.multi_node else 1,
+            cpus_per_task=self._cpus_per_process or unit.cpus,
+            gpus_per_node=gpus or None,
         )
         try:
             submitted = self._submitit.submit(in_job, unit)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            errors = [line for line in lines if "sbatch: " in line] or lines
-            message = errors[-1][:300]
+            lines = str(error).strip().splitlines()
+            message = ([line for line in lines if "sbatch: " in line] or lines)[-1][:300]
             busy = r"limit|timed out|[Uu]nable to contact|temporarily"
             if self._jobs and re.search(busy, message):
                 return None  # try again when another job has ended
@@ -134,13 +130,9 @@ class SlurmExecutor(Executor):
             if job.ended_at:
                 with suppress(OSError), os.scandir(job.job.paths.folder) as files:
                     list(files)  # makes NFS ask its server
-            outcomes = _outcomes(job.job)
-            failures = [outcome for outcome in outcomes if outcome.kind != "done"]
-            job.failed_at = (job.failed_at or now) if failures else 0.0
-            # other nodes wait for one that failed
-            late = failures and now - job.failed_at > SAVE_SECONDS
-            if late or len(outcomes) == job.job.num_tasks:
-                self._finish_job(number, (failures or outcomes)[0])
+            outcome = _outcome(job.job)
+            if outcome is not None:
+                self._finish_job(number, outcome)
             elif job.ended_at and now - job.ended_at > (0 if self.closing else RESULT_SECONDS):
                 reason = f"job {number} without a result: {job.final_state}{_last_line(job)}"
                 self._finish_job(number, Outcome.failed(WorkerLost(reason)))
@@ -158,7 +150,7 @@ class SlurmExecutor(Executor):
     def _finish_job(self, number: str, outcome: Outcome) -> None:
         job = self._jobs.pop(number)
         if outcome.kind != "done":
-            # other nodes may still work, or SLURM may have queued it again by itself
+            # its other processes may still work, or SLURM may have queued it again by itself
             _output_of(["scancel", number])
         job.future.set_result(outcome)
 
@@ -168,45 +160,60 @@ class SlurmExecutor(Executor):
 
 
 def in_job(unit: Unit) -> Outcome:
-    """Run a unit on each node of a job; at the time limit (SIGUSR2) save and queue it again."""
+    """Run a unit in a process of a job; at the time limit (SIGUSR2) save and queue it again."""
     from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
 
-    environment = JobEnvironment()
-    environment.paths.result_pickle.unlink(missing_ok=True)  # of the attempt before a requeue
-    node = environment.global_rank
-    if node:  # the first node shows the progress; all write to one log
-        unit = replace(unit, folder=unit.folder / f"node{node}")
-        with suppress(OSError):  # ``execute`` reports a folder that is not visible
-            unit.folder.mkdir(exist_ok=True)
-            unit.log.symlink_to(f"../{unit.log.name}")
-    outcome = execute(unit, (*STOP_SIGNALS, signal.SIGUSR2))
-    if outcome.kind == "interrupted" and outcome.signal == signal.SIGUSR2:
-        code = 0 if node else _output_of(["scontrol", "requeue", environment.job_id])[0]
-        if code == 0:
-            # a result would count as done; with KillOnBadExit, a non-zero code of another node
-            # would let srun kill the first one while it saves
-            os._exit(int(node == 0))
+    job = JobEnvironment()
+    job.paths.result_pickle.unlink(missing_ok=True)  # of the attempt before a requeue
+    if job.num_tasks > 1:
+        group = TorchDistributedEnvironment()
+        # a job's processes are started on its first node, whose name may not be in the DNS
+        group.master_addr = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
+        group.export(set_cuda_visible_devices=False, overwrite=True)
+    signals = (*STOP_SIGNALS, signal.SIGUSR2)
+    if job.global_rank:
+        return _assist(unit, job.global_rank, signals)
+    outcome = execute(unit, signals)
+    if outcome.signal == signal.SIGUSR2 and not _output_of(["scontrol", "requeue", job.job_id])[0]:
+        os._exit(1)  # without a result, which would count as the job's
     return outcome
 
 
-def _outcomes(job: Any) -> list[Outcome]:
-    """The outcomes of a job's processes that have ended, the first node's first."""
-    paths = [job.task(number).paths.result_pickle for number in range(job.num_tasks)]
-    return [_read_outcome(path) for path in paths if path.is_file()]
+def _assist(unit: Unit, rank: int, signals: Sequence[int]) -> Outcome:
+    """Run a unit beside the first process, which alone shows the progress and saves.
+
+    Signals are ignored: the first process gets them too, and needs the others to end its step.
+    """
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+    folder = unit.folder / f"process{rank}"
+    with suppress(OSError):  # ``execute`` reports a folder that is not visible
+        folder.mkdir(exist_ok=True)
+        (folder / unit.log.name).symlink_to(f"../{unit.log.name}")
+    outcome = execute(replace(unit, folder=folder), ())
+    if outcome.kind == "failed":
+        with suppress(OSError), unit.log.open("a") as log:
+            log.write(f"process {rank} failed: {outcome.error()!r:.300}\n")
+        time.sleep(SAVE_SECONDS)  # perhaps the first one stopped: its outcome counts
+    return outcome
 
 
-def _read_outcome(path: Path) -> Outcome:
-    """The outcome of one process, or the error of one that could not start."""
+def _outcome(job: Any) -> Outcome | None:
+    """The first failure among a job's processes; the first one's result when all have ended."""
     from submitit.core.utils import pickle_load
 
-    try:
-        kind, value = pickle_load(path)
-    except Exception as error:
-        message = f"the result {path.name} cannot be read ({type(error).__name__})"
-        return Outcome.failed(WorkerLost(message))
-    if kind == "success":
-        return value
-    return Outcome.failed(RuntimeError(f"a job could not run its unit:\n{value}"))
+    outcomes = []
+    for number in range(job.num_tasks):
+        path = job.task(number).paths.result_pickle
+        if path.is_file():
+            kind, value = pickle_load(path)
+            if kind != "success":
+                return Outcome.failed(RuntimeError(f"a job could not run its unit:\n{value}"))
+            if value.kind != "done":
+                return value
+            outcomes.append(value)
+    return outcomes[0] if len(outcomes) == job.num_tasks else None
 
 
 def _last_line(job: _Job) -> str:
@@ -224,14 +231,11 @@ def _query_states(jobs: Mapping[str, object]) -> dict[str, str]:
     return dict(line.split() for line in output.splitlines() if re.fullmatch(r"\S+ [A-Z_]+", line))
 
 
-def _with_gpus(sinfo: str, partition: str) -> bool:
-    """Whether jobs get GPUs, by the "PARTITION GRES" lines of ``sinfo``; * marks the default."""
-    lines = [line.partition(" ")[::2] for line in sinfo.splitlines()]
-    names = partition.split(",")
-    return any(
-        "gpu" in gres and (name.rstrip("*") in names if partition else name.endswith("*"))
-        for name, gres in lines
-    )
+def _has_gpus(partition: str) -> bool:
+    """Whether jobs get GPUs in a partition; '' is the default one, which ``sinfo`` marks by *."""
+    choice = ["-p", partition] if partition else []
+    lines = _output_of(["sinfo", "-h", "-o", "%P %G", *choice])[1].splitlines()
+    return any("gpu" in line.split()[-1] and (partition or "* " in line) for line in lines)
 
 
 def _output_of(command: list[str]) -> tuple[int, str]:

@@ -104,10 +104,13 @@ class Outcome:
         """The unit's result; raises its error, or ``KeyboardInterrupt``."""
         if self.kind == "interrupted":
             raise KeyboardInterrupt
-        value = pickle.loads(self.content)
         if self.kind == "failed":
-            raise value
-        return value
+            raise self.error()
+        return pickle.loads(self.content)
+
+    def error(self) -> Exception:
+        """The error of a failed unit."""
+        return pickle.loads(self.content)
 
 
 def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
@@ -165,10 +168,9 @@ def _check_node(folder: Path, driver: Mapping[str, str]) -> None:
             " share, under one path"
         )
     differences = [
-        f"{name} {here.get(name) or 'none'} instead of {version or 'none'}"
+        f"{name} {here[name]} instead of {version}"
         for name, version in driver.items()
-        if here.get(name) != version
-        and not (name == "git.commit" and "" in (version, here.get(name, "")))
+        if version and here.get(name) and here[name] != version  # a node may lack git
     ]
     if differences:
         raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmark.records import Cell, PlannedTask
-from benchmark.results.average import Average
+from benchmark.suites.registry import Suite
 from common.errors import UserError
 from common.files import json_output_path
 from common.secrets import hide_secrets
+from probes.registry import find_task
 from reports.mlflow.run import Tracker
 
 
@@ -25,34 +25,60 @@ class RunResult:
 
     Attributes:
         run_ids: (backbone, seed) → its parent run; absent if its weights could not be made.
-        average: of the suite's tasks, None if it has none.
+        absent: tasks of the suite that have no data.
     """
 
-    suite: str
+    suite: Suite
     tasks: Sequence[PlannedTask]
     cells: Sequence[Cell]
     run_ids: Mapping[tuple[str, int], str]
     tracker: Tracker
-    average: Average | None = None
+    absent: Sequence[PlannedTask] = ()
 
     @property
     def failed(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.status == "failed"]
 
+    @property
+    def backbones(self) -> list[str]:
+        return list(dict.fromkeys(cell.backbone for cell in self.cells))
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(dict.fromkeys(cell.seed for cell in self.cells))
+
+    def average(self, backbone: str, seed: int) -> float | None:
+        """``suite_average`` of a backbone and seed."""
+        cells = [c for c in self.cells if (c.backbone, c.seed) == (backbone, seed)]
+        return suite_average(self.suite, cells)
+
+
+def suite_average(suite: Suite, cells: Sequence[Cell]) -> float | None:
+    """The mean of the main metrics of all the suite's tasks, of one backbone and seed; None if the
+    suite publishes no average or a task has no number."""
+    if not suite.average:
+        return None
+    metrics = {cell.task: cell.metrics for cell in cells}
+    values = []
+    for task in suite.tasks:
+        main = next(iter(find_task(task)[1].metrics))
+        values.append(metrics.get(task, {}).get(main, np.nan))
+    mean = float(np.mean(values))
+    return mean if np.isfinite(mean) else None
+
 
 def as_json(result: RunResult) -> dict[str, Any]:
     """The result as JSON; with several seeds ``backbones`` holds means and ``by_seed`` the values
     of each seed."""
-    seeds = list(dict.fromkeys(cell.seed for cell in result.cells))
-    names = list(dict.fromkeys(cell.backbone for cell in result.cells))
+    seeds, names = result.seeds, result.backbones
     by_seed: dict[str, dict] = {str(seed): {name: {} for name in names} for seed in seeds}
-    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    values: dict[tuple[str, str, str], list[float]] = {}
     for cell in result.cells:
         for metric, value in cell.metrics.items():
             if np.isfinite(value):
                 row = by_seed[str(cell.seed)][cell.backbone].setdefault(cell.task, {})
                 row[metric] = float(value)
-                values[cell.backbone, cell.task, metric].append(float(value))
+                values.setdefault((cell.backbone, cell.task, metric), []).append(float(value))
     means: dict[str, dict] = {name: {} for name in names}
     for (name, task, metric), of_seeds in values.items():
         if len(of_seeds) == len(seeds):
@@ -61,47 +87,38 @@ def as_json(result: RunResult) -> dict[str, Any]:
     for (name, seed), run_id in result.run_ids.items():
         run_ids[str(seed)][name] = run_id
     document: dict[str, Any] = {
-        "suite": result.suite,
-        "seed": seeds[0] if seeds else None,
+        "suite": result.suite.name,
+        "seed": seeds[0],
         "backbones": means,
         "mlflow": {
             "tracking_uri": hide_secrets(result.tracker.uri),
             "experiment": result.tracker.experiment,
-            "run_ids": run_ids[str(seeds[0])] if seeds else {},
+            "run_ids": run_ids[str(seeds[0])],
         },
     }
     if len(seeds) > 1:
         document |= {"seeds": seeds, "by_seed": by_seed}
         document["mlflow"]["run_ids_by_seed"] = run_ids
-    if result.average:
-        document["average"] = _average_json(result, result.average)
-    incomplete = [_missing_metrics(cell, result.tasks) for cell in result.cells]
+    if result.suite.average:
+        averages = {name: [result.average(name, seed) for seed in seeds] for name in names}
+        document["average"] = {
+            "title": result.suite.average,
+            "tasks": len(result.suite.tasks),
+            "backbones": {
+                name: None if None in of_seeds else float(np.mean(of_seeds))  # type: ignore[arg-type]
+                for name, of_seeds in averages.items()
+            },
+            "absent": [task.name for task in result.absent],
+        }
+    incomplete = [_missing_metrics(cell) for cell in result.cells]
     if any(incomplete):
         document["holes"] = [entry for entry in incomplete if entry]
     return document
 
 
-def _average_json(result: RunResult, average: Average) -> dict[str, Any]:
-    """The average of each backbone (its mean over seeds; None if a task has no number)."""
-    rows: dict[str, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
-    for cell in result.cells:
-        rows[cell.backbone][cell.seed].append(cell)
-    means: dict[str, float | None] = {}
-    for name, seeds in rows.items():
-        averages = [average.mean(cells) for cells in seeds.values()]
-        complete = [value for value in averages if value is not None]
-        means[name] = float(np.mean(complete)) if len(complete) == len(averages) else None
-    return {
-        "title": average.title,
-        "tasks": len(average.tasks),
-        "backbones": means,
-        "absent": list(average.absent),
-    }
-
-
-def _missing_metrics(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
+def _missing_metrics(cell: Cell) -> dict[str, Any] | None:
     """The metrics that a cell lacks, and why; None if it is complete."""
-    metrics = next(task.probe.metrics for task in tasks if task.name == cell.task)
+    metrics = find_task(cell.task)[1].metrics
     missing = [name for name in metrics if not np.isfinite(cell.metrics.get(name, np.nan))]
     if not missing:
         return None
@@ -120,12 +137,11 @@ def check_writable(path: Path, option: str = "--json") -> None:
     """Raise ``UserError`` if the file could not be written at the end of the work."""
     try:
         path = json_output_path(path)
-    except UserError as error:
-        raise UserError(f"{option} {error}") from None
-    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+    except UserError as error:
+        raise UserError(f"{option} {error}") from None
     except OSError as error:
         raise UserError(
             f"{option} {path}: cannot write there ({error.strerror or error}); name another file"

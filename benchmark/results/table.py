@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmark.execution.progress import console
-from benchmark.records import Cell, PlannedTask
-from benchmark.results.average import Average
+from benchmark.records import Cell
+from benchmark.results.outcome import RunResult
 from reports.parts.tables import MARKS, Number
 
 if TYPE_CHECKING:
@@ -24,37 +24,31 @@ Judged = Mapping[tuple[str, str, str], Number]  # (backbone, task, metric) → n
 FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
 
 
-def show(
-    tasks: Sequence[PlannedTask],
-    cells: Sequence[Cell],
-    average: Average | None = None,
-    report: Report | None = None,
-) -> None:
-    """Print the table and the report's verdict, then notes and missing values, a line each. Notes
-    of a task that differ only in figures are merged."""
+def show(result: RunResult, report: Report | None = None) -> None:
+    """Print the table and the report's verdict, then averages, notes and missing values, a line
+    each."""
     judged: dict[tuple[str, str, str], Number] = {}
     for part in report.tables if report else ():
         for _, row in part.rows:
             judged |= {(entry.backbone, entry.task, entry.metric): entry for entry in row}
-    table = results_table(tasks, cells, judged)
+    table = results_table(result, judged)
     if not console.is_terminal:  # a log has no width, and a number must not be broken in two
         options = console.options.update(width=1000)
         console.width = max(console.width, Measurement.get(console, options, table).maximum)
     console.print(table)
     if report and len(report.backbones) > 1:
         console.print(f"  {report.verdict.headline}", style="bold", markup=False)
-    if average:
-        for line in average.lines(cells):
-            console.print(f"  {line}", markup=False)
-        if average.absent:
-            console.print(
-                f"  missing · no data of {len(average.absent)} tasks: {', '.join(average.absent)}",
-                markup=False,
-            )
-    for task in tasks:
-        of_task = [cell for cell in cells if cell.task == task.name]
-        for backbones, note in merged_notes(of_task):
-            console.print(f"  note · {task.name}{backbones}: {note}", style="dim", markup=False)
+    for name, seed in result.run_ids:
+        average = result.average(name, seed)
+        if average is not None:
+            title = result.suite.average
+            console.print(f"  {title} · {name} · seed {seed}: {average:.2f}", markup=False)
+    for task in result.absent:
+        console.print(f"  missing · {task.name}: no data", markup=False)
+    for task in result.tasks:
+        of_task = [cell for cell in result.cells if cell.task == task.name]
+        for line in note_lines(of_task):
+            console.print(f"  note · {task.name}{line}", style="dim", markup=False)
         for cell in of_task:
             if cell.status in ("failed", "not applicable"):
                 console.print(
@@ -64,12 +58,11 @@ def show(
                 )
 
 
-def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell], judged: Judged) -> Table:
+def results_table(result: RunResult, judged: Judged) -> Table:
     """Tasks down, backbones across: means over seeds with the report's intervals where it has
     them, otherwise with standard errors. The best mean of a row is bold unless the report calls it
     undecided."""
-    names = list(dict.fromkeys(cell.backbone for cell in cells))
-    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    names, seeds = result.backbones, result.seeds
     title = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     if judged:
         title += "; 95 % interval; against the baseline ▲ better, ▼ worse, = undecided, ? not known"
@@ -78,15 +71,15 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell], judged: J
     table.add_column("metric")
     for name in names:
         table.add_column(name, justify="right")
-    for task in tasks:
+    for task in result.tasks:
         label = task.name
         for metric, about in task.probe.metrics.items():
-            if not about.shown and metric != next(iter(task.probe.metrics)):
+            if not about.shown and metric != task.main_metric:
                 continue
             texts: list[str | Text] = []
             means = []
             for name in names:
-                row = [c for c in cells if c.backbone == name and c.task == task.name]
+                row = [c for c in result.cells if c.backbone == name and c.task == task.name]
                 text, mean = _entry(metric, row, judged.get((name, task.name, metric)))
                 texts.append(text)
                 means.append(mean * about.direction)
@@ -103,9 +96,9 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell], judged: J
 def _entry(metric: str, cells: Sequence[Cell], judged: Number | None) -> tuple[str, float]:
     """Text and mean of one backbone's cells of a task, one for each seed."""
     values = np.array([cell.metrics.get(metric, np.nan) for cell in cells])
-    if not len(values) or not np.isfinite(values).all():
+    if not np.isfinite(values).all():
         has_metrics = any(cell.metrics for cell in cells)
-        return cells[0].status if cells and not has_metrics else "–", np.nan
+        return "–" if has_metrics else cells[0].status, np.nan
     mean = float(values.mean())
     digits = 3 if abs(mean) < 10 else 1
     text = f"{mean:.{digits}f}"
@@ -117,27 +110,18 @@ def _entry(metric: str, cells: Sequence[Cell], judged: Number | None) -> tuple[s
     return text, mean
 
 
-def merged_notes(cells: Sequence[Cell]) -> list[tuple[str, str]]:
-    """Each note of a task's cells once, as (" · BACKBONES" unless all have it, text), with a range
-    for figures that differ."""
-    similar: dict[str, list[tuple[str, str]]] = {}
+def note_lines(cells: Sequence[Cell]) -> list[str]:
+    """The notes of a task's cells; of those that differ only in figures the first, and how many
+    more there are."""
+    similar: dict[str, list[str]] = {}
     for cell in cells:
         for note in cell.notes:
-            similar.setdefault(FIGURE.sub("#", note), []).append((cell.backbone, note))
-    with_notes = {cell.backbone for cell in cells if cell.notes}
-    merged = []
-    for entries in similar.values():
-        names = list(dict.fromkeys(name for name, _ in entries))
-        columns = zip(*(FIGURE.findall(note) for _, note in entries), strict=True)
-        ranges = iter([_range(column) for column in columns])
-        note = FIGURE.sub(lambda _, ranges=ranges: next(ranges), entries[0][1])  # type: ignore[misc]
-        merged.append(("" if set(names) == with_notes else f" · {', '.join(names)}", note))
-    return merged
-
-
-def _range(figures: Sequence[str]) -> str:
-    low, high = min(figures, key=float), max(figures, key=float)
-    return low if float(low) == float(high) else f"{low}–{high}"
+            line = f" · {cell.backbone} · seed {cell.seed}: {note}"
+            similar.setdefault(FIGURE.sub("#", note), []).append(line)
+    lines = []
+    for first, *others in similar.values():
+        lines.append(f"{first} (and {len(others)} more like it)" if others else first)
+    return lines
 
 
 def number(value: float | None) -> str:

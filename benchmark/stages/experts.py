@@ -13,8 +13,8 @@ from backbones.cliptex.experts.base import CONFIG
 from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.trainer import TrainContext
-from benchmark.cost import choose_device, device_kind
 from benchmark.execution.base import Executor
+from benchmark.execution.device import choose_device, device_kind
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
 from benchmark.stages.stage import stage_run

@@ -1,4 +1,4 @@
-"""Stages that depend on each other: looked at for a dry run, or run, each once."""
+"""Stages that depend on each other: looked up for a dry run, or run, each once."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmark.execution.base import Executor
+
 
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A step of a pipeline.
 
     Attributes:
-        title: for people.
-        kind: of its units of work, see ``Executor.needs``; units: how many.
+        title: shown to the user.
         find: (results of ``needs``) → its result if it exists, else None; creates nothing.
-        make: (results of ``needs``) → its result, which is reused if it exists.
+        make: (executor, results of ``needs``) → its result, which is reused if it exists.
         needs: stages that come first.
+        units: number of its units of work.
     """
 
     title: str
-    kind: str
     find: Callable[..., Any]
     make: Callable[..., Awaitable[Any]]
     needs: tuple[Stage, ...] = ()
@@ -31,7 +32,8 @@ class Stage:
 class Runner:
     """Runs stages, each once, however many others need it; independent ones at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
         self._running: dict[Stage, asyncio.Task[Any]] = {}
 
     async def run(self, stage: Stage) -> Any:
@@ -41,7 +43,8 @@ class Runner:
         return await self._running[stage]
 
     async def _make(self, stage: Stage) -> Any:
-        return await stage.make(*await asyncio.gather(*map(self.run, stage.needs)))
+        inputs = await asyncio.gather(*map(self.run, stage.needs))
+        return await stage.make(self._executor, *inputs)
 
 
 def find_results(stages: Iterable[Stage]) -> dict[Stage, Any]:

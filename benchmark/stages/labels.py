@@ -20,16 +20,15 @@ from backbones.cliptex.labels.labeller import (
     Labeller,
     LabelSettings,
     finish_labels,
-    finished_shard,
     labels_writer,
 )
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
-from benchmark.cost import choose_device, device_kind
 from benchmark.execution.base import Executor
+from benchmark.execution.device import choose_device, device_kind
 from benchmark.execution.exclusive import exclusive_async
 from benchmark.execution.progress import console, reporter
-from benchmark.stages.stage import stage_run
+from benchmark.stages.stage import print_note, stage_run
 from common.errors import UserError
 from common.files import home
 from reports.mlflow.run import Run, Tracker
@@ -86,9 +85,8 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
     async with exclusive_async(writer.root):
         failures, pending = FailureCounter("images"), deque[int]()
         for number, shard in enumerate(source.shards):
-            labelled = finished_shard(writer, shard, _print_note)
-            if labelled is not None:
-                _count_failures(failures, labelled, len(source))
+            if summary := writer.finished(shard.name, print_note):
+                _count_failures(failures, summary["failed"], len(source))
             else:
                 pending.append(number)
             await asyncio.sleep(0)
@@ -122,7 +120,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
                         if shard.images:
                             speed = shard.images / max(shard.seconds, 1e-9)
                             run.log_metrics({"label/images_per_second": speed}, next(steps))
-                        _count_failures(failures, shard, len(source))
+                        _count_failures(failures, shard.failed, len(source))
                     except BaseException:
                         pending.clear()
                         raise
@@ -141,13 +139,28 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
     return store
 
 
+def preview_labels(request: LabelRequest) -> None:
+    """Print which shards are labelled and which are to do. Raises ``UserError`` as
+    ``label_stage``."""
+    source, writer = request.open(keep=False)
+    shards, pending = source.shards, []
+    for shard in shards:
+        if writer.finished(shard.name, print_note, hashed=False) is None:
+            pending.append(shard)
+    console.print(
+        f"{len(source)} pairs in {len(shards)} shards: {len(shards) - len(pending)} labelled,"
+        f" {len(pending)} to do ({sum(shard.count for shard in pending)} pairs)",
+        soft_wrap=True,
+    )
+
+
 def label_unit(
     request: LabelRequest, writer: LabelWriter, number: int
 ) -> tuple[LabelledShard, str]:
     """Label one shard of the pairs unless it is labelled; a unit of work. Returns the shard and the
     kind of device."""
     labeller = _labeller(request, writer.root, writer.key)
-    shard = labeller.label(labeller.source.shards[number], reporter(), _print_note)
+    shard = labeller.label(labeller.source.shards[number], reporter(), print_note)
     return shard, device_kind(choose_device(request.device))
 
 
@@ -169,14 +182,9 @@ def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
 label_unit.forget = _labeller.cache_clear  # type: ignore[attr-defined]
 
 
-def _count_failures(failures: FailureCounter, shard: LabelledShard, total: int) -> None:
-    for key, reason in shard.failed:
-        failures.add(key, reason)
+def _count_failures(failures: FailureCounter, failed: Any, total: int) -> None:
+    failures.bad |= dict(failed)
     failures.check(total)
-
-
-def _print_note(line: str) -> None:
-    console.print(f"  note · {line}", style="dim", markup=False)
 
 
 def _log(run: Run, store: LabelStore, source: PairSource) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from benchmark.cost import check_device
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
+from benchmark.execution.device import check_device
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporting
 from reports.mlflow.client import tracking_uri
 from reports.mlflow.run import Run, Tracker
+
+USE_SERVER = "start `mlflow server` and give --tracking-uri http://HOST:PORT"
 
 
 @contextmanager
@@ -29,18 +31,21 @@ def open_executor_and_tracker(
     try:
         with Bar() as bar, reporting(bar), make_executor(spec, bar) as executor:
             check_device(spec.device, is_local=not executor.is_remote)
-            executor.check_store(tracking_uri())
+            executor.check_store(tracking_uri(), USE_SERVER)
             tracker = Tracker(experiment)
             for name in tracker.close_stale():
                 console.print(
-                    f"closed the run {name!r}, whose process had vanished",
-                    style="yellow",
-                    markup=False,
+                    f"closed the run {name!r}, whose process had vanished", style="yellow"
                 )
             yield executor, tracker
     finally:
         if tracker is not None:
             tracker.close_stale()
+
+
+def print_note(line: str) -> None:
+    """Print what a user may want to know about a stage."""
+    console.print(f"  note · {line}", style="dim")
 
 
 @contextmanager

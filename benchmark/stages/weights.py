@@ -1,5 +1,4 @@
-"""Backbones' weights: a training as one unit of work, and an MLflow run that stores them and says
-how to load them."""
+"""Trainings as units of work, each with an MLflow run that stores the weights."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import backbones
 from backbones.checkpoint import load_checkpoint
+from backbones.cliptex.data.dataset import training_size
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
@@ -20,12 +20,13 @@ from backbones.cliptex.training.distributed import (
     torchrun_environment,
 )
 from backbones.cliptex.training.recipes import Recipe
+from backbones.cliptex.training.states import States
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
-from benchmark.cost import choose_device, device_kind
 from benchmark.execution.base import Executor
+from benchmark.execution.device import choose_device, device_kind
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
-from benchmark.stages.stage import stage_run
+from benchmark.stages.stage import print_note, stage_run
 from common.secrets import hide_secrets
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
@@ -121,6 +122,23 @@ async def train_stage(
     return await executor.run("train", train_unit, inputs, name=title, priority=priority)
 
 
+def preview_training(inputs: TrainingInputs) -> None:
+    """Print whether a training is done, or how many steps are to do. Raises ``UserError`` as
+    ``train_unit``."""
+    recipe, pairs = inputs.recipe, open_pairs(inputs.pairs, Silent(), keep=False)
+    count, steps = training_size(recipe, pairs)
+    line = (
+        f"{recipe.name}: {count} of {len(pairs)} pairs in {len(pairs.shards)} shards ×"
+        f" {recipe.epochs:g} epochs = {steps} steps of {recipe.batch_size}"
+    )
+    saved = States(inputs.out.with_name(f"{inputs.out.name}.resume"), "").steps()
+    if find_weights(inputs, None):
+        line += f"; {inputs.out} holds these weights: nothing is to do"
+    elif saved and saved[0] < steps:
+        line += f"; it resumes from step {saved[0]} if that was saved by the same training"
+    console.print(line, markup=False, soft_wrap=True)
+
+
 def train_unit(inputs: TrainingInputs) -> TrainedWeights:
     """Train unless another process has done so; a unit of work, or one process of several that
     train together.
@@ -145,14 +163,11 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
 def _train(inputs: TrainingInputs, log: Any) -> TrainResult:
     progress = reporter() if first_process() else Silent()
 
-    def notify(line: str) -> None:
-        console.print(f"  note · train {inputs.recipe.name}: {line}", style="dim", markup=False)
-
     context = TrainContext(
         device=choose_device(inputs.device),
         log=log or Silent(),
         progress=progress,
-        notify=notify,
+        notify=lambda line: print_note(f"train {inputs.recipe.name}: {line}"),
         workers=inputs.num_workers,
         save_seconds=inputs.save_seconds,
         keep_every=inputs.keep_every,
@@ -229,9 +244,9 @@ def _log_result(run: Run, inputs: TrainingInputs, result: TrainResult) -> None:
             "weights.file": str(result.path.absolute()),
         }
     )
-    cost = {**result.cost, "disk_bytes": result.path.stat().st_size}
-    run.log_metrics({f"cost/{key}": value for key, value in cost.items()})
-    run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
+    metrics = {k: v for k, v in result.metrics.items() if k.startswith("val/")}
+    metrics |= {f"cost/{key}": value for key, value in result.cost.items()}
+    run.log_metrics({**metrics, "cost/disk_bytes": result.path.stat().st_size})
     run.log_json(
         {
             "recipe": inputs.recipe.settings(),
@@ -247,19 +262,19 @@ def _description(run: Run, result: TrainResult, recipe: str, name: str, is_store
     """How to load the weights, for the MLflow UI. The store is named, unless its address has a
     password, so that the commands work in every folder."""
     path, uri = result.path.absolute(), run.tracker.uri
-    parts = [f"Weights of `{recipe}`: `{path}` (sha256 `{result.sha256[:16]}…`)."]
+    text = f"Weights of `{recipe}`: `{path}` (sha256 `{result.sha256[:16]}…`).\n\n"
     if is_stored:
         store = f"MLFLOW_TRACKING_URI={uri} " if hide_secrets(uri) == uri else ""
-        parts.append(
+        text += (
             "They are stored with this run:\n\n```\n"
             f"{store}mlflow artifacts download -r {run.id} -a weights -d .\n"
-            'python -c "from weights.load import load; print(load())"\n```'
+            'python -c "from weights.load import load; print(load())"\n```\n\n'
         )
     create = f"backbones.create({name!r}, weights={str(path)!r}, any_architecture=True)"
-    parts.append(f"```python\nimport backbones\nbackbone = {create}\n```")
+    text += f"```python\nimport backbones\nbackbone = {create}\n```\n\n"
     if name != "clip":  # whose name stands for one architecture on the command line
-        parts.append(
+        text += (
             f"```\npython -m benchmark run --backbone {name} --weights {path} --suite paper"
             " --data-root DIR\n```"
         )
-    return "\n\n".join(parts)
+    return text

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
+from functools import partial
 from typing import Any
 
 import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
 from backbones.cliptex.tasks import PAPER
 from backbones.cliptex.training.recipes import subsets
-from benchmark.suites.registry import Suite, register_suite
+from benchmark.stages.graph import Stage
+from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
 
 DENSE = {
     "size": 64,
@@ -85,7 +86,7 @@ class Sizes:
 
 
 _EXPERT = {"size": 64, "batch_size": 32, "color_jitter": 0.3, "crop_scale": (0.6, 1.0)}
-EXPERTS: dict[str, dict[str, Any]] = {
+EXPERTS: dict[str, dict[str, Any]] = {  # the longest first, so that no core is alone in the end
     # instead of Mask R-CNN, which trains too slowly (23 images a second on the CPU)
     "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 5.0, "lr": 3e-3, "balance": 0.5},
     "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 2.5, "lr": 2e-3},
@@ -135,17 +136,27 @@ GROUPS = {
 }
 
 
-def lazy(name: str) -> Callable[..., Any]:
-    """A function of ``mini_artifacts``, imported when called: suites are listed without torch."""
-    return lambda *args: getattr(import_module("benchmark.suites.mini_artifacts"), name)(*args)
+def artifacts(
+    suite: str, experiment: str, names: Sequence[str], seeds: Sequence[int]
+) -> SuiteArtifacts:
+    """The world's datasets, and the stages that train the backbones which the suite knows."""
+    from benchmark.suites.mini_artifacts import MiniPipeline  # suites are listed without torch
+
+    return MiniPipeline(suite, experiment).artifacts(names, seeds)
+
+
+def training(suite: str, experiment: str, seed: int) -> Stage:
+    """What a sweep trains on: the world's pairs, their labels and the pre-trained CLIP."""
+    from benchmark.suites.mini_artifacts import MiniPipeline
+
+    return MiniPipeline(suite, experiment).training(seed)
 
 
 UNTRAINED = ("in-context", "knn")
-# measured; further seeds share world, experts and labels
-DURATION_NOTE = (
-    "on two cores the first results take about 5 minutes and a seed 11, less if parts are cached"
+ABOUT = (
+    "default: a ray-traced world with exact ground truth for every task, created on first use"
+    " (with all trainings 11 minutes a seed on two cores)"
 )
-ABOUT = "default: a ray-traced world with exact ground truth for every task, created on first use"
 SWEEP = (
     "the mini suite for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a"
     " task, no detection"
@@ -162,10 +173,8 @@ for name, about, suite_tasks in (
             tasks=suite_tasks,
             default_backbones=GROUPS["cliptex"],
             groups=GROUPS,
-            artifacts=lazy("artifacts"),
-            preview=lazy("preview"),
-            training=lazy("training"),
+            artifacts=partial(artifacts, name),
+            training=partial(training, name),
             training_settings=SIZES[name].tune,
-            duration_note=DURATION_NOTE if name == "mini" else "",
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmark.suites.paper import DENSE
 from benchmark.suites.registry import Suite, cross, register_suite
 
-OWN = register_suite(
+register_suite(
     Suite(
         name="own",
         about="your own data: examples of one-file datasets (place each with --data NAME=DIR)",

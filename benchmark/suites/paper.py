@@ -13,7 +13,7 @@ COMPARED = ("clip", "clip-ft", "cliptex")
 DENSE = ("linear", "deeplabv3", "pspnet")
 ENCODER = {"precision": "bf16"}
 
-PAPER = register_suite(
+register_suite(
     Suite(
         name="paper",
         about="the tasks of the CLIPTeX paper on real datasets (give --data-root), in bf16",
@@ -32,7 +32,7 @@ PAPER = register_suite(
 # enough to compare checkpoints with each other, not with the suite paper
 SHORT = {**ENCODER, "max_iters": 2000, "lr": 1e-3}
 
-COMPANION = register_suite(
+register_suite(
     Suite(
         name="companion",
         about="quick tasks for `watch`: short linear probes, zero-shot and retrieval",

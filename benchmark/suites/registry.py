@@ -5,7 +5,7 @@ A suite may create its own data and weights, as the mini world does.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,7 @@ from common.registry import Registry, instance_of
 from probes.registry import find_task
 
 if TYPE_CHECKING:
-    from benchmark.execution import Executor
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What a suite needs to create its data and weights: its executor and MLflow experiment."""
-
-    suite: str
-    experiment: str
-    executor: Executor
+    from benchmark.stages.graph import Stage
 
 
 @dataclass(frozen=True)
@@ -43,43 +34,18 @@ class BackboneSource:
 
 @dataclass(frozen=True)
 class SuiteArtifacts:
-    """What a suite creates for a run.
+    """What a suite creates for a run, by stages that a dry run only looks up.
 
     Attributes:
         data: dataset → folder, as by ``--data``.
-        makes: (name, seed) → trains or finds that backbone; each is called once, concurrently.
+        data_stages: create these folders.
+        backbones: (name, seed) → stage that trains that backbone; its result is a
+            ``BackboneSource``.
     """
 
     data: Mapping[str, Path] = field(default_factory=dict)
-    makes: Mapping[tuple[str, int], Callable[[], Awaitable[BackboneSource]]] = field(
-        default_factory=dict
-    )
-
-
-@dataclass(frozen=True)
-class PreviewStage:
-    """A stage before probing; ``kind`` is that of its units, ``seed`` the one it belongs to."""
-
-    name: str
-    kind: str
-    units: int
-    available: bool
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class SuitePreview:
-    """Which of a suite's artifacts exist.
-
-    Attributes:
-        stages: in the order of the work.
-        data: as in ``SuiteArtifacts``; None if it does not exist.
-        backbones: (name, seed) → keyword arguments of ``backbones.create``, or None.
-    """
-
-    stages: Sequence[PreviewStage] = ()
-    data: Mapping[str, Path] | None = field(default_factory=dict)
-    backbones: Mapping[tuple[str, int], Mapping[str, Any] | None] = field(default_factory=dict)
+    data_stages: Sequence[Stage] = ()
+    backbones: Mapping[tuple[str, int], Stage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,14 +78,13 @@ class Suite:
         default_backbones: used without ``--backbone``.
         groups: name after ``--backbone`` → the backbones that it stands for; that of a backbone
             holds the backbone and its baselines.
-        artifacts: (stages, backbones, seeds) → the suite's own data and weights.
-        preview: (suite, backbones, seeds) → which of them exist; creates nothing.
-        training: (stages, seed) → what a sweep trains on.
+        artifacts: (experiment, backbones, seeds) → the suite's own data and weights; creates
+            nothing.
+        training: (experiment, seed) → stage whose result is the ``SuiteTraining`` of a sweep.
         training_settings: changes to the recipes that a sweep trains.
         skips_absent_data: leave out, and name, tasks whose dataset has no folder.
         average: name of the mean main metric of all tasks, if it is a published figure.
         any_dataset: accept tasks on datasets of no suite, with the probes' own settings.
-        duration_note: how long a run takes, shown to the user.
     """
 
     name: str
@@ -127,16 +92,14 @@ class Suite:
     tasks: Mapping[str, Mapping[str, Any]]
     default_backbones: Sequence[str] = ()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    artifacts: (
-        Callable[[Stages, Sequence[str], Sequence[int]], Awaitable[SuiteArtifacts]] | None
-    ) = None
-    preview: Callable[[str, Sequence[str], Sequence[int]], SuitePreview] | None = None
-    training: Callable[[Stages, int], Awaitable[SuiteTraining]] | None = None
+    artifacts: Callable[[str, Sequence[str], Sequence[int]], SuiteArtifacts] = (
+        lambda experiment, names, seeds: SuiteArtifacts()
+    )
+    training: Callable[[str, int], Stage] | None = None
     training_settings: Mapping[str, Any] = field(default_factory=dict)
     skips_absent_data: bool = False
     average: str = ""
     any_dataset: bool = False
-    duration_note: str = ""
 
 
 SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite))
@@ -170,7 +133,7 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
         return {
             key: value
             for key, value in settings[0].items()
-            if all(key in each and each[key] == value for each in settings)
+            if all(each.get(key) == value for each in settings)
         }
     suites = SUITES.load_entry_points().values()
     listed = {_dataset(name) for each in suites for name in each.tasks}

@@ -13,16 +13,17 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
-from benchmark.cell import log_backbone
-from benchmark.data import prepare_data
 from benchmark.execution import Executor, ExecutorSpec
 from benchmark.execution.progress import reporter
 from benchmark.options import DataOptions
 from benchmark.plan import plan_tasks
-from benchmark.probing import Probing
+from benchmark.probing.cell import log_backbone
+from benchmark.probing.data import prepare_data
+from benchmark.probing.submit import Probing
 from benchmark.records import PlannedTask
+from benchmark.stages.graph import Runner
 from benchmark.stages.weights import TrainingInputs, train_stage
-from benchmark.suites.registry import Stages, SuiteTraining, find_suite
+from benchmark.suites.registry import SuiteTraining, find_suite
 from common.errors import nearest
 from common.files import content_key, home
 from common.locks import mark_in_use
@@ -197,7 +198,7 @@ class Bench:
         return {
             "pairs": open_pairs(self.training.pairs, reporter()).fingerprint,
             "labels": self.labels.identity,
-            "init": load_pretrained_clip(self.training.init, "mini").digest,
+            "init": load_pretrained_clip(self.training.init, "mini").weights.sha256,
             "data": {name: content_key(each) for name, each in self.probing.protocols.items()},
         }
 
@@ -238,8 +239,8 @@ class Bench:
                 )
         model = log_backbone(self.tracker, backbone, weights.run)
         units = [
-            self.probing.cells(group, backbone, config, recipe.seed, parent, model)
-            for group in self.probing.groups(self.probing.tasks)
+            self.probing.cells(group, backbone, recipe.seed, parent, model)
+            for group in self.probing.groups
         ]
         cells = []
         for outcome in await asyncio.gather(*units, return_exceptions=True):
@@ -280,8 +281,8 @@ async def prepare_bench(options: SweepOptions, executor: Executor, tracker: Trac
     if make_training is None:
         training = _users_training(options)
     else:
-        stages = Stages(options.suite, tracker.experiment, executor)
-        training = await make_training(stages, options.seed)
+        stage = make_training(tracker.experiment, options.seed)
+        training = await Runner(executor).run(stage)
     return Bench(options, executor, tracker, training)
 
 

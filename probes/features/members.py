@@ -66,7 +66,7 @@ def _members(tar: Path, version: tuple[int, int | str]) -> dict[str, tuple[int, 
     index = index_tar(tar, SUFFIXES)
     return {
         f"{key.decode()}.{suffix}": (int(offset), int(size))
-        for key, positions in zip(index.keys, index.spans, strict=True)
+        for key, positions in zip(index["keys"], index["spans"], strict=True)
         for suffix, (offset, size) in zip(SUFFIXES, positions, strict=True)
         if size >= 0
     }

@@ -10,7 +10,6 @@ import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +212,8 @@ def connect(uri: str) -> Client:
         # two processes that create the same database break each other's migration
         with locked(lock_path("mlflow", uri)):
             _create_database(uri)
-            _check_database(uri)
+            if not uri.startswith(("http://", "https://", "databricks")):
+                check_database(uri)
             client = Client(uri)
             client._client.search_experiments(max_results=1)
     except TrackingError:
@@ -256,50 +256,15 @@ def _create_database(uri: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _check_database(uri: str) -> None:
+def check_database(uri: str) -> None:
     """Query a database once: MLflow itself tries an unreachable one ten times."""
-    if uri.startswith(("http://", "https://", "databricks")):
-        return
-    if (schema := database_schema(uri)) and schema not in known_schemas():
-        raise TrackingError(
-            f"{redact(uri)} was written by a newer MLflow (schema {schema}); upgrade mlflow or"
-            " use another store"
-        )
-
-
-def database_schema(uri: str) -> str:
-    """The schema (Alembic's revision) of a database; '' where MLflow has created no tables yet."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
     try:
-        with engine.connect() as connection:
-            if "alembic_version" not in sqlalchemy.inspect(connection).get_table_names():
-                return ""
-            query = sqlalchemy.text("select version_num from alembic_version")
-            return connection.execute(query).scalar() or ""
+        sqlalchemy.inspect(engine).get_table_names()
     finally:
         engine.dispose()
-
-
-def known_schemas() -> list[str]:
-    """The schemas that the installed MLflow knows, the newest last.
-
-    They are read from the text of its migrations, since importing these takes seconds.
-    """
-    package = find_spec("mlflow")
-    assert package and package.submodule_search_locations
-    folder = Path(package.submodule_search_locations[0], "store/db_migrations/versions")
-    successors: dict[str, str] = {}
-    for path in folder.glob("[!_]*.py"):
-        text = path.read_text(encoding="utf-8")
-        pairs = re.findall(r"^(revision|down_revision)\b.*?= *[\"']?(\w+)", text, re.M)
-        revisions = dict(pairs)
-        successors[revisions["down_revision"]] = revisions["revision"]
-    schemas = ["None"]
-    while schemas[-1] in successors:
-        schemas.append(successors[schemas[-1]])
-    return schemas[1:]
 
 
 def metric_key(name: str) -> str:

@@ -6,8 +6,7 @@ Runs come in bulk requests; artifacts are fetched one by one when they are neede
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ from reports.mlflow.client import (
     tracking_uri,
 )
 
-THREADS = 8  # requests at the same time
-REFERENCES = ("cached.", "reused.", "train.run")  # tags whose values are ids of other runs
 STUDY_TAG = "study"  # of every run of a sweep; trials also have ``trial``
 STATUS_WORDS = {
     "FAILED": "failed",
@@ -76,8 +73,7 @@ class Scored:
 
     Attributes:
         metrics, declared: name → value, and the metric's declaration; the main one first.
-        status: MLflow's; only ``FINISHED`` has numbers.
-        reason: why it has no numbers.
+        reason: why it has no numbers; only finished runs have.
     """
 
     run: StoredRun
@@ -88,7 +84,6 @@ class Scored:
     kind: str
     protocol: str
     seed: int
-    status: str
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     declared: Mapping[str, Metric] = field(default_factory=dict)
@@ -135,49 +130,16 @@ class Store:
                 )
         return {name: ids[name] for name in names}
 
-    def runs(self, experiments: Sequence[str], *filters: str) -> list[StoredRun]:
-        """Runs of the named experiments, oldest first.
-
-        Args:
-            filters: MLflow filters; default: all runs. Runs that match one of them are read, and
-                the runs that those refer to (reused cells, the training of their weights).
+    def runs(self, experiments: Sequence[str], filter_string: str = "") -> list[StoredRun]:
+        """Runs of the named experiments that match an MLflow filter, oldest first.
 
         Raises:
             TrackingError: an experiment does not exist.
         """
         names = {identity: name for name, identity in self.experiment_ids(experiments).items()}
-        runs: dict[str, StoredRun] = {}
-
-        def read(filter_string: str) -> None:
-            for run in all_pages(self.client.search_runs, list(names), filter_string):
-                runs[run.info.run_id] = _stored_run(run, names)
-
-        for filter_string in filters or ("",):
-            read(filter_string)
-        references = {
-            value
-            for run in runs.values()
-            for tag, value in run.tags.items()
-            if tag.startswith(REFERENCES)
-        }
-        missing = sorted(references - runs.keys()) if filters else []
-        for start in range(0, len(missing), 100):
-            ids = ", ".join(f"'{run_id}'" for run_id in missing[start : start + 100])
-            read(f"attributes.run_id IN ({ids})")
-        return sorted(runs.values(), key=lambda run: (run.started, run.id))
-
-    def runs_of(self, experiments: Sequence[str], backbones: Sequence[str]) -> list[StoredRun]:
-        """Runs of these backbones (``NAME`` or ``NAME@SHA``) and of all studies.
-
-        All runs where no backbone is named or one of them has no run.
-        """
-        names = list(dict.fromkeys(name.partition("@")[0] for name in backbones))
-        if names:
-            filters = [f"tags.backbone = '{name}'" for name in names]
-            runs = self.runs(experiments, *filters, f"tags.{STUDY_TAG} != ''")
-            if {run.tags.get("backbone") for run in runs}.issuperset(names):
-                return runs
-        return self.runs(experiments)
+        search = all_pages(self.client.search_runs, list(names), filter_string)
+        runs = [_stored_run(run, names) for run in search]
+        return sorted(runs, key=lambda run: (run.started, run.id))
 
     def history(self, run_id: str, metric: str, most: int = 160) -> tuple[list[int], list[float]]:
         """Steps and values of a training curve, thinned to about ``most`` points.
@@ -217,12 +179,6 @@ class Store:
         with tempfile.TemporaryDirectory(dir=cache / run.id) as scratch:
             Path(self.client.download_artifacts(run.id, name, scratch)).replace(path)
         return path
-
-    def fetch(self, runs: Iterable[StoredRun], name: str) -> None:
-        """Fetch an artifact of many runs at the same time, if the artifacts are elsewhere."""
-        remote = [run for run in runs if local_folder(run.artifacts) is None]
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda run: self.artifact(run, name), remote))
 
 
 def local_folder(uri: str) -> Path | None:
@@ -282,7 +238,6 @@ def _scored(run: StoredRun, backbone: str = "", parent: str = "") -> Scored:
         tags.get("kind", ""),
         tags["protocol"],
         int(tags.get("seed", 0)),
-        run.status,
         "" if finished else failure_reason(run),
         {name: run.metrics[name] for name in metrics if name in run.metrics} if finished else {},
         metrics,

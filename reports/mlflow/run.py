@@ -251,6 +251,11 @@ class Run:
         if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
             self._send()
 
+    def log_new_metrics(self, metrics: Mapping[str, float]) -> None:
+        """``log_metrics`` without the values that the run has already."""
+        stored = self.tracker.client.get_run(self.id).data.metrics
+        self.log_metrics({k: v for k, v in metrics.items() if stored.get(metric_key(k)) != v})
+
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags (values are cut at 5,000 characters)."""
         self.tracker.client.set_tags(self.id, tags)

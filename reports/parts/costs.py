@@ -1,20 +1,12 @@
-"""Figures of what a gain costs."""
+"""What a gain costs."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
+import pandas as pd
 
 from reports.analysis import Analysis, shared_columns
-from reports.parts.figures import (
-    COLOURS,
-    Figure,
-    looks,
-    make_layout,
-    name_axis,
-    points,
-)
+from reports.parts.figures import Figure, looks, make_layout, points
 from reports.parts.tables import number
 from reports.stats.intervals import Estimate
 
@@ -23,11 +15,6 @@ PARTS = {
     "labelling": "cost/label_seconds",
     "training": "cost/train_seconds",
 }  # part → metric of parent runs
-EFFICIENCY = {
-    "cost/parameters": (1e6, "M parameters"),
-    "cost/flops_per_image": (1e9, "GFLOPs"),
-    "cost/images_per_second": (1, "images/s"),
-}  # metric of parent runs → divisor and unit
 
 
 def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
@@ -41,50 +28,37 @@ def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
     shared = shared_columns(analysis, selection.backbones)
     for name in selection.backbones:
         parents = [run for (backbone, _), run in selection.parents.items() if backbone == name]
-        parts = {}
-        for part, metric in PARTS.items():
-            values = [run.metrics[metric] for run in parents if metric in run.metrics]
-            if values:
-                parts[part] = float(np.mean(values))
-        probing: dict[str, list[float]] = defaultdict(list)
-        for column in shared:
-            metrics = [cell.run.metrics for cell in selection.cells[name, column]]
-            seconds = [each["cost/seconds"] for each in metrics if "cost/seconds" in each]
-            if seconds:
-                probing[column.task].append(float(np.mean(seconds)))
-        if probing:
-            parts["probing"] = float(sum(map(np.mean, probing.values())))
+        means = pd.DataFrame([run.metrics for run in parents]).mean()
+        parts = {part: float(means[metric]) for part, metric in PARTS.items() if metric in means}
+        seconds = [
+            (column.task, column.letter, cell.run.metrics.get("cost/seconds", np.nan))
+            for column in shared
+            for cell in selection.cells[name, column]
+        ]
+        probing = pd.DataFrame(seconds, columns=["task", "letter", "seconds"]).dropna()
+        by_column = probing.groupby(["task", "letter"])["seconds"].mean()
+        if len(by_column):
+            parts["probing"] = float(by_column.groupby("task").mean().sum())
         if parts:
             result[name] = parts
     return result
 
 
-def efficiency(analysis: Analysis, name: str) -> str:
-    """``; 86.4 M parameters, 17.5 GFLOPs, 5.9 images/s`` of a backbone; empty if not measured."""
-    run = analysis.selection.parent(name)
-    if run is None or not EFFICIENCY.keys() <= run.metrics.keys():
-        return ""
-    values = [f"{run.metrics[key] / by:.1f} {unit}" for key, (by, unit) in EFFICIENCY.items()]
-    return f"; {', '.join(values)}"
-
-
-def gain_against_cost(analysis: Analysis) -> Figure | None:
+def gain_against_cost(analysis: Analysis) -> list[Figure]:
     """Mean gain against the seconds of experts, labels, training and probing."""
     seconds = costs(analysis)
     baseline = analysis.selection.baseline
     names = [name for name in seconds if name in analysis.gains or name == baseline]
     if len(names) < 2:
-        return None
+        return []
     style = looks(analysis)
     data, alt = [], []
     for name in names:
         gain = analysis.gains[name].typical if name in analysis.gains else Estimate(0.0)
         parts = ", ".join(f"{part} {_duration(value)}" for part, value in seconds[name].items())
-        total = sum(seconds[name].values())
-        measured = efficiency(analysis, name)
-        alt.append(f"{name}: {_duration(total)}{measured}")
-        text = f"{name}: {number(gain.value, 1, True)} %<br>{parts}{measured}"
-        data.append(points(name, style[name], [gain], [total], [text]))
+        alt.append(f"{name}: {parts}")
+        text = f"{name}: {number(gain.value, 1, True)} %<br>{parts}"
+        data.append(points(name, style[name], [gain], [sum(seconds[name].values())], [text]))
     layout = make_layout(
         {"type": "log", "title": "seconds, log"},
         {"title": f"gain over {baseline} (%)", "zerolinecolor": "var:muted"},
@@ -96,43 +70,7 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
         " elsewhere is unknown and not included."
     )
     spec = {"data": data, "layout": layout}
-    return Figure("cost", "Gain against cost", caption, "; ".join(alt), spec)
-
-
-def cost_parts(analysis: Analysis) -> Figure | None:
-    """The seconds of each part."""
-    seconds = costs(analysis)
-    if not seconds:
-        return None
-    names = list(reversed(seconds))
-    data = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": part,
-            "y": names,
-            "x": [seconds[name].get(part, 0) for name in names],
-            "marker": {"color": colour},
-            "hovertemplate": f"%{{y}}: {part} %{{x:.1f}} s<extra></extra>",
-            "width": 0.55,
-        }
-        for part, colour in zip((*PARTS, "probing"), COLOURS[6:], strict=True)
-        if any(part in seconds[name] for name in names)
-    ]
-    layout = make_layout({"title": "seconds"}, name_axis(names), legend=True)
-    layout["barmode"] = "stack"
-    alt = [
-        f"{name}: {', '.join(f'{part} {_duration(value)}' for part, value in parts.items())}"
-        for name, parts in seconds.items()
-    ]
-    return Figure(
-        "cost-parts",
-        "Time of each part",
-        "Seconds of each part, means over seeds; probing is the sum over the tasks that all have.",
-        "; ".join(alt),
-        {"data": data, "layout": layout},
-        130 + 42 * len(names),
-    )
+    return [Figure("cost", "Gain against cost", caption, "; ".join(alt), spec)]
 
 
 def _duration(seconds: float) -> str:

@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from reports.analysis import Analysis
-from reports.mlflow.query import Store, StoredRun
-from reports.parts.figures import Figure, Look, describe, looks, make_layout, points
+from reports.mlflow.query import Store
+from reports.parts.figures import Figure, describe, looks, make_layout, points
 from reports.selection import TaskProtocol
 
-MOST_CURVES = 40  # of backbones' trainings, and of probes: each is a request to the store
+MOST_CURVES = 40  # each is a request to the store
 
 
-def training_curves(
-    store: Store, analysis: Analysis, advance: Callable[[], None] = lambda: None
-) -> list[Figure]:
-    """The loss of every backbone's training, and of every task's probe (first seed)."""
+def training_curves(store: Store, analysis: Analysis) -> list[Figure]:
+    """The contrastive loss of every backbone's training."""
     selection, style = analysis.selection, looks(analysis)
-    trainings = [
-        (f"{name}, seed {seed}", style[name], selection.runs[parent.tags["train.run"]])
-        for (name, seed), parent in selection.parents.items()
-        if parent.tags.get("train.run") in selection.runs
-    ]
-    title, caption = "Training of the backbones", "Contrastive loss; a line for each seed."
-    figures = _loss_figure(store, "train-loss", title, caption, trainings[:MOST_CURVES])
-    most = max(1, MOST_CURVES // len(selection.backbones))
-    for index, column in enumerate(selection.columns[:most]):
-        probes = [
-            (name, style[name], selection.cells[name, column][0].run)
-            for name in selection.backbones
-            if (name, column) in selection.cells
-        ]
-        caption = "Loss of the probe, first seed."
-        figures += _loss_figure(store, f"probe-loss-{index}", column.title, caption, probes)
-        advance()
-    return figures
-
-
-def _loss_figure(
-    store: Store,
-    figure_id: str,
-    title: str,
-    caption: str,
-    runs: Sequence[tuple[str, Look, StoredRun]],
-) -> list[Figure]:
-    """The losses of these runs (label, look, run) in one figure; none if no run has a loss."""
     data, ends = [], []
-    for label, look, run in runs:
-        metric = next((m for m in ("train/loss_clip", "train/loss") if m in run.metrics), None)
-        if metric is None:
+    for (name, seed), parent in list(selection.parents.items())[:MOST_CURVES]:
+        run = selection.runs.get(parent.tags.get("train.run", ""))
+        metrics = run.metrics if run else {}
+        metric = next((m for m in ("train/loss_clip", "train/loss") if m in metrics), None)
+        if run is None or metric is None:
             continue
+        label = f"{name}, seed {seed}"
         steps, values = store.history(run.id, metric)
         ends.append(f"{label} ends at {values[-1]:.4g}")
         data.append(
@@ -60,15 +32,16 @@ def _loss_figure(
                 "name": label,
                 "x": steps,
                 "y": [float(f"{value:.5g}") for value in values],
-                "line": {"color": look.colour, "width": 1.4},
+                "line": {"color": style[name].colour, "width": 1.4},
                 "hovertemplate": f"{label}: %{{y:.4g}} at step %{{x}}<extra></extra>",
             }
         )
     if not data:
         return []
     layout = make_layout({"title": "step"}, {"rangemode": "tozero"})
+    title, caption = "Training of the backbones", "Contrastive loss; a line for each seed."
     spec = {"data": data, "layout": layout}
-    return [Figure(figure_id, title, caption, ", ".join(ends), spec, 220)]
+    return [Figure("train-loss", title, caption, ", ".join(ends), spec, 220)]
 
 
 def learning_curves(analysis: Analysis) -> list[Figure]:

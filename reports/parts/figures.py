@@ -138,13 +138,13 @@ def describe(estimate: Estimate, digits: int, signed: bool = False) -> str:
     return f"{number(estimate.value, digits, signed)} {ends}"
 
 
-def forest(analysis: Analysis) -> Figure | None:
+def forest(analysis: Analysis) -> list[Figure]:
     """The gain over the baseline in each task, with its interval."""
     selection = analysis.selection
     compared = [name for name in selection.backbones if name in analysis.gains]
     columns = [c for c in selection.columns if any((b, c) in analysis.task_gains for b in compared)]
-    if not compared or not columns:
-        return None
+    if not columns:
+        return []
     labels = [*reversed([column.title for column in columns]), "mean gain"]
     rows = {label: row for row, label in enumerate(labels)}
     style = looks(analysis)
@@ -164,7 +164,6 @@ def forest(analysis: Analysis) -> Figure | None:
         alt.append(f"{name}: {', '.join(numbers)}")
     every = [*analysis.task_gains.values(), *(gain.typical for gain in analysis.gains.values())]
     low, high = _value_range(every)
-    last = len(rows) - 1.5
     layout = make_layout(
         {
             "title": f"gain over {selection.baseline} (%)",
@@ -180,27 +179,15 @@ def forest(analysis: Analysis) -> Figure | None:
         },
         legend=len(compared) > 1,
     )
-    layout["shapes"] = [
-        {
-            "type": "line",
-            "x0": 0,
-            "x1": 1,
-            "xref": "paper",
-            "y0": last,
-            "y1": last,
-            "line": {"color": "var:line", "width": 1},
-        }
-    ]
-    return Figure(
-        "forest",
-        f"Gain over {selection.baseline}, task by task",
+    title = f"Gain over {selection.baseline}, task by task"
+    caption = (
         "Change of each task's main metric in percent of the baseline's; right is better, whichever"
         " way the metric runs. All intervals hold jointly at 95 %. A bar that crosses the line"
-        " includes zero; a very long bar leaves the figure; an open symbol has no interval.",
-        "; ".join(alt),
-        {"data": data, "layout": layout},
-        130 + max(len(rows) * (16 + 13 * len(compared)), 120),
+        " includes zero; a very long bar leaves the figure; an open symbol has no interval."
     )
+    spec = {"data": data, "layout": layout}
+    height = 130 + max(len(rows) * (16 + 13 * len(compared)), 120)
+    return [Figure("forest", title, caption, "; ".join(alt), spec, height)]
 
 
 def _value_range(estimates: Sequence[Estimate]) -> tuple[float, float]:

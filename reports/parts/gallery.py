@@ -6,7 +6,7 @@ import base64
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,21 +22,21 @@ ARTIFACT = "pictures/gallery.zip"
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture: data URI, label, and the image's own score."""
+    """A picture: data URI, and the image's own score."""
 
     data: str
-    label: str
     score: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image: photograph, ground truth, and each backbone's prediction (None if missing)."""
+    """One image: data URIs of it and its ground truth, and each backbone's prediction (None if
+    missing)."""
 
     name: str
     reason: str
-    image: Tile
-    ground_truth: Tile
+    image: str
+    ground_truth: str
     predictions: list[tuple[str, Tile | None]]
 
 
@@ -49,7 +49,6 @@ class Gallery:
     rows: list[Row]
     legend: str = ""
     candidates: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 class _Pack:
@@ -119,10 +118,9 @@ def _gallery(
     first = next(iter(packs.values()))
     names = [name for name in first.images if all(name in pack.images for pack in packs.values())]
     scores, score_name, sign = _scores(analysis, column, list(packs), names)
-    selected = _select(names, scores, sign)
     rows: list[Row] = []
     used = 0
-    for name, reason in selected.items():
+    for name, reason in _select(names, scores, sign).items():
         size = first.size(name, "image") + first.size(name, "truth")
         size += sum(pack.size(name, "prediction") for pack in packs.values())
         if rows and used + size > budget:
@@ -135,17 +133,12 @@ def _gallery(
             if pack:
                 score = scores[backbone][names.index(name)] if backbone in scores else np.nan
                 value = float(score) if np.isfinite(score) else None
-                tile = Tile(pack.uri(pack.images[name]["prediction"]), backbone, value)
+                tile = Tile(pack.uri(pack.images[name]["prediction"]), value)
             predictions.append((backbone, tile))
-        image = Tile(first.uri(first.images[name]["image"]), "image")
-        ground_truth = Tile(first.uri(first.images[name]["truth"]), "ground truth")
+        image, ground_truth = (first.uri(first.images[name][role]) for role in ("image", "truth"))
         rows.append(Row(name, reason, image, ground_truth, predictions))
     legend = first.uri(first.legend) if first.legend else ""
-    gallery = Gallery(column, score_name, rows, legend, len(names))
-    if len(rows) < len(selected):
-        skipped = len(selected) - len(rows)
-        gallery.notes.append(f"{skipped} rows are left out to keep the page small")
-    return gallery, used
+    return Gallery(column, score_name, rows, legend, len(names)), used
 
 
 def _scores(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from common.errors import nearest
@@ -29,12 +29,6 @@ SUMMARY = {
     "noise": "noise",
     "verdict": "best against base",
 }  # key in summary.json → heading
-TAG_HEADINGS = {
-    "suite": "suite",
-    "storage": "storage",
-    "git.commit": "code",
-    "best.trial": "best trial",
-}  # tag of the sweep's run → heading
 
 
 @dataclass(frozen=True)
@@ -96,20 +90,12 @@ class Study:
 
     def front(self) -> list[Trial]:
         """The Pareto front: trials that no other one beats in every objective."""
+        values = np.array([self._values(trial) for trial in self.complete])
+        no_worse = np.all(values[:, None] <= values, axis=2)
+        beaten = np.any(no_worse & np.any(values[:, None] < values, axis=2), axis=1)
+        return [trial for trial, lost in zip(self.complete, beaten, strict=True) if not lost]
 
-        def dominates(a: Trial, b: Trial) -> bool:
-            pairs = list(zip(self._values(a), self._values(b), strict=True))
-            return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
-
-        trials = self.complete
-        return [trial for trial in trials if not any(dominates(rival, trial) for rival in trials)]
-
-    def headings(self) -> list[tuple[str, str]]:
-        """Headings and values of the sweep's own run."""
-        tags = self.parent.tags if self.parent else {}
-        return [(heading, tags[key]) for key, heading in TAG_HEADINGS.items() if tags.get(key)]
-
-    @cached_property
+    @property
     def headline(self) -> str:
         """The sweep's result in a sentence."""
         best, objective = self.best, next(iter(self.directions))
@@ -171,7 +157,6 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
             objective, _, sign = pair.rpartition(":")
             directions[objective] = int(sign)
     trials: dict[tuple, Trial] = {}
-    replaced = 0
     for run in sorted(runs, key=lambda run: (run.started, run.id)):
         if "trial" not in run.tags or not run.params:
             continue
@@ -184,11 +169,8 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
         state = "complete" if complete else failure_reason(run)
         params = {key: _number(run.params[key]) for key in sorted(run.params)}
         cell = tuple(params.items())
-        if cell in trials and trials[cell].objectives:
-            replaced += 1
-            if not complete:
-                continue
-        trials[cell] = Trial(run, run.tags["trial"], params, values if complete else {}, state)
+        if complete or cell not in trials or not trials[cell].objectives:
+            trials[cell] = Trial(run, run.tags["trial"], params, values if complete else {}, state)
     every = list(trials.values())
     varied = [
         key
@@ -196,8 +178,6 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
         if len({trial.params.get(key) for trial in every}) > 1
     ]
     notes = []
-    if replaced:
-        notes.append(f"{replaced} trials repeated a cell; the newest finished one counts")
     if broken := [trial for trial in every if not trial.objectives]:
         notes.append(
             f"{len(broken)} of {len(every)} trials have no value, the first: {broken[0].state}"

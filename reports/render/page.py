@@ -44,7 +44,7 @@ def render(report: Report) -> str:
         "frame": study_frame,
         "summary": summary_frame,
     }
-    figures = report.figures()
+    figures = report.all_figures()
     return environment.get_template("page.html.j2").render(
         report=report,
         run_link=functools.partial(run_link, report.ui_url),

@@ -9,9 +9,7 @@ estimate it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import special
@@ -19,13 +17,6 @@ from scipy import special
 from reports.stats.intervals import LEVEL, Estimate
 
 SIMULATED = 5000
-
-
-@functools.lru_cache(maxsize=1)
-def _normals(width: int) -> tuple[np.ndarray, Any]:
-    """(width, SIMULATED) fixed standard normal numbers, and the generator's state after them."""
-    rng = np.random.default_rng(0)
-    return rng.standard_normal((width, SIMULATED), np.float32), rng.bit_generator.state
 
 
 def joint_level(
@@ -53,10 +44,8 @@ def joint_level(
             standard[row] = np.resize((moved - moved.mean()) / spread, width)
             of_images = sum(part.variance for part in estimate.parts if not part.seeds)
             share[row] = of_images / sum(part.variance for part in estimate.parts)
-    normals, state = _normals(width)
-    images = standard @ normals / np.sqrt(width)
-    rng = np.random.default_rng()
-    rng.bit_generator.state = state
+    rng = np.random.default_rng(0)
+    images = standard @ rng.standard_normal((width, SIMULATED), np.float32) / np.sqrt(width)
     seeds = rng.standard_normal((len(judged), SIMULATED), np.float32)
     largest = np.abs(np.sqrt(share) * images + np.sqrt(1 - share) * seeds).max(axis=0)
     quantile = np.quantile(largest, 1 - error_rate)

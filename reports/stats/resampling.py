@@ -8,6 +8,7 @@ difference is *paired* in both.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ def contrast(mine: Sample, base: Sample) -> Contrast:
     return Contrast(tuple(sides))
 
 
-def image_weights(images: Sequence[str], resamples: int = RESAMPLES) -> np.ndarray:
+@functools.lru_cache(maxsize=2)  # tasks of one dataset follow each other
+def image_weights(images: tuple[str, ...], resamples: int = RESAMPLES) -> np.ndarray:
     """(R, N) float32: how often each image is in each resample; a function of the images' names."""
     seed = int.from_bytes(hashlib.sha256("\n".join(images).encode()).digest()[:8], "little")
     rng, count = np.random.default_rng(seed), len(images)

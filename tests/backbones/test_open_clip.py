@@ -84,25 +84,6 @@ def test_another_size_is_as_if_built_at_it(size):
             torch.testing.assert_close(mine, expected)
 
 
-@pytest.mark.parametrize("name", ["Mini", "MiniRN", "MiniSigLIP"])
-@pytest.mark.parametrize("position", [(0, 3), (1, 0), (2, 4)])
-def test_maps_follow_the_content(name, position):
-    """What changes in one patch of a non-square image changes most at that place of every map."""
-    backbone = backbones.create(f"open_clip/{name}", seed=5)
-    row, column = position
-    side = backbone.divisor
-    blank = torch.zeros(1, 3, 3 * side, 5 * side)
-    marked = blank.clone()
-    marked[..., row * side : (row + 1) * side, column * side : (column + 1) * side] = 3.0
-    with torch.inference_mode():
-        for before, after, stride in zip(
-            backbone(blank), backbone(marked), backbone.strides, strict=True
-        ):
-            change = (after - before).norm(dim=1)[0]
-            y, x = divmod(int(change.argmax()), change.shape[1])
-            assert (y * stride // side, x * stride // side) == position
-
-
 def test_sized_copies_leave_the_original_alone():
     backbone = backbones.create("open_clip/MiniSigLIP", seed=5)
     native = torch.randn(1, 3, 160, 160)
@@ -148,6 +129,6 @@ def test_a_tokenizer_on_the_hub_is_named(monkeypatch):
     backbone = backbones.create("open_clip/Foreign")
     assert backbone.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, 32)
     with pytest.raises(
-        UserError, match=r"tokenizer of 'open_clip/Foreign'.*huggingface.co/timm/ViT-B-16-SigLIP"
+        UserError, match=r"no tokenizer for 'open_clip/Foreign'.*timm/ViT-B-16-SigLIP"
     ):
         backbone.encode_text(["a dog"])

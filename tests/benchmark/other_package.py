@@ -19,7 +19,7 @@ def registries() -> Iterator[pytest.MonkeyPatch]:
     """What is registered in the block is gone after it."""
     with pytest.MonkeyPatch.context() as patch:
         for registry in (EXECUTORS, SUITES, PROBES):
-            patch.setattr(registry, "_entries", dict(registry))
+            patch.setattr(registry, "data", dict(registry))
             patch.setattr(registry, "broken", {})
         yield patch
 

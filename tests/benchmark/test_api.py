@@ -17,7 +17,7 @@ from torch import nn
 from backbones import BACKBONES, DataConfig, UserError
 from benchmark import compare, evaluate
 from benchmark.execution import Bar, ExecutorSpec, make_executor
-from benchmark.unit import computing_on
+from benchmark.probing.unit import computing_on
 from reports.mlflow.query import Store
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmark.plan import plan_tasks
-from benchmark.probing import Probing
+from benchmark.probing.submit import Probing
 from benchmark.suites.registry import Suite, find_suite, register_suite
 from probes.datasets.base import PreparedDataset, Sample
 from tests.benchmark.commands import read_json, run_command, runs_of
@@ -87,5 +87,5 @@ def test_images_are_listed_once_for_all_backbones_and_seeds():
     dataset = PreparedDataset(tasks[0].spec, Path(), samples)
     executor = SimpleNamespace(is_remote=False)
     probing = Probing(executor, "own", "own", tasks, {task.name: dataset for task in tasks})
-    assert [probing.groups(tasks) for _ in range(5)] == [[tasks]] * 5
+    assert [probing.groups for _ in range(5)] == [[tasks]] * 5
     assert Samples.listings == 1

@@ -4,6 +4,7 @@ nothing twice."""
 from __future__ import annotations
 
 import benchmark.catalog  # noqa: F401
+from benchmark.stages.graph import Stage
 from benchmark.suites.registry import BackboneSource, Suite, SuiteArtifacts, register_suite
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.benchmark.other_package import registries
@@ -13,13 +14,12 @@ FAST = "--data-root . --num-workers 0 --device cpu --json out.json --experiment 
 
 
 def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(workdir):
-    async def artifacts(stages, names, seeds):
-        async def make():
-            return BackboneSource(
-                {"name": "random", "seed": 0}, run="abc", cost={"train_seconds": 5.0}
-            )
+    async def make(executor):
+        return BackboneSource({"name": "random", "seed": 0}, "abc", cost={"train_seconds": 5.0})
 
-        return SuiteArtifacts(makes={("random", 0): make})
+    def artifacts(experiment, names, seeds):
+        stage = Stage("train", lambda: None, make)
+        return SuiteArtifacts(backbones={("random", 0): stage})
 
     make_camvid(workdir / "camvid", n_train=4, n_val=3)
     make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
@@ -48,10 +48,4 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(workdir):
     for cost in ("cost/train_seconds", "cost/parameters", "cost/flops_per_image"):
         assert len(client.get_metric_history(run_id, cost)) == 1
     assert data.metrics["cost/parameters"] > 3e6 and data.metrics["cost/images_per_second"] > 0
-    flops = data.metrics["cost/flops_per_image"]
-    assert data.metrics["cost/32x32-fp32/flops_per_image"] < flops
-    metadata = read_json(client.download_artifacts(run_id, "run.json", str(workdir)))
-    assert [each["task"] for each in metadata["tasks"].values()] == list(suite_tasks)
-    note = data.tags["mlflow.note.content"]
-    assert "| camvid/linear | mIoU " in note and "| imagefolder/linear | top1 " in note
     assert {"protocol.camvid.linear", "protocol.imagefolder.linear"} <= set(data.tags)

@@ -11,16 +11,9 @@ import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan, plan_tasks
-from benchmark.suites.registry import SUITES, find_suite, settings_in
+from benchmark.suites.registry import find_suite, settings_in
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS
-
-
-@pytest.mark.parametrize("name", sorted(SUITES))
-def test_every_task_of_every_suite_can_be_planned(name):
-    tasks = plan_tasks(find_suite(name), [], {})
-    assert [task.name for task in tasks] == list(SUITES[name].tasks)
-    assert all(task.main_metric for task in tasks)
 
 
 def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
@@ -63,7 +56,7 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
             "own",
             ["imagefolder/linear:0.1"],
             {"train_share": "0.5"},
-            "linear:0.1 has a value of its",
+            "TASK:VALUE fixes it",
         ),
     ],
 )
@@ -76,8 +69,8 @@ def test_wrong_tasks_and_settings(suite, tasks, changes, message):
     ("options", "message"),
     [
         (
-            {"tasks": ["camvid/linear,voc/linear"]},
-            r"camvid/linear: own; voc/linear: paper, companion, dense\); run those of one suite",
+            {"tasks": ["camvid/linear", "voc/linear"]},
+            r"camvid/linear, voc/linear\); run those of one suite at a time",
         ),
         ({"suite": "companion"}, "companion has no default backbones; give --backbone NAME"),
         ({"seeds": 0}, "seeds=0"),
@@ -140,13 +133,15 @@ def test_a_dataset_that_no_suite_has_belongs_to_own(monkeypatch):
     streets = replace(DATASETS["camvid"], name="streets")
     DATASETS.register("streets", streets)
     try:
-        plan = make_plan(RunOptions(backbones=["random"], tasks=["streets/linear,camvid/linear"]))
+        plan = make_plan(
+            RunOptions(backbones=["random"], tasks=["streets/linear", "camvid/linear"])
+        )
         assert plan.suite.name == "own"
         assert {task.name for task in plan.tasks} == {"camvid/linear", "streets/linear"}
         with pytest.raises(UserError, match="suite 'paper' has no task"):
             plan_tasks(find_suite("paper"), ["streets/linear"], {})
     finally:
-        DATASETS.unregister("streets")
+        DATASETS.pop("streets", None)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +151,7 @@ def test_a_dataset_that_no_suite_has_belongs_to_own(monkeypatch):
         ("mini", {"backbones": ["cliptex"]}, ["clip", "clip-ft", "cliptex"]),
         ("mini", {"backbones": ["cliptex"], "only": True}, ["cliptex"]),
         ("mini", {"backbones": ["cliptex"], "weights": Path("w.pt")}, ["cliptex"]),
-        ("mini", {"backbones": ["cliptex,clip-ft"]}, ["cliptex", "clip-ft"]),
+        ("mini", {"backbones": ["cliptex", "clip-ft"]}, ["cliptex", "clip-ft"]),
         ("paper", {"backbones": ["cliptex"]}, ["cliptex"]),
         ("mini", {"backbones": ["ablation"], "only": True}, ["clip-ft", "cliptex"]),
     ],

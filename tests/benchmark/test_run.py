@@ -143,13 +143,9 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(
     ("options", "message"),
     [
         ("--backbone randum", "did you mean random"),
-        ("--suite pper", "did you mean paper"),
-        ("--task camvid/lineer", "did you mean camvid/linear"),
-        ("--set max_itr=3", "did you mean max_iters"),
         ("--set max_iters", "key=value"),
         ("--data-root /no/such/folder", "camvid"),
         ("--backbone random --weights missing.safetensors", "missing.safetensors"),
-        ("--backbone a,b --weights x", "applies to one backbone"),
         ("--device cuda:77", "this machine has"),
         ("--tracking-uri http://127.0.0.1:9", "cannot use the MLflow store"),
         ("--tracking-uri ./mlruns", "file stores are refused"),

@@ -11,13 +11,13 @@ import pytest
 
 import backbones
 import benchmark.catalog  # noqa: F401
-from benchmark.cell import cell_locks, log_backbone
-from benchmark.data import prepare_data
 from benchmark.options import DataOptions
 from benchmark.plan import plan_tasks
-from benchmark.records import BackboneInfo, DatasetRecord
+from benchmark.probing.cell import cell_locks, log_backbone
+from benchmark.probing.data import prepare_data
+from benchmark.probing.unit import describe_backbone, probe_unit
+from benchmark.records import BackboneInfo, ProbeUnit
 from benchmark.suites.registry import find_suite
-from benchmark.unit import ProbeUnit, describe_backbone, probe_unit
 from common.settings import parse_pairs
 from reports.mlflow.run import Tracker
 from tests.benchmark.commands import read_json, runs_of
@@ -39,7 +39,7 @@ def cells() -> list[str]:
     """Keys of the cells that ``RUN`` runs."""
     tasks = plan_tasks(find_suite("own"), TASKS, parse_pairs(SETTINGS))
     data = prepare_data(tasks, DataOptions(data_root=Path()), num_workers=0)
-    backbone = BackboneInfo.of(backbones.create("random", seed=0))
+    backbone = BackboneInfo.of(backbones.create("random", seed=0), {})
     return [backbone.cell_key(task.protocol(data[task.name]), 0) for task in tasks]
 
 
@@ -82,15 +82,13 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished()
     with tracker.run("parent") as parent, tracker.run("another") as another:
         (task,) = plan_tasks(find_suite("own"), ["imagefolder/linear"], {"epochs": "2"})
         data = prepare_data([task], DataOptions(data_root=Path()), 0)[task.name]
-        config = {"name": "random", "seed": 0}
-        backbone = describe_backbone(config)
+        backbone = describe_backbone({"name": "random", "seed": 0})
         unit = ProbeUnit(
             tasks=(task,),
-            data={task.name: DatasetRecord.of(data)},
+            data={task.name: data},
             cell_keys={task.name: backbone.cell_key(task.protocol(data), 0)},
             data_root=Path(),
             backbone=backbone,
-            config=config,
             model=log_backbone(tracker, backbone),
             seed=0,
             suite="own",

@@ -24,8 +24,8 @@ path, journal, name, seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 def note(event):
     with journal.open("a") as file:
         file.write(f"{name} {event}\\n")
-with locked(path, lambda: note("waits")) as waited:
-    note(f"in {waited} {path.stat().st_ino}")
+with locked(path, lambda: note("waits")):
+    note(f"in {path.stat().st_ino}")
     time.sleep(seconds)
     note("out")
 """
@@ -68,8 +68,7 @@ def test_three_processes_go_one_after_the_other_through_one_file(tmp_path, work)
     inside = [line.split() for line in journal if "waits" not in line]
     assert [line[1] for line in inside] == ["in", "out"] * 3, "two were in at once"
     assert all(inside[at][0] == inside[at + 1][0] for at in (0, 2, 4))
-    assert {line[0]: line[2] for line in inside[::2]} == {"a": "False", "b": "True", "c": "True"}
-    assert len({line[3] for line in inside[::2]}) == 1, "the lock file was replaced"
+    assert len({line[2] for line in inside[::2]}) == 1, "the lock file was replaced"
     assert {"b waits", "c waits"} <= set(journal) and "a waits" not in journal
     assert (tmp_path / "locks/a.lock").exists()
 
@@ -84,8 +83,8 @@ def test_a_killed_holder_lets_the_next_in_and_no_third(tmp_path, work):
     with pytest.raises(filelock.Timeout), locked(tmp_path / "locks/a.lock", wait=False):
         pass
     assert waiter.wait(60) == 0
-    with locked(tmp_path / "locks/a.lock", wait=False) as waited:
-        assert not waited
+    with locked(tmp_path / "locks/a.lock", wait=False):
+        pass
     assert lines(tmp_path, 4)[1] == "b waits"
 
 

@@ -84,7 +84,7 @@ def other_package(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(tmp_path))
     for registry, *_ in KINDS.values():
-        monkeypatch.setattr(registry, "_entries", dict(registry))
+        monkeypatch.setattr(registry, "data", dict(registry))
         monkeypatch.setattr(registry, "broken", {})
     yield
     sys.modules.pop("other_package", None)

@@ -279,7 +279,9 @@ def test_json_is_what_is_written_and_read(tmp_path):
     questions, result = blocks("json")
     (tmp_path / "instances.json").write_text(questions.text)
     black, (question,) = make.encoded(np.zeros((8, 8, 3), np.uint8)), json.loads(questions.text)
-    make.tar_of(tmp_path / "test/0.tar", {f"{name}.png": black for name in question["candidates"]})
+    make.write_tar(
+        tmp_path / "test/0.tar", {f"{name}.png": black for name in question["candidates"]}
+    )
     assert [sample.target[0][2] for sample in list_candidates(tmp_path, "val")] == [
         False,
         False,

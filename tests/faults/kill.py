@@ -1,15 +1,11 @@
 """``kill``: ``kill -9`` at random points, then the same command again.
 
-Results must be identical, every cell finished once and nothing left RUNNING.
-``python -m tests.faults.kill --command run --executor local --jobs 2 --points 20 --seed 0`` prints
-a line for each point; the exit code is 1 where one failed. ``train`` with ``--jobs 2`` is two
-processes under torchrun. ``--executor slurm`` and ``ray`` need a cluster (``SLURM_CONF``) and
-``pip install -e '.[scale]'``.
+Results must be identical, every cell finished once and nothing left RUNNING. ``train`` is two
+processes under torchrun.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -29,9 +25,8 @@ import psutil
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.labels.store import LabelStore
 from reports.mlflow.client import Client
-from tests.backbones.cliptex.experts import toy_experts
-from tests.faults.sandbox import EXPERTS, Outcome
-from tests.probes.datasets.make import make_camvid, make_imagefolder
+from reports.report import Request, build
+from tests.faults.sandbox import EXPERTS, Outcome, make_inputs
 from tests.servers import mlflow_server
 
 COMMANDS = {
@@ -58,22 +53,21 @@ OUTPUT = {
     "label": ["--out", "{}"],
     "train": ["--out", "{}.safetensors"],
 }
-# words in the command line of an executor's worker, and of a process of torchrun
-WORKERS = {"local": "multiprocessing.spawn", "slurm": "submitit.core._submit", "ray": "ray::"}
 TORCHRUN = shlex.split("-m torch.distributed.run --standalone --nproc-per-node 2 -m benchmark")
-RANK = "-m benchmark train"
 
 
 class KilledCommand:
-    """One command on one executor, killed again and again."""
+    """One command, killed again and again."""
 
-    def __init__(self, executor: str, folder: Path, uri: str, command: str, jobs: int) -> None:
-        self.executor, self.folder, self.client = executor, folder, Client(uri)
-        self.command, self.torchrun = command, command == "train" and jobs > 1
-        self.words = list(COMMANDS[command])
+    def __init__(self, folder: Path, uri: str, command: str) -> None:
+        self.folder, self.client, self.command = folder, Client(uri), command
+        self.torchrun = command == "train"
+        self.words = [*TORCHRUN, *COMMANDS[command]]
+        # in the command line of a worker, and of a process of torchrun
+        self.marker = "-m benchmark train"
         if not self.torchrun:
-            self.words += ["--executor", executor]
-            self.words += ["--jobs", str(jobs)] if executor != "ray" else []
+            self.words = ["-m", "benchmark", *COMMANDS[command], "--jobs", "2"]
+            self.marker = "multiprocessing.spawn"
         self.environment = {
             **os.environ,
             "MLFLOW_TRACKING_URI": uri,
@@ -84,9 +78,8 @@ class KilledCommand:
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """The command in its own session, with its own experiment and results."""
-        module = TORCHRUN if self.torchrun else ["-m", "benchmark"]
         output = [word.format(name) for word in OUTPUT[self.command]]
-        words = [sys.executable, *module, *self.words, "--experiment", name, *output]
+        words = [sys.executable, *self.words, "--experiment", name, *output]
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 words,
@@ -140,12 +133,10 @@ class KilledCommand:
     def workers(self, driver: int) -> list[psutil.Process]:
         """Running workers of this command alone."""
         workers = []
-        marker = RANK if self.torchrun else WORKERS[self.executor]
         for process in psutil.process_iter(["pid", "cmdline", "environ"]):
             words = " ".join(process.info["cmdline"] or [])
             home = (process.info["environ"] or {}).get("CLIPTEX_HOME")
-            ours = home == str(self.folder / "home") or self.executor == "ray"
-            if marker in words and "IDLE" not in words and process.pid != driver and ours:
+            if self.marker in words and process.pid != driver and home == str(self.folder / "home"):
                 workers.append(process)
         return workers
 
@@ -153,6 +144,13 @@ class KilledCommand:
         """How a finished command differs from an undisturbed one, or ''."""
         if self.results(name) != self.results("undisturbed"):
             return "other results"
+        if self.command == "run":  # the scores of images give back the metrics
+            request = Request(
+                experiments=[name], tracking_uri=self.environment["MLFLOW_TRACKING_URI"]
+            )
+            analysis = build(request).analysis
+            if analysis is None or analysis.inconsistent:
+                return "scores of images that do not reproduce the metrics"
         runs = self.client.search_runs([self.client.get_experiment_by_name(name).experiment_id])
         # a process of torchrun whose peer was killed fails: its connection is gone
         allowed = {"FINISHED", "KILLED", *(["FAILED"] if self.torchrun else [])}
@@ -164,57 +162,26 @@ class KilledCommand:
         return f"finished twice: {cells}" if set(cells.values()) - {1} else ""
 
 
-def make_inputs(command: str, folder: Path) -> None:
-    """Write the data that a command reads into ``folder``."""
-    if command == "run":
-        make_camvid(folder / "camvid", n_train=6, n_val=4)
-        make_imagefolder(folder / "imagefolder", n_train=8, n_val=4)
-    elif command in ("label", "train"):
-        toy_experts.write_shards(folder / "pairs", 6, 16)
-        for expert in toy_experts.all_experts():
-            expert.save(folder / "experts" / expert.name)
-
-
-def kill(executor: str, command: str, jobs: int, count: int) -> Iterator[Outcome]:
-    """Kill one command on one executor ``count`` times."""
+def kill(command: str, count: int) -> Iterator[Outcome]:
+    """Kill one command ``count`` times."""
     with tempfile.TemporaryDirectory() as scratch, mlflow_server(Path(scratch)) as uri:
         folder = Path(scratch)
-        make_inputs(command, folder)
+        make_inputs(folder, images=6, pairs=16, shards=6)
         if command == "train":
-            KilledCommand("local", folder, uri, "label", 1).run_undisturbed("labels")
-        killed = KilledCommand(executor, folder, uri, command, jobs)
+            KilledCommand(folder, uri, "label").run_undisturbed("labels")
+        killed = KilledCommand(folder, uri, command)
         seconds = killed.run_undisturbed("undisturbed")
         print(f"{command} undisturbed: {seconds:.0f} s", flush=True)
         for number in range(count):
             after, victim = random.uniform(1.0, seconds), ("driver", "worker")[number % 2]
-            error = killed.point(f"point{number}", after, victim)
-            yield f"{command} on {executor} · {victim} after {after:.1f} s", error
+            yield (
+                f"{command} · {victim} after {after:.1f} s",
+                killed.point(f"point{number}", after, victim),
+            )
 
 
 def points(_undisturbed: object, _folder: Path, count: int, seed: int) -> Iterator[Outcome]:
-    """All commands on this machine."""
+    """All commands in turn."""
     random.seed(seed)
     for command in COMMANDS:
-        yield from kill("local", command, 2, max(1, count // len(COMMANDS)))
-
-
-def main() -> int:
-    """All points of one command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--executor", default="local", choices=WORKERS)
-    parser.add_argument("--command", default="run", choices=COMMANDS)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--points", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    random.seed(options.seed)
-    failures = 0
-    for name, error in kill(options.executor, options.command, options.jobs, options.points):
-        failures += bool(error)
-        print(f"{name} · {error or 'as undisturbed'}", flush=True)
-    print(f"{options.points} points, {failures} failures")
-    return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        yield from kill(command, max(1, count // len(COMMANDS)))

@@ -36,6 +36,15 @@ TEMPORARY = (".*.tmp", "*.part", "*.partial")
 Outcome = tuple[str, str]  # what was done; what was wrong afterwards, or ''
 
 
+def make_inputs(folder: Path, images: int, pairs: int, shards: int = 2) -> None:
+    """Write the data that the commands read."""
+    make_camvid(folder / "camvid", n_train=images, n_val=3)
+    make_imagefolder(folder / "imagefolder", n_train=8, n_val=4)
+    toy_experts.write_shards(folder / "pairs", shards, pairs)
+    for expert in toy_experts.all_experts():
+        expert.save(folder / "experts" / expert.name)
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished command; ``code`` is None for one that hung."""
@@ -80,11 +89,7 @@ class Sandbox:
         sandbox = cls(folder)
         for name in ("tmp", "user"):
             (folder / name).mkdir(parents=True)
-        make_camvid(folder / "camvid", n_train=4, n_val=3)
-        make_imagefolder(folder / "imagefolder", n_train=8, n_val=4)
-        toy_experts.write_shards(folder / "pairs", 2, 4)
-        for expert in toy_experts.all_experts():
-            expert.save(folder / "experts" / expert.name)
+        make_inputs(folder, images=4, pairs=4)
         for words in (
             [*LABEL, "--out", "labels"],
             [*TRAIN, "--out", "w.safetensors"],

@@ -26,14 +26,12 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))
-        import tests.performance.cuda  # registers its benchmarks, as the others do
-        import tests.performance.encoding
+        import tests.performance.encoding  # registers its benchmarks, as the others do
         import tests.performance.making
         import tests.performance.probing
         import tests.performance.reading
         import tests.performance.report
-        import tests.performance.run
-        import tests.performance.tracking  # noqa: F401
+        import tests.performance.run  # noqa: F401
         from tests.performance.harness import BENCHES, merged, write
 
         unknown = set(options.names) - set(BENCHES)
@@ -42,7 +40,13 @@ def main() -> int:
         results = []
         for name in options.names or BENCHES:
             console.rule(name)
-            results += BENCHES[name]()
+            for result in BENCHES[name]():
+                mark = "[green]reached[/]" if result.reached else "[red]missed[/]"
+                console.print(
+                    f"{result.name}: {result.a:.4g} against {result.b:.4g} {result.unit}, ratio"
+                    f" {result.ratio:.3f} (goal {result.goal}) {mark}"
+                )
+                results.append(result)
     out = options.out or (None if options.names else Path("docs"))
     if out:
         write(merged(results, out) if options.names else results, out)

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmark.execution.progress import console
+import pytest
+
 from common.files import write_json, write_text
 
 
@@ -55,6 +59,21 @@ def bench(function: Callable[[], list[Result]]) -> Callable[[], list[Result]]:
     return function
 
 
+def limited(
+    name: str, value: float, limit: float, unit: str, note: str = "", most: float = 1.0
+) -> Result:
+    """``value`` against ``limit``, at ``most`` so many times of which it may be."""
+    return Result(name, value, limit, value / limit, f"<= {most:g}", unit, 1, note)
+
+
+@contextmanager
+def own_home() -> Iterator[Path]:
+    """An empty folder, which is ``CLIPTEX_HOME`` in the meantime."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPTEX_HOME", folder)
+        yield Path(folder)
+
+
 def alternate(
     name: str,
     a: Callable[[], float | None],
@@ -83,18 +102,7 @@ def alternate(
             into.append(time.perf_counter() - started if own is None else own)
     median_a, median_b = (statistics.median(v) for v in values)
     ratio = median_b / median_a if invert else median_a / median_b
-    result = Result(name, median_a, median_b, ratio, goal, unit, n, note)
-    print_result(result)
-    return result
-
-
-def print_result(result: Result) -> None:
-    """Print one result as it comes."""
-    mark = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}[result.reached]
-    console.print(
-        f"{result.name}: {result.a:.4g} against {result.b:.4g} {result.unit}, ratio"
-        f" {result.ratio:.3f} (goal {result.goal or 'none'}) {mark}"
-    )
+    return Result(name, median_a, median_b, ratio, goal, unit, n, note)
 
 
 def write(results: list[Result], folder: Path) -> None:
@@ -142,10 +150,6 @@ def markdown(results: list[Result]) -> str:
 
 
 def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    path = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", path.read_text() if path.exists() else "")
+    return names[0] if names else platform.processor() or platform.machine()

@@ -3,130 +3,34 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from probes.base import Context
 from probes.registry import PROBES
-from tests.performance.harness import Result, alternate, bench, print_result
+from tests.performance.harness import Result, alternate, bench, limited, own_home
 
 MODEL = "random/timm/vit_base_patch16_224"
 SEGMENTERS = ("linear", "deeplabv3", "pspnet")
-
-
-def against_stock(
-    title: str,
-    kind: str,
-    probe_name: str,
-    make: Any,
-    settings: dict[str, Any],
-    metric: str,
-    goal: str,
-    *,
-    as_stock: Callable[[Config], None] = lambda config: None,
-    model: str = MODEL,
-    n: int = 1,
-    stock_settings: Any = (),
-) -> list[Result]:
-    """Seconds of a probe with an empty cache and of mmengine's Runner without one, and the metric.
-
-    Args:
-        as_stock: replaces our parts in the Runner's config by the library's.
-        stock_settings: settings of the Runner alone.
-    """
-    from mmengine.runner import Runner
-
-    import backbones
-    import benchmark.catalog  # noqa: F401
-    from probes.features.store import root
-    from probes.runner.bridge import share
-    from tests.performance.toys import context
-
-    probe, create = PROBES[f"{kind}/{probe_name}"], {"name": model, "seed": 0}  # type: ignore[index]
-    backbone = backbones.create(model, seed=0)
-    values: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        data = make(Path(folder) / "data")
-        plain = {key: value for key, value in settings.items() if key != "cache"} | dict(
-            stock_settings
-        )
-
-        def ours() -> None:
-            shutil.rmtree(root(), ignore_errors=True)
-            shutil.rmtree(Path(folder) / "ours", ignore_errors=True)
-            task_context = context(
-                backbone, create, data, probe.settings_type(**settings), Path(folder) / "ours"
-            )
-            values["ours"] = probe.run(task_context).metrics[metric]
-
-        def stock() -> None:
-            work = Path(folder) / "stock"
-            shutil.rmtree(work, ignore_errors=True)
-            task_context = context(backbone, create, data, probe.settings_type(**plain), work)
-            share(create, task_context.backbone)  # its construction is not what is measured
-            with redirect_stdout(io.StringIO()):
-                config = Config.fromstring(probe.config(task_context), ".py")
-                as_stock(config)
-                config.log_level, config.work_dir = "ERROR", str(work)
-                runner = Runner.from_cfg(config)
-                runner.train()  # evaluates at its end
-            values["stock"] = float(_last(runner)[metric])
-
-        probe.run(  # what is imported and set up once in a process is not what is measured
-            context(
-                backbone,
-                create,
-                data,
-                probe.settings_type(**{**settings, "max_iters": 1}),
-                Path(folder) / "first",
-            )
-        )
-        seconds = alternate(
-            title,
-            ours,
-            stock,
-            goal=goal,
-            n=n,
-            warm=False,
-            invert=True,
-            note="encoding included, the cache empty before each",
-        )
-    share_of = Result(
-        f"{title}: {metric} of both",
-        values["ours"],
-        values["stock"],
-        abs(values["ours"] - values["stock"]),
-        "<= 1.0",
-        metric,
-        1,
-        "ratio: their difference",
-    )
-    print_result(share_of)
-    return [seconds, share_of]
-
-
-def _last(runner: Any) -> dict[str, float]:
-    """The last values of the validation metrics in mmengine's message hub."""
-    return {
-        name.removeprefix("val/"): buffer.current()
-        for name, buffer in runner.message_hub.log_scalars.items()
-        if name.startswith("val/")
-    }
 
 
 @bench
 def segmentation(
     images: int = 64, epochs: int = 10, side: int = 224, model: str = MODEL, n: int = 1
 ) -> list[Result]:
-    """A linear segmentation probe on a frozen ViT-B/16, encoded in bf16 as in suite paper."""
-    from tests.performance.toys import dense
+    """Seconds, and mIoU, of a linear probe on a frozen ViT-B/16, encoded in bf16 as in suite paper,
+    with an empty cache, and of mmengine's Runner in fp32 without one."""
+    from mmengine.runner import Runner
+
+    import backbones
+    import benchmark.catalog  # noqa: F401
+    from probes.features.store import root
+    from probes.runner.bridge import share
+    from tests.performance.toys import context, dense
 
     batch = min(16, images)
     settings = {
@@ -137,23 +41,61 @@ def segmentation(
         "scale_range": (1.0, 1.0),
         "feature_stride": 16,
         "fixed_crops": 1,
-        "cache": "fp16",
         "lr": 3e-3,
     }
-    return against_stock(
-        f"linear segmentation probe, {images} images, {epochs} epochs at {side} px: ours (backbone"
-        " in bf16) against mmseg's Runner in fp32",
-        "segmentation",
-        "linear",
-        lambda folder: dense(folder, "bench-seg", images, max(4, images // 8), side),
-        settings | {"precision": "bf16"},
+    probe, create = PROBES["segmentation/linear"], {"name": model, "seed": 0}
+    backbone = backbones.create(model, seed=0)
+    values: dict[str, float] = {}
+    with own_home() as folder:
+        data = dense(folder / "data", "segmentation", images, max(4, images // 8), side)
+
+        def task(work: str, **changes: Any) -> Context:
+            chosen = probe.settings_type(**settings | changes)
+            return context(backbone, create, data, chosen, folder / work)
+
+        def ours(**changes: Any) -> None:
+            shutil.rmtree(root(), ignore_errors=True)
+            result = probe.run(task("ours", cache="fp16", precision="bf16", **changes))
+            values["ours"] = result.metrics["mIoU"]
+
+        def stock() -> None:
+            task_context = task("stock", precision="fp32")
+            share(create, task_context.backbone)  # its construction is not what is measured
+            with redirect_stdout(io.StringIO()):
+                config = Config.fromstring(probe.config(task_context), ".py")
+                mmsegs_own(config)
+                config.log_level, config.work_dir = "ERROR", str(task_context.work_dir)
+                runner = Runner.from_cfg(config)
+                runner.train()  # evaluates at its end
+            values["stock"] = runner.message_hub.get_scalar("val/mIoU").current()
+
+        ours(max_iters=1)  # what is imported and set up once in a process is not what is measured
+        title = (
+            f"linear segmentation probe, {images} images, {epochs} epochs at {side} px: ours"
+            " (backbone in bf16) against mmseg's Runner in fp32"
+        )
+        seconds = alternate(
+            title,
+            ours,
+            stock,
+            goal=">= 8",
+            n=n,
+            warm=False,
+            invert=True,
+            note="encoding included, the cache empty before each",
+        )
+    ours_miou, stock_miou = values["ours"], values["stock"]
+    scores = Result(
+        f"{title}: mIoU of both",
+        ours_miou,
+        stock_miou,
+        abs(ours_miou - stock_miou),
+        "<= 1.0",
         "mIoU",
-        ">= 8",
-        as_stock=mmsegs_own,
-        model=model,
-        n=n,
-        stock_settings={"precision": "fp32"},
+        1,
+        "ratio: their difference",
     )
+    return [seconds, scores]
 
 
 def mmsegs_own(config: Config) -> None:
@@ -195,26 +137,23 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
         "cache": "fp16",
         "channels": 32,
     }
-    tasks = [("bench-seg", name) for name in SEGMENTERS]
-    tasks += [("bench-depth", "linear"), ("bench-normals", "linear")]
-    with tempfile.TemporaryDirectory() as folder:
-        data = {name: dense(Path(folder) / name, name, images, 4, side) for name in dict(tasks)}
+    tasks = [f"segmentation/{name}" for name in SEGMENTERS] + ["depth/linear", "normals/linear"]
+    with own_home() as folder:
+        data = {
+            kind: dense(folder / kind, kind, images, 4, side)
+            for kind in ("segmentation", "depth", "normals")
+        }
 
         def probes(**changes: int) -> None:
-            as_a_group(
-                {
-                    (name, probe): context(
-                        backbone,
-                        create,
-                        data[name],
-                        PROBES[f"{data[name].spec.kind}/{probe}"].settings_type(
-                            **settings | changes
-                        ),
-                        emptied(Path(folder) / f"work-{name}-{probe}"),
-                    )
-                    for name, probe in tasks
-                }
-            )
+            group = []
+            for task in tasks:
+                chosen = PROBES[task].settings_type(**settings | changes)
+                kind = PROBES[task].kind
+                work = folder / "work" / task
+                group.append((PROBES[task], context(backbone, create, data[kind], chosen, work)))
+            for result in group[0][0].run_group(group):  # type: ignore[attr-defined]
+                if isinstance(result, Exception):
+                    raise result
 
         def ours() -> None:
             shutil.rmtree(root(), ignore_errors=True)
@@ -228,33 +167,18 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
             probes()
 
         probes(max_iters=1)  # what is imported and set up once in a process is not what is measured
-        result = alternate(
-            f"five dense probes on {images} images: empty cache against bare encoding and heads"
-            " alone",
-            ours,
-            bare,
-            goal="<= 1.2",
-            n=n,
-            warm=False,
-            note="depth and normals share the photographs of segmentation",
-        )
-    return [result]
-
-
-def as_a_group(contexts: dict[tuple[str, str], Any]) -> None:
-    """Run probes, by (dataset, probe), as ``run`` does with those of one group."""
-    tasks = [
-        (PROBES[f"{each.data.spec.kind}/{name}"], each) for (_, name), each in contexts.items()
-    ]
-    for result in tasks[0][0].run_group(tasks):  # type: ignore[attr-defined]
-        if isinstance(result, Exception):
-            raise result
-
-
-def emptied(folder: Path) -> Path:
-    """The folder, with nothing in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
+        return [
+            alternate(
+                f"five dense probes on {images} images: empty cache against bare encoding and heads"
+                " alone",
+                ours,
+                bare,
+                goal="<= 1.2",
+                n=n,
+                warm=False,
+                note="depth and normals share the photographs of segmentation",
+            )
+        ]
 
 
 @bench
@@ -266,53 +190,40 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
 
     from probes.features.store import CacheKey, get_or_build
 
-    rows: dict[str, dict[int, float]] = {"write": {}, "open": {}, "read": {}}
-    before = os.environ.get("CLIPTEX_HOME")
+    rows: dict[str, list[float]] = {"write": [], "open": [], "read": []}
     value = torch.randn(48, 4, 4).half()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["CLIPTEX_HOME"] = folder
-        try:
-            for count in counts:
-                key = CacheKey(
-                    "dense maps", "bench", {"count": count}, ("fp16",), [value.nbytes] * count
-                )
-                started = time.perf_counter()
-                get_or_build(
-                    key, lambda shards: ((i, [value], {}) for shard in shards for i in shard)
-                ).close()
-                written = time.perf_counter()
-                store = get_or_build(key, lambda shards: iter(()))
-                opened = time.perf_counter()
-                order = np.random.default_rng(0).integers(count, size=1000)
-                for item in order:  # touches every shard's index once
-                    store[int(item)]
-                warm = time.perf_counter()
-                for item in order:
-                    store[int(item)][0].sum()
-                read = time.perf_counter()
-                store.close()
-                rows["write"][count] = 1e6 * (written - started) / count
-                rows["open"][count] = 1e6 * (opened - written) / count
-                rows["read"][count] = 1e6 * (read - warm) / len(order)
-        finally:
-            if before is None:
-                os.environ.pop("CLIPTEX_HOME", None)
-            else:
-                os.environ["CLIPTEX_HOME"] = before
-    first, last = counts[0], counts[-1]
-    results = [
-        Result(
-            f"feature cache, {operation} an item: {last:,} items against {first:,}",
-            each[last],
-            each[first],
-            each[last] / each[first],
-            "<= 1.5",
+
+    def build(shards: Any) -> Any:
+        return ((item, [value], {}) for shard in shards for item in shard)
+
+    with own_home():
+        for count in counts:
+            sizes = [value.nbytes] * count
+            key = CacheKey("dense maps", "bench", {"count": count}, ("fp16",), sizes)
+            started = time.perf_counter()
+            get_or_build(key, build).close()
+            written = time.perf_counter()
+            store = get_or_build(key, build)
+            opened = time.perf_counter()
+            order = np.random.default_rng(0).integers(count, size=1000)
+            for item in order:  # touches every shard's index once
+                store[int(item)]
+            warm = time.perf_counter()
+            for item in order:
+                store[int(item)][0].sum()
+            read = time.perf_counter()
+            store.close()
+            rows["write"].append(1e6 * (written - started) / count)
+            rows["open"].append(1e6 * (opened - written) / count)
+            rows["read"].append(1e6 * (read - warm) / len(order))
+    return [
+        limited(
+            f"feature cache, {operation} an item: {counts[-1]:,} items against {counts[0]:,}",
+            each[-1],
+            each[0],
             "µs",
-            1,
-            ", ".join(f"{n:,}: {v:.3g}" for n, v in each.items()),
+            ", ".join(f"{n:,}: {v:.3g}" for n, v in zip(counts, each, strict=True)),
+            most=1.5,
         )
         for operation, each in rows.items()
     ]
-    for result in results:
-        print_result(result)
-    return results

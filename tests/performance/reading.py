@@ -3,15 +3,12 @@ what does not."""
 
 from __future__ import annotations
 
-import io
-import os
-import tarfile
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.performance.harness import Result, bench, print_result
+from tests.performance.harness import Result, bench, limited, own_home
+from tests.performance.toys import write_pairs
 
 PER_SHARD = 1000
 
@@ -21,54 +18,31 @@ def reading(shards: tuple[int, int] = (10, 1000), reads: int = 2000) -> list[Res
     """10⁴ and 10⁶ tiny pairs with labels in shards of 1,000: microseconds a pair of indexing and of
     opening what is indexed, private memory a pair, and CPU of reading a pair and its label in the
     order of an epoch."""
-    rows: dict[str, list[float]] = {}
-    before = os.environ.get("CLIPTEX_HOME")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["CLIPTEX_HOME"] = f"{folder}/home"
-        try:
-            shard = one_shard(Path(folder))
-            for count in shards:
-                for name, value in measured(Path(folder), shard, count, reads).items():
-                    rows.setdefault(name, []).append(value)
-        finally:
-            if before is None:
-                os.environ.pop("CLIPTEX_HOME", None)
-            else:
-                os.environ["CLIPTEX_HOME"] = before
-    few, many = (f"{count * PER_SHARD:,}" for count in shards)
-    results = [
-        Result(
-            f"{name}: {many} pairs against {few}",
-            large,
-            small,
-            large / max(small, 1e-9),
-            "<= 1.2",
+    with own_home() as folder:
+        shard = one_shard(folder)
+        few, many = (measured(folder, shard, count, reads) for count in shards)
+    counts = " pairs against ".join(f"{count * PER_SHARD:,}" for count in shards[::-1])
+    note = f"shards of {PER_SHARD:,}, one file under many names"
+    return [
+        limited(
+            f"{name}: {counts}",
+            many[name],
+            max(few[name], 1e-9),
             "bytes" if "memory" in name else "µs",
-            1,
-            f"shards of {PER_SHARD:,}, one file under many names",
+            note,
+            most=1.2,
         )
-        for name, (small, large) in rows.items()
+        for name in few
     ]
-    for result in results:
-        print_result(result)
-    return results
 
 
 def one_shard(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
     """A tar of pairs, one of their labels, and what is said of the second."""
     import numpy as np
-    from PIL import Image
 
     from backbones.cliptex.labels.store import LabelWriter, encode
 
-    picture = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture, "JPEG")
-    with tarfile.open(folder / "pairs.tar", "w") as tar:
-        for number in range(PER_SHARD):
-            for suffix, content in (("jpg", picture.getvalue()), ("txt", b"a picture")):
-                entry = tarfile.TarInfo(f"{number:09}.{suffix}")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
+    pairs = write_pairs(folder / "pairs.tar", PER_SHARD, (16, 16))
     writer = LabelWriter(folder / "one", {"bench": 1}, ["seg"], {"seg": ["a", "b"]})
     label = encode({"seg": np.zeros((8, 8), np.uint8)})
     with writer.shard("pairs") as shard:
@@ -76,7 +50,7 @@ def one_shard(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
             shard.add(f"pairs/{number:09}", label)
     summary = writer.finished("pairs")
     assert summary is not None
-    return folder / "pairs.tar", folder / "one" / "pairs.tar", summary
+    return pairs, folder / "one" / "pairs.tar", summary
 
 
 def measured(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from mmengine.registry import DefaultScope
+
+torch.set_num_threads(1)  # such small maps only wait for one another on several
 
 
 @pytest.fixture(autouse=True)

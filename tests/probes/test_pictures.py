@@ -13,7 +13,6 @@ from PIL import Image
 from probes.pictures import (
     IGNORED,
     UNKNOWN,
-    class_legend,
     depth_picture,
     evenly,
     label_picture,
@@ -49,16 +48,6 @@ def test_labels_have_pascal_vocs_colours():
     assert picture.tolist() == [[[0, 0, 0], [128, 0, 0]], [[0, 128, 0], list(IGNORED)]]
 
 
-def test_legends_show_every_colour_and_wrap():
-    assert len(np.unique(scale_bar(0.5, 9.5, 300).reshape(-1, 3), axis=0)) > 100
-    names = [f"class {i}" for i in range(12)]
-    wide, narrow = (class_legend(names, palette(12), width) for width in (2000, 200))
-    assert wide.shape[1] == 2000 and narrow.shape[1] == 200
-    assert narrow.shape[0] > 2 * wide.shape[0]
-    for legend in (wide, narrow):
-        assert all((legend == colour).all(axis=2).any() for colour in palette(12))
-
-
 def test_the_grid_has_each_picture_in_its_cell(tmp_path):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     red, green, blue = (np.full((60, 120, 3), colour, np.uint8) for colour in colours)
@@ -87,9 +76,9 @@ def test_a_gallery_stores_label_maps_without_loss(tmp_path):
             if role != "name"
         }
     assert pixels["legend"].shape == (300, 600, 3) and pixels["image"].shape == (88, 176, 3)
-    truth = pixels["truth"]
-    assert (truth[:, :88] == 0).all() and (truth[:, 88:] == (200, 30, 90)).all()
-    assert (pixels["prediction"][:, ::-1] == truth).all()
+    ground_truth = pixels["truth"]
+    assert (ground_truth[:, :88] == 0).all() and (ground_truth[:, 88:] == (200, 30, 90)).all()
+    assert (pixels["prediction"][:, ::-1] == ground_truth).all()
 
 
 def test_evenly_spaced_indices():

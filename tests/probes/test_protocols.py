@@ -71,7 +71,7 @@ TABLE: dict[tuple[str, str], dict] = {
 }
 
 
-def test_the_table_has_every_dense_preset() -> None:
+def test_the_table_has_every_dense_preset():
     covered = {(name, id(find_preset(name, *find_task(task)))) for name, task in TABLE}
     assert covered == {(name, id(preset)) for name, preset in DENSE}
 
@@ -114,7 +114,7 @@ def as_tuples(config: dict) -> dict:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize(("name", "task"), TABLE)
-def test_the_built_config_is_that_of_the_table(name, task, backbone, data, tmp_path) -> None:
+def test_the_built_config_is_that_of_the_table(name, task, backbone, data, tmp_path):
     spec, probe = find_task(task)
     preset, row = find_preset(name, spec, probe), TABLE[name, task]
     settings = with_changes(probe.settings_type(), {**preset.settings, "protocol": name})
@@ -147,7 +147,7 @@ def test_the_built_config_is_that_of_the_table(name, task, backbone, data, tmp_p
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_mask_rcnn_of_mmdet(backbone, tmp_path) -> None:
+def test_mask_rcnn_of_mmdet(backbone, tmp_path):
     spec, probe = find_task("coco/mask-rcnn")
     settings = with_changes(probe.settings_type(), find_preset("mmdet1x", spec, probe).settings)
     data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data"))
@@ -166,7 +166,7 @@ def test_mask_rcnn_of_mmdet(backbone, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
-def test_every_preset_has_settings_of_its_probe_and_a_source(protocol) -> None:
+def test_every_preset_has_settings_of_its_probe_and_a_source(protocol):
     assert protocol.source
     for preset in protocol.presets:
         probe = PROBES[preset.probe]
@@ -176,7 +176,7 @@ def test_every_preset_has_settings_of_its_probe_and_a_source(protocol) -> None:
         assert preset_deviations(without_data, settings, tiny_dense.SPECS["depth"]) == []
 
 
-def test_deviations_are_listed_and_a_task_without_a_preset_is_refused() -> None:
+def test_deviations_are_listed_and_a_task_without_a_preset_is_refused():
     spec, probe = find_task("nyu-depth/linear")
     preset = find_preset("dinov3", spec, probe)
     settings = with_changes(probe.settings_type(), {**preset.settings, "max_iters": 100})
@@ -192,7 +192,7 @@ def test_deviations_are_listed_and_a_task_without_a_preset_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["random/timm/vit_tiny_patch16_224", "random/open_clip/ViT-B-32"])
-def test_the_last_layer_has_passed_the_backbones_own_final_norm(name) -> None:
+def test_the_last_layer_has_passed_the_backbones_own_final_norm(name):
     frozen = FrozenBackbone(name=name, seed=0, out_indices=[-1])
     images, model = torch.randn(1, 3, 224, 224), frozen.backbone.model
     (features,) = frozen(images)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from probes.selection import Candidate, log_scores, select, stratified_split
-from tests.probes.whole_images import Log
+from tests.recorder import Recorder
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,6 +55,6 @@ def test_the_best_candidate(scores, losses, direction, best):
     assert note.startswith(f"best of 3 on 9 held-out training images (top1 {scores[best]:.4g})")
     edge = {0: "the lowest of its grid", 1: None, 2: "the highest of its grid"}[best]
     assert edge in note if edge else "grid" not in note
-    log = Log()
+    log = Recorder()
     log_scores(log, "top1", candidates[1:], 7)
-    assert log.curves == [(7, {"select/top1/lr_1": scores[1], "select/top1/lr_10": scores[2]})]
+    assert log.metrics == [(7, {"select/top1/lr_1": scores[1], "select/top1/lr_10": scores[2]})]

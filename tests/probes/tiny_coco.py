@@ -12,13 +12,9 @@ from pycocotools import mask as mask_api
 
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
 
-CLASSES = ("square", "disc", "bar")
-CATEGORY_IDS = {
-    "disc": 1,
-    "bar": 7,
-    "square": 90,
-}  # the file's order is not the order of the classes
-COLOURS = {"square": (220, 40, 40), "disc": (40, 200, 60), "bar": (50, 80, 230)}
+CLASSES = ("tv", "frisbee", "skis")  # three of COCO's, drawn as squares, discs and bars
+CATEGORY_IDS = {"frisbee": 1, "skis": 7, "tv": 90}  # in another order than the classes
+COLOURS = {"tv": (220, 40, 40), "frisbee": (40, 200, 60), "skis": (50, 80, 230)}
 
 
 def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int = 0) -> Path:
@@ -49,7 +45,7 @@ def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int =
                 crowd[: height // 4] = True
                 annotations.append(
                     _annotation(
-                        len(annotations) + 1, identity, "disc", crowd & ~covered, crowd=True
+                        len(annotations) + 1, identity, "frisbee", crowd & ~covered, crowd=True
                     )
                 )
             file = f"{identity:06d}.png"
@@ -89,9 +85,9 @@ def _shape(rng: np.random.Generator, name: str, height: int, width: int) -> np.n
     y, x = np.mgrid[:height, :width]
     size = int(rng.integers(height // 5, height // 2))
     top, x0 = int(rng.integers(0, height - size)), int(rng.integers(0, width - size))
-    if name == "disc":
+    if name == "frisbee":
         return (y - top - size / 2) ** 2 + (x - x0 - size / 2) ** 2 <= (size / 2) ** 2
-    tall = size if name == "square" else size // 3
+    tall = size if name == "tv" else size // 3
     return (y >= top) & (y < top + tall) & (x >= x0) & (x < x0 + size)
 
 

@@ -7,13 +7,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.datasets.layouts import mirrored
 from probes.registry import DATASETS, register_dataset
-
-torch.set_num_threads(1)  # such small maps only wait for one another on several
 
 CLASSES = ("red", "green", "blue")
 list_samples = mirrored("images/{part}", "truth/{part}")

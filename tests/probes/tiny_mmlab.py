@@ -3,10 +3,6 @@ of training."""
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,8 @@ from backbones import registry
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry, Request
 from probes.base import Context
-from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
+from probes.datasets.base import DatasetSpec, PreparedDataset
+from tests.recorder import Recorder
 
 
 class TinyBackbone(Backbone):
@@ -67,33 +64,6 @@ for _name in STRIDES:
         registry.register(Entry(_name, "for tests", "MIT", _build))
 
 
-@dataclass
-class Recorder:
-    """A run log and a progress bar that remember."""
-
-    metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    started: list[tuple[str, int]] = field(default_factory=list)
-    advanced: int = 0
-    die_at: int | None = None
-    kill: bool = False
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self.metrics.append((step, dict(metrics)))
-
-    def start(self, description: str, total: int) -> None:
-        self.started.append((description, total))
-
-    def advance(self, steps: int = 1) -> None:
-        self.advanced += steps
-        if self.die_at is not None and self.advanced >= self.die_at:
-            if self.kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise KeyboardInterrupt
-
-    def curve(self, name: str) -> list[float]:
-        return [metrics[name] for _, metrics in self.metrics if name in metrics]
-
-
 def context(
     work_dir: Path,
     data: PreparedDataset | None = None,
@@ -121,6 +91,3 @@ def context(
         progress=recorder,
         num_workers=workers,
     )
-
-
-__all__ = ["STRIDES", "Recorder", "Sample", "TinyBackbone", "context"]

@@ -14,7 +14,9 @@ from backbones.base import Backbone, DataConfig, Weights
 from probes.base import Context
 from probes.datasets.base import Sample
 from probes.datasets.check import prepare
+from tests.probes import tiny_mmlab
 from tests.probes.datasets.make import COLOURS
+from tests.recorder import Recorder
 
 
 class Colours(Backbone):
@@ -51,48 +53,11 @@ class Colours(Backbone):
         return (torch.tensor(named) / 255 - torch.tensor(self.data.mean)) @ self.projection
 
 
-class Log:
-    """Curves in a list."""
-
-    def __init__(self):
-        self.curves: list[tuple[int, dict[str, float]]] = []
-
-    def log_metrics(self, metrics, step):
-        self.curves.append((step, dict(metrics)))
-
-
-class Bar:
-    """Progress, counted."""
-
-    def __init__(self):
-        self.started: list[tuple[str, int]] = []
-        self.done = 0
-
-    def start(self, description, total):
-        self.started.append((description, total))
-
-    def advance(self, steps=1):
-        self.done += steps
-
-
-class StoppedBar(Bar):
-    """Interrupts after some steps, as Ctrl-C does."""
-
-    def __init__(self, after: int):
-        super().__init__()
-        self.after = after
-
-    def advance(self, steps=1):
-        super().advance(steps)
-        if self.done == self.after:
-            raise KeyboardInterrupt
-
-
 def run_interrupted(probe, task: Context, steps: int) -> None:
     """Run a task anew, and interrupt it after some steps."""
     (task.work_dir / "heads.pt").unlink()
     with pytest.raises(KeyboardInterrupt):
-        probe.run(replace(task, progress=StoppedBar(steps)))
+        probe.run(replace(task, progress=Recorder(die_at=steps)))
 
 
 def with_wrong_labels(task: Context) -> Context:
@@ -100,20 +65,11 @@ def with_wrong_labels(task: Context) -> Context:
     classes = len(task.data.classes)
     val = [Sample(each.image, (each.target + 1) % classes) for each in task.data.samples["val"]]
     data = replace(task.data, samples={**task.data.samples, "val": val})
-    return replace(task, data=data, log=Log())
+    return replace(task, data=data, log=Recorder())
 
 
-def context(probe, spec, root: Path, *, backbone=None, seed=0, workers=0, **settings) -> Context:
+def context(probe, spec, root: Path, *, backbone=None, workers=0, **settings) -> Context:
     """A context for ``probe`` on the copy of a dataset at ``root``."""
-    return Context(
-        backbone=backbone or Colours(),
-        backbone_config={"name": "colours"},
-        data=prepare(spec, root, splits=probe.splits, partial=True),
-        settings=probe.settings_type(**settings),
-        seed=seed,
-        device=torch.device("cpu"),
-        work_dir=root / "work",
-        log=Log(),
-        progress=Bar(),
-        num_workers=workers,
-    )
+    data = prepare(spec, root, splits=probe.splits, partial=True)
+    task = tiny_mmlab.context(root / "work", data, probe.settings_type(**settings), workers=workers)
+    return replace(task, backbone=backbone or Colours(), backbone_config={"name": "colours"})

@@ -6,20 +6,17 @@ Their per-image scores reproduce the stored metrics.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image
 
+from probes.pictures import write_gallery
 from reports.detections import FILE, to_columns
 from reports.metrics import TAG, Metric, declare
 from reports.mlflow.query import StoredRun
-from reports.mlflow.run import Tracker
-from reports.stats.average_precision import Matches
+from reports.mlflow.run import Run, Tracker
+from reports.stats.per_image import image_scores
 
 METRICS = {
     "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
@@ -109,39 +106,23 @@ def scores(kind: str, quality: float, seed: int, images: int) -> tuple[Arrays, A
 
 
 def metrics_of(kind: str, arrays: Arrays, detections: Arrays | None) -> dict[str, float]:
-    """The metrics of all images, computed independently of ``reports.stats.per_image``."""
-    if kind == "segmentation":
-        hit, predicted, true = (
-            arrays[name].sum(axis=0) for name in ("intersection", "prediction", "label")
-        )
-        union = predicted + true - hit
-        shares = {"mIoU": hit / union, "mAcc": hit / true, "aAcc": hit.sum() / true.sum()}
-        return {name: 100 * float(np.mean(share)) for name, share in shares.items()}
-    if kind == "depth":
-        return {name: float(arrays[name].mean()) for name in METRICS[kind]}
-    if kind == "normals":
-        counts = arrays["error_histogram"].sum(axis=0)
-        within = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])
-        errors = (np.repeat(np.arange(1800), counts) + within) / 10
-        weights = arrays["pixels"]
-        return {
-            "normal_mean": float(np.average(arrays["normal_mean"], weights=weights)),
-            "normal_11.25": float(np.average(arrays["normal_11.25"], weights=weights)),
-            "normal_median": float(np.median(errors)),
-        }
-    if kind == "detection":
-        assert detections is not None
-        ids, objects = arrays["image_id"], arrays["class_objects"]
-        matches = Matches(ids, objects, detections, "bbox")
-        return {"bbox_mAP": 100 * float(matches.precision(np.ones((1, len(ids)))).mean())}
-    if kind == "classification":
-        return {f"top{k}": 100 * float((arrays["rank"] < k).mean()) for k in (1, 5)}
-    ranks = {"i2t": arrays["i2t_rank"], "t2i": arrays["t2i_rank"][arrays["t2i_rank"] >= 0]}
-    return {
-        f"{way}_R@{k}": 100 * float((rank < k).mean())
-        for way, rank in ranks.items()
-        for k in (1, 5, 10)
-    }
+    """The metrics over all images."""
+    scores = image_scores(kind, arrays, detections)
+    assert scores is not None
+    everything = np.ones((1, len(scores.images)))
+    return {name: float(scores.metrics[name](everything)[0]) for name in METRICS[kind]}
+
+
+def log_scores(
+    run: Run, metrics: dict[str, float], arrays: Arrays, detections: Arrays | None = None
+) -> None:
+    """Log the metrics of a task and what they were computed from."""
+    run.log_metrics(metrics)
+    with TemporaryDirectory() as scratch:
+        for name, stored in (("per_image.npz", arrays), (FILE, detections)):
+            if stored is not None:
+                np.savez_compressed(Path(scratch, name), **stored)  # type: ignore[arg-type]
+                run.log_file(Path(scratch, name))
 
 
 def write_run(
@@ -176,10 +157,7 @@ def write_run(
         **{f"protocol.{task.replace('/', '.')}": protocol for task in qualities},
         **(tags or {}),
     }
-    with (
-        TemporaryDirectory() as scratch,
-        tracker.run(f"{backbone} · seed {seed}", tags=parent_tags) as parent,
-    ):
+    with tracker.run(f"{backbone} · seed {seed}", tags=parent_tags) as parent:
         environment = {"python": "3.11", "packages": {"torch": "2"}}
         parent.log_json(
             {"backbone": {"data": {"size": [224, 224]}}, "environment": environment}, "run.json"
@@ -206,37 +184,31 @@ def write_run(
                     continue
             with tracker.run(task, tags=child_tags, parent=parent) as child:
                 arrays, detections = scores(kind, quality, seed, images)
-                metrics = metrics_of(kind, arrays, detections)
-                child.log_metrics({**metrics, "cost/seconds": 3.0})
+                log_scores(child, metrics_of(kind, arrays, detections), arrays, detections)
+                child.log_metrics({"cost/seconds": 3.0})
                 for step in range(3):
                     child.log_metrics({"train/loss": 3.0 - step}, step)
-                for name, stored in (("per_image.npz", arrays), (FILE, detections)):
-                    if stored is not None:
-                        np.savez_compressed(Path(scratch, name), **stored)  # type: ignore[arg-type]
-                        child.log_file(Path(scratch, name))
                 if pictures and kind in ("segmentation", "depth"):
-                    child.log_file(write_pictures(Path(scratch, "gallery.zip"), seed), "pictures")
+                    with TemporaryDirectory() as scratch:
+                        pack = write_pictures(Path(scratch, "gallery.zip"), seed)
+                        child.log_file(pack, "pictures")
                 settings = {"max_iters": 10, "which": protocol}
                 child.log_json({"task": task, "settings": settings}, "protocol.json")
     return parent.id
 
 
 def write_pictures(path: Path, seed: int, images: int = 12) -> Path:
-    """A gallery as ``probes.pictures.write_gallery`` writes it."""
+    """A gallery of noise."""
     rng = np.random.default_rng(seed)
-    with zipfile.ZipFile(path, "w") as pack:
-        index = []
-        for number in range(images):
-            entry = {"name": f"{number:04d}.jpg"}
-            for role in ("image", "truth", "prediction"):
-                buffer = io.BytesIO()
-                pixels = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(buffer, "PNG")
-                entry[role] = f"{number:03d}-{role}.png"
-                pack.writestr(entry[role], buffer.getvalue())
-            index.append(entry)
-        pack.writestr("index.json", json.dumps({"images": index, "legend": None}))
-    return path
+    roles = ("image", "truth", "prediction")
+    pictures = rng.integers(0, 255, (images, 3, 24, 32, 3), dtype=np.uint8)
+    return write_gallery(
+        path,
+        (
+            (f"{number:04d}.jpg", dict(zip(roles, each, strict=True)))
+            for number, each in enumerate(pictures)
+        ),
+    )
 
 
 def stored_run(

@@ -1,9 +1,7 @@
-"""One geometric augmentation for an image and all its labels: random resized crop, flip, rotation
-if asked for.
+"""One geometric augmentation for an image and all its labels: random resized crop and flip.
 
 Crops are square in pixels, so that surface normals keep their meaning: a crop and a uniform change
-of size leave them as they are, a flip negates x, a rotation in the image plane turns (x, y) with
-the image.
+of size leave them as they are, a flip negates x.
 
 ``AXES`` are the axes of every normal in this project: in the datasets' files, in what probes and
 experts predict, and in stored labels. Positions in an image count y downwards; normals do not.
@@ -32,16 +30,14 @@ class Geometry:
     Attributes:
         box: (N, 4) float32: centre x, centre y, width and height of the crop, as shares of the
             image's own.
-        flip: (N,) bool, left-right, after the rotation.
-        angle: (N,) float32 radians; the content turns counter-clockwise.
+        flip: (N,) bool, left-right.
     """
 
     box: Tensor
     flip: Tensor
-    angle: Tensor
 
     def __getitem__(self, rows: slice) -> Geometry:
-        return Geometry(self.box[rows], self.flip[rows], self.angle[rows])
+        return Geometry(self.box[rows], self.flip[rows])
 
 
 def random_geometry(
@@ -52,7 +48,6 @@ def random_geometry(
     epoch: int | np.ndarray,
     scale: tuple[float, float] = (0.9, 1.0),
     flip: float = 0.5,
-    rotate: float = 0.0,
 ) -> Geometry:
     """Draw an augmentation for each image from (seed, epoch, its index) alone, whoever else is in
     the batch.
@@ -63,27 +58,21 @@ def random_geometry(
         epoch: of all, or of each.
         scale: range of the crop's area, as a share of the largest square that fits.
         flip: probability of a flip.
-        rotate: rotations are uniform in ± this many degrees.
     """
     box = np.empty((len(indices), 4), np.float32)
-    draws = np.empty((len(indices), 5))
+    draws = np.empty((len(indices), 4))
     for row, (index, number) in enumerate(
         zip(indices, np.broadcast_to(epoch, len(indices)), strict=True)
     ):
         draws[row] = np.random.Generator(
             np.random.Philox(key=[seed, (int(number) << 40) + int(index)])
-        ).random(5)
+        ).random(4)
     height, width = np.asarray(sizes, np.float64).T
     side = np.minimum(height, width) * np.sqrt(scale[0] + draws[:, 0] * (scale[1] - scale[0]))
     box[:, 2], box[:, 3] = side / width, side / height
     box[:, 0] = box[:, 2] / 2 + draws[:, 1] * (1 - box[:, 2])
     box[:, 1] = box[:, 3] / 2 + draws[:, 2] * (1 - box[:, 3])
-    angle = np.deg2rad(rotate) * (2 * draws[:, 4] - 1)
-    return Geometry(
-        torch.from_numpy(box),
-        torch.from_numpy(draws[:, 3] < flip),
-        torch.from_numpy(angle.astype(np.float32)),
-    )
+    return Geometry(torch.from_numpy(box), torch.from_numpy(draws[:, 3] < flip))
 
 
 def centre_geometry(sizes: Sequence[tuple[int, int]], *, squash: bool = False) -> Geometry:
@@ -95,117 +84,79 @@ def centre_geometry(sizes: Sequence[tuple[int, int]], *, squash: bool = False) -
     box = np.stack([np.full_like(side, 0.5), np.full_like(side, 0.5), *extent], 1).astype(
         np.float32
     )
-    return Geometry(
-        torch.from_numpy(box),
-        torch.zeros(len(side), dtype=torch.bool),
-        torch.zeros(len(side), dtype=torch.float32),
-    )
+    return Geometry(torch.from_numpy(box), torch.zeros(len(side), dtype=torch.bool))
 
 
 def crop_images(
     images: Sequence[np.ndarray], geometry: Geometry, size: int, interpolation: str = "bicubic"
 ) -> Tensor:
     """Images, uint8 (H, W, 3) each → (N, 3, size, size) uint8: each crop resampled once and
-    antialiased, straight from the image, as the preprocessing of CLIP does it. Turned ones are
-    shrunk and then turned."""
+    antialiased, straight from the image, as the preprocessing of CLIP does it."""
     resampling = Image.Resampling[interpolation.upper()]
     out = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for row, image in enumerate(images):
-        if geometry.angle[row]:
-            pixels = _turned(image, geometry[row : row + 1], size)
-        else:
-            height, width = image.shape[:2]
-            x, y, w, h = geometry.box[row].tolist()
-            left, upper = max(0.0, (x - w / 2) * width), max(0.0, (y - h / 2) * height)
-            right, lower = min(width, (x + w / 2) * width), min(height, (y + h / 2) * height)
-            box = (left, upper, right, lower)
-            crop = Image.fromarray(image).resize((size, size), resampling, box=box)
-            pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
-            pixels = pixels.flip(2) if geometry.flip[row] else pixels
-        out[row] = pixels
+        height, width = image.shape[:2]
+        x, y, w, h = geometry.box[row].tolist()
+        left, upper = max(0.0, (x - w / 2) * width), max(0.0, (y - h / 2) * height)
+        right, lower = min(width, (x + w / 2) * width), min(height, (y + h / 2) * height)
+        box = (left, upper, right, lower)
+        crop = Image.fromarray(image).resize((size, size), resampling, box=box)
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+        out[row] = pixels.flip(2) if geometry.flip[row] else pixels
     return out
-
-
-def _turned(image: np.ndarray, geometry: Geometry, size: int) -> Tensor:
-    height, width = image.shape[:2]
-    scale = size / (float(geometry.box[0, 3]) * height)
-    if scale < 1:
-        smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
-        image = np.array(Image.fromarray(image).resize(smaller, Image.Resampling.BICUBIC))
-    return warp_images([torch.from_numpy(image).permute(2, 0, 1)], geometry, size)[0].round().byte()
 
 
 def warp_images(images: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
     """Images, uint8 or float (C, H, W) each, → (N, C, size, size) float32 in the same value range;
     bilinear.
-
-    Where a rotation reaches past the border, the border is repeated.
     """
-    return _warp(images, geometry, size, "bilinear", "border")
+    return _warp(images, geometry, size, "bilinear")
 
 
 def warp_classes(
     maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, ignore: int = 255
 ) -> Tensor:
-    """Class maps (H, W) each → (N, size, size) int64; nearest; ``ignore`` and what lies outside
-    become ``IGNORE``."""
-    # one more than the class: grid_sample puts zeros outside, which class 0 must differ from
-    shifted = [m[None].float() + 1 for m in maps]
-    sampled = _warp(shifted, geometry, size, "nearest", "zeros")[:, 0].long() - 1
-    return sampled.masked_fill_((sampled < 0) | (sampled == ignore), IGNORE)
+    """Class maps (H, W) each → (N, size, size) int64; nearest; ``ignore`` becomes ``IGNORE``."""
+    sampled = _warp([m[None].float() for m in maps], geometry, size, "nearest")[:, 0].long()
+    return sampled.masked_fill_(sampled == ignore, IGNORE)
 
 
 def warp_depth(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-    """Depth-like maps (H, W) each, NaN where unknown → (N, size, size) float32, NaN where unknown
-    or outside.
+    """Depth-like maps (H, W) each, NaN where unknown → (N, size, size) float32, NaN where unknown.
 
     Nearest: an average over a depth edge would be a surface that is not there.
     """
-    stacked = [torch.stack([torch.nan_to_num(m.float()), torch.isfinite(m).float()]) for m in maps]
-    sampled = _warp(stacked, geometry, size, "nearest", "zeros")
-    return sampled[:, 0].masked_fill(sampled[:, 1] < 0.5, float("nan"))
+    return _warp([m[None].float() for m in maps], geometry, size, "nearest")[:, 0]
 
 
 def warp_normals(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
     """Normal maps (3, H, W) each, axes ``AXES``, zero where unknown → (N, 3, size, size).
 
-    Nearest; x is negated by a flip, (x, y) turn with the image; what lies outside is zero.
+    Nearest; x is negated by a flip.
     """
-    sampled = _warp([m.float() for m in maps], geometry, size, "nearest", "zeros")
-    x, y, z = sampled.unbind(1)
-    if bool(geometry.angle.any()):
-        cos, sin = geometry.angle.cos()[:, None, None], geometry.angle.sin()[:, None, None]
-        x, y = cos * x - sin * y, cos * y + sin * x  # counter-clockwise, y up
-    x = torch.where(geometry.flip[:, None, None], -x, x)
-    return torch.stack([x, y, z], 1)
+    sampled = _warp([m.float() for m in maps], geometry, size, "nearest")
+    x = torch.where(geometry.flip[:, None, None], -sampled[:, 0], sampled[:, 0])
+    return torch.cat([x[:, None], sampled[:, 1:]], 1)
 
 
-def _warp(
-    maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, mode: str, padding: str
-) -> Tensor:
+def _warp(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, mode: str) -> Tensor:
     """Sample each map (C, H, W) on its own crop: one call where all have one size, else one
     each."""
     if isinstance(maps, Tensor) or len({m.shape for m in maps}) == 1:
         stacked = maps if isinstance(maps, Tensor) else torch.stack(tuple(maps))
         grid = _grid(geometry, size)
         return F.grid_sample(
-            stacked.float(), grid, mode=mode, padding_mode=padding, align_corners=False
+            stacked.float(), grid, mode=mode, padding_mode="border", align_corners=False
         )
-    rows = [_warp(m[None], geometry[i : i + 1], size, mode, padding) for i, m in enumerate(maps)]
+    rows = [_warp(m[None], geometry[i : i + 1], size, mode) for i, m in enumerate(maps)]
     return torch.cat(rows)
 
 
 def _grid(geometry: Geometry, size: int) -> Tensor:
-    """(N, size, size, 2) positions in grid_sample's coordinates: source = centre + extent · R⁻¹ · F
-    · output."""
-    cos, sin = geometry.angle.cos(), geometry.angle.sin()
+    """(N, size, size, 2) positions in grid_sample's coordinates: source = centre + extent · F ·
+    output."""
     sign = 1 - 2 * geometry.flip.float()
-    centre, extent = geometry.box[:, :2] * 2 - 1, geometry.box[:, 2:]
-    theta = torch.stack(
-        [
-            torch.stack([extent[:, 0] * cos * sign, -extent[:, 0] * sin, centre[:, 0]], 1),
-            torch.stack([extent[:, 1] * sin * sign, extent[:, 1] * cos, centre[:, 1]], 1),
-        ],
-        1,
-    )
+    theta = torch.zeros(len(sign), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = geometry.box[:, 2] * sign, geometry.box[:, 3]
+    theta[:, :, 2] = geometry.box[:, :2] * 2 - 1
     return F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False)

@@ -70,11 +70,10 @@ class Batch:
     unlabelled: int = 0
 
     def split(self, parts: int) -> list[Batch]:
-        """Equal micro-batches, in order; without ``bad`` and ``unlabelled``."""
+        """Equal micro-batches, in order."""
         size = len(self.images) // parts
-        batch = replace(self, bad=[], unlabelled=0)
         rows = [slice(i * size, (i + 1) * size) for i in range(parts)]
-        return [batch._map(itemgetter(each)) for each in rows]
+        return [self._map(itemgetter(each)) for each in rows]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; asynchronous from pinned memory."""
@@ -172,7 +171,6 @@ class TrainDataset(Dataset[Batch]):
             epoch=epochs,
             scale=recipe.crop_scale,
             flip=recipe.flip,
-            rotate=recipe.rotate,
         )
         return self._assemble(samples, geometry)
 

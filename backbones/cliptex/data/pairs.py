@@ -15,7 +15,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from webdataset.shardlists import expand_urls
@@ -38,6 +37,7 @@ from common.files import content_key
 from common.secrets import hide_secrets
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
+MEMBERS = (("image", np.int64, 2), ("caption", np.int64, 2))  # offset and size
 VERSION = 2  # of the cached tables
 
 
@@ -76,13 +76,9 @@ def open_pairs(
 
 def _list_shards(text: str) -> list[Path | str]:
     """Paths and URLs of the shards that ``text`` names, in order."""
-    if os.path.exists(text):  # noqa: PTH110 (a pattern may be longer than a file name)
-        paths = sorted(Path(text).glob("*.tar")) if Path(text).is_dir() else [Path(text)]
-        if not paths:
-            raise _no_match(f"{text}/*.tar")
-        return [*paths]
+    is_folder = os.path.isdir(text)  # noqa: PTH112 (a pattern may be longer than a file name)
     try:
-        patterns = expand_urls(text)
+        patterns = [f"{glob.escape(text)}/*.tar"] if is_folder else expand_urls(text)
     except (ValueError, AssertionError) as error:  # unbalanced braces
         raise UserError(
             f"--pairs {hide_secrets(text)} is not a pattern of shards ({first_line(error)}); write"
@@ -100,7 +96,9 @@ def _list_shards(text: str) -> list[Path | str]:
             continue
         matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207 (absolute patterns)
         if not matches:
-            raise _no_match(pattern)
+            raise UserError(
+                f"no pairs match {pattern}; give tar shards, their folder, or a .csv or .tsv file"
+            )
         shards += map(Path, matches)
     missing = [path for path in shards if isinstance(path, Path) and not path.is_file()]
     if missing:
@@ -109,12 +107,6 @@ def _list_shards(text: str) -> list[Path | str]:
             f" {hide_secrets(text)}"
         )
     return shards
-
-
-def _no_match(pattern: str) -> UserError:
-    return UserError(
-        f"no pairs match {pattern}; give tar shards, their folder, or a .csv or .tsv file"
-    )
 
 
 class TarPairs(PairSource):
@@ -168,7 +160,7 @@ class TarPairs(PairSource):
             caption = text.decode("utf-8") if row["is_txt"] else json.loads(text)["caption"].strip()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise BadPair(f"caption is not readable ({first_line(error)})") from error
-        return Pair(f"{shard.name}/{row['key'].decode()}", shard.name, caption.strip(), image)
+        return Pair(self.key(index), caption.strip(), image)
 
 
 def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> Contents:
@@ -187,7 +179,9 @@ def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> C
                 rows.append((key.encode(), image, caption, "txt" in members))
             else:
                 skipped.append((f"{name}/{key}", "no image or no caption"))
-        table = np.array(rows, _row_type(max((len(key) for key, *_ in rows), default=1)))
+        length = max((len(key) for key, *_ in rows), default=1)
+        row_type = [("key", f"S{length}"), *MEMBERS, ("is_txt", bool)]
+        table = np.array(rows, row_type)
         digest.update(table["key"].tobytes())
         digest.update(np.stack([table["image"], table["caption"]], 1).tobytes())
         if hash_content:
@@ -200,15 +194,6 @@ def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> C
         "fingerprint": content_key([digest.hexdigest(), names], 32),
     }
     return {"rows": np.concatenate(tables)}, metadata
-
-
-def _row_type(key_length: int) -> list[Any]:
-    return [
-        ("key", f"S{key_length}"),
-        ("image", np.int64, 2),
-        ("caption", np.int64, 2),
-        ("is_txt", bool),
-    ]
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:

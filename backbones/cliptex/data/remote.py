@@ -66,15 +66,10 @@ def _download(url: str, path: Path) -> None:
     remember_secrets(url)
     try:
         fsspec.filesystem(protocol).get_file(url, str(path))
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"{protocol}:// cannot be read here ({redact(first_line(error))});"
-            " pip install -e '.[remote]', or copy the shards to a disk"
-        ) from error
     except Exception as error:  # each protocol has its own errors
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         raise UserError(
-            f"cannot fetch {name}: {redact(first_line(error))}; check --pairs, and that its server"
-            " can be reached from here"
+            f"cannot fetch {name}: {redact(first_line(error))}; check --pairs, that its server can"
+            " be reached from here, and pip install -e '.[remote]'"
         ) from error

@@ -20,11 +20,9 @@ FULL_HASH_BYTES = 1 << 29  # sources up to this size are hashed completely
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair: its unique key, its shard, its caption, and the encoded image (JPEG, PNG or WebP
-    bytes)."""
+    """One pair: its unique key, its caption, and the encoded image (JPEG, PNG or WebP bytes)."""
 
     key: str
-    shard: str
     caption: str
     image: bytes
 
@@ -54,9 +52,6 @@ class FailureCounter:
     def __init__(self, items: str) -> None:
         self.items = items
         self.bad: dict[str, str] = {}
-
-    def add(self, key: str, reason: str) -> None:
-        self.bad[key] = reason
 
     def summary(self) -> str:
         """One line: how many, and the first few of them."""

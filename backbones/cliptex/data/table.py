@@ -47,7 +47,7 @@ class TablePairs(PairSource):
         missing = FailureCounter(f"images in {path}")
         for name, size in zip(self._paths, sizes, strict=True):
             if size < 0:
-                missing.add(name, "no such file beside the table")
+                missing.bad[name] = "no such file beside the table"
         missing.check(count)
         digest = hashlib.sha256()
         for name, size, caption in zip(self._paths, sizes, self._captions, strict=True):
@@ -61,12 +61,11 @@ class TablePairs(PairSource):
         return f"{self.shards[self.shard_of(index)].name}/{self._keys[index]}"
 
     def __getitem__(self, index: int) -> Pair:
-        shard = self.shards[self.shard_of(index)]
         try:
             image = (self._root / self._paths[index]).read_bytes()
         except OSError as error:
             raise BadPair(f"cannot read {self._paths[index]!r} ({error.strerror})") from error
-        return Pair(f"{shard.name}/{self._keys[index]}", shard.name, self._captions[index], image)
+        return Pair(self.key(index), self._captions[index], image)
 
 
 def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:

@@ -12,33 +12,15 @@ import io
 import os
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from backbones.cliptex.data.tables import Contents, cached_table
+from backbones.cliptex.data.tables import Contents, Table, cached_table
 from common.errors import UserError
 
 VERSION = 4  # of the cached index
-
-
-@dataclass(frozen=True)
-class TarIndex:
-    """Where the members of a tar are.
-
-    Attributes:
-        keys: (N,) bytes, in the order of the tar.
-        spans: (N, number of suffixes, 2) int64, offset and size of each member; size -1 where there
-            is none.
-    """
-
-    keys: np.ndarray
-    spans: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 def read_member(path: Path, version: int, offset: int, size: int) -> bytes:
@@ -66,24 +48,22 @@ def tar_identity(tar: Path) -> tuple[str, int, int]:
     return str(tar.resolve()), stat.st_size, stat.st_mtime_ns
 
 
-def index_tar(path: Path, suffixes: Sequence[str], *, keep: bool = True) -> TarIndex:
-    """The index of a tar, for members with these suffixes (lower case, without the first dot:
-    ``txt``, ``seg.png``).
+def index_tar(path: Path, suffixes: Sequence[str]) -> Table:
+    """``list_members`` of a tar, cached."""
+    subject = [*tar_identity(path), VERSION, *suffixes]
+    return cached_table("tar-index", subject, lambda: list_members(path, suffixes))
 
-    Samples without any of them are in the index too, all their sizes -1.
 
-    Args:
-        keep: cache the index.
+def list_members(path: Path, suffixes: Sequence[str]) -> Contents:
+    """Where the members with these suffixes (lower case, without the first dot: ``txt``,
+    ``seg.png``) are in a tar.
+
+    ``keys``: (N,) bytes, in the order of the tar; ``spans``: (N, number of suffixes, 2) int64,
+    offset and size of each member, size -1 where there is none.
 
     Raises:
         UserError: see ``walk_tar``.
     """
-    subject = [*tar_identity(path), VERSION, *suffixes]
-    table = cached_table("tar-index", subject, lambda: _index(path, suffixes), keep=keep)
-    return TarIndex(table["keys"], table["spans"])
-
-
-def _index(path: Path, suffixes: Sequence[str]) -> Contents:
     samples = walk_tar(path)
     spans = np.full((len(samples), len(suffixes), 2), -1, np.int64)
     for row, members in enumerate(samples.values()):

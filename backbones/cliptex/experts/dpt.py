@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 from transformers.utils import logging as transformers_logging
@@ -138,9 +139,6 @@ class ConvDPT(nn.Module):
     depth head. Quick to train, because the encoder can start from ImageNet weights.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, encoder: str, *, pretrained: bool, fusion: int) -> None:
         super().__init__()
         self.encoder, mean, std = timm_encoder(encoder, pretrained)
@@ -157,12 +155,11 @@ class ConvDPT(nn.Module):
         # as for every hierarchical encoder: its outputs are maps, not tokens
         self.neck.reassemble_stage = None
         self.head = DPTDepthEstimationHead(config)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.normalise = Normalize(mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] (N, 3, S, S), S a multiple of 32 → relative inverse depth (N, S, S)."""
-        pixels = (images - self.mean) / self.std
+        pixels = self.normalise(images)
         maps: Any = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
         depth = self.head(self.neck([maps[level] for level in self.levels]))
         return resize(depth[:, None], images.shape[-2:])[:, 0]

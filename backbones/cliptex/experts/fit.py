@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,12 +30,10 @@ from backbones.cliptex.training.trainer import (
     copy_buffers,
     restore_buffers,
 )
-from common.errors import UserError
 from common.files import content_key
-from common.settings import settings_dataclass
+from common.settings import ShareRange, settings_dataclass
 
 _WARP = {"seg": warp_classes, "depth": warp_depth, "normal": warp_normals}
-Scale = Annotated[float, Field(gt=0, le=1)]
 Batch = tuple[Tensor, Tensor]
 
 
@@ -60,12 +57,8 @@ class FitSettings:
     batch_size: PositiveInt = 32
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 1e-4
-    crop_scale: tuple[Scale, Scale] = (0.5, 1.0)
+    crop_scale: ShareRange = (0.5, 1.0)
     color_jitter: NonNegativeFloat = 0.4
-
-    def __post_init__(self) -> None:
-        if self.crop_scale[0] > self.crop_scale[1]:
-            raise UserError("crop_scale must be low,high with 0 < low <= high <= 1")
 
 
 class ExpertTrainer(Trainer):

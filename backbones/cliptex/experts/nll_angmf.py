@@ -12,6 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN as MEAN
 from timm.data import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import Normalize
 
 from backbones.checkpoint import fit_state, load_checkpoint
 from backbones.cliptex.experts.base import Expert, resize
@@ -43,11 +44,10 @@ class PublishedNllAngMF(Expert):
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Any:
-        state = load_checkpoint(source).state
-        norm: Norm = "BN" if "decoder.up1._net.1.running_mean" in state else "GN"
+        checkpoint = load_checkpoint(source)
+        norm: Norm = "BN" if "decoder.up1._net.1.running_mean" in checkpoint.state else "GN"
         expert = cls(norm)
-        architecture = f"the authors' NLL-AngMF network with {norm}"
-        fit_state(expert.net, state, path=Path(source), architecture=architecture)
+        fit_state(expert.net, checkpoint, f"the authors' NLL-AngMF network with {norm}")
         expert.source = source
         return expert.freeze(device)
 
@@ -62,13 +62,12 @@ class PublishedNllAngMF(Expert):
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         size, device = images.shape[-2:], self.device
         inner = [max(1, round(side / STRIDE)) * STRIDE for side in scaled(size, self.settings.size)]
-        mean, std, mirror = (
-            torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD, (-1, 1, 1))
-        )
+        normalise = Normalize(MEAN, STD)
+        mirror = torch.tensor((-1, 1, 1), device=device).view(3, 1, 1)
         normals, kappas = [], []
         for chunk in images.split(AT_ONCE):
             pixels = resize(chunk.to(device).float() / 255, inner)
-            normal, kappa = self.net((pixels - mean) / std)
+            normal, kappa = self.net(normalise(pixels))
             normals.append(F.normalize(resize(normal * mirror, size), dim=1).cpu().numpy())
             kappas.append(resize(kappa[:, None], size)[:, 0].cpu().numpy())
         return {"normal": np.concatenate(normals), "confidence": np.concatenate(kappas)}

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import Normalize
 
 from backbones.cliptex.data.augment import IGNORE as UNLABELLED
 from backbones.cliptex.experts.base import IGNORE, Expert, resize
@@ -37,9 +38,6 @@ class UNet(nn.Module):
             bilinearly.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self, encoder: str, *, pretrained: bool, channels: int, width: int = 32, stride: int = 2
     ) -> None:
@@ -56,14 +54,13 @@ class UNet(nn.Module):
             self.blocks.append(_block(below + depths[self.levels[depth]], outputs))
             below = outputs
         self.head = nn.Conv2d(below, channels, 1)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.normalise = Normalize(mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB in [0, 1], (N, 3, H, W) of any size → (N, channels, H, W)."""
         size = images.shape[-2:]
         inner = [max(1, round(side / self.divisor)) * self.divisor for side in size]
-        x = (images - self.mean) / self.std
+        x = self.normalise(images)
         if inner != list(size):
             x = F.interpolate(x, inner, mode="bilinear", align_corners=False)
         maps = self.encoder(x.contiguous(memory_format=torch.channels_last))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from backbones.cliptex.cost import count_flops
 from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.labels.manual import ManualLabels
-from backbones.cliptex.labels.shards import DamagedShard
+from backbones.cliptex.labels.shards import DamagedShard, tar_path
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, store_key
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
@@ -34,7 +34,9 @@ from common.settings import settings_dataclass
 
 VERSION = 2
 Labelling = Sequence[Expert | ManualLabels]
-Images = tuple[list[str], Tensor]  # keys and (N, 3, H, W) uint8
+Prediction = tuple[str, Sequence[int], dict[str, np.ndarray]]  # key, image size, maps by task
+T = TypeVar("T")
+R = TypeVar("R")
 IMAGE_PIXELS = 2**19  # of larger images fewer are in a batch, so that memory stays bounded
 
 
@@ -66,7 +68,7 @@ class LabelledShard:
         images, seconds: labelled just now, and the time it took; 0 when the labels existed.
     """
 
-    failed: tuple[tuple[str, str], ...]
+    failed: list[tuple[str, str]]
     images: int = 0
     seconds: float = 0.0
 
@@ -106,8 +108,8 @@ class Labeller:
         Args:
             notify: gets a line about a damaged shard, which is labelled again.
         """
-        if finished := finished_shard(self.writer, shard, notify):
-            return finished
+        if summary := self.writer.finished(shard.name, notify):
+            return LabelledShard(summary["failed"])
         progress.start(f"labelling {shard.name}", shard.count)
         with ThreadPoolExecutor(self.num_workers) as pool:
             return self._write(shard, pool, progress)
@@ -115,71 +117,64 @@ class Labeller:
     def _write(self, shard: Shard, pool: ThreadPoolExecutor, progress: Progress) -> LabelledShard:
         started = time.monotonic()
         self.images, self.seconds = 0, dict.fromkeys(self.seconds, 0.0)
-        failed: list[tuple[str, str]] = []
         with self.writer.shard(shard.name) as file:
-            encoding: deque[tuple[str, Future[dict[str, bytes]]]] = deque()
 
             def fail(key: str, error: Exception) -> None:
-                failed.append((key, str(error)))
                 file.fail(key, str(error))
                 progress.advance()
 
-            def write(pending: int) -> None:
-                """Write encoded labels until only ``pending`` are left."""
-                while len(encoding) > pending:
-                    key, future = encoding.popleft()
-                    try:
-                        encoded = future.result()
-                    except BadPair as error:
-                        fail(key, error)
-                        continue
-                    if encoded:
-                        file.add(key, encoded)
-                    progress.advance()
-
-            for keys, images in self._batches(shard, pool, fail):
-                predictions, size = self._predict(images), images.shape[-2:]
-                for row, key in enumerate(keys):
-                    maps = {task: values[row] for task, values in predictions.items()}
-                    encoding.append((key, pool.submit(self._encode, shard.name, key, size, maps)))
-                write(pending=2 * len(keys))
-            write(pending=0)
+            ahead = 2 * self.num_workers + self.batch_size
+            images = _run_ahead(pool, self._decode, self.source.iter_shard(shard), ahead)
+            predictions = self._predictions(images, fail)
+            encoded = _run_ahead(
+                pool, lambda item: self._encode(shard.name, *item), predictions, 2 * self.batch_size
+            )
+            for (key, *_), future in encoded:
+                try:
+                    labels = future.result()
+                except BadPair as error:
+                    fail(key, error)
+                    continue
+                if labels:
+                    file.add(key, labels)
+                progress.advance()
             seconds = time.monotonic() - started
             # of the shard: seconds in all and in each expert, and FLOPs of one image by expert
-            file.extra["cost"] = {
+            file.summary["cost"] = {
                 "images": self.images,
                 "seconds": seconds,
                 "expert_seconds": self.seconds,
                 "flops_per_image": self.flops,
             }
-        return LabelledShard(tuple(failed), self.images, seconds)
+        return LabelledShard(file.summary["failed"], self.images, seconds)
+
+    def _predictions(
+        self,
+        decoded: Iterable[tuple[int, Future[np.ndarray]]],
+        fail: Callable[[str, Exception], None],
+    ) -> Iterator[Prediction]:
+        for keys, images in self._batches(decoded, fail):
+            predictions = self._predict(images)
+            for row, key in enumerate(keys):
+                maps = {task: values[row] for task, values in predictions.items()}
+                yield key, images.shape[-2:], maps
 
     def _batches(
-        self, shard: Shard, pool: ThreadPoolExecutor, fail: Callable[[str, Exception], None]
-    ) -> Iterator[Images]:
-        """Images of one size together, in the shard's order.
-
-        They are decoded ahead by the pool.
-        """
+        self,
+        decoded: Iterable[tuple[int, Future[np.ndarray]]],
+        fail: Callable[[str, Exception], None],
+    ) -> Iterator[tuple[list[str], Tensor]]:
+        """Keys and (N, 3, H, W) uint8 images of one size, at most ``batch_size``, in the shard's
+        order."""
         waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
-        decoding: deque[tuple[str, Future[np.ndarray]]] = deque()
-        indices = self.source.iter_shard(shard)
         limit = self.batch_size * IMAGE_PIXELS
 
-        def batch(shape: tuple[int, ...]) -> Images:
+        def batch(shape: tuple[int, ...]) -> tuple[list[str], Tensor]:
             keys, images = zip(*waiting.pop(shape), strict=True)
             return list(keys), torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-        def decode_ahead() -> None:
-            for index in indices:
-                decoding.append((self.source.key(index), pool.submit(self._decode, index)))
-                if len(decoding) == 2 * self.num_workers + self.batch_size:
-                    return
-
-        decode_ahead()
-        while decoding:
-            key, future = decoding.popleft()
-            decode_ahead()
+        for index, future in decoded:
+            key = self.source.key(index)
             try:
                 image = future.result()
             except BadPair as error:
@@ -228,6 +223,18 @@ class Labeller:
         return encode({name: resize_nearest(label, side) for name, label in labels.items()})
 
 
+def _run_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int
+) -> Iterator[tuple[T, Future[R]]]:
+    """Each item, in order, with the call of ``function`` for it; ``count`` calls run ahead."""
+    calls: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        calls.append((item, pool.submit(function, item)))
+        if len(calls) > count:
+            yield calls.popleft()
+    yield from calls
+
+
 def labels_writer(
     source: PairSource,
     experts: Labelling,
@@ -241,7 +248,7 @@ def labels_writer(
             expert give another one.
 
     Raises:
-        UserError: no experts, or the folder holds labels of other experts or pairs.
+        UserError: no experts, or the folder holds the pairs, or labels of other experts or pairs.
     """
     if not experts:
         raise UserError("no experts to label with; give some as --experts NAME=WHERE")
@@ -253,17 +260,10 @@ def labels_writer(
     }
     classes = {expert.task: expert.classes for expert in experts if expert.classes}
     root = out if isinstance(out, Path) else out(store_key(identity, classes))
+    for shard in source.shards:
+        if tar_path(root, shard.name).resolve() == shard.path.resolve():
+            raise UserError(f"{root} holds the pairs; choose another --out")
     return LabelWriter(root, identity, [expert.task for expert in experts], classes)
-
-
-def finished_shard(
-    writer: LabelWriter, shard: Shard, notify: Callable[[str], None], *, hashed: bool = True
-) -> LabelledShard | None:
-    """The shard if its labels are complete and intact (by size alone unless ``hashed``)."""
-    summary = writer.finished(shard.name, notify, hashed=hashed)
-    if summary is None:
-        return None
-    return LabelledShard(tuple((key, reason) for key, reason in summary["failed"]))
 
 
 def finish_labels(source: PairSource, writer: LabelWriter, **extra: Any) -> dict[str, Any]:
@@ -332,7 +332,6 @@ def make_labels(
     writer = labels_writer(source, manual, settings, out)
     labeller, failures = Labeller(source, manual, writer, settings), FailureCounter("pairs")
     for shard in source.shards:
-        for key, reason in labeller.label(shard, progress, notify).failed:
-            failures.add(key, reason)
+        failures.bad |= dict(labeller.label(shard, progress, notify).failed)
         failures.check(len(source))
     return finish_labels(source, writer, files=files)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.labels.store import LabelStore
@@ -82,9 +82,9 @@ def _spread(items: Sequence[int], n: int) -> list[int]:
 
 def _tile(picture: np.ndarray) -> Image.Image:
     image = Image.fromarray(picture)
-    scale = TILE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC)
+    enlarged = max(image.size) <= TILE
+    resampling = Image.Resampling.NEAREST if enlarged else Image.Resampling.BICUBIC
+    return ImageOps.contain(image, (TILE, TILE), resampling)
 
 
 def _sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:

@@ -18,7 +18,7 @@ from webdataset import TarWriter
 from common.files import atomic_write, read_json, sha256_file, write_json
 
 VERSION = 3
-SUMMARY = {"identity", "sha256", "bytes", "pairs", "failed", "task_bytes"}
+SUMMARY = {"identity", "sha256", "bytes", "pairs", "failed"}
 
 
 class DamagedShard(Exception):
@@ -35,36 +35,21 @@ def member_name(name: str) -> str:
 
 
 class ShardWriter:
-    """A shard being written, see ``writing_shard``. ``extra``: further content of its summary."""
+    """A shard being written, see ``writing_shard``; ``summary`` may get further content."""
 
     def __init__(self, name: str, tar: TarWriter) -> None:
-        self.extra: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {"pairs": 0, "failed": []}
         self._name, self._tar = name, tar
-        self._pairs = 0
-        self._failed: list[list[str]] = []
-        self._bytes: dict[str, int] = {}
 
     def add(self, key: str, encoded: Mapping[str, bytes]) -> None:
         """Append one pair's labels, as ``encode`` gives them."""
         name = member_name(key.removeprefix(f"{self._name}/"))
-        self._pairs += 1
+        self.summary["pairs"] += 1
         self._tar.write({"__key__": name, **encoded})
-        for suffix, data in encoded.items():
-            task = suffix.split(".")[0]
-            self._bytes[task] = self._bytes.get(task, 0) + len(data)
 
     def fail(self, key: str, reason: str) -> None:
         """Record a pair that has no labels, and why."""
-        self._failed.append([key, reason])
-
-    def counts(self) -> dict[str, Any]:
-        """The summary's content about the pairs."""
-        return {
-            "pairs": self._pairs,
-            "failed": self._failed,
-            "task_bytes": self._bytes,
-            **self.extra,
-        }
+        self.summary["failed"].append([key, reason])
 
 
 @contextlib.contextmanager
@@ -89,7 +74,7 @@ def writing_shard(root: Path, name: str, identity: str) -> Iterator[ShardWriter]
             "identity": identity,
             "sha256": sha256_file(temporary),
             "bytes": temporary.stat().st_size,
-            **writer.counts(),
+            **writer.summary,
         }
         summary_path(path).unlink(missing_ok=True)  # it describes the tar that is replaced now
     write_json(summary_path(path), summary)

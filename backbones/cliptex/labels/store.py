@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tarfile
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from backbones.cliptex.data.tables import Contents, Table, cached_table
-from backbones.cliptex.data.tar_index import index_tar, read_member
+from backbones.cliptex.data.tar_index import list_members, read_member
 from backbones.cliptex.labels.shards import (
     VERSION,
     DamagedShard,
@@ -32,7 +30,7 @@ from backbones.cliptex.labels.shards import (
     tar_path,
     writing_shard,
 )
-from backbones.cliptex.tasks import find_task, ordered, task_names
+from backbones.cliptex.tasks import find_task, ordered
 from common.errors import UserError, report_malformed
 from common.files import content_key, read_json, write_json
 from common.images import IMAGE_ERRORS
@@ -117,24 +115,7 @@ class LabelWriter:
             return None
 
     def shard(self, name: str) -> AbstractContextManager[ShardWriter]:
-        """Begin (again) the shard ``name``.
-
-        Raises:
-            UserError: a tar of that name holds no labels, as that of the pairs.
-        """
-        if (path := tar_path(self.root, name)).exists():
-            try:
-                with tarfile.open(path) as tar:
-                    first = tar.next()
-            except (OSError, tarfile.TarError):
-                first = None  # damaged: perhaps a shard of labels
-            if first is not None and not first.name.endswith(
-                tuple(f".{suffix_of(task)}" for task in {*task_names(), *self.tasks})
-            ):
-                raise UserError(
-                    f"{path} exists and holds no labels (are these the pairs?); choose another"
-                    " --out"
-                )
+        """Begin (again) the shard ``name``."""
         return writing_shard(self.root, name, self.key)
 
     def finish(self, shards: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:
@@ -146,9 +127,6 @@ class LabelWriter:
             temporary.unlink(missing_ok=True)
         out, size = sum(shard["pairs"] for shard in shards), sum(shard["bytes"] for shard in shards)
         failed = [pair for shard in shards for pair in shard["failed"]]
-        task_bytes: Counter[str] = Counter()
-        for shard in shards:
-            task_bytes.update(shard["task_bytes"])
         manifest = {
             "version": VERSION,
             "key": self.key,
@@ -162,9 +140,6 @@ class LabelWriter:
             "pairs_out": out,
             "bytes": size,
             "bytes_per_image": round(size / max(out, 1), 1),
-            "task_bytes_per_image": {
-                task: round(task_bytes[task] / max(out, 1), 1) for task in self.tasks
-            },
             "failed": failed,
             "shards": [
                 {name: shard[name] for name in ("name", "sha256", "bytes", "pairs")}
@@ -263,15 +238,16 @@ class LabelStore:
         ``keys``, sorted within each shard; ``positions``: offset and size of each task's file;
         ``starts`` of the shards.
         """
-        tars = [
-            index_tar(tar_path(self.root, name), self._suffixes, keep=False) for name in self.names
-        ]
-        orders = [np.argsort(tar.keys) for tar in tars]
-        ordered_tars = list(zip(tars, orders, strict=True))
+        keys, positions = [], []
+        for name in self.names:
+            tar, _ = list_members(tar_path(self.root, name), self._suffixes)
+            order = np.argsort(tar["keys"])
+            keys.append(tar["keys"][order])
+            positions.append(tar["spans"][order])
         return {
-            "keys": np.concatenate([tar.keys[order] for tar, order in ordered_tars]),
-            "positions": np.concatenate([tar.spans[order] for tar, order in ordered_tars]),
-            "starts": np.cumsum([0, *map(len, tars)]),
+            "keys": np.concatenate(keys),
+            "positions": np.concatenate(positions),
+            "starts": np.cumsum([0, *map(len, keys)]),
         }, {}
 
     def _find(self, key: str) -> tuple[int, int]:

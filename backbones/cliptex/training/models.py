@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from backbones.adapters.open_clip import (
     OpenClipBackbone,
     build_model,
     default_layers,
-    feature_maps,
-    make_tokenizer,
+    native_size,
     normalizes,
 )
-from backbones.adapters.positions import resize_position
-from backbones.base import DataConfig, state_sha256
+from backbones.adapters.positions import set_image_size
+from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.heads import TaskHeads
 from common.errors import UserError, nearest
@@ -55,30 +53,10 @@ TINY_CLIP: dict[str, Any] = {
 MODELS = {"mini": MINI_CLIP, "tiny": TINY_CLIP}
 
 
-@dataclass(frozen=True)
-class PretrainedCLIP:
-    """Where training starts: an open_clip ``model`` in training mode, float32, on the CPU.
-
-    Attributes:
-        architecture, model_config, data, licence, source: as in ``backbones.Checkpoint``.
-        digest: identity of the weights.
-        tokenizer: texts → (N, context_length) int64.
-    """
-
-    model: nn.Module
-    architecture: str
-    model_config: dict[str, Any]
-    data: DataConfig
-    licence: str
-    source: str
-    digest: str
-    tokenizer: Callable[[list[str]], Tensor]
-
-
 def load_pretrained_clip(
     init: str, model: str, *, image_size: int = 0, seed: int = 0
-) -> PretrainedCLIP:
-    """The model to train.
+) -> OpenClipBackbone:
+    """The backbone to train: its ``model`` is in training mode, in float32, on the CPU.
 
     Args:
         init: ``random`` (build ``model``), ``imagenet`` (the same, its timm image tower starting
@@ -92,37 +70,26 @@ def load_pretrained_clip(
         UserError: no such model or file, weights without a text tower, or an image size that does
             not fit.
     """
+    start: Backbone
     if init in ("random", "imagenet"):
         start = _build(model, seed, imagenet=init == "imagenet")
+    elif Path(init).is_file():
+        start = backbones.create("cliptex", weights=init)
+        start.weights = replace(start.weights, source=Path(init).name)
     else:
-        is_file = Path(init).is_file()
-        backbone = (
-            backbones.create("cliptex", weights=init)
-            if is_file
-            else backbones.create(init, seed=seed)
-        )
-        if not isinstance(backbone, OpenClipBackbone) or not backbone.has_text:
-            raise UserError(
-                f"--init {init} has no image and text tower of open_clip; start from"
-                " open_clip/ARCH/PRETRAINED"
-            )
-        start = PretrainedCLIP(
-            backbone.model,
-            backbone.architecture,
-            dict(backbone.model_config),
-            backbone.data,
-            backbone.weights.licence,
-            Path(init).name if is_file else backbone.weights.source,
-            backbone.weights.sha256,
-            backbone.tokenizer,
+        start = backbones.create(init, seed=seed)
+    if not isinstance(start, OpenClipBackbone) or not start.has_text:
+        raise UserError(
+            f"--init {init} has no image and text tower of open_clip; start from"
+            " open_clip/ARCH/PRETRAINED"
         )
     if image_size and (image_size, image_size) != tuple(start.data.size):
-        start = _resize(start, image_size)
+        _resize(start, image_size)
     start.model.requires_grad_(True).train()
     return start
 
 
-def _build(name: str, seed: int, *, imagenet: bool) -> PretrainedCLIP:
+def _build(name: str, seed: int, *, imagenet: bool) -> OpenClipBackbone:
     config = _model_config(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -141,21 +108,15 @@ def _build(name: str, seed: int, *, imagenet: bool) -> PretrainedCLIP:
         # all but the classifier
         visual.trunk.load_state_dict(pretrained.state_dict(), strict=False)
         source, licence = f"image tower {trunk} (ImageNet), text tower {source}", "Apache-2.0"
-    side = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
-    if name.endswith(".json"):
-        architecture = Path(name).stem
-    else:
-        architecture = f"{name}-clip" if name in MODELS else name
-    return PretrainedCLIP(
+    backbone = OpenClipBackbone(
         model,
-        f"open_clip/{architecture}",
-        config,
-        DataConfig(size=tuple(side), mean=mean, std=std, layers=default_layers(visual)),
-        licence,
-        source,
-        state_sha256(model.state_dict()),
-        make_tokenizer(config, backbone=name),
+        name=name,
+        arch=f"{name}-clip" if name in MODELS else Path(name).stem,
+        model_config=config,
+        data=DataConfig(native_size(visual), mean, std, layers=default_layers(visual)),
     )
+    backbone.weights = Weights(source, state_sha256(model.state_dict()), licence)
+    return backbone
 
 
 def _model_config(name: str) -> dict[str, Any]:
@@ -179,9 +140,9 @@ def _model_config(name: str) -> dict[str, Any]:
     return config
 
 
-def _resize(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
-    """The same weights at another image size."""
-    visual: Any = start.model.visual
+def _resize(start: OpenClipBackbone, size: int) -> None:
+    """Train the same weights at another image size."""
+    visual, config = start.visual, start.model_config
     if not isinstance(visual, VisionTransformer):
         raise UserError(
             f"{start.architecture} has no plain ViT, whose image size can be changed; leave"
@@ -191,17 +152,9 @@ def _resize(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
         raise UserError(
             f"image_size {size} is not a multiple of the patch size {visual.patch_size[0]}"
         )
-    config = deepcopy(start.model_config)
-    config["vision_cfg"]["image_size"] = size
-    model = build_model(config)
-    state = start.model.state_dict()
-    grid = size // visual.patch_size[0]
-    name = "visual.positional_embedding"
-    state[name] = resize_position(state[name], visual.grid_size, (grid, grid))
-    model.load_state_dict(state)
-    return replace(
-        start, model=model, model_config=config, data=replace(start.data, size=(size, size))
-    )
+    set_image_size(visual, (size, size))
+    start.model_config = {**config, "vision_cfg": {**config["vision_cfg"], "image_size": size}}
+    start.data = replace(start.data, size=(size, size))
 
 
 class CLIPWithHeads(nn.Module):
@@ -256,8 +209,3 @@ class CLIPWithHeads(nn.Module):
         visual: Any = self.clip.visual
         last = visual.transformer.resblocks[-1] if isinstance(visual, VisionTransformer) else visual
         return [parameter for parameter in last.parameters() if parameter.requires_grad]
-
-
-def map_shapes(start: PretrainedCLIP) -> list[tuple[int, int]]:
-    """(channels, stride) of each feature map that is read."""
-    return list(zip(*feature_maps(start.model.visual, start.data.layers), strict=True))

@@ -17,6 +17,7 @@ from common.files import content_key, read_json, read_text
 from common.settings import (
     Probability,
     Share,
+    ShareRange,
     field_names,
     parse_pairs,
     read_value,
@@ -27,7 +28,6 @@ from common.settings import (
 VERSION = 2  # raised whenever the same recipe would give other weights
 LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}  # the paper's
 LAMBDA = "lambda_"  # λ of a loss is the setting lambda_LOSS
-Scale = Annotated[float, Field(gt=0, le=1)]
 
 
 @settings_dataclass
@@ -60,12 +60,10 @@ class Recipe:
             are exported).
         precision: ``fp32``, or ``bf16`` autocast (weights, losses and optimizer stay float32);
             ``auto`` is ``bf16`` on CUDA and ``fp32`` elsewhere, and has that one's identity.
-        compile: use ``torch.compile``.
         grad_checkpointing: compute activations again in the backward pass, to save memory.
         image_size: square input in pixels; 0 keeps the model's own.
         crop_scale: range of the crop's area as a share of the largest square.
         flip: probability.
-        rotate: ± degrees.
         label_size: side of the maps that the dense losses compare; 0 takes four pixels for each
             patch.
         head_width: channels in the heads; 0 takes half of the image tower's, at most 256.
@@ -92,12 +90,10 @@ class Recipe:
     grad_clip: NonNegativeFloat = 1.0
     ema: Share = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
     grad_checkpointing: bool = False
     image_size: NonNegativeInt = 0
-    crop_scale: tuple[Scale, Scale] = (0.9, 1.0)
+    crop_scale: ShareRange = (0.9, 1.0)
     flip: Probability = 0.5
-    rotate: NonNegativeFloat = 0.0
     label_size: NonNegativeInt = 0
     head_width: NonNegativeInt = 0
     val_pairs: NonNegativeInt = 0
@@ -112,8 +108,6 @@ class Recipe:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
             )
-        if self.crop_scale[0] > self.crop_scale[1]:
-            raise UserError("crop_scale must be low,high with 0 < low <= high <= 1")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -160,7 +154,7 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights: recipes that train the same thing have the same."""
-        excluded = {"name", "experts", "lambdas", "compile", "grad_checkpointing"}
+        excluded = {"name", "experts", "lambdas", "grad_checkpointing"}
         if not self.tasks:
             excluded |= {"head_lr", "head_width", "label_size"}
         settings = {name: value for name, value in asdict(self).items() if name not in excluded}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import reduce
@@ -26,13 +25,12 @@ from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import copy_buffers, restore_buffers
 from common.errors import UserError
-from common.files import home
 
 Losses = dict[str, Tensor]
 
 
 class TrainStep:
-    """Runs a recipe's forward and backward passes on ``model``, compiled and wrapped for DDP here.
+    """Runs a recipe's forward and backward passes on ``model``, wrapped for DDP here.
 
     ``label_size``: side of the dense predictions; 0 without tasks.
 
@@ -58,10 +56,6 @@ class TrainStep:
         # on CPUs each process normalises its own share: gloo has no synchronised batch norm
         if distributed and device.type == "cuda":
             self.parallel = self.model = convert_sync_batchnorm(model)
-        if recipe.compile:
-            # by default compiled kernels stay in the temporary directory for ever
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "torchinductor"))
-            self.parallel = torch.compile(self.parallel)  # type: ignore[assignment]
         if distributed:
             ids = [device.index] if device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.parallel, device_ids=ids)
@@ -120,7 +114,9 @@ class TrainStep:
                 for name, g in gradients.items()
             }
             self._set_random_state(random_states[i])
-            with self._sync(part is parts[-1]):
+            # DDP averages gradients over processes only in the last micro-batch
+            no_sync = getattr(self.parallel, "no_sync", nullcontext)
+            with nullcontext() if part is parts[-1] else no_sync():
                 with self.autocast():
                     out = self.parallel(part.images, part.tokens, self.label_size)
                 products = [
@@ -136,12 +132,6 @@ class TrainStep:
             for name, loss in dense.items():
                 losses[name] = losses.get(name, 0.0) + loss.detach()
         return losses, _norms(shared)
-
-    def _sync(self, last: bool) -> Any:
-        """DDP averages gradients over processes only in the last micro-batch."""
-        if isinstance(self.parallel, DistributedDataParallel) and not last:
-            return self.parallel.no_sync()
-        return nullcontext()
 
     def _random_state(self) -> list[Tensor]:
         states = [torch.get_rng_state()]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.base import state_sha256
+from backbones.base import Backbone, state_sha256
 from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from backbones.cliptex.data.dataset import Labels, TrainDataset
 from backbones.cliptex.data.source import PairSource
@@ -22,12 +22,7 @@ from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
 from backbones.cliptex.training.distributed import processes
 from backbones.cliptex.training.heads import TaskHeads
-from backbones.cliptex.training.models import (
-    CLIPWithHeads,
-    PretrainedCLIP,
-    load_pretrained_clip,
-    map_shapes,
-)
+from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import TrainContext
 from common.errors import UserError
@@ -122,11 +117,15 @@ def train(
         trainer = CLIPTrainer(recipe, model, dataset, process, context, key)
 
         def export(path: Path, weights: dict[str, Tensor], **extra: Any) -> None:
-            source = f"{recipe.name} from {start.source}"
-            about = start.architecture, start.model_config, start.data, start.licence, source, extra
-            save_checkpoint(Checkpoint(path, weights, *about))
+            about = start.architecture, dict(start.model_config), start.data
+            source = f"{recipe.name} from {start.weights.source}"
+            save_checkpoint(Checkpoint(path, weights, *about, start.weights.licence, source, extra))
 
-        trainer.run(lambda step: export(checkpoint_path(out, step), trainer.weights(), step=step))
+        def export_step(step: int) -> None:
+            path = out.with_suffix(".steps") / f"step-{step:09d}.safetensors"
+            export(path, trainer.weights(), step=step)
+
+        trainer.run(export_step)
         for note in trainer.notes():
             context.notify(note)
             notes.append(note)
@@ -136,7 +135,7 @@ def train(
                 "recipe": recipe.settings(),
                 "key": key,
                 "init": init,
-                "init_sha256": start.digest,
+                "init_sha256": start.weights.sha256,
                 "labels": _labels_identity(recipe, labels),
                 "pairs": {
                     "name": pairs.name,
@@ -151,11 +150,6 @@ def train(
             trainer.states.remove()
         process.wait()
         return TrainResult(out, state_sha256(weights), key, trainer.metrics, cost, notes)
-
-
-def checkpoint_path(out: Path, step: int) -> Path:
-    """Where the weights of a step are exported: ``NAME.steps/step-000001000.safetensors``."""
-    return out.with_suffix(".steps") / f"step-{step:09d}.safetensors"
 
 
 def find_trained(
@@ -179,8 +173,8 @@ def find_trained(
     return _finished(Path(out), _key(recipe, start, pairs, labels))
 
 
-def _key(recipe: Recipe, start: PretrainedCLIP, pairs: PairSource, labels: Labels | None) -> str:
-    init = content_key([start.digest, start.architecture, start.model_config])
+def _key(recipe: Recipe, start: Backbone, pairs: PairSource, labels: Labels | None) -> str:
+    init = content_key([start.weights.sha256, start.architecture, start.model_config])
     return recipe.key(init, pairs.fingerprint, _labels_identity(recipe, labels))
 
 
@@ -204,18 +198,18 @@ def _finished(out: Path, key: str) -> TrainResult | None:
     )
 
 
-def _label_size(recipe: Recipe, start: PretrainedCLIP) -> int:
+def _label_size(recipe: Recipe, start: Backbone) -> int:
     """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map.
 
     At most the image's side.
     """
     if not recipe.tasks:
         return 0
-    finest = min(stride for _, stride in map_shapes(start))
-    return recipe.label_size or min(start.data.size[0], 4 * start.data.size[0] // finest)
+    size = start.data.size[0]
+    return recipe.label_size or min(size, 4 * size // min(start.strides))
 
 
-def _heads(recipe: Recipe, start: PretrainedCLIP, labels: Labels | None) -> TaskHeads | None:
+def _heads(recipe: Recipe, start: Backbone, labels: Labels | None) -> TaskHeads | None:
     if not recipe.tasks or labels is None:
         return None
     outputs = {}
@@ -226,9 +220,8 @@ def _heads(recipe: Recipe, start: PretrainedCLIP, labels: Labels | None) -> Task
                 f"the labels name no classes of {task.name}; leave it out with --set experts=…"
             )
         outputs[task.name] = task.channels(classes)
-    channels = [count for count, _ in map_shapes(start)]
-    width = recipe.head_width or min(256, max(channels) // 2)
-    return TaskHeads(channels, outputs, width)
+    width = recipe.head_width or min(256, max(start.channels) // 2)
+    return TaskHeads(start.channels, outputs, width)
 
 
 def _check_labels(dataset: TrainDataset) -> list[str]:

@@ -184,7 +184,7 @@ class Trainer:
         batches = self.batches(self.step)
         context.progress.start(f"train {plan.name}", plan.steps)
         context.progress.advance(self.step)
-        self._window = _Window()
+        self._start_window()
         self._started = saved = time.perf_counter()
         self._buffers = copy_buffers(self.model)
         self._updating = False  # weights and optimizer state may be from different steps
@@ -238,7 +238,8 @@ class Trainer:
         norm = self._update(lr)
         if math.isfinite(norm):
             self.skipped_in_a_row = 0
-            self._window.add(losses, norm, plan.batch_size)
+            self._losses.append(losses)
+            self._norm = norm
             if self.ema:
                 self.ema.update(self.exported(), step + 1)
         else:
@@ -255,7 +256,7 @@ class Trainer:
         self.step_done(batch)
         self.step, self._updating = step + 1, False
         if self.step % context.log_every == 0 or norms or self.step == plan.steps:
-            self.metrics |= {f"{self.prefix}/lr": lr} | self._window.read(self)
+            self.metrics |= {f"{self.prefix}/lr": lr} | self._read_window()
             finite = {
                 f"{self.prefix}/grad_norm_{name}": value
                 for name, value in norms.items()
@@ -273,6 +274,25 @@ class Trainer:
             self.after_update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _start_window(self) -> None:
+        """Forget the losses before a log entry."""
+        self._losses: list[dict[str, Tensor]] = []
+        self._window_started = time.perf_counter()
+
+    def _read_window(self) -> dict[str, float]:
+        """The curves since the last log entry, over all processes; empty if all were skipped."""
+        curves: dict[str, float] = {}
+        if self._losses:
+            local = torch.stack([torch.stack(list(each.values())) for each in self._losses]).mean(0)
+            mean = (sum_over_ranks(local) / sum_over_ranks(torch.ones_like(local))).tolist()
+            curves = self.curves(dict(zip(self._losses[0], mean, strict=True)))
+            images = len(self._losses) * self.plan.batch_size
+            seconds = time.perf_counter() - self._window_started
+            curves[f"{self.prefix}/grad_norm"] = self._norm
+            curves[f"{self.prefix}/images_per_second"] = images / seconds
+        self._start_window()
+        return curves
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self._started
@@ -326,33 +346,3 @@ def restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     """Undo what forward passes did to the buffers since ``copy_buffers``."""
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
-
-
-class _Window:
-    """The losses since the last log entry."""
-
-    def __init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        self.names: list[str] = []
-        self.losses: list[Tensor] = []
-        self.norm, self.images, self.started = 0.0, 0, time.perf_counter()
-
-    def add(self, losses: Mapping[str, Tensor], norm: float, images: int) -> None:
-        self.names = list(losses)
-        self.losses.append(torch.stack(list(losses.values())))
-        self.norm, self.images = norm, self.images + images
-
-    def read(self, trainer: Trainer) -> dict[str, float]:
-        """The curves' values over all processes; empty when all steps were skipped."""
-        curves: dict[str, float] = {}
-        if self.losses:
-            local = torch.stack(self.losses).mean(0)
-            mean = (sum_over_ranks(local) / sum_over_ranks(torch.ones_like(local))).tolist()
-            curves = trainer.curves(dict(zip(self.names, mean, strict=True)))
-            seconds = time.perf_counter() - self.started
-            curves[f"{trainer.prefix}/grad_norm"] = self.norm
-            curves[f"{trainer.prefix}/images_per_second"] = self.images / seconds
-        self._clear()
-        return curves

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import signal
-import tarfile
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
+
+from tests import recorder
+from tests.probes.datasets.make import encoded, write_tar
 
 CLASSES = ("background", "disc", "square")
 COLOURS = {
@@ -53,22 +51,6 @@ def scene(index: int, size: int = 32) -> tuple[np.ndarray, str, dict[str, np.nda
     return image.clip(0, 255).astype(np.uint8), f"a {colour} {shape} on the {SIDES[side]}", labels
 
 
-def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
 def write_pairs(folder: Path, count: int, shards: int = 2, size: int = 32) -> Path:
     """``count`` scenes as webdataset shards, as img2dataset writes them (jpg/png, txt and json)."""
     for shard in range(shards):
@@ -79,7 +61,7 @@ def write_pairs(folder: Path, count: int, shards: int = 2, size: int = 32) -> Pa
             members[f"{key}.json"] = json.dumps(
                 {"caption": caption, "key": key, "status": "success"}
             ).encode()
-            members[f"{key}.png"] = encode(image)
+            members[f"{key}.png"] = encoded(image)
             members[f"{key}.txt"] = caption.encode()
         write_tar(folder / f"{shard:05d}.tar", members)
     return folder
@@ -110,39 +92,9 @@ class ToyLabels:
         return () if key in self.missing else self.tasks
 
 
-class Recorder:
-    """A run log and a progress bar that store what they get."""
+class Recorder(recorder.Recorder):
+    """Counts the steps of training."""
 
-    def __init__(self) -> None:
-        self.metrics: list[tuple[int, dict[str, float]]] = []
-        self.bars: list[tuple[str, int]] = []
-        self.steps = 0
-
-    def log_metrics(self, metrics, step) -> None:
-        self.metrics.append((step, dict(metrics)))
-
-    def start(self, description, total) -> None:
-        self.bars.append((description, total))
-        self.steps = 0
-
-    def advance(self, steps=1) -> None:
-        self.steps += steps
-
-    def values(self, name: str) -> list[float]:
-        """The values of a curve."""
-        return [metrics[name] for _, metrics in self.metrics if name in metrics]
-
-
-class StopAt(Recorder):
-    """Interrupts a training after a step, as Ctrl-C does, or kills the process."""
-
-    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
-        super().__init__()
-        self.step, self.number = step, number
-
-    def advance(self, steps=1) -> None:
-        super().advance(steps)
-        if self.steps == self.step and self.bars[-1][0].startswith("train"):
-            if self.number == signal.SIGINT:
-                raise KeyboardInterrupt
-            os.kill(os.getpid(), self.number)
+    def advance(self, steps: int = 1) -> None:
+        if self.started[-1][0].startswith("train"):
+            super().advance(steps)

@@ -14,7 +14,7 @@ import torch
 
 from backbones import Checkpoint, save_checkpoint
 from benchmark.__main__ import main
-from benchmark.cell import cell_locks
+from benchmark.probing.cell import cell_locks
 from probes.features.store import CacheKey, get_or_build
 from tests.backbones.mini import CONFIG, DATA, mini_clip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import sys
 from importlib import metadata
 
@@ -11,7 +10,6 @@ import pytest
 
 from benchmark.__main__ import main
 from benchmark.cli import doctor
-from reports.mlflow.client import known_schemas
 from tests.probes.datasets.make import make_camvid, make_voc
 
 
@@ -52,20 +50,6 @@ def test_a_ready_machine(diagnose, capsys, tmp_path):
     assert not list(tmp_path.glob("mlflow.db*"))
     assert main(["doctor"]) == 0
     assert "ok   python" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("schema", "state", "remedy"),
-    [(-1, "ok", ""), (-2, "ok", ""), ("ffffffffffff", "bad", "--upgrade mlflow")],
-)
-def test_a_store_of_another_version(diagnose, tmp_path, schema, state, remedy):
-    version = known_schemas()[schema] if isinstance(schema, int) else schema
-    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
-        connection.execute("create table alembic_version (version_num text)")
-        connection.execute("insert into alembic_version values (?)", (version,))
-    code, findings = diagnose()
-    assert findings["mlflow"]["state"] == state and remedy in findings["mlflow"]["remedy"]
-    assert code == (state == "bad")
 
 
 def test_an_unreachable_server(diagnose):

@@ -32,6 +32,11 @@ def need(name, request):
         pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
 
 
+def see_gpus(count, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+
+
 def test_one_job_runs_in_this_process():
     with make_executor(ExecutorSpec(jobs=1, device="cpu"), Bar()) as executor:
         assert executor.slots == 1 and executor.where(1, 0) == "local, 1 core"
@@ -40,21 +45,23 @@ def test_one_job_runs_in_this_process():
             executor.submit(units.visible_gpus, gpus=1).result()
 
 
-def test_a_chosen_gpu_is_visible_in_this_process(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with make_executor(ExecutorSpec(settings={"gpus": "3"}), Bar()) as executor:
-        assert executor.slots == 1 and executor.has_gpus
-        assert executor.submit(units.visible_gpus, gpus=1).result()[0] == "3"
+def test_a_device_number_selects_one_gpu(monkeypatch):
+    see_gpus(4, monkeypatch)
+    with make_executor(ExecutorSpec(device="cuda:3"), Bar()) as executor:
+        assert (executor.slots, executor.has_gpus, executor.device) == (1, True, "cuda")
+        assert executor.submit(units.visible_gpus, gpus=1).result(60)[0] == "3"
+    assert make_executor(ExecutorSpec(jobs=1, device="cuda:3"), Bar()).device == "cuda:3"
+    with pytest.raises(UserError, match="cuda:4: this machine has 4 GPUs"):
+        make_executor(ExecutorSpec(device="cuda:4"), Bar())
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
-def test_eight_units_get_eight_gpus(name, tmp_path, request):
+def test_eight_units_get_eight_gpus(name, tmp_path, request, monkeypatch):
     need(name, request)
-    settings = {
-        "local": {"gpus": "0,1,2,3,4,5,6,7", "cpus": "2"},
-        "ray": {"num_gpus": "8", "num_cpus": "2"},
-    }[name]
-    with make_executor(ExecutorSpec(name, settings), Bar()) as executor:
+    if name == "local":
+        see_gpus(8, monkeypatch)
+    settings = {"local": {"cpus": "2"}, "ray": {"num_gpus": "8", "num_cpus": "2"}}
+    with make_executor(ExecutorSpec(name, settings[name]), Bar()) as executor:
         assert executor.has_gpus and executor.slots == 8
         futures = [executor.submit(units.visible_gpus, tmp_path, 8, gpus=1) for _ in range(8)]
         futures += [executor.submit(units.visible_gpus, gpus=gpus) for gpus in (1, 0)]
@@ -105,23 +112,16 @@ def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     assert len(set(used)) == 5 and {gpu.split()[0] for gpu in used} == {"n0", "n1"}
 
 
-@pytest.mark.parametrize(
-    ("partition", "has_gpus"),
-    [("", False), ("cpu", False), ("gpu", True), ("cpu,gpu", True), ("gp", False)],
-)
-def test_gpus_are_those_of_the_partition(partition, has_gpus):
-    sinfo = "cpu* (null)\ngpu (null)\ngpu gpu:a100:8(S:0-1)\n"
-    assert slurm_executor._with_gpus(sinfo, partition) == has_gpus
-
-
-def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(tmp_path, monkeypatch):
-    """The controller says OUT_OF_MEMORY once; the polls after that do not ask it."""
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """Commands of a SLURM whose jobs end at once, and which forgets their states once told."""
     pytest.importorskip("submitit", reason="no submitit: pip install submitit")
     scripts = {
         "sbatch": "echo Submitted batch job $$",
+        "srun": "exit 0",
         "squeue": f"for last; do :; done; [ -e {tmp_path}/$last ] && exit 0; touch {tmp_path}/$last"
         "; echo $last OUT_OF_MEMORY",
-        "sinfo": "exit 0",
+        "sinfo": "printf 'cpu* (null)\ngpu (null)\ngpu gpu:a100:8(S:0-1)\n' | grep ^$5",
         "scancel": "exit 0",
     }
     for name, script in scripts.items():
@@ -131,6 +131,16 @@ def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(tmp_path, monk
     monkeypatch.setattr(slurm_executor, "QUERY_SECONDS", 0.3)
     monkeypatch.setattr(slurm_executor, "RESULT_SECONDS", 0.5)
     monkeypatch.setattr(base, "POLL", 0.05)
+
+
+@pytest.mark.parametrize(("partition", "has_gpus"), [("", False), ("cpu", False), ("gpu", True)])
+def test_gpus_are_those_of_the_partition(partition, has_gpus, fake_slurm):
+    spec = ExecutorSpec("slurm", {"partition": partition})
+    assert make_executor(spec, Bar()).has_gpus == has_gpus
+
+
+def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(fake_slurm):
+    """The controller says OUT_OF_MEMORY once; the polls after that do not ask it."""
     with (
         make_executor(ExecutorSpec("slurm"), Bar()) as executor,
         pytest.raises(WorkerLost, match="OUT_OF_MEMORY"),
@@ -248,45 +258,26 @@ def test_a_driver_that_ends_leaves_no_worker(name, number, tmp_path, request):
     ("name", "settings", "message"),
     [
         ("slrum", {}, "no executor 'slrum'; did you mean slurm"),
-        ("local", {"gpu": "1"}, "--executor-arg gpu: local has no such setting; did you mean gpus"),
-        ("local", {"gpus": "0,9"}, "--executor-arg gpus=0,9: 9 is not visible to this process"),
+        ("local", {"cpu": "1"}, "--executor-arg cpu: local has no such setting; did you mean cpus"),
         ("local", {"cpus": "0"}, "--executor-arg cpus=0: give an integer, 1 or more"),
         ("ray", {"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
         ("slurm", {"nodes": "2"}, "--executor-arg nodes=2: only `train` computes on several"),
     ],
 )
-def test_a_wrong_setting_is_one_line(name, settings, message, request, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+def test_a_wrong_setting_is_one_line(name, settings, message, request):
     need(name, request)
     with pytest.raises(UserError) as raised:
         make_executor(ExecutorSpec(name, settings), Bar())
     assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
 
 
-def test_this_process_computes_only_on_a_gpu_that_it_sees(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    by_uuid = ExecutorSpec(settings={"gpus": "GPU-abc"}, jobs=1)
-    with pytest.raises(UserError, match="GPU-abc is not visible to this process, only 0, 1"):
-        assert make_executor(by_uuid, Bar()).device
-    assert make_executor(ExecutorSpec(settings={"gpus": "1"}, jobs=1), Bar()).device == "cuda:1"
-    assert make_executor(ExecutorSpec(settings={"gpus": "GPU-abc"}), Bar()).device == "auto"
-
-
 @pytest.mark.parametrize(
     ("jobs", "cpus", "gpus", "num_workers", "expected"),
-    [
-        (0, 8, "0,1", None, 4),
-        (2, 8, None, None, 4),
-        (1, 64, None, None, base.MAX_LOADING_PROCESSES),
-    ],
+    [(0, 8, 2, None, 4), (2, 8, 0, None, 4), (1, 64, 0, None, 16), (1, 64, 0, 3, 3)],
 )
 def test_loading_processes_share_the_cores(jobs, cpus, gpus, num_workers, expected, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    settings = {"cpus": str(cpus)} | ({"gpus": gpus} if gpus else {})
-    device = "auto" if gpus else "cpu"
-    spec = ExecutorSpec("local", settings, jobs, device, num_workers)
+    see_gpus(gpus, monkeypatch)
+    spec = ExecutorSpec("local", {"cpus": str(cpus)}, jobs, num_workers=num_workers)
     assert make_executor(spec, Bar()).num_workers == expected
 
 
@@ -316,7 +307,7 @@ def test_a_plugin_executor_is_found_by_its_entry_point(tmp_path, monkeypatch, re
     )
     (tmp_path / "plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
-    request.addfinalizer(lambda: base.EXECUTORS.unregister("plugin"))
+    request.addfinalizer(lambda: base.EXECUTORS.pop("plugin", None))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with make_executor(ExecutorSpec("plugin"), Bar()) as executor:
         assert isinstance(executor, Executor)

@@ -24,11 +24,11 @@ def test_a_line_now_and_then_without_a_terminal(monkeypatch, capsys):
     render.advance(100)
     overview.tick([render, train])
     line = capsys.readouterr().out
-    assert line.startswith("  0 of 8 units of work done in 0:00: rendering  100/400 ")
+    assert line.startswith("  units of work  0/8 ") and "; rendering  100/400 " in line
     overview.expect("probe", -4)  # cached
     overview.add_done()
     overview.tick([render, train])
-    assert capsys.readouterr().out.startswith("  1 of 4 units of work done in 0:00: rendering")
+    assert capsys.readouterr().out.startswith("  units of work  1/4 ")
 
 
 def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
@@ -41,6 +41,6 @@ def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
         overview.add_done()
         overview.tick([])
         (task,) = bar.progress.tasks
-        assert (task.description, task.completed, task.total) == ("all units of work", 1, 2)
-        overview.close()
+        assert (task.description, task.completed, task.total) == ("units of work", 1, 2)
+        overview.end()
         assert not bar.progress.tasks

@@ -105,16 +105,14 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, capsys):
     size = "cliptex: 48 of 48 pairs in 2 shards × 30 epochs = 90 steps of 16"
     weights = here / "whole.safetensors"
     assert dry_run("whole.safetensors") == [
-        size,
-        f"{weights} holds these weights: nothing is to do",
+        f"{size}; {weights} holds these weights: nothing is to do"
     ]
-    pending = "  to do · train cliptex: 1 unit, local, 1 core"
-    assert dry_run("new/other.safetensors", "--set", "seed=1") == [size, pending]
+    assert dry_run("new/other.safetensors", "--set", "seed=1") == [size]
     held_out = dry_run("other.safetensors", "--set", "val_pairs=16")
     assert held_out[0] == "cliptex: 32 of 48 pairs in 2 shards × 30 epochs = 60 steps of 16"
     Path("begun.safetensors.resume").mkdir()
     Path("begun.safetensors.resume/state-000000060.pt").touch()
-    assert dry_run("begun.safetensors")[1].startswith("it resumes from step 60")
+    assert "; it resumes from step 60" in dry_run("begun.safetensors")[0]
     assert run_command(f"{CLIPTEX} --out x.st --dry-run --set val_pairs=40") == 2
     assert "more than half of 48 pairs" in capsys.readouterr().err
 

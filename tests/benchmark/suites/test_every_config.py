@@ -15,6 +15,7 @@ from benchmark.plan import plan_tasks
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES
 from probes.datasets.base import DatasetSpec, PreparedDataset
+from tests.probes import tiny_coco
 from tests.probes.datasets import make
 from tests.probes.tiny_mmlab import context
 
@@ -28,7 +29,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "ade/ADEChallengeData2016": make.make_ade,
     "camvid": make.make_camvid,
     "coco_stuff164k": make.make_coco_stuff,
-    "coco": make.make_coco,
+    "coco": lambda root: tiny_coco.write(root, train=1),
     "nyu": make.make_nyu,
     "imagenet": lambda root: make.make_imagefolder(root, classes=("n01440764", "n01443537")),
     "places365": make.make_imagefolder,

@@ -11,7 +11,9 @@ import torch
 
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels.store import check_labels
+from benchmark.mini.config import CONFIGS, WorldConfig
 from benchmark.stages.experts import expert_stage
+from benchmark.stages.graph import Runner
 from benchmark.suites.mini import SIZES, Sizes
 from benchmark.suites.mini_artifacts import MiniPipeline
 from tests.backbones.cliptex import toy
@@ -22,9 +24,9 @@ METADATA = ("training_key", "accuracy", "seconds", "flops")
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch) -> Path:
-    """A toy world with pairs and truth, the suite ``toy`` on it with the smallest of models, and a
-    home of its own."""
+def home(tmp_path, monkeypatch) -> Path:
+    """A home with a toy world of pairs and ground truth, and the suite ``toy`` on it with the
+    smallest of models."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     experts = {name: {**settings, "epochs": 0.5} for name, settings in toy_experts.SETTINGS.items()}
@@ -32,28 +34,35 @@ def world(tmp_path, monkeypatch) -> Path:
     monkeypatch.setitem(
         SIZES, "toy", Sizes({"model": "tiny", **small}, "random", small, {}, experts)
     )
-    toy.write_pairs(tmp_path / "world" / "pairs", 32)
-    toy_experts.write_truth(tmp_path / "world" / "expert")
-    return tmp_path / "world"
+    config = WorldConfig(pairs=32)
+    monkeypatch.setitem(CONFIGS, "toy", config)
+    root = tmp_path / "home" / "mini" / config.key()
+    toy.write_pairs(root / "pairs", 32)
+    toy_experts.write_truth(root / "expert")
+
+    async def find_world(config, executor):
+        return root
+
+    monkeypatch.setattr("benchmark.suites.mini_artifacts.build_world", find_world)
+    return tmp_path / "home"
 
 
-def base(world: Path):
+def base():
     """CLIP and the labels."""
 
     async def work(executor):
-        pipeline = MiniPipeline("toy", world, "toy", executor)
-        run = pipeline.runner.run
-        return await asyncio.gather(run(pipeline.weights("clip", 0)), run(pipeline.labels))
+        pipeline, run = MiniPipeline("toy", "toy"), Runner(executor).run
+        return await asyncio.gather(run(pipeline.backbone("clip", 0)), run(pipeline.labels))
 
     clip, labels = run_on(work)
     assert len(labels) == 32 and check_labels(labels.root) == []
     return clip, labels
 
 
-def test_experts_that_were_trained_anew_make_new_labels(world):
-    clip, first = base(world)
+def test_experts_that_were_trained_anew_make_new_labels(home):
+    clip, first = base()
     written = {path: path.stat().st_mtime_ns for path in first.root.glob("*.tar")}
-    (folder,) = (world.parent / "home/experts").glob("*-unet-*")
+    (folder,) = (home / "experts").glob("*-unet-*")
     files = {
         path: path.read_bytes() for path in (folder / "weights.safetensors", folder / "expert.json")
     }
@@ -68,19 +77,19 @@ def test_experts_that_were_trained_anew_make_new_labels(world):
     config = json.loads((folder / "expert.json").read_text())
     expert.save(folder, **{key: config[key] for key in METADATA})
 
-    again, second = base(world)
-    assert again.path == clip.path, "CLIP knows no labels"
+    again, second = base()
+    assert again.config == clip.config, "CLIP knows no labels"
     assert second.root != first.root and second.identity != first.identity
     for path, content in files.items():
         path.write_bytes(content)
-    _, third = base(world)
+    _, third = base()
     assert (third.root, third.identity) == (first.root, first.identity)
     assert written and written == {
         path: path.stat().st_mtime_ns for path in first.root.glob("*.tar")
     }, "made once"
 
 
-def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world, monkeypatch):
+def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(home, monkeypatch):
     ready = asyncio.Event()
 
     async def train_slowly(*arguments, **options):
@@ -90,12 +99,14 @@ def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world, monkeypatch
     monkeypatch.setattr("benchmark.suites.mini_artifacts.expert_stage", train_slowly)
 
     async def work(executor):
-        pipeline = MiniPipeline("toy", world, "toy", executor)
-        cliptex = asyncio.ensure_future(pipeline.backbone("cliptex", 0))
-        plain = await asyncio.wait_for(
-            asyncio.gather(pipeline.backbone("clip", 0), pipeline.backbone("clip-ft", 0)), 120
-        )
-        assert not cliptex.done() and not list((world.parent / "home").glob("labels/*"))
+        pipeline, runner = MiniPipeline("toy", "toy"), Runner(executor)
+
+        def make(name: str):
+            return runner.run(pipeline.backbone(name, 0))
+
+        cliptex = asyncio.ensure_future(make("cliptex"))
+        plain = await asyncio.wait_for(asyncio.gather(make("clip"), make("clip-ft")), 120)
+        assert not cliptex.done() and not list(home.glob("labels/*"))
         ready.set()
         return [*plain, await cliptex]
 

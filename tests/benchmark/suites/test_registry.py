@@ -9,12 +9,16 @@ from tests.probes.datasets.make import make_imagefolder
 
 SOURCE = """
 from pathlib import Path
+from benchmark.stages.graph import Stage
 from benchmark.suites.registry import BackboneSource, Suite, SuiteArtifacts
 
-async def artifacts(stages, names, seeds):
-    async def make():
-        return BackboneSource({"name": "random", "seed": 5})
-    return SuiteArtifacts({"imagefolder": Path("mine")}, {("random", seed): make for seed in seeds})
+async def make(executor):
+    return BackboneSource({"name": "random", "seed": 5})
+
+def artifacts(experiment, names, seeds):
+    training = Stage("train", find=lambda: None, make=make)
+    backbones = {("random", seed): training for seed in seeds}
+    return SuiteArtifacts({"imagefolder": Path("mine")}, backbones=backbones)
 
 SUITE = Suite("my-suite", "mine", {"imagefolder/linear": {"epochs": 2}}, ("random",), artifacts=artifacts)
 """  # noqa: E501

@@ -125,37 +125,6 @@ def make_nyu(
     return root
 
 
-def make_coco(root: Path, n_train: int = 4, n_val: int = 3) -> Path:
-    """Two rectangles an image, of categories with COCO's ids; the first image of val has none."""
-    rng = np.random.default_rng(0)
-    names = {1: "person", 18: "dog", 90: "toothbrush"}
-    (root / "annotations").mkdir(parents=True)
-    for split, number in {"train": n_train, "val": n_val}.items():
-        images, annotations = [], []
-        for index in range(number):
-            identity = 100 * (split == "val") + index + 1
-            name = f"{identity:012d}.jpg"
-            save(root / f"{split}2017/{name}", picture(rng, (64, 48)))
-            images.append({"id": identity, "file_name": name, "width": 64, "height": 48})
-            for _ in range(0 if split == "val" and index == 0 else 2):
-                x, y, width, height = rng.integers((0, 0, 8, 8), (32, 24, 32, 24)).tolist()
-                right, bottom = x + width, y + height
-                annotation = {
-                    "id": len(annotations) + 1,
-                    "image_id": identity,
-                    "category_id": list(names)[len(annotations) % 3],
-                    "bbox": [x, y, width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                    "segmentation": [[x, y, right, y, right, bottom, x, bottom]],
-                }
-                annotations.append(annotation)
-        categories = [{"id": number, "name": name} for number, name in names.items()]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
-    return root
-
-
 def make_imagefolder(
     root: Path,
     n_train: int = 4,
@@ -191,7 +160,7 @@ def make_flickr(root: Path, n_train: int = 4, n_test: int = 3, name: str = "flic
     return root
 
 
-def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     """A tar file with these members."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -255,7 +224,7 @@ def make_wds(
                 members[f"{key}.npy"] = buffer.getvalue()
             shards[2 * index // (number * len(classes))] |= members
         for name, shard in enumerate(shards if number else []):
-            tar_of(root / split / f"{name}.tar", shard)
+            write_tar(root / split / f"{name}.tar", shard)
         if number:
             (root / split / "nshards.txt").write_text(f"{len(shards)}\n")
     return root

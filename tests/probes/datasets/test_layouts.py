@@ -11,16 +11,17 @@ from common.errors import UserError
 from probes.datasets.base import Sample
 from probes.datasets.check import prepare
 from probes.registry import DATASETS
+from tests.probes import tiny_coco
 from tests.probes.datasets import make
 
 
 def test_coco_targets_are_image_ids_in_file_order(tmp_path):
-    root = make.make_coco(tmp_path, 3, 2)
+    root = tiny_coco.write(tmp_path, 3, 2)
     path = root / "annotations/instances_train2017.json"
     content = json.loads(path.read_text())
     content["images"].reverse()
     path.write_text(json.dumps(content))
-    assert [s.target for s in DATASETS["coco"].list_samples(root, "train")] == [3, 2, 1]
+    assert [s.target for s in DATASETS["coco"].list_samples(root, "train")] == [201, 101, 1]
 
 
 def test_imagefolder_indices_follow_sorted_folders(tmp_path):
@@ -156,14 +157,7 @@ def test_an_empty_folder_names_what_is_missing(tmp_path, name):
     [("coco", "annotations/instances_val2017.json"), ("flickr30k", "dataset_flickr30k.json")],
 )
 def test_invalid_json(tmp_path, name, file, text):
-    (make.make_coco if name == "coco" else make.make_flickr)(tmp_path)
+    (tiny_coco.write if name == "coco" else make.make_flickr)(tmp_path)
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=Path(file).name):
         DATASETS[name].list_samples(tmp_path, "val")
-
-
-def test_class_names_of_openmmlab():
-    names = {name: DATASETS[name].class_names(Path()) for name in ("voc", "ade20k", "coco")}
-    assert [len(set(classes)) for classes in names.values()] == [21, 150, 80]
-    assert (names["voc"][0], names["voc"][-1]) == ("background", "tvmonitor")
-    assert names["ade20k"][7] == "bed" and names["coco"][-1] == "toothbrush"

@@ -10,6 +10,7 @@ from common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.survey import survey
 from probes.registry import DATASETS
+from tests.probes import tiny_coco
 from tests.probes.datasets import make
 
 
@@ -48,7 +49,7 @@ def test_a_full_survey_decodes(tmp_path):
 def test_hints_for_data_that_cannot_be_used_as_it_is(tmp_path):
     import benchmark.mini.datasets  # noqa: F401  registers
 
-    make.make_coco(tmp_path / "coco")
+    tiny_coco.write(tmp_path / "coco", 4, 3)
     make.make_flickr(tmp_path / "flickr8k", 0, 3, name="flickr8k")
     make.truncate(make.make_imagefolder(tmp_path / "imagefolder") / "train/red/0001.JPEG")
     voc = make.make_voc(tmp_path / "voc_from_coco/VOCdevkit/VOC2012")

@@ -117,7 +117,9 @@ def test_a_member_that_changed_is_read_again(tmp_path):
     first = prepare(DATASETS["cifar10"], root, splits=["val"]).fingerprint
     shard = root / "test/0.tar"
     members = {each: webdataset.read_bytes(shard / each) for each in webdataset.members(shard)}
-    make.tar_of(shard, {**members, "s0000000.png": make.encoded(np.zeros((32, 40, 3), np.uint8))})
+    make.write_tar(
+        shard, {**members, "s0000000.png": make.encoded(np.zeros((32, 40, 3), np.uint8))}
+    )
     assert prepare(DATASETS["cifar10"], root, splits=["val"]).fingerprint != first
 
 
@@ -149,7 +151,7 @@ def test_errors_in_a_folder_are_reported(tmp_path, file, content, message):
     if content is None:
         (root / file).unlink()
     elif isinstance(content, dict):
-        make.tar_of(root / file, content)
+        make.write_tar(root / file, content)
     else:
         (root / file).write_text(content)
     with pytest.raises(UserError, match=message):
@@ -210,7 +212,7 @@ def test_retrieval_agrees_with_clip_benchmark(tmp_path):
         for member, content in members.items():
             if member.endswith("txt"):
                 members[member] = content.replace(b"a ", member[:8].encode() + b" ")
-        make.tar_of(shard, members)
+        make.write_tar(shard, members)
     probe, result = run(f"{name}/retrieval", root)
     _, loader = clip_benchmark_data(name, root, image_captions_collate_fn)
     reference = oracle.evaluate(Noisy(), loader, Texts, "cpu", amp=False, recall_k_list=[1, 5, 10])
@@ -260,7 +262,7 @@ def test_winogavil(tmp_path):
         f"{name}.png": make.encoded(make.picture(rng, (40, 32), make.COLOURS[name[:-1]]))
         for name in names
     }
-    make.tar_of(root / "test/0.tar", images)
+    make.write_tar(root / "test/0.tar", images)
     right = {"cue": "Red", "candidates": names, "associations": ["red0", "red1", "red2"]}
     few = {"cue": "blue", "candidates": names[2:8], "associations": names[6:8]}
     wrong = {"cue": "red", "candidates": names[2:7], "associations": ["green0"]}

@@ -4,7 +4,6 @@ each time."""
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from PIL import Image
 
 import backbones
 import probes.catalog  # noqa: F401  registers the probes
-from common.errors import UserError
 from probes.dense.cached import CachedDense
 from probes.dense.config import dense_config
 from probes.features.crops import Crop, all_crops
@@ -27,7 +25,8 @@ from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
 from tests.probes import tiny_dense
-from tests.probes.tiny_mmlab import Recorder, context
+from tests.probes.tiny_mmlab import context
+from tests.recorder import Recorder
 
 SMALL = {
     "size": 48,
@@ -50,9 +49,8 @@ MAIN = {"segmentation": ("mIoU", 1.0), "depth": ("abs_rel", 0.002)}
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    """A cache of the test's own, and a small CLIP among open_clip's architectures."""
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+def small_clip(monkeypatch):
+    """Among open_clip's architectures."""
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
 
 
@@ -307,20 +305,3 @@ def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
     Image.fromarray(pixels).save(path)
     changed = features()
     assert changed[0] != base[0] and changed[1] == base[1]  # a single image of train
-
-
-def test_a_truncated_shard_is_rebuilt_with_a_note(tmp_path):
-    data = tiny_dense.make(tmp_path / "data", "depth")
-    uninterrupted = run(tmp_path / "a", "depth", data, cache="fp16")
-    for shard in root().glob("*/00000.safetensors"):
-        os.truncate(shard, shard.stat().st_size // 2)
-    rebuilt = run(tmp_path / "b", "depth", data, cache="fp16")
-    assert rebuilt.metrics == uninterrupted.metrics
-    assert len([note for note in rebuilt.notes if "damaged" in note and "rebuilt" in note]) == 3
-
-
-def test_what_the_cache_cannot_hold_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_CACHE_GB", "0.00001")
-    data = tiny_dense.make(tmp_path / "data", "depth")
-    with pytest.raises(UserError, match=r"features of tiny-cnn on tiny-depth \(train\) take"):
-        run(tmp_path / "a", "depth", data, cache="fp16")

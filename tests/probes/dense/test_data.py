@@ -3,8 +3,6 @@ resolution."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 import pytest
@@ -185,16 +183,6 @@ def test_the_dataset_keeps_the_official_order_and_what_is_left_out(tmp_path):
     ]
     with pytest.raises(UserError, match="no usable image in split 'train'"):
         dataset(tmp_path, data, exclude=images)
-
-
-def test_unfit_datasets_are_refused(tmp_path):
-    data = tiny_dense.make(tmp_path, "segmentation")
-    with pytest.raises(UserError, match="did you mean tiny-seg"):
-        dataset(tmp_path, replace(data, spec=replace(data.spec, name="tiny-sge")))
-    with pytest.raises(UserError, match="no dense ground truth"):
-        import probes.datasets.specs.coco  # noqa: F401
-
-        dataset(tmp_path, replace(data, spec=replace(data.spec, name="coco")))
 
 
 def test_a_mask_of_another_size_is_an_error(tmp_path):

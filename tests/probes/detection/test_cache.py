@@ -20,7 +20,9 @@ from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
 from tests.probes import tiny_coco
-from tests.probes.tiny_mmlab import Recorder, context
+from tests.probes.dense.test_cached import REAL
+from tests.probes.tiny_mmlab import context
+from tests.recorder import Recorder
 
 SETTINGS = {
     "mask-rcnn": MaskRCNNSettings(
@@ -34,17 +36,6 @@ SETTINGS = {
     ),
     "ssd": SSDSettings(max_iters=6, batch_size=4, size=64, out_channels=16, lr=3e-3, augment=False),
 }
-REAL = {
-    "a CNN": "random/timm/test_resnet",
-    "a CLIP ViT": "open_clip/Mini",
-    "a timm ViT": "random/timm/test_vit",
-}
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    """A cache of the test's own."""
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture

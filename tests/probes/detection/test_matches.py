@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
-from contextlib import redirect_stdout
 
 import pytest
-from pycocotools.cocoeval import COCOeval
 
 from probes.detection.matches import add_matches
-from tests.reports.stats.test_average_precision import CATEGORIES, as_coco, scene
+from tests.coco_reference import as_coco, evaluate
+from tests.reports.stats.test_average_precision import CATEGORIES, scene
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -19,17 +17,7 @@ def test_each_detection_matches_as_in_pycocotools(kind):
     ids = [image["id"] for image in ground_truth["images"]]
     mine = copy.deepcopy(detections)
     add_matches(as_coco(ground_truth), mine, ids, CATEGORIES, (kind,))
-    with redirect_stdout(io.StringIO()):
-        left_out = "bbox" if kind == "segm" else "segmentation"
-        coco = as_coco(ground_truth)
-        evaluation = COCOeval(
-            coco,
-            coco.loadRes(
-                [{k: v for k, v in detection.items() if k != left_out} for detection in detections]
-            ),
-            kind,
-        )
-        evaluation.evaluate()
+    evaluation = evaluate(ground_truth, detections, kind)
     seen = 0
     for detection in evaluation.evalImgs[
         : len(CATEGORIES) * len(evaluation.params.areaRng) * len(ids)

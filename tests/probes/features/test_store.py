@@ -19,7 +19,6 @@ from probes.features import budget
 from probes.features import store as feature_store
 from probes.features.store import CacheKey, get_or_build, read_manifest, remove
 
-torch.set_num_threads(1)
 ITEMS = 12
 
 

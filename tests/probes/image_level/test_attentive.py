@@ -52,7 +52,7 @@ def test_it_reads_what_a_mean_does_not(root):
     assert result.metrics["top1"] == 100.0
     note = result.notes[0]
     assert "learning rate 0.02: best of 2 on 6 held-out training images (top1 100)" in note
-    curves = {name for _, metrics in task.log.curves for name in metrics}
+    curves = {name for _, metrics in task.log.metrics for name in metrics}
     assert {"train/loss", "select/top1/lr_0.02"} <= curves
     assert task.cost.metrics()["encode_images_per_second"] > 0
     assert ATTENTIVE.run(task_of(root, **SMALL)).metrics == result.metrics
@@ -83,5 +83,5 @@ def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch):
     resumed = task_of(root, **settings)
     result = ATTENTIVE.run(resumed)
     assert result.metrics == expected.metrics and result.notes == expected.notes
-    curves = [curve for curve in complete.log.curves if curve[0] > 3 or curve[0] == 0]
-    assert resumed.log.curves == curves
+    curves = [curve for curve in complete.log.metrics if curve[0] > 3 or curve[0] == 0]
+    assert resumed.log.metrics == curves

@@ -18,7 +18,8 @@ from probes.features.cost import EncodeRun
 from probes.image_level.encode import Images, encode_images, encode_texts, eval_transform
 from probes.image_level.settings import Encoding
 from tests.probes.datasets import make
-from tests.probes.whole_images import Bar, Colours
+from tests.probes.whole_images import Colours
+from tests.recorder import Recorder
 
 CPU = torch.device("cpu")
 PLAIN = DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear")
@@ -70,7 +71,7 @@ def test_workers_change_nothing(paths, workers):
 
 
 def test_order_size_progress_and_memory_format(paths):
-    backbone, bar = Colours(cnn=True), Bar()
+    backbone, bar = Colours(cnn=True), Recorder()
     channels_last = []
     encode_image = backbone.encode_image
 
@@ -83,7 +84,7 @@ def test_order_size_progress_and_memory_format(paths):
     forward = encode_images(backbone, paths, EncodeRun(CPU, 2, bar), encoding)
     assert [tuple(shape) for shape in backbone.seen] == [(n, 3, 24, 40) for n in (8, 8, 5)]
     assert all(channels_last)
-    assert bar.started == [("encoding images", 21)] and bar.done == 21
+    assert bar.started == [("encoding images", 21)] and bar.advanced == 21
     backward = encode_images(backbone, paths[::-1], EncodeRun(CPU, 2), encoding)
     torch.testing.assert_close(backward.flip(0), forward)
 
@@ -135,15 +136,6 @@ def test_the_crop_is_covered_without_padding(width, height, size, crop_pct):
     fitted = eval_transform(size, replace(PLAIN, crop_pct=crop_pct))(white)
     assert fitted.shape == (3, *size) and fitted.dtype == torch.uint8
     assert fitted.min() == 255  # CenterCrop would pad with black
-
-
-@settings(max_examples=40, deadline=None)
-@given(width=st.integers(8, 120), height=st.integers(8, 120), side=st.integers(8, 48))
-def test_squares_are_torchvision_resize_and_centre_crop(width, height, side):
-    image = Image.fromarray(make.picture(np.random.default_rng(width), (width, height)))
-    crop = transforms.Compose([transforms.Resize(int(side / 0.875)), transforms.CenterCrop(side)])
-    pixels = eval_transform((side, side), replace(PLAIN, crop_pct=0.875))(image)
-    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(crop(image)))
 
 
 def test_squash_keeps_both_ends(tmp_path):

@@ -152,8 +152,8 @@ def test_the_probe_end_to_end(tmp_path):
     assert {"train_seconds", "encode_images_per_second"} <= set(task.cost.metrics())
     assert "held-out training images" in result.notes[0]
     for name in ("train/loss", "select/top1/lr_0.001", "select/top1/lr_0.1", "select/top1/lr_10"):
-        assert [step for step, metrics in task.log.curves if name in metrics] == [*range(1, 7)]
-    assert task.progress.done == 4 * 8 + 4 * 3 + 6 + 6
+        assert [step for step, metrics in task.log.metrics if name in metrics] == [*range(1, 7)]
+    assert task.progress.advanced == 4 * 8 + 4 * 3 + 6 + 6
     state = task.backbone.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in state.items())
 
@@ -165,4 +165,4 @@ def test_the_probe_end_to_end(tmp_path):
     relabelled = with_wrong_labels(second)
     wrong = LINEAR.run(relabelled)
     assert wrong.metrics["top1"] == 0 and wrong.notes == result.notes, "val has no say"
-    assert relabelled.log.curves == second.log.curves
+    assert relabelled.log.metrics == second.log.metrics

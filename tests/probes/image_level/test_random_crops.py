@@ -50,13 +50,13 @@ def test_end_to_end(root):
     assert result.metrics["top1"] > 60  # four colours
     assert "best of 12 on 8 held-out training images" in result.notes[0]
     assert "DINOv2 itself chooses the head on val" in result.notes[1]
-    names = {name for _, metrics in task.log.curves for name in metrics}
+    names = {name for _, metrics in task.log.metrics for name in metrics}
     curves = {"select/top1/blocks_2_avgpool_lr_3", "select/top1/blocks_1_lr_0.001"}
     assert {"train/loss", *curves} <= names
     assert task.cost.metrics()["train_seconds"] > 0
     second = crops_task(root)
     assert LINEAR.run(second).metrics == result.metrics
-    assert second.log.curves[-1] == task.log.curves[-1]
+    assert second.log.metrics[-1] == task.log.metrics[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -71,7 +71,7 @@ def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch, workers):
     resumed = replace(crops_task(root), num_workers=workers)
     result = LINEAR.run(resumed)
     assert result.metrics == expected.metrics and result.notes == expected.notes
-    assert resumed.log.curves == [curve for curve in complete.log.curves if curve[0] > 5]
+    assert resumed.log.metrics == [curve for curve in complete.log.metrics if curve[0] > 5]
 
 
 def test_crops_depend_on_the_seed_and_their_number_alone(root):

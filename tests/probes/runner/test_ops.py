@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,14 +58,14 @@ def scored_boxes(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 # no two boxes of whole pixels overlap by exactly these thresholds: rounding must not decide
 @given(scored_boxes(), st.sampled_from([0.1234567, 0.31415927, 0.7071068]), st.integers(0, 1))
 @settings(deadline=None)
-def test_nms(boxes_and_scores: tuple[Tensor, Tensor], threshold: float, offset: int) -> None:
+def test_nms(boxes_and_scores, threshold, offset):
     boxes, scores = boxes_and_scores
     detections, indices = nms(boxes, scores, threshold, offset=offset)
     assert indices.tolist() == reference_nms(boxes, scores, threshold, offset)
     assert torch.equal(detections, torch.cat([boxes, scores[:, None]], dim=1)[indices])
 
 
-def test_roi_align_is_torchvisions() -> None:
+def test_roi_align_is_torchvisions():
     maps = torch.randn(2, 3, 6, 8, requires_grad=True)
     expected = torchvision.ops.roi_align(maps, ROIS, (3, 2), 0.25, 2, True)
     assert torch.equal(roi_align(maps, ROIS, (3, 2), 0.25, 2, "avg", True), expected)
@@ -75,7 +74,7 @@ def test_roi_align_is_torchvisions() -> None:
     assert torch.equal(*gradients)
 
 
-def test_mmdet_crops_masks() -> None:
+def test_mmdet_crops_masks():
     mask = np.zeros((1, 8, 12), np.uint8)
     mask[0, 2:6, 4:8] = 1
     boxes, indices = torch.tensor([[4.0, 2, 8, 6], [0, 2, 8, 6]]), torch.zeros(2, dtype=torch.long)
@@ -83,12 +82,12 @@ def test_mmdet_crops_masks() -> None:
     assert cropped.to_ndarray().tolist() == [[[1, 1], [1, 1]], [[0, 1], [0, 1]]]
 
 
-def test_other_operators_are_named_when_called() -> None:
+def test_other_operators_are_named_when_called():
     with pytest.raises(NotImplementedError, match="'carafe_forward' needs an mmcv"):
         carafe(torch.randn(1, 4, 4, 4), torch.randn(1, 25, 8, 8), 5, 1, 2)
 
 
-def test_compiled_operators_are_used_where_they_exist(tmp_path: Path) -> None:
+def test_compiled_operators_are_used_where_they_exist(tmp_path):
     """A module in mmcv's path stands for a compiled one."""
     (tmp_path / "_ext.py").touch()
     program = (

@@ -54,7 +54,7 @@ class Means(Backbone):
 def means_14(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known while a test of this module runs, and to no other."""
     monkeypatch.setitem(
-        registry.BACKBONES._entries, "means-14", Entry("means-14", "for tests", "MIT", Means)
+        registry.BACKBONES.data, "means-14", Entry("means-14", "for tests", "MIT", Means)
     )
 
 
@@ -88,7 +88,7 @@ def predict(folder: Path, data: PreparedDataset, weight: list[list[float]], **se
 
 @pytest.mark.parametrize("stride", [14, 8])
 @pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
-def test_predictions_lie_where_the_pixels_are(tmp_path: Path, kind: str, stride: int) -> None:
+def test_predictions_lie_where_the_pixels_are(tmp_path, kind, stride):
     data = tiny_dense.make(tmp_path / "data", kind, train=1, val=1, size=(HEIGHT, WIDTH))
     x, y = ramps(data)
     # away from the border, where half a patch has no neighbour, and from the padding, where a patch
@@ -122,7 +122,7 @@ def test_predictions_lie_where_the_pixels_are(tmp_path: Path, kind: str, stride:
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
-def test_boxes_are_those_of_the_photograph_on_patches_of_14(tmp_path: Path, name: str) -> None:
+def test_boxes_are_those_of_the_photograph_on_patches_of_14(tmp_path, name):
     """Nothing is found in the padding: every box (and mask) lies in its image, at the image's own
     resolution."""
     data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data"))

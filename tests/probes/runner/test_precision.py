@@ -31,8 +31,8 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+def no_config_text(monkeypatch):
+    """It takes a second for each result."""
     monkeypatch.setattr(Config, "pretty_text", "")
 
 
@@ -68,24 +68,6 @@ def test_a_state_of_another_precision_is_not_resumed(tmp_path, monkeypatch):
     assert run_training(config, task).resumed_at == 20
     monkeypatch.setattr(member, "AUTOCAST", ("cpu",))
     assert run_training(config, task).resumed_at == 0
-
-
-def test_ground_truth_can_be_pinned(tmp_path, monkeypatch):
-    from torch.utils.data._utils.pin_memory import pin_memory
-
-    from probes.dense.data import dense_sample
-
-    pinned = []
-    monkeypatch.setattr(
-        torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self.shape) or self
-    )
-    sample = dense_sample({"image": "a"}, "gt_depth_map", torch.zeros(1, 4, 4))
-    (metrics,) = pin_memory([sample])
-    assert (
-        pinned == [(1, 4, 4)]
-        and metrics.image == "a"
-        and metrics.gt_depth_map.data.shape == (1, 4, 4)
-    )
 
 
 @pytest.mark.gpu

@@ -29,7 +29,8 @@ from probes.runner.member import STATE
 from probes.runner.training import train_together
 from probes.selection import held_out_by_content
 from tests.probes import tiny_dense
-from tests.probes.tiny_mmlab import Recorder, TinyBackbone, context
+from tests.probes.tiny_mmlab import TinyBackbone, context
+from tests.recorder import Recorder
 
 SMALL = {
     "size": 32,
@@ -53,11 +54,9 @@ REGRESSION = KINDS[1:]
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(
-        Config, "pretty_text", ""
-    )  # a second for each result, and nothing to do with what is tested here
+def no_config_text(monkeypatch):
+    """It takes a second for each result."""
+    monkeypatch.setattr(Config, "pretty_text", "")
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from tests.reports.synthetic import stored_run
 
 
 def test_figures_are_valid_plotly_with_a_text(report):
-    kinds = {figure.id.split("-")[0] for figure in report.figures()}
-    assert {"forest", "bars", "cost", "probe", "optuna"} <= kinds
-    for figure in report.figures():
+    kinds = {figure.id.split("-")[0] for figure in report.all_figures()}
+    assert {"forest", "bars", "cost", "optuna"} <= kinds
+    for figure in report.all_figures():
         spec = json.dumps(figure.spec)
         for name in ("text", "muted", "line"):
             spec = spec.replace(f"var:{name}", "#000")
@@ -43,7 +43,8 @@ def test_an_unknown_interval_has_an_open_symbol_and_no_bar(analysis_of):
     names = ("clip", "mine")
     runs = [stored_run(n, name, "voc/linear", 0, 50.0 + n) for n, name in enumerate(names)]
     analysis = analysis_of(runs)
-    (data,) = forest(analysis).spec["data"]
+    (figure,) = forest(analysis)
+    (data,) = figure.spec["data"]
     assert data["error_x"]["array"] == [None, None]
     assert all(symbol.endswith("-open") for symbol in data["marker"]["symbol"])
     (bars,) = task_bars(analysis)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import io
-from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 from pycocotools import mask as mask_api
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from probes.detection.matches import add_matches
 from reports.detections import to_columns
 from reports.stats.average_precision import Matches, image_f1
+from tests.coco_reference import as_coco, evaluate
 
 CATEGORIES = [3, 7, 9]
 SIDE = 64
@@ -80,23 +77,9 @@ def dataset_of(ids, objects: list[dict]) -> dict:
     }
 
 
-def as_coco(dataset: dict) -> COCO:
-    with redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = copy.deepcopy(dataset)
-        coco.createIndex()
-    return coco
-
-
 def reference(dataset: dict, detections: list[dict], kind: str) -> np.ndarray:
     """pycocotools' AP at each IoU threshold."""
-    unused = "bbox" if kind == "segm" else "segmentation"
-    results = [{key: value for key, value in d.items() if key != unused} for d in detections]
-    coco = as_coco(dataset)
-    with redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(results)), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = evaluate(dataset, detections, kind)
     # (thresholds, recalls, classes), all areas, 100 detections
     precision = evaluation.eval["precision"][:, :, :, 0, 2]
     return np.array([level[level > -1].mean() for level in precision])

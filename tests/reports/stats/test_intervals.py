@@ -18,8 +18,8 @@ def sample(scores: np.ndarray, weights: np.ndarray) -> Sample:
     return Sample(tuple(range(seeds)), scores.mean(axis=1), scores @ weights.T / count, count)
 
 
-def names(count: int) -> list[str]:
-    return [f"{number}.jpg" for number in range(count)]
+def names(count: int) -> tuple[str, ...]:
+    return tuple(f"{number}.jpg" for number in range(count))
 
 
 def difference(mine: Sample, base: Sample) -> Estimate:
@@ -86,42 +86,13 @@ def test_what_is_of_one_seed_on_one_image_counts_once():
     )
 
 
-@pytest.mark.parametrize(
-    ("seeds", "seed_noise", "image_noise"), [(1, 0.0, 3.0), (3, 1.0, 3.0), (3, 0.0, 0.0)]
-)
-def test_a_95_percent_interval_covers_95_percent(seeds, seed_noise, image_noise):
-    """Truth: the mean over all images and seeds there could be; with much of what is of one seed on
-    one image."""
-    rng = np.random.default_rng(3)
-    count, tries = 100, 400
-    weights = image_weights(names(count), 300)
-    covered = 0
-    for _ in range(tries):
-        scores = 30 + rng.normal(0, image_noise, count) + rng.normal(0, seed_noise, (seeds, 1))
-        interval = estimate(sample(scores + rng.normal(0, 3.0, (seeds, count)), weights))
-        covered += interval.low <= 30 <= interval.high
-    assert 0.915 <= covered / tries <= 0.985, covered / tries  # 3.3 binomial standard errors
-
-
-def test_paired_differences_are_narrower_than_their_sides_and_rarely_decide_between_equals():
-    rng = np.random.default_rng(4)
-    count, tries, seeds = 100, 300, 3
-    weights = image_weights(names(count), 300)
-    wins, widths = 0, []
-    for _ in range(tries):
-        common = 50 + rng.normal(0, 5, count) + rng.normal(0, 1, (seeds, 1))
-        a, b = (sample(common + rng.normal(0, 1, (seeds, count)), weights) for _ in range(2))
-        wins += difference(a, b).verdict() == "win"
-        widths.append(difference(a, b).reach / estimate(a).reach)
-    assert wins / tries <= 0.05 and np.median(widths) < 0.35
-
-
 def test_a_real_difference_is_found_and_a_loss_is_one_where_less_is_better():
     rng = np.random.default_rng(5)
     weights = image_weights(names(200), 300)
     hard = rng.normal(0, 5, 200)
     a, b = (sample(base + hard + rng.normal(0, 1, (3, 200)), weights) for base in (52, 50))
     assert difference(a, b).verdict() == "win" and difference(a, b).verdict(-1) == "loss"
+    assert difference(a, b).reach < 0.6 * estimate(a).reach, "images are paired"
     assert difference(b, a).verdict(-1) == "win" and difference(a, a).verdict() == "tie"
 
 

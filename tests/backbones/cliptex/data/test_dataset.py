@@ -15,6 +15,7 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import RECIPES
 from tests.backbones.cliptex import toy
+from tests.probes.datasets import make
 
 CLIPTEX = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=2.0, lr=1e-3)
 
@@ -31,7 +32,7 @@ def pairs(tmp_path_factory):
 
 
 def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, tmp_path):
-    recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7, rotate=5.0)
+    recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7)
     batches = partial(dataset, pairs, toy.ToyLabels(), recipe)
     single = batches()
     seen = np.concatenate([single.positions(step)[0] for step in range(len(single))])
@@ -68,9 +69,9 @@ def damaged(tmp_path, count=200, corrupt=(), silent=()):
     members = {}
     for i in range(count):
         image, caption, _ = toy.scene(i)
-        members[f"{i:09d}.png"] = b"corrupt" if i in corrupt else toy.encode(image)
+        members[f"{i:09d}.png"] = b"corrupt" if i in corrupt else make.encoded(image)
         members[f"{i:09d}.txt"] = b"  " if i in silent else caption.encode()
-    return open_pairs(toy.write_tar(tmp_path / "00000.tar", members))
+    return open_pairs(make.write_tar(tmp_path / "00000.tar", members))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -67,7 +67,7 @@ def test_an_interrupted_download_is_fetched_again(folder, server, monkeypatch):
         ("{address}/cc/*.tar", "by braces"),
         ("{address}/train.csv", "a table is read on this machine"),
         ("http://127.0.0.1:{port}/00000.tar", "its server can be reached"),
-        ("nothing://host/00000.tar", "nothing:// cannot be read here"),
+        ("nothing://host/00000.tar", "cannot fetch nothing://host"),
     ],
 )
 def test_what_cannot_be_fetched_is_one_line(server, source, message):

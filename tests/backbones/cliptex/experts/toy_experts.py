@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from backbones.cliptex.experts import Expert, find_expert
-from tests.backbones.cliptex.toy import encode, write_tar
+from tests.probes.datasets.make import encoded, write_tar
 
 SMALL_UNET = {"size": 32, "encoder": "resnet10t", "pretrained": False, "width": 8, "stride": 4}
 SMALL_DPT = {"size": 64, "encoder": "resnet10t", "pretrained": False, "fusion": 8}
@@ -41,7 +41,7 @@ def write_shards(root: Path, shards: int = 2, each: int = 6, corrupt: tuple[str,
         members = {}
         for i in range(each):
             key = f"{shard:05d}{i:04d}"
-            image = encode(picture(shard * 100 + i, 40, 56 if i % 3 == 2 else 40), "JPEG")
+            image = encoded(picture(shard * 100 + i, 40, 56 if i % 3 == 2 else 40), "JPEG")
             members[f"{key}.jpg"] = image[: len(image) // 2] if key in corrupt else image
             members[f"{key}.txt"] = f"picture {i}".encode()
         write_tar(root / f"{shard:05d}.tar", members)

@@ -136,7 +136,7 @@ def test_shards_in_any_order_are_the_same(labelled, tmp_path):
     for shard in reversed(source.shards):
         labeller = Labeller(source, toy_experts.all_experts(), writer, settings, 4, num_workers=5)
         done = labeller.label(shard, Silent())
-        assert (done.failed, done.images) == ((), 6) and done.seconds > 0
+        assert (done.failed, done.images) == ([], 6) and done.seconds > 0
     finish_labels(source, writer)
     assert same(labelled[1], tmp_path / "other")
 
@@ -168,3 +168,11 @@ def test_picture(labelled, tmp_path):
     for name in ("picture", "labels.xyz"):
         with pytest.raises(UserError, match="no picture's name"):
             draw_labels(labelled[1], source, tmp_path / name)
+
+
+def test_pairs_are_not_overwritten(tmp_path):
+    pattern = toy_experts.write_shards(tmp_path / "pairs")
+    before = modified(tmp_path / "pairs")
+    with pytest.raises(UserError, match="holds the pairs"):
+        label(pattern, tmp_path / "pairs")
+    assert modified(tmp_path / "pairs") == before

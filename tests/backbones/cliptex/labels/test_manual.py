@@ -14,6 +14,7 @@ from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.cliptex.protocols import Silent
 from common.errors import UserError
 from tests.backbones.cliptex import toy
+from tests.probes.datasets.make import encoded
 
 
 def write_files(root, keys):
@@ -95,7 +96,7 @@ def test_pairs_of_a_table_have_the_names_of_their_images(tmp_path):
     (tmp_path / "img").mkdir()
     (tmp_path / "masks/img").mkdir(parents=True)
     for i in range(2):
-        (tmp_path / "img" / f"{i}.png").write_bytes(toy.encode(toy.scene(i)[0]))
+        (tmp_path / "img" / f"{i}.png").write_bytes(encoded(toy.scene(i)[0]))
         Image.fromarray(toy.scene(i)[2]["seg"]).save(tmp_path / "masks/img" / f"{i}.png")
     (tmp_path / "t.csv").write_text(
         "filepath,caption\nimg/0.png,a\nimg/1.png,b\nimg/1.png,another caption\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import tarfile
 import time
@@ -125,29 +124,6 @@ def test_other_experts_are_refused(tmp_path):
         LabelWriter(tmp_path, {"expert": "another"}, TASKS, {"seg": ["cup", "chair", "lamp"]})
 
 
-@pytest.mark.parametrize("field", ["shards", "tasks", "classes", "key", "version"])
-def test_a_malformed_manifest_is_one_line(tmp_path, field):
-    write(tmp_path)
-    path = tmp_path / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest[field]
-    path.write_text(json.dumps(manifest))
-    for read in (LabelStore, check_labels):
-        with pytest.raises(UserError, match="is not readable") as error:
-            read(tmp_path)
-        assert "\n" not in str(error.value)
-
-
-def test_counts(tmp_path):
-    writer = LabelWriter(tmp_path, {}, TASKS)
-    with writer.shard("a") as shard:
-        shard.add("a/0", encode(smooth_labels(0, 16)))
-        shard.fail("a/1", "not a readable image")
-    manifest = finish_store(writer, ["a"])
-    assert (manifest["pairs_in"], manifest["pairs_out"]) == (2, 1)
-    assert manifest["failed"] == [["a/1", "not a readable image"]]
-
-
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -221,16 +197,3 @@ def test_smooth_labels_are_small():
     """At most 12 kB for the three labels of an image."""
     sizes = [sum(map(len, encode(smooth_labels(seed, LABEL_SIDE)).values())) for seed in range(5)]
     assert np.mean(sizes) < 12_000
-
-
-def test_other_tars_are_not_overwritten(tmp_path):
-    write(tmp_path / "store", names=("a",))
-    with tarfile.open(tmp_path / "store" / "b.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo("0001.jpg"))
-    before = (tmp_path / "store" / "b.tar").read_bytes()
-    writer = write(tmp_path / "again", names=("a",), finish=False)
-    with writer.shard("a"):  # its own
-        pass
-    with pytest.raises(UserError, match="holds no labels"):
-        LabelWriter(tmp_path / "store", writer.identity, writer.tasks, writer.classes).shard("b")
-    assert (tmp_path / "store" / "b.tar").read_bytes() == before

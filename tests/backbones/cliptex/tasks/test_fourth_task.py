@@ -40,8 +40,8 @@ def installed(monkeypatch):
     entries = {"cliptex_benchmark.tasks": [ENTRY], "cliptex_benchmark.experts": [EXPERT]}
     monkeypatch.setattr("common.registry.entry_points", lambda group: entries.get(group, []))
     yield
-    tasks.TASKS.unregister("edges")
-    EXPERTS.unregister("edge-finder")
+    tasks.TASKS.pop("edges", None)
+    EXPERTS.pop("edge-finder", None)
 
 
 @pytest.fixture

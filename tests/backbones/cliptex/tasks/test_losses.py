@@ -112,22 +112,6 @@ def test_normals_by_hand():
     )
 
 
-@pytest.mark.parametrize("task", ["seg", "depth", "normal"])
-def test_gradients_agree_with_finite_differences(task):
-    torch.manual_seed(0)
-    prediction, target = some_prediction(task, 6).requires_grad_(), some_targets(6)[task]
-    find_task(task).loss(prediction, target)[0].backward()
-    direction = torch.randn_like(prediction)
-    direction /= direction.norm()
-    step = 1e-2
-    with torch.no_grad():
-        ahead, back = (
-            find_task(task).loss(prediction + s * direction, target)[0] for s in (step, -step)
-        )
-    expected = (prediction.grad * direction).sum().item()
-    assert ((ahead - back) / (2 * step)).item() == pytest.approx(expected, rel=0.05, abs=0.02)
-
-
 def some_prediction(task: str, size: int) -> torch.Tensor:
     return torch.randn(2, size, size) if task == "depth" else torch.randn(2, 3, size, size)
 

@@ -30,12 +30,12 @@ def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
     recipe = replace(CLIPTEX, ema=0.9, val_pairs=8)
     complete = run(recipe, pairs, tmp_path / "complete.safetensors")
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, pairs, tmp_path / "cut.safetensors", progress=toy.StopAt(3))
+        run(recipe, pairs, tmp_path / "cut.safetensors", progress=toy.Recorder(die_at=3))
     states = tmp_path / "cut.safetensors.resume"
     assert newest(states) == 3 and not (tmp_path / "cut.safetensors").exists()
     recorder = toy.Recorder()
     resumed = run(recipe, pairs, tmp_path / "cut.safetensors", progress=recorder)
-    assert resumed.sha256 == complete.sha256 and recorder.steps == 5 and not states.exists()
+    assert resumed.sha256 == complete.sha256 and recorder.advanced == 5 and not states.exists()
     for name in ("val/i2t_R@1", "val/t2i_R@5"):
         assert resumed.metrics[name] == complete.metrics[name]
 
@@ -61,7 +61,7 @@ def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeyp
 
 
 def train_elsewhere(pairs: str, out: Path, kill: bool) -> None:
-    progress = toy.StopAt(4, signal.SIGKILL) if kill else toy.Recorder()
+    progress = toy.Recorder(die_at=4, kill=True) if kill else toy.Recorder()
     print(run(CLIPTEX, open_pairs(pairs), out, progress=progress, save_seconds=0.0).sha256)
 
 
@@ -120,13 +120,15 @@ def test_states_and_exported_steps(pairs, tmp_path):
     """At most two states exist, a damaged one is skipped; each second step is exported."""
     counts = []
 
-    class Watch(toy.StopAt):
+    class Watch(toy.Recorder):
         def advance(self, steps=1):
             counts.append(len(list((tmp_path / "w.resume").glob("state-*.pt"))))
             super().advance(steps)
 
     with pytest.raises(KeyboardInterrupt):
-        run(CLIPTEX, pairs, tmp_path / "w", save_seconds=0.0, progress=Watch(5), keep_every=2)
+        run(
+            CLIPTEX, pairs, tmp_path / "w", save_seconds=0.0, progress=Watch(die_at=5), keep_every=2
+        )
     assert max(counts) <= 2
     folder = tmp_path / "w.resume"
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -13,7 +13,7 @@ import pytest
 from backbones.cliptex.protocols import Silent
 from common.errors import UserError
 from probes.datasets.download.fetch import checksums, download
-from tests.probes.whole_images import Bar
+from tests.recorder import Recorder
 
 DATA = os.urandom(3_000_000)
 
@@ -25,10 +25,10 @@ def source(server):
 
 
 def test_a_file_comes_with_its_progress(source, tmp_path):
-    bar = Bar()
+    bar = Recorder()
     download(f"{source.address}/a.tar", tmp_path / "to/a.tar", bar)
     assert (tmp_path / "to/a.tar").read_bytes() == DATA
-    assert bar.started == [("a.tar, MB", 3)] and bar.done == 3
+    assert bar.started == [("a.tar, MB", 3)] and bar.advanced == 3
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["a.tar"], "nothing beside it"
 
 

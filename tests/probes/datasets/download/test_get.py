@@ -25,6 +25,7 @@ from probes.datasets.check import prepare
 from probes.datasets.download import table
 from probes.datasets.download.get import get, match_archives
 from probes.registry import DATASETS
+from tests.probes import tiny_coco
 from tests.probes.datasets import make
 
 
@@ -54,7 +55,7 @@ NUMBERS = {
     name: tuple(map(str, range(size)))
     for name, size in (("voc", 21), ("ade20k", 150), ("imagenet", 1000))
 }
-CLASSES = {**NUMBERS, "coco": ("person", "dog", "toothbrush")}
+CLASSES = {**NUMBERS, "coco": tiny_coco.CLASSES}
 
 
 def checked(name: str, root: Path):
@@ -263,11 +264,11 @@ def test_a_wrong_checksum_is_refused_and_the_next_attempt_succeeds(voc, server, 
     fetched(voc, to)
     paths = [path for _, path, _ in server.requests]
     assert paths == ["/benchmark.tgz"], "intact archives are kept"
-    given = tmp_path / "VOCtrainval_11-May-2012.tar"
-    given.write_bytes(b"another")
+    archive_of_user = tmp_path / "VOCtrainval_11-May-2012.tar"
+    archive_of_user.write_bytes(b"another")
     with pytest.raises(UserError, match="get it again"):
-        fetched(voc, tmp_path / "other", given)
-    assert given.exists(), "a user's file is not removed"
+        fetched(voc, tmp_path / "other", archive_of_user)
+    assert archive_of_user.exists(), "a user's file is not removed"
 
 
 def test_an_error_while_unpacking_leaves_no_partial_folder(voc, server, served, tmp_path):
@@ -291,7 +292,7 @@ def test_errors_before_the_first_request(voc, server, tmp_path, monkeypatch):
 
 
 def test_ade20k_and_coco(server, served, tmp_path):
-    ade, coco = make.make_ade(tmp_path / "ade"), make.make_coco(tmp_path / "coco")
+    ade, coco = make.make_ade(tmp_path / "ade"), tiny_coco.write(tmp_path / "coco", 4, 3)
     pack(server.folder / "ADEChallengeData2016.zip", ade, "ADEChallengeData2016")
     for part in ("train2017", "val2017", "annotations"):
         name = "annotations_trainval2017" if part == "annotations" else part

@@ -5,21 +5,22 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 import torch
-from rich.traceback import Traceback
 
 from backbones import Backbone
-from benchmark.cost import device_kind, peak_mb, reset_peak
+from benchmark.execution import WorkerLost
+from benchmark.execution.device import device_kind
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
-from benchmark.records import BackboneInfo, Cell, PlannedTask
+from benchmark.probing.cost import peak_mb, reset_peak
+from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeUnit
 from benchmark.results.table import number
 from common.errors import NonFiniteLoss, error_summary, user_error_message
 from common.files import content_key, home, read_json_object, write_json
@@ -38,55 +39,34 @@ from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
 
 STARTED = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
-MAX_SKIPPED_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class CellContext:
-    """What the cells of one backbone and seed share.
+    """What the cells of a unit share: the unit, the run that theirs nest under, and the frozen
+    backbone on its device."""
 
-    Attributes:
-        suite: its name.
-        parent: the run that theirs nest under.
-        backbone: frozen, on ``device``.
-        info: the backbone's record.
-        config: keyword arguments of ``backbones.create`` that build the backbone.
-        model: id of the backbone's LoggedModel.
-        cell_keys: task → identity of its cell.
-    """
-
+    unit: ProbeUnit
     tracker: Tracker
-    suite: str
     parent: Run
     backbone: Backbone
-    info: BackboneInfo
-    config: Mapping[str, Any]
-    model: str
-    cell_keys: Mapping[str, str]
-    seed: int
     device: torch.device
-    num_workers: int
 
     def of_task(
-        self,
-        task: PlannedTask,
-        data: PreparedDataset,
-        work_dir: Path,
-        log: RunLog,
-        progress: Progress,
+        self, task: PlannedTask, work_dir: Path, log: RunLog, progress: Progress
     ) -> Context:
         """The context of the task's probe."""
         return Context(
             backbone=self.backbone,
-            backbone_config=self.config,
-            data=with_share(data, task.train_share, self.seed),
+            backbone_config=self.unit.backbone.config,
+            data=with_share(self.unit.dataset(task), task.train_share, self.unit.seed),
             settings=task.settings,
-            seed=self.seed,
+            seed=self.unit.seed,
             device=self.device,
             work_dir=work_dir,
             log=log,
             progress=progress,
-            num_workers=self.num_workers,
+            num_workers=self.unit.num_workers,
         )
 
 
@@ -106,9 +86,7 @@ def finished_cell(
     return Cell(backbone, task, seed, "cached", metrics, run_id=run.info.run_id)
 
 
-def run_cells(
-    tasks: Sequence[PlannedTask], context: CellContext, data: Mapping[str, PreparedDataset]
-) -> list[Cell]:
+def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
     """Run tasks that one pass can train (or a single one), each into a child run of the parent.
     The caller holds the cells' locks.
 
@@ -117,48 +95,41 @@ def run_cells(
 
     Raises:
         errors that the user can correct (``user_error_message``), such as a full disk. They end the
-            other tasks too, whose runs are KILLED like those of an interruption; scratch folders
-            of unfinished cells stay, so that the same command resumes them.
+            other tasks too; scratch folders of unfinished cells stay, so that the same command
+            resumes them.
     """
     cells: list[Cell] = []
-    open_runs: dict[str, ExitStack] = {}
     started, bytes_before = time.perf_counter(), budget.reserved_bytes
-    try:
-        opened: list[tuple[PlannedTask, Context, Run]] = []
-        for task in tasks:
-            open_runs[task.name] = ExitStack()
-            child = _child_run(context, task, data[task.name])
-            opened.append((task, *open_runs[task.name].enter_context(child)))
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_child_run(context, task)) for task in tasks]
         reset_peak(context.device)
-        results = _run_probes([(task.probe, probe_context) for task, probe_context, _ in opened])
+        contexts = [probe_context for probe_context, _ in opened]
+        probes = [task.probe for task in tasks]
+        results = _run_probes(list(zip(probes, contexts, strict=True)))
         shared_cost = {
             "seconds": (time.perf_counter() - started) / len(tasks),
             "disk_bytes": (budget.reserved_bytes - bytes_before) / len(tasks),
+            "peak_memory_mb": peak_mb(context.device),
         }
-        for (task, probe_context, run), result in zip(opened, results, strict=True):
+        for task, (probe_context, run), result in zip(tasks, opened, results, strict=True):
+            cost = {**probe_context.cost.metrics(), **shared_cost}
             try:
-                with open_runs.pop(task.name):
-                    if isinstance(result, Exception):
-                        raise result
-                    cost = {
-                        **probe_context.cost.metrics(),
-                        **shared_cost,
-                        "peak_memory_mb": peak_mb(context.device),
-                    }
-                    cell = _log_result(task, probe_context, run, result, cost, context.model)
+                if isinstance(result, Exception):
+                    raise result
+                cell = _log_result(task, probe_context, run, result, cost, context.unit.model)
                 value = number(cell.metrics.get(task.main_metric))
                 console.print(
                     f"  {cell.backbone} · seed {cell.seed} · {task.name}: {task.main_metric}"
                     f" {value}  {cell.seconds:.0f} s"
                 )
             except Exception as error:
-                cell = _fail_cell(context, task, error)
+                reason = explain_error(error)
+                (cell,) = failed_cells(context.backbone.name, context.unit.seed, [task], reason)
+                run.fail(reason)
             cells.append(cell)
-    except BaseException:
-        for stack in open_runs.values():
-            with suppress(BaseException):  # the first error is the one to show
-                stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-        raise
+    for cell in cells:
+        if cell.status == "done":
+            shutil.rmtree(_work_dir(context.unit.cell_keys[cell.task]), ignore_errors=True)
     return cells
 
 
@@ -169,39 +140,39 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
             if isinstance(probe, GroupedProbe):
                 return probe.run_group(probes)
             return [probe.run(context)]
-    except MemoryError:  # the user can correct it: it ends the run, not only these cells
-        raise
     except Exception as error:
         return [error] * len(probes)
 
 
-def _fail_cell(context: CellContext, task: PlannedTask, error: Exception) -> Cell:
-    """The failed cell of a task; prints a bug's traceback. Raises what the user can correct."""
+def explain_error(error: Exception) -> str:
+    """Why there is no result, in one line; prints the traceback of a bug. Raises what the user can
+    correct, which ends the command."""
     if user_error_message(error) is not None:
         raise error
-    if not isinstance(error, NonFiniteLoss):  # its message is complete
-        console.print(
-            Traceback.from_exception(type(error), error, error.__traceback__, max_frames=8)
-        )
-    return Cell(context.info.name, task.name, context.seed, "failed", reason=error_summary(error))
+    if not isinstance(error, NonFiniteLoss | WorkerLost):
+        console.print("".join(traceback.format_exception(error)), markup=False)
+    return error_summary(error)
+
+
+def failed_cells(backbone: str, seed: int, tasks: Sequence[PlannedTask], reason: str) -> list[Cell]:
+    """The cells of tasks that have no result."""
+    return [Cell(backbone, task.name, seed, "failed", reason=reason) for task in tasks]
 
 
 @contextmanager
-def _child_run(
-    context: CellContext, task: PlannedTask, data: PreparedDataset
-) -> Iterator[tuple[Context, Run]]:
-    """The MLflow run of a cell and the context of its probe."""
-    info, key = context.info, context.cell_keys[task.name]
-    protocol = task.protocol(data)
+def _child_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Context, Run]]:
+    """The context of a cell's probe and its MLflow run."""
+    unit, data = context.unit, context.unit.dataset(task)
+    backbone, key, protocol = unit.backbone, unit.cell_keys[task.name], task.protocol(data)
     tags = {
         "task": task.name,
         "dataset": task.spec.name,
         "kind": task.spec.kind,
         "probe": task.probe.name,
-        "backbone": info.name,
-        "weights.sha256": info.weights.sha256,
-        "seed": str(context.seed),
-        "suite": context.suite,
+        "backbone": backbone.name,
+        "weights.sha256": backbone.weights.sha256,
+        "seed": str(unit.seed),
+        "suite": unit.suite,
         "device.kind": device_kind(context.device),
         "protocol": content_key(protocol),
         "cell": key,
@@ -212,28 +183,33 @@ def _child_run(
         "metrics": ",".join(task.probe.metrics),
         TAG: declare(task.probe.metrics),
     }
-    params = {"backbone": info.name, "seed": context.seed, **protocol["settings"]}
+    params = {"backbone": backbone.name, "seed": unit.seed, **protocol["settings"]}
     if task.train_share < 1:
         params["train_share"] = task.train_share
-    with _work_dir(key) as work_dir:
-        # an interrupted or failed cell continues in its own run, so that its curves are complete
-        started = context.tracker.find_run(read_json_object(work_dir / STARTED).get("run"))
-        resume = None
-        if started is not None and started.info.status != "FINISHED":
-            resume = started.info.run_id
-        with context.tracker.run(
-            task.name,
-            tags=tags,
-            params=params,
-            parent=context.parent,
-            resume=resume,
-            monitored=True,
-        ) as run:
-            write_json(work_dir / STARTED, {"cell": key, "run": run.id})
-            probe_context = context.of_task(task, data, work_dir, run, reporter())
-            log_dataset(run, probe_context.data)
-            run.log_models(inputs=[context.model])
-            yield probe_context, run
+    work_dir = _work_dir(key)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    # an interrupted or failed cell continues in its own run, so that its curves are complete
+    started = context.tracker.find_run(read_json_object(work_dir / STARTED).get("run"))
+    resume = None
+    if started is not None and started.info.status != "FINISHED":
+        resume = started.info.run_id
+    with context.tracker.run(
+        task.name,
+        tags=tags,
+        params=params,
+        parent=context.parent,
+        resume=resume,
+        monitored=True,
+    ) as run:
+        write_json(work_dir / STARTED, {"cell": key, "run": run.id})
+        log_dataset(run, data)
+        run.log_models(inputs=[unit.model])
+        yield context.of_task(task, work_dir, run, reporter()), run
+
+
+def _work_dir(cell: str) -> Path:
+    """A cell's scratch folder, from which it resumes; removed when the cell is finished."""
+    return home() / "work" / cell
 
 
 def log_backbone(tracker: Tracker, backbone: BackboneInfo, trained_by: str = "") -> str:
@@ -266,20 +242,15 @@ def _log_result(
 ) -> Cell:
     """Log a result, as far as the probe declares its metrics, into its run; returns its cell."""
     data = context.data
-    result.metrics = {
-        name: result.metrics[name] for name in task.probe.metrics if name in result.metrics
-    }
-    finite = [name for name, value in result.metrics.items() if np.isfinite(value)]
-    if missing := [name for name in task.probe.metrics if name not in finite]:
-        result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
-    result.notes += [*task.deviations(data), *data.notes]
+    metrics = {name: result.metrics[name] for name in task.probe.metrics if name in result.metrics}
+    finite = [name for name, value in metrics.items() if np.isfinite(value)]
+    notes = [*result.notes, *task.deviations(data), *data.notes]
     if data.skipped:
-        listing = [f"{path} ({reason})" for path, reason in data.skipped[:MAX_SKIPPED_SHOWN]]
-        if len(data.skipped) > MAX_SKIPPED_SHOWN:
-            listing.append(f"and {len(data.skipped) - MAX_SKIPPED_SHOWN} more")
-        result.notes.append(
-            f"{len(data.skipped)} unreadable samples were skipped: {'; '.join(listing)}"
-        )
+        path, reason = data.skipped[0]
+        count = len(data.skipped)
+        notes.append(f"{count} unreadable samples were skipped, the first is {path} ({reason})")
+    if notes:
+        run.describe("\n".join(f"* {note}" for note in notes))
     protocol = task.protocol(data)
     # the Models page has one column for each "dataset": one task under one protocol
     scored = {
@@ -287,15 +258,19 @@ def _log_result(
         "dataset_name": task.name,
         "dataset_digest": content_key(protocol)[:36],
     }
-    run.log_metrics(result.metrics, scored=scored)
+    run.log_metrics(metrics, scored=scored)
     run.log_metrics({f"cost/{name}": value for name, value in cost.items()})
+    run.set_tags({"metrics": ",".join(finite)})
+    run.log_json(protocol, "protocol.json")
+    run.log_json(
+        {name: metrics[name] if name in finite else None for name in metrics}, "metrics.json"
+    )
     config = task.probe.config(context)
     run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
     if task.spec.kind in ("segmentation", "detection"):
         # for tables of single classes; the only array whose first axis is not the images
         result.per_image["classes"] = np.array(data.classes)
-    _log_artifacts(run, result, protocol)
-    run.set_tags({"metrics": ",".join(finite)})
+    _log_files(run, result)
     # MMEngine writes TIME/TIME.log: leave out both
     for log in sorted(context.work_dir.rglob("*.log")):
         run.log_file(log, "/".join(["log", *log.relative_to(context.work_dir).parts[:-2]]))
@@ -304,28 +279,24 @@ def _log_result(
         task.name,
         context.seed,
         "done",
-        result.metrics,
+        metrics,
         seconds=cost["seconds"],
         run_id=run.id,
-        notes=result.notes,
+        notes=notes,
     )
 
 
-def _log_artifacts(run: Run, result: TaskResult, protocol: Mapping[str, Any]) -> None:
-    run.log_json(protocol, "protocol.json")
-    metrics = {name: v if np.isfinite(v) else None for name, v in result.metrics.items()}
-    run.log_json(metrics, "metrics.json")
-    if result.notes:
-        run.log_text("\n".join(result.notes) + "\n", "notes.txt")
-        run.describe("\n".join(f"* {note}" for note in result.notes))
+def _log_files(run: Run, result: TaskResult) -> None:
+    """Log per-image scores, detections, the head and pictures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if result.per_image:
-            np.savez_compressed(folder / "per_image.npz", **result.per_image)  # type: ignore[arg-type]
-            run.log_file(folder / "per_image.npz")
+        arrays = {"per_image.npz": result.per_image}
         if result.detections is not None:
-            np.savez_compressed(folder / DETECTIONS, **to_columns(result.detections))  # type: ignore[arg-type]
-            run.log_file(folder / DETECTIONS)
+            arrays[DETECTIONS] = to_columns(result.detections)
+        for file, columns in arrays.items():
+            if columns:
+                np.savez_compressed(folder / file, **columns)  # type: ignore[arg-type]
+                run.log_file(folder / file)
         if result.head is not None:
             path = PurePath(HEAD)
             write_head(result.head, folder / path.name)
@@ -347,12 +318,3 @@ def cell_locks(keys: Iterable[str]) -> Iterator[None]:
             lock = locked(lock_path("cell", key), lambda: reporter().start(message, 1))
             stack.enter_context(lock)
         yield
-
-
-@contextmanager
-def _work_dir(cell: str) -> Iterator[Path]:
-    """The cell's scratch folder, from which it resumes; removed when the block succeeds."""
-    folder = home() / "work" / cell
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)

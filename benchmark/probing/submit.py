@@ -3,57 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmark.data import group_tasks, image_keys
 from benchmark.execution import Executor
-from benchmark.records import BackboneInfo, Cell, DatasetRecord, PlannedTask
-from benchmark.unit import ProbeUnit, describe_backbone, probe_unit
+from benchmark.probing.data import group_tasks
+from benchmark.probing.unit import describe_backbone, probe_unit
+from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeUnit
 from probes.datasets.base import PreparedDataset
 
 FIRST = 9  # priority of what others wait for
 
 
+@dataclass
 class Probing:
-    """Tasks on their data, given out as units of work.
+    """Tasks on their data, submitted as units of work.
 
-    Args:
+    Attributes:
         experiment: in MLflow.
         suite: name of the suite.
         data: task → its dataset.
         data_root: its ``wds_NAME`` folders are datasets.
         force: run finished cells again.
         priority: of the units, see ``Executor.submit``.
-
-    Attributes:
-        protocols: task → its ``PlannedTask.protocol``.
     """
 
-    def __init__(
-        self,
-        executor: Executor,
-        experiment: str,
-        suite: str,
-        tasks: Sequence[PlannedTask],
-        data: Mapping[str, PreparedDataset],
-        data_root: Path | None = None,
-        force: bool = False,
-        priority: int = 0,
-    ) -> None:
-        self.executor, self.experiment, self.suite = executor, experiment, suite
-        self.tasks, self.data = tasks, data
-        self.data_root, self.force, self.priority = data_root, force, priority
-        self.protocols = {task.name: task.protocol(data[task.name]) for task in tasks}
-        self._image_keys = image_keys(tasks, data)
+    executor: Executor
+    experiment: str
+    suite: str
+    tasks: Sequence[PlannedTask]
+    data: Mapping[str, PreparedDataset]
+    data_root: Path | None = None
+    force: bool = False
+    priority: int = 0
 
-    def groups(self, tasks: Sequence[PlannedTask]) -> list[list[PlannedTask]]:
-        """``tasks`` in groups that share images, each a unit of work."""
-        return group_tasks(tasks, self._image_keys)
+    @cached_property
+    def groups(self) -> list[list[PlannedTask]]:
+        """The tasks in groups that share images, each a unit of work."""
+        return group_tasks(self.tasks, self.data)
 
-    def cell_key(self, backbone: BackboneInfo, task: PlannedTask, seed: int) -> str:
-        """Identity of a cell."""
-        return backbone.cell_key(self.protocols[task.name], seed)
+    @cached_property
+    def protocols(self) -> dict[str, dict[str, Any]]:
+        """Task → its ``PlannedTask.protocol``."""
+        return {task.name: task.protocol(self.data[task.name]) for task in self.tasks}
 
     async def describe(self, config: Mapping[str, Any]) -> BackboneInfo:
         """The record of a backbone.
@@ -75,7 +69,6 @@ class Probing:
         self,
         group: Sequence[PlannedTask],
         backbone: BackboneInfo,
-        config: Mapping[str, Any],
         seed: int,
         parent: str,
         model: str,
@@ -83,17 +76,16 @@ class Probing:
         """The cells of a group on one backbone and seed.
 
         Args:
-            config: keyword arguments of ``backbones.create``.
             parent: id of the MLflow run that the cells' runs nest under.
             model: id of the backbone's LoggedModel.
         """
+        keys = {task.name: backbone.cell_key(self.protocols[task.name], seed) for task in group}
         unit = ProbeUnit(
             tasks=tuple(group),
-            data={task.name: DatasetRecord.of(self.data[task.name]) for task in group},
-            cell_keys={task.name: self.cell_key(backbone, task, seed) for task in group},
+            data={name: replace(self.data[name], spec=None) for name in keys},  # type: ignore[arg-type]
+            cell_keys=keys,
             data_root=self.data_root,
             backbone=backbone,
-            config=config,
             model=model,
             seed=seed,
             suite=self.suite,
@@ -103,5 +95,5 @@ class Probing:
             num_workers=self.executor.num_workers,
             force=self.force,
         )
-        name = f"{backbone.name} · seed {seed} · {' + '.join(task.name for task in group)}"
+        name = f"{backbone.name} · seed {seed} · {' + '.join(keys)}"
         return await self.executor.run("probe", probe_unit, unit, name=name, priority=self.priority)

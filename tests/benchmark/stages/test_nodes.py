@@ -1,5 +1,4 @@
-"""``train`` on two nodes of a real SLURM, a process of torchrun on each: from the command line,
-interrupted and queued again."""
+"""``train`` on two nodes of a real SLURM, in a process on each: interrupted and queued again."""
 
 from __future__ import annotations
 

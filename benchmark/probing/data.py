@@ -49,11 +49,13 @@ def prepare_data(
     return {task.name: datasets[task.spec.name, task.probe.splits] for task in tasks}
 
 
-def image_keys(tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]) -> dict[str, str]:
-    """Task → key of the photographs that it is scored on, by their names: tasks of equal keys are
-    one unit of work (three probes of VOC; depth and normals of NYU). A detector is alone."""
+def group_tasks(
+    tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]
+) -> list[list[PlannedTask]]:
+    """Tasks that are scored on the same photographs (by their names), each group a unit of work:
+    three probes of VOC; depth and normals of NYU. A detector is alone."""
     stem_keys: dict[int, str] = {}  # by dataset object: listing a million names takes seconds
-    keys = {}
+    groups: dict[str, list[PlannedTask]] = {}
     for task in tasks:
         dataset = data[task.name]
         if id(dataset) not in stem_keys:
@@ -61,13 +63,6 @@ def image_keys(tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]
                 [Path(sample.image).stem for sample in dataset.samples["val"]]
             )
         is_detection = task.spec.kind == "detection"
-        keys[task.name] = task.name if is_detection else stem_keys[id(dataset)]
-    return keys
-
-
-def group_tasks(tasks: Sequence[PlannedTask], keys: Mapping[str, str]) -> list[list[PlannedTask]]:
-    """Tasks of equal keys together, in the order of their first ones."""
-    groups: dict[str, list[PlannedTask]] = {}
-    for task in tasks:
-        groups.setdefault(keys[task.name], []).append(task)
+        key = task.name if is_detection else stem_keys[id(dataset)]
+        groups.setdefault(key, []).append(task)
     return list(groups.values())

@@ -1,0 +1,99 @@
+"""What work costs: peak memory, and a backbone's parameters, operations, speed and memory.
+
+A backbone's costs follow from its architecture, not from its weights. They are measured once for
+each architecture on each kind of device and cached under ``$CLIPTEX_HOME``.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from backbones import Backbone
+from backbones.cliptex.cost import count_flops
+from backbones.versions import versions
+from benchmark.execution.device import device_kind
+from common.files import content_key, home, read_json_object, write_json
+
+TIMED_SECONDS = 0.3  # of passes, after a first one that does not count
+MAX_PASSES = 10
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start measuring peak memory anew (on Linux and CUDA; elsewhere the peak is that of the
+    process since its start)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb(device: torch.device) -> float:
+    """Peak memory in MB since ``reset_peak``: of the GPU on CUDA, otherwise resident memory of this
+    process without its loading processes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, float]:
+    """``parameters``, and ``flops_per_image``, ``images_per_second`` and ``memory_mb`` of feature
+    maps at the backbone's own size in fp32.
+
+    FLOPs are as in ``backbones.cliptex.cost``. Memory is the peak of the device on CUDA, otherwise
+    of this process.
+    """
+    identity = {
+        "backbone": {
+            "name": backbone.architecture,
+            "config": dict(backbone.model_config),
+            "layers": backbone.data.layers,
+            "size": backbone.data.size,
+        },
+        "device": device_kind(device),
+        "threads": torch.get_num_threads(),
+        "torch": versions("torch"),
+    }
+    path = home() / "efficiency" / f"{content_key(identity)}.json"
+    if cached := read_json_object(path):
+        return cached["measured"]
+    try:
+        costs = _measure(backbone, device)
+    except torch.OutOfMemoryError:  # the task may need less: it computes in smaller batches
+        return {}
+    write_json(path, {"measured": costs, **identity})
+    return costs
+
+
+@torch.inference_mode()
+def _measure(backbone: Backbone, device: torch.device) -> dict[str, float]:
+    """Costs of 16 images at once on CUDA, else of one. The fastest pass counts, because other
+    processes may compute meanwhile."""
+    batch = 16 if device.type == "cuda" else 1
+    memory_format = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
+    images = torch.zeros(batch, 3, *backbone.data.size, device=device)
+    images = images.contiguous(memory_format=memory_format)
+
+    def timed_pass() -> float:
+        started = time.perf_counter()
+        backbone(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    flops = count_flops(timed_pass)
+    reset_peak(device)
+    seconds = [timed_pass()]
+    while sum(seconds) < TIMED_SECONDS and len(seconds) < MAX_PASSES:
+        seconds.append(timed_pass())
+    return {
+        "parameters": float(sum(parameter.numel() for parameter in backbone.parameters())),
+        "flops_per_image": flops / batch,
+        "images_per_second": batch / min(seconds),
+        "memory_mb": peak_mb(device),
+    }
