@@ -64,11 +64,10 @@ class Voter:
         self.skip = unused if unused.any() else None
         self.make_keys, self.offset = key_maker(standardise, distance), None
         if distance == "l2":
-            squares = [
-                self.make_keys(part.float()).square().sum(dim=1)
-                for part in memory.features.split(ROWS)
-            ]
-            self.offset = -torch.cat(squares) / 2
+            self.offset = memory.features.new_empty(len(memory), dtype=torch.float32)
+            parts = memory.features.split(ROWS), self.offset.split(ROWS)
+            for features, offset in zip(*parts, strict=True):
+                torch.mul(self.make_keys(features.float()).square().sum(dim=1), -0.5, out=offset)
 
     def label_maps(
         self, images: Sequence[Patches], counts: Sequence[int]

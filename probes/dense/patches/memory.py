@@ -23,7 +23,8 @@ from probes.image_level.classification import on_device_if_small
 from probes.image_level.linear import Standardiser
 from probes.selection import held_out_by_content
 
-ROWS = 2**16
+ROWS = 2**16  # of the memory at once
+MOMENT_ROWS = 2**14  # in float64
 
 
 @dataclass
@@ -48,17 +49,18 @@ class Memory:
 
     def unused(self, held_out: Sequence[int] = ()) -> Tensor:
         """(M,) whether a patch is void, or of a held-out image."""
-        images = torch.tensor(held_out, dtype=self.owner.dtype)
-        return self.is_void | torch.isin(self.owner, images)
+        is_held_out = torch.zeros(int(self.owner.max()) + 1, dtype=torch.bool)
+        is_held_out[torch.tensor(held_out, dtype=torch.int64)] = True
+        return self.is_void | is_held_out[self.owner]
 
 
 def standardiser(features: Tensor) -> Standardiser:
     """From the mean and deviation of (M, D) features, on their own device."""
     total = square = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
-    for part in features.split(ROWS):
+    for part in features.split(MOMENT_ROWS):
         total = total + part.double().sum(dim=0)
     mean = total / len(features)
-    for part in features.split(ROWS):
+    for part in features.split(MOMENT_ROWS):
         square = square + (part.double() - mean).square().sum(dim=0)
     return Standardiser.from_moments(mean, square / len(features))
 
@@ -116,7 +118,7 @@ def remember(context: Context, pixels: bool = False) -> Memory:
         columns = {
             "features": patches.features[rows.to(patches.features.device)].to(images.dtype),
             "labels": shares[rows].half(),
-            "owner": torch.full((len(rows),), patches.index, dtype=torch.int32),
+            "owner": torch.full((len(rows),), patches.index),
             "is_void": is_void[rows],
         }
         if pixels:

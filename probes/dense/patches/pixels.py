@@ -100,7 +100,7 @@ def pixel_labels(labels: Tensor, patches: Patches) -> Tensor:
     if height % rows or width % columns or patches.extent != patches.grid:
         raise UserError(
             f"votes=pixels: label maps of {width}×{height} px do not divide into {columns}×{rows}"
-            " patches; set resize and score_size to squares that the patches divide"
+            " patches; set another score_size"
         )
     blocks = labels.view(rows, height // rows, columns, width // columns)
     return blocks.transpose(1, 2).flatten(2).flatten(0, 1)

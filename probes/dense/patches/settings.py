@@ -83,6 +83,12 @@ class ChosenSettings(PatchSettings):
     votes: Literal["shares", "pixels"] = "shares"
     held_out: PositiveInt | None = 200
 
+    def __post_init__(self) -> None:
+        if self.votes == "pixels" and (self.resize == "short-side" or not self.score_size):
+            raise UserError(
+                "votes=pixels: images need equal patches; set resize=square-bicubic and score_size"
+            )
+
 
 @settings_dataclass
 class PatchKnnSettings(ChosenSettings):

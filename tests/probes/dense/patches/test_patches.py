@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import interpolate, normalize
 
 import probes.catalog  # noqa: F401
+from common.errors import UserError
 from probes.dense.data import read_labels
 from probes.dense.metrics import class_areas, segmentation_scores
 from probes.dense.patches.images import PatchImages
@@ -93,6 +94,41 @@ def test_it_learns_what_colours_mean(tmp_path, name, backbone):
         path = str(task.data.root / sample.target)
         tiny_dense.cv2.imwrite(path, np.zeros_like(tiny_dense.cv2.imread(path, -1)))
     assert probe.run(task).notes[0] == result.notes[0], "val has no say in the choice"
+
+
+CROPS = {
+    "size": 128,
+    "resize": "square-bilinear",
+    "score_size": 128,
+    "passes": 2,
+    "sampling": "rare",
+    "void": "background",
+    "memory": 600,
+}
+
+
+def test_a_memory_of_crops_has_the_labels_of_their_pixels(tmp_path, monkeypatch):
+    probe, task = prepare(tmp_path, "in-context", "tiny-vit", **CROPS)
+    cached = probe.run(task)
+    assert cached.metrics["mIoU"] > 40 and cached.metrics["mIoU_hungarian"] > 40
+    assert cached.notes[0] == "600 patches remembered"
+    assert remember(task).owner.bincount().tolist() == 6 * [100]
+    monkeypatch.setenv("CLIPTEX_CACHE_GB", "0.0000001")
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "other"))
+    assert probe.run(task).metrics == pytest.approx(cached.metrics, abs=0.5)
+
+
+def test_pixels_vote_in_squares_that_the_patches_divide(tmp_path):
+    pixels = {"votes": "pixels", **SMALL["patch-knn"]}
+    with pytest.raises(UserError, match="set resize=square-bicubic and score_size"):
+        prepare(tmp_path, "patch-knn", **pixels)
+    pixels |= {"resize": "square-bicubic", "size": 64}
+    probe, task = prepare(tmp_path, "patch-knn", "tiny-vit", score_size=64, **pixels)
+    assert probe.run(task).metrics["mIoU"] > 40
+    probe, task = prepare(tmp_path, "patch-knn", "tiny-vit", score_size=48, **pixels)
+    task = replace(task, settings=replace(task.settings, size=80))
+    with pytest.raises(UserError, match="set another score_size"):
+        probe.run(task)
 
 
 def test_without_disk_space_features_are_encoded_each_time(tmp_path, monkeypatch):

@@ -1,0 +1,72 @@
+"""A memory of patches takes little more than its own size while it is filled and searched."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from probes.dense.patches import memory as memory_module
+from probes.dense.patches.in_context import attend
+from probes.dense.patches.knn import Voter
+from probes.dense.patches.memory import remember, standardiser
+from probes.dense.patches.pixels import Patches
+from probes.dense.patches.settings import InContextSettings, PatchKnnSettings
+from tests.probes.tiny_mmlab import context
+
+IMAGES, SIDE, WIDTH = 200, 128, 32
+RESET = Path("/proc/self/clear_refs")
+
+
+class ManyPatches:
+    """Images with as many patches as large ones have."""
+
+    dtype = torch.float16
+
+    def __init__(self, *_, **__):
+        random = torch.Generator().manual_seed(0)
+        self.features = torch.randn(SIDE**2, WIDTH, generator=random)
+        self.classes = torch.randint(3, (SIDE, SIDE), generator=random)
+
+    def __len__(self):
+        return IMAGES
+
+    def most_patches(self, limit):
+        return IMAGES * SIDE**2
+
+    def walk(self, run):
+        for index in range(IMAGES):
+            yield Patches(index, self.features, (SIDE, SIDE), (SIDE, SIDE), (SIDE, SIDE))
+
+    def labels(self, patches):
+        return self.classes
+
+
+def resident(name):
+    """Bytes of this process's memory: ``VmRSS`` now, ``VmHWM`` at most since the last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="Linux measures the peak")
+def test_the_peak_is_at_most_1_3_times_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_module, "PatchImages", ManyPatches)
+    spec = SimpleNamespace(ignore_index=255, label_offset=0)
+    data = SimpleNamespace(spec=spec, classes=("a", "b", "c"))
+    settings = PatchKnnSettings(memory=IMAGES * SIDE**2)
+    task = context(tmp_path, data, settings, "tiny-vit")
+    queries = Patches(0, torch.randn(16, WIDTH), (4, 4), (4, 4), (8, 8))
+    RESET.write_text("5")
+    before = resident("VmRSS")
+    memory = remember(task)
+    stored = (memory.features, memory.labels, memory.owner, memory.is_void)
+    size = sum(each.nbytes for each in stored)
+    assert len(memory) == IMAGES * SIDE**2 and memory.features.dtype == torch.float16
+    standardise = standardiser(memory.features)
+    for distance in settings.distances:
+        voter = Voter(memory, standardise, distance, task, held_out=list(range(20)))
+        assert len(list(voter.label_maps([queries], [1, 3]))) == 1
+    attend(queries.features, memory.features, memory.labels, InContextSettings())
+    peak = resident("VmHWM") - before
+    print(f"memory {size / 2**20:.0f} MiB, peak {peak / size:.2f} times")
+    assert peak <= 1.3 * size
