@@ -1,6 +1,6 @@
 """Transforms of images with dense ground truth that neither mmcv nor mmseg has.
 
-All random numbers are numpy's. Images are (H, W, 3) BGR, 0–255.
+Random numbers are numpy's; those of ``ColorJitter`` are torch's. Images are (H, W, 3) BGR, 0–255.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from mmcv.transforms import BaseTransform, Resize
 from mmseg.datasets.transforms import PhotoMetricDistortion
 from mmseg.registry import TRANSFORMS
+from torchvision import transforms
 from torchvision.transforms.functional import adjust_hue, adjust_saturation
 
 IMAGE = ("img", "gt_seg_map")  # what geometry changes alike
@@ -103,10 +104,54 @@ class GammaDistortion(BaseTransform):
         return results
 
 
+@TRANSFORMS.register_module()
+class ColorJitter(BaseTransform):
+    """probe3d's colours: torchvision's jitter of brightness, contrast, saturation and hue by up to
+    0.2, of four fifths of the images."""
+
+    def __init__(self) -> None:
+        self.jitter = transforms.RandomApply([transforms.ColorJitter(0.2, 0.2, 0.2, 0.2)], p=0.8)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        rgb = torch.from_numpy(results["img"][..., ::-1].transpose(2, 0, 1).copy()) / 255
+        results["img"] = 255 * self.jitter(rgb).numpy().transpose(1, 2, 0)[..., ::-1]
+        return results
+
+
+@TRANSFORMS.register_module()
+class Enlarge(BaseTransform):
+    """Replace half of the images by a random part of their own shape, enlarged to their size by
+    nearest neighbours, with its ground truth.
+
+    Args:
+        least: share of the area that a part has at least; the shares are drawn evenly.
+    """
+
+    def __init__(self, least: float) -> None:
+        self.least = least
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if np.random.rand() < 0.5:
+            height, width = results["img"].shape[:2]
+            factor = np.random.uniform(self.least, 1) ** 0.5
+            rows, columns = round(factor * height), round(factor * width)
+            top = np.random.randint(height - rows + 1)
+            left = np.random.randint(width - columns + 1)
+            for name in IMAGE:
+                if name in results:
+                    part = np.ascontiguousarray(
+                        results[name][top : top + rows, left : left + columns]
+                    )
+                    size = (width, height)
+                    results[name] = cv2.resize(part, size, interpolation=cv2.INTER_NEAREST)
+        return results
+
+
 COLOURS = {
     "mmseg": "PhotoMetricDistortion",
     "dinov3": "RgbDistortion",
     "dinov3-depth": "GammaDistortion",
+    "probe3d": "ColorJitter",
 }
 
 

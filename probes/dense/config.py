@@ -4,6 +4,7 @@ whose maps are brought to one stride and concatenated."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -54,7 +55,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
 
     first = -1 if settings.layers == "last" else 0
     channels, strides = backbone.channels[first:], backbone.strides[first:]
-    if has_token := settings.class_token != "none":
+    if has_token := reads_class_token(settings, backbone):
         channels = tuple(2 * width for width in channels)
     stride = settings.feature_stride or native_stride(strides)
     prepare = preprocessor(backbone)
@@ -170,6 +171,14 @@ def native_stride(strides: Sequence[float]) -> float:
     return min((stride for stride in strides if stride >= 8), default=max(strides))
 
 
+def reads_class_token(settings: DenseSettings, backbone: Backbone) -> bool:
+    """Whether maps have class tokens, by the setting ``class_token``."""
+    if settings.class_token == "concat-dino":
+        names = f"{backbone.name} {backbone.architecture} {backbone.weights.source}"
+        return bool(re.search(r"(?<![a-z0-9])dino(v2)?(?![a-z0-9])", names))
+    return settings.class_token != "none"
+
+
 def round_up(side: int, divisor: int) -> int:
     """``side``, rounded up to a multiple of ``divisor``."""
     return math.ceil(side / divisor) * divisor
@@ -193,7 +202,8 @@ def objective_and_scores(
         return {"loss_decode": loss}, {"type": "NormalScores", "crop": crop}
     bounds = {"min_depth": spec.extra["min_depth"], "max_depth": spec.extra["max_depth"]}
     if settings.bins:
-        loss = {"type": "DepthBins", **bounds, "bins": settings.bins, "warmup": settings.sig_warmup}
+        kind = {"sig": "DepthBins", "probe3d": "Probe3dDepth"}[settings.bins_loss]
+        loss = {"type": kind, **bounds, "bins": settings.bins, "warmup": settings.sig_warmup}
     else:
         loss = {"type": "DepthObjective", **bounds, "silog_lambda": settings.silog_lambda}
     return {"loss_decode": loss}, {"type": "DepthScores", **bounds, "crop": crop}

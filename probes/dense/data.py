@@ -39,6 +39,7 @@ from probes.registry import DATASETS
 META_KEYS = (
     *("image", "img_path", "ori_shape", "area", "img_shape", "pad_shape", "img_padding_size"),
 )
+FARTHEST = 10_000  # mm, of depths that mask normals
 FIELDS = {"segmentation": "gt_sem_seg", "depth": "gt_depth_map", "normals": "gt_normal_map"}
 
 
@@ -194,6 +195,7 @@ class LoadGroundTruth(BaseTransform):
         kind: ``segmentation``, ``depth`` or ``normals``.
         classes, label_offset, ignore_index: see ``read_labels`` (segmentation).
         depth_scale: metres per stored unit (depth).
+        mask: ``depth`` for normals only where the image's depth is known too.
 
     Raises:
         UserError: the file cannot be read, its labels are out of range, or its size differs from
@@ -207,8 +209,9 @@ class LoadGroundTruth(BaseTransform):
         label_offset: int = 0,
         ignore_index: int = 255,
         depth_scale: float = 1.0,
+        mask: str = "normals",
     ) -> None:
-        self.kind, self.depth_scale = kind, depth_scale
+        self.kind, self.depth_scale, self.mask = kind, depth_scale, mask
         self.labels = (label_offset, ignore_index, classes)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +229,13 @@ class LoadGroundTruth(BaseTransform):
         """(H, W) labels or metres, or (H, W, 3) normals."""
         if self.kind == "segmentation":
             return read_labels(path, *self.labels)
-        return read_depth(path, self.depth_scale) if self.kind == "depth" else read_normals(path)
+        if self.kind == "depth":
+            return read_depth(path, self.depth_scale)
+        normals = read_normals(path)
+        if self.mask == "depth":
+            stored = read_depth(path.replace("/normals/", "/annotations/"), 1.0)
+            normals[(stored == 0) | (stored > FARTHEST)] = 0
+        return normals
 
 
 @TRANSFORMS.register_module()
@@ -296,8 +305,14 @@ def pipelines(
     is_segmentation = spec.kind == "segmentation"
     ignored = spec.ignore_index if is_segmentation else 0
     augment: list[dict[str, Any]] = []
+    colours = [{"type": COLOURS[settings.colours]}] if settings.colours != "none" else []
+    if settings.colours == "probe3d":  # the contrast is that of the complete image
+        augment += colours
+        colours = []
     if settings.train_area:
         augment.append({"type": "ReadArea", "area": settings.train_area})
+    if settings.enlarge < 1:
+        augment.append({"type": "Enlarge", "least": settings.enlarge})
     if settings.fixed_crops:
         fixed_crop = {
             "type": "FixedCrop",
@@ -310,8 +325,7 @@ def pipelines(
         augment.append(fixed_crop)
     else:
         augment += _random_crop(spec, settings, crop)
-    if settings.colours != "none":
-        augment.append({"type": COLOURS[settings.colours]})
+    augment += colours
     if spec.kind == "normals":
         augment.append({"type": "FlipNormals"})
     pad = {
@@ -320,9 +334,11 @@ def pipelines(
         "image": [round(value) for value in reversed(mean)],
         "ground_truth": ignored,
     }
-    load = ground_truth_config(spec, classes)
+    mask = getattr(settings, "mask", "normals")
+    load = ground_truth_config(spec, classes, mask)
     train = [LOAD, load, *augment, pad, {"type": "PackDense", "kind": spec.kind}]
-    test = test_pipeline(spec, classes, settings.size, settings.test_area, settings.interpolation)
+    options = settings.size, settings.test_area, settings.interpolation, mask
+    test = test_pipeline(spec, classes, *options)
     return train, test
 
 
@@ -361,6 +377,7 @@ def test_pipeline(
     size: int,
     area: Sequence[int] = (),
     interpolation: str = "bilinear",
+    mask: str = "normals",
 ) -> list[dict[str, Any]]:
     """Images (or their part ``area``), the short side at ``size``, and their ground truth at its
     own resolution; see ``pipelines``."""
@@ -369,14 +386,14 @@ def test_pipeline(
         resize = {"type": "Resize", "scale": (4 * size, size), "keep_ratio": True}
         parts.append({**resize, **_interpolation(interpolation)})
     pack = {"type": "PackDense", "kind": spec.kind}
-    return [LOAD, *parts, ground_truth_config(spec, classes), pack]
+    return [LOAD, *parts, ground_truth_config(spec, classes, mask), pack]
 
 
 # orientation tags are ignored: label maps lie over the stored pixels
 LOAD = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
 
 
-def ground_truth_config(spec: DatasetSpec, classes: int) -> dict[str, Any]:
+def ground_truth_config(spec: DatasetSpec, classes: int, mask: str = "normals") -> dict[str, Any]:
     """Config of the ``LoadGroundTruth`` of a dataset."""
     config: dict[str, Any] = {"type": "LoadGroundTruth", "kind": spec.kind}
     if spec.kind == "segmentation":
@@ -387,4 +404,6 @@ def ground_truth_config(spec: DatasetSpec, classes: int) -> dict[str, Any]:
         }
     if spec.kind == "depth":
         config["depth_scale"] = spec.extra["depth_scale"]
+    if mask != "normals":
+        config["mask"] = mask
     return config

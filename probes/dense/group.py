@@ -24,6 +24,7 @@ def group_key(probe: Probe, context: Context) -> str:
     schedule and length may differ."""
     config, settings = dense_config(probe, context), context.settings
     shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.train_indices]
+    shared += [settings.shuffle]
     if settings.cache != "none":
         return content_key([*shared, features_key(config, context)])
     shared += [

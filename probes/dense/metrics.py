@@ -261,9 +261,10 @@ class NormalScores(PerImageMetric):
     papers report them.
 
     ``normal_mean`` and ``normal_median`` in degrees; ``normal_11.25``, ``normal_22.5``,
-    ``normal_30``: percent of pixels whose error is below; ``normal_image_mean``: the mean over
-    images of each one's mean error, as probe3d (El Banani et al. 2024) reports it. Valid are pixels
-    whose ground truth is not (0, 0, 0).
+    ``normal_30``: percent of pixels whose error is below. Means over images of each one's own:
+    ``normal_image_rmse`` and ``normal_image_11.25`` …, as probe3d (El Banani et al. 2024) reports
+    them, and ``normal_image_mean`` of its mean error. Valid are pixels whose ground truth is not
+    (0, 0, 0).
 
     The median is that of all pixels, counted in bins of 180° / 2²² = 0.00004°, which is about what
     float32 predictions
@@ -297,8 +298,10 @@ class NormalScores(PerImageMetric):
         counted = valid.int()
         self.histogram.index_add_(0, _bin(error, self.BINS), counted)
         coarse = torch.zeros(self.COARSE, dtype=torch.int32, device=error.device)
+        error = torch.where(valid, error, 0.0)
         return {
-            "normal_mean": torch.where(valid, error, 0.0).sum() / pixels,
+            "normal_mean": error.sum() / pixels,
+            "image_rmse": (error.square().sum() / pixels).sqrt(),
             **{
                 f"normal_{limit:g}": 100 * ((error < limit) & valid).sum() / pixels
                 for limit in self.WITHIN
@@ -311,10 +314,12 @@ class NormalScores(PerImageMetric):
         _note_empty(self)
         assert self.histogram is not None
         median, self.histogram = histogram_median(self.histogram.cpu().numpy()), None
-        pixels, means = self.per_image["pixels"], self.per_image["normal_mean"]
-        metrics = {"normal_median": median, "normal_image_mean": _mean(means)}
+        pixels = self.per_image["pixels"]
+        rmse = _mean(self.per_image["image_rmse"])
+        metrics = {"normal_median": median, "normal_image_rmse": rmse}
         scored = pixels > 0
         for key in (key for key in self.per_image if key.startswith("normal_")):
+            metrics[key.replace("_", "_image_")] = _mean(self.per_image[key])
             values = self.per_image[key][scored]
             metrics[key] = (
                 float(np.average(values, weights=pixels[scored])) if scored.any() else float("nan")

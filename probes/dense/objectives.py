@@ -173,6 +173,29 @@ class DepthBins(Depth):
 
 
 @MODELS.register_module()
+class Probe3dDepth(DepthBins):
+    """``DepthBins`` with probe3d's loss: ten times SigLoss (of the biased variance), and half of
+    the absolute differences of the log error between images two apart in the batch, of each second,
+    fourth and sixth image of it too.
+
+    Its code calls this the gradient, and means neighbouring pixels; its indices are of the batch.
+    """
+
+    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
+        valid = self.valid(target)
+        prediction, truth = (torch.where(valid, each.float(), 1.0) for each in (raw, target))
+        g = (prediction + self.EPS).log() - (truth + self.EPS).log()
+        count = valid.sum().clamp(min=1)
+        square = g.square().sum() / count - 0.85 * (g.sum() / count).square()
+        loss = 10 * square.clamp(min=1e-8).sqrt()
+        for step in (1, 2, 4, 6):
+            error, known = g[::step], valid[::step]
+            difference = (error[:-2] - error[2:]).abs() * (known[:-2] & known[2:])
+            loss = loss + 0.5 * difference.sum() / known.sum().clamp(min=1)
+        return loss
+
+
+@MODELS.register_module()
 class NormalObjective(Objective):
     """Unit surface normals, trained with the mean angle to the ground truth in radians, or with
     AngMF's likelihood.

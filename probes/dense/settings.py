@@ -18,7 +18,7 @@ ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
 Area = tuple[()] | tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]
 # settings that crops which repeat do not know
-RANDOM_CROPS = ("interpolation", "train_area", "test_area", "crop", "colours")
+RANDOM_CROPS = ("interpolation", "train_area", "test_area", "crop", "enlarge", "colours")
 METRICS: Mapping[Kind, Mapping[str, Metric]] = {
     "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
     "depth": {
@@ -36,6 +36,10 @@ METRICS: Mapping[Kind, Mapping[str, Metric]] = {
         "normal_22.5": Metric(label="within 22.5°"),
         "normal_30": Metric(label="within 30°"),
         "normal_image_mean": Metric(-1, "°", 0.0, 180.0, "mean angle of an image"),
+        "normal_image_rmse": Metric(-1, "°", 0.0, 180.0, "RMSE of an image"),
+        "normal_image_11.25": Metric(label="within 11.25° of an image"),
+        "normal_image_22.5": Metric(label="within 22.5° of an image"),
+        "normal_image_30": Metric(label="within 30° of an image"),
     },
 }
 
@@ -59,9 +63,11 @@ class DenseSettings(TrainingSettings):
             before they are cropped.
         max_class_share: a crop that one class fills to more than this is drawn again, up to ten
             times (segmentation); 1 for never.
+        enlarge: half of the training images are replaced by a random part of at least this share
+            of their area, enlarged to their size; 1 for never.
         colours: the random change of a training image's colours: that of ``mmseg`` (brightness,
-            contrast, saturation, hue), of ``dinov3`` (likewise) or of ``dinov3-depth`` (gamma,
-            brightness, each channel); see ``probes.dense.augment``.
+            contrast, saturation, hue), of ``dinov3`` or ``probe3d`` (likewise) or of
+            ``dinov3-depth`` (gamma, brightness, each channel); see ``probes.dense.augment``.
         batch_size: at least 2 for deeplabv3 and pspnet.
         epochs: length of training in passes over its images, instead of ``max_iters``; 0 for
             ``max_iters``.
@@ -73,7 +79,8 @@ class DenseSettings(TrainingSettings):
         layers: ``all`` of the backbone's feature maps, or the ``last`` only. Those of a plain ViT
             have passed its own final norm, as in DINOv2's ``get_intermediate_layers``.
         class_token: ``concat`` appends the class token of a layer to each of its patches (without
-            one, the mean of the patches); ``project``, of dpt alone, mixes both in a layer of its
+            one, the mean of the patches), ``concat-dino`` that of DINO and DINOv2 alone (probe3d);
+            ``project``, of dpt alone, mixes both in a layer of its
             own, as mmseg's ``readout_type``.
         feature_stride: the maps are resized (bilinear) to this stride and concatenated; none for
             the finest native stride that is not below 8, so that the maps of a plain ViT stay as
@@ -106,11 +113,12 @@ class DenseSettings(TrainingSettings):
     crop: tuple[()] | tuple[ImageSize, ImageSize] = ()
     scale_range: FactorRange = (0.5, 2.0)
     max_class_share: Probability = 0.75
-    colours: Literal["none", "mmseg", "dinov3", "dinov3-depth"] = "none"
+    enlarge: Annotated[float, Field(gt=0, le=1)] = 1.0
+    colours: Literal["none", "mmseg", "dinov3", "dinov3-depth", "probe3d"] = "none"
     epochs: NonNegativeFloat = 0.0
     loss_images: PositiveInt | None = None
     layers: Literal["all", "last"] = "all"
-    class_token: Literal["none", "concat", "project"] = "none"
+    class_token: Literal["none", "concat", "concat-dino", "project"] = "none"
     feature_stride: PositiveInt | None = None
     channels: PositiveInt = 512
     dpt_widths: tuple[()] | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = ()
@@ -191,6 +199,7 @@ class DepthSettings(DenseSettings):
             bounded output (``DepthObjective``).
         silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
             free).
+        bins_loss: ``sig``, or ``probe3d``: see ``probes.dense.objectives.Probe3dDepth``.
         sig_warmup: iterations at the start without the variance in the loss of ``bins``.
         rotation: half of the training images are turned by up to so many degrees.
     """
@@ -200,6 +209,7 @@ class DepthSettings(DenseSettings):
     max_iters: PositiveInt = 20_000
     bins: NonNegativeInt = 0
     silog_lambda: Probability = 0.5
+    bins_loss: Literal["sig", "probe3d"] = "sig"
     sig_warmup: NonNegativeInt = 0
     rotation: NonNegativeFloat = 0.0
 
@@ -216,12 +226,15 @@ class NormalSettings(DenseSettings):
     Attributes:
         uncertainty: learn each pixel's concentration κ too, by the likelihood of AngMF (Bae et al.
             2021); without it the loss is the angle.
+        mask: pixels count where the ``normals`` are known, or where the ``depth`` is too (of
+            ``annotations/`` beside ``normals/``, at most 10 m).
     """
 
     size: NonNegativeInt = 480
     scale_range: FactorRange = (1.0, 1.0)
     max_iters: PositiveInt = 20_000
     uncertainty: bool = False
+    mask: Literal["normals", "depth"] = "normals"
 
 
 SETTINGS: Mapping[Kind, type[DenseSettings]] = {

@@ -5,9 +5,10 @@ github.com/mbanani/probe3d: ``configs/{depth,snorm}_training.yaml``,
 ``configs/optimizer/ten_epoch.yaml``, ``configs/probe``, ``evals/models/probes.py``,
 ``evals/utils/{optim,losses,metrics}.py``, ``evals/datasets/{nyu,utils}.py``.
 
-AdamW with torch's defaults; warm-up over 1.5 of 10 epochs, then a quarter of a cosine. Its seed is
-8 (``--seed 8``). Its normals are scored by the mean over images (``normal_image_mean`` beside the
-mean over pixels).
+AdamW with torch's defaults; warm-up over 1.5 of 10 epochs, then a quarter of a cosine. Images and
+ground truth are the central 480 × 480 pixels, in training and in testing. Its numbers are means
+over images: ``rmse``, ``delta1`` … of depth, ``normal_image_rmse``, ``normal_image_11.25`` … of
+normals. Its seed is 8 (``--seed 8``).
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from typing import Any
 
 from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
+CENTRE = (0, 480, 80, 560)
 SHARED: dict[str, Any] = {
     "size": 480,
+    "train_area": CENTRE,
+    "test_area": CENTRE,
     "crop": (480, 480),
     "scale_range": (1.0, 1.0),
+    "enlarge": 0.5,
+    "shuffle": False,
     "flip": 0.0,
-    "colours": "none",
+    "colours": "probe3d",
     "epochs": 10.0,
     "batch_size": 8,
     "optimizer": "adamw",
@@ -29,9 +35,10 @@ SHARED: dict[str, Any] = {
     "weight_decay": 0.01,
     "betas": (0.9, 0.999),
     "clip_norm": 0.0,
-    "schedule": "quarter-cosine",
+    "schedule": "probe3d",
     "warmup": 0.15,
     "layers": "all",
+    "class_token": "concat-dino",
     "channels": 512,
     "dropout": 0.0,
     "slide": (),
@@ -40,39 +47,73 @@ SHARED: dict[str, Any] = {
     "cache": "none",
     "lr_grid": (),
 }
+DEPTH = Preset(
+    "depth/dpt-probe3d",
+    {**SHARED, "bins": 256, "bins_loss": "probe3d"},
+    datasets=("nyu-depth",),
+)
+NORMALS = Preset(
+    "normals/dpt-probe3d",
+    {**SHARED, "uncertainty": True, "mask": "depth"},
+    datasets=("nyu-normal",),
+)
 
 register_protocol(
     Protocol(
         "probe3d",
         "Probing the 3D Awareness of Visual Foundation Models (El Banani et al., CVPR 2024),"
         " mbanani/probe3d",
-        (
-            Preset("depth/dpt-probe3d", {**SHARED, "bins": 256}, datasets=("nyu-depth",)),
-            Preset(
-                "normals/dpt-probe3d", {**SHARED, "uncertainty": True}, datasets=("nyu-normal",)
-            ),
-        ),
+        (DEPTH, NORMALS),
         differs=(
             Difference(
-                (), "it trains on 30,814 images of GeoNet and tests on the central 480 × 480 pixels"
+                ("data",), "it trains on 30,814 images of GeoNet, in the order of their names"
             ),
             Difference(
-                (),
-                "half of its crops are enlarged by up to 1.4, and colours are jittered, after "
-                "the centre crop",
+                ("iterations",),
+                "the last batch of an epoch has the images that are left, here batches go on into"
+                " the next epoch",
+            ),
+            Difference(("tokens",), "its blocks are taken before the backbone's final norm"),
+            Difference(
+                ("mean colour",),
+                "images of every backbone have ImageNet's mean and deviation, here its own",
             ),
             Difference(
-                (),
-                "its blocks are taken before the backbone's final norm, and maps of several "
-                "strides are brought to 16",
+                ("head precision",), "its heads compute in fp32, on a GPU those here in bf16"
             ),
             Difference(
-                (),
-                "its depth loss is 10 × SigLoss and half of a gradient loss; its normals are "
-                "enlarged by bicubic interpolation",
+                ("strides",),
+                "maps of a CNN are brought to stride 16, here to 8",
             ),
-            Difference((), "its seed is 8 (--seed 8)"),
+            Difference(
+                ("padding",),
+                "images that are no whole number of patches are padded on all sides with the mean"
+                " colour, and the output is not cut to the image (normals are resized to it by"
+                " cubic interpolation)",
+                "none with patches of 16",
+            ),
+            Difference(
+                ("initial weights",),
+                "the last convolution starts as torch makes it, here with weights of σ = 0.01 and"
+                " normals that face the camera",
+            ),
+            Difference(
+                ("scale-invariant scores",),
+                "depth is scored after the best scale and shift of each image, too",
+                probe=DEPTH.probe,
+            ),
+            Difference(
+                ("scores without valid pixels",),
+                "an image without valid pixels counts as 0, here not at all",
+            ),
+            Difference(
+                ("loss of small angles",),
+                "angles below 0.81° have no gradient, here below 0.08°",
+                probe=NORMALS.probe,
+            ),
+            Difference(("seed",), "its seed is 8 (--seed 8)"),
         ),
         commit="1fff822",
+        version=2,
     )
 )

@@ -38,6 +38,7 @@ class SeededSamples(Dataset):
         dataset: config of the training set, or the set.
         seed: of the order and of the augmentation.
         leave_out: items of the set that are never taken.
+        shuffle: otherwise each pass is in the order of the set.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class SeededSamples(Dataset):
         dataset: Mapping[str, Any] | BaseDataset | Dataset,
         seed: int = 0,
         leave_out: Sequence[int] = (),
+        shuffle: bool = True,
     ) -> None:
+        self.shuffle = shuffle
         self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
         if hasattr(self.dataset, "full_init"):
             self.dataset.full_init()
@@ -64,8 +67,10 @@ class SeededSamples(Dataset):
         """Which item of the set the ``number``-th sample is."""
         epoch, position = divmod(number, len(self))
         if self._order[0] != epoch:
-            generator = np.random.default_rng(derive_seed("order", self.seed, epoch))
-            order = self._items[generator.permutation(len(self))]
+            order = self._items
+            if self.shuffle:
+                generator = np.random.default_rng(derive_seed("order", self.seed, epoch))
+                order = order[generator.permutation(len(self))]
             if arrange := getattr(self.dataset, "arrange", None):
                 order = arrange(order, epoch * len(order))
             self._order = epoch, order

@@ -44,6 +44,14 @@ def pixio(iteration: int, warm: int, end: int) -> float:
     return step / warm if step < warm else (1 - (step - warm) / (end - warm)) ** 0.9
 
 
+def probe3d(iteration: int, warm: int, end: int) -> float:
+    if iteration < warm:
+        share = iteration / warm
+    else:
+        share = math.cos(math.pi / 2 * (iteration - warm) / (end - warm))
+    return 0.99 * share + 0.01
+
+
 def dinov3_depth_beta(iteration: int, warm: int, end: int) -> float:
     if iteration < warm:
         return 0.0
@@ -54,6 +62,7 @@ RATES: dict[str, Curve] = {
     "dinov3-segmentation": dinov3_segmentation,
     "dinov3-depth": dinov3_depth,
     "pixio": pixio,
+    "probe3d": probe3d,
 }
 BETAS: dict[str, Curve] = {"dinov3-depth": dinov3_depth_beta}
 

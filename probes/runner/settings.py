@@ -11,7 +11,7 @@ from common.settings import Fraction, Probability, Share, settings_dataclass
 from probes.runner.schedules import RATES, source_schedule
 
 Schedule = Literal[
-    "poly", "cosine", "quarter-cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio"
+    "poly", "cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio", "probe3d"
 ]
 
 
@@ -28,15 +28,16 @@ class TrainingSettings:
         decay_all: norms and biases decay too.
         clip_norm: the gradient's norm is clipped to this; 0 for never.
         schedule: ``poly`` or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
-            ``quarter-cosine``, the first quarter of a cosine's wave, which falls slowly at first,
-            to a hundredth of ``lr``; ``steps``, a tenth of the rate before at each of ``steps``,
-            shares of the training; or one of a published source, which has its own warm-up and, of
-            ``dinov3-depth``, beta 1: see ``probes.runner.schedules``.
+            ``steps``, a tenth of the rate before at each of ``steps``, shares of the training; or
+            one of a published source, which has its own warm-up and, of ``dinov3-depth``, beta 1:
+            see ``probes.runner.schedules``.
         power: of ``poly``.
         min_lr: what ``poly`` and ``cosine`` end at.
         warmup: share of the training over which the learning rate grows linearly; from 1 on a
             number of iterations.
         warmup_start: share of ``lr`` that the warm-up starts at.
+        shuffle: each pass over the training images has an order of its own; otherwise all have
+            that of the dataset.
         flip: probability of a horizontal flip in training (the x of normals changes sign with it).
         precision: of the frozen backbone, ``fp32`` or ``bf16``.
         cache: the precision that the backbone's maps are cached in, or ``none``; see the probes.
@@ -57,6 +58,7 @@ class TrainingSettings:
     min_lr: NonNegativeFloat = 0.0
     warmup: NonNegativeFloat = 0.05
     warmup_start: Fraction = 1e-3
+    shuffle: bool = True
     flip: Probability = 0.5
     precision: Literal["fp32", "bf16"] = "fp32"
     cache: Literal["none", "fp16", "bf16", "fp32"] = "none"
@@ -118,13 +120,6 @@ def _warm_up_and_decay(settings: TrainingSettings, warm: int) -> list[dict[str, 
             "type": "CosineAnnealingLR",
             "T_max": end - warm,
             "eta_min": settings.min_lr,
-            "begin": warm,
-        },
-        # 0.99 · cos(π/2 · share) + 0.01 of lr: the first half of a cosine that goes on to -0.98
-        "quarter-cosine": {
-            "type": "CosineAnnealingLR",
-            "T_max": 2 * (end - warm),
-            "eta_min": -0.98 * settings.lr,
             "begin": warm,
         },
         "steps": {

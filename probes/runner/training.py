@@ -63,6 +63,7 @@ def resolved(cfg: Config, context: Context) -> Config:
         "type": "SeededSamples",
         "seed": context.seed,
         "dataset": cfg.train_dataloader.dataset,
+        "shuffle": _shuffles(context),
     }
     cfg.train_dataloader.dataset, cfg.train_dataloader.sampler = samples, {"type": "EndlessSampler"}
     cfg.val_dataloader.setdefault("sampler", {"type": "DefaultSampler", "shuffle": False})
@@ -170,7 +171,7 @@ def train_together(
             results.append(member)
         members = [member for member in results if isinstance(member, Member)]
         if any(member.trains for member in members):
-            samples = SeededSamples(train, context.seed, leave_out)
+            samples = SeededSamples(train, context.seed, leave_out, _shuffles(context))
             _train(members, train, samples, config, context, description)
         if members:
             _evaluate(members, val, config, context, description)
@@ -185,6 +186,10 @@ def train_together(
             results[index] = member.error or results[index]
     gc.collect()  # reference cycles hold loading processes and features
     return results
+
+
+def _shuffles(context: Context) -> bool:
+    return getattr(context.settings, "shuffle", True)
 
 
 def unused_items(dataset: Any, data: PreparedDataset) -> list[int]:

@@ -149,7 +149,9 @@ def _normals(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageSco
     shares = [name for name in arrays if name.startswith("normal_") and name != "normal_median"]
     pixels = arrays["pixels"].astype(np.float64)
     metrics = {name: _weighted(arrays[name], pixels) for name in shares}
-    metrics["normal_image_mean"] = _weighted(arrays["normal_mean"])
+    metrics |= {name.replace("_", "_image_"): _weighted(arrays[name]) for name in shares}
+    if "image_rmse" in arrays:
+        metrics["normal_image_rmse"] = _weighted(arrays["image_rmse"])
     if "error_histogram" in arrays:
         metrics["normal_median"] = _histogram_median(arrays["error_histogram"].astype(np.float32))
     return ImageScores(images, metrics, arrays["normal_mean"], "normal_mean", -1)

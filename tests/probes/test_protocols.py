@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from common.errors import UserError
 from common.settings import field_names, with_changes
-from probes.dense.probe import DenseProbe
 from probes.protocols.base import (
     OWN,
     PROTOCOLS,
@@ -27,61 +25,10 @@ from tests.probes.tiny_mmlab import context
 
 # isort: split
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 
 BACKBONES = {"plain ViT": "random/timm/vit_tiny_patch16_224", "CNN": "random/timm/resnet18"}
-DENSE = [
-    (protocol.name, preset)
-    for protocol in PROTOCOLS.values()
-    for preset in protocol.presets
-    if isinstance(PROBES[preset.probe], DenseProbe) and protocol.name == "probe3d"
-]
-
-# The published table, in the words of the built config; rates at (iteration: share of the highest
-# rate).
-PROBE3D = {
-    "optimizer": {"type": "AdamW", "lr": 5e-4, "betas": (0.9, 0.999), "weight_decay": 0.01},
-    "clip": None,
-    "batch": 8,
-    "crop": (480, 480),
-    "scale": ((1920, 480), (1.0, 1.0)),
-    "flip": 0.0,
-    "colours": [],
-    "test": {"mode": "whole", "flip": False},
-    "last": False,
-    "dropout": 0.0,
-    "iterations": 10 * 24 // 8,
-    "stride": {"plain ViT": 16, "CNN": 8},
-}
-TABLE: dict[tuple[str, str], dict] = {
-    ("probe3d", "nyu-depth/dpt-probe3d"): {
-        **PROBE3D,
-        "loss": {"type": "DepthBins", "bins": 256},
-        "rates": {
-            4: 1.0,
-            17: 0.99 * math.cos(math.pi / 4) + 0.01,
-            29: 0.99 * math.cos(math.pi / 2 * 25 / 26) + 0.01,
-        },
-    },
-    ("probe3d", "nyu-normal/dpt-probe3d"): {
-        **PROBE3D,
-        "loss": {"type": "NormalObjective", "uncertainty": True},
-    },
-}
-
-
-def test_the_table_has_every_dense_preset():
-    covered = {(name, id(find_preset(name, *find_task(task)))) for name, task in TABLE}
-    assert covered == {(name, id(preset)) for name, preset in DENSE}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return {
-        kind: tiny_dense.make(tmp_path_factory.mktemp(kind), kind, train=24, val=1)
-        for kind in tiny_dense.SPECS
-    }
 
 
 def built(task, settings, backbone, data, folder) -> Config:
@@ -106,44 +53,6 @@ def check_rates(config: Config, shares: dict[int, float], **tolerance: float) ->
     assert max(rates) == pytest.approx(1.0, abs=1e-3)
     for iteration, share in shares.items():
         assert rates[iteration] == pytest.approx(share, **tolerance), iteration
-
-
-def as_tuples(config: dict) -> dict:
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize(("name", "task"), TABLE)
-def test_the_built_config_is_that_of_the_table(name, task, backbone, data, tmp_path):
-    spec, probe = find_task(task)
-    preset, row = find_preset(name, spec, probe), TABLE[name, task]
-    settings = with_changes(probe.settings_type(), {**preset.settings, "protocol": name})
-    assert settings.protocol == name and settings.cache == "none" and not settings.lr_grid
-    config = built(task, settings, backbone, data[spec.kind], tmp_path)
-    assert as_tuples(config.optim_wrapper.optimizer.to_dict()) == row["optimizer"]
-    assert (config.optim_wrapper.get("clip_grad") or {}).get("max_norm") == row["clip"]
-    assert config.train_dataloader.batch_size == row["batch"]
-    assert config.train_cfg.max_iters == row["iterations"]
-    pipeline = config.train_dataloader.dataset.dataset.pipeline
-    parts = {part["type"]: as_tuples(part) for part in pipeline}
-    resize = parts["RandomResize"]
-    assert (resize["scale"], resize["ratio_range"]) == row["scale"]
-    assert parts["RandomCrop"]["crop_size"] == parts["PadCrop"]["size"] == row["crop"]
-    assert parts["RandomFlip"]["prob"] == row["flip"]
-    assert [kind for kind in parts if kind == "PhotoMetricDistortion"] == row["colours"]
-    assert as_tuples(config.model.test_cfg) == row["test"]
-    assert config.model.backbone.out_indices == ([-1] if row["last"] else None)
-    assert config.model.neck.stride == row["stride"][backbone]
-    head = config.model.decode_head
-    assert head.dropout_ratio == row["dropout"]
-    assert head.loss_decode.to_dict().items() >= row.get("loss", {}).items()
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        model = MODELS.build(config.model)
-        build_optim_wrapper(model, config.optim_wrapper)
-    channels = {"segmentation": 3, "depth": 1, "normals": 4}
-    assert model.decode_head.out_channels == channels[spec.kind]
-    if shares := row.get("rates"):
-        check_rates(config, shares, abs=2e-3)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
