@@ -39,7 +39,11 @@ def describe(weights: Checkpoint) -> dict[str, Any] | None:
     state = weights.state
     if _MARK not in state:
         return None
-    model = {"type": TYPE, "version": 2 if _V2 in state else 1, "num_classes": len(state[_MARK])}
+    model: dict[str, Any] = {
+        "type": TYPE,
+        "version": 2 if _V2 in state else 1,
+        "num_classes": len(state[_MARK]),
+    }
     if model["version"] == 1:
         published = sha256_file(weights.path).startswith(PUBLISHED_V1)
         model["eps"] = 0.0 if published else 1e-5
