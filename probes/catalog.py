@@ -19,4 +19,14 @@ from probes.datasets.specs import (  # noqa: F401
 from probes.dense import probe as dense  # noqa: F401
 from probes.dense.patches import probe as patches  # noqa: F401
 from probes.image_level import probe as image_level  # noqa: F401
-from probes.protocols import capi, dinov2, dinov3, hummingbird, mmdet1x, mmseg, probe3d  # noqa: F401
+from probes.protocols import (  # noqa: F401
+    capi,
+    dinov2,
+    dinov3,
+    hummingbird,
+    mmdet1x,
+    mmseg,
+    pixio,
+    probe3d,
+    radio,
+)

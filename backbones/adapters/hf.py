@@ -75,7 +75,7 @@ class HfBackbone(TokenBackbone):
     mean of the patches.
 
     Raises:
-        UserError: its tokens are not patches, registers and at most one class token.
+        UserError: its tokens are not patches, registers and class tokens.
     """
 
     libraries = ("transformers",)
@@ -101,6 +101,7 @@ class HfBackbone(TokenBackbone):
         projected = config.projection_dim if config.model_type == "clip" else None
         self.embed_dim = projected or vision_config.hidden_size
         self.registers = getattr(vision_config, "num_register_tokens", 0)
+        self.class_tokens = getattr(vision_config, "n_cls_tokens", 1)  # Pixio's mean of eight
         self.prefix = self._count_prefix()
 
     @property
@@ -113,7 +114,10 @@ class HfBackbone(TokenBackbone):
         outputs = [self.norm(tokens) for tokens in self._after_blocks(images, layers)]
         if self.prefix == self.registers:  # no class token
             return [with_mean(tokens[:, self.prefix :]) for tokens in outputs]
-        return [(tokens[:, 0], tokens[:, self.prefix :]) for tokens in outputs]
+        return [
+            (tokens[:, : self.class_tokens].mean(dim=1), tokens[:, self.prefix :])
+            for tokens in outputs
+        ]
 
     def encode_image(self, images: Tensor) -> Tensor:
         if not self.has_text:
@@ -183,7 +187,7 @@ class HfBackbone(TokenBackbone):
         }
 
     def _count_prefix(self) -> int:
-        """Number of tokens before the patches: registers, and a class token or none."""
+        """Number of tokens before the patches: registers, and class tokens or none."""
         try:
             with torch.inference_mode():
                 images = torch.zeros(1, 3, 4 * self.divisor, 6 * self.divisor)
@@ -193,10 +197,11 @@ class HfBackbone(TokenBackbone):
                 f"{self.name!r} does not take images of any size ({first_line(error)}); {ADVICE}"
             ) from error
         prefix = tokens.shape[1] - 24 if tokens.ndim == 3 else -1
-        if prefix - self.registers not in (0, 1):
+        if prefix - self.registers not in (0, self.class_tokens):
             raise UserError(
                 f"{self.name!r} gives {tuple(tokens.shape[1:])} for 24 patches: no patches with"
-                f" {self.registers} registers and at most one class token; {ADVICE}"
+                f" {self.registers} registers and {self.class_tokens} class tokens or none;"
+                f" {ADVICE}"
             )
         return prefix
 

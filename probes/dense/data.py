@@ -328,10 +328,11 @@ def pipelines(
     augment += colours
     if spec.kind == "normals":
         augment.append({"type": "FlipNormals"})
+    is_black = settings.padding == "black"
     pad = {
         "type": "PadCrop",
         "size": crop,
-        "image": [round(value) for value in reversed(mean)],
+        "image": [0, 0, 0] if is_black else [round(value) for value in reversed(mean)],
         "ground_truth": ignored,
     }
     mask = getattr(settings, "mask", "normals")

@@ -207,11 +207,15 @@ class FlipTest(EncoderDecoder):
                 raw = self.encode_decode(padded[:, :, *here], metas)
                 total[:, :, *here] += self.averaged(raw)
                 count[*here] += 1
-        return (total / count)[:, :, :rows, :columns]
+        return self.from_average((total / count)[:, :, :rows, :columns])
 
     def averaged(self, raw: Tensor) -> Tensor:
         """What is averaged where padded crops overlap."""
         return raw
+
+    def from_average(self, values: Tensor) -> Tensor:
+        """Outputs from an average."""
+        return values
 
     def mirror(self, raw: Tensor) -> Tensor:
         """Outputs for a mirrored image → for the image itself."""
@@ -240,6 +244,12 @@ class DenseSegmenter(FlipTest):
 class DenseRegressor(FlipTest):
     """mmseg's encoder-decoder with a regressing head: predictions are ``pred_depth_map`` (1, H, W;
     metres) or ``pred_normal_map`` (3, H, W; unit length), at the resolution of the image file."""
+
+    def averaged(self, raw: Tensor) -> Tensor:
+        return self.decode_head.loss_decode.averaged(raw)
+
+    def from_average(self, values: Tensor) -> Tensor:
+        return self.decode_head.loss_decode.from_average(values)
 
     def mirror(self, raw: Tensor) -> Tensor:
         return self.decode_head.loss_decode.mirror(raw)

@@ -48,6 +48,13 @@ class Objective(nn.Module):
         """``raw`` (as read) of a mirrored image → of the image itself."""
         return raw.flip(-1)
 
+    def averaged(self, raw: Tensor) -> Tensor:
+        """What is averaged where padded sliding crops overlap; ``from_average`` undoes it."""
+        return raw
+
+    def from_average(self, values: Tensor) -> Tensor:
+        return values
+
     def decode(self, raw: Tensor) -> Tensor:
         """``raw`` (as read) → (N, 1, H, W) metres or (N, 3, H, W) unit vectors."""
         raise NotImplementedError
@@ -104,6 +111,12 @@ class DepthObjective(Depth):
     def __init__(self, min_depth: float, max_depth: float, silog_lambda: float = 0.5) -> None:
         super().__init__(min_depth, max_depth)
         self.silog_lambda = silog_lambda
+
+    def averaged(self, raw: Tensor) -> Tensor:
+        return raw.float().sigmoid()
+
+    def from_average(self, values: Tensor) -> Tensor:
+        return values.logit(eps=1e-6)
 
     def decode(self, raw: Tensor) -> Tensor:
         """(N, 1, H, W) raw outputs → (N, 1, H, W) metres in [min_depth, max_depth]."""

@@ -61,6 +61,8 @@ class DenseSettings(TrainingSettings):
             × size.
         scale_range: in training images are resized to ``size`` × a random factor of this range
             before they are cropped.
+        padding: colour that crops of small images are filled up with: the backbone's ``mean`` or
+            ``black``.
         max_class_share: a crop that one class fills to more than this is drawn again, up to ten
             times (segmentation); 1 for never.
         enlarge: half of the training images are replaced by a random part of at least this share
@@ -112,6 +114,7 @@ class DenseSettings(TrainingSettings):
     test_area: Area = ()
     crop: tuple[()] | tuple[ImageSize, ImageSize] = ()
     scale_range: FactorRange = (0.5, 2.0)
+    padding: Literal["mean", "black"] = "mean"
     max_class_share: Probability = 0.75
     enlarge: Annotated[float, Field(gt=0, le=1)] = 1.0
     colours: Literal["none", "mmseg", "dinov3", "dinov3-depth", "probe3d"] = "none"

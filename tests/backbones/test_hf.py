@@ -12,6 +12,8 @@ from transformers import (
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
+    PixioConfig,
+    PixioModel,
     ResNetBackbone,
     ResNetConfig,
     ViTMAEConfig,
@@ -66,6 +68,18 @@ def test_tokens_are_those_of_the_model(dino):
         0.8,
         "bilinear",
     )
+
+
+def test_the_class_token_of_pixio_is_the_mean_of_its_eight(tmp_path):
+    model = PixioModel(PixioConfig(**VIT))
+    backbone, images = backbones.create(saved(tmp_path, model, CROPPED)), torch.randn(2, 3, 24, 40)
+    with torch.inference_mode():
+        expected = model(images)
+        layers = backbone.encode_layers(images)
+    torch.testing.assert_close(layers[-1][0], expected.pooler_output)
+    patches = layers[-1][1].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patches, expected.last_hidden_state[:, 8:])
+    torch.testing.assert_close(backbone.encode_image(images), expected.pooler_output)
 
 
 def test_clip_images_and_texts(tmp_path):

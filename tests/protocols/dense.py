@@ -24,7 +24,7 @@ import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from common.settings import with_changes
 from probes.dense.config import dense_config
-from probes.dense.heads import DenseSegmenter, LinearHead
+from probes.dense.heads import DenseRegressor, DenseSegmenter, LinearHead
 from probes.dense.settings import SETTINGS
 from probes.protocols.base import find_preset
 from probes.registry import find_task
@@ -263,39 +263,49 @@ def plain_settings(settings: Any) -> dict[str, Any]:
 
 class Averager(nn.Module):
     """In place of a model: images → outputs of ``CLASSES`` at their own resolution, from patches of
-    16 px and the place in the crop."""
+    16 px and the place in the crop.
+
+    Args:
+        last: added to the last class.
+    """
+
+    def __init__(self, last: float = 0.0) -> None:
+        super().__init__()
+        self.last = last
 
     def forward(self, images: Tensor) -> Tensor:
         low = nn.functional.avg_pool2d(images, 16, ceil_mode=True)
         mixed = torch.einsum("nchw,kc->nkhw", low, random(CLASSES, 3, seed=9))
         mixed = mixed + 0.1 * random(1, CLASSES, *mixed.shape[2:], seed=10)
+        mixed[:, -1] += self.last
         return nn.functional.interpolate(
             mixed, images.shape[2:], mode="bilinear", align_corners=False
         )
 
 
-def slid(config: Config, images: Tensor) -> Tensor:
-    """The outputs of ``Averager`` in the windows of a config."""
-    model = DenseSegmenter.__new__(DenseSegmenter)
+def slid(config: Config, images: Tensor, last: float = 0.0) -> Tensor:
+    """The outputs of ``Averager`` (of a regressor its first) in the windows of a config."""
+    kind = {"DenseSegmenter": DenseSegmenter, "DenseRegressor": DenseRegressor}[config.model.type]
+    model, averager = kind.__new__(kind), Averager(last)
     nn.Module.__init__(model)
-    model.test_cfg, model.out_channels, averager = config.model.test_cfg, CLASSES, Averager()
-    model.encode_decode = lambda crop, metas: averager(crop)
+    model.test_cfg, model.out_channels = config.model.test_cfg, CLASSES
+    if kind is DenseRegressor:
+        model.out_channels, model.decode_head = 1, head(config)
+    model.encode_decode = lambda crop, metas: averager(crop)[:, : model.out_channels]
     return model.slide_inference(images, [{}])
 
 
-def padding(config: Config) -> dict[str, float]:
-    """What a crop is filled up with: of the normalised image, and of its labels."""
+def padding(config: Config) -> dict[str, Any]:
+    """What a crop is filled up with: black, or so far from the mean; and the label."""
     pad, prepare = part_of(config, "train", "PadCrop"), config.model.data_preprocessor
     colours = zip(reversed(pad["image"]), prepare["mean"], prepare["std"], strict=True)
-    return {
-        "image": max(abs(value - mean) / std for value, mean, std in colours),
-        "label": pad["ground_truth"],
-    }
+    distance = max(abs(value - mean) / std for value, mean, std in colours)
+    return {"image": distance if any(pad["image"]) else "black", "label": pad["ground_truth"]}
 
 
-def initial_weights(config: Config, **changes: Any) -> list[float]:
+def initial_weights(config: Config, width: int = 256, **changes: Any) -> list[float]:
     """Spread of the weights of the last convolution before training, and its largest bias."""
-    built = head(config, 256, **changes)
+    built = head(config, width, **changes)
     with isolated_rng(0):
         built.init_weights()
     return spread(built.conv_seg)

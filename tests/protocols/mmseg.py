@@ -22,7 +22,6 @@ from probes.runner.member import AUTOCAST
 from tests.protocols import dense
 from tests.protocols.dense import CHANNELS, CLASSES, IMAGES, STEPS, labels, random, summary
 
-TOLERANCE = {"padding": 1e-6}
 FILES = {
     "deeplabv3": "deeplabv3/deeplabv3_r50-d8_4xb4-{}-512x512.py",
     "pspnet": "pspnet/pspnet_r50-d8_4xb4-{}-512x512.py",
@@ -113,7 +112,9 @@ def suite_head(head: str) -> dict[str, Any]:
         "losses": losses,
         "weights after ten steps": dense.weights(dense.by_name(built)),
         "augmentation": dense.augmented(dense.small(config.train_dataloader.dataset.pipeline)),
-        "padding": {name: dense.padding(config) for name in variants},
+        "padding": {
+            name: dense.padding(dense.preset_config("mmseg", f"{name}/{head}")) for name in variants
+        },
         "test": [model.test_cfg.mode, *test_sizes(config.val_dataloader.dataset.pipeline)],
         "backbone": {"trained": False, "auxiliary head": model.get("auxiliary_head")},
         "head precision": FLOAT,
@@ -174,7 +175,7 @@ def settings_of(config: Config) -> dict[str, Any]:
         **wrapper.optimizer.to_dict(),
         "clip": wrapper.get("clip_grad"),
         "batch": loader.batch_size * devices,
-        "channels": head.channels,
+        "channels": head.get("channels"),
         "dropout": head.get("dropout_ratio", 0.1),
         "align corners": head.get("align_corners", False),
         "loss over": "labelled" if head.loss_decode.get("avg_non_ignore") else "all",
@@ -217,13 +218,11 @@ def packed() -> list[Any]:
     return [dense.samples("gt_sem_seg", targets) for targets in LABELS]
 
 
-def padding(config: Config) -> dict[str, float]:
-    """What a crop is filled up with: of the normalised image, and of its labels."""
+def padding(config: Config) -> dict[str, Any]:
+    """As ``dense.padding``: before normalisation with 0 (``Pad``'s default), or after it."""
     prepare = config.model.data_preprocessor
-    image = 0.0
-    if any(part["type"] == "Pad" for part in source_pipeline(config)):  # before normalisation
-        image = max(m / s for m, s in zip(prepare.mean, prepare.std, strict=True))
-    return {"image": image, "label": prepare.seg_pad_val}
+    is_raw = any(part["type"] == "Pad" for part in source_pipeline(config))
+    return {"image": "black" if is_raw else prepare.pad_val, "label": prepare.seg_pad_val}
 
 
 def source_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:

@@ -1,0 +1,124 @@
+"""Pixio's dense probes of a frozen backbone: ADE20K, VOC 2012 and NYU Depth v2, linear and DPT.
+
+Source: Yang et al., "In Pursuit of Pixel Supervision for Visual Pre-training", 2025, and
+``evaluation`` of github.com/facebookresearch/pixio: ``eval_semseg.py``, ``eval_monodepth.py``,
+their configs, data and models.
+
+60 epochs of crops of 256 px, on eight GPUs; images are tested as large as they are, in windows of
+256 px. Each patch has the class token (of Pixio the mean of its eight). VOC has the 10,582 images
+of ``trainaug``, NYU 24,231 images; masks of ADE20K and VOC are those that its README links to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probes.protocols.base import Difference, Preset, Protocol, register_protocol
+
+EIGEN = (45, 471, 41, 601)
+SHARED: dict[str, Any] = {
+    "size": 0,
+    "crop": (256, 256),
+    "flip": 0.5,
+    "colours": "none",
+    "epochs": 0.0,
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "betas": (0.9, 0.999),
+    "clip_norm": 0.0,
+    "schedule": "pixio",
+    "class_token": "concat",
+    "feature_stride": None,
+    "dropout": 0.0,
+    "align_corners": True,
+    "slide": (256, 170),
+    "slide_padded": True,
+    "flip_test": False,
+    "fixed_crops": 0,
+    "cache": "none",
+    "lr_grid": (),
+}
+SEGMENTATION = {
+    **SHARED,
+    "interpolation": "pillow-bicubic",
+    "scale_range": (0.5, 2.0),
+    "padding": "black",
+    "max_class_share": 1.0,
+    "loss_mean": "labelled",
+    "warmup": 0.0,
+}
+# an epoch leaves out what does not fill a batch on each GPU
+ADE20K = {**SEGMENTATION, "max_iters": 75_780, "batch_size": 16, "loss_images": 2}
+VOC = {**SEGMENTATION, "max_iters": 19_800, "batch_size": 32, "loss_images": 4}
+NYU = {
+    **SHARED,
+    "train_area": EIGEN,
+    "test_area": EIGEN,
+    "scale_range": (1.0, 1.0),
+    "rotation": 0.0,
+    "bins": 0,
+    "silog_lambda": 0.5,
+    "max_iters": 45_420,
+    "batch_size": 32,
+    "loss_images": 4,
+    "warmup": 0.1,
+}
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {"lr": 2e-4, "layers": "last", "dropout_first": False},
+    "dpt": {
+        "lr": 1e-4,
+        "layers": "all",
+        "channels": 256,
+        "dpt_widths": (256, 512, 1024, 1024),
+        "dpt_norm": False,
+    },
+}
+DENSE = tuple(
+    preset
+    for head, own in HEADS.items()
+    for preset in (
+        Preset(f"segmentation/{head}", {**ADE20K, **own}, ("ade20k",)),
+        Preset(
+            f"segmentation/{head}", {**VOC, **own}, ("voc",), required={"train_list": "trainaug"}
+        ),
+        Preset(f"depth/{head}", {**NYU, **own}, ("nyu-depth",), {"split": "24k/654"}),
+    )
+)
+
+register_protocol(
+    Protocol(
+        "pixio",
+        "Pixio (Yang et al. 2025), evaluation of facebookresearch/pixio",
+        DENSE,
+        differs=(
+            Difference(
+                ("validations",), "the best of 60 validations on val is reported, here the last"
+            ),
+            Difference(
+                ("backbone precision",),
+                "the backbone computes in bf16, here in fp32 (--set precision=bf16)",
+            ),
+            Difference(
+                ("initial weights",),
+                "layers start with torch's random weights, here the last one with a deviation of "
+                "0.01, and depth with a bias of -1.1",
+            ),
+            Difference(
+                ("mIoU with an absent class",),
+                "classes that are in neither labels nor predictions count as 0, here not at all",
+                "none on the full ADE20K and VOC",
+            ),
+            Difference(
+                ("output",),
+                "depth is 10 m times a sigmoid, here 1 mm and 9.999 m times a sigmoid",
+                "at most 1 mm",
+            ),
+            Difference(
+                ("scored pixels",),
+                "depths of exactly 1 mm and 10 m are scored, and images with less than ten pixels "
+                "are left out",
+            ),
+        ),
+        commit="b83555d",
+    )
+)
