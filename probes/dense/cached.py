@@ -23,7 +23,8 @@ from mmseg.registry import DATASETS, MODELS
 
 from common.files import content_key
 from probes.base import Progress
-from probes.dense.data import FIELDS, LoadGroundTruth, channels_first, dense_sample
+from probes.dense.data import FIELDS, channels_first, dense_sample
+from probes.dense.ground_truth import LoadGroundTruth
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
 from probes.features.crops import Crop, all_crops, draw_crop, image_size

@@ -14,7 +14,8 @@ from mmseg.registry import METRICS as EVALUATORS
 
 import probes.dense.metrics  # noqa: F401  registers what an evaluator's config names
 from probes.datasets.base import PreparedDataset
-from probes.dense.data import FIELDS, LoadGroundTruth, channels_first, ground_truth_config
+from probes.dense.data import FIELDS, channels_first
+from probes.dense.ground_truth import LoadGroundTruth, ground_truth_config
 from probes.dense.settings import METRICS
 
 # of train, and of each of its images, evenly spread: a constant needs no more

@@ -196,15 +196,15 @@ class Probe3dDepth(DepthBins):
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         valid = self.valid(target)
-        prediction, truth = (torch.where(valid, each.float(), 1.0) for each in (raw, target))
-        g = (prediction + self.EPS).log() - (truth + self.EPS).log()
+        prediction, depth = (torch.where(valid, each.float(), 1.0) for each in (raw, target))
+        g = (prediction + self.EPS).log() - (depth + self.EPS).log()
         count = valid.sum().clamp(min=1)
         square = g.square().sum() / count - 0.85 * (g.sum() / count).square()
         loss = 10 * square.clamp(min=1e-8).sqrt()
         for step in (1, 2, 4, 6):
-            error, known = g[::step], valid[::step]
-            difference = (error[:-2] - error[2:]).abs() * (known[:-2] & known[2:])
-            loss = loss + 0.5 * difference.sum() / known.sum().clamp(min=1)
+            error, counted = g[::step], valid[::step]
+            difference = (error[:-2] - error[2:]).abs() * (counted[:-2] & counted[2:])
+            loss = loss + 0.5 * difference.sum() / counted.sum().clamp(min=1)
         return loss
 
 

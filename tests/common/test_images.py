@@ -12,7 +12,7 @@ from PIL import Image
 
 from backbones.cliptex.data.source import decode_image
 from common.images import to_rgb
-from probes.dense.data import read_normals
+from probes.dense.ground_truth import read_normals
 
 COLUMNS, ROWS = np.meshgrid(np.arange(60), np.arange(40))
 COLOURS = np.stack([COLUMNS * 4, ROWS * 6, (COLUMNS + ROWS) * 2], -1).astype(np.uint8)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from probes.dense.config import round_up
-from probes.dense.data import read_labels
+from probes.dense.ground_truth import read_labels
 from probes.dense.metrics import class_areas, cropped, depth_scores, segmentation_scores
 from probes.dense.objectives import DepthBins
 from probes.runner.member import AUTOCAST

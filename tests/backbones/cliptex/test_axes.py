@@ -12,7 +12,8 @@ from backbones.cliptex.tasks import find_task
 from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import render_ground_truth
 from benchmark.mini.scene import make_scene
-from probes.dense import data as dense_data
+from probes.dense.augment import FlipNormals
+from probes.dense.ground_truth import read_normals
 from probes.registry import DATASETS
 
 
@@ -27,7 +28,7 @@ def test_experts_and_probes_read_the_same_normals(tmp_path):
     target = render_ground_truth(scene, 64)
     Image.fromarray(encode_normals(target.normals)).save(tmp_path / "n.png")
     label = np.moveaxis(find_task("normal").read(tmp_path / "n.png"), 0, -1)
-    probed = dense_data.read_normals(str(tmp_path / "n.png"))
+    probed = read_normals(str(tmp_path / "n.png"))
     np.testing.assert_allclose(label, probed, atol=1e-6)
     np.testing.assert_allclose(label, target.normals, atol=0.01)
     up = scene.camera.axes @ np.array([0.0, 0.0, 1.0])  # the world's up in camera axes
@@ -38,7 +39,7 @@ def test_experts_and_probes_read_the_same_normals(tmp_path):
 def test_labels_and_probes_flip_alike():
     normals = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    probed = dense_data.FlipNormals().transform({"flip": True, "gt_seg_map": normals[:, ::-1]})
+    probed = FlipNormals().transform({"flip": True, "gt_seg_map": normals[:, ::-1]})
     flip = Geometry(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([True]))
     np.testing.assert_allclose(warped(normals, flip, 8), probed["gt_seg_map"], atol=1e-6)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probes.dense.constant import best_constant, constant_note
-from probes.dense.data import read_depth, read_normals
+from probes.dense.ground_truth import read_depth, read_normals
 from probes.dense.settings import METRICS
 from tests.probes import tiny_dense
 

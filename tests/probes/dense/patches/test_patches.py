@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate, normalize
 
 import probes.catalog  # noqa: F401
 from common.errors import UserError
-from probes.dense.data import read_labels
+from probes.dense.ground_truth import read_labels
 from probes.dense.metrics import class_areas, segmentation_scores
 from probes.dense.patches.images import PatchImages
 from probes.dense.patches.in_context import attend
