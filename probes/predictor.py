@@ -81,7 +81,7 @@ def load_predictor(
             f"{backbone.name!r} has weights {sha256[:12]}, the head of {metadata['task']} was"
             f" trained on {expected[:12]}; give that backbone"
         )
-    kind = _MMLabPredictor
+    kind: type[Predictor] = _MMLabPredictor
     if "encoding" in metadata:
         kind = _AttentivePredictor if "pool" in metadata else _LinearPredictor
     return kind(head, backbone, torch.device(device))

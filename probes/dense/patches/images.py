@@ -178,7 +178,7 @@ class PatchImages:
             )
         )
         rows, columns = map(math.ceil, extent)
-        original = height, width = tuple(int(side) for side in metadata["ori_shape"][:2])
+        height, width = original = int(metadata["ori_shape"][0]), int(metadata["ori_shape"][1])
         index, crop = divmod(item, self.crops) if self.crops else (item, None)
         if side := metadata["img_shape"][0] if self.crops else self.score_side:
             height = width = int(side)

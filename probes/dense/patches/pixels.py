@@ -42,7 +42,8 @@ def resize_labels(labels: np.ndarray, side: int, resize: str) -> np.ndarray:
     if resize == "square-bilinear":
         batch = torch.from_numpy(labels.astype(np.float32))[None, None]
         return interpolate(batch, size=(side, side), mode="nearest")[0, 0].numpy()
-    return np.asarray(Image.fromarray(labels.astype(np.int32)).resize((side, side), Image.NEAREST))
+    image = Image.fromarray(labels.astype(np.int32))
+    return np.asarray(image.resize((side, side), Image.Resampling.NEAREST))
 
 
 def class_shares(
