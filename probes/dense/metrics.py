@@ -263,8 +263,8 @@ class NormalScores(PerImageMetric):
     ``normal_mean`` and ``normal_median`` in degrees; ``normal_11.25``, ``normal_22.5``,
     ``normal_30``: percent of pixels whose error is below. Means over images of each one's own:
     ``normal_image_rmse`` and ``normal_image_11.25`` …, as probe3d (El Banani et al. 2024) reports
-    them, and ``normal_image_mean`` of its mean error. Valid are pixels whose ground truth is not
-    (0, 0, 0).
+    them, and this suite's own ``normal_image_mean`` of its mean error. Valid are pixels whose
+    ground truth is not (0, 0, 0).
 
     The median is that of all pixels, counted in bins of 180° / 2²² = 0.00004°, which is about what
     float32 predictions

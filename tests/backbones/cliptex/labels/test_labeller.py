@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -54,6 +55,16 @@ def modified(out: Path) -> dict[str, int]:
 def labelled(tmp_path):
     pattern = toy_experts.write_shards(tmp_path / "pairs")
     return pattern, tmp_path / "labels", label(pattern, tmp_path / "labels")
+
+
+def test_large_images_reach_experts_at_their_own_size_in_small_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("backbones.cliptex.labels.labeller.IMAGE_PIXELS", 40 * 40 // 2)
+    pattern = toy_experts.write_shards(tmp_path / "pairs", shards=1)
+    expert = toy_experts.make_expert("dpt")
+    with patch.object(expert, "predict", wraps=expert.predict) as predict:
+        label(pattern, tmp_path / "labels", [expert])
+    shapes = {tuple(call.args[0].shape) for call in predict.call_args_list}
+    assert shapes - {(1, 3, 40, 40)} == {(2, 3, 40, 40), (2, 3, 40, 56)}
 
 
 def test_every_pair_once_with_every_label(labelled):
