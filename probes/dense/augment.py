@@ -32,10 +32,10 @@ class ReadArea(BaseTransform):
         self.area = tuple(area)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        top, bottom, left, right = self.area
+        y1, y2, x1, x2 = self.area
         for name in IMAGE:
             if name in results:
-                results[name] = results[name][top:bottom, left:right]
+                results[name] = results[name][y1:y2, x1:x2]
         results["img_shape"] = results["img"].shape[:2]
         results["area"] = self.area
         return results

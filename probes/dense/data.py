@@ -109,8 +109,8 @@ class DenseDataset(BaseDataset):
         width, height = self.own_size(index)
         for part in self.pipeline.transforms:
             if isinstance(part, ReadArea):
-                top, bottom, left, right = part.area
-                width, height = min(right, width) - left, min(bottom, height) - top
+                y1, y2, x1, x2 = part.area
+                width, height = min(x2, width) - x1, min(y2, height) - y1
             if isinstance(part, Resize):
                 width, height = mmcv.rescale_size((width, height), part.scale)
         return height, width

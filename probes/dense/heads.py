@@ -201,12 +201,12 @@ class FlipTest(EncoderDecoder):
         total = padded.new_zeros((len(inputs), self.out_channels, *padded.shape[2:]))
         count = padded.new_zeros(padded.shape[2:])
         metas[0]["img_shape"] = (height, width)
-        for top in range(0, rows, down):
-            for left in range(0, columns, across):
-                here = slice(top, top + height), slice(left, left + width)
-                raw = self.encode_decode(padded[:, :, *here], metas)
-                total[:, :, *here] += self.averaged(raw)
-                count[*here] += 1
+        for y in range(0, rows, down):
+            for x in range(0, columns, across):
+                window = slice(y, y + height), slice(x, x + width)
+                raw = self.encode_decode(padded[:, :, *window], metas)
+                total[:, :, *window] += self.averaged(raw)
+                count[*window] += 1
         return self.from_average((total / count)[:, :, :rows, :columns])
 
     def averaged(self, raw: Tensor) -> Tensor:
@@ -274,18 +274,18 @@ def at_own_size(
     for index, sample in enumerate(samples):
         padding = tuple(sample.metainfo.get("img_padding_size", (0, 0, 0, 0)))
         rows, columns = sample.ori_shape[:2]
-        top, bottom, left, right = sample.metainfo.get("area", (0, rows, 0, columns))
-        around = (left, max(0, columns - right), top, max(0, rows - bottom))
-        indices_by_shape[(rows, columns), padding, around].append(index)
-    for (shape, padding, around), indices in indices_by_shape.items():
-        (west, east, north, south), (left, right, top, bottom) = padding, around
-        size = (shape[0] - top - bottom, shape[1] - left - right)
+        y1, y2, x1, x2 = sample.metainfo.get("area", (0, rows, 0, columns))
+        margins = (x1, max(0, columns - x2), y1, max(0, rows - y2))
+        indices_by_shape[(rows, columns), padding, margins].append(index)
+    for ((rows, columns), padding, margins), indices in indices_by_shape.items():
+        west, east, north, south = padding
+        size = (rows - sum(margins[2:]), columns - sum(margins[:2]))
         part = raw if len(indices) == len(raw) else raw[indices]
         part = part[:, :, north : part.shape[2] - south, west : part.shape[3] - east].float()
         if tuple(part.shape[2:]) != size:  # resizing to the same size would copy it
             part = F.interpolate(part, size, mode="bilinear", align_corners=align_corners)
-        if any(around):
-            part = F.pad(part, around, mode="replicate")
+        if any(margins):
+            part = F.pad(part, margins, mode="replicate")
         yield indices, part
 
 

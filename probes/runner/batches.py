@@ -57,17 +57,17 @@ class SameShapeBatches(Sampler[list[int]]):
         """All batches, built once: the order of an evaluation does not change."""
         if not self._batches:
             dataset: Any = self.sampler.dataset  # type: ignore[attr-defined]
-            last, made = None, 0
+            last, total = None, 0
             for index in self.sampler:
                 shape = dataset.shape(index)
                 own = math.prod(dataset.own_size(index)) if self.outputs else 0
                 limit = min(self.batch_size, self.pixels // (shape[0] * shape[1]))
                 is_full = self._batches and len(self._batches[-1]) >= max(1, limit)
-                if shape != last or is_full or made + own > (self.outputs or 0):
+                if shape != last or is_full or total + own > (self.outputs or 0):
                     self._batches.append([])
-                    made = 0
+                    total = 0
                 self._batches[-1].append(index)
-                last, made = shape, made + own
+                last, total = shape, total + own
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
