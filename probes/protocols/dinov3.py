@@ -116,6 +116,12 @@ register_protocol(
                 probe=SEGMENTATION.probe,
             ),
             Difference(
+                ("turned image",),
+                "images are turned by OpenCV, whose weights are multiples of 1/32, and mixed with "
+                "black at their edges in another way",
+                probe=DEPTH.probe,
+            ),
+            Difference(
                 ("trained pixels",),
                 "all known depths are trained on, here those in the range that is scored",
                 probe=DEPTH.probe,

@@ -31,6 +31,9 @@ TASK = "nyu-depth/linear"
 DEPTHS = [depths(IMAGES, 1, 24, 24, seed=60 + step) for step in range(STEPS)]
 FRAME = (480, 640)
 DELTAS = ("delta1", "delta2", "delta3")
+# a smooth image
+SMOOTH = np.stack([np.add.outer(2.0 * np.arange(46), np.arange(55)) + 9] * 3, axis=-1)
+SMOOTH = SMOOTH.astype(np.float32)
 RANGE = [0.0, 0.0005, 5.0, 12.0]  # metres
 # the row and the column of each pixel of a frame
 POSITIONS = np.stack([*np.indices(FRAME), np.zeros(FRAME, int)]).astype(np.uint16)
@@ -43,6 +46,7 @@ def source(checkout: Path) -> dict[str, Any]:
     from dinov3.eval.depth.models.encoder import CenterPadding, _get_backbone_out_indices
     from dinov3.eval.depth.models.linear_head import LinearHead
     from dinov3.eval.setup import ModelConfig, load_model_and_context
+    from torchvision.transforms.v2.functional import rotate
 
     config = loaded(checkout, DepthConfig, "depth/configs/config-nyu.yaml")
     model = SimpleNamespace(cuda=lambda: None, eval=lambda: None)
@@ -95,7 +99,9 @@ def source(checkout: Path) -> dict[str, Any]:
         image = torch.from_numpy(photograph(8, 9)).permute(2, 0, 1).float() / 255
         coloured.append(summary(255 * named["ColorAugV2"](image, None)[0].permute(1, 2, 0), 20))
     area = named["FixedCrop"](torch.from_numpy(POSITIONS), None)[0]
-    turned = named["MaybeApply"]
+    turned, depth = named["MaybeApply"], transforms.Depth(torch.from_numpy(SMOOTH[None, ..., 0]))
+    (rotation,) = turned._transform.transforms
+    bilinear = rotation.interpolation
     pair = random(2, 1, 4, 6, seed=12)
     predicted, target = 0.5 + 9 * torch.rand(1, 1, *FRAME, generator=generator()), frame_depths()
     valid = (target > config.eval.min_depth) & (target < config.eval.max_depth)
@@ -123,7 +129,11 @@ def source(checkout: Path) -> dict[str, Any]:
         "trained pixels": make_valid_mask(torch.tensor(RANGE)[None, None, None])[0, 0, 0].tolist(),
         "colours": coloured,
         "area": [list(area.shape), area[:, 0, 0].tolist(), area[:, -1, -1].tolist()],
-        "rotation": [turned._transform.transforms[0].degrees[1], turned._threshold],
+        "rotation": [rotation.degrees[1], turned._threshold],
+        "turned image": rotate(torch.from_numpy(SMOOTH).permute(2, 0, 1), 2.0, bilinear)[
+            0, ::9, ::9
+        ],
+        "turned depth": transforms.depth_rotate(depth, 2.0)[0, ::9, ::9],
         "mirror images": transforms.LeftRightFlipAug(flip=config.eval.use_tta).inverse(pair),
         "scores": [
             *(getattr(scores, name).item() for name in ("rmse", "abs_rel", "log_10")),
@@ -148,6 +158,8 @@ def suite() -> dict[str, Any]:
     area = dense.transform(dense.part_of(config, "train", "ReadArea"), POSITIONS.transpose(1, 2, 0))
     area = area["img"].transpose(2, 0, 1)
     rotation = dense.part_of(config, "train", "RandomRotate")
+    fixed = {**rotation, "prob": 1.0, "degree": (-2.0, -2.0)}  # mmcv turns clockwise
+    results = dense.transform(fixed, SMOOTH, SMOOTH[..., 0])
     pair, target = random(2, 1, 4, 6, seed=12), frame_depths()
     predicted = 0.5 + 9 * torch.rand(1, 1, *FRAME, generator=generator())
     evaluator = config.val_evaluator
@@ -170,6 +182,8 @@ def suite() -> dict[str, Any]:
         ],
         "area": [list(area.shape), area[:, 0, 0].tolist(), area[:, -1, -1].tolist()],
         "rotation": [rotation["degree"], rotation["prob"]],
+        "turned image": results["img"][::9, ::9, 0],
+        "turned depth": results["gt_seg_map"][::9, ::9],
         "mirror images": (pair[:1] + objective.mirror(pair[1:])) / 2
         if config.model.test_cfg.flip
         else pair,
