@@ -52,7 +52,10 @@ async def run_async(options: RunOptions) -> RunResult:
     if options.weights:
         mark_in_use(options.weights)
     try:
-        with open_executor_and_tracker(options.executor, plan.experiment) as (executor, tracker):
+        with open_executor_and_tracker(options.executor_spec, plan.experiment) as (
+            executor,
+            tracker,
+        ):
             result = await _Driver(plan, tracker, executor).run()
     finally:
         forget_backbone()

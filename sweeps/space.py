@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import PositiveInt
 
 from backbones.cliptex.tasks import PAPER, task_names
 from common.errors import UserError
+from common.settings import Names, Numbers, Seed, options_dataclass
 
 Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
 FIXED: tuple[Search, ...] = ("linear", "grid")
@@ -21,28 +23,26 @@ Value = float | int | bool | str
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
-@dataclass(frozen=True)
+@options_dataclass
 class SearchRequest:
-    """A user's options for a search.
+    """A user's options for a search."""
 
-    Attributes:
-        search: ``linear`` (one setting at a time, the others at their base), ``grid`` (every
-            combination), or a sampler.
-        lambdas: λs that are varied; the others stay at their base.
-        values: of each λ in fixed searches.
-        between: range of each λ for samplers, log scale.
-        vary: further recipe settings: ``{"lr": "1e-4,1e-3"}`` values (``|`` between lists, such as
-            experts), or for samplers a range ``{"lr": "1e-5:1e-3"}``.
-        trials: of a sampler; seed: of the samplers, and of training and probing.
-    """
-
-    search: str = "linear"
-    lambdas: Sequence[str] = LAMBDAS
-    values: Sequence[float] = (0.1, 1.0, 10.0)
-    between: Sequence[float] = (0.01, 100.0)
+    search: Search = "linear"
+    """linear: one λ at a time, the others at their base, as in the paper; grid: every combination;
+    or a sampler: tpe, random, cmaes"""
+    lambdas: Names = LAMBDAS
+    """λs that are varied, the others stay at their base (default: all four)"""
+    values: Numbers = (0.1, 1.0, 10.0)
+    """values of each λ in linear and grid search (default: 0.1,1,10)"""
+    between: Numbers = (0.01, 100.0)
+    """range of each λ for samplers, on a log scale (default: 0.01,100)"""
     vary: Mapping[str, str] = field(default_factory=dict)
-    trials: int = 40
-    seed: int = 0
+    """also vary a recipe setting: lr=1e-4,1e-3 or 'experts=seg|seg,depth' in grids, for samplers a
+    range lr=1e-5:1e-3 (repeatable)"""
+    trials: PositiveInt = 40
+    """trials of a sampler; may be raised later"""
+    seed: Seed = 0
+    """of the samplers, trainings and probes"""
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,9 @@ def make_space(
         read: (name, text) → value of that recipe setting; raises for an invalid one.
 
     Raises:
-        UserError: an unknown search or λ, an invalid value or range, or nothing to vary.
+        UserError: an unknown λ, an invalid value or range, or nothing to vary.
     """
     search, bases = request.search, bases or {}
-    if search not in (*FIXED, *SAMPLED):
-        raise UserError(f"--search {search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
     fixed = search in FIXED
     names = ("clip", *task_names())
     for name in request.lambdas:
@@ -190,15 +188,13 @@ def make_space(
             raise UserError(f"--lambdas {name}: choose among {', '.join(names)}")
     varied: dict[str, Any]
     if fixed:
-        varied = {"values": tuple(dict.fromkeys(map(float, request.values)))}
+        varied = {"values": tuple(dict.fromkeys(request.values))}
         if not varied["values"] or min(varied["values"]) < 0:
             raise UserError("--values must be numbers, 0 or more, such as 0.1,1,10")
     else:
-        varied = dict(zip(("low", "high"), map(float, request.between), strict=True))
+        varied = dict(zip(("low", "high"), request.between, strict=True))
         if not 0 < varied["low"] < varied["high"]:
             raise UserError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
-        if request.trials < 1:
-            raise UserError("--trials must be at least 1")
     explicit = {name.removeprefix("lambda_") for name in bases if name.startswith("lambda_")}
     settings = []
     for name in (*LAMBDAS, *sorted({*request.lambdas, *explicit} - set(LAMBDAS))):
@@ -217,7 +213,7 @@ def make_space(
     if not any(setting.varied for setting in settings):
         raise UserError("nothing to vary; name λs with --lambdas or settings with --vary")
     trials = 0 if fixed else request.trials
-    return Space(cast(Search, search), tuple(settings), trials, request.seed)
+    return Space(search, tuple(settings), trials, request.seed)
 
 
 def _setting(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
-from benchmark.execution import Executor, ExecutorSpec
+from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
-from benchmark.options import DataOptions
 from benchmark.plan import plan_tasks
 from benchmark.probing.cell import log_backbone
 from benchmark.probing.data import prepare_data
@@ -24,55 +22,19 @@ from benchmark.records import PlannedTask
 from benchmark.stages.graph import Runner
 from benchmark.stages.weights import TrainingInputs, train_stage
 from benchmark.suites.registry import SuiteTraining, find_suite
+from benchmark.sweep.options import SweepOptions
 from common.errors import nearest
 from common.files import content_key, home
 from common.locks import mark_in_use
-from common.settings import parse_pairs, settings_dataclass
 from probes.base import missing_capability
 from reports.mlflow.run import Tracker
 from sweeps.driver import Evaluation
 from sweeps.objective import ObjectiveTask
 from sweeps.pruning import Pruning
-from sweeps.space import SearchRequest, Value
+from sweeps.space import Value
 
 CLIPTEX = RECIPES["cliptex"]
 DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
-
-
-@settings_dataclass
-class SweepOptions(DataOptions, SearchRequest):
-    """Options of ``sweep launch``; its ``--help`` describes them."""
-
-    suite: str = "sweep"
-    tasks: Sequence[str] = ()
-    overrides: Sequence[str] = ()
-    task_overrides: Sequence[str] = ()
-    recipe: str = "cliptex"
-    init: str = ""
-    pairs: str = ""
-    labels: str = ""
-    confirm: int = 3
-    study: str = ""
-    storage: str | None = None
-    objective: Sequence[str] = ()
-    zero_shot_loss: float = 5.0
-    prune: str = ""
-    executor: ExecutorSpec = field(default_factory=ExecutorSpec)
-    experiment: str = ""
-    out: Path | None = None
-
-    @property
-    def name(self) -> str:
-        return self.study or f"{self.suite}-{self.search}"
-
-    @property
-    def experiment_name(self) -> str:
-        return self.experiment or (self.suite if self.suite == "sweep" else f"sweep-{self.suite}")
-
-    @property
-    def recipe_file(self) -> Path:
-        """File of the best trial's recipe."""
-        return self.out or Path(f"{self.name.replace('/', '_')}-best.json")
 
 
 def sweep_tasks(options: SweepOptions) -> list[PlannedTask]:
@@ -89,7 +51,7 @@ def sweep_tasks(options: SweepOptions) -> list[PlannedTask]:
                 f"suite {suite.name!r} has no pairs of its own: give --init, --pairs and --labels"
                 f" ({name} is missing)"
             )
-    return plan_tasks(suite, options.tasks, parse_pairs(options.task_overrides))
+    return plan_tasks(suite, options.tasks, options.task_overrides)
 
 
 def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:
@@ -116,7 +78,7 @@ def fixed_settings(
     Raises:
         UserError: no such recipe, or a setting that does not exist or fit.
     """
-    settings, overrides = dict(suite_settings), parse_pairs(options.overrides)
+    settings, overrides = dict(suite_settings), options.overrides
     if options.recipe not in RECIPES:
         settings |= _changes(read_recipe(Path(options.recipe)))
     elif options.recipe != CLIPTEX.name:

@@ -16,12 +16,12 @@ from benchmark.results.outcome import check_writable
 from benchmark.stages.stage import open_executor_and_tracker
 from benchmark.suites.registry import find_suite
 from benchmark.sweep import bench as sweep_bench
-from benchmark.sweep.bench import CLIPTEX, Bench, SweepOptions
+from benchmark.sweep.bench import CLIPTEX, Bench
+from benchmark.sweep.options import SweepOptions
 from benchmark.sweep.table import print_line, show_state, summary_text
 from common.errors import error_summary, nearest, user_error_message
 from common.files import write_json
 from common.secrets import hide_secrets
-from common.settings import parse_pairs
 from reports.mlflow.run import Run, Tracker
 from sweeps.driver import Evaluation, drive
 from sweeps.errors import NoSweep
@@ -53,7 +53,7 @@ def launch(options: SweepOptions) -> tuple[Sweep, Tracker]:
         before = load_sweep(options.name, options.storage)
         must_agree(options.name, before.metadata["identity"], plan.identity())
         must_be_free(before)
-    opened = open_executor_and_tracker(options.executor, options.experiment_name)
+    opened = open_executor_and_tracker(options.executor_spec, options.experiment_name)
     with opened as (executor, tracker):
         if (
             options.prune
@@ -84,9 +84,7 @@ def preview(options: SweepOptions) -> None:
     scope = (
         f"{len(plan.tasks)} tasks each; then winner and base again on {options.confirm} fresh seeds"
     )
-    print_line(
-        f"{scope}; executor {options.executor.name}, MLflow experiment {options.experiment_name}"
-    )
+    print_line(f"{scope}; executor {options.executor}, MLflow experiment {options.experiment_name}")
 
 
 async def _launch(
@@ -214,7 +212,7 @@ def _plan(options: SweepOptions) -> Plan:
     )
     recipe = sweep_bench.make_recipe("cliptex", fixed, {}, options.seed)
     for name in options.vary:
-        if name in parse_pairs(options.overrides):
+        if name in options.overrides:
             raise UserError(f"{name} is both fixed by --set and varied by --vary; keep one")
         if name not in setting_names():
             raise UserError(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmark.__main__ import main
+from benchmark.cli.main import main
 from reports.mlflow.client import Client
 
 

@@ -13,8 +13,9 @@ import pytest
 from optuna.trial import TrialState
 
 from backbones.cliptex.training.recipes import RECIPES, read_recipe
-from benchmark.sweep.bench import SweepOptions, fixed_settings, make_recipe
+from benchmark.sweep.bench import fixed_settings, make_recipe
 from benchmark.sweep.launch import _Sweeping
+from benchmark.sweep.options import SweepOptions
 from reports.mlflow.client import Client
 from reports.mlflow.run import Tracker
 from sweeps.driver import Evaluation
@@ -191,7 +192,7 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
         ("--search tpe --range 0,1", "0 < LOW"),
         ("--search cmaes --objective gain,zero-shot", "one objective"),
         ("--init random", "leave out --init"),
-        ("--confirm -1", "--confirm"),
+        ("--confirm -1", "confirm=-1"),
         ("--values 0 --lambdas clip,seg,depth,normal --search grid", "every lambda is 0"),
         ("--vary lr=1e-4,1e-3 --set lr=1e-5", "both fixed by --set and varied"),
         ("--search tpe --vary lr=-1:1", "must be greater than 0"),
@@ -217,7 +218,7 @@ def test_commands_without_a_study(here, capsys, refused):
 def test_recipes_of_trials_share_all_but_their_params(tmp_path):
     (tmp_path / "mine.toml").write_text('lr = 2e-5\nlambda_seg = 5\nexperts = ["seg", "depth"]\n')
     request = SweepOptions(
-        recipe=str(tmp_path / "mine.toml"), overrides=["epochs=2", "lambda_normal=0"], seed=3
+        recipe=str(tmp_path / "mine.toml"), overrides={"epochs": "2", "lambda_normal": "0"}, seed=3
     )
     fixed, lambdas = json.loads(
         json.dumps(fixed_settings(request, {"batch_size": 64, "epochs": 1.0}))

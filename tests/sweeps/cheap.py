@@ -57,7 +57,7 @@ def start(
     if zero_shot_loss is not None:
         identity["zero_shot_loss"] = zero_shot_loss
     plan = Plan(
-        make_space(SearchRequest(search, **space)),
+        make_space(SearchRequest(search=search, **space)),
         make_objectives(objectives, TASKS),
         TASKS,
         identity,

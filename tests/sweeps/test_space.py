@@ -23,7 +23,7 @@ def test_linear_search_is_the_papers_nine_cells():
 
 
 def test_grid_is_every_combination_once_and_fixed_lambdas_are_params_too():
-    cells = make_space(SearchRequest("grid", ("clip", "seg"))).cells().values()
+    cells = make_space(SearchRequest(search="grid", lambdas=("clip", "seg"))).cells().values()
     values = (0.1, 1.0, 10.0)
     expected = set(itertools.product(values, values, [1.0], [1.0]))
     assert {tuple(params.values()) for params in cells} == expected and len(cells) == 9
@@ -36,7 +36,7 @@ def test_further_settings_vary_around_their_base():
         return tuple(text.split(",")) if name == "experts" else float(text)
 
     vary = {"lr": "1e-4,1e-3", "experts": "seg|seg,depth"}
-    space = make_space(SearchRequest("linear", ("seg",), vary=vary), bases, read)
+    space = make_space(SearchRequest(lambdas=("seg",), vary=vary), bases, read)
     cells = space.cells().values()
     assert len(cells) == 1 + 2 + 2 + 2
     assert {params["experts"] for params in cells} == {"seg,depth,normal", "seg", "seg,depth"}
@@ -44,7 +44,9 @@ def test_further_settings_vary_around_their_base():
 
 
 def test_samplers_draw_within_the_ranges_on_a_log_scale():
-    request = SearchRequest("random", ("clip", "seg"), vary={"epochs": "1:4"}, trials=60)
+    request = SearchRequest(
+        search="random", lambdas=("clip", "seg"), vary={"epochs": "1:4"}, trials=60
+    )
     space = make_space(request, {"epochs": 2}, lambda _, t: int(t))
     assert list(space.cells().values()) == [{}] * 60
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -63,7 +65,7 @@ def test_samplers_draw_within_the_ranges_on_a_log_scale():
     st.lists(st.floats(0, 1e4), min_size=1, max_size=4),
 )
 def test_every_cell_is_one_that_optuna_can_hold(search, lambdas, values):
-    space = make_space(SearchRequest(search, lambdas, values))
+    space = make_space(SearchRequest(search=search, lambdas=lambdas, values=values))
     distributions = space.distributions()
     for params in space.cells().values():
         for name, value in params.items():
@@ -77,12 +79,12 @@ def test_every_cell_is_one_that_optuna_can_hold(search, lambdas, values):
         ({"lambdas": ["colour"]}, "choose among clip, seg"),
         ({"values": [-1.0]}, "0 or more"),
         ({"search": "tpe", "between": (0.0, 1.0)}, "0 < LOW"),
-        ({"search": "tpe", "trials": 0}, "at least 1"),
+        ({"search": "tpe", "trials": 0}, "trials=0"),
         ({"lambdas": []}, "nothing to vary"),
         ({"search": "grid", "vary": {"lr": "1e-4:1e-3"}}, "not a range"),
         ({"search": "tpe", "vary": {"lr": "1e-3:1e-4"}}, "LOW below HIGH"),
         ({"search": "tpe", "vary": {"lambda_seg": "1:2"}}, "--lambdas"),
-        ({"search": "best"}, "choose one of"),
+        ({"search": "best"}, "search=best"),
     ],
 )
 def test_invalid_options_are_refused(arguments, message):

@@ -20,10 +20,12 @@ from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.recipes import find_recipe, subsets
-from benchmark.__main__ import main
+from benchmark.cli.main import main
 from benchmark.sweep import launch
-from benchmark.sweep.bench import SweepOptions, make_recipe
+from benchmark.sweep.bench import make_recipe
+from benchmark.sweep.options import SweepOptions
 from common.errors import UserError
+from common.settings import parse_pairs
 from reports.mlflow.client import Client
 from reports.parts.study import parameter_label
 from tests.backbones.cliptex import toy
@@ -108,7 +110,7 @@ def test_its_lambda_is_swept(labelled):
         suite="paper",
         tasks=["voc/linear"],
         lambdas=["clip", "edges"],
-        overrides=USED,
+        overrides=parse_pairs(USED),
         init="random",
         pairs="pairs",
         labels="labels",
