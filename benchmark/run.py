@@ -196,7 +196,7 @@ class _Driver:
 
     def _explain(self, error: Exception) -> str:
         """``explain_error``; prints the traceback of an error once."""
-        if error in self.shown_errors:
-            return error_summary(error)
-        self.shown_errors.append(error)
-        return explain_error(error)
+        if error not in self.shown_errors:
+            explain_error(error)
+            self.shown_errors.append(error)
+        return error_summary(error)
