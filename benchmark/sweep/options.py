@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
 from benchmark.options import DataOptions, ExecutionOptions
 from common.settings import Names, options_dataclass
 from sweeps.space import SearchRequest
+
+ValidationMetric = Literal[
+    "",
+    "val/i2t_R@1",
+    "val/i2t_R@5",
+    "val/i2t_R@10",
+    "val/t2i_R@1",
+    "val/t2i_R@5",
+    "val/t2i_R@10",
+]
 
 
 @options_dataclass
@@ -52,7 +63,7 @@ class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, SearchRequest):
     zero_shot_loss: NonNegativeFloat = 5.0
     """largest loss in zero-shot, in percent, against clip-ft of a chosen trial, unless zero-shot is
     an objective"""
-    prune: str = ""
+    prune: ValidationMetric = ""
     """stop bad trials by successive halving on a metric, such as val/i2t_R@1"""
     experiment: str = ""
     """MLflow experiment (default: sweep, or sweep-SUITE)"""
