@@ -12,7 +12,7 @@ from benchmark.options import DataOptions, RunOptions
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in
 from common.errors import UserError, nearest
-from common.settings import field_names, parse_pairs, read_value, with_changes
+from common.settings import field_names, read_value, with_changes
 from probes.base import Probe
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
@@ -94,8 +94,7 @@ def make_plan(options: RunOptions) -> RunPlan:
         )
     for name in names:
         backbones.find(name.removeprefix("random/"))
-    overrides = parse_pairs(options.overrides)
-    tasks = plan_tasks(suite, options.tasks, overrides)
+    tasks = plan_tasks(suite, options.tasks, options.overrides)
     absent: Sequence[PlannedTask] = ()
     if suite.skips_absent_data and not options.tasks:
         tasks, absent = _split_by_folder(suite, tasks, options)
@@ -105,7 +104,7 @@ def make_plan(options: RunOptions) -> RunPlan:
                 f" {_folders(absent)}"
             )
     seeds = range(options.seed, options.seed + options.seeds)
-    return RunPlan(options, suite, names, seeds, overrides, tasks, absent, notes)
+    return RunPlan(options, suite, names, seeds, options.overrides, tasks, absent, notes)
 
 
 def _suite_of(tasks: Sequence[str]) -> Suite:
