@@ -201,7 +201,7 @@ def plan_tasks(
             value = overrides[axis]
             applied.add(axis)
         for part in [part.strip() for part in value.split(",") if part.strip()] or [""]:
-            task = _plan_task(suite, base, changes)
+            task = plan_task(suite, base, changes)
             if part:
                 task = _variant(task, axis, part)
             tasks[task.name] = task
@@ -228,7 +228,12 @@ def _requested_tasks(suite: Suite, requested: Sequence[str]) -> list[str]:
     return sorted(requested, key=lambda name: order.get(name.partition(":")[0], len(order)))
 
 
-def _plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
+def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
+    """A task with its settings: of the suite, of its protocol, and of the user.
+
+    Raises:
+        UserError: an unknown task, setting or value.
+    """
     spec, probe = find_task(name)
     values = dict(settings_in(suite, name) or {})
     if name not in suite.tasks:  # these are settings of other probes on the dataset

@@ -44,7 +44,7 @@ class Run(ConfigOptions, RunOptions, TrackingOptions):
                 return 0
             result = run(self)
             has_metrics = any(cell.metrics for cell in result.cells)
-            line, report = _report(result) if has_metrics else ("", None)
+            line, report = write_report(result) if has_metrics else ("", None)
             show(result, report)
         if all(cell.status == "not applicable" for cell in result.cells):
             raise UserError(
@@ -64,7 +64,7 @@ class Run(ConfigOptions, RunOptions, TrackingOptions):
 COMMAND = Run
 
 
-def _report(result: RunResult) -> tuple[str, Report | None]:
+def write_report(result: RunResult) -> tuple[str, Report | None]:
     """Write the report on this run and log it to the runs of each backbone's first seed.
 
     Returns:
