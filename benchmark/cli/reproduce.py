@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from benchmark.cli.parser import ConfigOptions
+from benchmark.cli.parser import ConfigOptions, Positionals
 from benchmark.options import DataOptions, ExecutionOptions, RunOptions, TrackingOptions
 from common.errors import UserError
 from common.settings import Names, Seed, options_dataclass
@@ -28,10 +29,10 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
       python -m benchmark reproduce --quick --data-root DIR
     """
 
-    protocol: Annotated[str | None, {"nargs": "?"}] = None
-    """see `list protocols`"""
+    protocols: Positionals[Sequence[str]] = ()
+    """names as in `list protocols`; all of them for --list and --quick"""
     backbone: str | None = None
-    """whose published numbers to reproduce; with --quick any backbone (default: a small random ViT)"""
+    """whose published numbers to reproduce; with --quick any (default: a small random ViT)"""
     tasks: Names = ()
     """only these tasks"""
     list: bool = False
@@ -41,7 +42,7 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
     seed: Seed = 0
     """random seed"""
     seeds: PositiveInt = 1
-    """number of seeds, starting at --seed; three or more for an interval that includes their noise"""
+    """number of seeds, starting at --seed; from two on the tolerance includes their noise"""
 
     def main(self) -> int:
         """List, try, or run and compare; 0 unless a run failed."""
@@ -50,21 +51,21 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
 
         if self.quick:
             with using(self.tracking_uri):
-                return _try(self.protocol, self.run_options)
-        if not self.list and not (self.protocol and self.backbone):
+                return _try(self.protocols, self.run_options)
+        if not self.list and not (self.protocols and self.backbone):
             raise UserError(
                 "name a protocol and --backbone; `reproduce --list` shows what can be reproduced"
             )
-        targets = find_targets(self.protocol, self.backbone)
-        if self.tasks:
-            targets = [target for target in targets if target.task.name in self.tasks]
-        if not targets:
-            raise UserError(f"no published number of task {', '.join(self.tasks)}; see --list")
+        targets = find_targets(self.protocols, self.backbone, self.tasks)
         if self.list:
             _print_targets(targets)
             return 0
         with using(self.tracking_uri) as uri:
-            return _compare(targets, self.run_options, uri)
+            codes = [
+                _compare([each for each in targets if each.number.preset == name], options, uri)
+                for name, options in ((name, self.run_options) for name in self.protocols)
+            ]
+        return max(codes)
 
     @property
     def run_options(self) -> RunOptions:
@@ -91,33 +92,35 @@ COMMAND = Reproduce
 
 
 def _print_targets(targets: list[Target]) -> None:
-    from rich.table import Table
-
     from benchmark.execution.progress import console
 
-    table = Table("protocol", "backbone", "task", "metric", "published", "GPU hours", "bring")
+    rows = [("protocol", "backbone", "task", "published", "GPU hours", "bring")]
     for target in targets:
         number, spec = target.number, target.task.spec
         images = {**spec.expected, **target.preset.images}
         counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
         hours = target.hours()
-        table.add_row(
-            number.preset,
-            target.backbone,
-            number.task,
-            number.metric,
-            f"{number.value:g}",
-            f"{hours:.1f}" if hours else "?",
-            f"{spec.name} ({counts})",
+        rows.append(
+            (
+                number.preset,
+                target.backbone,
+                number.task,
+                f"{number.metric} {number.value:g}",
+                f"{max(hours, 0.1):.1f}" if hours else "?",
+                f"{spec.name}: {counts}",
+            )
         )
-    console.print(table)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(line, markup=False, soft_wrap=True)
 
 
-def _try(protocol: str | None, options: RunOptions) -> int:
+def _try(protocols: Sequence[str], options: RunOptions) -> int:
     from benchmark.execution.progress import console
     from benchmark.reproduce.quick import quick
 
-    results = list(quick(protocol, options))
+    results = list(quick(protocols, options))
     for result in results:
         outcome = result.reason or "in place"
         console.print(

@@ -78,18 +78,16 @@ def training_images(evidence: Evidence) -> str:
 
 
 def size_of_label_maps(evidence: Evidence) -> str:
-    """Masks scored at 100 px instead of the image's size."""
-    data = evidence.data
+    """Masks that are stored, and so scored, at 100 px instead of their photographs' size."""
+    data, needed = evidence.data, min(_sides(evidence), default=0) // 2
     if data.spec.kind not in LABEL_MAPS:
         return ""
     for sample in _some(data.samples["val"]):
-        image, target = (
-            Image.open(data.root / path).size if str(path).endswith((".png", ".jpg")) else None
-            for path in (sample.image, sample.target)
-        )
-        if image and target and target[0] < 0.9 * image[0]:
-            small, large = (f"{width} × {height}" for width, height in (target, image))
-            return f"scores are at {small} px, the size of the label maps; images have {large}"
+        if not str(sample.target).endswith(".png"):
+            return ""
+        width, height = Image.open(data.root / sample.target).size
+        if max(width, height) < needed:
+            return f"label maps of val have {width} × {height} px, at which they are scored"
     return ""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from benchmark.options import RunOptions
@@ -41,18 +42,17 @@ class QuickResult:
     seconds: float = 0.0
 
 
-def quick(protocol: str | None, options: RunOptions) -> Iterator[QuickResult]:
+def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult]:
     """Run every preset's tasks whose dataset is in ``options``, each by itself.
 
     Raises:
         UserError: an unknown protocol, or no dataset of its presets is there.
     """
-    applicable = list(_tasks(protocol, options))
+    applicable = list(_tasks(protocols, options))
     if not applicable:
-        of_protocol = f" of {protocol}" if protocol else ""
         raise UserError(
-            f"no dataset{of_protocol} was found; pass --data-root DIR or --data NAME=DIR"
-            " (`data check` lists what is there)"
+            f"no dataset of {', '.join(protocols) or 'any protocol'} was found; pass"
+            " --data-root DIR or --data NAME=DIR (`data check` lists what is there)"
         )
     for name, task in applicable:
         settings = plan_preset(name, task).settings
@@ -77,18 +77,13 @@ def quick(protocol: str | None, options: RunOptions) -> Iterator[QuickResult]:
             yield QuickResult(name, task, cell.reason, cell.seconds)
 
 
-def _tasks(protocol: str | None, options: RunOptions) -> Iterator[tuple[str, str]]:
+def _tasks(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, str]]:
     """(protocol, task) of presets whose dataset is there."""
-    names = protocol_names()
-    if protocol is not None:
-        PROTOCOLS.find(protocol)
-        names = [protocol]
-    for name in names:
+    for name in protocols or protocol_names():
+        protocol = PROTOCOLS.find(name)
         for task, (spec, probe) in tasks().items():
-            if PROTOCOLS[name].preset(spec, probe) is None or spec.is_generated:
+            if protocol.preset(spec, probe) is None or spec.is_generated:
                 continue
-            try:
+            with suppress(DatasetNotFound):
                 find_folder(spec, options.data_root, options.data)
-            except DatasetNotFound:
-                continue
-            yield name, task
+                yield name, task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and protocol
@@ -9,7 +10,7 @@ from benchmark.plan import plan_task
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import find_suite
 from common.errors import UserError, nearest
-from probes.protocols.base import PROTOCOLS, Preset
+from probes.protocols.base import PROTOCOLS, Preset, find_preset
 from reports.parts.published import PublishedNumber, published_numbers
 
 SUSTAINED = 1e5  # GFLOP a second of one GPU, to estimate hours: a third of an A100's bf16 peak
@@ -65,29 +66,32 @@ def protocol_names() -> list[str]:
     return sorted(set(PROTOCOLS.load_entry_points()) - {"own"})
 
 
-def find_targets(protocol: str | None = None, backbone: str | None = None) -> list[Target]:
-    """The numbers of a protocol and a backbone; without either, of all.
+def find_targets(
+    protocols: Sequence[str] = (), backbone: str | None = None, tasks: Sequence[str] = ()
+) -> list[Target]:
+    """The published numbers of protocols, of a backbone, and on tasks; without them, of all.
 
     Raises:
-        UserError: an unknown protocol, or one without a number of this backbone.
+        UserError: an unknown protocol, or there is no such number.
     """
-    if protocol is not None and protocol not in protocol_names():
-        raise UserError(f"no protocol {protocol!r}; {nearest(protocol, protocol_names())}")
+    names = protocol_names()
+    for protocol in protocols:
+        if protocol not in names:
+            raise UserError(f"no protocol {protocol!r}; {nearest(protocol, names)}")
+    numbers = [number for number in published_numbers() if number.preset in (protocols or names)]
     targets = []
-    for number in published_numbers():
-        if number.preset in ("", "own") or protocol not in (None, number.preset):
-            continue
-        if backbone is not None and backbone not in number.backbones:
-            continue
-        planned = plan_preset(number.preset, number.task)
-        preset = PROTOCOLS[number.preset].preset(planned.spec, planned.probe)
-        if preset is not None:
-            targets.append(Target(number, preset, planned))
+    for number in numbers:
+        if backbone in (None, *number.backbones) and (not tasks or number.task in tasks):
+            task = plan_preset(number.preset, number.task)
+            preset = find_preset(number.preset, task.spec, task.probe)
+            targets.append(Target(number, preset, task))
     if not targets:
-        names = {number.backbones[0] for number in published_numbers() if number.preset == protocol}
-        of_backbone = f" for {backbone}" if backbone else ""
-        hint = f"it has them for {', '.join(sorted(names))}" if names else "see reproduce --list"
-        raise UserError(f"protocol {protocol} has no published number{of_backbone}; {hint}")
+        of_protocols = ", ".join(protocols)
+        models = ", ".join(dict.fromkeys(number.backbones[0] for number in numbers))
+        hint = f"it has some for {models}" if models else "see reproduce --list"
+        raise UserError(
+            f"{of_protocols} has no published number for this backbone and task; {hint}"
+        )
     return targets
 
 
