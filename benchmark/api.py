@@ -18,7 +18,7 @@ import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -183,31 +183,25 @@ def evaluate(
     """
     import pandas as pd
 
-    from benchmark.execution import ExecutorSpec
     from benchmark.options import RunOptions
     from benchmark.run import run_async
     from reports.mlflow.client import using
 
-    allowed = field_names(RunOptions) | field_names(ExecutorSpec)
+    allowed = field_names(RunOptions)
     for option in options:
         if option not in allowed:
             raise UserError(f"evaluate has no option {option!r}; {nearest(option, allowed)}")
     repeated = {key: value for key, value in options.items() if key not in ("weights", "force")}
-    keys = [key for key in ("jobs", "device", "num_workers") if key in options]
-    executor = ExecutorSpec(**{key: options.pop(key) for key in keys})
-    if not isinstance(backbone, str | Sequence):
-        if executor.jobs > 1:
-            raise UserError(
-                "a module in memory is evaluated in this process: leave jobs out, or register an"
-                " entry point"
-            )
-        executor = replace(executor, jobs=1)
+    if not isinstance(backbone, str | Sequence) and options.setdefault("jobs", 1) != 1:
+        raise UserError(
+            "a module in memory is evaluated in this process: leave jobs out, or register an entry"
+            " point"
+        )
     with _named(backbone, name, images) as names, using(tracking_uri):
         run_options = RunOptions(
             backbones=names,
-            tasks=[tasks] if isinstance(tasks, str) else tasks,
-            overrides=[f"{key}={value}" for key, value in (settings or {}).items()],
-            executor=executor,
+            tasks=tasks,
+            overrides={key: str(value) for key, value in (settings or {}).items()},
             **{"only": True, **options},
         )
         result = _run_to_end(run_async(run_options))

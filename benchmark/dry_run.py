@@ -39,7 +39,7 @@ def dump_config(options: RunOptions) -> None:
     Raises:
         UserError: as ``run`` does, or data or weights of the suite do not exist yet.
     """
-    plan, spec = make_plan(replace(options, seeds=1)), options.executor
+    plan, spec = make_plan(replace(options, seeds=1)), options.executor_spec
     _, data, sources = _look_up(plan, known_only=False)
     missing = "do not exist yet, and --dump-config creates nothing; start the run once"
     if data is None:
@@ -80,7 +80,7 @@ def dry_run(options: RunOptions) -> None:
     for stage in stages:
         _print_pending(stage.title, stage.units)
     groups = [[task] for task in plan.tasks] if data is None else group_tasks(plan.tasks, data)
-    median_seconds = cache(lambda task: _median_seconds(tracker, options.executor, task))
+    median_seconds = cache(lambda task: _median_seconds(tracker, options.executor_spec, task))
     counts = Counter({"done": 0, "to do": 0})
     for (name, seed), source in sources.items():
         cells = _find_cells(plan, tracker, data, source, seed)

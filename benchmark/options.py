@@ -1,58 +1,122 @@
-"""Options of runs and watches, shared by the command line, Python and option files; values are
-checked when they are created."""
+"""Options of commands, shared by the command line, ``--config`` files and Python. They are checked
+when they are created; the text below an option is its help."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from benchmark.execution import ExecutorSpec
 from common.errors import UserError
 from common.files import MAX_SEED
-from common.settings import settings_dataclass
+from common.settings import Folder, Names, Seed, field_names, options_dataclass
+
+if TYPE_CHECKING:
+    from benchmark.execution import ExecutorSpec
 
 
-@settings_dataclass
-class DataOptions:
-    """Where datasets are and how much of them counts.
+@options_dataclass
+class FolderOptions:
+    """Where datasets are."""
 
-    Attributes:
-        data_root: folder that holds the datasets' own folders.
-        data: dataset → its folder; takes precedence over ``data_root``.
-        partial: accept incomplete datasets.
-        limit: number of val images of each dataset that are scored; None for all.
-    """
+    data_root: Folder | None = None
+    """folder of datasets in OpenMMLab's layout (VOCdevkit/VOC2012, coco, nyu …)"""
+    data: Mapping[str, Folder] = field(default_factory=dict)
+    """folder of one dataset, as NAME=DIR (repeatable; overrides --data-root)"""
 
-    data_root: Path | None = None
-    data: Mapping[str, Path] = field(default_factory=dict)
+
+@options_dataclass
+class DataOptions(FolderOptions):
+    """Where datasets are and how much of them counts."""
+
     partial: bool = False
+    """accept incomplete datasets; results are not comparable with those on all images"""
     limit: PositiveInt | None = None
+    """score only so many val images of each dataset, evenly spaced; not comparable with runs on all
+    images"""
 
     def with_folders(self, folders: Mapping[str, Path]) -> Self:
         """The same options with ``folders`` of datasets for which the user gives none."""
         return replace(self, data={**folders, **self.data})
 
 
-@settings_dataclass
-class RunOptions(DataOptions):
-    """Options of a run; ``python -m benchmark run --help`` describes them."""
+@options_dataclass
+class ExecutionOptions:
+    """Where units of work run."""
 
-    backbones: Sequence[str] = ()
+    executor: str = "local"
+    """local, slurm or ray; see `list executors`"""
+    executor_arg: Mapping[str, str] = field(default_factory=dict)
+    """a setting of the executor (repeatable): partition=gpu, time=240, address=auto …"""
+    jobs: NonNegativeInt = 0
+    """units of work at once; 0: one per GPU or share of the cores; 1: in this process"""
+    num_workers: NonNegativeInt | None = None
+    """data-loading processes of each unit of work; on a CPU results do not depend on them (default:
+    cores divided by units at once; 2 on SLURM)"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 …"""
+
+    @property
+    def executor_spec(self) -> ExecutorSpec:
+        from benchmark.execution import ExecutorSpec
+
+        return ExecutorSpec(
+            self.executor, self.executor_arg, self.jobs, self.device, self.num_workers
+        )
+
+
+@options_dataclass
+class TrackingOptions:
+    """Where results are logged."""
+
+    tracking_uri: str | None = None
+    """MLflow store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here)"""
+
+
+@options_dataclass
+class PairsOptions:
+    """Image-caption pairs."""
+
+    pairs: str
+    """webdataset tars ('cc3m/{00000..00331}.tar', also on https:// or s3://), CSV or TSV of images
+    and captions"""
+
+
+@options_dataclass
+class ProbeOptions(DataOptions, ExecutionOptions):
+    """What is probed, and where."""
+
+    backbones: Names = ()
+    """backbones to probe; see `list backbones`"""
     suite: str | None = None
-    tasks: Sequence[str] = ()
-    weights: Path | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    seeds: PositiveInt = 1
-    overrides: Sequence[str] = ()
-    force: bool = False
-    only: bool = False
-    executor: ExecutorSpec = field(default_factory=ExecutorSpec)
-    json: Path | None = None
+    """a named list of tasks; see `list suites` (default: mini, or the first with the tasks)"""
+    tasks: Names = ()
+    """only these tasks; see `list tasks`"""
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    """change a setting of the tasks (repeatable)"""
+    seed: Seed = 0
+    """random seed"""
     experiment: str | None = None
+    """MLflow experiment (default: the suite's name)"""
+
+
+@options_dataclass
+class RunOptions(ProbeOptions):
+    """Options of a run."""
+
+    weights: Path | None = None
+    """checkpoint of the backbone (safetensors, or a torch file loaded weights-only)"""
+    seeds: PositiveInt = 1
+    """number of seeds, starting at --seed"""
+    only: bool = False
+    """without the baselines that a suite adds to a single backbone"""
+    force: bool = False
+    """run finished tasks again"""
+    json: Path | None = None
+    """write all metrics to this file"""
 
     def __post_init__(self) -> None:
         if self.seed + self.seeds - 1 > MAX_SEED:
@@ -62,20 +126,24 @@ class RunOptions(DataOptions):
             )
 
 
-@settings_dataclass
-class WatchOptions:
-    """Options of a watch; ``python -m benchmark watch --help`` describes them.
+@options_dataclass
+class WatchOptions(ProbeOptions):
+    """Options of a watch."""
 
-    Attributes:
-        run: options of each checkpoint's run; its weights are the checkpoint's.
-        folder: where checkpoints appear; the last number of a file's name is its step.
-        every: seconds between two looks; a file counts once it is unchanged from one to the next.
-        until: the step after which the watch ends; None: it ends when it is interrupted.
-        once: score the checkpoints that exist and end.
-    """
-
-    run: RunOptions
-    folder: Path
+    backbones: Names
+    """backbone of the checkpoints: cliptex, open_clip/ARCH …"""
+    dir: Path
+    """folder of checkpoints; the last number in a file's name is its step"""
+    suite: str | None = "companion"
+    """a named list of tasks; see `list suites`"""
     every: NonNegativeFloat = 30.0
-    until: NonNegativeInt | None = None
+    """seconds between two looks at the folder"""
+    until: PositiveInt | None = None
+    """end after this step (default: on Ctrl-C)"""
     once: bool = False
+    """probe the present checkpoints and end"""
+
+    def run_options(self, weights: Path) -> RunOptions:
+        """Those of the run of a checkpoint."""
+        values = {name: getattr(self, name) for name in field_names(ProbeOptions)}
+        return RunOptions(**values, weights=weights, only=True)

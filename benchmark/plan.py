@@ -12,7 +12,7 @@ from benchmark.options import DataOptions, RunOptions
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in
 from common.errors import UserError, nearest
-from common.settings import field_names, parse_pairs, read_value, with_changes
+from common.settings import field_names, read_value, with_changes
 from probes.base import Probe
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
@@ -94,8 +94,7 @@ def make_plan(options: RunOptions) -> RunPlan:
         )
     for name in names:
         backbones.find(name.removeprefix("random/"))
-    overrides = parse_pairs(options.overrides)
-    tasks = plan_tasks(suite, options.tasks, overrides)
+    tasks = plan_tasks(suite, options.tasks, options.overrides)
     absent: Sequence[PlannedTask] = ()
     if suite.skips_absent_data and not options.tasks:
         tasks, absent = _split_by_folder(suite, tasks, options)
@@ -105,7 +104,7 @@ def make_plan(options: RunOptions) -> RunPlan:
                 f" {_folders(absent)}"
             )
     seeds = range(options.seed, options.seed + options.seeds)
-    return RunPlan(options, suite, names, seeds, overrides, tasks, absent, notes)
+    return RunPlan(options, suite, names, seeds, options.overrides, tasks, absent, notes)
 
 
 def _suite_of(tasks: Sequence[str]) -> Suite:
@@ -202,7 +201,7 @@ def plan_tasks(
             value = overrides[axis]
             applied.add(axis)
         for part in [part.strip() for part in value.split(",") if part.strip()] or [""]:
-            task = _plan_task(suite, base, changes)
+            task = plan_task(suite, base, changes)
             if part:
                 task = _variant(task, axis, part)
             tasks[task.name] = task
@@ -229,7 +228,12 @@ def _requested_tasks(suite: Suite, requested: Sequence[str]) -> list[str]:
     return sorted(requested, key=lambda name: order.get(name.partition(":")[0], len(order)))
 
 
-def _plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
+def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
+    """A task with its settings: of the suite, of its protocol, and of the user.
+
+    Raises:
+        UserError: an unknown task, setting or value.
+    """
     spec, probe = find_task(name)
     values = dict(settings_in(suite, name) or {})
     if name not in suite.tasks:  # these are settings of other probes on the dataset

@@ -52,7 +52,10 @@ async def run_async(options: RunOptions) -> RunResult:
     if options.weights:
         mark_in_use(options.weights)
     try:
-        with open_executor_and_tracker(options.executor, plan.experiment) as (executor, tracker):
+        with open_executor_and_tracker(options.executor_spec, plan.experiment) as (
+            executor,
+            tracker,
+        ):
             result = await _Driver(plan, tracker, executor).run()
     finally:
         forget_backbone()
@@ -193,7 +196,7 @@ class _Driver:
 
     def _explain(self, error: Exception) -> str:
         """``explain_error``; prints the traceback of an error once."""
-        if error in self.shown_errors:
-            return error_summary(error)
-        self.shown_errors.append(error)
-        return explain_error(error)
+        if error not in self.shown_errors:
+            explain_error(error)
+            self.shown_errors.append(error)
+        return error_summary(error)

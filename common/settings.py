@@ -6,19 +6,57 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from common.errors import UserError, nearest
+from common.files import MAX_SEED
 
 T = TypeVar("T")
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 CONFIG = ConfigDict(allow_inf_nan=False)
+OPTIONS = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def split_words(values: Any) -> list[str]:
+    """``["a, b", "c"]`` or ``"a,b,c"`` → ``["a", "b", "c"]``. Raises ``ValueError`` if values are
+    given but no word."""
+    values = [values] if isinstance(values, str) else values
+    words = [word.strip() for value in values for word in str(value).split(",")]
+    words = [word for word in words if word]
+    if values and not words:
+        raise ValueError("separate names by commas")
+    return words
+
+
+def _check_folder(path: Path) -> Path:
+    path = path.expanduser()
+    if path.is_file():
+        raise ValueError("give a folder, not a file")
+    return path
+
+
+def _drop_repeats(words: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(words))
+
+
+Names = Annotated[Sequence[str], BeforeValidator(split_words), AfterValidator(_drop_repeats)]
+Numbers = Annotated[Sequence[float], BeforeValidator(split_words)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Folder = Annotated[Path, AfterValidator(_check_folder)]  # which need not exist yet
 
 
 def _check_order(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -43,7 +81,22 @@ def settings_dataclass(cls: type[T]) -> type[T]:
         UserError: a value of the wrong type or out of range: one line with name, value and what is
             allowed.
     """
-    created: Any = pydantic.dataclasses.dataclass(cls, frozen=True, config=CONFIG)
+    return _one_line_errors(pydantic.dataclasses.dataclass(cls, frozen=True, config=CONFIG))
+
+
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,)
+)
+def options_dataclass(cls: type[T]) -> type[T]:
+    """A ``settings_dataclass`` with the options of a command: keyword-only, and the docstring below
+    a field is its help."""
+    return _one_line_errors(
+        pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config=OPTIONS)
+    )
+
+
+def _one_line_errors(created: Any) -> Any:
+    """Let the class raise ``UserError`` in place of pydantic's errors."""
     validate = created.__init__
 
     def __init__(self: Any, *args: Any, **values: Any) -> None:
@@ -107,10 +160,10 @@ def read_value(key: str, value: Any, hint: Any) -> Any:
         UserError: the value does not fit the type.
     """
     if isinstance(value, str):
-        origins = _origins(hint)
-        if type(None) in origins and value.lower() == "none":
+        classes = origins(hint)
+        if type(None) in classes and value.lower() == "none":
             value = None
-        elif tuple in origins:
+        elif tuple in classes:
             value = [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
     try:
         return TypeAdapter(hint, config=CONFIG).validate_python(value)
@@ -118,13 +171,13 @@ def read_value(key: str, value: Any, hint: Any) -> Any:
         raise UserError(_message(error, key)) from error
 
 
-def _origins(hint: Any) -> set[Any]:
+def origins(hint: Any) -> set[Any]:
     """The classes that values of a type hint can have, through Annotated and unions."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
-        return _origins(typing.get_args(hint)[0])
+        return origins(typing.get_args(hint)[0])
     if origin in (typing.Union, types.UnionType):
-        return set().union(*map(_origins, typing.get_args(hint)))
+        return set().union(*map(origins, typing.get_args(hint)))
     return {origin or hint}
 
 

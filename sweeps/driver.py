@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import optuna
@@ -122,34 +122,11 @@ class _Driver:
 
     async def run(self, trial: optuna.Trial) -> int:
         """Run one trial to its end; returns 1 if it counts."""
-        start, sweep, tracker = time.perf_counter(), self.sweep, self.tracker
-        params, attrs = sweep.space.suggest(trial), trial.user_attrs
-        cell = str(attrs.get("cell", ""))
+        start, sweep = time.perf_counter(), self.sweep
+        params, cell = sweep.space.suggest(trial), trial.user_attrs["cell"]
         name = f"trial {trial.number} · {short(params, sweep.space.base)}"
-        tags = {
-            "study": sweep.name,
-            "trial": str(trial.number),
-            "cell.params": cell,
-            "suite": tracker.experiment,
-        }
-        resume = attrs.get("mlflow.run") if tracker.find_run(attrs.get("mlflow.run")) else None
-        pruning = None
-        if sweep.prune:
-            pruning = Pruning(sweep.url, sweep.name, trial._trial_id, sweep.prune)
         try:
-            with tracker.run(
-                name, tags=tags, params=params, parent=self.parent, resume=resume
-            ) as run:
-                trial.set_user_attr("mlflow.run", run.id)
-                values = None
-                try:
-                    result = await self.evaluate(params, run.id, pruning)
-                    values = self._log(run, result)
-                except TrialPruned as pruned:
-                    run.status = "KILLED"
-                    run.set_tags({"failure": f"pruned: {pruned}"})
-                for step, value in sweep.trials()[trial.number].intermediate_values.items():
-                    run.log_metrics({"intermediate": sweep.objectives[0].sign * value}, step)
+            text = await self._run(trial, params, name)
         except Exception as error:
             if user_error_message(error) is not None:
                 raise
@@ -158,28 +135,55 @@ class _Driver:
             trial.set_user_attr("failure", reason)
             sweep.study.tell(trial, state=TrialState.FAIL)
             self.failures[cell] += 1
-            if cell and self.failures[cell] < FAILURES:
+            if self.failures[cell] < FAILURES:
                 sweep.queue(cell)  # a sampler draws new params
             return 0
-        text = "pruned"
-        if values is None:
-            sweep.study.tell(trial, state=TrialState.PRUNED)
-        else:
-            for key, attr in {**result.tags, "metrics": result.metrics}.items():
-                trial.set_user_attr(key, attr)
-            sweep.study.tell(trial, values)
-            text = sweep.describe(values)
         self.on_line(f"{name} · {text} · {time.perf_counter() - start:.0f} s")
         return 1
 
-    def _log(self, run: Run, result: Evaluation) -> Sequence[float]:
+    async def _run(self, trial: optuna.Trial, params: Mapping[str, Value], name: str) -> str:
+        """Evaluate a trial in an MLflow run and store its values; returns them for people."""
+        sweep, tracker, study = self.sweep, self.tracker, self.sweep.study
+        tags = {
+            "study": sweep.name,
+            "trial": str(trial.number),
+            "cell.params": trial.user_attrs["cell"],
+            "suite": tracker.experiment,
+        }
+        earlier = tracker.find_run(trial.user_attrs.get("mlflow.run"))
+        resume = earlier.info.run_id if earlier else None
+        pruning = None
+        if sweep.prune:
+            pruning = Pruning(sweep.url, sweep.name, trial._trial_id, sweep.prune)
+        values = []
+        with tracker.run(name, tags=tags, params=params, parent=self.parent, resume=resume) as run:
+            trial.set_user_attr("mlflow.run", run.id)
+            try:
+                result = await self.evaluate(params, run.id, pruning)
+                values = self._log(run, result)
+            except TrialPruned as pruned:
+                run.status = "KILLED"
+                run.set_tags({"failure": f"pruned: {pruned}"})
+            for step, value in sweep.trials()[trial.number].intermediate_values.items():
+                run.log_metrics({"intermediate": sweep.objectives[0].sign * value}, step)
+        if not values:
+            study.tell(trial, state=TrialState.PRUNED)
+            return "pruned"
+        for key, attr in {**result.tags, "metrics": result.metrics}.items():
+            trial.set_user_attr(key, attr)
+        study.tell(trial, values)
+        return sweep.describe(values)
+
+    def _log(self, run: Run, result: Evaluation) -> list[float]:
         """Log a trial's result to its MLflow run; returns the objectives' values."""
-        sweep = self.sweep
-        metrics, baseline = result.metrics, sweep.baseline
-        values = {each.name: each.value(metrics, baseline) for each in sweep.objectives}
+        sweep, metrics = self.sweep, result.metrics
+        values = [each.value(metrics, sweep.baseline) for each in sweep.objectives]
         result.log(run)
-        gains = task_gains(metrics, baseline, sweep.tasks)
-        run.log_metrics({f"gain/{task}": gain for task, gain in gains.items()})
-        run.log_metrics({f"objective/{name}": value for name, value in values.items()})
-        run.log_metrics({"constraint/zero-shot": sweep.zero_shot_excess(metrics)})
-        return list(values.values())
+        logged = {
+            f"objective/{objective.name}": value
+            for objective, value in zip(sweep.objectives, values, strict=True)
+        }
+        for task, gain in task_gains(metrics, sweep.baseline, sweep.tasks).items():
+            logged[f"gain/{task}"] = gain
+        run.log_metrics({**logged, "constraint/zero-shot": sweep.zero_shot_excess(metrics)})
+        return values

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, nearest
 from reports.stats.gains import interquartile_mean, relative_gain
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -66,10 +66,6 @@ class Objective:
         return task.metrics[self.metric] if self.metric else 1
 
     @property
-    def direction(self) -> Literal["maximize", "minimize"]:
-        return "maximize" if self.sign > 0 else "minimize"
-
-    @property
     def label(self) -> str:
         """For axes and tables."""
         return self.name if self.metric else f"{GROUPS[self.name]} over clip-ft (%)"
@@ -113,25 +109,16 @@ def make_objectives(
     Raises:
         UserError: an unknown objective, task or metric, or a group without a task.
     """
-    default = "dense" if any(task.group == "dense" for task in tasks.values()) else "gain"
-    return tuple(_objective(name, tasks) for name in dict.fromkeys(names or (default,)))
-
-
-def _objective(name: str, tasks: Mapping[str, ObjectiveTask]) -> Objective:
-    if name in GROUPS:
-        members = {key: task for key, task in tasks.items() if name in ("gain", task.group)}
-        if not members:
-            raise UserError(
-                f"--objective {name}: none of the selected tasks ({', '.join(tasks)}) is of that"
-                " kind"
-            )
-        return Objective(name, members)
-    key, _, metric = name.rpartition("/")
-    if key not in tasks:
-        raise UserError(
-            f"--objective {name}: choose {', '.join(GROUPS)} or TASK/METRIC with a task among"
-            f" {', '.join(tasks)}"
-        )
-    if metric not in tasks[key].metrics:
-        raise UserError(f"--objective {name}: {key} has {', '.join(tasks[key].metrics)}")
-    return Objective(name, {key: tasks[key]}, metric)
+    choices = {}
+    for group in GROUPS:
+        members = {key: task for key, task in tasks.items() if group in ("gain", task.group)}
+        if members:
+            choices[group] = Objective(group, members)
+    for key, task in tasks.items():
+        for metric in task.metrics:
+            choices[f"{key}/{metric}"] = Objective(f"{key}/{metric}", {key: task}, metric)
+    names = names or ("dense" if "dense" in choices else "gain",)
+    for name in names:
+        if name not in choices:
+            raise UserError(f"--objective {name}: {nearest(name, choices)}")
+    return tuple(choices[name] for name in dict.fromkeys(names))

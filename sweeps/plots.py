@@ -31,7 +31,7 @@ def plots(sweep: Sweep) -> list[dict[str, Any]]:
     if not complete(sweep):
         return []
     study, labels = sweep.study, [objective.label for objective in sweep.objectives]
-    varied = [setting.name for setting in sweep.space.settings if setting.varied]
+    varied = [name for name, setting in sweep.space.settings.items() if setting.varied]
     functions = []
     if 1 < len(labels) <= 3:
         functions.append(partial(visualization.plot_pareto_front, study, target_names=labels))
@@ -51,8 +51,5 @@ def plots(sweep: Sweep) -> list[dict[str, Any]]:
             if figure.data:
                 title = figure.layout.title.text
                 figure.update_layout(template=None, title=None)  # the report has its own
-                spec = json.loads(figure.to_json())
-                figures.append(
-                    {"title": title, "spec": {"data": spec["data"], "layout": spec["layout"]}}
-                )
+                figures.append({"title": title, "spec": json.loads(figure.to_json())})
     return figures

@@ -61,8 +61,8 @@ class _Watched:
         value, epoch = metrics[metric], max(1, round(step / self.per_epoch))
         with answering(self.pruning.storage):
             # Optuna's pruner prefers values in the study's own direction
-            higher = self.trial.study.direction == optuna.study.StudyDirection.MAXIMIZE
-            self.trial.report(value if higher else -value, epoch)
+            sign = 1 if self.trial.study.direction.name == "MAXIMIZE" else -1
+            self.trial.report(sign * value, epoch)
             if self.trial.should_prune():
                 raise TrialPruned(
                     f"{metric} {value:.4g} after epoch {epoch} is not in the better half"

@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import PositiveInt, TypeAdapter
 
 from backbones.cliptex.tasks import PAPER, task_names
+from backbones.cliptex.training.recipes import LAMBDA, Recipe
 from common.errors import UserError
+from common.settings import Names, Numbers, Seed, options_dataclass
 
 Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
-FIXED: tuple[Search, ...] = ("linear", "grid")
-SAMPLED: tuple[Search, ...] = ("tpe", "random", "cmaes")
+SAMPLED = ("tpe", "random", "cmaes")
 LAMBDAS = ("clip", *PAPER)  # always params; those of other tasks only if they are named
+BASE = dict.fromkeys((LAMBDA + name for name in LAMBDAS), 1.0)
 Value = float | int | bool | str
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
-@dataclass(frozen=True)
+@options_dataclass
 class SearchRequest:
-    """A user's options for a search.
+    """A user's options for a search."""
 
-    Attributes:
-        search: ``linear`` (one setting at a time, the others at their base), ``grid`` (every
-            combination), or a sampler.
-        lambdas: λs that are varied; the others stay at their base.
-        values: of each λ in fixed searches.
-        between: range of each λ for samplers, log scale.
-        vary: further recipe settings: ``{"lr": "1e-4,1e-3"}`` values (``|`` between lists, such as
-            experts), or for samplers a range ``{"lr": "1e-5:1e-3"}``.
-        trials: of a sampler; seed: of the samplers, and of training and probing.
-    """
-
-    search: str = "linear"
-    lambdas: Sequence[str] = LAMBDAS
-    values: Sequence[float] = (0.1, 1.0, 10.0)
-    between: Sequence[float] = (0.01, 100.0)
+    search: Search = "linear"
+    """linear: one λ at a time, the others at their base, as in the paper; grid: every combination;
+    or a sampler: tpe, random, cmaes"""
+    lambdas: Names = LAMBDAS
+    """λs that are varied, the others stay at their base (default: all four)"""
+    values: Numbers = (0.1, 1.0, 10.0)
+    """values of each λ in linear and grid search (default: 0.1,1,10)"""
+    between: Numbers = (0.01, 100.0)
+    """range of each λ for samplers, on a log scale (default: 0.01,100)"""
     vary: Mapping[str, str] = field(default_factory=dict)
-    trials: int = 40
-    seed: int = 0
+    """also vary a recipe setting: lr=1e-4,1e-3 or 'experts=seg|seg,depth' in grids, for samplers a
+    range lr=1e-5:1e-3 (repeatable)"""
+    trials: PositiveInt = 40
+    """trials of a sampler; may be raised later"""
+    seed: Seed = 0
+    """of the samplers, trainings and probes"""
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,15 @@ class Setting:
     A value is a number, or a choice: a boolean, a word, a list as comma-separated text.
 
     Attributes:
-        name: field of the recipe (``lambda_seg``, ``lr``, ``experts`` …).
         base: its value in the base cell, and while another setting is varied (linear search).
         values: of fixed searches; choices of samplers.
         low, high: range of samplers; on a log scale where ``low`` is above 0.
     """
 
-    name: str
     base: Value
     values: tuple[Value, ...] = ()
-    low: float | None = None
-    high: float | None = None
+    low: float | int | None = None
+    high: float | int | None = None
 
     @property
     def varied(self) -> bool:
@@ -85,18 +84,19 @@ class Space:
 
     Attributes:
         search, trials, seed: see ``SearchRequest``.
-        settings: varied settings and fixed λs; all are params of the trials.
+        settings: varied settings and fixed λs by their names in the recipe (``lambda_seg``,
+            ``lr``, ``experts`` …); all are params of the trials.
     """
 
     search: Search
-    settings: tuple[Setting, ...]
+    settings: Mapping[str, Setting]
     trials: int = 0
     seed: int = 0
 
     @property
     def base(self) -> dict[str, Value]:
         """Every setting at its base."""
-        return {setting.name: setting.base for setting in self.settings}
+        return {name: setting.base for name, setting in self.settings.items()}
 
     def cells(self) -> dict[str, dict[str, Value]]:
         """The combinations to train, the base cell first: identity in the study → params.
@@ -107,9 +107,11 @@ class Space:
             return {f"trial {number + 1}": {} for number in range(self.trials)}
         base = self.base
         if self.search == "linear":
-            every = [base, *({**base, s.name: value} for s in self.settings for value in s.values)]
+            every = [base]
+            for name, setting in self.settings.items():
+                every += [{**base, name: value} for value in setting.values]
         else:
-            values = [setting.values or (setting.base,) for setting in self.settings]
+            values = [setting.values or (setting.base,) for setting in self.settings.values()]
             every = [dict(zip(base, each, strict=True)) for each in itertools.product(*values)]
             every.sort(key=lambda params: params != base)
         return {cell_name(params): params for params in every}
@@ -117,7 +119,7 @@ class Space:
     def distributions(self) -> dict[str, Distribution]:
         """Param name → Optuna distribution."""
         sampled = self.search in SAMPLED
-        return {setting.name: setting.distribution(sampled) for setting in self.settings}
+        return {name: setting.distribution(sampled) for name, setting in self.settings.items()}
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
         """The trial's params: those of its cell, or a sampler's."""
@@ -128,21 +130,14 @@ class Space:
 
     def identity(self) -> dict[str, Any]:
         """All that must not change in a study (the number of trials may grow)."""
-        settings = [asdict(setting) for setting in self.settings]
-        return {
-            "search": self.search,
-            "settings": {each.pop("name"): each for each in settings},
-            "seed": self.seed,
-        }
+        identity = asdict(self)
+        del identity["trials"]
+        return identity
 
     @staticmethod
     def from_identity(identity: Mapping[str, Any], trials: int) -> Space:
         """The inverse of ``identity``."""
-        settings = tuple(
-            Setting(name, **{**fields, "values": tuple(fields["values"])})
-            for name, fields in identity["settings"].items()
-        )
-        return Space(identity["search"], settings, trials, identity["seed"])
+        return TypeAdapter(Space).validate_python({**identity, "trials": trials})
 
 
 def cell_name(params: Mapping[str, Value]) -> str:
@@ -165,81 +160,61 @@ def _text(value: Value) -> str:
     return f"{value:.6g}" if _is_number(value) else str(value)
 
 
-def make_space(
-    request: SearchRequest,
-    bases: Mapping[str, Value] | None = None,
-    read: Callable[[str, str], Any] = lambda _, text: float(text),
-) -> Space:
+def make_space(request: SearchRequest, recipe: Recipe) -> Space:
     """A space from a user's options.
 
     Args:
-        bases: setting → its value while it is not varied; λs default to 1, every other setting in
-            ``vary`` must be included.
-        read: (name, text) → value of that recipe setting; raises for an invalid one.
+        recipe: gives every setting its base, and reads the values of others.
 
     Raises:
-        UserError: an unknown search or λ, an invalid value or range, or nothing to vary.
+        UserError: an unknown setting or λ, an invalid value or range, or nothing to vary.
     """
-    search, bases = request.search, bases or {}
-    if search not in (*FIXED, *SAMPLED):
-        raise UserError(f"--search {search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
-    fixed = search in FIXED
-    names = ("clip", *task_names())
     for name in request.lambdas:
-        if name not in names:
+        if name not in (names := ("clip", *task_names())):
             raise UserError(f"--lambdas {name}: choose among {', '.join(names)}")
-    varied: dict[str, Any]
-    if fixed:
-        varied = {"values": tuple(dict.fromkeys(map(float, request.values)))}
-        if not varied["values"] or min(varied["values"]) < 0:
-            raise UserError("--values must be numbers, 0 or more, such as 0.1,1,10")
-    else:
-        varied = dict(zip(("low", "high"), map(float, request.between), strict=True))
-        if not 0 < varied["low"] < varied["high"]:
-            raise UserError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
-        if request.trials < 1:
-            raise UserError("--trials must be at least 1")
-    explicit = {name.removeprefix("lambda_") for name in bases if name.startswith("lambda_")}
-    settings = []
-    for name in (*LAMBDAS, *sorted({*request.lambdas, *explicit} - set(LAMBDAS))):
-        base = float(bases.get(f"lambda_{name}", 1.0))
-        settings.append(
-            Setting(f"lambda_{name}", base, **(varied if name in request.lambdas else {}))
-        )
+    if not request.values or min(request.values) < 0:
+        raise UserError("--values must be numbers, 0 or more, such as 0.1,1,10")
+    low, *highs = request.between
+    if len(highs) != 1 or not 0 < low < highs[0]:
+        raise UserError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
+    sampled = request.search in SAMPLED
+    varied: dict[str, Any] = {"values": tuple(dict.fromkeys(request.values))}
+    if sampled:
+        varied = {"low": low, "high": highs[0]}
+    settings = {}
+    for name in (*LAMBDAS, *sorted({*request.lambdas, *recipe.lambdas} - {*LAMBDAS})):
+        options = varied if name in request.lambdas else {}
+        settings[LAMBDA + name] = Setting(recipe.weight(name), **options)
     for name, text in request.vary.items():
-        if name.startswith("lambda_"):
-            raise UserError(f"--vary {name}: λs are varied by --lambdas with --values or --range")
-        if name in ("name", "seed"):
-            raise UserError(
-                f"--vary {name}: not a setting; use --study for a sweep's name, --seeds for noise"
-            )
-        settings.append(_setting(name, text, bases[name], fixed, read))
-    if not any(setting.varied for setting in settings):
+        settings[name] = _setting(name, text, recipe, sampled)
+    if not any(setting.varied for setting in settings.values()):
         raise UserError("nothing to vary; name λs with --lambdas or settings with --vary")
-    trials = 0 if fixed else request.trials
-    return Space(cast(Search, search), tuple(settings), trials, request.seed)
+    trials = request.trials if sampled else 0
+    return Space(request.search, settings, trials, request.seed)
 
 
-def _setting(
-    name: str, text: str, base: Any, fixed: bool, read: Callable[[str, str], Any]
-) -> Setting:
+def _setting(name: str, text: str, recipe: Recipe, sampled: bool) -> Setting:
+    """A setting from ``--vary name=text``."""
+    option = f"--vary {name}={text}"
+    if name.startswith(LAMBDA) or name in ("name", "seed"):
+        raise UserError(f"{option}: use --lambdas for λs, --confirm for seeds, --study for names")
+
+    def read(part: str) -> Any:
+        return as_value(recipe.changed({name: part.strip()}).settings()[name])
+
     if ":" in text:
-        if fixed:
-            raise UserError(
-                f"--vary {name}={text}: linear and grid search need values (A,B,C), not a range"
-            )
-        low, high = (read(name, part) for part in text.split(":", 1))
-        if not _is_number(low) or not low < high:
-            raise UserError(
-                f"--vary {name}={text}: a range is LOW:HIGH of a number, LOW below HIGH"
-            )
-        return Setting(name, base, low=low, high=high)
-    parts = text.split("|") if "|" in text or isinstance(base, tuple | list) else text.split(",")
-    read_values = [as_value(read(name, part.strip())) for part in parts if part.strip()]
-    values = tuple(dict.fromkeys(read_values))
-    if len(values) < (1 if fixed else 2):
-        raise UserError(f"--vary {name}={text}: give at least two values, or a range LOW:HIGH")
-    return Setting(name, as_value(base), values)
+        low, high = map(read, text.split(":", 1))
+        if not sampled:
+            raise UserError(f"{option}: linear and grid search need values (A,B,C), not a range")
+        if not (_is_number(low) and low < high):
+            raise UserError(f"{option}: a range is LOW:HIGH of a number, LOW below HIGH")
+        return Setting(recipe.settings()[name], low=low, high=high)
+    are_lists = "|" in text or isinstance(recipe.settings().get(name), tuple)
+    parts = text.split("|" if are_lists else ",")
+    values = tuple(dict.fromkeys(read(part) for part in parts if part.strip()))
+    if len(values) < 1 + sampled:
+        raise UserError(f"{option}: give at least two values, or a range LOW:HIGH")
+    return Setting(as_value(recipe.settings()[name]), values)
 
 
 def _is_number(value: Any) -> bool:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import optuna
 import sqlalchemy
@@ -39,8 +37,7 @@ def storage_url(storage: str | None) -> str:
     if scheme in ("sqlite", "journal") and rest.strip("/"):
         return f"{scheme}:///{Path(rest.removeprefix('/')).expanduser().absolute()}"
     if scheme in ("postgres", "postgresql"):
-        driver = "postgresql" if find_spec("psycopg2") else "postgresql+psycopg"
-        return f"{driver}://{rest}"
+        return f"postgresql+psycopg://{rest}"
     if scheme.startswith("postgresql+"):
         return url
     raise UserError(
@@ -57,24 +54,17 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
         UserError: it cannot be reached, or is not a storage of this version of Optuna.
     """
     shown, path = hide_secrets(url), Path(url.partition(":///")[2])
-    file = url.startswith(("sqlite:", "journal:"))
-    missing = NoSweep(
-        f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage"
-    )
-    if file and not create and not path.exists():
-        raise missing
+    is_file = url.startswith(("sqlite:", "journal:"))
+    if is_file and not create and not path.exists():
+        raise NoSweep(
+            f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage"
+        )
     try:
         # two processes that create the same tables break each other
         with locked(lock_path("sweeps", shown)):
             if url.startswith("journal:"):
                 return JournalStorage(_journal(path))
-            wait: dict[str, Any] = {"timeout": WAIT} if file else {"connect_timeout": 10}
-            if not create:  # reading adds no tables to another program's database
-                engine = sqlalchemy.create_engine(url, connect_args=wait)
-                with engine.connect() as connection:
-                    if not sqlalchemy.inspect(connection).has_table("studies"):
-                        raise missing
-                engine.dispose()
+            wait = {"timeout": WAIT} if is_file else {"connect_timeout": 10}
             return RDBStorage(url, {"pool_pre_ping": True, "connect_args": wait})
     except UserError:
         raise

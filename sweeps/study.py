@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 import pandas as pd
 from filelock import Timeout
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from common.errors import UserError
@@ -31,7 +32,7 @@ BEAT = 60.0  # seconds between the driver's signs of life
 
 @dataclass(frozen=True)
 class Plan:
-    """The declaration of a sweep at its start.
+    """The declaration of a sweep.
 
     Attributes:
         inputs: everything else that a trial's value depends on, as JSON: suite, tasks and their
@@ -49,24 +50,27 @@ class Plan:
         """All that must be the same when a study is continued, as JSON returns it."""
         identity = {
             "space": self.space.identity(),
+            "metrics": {name: asdict(task) for name, task in self.tasks.items()},
             "objectives": [objective.name for objective in self.objectives],
             "prune": self.prune,
             **self.inputs,
         }
         return json.loads(json.dumps(identity, default=list))
 
+    @property
+    def constraint(self) -> Objective | None:
+        """The mean gain in zero-shot; None if no task is zero-shot or an objective includes it."""
+        tasks = {name: task for name, task in self.tasks.items() if task.group == "zero-shot"}
+        optimised = {name for objective in self.objectives for name in objective.tasks}
+        return Objective("zero-shot", tasks) if tasks and not optimised & tasks.keys() else None
 
-@dataclass
-class Sweep:
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Plan):
     """An open study with its declaration."""
 
     url: str = field(repr=False)  # of its storage; it may hold a password
     study: optuna.Study
-    space: Space
-    objectives: tuple[Objective, ...]
-    tasks: Mapping[str, ObjectiveTask]
-    prune: str
-    constraint: Objective | None = None
 
     @property
     def name(self) -> str:
@@ -90,8 +94,7 @@ class Sweep:
         """
         if self.constraint is None:
             return 0.0
-        loss = -self.constraint.value(metrics, self.baseline)
-        return loss - self.metadata["identity"]["zero_shot_loss"]
+        return -self.constraint.value(metrics, self.baseline) - self.inputs["zero_shot_loss"]
 
     def store(self, key: str, value: Any) -> None:
         """Store a value with the study (anything that JSON holds)."""
@@ -103,23 +106,36 @@ class Sweep:
 
     def attempts(self) -> dict[str, list[FrozenTrial]]:
         """Cell → its trials."""
-        attempts: dict[str, list[FrozenTrial]] = {}
+        attempts: dict[str, list[FrozenTrial]] = {cell: [] for cell in self.space.cells()}
         for trial in self.trials():
-            attempts.setdefault(trial.user_attrs.get("cell", ""), []).append(trial)
+            attempts[trial.user_attrs["cell"]].append(trial)
         return attempts
 
     def queue(self, only: str = "") -> None:
         """Queue every cell (or this one) that is not finished, queued or running."""
         attempts = self.attempts()
         for cell, params in self.space.cells().items():
-            previous = attempts.get(cell, [])
-            if only in ("", cell) and all(trial.state == TrialState.FAIL for trial in previous):
+            if only in ("", cell) and all(
+                trial.state == TrialState.FAIL for trial in attempts[cell]
+            ):
                 self.study.enqueue_trial(params, {"cell": cell})
 
-    def describe(self, values: Sequence[float]) -> str:
+    def describe(self, values: Iterable[float]) -> str:
         """A trial's values for people."""
         pairs = zip(self.objectives, values, strict=True)
         return ", ".join(f"{objective.label} {value:+.3g}" for objective, value in pairs)
+
+    def must_agree(self, plan: Plan) -> None:
+        """Raise ``UserError`` with the differences to a plan, whose inputs may lack some."""
+        identity = plan.identity()
+        stored = {key: value for key, value in self.metadata["identity"].items() if key in identity}
+        if lines := differences(stored, identity):
+            more = [f"and {len(lines) - 6} more"] if len(lines) > 6 else []
+            raise UserError(
+                f"study {self.name!r} was started with something else:"
+                f" {'; '.join(lines[:6] + more)}. Give the same options, or start another with"
+                " --study NAME"
+            )
 
     @property
     def driver(self) -> str:
@@ -129,24 +145,33 @@ class Sweep:
             return ""
         return tags[heartbeat.MACHINE_TAG].partition("/")[0]
 
+    def must_be_free(self) -> None:
+        """Raise ``UserError`` if another process drives it."""
+        if machine := self.driver:
+            raise UserError(
+                f"study {self.name!r} is driven by another process on {machine}; wait for it or"
+                f" stop it (it counts as dead after {heartbeat.LIMIT:.0f} s of silence)"
+            )
+
 
 @contextmanager
 def sole_driver(sweep: Sweep) -> Iterator[None]:
     """Let only this process drive the study while the block runs.
 
-    A lock excludes others on this machine, a sign of life in the study those on other machines.
+    A sign of life in the study tells other processes; a lock decides between two that start at
+    once on one machine.
 
     Raises:
         UserError: another process drives it.
     """
     sign_of_life = lambda: sweep.store("driver", heartbeat.tags())
     with ExitStack() as stack:
+        sweep.must_be_free()
         try:
             path = lock_path("sweep", [hide_secrets(sweep.url), sweep.name])
             stack.enter_context(locked(path, wait=False))
         except Timeout:
-            raise _driven(sweep) from None
-        must_be_free(sweep)
+            raise UserError(f"study {sweep.name!r} is driven by another process") from None
         sign_of_life()
         try:
             # from a thread, since a task may block the event loop
@@ -155,20 +180,6 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
         finally:
             with suppress(Exception):
                 sweep.store("driver", None)
-
-
-def must_be_free(sweep: Sweep) -> None:
-    """Raise ``UserError`` if another process drives the study."""
-    if sweep.driver:
-        raise _driven(sweep)
-
-
-def _driven(sweep: Sweep) -> UserError:
-    machine = f" on {sweep.driver}" if sweep.driver else ""
-    return UserError(
-        f"study {sweep.name!r} is driven by another process{machine}; wait for it or stop it (it"
-        f" counts as dead after {heartbeat.LIMIT:.0f} s of silence)"
-    )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -185,17 +196,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def must_agree(name: str, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raise ``UserError`` with the differences in the top-level keys of ``identity``."""
-    common = {key: value for key, value in stored.items() if key in identity}
-    if lines := differences(common, identity):
-        more = [f"and {len(lines) - 6} more"] if len(lines) > 6 else []
-        raise UserError(
-            f"study {name!r} was started with something else: {'; '.join(lines[:6] + more)}. "
-            "Give the same options, or start another with --study NAME"
-        )
-
-
 def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
     """The study ``name``, created if missing; a sampler's number of trials may grow.
 
@@ -207,20 +207,18 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
     opened = open_storage(url, create=True)
     # of two processes that start it at once, the second finds it complete
     with locked(lock_path("study", [hide_secrets(url), name])):
-        directions = [each.direction for each in plan.objectives]
+        directions = [
+            StudyDirection.MAXIMIZE if each.sign > 0 else StudyDirection.MINIMIZE
+            for each in plan.objectives
+        ]
         study = optuna.create_study(
             storage=opened, study_name=name, directions=directions, load_if_exists=True
         )
-        stored, identity = study.user_attrs, plan.identity()
+        stored = study.user_attrs
         if "identity" in stored:
-            must_agree(name, stored["identity"], identity)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names([objective.label for objective in plan.objectives])
-            study.set_user_attr("tasks", {name: asdict(task) for name, task in plan.tasks.items()})
-        study.set_user_attr("trials", max(plan.space.trials, int(stored.get("trials", 0))))
-        study.set_user_attr("identity", identity)  # last: it marks a complete study
+            _sweep(url, study).must_agree(plan)
+        study.set_user_attr("trials", max(plan.space.trials, stored.get("trials", 0)))
+        study.set_user_attr("identity", plan.identity())  # last: it marks a complete study
         return _sweep(url, study)
 
 
@@ -233,31 +231,35 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
     url = storage_url(storage)
     opened, shown = open_storage(url, create=False), hide_secrets(url)
     names = sorted(study.study_name for study in opened.get_all_studies())
-    if name is None:
-        if len(names) != 1:
-            hint = "select one with --study" if names else "start one with `sweep launch`"
-            raise UserError(f"{shown} holds {', '.join(names) or 'no study'}; {hint}")
-        name = names[0]
-    elif name not in names:
-        raise NoSweep(f"no study {name!r} at {shown}; there: {', '.join(names) or 'none'}")
-    study = optuna.load_study(storage=opened, study_name=name)
+    if name is None and len(names) > 1:
+        raise UserError(f"{shown} holds {', '.join(names)}; select one with --study")
+    if not names or name not in (None, *names):
+        raise NoSweep(
+            f"no study {name or ''!r} at {shown}; there: {', '.join(names) or 'none'}; start one"
+            " with `sweep launch`"
+        )
+    study = optuna.load_study(storage=opened, study_name=name or names[0])
     if "identity" not in study.user_attrs:
-        raise UserError(f"study {name!r} was not created by `sweep launch`; choose another --study")
+        raise UserError(
+            f"study {study.study_name!r} was not created by `sweep launch`; choose another --study"
+        )
     return _sweep(url, study)
 
 
 def _sweep(url: str, study: optuna.Study) -> Sweep:
     stored = study.user_attrs
-    identity = stored["identity"]
-    space = Space.from_identity(identity["space"], int(stored["trials"]))
-    tasks = {name: ObjectiveTask(**fields) for name, fields in stored["tasks"].items()}
-    objectives = make_objectives(identity["objectives"], tasks)
-    constraint = None
-    if "zero_shot_loss" in identity and any(task.group == "zero-shot" for task in tasks.values()):
-        (zero_shot,) = make_objectives(["zero-shot"], tasks)
-        optimised = {task for objective in objectives for task in objective.tasks}
-        constraint = None if optimised & set(zero_shot.tasks) else zero_shot
-    return Sweep(url, study, space, objectives, tasks, identity["prune"], constraint)
+    inputs = dict(stored["identity"])
+    metrics = inputs.pop("metrics")
+    tasks = {name: ObjectiveTask(**fields) for name, fields in metrics.items()}
+    return Sweep(
+        Space.from_identity(inputs.pop("space"), stored["trials"]),
+        make_objectives(inputs.pop("objectives"), tasks),
+        tasks,
+        prune=inputs.pop("prune"),
+        inputs=inputs,
+        url=url,
+        study=study,
+    )
 
 
 def sampler_for(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:

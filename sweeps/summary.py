@@ -27,50 +27,49 @@ class Progress:
 
     Attributes:
         done: finished, of which ``pruned`` were stopped early.
-        running: in progress, while there is a driver.
+        pending: neither finished nor given up; ``running``: of these, while there is a driver.
         failures: failed attempts.
         given_up: cell → error of its last attempt, where none is queued.
-        seconds: mean duration of a finished trial, NaN before the first.
+        seconds: mean duration of a finished trial; None before the first.
+        seconds_left: until the last cell, at the current pace.
     """
 
     total: int
     done: int
     pruned: int
+    pending: int
     running: int
     failures: int
     given_up: dict[str, str]
-    seconds: float
-
-    @property
-    def pending(self) -> int:
-        return self.total - self.done - len(self.given_up)
-
-    @property
-    def seconds_left(self) -> float:
-        """Time until the last cell, at the current pace."""
-        return self.seconds * self.pending / max(1, self.running)
+    seconds: float | None
+    seconds_left: float | None
 
 
 def progress(sweep: Sweep) -> Progress:
     """Count cells, not trials."""
     attempts, driven = sweep.attempts(), bool(sweep.driver)
-    states = {
-        cell: {trial.state for trial in attempts.get(cell, [])} for cell in sweep.space.cells()
+    states = {cell: {trial.state for trial in trials} for cell, trials in attempts.items()}
+    given_up = {
+        cell: attempts[cell][-1].user_attrs.get("failure", "failed")
+        for cell, each in states.items()
+        if each == {TrialState.FAIL}
     }
+    done = sum(bool(each & FINISHED) for each in states.values())
+    pending = len(states) - done - len(given_up)
+    running = sum(driven and TrialState.RUNNING in each for each in states.values())
     durations = [trial.duration for trial in sweep.trials(*FINISHED)]
     seconds = [duration.total_seconds() for duration in durations if duration]
+    mean = fmean(seconds) if seconds else None
     return Progress(
         total=len(states),
-        done=sum(bool(each & FINISHED) for each in states.values()),
+        done=done,
         pruned=sum(each & FINISHED == {TrialState.PRUNED} for each in states.values()),
-        running=sum(driven and TrialState.RUNNING in each for each in states.values()),
+        pending=pending,
+        running=running,
         failures=len(sweep.trials(TrialState.FAIL)),
-        given_up={
-            cell: attempts[cell][-1].user_attrs.get("failure", "failed")
-            for cell, each in states.items()
-            if each == {TrialState.FAIL}
-        },
-        seconds=fmean(seconds) if seconds else math.nan,
+        given_up=given_up,
+        seconds=mean,
+        seconds_left=mean and mean * pending / max(1, running),
     )
 
 

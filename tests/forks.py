@@ -87,7 +87,7 @@ def alive(session: int) -> bool:
 
 def command(*words: str) -> None:
     """``python -m benchmark WORDS``, as the target of a ``Fork``."""
-    from benchmark.__main__ import main
+    from benchmark.cli.main import main
 
     sys.exit(main(words))
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import Timeout
+from pydantic import NonNegativeFloat
 
-from benchmark.cli.options import FLAG, add, number, output_json
-from benchmark.cli.parser import add_command, add_commands, with_examples
+from benchmark.cli.parser import JsonOptions, Positionals
 from benchmark.execution.progress import console
 from common.errors import UserError, nearest
 from common.files import home
 from common.locks import guard_removal, lock_path, locked
+from common.settings import options_dataclass
 
 # folder under $CLIPTEX_HOME → what each entry is
 KINDS = {
@@ -34,7 +34,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One file or folder: ``rm`` takes its ``name``; ``used`` is in seconds since the epoch."""
+    """One file or folder; ``used`` is in seconds since the epoch."""
 
     kind: str
     name: str
@@ -43,38 +43,78 @@ class CacheEntry:
     used: float
     about: str
 
-    def __str__(self) -> str:
-        return f"{self.kind}/{self.name} ({_size(self.size)}; {self.about})"
+
+@options_dataclass
+class KindOptions:
+    """Which entries."""
+
+    kind: str | None = None
+    """only these: features, mini, experts, labels, weights, work"""
+
+    def entries(self) -> list[CacheEntry]:
+        """Those of the kind, in order of their names."""
+        kinds = [self.kind] if self.kind else [*KINDS]
+        if kinds[0] not in KINDS:
+            raise UserError(f"unknown --kind {self.kind}; {nearest(kinds[0], KINDS)}")
+        return [entry for kind in kinds for entry in _read(kind)]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``cache``."""
-    with_examples(parser, "ls", "rm --kind features --older-than 30 --dry-run")
-    commands = add_commands(parser, "what")
-    about = "list what is cached, its size and when it was last used"
-    ls = add_command(commands, "ls", about, "--json", "--kind features")
-    about = "remove entries by name (a unique prefix suffices), kind or age; asks first"
-    rm = add_command(commands, "rm", about, "3f2a", "--kind features --older-than 30 --yes")
-    for command in (ls, rm):
-        command.add_argument(
-            "--kind", choices=[*KINDS], metavar="KIND", help=f"only these: {', '.join(KINDS)}"
-        )
-    add(ls, "--json")
-    rm.add_argument("names", nargs="*", metavar="NAME", help="see `cache ls`")
-    rm.add_argument(
-        "--older-than",
-        type=number(0, kind=float),
-        metavar="DAYS",
-        help="only entries that were not used for so many days",
-    )
-    rm.add_argument("--yes", **FLAG, help="do not ask")
-    add(rm, "--dry-run")
+@options_dataclass
+class List(KindOptions, JsonOptions):
+    """List what is cached, its size and when it was last used.
+
+    examples:
+      python -m benchmark cache ls --json
+      python -m benchmark cache ls --kind features
+    """
+
+    def main(self) -> int:
+        """Print a line for each entry, and the total."""
+        entries = self.entries()
+        if not self.output_json([asdict(entry) for entry in entries]):
+            _show(entries)
+        return 0
 
 
-def main(options: argparse.Namespace) -> int:
-    """Exit code 1 if an entry to be removed is in use."""
-    entries = [entry for kind in KINDS if options.kind in (None, kind) for entry in _read(kind)]
-    return {"ls": ls, "rm": rm}[options.what](entries, options)
+@options_dataclass
+class Remove(KindOptions):
+    """Remove entries by name (a unique prefix suffices), kind or age; asks first.
+
+    examples:
+      python -m benchmark cache rm 3f2a
+      python -m benchmark cache rm --kind features --older-than 30 --yes
+    """
+
+    names: Positionals[Sequence[str]] = ()
+    """see `cache ls`"""
+    older_than: NonNegativeFloat | None = None
+    """only entries that were not used for so many days"""
+    yes: bool = False
+    """do not ask"""
+    dry_run: bool = False
+    """show what would be done, and do nothing"""
+
+    def main(self) -> int:
+        """Exit code 1 if an entry is in use."""
+        if not self.names and self.kind is None and self.older_than is None:
+            raise UserError("choose entries by name (see `cache ls`), --kind or --older-than")
+        entries = self.entries()
+        if self.names:
+            entries = [_find(entries, name) for name in self.names]
+        if self.older_than is not None:
+            limit = time.time() - 86400 * self.older_than
+            entries = [entry for entry in entries if entry.used < limit]
+        _show(entries)
+        if self.dry_run or not entries or not (self.yes or _confirm("remove these? [y/N] ")):
+            return 0
+        in_use = [entry for entry in entries if not remove(entry)]
+        for entry in in_use:
+            console.print(f"in use: {entry.kind}/{entry.name}")
+        console.print(f"removed {len(entries) - len(in_use)}")
+        return 1 if in_use else 0
+
+
+COMMAND = {"ls": List, "rm": Remove}
 
 
 def _read(kind: str) -> Iterator[CacheEntry]:
@@ -89,7 +129,7 @@ def _describe(kind: str, path: Path) -> CacheEntry:
     files = [path, *path.rglob("*")]
     size = sum(file.stat().st_size for file in files if file.is_file())
     # features: the file that every use touches, and a manifest (while it is built, a key)
-    used = next((path / name for name in ("used", "") if (path / name).exists()), path)
+    used = path / "used" if (path / "used").exists() else path
     about = KINDS[kind]
     for name in ("key.json", "manifest.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -98,39 +138,14 @@ def _describe(kind: str, path: Path) -> CacheEntry:
     return CacheEntry(kind, path.name, path, size, used.stat().st_mtime, about)
 
 
-def ls(entries: Sequence[CacheEntry], options: argparse.Namespace) -> int:
+def _show(entries: Sequence[CacheEntry]) -> None:
     """Print a line for each entry, and the total."""
-    if output_json(options, [vars(entry) for entry in entries]):
-        return 0
     width = max((len(entry.name) for entry in entries), default=0)
     for entry in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         size = _size(entry.size)
         console.print(f"{entry.kind:<9} {entry.name:<{width}} {size:>9}  {used}  {entry.about}")
     console.print(f"{_size(sum(entry.size for entry in entries))} in {home()}")
-    return 0
-
-
-def rm(entries: Sequence[CacheEntry], options: argparse.Namespace) -> int:
-    """Show what will be removed, ask, remove it."""
-    if not options.names and options.kind is None and options.older_than is None:
-        raise UserError("choose entries by name (see `cache ls`), --kind or --older-than")
-    if options.names:
-        entries = [_find(entries, name) for name in options.names]
-    if options.older_than is not None:
-        limit = time.time() - 86400 * options.older_than
-        entries = [entry for entry in entries if entry.used < limit]
-    unused = [entry for entry in entries if remove(entry, dry_run=True)]
-    for entry in entries:
-        note = "would remove" if entry in unused else "in use:"
-        console.print(f"{note} {entry}")
-    if unused and not options.dry_run:
-        size = _size(sum(entry.size for entry in unused))
-        if not options.yes and not _confirm(f"remove {len(unused)} of these, {size}? [y/N] "):
-            return 0
-        unused = [entry for entry in unused if remove(entry)]
-        console.print(f"removed {len(unused)}")
-    return 0 if len(unused) == len(entries) else 1
 
 
 def _confirm(question: str) -> bool:
@@ -139,19 +154,19 @@ def _confirm(question: str) -> bool:
     return input(question).strip().lower() in ("y", "yes")
 
 
-def remove(entry: CacheEntry, dry_run: bool = False) -> bool:
-    """Remove an entry unless a process creates or uses it; whether it was (or can be) removed."""
+def remove(entry: CacheEntry) -> bool:
+    """Remove an entry unless a process creates or uses it; returns whether it is removed."""
     from probes.features import store
 
     if entry.kind == "features":
-        return not store.in_use(entry.path) if dry_run else store.remove(entry.path)
+        return store.remove(entry.path)
     # a training's checkpoint is under the lock of its weights
     lock = ("make", str(entry.path.absolute()).removesuffix(".resume"))
     if entry.kind == "work":
         lock = ("cell", entry.name)
     with suppress(Timeout), locked(lock_path(*lock), wait=False), guard_removal(entry.path) as free:
-        if dry_run or not free:
-            return free
+        if not free:
+            return False
         if entry.path.is_dir():
             shutil.rmtree(entry.path, ignore_errors=True)
         else:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmark.cli.options import FLAG, PAIRS, add, add_data, folder, output_json, parse_folders
-from benchmark.cli.parser import add_command, add_commands, with_examples
+from pydantic import NonNegativeInt
+from rich.text import Text
+
+import benchmark.catalog  # noqa: F401 – registers every dataset
+from benchmark.cli.parser import JsonOptions, Positionals
+from benchmark.execution.progress import Bar, console
+from benchmark.options import FolderOptions
 from common.errors import UserError
-
-if TYPE_CHECKING:
-    from probes.datasets.survey import Row
+from common.settings import Folder, options_dataclass
+from probes.datasets.download import hub
+from probes.datasets.download.get import get
+from probes.datasets.download.table import ENTRIES, find_entry
+from probes.datasets.specs.webdataset import TASKS, datasets_of, register_folders
+from probes.datasets.survey import Row, survey
 
 STYLES = {
     "complete": "green",
@@ -24,173 +30,130 @@ STYLES = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``data``."""
-    with_examples(parser, "check --data-root DIR", "get voc coco --to DIR")
-    commands = add_commands(parser, "what")
-    examples = "--data-root DIR --full", "--data voc=/data/VOCdevkit/VOC2012 --json"
-    check = add_command(commands, "check", "show which datasets are complete", *examples)
-    add_data(check)
-    check.add_argument("--full", **FLAG, help="also decode every file")
-    add(check, "--num-workers", default=2, help="data-loading processes (default: 2)")
-    add(check, "--json")
-    get = add_command(
-        commands,
-        "get",
-        "download datasets into the layout that `check` expects; without names, list them",
-        "voc coco --to DIR",
-        "imagenet --archive ILSVRC2012_img_val.tar --to DIR",
-    )
-    get.add_argument(
-        "names", nargs="*", metavar="NAME", help="voc, ade20k, coco, nyu … wds_NAME, or zeroshot38"
-    )
-    get.add_argument(
-        "--to",
-        type=folder,
-        default=Path("data"),
-        metavar="DIR",
-        help="the --data-root (default: ./data)",
-    )
-    get.add_argument(
-        "--archive",
-        **{**PAIRS, "metavar": "PATH"},
-        type=Path,
-        help="an archive that you have downloaded (repeatable)",
-    )
-    get.add_argument("--train", **FLAG, help="also the training shards of wds_NAME")
-    add(get, "--dry-run")
+@options_dataclass
+class Check(FolderOptions, JsonOptions):
+    """Show which datasets are complete.
+
+    examples:
+      python -m benchmark data check --data-root DIR --full
+      python -m benchmark data check --data voc=/data/VOCdevkit/VOC2012 --json
+    """
+
+    full: bool = False
+    """also decode every file"""
+    num_workers: NonNegativeInt = 2
+    """data-loading processes"""
+
+    def main(self) -> int:
+        """Print a line for each dataset; exit code 1 if one is broken."""
+        if self.data_root is None and not self.data:
+            raise UserError("give --data-root DIR and/or --data NAME=DIR")
+        register_folders(self.data_root)
+        with Bar() as bar:
+            rows = survey(
+                self.data_root, self.data, full=self.full, workers=self.num_workers, progress=bar
+            )
+        if not self.output_json([asdict(row) for row in rows]):
+            present = [row for row in rows if row.state != "absent"]
+            absent = [row for row in rows if row.state == "absent"]
+            if self.data_root:  # without the 38 of zeroshot38
+                present += [row for row in absent if "no folder wds_" not in row.message]
+            show(present)
+            if absent:
+                console.print("`data get` downloads datasets", style="dim")
+        return 1 if any(row.state == "broken" for row in rows) else 0
 
 
-def main(options: argparse.Namespace) -> int:
-    """Run ``check`` or ``get``."""
-    return check(options) if options.what == "check" else get(options)
+@options_dataclass
+class Get:
+    """Download datasets into the layout that `check` expects; without names, list them.
+
+    examples:
+      python -m benchmark data get voc coco --to DIR
+      python -m benchmark data get imagenet --archive ILSVRC2012_img_val.tar --to DIR
+    """
+
+    names: Positionals[Sequence[str]] = ()
+    """voc, ade20k, coco, nyu … wds_NAME, or zeroshot38"""
+    to: Folder = Path("data")
+    """the --data-root"""
+    archive: Sequence[Path] = ()
+    """an archive that you have downloaded (repeatable)"""
+    train: bool = False
+    """also the training shards of wds_NAME"""
+    dry_run: bool = False
+    """show what would be done, and do nothing"""
+
+    def main(self) -> int:
+        """Download, unpack and check datasets; a failure does not stop the others."""
+        if not self.names:
+            for entry in ENTRIES.values():
+                size = sum(archive.size for archive in entry.archives) / 1e9
+                console.print(f"{entry.name:<10} {size:6.1f} GB  {entry.about}")
+            about = "a webdataset folder of huggingface.co/clip-benchmark or huggingface.co/djghosh"
+            console.print(f"{'wds_NAME':<21} {about}")
+            console.print(f"{'zeroshot38':<21} the 38 of OpenCLIP's zero-shot tasks")
+            return 0
+        if self.archive and len(self.names) > 1:
+            raise UserError("--archive needs a single NAME; run the command for each")
+        names = self.names
+        if names == ["zeroshot38"]:
+            names = [f"wds_{task.name}" for task in TASKS]
+        failed = []
+        for name in names:
+            try:
+                self._get(name)
+            except UserError as error:
+                if len(names) == 1:
+                    raise
+                failed.append(name)
+                console.print(f"error: {error}", style="red")
+        if failed:
+            raise UserError(f"failed: {', '.join(failed)}; run the command again")
+        if not self.dry_run:
+            console.print(f"next: python -m benchmark data check --data-root {self.to} --full")
+        return 0
+
+    def _get(self, name: str) -> None:
+        is_webdataset = name.startswith("wds_")
+        if is_webdataset:
+            name = name.replace("/", "-")
+        else:
+            entry = find_entry(name)
+            if all(row.state == "complete" for row in survey(self.to, {}, only=entry.datasets)):
+                console.print(f"{name} is complete in {self.to}")
+                return
+        if self.dry_run:
+            files = hub.hub_files(name, self.train)[2] if is_webdataset else entry.archives
+            size = sum(file.size or 0 for file in files) / 1e9
+            console.print(f"would download {name} into {self.to}: about {size:.1f} GB")
+            return
+        if is_webdataset:
+            folder = hub.get_webdataset(name, self.to, self.train)
+            register_folders(self.to)
+        else:
+            with Bar() as bar:
+                folder = get(entry, self.to, self.archive, bar, console.print)
+        console.print(f"{name} is in {folder}")
+        show(survey(self.to, {}, only=datasets_of(name) if is_webdataset else entry.datasets))
 
 
-def check(options: argparse.Namespace) -> int:
-    """Print a line for each dataset; exit code 1 if one is broken."""
-    import benchmark.catalog  # noqa: F401 – registers every dataset
-    from benchmark.execution.progress import Bar, console
-    from probes.datasets.specs.webdataset import register_folders
-    from probes.datasets.survey import survey
-
-    if options.data_root is None and not options.data:
-        raise UserError("give --data-root DIR and/or --data NAME=DIR")
-    register_folders(options.data_root)
-    folders = parse_folders(options.data)
-    with Bar() as bar:
-        rows = survey(
-            options.data_root,
-            folders,
-            full=options.full,
-            workers=options.num_workers,
-            progress=bar,
-        )
-    if not output_json(options, [asdict(row) for row in rows]):
-        show(rows)
-        absent = [row for row in rows if row.state == "absent"]
-        if options.data_root:
-            for row in absent:
-                if "no folder wds_" not in row.message:  # 38 of zeroshot38
-                    console.print(f"{row.name:<12} absent    {row.message}", style="dim")
-        if absent:
-            console.print("`data get` downloads datasets", style="dim")
-    return 1 if any(row.state == "broken" for row in rows) else 0
+COMMAND = {"check": Check, "get": Get}
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print state and counts of the datasets that are present."""
-    from rich.text import Text
-
-    from benchmark.execution.progress import console
-
+    """Print state and counts of datasets."""
     for row in rows:
-        if row.state != "absent":
-            counts = []
-            for split, count in row.counts.items():
-                total = f" of {row.expected[split]}" if split in row.expected else ""
-                counts.append(f"{split} {count}{total}")
-            line = Text(f"{row.name:<12} {row.state:<9}", style=STYLES[row.state])
-            console.print(line.append(f" {', '.join(counts)}", "default"))
-            if row.message:
-                console.print(f"{'':<13}{row.message}")
+        counts = []
+        for split, count in row.counts.items():
+            total = f" of {row.expected[split]}" if split in row.expected else ""
+            counts.append(f"{split} {count}{total}")
+        line = Text(f"{row.name:<12} {row.state:<9}", style=STYLES[row.state])
+        console.print(line.append(f" {', '.join(counts)}", "default"))
+        if row.message:
+            console.print(f"{'':<13}{row.message}")
     if any(row.state == "partial" for row in rows):
         console.print(
             "partial datasets run with --partial; their results are not comparable with published"
             " ones"
         )
-
-
-def get(options: argparse.Namespace) -> int:
-    """Download, unpack and check datasets; a failure does not stop the others."""
-    import benchmark.catalog  # noqa: F401
-    from benchmark.execution.progress import console
-    from probes.datasets.download.table import ENTRIES
-    from probes.datasets.specs.webdataset import TASKS
-
-    if not options.names:
-        for entry in ENTRIES.values():
-            size = sum(archive.size for archive in entry.archives) / 1e9
-            console.print(f"{entry.name:<10} {size:6.1f} GB  {entry.about}")
-        about = "a webdataset folder of huggingface.co/clip-benchmark or huggingface.co/djghosh"
-        console.print(f"{'wds_NAME':<21} {about}")
-        console.print(f"{'zeroshot38':<21} the 38 of OpenCLIP's zero-shot tasks")
-        return 0
-    if options.archive and len(options.names) > 1:
-        raise UserError("--archive needs a single NAME; run the command for each")
-    names = options.names
-    if names == ["zeroshot38"]:
-        names = [f"wds_{task.name}" for task in TASKS]
-    failed = []
-    for name in names:
-        try:
-            _get(name, options)
-        except UserError as error:
-            if len(names) == 1:
-                raise
-            failed.append(name)
-            console.print(f"error: {error}", style="red")
-    if failed:
-        raise UserError(f"failed: {', '.join(failed)}; run the command again")
-    if not options.dry_run:
-        console.print(f"next: python -m benchmark data check --data-root {options.to} --full")
-    return 0
-
-
-def _get(name: str, options: argparse.Namespace) -> None:
-    from benchmark.execution.progress import Bar, console
-    from probes.datasets.download import hub
-    from probes.datasets.download.get import get as download
-    from probes.datasets.download.table import find_entry
-    from probes.datasets.specs.webdataset import datasets_of, register_folders
-    from probes.datasets.survey import survey
-
-    if name.startswith("wds_"):
-        name = name.replace("/", "-")
-        if options.dry_run:
-            _, _, files = hub.hub_files(name, options.train)
-            _show_plan(name, options.to, sum(file.size or 0 for file in files))
-            return
-        folder = hub.get_webdataset(name, options.to, options.train)
-        register_folders(options.to)
-        datasets: Sequence[str] = datasets_of(name)
-    else:
-        entry = find_entry(name)
-        datasets = entry.datasets
-        folder = options.to / entry.folder
-        rows = survey(options.to, {}, only=datasets)
-        if all(row.state == "complete" for row in rows):
-            console.print(f"{name} is complete in {options.to}")
-            return
-        if options.dry_run:
-            _show_plan(name, options.to, sum(archive.size for archive in entry.archives))
-            return
-        with Bar() as bar:
-            download(entry, options.to, options.archive, bar, console.print)
-    console.print(f"{name} is in {folder}")
-    show(survey(options.to, {}, only=datasets))
-
-
-def _show_plan(name: str, to: Path, size: int) -> None:
-    from benchmark.execution.progress import console
-
-    console.print(f"would download {name} into {to}: about {size / 1e9:.1f} GB")

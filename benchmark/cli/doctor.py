@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import shutil
 import sys
@@ -12,13 +11,13 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmark.cli.options import add, add_data, add_tracking, output_json, parse_folders
-from benchmark.cli.parser import with_examples
+from benchmark.cli.parser import JsonOptions
+from benchmark.options import FolderOptions, TrackingOptions
 from common.errors import UserError, first_line, user_error_message
+from common.settings import options_dataclass
 
 GB = 1e9
 STYLES = {"ok": "green", "warn": "yellow", "bad": "red"}
-MMLAB = ("mmengine", "mmcv", "mmdetection", "mmsegmentation")
 
 
 @dataclass(frozen=True)
@@ -38,50 +37,53 @@ class Finding:
     remedy: str = ""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``doctor``."""
-    with_examples(parser, "--data-root DIR", "--tracking-uri http://HOST:5000 --json")
-    add(parser, "--json")
-    add_data(parser)
-    add_tracking(parser, "")
+@options_dataclass
+class Doctor(JsonOptions, FolderOptions, TrackingOptions):
+    """Check that this machine is ready.
+
+    examples:
+      python -m benchmark doctor --data-root DIR
+      python -m benchmark doctor --tracking-uri http://HOST:5000 --json
+    """
+
+    def main(self) -> int:
+        """Print the findings; exit code 1 if one is bad."""
+        from rich.text import Text
+
+        from benchmark.execution.progress import console
+
+        findings = [finding for check in CHECKS for finding in _run(check, self)]
+        ready = all(finding.state != "bad" for finding in findings)
+        if not self.output_json({"ok": ready, "findings": [asdict(each) for each in findings]}):
+            for finding in findings:
+                line = Text(f"{finding.state:<4}", style=STYLES[finding.state])
+                console.print(line.append(f" {finding.name:<14} {finding.value}", "default"))
+                if finding.remedy:
+                    console.print(f"{'':<19} → {finding.remedy}")
+        return 0 if ready else 1
 
 
-def main(options: argparse.Namespace) -> int:
-    """Print the findings; exit code 1 if one is bad."""
-    from rich.text import Text
-
-    from benchmark.execution.progress import console
-
-    findings = [finding for check in CHECKS for finding in _run(check, options)]
-    ready = all(finding.state != "bad" for finding in findings)
-    if not output_json(options, {"ok": ready, "findings": [asdict(each) for each in findings]}):
-        for finding in findings:
-            line = Text(f"{finding.state:<4}", style=STYLES[finding.state])
-            console.print(line.append(f" {finding.name:<14} {finding.value}", "default"))
-            if finding.remedy:
-                console.print(f"{'':<19} → {finding.remedy}")
-    return 0 if ready else 1
+COMMAND = Doctor
+Check = Callable[[Doctor], Iterator[Finding]]
 
 
-def _run(check: Check, options: argparse.Namespace) -> list[Finding]:
+def _run(check: Check, options: Doctor) -> list[Finding]:
     """The findings of a check; an error is one, too: broken libraries are what is looked for."""
     try:
         return list(check(options))
     except Exception as error:
-        if message := user_error_message(error):
-            return [Finding(check.__name__, "bad", message)]
-        value = f"{type(error).__name__}: {first_line(error)}"
-        remedy = "reinstall the suite in a new virtual environment"
+        value = user_error_message(error) or f"{type(error).__name__}: {first_line(error)}"
+        remedy = "fix that, or reinstall the suite in a new virtual environment"
         return [Finding(check.__name__, "bad", value, remedy)]
 
 
-def python(options: argparse.Namespace) -> Iterator[Finding]:
+def python(options: Doctor) -> Iterator[Finding]:
     """The suite and the interpreter."""
     suite = f"suite {metadata.version('cliptex-benchmark')} in {Path(__file__).parents[2]}"
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable}), {suite}")
 
 
-def torch(options: argparse.Namespace) -> Iterator[Finding]:
+def torch(options: Doctor) -> Iterator[Finding]:
     """torch and its GPUs."""
     import torch
 
@@ -101,23 +103,22 @@ def torch(options: argparse.Namespace) -> Iterator[Finding]:
             yield Finding(f"cuda:{number}", "warn", value, remedy)
 
 
-def mmlab(options: argparse.Namespace) -> Iterator[Finding]:
+def mmlab(options: Doctor) -> Iterator[Finding]:
     """The distributions of OpenMMLab: two of one library write the same files."""
-    for name in MMLAB:
+    for name in ("mmengine", "mmcv", "mmdetection", "mmsegmentation"):
         installed = [
             each for each in (name, f"onedl-{name}") if any(metadata.distributions(name=each))
         ]
         versions = ", ".join(f"{each} {metadata.version(each)}" for each in installed)
+        state, remedy = "bad", f"pip install onedl-{name}"
         if len(installed) == 1:
-            yield Finding(name, "ok", versions)
+            state, remedy = "ok", ""
         elif installed:
             remedy = f"pip uninstall {name}, then reinstall onedl-{name}"
-            yield Finding(name, "bad", versions, remedy)
-        else:
-            yield Finding(name, "bad", "not installed", f"pip install onedl-{name}")
+        yield Finding(name, state, versions or "not installed", remedy)
 
 
-def mlflow(options: argparse.Namespace) -> Iterator[Finding]:
+def mlflow(options: Doctor) -> Iterator[Finding]:
     """The MLflow store; none is created."""
     from urllib.request import urlopen
 
@@ -126,8 +127,7 @@ def mlflow(options: argparse.Namespace) -> Iterator[Finding]:
 
     uri = tracking_uri(options.tracking_uri)
     value = f"{hide_secrets(uri)}, MLflow {metadata.version('mlflow')}"
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not file.exists():
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         yield Finding("mlflow", "ok", f"{value}; the first run creates it")
         return
     try:
@@ -141,7 +141,7 @@ def mlflow(options: argparse.Namespace) -> Iterator[Finding]:
         yield Finding("mlflow", "bad", f"{value}: {first_line(error)}", remedy)
 
 
-def home(options: argparse.Namespace) -> Iterator[Finding]:
+def home(options: Doctor) -> Iterator[Finding]:
     """Space and locks in ``$CLIPTEX_HOME``."""
     from common.files import home
     from common.locks import lock_path, locked
@@ -154,15 +154,12 @@ def home(options: argparse.Namespace) -> Iterator[Finding]:
     except (OSError, UserError) as error:
         yield Finding("home", "bad", f"{folder}: {first_line(error)}", remedy)
         return
-    value = f"{folder}, {free / GB:.0f} GB free"
-    if free > 20 * GB:
-        yield Finding("home", "ok", value)
-    else:
-        state = "warn" if free > GB else "bad"
-        yield Finding("home", state, value, f"see `cache ls`, or {remedy}")
+    state = "ok" if free > 20 * GB else "bad" if free < GB else "warn"
+    remedy = "" if state == "ok" else f"see `cache ls`, or {remedy}"
+    yield Finding("home", state, f"{folder}, {free / GB:.0f} GB free", remedy)
 
 
-def executors(options: argparse.Namespace) -> Iterator[Finding]:
+def executors(options: Doctor) -> Iterator[Finding]:
     """Which executors can run."""
     for name, module in (("slurm", "submitit"), ("ray", "ray")):
         if find_spec(module):
@@ -172,8 +169,8 @@ def executors(options: argparse.Namespace) -> Iterator[Finding]:
             yield Finding(name, "ok", f"{module} is not installed", remedy)
 
 
-def datasets(options: argparse.Namespace) -> Iterator[Finding]:
-    """Counts of the validation splits; ``data check`` looks at everything."""
+def datasets(options: Doctor) -> Iterator[Finding]:
+    """The validation splits; ``data check`` looks at everything."""
     import benchmark.catalog  # noqa: F401 – registers every dataset
     from probes.datasets.specs.webdataset import register_folders
     from probes.datasets.survey import survey
@@ -182,18 +179,15 @@ def datasets(options: argparse.Namespace) -> Iterator[Finding]:
         yield Finding("datasets", "ok", "not checked (the suite mini needs none); --data-root DIR")
         return
     register_folders(options.data_root)
-    for row in survey(options.data_root, parse_folders(options.data), splits=("val",)):
-        if row.state == "absent":
-            continue
+    for row in survey(options.data_root, options.data, splits=("val",)):
         count, expected = row.counts.get("val", 0), row.expected.get("val")
         value = f"val {count}" + (f" of {expected}" if expected else "")
         if row.state == "broken":
             yield Finding(row.name, "bad", value, row.message)
-        elif expected not in (None, count):
+        elif row.state == "partial":
             yield Finding(row.name, "warn", value, "get the rest, or run with --partial")
-        else:
+        elif row.state != "absent":
             yield Finding(row.name, "ok", value)
 
 
-Check = Callable[[argparse.Namespace], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (python, torch, mmlab, mlflow, home, executors, datasets)

@@ -2,213 +2,178 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from benchmark.cli.options import (
-    COUNT,
-    PAIRS,
-    add,
-    add_execution,
-    add_tracking,
-    executor_spec,
-    folder,
-    names,
-    number,
-    parse_folders,
-)
-from benchmark.cli.parser import add_command, add_commands, with_examples
+from pydantic import NonNegativeInt, PositiveInt
+
+from benchmark.cli.parser import ConfigOptions, Positional
+from benchmark.execution.progress import Bar, console
+from benchmark.options import ExecutionOptions, PairsOptions, TrackingOptions
 from common.errors import UserError
+from common.settings import Folder, Names, options_dataclass
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``labels``."""
-    with_examples(parser, "check labels/", "draw labels/ --pairs cc3m/00000.tar")
-    commands = add_commands(parser, "what")
-    predict = add_command(
-        commands,
-        "predict",
-        "let experts write pseudo-labels, a task for each shard of pairs",
-        "--pairs 'cc3m/{00000..00331}.tar' --experts dpt=Intel/dpt-large,nll-angmf=scannet.pt --out"
-        " labels/",
-        "--pairs pairs.csv --experts dpt=dpt/ --set label_side=112 --out labels/ --dry-run",
-    )
-    add(predict, "--config", "--dry-run")
-    add(predict, "--pairs", required=True)
-    predict.add_argument(
-        "--experts",
-        required=True,
-        type=names,
-        metavar="NAME=WEIGHTS[,…]",
-        help="mask-rcnn=…, dpt=…, nll-angmf=…; see `list experts`",
-    )
-    add(predict, "--out", required=True, type=folder, metavar="DIR", help="the label store")
-    add(predict, "--set", help="change a label setting (repeatable): input_side, label_side")
-    predict.add_argument("--batch-size", **COUNT, default=32, help="images per batch (default: 32)")
-    add_execution(predict)
-    add_tracking(predict, "label")
+@options_dataclass
+class Predict(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
+    """Let experts write pseudo-labels, a unit of work for each shard of pairs.
 
-    make = add_command(
-        commands,
-        "make",
-        "make a label store from folders of files, for `train --manual-labels`",
-        "--pairs 'cc3m/{00000..00331}.tar' --from depth=depth/ --out mine/",
-        "--pairs pairs.csv --from seg=masks/ --classes names.txt --label-side 0 --out mine/",
-    )
-    add(make, "--config")
-    add(make, "--pairs", required=True)
-    folders = {**PAIRS, "metavar": "TASK=DIR", "dest": "folders", "required": True}
-    make.add_argument(
-        "--from",
-        **folders,
-        help=(
-            "seg=DIR: masks of class numbers, 255 unknown; depth=DIR: 16-bit PNGs in millimetres, 0"
-            " unknown; normal=DIR: RGB PNGs, n = png / 127.5 - 1, x right, y up, z to the camera,"
-            " black unknown. Files are named like their pairs (repeatable)"
-        ),
-    )
-    make.add_argument(
-        "--classes",
-        type=Path,
-        metavar="FILE|DIR",
-        help="class names of the masks, one a line; or another label store",
-    )
-    make.add_argument(
-        "--label-side",
-        type=number(0),
-        default=60,
-        metavar="N",
-        help="short side of stored labels; 0: as they are (default: 60)",
-    )
-    add(make, "--out", required=True, type=folder, metavar="DIR", help="the label store")
+    examples:
+      python -m benchmark labels predict --pairs 'cc3m/{00000..00331}.tar'
+        --experts dpt=Intel/dpt-large,nll-angmf=scannet.pt --out labels/
+      python -m benchmark labels predict --pairs pairs.csv --experts dpt=dpt/
+        --set label_side=112 --out labels/ --dry-run
+    """
 
-    about = "check that every byte is as written and all counts agree"
-    check = add_command(commands, "check", about, "labels/", "/shared/labels")
-    draw = add_command(
-        commands,
-        "draw",
-        "draw labels beside their images",
-        "labels/ --pairs 'cc3m/{00000..00331}.tar'",
-        "labels/ --pairs pairs.csv --limit 20 --out look.png",
-    )
-    for command in (check, draw):
-        command.add_argument("dir", type=Path, metavar="DIR", help="the label store")
-    add(draw, "--pairs", required=True)
-    add(draw, "--limit", default=8, help="number of pairs (default: 8)")
-    add(draw, "--out", default=Path("labels.png"), help="the picture (default: labels.png)")
+    experts: Names
+    """mask-rcnn=WEIGHTS, dpt=…, nll-angmf=…; see `list experts`"""
+    out: Folder
+    """the label store"""
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    """change a label setting (repeatable): input_side, label_side"""
+    batch_size: PositiveInt = 32
+    """images per batch"""
+    experiment: str = "label"
+    """MLflow experiment"""
+    dry_run: bool = False
+    """show what would be done, and do nothing"""
+
+    def main(self) -> int:
+        """Let experts label the pairs."""
+        from backbones.cliptex.labels.labeller import LabelSettings
+        from benchmark.stages.labels import LabelRequest, label_stage, preview_labels
+        from benchmark.stages.stage import open_executor_and_tracker
+        from common.settings import with_changes
+        from reports.mlflow.client import using
+
+        if "RANK" in os.environ:
+            raise UserError("labels predict does not run under torchrun; see --executor and --jobs")
+        request = LabelRequest(
+            self.pairs,
+            tuple(self.experts),
+            self.out,
+            with_changes(LabelSettings(), self.overrides),
+            self.batch_size,
+            experiment=self.experiment,
+        )
+        with using(self.tracking_uri):
+            if self.dry_run:
+                os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+                preview_labels(request)
+                return 0
+            with open_executor_and_tracker(self.executor_spec, self.experiment) as (executor, _):
+                manifest = asyncio.run(label_stage(request, executor)).manifest
+        counts = f"{manifest['pairs_out']} of {manifest['pairs_in']} pairs labelled"
+        _show(manifest, f"{counts}, {manifest['bytes_per_image']:.0f} bytes per image", self.out)
+        return 0
 
 
-def main(options: argparse.Namespace) -> int:
-    """Run one of the commands; exit code 1 if ``check`` finds errors."""
-    return {"predict": predict, "make": make, "check": check, "draw": draw}[options.what](options)
+@options_dataclass
+class Make(ConfigOptions, PairsOptions):
+    """Make a label store from folders of files, for `train --manual-labels`.
+
+    examples:
+      python -m benchmark labels make --pairs 'cc3m/{00000..00331}.tar' --from depth=depth/
+        --out mine/
+      python -m benchmark labels make --pairs pairs.csv --from seg=masks/ --classes names.txt
+        --label-side 0 --out mine/
+    """
+
+    folders: Mapping[str, Folder]
+    """seg=DIR: masks of class numbers, 255 unknown; depth=DIR: 16-bit PNGs in millimetres, 0
+    unknown; normal=DIR: RGB PNGs, n = png / 127.5 - 1, x right, y up, z to the camera, black
+    unknown. Files are named like their pairs (repeatable)"""
+    classes: Path | None = None
+    """class names of the masks, one a line"""
+    label_side: NonNegativeInt = 60
+    """short side of stored labels; 0: as they are"""
+    out: Folder
+    """the label store"""
+
+    def main(self) -> int:
+        """Make a label store from files."""
+        from backbones.cliptex.data.pairs import open_pairs
+        from backbones.cliptex.labels.labeller import LabelSettings, make_labels
+        from backbones.cliptex.labels.manual import ManualLabels
+        from backbones.cliptex.tasks import find_task
+        from benchmark.execution.exclusive import exclusive
+        from benchmark.stages.stage import print_note
+
+        classes = self.classes.read_text(encoding="utf-8").split("\n") if self.classes else []
+        names = [name.strip() for name in classes if name.strip()]
+        labels = [
+            ManualLabels(task, folder, names if find_task(task).has_classes else ())
+            for task, folder in self.folders.items()
+        ]
+        settings = LabelSettings(label_side=self.label_side)
+        with Bar() as bar, exclusive(self.out):
+            source = open_pairs(self.pairs, bar)
+            manifest = make_labels(source, labels, self.out, settings, bar, print_note)
+        counts = ", ".join(f"{count} of {name}" for name, count in manifest["files"].items())
+        _show(manifest, f"{manifest['pairs_out']} pairs labelled ({counts})", self.out)
+        return 0
 
 
-def predict(options: argparse.Namespace) -> int:
-    """Let experts label the pairs."""
-    from backbones.cliptex.labels.labeller import LabelSettings
-    from benchmark.stages.labels import LabelRequest, label_stage, preview_labels
-    from benchmark.stages.stage import open_executor_and_tracker
-    from common.settings import parse_pairs, with_changes
-    from reports.mlflow.client import using
+@options_dataclass
+class Check:
+    """Check that every byte is as written and all counts agree.
 
-    if "RANK" in os.environ:
-        raise UserError("labels predict does not run under torchrun; see --executor and --jobs")
-    spec = executor_spec(options)
-    request = LabelRequest(
-        options.pairs,
-        tuple(dict.fromkeys(options.experts)),
-        options.out,
-        with_changes(LabelSettings(), parse_pairs(options.overrides)),
-        options.batch_size,
-        experiment=options.experiment,
-    )
-    with using(options.tracking_uri):
-        if options.dry_run:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-            preview_labels(request)
-            return 0
-        with open_executor_and_tracker(spec, options.experiment) as (executor, _):
-            manifest = asyncio.run(label_stage(request, executor)).manifest
-    counts = f"{manifest['pairs_out']} of {manifest['pairs_in']} pairs labelled"
-    _show(manifest, f"{counts}, {manifest['bytes_per_image']:.0f} bytes per image", options.out)
-    return 0
+    examples:
+      python -m benchmark labels check labels/
+    """
+
+    dir: Positional[Path]
+    """the label store"""
+
+    def main(self) -> int:
+        """Print a line for each error of a store; exit code 1 if there are any."""
+        from backbones.cliptex.labels.store import LabelStore, check_labels
+
+        errors = check_labels(self.dir)
+        for line in errors:
+            console.print(line)
+        if not errors:
+            console.print(f"{self.dir} is intact: {len(LabelStore(self.dir))} pairs labelled")
+        return 1 if errors else 0
 
 
-def make(options: argparse.Namespace) -> int:
-    """Make a label store from files."""
-    from backbones.cliptex.data.pairs import open_pairs
-    from backbones.cliptex.labels.labeller import LabelSettings, make_labels
-    from backbones.cliptex.labels.manual import ManualLabels
-    from backbones.cliptex.tasks import find_task
-    from benchmark.execution.exclusive import exclusive
-    from benchmark.execution.progress import Bar
-    from benchmark.stages.stage import print_note
+@options_dataclass
+class Draw(PairsOptions):
+    """Draw labels beside their images.
 
-    folders = parse_folders(options.folders, "--from")
-    classes = _read_classes(options.classes) if options.classes else {}
-    labels = []
-    for task, path in folders.items():
-        names = classes.get(task, classes.get("", ())) if find_task(task).has_classes else ()
-        labels.append(ManualLabels(task, path, names))
-    settings = LabelSettings(label_side=options.label_side)
+    examples:
+      python -m benchmark labels draw labels/ --pairs 'cc3m/{00000..00331}.tar'
+      python -m benchmark labels draw labels/ --pairs pairs.csv --limit 20 --out look.png
+    """
 
-    with Bar() as bar, exclusive(options.out):
-        source = open_pairs(options.pairs, bar)
-        manifest = make_labels(source, labels, options.out, settings, bar, print_note)
-    counts = ", ".join(f"{count} of {name}" for name, count in manifest["files"].items())
-    _show(manifest, f"{manifest['pairs_out']} pairs labelled ({counts})", options.out)
-    return 0
+    dir: Positional[Path]
+    """the label store"""
+    limit: PositiveInt = 8
+    """number of pairs"""
+    out: Path = Path("labels.png")
+    """the picture"""
 
+    def main(self) -> int:
+        """Draw a picture of labels."""
+        from backbones.cliptex.data.pairs import open_pairs
+        from backbones.cliptex.labels.picture import draw_labels
 
-def check(options: argparse.Namespace) -> int:
-    """Print a line for each error of a store."""
-    from backbones.cliptex.labels.store import LabelStore, check_labels
-    from benchmark.execution.progress import console
-
-    errors = check_labels(options.dir)
-    for line in errors:
-        console.print(line)
-    if not errors:
-        console.print(f"{options.dir} is intact: {len(LabelStore(options.dir))} pairs labelled")
-    return 1 if errors else 0
+        draw_labels(self.dir, open_pairs(self.pairs), self.out, self.limit)
+        console.print(f"written: {self.out}")
+        return 0
 
 
-def draw(options: argparse.Namespace) -> int:
-    """Draw a picture of labels."""
-    from backbones.cliptex.data.pairs import open_pairs
-    from backbones.cliptex.labels.picture import draw_labels
-    from benchmark.execution.progress import console
-
-    draw_labels(options.dir, open_pairs(options.pairs), options.out, options.limit)
-    console.print(f"written: {options.out}")
-    return 0
+COMMAND = {"predict": Predict, "make": Make, "check": Check, "draw": Draw}
 
 
 def _show(manifest: Mapping[str, Any], summary: str, out: Path) -> None:
-    from benchmark.execution.progress import console
-
     failed = manifest["failed"]
     console.print(f"{summary}, {len(failed)} failed: {out}")
     for key, reason in failed[:5]:
         console.print(f"  failed: {key}: {reason}")
     if len(failed) > 5:
         console.print(f"  … {out / 'manifest.json'} has all of them")
-
-
-def _read_classes(path: Path) -> dict[str, list[str]]:
-    """Task → class names; those of a text file are for every task, under ''."""
-    from backbones.cliptex.labels.store import LabelStore
-
-    if path.is_dir():
-        return {task: list(names) for task, names in LabelStore(path).classes.items()}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read --classes {path} ({error}); give a text file with a name on each line"
-        ) from error
-    return {"": [line.strip() for line in lines if line.strip()]}

@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from benchmark.cli.options import add, output_json
-from benchmark.cli.parser import with_examples
+from pydantic import PositiveInt
+
+import benchmark.catalog  # noqa: F401 – registers datasets, probes, protocols and suites
+from benchmark.cli.parser import JsonOptions, Positional, Positionals
+from benchmark.execution import EXECUTORS
+from benchmark.execution.progress import console
+from benchmark.suites.registry import SUITES
+from common.errors import UserError, nearest
+from common.settings import options_dataclass
+from probes.protocols.base import PROTOCOLS
+from probes.registry import DATASETS, PROBES
+from probes.registry import tasks as registered_tasks
 
 Rows = list[tuple[str, str]]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``list``."""
-    with_examples(parser, "backbones dino", "tasks --limit 10 --json tasks.json")
-    parser.add_argument("what", choices=[*LISTS], metavar="what", help=", ".join(LISTS))
-    parser.add_argument(
-        "filter", nargs="?", default="", metavar="WORD", help="only lines with this word"
-    )
-    add(parser, "--limit", "--json")
+@options_dataclass
+class List(JsonOptions):
+    """List backbones, tasks, suites, datasets, probes, protocols, recipes, experts or executors.
+
+    examples:
+      python -m benchmark list backbones dino
+      python -m benchmark list tasks --limit 10 --json tasks.json
+    """
+
+    what: Positional[str]
+    """backbones, tasks, suites, datasets, probes, protocols, recipes, experts, executors"""
+    words: Positionals[Sequence[str]] = ()
+    """only lines with these words"""
+    limit: PositiveInt | None = None
+    """only the first so many"""
+
+    def main(self) -> int:
+        """Print names and descriptions."""
+        if self.what not in LISTS:
+            raise UserError(f"cannot list {self.what!r}; {nearest(self.what, LISTS)}")
+        lines = {row: " ".join(row).lower() for row in LISTS[self.what]()}
+        rows = [
+            row for row, line in lines.items() if all(word.lower() in line for word in self.words)
+        ][: self.limit]
+        if not self.output_json([{"name": name, "about": about} for name, about in rows]):
+            width = max((len(name) for name, _ in rows), default=0)
+            for name, about in rows:
+                console.print(f"{name:<{width}}  {about}")
+        return 0
 
 
-def main(options: argparse.Namespace) -> int:
-    """Print names and descriptions."""
-    from benchmark.execution.progress import console
-
-    word = options.filter.lower()
-    rows = [row for row in LISTS[options.what]() if word in " ".join(row).lower()]
-    rows = rows[: options.limit]
-    if not output_json(options, [{"name": name, "about": about} for name, about in rows]):
-        width = max((len(name) for name, _ in rows), default=0)
-        for name, about in rows:
-            console.print(f"{name:<{width}}  {about}")
-    return 0
+COMMAND = List
 
 
 def backbones() -> Rows:
@@ -47,56 +66,36 @@ def backbones() -> Rows:
     return [*rows, ("random/NAME", "any of these, randomly initialised from the seed")]
 
 
-# importing benchmark.catalog registers all datasets, probes, protocols and suites
-
-
 def tasks() -> Rows:
     """Kind, main metric and suites of each task."""
-    import benchmark.catalog  # noqa: F401
-    from benchmark.suites.registry import SUITES
-    from probes.registry import tasks
-
     suites = SUITES.load_entry_points().values()
     rows = []
-    for task, (spec, probe) in tasks().items():
+    for task, (spec, probe) in registered_tasks().items():
         members = ", ".join(suite.name for suite in suites if task in suite.tasks)
-        suffix = f" [{members}]" if members else ""
-        rows.append((task, f"{spec.kind}, {next(iter(probe.metrics))}{suffix}"))
+        rows.append((task, f"{spec.kind}, {next(iter(probe.metrics))} [{members}]"))
     return rows
 
 
 def suites() -> Rows:
     """Named lists of tasks."""
-    import benchmark.catalog  # noqa: F401
-    from benchmark.suites.registry import SUITES
-
     suites = SUITES.load_entry_points().values()
     return [(suite.name, f"{suite.about} [{len(suite.tasks)} tasks]") for suite in suites]
 
 
 def datasets() -> Rows:
     """Datasets that can be read; ``data check`` shows which are present."""
-    import benchmark.catalog  # noqa: F401
-    from probes.registry import DATASETS
-
     specs = DATASETS.load_entry_points().values()
     return [(spec.name, f"{spec.kind}: {spec.about}") for spec in specs]
 
 
 def probes() -> Rows:
     """What is trained on, or computed from, a frozen backbone."""
-    import benchmark.catalog  # noqa: F401
-    from probes.registry import PROBES
-
     probes = PROBES.load_entry_points().values()
     return [(probe.name, f"for {probe.kind}: {', '.join(probe.metrics)}") for probe in probes]
 
 
 def protocols() -> Rows:
     """The source of each protocol, the settings it fixes, and its differences from the source."""
-    import benchmark.catalog  # noqa: F401
-    from probes.protocols.base import PROTOCOLS
-
     rows = []
     for protocol in PROTOCOLS.load_entry_points().values():
         commit = f", at {protocol.commit}" if protocol.commit else ""
@@ -133,22 +132,11 @@ def experts() -> Rows:
 
 def executors() -> Rows:
     """Where units of work can run."""
-    from benchmark.execution import EXECUTORS
-
     return list(EXECUTORS.descriptions().items())
 
 
-LISTS: dict[str, Callable[[], Rows]] = {
-    "backbones": backbones,
-    "tasks": tasks,
-    "suites": suites,
-    "datasets": datasets,
-    "probes": probes,
-    "protocols": protocols,
-    "recipes": recipes,
-    "experts": experts,
-    "executors": executors,
-}
+KINDS = (backbones, tasks, suites, datasets, probes, protocols, recipes, experts, executors)
+LISTS = {kind.__name__: kind for kind in KINDS}
 
 
 def _plain(value: Any) -> str:

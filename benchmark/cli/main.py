@@ -12,11 +12,11 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Iterable, Sequence
+from importlib import import_module, metadata
 from typing import Any
 
-from benchmark.cli.parser import Parser, add_commands, with_examples
+from benchmark.cli.parser import Parser, add_command, read_options
 from benchmark.execution import interrupts
 from common.errors import user_error_message
 from common.files import shorten_socket_paths
@@ -26,6 +26,7 @@ from common.secrets import hide_secrets
 # pass eleven times slower. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+PROGRAM = "python -m benchmark"
 COMMANDS = {
     "run": "probe backbones on a suite's tasks and log the results to MLflow",
     "watch": "probe the checkpoints of a folder while a training writes them",
@@ -38,6 +39,7 @@ COMMANDS = {
     "train": "train a backbone by a recipe: clip, clip-ft, cliptex",
     "cache": "list and remove reusable artifacts: features, weights, labels …",
     "report": "compare the results in MLflow: a page, and tables for a paper",
+    "reproduce": "run a published protocol and compare with the published number",
     "ui": "open MLflow's own UI on the right store",
 }
 
@@ -50,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:  # libraries' deprecation notes are not for users
         warnings.simplefilter("ignore")
     try:
-        code = _run(argv)
-        if sys.stdout is not None:  # it may be closed
-            sys.stdout.flush()  # raises here if the disk behind `> FILE` is full
+        code = parse(argv).main()
+        sys.stdout.flush()  # raises here if the disk behind `> FILE` is full
         return code
+    except SystemExit as exit_:  # after --help and the like
+        return int(exit_.code or 0)
     except KeyboardInterrupt:
         return _interrupted(argv)
     except BrokenPipeError:  # `… list tasks | head`
@@ -69,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def parser(only: str | None = None, prog: str = "python -m benchmark") -> argparse.ArgumentParser:
-    """The parser of the command line; with ``only`` the options of one command alone, which avoids
+def parser(only: Iterable[str] = COMMANDS, prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """The parser of the command line, with the options of ``only`` these commands, which avoids
     imports."""
     top = Parser(prog=prog, description="Is this backbone better, at what, and by how much?")
-    with_examples(top, "run --backbone cliptex", "list backbones dino")
-    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    version = f"cliptex-benchmark {metadata.version('cliptex-benchmark')}"
+    top.add_argument("--version", action="version", version=version)
     top.add_argument(
         "--completion",
         action=_Completion,
@@ -84,24 +87,12 @@ def parser(only: str | None = None, prog: str = "python -m benchmark") -> argpar
             " <(cliptex-benchmark --completion bash)"
         ),
     )
-    commands = add_commands(top, "command")
-    for command, about in COMMANDS.items():
-        sub = commands.add_parser(command, help=about, description=about)
-        if only in (None, command):
-            _module(command).add_arguments(sub)
+    commands = top.add_subparsers(required=True, metavar="command", parser_class=Parser)
+    for name, about in COMMANDS.items():
+        command = commands.add_parser(name, help=about)
+        if name in only:
+            add_command(command, import_module(f"benchmark.cli.{name}").COMMAND)
     return top
-
-
-def _module(command: str) -> Any:
-    return import_module(f"benchmark.cli.{command}")
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"cliptex-benchmark {version('cliptex-benchmark')}\n")
-        parser.exit()
 
 
 class _Completion(argparse.Action):
@@ -114,21 +105,16 @@ class _Completion(argparse.Action):
         parser_.exit()
 
 
-def _run(argv: Sequence[str]) -> int:
-    """The command's exit code, also that of ``--help`` and the like."""
-    command = next((word for word in argv if word in COMMANDS), None)
-    try:
-        options = parser(command).parse_args(argv)
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return int(_module(options.command).main(options) or 0)
+def parse(argv: Sequence[str]) -> Any:
+    """The command with its options, see ``benchmark.cli.parser``. Raises ``UserError``, and
+    ``SystemExit`` after ``--help`` and the like."""
+    only = [word for word in argv if word in COMMANDS][:1]
+    return read_options(vars(parser(only).parse_args(argv)))
 
 
 def _interrupted(argv: Sequence[str]) -> int:
     code = 128 + (interrupts.received() or signal.SIGINT)
     interrupts.leave(code)
     command = hide_secrets(shlex.join(argv))
-    sys.stderr.write(
-        f"\ninterrupted; finished work is kept. Go on with: python -m benchmark {command}\n"
-    )
+    sys.stderr.write(f"\ninterrupted; finished work is kept. Go on with: {PROGRAM} {command}\n")
     return code

@@ -1,19 +1,64 @@
-"""What all parsers have in common: one-line errors, examples, and options from a file."""
+"""Commands from options dataclasses. A command is one with a method ``main``, which returns the
+exit code; its docstring is its help, and each field is an option."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from common.errors import UserError, first_line, nearest
+from common.files import write_text
+from common.settings import options_dataclass, origins, parse_pairs
+
+T = TypeVar("T")
+Positional = Annotated[T, {"nargs": 1}]
+Positionals = Annotated[T, {"nargs": "*"}]
+
+# field → option, where they differ
+FLAGS = {
+    "backbones": "backbone",
+    "tasks": "task",
+    "overrides": "set",
+    "task_overrides": "set-task",
+    "between": "range",
+    "folders": "from",
+}
+
+
+@options_dataclass
+class ConfigOptions:
+    """Options from a file."""
+
+    config: Path | None = None
+    """YAML or TOML file with options; options on the command line override it"""
+
+
+@options_dataclass
+class JsonOptions:
+    """Output as JSON."""
+
+    json: Annotated[str | None, {"nargs": "?", "const": "-"}] = None
+    """write JSON to this file, or print it instead of the lines"""
+
+    def output_json(self, value: Any) -> bool:
+        """Write ``value`` if it is requested; returns whether it went to stdout, so that the
+        caller prints nothing else."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+        if self.json == "-":
+            sys.stdout.write(text)
+        elif self.json:
+            write_text(Path(self.json), text)
+        return self.json == "-"
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports errors in one line with the nearest name, and reads options from ``--config``."""
+    """Reports errors in one line with the nearest name."""
 
     def __init__(self, **settings: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
@@ -23,84 +68,84 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
     def parse_known_args(self, args=None, namespace=None):
-        words = list(sys.argv[1:] if args is None else args)
-        if "--config" in self._option_string_actions:
-            words = [*_config_words(self, words), *words]
-        namespace, unknown = super().parse_known_args(words, namespace)
+        namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
             hint = f"; {nearest(flag, self._option_string_actions)}" if flag[0] == "-" else ""
             self.error(f"unknown argument {flag}{hint}")
         return namespace, unknown
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            hint = nearest(str(value), action.choices)
-            raise argparse.ArgumentError(action, f"unknown {value!r}; {hint}")
+
+def add_command(parser: argparse.ArgumentParser, command: Any) -> None:
+    """Let a parser parse a command, or one of several by name."""
+    parser.description = inspect.getdoc(command)
+    if isinstance(command, Mapping):
+        parser.description = None
+        commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
+        for name, each in command.items():
+            add_command(commands.add_parser(name, help=each.__doc__.partition("\n")[0]), each)
+        return
+    parser.set_defaults(command=command)
+    # in the order of definition, the command's own first
+    for cls in command.__mro__:
+        for name in vars(cls).get("__annotations__", ()):
+            if name not in {action.dest for action in parser._actions}:
+                _add_option(parser, name, cls.__pydantic_fields__[name])
 
 
-def add_commands(parser: argparse.ArgumentParser, dest: str) -> Any:
-    """The group of a parser's commands; the name of the chosen one is stored in ``dest``."""
-    return parser.add_subparsers(dest=dest, required=True, metavar="command", parser_class=Parser)
+def _flag(name: str) -> str:
+    return "--" + FLAGS.get(name, name).replace("_", "-")
 
 
-def add_command(commands: Any, name: str, about: str, *examples: str) -> argparse.ArgumentParser:
-    """Add a command with ``examples`` (see ``with_examples``)."""
-    return with_examples(commands.add_parser(name, help=about, description=about), *examples)
+def _add_option(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
+    types = origins(field.annotation)
+    settings: dict[str, Any] = {"action": "append"}
+    for each in field.metadata:
+        settings |= each if isinstance(each, dict) else {}
+    about = " ".join(field.description.split())
+    if isinstance(field.default, int | float | str | Path) and field.default is not False:
+        about += f" (default: {field.default})"
+    if field.is_required():
+        about += " (required)"
+    if bool in types:
+        settings = {"action": "append_const", "const": "true"}
+    elif Mapping in types:
+        settings["metavar"] = "KEY=VALUE"
+    elif Sequence in types:
+        settings["metavar"] = "A[,B]"
+    if settings.get("nargs") in (1, "*"):
+        parser.add_argument(name, nargs=settings["nargs"], metavar=name.upper(), help=about)
+    else:
+        parser.add_argument(_flag(name), dest=name, help=about, **settings)
 
 
-def with_examples(parser: argparse.ArgumentParser, *examples: str) -> argparse.ArgumentParser:
-    """End the help with command lines, given without ``python -m benchmark COMMAND``."""
-    lines = [f"  {parser.prog} {example}".rstrip() for example in examples]
-    parser.epilog = "\n".join(["examples:", *lines])
-    return parser
+def read_options(words: Mapping[str, Any]) -> Any:
+    """A command with the options of the command line and of its ``--config`` file.
 
+    Args:
+        words: ``command``, the dataclass, and option → words.
 
-def _config_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> Iterator[str]:
-    """The options of the ``--config`` file among ``words``, as words, unless typed there.
-
-    A typed KEY=VALUE overrides its key only.
+    Raises:
+        UserError: an option is missing or not allowed, or the file cannot be read.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
-    file = finder.parse_known_args(words)[0].config
-    actions = {
-        flag.lstrip("-"): action
-        for flag, action in parser._option_string_actions.items()
-        if flag not in ("-h", "--help", "--config")
-    }
-    typed = {word.partition("=")[0] for word in words}
-    typed_keys = typed | {word.partition("=")[2].partition("=")[0] for word in words}
-    for name, value in read_options(file).items() if file else ():
-        key = name.replace("_", "-")
-        if key not in actions:
-            raise UserError(f"--config {file}: no option {name!r}; {nearest(key, actions)}")
-        is_pairs = "=" in str(actions[key].metavar)
-        for text in _texts(value, actions[key]):
-            pair_key = text.partition("=")[0]
-            if pair_key not in typed_keys if is_pairs else f"--{key}" not in typed:
-                yield f"--{key}" if actions[key].nargs == 0 else f"--{key}={text}"
+    command = words["command"]
+    file = (words.get("config") or [None])[-1]
+    stored = _read_file(Path(file), command.__pydantic_fields__) if file else {}
+    values = {}
+    for name, field in command.__pydantic_fields__.items():
+        typed, flag = words.get(name) or [], _flag(name)
+        texts = typed or stored.get(name, [])
+        if Mapping in (types := origins(field.annotation)):
+            texts = {**parse_pairs(stored.get(name, ()), flag), **parse_pairs(typed, flag)}
+        if texts:
+            values[name] = texts if {Mapping, Sequence} & types else texts[-1]
+        elif field.is_required():
+            raise UserError(f"{flag} is missing")
+    return command(**values)
 
 
-def _texts(value: Any, action: argparse.Action) -> list[str]:
-    """The value of an option in a file as its values on the command line."""
-    if action.nargs == 0:
-        return [""] if _text(value) == "true" else []
-    if isinstance(value, Mapping):
-        value = [f"{key}={_text(each)}" for key, each in value.items()]
-    if isinstance(value, list) and isinstance(action.default, list):
-        return [_text(each) for each in value]
-    return [_text(value)]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_text, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def read_options(file: Path) -> dict[str, Any]:
-    """Option → value. Raises ``UserError`` for a file that cannot be read or is not a table."""
+def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Field → words of an options file."""
     import yaml
 
     try:
@@ -112,4 +157,21 @@ def read_options(file: Path) -> dict[str, Any]:
         raise UserError(f"cannot read --config {file}: {first_line(error)}") from error
     if not isinstance(options, dict):
         raise UserError(f"--config {file} must be a table of options, such as `suite: paper`")
-    return options
+    names = {_flag(name).removeprefix("--"): name for name in fields}
+    words = {}
+    for option, value in options.items():
+        key = option.replace("_", "-")
+        if key not in names:
+            raise UserError(f"--config {file}: no option {option!r}; {nearest(key, names)}")
+        if isinstance(value, Mapping):
+            value = [f"{key}={_text(each)}" for key, each in value.items()]
+        words[names[key]] = [
+            _text(each) for each in (value if isinstance(value, list) else [value])
+        ]
+    return words
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -2,88 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from benchmark.cli.options import NAMES, add, add_tracking, folder
-from benchmark.cli.parser import with_examples
+from benchmark.cli.parser import ConfigOptions
+from benchmark.options import TrackingOptions
+from common.settings import Folder, Names, options_dataclass
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``report``."""
-    with_examples(
-        parser,
-        "--experiment paper --baseline clip-ft --out report/",
-        "--backbone clip,clip-ft,cliptex --format html,latex --ui-url http://127.0.0.1:5000",
-    )
-    add(parser, "--config")
-    parser.add_argument(
-        "--experiment",
-        **NAMES,
-        metavar="NAME[,NAME]",
-        help="MLflow experiments (default: the latest with results)",
-    )
-    add(
-        parser,
-        "--backbone",
-        help="only these, in this order (default: all); NAME@SHA selects weights by their sha256",
-    )
-    parser.add_argument(
-        "--baseline",
-        metavar="NAME",
-        help="what the others are compared with (default: clip-ft, clip, random, or the first)",
-    )
-    add(parser, "--task")
-    parser.add_argument("--study", metavar="NAME", help="report on this λ sweep instead")
-    parser.add_argument(
-        "--format", **NAMES, metavar="NAME[,NAME]", help="html, md, csv, latex (default: html)"
-    )
-    add(
-        parser,
-        "--out",
-        type=folder,
-        default=Path("report"),
-        metavar="DIR",
-        help="output folder (default: report)",
-    )
-    parser.add_argument(
-        "--ui-url",
-        default="",
-        metavar="URL",
-        help="address of an MLflow UI: numbers then link to their runs",
-    )
-    add_tracking(parser, "")
+@options_dataclass
+class Report(ConfigOptions, TrackingOptions):
+    """Compare the results in MLflow: a page, and tables for a paper.
+
+    examples:
+      python -m benchmark report --experiment paper --baseline clip-ft --out report/
+      python -m benchmark report --backbone clip,clip-ft,cliptex --format html,latex
+        --ui-url http://127.0.0.1:5000
+    """
+
+    experiment: Names = ()
+    """MLflow experiments (default: the latest with results)"""
+    backbones: Names = ()
+    """only these, in this order (default: all); NAME@SHA selects weights by their sha256"""
+    baseline: str | None = None
+    """what the others are compared with (default: clip-ft, clip, random, or the first)"""
+    tasks: Names = ()
+    """only these tasks; see `list tasks`"""
+    study: str | None = None
+    """report on this λ sweep instead"""
+    format: Names = ("html",)
+    """html, md, csv, latex (default: html)"""
+    out: Folder = Path("report")
+    """output folder"""
+    ui_url: str = ""
+    """address of an MLflow UI: numbers then link to their runs"""
+
+    def main(self) -> int:
+        """Build and write the report; print its headline."""
+        from benchmark.execution.progress import Bar, console
+        from reports.errors import TrackingError
+        from reports.render.export import FORMATS, write
+        from reports.report import Request, build
+
+        if unknown := set(self.format) - set(FORMATS):
+            raise TrackingError(f"--format {min(unknown)}: choose from {', '.join(FORMATS)}")
+        if self.study and (self.backbones or self.tasks or self.baseline):
+            raise TrackingError("--study excludes --backbone, --task and --baseline")
+        request = Request(
+            experiments=self.experiment,
+            baseline=self.baseline,
+            backbones=self.backbones,
+            tasks=self.tasks,
+            study=self.study,
+            tracking_uri=self.tracking_uri,
+            ui_url=self.ui_url,
+        )
+        with Bar() as bar:
+            report = build(request, bar.start, bar.advance)
+            files = write(report, self.out, self.format)
+        if not request.experiments and report.analysis is not None:
+            experiments = ", ".join(report.analysis.selection.experiments)
+            console.print(f"experiment {experiments}", style="dim")
+        console.print(report.verdict.headline, style="bold")
+        for note in report.notes:
+            console.print(f"  note · {note}", style="dim")
+        console.print(f"report: {', '.join(map(str, files))}")
+        return 0
 
 
-def main(options: argparse.Namespace) -> int:
-    """Build and write the report; print its headline."""
-    from benchmark.execution.progress import Bar, console
-    from reports.errors import TrackingError
-    from reports.render.export import FORMATS, write
-    from reports.report import Request, build
-
-    formats = list(dict.fromkeys(options.format)) or ["html"]
-    if unknown := set(formats) - set(FORMATS):
-        raise TrackingError(f"--format {min(unknown)}: choose from {', '.join(FORMATS)}")
-    if options.study and (options.backbones or options.tasks or options.baseline):
-        raise TrackingError("--study excludes --backbone, --task and --baseline")
-    request = Request(
-        experiments=options.experiment,
-        baseline=options.baseline,
-        backbones=list(dict.fromkeys(options.backbones)),
-        tasks=list(dict.fromkeys(options.tasks)),
-        study=options.study,
-        tracking_uri=options.tracking_uri,
-        ui_url=options.ui_url,
-    )
-    with Bar() as bar:
-        report = build(request, bar.start, bar.advance)
-        files = write(report, options.out, formats)
-    if not request.experiments and report.analysis is not None:
-        experiments = ", ".join(report.analysis.selection.experiments)
-        console.print(f"experiment {experiments}", style="dim")
-    console.print(report.verdict.headline, style="bold")
-    for note in report.notes:
-        console.print(f"  note · {note}", style="dim")
-    console.print(f"report: {', '.join(map(str, files))}")
-    return 0
+COMMAND = Report

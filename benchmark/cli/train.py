@@ -2,129 +2,121 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli.options import (
-    SECONDS,
-    add,
-    add_execution,
-    add_tracking,
-    executor_spec,
-    number,
-)
-from benchmark.cli.parser import with_examples
+from pydantic import NonNegativeFloat, NonNegativeInt
+
+from benchmark.cli.parser import ConfigOptions
+from benchmark.options import ExecutionOptions, PairsOptions, TrackingOptions
 from common.errors import UserError
+from common.settings import Names, options_dataclass
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
     from benchmark.stages.weights import TrainedWeights, TrainingInputs
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``train``."""
-    with_examples(
-        parser,
-        "--init open_clip/ViT-B-16/openai --pairs 'cc3m/{00000..00331}.tar' --labels labels/ --out"
-        " b16.safetensors",
-        "--recipe clip-ft --init open_clip/ViT-B-16/openai --pairs pairs.csv --set epochs=10 --out"
-        " ft.safetensors --dry-run",
-    )
-    add(parser, "--config", "--dry-run", "--recipe")
-    add(parser, "--init", "--pairs", required=True)
-    add(parser, "--labels")
-    parser.add_argument(
-        "--manual-labels",
-        type=Path,
-        metavar="DIR",
-        help="labels that override the experts' where a pair has them; from `labels make`",
-    )
-    parser.add_argument(
-        "--experts",
-        metavar="TASK[,TASK]",
-        help="only these of seg, depth, normal (the same as --set experts=…)",
-    )
-    add(parser, "--set", help="change a setting of the recipe (repeatable)")
-    add(parser, "--out", required=True, metavar="FILE.safetensors", help="the trained weights")
-    parser.add_argument(
-        "--save-every",
-        **SECONDS,
-        default=60.0,
-        help="seconds between two checkpoints to resume from (default: 60)",
-    )
-    parser.add_argument(
-        "--keep-every",
-        type=number(0),
-        default=0,
-        metavar="N",
-        help="export weights every N steps into OUT.steps/, for `watch` (default: never)",
-    )
-    add_execution(parser)
-    add_tracking(parser, "train")
+@options_dataclass
+class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
+    """Train a backbone by a recipe: clip, clip-ft, cliptex.
 
+    examples:
+      python -m benchmark train --init open_clip/ViT-B-16/openai --pairs 'cc3m/{00000..00331}.tar'
+        --labels labels/ --out b16.safetensors
+      python -m benchmark train --recipe clip-ft --init open_clip/ViT-B-16/openai --pairs pairs.csv
+        --set epochs=10 --out ft.safetensors --dry-run
+    """
 
-def main(options: argparse.Namespace) -> int:
-    """Train, export, and print how to use the weights."""
-    import backbones
-    from backbones.cliptex.training.distributed import first_process
-    from backbones.cliptex.training.recipes import find_recipe
-    from benchmark.execution.progress import console
-    from benchmark.stages.weights import TrainingInputs, preview_training
-    from reports.mlflow.client import using
+    recipe: str = "cliptex"
+    """a name from `list recipes`, or a .json or .toml file"""
+    init: str
+    """initial weights: open_clip/ARCH/PRETRAINED, a weights file of this suite, random, or imagenet
+    (the recipe's model, its timm image tower with ImageNet weights)"""
+    labels: Path | None = None
+    """pseudo-labels of the pairs, from `labels predict`"""
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    """change a setting of the recipe (repeatable)"""
+    out: Path
+    """file of the trained weights (.safetensors)"""
+    manual_labels: Path | None = None
+    """labels that override the experts' where a pair has them; from `labels make`"""
+    experts: Names = ()
+    """only these of seg, depth, normal (the same as --set experts=…)"""
+    save_every: NonNegativeFloat = 60.0
+    """seconds between two checkpoints to resume from"""
+    keep_every: NonNegativeInt = 0
+    """export weights every so many steps into OUT.steps/, for `watch`; 0: never"""
+    experiment: str = "train"
+    """MLflow experiment"""
+    dry_run: bool = False
+    """show what would be done, and do nothing"""
 
-    spec = executor_spec(options)
-    spec = replace(spec, jobs=1 if spec.name == "local" else spec.jobs, multi_node=True)
-    _check_output(options)
-    experts = [f"experts={options.experts}"] if options.experts else []
-    recipe = find_recipe(options.recipe, [*options.overrides, *experts])
-    labels = [path for path in (options.manual_labels, options.labels) if path is not None]
-    inputs = TrainingInputs(
-        recipe=recipe,
-        init=options.init,
-        pairs=options.pairs,
-        out=options.out.absolute(),
-        labels=tuple(path.absolute() for path in labels),
-        save_seconds=options.save_every,
-        keep_every=options.keep_every,
-        experiment=options.experiment,
-    )
-    with using(options.tracking_uri):
-        if options.dry_run:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-            preview_training(inputs)
-            return 0
-        weights = _train_rank(inputs, spec) if "RANK" in os.environ else _submit(inputs, spec)
-    if first_process():
-        cached = "found in the cache (same recipe, initial weights, pairs and labels)"
-        action = "trained" if weights.trained else cached
-        run = f"  MLflow run {weights.run}" if weights.run else ""
-        console.print(f"{recipe.name} {action}: {options.out}  sha256 {weights.sha256[:16]}{run}")
-        name = recipe.name if recipe.name in backbones.names() else "cliptex"
-        arguments = f"--backbone {name} --weights {options.out} --suite paper --data-root DIR"
-        console.print(f"probe it: python -m benchmark run {arguments}")
-    return 0
+    def main(self) -> int:
+        """Train, export, and print how to use the weights."""
+        import backbones
+        from backbones.cliptex.training.distributed import first_process
+        from backbones.cliptex.training.recipes import find_recipe
+        from benchmark.execution.progress import console
+        from benchmark.stages.weights import TrainingInputs, preview_training
+        from reports.mlflow.client import using
 
-
-def _check_output(options: argparse.Namespace) -> None:
-    """Raise ``UserError`` if ``--out`` is the initial weights or not written by a training."""
-    from backbones.checkpoint import is_suite_checkpoint
-    from benchmark.results.outcome import check_writable
-
-    if not options.out.is_file():
-        if not options.dry_run:
-            check_writable(options.out, "--out")
-        return
-    if Path(options.init).is_file() and options.out.samefile(options.init):
-        raise UserError(f"--out {options.out} is the file of --init; give another")
-    if not is_suite_checkpoint(options.out):
-        raise UserError(
-            f"--out {options.out} exists and has no weights of this suite; give another file, or"
-            " move it away"
+        spec = replace(self.executor_spec, multi_node=True)
+        if spec.name == "local":
+            spec = replace(spec, jobs=1)
+        self._check_output()
+        experts = {"experts": ",".join(self.experts)} if self.experts else {}
+        recipe = find_recipe(self.recipe).changed({**self.overrides, **experts})
+        labels = [path.absolute() for path in (self.manual_labels, self.labels) if path]
+        inputs = TrainingInputs(
+            recipe=recipe,
+            init=self.init,
+            pairs=self.pairs,
+            out=self.out.absolute(),
+            labels=tuple(labels),
+            save_seconds=self.save_every,
+            keep_every=self.keep_every,
+            experiment=self.experiment,
         )
+        with using(self.tracking_uri):
+            if self.dry_run:
+                os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+                preview_training(inputs)
+                return 0
+            weights = _train_rank(inputs, spec) if "RANK" in os.environ else _submit(inputs, spec)
+        if first_process():
+            cached = "found in the cache (same recipe, initial weights, pairs and labels)"
+            action = "trained" if weights.trained else cached
+            run = f"  MLflow run {weights.run}" if weights.run else ""
+            console.print(f"{recipe.name} {action}: {self.out}  sha256 {weights.sha256[:16]}{run}")
+            name = recipe.name if recipe.name in backbones.names() else "cliptex"
+            arguments = f"--backbone {name} --weights {self.out} --suite paper --data-root DIR"
+            console.print(f"probe it: python -m benchmark run {arguments}")
+        return 0
+
+    def _check_output(self) -> None:
+        """Raise ``UserError`` if ``--out`` is the initial weights or not written by a training."""
+        from backbones.checkpoint import is_suite_checkpoint
+        from benchmark.results.outcome import check_writable
+
+        if not self.out.is_file():
+            if not self.dry_run:
+                check_writable(self.out, "--out")
+            return
+        if Path(self.init).is_file() and self.out.samefile(self.init):
+            raise UserError(f"--out {self.out} is the file of --init; give another")
+        if not is_suite_checkpoint(self.out):
+            raise UserError(
+                f"--out {self.out} exists and has no weights of this suite; give another file, or"
+                " move it away"
+            )
+
+
+COMMAND = Train
 
 
 def _train_rank(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:

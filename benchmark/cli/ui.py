@@ -2,63 +2,67 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import subprocess
 import sys
+from typing import Annotated
 
-from benchmark.cli.options import add_tracking, number
-from benchmark.cli.parser import with_examples
+from pydantic import Field
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of ``ui``."""
-    with_examples(
-        parser, "--experiment paper", "--tracking-uri sqlite:////data/mlflow.db --port 5001"
-    )
-    parser.add_argument(
-        "--port",
-        type=number(1, 65535),
-        default=5000,
-        metavar="N",
-        help="port of the UI (default: 5000)",
-    )
-    add_tracking(parser, default="as for `report`")
+from benchmark.options import TrackingOptions
+from common.settings import options_dataclass
 
 
-def main(options: argparse.Namespace) -> int:
-    """Run ``mlflow ui`` until it is interrupted, or print the address of a server."""
-    from benchmark.execution.progress import console
-    from common.secrets import HIDDEN, hide_secrets
-    from reports.errors import TrackingError
-    from reports.mlflow.client import connect, tracking_uri
+@options_dataclass
+class Ui(TrackingOptions):
+    """Open MLflow's own UI on the right store.
 
-    uri = tracking_uri(options.tracking_uri)
-    connect(uri)  # creates or migrates a database, and reports a bad one
-    if uri.startswith(("http://", "https://")):
-        server = hide_secrets(uri).replace(f"{HIDDEN}@", "")  # the browser asks for the login
-        link = _link(server, uri, options.experiment)
-        console.print(f"the store is a server with its own UI: open {link}")
-        return 0
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", options.port)) == 0:
-            raise TrackingError(f"port {options.port} is in use; choose another with --port")
-    link = _link(f"http://127.0.0.1:{options.port}", uri, options.experiment)
-    console.print(f"MLflow on {hide_secrets(uri)}: open {link} (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1"]
-    environment = {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for judges of LLMs
-        **os.environ,
-        "MLFLOW_BACKEND_STORE_URI": uri,  # everybody on this machine sees arguments
-    }
-    server_process = subprocess.Popen([*command, "--port", str(options.port)], env=environment)
-    try:
-        return server_process.wait()
-    except KeyboardInterrupt:
-        server_process.terminate()
-        server_process.wait()
-        return 0
+    examples:
+      python -m benchmark ui --experiment paper
+      python -m benchmark ui --tracking-uri sqlite:////data/mlflow.db --port 5001
+    """
+
+    port: Annotated[int, Field(ge=1, le=65535)] = 5000
+    """port of the UI"""
+    experiment: str | None = None
+    """MLflow experiment (default: as for `report`)"""
+
+    def main(self) -> int:
+        """Run ``mlflow ui`` until it is interrupted, or print the address of a server."""
+        from benchmark.execution.progress import console
+        from common.secrets import HIDDEN, hide_secrets
+        from reports.errors import TrackingError
+        from reports.mlflow.client import connect, tracking_uri
+
+        uri = tracking_uri(self.tracking_uri)
+        connect(uri)  # creates or migrates a database, and reports a bad one
+        if uri.startswith(("http://", "https://")):
+            server = hide_secrets(uri).replace(f"{HIDDEN}@", "")  # the browser asks for the login
+            link = _link(server, uri, self.experiment)
+            console.print(f"the store is a server with its own UI: open {link}")
+            return 0
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise TrackingError(f"port {self.port} is in use; choose another with --port")
+        link = _link(f"http://127.0.0.1:{self.port}", uri, self.experiment)
+        console.print(f"MLflow on {hide_secrets(uri)}: open {link} (Ctrl-C ends it)")
+        command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1"]
+        environment = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for judges of LLMs
+            **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": uri,  # everybody on this machine sees arguments
+        }
+        server_process = subprocess.Popen([*command, "--port", str(self.port)], env=environment)
+        try:
+            return server_process.wait()
+        except KeyboardInterrupt:
+            server_process.terminate()
+            server_process.wait()
+            return 0
+
+
+COMMAND = Ui
 
 
 def _link(ui: str, uri: str, experiment: str | None) -> str:

@@ -61,7 +61,7 @@ class Executor(ABC):
     """Runs units of work; a context manager.
 
     Leaving the block waits for all units; after an error it lets them save and stops them. A
-    subclass implements ``_start`` and ``_stop`` and is registered in ``EXECUTORS``.
+    subclass implements ``_start`` and is registered in ``EXECUTORS``.
 
     Attributes:
         about: one line for ``list executors``.
@@ -103,9 +103,8 @@ class Executor(ABC):
         Errors are those of ``_result``.
         """
 
-    @abstractmethod
-    def _stop(self) -> None:
-        """Ask the running units to save their state and end."""
+    def _stop(self) -> None:  # noqa: B027
+        """Withdraw units that have not started; running ones see their ``stop`` file."""
 
     def release(self) -> None:  # noqa: B027
         """Release all resources; units that still run are killed."""
@@ -252,7 +251,7 @@ class Executor(ABC):
             self.closing, bug = True, error
         deadline = time.monotonic() + SAVE_SECONDS
         for queued in self._running:
-            with suppress(OSError):  # a full disk; the signal of ``_stop`` may still arrive
+            with suppress(OSError):  # a full disk
                 queued.unit.folder.mkdir(parents=True, exist_ok=True)
                 queued.unit.stop.touch()
         with suppress(Exception):

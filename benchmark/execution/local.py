@@ -13,7 +13,7 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
-from benchmark.execution.base import SAVE_SECONDS, Executor
+from benchmark.execution.base import Executor
 from benchmark.execution.progress import Bar, reporting
 from benchmark.execution.spec import ExecutorSpec
 from benchmark.execution.unit import THREADS, Outcome, Unit, cores, execute, threads
@@ -49,20 +49,14 @@ class LocalExecutor(Executor):
         future: Future[Any] = Future()
         with threads(unit.cpus), reporting(self.bar):
             try:  # errors keep their traceback, and an interruption is not caught
-                self._check(unit)
                 future.set_result(unit.call())
             except Exception as error:
                 future.set_exception(error)
         self.overview.add_done()
         return future
 
-    def _check(self, unit: Unit) -> None:
-        if unit.gpus > len(self._gpus):
-            raise UserError(f"{unit.name} needs {unit.gpus} GPUs, there are {len(self._gpus)}")
-
     def _start(self, unit: Unit) -> Future[Outcome] | None:
         """Run a unit on its own GPU or, without one, on its cores; ``gpus`` is 0 or 1."""
-        self._check(unit)
         self._workers = [worker for worker in self._workers if not worker.is_broken]
         # units on a GPU do not wait for cores
         cpus = 0 if unit.gpus else min(unit.cpus, self._cpus)
@@ -84,15 +78,10 @@ class LocalExecutor(Executor):
             self._workers.remove(worker)
             return self._start(unit)
 
-    def _stop(self) -> None:
-        for worker in self._workers:
-            if worker.is_busy:
-                worker.signal(signal.SIGTERM)
-
     def release(self) -> None:
         for worker in self._workers:
             if worker.is_busy:
-                worker.signal(signal.SIGKILL)
+                worker.kill()
         for worker in self._workers:
             worker.pool.shutdown(wait=True, cancel_futures=True)
 
@@ -127,9 +116,9 @@ class _Worker:
         self.cpus, self.running = cpus, self.pool.submit(execute, unit, (signal.SIGTERM,))
         return self.running
 
-    def signal(self, number: int) -> None:
+    def kill(self) -> None:
         with suppress(Exception):
-            os.kill(self._pid.result(timeout=SAVE_SECONDS), number)
+            os.kill(self._pid.result(timeout=10), signal.SIGKILL)
 
 
 def _initialize(visible: str, cpus: int) -> None:

@@ -150,7 +150,7 @@ class Overview(ProgressLine):
     def __init__(self, bar: Bar) -> None:
         super().__init__(bar.progress, bar.live, OVERVIEW_SECONDS)
         self._submitted, self._expected = Counter[str](), Counter[str]()
-        self._ended = 0
+        self._finished = 0
 
     def expect(self, kind: str, units: int) -> None:
         """Announce units of a kind before they are submitted; a negative number withdraws them."""
@@ -162,14 +162,14 @@ class Overview(ProgressLine):
 
     def add_done(self) -> None:
         """Count a unit that has ended, failed ones included."""
-        self._ended += 1
+        self._finished += 1
 
     def tick(self, running: Iterable[ProgressLine]) -> None:
         """Draw the number of finished units, or print it with the ``running`` steps when due."""
         if self._step is None:
             self.start("units of work", 0)
         total = (self._expected | self._submitted).total()
-        self.progress.update(self._step, completed=self._ended, total=total)
+        self.progress.update(self._step, completed=self._finished, total=total)
         if steps := list(filter(None, (line.text() for line in running))):
             self._print("; ".join([self.text(), *steps]))
 

@@ -120,31 +120,14 @@ class RayExecutor(Executor):
 
 
 def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
-    """``execute`` with a thread that watches for the driver's stop file.
-
-    Ray's own cancellation does not reach a unit that waits for its loading processes.
+    """``execute`` in a process of Ray.
 
     Args:
         content: the pickled unit; its modules are imported after ``variables`` are set.
         variables: environment variables of the driver.
     """
     os.environ.update(variables)
-    unit: Unit = pickle.loads(content)
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(0.5):
-            if unit.stop.exists():
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-    watcher = threading.Thread(target=watch, name="stop", daemon=True)
-    watcher.start()
-    try:
-        return execute(unit)
-    finally:
-        finished.set()
-        watcher.join()
+    return execute(pickle.loads(content))
 
 
 def _connect(ray: Any, spec: ExecutorSpec, sizes: Mapping[str, int]) -> None:

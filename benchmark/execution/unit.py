@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from benchmark.execution.progress import UnitProgress, console, reporting
 from benchmark.execution.streams import RedactingStream, redacting
 from common.errors import UserError, user_error_message
 from reports.mlflow.environment import environment
-from reports.mlflow.heartbeat import Heartbeat
+from reports.mlflow.heartbeat import Heartbeat, repeating
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = "CLIPTEX_UNIT_GPUS"  # number of GPUs of this process's unit
@@ -67,7 +68,7 @@ class Unit:
 
     @property
     def stop(self) -> Path:
-        """Created by the driver to stop the unit: a signal may come too early to be handled."""
+        """Created by the driver to stop the unit: it saves its state and ends."""
         return self.folder / "stop"
 
     @property
@@ -127,16 +128,22 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
                 os.chdir(unit.cwd)
             stack.enter_context(threads(unit.cpus))
             heartbeat = stack.enter_context(Heartbeat(unit.status, name=unit.name))
+            stack.enter_context(repeating(partial(_obey, unit.stop), 0.5))
             stack.enter_context(reporting(UnitProgress(heartbeat)))
             stack.callback(setattr, console, "file", console._file)
             stack.enter_context(redacting())
             log = unit.log.open("a", encoding="utf-8", errors="replace", buffering=1)
             console.file = RedactingStream(stack.enter_context(log))  # type: ignore[assignment]
-            return Outcome("interrupted") if unit.stop.exists() else Outcome.of(unit.call)
+            return Outcome.of(unit.call)
     except KeyboardInterrupt:  # before the unit started, or after its end
         return Outcome("interrupted", signal=received())
     except UserError as error:  # the node is not set up like the driver
         return Outcome.failed(error)
+
+
+def _obey(stop: Path) -> None:
+    if stop.exists():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 _previous: Callable[..., Any] | None = None
@@ -151,7 +158,7 @@ def _release_memory(function: Callable[..., Any]) -> None:
         forget()
 
 
-@functools.cache
+@cache
 def software() -> Mapping[str, str]:
     """The commit and the versions that a number depends on."""
     versions = environment()
@@ -218,16 +225,14 @@ def threads(count: int) -> Iterator[None]:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or if pickling loses something one with the same message; bugs get a traceback."""
-    message = user_error_message(error)
-    if message is None:
-        error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
-    with suppress(Exception):
-        copy = pickle.loads(pickle.dumps(error))  # without its cause
-        if str(copy) == str(error) and user_error_message(copy) == message:
-            return error
-    if message is not None:
+    """The user's error as one line; a bug with its traceback, or its message if it cannot be
+    pickled."""
+    if message := user_error_message(error):
         return UserError(message)
+    error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
+    with suppress(Exception):
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
     substitute = RuntimeError(f"{type(error).__name__}: {error}")
     substitute.__notes__ = error.__notes__
     return substitute

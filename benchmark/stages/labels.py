@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
@@ -83,7 +82,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
     request = replace(request, device=executor.device, num_workers=executor.num_workers)
     source, writer = request.open(executor.bar)
     async with exclusive_async(writer.root):
-        failures, pending = FailureCounter("images"), deque[int]()
+        failures, pending = FailureCounter("images"), []
         for number, shard in enumerate(source.shards):
             if summary := writer.finished(shard.name, print_note):
                 _count_failures(failures, summary["failed"], len(source))
@@ -101,38 +100,29 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
         title = f"label {PurePath(source.name).name}"
         with stage_run(Tracker(request.experiment), "label", title, tags, params) as run:
             steps = itertools.count(1)
+            slots = asyncio.Semaphore(2 * executor.slots)  # those that wait for a worker included
 
-            async def label_pending() -> None:
-                """One shard after the other; a failure ends the others' queue."""
-                while pending:
-                    number = pending.popleft()
-                    try:
-                        shard, device = await executor.run(
-                            "label",
-                            label_unit,
-                            request,
-                            writer,
-                            number,
-                            name=f"label {source.shards[number].name}",
-                            priority=request.priority,
-                        )
-                        run.set_tags({"device.kind": device})
-                        if shard.images:
-                            speed = shard.images / max(shard.seconds, 1e-9)
-                            run.log_metrics({"label/images_per_second": speed}, next(steps))
-                        _count_failures(failures, shard.failed, len(source))
-                    except BaseException:
-                        pending.clear()
-                        raise
+            async def label(number: int) -> None:
+                unit = request, writer, number
+                name = f"label {source.shards[number].name}"
+                async with slots:
+                    shard, device = await executor.run(
+                        "label", label_unit, *unit, name=name, priority=request.priority
+                    )
+                run.set_tags({"device.kind": device})
+                if shard.images:
+                    speed = shard.images / max(shard.seconds, 1e-9)
+                    run.log_metrics({"label/images_per_second": speed}, next(steps))
+                _count_failures(failures, shard.failed, len(source))
 
-            try:  # twice as many shards under way as can run
-                workers = (label_pending() for _ in range(2 * executor.slots))
-                outcomes = await asyncio.gather(*workers, return_exceptions=True)
+            try:
+                async with asyncio.TaskGroup() as group:  # the first failure cancels the others
+                    for number in pending:
+                        group.create_task(label(number))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0]  # noqa: B904 – keeps its own cause
             finally:
                 _labeller.cache_clear()  # units of this process loaded it
-            for error in outcomes:
-                if error is not None:
-                    raise error
             finish_labels(source, writer)
             store = LabelStore(writer.root)
             _log(run, store, source)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from backbones import UserError
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.models import load_pretrained_clip
-from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
-from benchmark.execution import Executor, ExecutorSpec
+from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe
+from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
-from benchmark.options import DataOptions
 from benchmark.plan import plan_tasks
 from benchmark.probing.cell import log_backbone
 from benchmark.probing.data import prepare_data
@@ -24,72 +22,34 @@ from benchmark.records import PlannedTask
 from benchmark.stages.graph import Runner
 from benchmark.stages.weights import TrainingInputs, train_stage
 from benchmark.suites.registry import SuiteTraining, find_suite
-from common.errors import nearest
+from benchmark.sweep.options import SweepOptions
 from common.files import content_key, home
 from common.locks import mark_in_use
-from common.settings import parse_pairs, settings_dataclass
 from probes.base import missing_capability
 from reports.mlflow.run import Tracker
 from sweeps.driver import Evaluation
 from sweeps.objective import ObjectiveTask
 from sweeps.pruning import Pruning
-from sweeps.space import SearchRequest, Value
+from sweeps.space import BASE
 
 CLIPTEX = RECIPES["cliptex"]
 DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
 
 
-@settings_dataclass
-class SweepOptions(DataOptions, SearchRequest):
-    """Options of ``sweep launch``; its ``--help`` describes them."""
-
-    suite: str = "sweep"
-    tasks: Sequence[str] = ()
-    overrides: Sequence[str] = ()
-    task_overrides: Sequence[str] = ()
-    recipe: str = "cliptex"
-    init: str = ""
-    pairs: str = ""
-    labels: str = ""
-    confirm: int = 3
-    study: str = ""
-    storage: str | None = None
-    objective: Sequence[str] = ()
-    zero_shot_loss: float = 5.0
-    prune: str = ""
-    executor: ExecutorSpec = field(default_factory=ExecutorSpec)
-    experiment: str = ""
-    out: Path | None = None
-
-    @property
-    def name(self) -> str:
-        return self.study or f"{self.suite}-{self.search}"
-
-    @property
-    def experiment_name(self) -> str:
-        return self.experiment or (self.suite if self.suite == "sweep" else f"sweep-{self.suite}")
-
-    @property
-    def recipe_file(self) -> Path:
-        """File of the best trial's recipe."""
-        return self.out or Path(f"{self.name.replace('/', '_')}-best.json")
-
-
 def sweep_tasks(options: SweepOptions) -> list[PlannedTask]:
     """The tasks of a sweep with their settings."""
     suite = find_suite(options.suite)
-    for name in ("init", "pairs", "labels"):
-        is_given = bool(getattr(options, name))
-        if is_given and suite.training:
-            raise UserError(
-                f"suite {suite.name!r} makes its own pairs, labels and weights; leave out --{name}"
-            )
-        if not is_given and not suite.training:
-            raise UserError(
-                f"suite {suite.name!r} has no pairs of its own: give --init, --pairs and --labels"
-                f" ({name} is missing)"
-            )
-    return plan_tasks(suite, options.tasks, parse_pairs(options.task_overrides))
+    inputs = options.init, options.pairs, options.labels
+    if suite.training and any(inputs):
+        raise UserError(
+            f"suite {suite.name!r} makes its own weights, pairs and labels; leave out --init,"
+            " --pairs and --labels"
+        )
+    if not suite.training and not all(inputs):
+        raise UserError(
+            f"suite {suite.name!r} has no pairs of its own: give --init, --pairs and --labels"
+        )
+    return plan_tasks(suite, options.tasks, options.task_overrides)
 
 
 def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:
@@ -107,39 +67,27 @@ def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:
     return described
 
 
-def fixed_settings(
-    options: SweepOptions, suite_settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Value]]:
-    """Recipe settings that all trials share – the suite's, changed by the recipe file and by the
-    user, without λs – and the λs that the user fixes (or bases linear search on).
+def base_recipe(options: SweepOptions) -> Recipe:
+    """The recipe of the base cell: the suite's settings, changed by the recipe file, with all λs
+    at 1, changed by the user.
 
     Raises:
         UserError: no such recipe, or a setting that does not exist or fit.
     """
-    settings, overrides = dict(suite_settings), parse_pairs(options.overrides)
+    if {"name", "seed"} & options.overrides.keys():
+        raise UserError("--set name and --set seed: give --study NAME and --seed N instead")
+    settings = dict(find_suite(options.suite).training_settings)
     if options.recipe not in RECIPES:
-        settings |= _changes(read_recipe(Path(options.recipe)))
+        settings |= changes(read_recipe(Path(options.recipe)))
     elif options.recipe != CLIPTEX.name:
         raise UserError(
             f"--recipe {options.recipe}: a sweep is over cliptex's λs; give cliptex or a recipe"
             " file"
         )
-    for name in overrides:
-        if name not in setting_names():
-            raise UserError(
-                f"--set {name}: no setting of the recipe; {nearest(name, setting_names())}"
-                " (tasks: --set-task)"
-            )
-        if name in ("name", "seed"):
-            raise UserError(f"--set {name}: give --study NAME and --seed N instead")
-    recipe = CLIPTEX.changed(settings).changed(overrides)
-    lambdas: dict[str, Value] = {
-        name: recipe.settings()[name] for name in overrides if name.startswith(LAMBDA)
-    }
-    return {"recipe": CLIPTEX.name, **_changes(recipe), "seed": options.seed}, lambdas
+    return CLIPTEX.changed({**settings, **BASE, **options.overrides, "seed": options.seed})
 
 
-def _changes(recipe: Recipe) -> dict[str, Any]:
+def changes(recipe: Recipe) -> dict[str, Any]:
     """Settings in which a recipe differs from ``cliptex``, without name, seed and λs."""
     return {
         name: value
@@ -148,24 +96,6 @@ def _changes(recipe: Recipe) -> dict[str, Any]:
         and not name.startswith(LAMBDA)
         and value != CLIPTEX.settings()[name]
     }
-
-
-def make_recipe(
-    name: str, fixed: Mapping[str, Any], params: Mapping[str, Value], seed: int
-) -> Recipe:
-    """Recipe ``name`` (``cliptex``, ``clip-ft``) with shared settings and a trial's params.
-
-    Raises:
-        UserError: they do not fit together.
-    """
-    # the baseline shares the settings, but has neither λs nor experts
-    excluded = ("recipe", "seed") if name == CLIPTEX.name else ("recipe", "seed", "experts")
-    shared: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in fixed.items()
-        if key not in excluded
-    }
-    return RECIPES[name].changed({**shared, **params, "seed": seed})
 
 
 class Bench:
@@ -251,20 +181,17 @@ class Bench:
             if cell.status == "failed":
                 raise RuntimeError(f"{cell.task}: {cell.reason}")
         tags = {
-            "train.run": weights.run,
             "trained": str(weights.trained).lower(),
             "weights.sha256": weights.sha256,
             "weights.file": str(weights.path),
         }
+        if weights.run:
+            tags["train.run"] = weights.run
         for cell in cells:
             if cell.status == "cached":
                 tags[f"cached.{cell.task.replace('/', '.')}"] = cell.run_id
         costs = {**weights.train_cost, "probe_seconds": sum(cell.seconds for cell in cells)}
-        return Evaluation(
-            {cell.task: cell.metrics for cell in cells},
-            {key: value for key, value in tags.items() if value},
-            costs,
-        )
+        return Evaluation({cell.task: cell.metrics for cell in cells}, tags, costs)
 
 
 async def prepare_bench(options: SweepOptions, executor: Executor, tracker: Tracker) -> Bench:

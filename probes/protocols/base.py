@@ -29,6 +29,7 @@ class Preset:
         data: facts of the source's copy of the dataset, as in ``DatasetSpec.extra``, where copies
             differ.
         required: likewise, without which the preset is refused.
+        images: of each split, where the source's copy has other numbers than the official one.
     """
 
     probe: str
@@ -36,6 +37,7 @@ class Preset:
     datasets: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     required: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ DEPTH = Preset(
     },
     datasets=("nyu-depth",),
     data={"split": "24k/654"},
+    images={"train": 24_231},
 )
 
 register_protocol(

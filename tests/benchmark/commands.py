@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmark.__main__ import main
+from safetensors.torch import load_file
+
+from benchmark.cli.main import main
 from reports.mlflow.client import Client
 
 
@@ -24,10 +26,18 @@ def store() -> Client:
     return Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
 
 
-def runs_of(experiment: str) -> list:
+def runs_of(experiment: str, client: Client | None = None) -> list:
     """The MLflow runs of an experiment; none if it does not exist."""
-    match = store().get_experiment_by_name(experiment)
-    return store().search_runs([match.experiment_id]) if match else []
+    client = client or store()
+    match = client.get_experiment_by_name(experiment)
+    return client.search_runs([match.experiment_id]) if match else []
+
+
+def assert_same_weights(path: str, expected: str) -> None:
+    """Up to the order of sums."""
+    one, two = load_file(path), load_file(expected)
+    differing = sum(((one[name] - two[name]).abs() > 1e-2).sum().item() for name in two)
+    assert differing / sum(value.numel() for value in two.values()) < 1e-2
 
 
 def listing(folder: Path) -> dict[Path, int]:

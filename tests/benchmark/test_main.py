@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from benchmark.__main__ import main
 from benchmark.cli import ui
+from benchmark.cli.main import main
 from common.errors import UserError
 
 
@@ -20,7 +20,7 @@ def command(monkeypatch):
     """Let ``ui`` do something else, and run it."""
 
     def run(does) -> int:
-        monkeypatch.setattr(ui, "main", lambda options: does())
+        monkeypatch.setattr(ui.Ui, "main", lambda options: does())
         return main(["ui"])
 
     return run
@@ -41,7 +41,7 @@ def interrupted():
 @pytest.mark.parametrize(
     ("does", "code", "message"),
     [
-        (lambda: None, 0, ""),
+        (lambda: 0, 0, ""),
         (lambda: 1, 1, ""),
         (full_disk, 2, "error: cannot write /data/weights: No space left on device"),
         (users, 2, "error: no such folder\n"),
@@ -80,7 +80,7 @@ HEAVY = "mmengine mmcv mmseg mmdet torchvision timm open_clip transformers mlflo
 )
 def test_commands_that_only_list_import_no_library_that_computes(words, heavy):
     code = (
-        "import sys; from benchmark.__main__ import main\n"
+        "import sys; from benchmark.cli.main import main\n"
         f"code = main({words.split()!r})\n"
         f"sys.exit(code or ' '.join(set({heavy!r}.split()) & set(sys.modules)) or None)"
     )

@@ -8,10 +8,10 @@ import json
 import re
 import shutil
 import textwrap
-from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,18 +26,23 @@ from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
-from benchmark.__main__ import main, parser
-from benchmark.cli.options import parse_folders
-from benchmark.cli.sweep import _sweep_options
+from benchmark.cli.data import Get
+from benchmark.cli.experts import Train as TrainExpert
+from benchmark.cli.labels import Make, Predict
+from benchmark.cli.main import main, parse
+from benchmark.cli.report import Report
+from benchmark.cli.run import Run
+from benchmark.cli.sweep import Launch
+from benchmark.cli.train import Train
+from benchmark.cli.watch import Watch
 from benchmark.execution import EXECUTORS
-from benchmark.options import RunOptions
 from benchmark.plan import make_plan, plan_tasks
 from benchmark.records import Cell
 from benchmark.results.outcome import RunResult, as_json
 from benchmark.suites.registry import find_suite
 from benchmark.sweep import launch
 from common.errors import UserError
-from common.settings import parse_pairs, with_changes
+from common.settings import with_changes
 from probes.datasets.download.table import ENTRIES
 from probes.datasets.specs.webdataset import list_candidates
 from reports.render.export import FORMATS
@@ -65,26 +70,21 @@ def test_every_block_says_its_language():
 # --- shell
 
 
-def run(options: Namespace) -> None:
-    names = {field.name for field in fields(RunOptions)} & set(vars(options)) - {"executor"}
-    values = {name: getattr(options, name) for name in names}
-    request = RunOptions(**{**values, "data": parse_folders(options.data)})
+def run(command: Run) -> None:
     try:
-        plan = make_plan(request)
+        plan = make_plan(command)
     except UserError as error:  # a suite of what is there, and nothing is here
         assert "none of its" in str(error), error
-        suite = find_suite(options.suite)
-        assert plan_tasks(suite, (), parse_pairs(options.overrides))
+        suite = find_suite(command.suite)
+        assert plan_tasks(suite, (), command.overrides)
         first = [next(iter(suite.tasks))]
-        plan = make_plan(replace(request, suite=suite.name, tasks=first, data_root=None))
+        plan = make_plan(replace(command, suite=suite.name, tasks=first, data_root=None))
     for name in plan.names:
         initial(name)
 
 
-def watch(options: Namespace) -> None:
-    assert make_plan(
-        RunOptions(backbones=options.backbones, suite=options.suite, data_root=options.data_root)
-    ).tasks
+def watch(command: Watch) -> None:
+    assert make_plan(command.run_options(Path("step-1.safetensors"))).tasks
 
 
 def initial(name: str) -> None:
@@ -95,54 +95,52 @@ def initial(name: str) -> None:
         assert tag in open_clip.list_pretrained_tags_by_model(architecture)
 
 
-def train(options: Namespace) -> None:
-    initial(options.init)
-    experts = [f"experts={','.join(listed(options.experts))}"] if options.experts else []
-    find_recipe(options.recipe, [*options.overrides, *experts])
+def train(command: Train) -> None:
+    initial(command.init)
+    experts = {"experts": ",".join(command.experts)} if command.experts else {}
+    find_recipe(command.recipe).changed({**command.overrides, **experts})
 
 
-def label(options: Namespace) -> None:
-    for pair in listed(options.experts):
+def label(command: Predict) -> None:
+    for pair in command.experts:
         EXPERTS.find(pair.partition("=")[0])
-    with_changes(LabelSettings(), parse_pairs(options.overrides))
+    with_changes(LabelSettings(), command.overrides)
 
 
-def labels(options: Namespace) -> None:
-    if hasattr(options, "experts"):
-        label(options)
-    for name in parse_folders(getattr(options, "folders", ()), "--from"):
+def make_labels(command: Make) -> None:
+    for name in command.folders:
         find_task(name)
 
 
-def experts(options: Namespace) -> None:
-    if options.what == "train":
-        with_changes(EXPERTS.find(options.name).settings_type(), parse_pairs(options.overrides))
+def expert(command: TrainExpert) -> None:
+    with_changes(EXPERTS.find(command.name).settings_type(), command.overrides)
 
 
-def sweep(options: Namespace) -> None:
-    if options.what == "launch":
-        launch._plan(_sweep_options(options))
-        assert options.init is None or not initial(options.init)
+def sweep(command: Launch) -> None:
+    launch._plan(command)
+    assert not command.init or not initial(command.init)
 
 
-def data(options: Namespace) -> None:
-    for name in getattr(options, "names", ()):
+def data(command: Get) -> None:
+    for name in command.names:
         assert name == "zeroshot38" or name.startswith("wds_") or name in ENTRIES
 
 
-def report(options: Namespace) -> None:
-    assert set(listed(options.format)) <= set(FORMATS)
+def report(command: Report) -> None:
+    assert set(command.format) <= set(FORMATS)
 
 
-def listed(formats: str | Sequence[str]) -> Sequence[str]:
-    return formats.split(",") if isinstance(formats, str) else formats
-
-
-PLANNERS: dict[str, Callable[[Namespace], None]] = {
-    command.__name__: command
-    for command in (run, watch, train, label, labels, experts, sweep, data, report)
+PLANNERS: dict[type, Callable[[Any], None]] = {
+    Run: run,
+    Watch: watch,
+    Train: train,
+    Predict: label,
+    Make: make_labels,
+    TrainExpert: expert,
+    Launch: sweep,
+    Get: data,
+    Report: report,
 }
-PLANNERS |= dict.fromkeys(("doctor", "cache", "ui"), lambda options: None)
 
 
 def ours(words: list[str]) -> None:
@@ -151,10 +149,10 @@ def ours(words: list[str]) -> None:
     if words[0] == "list":
         assert main(words) == 0
         return
-    options = parser(words[0]).parse_args(words)
-    if hasattr(options, "executor"):
-        assert options.executor == "local" or options.executor in EXECUTORS.descriptions()
-    PLANNERS[options.command](options)
+    command = parse(words)
+    if hasattr(command, "executor"):
+        assert command.executor in EXECUTORS.descriptions()
+    PLANNERS.get(type(command), lambda command: None)(command)
 
 
 def python(words: list[str]) -> None:

@@ -32,7 +32,6 @@ def run() -> list[Result]:
     timed."""
     from benchmark import options
     from benchmark import run as runner
-    from benchmark.execution import ExecutorSpec
     from reports.mlflow import run as tracking
     from reports.mlflow.client import using
 
@@ -62,8 +61,8 @@ def run() -> list[Result]:
             backbones=["efficientnet-lite0"],
             suite="smoke",
             tasks=["mini-seg/linear"],
-            overrides=["max_iters=300"],
-            executor=ExecutorSpec(jobs=1),  # in this process, where the calls are timed
+            overrides={"max_iters": "300"},
+            jobs=1,  # in this process, where the calls are timed
         )
         runner.run(request)  # makes the world and warms everything up
         for name in TRACKING:

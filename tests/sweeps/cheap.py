@@ -11,10 +11,11 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from backbones.cliptex.training.recipes import RECIPES
 from reports.mlflow.run import Run, Tracker
 from sweeps.driver import Evaluate, Evaluation, drive
 from sweeps.objective import ObjectiveTask, make_objectives
-from sweeps.space import SearchRequest, make_space
+from sweeps.space import BASE, SearchRequest, make_space
 from sweeps.study import Plan, Sweep, load_sweep, sole_driver, start_sweep
 
 TASKS = {
@@ -49,20 +50,15 @@ def start(
     search: str = "linear",
     objectives: Sequence[str] = ("gain",),
     prune: str = "",
-    zero_shot_loss: float | None = None,
+    zero_shot_loss: float = 100.0,
     **space: Any,
 ) -> Sweep:
     """A study on the cheap tasks, with their baseline."""
-    identity: dict[str, Any] = {"suite": "cheap", "fixed": {"recipe": "cliptex", "epochs": 2.0}}
-    if zero_shot_loss is not None:
-        identity["zero_shot_loss"] = zero_shot_loss
-    plan = Plan(
-        make_space(SearchRequest(search, **space)),
-        make_objectives(objectives, TASKS),
-        TASKS,
-        identity,
-        prune,
-    )
+    fixed = {"recipe": "cliptex", "epochs": 2.0}
+    inputs = {"suite": "cheap", "fixed": fixed, "zero_shot_loss": zero_shot_loss}
+    recipe = RECIPES["cliptex"].changed(BASE)
+    searched = make_space(SearchRequest(search=search, **space), recipe)
+    plan = Plan(searched, make_objectives(objectives, TASKS), TASKS, inputs, prune)
     sweep = start_sweep(name, storage, plan)
     sweep.store("baseline", BASELINE)
     return sweep

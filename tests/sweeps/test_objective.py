@@ -50,11 +50,11 @@ def test_a_hole_is_an_error(metric):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("best", "choose gain"),
-        ("seg/linear/PQ", "has mIoU"),
-        ("zero-shot", "none of the selected tasks"),
+        ("best", "known: dense, gain"),
+        ("seg/linear/PQ", "did you mean seg/linear/mIoU"),
+        ("zero-shot", "known: dense"),
     ],
 )
 def test_unknown_objectives(name, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"--objective {name}: {message}"):
         make_objectives([name], {"seg/linear": TASKS["seg/linear"]})

@@ -9,50 +9,53 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backbones.cliptex.training.recipes import RECIPES
 from common.errors import UserError
-from sweeps.space import LAMBDAS, SearchRequest, Space, make_space, short
+from sweeps.space import BASE, LAMBDAS, SearchRequest, Space, make_space, short
+
+RECIPE = RECIPES["cliptex"].changed(BASE)
+
+
+def space_of(recipe=RECIPE, **options) -> Space:
+    return make_space(SearchRequest(**options), recipe)
 
 
 def test_linear_search_is_the_papers_nine_cells():
-    base, *others = make_space(SearchRequest()).cells().values()
-    assert base == dict.fromkeys((f"lambda_{name}" for name in LAMBDAS), 1.0)
-    assert len(others) == 8
-    for params in others:
+    base, *cells = space_of().cells().values()
+    assert base == BASE
+    assert len(cells) == 8
+    for params in cells:
         changed = [value for value in params.values() if value != 1.0]
         assert len(changed) == 1 and changed[0] in (0.1, 10.0)
 
 
 def test_grid_is_every_combination_once_and_fixed_lambdas_are_params_too():
-    cells = make_space(SearchRequest("grid", ("clip", "seg"))).cells().values()
+    recipe = RECIPE.changed({"lambda_normal": 2})
+    cells = space_of(recipe, search="grid", lambdas=("clip", "seg")).cells().values()
     values = (0.1, 1.0, 10.0)
-    expected = set(itertools.product(values, values, [1.0], [1.0]))
+    expected = set(itertools.product(values, values, [1.0], [2.0]))
     assert {tuple(params.values()) for params in cells} == expected and len(cells) == 9
 
 
 def test_further_settings_vary_around_their_base():
-    bases = {"lr": 3e-4, "experts": ("seg", "depth", "normal")}
-
-    def read(name, text):
-        return tuple(text.split(",")) if name == "experts" else float(text)
-
     vary = {"lr": "1e-4,1e-3", "experts": "seg|seg,depth"}
-    space = make_space(SearchRequest("linear", ("seg",), vary=vary), bases, read)
-    cells = space.cells().values()
+    recipe = RECIPE.changed({"lr": 3e-4})
+    cells = space_of(recipe, lambdas=("seg",), vary=vary).cells().values()
     assert len(cells) == 1 + 2 + 2 + 2
     assert {params["experts"] for params in cells} == {"seg,depth,normal", "seg", "seg,depth"}
     assert sum(params["lr"] == 3e-4 for params in cells) == 5
 
 
 def test_samplers_draw_within_the_ranges_on_a_log_scale():
-    request = SearchRequest("random", ("clip", "seg"), vary={"epochs": "1:4"}, trials=60)
-    space = make_space(request, {"epochs": 2}, lambda _, t: int(t))
+    vary = {"batch_size": "2:5"}
+    space = space_of(search="random", lambdas=("clip", "seg"), vary=vary, trials=60)
     assert list(space.cells().values()) == [{}] * 60
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     sampled = [space.suggest(study.ask()) for _ in range(60)]
     assert all(
         0.01 <= params["lambda_seg"] <= 100 and params["lambda_depth"] == 1.0 for params in sampled
     )
-    assert {params["epochs"] for params in sampled} == {1, 2, 3, 4}
+    assert {params["batch_size"] for params in sampled} == {2, 3, 4, 5}
     below = sum(params["lambda_seg"] < 1 for params in sampled)
     assert 15 < below < 45, "a linear scale would have none below 1"
 
@@ -63,7 +66,7 @@ def test_samplers_draw_within_the_ranges_on_a_log_scale():
     st.lists(st.floats(0, 1e4), min_size=1, max_size=4),
 )
 def test_every_cell_is_one_that_optuna_can_hold(search, lambdas, values):
-    space = make_space(SearchRequest(search, lambdas, values))
+    space = space_of(search=search, lambdas=lambdas, values=values)
     distributions = space.distributions()
     for params in space.cells().values():
         for name, value in params.items():
@@ -72,25 +75,27 @@ def test_every_cell_is_one_that_optuna_can_hold(search, lambdas, values):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
         ({"lambdas": ["colour"]}, "choose among clip, seg"),
         ({"values": [-1.0]}, "0 or more"),
-        ({"search": "tpe", "between": (0.0, 1.0)}, "0 < LOW"),
-        ({"search": "tpe", "trials": 0}, "at least 1"),
+        ({"between": (0.0, 1.0)}, "0 < LOW"),
+        ({"trials": 0}, "trials=0"),
         ({"lambdas": []}, "nothing to vary"),
         ({"search": "grid", "vary": {"lr": "1e-4:1e-3"}}, "not a range"),
         ({"search": "tpe", "vary": {"lr": "1e-3:1e-4"}}, "LOW below HIGH"),
+        ({"search": "tpe", "vary": {"experts": "seg:depth"}}, "a range is LOW:HIGH of a number"),
         ({"search": "tpe", "vary": {"lambda_seg": "1:2"}}, "--lambdas"),
-        ({"search": "best"}, "choose one of"),
+        ({"vary": {"learning": "1,2"}}, "no setting 'learning'"),
+        ({"search": "best"}, "search=best"),
     ],
 )
-def test_invalid_options_are_refused(arguments, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        make_space(SearchRequest(**arguments), {"lr": 1e-4})
+        space_of(**options)
 
 
 def test_names_for_people():
-    base = make_space(SearchRequest()).base
+    base = space_of().base
     assert short(base, base) == "base"
     assert short({**base, "lambda_seg": 0.1}, base) == "λseg 0.1"

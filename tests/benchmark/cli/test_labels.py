@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark.__main__ import main
+from benchmark.cli.main import main
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.labels.test_manual import write_files
 
@@ -25,17 +25,17 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make(folder: str, out: str, classes: str) -> int:
+def make(folder: str, out: str) -> int:
     folders = [f"--from={name}={folder}/{name}" for name in ("seg", "depth", "normal")]
-    command = ["labels", "make", "--pairs", "pairs", *folders, "--classes", classes, "--out", out]
-    return main(command)
+    classes = "--classes", "classes.txt"
+    return main(["labels", "make", "--pairs", "pairs", *folders, *classes, "--out", out])
 
 
 def test_manual_labels_are_made_checked_drawn_and_trained_on(here, capsys):
-    assert make("mine", "manual", "classes.txt") == 0
+    assert make("mine", "manual") == 0
     counts = "6 pairs labelled (6 of seg, 6 of depth, 6 of normal), 0 failed: manual"
     assert counts in capsys.readouterr().out
-    assert make("others", "pseudo", "manual") == 0, "the classes of another store"
+    assert make("others", "pseudo") == 0
     assert main(["labels", "check", "manual"]) == 0
     assert main(["labels", "draw", "manual", "--pairs", "pairs", "--out", "new/picture.png"]) == 0
     assert (here / "new" / "picture.png").is_file()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmark.__main__ import main
+from tests.benchmark.commands import run_command
 
 
 @pytest.mark.parametrize(
@@ -24,18 +24,18 @@ from benchmark.__main__ import main
     ],
 )
 def test_list(kind, name, capsys):
-    assert main(["list", kind]) == 0
+    assert run_command(f"list {kind}") == 0
     assert name in capsys.readouterr().out
-    assert main(["list", kind, name]) == 0
+    assert run_command(f"list {kind} {name}") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(name in line for line in lines)
-    assert main(["list", kind, name, "--json", "--limit", "1"]) == 0
+    assert run_command(f"list {kind} {name} --json --limit 1") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert set(row) == {"name", "about"} and lines[0].startswith(row["name"])
 
 
 def test_protocols_show_their_source_and_settings(capsys):
-    assert main(["list", "protocols"]) == 0
+    assert run_command("list protocols") == 0
     output = capsys.readouterr().out
     for text in ("facebookresearch/dinov3", "slide=512,341", "open-mmlab/mmsegmentation"):
         assert text in output

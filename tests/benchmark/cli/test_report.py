@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.__main__ import main
 from reports.mlflow.run import Tracker
-from tests.benchmark.commands import runs_of, store
+from tests.benchmark.commands import run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder
 from tests.reports.synthetic import write_run
 
@@ -38,8 +37,7 @@ def out(results, monkeypatch, tmp_path):
 
 
 def test_report_writes_a_page_and_tables(out, capsys):
-    formats = ["--format", "html,md,csv,latex"]
-    assert main(["report", "--out", str(out), *formats, "--baseline", "clip-ft"]) == 0
+    assert run_command(f"report --out {out} --format html,md,csv,latex --baseline clip-ft") == 0
     files = {"index.html", "report.md", "results.csv", "runs.csv", "classes.csv", "tables.tex"}
     assert {path.name for path in out.iterdir()} == files
     output = " ".join(capsys.readouterr().out.split())
@@ -48,8 +46,8 @@ def test_report_writes_a_page_and_tables(out, capsys):
 
 
 def test_a_single_backbone_has_nothing_to_compare(out, capsys):
-    choice = ["--backbone", "cliptex", "--baseline", "cliptex", "--task", "voc/linear"]
-    assert main(["report", "--out", str(out), *choice]) == 0
+    choice = "--backbone cliptex --baseline cliptex --task voc/linear"
+    assert run_command(f"report --out {out} {choice}") == 0
     assert "nothing to compare" in capsys.readouterr().out
 
 
@@ -75,7 +73,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(out, refused, words, message):
 def test_a_run_ends_with_its_report(workdir, capsys):
     """The page is an artifact of the parent run; a failing report does not fail the run."""
     make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
-    assert main(RUN.split()) == 0
+    assert run_command(RUN) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report: ")]
     page = Path(line.removeprefix("report: "))
     assert page.name == "index.html" and "imagefolder/linear" in page.read_text()
@@ -89,5 +87,5 @@ def test_a_run_ends_with_its_report(workdir, capsys):
     assert '"uri": "' + str(workdir / "imagefolder") in dataset.source
 
     (Path(child.info.artifact_uri) / "per_image.npz").write_bytes(b"not a zip")
-    assert main(RUN.split()) == 0, "the numbers are safe"
+    assert run_command(RUN) == 0, "the numbers are safe"
     assert "no report was made: the artifact per_image.npz of run" in capsys.readouterr().out

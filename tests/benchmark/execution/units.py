@@ -58,19 +58,8 @@ class UnpicklableError(Exception):
         self.function = lambda: None
 
 
-class TwoArgumentError(UserError):
-    """Can be pickled, but not unpickled."""
-
-    def __init__(self, problem, remedy):
-        super().__init__(f"{problem}; {remedy}")
-
-
 def raise_unpicklable():
     raise UnpicklableError("it does not travel")
-
-
-def raise_two_argument_error():
-    raise TwoArgumentError("no such dataset", "choose another")
 
 
 def return_lambda():

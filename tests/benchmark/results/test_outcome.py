@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark.execution import ExecutorSpec
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan
 from benchmark.results.outcome import as_json
@@ -45,9 +44,10 @@ def test_the_average_is_over_all_tasks(tmp_path, monkeypatch, capsys, request):
         make_wds(tmp_path / f"data/wds_{name}", 3, 2, size=(32, 32))
     options = RunOptions(
         suite="three",
-        overrides=["size=32"],
+        overrides={"size": "32"},
         data_root=tmp_path / "data",
-        executor=ExecutorSpec(device="cpu", num_workers=0),
+        device="cpu",
+        num_workers=0,
     )
     result = run(options)
     show(result)

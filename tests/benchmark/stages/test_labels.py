@@ -118,14 +118,14 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, tmp_path, capsys, m
 @pytest.mark.slow
 def test_two_processes_write_the_labels_of_one(here):
     """One run in MLflow, with a picture; two stages for the same folder at once make it once."""
-    wanted = request("two-labels", experiment="two")
+    labels = request("two-labels", experiment="two")
 
     async def both(executor):
-        return await asyncio.gather(label_stage(wanted, executor), label_stage(wanted, executor))
+        return await asyncio.gather(label_stage(labels, executor), label_stage(labels, executor))
 
-    one, two = run_on(both, jobs=2)
-    one, two = one.manifest, two.manifest
-    assert one == two and (one["pairs_in"], one["pairs_out"], one["failed"]) == (48, 48, [])
+    first, second = (each.manifest for each in run_on(both, jobs=2))
+    assert first == second
+    assert (first["pairs_in"], first["pairs_out"], first["failed"]) == (48, 48, [])
     assert LabelStore("two-labels").identity == LabelStore("labels").identity
     (run,) = runs_of("two")
     assert run.info.status == "FINISHED" and run.data.metrics["label/images_per_second"] > 0
@@ -169,8 +169,8 @@ def test_many_unreadable_images_end_it_early(tmp_path):
         LabelStore(tmp_path / "none")
     (run,) = runs_of("bad")
     assert run.info.status == "FAILED"
-    one = toy_experts.write_shards(tmp_path / "one", 2, 2, corrupt=("000010001",))
-    manifest = stage(request(str(tmp_path / "some"), pairs=one, experiment="bad"))
+    pattern = toy_experts.write_shards(tmp_path / "one", 2, 2, corrupt=("000010001",))
+    manifest = stage(request(str(tmp_path / "some"), pairs=pattern, experiment="bad"))
     assert manifest["pairs_in"] == manifest["pairs_out"] + len(manifest["failed"]) == 4
     assert [key for key, _ in manifest["failed"]] == ["00001/000010001"]
 

@@ -20,10 +20,12 @@ from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.recipes import find_recipe, subsets
-from benchmark.__main__ import main
+from benchmark.cli.main import main
 from benchmark.sweep import launch
-from benchmark.sweep.bench import SweepOptions, make_recipe
+from benchmark.sweep.bench import base_recipe
+from benchmark.sweep.options import SweepOptions
 from common.errors import UserError
+from common.settings import parse_pairs
 from reports.mlflow.client import Client
 from reports.parts.study import parameter_label
 from tests.backbones.cliptex import toy
@@ -108,17 +110,17 @@ def test_its_lambda_is_swept(labelled):
         suite="paper",
         tasks=["voc/linear"],
         lambdas=["clip", "edges"],
-        overrides=USED,
+        overrides=parse_pairs(USED),
         init="random",
         pairs="pairs",
         labels="labels",
     )
-    plan = launch._plan(options)
-    varied = [setting.name for setting in plan.space.settings if setting.varied]
+    plan = launch.make_plan(options)
+    varied = [name for name, setting in plan.space.settings.items() if setting.varied]
     assert varied == ["lambda_clip", "lambda_edges"]
     cells = {params["lambda_edges"]: params for params in plan.space.cells().values()}
     assert sorted(cells) == [0.1, 1.0, 10.0]
-    recipe = make_recipe("cliptex", plan.inputs["fixed"], cells[10.0], seed=0)
+    recipe = base_recipe(options).changed(cells[10.0])
     assert recipe.tasks == ("seg", "edges") and recipe.weight("edges") == 10
     with pytest.raises(UserError, match="choose among clip, seg, depth, normal, edges"):
-        launch._plan(SweepOptions(suite="sweep", lambdas=["edge"]))
+        launch.make_plan(SweepOptions(suite="sweep", lambdas=["edge"]))

@@ -19,7 +19,7 @@ from torchvision.datasets import imagenet
 
 import probes.catalog  # noqa: F401
 from backbones.cliptex.protocols import Silent
-from benchmark.__main__ import main
+from benchmark.cli.main import main
 from common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.download import table

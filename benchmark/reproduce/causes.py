@@ -1,0 +1,241 @@
+"""Known causes of a number that does not reproduce, each checked from what a run leaves behind.
+
+Each check returns a sentence with what it saw where the cause fits, else an empty string. None is
+inferred from the number alone, except ``classes_averaged``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from backbones.base import Backbone
+from benchmark.reproduce.targets import Target
+from probes.datasets.base import PreparedDataset, Sample
+
+LABEL_MAPS = ("segmentation", "depth", "normals")
+LOOKED_AT = 50  # label maps
+FLOOR = 0.02  # share of the highest rate that counts as none
+UNLABELLED = {
+    "background or other",
+    "ignore",
+    "other",
+    "unknown",
+    "unlabeled",
+    "unlabelled",
+    "void",
+}
+FINAL_NORMS = ("norm", "ln_post", "layernorm", "post_layernorm", "final_norm", "norm_post")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one run left behind.
+
+    Attributes:
+        ours, tolerance: our value, and how far from the published one it may be by noise.
+        data: that it was trained and scored on.
+        backbone: built again.
+        tags: of the cell's run in MLflow.
+        rates: (iteration, learning rate) as logged, oldest first.
+        per_image: arrays of the cell.
+    """
+
+    target: Target
+    ours: float
+    tolerance: float
+    data: PreparedDataset
+    backbone: Backbone
+    tags: Mapping[str, str] = field(default_factory=dict)
+    rates: Sequence[tuple[int, float]] = ()
+    per_image: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Any:
+        return self.target.task.settings
+
+
+def settings_changed(evidence: Evidence) -> str:
+    """Settings or facts of the dataset that are not the preset's: layers, class token, …"""
+    return evidence.tags.get("differs", "")
+
+
+def training_images(evidence: Evidence) -> str:
+    """VOC with 1,464 or 10,582 images, NYU with 795 or 24,231."""
+    expected = evidence.target.preset.images or evidence.data.spec.expected
+    for split in ("train", "val"):
+        count = len(evidence.data.samples.get(split, ()))
+        if count and expected.get(split, count) != count:
+            return f"{count:,} images of {split}, the source has {expected[split]:,}"
+    return ""
+
+
+def size_of_label_maps(evidence: Evidence) -> str:
+    """Masks that are stored, and so scored, at 100 px instead of their photographs' size."""
+    data, needed = evidence.data, min(_sides(evidence), default=0) // 2
+    if data.spec.kind not in LABEL_MAPS:
+        return ""
+    for sample in _some(data.samples["val"]):
+        if not str(sample.target).endswith(".png"):
+            return ""
+        width, height = Image.open(data.root / sample.target).size
+        if max(width, height) < needed:
+            return f"label maps of val have {width} × {height} px, at which they are scored"
+    return ""
+
+
+def label_zero(evidence: Evidence) -> str:
+    """ADE20K's label 0 (unlabelled) scored as a class, or removed twice."""
+    data = evidence.data
+    if data.spec.kind != "segmentation":
+        return ""
+    classes = data.classes
+    if data.spec.label_offset == 0:
+        expected = evidence.target.preset.data.get("classes", len(classes))
+        if classes[0].lower() in UNLABELLED or len(classes) != expected:
+            return f"label 0 ({classes[0]}) is scored as one of {len(classes)} classes"
+        return ""
+    stored: set[int] = set()
+    for split in ("train", "val"):
+        for sample in _some(data.samples.get(split, [])):
+            stored |= set(np.unique(np.asarray(Image.open(data.root / sample.target))).tolist())
+    if data.spec.ignore_index in stored and 0 in stored and len(classes) not in stored:
+        return (
+            f"label maps hold 0 to {len(classes) - 1} and {data.spec.ignore_index}, so label 0 was"
+            f" removed before; class {classes[0]} is lost"
+        )
+    return ""
+
+
+def classes_averaged(evidence: Evidence) -> str:
+    """mIoU over occurring or over all classes, with or without the first."""
+    scores = evidence.per_image
+    published = evidence.target.number.value
+    if "intersection" not in scores or abs(evidence.ours - published) <= evidence.tolerance:
+        return ""
+    hits, predicted, labels = (
+        scores[name].sum(axis=0).astype(float) for name in ("intersection", "prediction", "label")
+    )
+    union = predicted + labels - hits
+    iou = 100 * hits / np.maximum(union, 1)
+    means = {
+        "over all classes, absent ones as 0": iou.mean(),
+        "over classes that occur": iou[labels > 0].mean(),
+        "without the first class": iou[1:][union[1:] > 0].mean(),
+    }
+    for name, mean in means.items():
+        if abs(mean - published) <= evidence.tolerance:
+            return f"averaged {name}, ours is {mean:.1f}"
+    return ""
+
+
+def final_norm(evidence: Evidence) -> str:
+    """Features taken before the backbone's final norm, or a backbone without one."""
+    backbone = evidence.backbone
+    if getattr(evidence.settings, "layers", "last") != "last":
+        return ""
+    norms = [
+        module
+        for name, module in backbone.model.named_modules()
+        if name.rpartition(".")[2] in FINAL_NORMS
+        and name.rpartition(".")[0] in ("", "visual", "visual.trunk", "vision_model", "model")
+    ]
+    if not norms:
+        return ""
+    if all(isinstance(norm, nn.Identity) for norm in norms):
+        return "the backbone's final norm is an identity"
+    calls: list[str] = []
+    hooks = [
+        norm.register_forward_hook(lambda module, _, __: calls.append(type(module).__name__))
+        for norm in norms
+        if not isinstance(norm, nn.Identity)
+    ]
+    device = next(backbone.parameters()).device
+    try:
+        with torch.inference_mode():
+            backbone(torch.zeros(1, 3, *_size(backbone), device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return "" if calls else "features do not pass the backbone's final norm"
+
+
+def patch_size(evidence: Evidence) -> str:
+    """A side that the patch size does not divide, so that images are padded or cropped."""
+    divisor = evidence.backbone.divisor
+    wrong = [side for side in _sides(evidence) if side % divisor]
+    return f"{wrong[0]} px is no multiple of {divisor}, the backbone's patches" if wrong else ""
+
+
+def rate_schedule(evidence: Evidence) -> str:
+    """A learning rate stepped per batch where its schedule counts epochs, or the reverse."""
+    if len(evidence.rates) < 4:
+        return ""
+    steps, rates = (np.array(column, float) for column in zip(*evidence.rates, strict=True))
+    peak = int(rates.argmax())
+    after = rates[peak:] / rates[peak]
+    share = (steps - steps[0]) / max(steps[-1] - steps[0], 1)
+    rises = sum(later > 1.05 * earlier + FLOOR for earlier, later in pairwise(after))
+    if rises:
+        return f"the rate rises {rises} times again after its maximum, so it was stepped too often"
+    low = share[peak:][after < FLOOR]
+    if len(low) and low[0] < 0.5:
+        return f"the rate reached its floor after {100 * low[0]:.0f} % of the training"
+    if getattr(evidence.settings, "schedule", "") and after[-1] > 0.5 and share[peak] < 0.5:
+        return f"the rate ends at {100 * after[-1]:.0f} % of its maximum: it was stepped too rarely"
+    return ""
+
+
+CAUSES: dict[str, Callable[[Evidence], str]] = {
+    "settings": settings_changed,
+    "training images": training_images,
+    "resolution of masks": size_of_label_maps,
+    "label 0": label_zero,
+    "classes averaged": classes_averaged,
+    "final norm": final_norm,
+    "patch size": patch_size,
+    "learning rate": rate_schedule,
+}
+# not comparable at all, whatever the difference is
+BLOCKING = ("settings", "training images")
+
+
+def find_causes(evidence: Evidence) -> dict[str, str]:
+    """Cause → what was seen, of those that fit."""
+    causes = {name: check(evidence) for name, check in CAUSES.items()}
+    return {name: text for name, text in causes.items() if text}
+
+
+def environment(evidence: Evidence) -> str:
+    """What cannot be judged here, but is often the reason: precision, versions, positions."""
+    trained = evidence.backbone.data.size[0]
+    parts = [
+        f"precision {getattr(evidence.settings, 'precision', 'float32')}",
+        f"torch {torch.__version__.partition('+')[0]}",
+    ]
+    sides = _sides(evidence)
+    if sides and sides[0] != trained:
+        parts.append(f"position embeddings interpolated from {trained} to {sides[0]} px")
+    return ", ".join(parts)
+
+
+def _sides(evidence: Evidence) -> tuple[int, ...]:
+    """Sides in pixels of what the backbone gets."""
+    crop = getattr(evidence.settings, "crop", None)
+    return tuple(crop or filter(None, [getattr(evidence.settings, "size", 0)]))
+
+
+def _some(samples: Sequence[Sample]) -> Sequence[Sample]:
+    return samples[:: max(1, len(samples) // LOOKED_AT)]
+
+
+def _size(backbone: Backbone) -> tuple[int, int]:
+    height, width = (side // backbone.divisor * backbone.divisor for side in backbone.data.size)
+    return max(height, backbone.divisor), max(width, backbone.divisor)

@@ -1,0 +1,98 @@
+"""Ours beside theirs: run the tasks of a protocol, and judge each difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import backbones
+from backbones.base import Backbone
+from benchmark.options import RunOptions
+from benchmark.plan import make_plan
+from benchmark.probing.data import prepare_data
+from benchmark.reproduce.causes import BLOCKING, Evidence, environment, find_causes
+from benchmark.reproduce.targets import Target
+from probes.datasets.base import PreparedDataset
+from reports.analysis import Analysis
+from reports.mlflow.query import Store
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published number and ours.
+
+    Attributes:
+        ours: NaN where the run has none.
+        tolerance: how far ours may be from theirs by noise of our images and seeds and by the
+            rounding of theirs. Theirs has noise of its own, which nobody published.
+        verdict: ``reproduced``, ``differs``, or ``not comparable``.
+        causes: name → what was seen.
+        unknown: what could not be judged.
+    """
+
+    target: Target
+    ours: float = math.nan
+    tolerance: float = math.nan
+    verdict: str = "not comparable"
+    causes: Mapping[str, str] = field(default_factory=dict)
+    unknown: str = ""
+
+    @property
+    def difference(self) -> float:
+        return self.ours - self.target.number.value
+
+
+def judge(evidence: Evidence) -> Comparison:
+    """The verdict on one number; causes are listed where it is not reproduced."""
+    target, ours, tolerance = evidence.target, evidence.ours, evidence.tolerance
+    causes = find_causes(evidence)
+    if any(name in causes for name in BLOCKING):
+        verdict = "not comparable"
+    elif abs(ours - target.number.value) <= tolerance:
+        return Comparison(target, ours, tolerance, "reproduced")
+    else:
+        verdict = "differs"
+    return Comparison(target, ours, tolerance, verdict, causes, environment(evidence))
+
+
+def compare(
+    targets: Sequence[Target], options: RunOptions, analysis: Analysis, store: Store
+) -> Iterator[Comparison]:
+    """Judge the numbers of a finished run.
+
+    Args:
+        targets: of one protocol and one backbone.
+        options: of the run.
+        analysis: of the runs in ``store``.
+    """
+    plan = make_plan(options)
+    data = prepare_data(plan.tasks, options, num_workers=0)
+    backbone = backbones.create(**plan.config(plan.names[0], options.seed))
+    for target in targets:
+        evidence = _evidence(target, data[target.task.name], backbone, analysis, store)
+        yield Comparison(target) if evidence is None else judge(evidence)
+
+
+def _evidence(
+    target: Target, data: PreparedDataset, backbone: Backbone, analysis: Analysis, store: Store
+) -> Evidence | None:
+    """What the run left behind of a task; None if it failed."""
+    for (name, column), cells in analysis.selection.cells.items():
+        if name == backbone.name and column.task == target.task.name and cells:
+            estimate = analysis.estimates[name, column, target.number.metric]
+            run = cells[0].run
+            per_image = store.artifact(run, "per_image.npz")
+            return Evidence(
+                target,
+                ours=estimate.value,
+                tolerance=(estimate.reach if estimate.has_interval else 0.0) + target.half_digit,
+                data=data,
+                backbone=backbone,
+                tags=run.tags,
+                rates=list(zip(*store.history(run.id, "train/lr"), strict=True)),
+                per_image=dict(np.load(per_image)) if per_image else {},
+            )
+    return None

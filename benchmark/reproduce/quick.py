@@ -1,0 +1,89 @@
+"""``reproduce --quick``: each preset for a few iterations, to see that everything is in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from benchmark.options import RunOptions
+from benchmark.reproduce.targets import plan_preset, protocol_names
+from benchmark.run import run
+from common.errors import UserError
+from common.settings import field_names
+from probes.datasets.check import DatasetNotFound, find_folder
+from probes.protocols.base import PROTOCOLS
+from probes.registry import tasks
+
+ANY_BACKBONE = "random/timm/vit_tiny_patch16_224"
+IMAGES = 4
+FEW = {
+    "max_iters": "2",
+    "epochs": "0",
+    "epoch_length": "2",
+    "batch_size": "2",
+    "memory": "2000",
+    "iterations": "5",
+    "lr_grid": "none",
+}
+
+
+@dataclass(frozen=True)
+class QuickResult:
+    """Of one preset's task.
+
+    Attributes:
+        reason: why it gave no number; empty if it did.
+    """
+
+    protocol: str
+    task: str
+    reason: str
+    seconds: float = 0.0
+
+
+def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult]:
+    """Run every preset's tasks whose dataset is in ``options``, each by itself.
+
+    Raises:
+        UserError: an unknown protocol, or no dataset of its presets is there.
+    """
+    applicable = list(_tasks(protocols, options))
+    if not applicable:
+        raise UserError(
+            f"no dataset of {', '.join(protocols) or 'any protocol'} was found; pass"
+            " --data-root DIR or --data NAME=DIR (`data check` lists what is there)"
+        )
+    for name, task in applicable:
+        settings = plan_preset(name, task).settings
+        changes = {
+            key: value
+            for key, value in FEW.items()
+            if key in field_names(type(settings)) and getattr(settings, key)
+        }
+        if "epoch_length" in changes:
+            changes["epochs"] = "1"
+        changed = replace(
+            options,
+            backbones=options.backbones or [ANY_BACKBONE],
+            tasks=[task],
+            overrides={"protocol": name, **changes},
+            limit=IMAGES,
+            partial=True,
+            only=True,
+        )
+        result = run(changed)
+        for cell in result.cells:
+            yield QuickResult(name, task, cell.reason, cell.seconds)
+
+
+def _tasks(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, str]]:
+    """(protocol, task) of presets whose dataset is there."""
+    for name in protocols or protocol_names():
+        protocol = PROTOCOLS.find(name)
+        for task, (spec, probe) in tasks().items():
+            if protocol.preset(spec, probe) is None or spec.is_generated:
+                continue
+            with suppress(DatasetNotFound):
+                find_folder(spec, options.data_root, options.data)
+                yield name, task

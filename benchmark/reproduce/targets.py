@@ -1,0 +1,100 @@
+"""What can be reproduced: published numbers whose protocol is a preset here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and protocol
+from benchmark.plan import plan_task
+from benchmark.records import PlannedTask
+from benchmark.suites.registry import find_suite
+from common.errors import UserError, nearest
+from probes.protocols.base import PROTOCOLS, Preset, find_preset
+from reports.parts.published import PublishedNumber, published_numbers
+
+SUSTAINED = 1e5  # GFLOP a second of one GPU, to estimate hours: a third of an A100's bf16 peak
+
+
+@dataclass(frozen=True)
+class Target:
+    """A published number and the task that gives ours.
+
+    Attributes:
+        preset: of the protocol for the task.
+        task: with the preset's settings.
+    """
+
+    number: PublishedNumber
+    preset: Preset
+    task: PlannedTask
+
+    @property
+    def backbone(self) -> str:
+        """The first name of the weights."""
+        return self.number.backbones[0]
+
+    @property
+    def half_digit(self) -> float:
+        """How far the published value may be from what its authors measured, by rounding."""
+        decimals = len(str(self.number.value).partition(".")[2])
+        return 0.5 * 10.0**-decimals
+
+    def hours(self) -> float:
+        """Of the backbone on one GPU, roughly: images × its operations for each. 0 if unknown."""
+        return self._images() * self._gflops() / SUSTAINED / 3600
+
+    def _gflops(self) -> float:
+        settings = self.task.settings
+        crop = getattr(settings, "crop", None) or (settings.size, settings.size)
+        return self.number.gflops * crop[0] * crop[1] / 224**2
+
+    def _images(self) -> float:
+        settings, expected = self.task.settings, self.task.spec.expected
+        train, val = (expected.get(split, 0) for split in ("train", "val"))
+        if epoch_length := getattr(settings, "epoch_length", 0):
+            return settings.epochs * epoch_length * settings.batch_size + val
+        if epochs := getattr(settings, "epochs", 0):
+            cached = getattr(settings, "cache", "features") != "none"
+            return (1 if cached else epochs) * train + val
+        iterations = getattr(settings, "max_iters", 0)
+        return (iterations * settings.batch_size if iterations else train) + val
+
+
+def protocol_names() -> list[str]:
+    """Protocols other than the suite's own."""
+    return sorted(set(PROTOCOLS.load_entry_points()) - {"own"})
+
+
+def find_targets(
+    protocols: Sequence[str] = (), backbone: str | None = None, tasks: Sequence[str] = ()
+) -> list[Target]:
+    """The published numbers of protocols, of a backbone, and on tasks; without them, of all.
+
+    Raises:
+        UserError: an unknown protocol, or there is no such number.
+    """
+    names = protocol_names()
+    for protocol in protocols:
+        if protocol not in names:
+            raise UserError(f"no protocol {protocol!r}; {nearest(protocol, names)}")
+    numbers = [number for number in published_numbers() if number.preset in (protocols or names)]
+    targets = []
+    for number in numbers:
+        if backbone in (None, *number.backbones) and (not tasks or number.task in tasks):
+            task = plan_preset(number.preset, number.task)
+            preset = find_preset(number.preset, task.spec, task.probe)
+            targets.append(Target(number, preset, task))
+    if not targets:
+        of_protocols = ", ".join(protocols)
+        models = ", ".join(dict.fromkeys(number.backbones[0] for number in numbers))
+        hint = f"it has some for {models}" if models else "see reproduce --list"
+        raise UserError(
+            f"{of_protocols} has no published number for this backbone and task; {hint}"
+        )
+    return targets
+
+
+def plan_preset(protocol: str, task: str, **changes: str) -> PlannedTask:
+    """A task with a preset's settings."""
+    return plan_task(find_suite("own"), task, {"protocol": protocol, **changes})
