@@ -1,8 +1,8 @@
-"""Pixio's dense probes of a frozen backbone: ADE20K, VOC 2012 and NYU Depth v2, linear and DPT.
+"""Pixio's probes of a frozen backbone: ADE20K, VOC 2012 and NYU Depth v2, linear and DPT, and k-NN.
 
 Source: Yang et al., "In Pursuit of Pixel Supervision for Visual Pre-training", 2025, and
 ``evaluation`` of github.com/facebookresearch/pixio: ``eval_semseg.py``, ``eval_monodepth.py``,
-their configs, data and models.
+their configs, data and models; ``eval_knn.py``.
 
 60 epochs of crops of 256 px, on eight GPUs; images are tested as large as they are, in windows of
 256 px. Each patch has the class token (of Pixio the mean of its eight). VOC has the 10,582 images
@@ -81,16 +81,37 @@ DENSE = tuple(
         Preset(
             f"segmentation/{head}", {**VOC, **own}, ("voc",), required={"train_list": "trainaug"}
         ),
-        Preset(f"depth/{head}", {**NYU, **own}, ("nyu-depth",), {"split": "24k/654"}),
+        Preset(
+            f"depth/{head}",
+            {**NYU, **own},
+            ("nyu-depth",),
+            {"split": "24k/654"},
+            images={"train": 24_231},
+        ),
     )
+)
+
+KNN = Preset(
+    "classification/knn",
+    {"size": 256, "neighbours": (10, 20, 100, 200), "temperature": 0.07, "features": "projected"},
 )
 
 register_protocol(
     Protocol(
         "pixio",
         "Pixio (Yang et al. 2025), evaluation of facebookresearch/pixio",
-        DENSE,
+        (*DENSE, KNN),
         differs=(
+            Difference(
+                ("chosen_on",),
+                "the number of neighbours is chosen on val, here on a held-out part of train",
+                probe=KNN.probe,
+            ),
+            Difference(
+                ("precision",),
+                "the backbone computes in bf16, here in fp32 (--set precision=bf16)",
+                probe=KNN.probe,
+            ),
             Difference(
                 ("validations",), "the best of 60 validations on val is reported, here the last"
             ),

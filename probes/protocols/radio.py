@@ -52,11 +52,17 @@ SEGMENTATION = Preset(
     datasets=("ade20k",),
 )
 
+# at the resolution that the model prefers
+KNN = Preset(
+    "classification/knn",
+    {"size": None, "neighbours": (20,), "temperature": 0.07, "features": "projected"},
+)
+
 register_protocol(
     Protocol(
         "radio",
-        "RADIO (Ranzinger et al. 2024), mmseg of NVlabs/RADIO",
-        (SEGMENTATION,),
+        "RADIO (Ranzinger et al. 2024), mmseg and examples/knn_classification.py of NVlabs/RADIO",
+        (SEGMENTATION, KNN),
         differs=(
             Difference(
                 ("crop",),

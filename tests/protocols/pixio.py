@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probes.dense.metrics import class_areas, depth_scores, segmentation_scores
 from probes.runner.member import AUTOCAST
-from tests.protocols import dense, pixio_source
+from tests.protocols import dense, nearest, pixio_source
 from tests.protocols.dense import (
     CHANNELS,
     CLASSES,
@@ -43,7 +43,7 @@ TOLERANCE = {"losses of depth": 2e-3, "weights after ten steps of depth": 2e-3}
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:
-    return pixio_source.source(checkout)
+    return {**pixio_source.source(checkout), nearest.PROBE: nearest.pixio(checkout)}
 
 
 def suite() -> dict[str, dict[str, Any]]:
@@ -52,6 +52,7 @@ def suite() -> dict[str, dict[str, Any]]:
         "segmentation/dpt": suite_segmentation("dpt"),
         "depth/linear": suite_depth("linear"),
         "depth/dpt": suite_depth("dpt"),
+        nearest.PROBE: nearest.suite("pixio"),
     }
 
 

@@ -15,7 +15,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from probes.dense.heads import DenseSegmenter
-from tests.protocols import dense
+from tests.protocols import dense, nearest
 from tests.protocols.dense import CHANNELS, CLASSES, summary
 from tests.protocols.mmseg import FLOAT, LABELS, MAPS, curves, settings_of, short, test_sizes
 
@@ -48,7 +48,8 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
             "test": [config.model.test_cfg.mode, *test_sizes(val)],
             "edge of a class": edge(EncoderDecoder, padded(val)),
             "head precision": "float32" if config.optim_wrapper.type == "OptimWrapper" else "amp",
-        }
+        },
+        nearest.PROBE: nearest.radio(checkout),
     }
 
 
@@ -75,7 +76,8 @@ def suite() -> dict[str, dict[str, Any]]:
             ],
             "edge of a class": edge(DenseSegmenter, {"img_padding_size": (0, 2, 0, 0)}),
             "head precision": FLOAT,
-        }
+        },
+        nearest.PROBE: nearest.suite("radio"),
     }
 
 
