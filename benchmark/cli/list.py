@@ -101,7 +101,7 @@ def protocols() -> Rows:
         commit = f", at {protocol.commit}" if protocol.commit else ""
         rows.append((protocol.name, f"{protocol.source}{commit} (version {protocol.version})"))
         for preset in protocol.presets:
-            settings = {**preset.settings, **preset.data}
+            settings = {**preset.settings, **preset.data, **preset.required}
             text = " ".join(f"{key}={_plain(value)}" for key, value in settings.items())
             datasets = f" ({', '.join(preset.datasets)})" if preset.datasets else ""
             rows.append((f"{protocol.name} {preset.probe}{datasets}", text))

@@ -18,7 +18,10 @@ ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
 Area = tuple[()] | tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]
 # settings that crops which repeat do not know
-RANDOM_CROPS = ("interpolation", "train_area", "test_area", "crop", "enlarge", "colours")
+RANDOM_CROPS = (
+    *("interpolation", "train_area", "test_area", "crop", "max_class_share", "enlarge"),
+    *("colours", "rotation"),
+)
 METRICS: Mapping[Kind, Mapping[str, Metric]] = {
     "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
     "depth": {
@@ -82,8 +85,8 @@ class DenseSettings(TrainingSettings):
             have passed its own final norm, as in DINOv2's ``get_intermediate_layers``.
         class_token: ``concat`` appends the class token of a layer to each of its patches (without
             one, the mean of the patches), ``concat-dino`` that of DINO and DINOv2 alone (probe3d);
-            ``project``, of dpt alone, mixes both in a layer of its
-            own, as mmseg's ``readout_type``.
+            ``project``, of dpt alone, mixes both in a layer of its own, as mmseg's
+            ``readout_type``.
         feature_stride: the maps are resized (bilinear) to this stride and concatenated; none for
             the finest native stride that is not below 8, so that the maps of a plain ViT stay as
             they are.
@@ -168,9 +171,8 @@ class DenseSettings(TrainingSettings):
                 f"cache={self.cache} caches maps of complete, upright images; set slide=,"
                 " flip_test=false and class_token=none"
             )
-        changed = [
-            name for name in RANDOM_CROPS if getattr(self, name) != getattr(DenseSettings, name)
-        ]
+        fields = [name for name in RANDOM_CROPS if hasattr(self, name)]
+        changed = [name for name in fields if getattr(self, name) != getattr(type(self), name)]
         if self.fixed_crops and changed:
             raise UserError(
                 f"fixed_crops={self.fixed_crops} are square, of the whole image, and keep their"

@@ -80,6 +80,10 @@ register_protocol(
         (*HEADS, Preset("segmentation/dpt", DPT, ("ade20k",))),
         differs=(
             Difference(
+                ("normalised black",),
+                "images of every backbone have ImageNet's mean and deviation, here its own",
+            ),
+            Difference(
                 ("backbone",),
                 "the backbone is trained too, that of DeepLabv3 and PSPNet dilated to stride 8 and "
                 "with an auxiliary head on its third stage",

@@ -295,6 +295,12 @@ def slid(config: Config, images: Tensor, last: float = 0.0) -> Tensor:
     return model.slide_inference(images, [{}])
 
 
+def black(config: Config) -> list[float]:
+    """A black pixel as the backbone gets it."""
+    prepare = config.model.data_preprocessor
+    return [-mean / std for mean, std in zip(prepare["mean"], prepare["std"], strict=True)]
+
+
 def padding(config: Config) -> dict[str, Any]:
     """What a crop is filled up with: black, or so far from the mean; and the label."""
     pad, prepare = part_of(config, "train", "PadCrop"), config.model.data_preprocessor

@@ -128,6 +128,7 @@ def source(checkout: Path) -> dict[str, Any]:
         "weights after ten steps": dense.weights(dense.by_shape(head)),
         "trained pixels": make_valid_mask(torch.tensor(RANGE)[None, None, None])[0, 0, 0].tolist(),
         "colours": coloured,
+        "normalised black": named["Normalize"](torch.zeros(3, 1, 1)).flatten(),
         "area": [list(area.shape), area[:, 0, 0].tolist(), area[:, -1, -1].tolist()],
         "rotation": [rotation.degrees[1], turned._threshold],
         "turned image": rotate(torch.from_numpy(SMOOTH).permute(2, 0, 1), 2.0, bilinear)[
@@ -180,6 +181,7 @@ def suite() -> dict[str, Any]:
         "colours": [
             summary(dense.transform(colours, photograph(8, 9))["img"], 20) for _ in seeded()
         ],
+        "normalised black": dense.black(config),
         "area": [list(area.shape), area[:, 0, 0].tolist(), area[:, -1, -1].tolist()],
         "rotation": [rotation["degree"], rotation["prob"]],
         "turned image": results["img"][::9, ::9, 0],

@@ -139,6 +139,9 @@ def source(checkout: Path) -> dict[str, Any]:
         "resized images": [[list(image.shape), summary(image, 8)] for image, _ in resized.values()],
         "resized labels": [target.tolist() for _, target in resized.values()],
         "test sizes": sizes,
+        "normalised black": transforms.NormalizeImage(
+            config.transforms.mean, config.transforms.std
+        )(torch.zeros(3, 1, 1), None)[0].flatten(),
         "padding": {"image": padded[0, 3, 3].item(), "label": target[0, 3, 3].item()},
         "labels": metrics.preprocess_nonzero_labels(torch.tensor(STORED)),
         "scores": [100 * scores[name].item() for name in ("mIoU", "acc", "aAcc")],
@@ -190,6 +193,7 @@ def suite() -> dict[str, Any]:
         "resized images": [[list(image.shape), summary(image, 8)] for image, _ in resized],
         "resized labels": [target.tolist() for _, target in resized],
         "test sizes": [(width, height) for height, width, _ in shapes],
+        "normalised black": dense.black(config),
         "padding": dense.padding(config),
         "labels": stored_labels(torch.tensor(STORED), 150),
         "scores": [scores[name] for name in ("mIoU", "mAcc", "aAcc")],

@@ -69,6 +69,7 @@ def source_head(head: str, configs: Mapping[str, Config]) -> dict[str, Any]:
             "trained": backbone.get("frozen_stages", -1) < 0,
             "auxiliary head": (config.model.auxiliary_head or {}).get("in_index"),
         },
+        "normalised black": dense.black(config),
         "head precision": "float32" if config.optim_wrapper.type == "OptimWrapper" else "amp",
     }
     if head == "dpt":
@@ -117,6 +118,7 @@ def suite_head(head: str) -> dict[str, Any]:
         },
         "test": [model.test_cfg.mode, *test_sizes(config.val_dataloader.dataset.pipeline)],
         "backbone": {"trained": False, "auxiliary head": model.get("auxiliary_head")},
+        "normalised black": dense.black(config),
         "head precision": FLOAT,
     }
     if head == "dpt":

@@ -333,6 +333,7 @@ def source_segmentation(folder: Path, imported: dict[str, Any], head: str) -> di
         **fields,
         "resized": resized,
         "crops": crops,
+        "normalised black": transform.normalize(Image.new("RGB", (1, 1))).flatten(),
         "padding": [np.asarray(each)[3, 3].tolist() for each in small],
         "windows": ious,
         "mIoU with an absent class": mean,
@@ -346,7 +347,7 @@ def source_depth(folder: Path, imported: dict[str, Any], head: str) -> dict[str,
     module, name = imported[f"monodepth.models.{head}"], f"{HEADS[head]}Depth"
     path = folder / "eval_monodepth.py"
     config = yaml.safe_load((folder / f"monodepth/configs/nyuv2_{head}.yaml").read_text())
-    args, criterion, cut = SimpleNamespace(**config), misc.SiLogLoss(), area(nyuv2)
+    args, criterion, (cut, black) = SimpleNamespace(**config), misc.SiLogLoss(), frame(nyuv2)
     mask = compile(ast.Expression(call(path, "criterion").args[2]), str(path), "eval")
 
     def trained(depth: Tensor) -> Tensor:
@@ -376,6 +377,7 @@ def source_depth(folder: Path, imported: dict[str, Any], head: str) -> dict[str,
         **fields,
         "output": (torch.tensor([-8.0, 0.0, 8.0]).sigmoid() * args.max_depth).tolist(),
         "windows": summary(windows / args.max_depth),
+        "normalised black": black,
         "trained pixels": trained(torch.tensor(RANGE)).tolist(),
         "scored pixels": scope["valid_mask"].tolist(),
         "scores": [
@@ -387,13 +389,15 @@ def source_depth(folder: Path, imported: dict[str, Any], head: str) -> dict[str,
     }
 
 
-def area(nyuv2: Any) -> list[Any]:
-    """Shape and corners of what the source reads of a frame, of either split."""
+def frame(nyuv2: Any) -> tuple[list[Any], Any]:
+    """Shape and corners of what the source reads of a frame, of either split; a black pixel."""
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         lists = Path("monodepth/splits/nyuv2")
         lists.mkdir(parents=True)
         (lists / "val.txt").write_text("image.png depth.png")
         cv2.imwrite("image.png", photograph(*FRAME))
         cv2.imwrite("depth.png", POSITIONS)
-        depth = nyuv2.NYUv2(folder, "val")[0]["depth"] * 1000
-    return [list(depth.shape), round(depth[0, 0].item()), round(depth[-1, -1].item())]
+        dataset = nyuv2.NYUv2(folder, "val")
+        depth = dataset[0]["depth"] * 1000
+    black = dataset.transform.transforms[0]({"image": np.zeros(3)})["image"]
+    return [list(depth.shape), round(depth[0, 0].item()), round(depth[-1, -1].item())], black
