@@ -33,6 +33,7 @@ from probes.dense.patches.knn import Voter
 from probes.dense.patches.logreg import fit, targets
 from probes.dense.patches.memory import class_count, held_out_images, remember, standardiser
 from probes.features.cost import EncodeRun
+from probes.features.search import nearest
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
 from tests.probes.tiny_mmlab import context
@@ -235,6 +236,7 @@ def _source_images(code: ModuleType) -> dict[str, Any]:
         "held-out images": sorted(captured["held out"]),
         "features": str(standardised[-1].dtype),
         "patches to standardise by": len(standardised[-1]),
+        "TF32": "matmul.allow_tf32 = True" in inspect.getsource(import_module("utils").base_setup),
     }
 
 
@@ -377,6 +379,23 @@ def _maps(model: Any, standardise: Any, settings: Any, patches: Any) -> list[tor
     return [model.label_map(patches, standardise, settings)]
 
 
+def _products_may_be_rounded() -> bool:
+    """Whether neighbours are searched with TF32 where it is allowed."""
+    precisions = []
+
+    def prepare(part: torch.Tensor) -> torch.Tensor:
+        precisions.append(torch.get_float32_matmul_precision())
+        return part
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        nearest(torch.eye(2), torch.eye(2), 1, prepare=prepare)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return precisions != ["highest"]
+
+
 def _suite_images(prepare: Any) -> dict[str, Any]:
     memory = remember(prepare(KNN, "golden-void-255", TRAIN + TRAIN))
     task = prepare(KNN, "golden-void-255", list(range(20)))
@@ -396,6 +415,7 @@ def _suite_images(prepare: Any) -> dict[str, Any]:
         "held-out images": held_out,
         "features": str(PatchImages(ours, "train").dtype).removeprefix("torch."),
         "patches to standardise by": len(memory),
+        "TF32": _products_may_be_rounded(),
         "last layer after the final norm": frozen["out_indices"] == [-1],
         "class token": patches.features.shape[1] != task.backbone.channels[-1],
     }

@@ -86,10 +86,25 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
             "deviation of blue": transforms.IMAGENET_STD[2],
             "search": "scann" if "used the `scann` library" in readme else "exact",
             "precision": str(_defaults(models.FeatureExtractor)["autocast_dtype"]),
+            "tokens": _source_tokens(models),
             "classes of ADE20K": Ade20kDataModule.get_num_classes(None),
             "labels of VOC": masks,
         }
     }
+
+
+class DinoV2(torch.nn.Module):
+    """Gives the tokens of its last layer by name."""
+
+    def forward_features(self, images: torch.Tensor) -> dict[str, str]:
+        names = ("x_norm_clstoken", "x_norm_patchtokens", "x_prenorm")
+        return {name: name for name in names}
+
+
+def _source_tokens(models: ModuleType) -> str:
+    """Which tokens of a DINOv2 are features."""
+    extract = models.FeatureExtractor(DinoV2(), use_autocast=False)
+    return extract.forward_features(torch.zeros(1))[0]
 
 
 def _defaults(function: Any) -> dict[str, Any]:
@@ -226,6 +241,7 @@ def _suite_fields(folder: Path) -> dict[str, Any]:
         "deviation of blue": task.backbone.data.std[2],
         "search": "exact",
         "precision": defaults.precision,
+        "tokens": "x_norm_patchtokens" if preset["layers"] == "last" else "others",
         "classes of ADE20K": class_count(SimpleNamespace(data=classes, settings=ade.settings)),
         "labels of VOC": [
             Path(sample.target).parent.name for sample in DATASETS["voc"].list_samples(voc, "train")
