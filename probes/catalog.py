@@ -29,4 +29,5 @@ from probes.protocols import (  # noqa: F401
     pixio,
     probe3d,
     radio,
+    tips,
 )

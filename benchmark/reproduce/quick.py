@@ -16,6 +16,7 @@ from probes.protocols.base import PROTOCOLS
 from probes.registry import tasks
 
 ANY_BACKBONE = "random/timm/vit_tiny_patch16_224"
+TEXT_BACKBONE = "random/open_clip/ViT-S-32-alt"  # for probes that need texts
 IMAGES = 4
 FEW = {
     "max_iters": "2",
@@ -55,7 +56,8 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult
             " --data-root DIR or --data NAME=DIR (`data check` lists what is there)"
         )
     for name, task in applicable:
-        settings = plan_preset(name, task).settings
+        planned = plan_preset(name, task)
+        settings, needs_text = planned.settings, getattr(planned.probe, "needs_text", False)
         changes = {
             key: value
             for key, value in FEW.items()
@@ -65,7 +67,7 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult
             changes["epochs"] = "1"
         changed = replace(
             options,
-            backbones=options.backbones or [ANY_BACKBONE],
+            backbones=options.backbones or [TEXT_BACKBONE if needs_text else ANY_BACKBONE],
             tasks=[task],
             overrides={"protocol": name, **changes},
             limit=IMAGES,

@@ -42,6 +42,26 @@ class ReadArea(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class ShortSide(Resize):
+    """Resize an image (Pillow, bicubic) so that its short side is ``side``; the long side is
+    rounded down."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__(scale=side, backend="pillow", interpolation="bicubic")
+        self.side = side
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = results["img"].shape[:2]
+        self.scale = self.new_size(width, height)
+        return super().transform(results)
+
+    def new_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of an image of this size."""
+        short = min(width, height)
+        return self.side * width // short, self.side * height // short
+
+
+@TRANSFORMS.register_module()
 class ScaleImage(BaseTransform):
     """Resize an image by a random factor of its own size: the long side is any whole number of
     pixels in the range.

@@ -14,7 +14,6 @@ from typing import Any
 import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
-import mmcv
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseDataPreprocessor
@@ -27,7 +26,7 @@ from probes.dense.data import FIELDS, channels_first, dense_sample
 from probes.dense.ground_truth import LoadGroundTruth
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
-from probes.features.crops import Crop, all_crops, draw_crop, image_size
+from probes.features.crops import Crop, all_crops, draw_crop
 from probes.features.feature_dataset import FeatureDataset, Part, part_of, use_cached_features
 from probes.features.store import DTYPES, Builder, CacheKey
 
@@ -126,14 +125,7 @@ class CachedDense(FeatureDataset):
         if self.fixed_crops:
             side = crop_side(self.pipeline)
             return [(side, side)] * (len(self) * len(self.all_crops))
-        resize = part_of(self.pipeline, "Resize")
-        width, height = resize["scale"]
-        if not resize["keep_ratio"]:
-            return [(height, width)] * len(self)
-        return [
-            mmcv.rescale_size(image_size(info["img_path"]), (width, height))[::-1]
-            for info in self.infos()
-        ]
+        return [self.source.shape(index) for index in range(len(self))]
 
     def load_ground_truth(self, metadata: Mapping[str, Any]) -> Any:
         """The ground truth of a sample at its own resolution, as ``LoadGroundTruth`` gives it."""

@@ -28,7 +28,7 @@ from mmseg.structures import SegDataSample
 
 from common.errors import UserError
 from probes.datasets.base import DatasetSpec
-from probes.dense.augment import COLOURS, ReadArea
+from probes.dense.augment import COLOURS, ReadArea, ShortSide
 from probes.dense.ground_truth import ground_truth_config
 from probes.dense.settings import DenseSettings
 from probes.features.crops import image_size
@@ -111,8 +111,12 @@ class DenseDataset(BaseDataset):
             if isinstance(part, ReadArea):
                 y1, y2, x1, x2 = part.area
                 width, height = min(x2, width) - x1, min(y2, height) - y1
-            if isinstance(part, Resize):
+            if isinstance(part, ShortSide):
+                width, height = part.new_size(width, height)
+            elif isinstance(part, Resize) and part.keep_ratio:
                 width, height = mmcv.rescale_size((width, height), part.scale)
+            elif isinstance(part, Resize):
+                width, height = part.scale
         return height, width
 
     def own_size(self, index: int) -> tuple[int, int]:

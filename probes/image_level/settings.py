@@ -156,11 +156,12 @@ class ZeroShotSettings(EncodeSettings):
     Attributes:
         templates: the prompts of a class: ``openai`` (CLIP's 80 for ImageNet), ``openai-7`` (the
             seven of them that CLIP's authors found to be enough), ``photo`` (``a photo of a {}.``),
+            ``tcl`` (TCL's nine for segmentation),
             ``dataset`` (the dataset's own), or ``auto``: the dataset's own where it has some,
             ``openai`` for imagenet and ``photo`` for everything else.
     """
 
-    templates: Literal["auto", "openai", "openai-7", "photo", "dataset"] = "auto"
+    templates: Literal["auto", "openai", "openai-7", "photo", "tcl", "dataset"] = "auto"
 
 
 @settings_dataclass

@@ -20,6 +20,19 @@ from probes.image_level.encode import encode_texts
 
 Template = Callable[[str], str]
 
+# of TCL (Cha, Mun, Roh, CVPR 2023): seven of CLIP's 80, and two for several objects
+TCL_TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of a {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+    "a photo of many {}.",
+    "a photo of {}s.",
+)
+
 
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
@@ -40,6 +53,7 @@ def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]
         "openai": OPENAI_IMAGENET_TEMPLATES,
         "openai-7": SIMPLE_IMAGENET_TEMPLATES,
         "photo": ("a photo of a {}.".format,),
+        "tcl": [text.format for text in TCL_TEMPLATES],
     }
     own = spec.extra.get("templates", ())
     if own:

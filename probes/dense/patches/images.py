@@ -16,19 +16,19 @@ import mmcv
 import torch
 from mmengine.registry import DefaultScope
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from backbones.base import Backbone
 from backbones.pyramid import resize_concat
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 from probes.dense.cached import CachedDense
-from probes.dense.config import dataset_config, native_stride, preprocessor
+from probes.dense.config import dataset_config, native_stride, preprocessor, round_up
 from probes.dense.constant import constant_note
 from probes.dense.data import test_pipeline
 from probes.dense.metrics import SegmentationScores
 from probes.dense.patches.crops import region_of, resize_region
-from probes.dense.patches.pixels import Patches, resize_labels
+from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.settings import has_void_class
 from probes.dense.preview import Predicted, draw_preview
 from probes.features.budget import CacheFull
@@ -40,15 +40,30 @@ QUERIES = 2**14  # patches that are predicted at once, at least
 
 
 class DenseEncoder(torch.nn.Module):
-    """Patches in the space of texts; see ``Backbone.encode_dense``."""
+    """Patches in the space of texts; see ``Backbone.encode_dense``.
 
-    def __init__(self, backbone: Backbone, precision: str) -> None:
+    Args:
+        slide: see ``OpenVocabularySettings``.
+    """
+
+    def __init__(self, backbone: Backbone, precision: str, slide: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.backbone, self.precision = backbone, precision
+        self.backbone, self.precision, self.slide = backbone, precision, slide
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
+        """(N, windows · D, h, w)."""
+        maps = []
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return (self.backbone.encode_dense(images).float(),)
+            for window in windows(images.shape[2:], self.slide):
+                maps.append(self._encode(images[:, :, *window]).float())
+        return (torch.cat(maps, dim=1),)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Patches of images, which are enlarged where patches do not divide them."""
+        size = [round_up(side, self.backbone.divisor) for side in images.shape[2:]]
+        if size != list(images.shape[2:]):
+            images = interpolate(images, size=size, mode="bicubic")
+        return self.backbone.encode_dense(images)
 
 
 class PatchImages:
@@ -92,7 +107,9 @@ class PatchImages:
         bridge.share(context.backbone_config, backbone)
         self.score_side = settings.score_size
         pipeline = test_pipeline(data.spec, len(data.classes), settings.size)
-        if settings.resize != "short-side":
+        if settings.resize == "short-side-bicubic":
+            pipeline[1] = {"type": "ShortSide", "side": settings.size}
+        if settings.is_square:
             side = settings.size // backbone.divisor * backbone.divisor
             self.score_side = (self.score_side or 0) // backbone.divisor * backbone.divisor
             pipeline[1] = {
@@ -104,10 +121,13 @@ class PatchImages:
             }
             if crops:
                 pipeline[1] = {"type": "JitteredCrop", "crop": side}
+        prepare = preprocessor(backbone)
+        if encoder is not None and encoder.slide:
+            prepare["test_cfg"] = {"size_divisor": 1}  # windows show the image alone, no padding
         with DefaultScope.overwrite_default_scope("mmseg"):
             self.dataset = CachedDense(
                 dataset_config(data, split, pipeline, test_mode=True),
-                {"backbone": frozen, "data_preprocessor": preprocessor(backbone)},
+                {"backbone": frozen, "data_preprocessor": prepare},
                 "fp32" if encoder else settings.cache,
                 crops,
                 0.0,

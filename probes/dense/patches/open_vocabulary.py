@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from probes.base import Context, TaskResult
 from probes.dense.patches.images import DenseEncoder, PatchImages, evaluate
-from probes.dense.patches.pixels import Patches, label_map
+from probes.dense.patches.pixels import Patches, average_windows, label_map
 from probes.dense.patches.settings import OpenVocabularySettings
 from probes.image_level.zero_shot import embed_names, templates_for
 
@@ -42,16 +42,25 @@ def run(context: Context) -> TaskResult:
     counts = torch.tensor([len(class_names) for class_names in synonyms])
     owner = torch.arange(len(synonyms)).repeat_interleave(counts).to(context.device)
 
+    encoder = DenseEncoder(context.backbone, settings.precision, settings.slide)
+    split = PatchImages(context, "val", encoder)
+
     def predict(images: Sequence[Patches]) -> Iterator[Tensor]:
         for patches in images:
-            similar = normalize(patches.features, dim=1) @ texts.T
-            best = similar.new_full((len(similar), len(synonyms)), -torch.inf)
-            best = best.scatter_reduce(1, owner.expand_as(similar), similar, "amax")
-            yield label_map(best, patches)
+            features = patches.features.unflatten(1, (-1, texts.shape[1]))  # of each window
+            similar = normalize(features, dim=2) @ texts.T
+            best = similar.new_full((*similar.shape[:2], len(synonyms)), -torch.inf)
+            best = best.scatter_reduce(2, owner.expand_as(similar), similar, "amax")
+            if not settings.slide:
+                yield label_map(best[:, 0], patches)
+                continue
+            maps = best.permute(1, 2, 0).unflatten(2, patches.grid)
+            size = split.dataset.source.shape(patches.index)
+            probabilities = average_windows(maps, size, settings.slide)[None]
+            yield interpolate(probabilities, size=patches.size, mode="bilinear")[0].argmax(dim=0)
 
     with torch.inference_mode():
-        images = PatchImages(context, "val", DenseEncoder(context.backbone, settings.precision))
-        result = evaluate(context, images, predict)
+        result = evaluate(context, split, predict)
     prompts = f"prompts: {set_name} ({len(templates)} for each of {len(texts)} names)"
     result.notes = [prompts, *result.notes]
     return result

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -139,3 +141,31 @@ def _interpolation(pixels: int, cells: int, extent: float) -> Tensor:
     weights = torch.zeros(pixels, cells, dtype=torch.float64)
     weights.scatter_(1, lower[:, None], (1 - share)[:, None])
     return weights.scatter_add_(1, (lower + 1).clamp_max(cells - 1)[:, None], share[:, None])
+
+
+def windows(size: Sequence[int], slide: tuple[int, ...]) -> list[tuple[slice, slice]]:
+    """Rows and columns of the windows over an image of ``size`` (height, width).
+
+    The last of a row or a column is moved back to end with the image.
+
+    Args:
+        slide: (side, stride); empty for one window.
+    """
+    side, stride = slide or (max(size), max(size))
+    along = []
+    for length in size:
+        last = max(length - side, 0)
+        starts = [min(start, last) for start in range(0, last + stride, stride)]
+        along.append([slice(start, min(start + side, length)) for start in starts])
+    return list(product(*along))
+
+
+def average_windows(scores: Tensor, size: tuple[int, int], slide: tuple[int, ...]) -> Tensor:
+    """(windows, C, h, w) scores of an image's windows → (C, height, width) probabilities; see
+    ``OpenVocabularySettings.slide``."""
+    total, count = scores.new_zeros(scores.shape[1], *size), scores.new_zeros(size)
+    for maps, window in zip(scores, windows(size, slide), strict=True):
+        part = total[:, *window]
+        part += interpolate(maps[None], size=part.shape[1:], mode="bilinear")[0].softmax(dim=0)
+        count[*window] += 1
+    return total / count

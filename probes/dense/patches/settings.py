@@ -20,7 +20,8 @@ class ImageSettings:
         protocol: the published protocol that the settings come from, or ``own``; see
             ``probes.protocols``.
         size: of images in pixels, of train and of val.
-        resize: ``short-side`` is ``size``, and the aspect stays (OpenCV, bilinear);
+        resize: ``short-side`` is ``size``, and the aspect stays (OpenCV, bilinear), likewise
+            ``short-side-bicubic`` (Pillow; the long side is rounded down);
             ``square-bicubic`` and ``square-bilinear`` squeeze images to ``size`` × ``size``
             (Pillow), rounded down to a multiple of the backbone's patch.
         score_size: side of the squares that label maps of train and val are resized to (nearest),
@@ -31,9 +32,16 @@ class ImageSettings:
 
     protocol: str = "own"
     size: Size = 512
-    resize: Literal["short-side", "square-bicubic", "square-bilinear"] = "short-side"
+    resize: Literal["short-side", "short-side-bicubic", "square-bicubic", "square-bilinear"] = (
+        "short-side"
+    )
     score_size: Size | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def is_square(self) -> bool:
+        """Whether images are squeezed to squares."""
+        return self.resize.startswith("square")
 
 
 @settings_dataclass
@@ -84,7 +92,7 @@ class ChosenSettings(PatchSettings):
     held_out: PositiveInt | None = 200
 
     def __post_init__(self) -> None:
-        if self.votes == "pixels" and (self.resize == "short-side" or not self.score_size):
+        if self.votes == "pixels" and (not self.is_square or not self.score_size):
             raise UserError(
                 "votes=pixels: images need equal patches; set resize=square-bicubic and score_size"
             )
@@ -143,7 +151,7 @@ class InContextSettings(PatchSettings):
     sampling: Literal["even", "rare"] = "even"
 
     def __post_init__(self) -> None:
-        if self.passes and self.resize == "short-side":
+        if self.passes and not self.is_square:
             raise UserError(f"passes={self.passes}: crops are squares; set resize=square-bilinear")
 
 
@@ -180,8 +188,17 @@ class OpenVocabularySettings(ImageSettings):
         templates: see ``ZeroShotSettings``.
         background: names that stand for a class called ``background``; empty to use the word
             itself.
+        slide: (side, stride) in pixels of square windows that the backbone sees one by one. Their
+            scores are resized (bilinear) to the window, become probabilities by a softmax over
+            classes without temperature, and are averaged where windows overlap. Empty for the
+            complete image.
     """
 
     size: Size = 336
-    templates: Literal["openai", "openai-7", "photo"] = "openai"
+    templates: Literal["openai", "openai-7", "photo", "tcl"] = "openai"
     background: tuple[str, ...] = BACKGROUND
+    slide: tuple[()] | tuple[Size, PositiveInt] = ()
+
+    def __post_init__(self) -> None:
+        if self.slide and self.slide[0] < self.slide[1]:
+            raise UserError(f"slide={self.slide}: the side must be no smaller than the stride")
