@@ -251,11 +251,10 @@ def _random_crop(
 
 
 def _interpolation(name: str) -> dict[str, Any]:
-    """Options of mmcv's ``Resize`` for the setting ``interpolation``."""
+    """The transform that resizes, and its options, for the setting ``interpolation``."""
     if name == "bilinear":
-        return {}
-    backend, interpolation = name.split("-")
-    return {"backend": backend, "interpolation": interpolation}
+        return {"resize_type": "Resize"}
+    return {"resize_type": "PillowResize", "interpolation": name.removeprefix("pillow-")}
 
 
 def test_pipeline(
@@ -270,8 +269,9 @@ def test_pipeline(
     own resolution; see ``pipelines``."""
     parts: list[dict[str, Any]] = [{"type": "ReadArea", "area": tuple(area)}] if area else []
     if size:
-        resize = {"type": "Resize", "scale": (4 * size, size), "keep_ratio": True}
-        parts.append({**resize, **_interpolation(interpolation)})
+        how = _interpolation(interpolation)
+        resize = {"type": how.pop("resize_type"), "scale": (4 * size, size), "keep_ratio": True}
+        parts.append({**resize, **how})
     pack = {"type": "PackDense", "kind": spec.kind}
     return [LOAD, *parts, ground_truth_config(spec, classes, mask), pack]
 

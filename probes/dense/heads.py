@@ -200,7 +200,7 @@ class FlipTest(EncoderDecoder):
         padded = F.pad(inputs, (0, width, 0, height))
         total = padded.new_zeros((len(inputs), self.out_channels, *padded.shape[2:]))
         count = padded.new_zeros(padded.shape[2:])
-        metas[0]["img_shape"] = (height, width)
+        metas[0]["img_shape"] = torch.Size((height, width))  # mmseg reads the padded shape else
         for y in range(0, rows, down):
             for x in range(0, columns, across):
                 window = slice(y, y + height), slice(x, x + width)

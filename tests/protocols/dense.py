@@ -217,7 +217,8 @@ def transform(part: Mapping[str, Any], image: np.ndarray, target: Any = None) ->
         built = TRANSFORMS.build(dict(part))
     results = {"img": image[..., ::-1].copy(), "img_shape": image.shape[:2]}
     if target is not None:
-        results |= {"gt_seg_map": target.copy(), "seg_fields": ["gt_seg_map"]}
+        dtype = np.uint16 if target.dtype.kind in "ui" else np.float32  # as they are loaded
+        results |= {"gt_seg_map": target.astype(dtype), "seg_fields": ["gt_seg_map"]}
     results = built.transform(results)
     results["img"] = results["img"][..., ::-1]
     return results

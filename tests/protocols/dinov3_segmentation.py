@@ -171,7 +171,7 @@ def suite() -> dict[str, Any]:
     for _ in seeded(4):
         results = dense.transform(resize, photograph(20, 24), UNEVEN)
         resized.append((results["img"], results["gt_seg_map"]))
-    test_resize = dense.part_of(config, "val", "Resize")
+    test_resize = dense.part_of(config, "val", "PillowResize")
     images = [np.zeros((height, width, 3), np.uint8) for width, height in SIZES]
     shapes = [dense.transform(test_resize, image)["img"].shape for image in images]
     areas = [

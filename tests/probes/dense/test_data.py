@@ -222,6 +222,22 @@ def test_colours_change_and_places_stay(tmp_path, colours):
     assert all(torch.equal(each, labels[0]) for each in labels)
 
 
+@pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
+@pytest.mark.parametrize("size", [0, 24])
+def test_pillow_resizes_images_and_their_truth_alike(tmp_path, kind, size):
+    data = tiny_dense.make(tmp_path, kind, train=1, size=(48, 64))
+    options = {"size": size, "crop": (96, 128), "scale_range": (0.5, 0.5), "flip": 0}
+    targets = []
+    for interpolation in ("bilinear", "pillow-bicubic"):
+        settings = DepthSettings(interpolation=interpolation, **options)
+        (train, _) = pipelines(data.spec, 3, settings, (96, 128), MEAN)
+        sample = DenseDataset(data.spec.name, str(tmp_path), "train", train)[0]
+        targets.append(next(iter(sample["data_samples"].values())).data.float())
+    assert targets[0].shape == targets[1].shape and targets[0].dtype == targets[1].dtype
+    agree = (targets[0] - targets[1]).abs().amax(dim=0) < 0.3
+    assert agree.float().mean() > 0.9
+
+
 def test_an_area_is_read_and_its_predictions_are_put_back(tmp_path):
     data = tiny_dense.make(tmp_path, "depth", train=1, val=1, size=(48, 64))
     area = (8, 40, 16, 60)

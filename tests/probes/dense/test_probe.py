@@ -258,6 +258,22 @@ def test_outputs_of_an_image_and_its_mirror_image_are_averaged(tmp_path, kind):
     torch.testing.assert_close(averaged, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
 
 
+def test_padded_windows_give_probabilities_of_each_pixel(tmp_path):
+    from mmseg.registry import MODELS
+
+    data = tiny_dense.make(tmp_path / "data", "segmentation")
+    probe = REGISTERED["segmentation/linear"]
+    settings = probe.settings_type(**{**SMALL, "slide": (64, 40), "slide_padded": True})
+    config = dense_config(probe, context(tmp_path / "work", data, settings))
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build(config.model).eval()
+    metas = [{"ori_shape": (96, 128), "img_shape": (96, 128), "pad_shape": (96, 128)}]
+    with torch.no_grad():
+        values = model.inference(torch.randn(1, 3, 96, 128), metas)
+    assert values.shape == (1, 3, 96, 128)
+    torch.testing.assert_close(values.sum(dim=1), torch.ones(1, 96, 128))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_published_recipe_in_small_learns(tmp_path, kind):
     """Every part of it at once: crops that are not square, colours, a schedule of its own,
