@@ -24,7 +24,7 @@ from common.files import sha256_file
 from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
 
 # isort: split
-from mmdet.apis import inference_detector, init_detector
+from mmdet.apis import inference_detector
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -109,9 +109,12 @@ test_dataloader = dict(
     with patch.object(expert.net, "test_step", wraps=expert.net.test_step) as step:
         (seg,) = expert.predict(image)["seg"]
     assert step.call_args.args[0]["inputs"][0].shape == (3, 48, 128)
-    files = str(tmp_path / "small.py"), str(tmp_path / "small.pth")
-    theirs = init_detector(*files, palette="random", device="cpu")
-    result = inference_detector(theirs, image[0].flip(0).permute(1, 2, 0).numpy()).pred_instances
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        theirs = MODELS.build(model).eval()
+        theirs.load_state_dict(state)
+        theirs.cfg = Config.fromfile(tmp_path / "small.py")
+        pixels = image[0].flip(0).permute(1, 2, 0).numpy()
+        result = inference_detector(theirs, pixels).pred_instances
     masks, scores, labels = (result[name].numpy() for name in ("masks", "scores", "labels"))
     assert len(scores) > 3 and scores.max() > expert.settings.ignore_threshold
     np.testing.assert_array_equal(seg, merge(masks, scores, labels + 1, (30, 80), 0.5, 0.2))
