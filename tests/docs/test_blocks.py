@@ -117,7 +117,7 @@ def expert(command: TrainExpert) -> None:
 
 
 def sweep(command: Launch) -> None:
-    launch._plan(command)
+    launch.make_plan(command)
     assert not command.init or not initial(command.init)
 
 
@@ -296,7 +296,13 @@ def test_json_is_what_is_written_and_read(tmp_path):
     ]
     tracker: Any = SimpleNamespace(experiment="paper", uri="sqlite:///mlflow.db")
     written = as_json(
-        RunResult("paper", tasks, cells, {("clip", 0): shown["mlflow"]["run_ids"]["clip"]}, tracker)
+        RunResult(
+            find_suite("paper"),
+            tasks,
+            cells,
+            {("clip", 0): shown["mlflow"]["run_ids"]["clip"]},
+            tracker,
+        )
     )
     written["holes"][0]["metrics"] = failure["metrics"]
     assert written["backbones"].pop("clip") | {"voc/pspnet": {}} == shown["backbones"].pop(
