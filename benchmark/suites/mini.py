@@ -157,7 +157,7 @@ def training(suite: str, experiment: str, seed: int) -> Stage:
 UNTRAINED = ("in-context", "knn")
 ABOUT = (
     "default: a ray-traced world with exact ground truth for every task, created on first use"
-    " (with all trainings 11 minutes a seed on two cores)"
+    " (with all trainings about ten minutes a seed on two cores)"
 )
 SWEEP = (
     "the mini suite for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a"
