@@ -54,7 +54,7 @@ def _drop_repeats(words: Sequence[str]) -> list[str]:
 
 
 Names = Annotated[Sequence[str], BeforeValidator(split_words), AfterValidator(_drop_repeats)]
-Numbers = Annotated[Sequence[float], BeforeValidator(split_words)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(split_words)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Folder = Annotated[Path, AfterValidator(_check_folder)]  # which need not exist yet
 

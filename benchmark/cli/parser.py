@@ -133,12 +133,15 @@ def read_options(words: Mapping[str, Any]) -> Any:
     stored = _read_file(Path(file), command.__pydantic_fields__) if file else {}
     values = {}
     for name, field in command.__pydantic_fields__.items():
-        typed, flag = words.get(name) or [], _flag(name)
-        texts = typed or stored.get(name, [])
-        if Mapping in (types := origins(field.annotation)):
-            texts = {**parse_pairs(stored.get(name, ()), flag), **parse_pairs(typed, flag)}
-        if texts:
-            values[name] = texts if {Mapping, Sequence} & types else texts[-1]
+        typed, saved, flag = words.get(name) or [], stored.get(name, []), _flag(name)
+        types = origins(field.annotation)
+        value: Any = typed or saved
+        if Mapping in types:
+            value = {**parse_pairs(saved, flag), **parse_pairs(typed, flag)}
+        elif Sequence not in types:  # the last counts
+            value = ",".join(typed[-1:] or saved)
+        if value:
+            values[name] = value
         elif field.is_required():
             raise UserError(f"{flag} is missing")
     return command(**values)

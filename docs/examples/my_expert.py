@@ -27,13 +27,13 @@ class EdgeExpert(Expert):
     task = "edges"  # what it labels: seg, depth, normal, or a task of your own
     settings_type = EdgeSettings
 
-    # Weights would be parameters of this module; ``save`` and ``load`` of the base class keep them
+    # Weights would be parameters of this module; ``save`` and ``load`` of the base class store them
     # as safetensors.
     def __init__(self, settings: EdgeSettings, classes: tuple[str, ...] = ()) -> None:
         super().__init__(settings)
         self.register_buffer("grey", torch.tensor([0.3, 0.6, 0.1]).view(1, 3, 1, 1))
 
-    @property  # only of an expert without parameters, which else say it
+    @property  # needed only by an expert without parameters
     def device(self) -> torch.device:
         return self.grey.device
 

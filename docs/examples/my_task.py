@@ -1,4 +1,4 @@
-"""A dense task of your own for CLIPTeX: where things end. One file; the registration is an entry
+"""A dense task of your own for CLIPTeX: edges of objects. One file; the registration is an entry
 point."""
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from backbones.cliptex.tasks.base import Summed, Task, grey
 
 
 class Edges(Task):
-    """A label is (H, W) float32 in [0, 1], NaN where nothing is known."""
+    """A label is (H, W) float32 in [0, 1], NaN where unknown."""
 
-    name = (
-        "edges"  # its λ is lambda_edges, its files are KEY.edges.png, its expert predicts "edges"
-    )
-    about = "where things end"
+    # its λ is lambda_edges, its files are KEY.edges.png, its expert predicts "edges"
+    name = "edges"
+    about = "edges of objects"
     quantisation = "254 steps"  # what encode loses, in words
     missing = torch.full((1, 1), float("nan"))
 
@@ -33,13 +32,12 @@ class Edges(Task):
         return output.squeeze(1)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
-        known = torch.isfinite(
-            target
-        )  # a sum and a count, not a mean: batches may be split over processes
+        # a sum and a count, not a mean: batches may be split over processes
+        labelled = torch.isfinite(target)
         each = F.binary_cross_entropy_with_logits(
             prediction.float(), torch.nan_to_num(target), reduction="none"
         )
-        return torch.where(known, each, 0.0).sum(), self.count(target)
+        return torch.where(labelled, each, 0.0).sum(), self.count(target)
 
     def count(self, target: Tensor) -> Tensor:
         return torch.isfinite(target).sum().float()
@@ -47,7 +45,7 @@ class Edges(Task):
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
         return warp_depth(maps, geometry, size)  # crops and flips scalar maps; NaN stays unknown
 
-    # --- labels: made once, kept in tars
+    # --- labels: written once, stored in tars
 
     def read(self, path: Path) -> np.ndarray:
         return self.decode(path.read_bytes())
@@ -65,12 +63,12 @@ class Edges(Task):
     def to_tensor(self, label: np.ndarray) -> Tensor:
         return torch.from_numpy(label.astype(np.float32))
 
-    # --- measured and seen
+    # --- evaluated and drawn
 
     def score(
-        self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0
+        self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
     ) -> dict[str, float]:
-        return {"edge_error": float(np.nanmean(np.abs(outputs["edges"] - truth)))}
+        return {"edge_error": float(np.nanmean(np.abs(outputs["edges"] - target)))}
 
     def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:
         return grey(label)

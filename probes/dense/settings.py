@@ -200,8 +200,8 @@ class DepthSettings(DenseSettings):
         changes the depth it shows.
 
     Attributes:
-        bins: outputs of a pixel, each for a depth; see ``probes.dense.heads.DepthBins``. 0 for one
-            bounded output (``DepthObjective``).
+        bins: outputs of a pixel, each for a depth; see ``probes.dense.objectives.DepthBins``. 0 for
+            one bounded output (``DepthObjective``).
         silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
             free).
         bins_loss: ``sig``, or ``probe3d``: see ``probes.dense.objectives.Probe3dDepth``.

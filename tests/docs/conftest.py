@@ -53,6 +53,6 @@ def entry_points(monkeypatch) -> list[EntryPoint]:
         lambda group: [p for p in points if p.group == group],
     )
     for registry in REGISTRIES.values():
-        monkeypatch.setattr(registry, "_entries", dict(registry))
+        monkeypatch.setattr(registry, "data", dict(registry))
         monkeypatch.setattr(registry, "broken", {})
     return sorted(points)

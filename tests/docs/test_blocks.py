@@ -295,9 +295,8 @@ def test_json_is_what_is_written_and_read(tmp_path):
         Cell("clip", "voc/pspnet", 0, "failed", reason=failure["reason"]),
     ]
     tracker: Any = SimpleNamespace(experiment="paper", uri="sqlite:///mlflow.db")
-    written = as_json(
-        RunResult("paper", tasks, cells, {("clip", 0): shown["mlflow"]["run_ids"]["clip"]}, tracker)
-    )
+    run_ids = {("clip", 0): shown["mlflow"]["run_ids"]["clip"]}
+    written = as_json(RunResult(find_suite("paper"), tasks, cells, run_ids, tracker))
     written["holes"][0]["metrics"] = failure["metrics"]
     assert written["backbones"].pop("clip") | {"voc/pspnet": {}} == shown["backbones"].pop(
         "clip"

@@ -1,4 +1,4 @@
-"""The processes of one training: one, or as many as torchrun started."""
+"""The processes of one training: one, or as many as torchrun or SLURM started."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class DistContext:
 
 
 def torchrun_environment() -> dict[str, int]:
-    """RANK, LOCAL_RANK and WORLD_SIZE, where torchrun has set them."""
+    """RANK, LOCAL_RANK and WORLD_SIZE, where torchrun, or submitit in a SLURM job, has set them."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     return {name: int(os.environ[name]) for name in names if name in os.environ}
 
 
 def first_process() -> bool:
-    """Whether this is the only process or torchrun's first; needs no process group."""
+    """Whether this is the only process or the first of several; needs no process group."""
     return torchrun_environment().get("RANK", 0) == 0
 
 
@@ -87,10 +87,10 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def processes(device: str | torch.device) -> Iterator[DistContext]:
-    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), and leave at the end.
+    """Join the processes of this training (NCCL on GPUs, gloo on CPUs), and leave at the end.
 
-    Without torchrun's environment this is the only process. A group that exists already is used and
-    left alone.
+    Without the environment of ``torch.distributed`` this is the only process. A group that exists
+    already is used and left alone.
     """
     device, environment = torch.device(device), torchrun_environment()
     if device.type == "cuda" and "LOCAL_RANK" in environment:

@@ -64,9 +64,9 @@ def train(
 ) -> TrainResult:
     """Train and export a backbone, or return at once when ``out`` holds these very weights.
 
-    Under ``torchrun`` every process calls this with the same arguments; the batch is split over
-    them, and the result is that of one process up to the order of sums (and, on CPUs, up to batch
-    norms, which see each process's share by itself).
+    Under ``torchrun`` or SLURM every process calls this with the same arguments; the batch is split
+    over them, and the result is that of one process up to the order of sums (and, on CPUs, up to
+    batch norms, which see each process's share by itself).
 
     Args:
         init: see ``load_pretrained_clip``.

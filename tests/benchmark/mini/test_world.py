@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from backbones.cliptex.data.pairs import open_pairs
+from benchmark.execution import Bar
 from benchmark.mini import datasets, world
 from benchmark.mini.config import SPLITS, WorldConfig, chunks_of
 from benchmark.mini.layout import VOC
@@ -43,10 +45,11 @@ TINY = WorldConfig(
 )
 
 
-class TrainStep:
-    """A progress bar for tests."""
+class CountingBar(Bar):
+    """Counts the steps that it would draw."""
 
     def __init__(self):
+        super().__init__(interval=math.inf)
         self.total = self.done = 0
 
     def start(self, description, total):
@@ -90,10 +93,10 @@ def test_same_bytes_whatever_the_workers(tiny, tmp_path, monkeypatch):
     assert parallel != tiny
     assert contents(parallel) == contents(tiny)
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "again"))
-    steps = TrainStep()
+    steps = CountingBar()
     assert contents(build_world(TINY, progress=steps)) == contents(tiny)
     assert steps.done == steps.total == 55
-    steps = TrainStep()
+    steps = CountingBar()
     build_world(TINY, progress=steps)
     assert steps.total == 0, "a finished world is not rendered again"
 
@@ -202,7 +205,7 @@ def test_a_damaged_world_is_detected_and_repaired(tiny, copy, break_world):
     assert is_complete(copy, TINY)
     break_world(copy)
     assert not is_complete(copy, TINY)
-    steps = TrainStep()
+    steps = CountingBar()
     assert build_world(TINY, progress=steps) == copy
     assert is_complete(copy, TINY)
     assert contents(copy) == contents(tiny)
@@ -219,7 +222,7 @@ def test_kill_9_then_the_same_call_ends_with_the_same_world(tiny, tmp_path, monk
     builder.signal(signal.SIGKILL)
     assert builder.end() == -signal.SIGKILL, "its workers end, too"
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-    steps = TrainStep()
+    steps = CountingBar()
     assert build_world(TINY, progress=steps) == root
     assert steps.done < 55
     assert contents(root) == contents(tiny)
@@ -228,7 +231,7 @@ def test_kill_9_then_the_same_call_ends_with_the_same_world(tiny, tmp_path, monk
 def test_ctrl_c_keeps_finished_chunks(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
 
-    class Impatient(TrainStep):
+    class Impatient(CountingBar):
         def advance(self, steps=1):
             super().advance(steps)
             if self.done > 12:

@@ -100,7 +100,7 @@ def test_names_of_folders(tmp_path):
 
 
 def test_any_other_folder_is_a_dataset_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS))
+    monkeypatch.setattr(DATASETS, "data", dict(DATASETS))
     make.make_wds(tmp_path / "wds_my-set", 0, 2)
     make.make_wds(tmp_path / "wds_my-captions", 0, 2, captions=2)
     (tmp_path / "wds_odd").mkdir()

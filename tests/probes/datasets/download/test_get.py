@@ -214,7 +214,7 @@ def hub(tmp_path, monkeypatch):
 
 def test_webdataset_folders_come_from_the_hub(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS))
+    monkeypatch.setattr(DATASETS, "data", dict(DATASETS))
     root = tmp_path / "data/wds_toy"
     assert main(["data", "get", "wds_toy", "--dry-run"]) == 0 and not root.exists()
     hub.damaged = True
