@@ -117,7 +117,7 @@ def expert(command: TrainExpert) -> None:
 
 
 def sweep(command: Launch) -> None:
-    launch._plan(command)
+    launch.make_plan(command)
     assert not command.init or not initial(command.init)
 
 
