@@ -20,7 +20,7 @@ from benchmark.stages.experts import ExpertTraining, expert_stage
 from benchmark.stages.graph import Stage
 from benchmark.stages.labels import LabelRequest, label_stage
 from benchmark.stages.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
-from benchmark.suites.mini import SIZES, TRAINED
+from benchmark.suites.mini_sizes import SIZES, TRAINED
 from benchmark.suites.registry import BackboneSource, SuiteArtifacts, SuiteTraining
 from common.files import content_key, home
 from common.locks import mark_in_use

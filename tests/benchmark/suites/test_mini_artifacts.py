@@ -14,8 +14,8 @@ from backbones.cliptex.labels.store import check_labels
 from benchmark.mini.config import CONFIGS, WorldConfig
 from benchmark.stages.experts import expert_stage
 from benchmark.stages.graph import Runner
-from benchmark.suites.mini import SIZES, Sizes
 from benchmark.suites.mini_artifacts import MiniPipeline
+from benchmark.suites.mini_sizes import SIZES, Sizes
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
