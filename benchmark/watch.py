@@ -46,9 +46,9 @@ def _follow(
     stored = earlier.data.tags if earlier else {}
     scored = {int(tag[5:]): stored[tag] for tag in stored if tag.startswith("step.")}
     resume = earlier.info.run_id if earlier else None
-    names = {"backbone": plan.names[0], "suite": plan.suite.name}
+    names = {"backbone": plan.backbones[0], "suite": plan.suite.name}
     tags = {"stage": "watch", "seed": str(options.seed), "watch.key": key, **names}
-    title = f"watch · {plan.names[0]} · {plan.suite.name}"
+    title = f"watch · {plan.backbones[0]} · {plan.suite.name}"
     failures = 0
     with tracker.run(title, tags=tags, params=names, resume=resume) as curves:
         for step, path in _arrivals(options, scored):

@@ -58,7 +58,7 @@ def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[st
     }
 
 
-GROUPS = {
+BACKBONE_SETS = {
     "clip-ft": ("clip", "clip-ft"),
     "cliptex": ("clip", "clip-ft", "cliptex"),
     "ablation": ("clip-ft", *SUBSETS),  # every subset of the experts
@@ -100,8 +100,8 @@ for name, about, suite_tasks in (
             name=name,
             about=about,
             tasks=suite_tasks,
-            default_backbones=GROUPS["cliptex"],
-            groups=GROUPS,
+            default_backbones=BACKBONE_SETS["cliptex"],
+            backbone_sets=BACKBONE_SETS,
             artifacts=partial(artifacts, name),
             training=partial(training, name),
             training_settings=SIZES[name].tune,

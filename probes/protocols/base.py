@@ -44,7 +44,7 @@ class Protocol:
         name: as in ``--set protocol=NAME``.
         source: paper, repository and files that it was read from.
         presets: of its probes. Of several for one probe, the one that names the dataset is used.
-        differs: how the source differs from this suite, a phrase each.
+        differs: how the source differs from this package, a phrase each.
     """
 
     name: str
@@ -70,7 +70,7 @@ def register_protocol(protocol: Protocol) -> Protocol:
 
 
 OWN = register_protocol(
-    Protocol("own", "this suite's own settings: the probe's defaults and what the suite changes")
+    Protocol("own", "this package's own settings: the probe's defaults and what the suite changes")
 )
 
 

@@ -79,7 +79,7 @@ def run(command: Run) -> None:
         assert plan_tasks(suite, (), command.overrides)
         first = [next(iter(suite.tasks))]
         plan = make_plan(replace(command, suite=suite.name, tasks=first, data_root=None))
-    for name in plan.names:
+    for name in plan.backbones:
         initial(name)
 
 
