@@ -18,7 +18,7 @@ def entry() -> NoReturn:
 
     streams.install()
     code = main()
-    interrupts.leave(code)
+    interrupts.exit_on_next_signal(code)
     raise SystemExit(code)
 
 

@@ -21,7 +21,7 @@ from benchmark.execution.device import choose_device, device_kind
 from benchmark.execution.progress import console
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan
-from benchmark.probing.data import group_tasks, prepare_data
+from benchmark.probing.data import prepare_data, split_into_units
 from benchmark.records import BackboneInfo, Cell
 from benchmark.run import known_cells
 from benchmark.stages.graph import Stage, find_results
@@ -40,7 +40,7 @@ def dump_config(options: RunOptions) -> None:
         UserError: as ``run`` does, or data or weights of the suite do not exist yet.
     """
     plan, spec = make_plan(replace(options, seeds=1)), options.executor_spec
-    _, data, sources = _look_up(plan, known_only=False)
+    _, data, sources = _look_up(plan, cached_only=False)
     missing = "do not exist yet, and --dump-config creates nothing; start the run once"
     if data is None:
         raise UserError(f"the data of suite {plan.suite.name!r} {missing}")
@@ -48,11 +48,11 @@ def dump_config(options: RunOptions) -> None:
     for (name, seed), source in sources.items():
         if source is None:
             raise UserError(f"the weights of {name!r} {missing}")
-        backbone = backbones.create(**source.config)
+        backbone = backbones.create(**source.create_arguments)
         for task in plan.tasks:
             context = Context(
                 backbone=backbone,
-                backbone_config=source.config,
+                backbone_config=source.create_arguments,
                 data=with_share(data[task.name], task.train_share, seed),
                 settings=task.settings,
                 seed=seed,
@@ -76,29 +76,29 @@ def dry_run(options: RunOptions) -> None:
     for note in plan.notes:
         _print(note)
     tracker = Tracker.existing(plan.experiment)
-    stages, data, sources = _look_up(plan, known_only=True)
+    stages, data, sources = _look_up(plan, cached_only=True)
     for stage in stages:
         _print_pending(stage.title, stage.units)
-    groups = [[task] for task in plan.tasks] if data is None else group_tasks(plan.tasks, data)
+    units = [[task] for task in plan.tasks] if data is None else split_into_units(plan.tasks, data)
     median_seconds = cache(lambda task: _median_seconds(tracker, options.executor_spec, task))
     counts = Counter({"done": 0, "to do": 0})
     for (name, seed), source in sources.items():
         cells = _find_cells(plan, tracker, data, source, seed)
         for cell in cells.values():
             counts["done" if cell.status == "cached" else cell.status] += 1
-        for group in groups:
-            pending = [task.name for task in group if task.name not in cells]
+        for tasks in units:
+            pending = [task.name for task in tasks if task.name not in cells]
             counts["to do"] += len(pending)
             seconds = [median_seconds(task) for task in pending]
             if pending:
                 _print_pending(f"{name} · seed {seed} · {' + '.join(pending)}", 1, seconds)
     totals = ", ".join(f"{count} {state}" for state, count in counts.items())
-    sizes = f"{len(plan.names)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
+    sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
     _print(f"{sizes}: {totals}")
 
 
 def _look_up(
-    plan: RunPlan, known_only: bool
+    plan: RunPlan, cached_only: bool
 ) -> tuple[
     list[Stage],
     Mapping[str, PreparedDataset] | None,
@@ -108,7 +108,7 @@ def _look_up(
 
     Returns:
         the suite's stages that are to do; the datasets, None while the suite has not created them
-        or, with ``known_only``, if one was never checked; and for each backbone and seed how to
+        or, with ``cached_only``, if one was never checked; and for each backbone and seed how to
         create it, None while the suite has not trained it.
     """
     artifacts = plan.artifacts()
@@ -117,13 +117,13 @@ def _look_up(
     if all(results[stage] is not None for stage in artifacts.data_stages):
         options = plan.options.with_folders(artifacts.data)
         with suppress(NotChecked):
-            data = prepare_data(plan.tasks, options, 0, known_only)
+            data = prepare_data(plan.tasks, options, 0, cached_only)
     sources: dict[tuple[str, int], BackboneSource | None] = {}
     for seed in plan.seeds:
-        for name in plan.names:
+        for name in plan.backbones:
             stage = artifacts.backbones.get((name, seed))
             sources[name, seed] = (
-                results[stage] if stage else BackboneSource(plan.config(name, seed))
+                results[stage] if stage else BackboneSource(plan.backbone_arguments(name, seed))
             )
     return [stage for stage, result in results.items() if result is None], data, sources
 
@@ -138,10 +138,11 @@ def _find_cells(
     """``known_cells`` of a backbone; none if its weights are not on this disk."""
     if source is None:
         return {}
+    arguments = source.create_arguments
     try:
-        backbone = BackboneInfo.of(backbones.create(**source.config), source.config)
+        backbone = BackboneInfo.of(backbones.create(**arguments), arguments)
     except UserError as error:
-        _print(f"  note · {source.config['name']}: {error}")
+        _print(f"  note · {arguments['name']}: {error}")
         return {}
     return known_cells(plan, tracker, data, backbone, seed)
 

@@ -39,7 +39,7 @@ class DataOptions(FolderOptions):
     images"""
 
     def with_folders(self, folders: Mapping[str, Path]) -> Self:
-        """The same options with ``folders`` of datasets for which the user gives none."""
+        """These options with ``data`` plus ``folders``; the user's ``--data`` wins."""
         return replace(self, data={**folders, **self.data})
 
 
@@ -52,7 +52,8 @@ class ExecutionOptions:
     executor_arg: Mapping[str, str] = field(default_factory=dict)
     """a setting of the executor (repeatable): partition=gpu, time=240, address=auto …"""
     jobs: NonNegativeInt = 0
-    """units of work at once; 0: one per GPU or share of the cores; 1: in this process"""
+    """units of work at once; 0: one per GPU, else one per quarter of the cores (at most 8 cores
+    each); 1: in this process"""
     num_workers: NonNegativeInt | None = None
     """data-loading processes of each unit of work; on a CPU results do not depend on them (default:
     cores divided by units at once; 2 on SLURM)"""

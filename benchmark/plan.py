@@ -19,7 +19,8 @@ from probes.datasets.specs.webdataset import register_folders
 from probes.protocols.base import find_preset
 from probes.registry import find_task
 
-AXES = frozenset({"train_share", "shots"})  # settings of which a task can have several values
+# settings that accept several values at once (``shots=1,5``); each makes a variant of the task
+AXES = frozenset({"train_share", "shots"})
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class RunPlan:
     """What a run will do.
 
     Attributes:
+        backbones: their names.
         overrides: setting → value, from ``--set``.
         absent: tasks of the suite that are left out because their data have no folder.
         notes: lines to print first.
@@ -34,7 +36,7 @@ class RunPlan:
 
     options: RunOptions
     suite: Suite
-    names: Sequence[str]
+    backbones: Sequence[str]
     seeds: Sequence[int]
     overrides: Mapping[str, str]
     tasks: Sequence[PlannedTask]
@@ -48,10 +50,10 @@ class RunPlan:
     def artifacts(self) -> SuiteArtifacts:
         """What the suite creates for this run; nothing is created yet."""
         # the suite trains nothing if the user brings weights
-        names = self.names if self.options.weights is None else ()
+        names = self.backbones if self.options.weights is None else ()
         return self.suite.artifacts(self.experiment, names, self.seeds)
 
-    def config(self, name: str, seed: int) -> dict[str, Any]:
+    def backbone_arguments(self, name: str, seed: int) -> dict[str, Any]:
         """Arguments of ``backbones.create`` for a backbone that the suite does not train."""
         weights = self.options.weights
         return {"name": name, "weights": None if weights is None else str(weights), "seed": seed}
@@ -60,7 +62,7 @@ class RunPlan:
         """The options as ``--config`` reads them: absolute paths, nothing about execution."""
         options = self.options
         values: dict[str, Any] = {
-            "backbone": list(self.names),
+            "backbone": list(self.backbones),
             "only": True,
             "seed": self.seeds[0],
             "seeds": len(self.seeds),
@@ -108,8 +110,8 @@ def make_plan(options: RunOptions) -> RunPlan:
 
 
 def _suite_of(tasks: Sequence[str]) -> Suite:
-    """The first suite that lists all tasks (``mini`` before others), otherwise the first that
-    accepts them."""
+    """The first suite, in order of registration (``mini`` before others), that lists all tasks;
+    if none does, the first that accepts them."""
     for task in tasks:
         find_task(task)  # suggests the nearest name if no suite can have it
     suites = SUITES.load_entry_points().values()
@@ -128,15 +130,16 @@ def _suite_of(tasks: Sequence[str]) -> Suite:
 def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]:
     """Names of the backbones to run, and notes about them. Raises ``UserError`` if there are none.
 
-    A single name may stand for a group of the suite; a backbone with a group of its own brings its
-    baselines (not with ``--only`` or ``--weights``).
+    A single name may be one of ``Suite.backbone_sets`` and is replaced by that set. If the name is
+    itself a backbone, the set adds its baselines: in ``mini``, ``cliptex`` runs ``clip``,
+    ``clip-ft`` and ``cliptex``. With ``--only`` or ``--weights``, it runs alone.
     """
     names = list(dict.fromkeys(options.backbones)) or list(suite.default_backbones)
     if not names:
         raise UserError(f"suite {suite.name} has no default backbones; give --backbone NAME")
-    if len(names) != 1 or names[0] not in suite.groups:
+    if len(names) != 1 or names[0] not in suite.backbone_sets:
         return names, []
-    name, members = names[0], list(suite.groups[names[0]])
+    name, members = names[0], list(suite.backbone_sets[names[0]])
     if name not in members:
         return members, [f"{name} stands for {', '.join(members)}"]
     if options.only or options.weights is not None or members == names:
@@ -236,7 +239,7 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
     """
     spec, probe = find_task(name)
     values = dict(settings_in(suite, name) or {})
-    if name not in suite.tasks:  # these are settings of other probes on the dataset
+    if name not in suite.tasks:  # values of tasks with other probes: keep what this probe has
         fields = field_names(probe.settings_type)
         values = {key: value for key, value in values.items() if key in fields}
     protocol = {**values, **changes}.get("protocol")

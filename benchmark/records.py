@@ -37,27 +37,27 @@ class PlannedTask:
     def main_metric(self) -> str:
         return next(iter(self.probe.metrics))
 
-    def deviations(self, data: PreparedDataset) -> list[str]:
-        """One line with what differs from the published preset that the setting ``protocol`` names;
-        empty for the suite's own settings."""
+    def deviations(self, data: PreparedDataset) -> str:
+        """What differs from the published protocol that the setting ``protocol`` names, in one
+        line; '' if nothing does, as with this package's own settings."""
         if "protocol" not in field_names(self.probe.settings_type):
-            return []
+            return ""
         preset = find_preset(self.settings.protocol, self.spec, self.probe)
         differences = preset_deviations(preset, self.settings, data.spec)
         if preset.settings and self.train_share < 1:
             differences.append(f"train_share={self.train_share}")
         if not differences:
-            return []
-        return [f"differs from {self.settings.protocol}: {', '.join(differences)}"]
+            return ""
+        return f"differs from {self.settings.protocol}: {', '.join(differences)}"
 
-    def protocol(self, data: PreparedDataset) -> dict[str, Any]:
+    def conditions(self, data: PreparedDataset) -> dict[str, Any]:
         """All that a number of this task depends on besides backbone and seed. Numbers of
-        different protocols never share a column.
+        different conditions never share a column.
 
-        The MLflow tag ``protocol`` is its hash. The setting ``protocol`` is something else: the
-        name of a published preset.
+        Their hash is the MLflow tag ``protocol``. The setting ``protocol`` is something else: the
+        name of a published protocol, whose preset changes the settings of the task.
         """
-        protocol: dict[str, Any] = {
+        conditions: dict[str, Any] = {
             "task": self.name,
             "version": self.probe.version,
             "libraries": versions(*PROBING),
@@ -72,22 +72,22 @@ class PlannedTask:
         if preset := getattr(self.settings, "protocol", ""):
             protocol["preset_version"] = PROTOCOLS.find(preset).version
         if self.train_share < 1:
-            protocol["train_share"] = self.train_share
-        return protocol
+            conditions["train_share"] = self.train_share
+        return conditions
 
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What the driver and the runs in MLflow record of a backbone.
+    """What the submitting process and the runs in MLflow record of a backbone.
 
     Attributes:
-        config: keyword arguments of ``backbones.create`` that build it.
+        create_arguments: keyword arguments of ``backbones.create`` that build it.
         name, architecture, weights, has_text, has_dense_text: as of ``backbones.Backbone``.
         identity: of ``Backbone.identity``.
         params: of its LoggedModel in MLflow.
     """
 
-    config: Mapping[str, Any]
+    create_arguments: Mapping[str, Any]
     name: str
     architecture: str
     weights: Weights
@@ -97,9 +97,9 @@ class BackboneInfo:
     params: Mapping[str, Any]
 
     @classmethod
-    def of(cls, backbone: Backbone, config: Mapping[str, Any]) -> BackboneInfo:
+    def of(cls, backbone: Backbone, create_arguments: Mapping[str, Any]) -> BackboneInfo:
         return cls(
-            config=config,
+            create_arguments=create_arguments,
             name=backbone.name,
             architecture=backbone.architecture,
             weights=backbone.weights,
@@ -117,19 +117,20 @@ class BackboneInfo:
             },
         )
 
-    def cell_key(self, protocol: Mapping[str, Any], seed: int) -> str:
-        """Identity of one number: backbone weights and layers, protocol and seed."""
-        return content_key({"backbone": self.identity, "protocol": protocol, "seed": seed})
+    def cell_key(self, conditions: Mapping[str, Any], seed: int) -> str:
+        """Identity of a cell: backbone weights and layers, conditions of the task and seed."""
+        return content_key({"backbone": self.identity, "protocol": conditions, "seed": seed})
 
 
 @dataclass(frozen=True)
-class ProbeUnit:
-    """A unit of work: tasks that share images, on one backbone and seed.
+class ProbeRequest:
+    """The argument of ``probe_unit``: tasks that share images, on one backbone and seed.
 
     Attributes:
         data: task → its dataset without the declaration, which holds functions.
         cell_keys: task → identity of its cell.
-        data_root: its ``wds_NAME`` folders are datasets.
+        data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets, which the
+            worker has to register before it can find their tasks.
         model: id of the backbone's LoggedModel.
         suite: name of the suite.
         experiment: in MLflow.
@@ -163,9 +164,10 @@ class Cell:
     """The numbers of one backbone, task and seed.
 
     Attributes:
-        status: ``done``, ``cached`` (finished in an earlier run), ``failed`` or ``not applicable``.
+        status: ``done``, ``cached`` (finished in an earlier run and reused), ``failed``
+            or ``not applicable``.
         reason: why it failed or does not apply.
-        seconds: that it took; 0 if it was cached.
+        seconds: duration; 0 if it was cached.
         run_id: of its MLflow run.
         notes: what the user should know of it, one line each.
     """

@@ -11,7 +11,7 @@ from benchmark.execution import Executor
 from benchmark.execution.progress import console
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan
-from benchmark.probing.cell import explain_error, failed_cells, finished_cell, log_backbone
+from benchmark.probing.cell import failed_cells, failure_reason, finished_cell, log_backbone
 from benchmark.probing.data import prepare_data
 from benchmark.probing.parents import Parent
 from benchmark.probing.submit import Probing
@@ -19,9 +19,8 @@ from benchmark.probing.unit import forget_backbone
 from benchmark.records import BackboneInfo, Cell, PlannedTask
 from benchmark.results.outcome import RunResult, as_json, check_writable, suite_average
 from benchmark.stages.graph import Runner
-from benchmark.stages.stage import open_executor_and_tracker
+from benchmark.stages.session import open_executor_and_tracker
 from benchmark.suites.registry import BackboneSource
-from common.errors import error_summary
 from common.files import write_json
 from common.locks import lock_path, locked_async, mark_in_use
 from probes.base import missing_capability
@@ -56,7 +55,7 @@ async def run_async(options: RunOptions) -> RunResult:
             executor,
             tracker,
         ):
-            result = await _Driver(plan, tracker, executor).run()
+            result = await _PlanRunner(plan, tracker, executor).run()
     finally:
         forget_backbone()
     if options.json:
@@ -78,21 +77,22 @@ def known_cells(
         if reason:
             cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason=reason)
         elif tracker is not None and data is not None and not plan.options.force:
-            key = backbone.cell_key(task.protocol(data[task.name]), seed)
+            key = backbone.cell_key(task.conditions(data[task.name]), seed)
             cell = finished_cell(tracker, backbone.name, task.name, seed, key)
             if cell is not None:
                 cells[task.name] = cell
     return cells
 
 
-class _Driver:
+class _PlanRunner:
     """Runs a plan: one parent run for each backbone and seed."""
 
     def __init__(self, plan: RunPlan, tracker: Tracker, executor: Executor) -> None:
         self.plan, self.tracker, self.executor = plan, tracker, executor
         self.artifacts = plan.artifacts()
         self.stages = Runner(executor)
-        self.shown_errors: list[BaseException] = []  # several backbones may wait for one training
+        # error → reason; backbones that wait for one training fail with the same error
+        self.failure_reasons: dict[Exception, str] = {}
 
     async def run(self) -> RunResult:
         """All backbones and seeds; inputs are checked before anything is trained."""
@@ -109,12 +109,14 @@ class _Driver:
             options.data_root,
             options.force,
         )
-        keys = [(name, seed) for seed in plan.seeds for name in plan.names]
-        for name in plan.names if len(keys) > 1 else ():
-            if (name, plan.options.seed) not in self.artifacts.backbones:
-                # its weights may not be available, and the first backbone may take hours
-                await self.probing.describe(plan.config(name, plan.options.seed))
-        executor.overview.expect("probe", len(keys) * len(self.probing.groups))
+        keys = [(name, seed) for seed in plan.seeds for name in plan.backbones]
+        if len(keys) > 1:
+            # weights that cannot be loaded end the command now, not when another backbone's hours
+            # are over
+            for name in plan.backbones:
+                if (name, plan.options.seed) not in self.artifacts.backbones:
+                    await self.probing.describe(plan.backbone_arguments(name, plan.options.seed))
+        executor.overview.expect("probe", len(keys) * len(self.probing.units))
         # more backbones than workers at once would evict each other from the workers' memory
         self.semaphore = asyncio.Semaphore(len(keys) if executor.is_remote else executor.slots)
         rows = await asyncio.gather(*(self._backbone(name, seed) for name, seed in keys))
@@ -125,17 +127,17 @@ class _Driver:
     async def _backbone(self, name: str, seed: int) -> tuple[list[Cell], str]:
         """The cells of one backbone and seed and the id of their parent run; without its weights,
         all cells are failed and the id is ''."""
-        problem = "its weights"
+        problem = "could not load its weights"
         try:
-            source = BackboneSource(self.plan.config(name, seed))
+            source = BackboneSource(self.plan.backbone_arguments(name, seed))
             if (name, seed) in self.artifacts.backbones:
                 source = await self.stages.run(self.artifacts.backbones[name, seed])
             async with self.semaphore:
-                backbone = await self.probing.describe(source.config)
-                problem = "its run"
+                backbone = await self.probing.describe(source.create_arguments)
+                problem = "could not write its parent run"
                 return await self._probe(backbone, source, seed)
         except Exception as error:
-            reason = f"{problem}: {self._explain(error)}"
+            reason = f"{problem}: {self._failure_reason(error)}"
             return failed_cells(name, seed, self.plan.tasks, reason), ""
 
     async def _probe(
@@ -143,11 +145,11 @@ class _Driver:
     ) -> tuple[list[Cell], str]:
         """Find finished cells, run the others under the parent run."""
         plan, tracker, executor = self.plan, self.tracker, self.executor
-        groups = self.probing.groups
+        units = self.probing.units
         cells = known_cells(plan, tracker, self.data, backbone, seed)
-        pending = [[task for task in group if task.name not in cells] for group in groups]
-        pending = [group for group in pending if group]
-        executor.overview.expect("probe", len(pending) - len(groups))
+        pending = [[task for task in tasks if task.name not in cells] for tasks in units]
+        pending = [tasks for tasks in pending if tasks]
+        executor.overview.expect("probe", len(pending) - len(units))
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
             console.print(
                 f"{backbone.name} · seed {seed}: {len(cached)} of {len(plan.tasks)} tasks are"
@@ -155,7 +157,7 @@ class _Driver:
                 style="dim",
             )
         model = log_backbone(tracker, backbone, source.run)
-        parent = Parent(tracker, plan, backbone, source, seed, self.probing.protocols, model)
+        parent = Parent(tracker, plan, backbone, source, seed, self.probing.conditions, model)
         with ExitStack() as stack:
             # until the run is RUNNING, another command could resume it as well
             lock = lock_path("parent", [tracker.uri, plan.experiment, parent.key])
@@ -164,8 +166,8 @@ class _Driver:
                 if not pending and earlier and parent.is_complete(earlier, cells.values()):
                     return list(cells.values()), earlier.info.run_id
                 run = stack.enter_context(parent.open(earlier, executor.device))
-            units = [self._unit(group, backbone, seed, run.id, model) for group in pending]
-            for unit_cells in await asyncio.gather(*units):
+            running = [self._unit(tasks, backbone, seed, run.id, model) for tasks in pending]
+            for unit_cells in await asyncio.gather(*running):
                 cells |= {cell.task: cell for cell in unit_cells}
             ordered = [cells[task.name] for task in plan.tasks]
             parent.log_cells(run, ordered)
@@ -177,26 +179,25 @@ class _Driver:
 
     async def _unit(
         self,
-        group: Sequence[PlannedTask],
+        tasks: Sequence[PlannedTask],
         backbone: BackboneInfo,
         seed: int,
         parent: str,
         model: str,
     ) -> list[Cell]:
-        """The cells of one unit; they are failed if the unit is lost."""
+        """The cells of one unit; failed, all with one reason, if the unit raises."""
         try:
-            return await self.probing.cells(group, backbone, seed, parent, model)
+            return await self.probing.cells(tasks, backbone, seed, parent, model)
         except Exception as error:
-            reason = self._explain(error)
-            names = " + ".join(task.name for task in group)
+            reason = self._failure_reason(error)
+            names = " + ".join(task.name for task in tasks)
             console.print(
                 f"{backbone.name} · seed {seed} · {names}: {reason}", style="red", markup=False
             )
-            return failed_cells(backbone.name, seed, group, reason)
+            return failed_cells(backbone.name, seed, tasks, reason)
 
-    def _explain(self, error: Exception) -> str:
-        """``explain_error``; prints the traceback of an error once."""
-        if error not in self.shown_errors:
-            explain_error(error)
-            self.shown_errors.append(error)
-        return error_summary(error)
+    def _failure_reason(self, error: Exception) -> str:
+        """``failure_reason``, which prints the traceback of each error once."""
+        if error not in self.failure_reasons:
+            self.failure_reasons[error] = failure_reason(error)
+        return self.failure_reasons[error]

@@ -12,11 +12,11 @@ from pathlib import Path
 from backbones.checkpoint import load_checkpoint
 from benchmark.execution.progress import console
 from benchmark.options import WatchOptions
-from benchmark.plan import make_plan
+from benchmark.plan import RunPlan, make_plan
 from benchmark.results.outcome import RunResult
 from benchmark.run import run
 from common.errors import UserError
-from common.files import content_key
+from common.locks import lock_path, locked
 from reports.mlflow.run import Tracker
 
 
@@ -31,15 +31,24 @@ def watch(options: WatchOptions, on_result: Callable[[RunResult], None]) -> int:
     if not options.dir.is_dir():
         raise UserError(f"no folder {options.dir}; give the one with the training's checkpoints")
     settings = {**plan.as_config_file(), "weights": None}
-    key = content_key([settings, str(options.dir.resolve())])
+    lock = lock_path("watch", [settings, str(options.dir.resolve())])
+    message = f"another process watches {options.dir}: waiting for it"
+    with locked(lock, lambda: console.print(message, markup=False)):
+        return _follow(options, plan, lock.stem, on_result)
+
+
+def _follow(
+    options: WatchOptions, plan: RunPlan, key: str, on_result: Callable[[RunResult], None]
+) -> int:
+    """Score checkpoints in the MLflow run of the watch ``key``."""
     tracker = Tracker(plan.experiment)
     earlier = next(iter(tracker.search(f"tags.`watch.key` = '{key}'")), None)
     stored = earlier.data.tags if earlier else {}
     scored = {int(tag[5:]): stored[tag] for tag in stored if tag.startswith("step.")}
     resume = earlier.info.run_id if earlier else None
-    names = {"backbone": plan.names[0], "suite": plan.suite.name}
+    names = {"backbone": plan.backbones[0], "suite": plan.suite.name}
     tags = {"stage": "watch", "seed": str(options.seed), "watch.key": key, **names}
-    title = f"watch · {plan.names[0]} · {plan.suite.name}"
+    title = f"watch · {plan.backbones[0]} · {plan.suite.name}"
     failures = 0
     with tracker.run(title, tags=tags, params=names, resume=resume) as curves:
         for step, path in _arrivals(options, scored):

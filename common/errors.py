@@ -14,12 +14,7 @@ UNUSABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST)
 
 
 class UserError(ValueError):
-    """The user's input is wrong. The message is one line: what is wrong, and what to do about it.
-
-    ``exit_code`` is the exit code of the command line.
-    """
-
-    exit_code = 2
+    """The user's input is wrong. The message is one line: what is wrong, and what to do."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -68,7 +63,7 @@ def user_error_message(error: BaseException) -> str | None:
     """
     cause: BaseException | None = error
     while cause is not None:
-        if getattr(cause, "exit_code", None) == 2:
+        if isinstance(cause, UserError):
             return " ".join(str(cause).split())
         if isinstance(cause, OSError) and cause.errno in DISK_FULL:
             advice = "choose another folder" if cause.errno == errno.EROFS else "free some space"

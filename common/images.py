@@ -1,4 +1,4 @@
-"""Pixels as every reader of this suite sees them."""
+"""Pixels as every reader of this package sees them."""
 
 from __future__ import annotations
 

@@ -32,10 +32,10 @@ class Context:
         data: the checked dataset.
         settings: an instance of the probe's ``settings_type``.
         seed: of everything random.
-        device: that computes.
+        device: the device that computes.
         work_dir: scratch folder of the cell until it is finished, with the state to resume from.
         log, progress: of curves and of the progress bar.
-        num_workers: loading processes (0 = in this one); never changes a result.
+        num_workers: loading processes (0 = in this one); by itself never changes a result.
         cost: counts what the task costs; the caller records it.
     """
 
@@ -70,8 +70,8 @@ class TaskResult:
     """The result of a task.
 
     Attributes:
-        metrics: the field's names (``mIoU``, ``bbox_mAP``, ``abs_rel`` …) → value; percentages
-            0–100. The caller records those that the probe declares.
+        metrics: name → value; the names usual in the literature (``mIoU``, ``bbox_mAP``,
+            ``abs_rel`` …), percentages 0–100. The caller records those that the probe declares.
         per_image: what the statistics of a report need: arrays whose first axis is the images,
             always with ``image`` (relative paths); for segmentation ``intersection``,
             ``prediction``, ``label`` pixel counts (N, classes); for depth and normals the metrics
@@ -134,7 +134,7 @@ class Probe(Protocol):
             first.
         needs_text: whether the backbone must have a text tower. A probe may have
             ``needs_dense_text`` too: patch features aligned with the text tower.
-        splits: that the probe reads; (``val``,) where nothing is trained.
+        splits: the splits that the probe reads; (``val``,) where nothing is trained.
     """
 
     name: str
@@ -198,13 +198,14 @@ class FeatureProbe:
 
 @runtime_checkable
 class GroupedProbe(Probe, Protocol):
-    """A probe that can be trained with others in one pass over the same images.
+    """A probe that can be trained with others in one training loop, on the same batches.
 
-    Each result is as if the probe were trained alone; ``run`` is a group of one.
+    Each result is as if the probe were trained alone; ``run`` is the same for a single probe.
     """
 
     def group_key(self, context: Context) -> str | None:
-        """Equal for tasks of one backbone and seed that one pass can train; None to run alone."""
+        """Equal for tasks of one backbone and seed that one training loop can train on the same
+        batches; None to run alone."""
 
     def run_group(self, tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
         """``run`` of tasks with one key: the result of each in their order, or its own error."""

@@ -1,5 +1,5 @@
-"""Importing this module registers every dataset, probe and protocol of the suite; nothing else
-does."""
+"""Importing this module registers every dataset, probe and protocol of this package; nothing
+else does."""
 
 from probes import detection  # noqa: F401
 from probes.datasets.specs import (  # noqa: F401

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-TAG = "metrics.declared"
+DECLARED_TAG = "metrics.declared"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Metric:
 
 
 def declare(metrics: Mapping[str, Metric]) -> str:
-    """Metrics, the main one first, as text for the run's tag ``TAG``."""
+    """Metrics, the main one first, as text for the run's tag ``DECLARED_TAG``."""
     default = asdict(Metric())
     changed = {
         name: {key: value for key, value in asdict(metric).items() if value != default[key]}
@@ -52,4 +52,6 @@ def declare(metrics: Mapping[str, Metric]) -> str:
 
 def declared(tags: Mapping[str, str]) -> dict[str, Metric]:
     """The metrics that a run declares, the main one first."""
-    return {name: Metric(**fields) for name, fields in json.loads(tags.get(TAG, "{}")).items()}
+    return {
+        name: Metric(**fields) for name, fields in json.loads(tags.get(DECLARED_TAG, "{}")).items()
+    }

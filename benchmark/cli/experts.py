@@ -37,7 +37,7 @@ class Train(ConfigOptions, ExecutionOptions, TrackingOptions):
         """Train one expert."""
         from benchmark.execution.progress import console
         from benchmark.stages.experts import ExpertTraining, expert_stage
-        from benchmark.stages.stage import open_executor_and_tracker
+        from benchmark.stages.session import open_executor_and_tracker
         from reports.mlflow.client import using
 
         inputs = ExpertTraining(

@@ -46,7 +46,7 @@ class Predict(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
         """Let experts label the pairs."""
         from backbones.cliptex.labels.labeller import LabelSettings
         from benchmark.stages.labels import LabelRequest, label_stage, preview_labels
-        from benchmark.stages.stage import open_executor_and_tracker
+        from benchmark.stages.session import open_executor_and_tracker
         from common.settings import with_changes
         from reports.mlflow.client import using
 

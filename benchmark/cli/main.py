@@ -73,8 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser(only: Iterable[str] = COMMANDS, prog: str = PROGRAM) -> argparse.ArgumentParser:
-    """The parser of the command line, with the options of ``only`` these commands, which avoids
-    imports."""
+    """The parser of the command line.
+
+    Args:
+        only: commands to add with their options. Others are only listed, which saves the import of
+            their modules.
+    """
     top = Parser(prog=prog, description="Is this backbone better, at what, and by how much?")
     version = f"cliptex-benchmark {metadata.version('cliptex-benchmark')}"
     top.add_argument("--version", action="version", version=version)
@@ -114,7 +118,7 @@ def parse(argv: Sequence[str]) -> Any:
 
 def _interrupted(argv: Sequence[str]) -> int:
     code = 128 + (interrupts.received() or signal.SIGINT)
-    interrupts.leave(code)
+    interrupts.exit_on_next_signal(code)
     command = hide_secrets(shlex.join(argv))
     sys.stderr.write(f"\ninterrupted; finished work is kept. Go on with: {PROGRAM} {command}\n")
     return code

@@ -123,7 +123,7 @@ def read_options(words: Mapping[str, Any]) -> Any:
     """A command with the options of the command line and of its ``--config`` file.
 
     Args:
-        words: ``command``, the dataclass, and option → words.
+        words: ``command`` → the dataclass, and field name → the words given for it.
 
     Raises:
         UserError: an option is missing or not allowed, or the file cannot be read.

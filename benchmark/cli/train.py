@@ -35,8 +35,8 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
     recipe: str = "cliptex"
     """a name from `list recipes`, or a .json or .toml file"""
     init: str
-    """initial weights: open_clip/ARCH/PRETRAINED, a weights file of this suite, random, or imagenet
-    (the recipe's model, its timm image tower with ImageNet weights)"""
+    """initial weights: open_clip/ARCH/PRETRAINED, a weights file of this package, random, or
+    imagenet (the recipe's model, its timm image tower with ImageNet weights)"""
     labels: Path | None = None
     """pseudo-labels of the pairs, from `labels predict`"""
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
             raise UserError(f"--out {self.out} is the file of --init; give another")
         if not is_suite_checkpoint(self.out):
             raise UserError(
-                f"--out {self.out} exists and has no weights of this suite; give another file, or"
+                f"--out {self.out} exists and has no weights of this package; give another file, or"
                 " move it away"
             )
 
@@ -140,7 +140,7 @@ def _train_rank(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
 
 def _submit(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
     """Train as a unit of work; on SLURM in a process for each GPU of each node."""
-    from benchmark.stages.stage import open_executor_and_tracker
+    from benchmark.stages.session import open_executor_and_tracker
     from benchmark.stages.weights import train_stage
 
     with open_executor_and_tracker(spec, inputs.experiment) as (executor, _):

@@ -9,7 +9,7 @@ from benchmark.execution.spec import ExecutorSpec, WorkerLost
 EXECUTORS.register_lazy(
     "local",
     f"{__name__}.local:LocalExecutor",
-    "processes of this machine, one per GPU or share of the cores (default)",
+    "a process per GPU of this machine, else per quarter of its cores, at most 8 each (default)",
 )
 EXECUTORS.register_lazy(
     "slurm",

@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from benchmark.execution.progress import Bar, Overview, ProgressLine, console
+from benchmark.execution.progress import Bar, Overview, ProgressLine, console, reporting
 from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import (
     Outcome,
@@ -60,8 +60,9 @@ class _QueuedUnit:
 class Executor(ABC):
     """Runs units of work; a context manager.
 
-    Leaving the block waits for all units; after an error it lets them save and stops them. A
-    subclass implements ``_start`` and is registered in ``EXECUTORS``.
+    In its block, ``reporter()`` of this process is the executor's bar. Leaving the block waits for
+    all units; after an error it lets them save and stops them. A subclass implements ``_start`` and
+    is registered in ``EXECUTORS``.
 
     Attributes:
         about: one line for ``list executors``.
@@ -70,7 +71,7 @@ class Executor(ABC):
         slots: estimated number of concurrent units (one per GPU if there are GPUs).
         cpu_slots: estimated number of concurrent units of one core each without a GPU.
         has_gpus: whether a unit can have a GPU.
-        default_loading_processes: of a unit, without ``--num-workers``.
+        default_loading_processes: loading processes of a unit without ``--num-workers``.
     """
 
     about: ClassVar[str] = ""
@@ -85,12 +86,13 @@ class Executor(ABC):
         self.spec, self.bar = spec, bar
         self.closing = False
         self._open: set[_QueuedUnit] = set()  # submitted and not ended
-        # None wakes the driver
+        # None wakes the scheduler thread
         self._submitted: queue.SimpleQueue[_QueuedUnit | None] = queue.SimpleQueue()
         self._waiting: list[_QueuedUnit] = []
         self._running: list[_QueuedUnit] = []
         self.overview = Overview(bar)
-        self._driver = threading.Thread(target=self._drive, name="driver", daemon=True)
+        self._on_exit = ExitStack()
+        self._scheduler = threading.Thread(target=self._schedule, name="scheduler", daemon=True)
         for key in spec.settings:
             if self.options is not None and key not in self.options:
                 hint = nearest(key, self.options)
@@ -100,11 +102,11 @@ class Executor(ABC):
     def _start(self, unit: Unit) -> Future[Outcome] | None:
         """Run ``execute(unit)`` in a worker, or return None if all resources are in use.
 
-        Errors are those of ``_result``.
+        ``_result`` reads the future when it is done. An exception fails this unit only.
         """
 
     def _stop(self) -> None:  # noqa: B027
-        """Withdraw units that have not started; running ones see their ``stop`` file."""
+        """Withdraw units that have not started; running ones see their ``stop_file``."""
 
     def release(self) -> None:  # noqa: B027
         """Release all resources; units that still run are killed."""
@@ -134,8 +136,9 @@ class Executor(ABC):
     def num_workers(self) -> int:
         """Loading processes of a unit.
 
-        On a CPU, results do not depend on them. On a GPU, they set the number of computing threads
-        (``needs``), on which the last bits of sums that are computed on the CPU may depend.
+        By itself, their number never changes a result. On a GPU, though, it sets the number of
+        computing threads (``needs``), on which the last bits of sums that are computed on the CPU
+        may depend.
         """
         if self.spec.num_workers is None:
             return self.default_loading_processes
@@ -154,11 +157,6 @@ class Executor(ABC):
             return {"cpus": self.num_workers + 1, "gpus": 1}
         return {"cpus": threads_per_unit(), "gpus": 0}
 
-    def where(self, cpus: int, gpus: int) -> str:
-        """Where a unit with these needs runs, such as ``local, 1 GPU and 3 cores``."""
-        gpu_text = f"{gpus} GPU and " if gpus else ""
-        return f"{self.spec.name}, {gpu_text}{cpus} core{'s' * (cpus > 1)}"
-
     def submit(
         self,
         function: Callable[..., Any],
@@ -173,7 +171,10 @@ class Executor(ABC):
 
         Args:
             function: module-level; it reports progress to
-                ``benchmark.execution.progress.reporter()``.
+                ``benchmark.execution.progress.reporter()``. What it caches in its process (a
+                backbone, for example) stays there for the next unit. If it has an attribute
+                ``forget``, a worker calls that, without arguments, before it runs a function that
+                has another or none, to free the memory.
             args: plain values (paths, names, settings).
             cpus: number of reserved cores and of computing threads.
             gpus: number of GPUs that it sees.
@@ -219,11 +220,12 @@ class Executor(ABC):
         folder = home() / "tasks"
         folder.mkdir(0o700, parents=True, exist_ok=True)  # arguments may contain passwords
         remove_abandoned(folder)
-        self._driver.start()
+        self._on_exit.enter_context(reporting(self.bar))
+        self._scheduler.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        with ExitStack() as stack:  # runs callbacks in reverse order, all of them despite errors
+        with self._on_exit as stack:  # runs callbacks in reverse order, all of them despite errors
             stack.callback(self._drop_all)
             stack.callback(self.release)
             stack.callback(self._close)
@@ -235,14 +237,14 @@ class Executor(ABC):
         self.closing = True
         self.overview.end()
         self._submitted.put(None)
-        self._driver.join()
+        self._scheduler.join()
 
     def _drop_all(self) -> None:
         for queued in list(self._open):
             self._drop(queued)
 
-    def _drive(self) -> None:
-        """The driver thread: the only one that starts and follows units."""
+    def _schedule(self) -> None:
+        """Run the scheduler thread, the only one that starts and follows units."""
         bug = None
         try:
             while not self.closing:
@@ -253,7 +255,7 @@ class Executor(ABC):
         for queued in self._running:
             with suppress(OSError):  # a full disk
                 queued.unit.folder.mkdir(parents=True, exist_ok=True)
-                queued.unit.stop.touch()
+                queued.unit.stop_file.touch()
         with suppress(Exception):
             self._stop()
         while self._is_busy() and time.monotonic() < deadline:
@@ -269,11 +271,11 @@ class Executor(ABC):
         return any(future is not None and not future.done() for future in futures)
 
     def _step(self) -> None:
-        timeout = POLL
+        timeout = POLL  # wait for the first submitted unit, then take all that are there
         with suppress(queue.Empty):
             while True:
                 if queued := self._submitted.get(timeout=timeout):
-                    self._wait(queued)
+                    self._put_in_line(queued)
                 timeout = 0.0
         with suppress(OSError):
             self._poll()
@@ -285,7 +287,8 @@ class Executor(ABC):
         self._start_waiting()
         self.overview.tick(queued.line for queued in self._running)
 
-    def _wait(self, queued: _QueuedUnit) -> None:
+    def _put_in_line(self, queued: _QueuedUnit) -> None:
+        """Add a unit to those that wait, behind others of its priority."""
         bisect.insort(self._waiting, queued, key=lambda each: -each.priority)
 
     def _start_waiting(self) -> None:
@@ -333,7 +336,7 @@ class Executor(ABC):
         queued.line, queued.worker_future = self.bar.line(), None
         again = f"{queued.unit.name}: {kind} ({reason}); running it again, {count} of {limit}"
         console.print(again, style="yellow")
-        return self._wait(queued)
+        return self._put_in_line(queued)
 
     def _drop(self, queued: _QueuedUnit) -> None:
         queued.future.cancel()
@@ -360,15 +363,15 @@ class Executor(ABC):
     def _show(self, queued: _QueuedUnit, flush: bool = False) -> None:
         """Print the new lines of a unit's output, on ``flush`` all of it, and draw its progress."""
         with suppress(OSError):
-            if queued.unit.log.is_file():
-                with queued.unit.log.open("rb") as log:
+            if queued.unit.log_file.is_file():
+                with queued.unit.log_file.open("rb") as log:
                     log.seek(queued.printed)
                     output = log.read()
                 output = output if flush else output[: output.rfind(b"\n") + 1]
                 queued.printed += len(output)
                 if output:
                     console.print(output.decode("utf-8", errors="replace"), end="")
-            queued.line.follow(read(queued.unit.status))
+            queued.line.follow(read(queued.unit.status_file))
 
 
 EXECUTORS: Registry[type[Executor]] = Registry(

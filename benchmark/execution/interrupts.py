@@ -47,8 +47,8 @@ def interruptible(numbers: Sequence[int] = STOP_SIGNALS) -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-def leave(code: int) -> None:
-    """Let further signals end the process at once with ``code``: nothing is left to save."""
+def exit_on_next_signal(code: int) -> None:
+    """Let the next signal end the process at once with ``code``: nothing is left to save."""
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: os._exit(code))
 

@@ -1,4 +1,4 @@
-"""This machine: a process for each GPU or share of the cores.
+"""This machine: a process for each GPU, else for each quarter of the cores (at most 8 each).
 
 Units side by side are faster than more threads for each: in small layers OpenMP's threads mostly
 wait for each other.
@@ -18,17 +18,18 @@ from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
 from benchmark.execution.base import Executor
-from benchmark.execution.progress import Bar, reporting
+from benchmark.execution.progress import Bar
 from benchmark.execution.spec import ExecutorSpec
-from benchmark.execution.unit import THREADS, Outcome, Unit, cores, execute, threads
+from benchmark.execution.unit import Outcome, Unit, cores, execute, threads
 from common.errors import UserError
 
 
 class LocalExecutor(Executor):
     """Units in processes of this machine, each of which sees only its own GPUs.
 
-    Without concurrency (``--jobs 1``, or no GPU and cores for one unit), units run in this process,
-    where debuggers work. Worker processes are reused, so that they import libraries once.
+    Where only one unit can run at a time (``--jobs 1``, or no GPU and too few cores for two), units
+    run in this process, where debuggers work. Otherwise worker processes are reused, so that they
+    import libraries once.
     """
 
     options: ClassVar[Mapping[str, str]] = {"cpus": "how many cores (default: all)"}
@@ -51,7 +52,7 @@ class LocalExecutor(Executor):
         if not self._in_this_process:
             return super()._enqueue(unit, priority)
         future: Future[Any] = Future()
-        with threads(unit.cpus), reporting(self.bar):
+        with threads(unit.cpus):
             try:  # errors keep their traceback, and an interruption is not caught
                 future.set_result(unit.call())
             except Exception as error:
@@ -65,7 +66,7 @@ class LocalExecutor(Executor):
         # units on a GPU do not wait for cores
         cpus = 0 if unit.gpus else min(unit.cpus, self._cpus)
         busy = [worker for worker in self._workers if worker.is_busy]
-        if cpus > self._cpus - sum(worker.cpus for worker in busy):
+        if cpus > self._cpus - sum(worker.reserved_cores for worker in busy):
             return None
         idle = [worker for worker in self._workers if worker not in busy]
         worker = next((each for each in idle if bool(each.gpu) == bool(unit.gpus)), None)
@@ -74,7 +75,7 @@ class LocalExecutor(Executor):
             free = [gpu for gpu in self._gpus if gpu not in used] if unit.gpus else [""]
             if not free:
                 return None
-            worker = _Worker(free[0], unit.cpus)
+            worker = _Worker(free[0])
             self._workers.append(worker)
         try:
             return worker.run(unit, cpus)
@@ -91,17 +92,25 @@ class LocalExecutor(Executor):
 
 
 class _Worker:
-    """One process that sees ``gpu`` ('' for none); ``cpus`` are the cores of its current unit."""
+    """One process.
 
-    def __init__(self, gpu: str, threads: int) -> None:
-        self.gpu, self.cpus = gpu, 0
+    Attributes:
+        gpu: the only one that it sees; '' for none.
+        reserved_cores: cores of its current unit; 0 on a GPU.
+    """
+
+    def __init__(self, gpu: str) -> None:
+        self.gpu, self.reserved_cores = gpu, 0
         self.running: Future[Outcome] | None = None
         # spawned: a parent with torch's threads or CUDA must not be forked
         self.pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), _initialize, (gpu, threads)
+            1, multiprocessing.get_context("spawn"), _initialize, (gpu,)
         )
-        resource_tracker.ensure_running()  # its start would unblock signals
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until ``_initialize``
+        # The process inherits the blocked SIGINT, so that Ctrl-C does not end it before
+        # ``_initialize``. Python starts its resource tracker with the first process and unblocks
+        # SIGINT after that, so the tracker has to run before.
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self._pid = self.pool.submit(os.getpid)
         finally:
@@ -116,8 +125,9 @@ class _Worker:
         """Whether its process died during the last unit."""
         return self.running is not None and self.running.done() and bool(self.running.exception())
 
-    def run(self, unit: Unit, cpus: int) -> Future[Outcome]:
-        self.cpus, self.running = cpus, self.pool.submit(execute, unit, (signal.SIGTERM,))
+    def run(self, unit: Unit, reserved_cores: int) -> Future[Outcome]:
+        self.reserved_cores = reserved_cores
+        self.running = self.pool.submit(execute, unit, (signal.SIGTERM,))
         return self.running
 
     def kill(self) -> None:
@@ -125,9 +135,9 @@ class _Worker:
             os.kill(self._pid.result(timeout=10), signal.SIGKILL)
 
 
-def _initialize(visible: str, cpus: int) -> None:
-    """Set up a worker process: its GPUs and threads, and an end when its parent ends."""
-    os.environ.update({"CUDA_VISIBLE_DEVICES": visible, **dict.fromkeys(THREADS, str(cpus))})
+def _initialize(gpu: str) -> None:
+    """Set up a worker process: the GPU that it sees, and an end when its parent ends."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     # loading processes: spawned ones would each import torch and MMLab first
     multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C, and stops its workers

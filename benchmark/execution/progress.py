@@ -168,6 +168,7 @@ class Overview(ProgressLine):
         """Draw the number of finished units, or print it with the ``running`` steps when due."""
         if self._step is None:
             self.start("units of work", 0)
+        # | of counters is the larger count of each kind: not all units are announced
         total = (self._expected | self._submitted).total()
         self.progress.update(self._step, completed=self._finished, total=total)
         if steps := list(filter(None, (line.text() for line in running))):

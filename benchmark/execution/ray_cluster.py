@@ -32,7 +32,7 @@ FORWARDED = (
 
 
 class RayExecutor(Executor):
-    """A Ray task for each unit; Ray assigns GPUs and nodes, the driver replaces lost workers."""
+    """A Ray task for each unit; Ray assigns GPUs and nodes; lost tasks are submitted again."""
 
     options: ClassVar[Mapping[str, str]] = {
         "address": (
@@ -124,7 +124,7 @@ def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
 
     Args:
         content: the pickled unit; its modules are imported after ``variables`` are set.
-        variables: environment variables of the driver.
+        variables: environment variables of the submitting process.
     """
     os.environ.update(variables)
     return execute(pickle.loads(content))

@@ -55,9 +55,10 @@ class SlurmExecutor(Executor):
     """A SLURM job for each unit.
 
     A job at its time limit saves its state and is queued again (``scontrol requeue``); one that is
-    preempted, cancelled or dies is submitted again by the driver. With ``spec.multi_node``, a unit
-    is called in several processes, one for each GPU of each node (one for each node on CPUs), with
-    the environment of ``torch.distributed``; the first one's result counts.
+    preempted, cancelled or dies is submitted again by the submitting process. With
+    ``spec.multi_node``, a unit is called in several processes, one for each GPU of each node (one
+    for each node on CPUs), with the environment of ``torch.distributed``; the first one's result
+    counts.
     """
 
     options = None
@@ -96,9 +97,6 @@ class SlurmExecutor(Executor):
         self.slots = self.cpu_slots = spec.jobs or 16
         self._jobs: dict[str, _Job] = {}
         self._queried = 0.0  # when the controller last answered
-
-    def where(self, cpus: int, gpus: int) -> str:
-        return super().where(self._cpus_per_process or cpus, gpus * self._gpus_per_unit)
 
     def _start(self, unit: Unit) -> Future[Outcome] | None:
         gpus = unit.gpus * self._gpus_per_unit
@@ -190,10 +188,10 @@ def _assist(unit: Unit, rank: int, signals: Sequence[int]) -> Outcome:
     folder = unit.folder / f"process{rank}"
     with suppress(OSError):  # ``execute`` reports a folder that is not visible
         folder.mkdir(exist_ok=True)
-        (folder / unit.log.name).symlink_to(f"../{unit.log.name}")
+        (folder / unit.log_file.name).symlink_to(f"../{unit.log_file.name}")
     outcome = execute(replace(unit, folder=folder), ())
     if outcome.kind == "failed":
-        with suppress(OSError), unit.log.open("a") as log:
+        with suppress(OSError), unit.log_file.open("a") as log:
             log.write(f"process {rank} failed: {outcome.error()!r:.300}\n")
         time.sleep(SAVE_SECONDS)  # perhaps the first one stopped: its outcome counts
     return outcome

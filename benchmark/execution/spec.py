@@ -23,7 +23,7 @@ class ExecutorSpec:
         settings: ``--executor-arg`` key → value.
         jobs: maximum number of concurrent units; 0 for as many as the resources allow.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-        num_workers: loading processes of a unit; None for its share of the cores.
+        num_workers: loading processes of a unit; None for the executor's default.
         multi_node: a unit may compute in several processes and on several nodes (``nodes=2``).
     """
 

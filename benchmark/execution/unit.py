@@ -35,11 +35,12 @@ class Unit:
 
     Attributes:
         folder: holds the heartbeat with progress (``status.json``) and the output (``log.txt``);
-            the driver and the worker both see it.
+            the submitting process and the worker both see it.
         cpus: number of reserved cores and of computing threads.
         gpus: number of GPUs; the unit sees no others.
-        cwd: the driver's working folder.
-        software: the driver's versions, if units run on several nodes: those must have the same.
+        cwd: working folder of the submitting process.
+        software: versions of the submitting process, if units run on several nodes, which must have
+            the same.
     """
 
     function: Callable[..., Any]
@@ -63,16 +64,16 @@ class Unit:
             os.environ.pop(GPUS, None)
 
     @property
-    def status(self) -> Path:
+    def status_file(self) -> Path:
         return self.folder / "status.json"
 
     @property
-    def stop(self) -> Path:
-        """Created by the driver to stop the unit: it saves its state and ends."""
+    def stop_file(self) -> Path:
+        """Created by the submitting process to stop the unit, which saves its state and ends."""
         return self.folder / "stop"
 
     @property
-    def log(self) -> Path:
+    def log_file(self) -> Path:
         return self.folder / "log.txt"
 
 
@@ -118,7 +119,8 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
     """Run a unit in a worker, with its threads, a heartbeat and its output in ``log.txt``."""
     try:
         with ExitStack() as stack:
-            stack.enter_context(interruptible(signals))  # first: an earlier signal is lost
+            # first, because a signal that comes before does not count as an interruption
+            stack.enter_context(interruptible(signals))
             if unit.software is not None:
                 _check_node(unit.folder, unit.software)
             unit.folder.mkdir(parents=True, exist_ok=True)
@@ -127,17 +129,17 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
             with suppress(OSError):
                 os.chdir(unit.cwd)
             stack.enter_context(threads(unit.cpus))
-            heartbeat = stack.enter_context(Heartbeat(unit.status, name=unit.name))
-            stack.enter_context(repeating(partial(_obey, unit.stop), 0.5))
+            heartbeat = stack.enter_context(Heartbeat(unit.status_file, name=unit.name))
+            stack.enter_context(repeating(partial(_obey, unit.stop_file), 0.5))
             stack.enter_context(reporting(UnitProgress(heartbeat)))
             stack.callback(setattr, console, "file", console._file)
             stack.enter_context(redacting())
-            log = unit.log.open("a", encoding="utf-8", errors="replace", buffering=1)
+            log = unit.log_file.open("a", encoding="utf-8", errors="replace", buffering=1)
             console.file = RedactingStream(stack.enter_context(log))  # type: ignore[assignment]
             return Outcome.of(unit.call)
     except KeyboardInterrupt:  # before the unit started, or after its end
         return Outcome("interrupted", signal=received())
-    except UserError as error:  # the node is not set up like the driver
+    except UserError as error:  # the node is not set up like the submitting machine
         return Outcome.failed(error)
 
 
@@ -150,7 +152,8 @@ _previous: Callable[..., Any] | None = None
 
 
 def _release_memory(function: Callable[..., Any]) -> None:
-    """Free what a function of another kind has cached in this process (its ``forget``)."""
+    """Free what the previous unit's function has cached, if ``function`` does not use the same
+    cache; see ``forget`` in ``Executor.submit``."""
     global _previous
     previous, _previous = _previous, function
     forget = getattr(previous, "forget", None)
@@ -166,7 +169,7 @@ def software() -> Mapping[str, str]:
     return {"git.commit": commit, "python": versions["python"], **versions["packages"]}
 
 
-def _check_node(folder: Path, driver: Mapping[str, str]) -> None:
+def _check_node(folder: Path, submitting: Mapping[str, str]) -> None:
     """Raise ``UserError`` if this node does not see ``folder`` or has other versions."""
     node, here = socket.gethostname(), software()
     if not folder.is_dir():
@@ -176,7 +179,7 @@ def _check_node(folder: Path, driver: Mapping[str, str]) -> None:
         )
     differences = [
         f"{name} {here[name]} instead of {version}"
-        for name, version in driver.items()
+        for name, version in submitting.items()
         if version and here.get(name) and here[name] != version  # a node may lack git
     ]
     if differences:
@@ -248,7 +251,8 @@ def remove(folder: Path, tries: int = 5) -> None:
 
 
 def remove_abandoned(root: Path) -> None:
-    """Remove the folders of units without a heartbeat for a month: their driver was killed."""
+    """Remove the folders of units without a heartbeat for a month: their submitting process was
+    killed."""
     for folder in root.glob("*"):
         with suppress(OSError):
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))

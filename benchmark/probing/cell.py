@@ -20,8 +20,8 @@ from benchmark.execution.device import device_kind
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
-from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeUnit
-from benchmark.results.table import number
+from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
+from benchmark.results.table import format_number
 from common.errors import NonFiniteLoss, error_summary, user_error_message
 from common.files import content_key, home, read_json_object, write_json
 from common.locks import lock_path, locked
@@ -33,7 +33,7 @@ from probes.predictor import FILE as HEAD
 from probes.predictor import write_head
 from reports.detections import FILE as DETECTIONS
 from reports.detections import to_columns
-from reports.metrics import TAG, declare
+from reports.metrics import DECLARED_TAG, declare
 from reports.mlflow.client import metric_key
 from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
@@ -46,7 +46,7 @@ class CellContext:
     """What the cells of a unit share: the unit, the run that theirs nest under, and the frozen
     backbone on its device."""
 
-    unit: ProbeUnit
+    unit: ProbeRequest
     tracker: Tracker
     parent: Run
     backbone: Backbone
@@ -58,7 +58,7 @@ class CellContext:
         """The context of the task's probe."""
         return Context(
             backbone=self.backbone,
-            backbone_config=self.unit.backbone.config,
+            backbone_config=self.unit.backbone.create_arguments,
             data=with_share(self.unit.dataset(task), task.train_share, self.unit.seed),
             settings=task.settings,
             seed=self.unit.seed,
@@ -73,7 +73,11 @@ class CellContext:
 def finished_cell(
     tracker: Tracker, backbone: str, task: str, seed: int, key: str, parent: str = ""
 ) -> Cell | None:
-    """The cell called ``key`` from an earlier run (one under ``parent``), or None."""
+    """The finished cell with identity ``key``, or None.
+
+    Args:
+        parent: accept only a run under this parent run; '' accepts any.
+    """
     tags = {"cell": key, **({"mlflow.parentRunId": parent} if parent else {})}
     run = tracker.finished(**tags)
     if run is None:
@@ -87,11 +91,11 @@ def finished_cell(
 
 
 def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
-    """Run tasks that one pass can train (or a single one), each into a child run of the parent.
-    The caller holds the cells' locks.
+    """Run tasks in one training loop, on the same batches (or a single task), each into a child run
+    of the parent. The caller holds the cells' locks.
 
-    ``cost/seconds`` and ``cost/disk_bytes`` of a cell are an equal share of the group's;
-    ``cost/peak_memory_mb`` is the group's. A task that breaks is a failed cell with its reason.
+    ``cost/seconds`` and ``cost/disk_bytes`` of a cell are an equal share of what the loop took;
+    ``cost/peak_memory_mb`` is the loop's. A task that breaks is a failed cell with its reason.
 
     Raises:
         errors that the user can correct (``user_error_message``), such as a full disk. They end the
@@ -117,13 +121,13 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
                 if isinstance(result, Exception):
                     raise result
                 cell = _log_result(task, probe_context, run, result, cost, context.unit.model)
-                value = number(cell.metrics.get(task.main_metric))
+                value = format_number(cell.metrics.get(task.main_metric))
                 console.print(
                     f"  {cell.backbone} · seed {cell.seed} · {task.name}: {task.main_metric}"
                     f" {value}  {cell.seconds:.0f} s"
                 )
             except Exception as error:
-                reason = explain_error(error)
+                reason = failure_reason(error)
                 (cell,) = failed_cells(context.backbone.name, context.unit.seed, [task], reason)
                 run.fail(reason)
             cells.append(cell)
@@ -144,9 +148,11 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
         return [error] * len(probes)
 
 
-def explain_error(error: Exception) -> str:
-    """Why there is no result, in one line; prints the traceback of a bug. Raises what the user can
-    correct, which ends the command."""
+def failure_reason(error: Exception) -> str:
+    """Why there is no result, in one line; raises what the user can correct.
+
+    What it raises ends the command. The traceback of a bug is printed.
+    """
     if user_error_message(error) is not None:
         raise error
     if not isinstance(error, NonFiniteLoss | WorkerLost):
@@ -163,7 +169,7 @@ def failed_cells(backbone: str, seed: int, tasks: Sequence[PlannedTask], reason:
 def _child_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Context, Run]]:
     """The context of a cell's probe and its MLflow run."""
     unit, data = context.unit, context.unit.dataset(task)
-    backbone, key, protocol = unit.backbone, unit.cell_keys[task.name], task.protocol(data)
+    backbone, key, conditions = unit.backbone, unit.cell_keys[task.name], task.conditions(data)
     tags = {
         "task": task.name,
         "dataset": task.spec.name,
@@ -174,16 +180,16 @@ def _child_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Contex
         "seed": str(unit.seed),
         "suite": unit.suite,
         "device.kind": device_kind(context.device),
-        "protocol": content_key(protocol),
+        "protocol": content_key(conditions),
         "cell": key,
         "data.fingerprint": data.fingerprint,
         "data.partial": str(data.partial).lower(),
         "preset": getattr(task.settings, "protocol", "own"),
-        "differs": "; ".join(task.deviations(data)),
+        "differs": task.deviations(data),
         "metrics": ",".join(task.probe.metrics),
-        TAG: declare(task.probe.metrics),
+        DECLARED_TAG: declare(task.probe.metrics),
     }
-    params = {"backbone": backbone.name, "seed": unit.seed, **protocol["settings"]}
+    params = {"backbone": backbone.name, "seed": unit.seed, **conditions["settings"]}
     if task.train_share < 1:
         params["train_share"] = task.train_share
     work_dir = _work_dir(key)
@@ -244,24 +250,24 @@ def _log_result(
     data = context.data
     metrics = {name: result.metrics[name] for name in task.probe.metrics if name in result.metrics}
     finite = [name for name, value in metrics.items() if np.isfinite(value)]
-    notes = [*result.notes, *task.deviations(data), *data.notes]
+    notes = [*result.notes, *filter(None, [task.deviations(data)]), *data.notes]
     if data.skipped:
         path, reason = data.skipped[0]
         count = len(data.skipped)
         notes.append(f"{count} unreadable samples were skipped, the first is {path} ({reason})")
     if notes:
         run.describe("\n".join(f"* {note}" for note in notes))
-    protocol = task.protocol(data)
-    # the Models page has one column for each "dataset": one task under one protocol
+    conditions = task.conditions(data)
+    # the Models page has one column for each "dataset": one task under the same conditions
     scored = {
         "model_id": model,
         "dataset_name": task.name,
-        "dataset_digest": content_key(protocol)[:36],
+        "dataset_digest": content_key(conditions)[:36],
     }
     run.log_metrics(metrics, scored=scored)
     run.log_metrics({f"cost/{name}": value for name, value in cost.items()})
     run.set_tags({"metrics": ",".join(finite)})
-    run.log_json(protocol, "protocol.json")
+    run.log_json(conditions, "protocol.json")
     run.log_json(
         {name: metrics[name] if name in finite else None for name in metrics}, "metrics.json"
     )

@@ -15,12 +15,12 @@ from probes.protocols.base import check_required
 
 
 def prepare_data(
-    tasks: Sequence[PlannedTask], options: DataOptions, num_workers: int, known_only: bool = False
+    tasks: Sequence[PlannedTask], options: DataOptions, num_workers: int, cached_only: bool = False
 ) -> dict[str, PreparedDataset]:
     """Task → its dataset; each dataset and set of splits is checked once, and the result is cached.
 
     Args:
-        known_only: write nothing; a dataset that was never checked raises ``NotChecked``.
+        cached_only: write nothing; a dataset that was never checked raises ``NotChecked``.
 
     Raises:
         UserError: a dataset is missing, incomplete or broken, or its copy is not the one that a
@@ -44,18 +44,18 @@ def prepare_data(
                 partial=options.partial,
                 workers=num_workers,
                 progress=reporter(),
-                cached_only=known_only,
+                cached_only=cached_only,
             )
     return {task.name: datasets[task.spec.name, task.probe.splits] for task in tasks}
 
 
-def group_tasks(
+def split_into_units(
     tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]
 ) -> list[list[PlannedTask]]:
-    """Tasks that are scored on the same photographs (by their names), each group a unit of work:
-    three probes of VOC; depth and normals of NYU. A detector is alone."""
+    """The tasks of each unit of work: those that are scored on the same photographs (by their
+    names), such as three probes of VOC, or depth and normals of NYU. A detector is alone."""
     stem_keys: dict[int, str] = {}  # by dataset object: listing a million names takes seconds
-    groups: dict[str, list[PlannedTask]] = {}
+    units: dict[str, list[PlannedTask]] = {}
     for task in tasks:
         dataset = data[task.name]
         if id(dataset) not in stem_keys:
@@ -64,5 +64,5 @@ def group_tasks(
             )
         is_detection = task.spec.kind == "detection"
         key = task.name if is_detection else stem_keys[id(dataset)]
-        groups.setdefault(key, []).append(task)
-    return list(groups.values())
+        units.setdefault(key, []).append(task)
+    return list(units.values())

@@ -27,7 +27,7 @@ class Parent:
 
     Attributes:
         source: how the backbone is built and what its weights cost.
-        protocols: task → its ``PlannedTask.protocol``.
+        conditions: task → its ``PlannedTask.conditions``.
         model: id of the backbone's LoggedModel.
     """
 
@@ -36,7 +36,7 @@ class Parent:
     backbone: BackboneInfo
     source: BackboneSource
     seed: int
-    protocols: Mapping[str, Mapping[str, Any]]
+    conditions: Mapping[str, Mapping[str, Any]]
     model: str
 
     @property
@@ -57,13 +57,16 @@ class Parent:
     @property
     def _protocol_tags(self) -> dict[str, str]:
         return {
-            f"protocol.{task.replace('/', '.')}": content_key(protocol)
-            for task, protocol in self.protocols.items()
+            f"protocol.{task.replace('/', '.')}": content_key(conditions)
+            for task, conditions in self.conditions.items()
         }
 
     def find_earlier(self) -> Any | None:
-        """The newest run to resume: neither one that another process is writing, nor one with
-        numbers of another protocol (other data, for example) for one of the tasks."""
+        """The newest run to resume, or None.
+
+        It must not be RUNNING, because another process writes it then, and all its numbers of these
+        tasks must have been measured under the same conditions (on the same data, for example).
+        """
         tags = self._protocol_tags
         for run in self.tracker.search(f"tags.`run.key` = '{self.key}'"):
             agrees = all(run.data.tags.get(tag, value) == value for tag, value in tags.items())
@@ -93,6 +96,7 @@ class Parent:
             "run.key": self.key,
             MODEL_TAG: self.model,
             "train.run": self.source.run,
+            # of CLIPTeX and its ablations, from which the report computes the gain of each expert
             "experts": ",".join(subsets().get(backbone.name, ())),
             MAIN_TAG: ",".join(f"{task.name}/{task.main_metric}" for task in plan.tasks),
             **self._protocol_tags,
@@ -115,7 +119,7 @@ class Parent:
                 "name": backbone.name,
                 "source": weights.source,
                 "licence": weights.licence,
-                "config": {key: str(value) for key, value in backbone.config.items()},
+                "config": {key: str(value) for key, value in backbone.create_arguments.items()},
             },
             "environment": environment(),
         }

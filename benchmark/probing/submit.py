@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.execution import Executor
-from benchmark.probing.data import group_tasks
+from benchmark.probing.data import split_into_units
 from benchmark.probing.unit import describe_backbone, probe_unit
-from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeUnit
+from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
 from probes.datasets.base import PreparedDataset
 
 FIRST = 9  # priority of what others wait for
@@ -25,7 +25,7 @@ class Probing:
         experiment: in MLflow.
         suite: name of the suite.
         data: task → its dataset.
-        data_root: its ``wds_NAME`` folders are datasets.
+        data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets.
         force: run finished cells again.
         priority: of the units, see ``Executor.submit``.
     """
@@ -40,48 +40,50 @@ class Probing:
     priority: int = 0
 
     @cached_property
-    def groups(self) -> list[list[PlannedTask]]:
-        """The tasks in groups that share images, each a unit of work."""
-        return group_tasks(self.tasks, self.data)
+    def units(self) -> list[list[PlannedTask]]:
+        """The tasks of each unit of work: those that are scored on the same images."""
+        return split_into_units(self.tasks, self.data)
 
     @cached_property
-    def protocols(self) -> dict[str, dict[str, Any]]:
-        """Task → its ``PlannedTask.protocol``."""
-        return {task.name: task.protocol(self.data[task.name]) for task in self.tasks}
+    def conditions(self) -> dict[str, dict[str, Any]]:
+        """Task → its ``PlannedTask.conditions``."""
+        return {task.name: task.conditions(self.data[task.name]) for task in self.tasks}
 
-    async def describe(self, config: Mapping[str, Any]) -> BackboneInfo:
+    async def describe(self, create_arguments: Mapping[str, Any]) -> BackboneInfo:
         """The record of a backbone.
 
-        It is built in a worker, which keeps it in memory in case it also probes it. With an
-        executor on other machines, where a job would wait in a queue, it is built in this process.
+        It is built in a worker, which keeps it in memory, because the same worker may probe it
+        next. With an executor on other machines, where a job would wait in a queue, it is built in
+        this process.
 
         Args:
-            config: keyword arguments of ``backbones.create``.
+            create_arguments: keyword arguments of ``backbones.create``.
         """
         if self.executor.is_remote:
-            return describe_backbone(config)
-        name = f"load {config['name']}"
+            return describe_backbone(create_arguments)
+        name = f"load {create_arguments['name']}"
         return await self.executor.run(
-            "backbone", describe_backbone, config, name=name, priority=FIRST
+            "backbone", describe_backbone, create_arguments, name=name, priority=FIRST
         )
 
     async def cells(
         self,
-        group: Sequence[PlannedTask],
+        tasks: Sequence[PlannedTask],
         backbone: BackboneInfo,
         seed: int,
         parent: str,
         model: str,
     ) -> list[Cell]:
-        """The cells of a group on one backbone and seed.
+        """The cells of one unit of work: ``tasks`` on one backbone and seed.
 
         Args:
+            tasks: one of ``units``, or those of its tasks that are not finished.
             parent: id of the MLflow run that the cells' runs nest under.
             model: id of the backbone's LoggedModel.
         """
-        keys = {task.name: backbone.cell_key(self.protocols[task.name], seed) for task in group}
-        unit = ProbeUnit(
-            tasks=tuple(group),
+        keys = {task.name: backbone.cell_key(self.conditions[task.name], seed) for task in tasks}
+        unit = ProbeRequest(
+            tasks=tuple(tasks),
             data={name: replace(self.data[name], spec=None) for name in keys},  # type: ignore[arg-type]
             cell_keys=keys,
             data_root=self.data_root,

@@ -1,4 +1,5 @@
-"""The units of work of probing: describe a backbone, and probe it on a group of tasks."""
+"""The units of work of probing: describe a backbone, and probe it on tasks that share
+images."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
-from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeUnit
+from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
 from common.errors import UserError
 from common.files import content_key
 from probes.base import GroupedProbe
@@ -25,13 +26,16 @@ from probes.datasets.specs.webdataset import register_folders
 from reports.mlflow.run import Run, Tracker
 
 
-def describe_backbone(config: Mapping[str, Any]) -> BackboneInfo:
-    """Build a backbone and describe it; a unit of work. The process keeps the backbone in memory in
-    case it also probes it. Raises ``UserError`` as ``backbones.create`` does."""
-    return BackboneInfo.of(_load_backbone(**config), config)
+def describe_backbone(create_arguments: Mapping[str, Any]) -> BackboneInfo:
+    """Build a backbone and describe it; a unit of work.
+
+    The worker keeps the backbone in memory, because the same worker may probe it next. Raises
+    ``UserError`` as ``backbones.create`` does.
+    """
+    return BackboneInfo.of(_load_backbone(**create_arguments), create_arguments)
 
 
-def probe_unit(unit: ProbeUnit) -> list[Cell]:
+def probe_unit(unit: ProbeRequest) -> list[Cell]:
     """The unit's cells, in the order of its tasks; those that another process has finished
     meanwhile are read back.
 
@@ -41,6 +45,7 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     """
     register_folders(unit.data_root)
     tracker = Tracker(unit.experiment)
+    # with --force, accept only cells of this same parent, finished by a worker that died
     parent = unit.parent if unit.force else ""
     cells: dict[str, Cell] = {}
     with cell_locks(unit.cell_keys.values()):
@@ -54,9 +59,9 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     return [cells[task.name] for task in unit.tasks]
 
 
-def _run_pending(unit: ProbeUnit, tasks: Sequence[PlannedTask], tracker: Tracker) -> list[Cell]:
+def _run_pending(unit: ProbeRequest, tasks: Sequence[PlannedTask], tracker: Tracker) -> list[Cell]:
     device = choose_device(unit.device)
-    backbone = _load_backbone(**unit.backbone.config).to(device)
+    backbone = _load_backbone(**unit.backbone.create_arguments).to(device)
     if content_key(backbone.identity()) != content_key(unit.backbone.identity):
         raise UserError(
             f"the weights of {backbone.name} have changed since the run began; run the command"
@@ -69,29 +74,30 @@ def _run_pending(unit: ProbeUnit, tasks: Sequence[PlannedTask], tracker: Tracker
         costs = backbone_costs(backbone, device).items()
         parent.log_new_metrics({f"cost/{name}": value for name, value in costs})
         parent.flush()
-        for group in one_pass_groups(tasks, context):
-            names = " + ".join(task.name for task in group)
+        for joint_tasks in trained_together(tasks, context):
+            names = " + ".join(task.name for task in joint_tasks)
             reporter().prefix = f"{backbone.name} · seed {unit.seed} · {names} · "
-            cells += run_cells(group, context)
+            cells += run_cells(joint_tasks, context)
             reporter().prefix = ""
     return cells
 
 
-def one_pass_groups(tasks: Sequence[PlannedTask], context: CellContext) -> list[list[PlannedTask]]:
-    """Tasks that one pass can train together, in the order of their first ones."""
-    groups: dict[str, list[PlannedTask]] = {}
+def trained_together(tasks: Sequence[PlannedTask], context: CellContext) -> list[list[PlannedTask]]:
+    """Split tasks into lists that one training loop can train on the same batches, ordered by the
+    first task of each list."""
+    lists: dict[str, list[PlannedTask]] = {}
     for task in tasks:
         key = None
         if isinstance(task.probe, GroupedProbe):
             key = task.probe.group_key(context.of_task(task, Path(), Silent(), Silent()))
-        groups.setdefault(key or task.name, []).append(task)
-    return list(groups.values())
+        lists.setdefault(key or task.name, []).append(task)
+    return list(lists.values())
 
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """On CUDA, make ``device`` the current one and multiply float32 matrices in TF32, as heads and
-    backbones in fp32 do, while the block runs."""
+    """On CUDA, make ``device`` the current one while the block runs, and let torch use TF32 for
+    products of float32 matrices, in the backbone as in the heads."""
     if device.type != "cuda":
         yield
         return
@@ -106,6 +112,6 @@ def computing_on(device: torch.device) -> Iterator[None]:
 
 # keeps the last backbone that this process built
 _load_backbone = functools.lru_cache(maxsize=1)(backbones.create)
-# a worker calls the attribute ``forget`` before a function of another kind, to free the memory
+# see ``forget`` in ``Executor.submit``
 forget_backbone = _load_backbone.cache_clear
 describe_backbone.forget = probe_unit.forget = forget_backbone  # type: ignore[attr-defined]

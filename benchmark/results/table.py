@@ -20,18 +20,19 @@ from reports.parts.tables import MARKS, Number
 if TYPE_CHECKING:
     from reports.report import Report
 
-Judged = Mapping[tuple[str, str, str], Number]  # (backbone, task, metric) → number of the report
+# (backbone, task, metric) → the number in the report
+ReportNumbers = Mapping[tuple[str, str, str], Number]
 FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
 
 
 def show(result: RunResult, report: Report | None = None) -> None:
     """Print the table and the report's verdict, then averages, notes and missing values, a line
     each."""
-    judged: dict[tuple[str, str, str], Number] = {}
+    report_numbers: dict[tuple[str, str, str], Number] = {}
     for part in report.tables if report else ():
         for _, row in part.rows:
-            judged |= {(entry.backbone, entry.task, entry.metric): entry for entry in row}
-    table = results_table(result, judged)
+            report_numbers |= {(entry.backbone, entry.task, entry.metric): entry for entry in row}
+    table = results_table(result, report_numbers)
     if not console.is_terminal:  # a log has no width, and a number must not be broken in two
         options = console.options.update(width=1000)
         console.width = max(console.width, Measurement.get(console, options, table).maximum)
@@ -58,13 +59,13 @@ def show(result: RunResult, report: Report | None = None) -> None:
                 )
 
 
-def results_table(result: RunResult, judged: Judged) -> Table:
+def results_table(result: RunResult, report_numbers: ReportNumbers) -> Table:
     """Tasks down, backbones across: means over seeds with the report's intervals where it has
-    them, otherwise with standard errors. The best mean of a row is bold unless the report calls it
-    undecided."""
+    them, otherwise with standard errors. The best mean of a row is bold, unless the report does not
+    call it best."""
     names, seeds = result.backbones, result.seeds
     title = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    if judged:
+    if report_numbers:
         title += "; 95 % interval; against the baseline ▲ better, ▼ worse, = undecided, ? not known"
     table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD)
     table.add_column("task")
@@ -80,12 +81,12 @@ def results_table(result: RunResult, judged: Judged) -> Table:
             means = []
             for name in names:
                 row = [c for c in result.cells if c.backbone == name and c.task == task.name]
-                text, mean = _entry(metric, row, judged.get((name, task.name, metric)))
+                text, mean = _entry(metric, row, report_numbers.get((name, task.name, metric)))
                 texts.append(text)
                 means.append(mean * about.direction)
             if len(names) > 1 and np.isfinite(means).any():
                 best = int(np.nanargmax(means))
-                verdict = judged.get((names[best], task.name, metric))
+                verdict = report_numbers.get((names[best], task.name, metric))
                 if verdict is None or verdict.best:
                     texts[best] = Text(str(texts[best]), style="bold")
             table.add_row(label, f"{metric} {'↑' if about.direction > 0 else '↓'}", *texts)
@@ -93,7 +94,7 @@ def results_table(result: RunResult, judged: Judged) -> Table:
     return table
 
 
-def _entry(metric: str, cells: Sequence[Cell], judged: Number | None) -> tuple[str, float]:
+def _entry(metric: str, cells: Sequence[Cell], number: Number | None) -> tuple[str, float]:
     """Text and mean of one backbone's cells of a task, one for each seed."""
     values = np.array([cell.metrics.get(metric, np.nan) for cell in cells])
     if not np.isfinite(values).all():
@@ -102,9 +103,9 @@ def _entry(metric: str, cells: Sequence[Cell], judged: Number | None) -> tuple[s
     mean = float(values.mean())
     digits = 3 if abs(mean) < 10 else 1
     text = f"{mean:.{digits}f}"
-    if judged and judged.interval:
-        mark = f" {MARKS[judged.verdict]}" if judged.verdict else ""
-        text = f"{judged.text} {judged.interval}{mark}"
+    if number and number.interval:
+        mark = f" {MARKS[number.verdict]}" if number.verdict else ""
+        text = f"{number.text} {number.interval}{mark}"
     elif len(values) > 1:
         text += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}"
     return text, mean
@@ -124,7 +125,7 @@ def note_lines(cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A metric for people, a dash if it is missing."""
     if value is None or not np.isfinite(value):
         return "–"

@@ -20,7 +20,7 @@ from benchmark.stages.experts import ExpertTraining, expert_stage
 from benchmark.stages.graph import Stage
 from benchmark.stages.labels import LabelRequest, label_stage
 from benchmark.stages.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
-from benchmark.suites.mini import SIZES, TRAINED
+from benchmark.suites.mini_sizes import SIZES, TRAINED
 from benchmark.suites.registry import BackboneSource, SuiteArtifacts, SuiteTraining
 from common.files import content_key, home
 from common.locks import mark_in_use
@@ -72,7 +72,7 @@ class MiniPipeline:
         """What a sweep trains on."""
 
         async def make(_: Executor, clip: BackboneSource, labels: LabelStore) -> SuiteTraining:
-            init = clip.config["weights"]
+            init = clip.create_arguments["weights"]
 
             def weights(recipe: Recipe, store: LabelStore | None) -> Path:
                 return self._weights_path(recipe, init, store)
@@ -118,7 +118,7 @@ class MiniPipeline:
         recipe = find_recipe(name).changed({**settings, "seed": seed})
 
         def inputs(first: Any, labels: LabelStore | None = None, *_: Any) -> TrainingInputs:
-            init = self.sizes.init if name == "clip" else first.config["weights"]
+            init = self.sizes.init if name == "clip" else first.create_arguments["weights"]
             return TrainingInputs(
                 recipe,
                 init,
@@ -134,8 +134,8 @@ class MiniPipeline:
                 cost[f"label_{kind}"] = labels.manifest["cost"][kind]
                 cost[f"experts_{kind}"] = sum(expert[kind] for expert in experts)
             path = str(weights.path)
-            config = {"name": name, "weights": path, "seed": seed, "any_architecture": True}
-            return BackboneSource(config, weights.run, cost)
+            arguments = {"name": name, "weights": path, "seed": seed, "any_architecture": True}
+            return BackboneSource(arguments, weights.run, cost)
 
         def find(*results: Any) -> BackboneSource | None:
             weights = find_weights(inputs(*results), None)

@@ -22,19 +22,20 @@ class BackboneSource:
     """How to create a backbone and, if the suite trained it, by which run and at what cost.
 
     Attributes:
-        config: keyword arguments of ``backbones.create``.
+        create_arguments: keyword arguments of ``backbones.create``.
         run: id of the MLflow run that trained its weights; '' if unknown.
         cost: of the weights: ``train_seconds``, ``label_seconds`` …
     """
 
-    config: Mapping[str, Any]
+    create_arguments: Mapping[str, Any]
     run: str = ""
     cost: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SuiteArtifacts:
-    """What a suite creates for a run, by stages that a dry run only looks up.
+    """The data and weights that a suite creates for a run, as stages: a run makes what does not
+    exist yet, a dry run only looks it up.
 
     Attributes:
         data: dataset → folder, as by ``--data``.
@@ -76,8 +77,9 @@ class Suite:
         about: one line for ``list suites``.
         tasks: task → changes to its probe's settings, in the order of the report.
         default_backbones: used without ``--backbone``.
-        groups: name after ``--backbone`` → the backbones that it stands for; that of a backbone
-            holds the backbone and its baselines.
+        backbone_sets: name after ``--backbone`` → the backbones to run. If the name is itself a
+            backbone, its set is that backbone with its baselines: ``cliptex`` → (``clip``,
+            ``clip-ft``, ``cliptex``).
         artifacts: (experiment, backbones, seeds) → the suite's own data and weights; creates
             nothing.
         training: (experiment, seed) → stage whose result is the ``SuiteTraining`` of a sweep.
@@ -91,7 +93,7 @@ class Suite:
     about: str
     tasks: Mapping[str, Mapping[str, Any]]
     default_backbones: Sequence[str] = ()
-    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    backbone_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     artifacts: Callable[[str, Sequence[str], Sequence[int]], SuiteArtifacts] = (
         lambda experiment, names, seeds: SuiteArtifacts()
     )
@@ -118,9 +120,10 @@ def find_suite(name: str) -> Suite:
 def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
     """A suite's changes to the settings of a task, or None if it does not accept the task.
 
-    A task that the suite does not list, such as ``nyu-depth/dpt-probe3d`` in ``paper``, gets the
-    settings that its tasks on the same dataset share, preferably those with the same type of
-    settings. A variant (``TASK:VALUE``) has the settings of its task.
+    A variant (``TASK:VALUE``) has the settings of its task. A task that the suite does not list,
+    such as ``nyu-depth/dpt-probe3d`` in ``paper``, is accepted if the suite lists others on the
+    same dataset (or ``any_dataset`` allows it). It gets the changes that all of those have in
+    common; if some of them have its type of settings, the others do not count.
     """
     task, _, _ = task.partition(":")
     if task in suite.tasks:

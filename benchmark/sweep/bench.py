@@ -129,7 +129,7 @@ class Bench:
             "pairs": open_pairs(self.training.pairs, reporter()).fingerprint,
             "labels": self.labels.identity,
             "init": load_pretrained_clip(self.training.init, "mini").weights.sha256,
-            "data": {name: content_key(each) for name, each in self.probing.protocols.items()},
+            "data": {name: content_key(each) for name, each in self.probing.conditions.items()},
         }
 
     async def measure(
@@ -169,8 +169,8 @@ class Bench:
                 )
         model = log_backbone(self.tracker, backbone, weights.run)
         units = [
-            self.probing.cells(group, backbone, recipe.seed, parent, model)
-            for group in self.probing.groups
+            self.probing.cells(tasks, backbone, recipe.seed, parent, model)
+            for tasks in self.probing.units
         ]
         cells = []
         for outcome in await asyncio.gather(*units, return_exceptions=True):

@@ -13,7 +13,7 @@ from backbones import UserError
 from backbones.cliptex.training.recipes import RECIPES, Recipe
 from benchmark.execution import Executor
 from benchmark.results.outcome import check_writable
-from benchmark.stages.stage import open_executor_and_tracker
+from benchmark.stages.session import open_executor_and_tracker
 from benchmark.sweep.bench import (
     CLIPTEX,
     Bench,

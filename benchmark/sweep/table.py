@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmark.execution.progress import console
-from benchmark.results.table import number
+from benchmark.results.table import format_number
 from common.errors import UserError
 from sweeps.space import short
 from sweeps.study import Sweep
@@ -100,7 +100,7 @@ def summary_text(sweep: Sweep) -> str:
         f"best λ for each task (again: winner - base over {len(fresh)} fresh seeds; noise: standard"
         " deviation of base over seeds)\n"
     )
-    text += table.to_string(index=False, na_rep="–", float_format=number)
+    text += table.to_string(index=False, na_rep="–", float_format=format_number)
     if not is_allowed(sweep, winner):
         text += "\nevery trial loses more in zero-shot than --zero-shot-loss allows"
     return text

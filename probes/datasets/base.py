@@ -134,12 +134,13 @@ class PreparedDataset:
         return self.spec.class_names(self.root)
 
     def encoded(self, split: Split) -> Sequence[Sample]:
-        """The samples whose features are cached: all of train, also if a share is trained on."""
+        """The samples whose features are cached: all of train, even if only a share of it is
+        trained on."""
         return self.full_train if self.full_train and split == "train" else self.samples[split]
 
     @property
     def without_unused(self) -> PreparedDataset:
-        """The dataset without the training samples that are not used."""
+        """The dataset with no more of train than the share that is trained on."""
         return replace(self, full_train=(), train_indices=())
 
     @property

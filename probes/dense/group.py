@@ -1,4 +1,4 @@
-"""Dense tasks on the same photographs, trained and scored in one pass."""
+"""Dense tasks on the same photographs, trained in one loop and scored in another."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Task = tuple[Probe, Context]
 
 
 def group_key(probe: Probe, context: Context) -> str:
-    """Equal for tasks that one pass can train: those of one seed and of one backbone's cached
-    features, or of crops of the same photographs for one encoder. Ground truth, head, optimizer,
-    schedule and length may differ."""
+    """Equal for tasks that one loop can train on the same batches: those of one seed and of one
+    backbone's cached features, or of crops of the same photographs for one encoder. Ground truth,
+    head, optimizer, schedule and length may differ."""
     config, settings = dense_config(probe, context), context.settings
     shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.train_indices]
     shared += [settings.shuffle]
@@ -48,9 +48,13 @@ def group_key(probe: Probe, context: Context) -> str:
 
 
 def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
-    """Train the heads of tasks with one ``group_key`` in one pass and score ``val``, at the
-    resolution of its labels, in another. Rates of an ``lr_grid`` are chosen before. Returns, in the
-    order of the tasks, the result of each or its error.
+    """Train the heads of tasks with one ``group_key`` in one loop, on the same batches, and score
+    ``val``, at the resolution of its labels, in another. Rates of an ``lr_grid`` are chosen before.
+    Returns, in the order of the tasks, the result of each or its error.
+
+    An index counts all ``tasks``. Tasks that fail before the training have no head, so
+    ``train_together`` numbers the remaining heads anew: head ``number`` belongs to task
+    ``indices[number]``.
 
     Raises:
         Exception: what failed for all tasks: an image that cannot be read, for example.

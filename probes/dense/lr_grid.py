@@ -1,5 +1,5 @@
 """The learning rate of dense probes, chosen without ``val``: heads with each rate of each task's
-``lr_grid`` train in one pass on train less a held-out tenth, and are scored on it; a head with the
+``lr_grid`` train in one loop on train less a held-out tenth, and are scored on it; a head with the
 best rate is then trained on all of train.
 
 The held-out images follow from their content alone, so they are the same for all backbones, seeds
@@ -34,7 +34,7 @@ def with_rate(context: Context, rate: float) -> Context:
 
 
 def choose(tasks: Sequence[tuple[Probe, Context]], description: str) -> list[Choice | Exception]:
-    """Train a head with each rate of each task's grid in one pass, and compare those of a task by
+    """Train a head with each rate of each task's grid in one loop, and compare those of a task by
     its main metric on the held-out images. Returns the choice of each task, or its error. Of equals
     the lower rate wins; a head that fails is left out, and a task of which all fail has the error
     of the first.

@@ -16,8 +16,9 @@ class EncodeRun:
     """The resources that encode images.
 
     Attributes:
-        device: that computes.
-        num_workers: loading processes (0 = in this one); they never change a value.
+        device: the device that computes.
+        num_workers: loading processes (0 = in this one); their number by itself never changes a
+            value.
         progress: shows how far encoding is.
         cost: counts the images that are encoded, and their seconds.
     """

@@ -69,7 +69,7 @@ class Protocol:
         name: as in ``--set protocol=NAME``.
         source: the paper and its code (``facebookresearch/dinov3``, files).
         presets: of its probes. Of several for one probe, the one that names the dataset is used.
-        differs: fields in which this suite differs from the source.
+        differs: fields in which this package differs from the source.
         commit: of the source's code that the presets follow.
         version: raised whenever a preset gives other numbers; part of a task's identity.
     """
@@ -99,7 +99,7 @@ def register_protocol(protocol: Protocol) -> Protocol:
 
 
 OWN = register_protocol(
-    Protocol("own", "this suite's own settings: the probe's defaults and what the suite changes")
+    Protocol("own", "this package's own settings: the probe's defaults and what the suite changes")
 )
 
 

@@ -1,12 +1,12 @@
-"""Training that all MMEngine probes share: seeded samples, exact resume, one pass for many heads.
+"""Training that all MMEngine probes share: seeded samples, exact resume, one loop for many heads.
 
 A probe writes a config of model, data, optimizer, schedule and evaluator. ``resolved`` adds the
 parts that all share (registered types, so that the dumped text runs with plain mmengine);
-``train_together`` trains the heads of several such configs on one pass over the same photographs,
-and ``run_training`` one.
+``train_together`` trains the heads of several such configs in one loop, on the same batches, and
+``run_training`` trains one.
 
-Neither the number of loading processes, nor a stop and a resume, nor the other heads of the group
-change what is computed.
+Neither the number of loading processes by itself, nor a stop and a resume, nor the other heads of
+the group change what is computed.
 """
 
 from __future__ import annotations
@@ -115,9 +115,11 @@ def train_together(
     checkpoint_every: int | None = None,
     finish: Callable[[int, Member], Any] = lambda index, member: member,
 ) -> list[Any]:
-    """Train each head (its config as for ``resolved``, its task's context) on one pass, resuming
-    from its ``work_dir``, and evaluate all on another. Returns, in their order, the ``Member`` of
-    each (or the value of ``finish``), or the ``Exception`` that it failed with.
+    """Train all heads in one loop, on the same batches, and evaluate all in another.
+
+    A head is a pair: its config (as for ``resolved``) and its task's context; it resumes from its
+    ``work_dir``. Returns, in the order of ``heads``, the ``Member`` of each (or the value of
+    ``finish``), or the ``Exception`` that it failed with.
 
     The heads must share backbone, seed and device, and their data must be the same photographs in
     the same order, with equal settings of batches and geometry; ground truth, model, optimizer,
@@ -249,7 +251,7 @@ def _evaluate(
     context: Context,
     description: str,
 ) -> None:
-    """Score every member that has not failed, on one pass."""
+    """Score every member that has not failed, all on the same batches."""
     started = time.perf_counter()
     sampler = DefaultSampler(dataset, shuffle=False)
     loader = _loader(config.val_dataloader, dataset, sampler, context)

@@ -22,7 +22,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "failure"
 PAGE = 1000  # results a request
-PREFIX = "cliptex."  # of this suite's tags in MLflow; the code names tags without it
+PREFIX = "cliptex."  # of this package's tags in MLflow; the code names tags without it
 BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 # MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
 # damaged, forbidden.
@@ -74,7 +74,7 @@ class Client:
     """An ``MlflowClient`` with all its methods, and three additions.
 
     Errors of the store become a ``TrackingError``, secrets are removed from all arguments, and the
-    suite's own tags get ``PREFIX`` on their way in and lose it on their way out.
+    package's own tags get ``PREFIX`` on their way in and lose it on their way out.
     """
 
     def __init__(self, uri: str) -> None:

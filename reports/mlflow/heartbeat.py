@@ -1,8 +1,11 @@
-"""Is the process that writes a run still alive?
+"""Signs of life of a process: a status file with its progress, and tags of its MLflow runs.
 
-Each process locks a file of its own until it ends, however it ends, and its runs name that file. On
-the same machine the lock decides. Other machines rely on a time stamp that each open run repeats in
-MLflow once a minute: the run counts as alive until the stamp is ``LIMIT`` seconds old.
+``Heartbeat`` rewrites a status file while a unit of work runs.
+
+``tags`` and ``alive`` tell whether the process that writes an MLflow run still runs. Each process
+locks a file of its own until it ends, however it ends, and its runs name that file. On the same
+machine the lock decides. Other machines rely on a time stamp that each open run repeats in MLflow
+once a minute: the run counts as alive until the stamp is ``LIMIT`` seconds old.
 """
 
 from __future__ import annotations

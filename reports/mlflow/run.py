@@ -212,7 +212,7 @@ class Run:
         self.tracker = tracker
         self.id = run_id
         self.name = name
-        self.status = "FINISHED"  # that it will end with
+        self.status = "FINISHED"  # the status that the run will end with
         self._buffer: list[Any] = []
         self._sent = time.monotonic()
         self._pending: list[tuple[list[Any], Future]] = []

@@ -1,4 +1,4 @@
-"""A package beside the suite that adds to it by entry points, as pip leaves it."""
+"""A package beside this one that adds to it by entry points, as pip leaves it."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
     } == {
         ("random", "imagefolder/buggy"): ("failed", "KeyError: 'no such key'"),
         **{
-            (name, task): ("failed", f"its weights: {reason}")
+            (name, task): ("failed", f"could not load its weights: {reason}")
             for name, reason in (
                 ("clip", "ZeroDivisionError: a bug in a training"),
                 ("cliptex", "NonFiniteLoss: the loss is not finite at step 3"),
@@ -106,8 +106,8 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
     assert "raise self.error" in shown and 'raise ZeroDivisionError("a bug in a training")' in shown
     assert "raise NonFiniteLoss" not in shown, "that one's reason says it all"
     assert (
-        "missing · imagefolder/linear · cliptex · seed 0: failed, its weights: NonFiniteLoss"
-        in shown
+        "missing · imagefolder/linear · cliptex · seed 0: failed, could not load its weights:"
+        " NonFiniteLoss" in shown
     )
     (page,) = [
         line.removeprefix("report: ") for line in shown.splitlines() if line.startswith("report: ")
@@ -132,7 +132,10 @@ def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
     )
     assert run_command(f"run --suite waiting {FAST}") == 1
     shown = capsys.readouterr().out
-    assert shown.count("Traceback") == 1 and shown.count("its weights: ZeroDivisionError") == 3
+    assert (
+        shown.count("Traceback") == 1
+        and shown.count("could not load its weights: ZeroDivisionError") == 3
+    )
 
 
 def test_a_parent_run_that_breaks_fails_its_tasks(here, monkeypatch):
@@ -144,7 +147,10 @@ def test_a_parent_run_that_breaks_fails_its_tasks(here, monkeypatch):
     assert run_command(f"run --suite broken-parent {FAST} --json out.json") == 1
     document = read_json("out.json")
     (entry,) = document["holes"]
-    assert entry["reason"] == "its run: ZeroDivisionError: a bug in a parent run"
+    assert (
+        entry["reason"]
+        == "could not write its parent run: ZeroDivisionError: a bug in a parent run"
+    )
     (parent,) = [run for run in runs_of("broken-parent") if "task" not in run.data.tags]
     assert parent.info.status == "FAILED"
 

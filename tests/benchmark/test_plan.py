@@ -25,11 +25,11 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
     assert (settings.protocol, settings.lr, settings.bins) == ("dinov3", 3e-4, 256)
     assert settings.precision == "bf16" and settings.max_iters == 100
     data = PreparedDataset(DATASETS["nyu-depth"], tmp_path, {})
-    (line,) = task.deviations(data)
+    line = task.deviations(data)
     assert line.startswith("differs from dinov3: max_iters=100 instead of 38400")
     (own,) = plan_tasks(suite, [], {"max_iters": "100"})
-    assert own.settings.protocol == "own" and own.settings.lr == 0.5 and own.deviations(data) == []
-    assert own.protocol(data) != task.protocol(data)
+    assert own.settings.protocol == "own" and own.settings.lr == 0.5 and own.deviations(data) == ""
+    assert own.conditions(data) != task.conditions(data)
     named = replace(suite, tasks={"nyu-depth/linear": {"protocol": "dinov3"}})
     assert plan_tasks(named, [], {})[0].settings.bins == 256
 
@@ -89,11 +89,11 @@ def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
     (task,) = plan_tasks(paper, ["voc/linear"], {})
     data = PreparedDataset(DATASETS["voc"], tmp_path, {"train": [], "val": []}, fingerprint="a")
     protocols = [
-        task.protocol(data),
-        plan_tasks(paper, ["voc/linear"], {"lr": "0.5"})[0].protocol(data),
-        plan_tasks(paper, ["voc/pspnet"], {})[0].protocol(data),
-        task.protocol(replace(data, fingerprint="b")),
-        task.protocol(replace(data, partial=True)),
+        task.conditions(data),
+        plan_tasks(paper, ["voc/linear"], {"lr": "0.5"})[0].conditions(data),
+        plan_tasks(paper, ["voc/pspnet"], {})[0].conditions(data),
+        task.conditions(replace(data, fingerprint="b")),
+        task.conditions(replace(data, partial=True)),
     ]
     assert all(protocols.count(protocol) == 1 for protocol in protocols)
 
@@ -157,7 +157,7 @@ def test_a_dataset_that_no_suite_has_belongs_to_own(monkeypatch):
     ],
 )
 def test_a_backbone_brings_its_baselines_and_a_group_its_members(suite, options, names):
-    planned = list(make_plan(RunOptions(suite=suite, **options)).names)
+    planned = list(make_plan(RunOptions(suite=suite, **options)).backbones)
     if options.get("backbones") == ["ablation"]:
         assert len(planned) == 8 and [planned[0], planned[-1]] == names
     else:
@@ -181,8 +181,8 @@ def test_variants_of_a_task():
     assert tasks["imagefolder/few-shot:1"].settings.shots == 1
     data = PreparedDataset(DATASETS["imagefolder"], Path("/"), {}, fingerprint="a")
     (plain,) = plan_tasks(own, ["imagefolder/linear"], {})
-    assert tasks["imagefolder/linear"].protocol(data) == plain.protocol(data)
-    assert tasks["imagefolder/linear:0.1"].protocol(data)["train_share"] == 0.1
+    assert tasks["imagefolder/linear"].conditions(data) == plain.conditions(data)
+    assert tasks["imagefolder/linear:0.1"].conditions(data)["train_share"] == 0.1
 
 
 @pytest.mark.parametrize("share", ["0.001953125", "0.1", "0.3333333333333333"])

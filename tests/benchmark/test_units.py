@@ -16,7 +16,7 @@ from benchmark.plan import plan_tasks
 from benchmark.probing.cell import cell_locks, log_backbone
 from benchmark.probing.data import prepare_data
 from benchmark.probing.unit import describe_backbone, probe_unit
-from benchmark.records import BackboneInfo, ProbeUnit
+from benchmark.records import BackboneInfo, ProbeRequest
 from benchmark.suites.registry import find_suite
 from common.settings import parse_pairs
 from reports.mlflow.run import Tracker
@@ -40,7 +40,7 @@ def cells() -> list[str]:
     tasks = plan_tasks(find_suite("own"), TASKS, parse_pairs(SETTINGS))
     data = prepare_data(tasks, DataOptions(data_root=Path()), num_workers=0)
     backbone = BackboneInfo.of(backbones.create("random", seed=0), {})
-    return [backbone.cell_key(task.protocol(data[task.name]), 0) for task in tasks]
+    return [backbone.cell_key(task.conditions(data[task.name]), 0) for task in tasks]
 
 
 @pytest.mark.slow
@@ -83,10 +83,10 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished()
         (task,) = plan_tasks(find_suite("own"), ["imagefolder/linear"], {"epochs": "2"})
         data = prepare_data([task], DataOptions(data_root=Path()), 0)[task.name]
         backbone = describe_backbone({"name": "random", "seed": 0})
-        unit = ProbeUnit(
+        unit = ProbeRequest(
             tasks=(task,),
             data={task.name: data},
-            cell_keys={task.name: backbone.cell_key(task.protocol(data), 0)},
+            cell_keys={task.name: backbone.cell_key(task.conditions(data), 0)},
             data_root=Path(),
             backbone=backbone,
             model=log_backbone(tracker, backbone),

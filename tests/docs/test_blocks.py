@@ -79,7 +79,7 @@ def run(command: Run) -> None:
         assert plan_tasks(suite, (), command.overrides)
         first = [next(iter(suite.tasks))]
         plan = make_plan(replace(command, suite=suite.name, tasks=first, data_root=None))
-    for name in plan.names:
+    for name in plan.backbones:
         initial(name)
 
 
@@ -117,7 +117,7 @@ def expert(command: TrainExpert) -> None:
 
 
 def sweep(command: Launch) -> None:
-    launch._plan(command)
+    launch.make_plan(command)
     assert not command.init or not initial(command.init)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.metrics import TAG, declare
+from reports.metrics import DECLARED_TAG, declare
 from reports.mlflow.run import Tracker
 from tests.performance.harness import Result, bench, limited
 from tests.reports.synthetic import METRICS, Arrays, log_scores, metrics_of, scores
@@ -90,7 +90,7 @@ def fill(tracker: Tracker) -> None:
                         "kind": kind,
                         "protocol": f"p{task}",
                         "data.fingerprint": f"f{task}",
-                        TAG: declare(METRICS[kind]),
+                        DECLARED_TAG: declare(METRICS[kind]),
                     }
                     with tracker.run("task", tags=tags, parent=parent) as run:
                         if kind == "detection":

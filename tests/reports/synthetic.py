@@ -13,7 +13,7 @@ import numpy as np
 
 from probes.pictures import write_gallery
 from reports.detections import FILE, to_columns
-from reports.metrics import TAG, Metric, declare
+from reports.metrics import DECLARED_TAG, Metric, declare
 from reports.mlflow.query import StoredRun
 from reports.mlflow.run import Run, Tracker
 from reports.stats.per_image import image_scores
@@ -173,7 +173,7 @@ def write_run(
                 "protocol": f"{protocol}-{task}",
                 "data.fingerprint": f"f-{task}",
                 "data.partial": "false",
-                TAG: declare(METRICS[kind]),
+                DECLARED_TAG: declare(METRICS[kind]),
                 **(task_tags or {}).get(task, {}),
             }
             if failing and task in failing:
@@ -232,7 +232,7 @@ def stored_run(
         "seed": str(seed),
         "protocol": protocol,
         "weights.sha256": weights,
-        TAG: declare({"mIoU": Metric(), "mAcc": Metric(shown=True)}),
+        DECLARED_TAG: declare({"mIoU": Metric(), "mAcc": Metric(shown=True)}),
         "mlflow.parentRunId": f"parent-{backbone}-{seed}",
     }
     if failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reports.analysis import shown_metrics
-from reports.metrics import TAG, Metric, declare
+from reports.metrics import DECLARED_TAG, Metric, declare
 from reports.parts.tables import overview
 from tests.reports.synthetic import TASKS as KINDS
 from tests.reports.synthetic import stored_run, write_run
@@ -38,7 +38,7 @@ def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
         for index, (name, value) in enumerate((("clip", 400.0), ("mine", 200.0)))
         for seed in range(3)
     ]
-    analysis = analysis_of([replace(run, tags={**run.tags, TAG: tag}) for run in runs])
+    analysis = analysis_of([replace(run, tags={**run.tags, DECLARED_TAG: tag}) for run in runs])
     (column,) = analysis.selection.columns
     (head,) = overview(analysis).heads
     assert (head.label, head.unit, head.sign) == ("end-point error", "px", -1)

@@ -60,7 +60,8 @@ def load_pretrained_clip(
 
     Args:
         init: ``random`` (build ``model``), ``imagenet`` (the same, its timm image tower starting
-            from ImageNet weights), ``open_clip/ARCH/PRETRAINED``, or a weights file of this suite.
+            from ImageNet weights), ``open_clip/ARCH/PRETRAINED``, or a weights file of this
+            package.
         model: what ``random`` builds, see ``Recipe.model``.
         image_size: side in pixels; 0 keeps the model's own. Position embeddings of a ViT are
             interpolated.

@@ -49,7 +49,7 @@ def test_a_database_file_is_no_store_for_several_machines(command, workdir, refu
 @pytest.mark.parametrize("option", ["", "--dry-run"])
 def test_a_training_overwrites_no_foreign_file(option, workdir, refused):
     (workdir / "w.safetensors").write_bytes(b"my notes")
-    message = "--out w.safetensors exists and has no weights of this suite"
+    message = "--out w.safetensors exists and has no weights of this package"
     refused(f"{TRAIN} {option}", message)
     assert (workdir / "w.safetensors").read_bytes() == b"my notes"
 

@@ -34,7 +34,7 @@ LEAVES = """
 import os, signal, time
 from benchmark.execution import interrupts
 interrupts.install()
-interrupts.leave(143)
+interrupts.exit_on_next_signal(143)
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(10)
 """

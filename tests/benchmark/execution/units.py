@@ -165,7 +165,7 @@ def until(marker, seconds=60.0):
         time.sleep(0.02)
 
 
-def driver(executor, folder):
+def submit_two(executor, folder):
     """Two waiting units in a process of its own, to be interrupted or killed."""
     from benchmark.execution import Bar, ExecutorSpec, interrupts, make_executor
 
@@ -184,4 +184,4 @@ if __name__ == "__main__":
 
     from tests.benchmark.execution import units  # units must not be functions of __main__
 
-    units.driver(*sys.argv[1:])
+    units.submit_two(*sys.argv[1:])

@@ -14,8 +14,8 @@ from backbones.cliptex.labels.store import check_labels
 from benchmark.mini.config import CONFIGS, WorldConfig
 from benchmark.stages.experts import expert_stage
 from benchmark.stages.graph import Runner
-from benchmark.suites.mini import SIZES, Sizes
 from benchmark.suites.mini_artifacts import MiniPipeline
+from benchmark.suites.mini_sizes import SIZES, Sizes
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
@@ -78,7 +78,7 @@ def test_experts_that_were_trained_anew_make_new_labels(home):
     expert.save(folder, **{key: config[key] for key in METADATA})
 
     again, second = base()
-    assert again.config == clip.config, "CLIP knows no labels"
+    assert again.create_arguments == clip.create_arguments, "CLIP knows no labels"
     assert second.root != first.root and second.identity != first.identity
     for path, content in files.items():
         path.write_bytes(content)
@@ -111,7 +111,9 @@ def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(home, monkeypatch)
         return [*plain, await cliptex]
 
     clip, tuned, cliptex = run_on(work)
-    assert len({weights.config["weights"] for weights in (clip, tuned, cliptex)}) == 3
-    assert all(Path(weights.config["weights"]).is_file() for weights in (clip, tuned, cliptex))
+    assert len({weights.create_arguments["weights"] for weights in (clip, tuned, cliptex)}) == 3
+    assert all(
+        Path(weights.create_arguments["weights"]).is_file() for weights in (clip, tuned, cliptex)
+    )
     assert cliptex.cost["label_flops"] > 0 and cliptex.cost["experts_seconds"] > 0
     assert "label_seconds" in cliptex.cost and "label_seconds" not in tuned.cost
