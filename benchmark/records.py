@@ -70,7 +70,7 @@ class PlannedTask:
             },
         }
         if preset := getattr(self.settings, "protocol", ""):
-            protocol["preset_version"] = PROTOCOLS.find(preset).version
+            conditions["preset_version"] = PROTOCOLS.find(preset).version
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
         return conditions

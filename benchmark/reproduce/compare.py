@@ -70,7 +70,7 @@ def compare(
     """
     plan = make_plan(options)
     data = prepare_data(plan.tasks, options, num_workers=0)
-    backbone = backbones.create(**plan.config(plan.names[0], options.seed))
+    backbone = backbones.create(**plan.backbone_arguments(plan.backbones[0], options.seed))
     for target in targets:
         evidence = _evidence(target, data[target.task.name], backbone, analysis, store)
         yield Comparison(target) if evidence is None else judge(evidence)
