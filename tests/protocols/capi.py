@@ -1,7 +1,7 @@
 """CAPI's fields: its ``eval_segmentation.py`` on small images, with features that need no model.
 
-The source needs ``einops``, ``jaxtyping`` and ``omegaconf``. cuML, which needs a GPU, is replaced
-by scikit-learn's logistic regression, which has the same objective.
+The source needs ``einops``, ``jaxtyping``, ``omegaconf`` and ``tabulate``. cuML, which needs a GPU,
+is replaced by scikit-learn's logistic regression, which has the same objective.
 """
 
 from __future__ import annotations
