@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from benchmark.options import RunOptions
+from benchmark.plan import axis_of
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
 from common.errors import UserError
@@ -17,7 +18,8 @@ from probes.registry import tasks
 
 ANY_BACKBONE = "random/timm/vit_tiny_patch16_224"
 TEXT_BACKBONE = "random/open_clip/ViT-S-32-alt"  # for probes that need texts
-IMAGES = 4
+IMAGES = 4  # of val
+TRAIN_SHARE = "0.2"
 FEW = {
     "max_iters": "2",
     "epochs": "0",
@@ -65,6 +67,8 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult
         }
         if "epoch_length" in changes:
             changes["epochs"] = "1"
+        if axis_of(planned.probe) == "train_share":
+            changes["train_share"] = TRAIN_SHARE
         changed = replace(
             options,
             backbones=options.backbones or [TEXT_BACKBONE if needs_text else ANY_BACKBONE],
@@ -74,8 +78,11 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult
             partial=True,
             only=True,
         )
-        result = run(changed)
-        for cell in result.cells:
+        try:
+            (cell,) = run(changed).cells
+        except UserError as error:  # such as another copy of the data than the source's
+            yield QuickResult(name, task, str(error))
+        else:
             yield QuickResult(name, task, cell.reason, cell.seconds)
 
 
