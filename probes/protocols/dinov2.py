@@ -20,6 +20,7 @@ LINEAR = Preset(
     "classification/linear",
     {
         "size": 224,
+        "precision": "fp32",
         "random_crops": True,
         "epochs": 10,
         "epoch_length": 1_250,
@@ -54,5 +55,6 @@ register_protocol(
             Difference(("precision",), "its backbone computes in float16, here in float32"),
         ),
         commit="b8931f7",
+        version=2,
     )
 )

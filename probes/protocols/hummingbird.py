@@ -15,6 +15,7 @@ SETTINGS = {
     "size": 512,
     "resize": "square-bilinear",
     "score_size": 512,
+    "precision": "fp32",
     "layers": "last",
     "feature_stride": None,
     "memory": 10_240_000,

@@ -34,6 +34,7 @@ register_protocol(
                     "schedule": "steps",
                     "steps": (8 / 12, 11 / 12),
                     "flip": 0.5,
+                    "precision": "fp32",
                     "short_side": 800,
                     "long_side": 1333,
                     "min_size": 32,

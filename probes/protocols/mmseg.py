@@ -33,6 +33,7 @@ SHARED: dict[str, Any] = {
     "schedule": "poly",
     "min_lr": 1e-4,
     "warmup": 0.0,
+    "precision": "fp32",
     "layers": "last",
     "feature_stride": 8,
     "channels": 512,

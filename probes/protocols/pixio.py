@@ -27,6 +27,7 @@ SHARED: dict[str, Any] = {
     "betas": (0.9, 0.999),
     "clip_norm": 0.0,
     "schedule": "pixio",
+    "precision": "fp32",
     "class_token": "concat",
     "feature_stride": None,
     "dropout": 0.0,
@@ -93,7 +94,13 @@ DENSE = tuple(
 
 KNN = Preset(
     "classification/knn",
-    {"size": 256, "neighbours": (10, 20, 100, 200), "temperature": 0.07, "features": "projected"},
+    {
+        "size": 256,
+        "precision": "fp32",
+        "neighbours": (10, 20, 100, 200),
+        "temperature": 0.07,
+        "features": "projected",
+    },
 )
 
 register_protocol(

@@ -38,6 +38,7 @@ SEGMENTATION = Preset(
         "min_lr": 0.0,
         "warmup": 1_500 / 80_000,
         "warmup_start": 1e-6,
+        "precision": "fp32",
         "layers": "last",
         "class_token": "none",
         "feature_stride": None,
@@ -55,7 +56,13 @@ SEGMENTATION = Preset(
 # at the resolution that the model prefers
 KNN = Preset(
     "classification/knn",
-    {"size": None, "neighbours": (20,), "temperature": 0.07, "features": "projected"},
+    {
+        "size": None,
+        "precision": "fp32",
+        "neighbours": (20,),
+        "temperature": 0.07,
+        "features": "projected",
+    },
 )
 
 register_protocol(

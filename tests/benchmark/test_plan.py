@@ -23,12 +23,13 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
     (task,) = plan_tasks(suite, [], {"protocol": "dinov3", "max_iters": "100"})
     settings = task.settings
     assert (settings.protocol, settings.lr, settings.bins) == ("dinov3", 3e-4, 256)
-    assert settings.precision == "bf16" and settings.max_iters == 100
+    assert settings.precision == "fp32" and settings.max_iters == 100
     data = PreparedDataset(DATASETS["nyu-depth"], tmp_path, {})
     line = task.deviations(data)
     assert line.startswith("differs from dinov3: max_iters=100 instead of 38400")
     (own,) = plan_tasks(suite, [], {"max_iters": "100"})
-    assert own.settings.protocol == "own" and own.settings.lr == 0.5 and own.deviations(data) == ""
+    assert (own.settings.protocol, own.settings.lr, own.settings.precision) == ("own", 0.5, "bf16")
+    assert own.deviations(data) == ""
     assert own.conditions(data) != task.conditions(data)
     named = replace(suite, tasks={"nyu-depth/linear": {"protocol": "dinov3"}})
     assert plan_tasks(named, [], {})[0].settings.bins == 256
@@ -115,8 +116,13 @@ def test_tasks_choose_the_suite(tasks, suite):
 
 
 def test_an_unlisted_task_has_the_settings_that_tasks_on_its_dataset_share():
-    (dpt,) = plan_tasks(find_suite("paper"), ["nyu-depth/dpt-probe3d"], {"protocol": "probe3d"})
-    assert dpt.settings.precision == "bf16" and dpt.settings.bins == 256
+    paper, tasks = find_suite("paper"), ["nyu-depth/dpt-probe3d"]
+    (own,), (preset,) = (
+        plan_tasks(paper, tasks, {}),
+        plan_tasks(paper, tasks, {"protocol": "probe3d"}),
+    )
+    assert (own.settings.precision, own.settings.bins) == ("bf16", 0)
+    assert (preset.settings.precision, preset.settings.bins) == ("fp32", 256)
     mini = find_suite("mini")
     (ssd,) = plan_tasks(mini, ["mini-det/ssd"], {"augment": "false"})
     assert ssd.settings.out_channels == 64  # and nothing that only mask-rcnn has

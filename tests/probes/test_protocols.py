@@ -79,7 +79,7 @@ def test_every_preset_has_settings_of_its_probe_and_a_source(protocol):
     assert protocol.source
     for preset in protocol.presets:
         probe = PROBES[preset.probe]
-        assert set(preset.settings) <= field_names(probe.settings_type) - {"protocol", "precision"}
+        assert set(preset.settings) <= field_names(probe.settings_type) - {"protocol"}
         settings = with_changes(probe.settings_type(), preset.settings)
         without_data = dataclasses.replace(preset, data={})
         assert preset_deviations(without_data, settings, tiny_dense.SPECS["depth"]) == []

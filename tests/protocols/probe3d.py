@@ -11,8 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from probes.datasets.download.nyu import millimetres
 from probes.dense.config import native_stride, reads_class_token, round_up
 from probes.dense.ground_truth import LoadGroundTruth
 from probes.dense.metrics import DepthScores, NormalScores
@@ -27,12 +29,14 @@ from tests.protocols.dense import photograph, random, seeded, summary
 from tests.protocols.probe3d_source import (
     BACKBONES,
     DEPTHS,
+    EDGES,
     FRAME,
     HIDDEN,
     MAPS,
     NORMALS,
     RANGE,
     TASKS,
+    UNROUNDED,
     VIT,
     WIDTH,
     depth_frames,
@@ -72,6 +76,7 @@ def _suite(kind: str) -> dict[str, Any]:
     order = SeededSamples(range(795), 8, shuffle=settings.shuffle)  # type: ignore[arg-type]
     border = round_up(480, 14) - 480
     names = ("optimizer", "rate", "beta 2", "decay", "clip", "batch", "channels")
+    precision = {"fp32": "float32", "bf16": "bfloat16"}[settings.precision]
     fields = {
         **dense.curves(in_iterations(preset, 800)),
         "settings": {name: plain[name] for name in names},
@@ -88,6 +93,7 @@ def _suite(kind: str) -> dict[str, Any]:
         "weights after ten steps": dense.weights(_parameters(head)),
         "mean colour": "the backbone's",
         "head precision": HEAD_PRECISION,
+        "backbone precision": precision,
         "seed": 0,
     }
     return fields | (_depth_scores(config) if is_depth else _normal_scores(config))
@@ -132,7 +138,7 @@ def _images(config: Any) -> dict[str, Any]:
 def _mask(config: Any) -> list[bool]:
     """Which pixels of a normal map of known normals and the depths ``RANGE`` count."""
     with tempfile.TemporaryDirectory() as folder:
-        depth = np.array([[1000 * metres for metres in RANGE]], np.uint16)
+        depth = millimetres(np.array([RANGE]))
         normals = np.full((1, len(RANGE), 3), (255, 128, 128), np.uint8)
         for name, values in (("annotations", depth), ("normals", normals)):
             Path(folder, name).mkdir()
@@ -141,6 +147,16 @@ def _mask(config: Any) -> list[bool]:
         del options["type"]
         loaded = LoadGroundTruth(**options).read(f"{folder}/normals/image.png")
     return loaded[0].any(axis=1).tolist()
+
+
+def _stored(config: Any) -> list[float]:
+    """Depths to test on that are no multiples of 1 mm, as they are stored and read."""
+    options = dense.part_of(config, "val", "LoadGroundTruth")
+    del options["type"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/image.png"
+        Image.fromarray(millimetres(np.array([UNROUNDED]))).save(path)
+        return LoadGroundTruth(**options).read(path)[0].tolist()
 
 
 def _tokens(settings: Any) -> dict[str, Any]:
@@ -162,10 +178,16 @@ def _depth_scores(config: Any) -> dict[str, Any]:
     names, options = ("delta1", "delta2", "delta3", "rmse"), config.val_evaluator.to_dict()
     predicted, target = depth_frames()
     scores = [_scored(DepthScores, options, names, "depth", each) for each in (target, 0 * target)]
+    edges = torch.tensor(EDGES).view(-1, 1, 1, 1).expand(-1, 1, *FRAME)
+    perfect = [
+        _scored(DepthScores, options, names, "depth", each[None])(each[None]) for each in edges
+    ]
     return {
         "scores": scores[0](predicted),
         "scale-invariant scores": "none",
         "scores without valid pixels": scores[1](predicted),
+        "scored pixels": [delta > 0 for delta, *_ in perfect],
+        "test depth": _stored(config),
     }
 
 

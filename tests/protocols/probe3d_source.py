@@ -5,6 +5,7 @@ It needs einops beside this suite's packages; what its other imports bring is no
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import tempfile
@@ -48,6 +49,7 @@ MAPS = [
 DEPTHS = [depths(IMAGES, 1, SIDE, SIDE, seed=60 + step) for step in range(STEPS)]
 NORMALS = [F.normalize(random(IMAGES, 3, SIDE, SIDE, seed=80 + step)) for step in range(STEPS)]
 FRAMES, RANGE = 3, [0.0, 0.5, 5.0, 9.9, 12.0]
+EDGES, UNROUNDED = [0.0, 0.0005, 0.001, 5.0, 10.0, 10.5], [0.7464, 3.0002, 9.1236]
 
 
 def depth_frames() -> tuple[Tensor, Tensor]:
@@ -62,9 +64,11 @@ def normal_frames() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def frame_depth() -> np.ndarray:
-    """Metres that grow along a row; ``RANGE`` where the central part of the first one starts."""
+    """Metres that grow along a row; ``RANGE``, ``EDGES`` and ``UNROUNDED`` where the central part
+    of the first three starts."""
     depth = np.broadcast_to(np.arange(FRAME[1], dtype=np.float32) / 100, FRAME).copy()
-    depth[0, 80 : 80 + len(RANGE)] = RANGE
+    for row, values in enumerate((RANGE, EDGES, UNROUNDED)):
+        depth[row, 80 : 80 + len(values)] = values
     return depth
 
 
@@ -89,7 +93,7 @@ def _stubs() -> Any:
 
 
 def _source(checkout: Path, kind: str) -> dict[str, Any]:
-    from evals.datasets import builder
+    from evals.datasets import builder, nyu, utils
     from evals.models.utils import center_padding
     from evals.utils.optim import cosine_decay_linear_warmup
 
@@ -110,6 +114,7 @@ def _source(checkout: Path, kind: str) -> dict[str, Any]:
 
     optimizer, scheduler = created([torch.zeros(1, requires_grad=True)], *steps)
     (group,) = optimizer.param_groups
+    read = text + "".join(map(inspect.getsource, (builder, nyu, utils)))
     settings = {
         "optimizer": kind_of_optimizer.lower(),
         "rate": training["probe_lr"],
@@ -132,7 +137,7 @@ def _source(checkout: Path, kind: str) -> dict[str, Any]:
         "data": Path(config["dataset"]["train_path"]).name,
         "iterations": steps[0],
         "order": list(loader.sampler)[:10],
-        **_source_images(config["dataset"]),
+        **_source_images(config["dataset"], is_depth),
         **_source_tokens(checkout),
         "padding": _borders(center_padding(torch.ones(1, 1, 480, 480), 14)),
         "initial weights": dense.spread(untrained.head.out_conv[2]),
@@ -141,7 +146,7 @@ def _source(checkout: Path, kind: str) -> dict[str, Any]:
         "weights after ten steps": dense.weights(_source_parameters(head.head)),
         "mean colour": config["dataset"]["image_mean"],
         "head precision": "autocast" if "autocast" in text else "float32",
-        "seed": config["system"]["random_seed"],
+        "seed": config["system"]["random_seed"] if "seed" in read else "none",
     }
     return fields | (_source_depth_scores() if is_depth else _source_normal_scores())
 
@@ -205,12 +210,13 @@ def _source_training(head: Any, optimizer: Any, scheduler: Any, is_depth: bool) 
     return values
 
 
-def _source_images(config: dict[str, Any]) -> dict[str, Any]:
+def _source_images(config: dict[str, Any], is_depth: bool) -> dict[str, Any]:
     """What of an image is read, in training and in testing, and how it changes."""
     import pickle
 
     import scipy.io
     from evals.datasets import nyu, utils
+    from evals.utils.metrics import evaluate_depth
 
     crops = sys.modules["albumentations"]
     crops.RandomResizedCrop.reset_mock()
@@ -237,11 +243,18 @@ def _source_images(config: dict[str, Any]) -> dict[str, Any]:
         with patch.object(nyu.os, "listdir", return_value=names):
             train = nyu.NYU(folder, "", "trainval", "None", center_crop=crop)[0]
         test = nyu.NYU("", f"{folder}/test.pkl", "test", "None", center_crop=crop)[0]
-    return {
+    fields = {
         "area": [[list(each["image"].shape), row_ends(each["depth"])] for each in (train, test)],
         "mask": (test["depth"] > 0)[0, 0, : len(RANGE)].tolist(),
         "enlarge": [enlarged["p"], *enlarged["scale"]],
         "colours": coloured,
+    }
+    if not is_depth:
+        return fields
+    pixels = test["depth"][0, 1, : len(EDGES), None, None]  # an image each
+    return fields | {
+        "scored pixels": (evaluate_depth(pixels, pixels)["d1"] > 0).tolist(),
+        "test depth": test["depth"][0, 2, : len(UNROUNDED)].tolist(),
     }
 
 
@@ -264,6 +277,7 @@ def _source_tokens(checkout: Path) -> dict[str, Any]:
     return {
         "blocks": dino.multilayers,
         "tokens": [[list(each.shape), *summary(each, 10)] for each in maps],
+        "backbone precision": str(next(dino.vit.parameters()).dtype).removeprefix("torch."),
         "class tokens": {name: output == "dense-cls" for name, output in outputs.items()},
         "strides": int(re.search(r"self\.patch_size = (\d+)", convnext)[1]),  # type: ignore[index]
     }

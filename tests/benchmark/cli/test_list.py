@@ -37,5 +37,5 @@ def test_list(kind, name, capsys):
 def test_protocols_show_their_source_and_settings(capsys):
     assert run_command("list protocols") == 0
     output = capsys.readouterr().out
-    for text in ("facebookresearch/dinov3", "slide=512,341", "open-mmlab/mmsegmentation"):
+    for text in ("facebookresearch/dinov3", "slide=512,341", "onedl-mmsegmentation"):
         assert text in output
