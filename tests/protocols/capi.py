@@ -21,6 +21,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -45,9 +46,9 @@ TRAIN, VAL = list(range(5)), [20, 21, 22]
 PAIRS = ((1, "cosine"), (3, "l2"), (4, "cosine"), (10, "l2"))
 STRENGTHS = (1e-4, 1e-2)
 SAMPLE = slice(3, 224, 44)
-# solvers differ, which moves a patch or two
+# solvers differ, which moves a patch or two that two classes fit alike; a patch is 0.06 mIoU
 TOLERANCE = {
-    "mIoU": 0.05,
+    "mIoU": 0.1,
     "predicted pixels": 5.0,
     "predicted patches": 2.0,
     **capi_attentive.TOLERANCE,
@@ -79,6 +80,7 @@ def imported() -> Iterator[ModuleType]:
 
 
 constructed: list[dict[str, Any]] = []  # options of the source's logistic regressions
+fitted: list[Any] = []  # the source's logistic regressions
 standardised: list[np.ndarray] = []  # features that the source standardises by
 
 
@@ -92,6 +94,7 @@ def _logistic_regression(**options: Any) -> Any:
     constructed.append(options)
     model = LogisticRegression(C=options["C"], max_iter=options["max_iter"], tol=options["tol"])
     model.solver_model = SimpleNamespace()
+    fitted.append(model)
     return model
 
 
@@ -174,18 +177,21 @@ def _source_knn(code: ModuleType) -> dict[str, Any]:
         "neighbours": defaults["num_neighbors"],
         "distances": [each.lower() for each in defaults["distance"]],
         "precision on ADE20K": config.seg_ade20k.classifiers_kwargs.knn.dtype,
+        "TF32": "matmul.allow_tf32 = True" in inspect.getsource(import_module("utils").base_setup),
     }
 
 
 def _source_logreg(code: ModuleType) -> dict[str, Any]:
-    scores = {}
+    scores, classes = {}, {}
     for void in segmented.VOID.values():
         for c in STRENGTHS:
             scores[f"{void} {c:g}"] = _evaluate(code, void, "logreg", {"C": (c,)})
+        classes[str(void)] = len(fitted[-1].classes_)
     defaults = _defaults(code.LogregClassifier)
     return {
         "mIoU": {key: miou for key, (miou, _) in scores.items()},
         "predicted patches": {key: _patches(counts) for key, (_, counts) in scores.items()},
+        "fitted classes": classes,
         "strengths": defaults["C"],
         "iterations": defaults["max_iter"][0],
         "tolerance": defaults["tol"][0],
@@ -236,7 +242,8 @@ def _source_images(code: ModuleType) -> dict[str, Any]:
         "held-out images": sorted(captured["held out"]),
         "features": str(standardised[-1].dtype),
         "patches to standardise by": len(standardised[-1]),
-        "TF32": "matmul.allow_tf32 = True" in inspect.getsource(import_module("utils").base_setup),
+        "normalised black": captured["images"].transforms[0](Image.new("RGB", (8, 8)))[:, 0, 0],
+        "precision": str(_defaults(code.eval_model)["autocast_dtype"]).removeprefix("torch."),
     }
 
 
@@ -282,11 +289,16 @@ def suite() -> dict[str, dict[str, Any]]:
 
 
 def _prepare(
-    folder: Path, presets: Mapping[str, Any], probe: str, dataset: str, train: list[int]
+    folder: Path,
+    presets: Mapping[str, Any],
+    probe: str,
+    dataset: str,
+    train: list[int],
+    backbone: str = "golden-projection",
 ) -> Context:
     data = segmented.write(folder / f"{dataset}-{len(train)}", dataset, train, VAL)
     settings = with_changes(PROBES[probe].settings_type(), {**presets[probe], "cache": "fp32"})
-    return context(folder / "work", data, settings, "golden-projection")
+    return context(folder / "work", data, settings, backbone)
 
 
 def _scores(task: Context, predict: Any) -> list[Any]:
@@ -338,11 +350,12 @@ def _suite_knn(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
         "neighbours": preset["neighbours"],
         "distances": preset["distances"],
         "precision on ADE20K": "float32",
+        "TF32": _products_may_be_rounded(),
     }
 
 
 def _suite_logreg(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
-    scores, options = {}, {}
+    scores, classes, options = {}, {}, {}
     original = torch.optim.LBFGS
 
     def optimizer(parameters: Any, **settings: Any) -> Any:
@@ -356,16 +369,16 @@ def _suite_logreg(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
         labels = targets(memory, task)
         for c in STRENGTHS:
             with mock.patch.object(torch.optim, "LBFGS", optimizer):
-                model = fit(
-                    memory.features, labels, class_count(task), c, task.settings, None, standardise
-                )
+                model = fit(memory.features, labels, c, task.settings, None, standardise)
 
             predict = partial(_maps, model, standardise, task.settings)
             (scores[f"{void} {c:g}"],) = _scores(task, predict)
+        classes[str(void)] = len(model.classes)
     line_search = _defaults(import_module("torch.optim.lbfgs")._strong_wolfe)["max_ls"]
     return {
         "mIoU": {key: miou for key, (miou, _) in scores.items()},
         "predicted patches": {key: _patches(counts) for key, (_, counts) in scores.items()},
+        "fitted classes": classes,
         "strengths": preset["c"],
         "iterations": options["max_iter"],
         "tolerance": options["tolerance_grad"],
@@ -396,6 +409,13 @@ def _products_may_be_rounded() -> bool:
     return precisions != ["highest"]
 
 
+def _normalised_black(prepare: Any) -> list[float]:
+    """A black pixel as a backbone gets it that has a mean of its own."""
+    task = prepare(KNN, "golden-void-255", TRAIN, backbone="tiny-vit")
+    normalise = PatchImages(task, "train").dataset.encoder["data_preprocessor"]
+    return [-mean / std for mean, std in zip(normalise["mean"], normalise["std"], strict=True)]
+
+
 def _suite_images(prepare: Any) -> dict[str, Any]:
     memory = remember(prepare(KNN, "golden-void-255", TRAIN + TRAIN))
     task = prepare(KNN, "golden-void-255", list(range(20)))
@@ -415,7 +435,8 @@ def _suite_images(prepare: Any) -> dict[str, Any]:
         "held-out images": held_out,
         "features": str(PatchImages(ours, "train").dtype).removeprefix("torch."),
         "patches to standardise by": len(memory),
-        "TF32": _products_may_be_rounded(),
+        "normalised black": _normalised_black(prepare),
+        "precision": capi_attentive.PRECISIONS[task.settings.precision],
         "last layer after the final norm": frozen["out_indices"] == [-1],
         "class token": patches.features.shape[1] != task.backbone.channels[-1],
     }

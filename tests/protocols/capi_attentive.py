@@ -12,12 +12,14 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from PIL import Image
 
 PROBE = "classification/attentive"
 IMAGES, CLASSES, SIDE, WIDTH = 40, 3, 2, 128
@@ -31,6 +33,7 @@ SMALL = {
 }
 GPUS = 8  # that its benchmark runs on
 NAMES = {"0.query": "query_token", "0.key_value": "kv", "1": "linear"}
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 TOLERANCE = {"weights": 2e-5}
 
 
@@ -108,10 +111,15 @@ def one_process() -> Iterator[None]:
 def source() -> dict[str, Any]:
     """The fields, by the source's code."""
     trained: dict[Any, Any] = {}
+    transforms: list[Any] = []
     model = Model()
 
     class Trained(Exception):
         pass
+
+    def make_dataset(transform: Any, **_: Any) -> Images:
+        transforms.append(transform)
+        return Images()
 
     def evaluate(backbone: Any, heads: Any, *_: Any, **__: Any) -> None:
         trained.update(dict(zip(heads.idx_to_key, heads, strict=True)))
@@ -128,7 +136,7 @@ def source() -> dict[str, Any]:
             return built
 
         with (
-            mock.patch.object(code, "make_dataset", lambda **_: Images()),
+            mock.patch.object(code, "make_dataset", make_dataset),
             mock.patch.object(code, "AttnPoolClassifier", head),
             mock.patch.object(code, "evaluate", evaluate),
             mock.patch.object(code.MetricLogger, "synchronize_between_processes"),
@@ -163,8 +171,11 @@ def source() -> dict[str, Any]:
                 for rate in defaults["learning_rates"]:
                     scope = {"lr": rate, "batch_size": defaults["batch_size"], "torch": world}
                     peaks.append(eval(ast.unparse(node.values[0]), scope))
+        uses_autocast = "autocast" in inspect.getsource(code)
     schedule = names["lr_schedule"]
     return {
+        "normalised black": transforms[-1](Image.new("RGB", (8, 8)))[:, 0, 0],
+        "precision": "bfloat16" if uses_autocast else "float32",
         "logits": logits,
         "order": model.batches[1 : 1 + SMALL["n_iters"]],
         "weights": {
@@ -179,6 +190,23 @@ def source() -> dict[str, Any]:
         "batch_size": GPUS * defaults["batch_size"],
         "held_out": defaults["val_proportion"],
     }
+
+
+def normalised_black() -> torch.Tensor:
+    """A black pixel as a backbone gets it that has a mean of its own."""
+    from probes.features.cost import EncodeRun
+    from probes.image_level.encode import encode_paths
+    from probes.image_level.settings import AttentiveSettings
+    from tests.probes.tiny_mmlab import context
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "black.png"
+        Image.new("RGB", (8, 8)).save(path)
+        task = context(Path(folder), backbone="tiny-vit")
+        encoding = AttentiveSettings().encoding("cpu")
+        run = EncodeRun.of(task)
+        (images,) = encode_paths([path], task.backbone, lambda batch: batch, run, encoding)
+    return images[0, :, 0, 0]
 
 
 def suite(order: list[list[int]]) -> dict[str, Any]:
@@ -211,6 +239,8 @@ def suite(order: list[list[int]]) -> dict[str, Any]:
     length = settings.epochs * settings.epoch_length
     warmup = round(settings.warmup * length)
     return {
+        "normalised black": normalised_black(),
+        "precision": PRECISIONS[settings.precision],
         "logits": logits,
         "order": order,
         "weights": {

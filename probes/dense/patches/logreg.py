@@ -1,9 +1,10 @@
 """``logreg`` segmentation: multinomial logistic regression on patches by L-BFGS (CAPI, Darcet et
 al. 2025).
 
-A patch's label is the class that has most of it. The objective is scikit-learn's: C · the sum of
-the cross-entropies + half the squared weights (not the biases). Strengths are fitted from the
-strongest penalty to the weakest, each from where the last ended unless ``warm_start`` is off.
+A patch's label is the class that has most of it; classes that no patch has are not fitted. The
+objective is scikit-learn's: C · the sum of the cross-entropies + half the squared weights (not the
+biases). Strengths are fitted from the strongest penalty to the weakest, each from where the last
+ended unless ``warm_start`` is off.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from probes.dense.patches.images import PatchImages, evaluate
 from probes.dense.patches.memory import (
     ROWS,
     Memory,
-    class_count,
     held_out_images,
     mean_iou,
     remember,
@@ -36,14 +36,17 @@ from probes.selection import Candidate, log_scores, select
 
 @dataclass
 class Regression:
-    """(D, classes) ``weight`` and (classes,) ``bias``; ``passes`` over the samples of the fit."""
+    """(D, K) ``weight`` and (K,) ``bias`` of the (K,) ``classes`` that were fitted, in ascending
+    order; ``passes`` over the samples of the fit."""
 
     weight: Tensor
     bias: Tensor
+    classes: Tensor
     passes: int = 0
 
+    @exact_products()
     def logits(self, features: Tensor) -> Tensor:
-        """(N, D) → (N, classes)."""
+        """(N, D) → (N, K)."""
         return features @ self.weight + self.bias
 
     def label_map(
@@ -52,36 +55,40 @@ class Regression:
         """The (H, W) label map of an image."""
         logits = self.logits(standardise(patches.features))
         if settings.votes == "shares":
-            return label_map(logits, patches)
+            return self.classes[label_map(logits, patches)]
         height, width = patches.size
         pixels = height * width // len(logits)
-        return pixel_map(logits.argmax(dim=1)[:, None].expand(-1, pixels), patches)
+        predictions = self.classes[logits.argmax(dim=1)]
+        return pixel_map(predictions[:, None].expand(-1, pixels), patches)
 
 
 @exact_products()
 def fit(
     features: Tensor,
     labels: Tensor,
-    classes: int,
     c: float,
     settings: LogregSettings,
     start: Regression | None = None,
     prepare: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> Regression:
-    """The regression of (N, D) features on (N,) labels.
+    """The regression of (N, D) features on the classes that occur in (N,) labels.
 
     Args:
         labels: on the device that computes; rows below 0 are left out.
         c: inverse strength of the penalty.
-        start: where to begin; zeros otherwise.
+        start: where to begin; zeros otherwise, and for classes that it lacks.
         prepare: what is fitted of some features, float32.
     Raises:
         NonFiniteLoss: the loss is not finite.
     """
+    is_fitted = labels >= 0
+    classes = labels[is_fitted].unique()
+    columns = torch.searchsorted(classes, labels).masked_fill(~is_fitted, -1)
     # the last row is the bias
-    parameters = torch.zeros(features.shape[1] + 1, classes, device=labels.device)
+    parameters = torch.zeros(features.shape[1] + 1, len(classes), device=labels.device)
     if start is not None:
-        parameters = torch.cat([start.weight, start.bias[None]])
+        is_started = torch.isin(classes, start.classes)
+        parameters[:, is_started] = torch.cat([start.weight, start.bias[None]])
     parameters.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
         [parameters],
@@ -91,7 +98,7 @@ def fit(
         tolerance_change=1e-4 * settings.tolerance,
         tolerance_grad=settings.tolerance,
     )
-    passes, count = 0, int((labels >= 0).sum())
+    passes, count = 0, int(is_fitted.sum())
 
     def closure() -> Tensor:
         nonlocal passes
@@ -101,7 +108,7 @@ def fit(
         loss = parameters[:-1].square().sum() / (2 * c * count)
         loss.backward()
         total = loss.detach()
-        for part, target in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+        for part, target in zip(features.split(ROWS), columns.split(ROWS), strict=True):
             logits = prepare(part.to(parameters.device)) @ parameters[:-1] + parameters[-1]
             loss = cross_entropy(logits, target, ignore_index=-1, reduction="sum") / count
             loss.backward()
@@ -112,7 +119,7 @@ def fit(
 
     optimizer.step(closure)
     weights = parameters.detach()
-    return Regression(weights[:-1], weights[-1], passes)
+    return Regression(weights[:-1], weights[-1], classes, passes)
 
 
 def run(context: Context) -> TaskResult:
@@ -129,7 +136,6 @@ def run(context: Context) -> TaskResult:
         model = fit(
             memory.features,
             targets(memory, context),
-            class_count(context),
             c,
             settings,
             start if settings.warm_start else None,
@@ -169,9 +175,7 @@ def choose(
     models: list[Regression] = []
     for c in grid:
         start = models[-1] if models and settings.warm_start else None
-        models.append(
-            fit(memory.features, labels, class_count(context), c, settings, start, standardise)
-        )
+        models.append(fit(memory.features, labels, c, settings, start, standardise))
         context.progress.advance()
     scores = mean_iou(
         PatchImages(context, "train"),

@@ -23,7 +23,7 @@ register_probe(
     patch_probe("patch-knn", settings_type=PatchKnnSettings, module=f"{FOLDER}.knn", version=2)
 )
 register_probe(
-    patch_probe("logreg", settings_type=LogregSettings, module=f"{FOLDER}.logreg", version=2)
+    patch_probe("logreg", settings_type=LogregSettings, module=f"{FOLDER}.logreg", version=3)
 )
 register_probe(
     patch_probe(

@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
 from torch.overrides import TorchFunctionMode
 
-from probes.dense.patches.logreg import fit
+from probes.dense.patches.logreg import Regression, fit
 from probes.dense.patches.settings import LogregSettings
 from probes.dense.resized_loss import resized_cross_entropy
 from probes.features.search import nearest
@@ -69,10 +69,11 @@ def resize_and_score():
     "compute",
     [
         lambda: nearest(torch.eye(2), torch.eye(2), 1),
-        lambda: fit(torch.randn(9, 2), torch.arange(9) % 3, 3, 1.0, LogregSettings(iterations=2)),
+        lambda: fit(torch.randn(9, 2), torch.arange(9) % 3, 1.0, LogregSettings(iterations=2)),
+        lambda: Regression(torch.eye(2), torch.ones(2), torch.arange(2)).logits(torch.eye(2)),
         resize_and_score,
     ],
-    ids=["neighbours", "logistic regression", "resized loss"],
+    ids=["neighbours", "logistic regression", "its prediction", "resized loss"],
 )
 def test_what_is_exact_is_computed_without_tf32(compute):
     before = torch.get_float32_matmul_precision()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 import probes.catalog  # noqa: F401
@@ -188,14 +189,33 @@ def test_logistic_regression_is_scikit_learns():
     for c in (0.003, 1.0):
         reference = LogisticRegression(C=c, tol=1e-8, max_iter=5000)
         reference.fit(features.numpy(), labels.numpy())
-        ours = fit(features, labels, 4, c, LogregSettings(tolerance=1e-7))
+        ours = fit(features, labels, c, LogregSettings(tolerance=1e-7))
         expected = torch.from_numpy(reference.predict_log_proba(features.numpy())).float()
         log_probabilities = ours.logits(features).log_softmax(dim=1)
         torch.testing.assert_close(log_probabilities, expected, atol=1e-2, rtol=0)
         short = LogregSettings(iterations=1)
-        warm, cold = (fit(features, labels, 4, c, short, start) for start in (ours, None))
+        warm, cold = (fit(features, labels, c, short, start) for start in (ours, None))
         errors = [(model.weight - ours.weight).abs().max() for model in (warm, cold)]
         assert errors[0] < 1e-3 < errors[1], "it starts from a given regression"
+
+
+def test_classes_without_patches_are_not_fitted():
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 6, generator=random)
+    labels = torch.randint(4, (300,), generator=random)
+    all_classes = fit(features, labels, 1.0, LogregSettings())
+    gaps = torch.tensor([1, 4, 6, 9])
+    spread = fit(features, gaps[labels], 1.0, LogregSettings())
+    assert spread.classes.tolist() == gaps.tolist()
+    assert torch.equal(spread.weight, all_classes.weight)
+    squares = LogregSettings(votes="pixels", resize="square-bicubic", score_size=16)
+    patches = Patches(0, features[:4], (2, 2), (2.0, 2.0), (16, 16))
+    for settings in (squares, LogregSettings()):
+        expected = all_classes.label_map(patches, Tensor.float, settings)
+        assert torch.equal(spread.label_map(patches, Tensor.float, settings), gaps[expected])
+    fewer = fit(features, labels.masked_fill(labels == 2, -1), 1.0, LogregSettings())
+    warm = fit(features, labels, 1.0, LogregSettings(iterations=1), fewer)
+    assert fewer.classes.tolist() == [0, 1, 3] and warm.classes.tolist() == [0, 1, 2, 3]
 
 
 def test_attention_over_all_of_the_memory_is_a_softmax():
