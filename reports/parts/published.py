@@ -56,6 +56,7 @@ class Published:
     """A published number beside ours, as text.
 
     Attributes:
+        metric: its label; empty for a statement.
         published, ours: ``ours`` includes the interval, and is empty where the report has no
             number.
         protocol: of the source.
@@ -64,6 +65,7 @@ class Published:
 
     backbone: str
     task: str
+    metric: str
     published: str
     ours: str
     protocol: str
@@ -112,7 +114,7 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
         percent = f"{number(gain.typical.value, 1, True)} %" if gain else ""
         ours = f"{percent} over {selection.baseline} on average" if gain else ""
         about = entry.protocol, entry.differs, entry.source, entry.url
-        yield Published(name, "all", entry.metric, ours, *about)
+        yield Published(name, "all", "", entry.metric, ours, *about)
         return
     architectures = {
         run.tags.get("architecture")
@@ -127,6 +129,7 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
             yield Published(
                 name,
                 column.title,
+                entry.metric,
                 str(entry.value),
                 describe(own, 2),
                 entry.protocol,
