@@ -130,9 +130,10 @@ def _suite_of(tasks: Sequence[str]) -> Suite:
 def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]:
     """Names of the backbones to run, and notes about them. Raises ``UserError`` if there are none.
 
-    A single name may be one of ``Suite.backbone_sets`` and is replaced by that set. If the name is
-    itself a backbone, the set adds its baselines: in ``mini``, ``cliptex`` runs ``clip``,
-    ``clip-ft`` and ``cliptex``. With ``--only`` or ``--weights``, it runs alone.
+    If there is exactly one name and it is a key of ``Suite.backbone_sets``, that set runs instead.
+    A set named after a backbone is the backbone plus its baselines (in ``mini``, ``cliptex`` runs
+    ``clip``, ``clip-ft`` and ``cliptex``); with ``--only`` or ``--weights``, only the backbone
+    runs.
     """
     names = list(dict.fromkeys(options.backbones)) or list(suite.default_backbones)
     if not names:
@@ -239,7 +240,8 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
     """
     spec, probe = find_task(name)
     values = dict(settings_in(suite, name) or {})
-    if name not in suite.tasks:  # values of tasks with other probes: keep what this probe has
+    # not listed: the values come from tasks with other probes; drop settings that this probe lacks
+    if name not in suite.tasks:
         fields = field_names(probe.settings_type)
         values = {key: value for key, value in values.items() if key in fields}
     protocol = {**values, **changes}.get("protocol")
@@ -257,14 +259,14 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
 
 
 def axis_of(probe: Probe) -> str:
-    """The setting in which variants of a probe's tasks differ; '' if it trains on nothing."""
+    """``shots`` or ``train_share``, whichever ``:VALUE`` sets; '' if the probe is not trained."""
     if "shots" in field_names(probe.settings_type):
         return "shots"
     return "train_share" if "train" in probe.splits else ""
 
 
 def _variant(task: PlannedTask, axis: str, value: str) -> PlannedTask:
-    """The task with this value of its axis; the task itself if that is its value anyway."""
+    """The task with this value of its axis; unchanged if it already has this value."""
     if not axis:
         raise UserError(
             f"{task.name}:{value}: {task.name} trains on nothing and has no variants; leave"

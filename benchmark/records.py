@@ -39,7 +39,7 @@ class PlannedTask:
 
     def deviations(self, data: PreparedDataset) -> str:
         """What differs from the published protocol that the setting ``protocol`` names, in one
-        line; '' if nothing does, as with this package's own settings."""
+        line; '' if nothing differs, or if the protocol is ``own``, which is not published."""
         if "protocol" not in field_names(self.probe.settings_type):
             return ""
         preset = find_preset(self.settings.protocol, self.spec, self.probe)
@@ -54,8 +54,8 @@ class PlannedTask:
         """All that a number of this task depends on besides backbone and seed. Numbers of
         different conditions never share a column.
 
-        Their hash is the MLflow tag ``protocol``. The setting ``protocol`` is something else: the
-        name of a published protocol, whose preset changes the settings of the task.
+        In a cell's MLflow run, their hash is the tag ``protocol``, and the setting ``protocol``
+        (the name of a protocol, whose preset changes the task's settings) is the tag ``preset``.
         """
         conditions: dict[str, Any] = {
             "task": self.name,
@@ -127,7 +127,8 @@ class ProbeRequest:
     """The argument of ``probe_unit``: tasks that share images, on one backbone and seed.
 
     Attributes:
-        data: task → its dataset without the declaration, which holds functions.
+        data: task → its ``PreparedDataset`` with ``spec=None``, because a spec may hold functions
+            that cannot be pickled.
         cell_keys: task → identity of its cell.
         data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets, which the
             worker has to register before it can find their tasks.
@@ -154,7 +155,7 @@ class ProbeRequest:
     force: bool
 
     def dataset(self, task: PlannedTask) -> PreparedDataset:
-        """The dataset of a task, with its declaration."""
+        """The dataset of a task, with its spec."""
         data = self.data[task.name]
         return replace(data, spec=task.spec.at(data.root))
 

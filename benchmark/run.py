@@ -1,5 +1,9 @@
 """The work of ``run``, backbones × tasks × seeds: check the inputs, submit units of work, collect
-their cells."""
+their cells.
+
+A cell is the result of one backbone, task and seed; a unit of work is the cells of one backbone and
+seed whose tasks are scored on the same images.
+"""
 
 from __future__ import annotations
 
@@ -111,13 +115,14 @@ class _PlanRunner:
         )
         keys = [(name, seed) for seed in plan.seeds for name in plan.backbones]
         if len(keys) > 1:
-            # weights that cannot be loaded end the command now, not when another backbone's hours
-            # are over
+            # With several backbones or seeds, load each backbone that the suite does not train once
+            # now, so that bad weights end the command here; a single one is loaded next anyway.
             for name in plan.backbones:
                 if (name, plan.options.seed) not in self.artifacts.backbones:
                     await self.probing.describe(plan.backbone_arguments(name, plan.options.seed))
         executor.overview.expect("probe", len(keys) * len(self.probing.units))
-        # more backbones than workers at once would evict each other from the workers' memory
+        # A local worker keeps one backbone in memory, so at most as many backbones as workers at a
+        # time; remote executors have no such limit.
         self.semaphore = asyncio.Semaphore(len(keys) if executor.is_remote else executor.slots)
         rows = await asyncio.gather(*(self._backbone(name, seed) for name, seed in keys))
         cells = [cell for row, _ in rows for cell in row]
@@ -125,8 +130,9 @@ class _PlanRunner:
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
 
     async def _backbone(self, name: str, seed: int) -> tuple[list[Cell], str]:
-        """The cells of one backbone and seed and the id of their parent run; without its weights,
-        all cells are failed and the id is ''."""
+        """The cells of one backbone and seed and the id of their parent run; if its weights cannot
+        be made or loaded or its parent run cannot be written, all cells are failed and the id is
+        ''."""
         problem = "could not load its weights"
         try:
             source = BackboneSource(self.plan.backbone_arguments(name, seed))
@@ -149,6 +155,7 @@ class _PlanRunner:
         cells = known_cells(plan, tracker, self.data, backbone, seed)
         pending = [[task for task in tasks if task.name not in cells] for tasks in units]
         pending = [tasks for tasks in pending if tasks]
+        # withdraw the units in which nothing is left to run
         executor.overview.expect("probe", len(pending) - len(units))
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
             console.print(

@@ -23,7 +23,7 @@ from common.files import shorten_socket_paths
 from common.secrets import hide_secrets
 
 # Waiting OpenMP threads spin by default. Beside loading processes on two cores that made a forward
-# pass eleven times slower. Read when torch is imported.
+# pass eleven times slower. torch reads the variable when it is imported, so it is set here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PROGRAM = "python -m benchmark"

@@ -1,5 +1,8 @@
-"""Commands from options dataclasses. A command is one with a method ``main``, which returns the
-exit code; its docstring is its help, and each field is an option."""
+"""Commands from options dataclasses.
+
+A command is an options dataclass with a method ``main`` that returns the exit code; its docstring
+is its help, and each field is an option.
+"""
 
 from __future__ import annotations
 
@@ -99,6 +102,7 @@ def _flag(name: str) -> str:
 
 def _add_option(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
     types = origins(field.annotation)
+    # every option collects a list of words; ``read_options`` decides which count
     settings: dict[str, Any] = {"action": "append"}
     for each in field.metadata:
         settings |= each if isinstance(each, dict) else {}

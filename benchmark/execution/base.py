@@ -102,7 +102,7 @@ class Executor(ABC):
     def _start(self, unit: Unit) -> Future[Outcome] | None:
         """Run ``execute(unit)`` in a worker, or return None if all resources are in use.
 
-        ``_result`` reads the future when it is done. An exception fails this unit only.
+        The future goes to ``_result`` when done. If ``_start`` itself raises, only this unit fails.
         """
 
     def _stop(self) -> None:  # noqa: B027
@@ -173,14 +173,15 @@ class Executor(ABC):
             function: module-level; it reports progress to
                 ``benchmark.execution.progress.reporter()``. What it caches in its process (a
                 backbone, for example) stays there for the next unit. If it has an attribute
-                ``forget``, a worker calls that, without arguments, before it runs a function that
-                has another or none, to free the memory.
+                ``forget`` (called without arguments), the worker calls it before running a function
+                whose ``forget`` is different or missing, to free the memory.
             args: plain values (paths, names, settings).
             cpus: number of reserved cores and of computing threads.
             gpus: number of GPUs that it sees.
             name: shown to the user.
             priority: the highest waiting unit starts first.
-            kind: counted in the overview.
+            kind: ``probe``, ``backbone``, ``render`` …: counted in the overview; in ``run``, it
+                also decides the resources (``needs``).
 
         Returns:
             a future that raises the function's error, or ``WorkerLost`` when its worker died for
@@ -297,7 +298,7 @@ class Executor(ABC):
         A unit that does not fit blocks those behind it; otherwise one that needs several cores or
         GPUs would never start.
         """
-        blocked: set[bool] = set()
+        blocked: set[bool] = set()  # values of with_gpus whose first waiting unit did not fit
         for queued in list(self._waiting):
             with_gpus = queued.unit.gpus > 0
             if queued.future.cancelled():

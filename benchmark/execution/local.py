@@ -39,13 +39,15 @@ class LocalExecutor(Executor):
         self._cpus = spec.integer("cpus", cores())
         self._gpus = _select_gpus(spec)
         self._set_capacity(self._cpus, len(self._gpus))
-        # with one GPU and no limit of jobs, units without a GPU run beside the one on it
+        # ``slots`` is 1 with one GPU too, but without ``--jobs 1`` workers are needed: units
+        # without a GPU run beside the one on the GPU
         self._in_this_process = self.slots == 1 and (spec.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
 
     @property
     def device(self) -> str:
-        """The device as a unit names it: with its number in this process, which sees all GPUs."""
+        """As in the base class, except that units in this process, which sees all GPUs, get the
+        GPU's number too (``cuda:1``)."""
         return self.spec.device if self._in_this_process else super().device
 
     def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
@@ -122,7 +124,8 @@ class _Worker:
 
     @property
     def is_broken(self) -> bool:
-        """Whether its process died during the last unit."""
+        """Whether its process died during the last unit (``execute`` returns a unit's error as an
+        ``Outcome``, so an exception of the future means that the process died)."""
         return self.running is not None and self.running.done() and bool(self.running.exception())
 
     def run(self, unit: Unit, reserved_cores: int) -> Future[Outcome]:
@@ -138,7 +141,8 @@ class _Worker:
 def _initialize(gpu: str) -> None:
     """Set up a worker process: the GPU that it sees, and an end when its parent ends."""
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    # loading processes: spawned ones would each import torch and MMLab first
+    # Workers are spawned, but the data-loading processes that a worker starts are forked: spawned
+    # ones would each import torch and MMLab.
     multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C, and stops its workers
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

@@ -119,7 +119,7 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
     """Run a unit in a worker, with its threads, a heartbeat and its output in ``log.txt``."""
     try:
         with ExitStack() as stack:
-            # first, because a signal that comes before does not count as an interruption
+            # entered first: a signal before this line is not treated as an interruption
             stack.enter_context(interruptible(signals))
             if unit.software is not None:
                 _check_node(unit.folder, unit.software)
@@ -132,6 +132,7 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
             heartbeat = stack.enter_context(Heartbeat(unit.status_file, name=unit.name))
             stack.enter_context(repeating(partial(_obey, unit.stop_file), 0.5))
             stack.enter_context(reporting(UnitProgress(heartbeat)))
+            # restore the console's file at the end
             stack.callback(setattr, console, "file", console._file)
             stack.enter_context(redacting())
             log = unit.log_file.open("a", encoding="utf-8", errors="replace", buffering=1)

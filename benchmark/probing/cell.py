@@ -43,7 +43,7 @@ STARTED = "cell.json"  # in a cell's scratch folder: the MLflow run that it was 
 
 @dataclass(frozen=True)
 class CellContext:
-    """What the cells of a unit share: the unit, the run that theirs nest under, and the frozen
+    """What the cells of a unit share: the unit, the parent of their MLflow runs, and the frozen
     backbone on its device."""
 
     unit: ProbeRequest
@@ -149,9 +149,10 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
 
 
 def failure_reason(error: Exception) -> str:
-    """Why there is no result, in one line; raises what the user can correct.
+    """One line for a failed cell.
 
-    What it raises ends the command. The traceback of a bug is printed.
+    Re-raises an error that the user can correct, which ends the command. For a bug, also prints the
+    traceback.
     """
     if user_error_message(error) is not None:
         raise error
@@ -246,7 +247,8 @@ def _log_result(
     cost: Mapping[str, float],
     model: str,
 ) -> Cell:
-    """Log a result, as far as the probe declares its metrics, into its run; returns its cell."""
+    """Log a result into the cell's run: the metrics that the probe declares, files, notes.
+    Returns the cell."""
     data = context.data
     metrics = {name: result.metrics[name] for name in task.probe.metrics if name in result.metrics}
     finite = [name for name, value in metrics.items() if np.isfinite(value)]
@@ -274,10 +276,11 @@ def _log_result(
     config = task.probe.config(context)
     run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
     if task.spec.kind in ("segmentation", "detection"):
-        # for tables of single classes; the only array whose first axis is not the images
+        # class names, for per-class tables; the one array here with an entry per class instead of
+        # per image
         result.per_image["classes"] = np.array(data.classes)
     _log_files(run, result)
-    # MMEngine writes TIME/TIME.log: leave out both
+    # MMEngine's log is TIME/TIME.log or SUB/TIME/TIME.log: log it in the folder log or log/SUB
     for log in sorted(context.work_dir.rglob("*.log")):
         run.log_file(log, "/".join(["log", *log.relative_to(context.work_dir).parts[:-2]]))
     return Cell(

@@ -75,8 +75,8 @@ class Parent:
         return None
 
     def is_complete(self, earlier: Any, cells: Iterable[Cell]) -> bool:
-        """Whether an earlier run is FINISHED and has all metrics of the cells; some may have been
-        computed under another parent."""
+        """Whether an earlier run is FINISHED and has all metrics of the cells; a cell may have been
+        computed under another parent, and its metrics may then be missing here."""
         logged = {metric_key(name) for name in _metrics(cells)} <= earlier.data.metrics.keys()
         return earlier.info.status == "FINISHED" and logged
 
@@ -96,7 +96,8 @@ class Parent:
             "run.key": self.key,
             MODEL_TAG: self.model,
             "train.run": self.source.run,
-            # of CLIPTeX and its ablations, from which the report computes the gain of each expert
+            # the experts of CLIPTeX and its ablations, '' for other backbones; the report computes
+            # the gain of each expert from them
             "experts": ",".join(subsets().get(backbone.name, ())),
             MAIN_TAG: ",".join(f"{task.name}/{task.main_metric}" for task in plan.tasks),
             **self._protocol_tags,

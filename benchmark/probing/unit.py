@@ -89,6 +89,7 @@ def trained_together(tasks: Sequence[PlannedTask], context: CellContext) -> list
     for task in tasks:
         key = None
         if isinstance(task.probe, GroupedProbe):
+            # only to read the settings and data: no folder, log or progress
             key = task.probe.group_key(context.of_task(task, Path(), Silent(), Silent()))
         lists.setdefault(key or task.name, []).append(task)
     return list(lists.values())

@@ -24,7 +24,8 @@ class RunResult:
     """A run's cells and where they are in MLflow.
 
     Attributes:
-        run_ids: (backbone, seed) → its parent run; absent if its weights could not be made.
+        run_ids: (backbone, seed) → its parent run; absent if its weights cannot be made or loaded
+            or its parent run cannot be written (all its cells are failed).
         absent: tasks of the suite that have no data.
     """
 

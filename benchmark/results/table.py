@@ -61,8 +61,8 @@ def show(result: RunResult, report: Report | None = None) -> None:
 
 def results_table(result: RunResult, report_numbers: ReportNumbers) -> Table:
     """Tasks down, backbones across: means over seeds with the report's intervals where it has
-    them, otherwise with standard errors. The best mean of a row is bold, unless the report does not
-    call it best."""
+    them, otherwise with standard errors. The best mean of a row is bold if the report calls it best
+    or has no number for it."""
     names, seeds = result.backbones, result.seeds
     title = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     if report_numbers:
@@ -95,7 +95,11 @@ def results_table(result: RunResult, report_numbers: ReportNumbers) -> Table:
 
 
 def _entry(metric: str, cells: Sequence[Cell], number: Number | None) -> tuple[str, float]:
-    """Text and mean of one backbone's cells of a task, one for each seed."""
+    """Text and mean of a metric.
+
+    Args:
+        cells: of one backbone on one task, one cell per seed.
+    """
     values = np.array([cell.metrics.get(metric, np.nan) for cell in cells])
     if not np.isfinite(values).all():
         has_metrics = any(cell.metrics for cell in cells)
@@ -112,8 +116,8 @@ def _entry(metric: str, cells: Sequence[Cell], number: Number | None) -> tuple[s
 
 
 def note_lines(cells: Sequence[Cell]) -> list[str]:
-    """The notes of a task's cells; of those that differ only in figures the first, and how many
-    more there are."""
+    """The notes of a task's cells; of notes that differ only in numbers, the first one and the
+    count of the others."""
     similar: dict[str, list[str]] = {}
     for cell in cells:
         for note in cell.notes:

@@ -85,7 +85,8 @@ class Suite:
         training: (experiment, seed) → stage whose result is the ``SuiteTraining`` of a sweep.
         training_settings: changes to the recipes that a sweep trains.
         skips_absent_data: leave out, and name, tasks whose dataset has no folder.
-        average: name of the mean main metric of all tasks, if it is a published figure.
+        average: title of the average, not its value: of the mean main metric of all tasks, if that
+            is a published figure.
         any_dataset: accept tasks on datasets of no suite, with the probes' own settings.
     """
 
@@ -122,8 +123,9 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
 
     A variant (``TASK:VALUE``) has the settings of its task. A task that the suite does not list,
     such as ``nyu-depth/dpt-probe3d`` in ``paper``, is accepted if the suite lists others on the
-    same dataset (or ``any_dataset`` allows it). It gets the changes that all of those have in
-    common; if some of them have its type of settings, the others do not count.
+    same dataset (or ``any_dataset`` allows it). It gets the changes that all listed tasks on that
+    dataset share. If some of these have the same settings type as the task, only those are
+    compared.
     """
     task, _, _ = task.partition(":")
     if task in suite.tasks:
