@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mmengine.config import Config
 
 import probes.dense.metrics
-import probes.features.crops  # noqa: F401  both register types that the config names
+import probes.features.crops
+import probes.runner.schedules  # noqa: F401  registers what configs name
 from backbones.base import Backbone
 from common.errors import UserError
 from probes.base import Context

@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from common.errors import UserError
 from common.settings import Fraction, Probability, Share, settings_dataclass
-from probes.runner.schedules import RATES, source_schedule
+from probes.runner.curves import RATES, source_schedule
 
 Schedule = Literal[
     "poly", "cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio", "probe3d"
@@ -30,7 +30,7 @@ class TrainingSettings:
         schedule: ``poly`` or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
             ``steps``, a tenth of the rate before at each of ``steps``, shares of the training; or
             one of a published source, which has its own warm-up and, of ``dinov3-depth``, beta 1:
-            see ``probes.runner.schedules``.
+            see ``probes.runner.curves``.
         power: of ``poly``.
         min_lr: what ``poly`` and ``cosine`` end at.
         warmup: share of the training over which the learning rate grows linearly; from 1 on a

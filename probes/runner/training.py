@@ -27,6 +27,7 @@ from mmengine.registry import DATA_SAMPLERS, DefaultScope
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+import probes.runner.schedules  # noqa: F401  registers what configs name
 from probes.base import Context
 from probes.cost import Cost
 from probes.datasets.base import PreparedDataset
