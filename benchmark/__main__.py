@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any, NoReturn
+from typing import NoReturn
 
 
 def entry() -> NoReturn:
@@ -20,12 +20,6 @@ def entry() -> NoReturn:
     code = main()
     interrupts.exit_on_next_signal(code)
     raise SystemExit(code)
-
-
-def __getattr__(name: str) -> Any:
-    from benchmark.cli import main
-
-    return getattr(main, name)
 
 
 if __name__ == "__main__":

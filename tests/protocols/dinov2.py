@@ -95,12 +95,12 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
         optimizer.step()
         scheduler.step()
     group = {"params": [torch.zeros(1, requires_grad=True)], "lr": names[0][2]}
-    whole_optimizer, whole = optimizer_and_scheduler(linear.run_eval_linear, [group], length)
+    full_optimizer, full_schedule = optimizer_and_scheduler(linear.run_eval_linear, [group], length)
     for iteration in range(length):
         if iteration % (length // 25) == 0:
-            rates.append(whole_optimizer.param_groups[0]["lr"])
-        whole_optimizer.step()
-        whole.step()
+            rates.append(full_optimizer.param_groups[0]["lr"])
+        full_optimizer.step()
+        full_schedule.step()
     train, evaluation = make_classification_train_transform(), make_classification_eval_transform()
     mean, std = (torch.tensor(getattr(train.transforms[-1], name)) for name in ("mean", "std"))
     crops = []

@@ -79,14 +79,14 @@ def _equal(recorded: Any, ours: Any, tolerance: float | None) -> bool:
             and all(_equal(value, ours[key], tolerance) for key, value in recorded.items())
         )
     try:
-        left, right = np.asarray(recorded, float), np.asarray(ours, float)
+        expected, actual = np.asarray(recorded, float), np.asarray(ours, float)
     except (TypeError, ValueError):  # texts, or lists of several lengths
         if isinstance(recorded, list) and isinstance(ours, list):
             pairs = zip(recorded, ours, strict=False)
             return len(recorded) == len(ours) and all(_equal(*pair, tolerance) for pair in pairs)
         return recorded == ours
-    if left.shape != right.shape:
+    if expected.shape != actual.shape:
         return False
     if tolerance is not None:
-        return bool(np.allclose(left, right, rtol=0, atol=tolerance, equal_nan=True))
-    return bool(np.allclose(left, right, rtol=1e-5, atol=1e-7, equal_nan=True))
+        return bool(np.allclose(expected, actual, rtol=0, atol=tolerance, equal_nan=True))
+    return bool(np.allclose(expected, actual, rtol=1e-5, atol=1e-7, equal_nan=True))

@@ -117,9 +117,9 @@ def rates(schedulers: list[Any], peak: float, iterations: int) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
     wrapper = OptimWrapper(optimizer)
     built = [PARAM_SCHEDULERS.build({**part, "optimizer": wrapper}) for part in schedulers]
-    wanted, values = {250, 500, *range(0, iterations, iterations // SAMPLED)}, []
+    iterations_read, values = {250, 500, *range(0, iterations, iterations // SAMPLED)}, []
     for iteration in range(iterations):
-        if iteration in wanted:
+        if iteration in iterations_read:
             values.append(optimizer.param_groups[0]["lr"])
         for scheduler in built:
             scheduler.step()

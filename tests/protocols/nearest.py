@@ -40,10 +40,10 @@ def suite(protocol: str) -> dict[str, Any]:
 
     spec, probe = find_task("imagenet/knn")
     settings = probe.settings_type(**find_preset(protocol, spec, probe).settings)
-    train, labels, val, truth = features()
+    train, labels, val, targets = features()
     ballots = votes(val, train, labels, NEIGHBOURS, settings.temperature, CLASSES)
     return {
-        "top1": [top1(ballot, truth) for ballot in ballots],
+        "top1": [top1(ballot, targets) for ballot in ballots],
         "neighbours": list(settings.neighbours),
         "temperature": settings.temperature,
         "size": settings.size,
@@ -57,9 +57,9 @@ def pixio(checkout: Path) -> dict[str, Any]:
     with own_common(checkout / "evaluation", checkout / "pixio"):
         import eval_knn  # type: ignore[import-not-found]
 
-    train, labels, val, truth = features()
+    train, labels, val, targets = features()
     top1 = [
-        eval_knn.knn_classifier(train, labels, val, truth, k, TEMPERATURE, CLASSES)[0]
+        eval_knn.knn_classifier(train, labels, val, targets, k, TEMPERATURE, CLASSES)[0]
         for k in NEIGHBOURS
     ]
     arguments = script_defaults(checkout / "evaluation" / "eval_knn.py")
@@ -94,10 +94,12 @@ def radio(checkout: Path) -> dict[str, Any]:
             sys.modules[name] = mock.MagicMock()
         import knn_classification  # type: ignore[import-not-found]
 
-    train, labels, val, truth = features()
+    train, labels, val, targets = features()
     options = {"distributed": False, "num_classes": CLASSES, "num_valid": VAL}
     top1 = [
-        100 * knn_classification._knn_top1_accuracy(train, labels, val, truth, K=k, **options) / VAL
+        100
+        * knn_classification._knn_top1_accuracy(train, labels, val, targets, K=k, **options)
+        / VAL
         for k in NEIGHBOURS
     ]
     weights: list[float] = []
