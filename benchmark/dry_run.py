@@ -17,7 +17,7 @@ import backbones
 from backbones import UserError
 from backbones.cliptex.protocols import Silent
 from benchmark.execution import ExecutorSpec
-from benchmark.execution.device import choose_device, device_kind
+from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan
@@ -26,6 +26,7 @@ from benchmark.records import BackboneInfo, Cell
 from benchmark.run import known_cells
 from benchmark.stages.graph import Stage, find_results
 from benchmark.suites.registry import BackboneSource
+from common.device import device_name
 from probes.base import Context
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotChecked
@@ -154,7 +155,7 @@ def _median_seconds(tracker: Tracker | None, spec: ExecutorSpec, task: str) -> f
         return None
     runs = tracker.search(
         f"tags.task = '{task}' and attributes.status = 'FINISHED' and"
-        f" tags.`device.kind` = '{device_kind(choose_device(spec.device))}'"
+        f" tags.`device.kind` = '{device_name(choose_device(spec.device))}'"
     )
     seconds = [run.data.metrics["cost/seconds"] for run in runs]
     return statistics.median(seconds) if seconds else None

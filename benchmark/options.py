@@ -58,7 +58,7 @@ class ExecutionOptions:
     """data-loading processes of each unit of work; on a CPU results do not depend on them (default:
     cores divided by units at once; 2 on SLURM)"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 …"""
+    """auto, cpu, or an accelerator as torch names it, perhaps with its number"""
 
     @property
     def executor_spec(self) -> ExecutorSpec:

@@ -19,6 +19,7 @@ from PIL import Image
 
 import backbones
 from backbones import Backbone, UserError
+from common.device import prefers_bf16
 from probes.base import Context, Head
 from probes.image_level.attention_pool import create_head, token_encoder
 from probes.image_level.encode import encoder
@@ -228,10 +229,10 @@ class _MMLabPredictor(Predictor):
         else:
             sample = self.load({**sample, "img_path": str(image), "image": str(image)})
         # as in training: heads of dense probes compute in bf16 on a GPU
-        is_half = self.scope == "mmseg" and self.device.type == "cuda"
+        is_half = self.scope == "mmseg" and prefers_bf16(self.device)
         with (
             DefaultScope.overwrite_default_scope(self.scope),
-            torch.autocast("cuda", torch.bfloat16) if is_half else nullcontext(),
+            torch.autocast(self.device.type, torch.bfloat16) if is_half else nullcontext(),
         ):
             (result,) = self.model.test_step(pseudo_collate([self.prepare(sample)]))
         if self.kind == "detection":

@@ -24,7 +24,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch
 
-        if not torch.cuda.is_available():
+        if not torch.accelerator.is_available():
             pytest.skip("no GPU here")
 
 

@@ -1,15 +1,19 @@
 """No two files import each other, in any direction: not by a function-level import, not for type
-checking."""
+checking. No file but those of the device layer names a type of accelerator."""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ["benchmark", "sweeps", "probes", "backbones", "reports", "common"]
+DEVICE_LAYER = {ROOT / "common/device.py", ROOT / "common/visible_devices.py"}
+ACCELERATORS = re.compile(r"cuda|nccl|\b(rocm|xpu|mps)\b", re.IGNORECASE)
 
 
 def imports(package: str) -> dict[str, set[str]]:
@@ -31,9 +35,7 @@ def imports(package: str) -> dict[str, set[str]]:
     return graph
 
 
-@pytest.mark.parametrize(
-    "package", ["benchmark", "sweeps", "probes", "backbones", "reports", "common"]
-)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_two_files_import_each_other(package):
     graph = imports(package)
     assert len(graph) > 5 and any(graph.values()), "it looks at the real files"
@@ -41,3 +43,9 @@ def test_no_two_files_import_each_other(package):
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" → ".join(error.args[1]))
+
+
+def test_only_the_device_layer_names_accelerators():
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    naming = {path for path in files if ACCELERATORS.search(path.read_text(encoding="utf-8"))}
+    assert naming == DEVICE_LAYER

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from benchmark.cli.parser import JsonOptions
 from benchmark.options import FolderOptions, TrackingOptions
@@ -84,23 +85,37 @@ def python(options: Doctor) -> Iterator[Finding]:
 
 
 def torch(options: Doctor) -> Iterator[Finding]:
-    """torch and its GPUs."""
+    """torch and its accelerators."""
     import torch
 
-    value = f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"
-    if torch.cuda.is_available() or not shutil.which("nvidia-smi"):
+    from common import device
+    from common.visible_devices import DRIVER_TOOLS
+
+    value, count = f"{torch.__version__}, {device.toolkit()}", device.device_count()
+    if count or not any(map(shutil.which, DRIVER_TOOLS)):
         yield Finding("torch", "ok", value)
     else:
         remedy = "install a torch for your driver: https://pytorch.org/get-started/locally"
         yield Finding("torch", "warn", f"{value}; it sees no GPU", remedy)
-    for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        value = f"{torch.cuda.get_device_name(number)}, {free / GB:.0f} of {total / GB:.0f} GB free"
-        if free > 0.5 * total:
-            yield Finding(f"cuda:{number}", "ok", value)
-        else:
-            remedy = "another process uses it; hide it by CUDA_VISIBLE_DEVICES"
-            yield Finding(f"cuda:{number}", "warn", value, remedy)
+    for number in range(count):
+        yield _accelerator(torch.device(device.current_device().type, number))
+
+
+def _accelerator(accelerator: Any) -> Finding:
+    """An accelerator, with its free memory where the backend can tell."""
+    from common import device
+    from common.visible_devices import VARIABLES
+
+    value, memory = device.device_name(accelerator), device.memory(accelerator)
+    if memory is None:
+        return Finding(str(accelerator), "ok", value)
+    free, total = memory
+    value += f", {free / GB:.0f} of {total / GB:.0f} GB free"
+    if free > 0.5 * total:
+        return Finding(str(accelerator), "ok", value)
+    variable = next(iter(VARIABLES.get(accelerator.type, ())), "")
+    hide = f"; hide it by {variable}" if variable else ""
+    return Finding(str(accelerator), "warn", value, f"another process uses it{hide}")
 
 
 def mmlab(options: Doctor) -> Iterator[Finding]:

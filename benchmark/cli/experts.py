@@ -17,7 +17,7 @@ class Train(ConfigOptions, ExecutionOptions, TrackingOptions):
 
     examples:
       python -m benchmark experts train unet --data-root DIR --out unet/
-      python -m benchmark experts train dpt --data-root DIR --set epochs=4 --out dpt/ --device cuda
+      python -m benchmark experts train dpt --data-root DIR --set epochs=4 --out dpt/ --device auto
     """
 
     name: Positional[str]

@@ -35,6 +35,7 @@ from benchmark.execution.unit import (
 from common.errors import UserError, nearest
 from common.files import home
 from common.registry import Registry, instance_of
+from common.visible_devices import is_accelerator_name
 from reports.mlflow.heartbeat import read
 
 MAX_LOST = 2  # times that a unit whose worker died is run again
@@ -129,7 +130,7 @@ class Executor(ABC):
 
     @property
     def device(self) -> str:
-        """The device as a unit names it: it sees only its own GPU, so ``cuda`` for ``cuda:1``."""
+        """The device as a unit names it: it sees only its own GPU, so without a number."""
         return self.spec.device.partition(":")[0]
 
     @property
@@ -153,7 +154,7 @@ class Executor(ABC):
         """
         if kind == "render":
             return {"cpus": 1, "gpus": 0}
-        if self.device.startswith("cuda") or (self.device == "auto" and self.has_gpus):
+        if is_accelerator_name(self.device) or (self.device == "auto" and self.has_gpus):
             return {"cpus": self.num_workers + 1, "gpus": 1}
         return {"cpus": threads_per_unit(), "gpus": 0}
 

@@ -22,6 +22,7 @@ from benchmark.execution.progress import Bar
 from benchmark.execution.spec import ExecutorSpec
 from benchmark.execution.unit import Outcome, Unit, cores, execute, threads
 from common.errors import UserError
+from common.visible_devices import hiding_all, showing_only, visible
 
 
 class LocalExecutor(Executor):
@@ -37,7 +38,7 @@ class LocalExecutor(Executor):
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
         self._cpus = spec.integer("cpus", cores())
-        self._gpus = _select_gpus(spec)
+        self._gpu_kind, self._gpus = _select_gpus(spec)
         self._set_capacity(self._cpus, len(self._gpus))
         # ``slots`` is 1 with one GPU too, but without ``--jobs 1`` workers are needed: units
         # without a GPU run beside the one on the GPU
@@ -47,7 +48,7 @@ class LocalExecutor(Executor):
     @property
     def device(self) -> str:
         """As in the base class, except that units in this process, which sees all GPUs, get the
-        GPU's number too (``cuda:1``)."""
+        GPU's number too."""
         return self.spec.device if self._in_this_process else super().device
 
     def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
@@ -77,7 +78,9 @@ class LocalExecutor(Executor):
             free = [gpu for gpu in self._gpus if gpu not in used] if unit.gpus else [""]
             if not free:
                 return None
-            worker = _Worker(free[0])
+            number = free[0]
+            environment = showing_only(self._gpu_kind, number) if number else hiding_all()
+            worker = _Worker(number, environment)
             self._workers.append(worker)
         try:
             return worker.run(unit, cpus)
@@ -97,16 +100,16 @@ class _Worker:
     """One process.
 
     Attributes:
-        gpu: the only one that it sees; '' for none.
+        gpu: the only one that it sees, by ``environment``; '' for none.
         reserved_cores: cores of its current unit; 0 on a GPU.
     """
 
-    def __init__(self, gpu: str) -> None:
+    def __init__(self, gpu: str, environment: Mapping[str, str]) -> None:
         self.gpu, self.reserved_cores = gpu, 0
         self.running: Future[Outcome] | None = None
-        # spawned: a parent with torch's threads or CUDA must not be forked
+        # spawned: a parent with torch's threads or a GPU in use must not be forked
         self.pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), _initialize, (gpu,)
+            1, multiprocessing.get_context("spawn"), _initialize, (dict(environment),)
         )
         # The process inherits the blocked SIGINT, so that Ctrl-C does not end it before
         # ``_initialize``. Python starts its resource tracker with the first process and unblocks
@@ -138,9 +141,9 @@ class _Worker:
             os.kill(self._pid.result(timeout=10), signal.SIGKILL)
 
 
-def _initialize(gpu: str) -> None:
+def _initialize(environment: Mapping[str, str]) -> None:
     """Set up a worker process: the GPU that it sees, and an end when its parent ends."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    os.environ.update(environment)
     # Workers are spawned, but the data-loading processes that a worker starts are forked: spawned
     # ones would each import torch and MMLab.
     multiprocessing.set_start_method("fork", force=True)
@@ -154,20 +157,17 @@ def _initialize(gpu: str) -> None:
     threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def _select_gpus(spec: ExecutorSpec) -> list[str]:
-    """The GPUs to use, as in ``CUDA_VISIBLE_DEVICES``: all that this process sees, or one."""
+def _select_gpus(spec: ExecutorSpec) -> tuple[str, list[str]]:
+    """The type of the GPUs to use, and their numbers: all that this process sees, or one."""
     if not spec.uses_gpus:
-        return []
-    import torch
+        return "", []
+    from common.device import current_device, device_count
 
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    gpus = visible.split(",")[:count]
+    kind, count = current_device().type, device_count()
+    gpus = visible(kind, count)
     number = spec.device.partition(":")[2]
     if not number:
-        return gpus
+        return kind, gpus
     if not (number.isdecimal() and int(number) < count):
-        raise UserError(
-            f"--device {spec.device}: this machine has {count} GPUs; use cpu, cuda or auto"
-        )
-    return [gpus[int(number)]]
+        raise UserError(f"--device {spec.device}: this machine has {count} GPUs; use cpu or auto")
+    return kind, [gpus[int(number)]]

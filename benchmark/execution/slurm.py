@@ -168,7 +168,7 @@ def in_job(unit: Unit) -> Outcome:
         group = TorchDistributedEnvironment()
         # a job's processes are started on its first node, whose name may not be in the DNS
         group.master_addr = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
-        group.export(set_cuda_visible_devices=False, overwrite=True)
+        group.export(False, overwrite=True)  # each process still sees all GPUs of its node
     signals = (*STOP_SIGNALS, signal.SIGUSR2)
     if job.global_rank:
         return _assist(unit, job.global_rank, signals)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import UserError
+from common.visible_devices import is_accelerator_name
 
 
 class WorkerLost(RuntimeError):
@@ -22,7 +23,7 @@ class ExecutorSpec:
         name: ``local``, ``slurm``, ``ray``, or one from another package.
         settings: ``--executor-arg`` key → value.
         jobs: maximum number of concurrent units; 0 for as many as the resources allow.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        device: ``auto``, ``cpu``, or an accelerator as torch names it, perhaps with its number.
         num_workers: loading processes of a unit; None for the executor's default.
         multi_node: a unit may compute in several processes and on several nodes (``nodes=2``).
     """
@@ -37,7 +38,7 @@ class ExecutorSpec:
     @property
     def uses_gpus(self) -> bool:
         """Whether units compute on GPUs, if there are any."""
-        return self.device.startswith(("auto", "cuda"))
+        return self.device == "auto" or is_accelerator_name(self.device)
 
     def integer(self, key: str, default: int, minimum: int = 1) -> int:
         """The value of a setting. Raises ``UserError`` if it is below ``minimum``."""

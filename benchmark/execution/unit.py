@@ -21,6 +21,7 @@ from benchmark.execution.interrupts import STOP_SIGNALS, interruptible, received
 from benchmark.execution.progress import UnitProgress, console, reporting
 from benchmark.execution.streams import RedactingStream, redacting
 from common.errors import UserError, user_error_message
+from common.visible_devices import hiding_all
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat, repeating
 
@@ -125,7 +126,7 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
                 _check_node(unit.folder, unit.software)
             unit.folder.mkdir(parents=True, exist_ok=True)
             if not unit.gpus:
-                os.environ["CUDA_VISIBLE_DEVICES"] = ""
+                os.environ.update(hiding_all())
             with suppress(OSError):
                 os.chdir(unit.cwd)
             stack.enter_context(threads(unit.cpus))

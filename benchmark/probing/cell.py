@@ -16,12 +16,12 @@ import torch
 
 from backbones import Backbone
 from benchmark.execution import WorkerLost
-from benchmark.execution.device import device_kind
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
 from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
 from benchmark.results.table import format_number
+from common.device import device_name
 from common.errors import NonFiniteLoss, error_summary, user_error_message
 from common.files import content_key, home, read_json_object, write_json
 from common.locks import lock_path, locked
@@ -180,7 +180,7 @@ def _child_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Contex
         "weights.sha256": backbone.weights.sha256,
         "seed": str(unit.seed),
         "suite": unit.suite,
-        "device.kind": device_kind(context.device),
+        "device.kind": device_name(context.device),
         "protocol": content_key(conditions),
         "cell": key,
         "data.fingerprint": data.fingerprint,

@@ -17,7 +17,14 @@ import torch
 from backbones import Backbone
 from backbones.cliptex.cost import count_flops
 from backbones.versions import versions
-from benchmark.execution.device import device_kind
+from common.device import (
+    counts_peak_memory,
+    device_name,
+    is_accelerator,
+    peak_memory,
+    reset_peak_memory,
+    synchronize,
+)
 from common.files import content_key, home, read_json_object, write_json
 
 TIMED_SECONDS = 0.3  # of passes, after a first one that does not count
@@ -25,19 +32,18 @@ MAX_PASSES = 10
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start measuring peak memory anew (on Linux and CUDA; elsewhere the peak is that of the
-    process since its start)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    """Start measuring peak memory anew (on Linux and accelerators that count it; elsewhere the peak
+    is that of the process since its start)."""
+    reset_peak_memory(device)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb(device: torch.device) -> float:
-    """Peak memory in MB since ``reset_peak``: of the GPU on CUDA, otherwise resident memory of this
-    process without its loading processes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
+    """Peak memory in MB since ``reset_peak``: of an accelerator that counts it, otherwise resident
+    memory of this process without its loading processes."""
+    if counts_peak_memory(device):
+        return peak_memory(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
@@ -45,8 +51,7 @@ def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, flo
     """``parameters``, and ``flops_per_image``, ``images_per_second`` and ``memory_mb`` of feature
     maps at the backbone's own size in fp32.
 
-    FLOPs are as in ``backbones.cliptex.cost``. Memory is the peak of the device on CUDA, otherwise
-    of this process.
+    FLOPs are as in ``backbones.cliptex.cost``. Memory is that of ``peak_mb``.
     """
     identity = {
         "backbone": {
@@ -55,7 +60,7 @@ def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, flo
             "layers": backbone.data.layers,
             "size": backbone.data.size,
         },
-        "device": device_kind(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": versions("torch"),
     }
@@ -72,9 +77,11 @@ def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, flo
 
 @torch.inference_mode()
 def _measure(backbone: Backbone, device: torch.device) -> dict[str, float]:
-    """Costs of 16 images at once on CUDA, else of one. The fastest pass counts, because other
-    processes may compute meanwhile."""
-    batch = 16 if device.type == "cuda" else 1
+    """Costs of 16 images at once on an accelerator, else of one.
+
+    The fastest pass counts, because other processes may compute meanwhile.
+    """
+    batch = 16 if is_accelerator(device) else 1
     memory_format = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
     images = torch.zeros(batch, 3, *backbone.data.size, device=device)
     images = images.contiguous(memory_format=memory_format)
@@ -82,8 +89,7 @@ def _measure(backbone: Backbone, device: torch.device) -> dict[str, float]:
     def timed_pass() -> float:
         started = time.perf_counter()
         backbone(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return time.perf_counter() - started
 
     flops = count_flops(timed_pass)

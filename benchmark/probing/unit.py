@@ -19,6 +19,7 @@ from benchmark.execution.progress import reporter
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
 from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
+from common.device import is_accelerator, using
 from common.errors import UserError
 from common.files import content_key
 from probes.base import GroupedProbe
@@ -97,15 +98,15 @@ def trained_together(tasks: Sequence[PlannedTask], context: CellContext) -> list
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """On CUDA, make ``device`` the current one while the block runs, and let torch use TF32 for
-    products of float32 matrices, in the backbone as in the heads."""
-    if device.type != "cuda":
+    """Make an accelerator the current one while the block runs, and let torch use TF32 for products
+    of float32 matrices, in the backbone as in the heads."""
+    if not is_accelerator(device):
         yield
         return
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with torch.cuda.device(device):
+        with using(device):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -14,10 +14,11 @@ from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.trainer import TrainContext
 from benchmark.execution.base import Executor
-from benchmark.execution.device import choose_device, device_kind
+from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
 from benchmark.stages.stage import stage_run
+from common.device import device_name
 from reports.mlflow.run import Tracker
 
 
@@ -70,7 +71,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
         tags = {
             "expert": training.name,
             "seed": str(training.seed),
-            "device.kind": device_kind(choose_device(training.device)),
+            "device.kind": device_name(choose_device(training.device)),
         }
         title = f"expert {training.name} · seed {training.seed}"
         tracker = Tracker(training.experiment)

@@ -24,10 +24,11 @@ from backbones.cliptex.labels.labeller import (
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
 from benchmark.execution.base import Executor
-from benchmark.execution.device import choose_device, device_kind
+from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive_async
 from benchmark.execution.progress import console, reporter
 from benchmark.stages.stage import print_note, stage_run
+from common.device import device_name
 from common.errors import UserError
 from common.files import home
 from reports.mlflow.run import Run, Tracker
@@ -151,7 +152,7 @@ def label_unit(
     kind of device."""
     labeller = _labeller(request, writer.root, writer.key)
     shard = labeller.label(labeller.source.shards[number], reporter(), print_note)
-    return shard, device_kind(choose_device(request.device))
+    return shard, device_name(choose_device(request.device))
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,10 +23,11 @@ from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.states import States
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
 from benchmark.execution.base import Executor
-from benchmark.execution.device import choose_device, device_kind
+from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
 from benchmark.stages.stage import print_note, stage_run
+from common.device import device_name
 from common.secrets import hide_secrets
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
@@ -191,7 +192,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         "backbone": recipe.name,
         "experts": ",".join(recipe.tasks),
         "architecture": _architecture(inputs),
-        "device.kind": device_kind(choose_device(inputs.device)),
+        "device.kind": device_name(choose_device(inputs.device)),
     }
     title = f"train {recipe.name} · seed {recipe.seed}"
     parent = Run(tracker, inputs.parent, "") if inputs.parent else None

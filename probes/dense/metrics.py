@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
+from common.device import float64_device
 
 # isort: split
 import numpy as np
@@ -88,10 +89,10 @@ def hungarian_miou(counts: Tensor) -> float:
     Args:
         counts: (classes, classes) pixels by label and prediction.
     """
-    hit = counts.double()
+    hit = counts.cpu().double()
     union = hit.sum(dim=0) + hit.sum(dim=1, keepdim=True) - hit
     iou = 100 * hit / union.clamp_min(1)
-    return float(iou[linear_sum_assignment(iou.cpu().numpy(), maximize=True)].mean())
+    return float(iou[linear_sum_assignment(iou.numpy(), maximize=True)].mean())
 
 
 def depth_scores(prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -133,6 +134,11 @@ def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
             f" {width}×{height} label map; the dataset must be at its official resolution"
         )
     return pixels[..., y1:y2, x1:x2]
+
+
+def summable(maps: Tensor) -> Tensor:
+    """Maps where they can be summed in float64: on their device, or on the CPU if it cannot."""
+    return maps.to(float64_device(maps.device))
 
 
 def angles(prediction: Tensor, target: Tensor) -> Tensor:
@@ -241,7 +247,8 @@ class DepthScores(PerImageMetric):
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
         prediction, target = (
-            cropped(sample[key]["data"][0], self.crop) for key in ("pred_depth_map", "gt_depth_map")
+            summable(cropped(sample[key]["data"][0], self.crop))
+            for key in ("pred_depth_map", "gt_depth_map")
         )
         valid = (target > self.min_depth) & (target < self.max_depth)
         return depth_scores(prediction, target, valid) | {"pixels": valid.sum()}
@@ -289,7 +296,8 @@ class NormalScores(PerImageMetric):
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
         prediction, target = (
-            cropped(sample[key]["data"], self.crop) for key in ("pred_normal_map", "gt_normal_map")
+            summable(cropped(sample[key]["data"], self.crop))
+            for key in ("pred_normal_map", "gt_normal_map")
         )
         valid = target.any(dim=0).flatten()
         error, pixels = angles(prediction, target).flatten(), valid.sum().double()

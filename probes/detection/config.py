@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from common.device import is_accelerator
 from probes.base import Context
 from probes.datasets.base import PreparedDataset, Split
 from probes.detection import cache, coco  # noqa: F401  coco registers types that the config names
@@ -63,7 +64,7 @@ def detection_config(context: Context) -> Config:
         config = cache.cached(config, settings.cache, settings.flip, context.device)
     config.model = per_shape(config.model)
     config.val_dataloader |= at_once(AT_ONCE, context.device)
-    if context.device.type == "cuda":  # a GPU that can train on a batch can evaluate as many
+    if is_accelerator(context.device):  # a GPU that can train on a batch can evaluate as many
         is_ssd = isinstance(settings, SSDSettings)
         largest = settings.size**2 if is_ssd else settings.short_side * settings.long_side
         config.val_dataloader.batch_sampler.pixels = settings.batch_size * largest

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import Backbone
 from backbones.versions import DENSE, versions
+from common.device import is_accelerator, takes_pinned_memory
 from common.errors import NonFiniteLoss, UserError
 from common.files import content_key
 from probes.base import Context
@@ -91,7 +92,7 @@ class FeatureDataset(Dataset):
         name: of the set, for people.
         encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``.
         dtype: of the cached features: ``fp32``, ``fp16`` or ``bf16``.
-        device: type of the device that encodes (``cpu``, ``cuda``); part of the features' identity.
+        device: type of the device that encodes (``cpu`` …); part of the features' identity.
     """
 
     scope: str
@@ -215,9 +216,10 @@ class FeatureDataset(Dataset):
         with DefaultScope.overwrite_default_scope(self.scope):
             preprocess = MODELS.build(self.encoder["data_preprocessor"]).to(run.device)
         frozen = frozen.to(run.device)
-        about, on_cpu = f"{frozen.backbone.name} on {self.name}", run.device.type == "cpu"
+        on_cpu = not is_accelerator(run.device)
+        about = f"{frozen.backbone.name} on {self.name}"
         run.progress.start(f"encoding {about}", sum(map(len, shards)))
-        preprocess._non_blocking = not on_cpu  # images come pinned
+        preprocess._non_blocking = takes_pinned_memory(run.device)
         orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in shards]
         loaded = _load(self.load, [item for order in orders for item in order], run)
         for order in orders:
@@ -304,7 +306,7 @@ def _load(
         batch_size=None,
         sampler=order,
         num_workers=workers,
-        pin_memory=run.device.type == "cuda",
+        pin_memory=takes_pinned_memory(run.device),
         prefetch_factor=max(2, 2 * BATCH // workers) if workers else None,
     )
     for item, packed in items:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from common.device import is_accelerator
 from probes.features.exact import exact_products
 
 # similarities in memory at once: 512 MiB, 16 MiB
-CELLS = {"cuda": 2**27, "cpu": 2**22}
+GPU_CELLS, CPU_CELLS = 2**27, 2**22
 
 
 @exact_products()
@@ -40,7 +41,7 @@ def nearest(
     Returns:
         similarities (N, k) float32 and indices (N, k) int64, on the device; all M if M < ``k``.
     """
-    cells = cells or CELLS.get(queries.device.type, CELLS["cpu"])
+    cells = cells or (GPU_CELLS if is_accelerator(queries.device) else CPU_CELLS)
     columns = max(min(k, len(memory)), min(len(memory), 2**16))
     parts = queries.split(max(1, cells // columns))
     best = [part.new_empty(len(part), 0) for part in parts]

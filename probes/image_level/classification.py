@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.device import is_accelerator, memory
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 
@@ -17,8 +18,10 @@ def targets(context: Context, split: Split) -> Tensor:
 
 
 def on_device_if_small(features: Tensor, device: torch.device) -> Tensor:
-    """``features`` on the device where they take up to a quarter of its free memory."""
-    if device.type != "cuda" or features.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+    """``features`` on the device where they take up to a quarter of its free memory, as far as
+    it can tell."""
+    free_and_total = memory(device) if is_accelerator(device) else None
+    if free_and_total is None or features.nbytes > free_and_total[0] // 4:
         return features
     return features.to(device)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
 from backbones.base import Backbone, DataConfig
+from common.device import takes_pinned_memory
 from common.errors import NonFiniteLoss, UserError
 from common.images import to_rgb
 from probes.features.cost import EncodeRun
@@ -139,7 +140,7 @@ def load_batches(
         batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
         num_workers=min(run.num_workers, len(batches)),
         collate_fn=default_convert,  # ``Images`` makes complete batches itself
-        pin_memory=run.device.type == "cuda",
+        pin_memory=takes_pinned_memory(run.device),
         prefetch_factor=prefetch,
     )
     for batch in loader:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
+from common.device import float64_device
 from probes.base import Context, TaskResult
 from probes.image_level.classification import score, targets
 from probes.image_level.embeddings import encode_split
@@ -84,7 +85,7 @@ def _with_bias(x: Tensor) -> Tensor:
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     settings: FewShotSettings = context.settings
-    device, classes = context.device, len(context.data.classes)
+    device, classes = float64_device(context.device), len(context.data.classes)
     train, val = encode_split(context, "train"), encode_split(context, "val")
     labels = targets(context, "train")
     shots = sample_shots(labels, settings.shots, context.seed)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from common.device import float64_device
 from probes.base import Context, TaskResult
 from probes.features.search import nearest
 from probes.image_level.classification import on_device_if_small, score, targets, top1
@@ -76,12 +77,12 @@ def votes(
         queries: (N, D), memory: (M, D) unit vectors.
         labels: (M,) of the memory, on the device that computes.
     """
-    device = labels.device
+    device, exact = labels.device, float64_device(labels.device)
     ballots: list[list[Tensor]] = [[] for _ in neighbours]
     for part in queries.split(4096):
         similar, index = nearest(part.to(device), memory, max(neighbours))
-        weights, voted = (similar.double() / temperature).exp(), labels[index]
+        weights, voted = (similar.to(exact).double() / temperature).exp(), labels[index].to(exact)
         for parts, k in zip(ballots, neighbours, strict=True):
-            ballot = torch.zeros(len(part), classes, dtype=torch.float64, device=device)
+            ballot = torch.zeros(len(part), classes, dtype=torch.float64, device=exact)
             parts.append(ballot.scatter_add_(1, voted[:, :k], weights[:, :k]).cpu())
     return [torch.cat(parts) for parts in ballots]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.device import float64_device
 from common.errors import NonFiniteLoss
 from probes.image_level.classification import ranks
 from probes.image_level.settings import LinearSettings
@@ -217,11 +218,12 @@ def evaluate_grid(
     heads: LinearHeads, grid: Sequence[Pair], samples: Samples, device: torch.device
 ) -> list[Candidate[Pair]]:
     """Top-1 and mean cross-entropy of each head on held-out samples."""
-    count = len(grid)
+    count, exact = len(grid), float64_device(device)
     hits, total = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
     rows = max(1, 2**23 // (count * samples.classes))  # 64 MiB of logits in float64
     for features, labels in samples.batches(rows, device):
-        logits = heads(features)
+        logits = heads(features).to(exact)
+        labels = labels.to(exact)
         hits += (ranks(logits, labels) == 0).sum(dim=1).cpu()
         index = labels.expand(count, -1)[..., None]
         total -= logits.double().log_softmax(dim=2).gather(2, index).sum(dim=(1, 2)).cpu()

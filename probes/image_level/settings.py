@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from common.errors import UserError
 from common.settings import Fraction, settings_dataclass
+from common.visible_devices import is_accelerator_name
 
 RECALL_AT = (1, 5, 10)
 Precision = Literal["fp32", "bf16"]
@@ -57,7 +58,7 @@ class EncodeSettings:
 
     def encoding(self, device: str) -> Encoding:
         """How images are encoded on a type of device."""
-        batch_size = self.encode_batch_size or (256 if device == "cuda" else 64)
+        batch_size = self.encode_batch_size or (256 if is_accelerator_name(device) else 64)
         return Encoding((self.size, self.size) if self.size else None, self.precision, batch_size)
 
 

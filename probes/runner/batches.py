@@ -10,21 +10,20 @@ import torch
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
+from common.device import is_accelerator
+
 # of a batch: on a GPU the time around a batch is long compared to that of its images
-PIXELS, CUDA_PIXELS = 2**18, 2**22
-OUTPUTS, CUDA_OUTPUTS = 2**27, 2**30  # numbers that a model puts out for a batch, in float32
+PIXELS, GPU_PIXELS = 2**18, 2**22
+OUTPUTS, GPU_OUTPUTS = 2**27, 2**30  # numbers that a model puts out for a batch, in float32
 
 
 def at_once(images: int, device: torch.device, channels: int = 0) -> dict[str, Any]:
     """Loader options of an evaluation with batches of at most so many ``images``, fewer where they
     are large, or what is made of them is: ``channels`` numbers for each pixel of their files."""
-    is_cuda = device.type == "cuda"
-    sampler: dict[str, Any] = {
-        "type": "SameShapeBatches",
-        "pixels": CUDA_PIXELS if is_cuda else PIXELS,
-    }
+    pixels, outputs = (GPU_PIXELS, GPU_OUTPUTS) if is_accelerator(device) else (PIXELS, OUTPUTS)
+    sampler: dict[str, Any] = {"type": "SameShapeBatches", "pixels": pixels}
     if channels:
-        sampler["outputs"] = (CUDA_OUTPUTS if is_cuda else OUTPUTS) // channels
+        sampler["outputs"] = outputs // channels
     return {"batch_size": images, "batch_sampler": sampler}
 
 

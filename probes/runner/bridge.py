@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import backbones
 from backbones.base import Backbone
 from backbones.pyramid import LayerNorm2d, SimpleFeaturePyramid, resize_concat
+from common.device import seed_devices
 from common.errors import UserError
 from common.files import content_key
 from probes.runner import ops
@@ -81,10 +82,7 @@ def seed_all(seed: int) -> None:
     bits)."""
     random.seed(seed)
     np.random.seed(seed)
-    if torch.cuda.is_initialized():
-        torch.manual_seed(seed)
-    else:  # torch.manual_seed formats a traceback for each GPU that is not in use
-        torch.default_generator.manual_seed(seed)
+    seed_devices(seed)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import Tensor
 
+from common.device import prefers_bf16, takes_pinned_memory
 from common.errors import NonFiniteLoss
 from common.files import atomic_write, content_key
 from probes.base import Context
@@ -31,7 +32,6 @@ from probes.runner.bridge import isolated_rng
 from probes.runner.sampling import seed_iteration
 
 STATE = "training-state.pth"
-AUTOCAST = ("cuda",)  # devices on which heads of dense probes compute in bf16
 CHECK_EVERY = 20  # iterations between two checks of the losses: each waits for the device
 
 
@@ -82,7 +82,7 @@ class Member:
         self.max_iters: int = config.train_cfg["max_iters"]
         self.checkpoint_every = checkpoint_every or max(1, self.max_iters // 20)
         # boxes need more digits than bf16 has; logits do not, and their losses are in fp32
-        self.autocast = context.device.type in AUTOCAST and config.get("default_scope") == "mmseg"
+        self.autocast = prefers_bf16(context.device) and config.get("default_scope") == "mmseg"
         trained = {
             name: part for name, part in config.to_dict().items() if not name.startswith("val_")
         }
@@ -105,7 +105,7 @@ class Member:
             self.model: Any = MODELS.build(config.model)
             self.model.init_weights()
         self.model.to(context.device)
-        self.model.data_preprocessor._non_blocking = context.device.type == "cuda"  # pinned memory
+        self.model.data_preprocessor._non_blocking = takes_pinned_memory(context.device)
         wrapper = {**config.optim_wrapper, "type": "QuietOptimWrapper"}
         self.optim_wrapper: OptimWrapper = build_optim_wrapper(self.model, wrapper)
         self.schedulers = [

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import probes.runner.schedules  # noqa: F401  registers what configs name
+from common.device import takes_pinned_memory
 from probes.base import Context
 from probes.cost import Cost
 from probes.datasets.base import PreparedDataset
@@ -283,7 +284,7 @@ def _loader(config: Any, dataset: Dataset, sampler: Sampler, context: Context) -
     options: dict[str, Any] = {
         "num_workers": context.num_workers,
         "collate_fn": pseudo_collate,
-        "pin_memory": context.device.type == "cuda",
+        "pin_memory": takes_pinned_memory(context.device),
         **config,
         "dataset": dataset,
         "persistent_workers": False,

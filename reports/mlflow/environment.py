@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from common.visible_devices import toolkit_versions
+
 PACKAGES = (
     "cliptex-benchmark",
     "torch",
@@ -73,9 +75,8 @@ def environment() -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             packages[name] = version(name)
-    torch = sys.modules.get("torch")  # loaded where something computes
     return {
-        "cuda": torch.version.cuda if torch else None,
+        **toolkit_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

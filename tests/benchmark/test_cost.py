@@ -23,6 +23,6 @@ def test_measured_once_for_an_architecture_and_device(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "_measure", lambda *_: pytest.fail("measured again"))
     second = backbones.create("random/timm/test_vit", seed=5)  # other weights cost the same
     assert cost.backbone_costs(second, cpu) == costs
-    monkeypatch.setattr(cost, "device_kind", lambda device: "another")
+    monkeypatch.setattr(cost, "device_name", lambda device: "another")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         cost.backbone_costs(vit, cpu)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probes.runner.member import AUTOCAST
+from common.device import prefers_bf16
 from tests.protocols.dense import (
     CHANNELS,
     IMAGES,
@@ -17,7 +17,7 @@ from tests.protocols.dense import (
 )
 
 MAPS = [random(IMAGES, CHANNELS, 6, 6, seed=20 + step) for step in range(STEPS)]
-HEAD_PRECISION = "bfloat16" if "cuda" in AUTOCAST else "float32"  # on a GPU
+HEAD_PRECISION = "bfloat16" if prefers_bf16("cuda") else "float32"  # on a GPU
 
 
 def loaded(checkout: Path, structure: type, name: str) -> Any:

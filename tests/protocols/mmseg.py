@@ -16,9 +16,9 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from common.device import prefers_bf16
 from probes.protocols.base import find_preset
 from probes.registry import find_task
-from probes.runner.member import AUTOCAST
 from tests.protocols import dense
 from tests.protocols.dense import CHANNELS, CLASSES, IMAGES, STEPS, labels, random, summary
 
@@ -31,7 +31,7 @@ VARIANTS = {"voc": "40k_voc12aug", "ade20k": "160k_ade20k"}
 MAPS = [random(IMAGES, CHANNELS, 6, 6, seed=20 + step) for step in range(STEPS)]
 LABELS = [labels(IMAGES, 24, 24, seed=40 + step) for step in range(STEPS)]
 WIDTHS = [3, 6, 12, 24]  # of DPT for ``CHANNELS`` channels
-FLOAT = "bfloat16" if "cuda" in AUTOCAST else "float32"  # of heads on a GPU
+FLOAT = "bfloat16" if prefers_bf16("cuda") else "float32"  # of heads on a GPU
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.device import prefers_bf16
 from probes.dense.metrics import class_areas, depth_scores, segmentation_scores
-from probes.runner.member import AUTOCAST
 from tests.protocols import dense, nearest, pixio_source
 from tests.protocols.dense import (
     CHANNELS,
@@ -164,7 +164,7 @@ def suite_segmentation(head: str) -> dict[str, Any]:
     }
 
 
-HEAD_PRECISION = "bf16" if "cuda" in AUTOCAST else "fp32"  # on a GPU
+HEAD_PRECISION = "bf16" if prefers_bf16("cuda") else "fp32"  # on a GPU
 
 
 def areas(predicted: Tensor, target: Tensor) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common.device import prefers_bf16
 from probes.datasets.download.nyu import millimetres
 from probes.dense.config import native_stride, reads_class_token, round_up
 from probes.dense.ground_truth import LoadGroundTruth
@@ -22,7 +23,6 @@ from probes.dense.objectives import NormalObjective
 from probes.dense.settings import in_iterations
 from probes.registry import DATASETS
 from probes.runner.bridge import FrozenBackbone, isolated_rng
-from probes.runner.member import AUTOCAST
 from probes.runner.sampling import SeededSamples
 from tests.protocols import dense
 from tests.protocols.dense import photograph, random, seeded, summary
@@ -49,7 +49,7 @@ from tests.protocols.probe3d_source import (
 __all__ = ["TOLERANCE", "source", "suite"]
 TOLERANCE = {"losses": 2e-4, "weights after ten steps": 2e-4, "head output": 2e-5}
 TOLERANCE |= {"colours": 1e-3, "scores": 1e-3}
-HEAD_PRECISION = "bfloat16" if "cuda" in AUTOCAST else "float32"  # on a GPU
+HEAD_PRECISION = "bfloat16" if prefers_bf16("cuda") else "float32"  # on a GPU
 
 
 def suite() -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from backbones.base import state_sha256
 from backbones.cliptex.experts.data import ExpertData
+from common.device import prefers_bf16
 from common.errors import UserError, first_line, report_malformed
 from common.files import atomic_write, read_json, write_json
 
@@ -116,9 +117,9 @@ class Expert(nn.Module, ABC):
         return ()
 
     def freeze(self, device: torch.device | str = "cpu", *, bf16: bool | None = None) -> Self:
-        """Eval mode, no gradients, on ``device``; the ``trunk`` in bf16 (default: on CUDA)."""
+        """Eval mode, no gradients, on ``device``; ``trunk`` in bf16 (default: ``prefers_bf16``)."""
         self.requires_grad_(False).eval().to(device)
-        if torch.device(device).type == "cuda" if bf16 is None else bf16:
+        if prefers_bf16(device) if bf16 is None else bf16:
             for module in self.trunk():
                 _run_in_bf16(module)
         return self

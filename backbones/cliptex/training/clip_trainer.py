@@ -26,6 +26,7 @@ from backbones.cliptex.training.trainer import (
     copy_buffers,
     restore_buffers,
 )
+from common.device import takes_pinned_memory
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -72,7 +73,7 @@ class CLIPTrainer(Trainer):
         self.dataset.cache_in_memory(context.progress, threads=max(1, context.workers))
         lambdas = {f"train/lambda_{name}": recipe.weight(name) for name in ("clip", *recipe.tasks)}
         context.log.log_metrics(lambdas, start)
-        pin = self.process.device.type == "cuda"
+        pin = takes_pinned_memory(self.process.device)
         return map(self._on_device, self.dataset.loader(start, context.workers, pin=pin))
 
     def _on_device(self, batch: Batch) -> Batch:

@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from backbones.cliptex.training.contrastive import world
+from common.device import is_accelerator, select
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,18 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def processes(device: str | torch.device) -> Iterator[DistContext]:
-    """Join the processes of this training (NCCL on GPUs, gloo on CPUs), and leave at the end.
+    """Join the processes of this training, by torch's backend for ``device``, and leave at the end.
 
     Without the environment of ``torch.distributed`` this is the only process. A group that exists
     already is used and left alone.
     """
     device, environment = torch.device(device), torchrun_environment()
-    if device.type == "cuda" and "LOCAL_RANK" in environment:
-        device = torch.device("cuda", environment["LOCAL_RANK"])
-        torch.cuda.set_device(device)
+    if is_accelerator(device) and "LOCAL_RANK" in environment:
+        device = torch.device(device.type, environment["LOCAL_RANK"])
+        select(device)
     created = environment.get("WORLD_SIZE", 1) > 1 and not distributed.is_initialized()
     if created:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group(distributed.get_default_backend_for_device(device))
     try:
         yield DistContext(*world(), device)
     finally:

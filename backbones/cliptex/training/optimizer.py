@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.device import is_accelerator
+
 
 def build_optimizer(
     model: nn.Module, lr: float, weight_decay: float, *, head_multiple: float = 1.0, **adamw: Any
@@ -39,6 +41,6 @@ def build_optimizer(
             for (multiple, decay), parameters in groups.items()
         ],
         lr=lr,
-        fused=True if next(model.parameters()).is_cuda else None,
+        fused=True if is_accelerator(next(model.parameters()).device) else None,
         **adamw,
     )

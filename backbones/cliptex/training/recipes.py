@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from backbones.cliptex.tasks import PAPER, find_task, ordered, task_names
+from common.device import Device, prefers_bf16
 from common.errors import UserError, nearest
 from common.files import content_key, read_json, read_text
 from common.settings import (
@@ -59,7 +60,8 @@ class Recipe:
         ema: decay of the moving average that is validated and exported (0: none, the last weights
             are exported).
         precision: ``fp32``, or ``bf16`` autocast (weights, losses and optimizer stay float32);
-            ``auto`` is ``bf16`` on CUDA and ``fp32`` elsewhere, and has that one's identity.
+            ``auto`` is ``bf16`` on accelerators that have it and ``fp32`` elsewhere, and has that
+            one's identity.
         grad_checkpointing: compute activations again in the backward pass, to save memory.
         image_size: square input in pixels; 0 keeps the model's own.
         crop_scale: range of the crop's area as a share of the largest square.
@@ -146,11 +148,11 @@ class Recipe:
         rest = {name: value for name, value in changes.items() if not name.startswith(LAMBDA)}
         return with_changes(replace(self, lambdas={**self.lambdas, **lambdas}), rest)
 
-    def with_precision(self, device: object) -> Recipe:
-        """The recipe with the precision that ``auto`` means on ``device`` (``cuda:1`` …)."""
+    def with_precision(self, device: Device) -> Recipe:
+        """The recipe with the precision that ``auto`` means on ``device``."""
         if self.precision != "auto":
             return self
-        return replace(self, precision="bf16" if str(device).startswith("cuda") else "fp32")
+        return replace(self, precision="bf16" if prefers_bf16(device) else "fp32")
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights: recipes that train the same thing have the same."""

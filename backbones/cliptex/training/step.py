@@ -24,6 +24,7 @@ from backbones.cliptex.training.contrastive import (
 from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import copy_buffers, restore_buffers
+from common.device import is_accelerator, random_state, set_random_state
 from common.errors import UserError
 
 Losses = dict[str, Tensor]
@@ -54,10 +55,10 @@ class TrainStep:
         self.parallel: nn.Module = model
         distributed = world()[1] > 1
         # on CPUs each process normalises its own share: gloo has no synchronised batch norm
-        if distributed and device.type == "cuda":
+        if distributed and is_accelerator(device):
             self.parallel = self.model = convert_sync_batchnorm(model)
         if distributed:
-            ids = [device.index] if device.type == "cuda" else None
+            ids = [device.index] if is_accelerator(device) else None
             self.parallel = DistributedDataParallel(self.parallel, device_ids=ids)
 
     def backward(self, batch: Batch, norms: bool = False) -> tuple[Losses, dict[str, float]]:
@@ -100,7 +101,7 @@ class TrainStep:
         buffers, embeddings, random_states = copy_buffers(self.model), [], []
         with torch.no_grad(), self.autocast():
             for part in parts:
-                random_states.append(self._random_state())
+                random_states.append(random_state(self.device))
                 embeddings.append(_embeddings(self.model(part.images, part.tokens)))
         restore_buffers(self.model, buffers)  # only the second pass updates statistics
         rows = {name: torch.cat([each[name] for each in embeddings]) for name in ("image", "text")}
@@ -113,7 +114,7 @@ class TrainStep:
                 name: g[i * size : (i + 1) * size] if name in rows else g / len(parts)
                 for name, g in gradients.items()
             }
-            self._set_random_state(random_states[i])
+            set_random_state(random_states[i], self.device)
             # DDP averages gradients over processes only in the last micro-batch
             no_sync = getattr(self.parallel, "no_sync", nullcontext)
             with nullcontext() if part is parts[-1] else no_sync():
@@ -132,17 +133,6 @@ class TrainStep:
             for name, loss in dense.items():
                 losses[name] = losses.get(name, 0.0) + loss.detach()
         return losses, _norms(shared)
-
-    def _random_state(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return states
-
-    def _set_random_state(self, states: Sequence[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if len(states) > 1:
-            torch.cuda.set_rng_state(states[1], self.device)
 
     def _label_counts(self, batch: Batch) -> Losses:
         """Labels of each task in the global batch, per process; at least 1e-6."""

@@ -25,6 +25,7 @@ from backbones.cliptex.training.heads import TaskHeads
 from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import TrainContext
+from common.device import is_accelerator
 from common.errors import UserError
 from common.files import content_key
 
@@ -255,7 +256,7 @@ def _check_labels(dataset: TrainDataset) -> list[str]:
 def _tf32(device: torch.device) -> Iterator[None]:
     """Multiply in TF32 on GPUs that have it, where bf16 is not used."""
     before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
+    if is_accelerator(device):
         torch.set_float32_matmul_precision("high")
     try:
         yield

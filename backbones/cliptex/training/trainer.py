@@ -30,7 +30,7 @@ class TrainContext:
     """Where a training runs and reports to; never changes its result beyond rounding.
 
     Attributes:
-        device: ``cpu``, ``cuda`` …
+        device: ``cpu``, or an accelerator as torch names it.
         log: gets the curves: ``train/loss``, ``train/loss_TASK``, ``train/lr``,
             ``train/images_per_second``, ``train/grad_norm``, ``train/grad_norm_TASK``,
             ``train/logit_scale``, ``train/lambda_TASK``, ``val/i2t_R@1`` …; of an expert

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.device import float64_device
 from common.files import derive_seed
 from probes.base import Context
 from probes.dense.metrics import class_areas, segmentation_scores
@@ -56,12 +57,13 @@ class Memory:
 
 def standardiser(features: Tensor) -> Standardiser:
     """From the mean and deviation of (M, D) features, on their own device."""
-    total = square = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    device = float64_device(features.device)
+    total = square = torch.zeros(features.shape[1], dtype=torch.float64, device=device)
     for part in features.split(MOMENT_ROWS):
-        total = total + part.double().sum(dim=0)
+        total = total + part.to(device).double().sum(dim=0)
     mean = total / len(features)
     for part in features.split(MOMENT_ROWS):
-        square = square + (part.double() - mean).square().sum(dim=0)
+        square = square + (part.to(device).double() - mean).square().sum(dim=0)
     return Standardiser.from_moments(mean, square / len(features))
 
 

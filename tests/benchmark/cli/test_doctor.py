@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 
 import pytest
+import torch
 
 from benchmark.cli import doctor
 from benchmark.cli.main import main
@@ -75,13 +76,23 @@ def test_a_broken_library(diagnose, monkeypatch):
 
 def test_a_gpu_in_use(diagnose, monkeypatch):
     free = [70e9, 10e9]
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda number: "H100")
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda number: (free[number], 80e9))
+    monkeypatch.setattr("common.device.current_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("common.device.device_count", lambda: 2)
+    monkeypatch.setattr("common.device.device_name", lambda device: "H100")
+    monkeypatch.setattr("common.device.memory", lambda device: (free[device.index], 80e9))
     _, findings = diagnose()
     assert "70 of 80 GB" in findings["cuda:0"]["value"]
     assert findings["cuda:1"]["state"] == "warn"
+    assert "CUDA_VISIBLE_DEVICES" in findings["cuda:1"]["remedy"]
+
+
+def test_an_accelerator_that_does_not_tell_its_memory(diagnose, monkeypatch):
+    monkeypatch.setattr("common.device.current_device", lambda: torch.device("mps"))
+    monkeypatch.setattr("common.device.device_count", lambda: 1)
+    monkeypatch.setattr("common.device.device_name", lambda device: "M2")
+    monkeypatch.setattr("common.device.memory", lambda device: None)
+    _, findings = diagnose()
+    assert findings["mps:0"]["state"] == "ok" and findings["mps:0"]["value"] == "M2"
 
 
 def test_two_distributions_of_one_library(diagnose, monkeypatch):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmark.execution import Bar, Executor, ExecutorSpec, WorkerLost, base, make_executor, unit
 from benchmark.execution import slurm as slurm_executor
@@ -35,7 +36,8 @@ def need(name, request):
 
 def see_gpus(count, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
-    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr("common.device.current_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("common.device.device_count", lambda: count)
 
 
 def test_one_job_runs_in_this_process():

@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 
 import probes.dense.probe  # noqa: F401 – registers the probes
+from common.device import current_device
 from probes.base import TaskResult
 from probes.dense.config import dense_config
 from probes.registry import PROBES
@@ -50,14 +51,14 @@ def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind
         settle(self)
 
     monkeypatch.setattr(member.Member, "settle", record_dtypes)
-    for autocast in ((), ("cpu",)):
-        monkeypatch.setattr(member, "AUTOCAST", autocast)
+    for autocast in (False, True):
+        monkeypatch.setattr(member, "prefers_bf16", lambda device, autocast=autocast: autocast)
         probe = PROBES[f"{kind}/{name}"]
-        task = context(tmp_path / f"{len(autocast)}", data, probe.settings_type(**SMALL))
+        task = context(tmp_path / f"{autocast}", data, probe.settings_type(**SMALL))
         metrics[autocast] = probe.run(task).metrics
     main, tolerance = MAIN[kind]
-    assert metrics[("cpu",)] != metrics[()], "bf16 was used"
-    assert metrics[("cpu",)][main] == pytest.approx(metrics[()][main], rel=tolerance)
+    assert metrics[True] != metrics[False], "bf16 was used"
+    assert metrics[True][main] == pytest.approx(metrics[False][main], rel=tolerance)
     assert seen == {"torch.float32", "weights torch.float32"}
 
 
@@ -66,7 +67,7 @@ def test_a_state_of_another_precision_is_not_resumed(tmp_path, monkeypatch):
     config = dense_config(probe, task := context(tmp_path, data, probe.settings_type(**SMALL)))
     assert run_training(config, task).resumed_at == 0
     assert run_training(config, task).resumed_at == 20
-    monkeypatch.setattr(member, "AUTOCAST", ("cpu",))
+    monkeypatch.setattr(member, "prefers_bf16", lambda device: True)
     assert run_training(config, task).resumed_at == 0
 
 
@@ -77,19 +78,23 @@ def test_a_state_of_another_precision_is_not_resumed(tmp_path, monkeypatch):
 def test_a_group_on_a_gpu_scores_what_it_scores_on_a_cpu(tmp_path, change):
     data = tiny_dense.make(tmp_path / "data", "segmentation", train=8, val=4)
     metrics = {}
-    for device in ("cpu", "cuda"):
+    for device in (torch.device("cpu"), current_device()):
         tasks = []
         for name in ("linear", "pspnet"):
             probe = PROBES[f"segmentation/{name}"]
             task = context(
-                tmp_path / device / name, data, probe.settings_type(**SMALL, **change), workers=1
+                tmp_path / device.type / name,
+                data,
+                probe.settings_type(**SMALL, **change),
+                workers=1,
             )
             backbone = task.backbone.to(device)
-            tasks.append((probe, replace(task, device=torch.device(device), backbone=backbone)))
+            tasks.append((probe, replace(task, device=device, backbone=backbone)))
         results = tasks[0][0].run_group(tasks)
         assert all(isinstance(result, TaskResult) for result in results), results
-        metrics[device] = [result.metrics["mIoU"] for result in results]
-    assert metrics["cuda"] == pytest.approx(metrics["cpu"], rel=0.1)
+        metrics[device.type] = [result.metrics["mIoU"] for result in results]
+    scores = metrics.pop("cpu")
+    assert list(metrics.values()) == [pytest.approx(scores, rel=0.1)]
 
 
 @pytest.mark.gpu

@@ -1,0 +1,213 @@
+"""What computes: the CPU, or an accelerator of any type that torch has a backend for.
+
+Nothing else names a type of accelerator: what one of them can do is asked here, and here it is
+asked of torch, by ``torch.accelerator``, by the backend's module (``torch.get_device_module``), or
+by a trial where torch has no answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.visible_devices import DEVICE_NAMES
+
+CPU = torch.device("cpu")
+Device = torch.device | str
+
+
+def is_accelerator(device: Device) -> bool:
+    """Whether ``device`` is not the CPU."""
+    return torch.device(device).type != "cpu"
+
+
+def current_device() -> torch.device:
+    """The accelerator that torch uses on this machine, or the CPU if there is none."""
+    kind = torch.accelerator.current_accelerator()
+    return kind if kind is not None and torch.accelerator.is_available() else CPU
+
+
+def device_count() -> int:
+    """Number of accelerators that this process sees."""
+    return torch.accelerator.device_count() if is_accelerator(current_device()) else 0
+
+
+def is_available(device: Device) -> bool:
+    """Whether this machine has a device of this type.
+
+    Raises:
+        UserError: torch knows no such type.
+    """
+    try:
+        kind = torch.device(device).type
+        return kind == "cpu" or torch.get_device_module(kind).is_available()
+    except (RuntimeError, AttributeError):
+        raise UserError(f"no device {str(device)!r}; use {DEVICE_NAMES}") from None
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the hardware, for comparing speeds: ``NVIDIA H100 80GB HBM3``,
+    ``Intel(R) Xeon(R) Platinum 8480C``."""
+    return _device_name(device)
+
+
+@functools.cache
+def _device_name(device: torch.device) -> str:
+    if is_accelerator(device):
+        read_name = getattr(torch.get_device_module(device), "get_device_name", None)
+        if read_name is not None:
+            return read_name(device)
+        return f"{device.type} of {_device_name(CPU)}"
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def toolkit() -> str:
+    """What torch was built for: ``CUDA 12.6``, ``ROCm 6.2``, ``XPU 20250100``, ``MPS`` …"""
+    kind = torch.accelerator.current_accelerator()
+    if kind is None:
+        return "built for CPUs only"
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    version = getattr(torch.version, kind.type, None) or ""
+    return f"{kind.type.upper()} {version}".strip()
+
+
+def using(device: torch.device) -> AbstractContextManager[Any]:
+    """Make ``device`` the current one of its type while the block runs."""
+    module = torch.get_device_module(device)
+    if is_accelerator(device) and hasattr(module, "device"):
+        return module.device(device)
+    return nullcontext()
+
+
+def select(device: torch.device) -> None:
+    """Make ``device`` the current one of its type in this process."""
+    module = torch.get_device_module(device)
+    if hasattr(module, "set_device"):
+        module.set_device(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all work on ``device`` is done."""
+    if is_accelerator(device):
+        with using(device):
+            torch.get_device_module(device).synchronize()
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """States of the generators that work on ``device`` draws from: the CPU's, then its own."""
+    states = [torch.get_rng_state()]
+    if is_accelerator(device):
+        with using(device):
+            states.append(torch.get_device_module(device).get_rng_state())
+    return states
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Restore what ``random_state`` returned."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        with using(device):
+            torch.get_device_module(device).set_rng_state(states[1])
+
+
+def seed_devices(seed: int) -> None:
+    """Seed torch's generators of the CPU and of accelerators in use.
+
+    ``torch.manual_seed`` formats a traceback for each accelerator that is not in use.
+    """
+    kind = torch.accelerator.current_accelerator()
+    in_use = kind is not None and _is_initialized(torch.get_device_module(kind))
+    if in_use:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+def _is_initialized(module: Any) -> bool:
+    """Whether this process uses a backend; one that cannot tell counts as used where it exists."""
+    return getattr(module, "is_initialized", module.is_available)()
+
+
+def memory(device: torch.device) -> tuple[int, int] | None:
+    """Free and total bytes of an accelerator; None where the backend cannot tell."""
+    module = torch.get_device_module(device)
+    if hasattr(module, "mem_get_info"):
+        return module.mem_get_info(device)
+    if hasattr(module, "recommended_max_memory"):
+        total = module.recommended_max_memory()
+        return max(0, total - module.driver_allocated_memory()), total
+    return None
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring ``peak_memory`` anew."""
+    if counts_peak_memory(device):
+        torch.get_device_module(device).reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that tensors have taken since ``reset_peak_memory``, where they are counted."""
+    return torch.get_device_module(device).max_memory_allocated(device)
+
+
+def counts_peak_memory(device: torch.device) -> bool:
+    """Whether the backend knows its own peak."""
+    return is_accelerator(device) and hasattr(
+        torch.get_device_module(device), "max_memory_allocated"
+    )
+
+
+def prefers_bf16(device: Device) -> bool:
+    """Whether to compute in bf16 where digits matter little: on accelerators that can.
+
+    One that this machine does not have, but on which work planned here will run, is taken to.
+    """
+    device = torch.device(device)
+    if not is_accelerator(device):
+        return False
+    return not is_available(device) or _computes_in(torch.bfloat16, device.type)
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where results on ``device`` are summed in float64: there, or on the CPU if it has none."""
+    if not is_accelerator(device) or _computes_in(torch.float64, device.type):
+        return device
+    return CPU
+
+
+@functools.cache
+def _computes_in(dtype: torch.dtype, kind: str) -> bool:
+    """By trial: torch does not say it of all backends."""
+    try:
+        torch.ones(1, dtype=dtype, device=kind) + 1
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def takes_pinned_memory(device: torch.device) -> bool:
+    """Whether copies from page-locked memory of the host to ``device`` need not be waited for."""
+    return is_accelerator(device) and _pins(device.type)
+
+
+@functools.cache
+def _pins(kind: str) -> bool:
+    try:
+        pinned = torch.empty(1).pin_memory()
+    except (RuntimeError, TypeError):
+        return False
+    return pinned.device.type == "cpu"

@@ -1,0 +1,138 @@
+"""What is asked of devices. None of these tests needs an accelerator: backends are played."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from common import device
+from common.errors import UserError
+
+CPU, GPU = torch.device("cpu"), torch.device("xpu", 1)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """An XPU's module, as far as a test gives it functions."""
+    module = SimpleNamespace(is_available=lambda: True)
+    get_module = torch.get_device_module
+    monkeypatch.setattr(
+        torch, "get_device_module", lambda of: module if "xpu" in str(of) else get_module(of)
+    )
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    device._computes_in.cache_clear()
+    device._pins.cache_clear()
+    yield module
+    device._computes_in.cache_clear()
+    device._pins.cache_clear()
+
+
+def test_the_current_device_is_the_accelerator_of_torch(backend, monkeypatch):
+    assert device.current_device() == torch.device("xpu")
+    assert device.device_count() == 2
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert device.current_device() == CPU
+    assert device.device_count() == 0, "its library may be there without a device"
+
+
+def test_a_type_that_torch_does_not_know():
+    with pytest.raises(UserError, match="no device 'gpuu'"):
+        device.is_available("gpuu")
+    assert device.is_available("cpu")
+
+
+def test_the_random_state_of_a_device(backend):
+    states = {"state": torch.tensor([1]), "current": 0}
+
+    def use(selected):
+        states["current"] = selected.index
+        return nullcontext()
+
+    backend.device = use
+    backend.get_rng_state = lambda: states["state"]
+    backend.set_rng_state = lambda state: states.update(state=state)
+    before = device.random_state(GPU)
+    assert states["current"] == 1, "that of the device itself"
+    draw = torch.rand(1)
+    states["state"] = torch.tensor([2])
+    device.set_random_state(before, GPU)
+    assert states["state"].item() == 1 and torch.rand(1) == draw
+
+
+def test_the_random_state_of_the_cpu_is_one():
+    state = device.random_state(CPU)
+    draw = torch.rand(1)
+    device.set_random_state(state, CPU)
+    assert len(state) == 1 and torch.rand(1) == draw
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_only_accelerators_in_use_are_seeded(backend, monkeypatch, in_use):
+    seeds = []
+    backend.is_initialized = lambda: in_use
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    device.seed_devices(3)
+    assert seeds == [3] * in_use
+
+
+def test_memory_where_the_backend_can_tell(backend):
+    assert device.memory(GPU) is None
+    assert not device.counts_peak_memory(GPU) and not device.counts_peak_memory(CPU)
+    device.reset_peak_memory(GPU)  # does nothing
+    backend.recommended_max_memory, backend.driver_allocated_memory = lambda: 10, lambda: 4
+    assert device.memory(GPU) == (6, 10)
+    backend.mem_get_info = lambda of: (of.index, 8)
+    assert device.memory(GPU) == (1, 8)
+    backend.max_memory_allocated = lambda of: 7
+    assert device.counts_peak_memory(GPU) and device.peak_memory(GPU) == 7
+
+
+@pytest.mark.parametrize("can", [False, True])
+def test_what_a_device_computes_in_is_tried(backend, monkeypatch, can):
+    def ones(*shape, dtype, device):
+        if not can:
+            raise TypeError(f"{device} has no {dtype}")
+        return 0
+
+    monkeypatch.setattr(torch, "ones", ones)
+    assert device.prefers_bf16(GPU) is can
+    assert device.float64_device(GPU) == (GPU if can else CPU)
+    assert not device.prefers_bf16(CPU) and device.float64_device(CPU) == CPU
+
+
+def test_a_full_device_is_not_taken_for_one_that_cannot(backend, monkeypatch):
+    def ones(*shape, dtype, device):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch, "ones", ones)
+    with pytest.raises(torch.OutOfMemoryError):
+        device.prefers_bf16(GPU)
+
+
+def test_work_planned_for_an_accelerator_elsewhere_is_in_bf16():
+    if not torch.cuda.is_available():
+        assert device.prefers_bf16("cuda:1")
+
+
+@pytest.mark.parametrize("can", [False, True])
+def test_pinned_memory_is_tried(backend, monkeypatch, can):
+    def pin_memory(self):
+        if not can:
+            raise RuntimeError("cannot pin")
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    assert device.takes_pinned_memory(GPU) is can
+    assert not device.takes_pinned_memory(CPU)
+
+
+def test_names(backend):
+    assert device.device_name(torch.device("xpu", 0)).startswith("xpu of ")
+    backend.get_device_name = lambda of: f"Arc {of.index}"
+    assert device.device_name(GPU) == "Arc 1"
+    assert device.toolkit().startswith("XPU")
