@@ -41,8 +41,9 @@ class EdgeExpert(Expert):
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         # (N, 3, H, W) uint8 in, (N, H, W) float32 out, by the name of the task, at the images' own
         # resolution
-        bright = F.pad((images.float() / 255 * self.grey).sum(1), (0, 1, 0, 1), mode="replicate")
+        grey = (images.to(self.device).float() / 255 * self.grey).sum(1)
+        bright = F.pad(grey, (0, 1, 0, 1), mode="replicate")
         step = (bright[:, 1:, :-1] - bright[:, :-1, :-1]).abs() + (
             bright[:, :-1, 1:] - bright[:, :-1, :-1]
         ).abs()
-        return {"edges": (self.settings.gain * step).clamp(0, 1).numpy()}
+        return {"edges": (self.settings.gain * step).clamp(0, 1).cpu().numpy()}

@@ -8,7 +8,7 @@ in this package because MMDetection is used here; ``probes.experts`` registers i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,6 +99,13 @@ class MaskRCNN(Expert):
     def trunk(self) -> Iterable[torch.nn.Module]:
         parts = [getattr(self.net, name, None) for name in ("backbone", "neck")]
         return [part for part in parts if part is not None]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move all parts; MMEngine's preprocessor notices only its own ``to``."""
+        super()._apply(fn, recurse)
+        if not self.is_torchvision:
+            self.net._set_device(self.device)
+        return self
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:

@@ -219,7 +219,8 @@ class TrainDataset(Dataset[Batch]):
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """A batch on ``device``, its images float32 and normalised for the image tower."""
         batch = batch.to(device)
-        batch.images = batch.images.float().sub_(self.mean.to(device)).div_(self.std.to(device))
+        self.mean, self.std = self.mean.to(device), self.std.to(device)  # once
+        batch.images = batch.images.float().sub_(self.mean).div_(self.std)
         return batch
 
     def _order(self, epoch: int) -> np.ndarray:

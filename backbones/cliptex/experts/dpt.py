@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torchvision.transforms import Normalize
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 from transformers.utils import logging as transformers_logging
@@ -19,7 +18,7 @@ from backbones.cliptex.experts.base import CONFIG, Expert, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import ExpertTrainer, FitSettings
 from backbones.cliptex.tasks.depth import depth_loss
-from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
+from backbones.cliptex.training.encoders import PACKAGED, Normalise, timm_encoder
 from backbones.cliptex.training.trainer import TrainContext
 from common.errors import UserError, first_line
 from common.settings import settings_dataclass
@@ -155,7 +154,7 @@ class ConvDPT(nn.Module):
         # as for every hierarchical encoder: its outputs are maps, not tokens
         self.neck.reassemble_stage = None
         self.head = DPTDepthEstimationHead(config)
-        self.normalise = Normalize(mean, std)
+        self.normalise = Normalise(mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] (N, 3, S, S), S a multiple of 32 → relative inverse depth (N, S, S)."""

@@ -12,7 +12,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN as MEAN
 from timm.data import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import Normalize
 
 from backbones.checkpoint import fit_state, load_checkpoint
 from backbones.cliptex.experts.base import Expert, resize
@@ -21,6 +20,7 @@ from backbones.cliptex.experts.fit import ExpertTrainer, FitSettings
 from backbones.cliptex.experts.uncertainty_guided import STRIDE, Norm, UncertaintyGuided
 from backbones.cliptex.experts.unet import UNetExpert, scaled
 from backbones.cliptex.tasks import angmf
+from backbones.cliptex.training.encoders import Normalise
 from backbones.cliptex.training.trainer import TrainContext
 
 AT_ONCE = 8  # images: at 480 × 640 px the last MLP takes 0.5 GB each
@@ -41,6 +41,7 @@ class PublishedNllAngMF(Expert):
     def __init__(self, norm: Norm, size: int = 480) -> None:
         super().__init__(FitSettings(size=size))  # their weights are for images of 480 × 640
         self.net = UncertaintyGuided(norm)
+        self.normalise = Normalise(MEAN, STD)
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Any:
@@ -62,13 +63,12 @@ class PublishedNllAngMF(Expert):
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         size, device = images.shape[-2:], self.device
         inner = [max(1, round(side / STRIDE)) * STRIDE for side in scaled(size, self.settings.size)]
-        normalise = Normalize(MEAN, STD)
-        mirror = torch.tensor((-1, 1, 1), device=device).view(3, 1, 1)
         normals, kappas = [], []
         for chunk in images.split(AT_ONCE):
             pixels = resize(chunk.to(device).float() / 255, inner)
-            normal, kappa = self.net(normalise(pixels))
-            normals.append(F.normalize(resize(normal * mirror, size), dim=1).cpu().numpy())
+            normal, kappa = self.net(self.normalise(pixels))
+            normal = torch.cat([-normal[:, :1], normal[:, 1:]], dim=1)
+            normals.append(F.normalize(resize(normal, size), dim=1).cpu().numpy())
             kappas.append(resize(kappa[:, None], size)[:, 0].cpu().numpy())
         return {"normal": np.concatenate(normals), "confidence": np.concatenate(kappas)}
 

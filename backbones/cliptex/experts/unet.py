@@ -13,13 +13,12 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import Normalize
 
 from backbones.cliptex.data.augment import IGNORE as UNLABELLED
 from backbones.cliptex.experts.base import IGNORE, Expert, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import ExpertTrainer, FitSettings
-from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
+from backbones.cliptex.training.encoders import PACKAGED, Normalise, timm_encoder
 from backbones.cliptex.training.trainer import TrainContext
 from common.settings import settings_dataclass
 
@@ -54,7 +53,7 @@ class UNet(nn.Module):
             self.blocks.append(_block(below + depths[self.levels[depth]], outputs))
             below = outputs
         self.head = nn.Conv2d(below, channels, 1)
-        self.normalise = Normalize(mean, std)
+        self.normalise = Normalise(mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB in [0, 1], (N, 3, H, W) of any size → (N, channels, H, W)."""

@@ -5,12 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
+from torch import Tensor, nn
 
 from common.errors import UserError, first_line, nearest
 
 PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights are installed with this project
 Colour = tuple[float, float, float]
+
+
+class Normalise(nn.Module):
+    """Images (…, 3, H, W) less their mean, over their standard deviation, for each channel.
+
+    torchvision's copies both to the device, and waits for it, at every call.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Colour, std: Colour) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            column = torch.tensor(values).view(3, 1, 1)
+            self.register_buffer(name, column, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
 
 
 def timm_encoder(

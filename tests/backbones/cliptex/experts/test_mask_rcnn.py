@@ -118,6 +118,8 @@ test_dataloader = dict(
     masks, scores, labels = (result[name].numpy() for name in ("masks", "scores", "labels"))
     assert len(scores) > 3 and scores.max() > expert.settings.ignore_threshold
     np.testing.assert_array_equal(seg, merge(masks, scores, labels + 1, (30, 80), 0.5, 0.2))
+    preprocessor = expert.to("meta").net.data_preprocessor
+    assert preprocessor.device.type == "meta", "it sends images where the network is"
 
 
 # ---------------------------------------------------------------- published checkpoints
