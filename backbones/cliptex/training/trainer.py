@@ -23,6 +23,7 @@ from backbones.cliptex.training.states import States
 from common.errors import NonFiniteLoss
 
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
+Step = tuple[int, dict[str, Tensor], Tensor]  # number from 1, losses, norm of the gradient
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Trainer:
         )
         self.states = States(Path(str(context.resume_dir)), plan.key)
         self.metrics: dict[str, float] = {}
+        self._unread: list[Step] = []
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.flops_per_step = self.earlier_seconds = 0.0
 
@@ -177,7 +179,7 @@ class Trainer:
         Raises:
             UserError: a state cannot be written, or what a subclass finds wrong with its data.
             NonFiniteLoss: the gradient was not finite ``MAX_SKIPPED`` times in a row, or at most
-                steps.
+                steps; noticed at the next log entry or state.
         """
         plan, context, first = self.plan, self.context, self.process.first
         self._resume()
@@ -236,26 +238,15 @@ class Trainer:
         losses, norms = self.backward(batch, step % context.norms_every == 0)
         self._updating = True
         norm = self._update(lr)
-        if math.isfinite(norm):
-            self.skipped_in_a_row = 0
-            self._losses.append(losses)
-            self._norm = norm
-            if self.ema:
-                self.ema.update(self.exported(), step + 1)
-        else:
-            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-            mostly = step + 1 == plan.steps and 2 * self.skipped > plan.steps
-            if mostly or self.skipped_in_a_row == MAX_SKIPPED:
-                named = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
-                raise NonFiniteLoss(
-                    f"{plan.name}: the gradient became NaN or infinite {self.skipped_in_a_row}"
-                    f" times in a row, last at step {step + 1} (losses: {named}); {self.advice}"
-                )
-            restore_buffers(self.model, self._buffers)
+        self._unread.append((step + 1, losses, norm))
+        if self.ema and norm.isfinite():
+            self.ema.update(self.exported(), step + 1)
+        restore_buffers(self.model, self._buffers, where=~norm.isfinite())
         self._buffers = copy_buffers(self.model)
         self.step_done(batch)
         self.step, self._updating = step + 1, False
         if self.step % context.log_every == 0 or norms or self.step == plan.steps:
+            self._read_steps()
             self.metrics |= {f"{self.prefix}/lr": lr} | self._read_window()
             finite = {
                 f"{self.prefix}/grad_norm_{name}": value
@@ -264,16 +255,44 @@ class Trainer:
             }
             context.log.log_metrics(self.metrics | finite, self.step)
 
-    def _update(self, lr: float) -> float:
+    def _update(self, lr: float) -> Tensor:
         """Clip the gradient and step, unless it is not finite; the norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.parameters(), self.plan.grad_clip or math.inf).item()
-        if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr * group["multiple"]
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.plan.grad_clip or math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["multiple"]
+        if self.optimizer.defaults["fused"]:  # skips the step on the device, without a wait
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
-            self.after_update()
+        elif norm.isfinite():
+            self.optimizer.step()
+        self.after_update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _read_steps(self) -> None:
+        """Count the steps that were skipped since the last call; only this waits for the device.
+
+        Raises:
+            NonFiniteLoss: see ``run``.
+        """
+        if not self._unread:
+            return
+        plan, norms = self.plan, torch.stack([norm for *_, norm in self._unread]).tolist()
+        for (step, losses, _), norm in zip(self._unread, norms, strict=True):
+            if math.isfinite(norm):
+                self.skipped_in_a_row = 0
+                self._losses.append(losses)
+                self._norm = norm
+                continue
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+            mostly = step == plan.steps and 2 * self.skipped > plan.steps
+            if mostly or self.skipped_in_a_row == MAX_SKIPPED:
+                named = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
+                raise NonFiniteLoss(
+                    f"{plan.name}: the gradient became NaN or infinite {self.skipped_in_a_row}"
+                    f" times in a row, last at step {step} (losses: {named}); {self.advice}"
+                )
+        self._unread.clear()
 
     def _start_window(self) -> None:
         """Forget the losses before a log entry."""
@@ -298,6 +317,7 @@ class Trainer:
         return self.earlier_seconds + time.perf_counter() - self._started
 
     def _save(self) -> None:
+        self._read_steps()
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -342,7 +362,14 @@ def copy_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Undo what forward passes did to the buffers since ``copy_buffers``."""
+def restore_buffers(
+    model: nn.Module, buffers: Mapping[str, Tensor], where: Tensor | None = None
+) -> None:
+    """Undo what forward passes did to the buffers since ``copy_buffers``.
+
+    Args:
+        where: scalar bool on the device: whether to; None for yes.
+    """
     for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+        earlier = buffers[name]
+        buffer.copy_(earlier if where is None else torch.where(where, earlier, buffer))

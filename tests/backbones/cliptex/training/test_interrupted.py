@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.training import clip_trainer
 from backbones.cliptex.training.step import TrainStep
+from backbones.cliptex.training.train import TrainResult
 from common.errors import NonFiniteLoss
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.training.test_train import CLIPTEX, other_tower, run
@@ -114,6 +116,38 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(pairs, tmp_path, monk
     assert all(
         math.isfinite(value) for _, metrics in recorder.metrics for value in metrics.values()
     )
+
+
+def test_steps_are_skipped_on_the_device_as_on_the_host(pairs, tmp_path, monkeypatch):
+    """A fused optimizer skips them by itself, which the loop learns of at the next log entry."""
+
+    def train_with(fused: bool) -> TrainResult:
+        backward, build, calls = TrainStep.backward, clip_trainer.build_optimizer, []
+
+        def broken(self, *args, **more):
+            calls.append(1)
+            result = backward(self, *args, **more)
+            if len(calls) in (2, 3):
+                self.model.clip.logit_scale.grad.fill_(float("nan"))
+            return result
+
+        def build_fused(*args, **more):
+            optimizer = build(*args, **more)
+            for options in (optimizer.defaults, *optimizer.param_groups):
+                options["fused"] = fused
+            return optimizer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainStep, "backward", broken)
+            patch.setattr(clip_trainer, "build_optimizer", build_fused)
+            recipe = replace(CLIPTEX, ema=0.9)
+            return run(recipe, pairs, tmp_path / f"{fused}.safetensors", log_every=100)
+
+    on_host, on_device = train_with(fused=False), train_with(fused=True)
+    assert on_device.notes == on_host.notes == ["2 of 6 steps were skipped: gradient not finite"]
+    expected = load_file(on_host.path)
+    for name, value in load_file(on_device.path).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_states_and_exported_steps(pairs, tmp_path):
