@@ -19,6 +19,7 @@ from backbones.cliptex.data.augment import Geometry, warp_depth
 from backbones.cliptex.tasks.base import Summed, Task, grey
 
 FLAT = 1e-6
+MIN_SPREAD = 1e-2  # of a prediction: heads begin at 0.03 to 0.2
 STEPS = 65534  # of a 16-bit file, whose 0 is unknown
 
 
@@ -109,8 +110,9 @@ def depth_loss(
     eqs. 5–6 and 11).
 
     Prediction and target are each aligned by robust statistics of their labelled pixels, t(d) =
-    median(d), s(d) = mean |d − t(d)|, d̂ = (d − t) / s; with R = d̂ − d̂* the loss of an image with
-    M labelled pixels is
+    median(d), s(d) = mean |d − t(d)|, d̂ = (d − t) / s, where s of a prediction is at least
+    ``MIN_SPREAD``, so that the gradient of a constant is bounded; with R = d̂ − d̂* the loss of an
+    image with M labelled pixels is
 
         1/M Σ |R|  +  α Σ_k 1/M_k Σ (|∇x R_k| + |∇y R_k|),        k = 0 … K − 1, every 2^k-th pixel,
         labelled neighbours
@@ -125,7 +127,7 @@ def depth_loss(
         no scale), and the number of those images.
     """
     aligned_target, mask, used = _align_target(target)
-    aligned, _ = _align(prediction.float(), mask)
+    aligned, _ = _align(prediction.float(), mask, MIN_SPREAD)
     residual = torch.where(mask, aligned - aligned_target, 0.0)
     total = (residual.abs().sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)).sum()
     for k in range(scales):
@@ -147,7 +149,7 @@ def _align_target(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return aligned, valid & used[:, None, None], used
 
 
-def _align(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _align(values: Tensor, mask: Tensor, min_spread: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Align each (H, W) map by its masked pixels.
 
     The median is the lower one for even counts, as ``torch.median``'s. Without masked pixels:
@@ -161,7 +163,7 @@ def _align(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     centre = ordered.gather(1, ((count - 1).clamp(min=0) // 2)[:, None])
     centre = torch.where(count[:, None] > 0, centre, 0.0)[..., None]
     deviation = torch.where(mask, (values - centre).abs(), 0.0).sum((1, 2)) / count.clamp(min=1)
-    return (values - centre) / deviation.clamp(min=1e-6)[:, None, None], deviation
+    return (values - centre) / deviation.clamp(min=min_spread)[:, None, None], deviation
 
 
 TASK = Depth()

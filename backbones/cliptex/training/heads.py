@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.cliptex.tasks import find_task
+
+HIDDEN = 2  # layers of a task's head before its last convolution
 
 
 class TaskHeads(nn.Module):
@@ -17,6 +20,9 @@ class TaskHeads(nn.Module):
     Shared: a norm for each map, a 1×1 convolution of them all to ``width`` channels, GELU, a 3×3
     convolution, GELU. For each task: a 1×1 convolution, GELU, and one that writes ``upsample``²
     sub-pixels (pixel shuffle, Shi et al. 2016), resized bilinearly where labels are larger still.
+
+    The last convolution and what follows are in float32 under autocast, too: a depth that varies
+    little around a large value has too few digits in bf16, and its gradient points elsewhere.
 
     Args:
         channels: of each feature map.
@@ -52,10 +58,13 @@ class TaskHeads(nn.Module):
         largest = max((m.shape[-2:] for m in maps), key=lambda shape: shape[0] * shape[1])
         normed = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
         features = self.shared(torch.cat([_resize(m, largest) for m in normed], 1))
-        return {
-            task: find_task(task).activate(_resize(head(features), size))
-            for task, head in self.tasks.items()
-        }
+        heads: dict[str, Any] = dict(self.tasks.items())
+        hidden = {task: head[:HIDDEN](features) for task, head in heads.items()}
+        with torch.autocast(features.device.type, enabled=False):
+            return {
+                task: find_task(task).activate(_resize(head[HIDDEN:](hidden[task].float()), size))
+                for task, head in heads.items()
+            }
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

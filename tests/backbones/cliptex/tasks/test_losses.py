@@ -17,6 +17,7 @@ from backbones.cliptex.data.augment import IGNORE
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.tasks.depth import depth_loss
 from backbones.cliptex.training.contrastive import cached_gradients, contrastive_loss
+from backbones.cliptex.training.heads import TaskHeads
 
 
 def mean(summed):
@@ -159,6 +160,28 @@ def test_degenerate_predictions_have_finite_gradients(task):
         total, _ = find_task(task).loss(prediction, targets[task])
         total.backward()
         assert torch.isfinite(total) and torch.isfinite(prediction.grad).all()
+
+
+def test_a_constant_depth_has_a_small_gradient():
+    prediction = torch.full((1, 16, 16), 3.0, requires_grad=True)
+    depth_loss(prediction, torch.rand(1, 16, 16))[0].backward()
+    assert 0 < prediction.grad.norm() < 100
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 4.0])
+def test_depth_learns_in_bf16_as_in_fp32(offset):
+    torch.manual_seed(0)
+    heads = TaskHeads([8], {"depth": 1}, width=16)
+    nn.init.constant_(heads.tasks["depth"][2].bias, offset)
+    maps, target = [torch.randn(2, 8, 4, 4)], torch.rand(2, 32, 32)
+    gradients = []
+    for enabled in (False, True):
+        heads.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            prediction = heads(maps, (32, 32))["depth"]
+        depth_loss(prediction, target)[0].backward()
+        gradients.append(torch.cat([each.grad.flatten() for each in heads.parameters()]))
+    assert F.cosine_similarity(*gradients, dim=0) > 0.99
 
 
 @pytest.mark.parametrize("task", ["seg", "depth", "normal"])
