@@ -1,0 +1,25 @@
+"""A pretended accelerator, ``gpu:0``, for machines without one.
+
+It computes on the CPU and refuses what CUDA would refuse: mixed devices, and generators of another
+device. It has its own random numbers and autocast, counts waits, copies and bytes with the line of
+the project that caused them, and can be out of memory. ``start`` changes torch for the rest of the
+process, so it is used in processes of its own.
+"""
+
+from __future__ import annotations
+
+from tests.accelerator.pretended.backend import start, unsupported
+from tests.accelerator.pretended.counters import MEMORY, Event, Events, counting, memory_limit
+from tests.accelerator.pretended.tensor import DEVICE, PretendedTensor
+
+__all__ = [
+    "DEVICE",
+    "MEMORY",
+    "Event",
+    "Events",
+    "PretendedTensor",
+    "counting",
+    "memory_limit",
+    "start",
+    "unsupported",
+]
