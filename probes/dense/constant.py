@@ -14,45 +14,51 @@ from mmseg.registry import METRICS as EVALUATORS
 
 import probes.dense.metrics  # noqa: F401  registers what an evaluator's config names
 from probes.datasets.base import PreparedDataset
-from probes.dense.data import FIELDS, channels_first
+from probes.dense.data import FIELDS
 from probes.dense.ground_truth import LoadGroundTruth, ground_truth_config
 from probes.dense.settings import METRICS
 
 # of train, and of each of its images, evenly spread: a constant needs no more
 IMAGES, PIXELS = 200, 20_000
-_baselines: dict[tuple[str, ...], tuple[float, str]] = {}  # many heads are scored on one dataset
+# many heads are scored on one dataset
+_constants: dict[tuple[str, ...], Any] = {}
+_scores: dict[tuple[str, ...], float] = {}
 
 
 def constant_note(
     data: PreparedDataset,
-    evaluator: Mapping[str, Any],
     metrics: Mapping[str, float],
     per_image: Any,
+    config: Any = None,
+    val: Any = None,
 ) -> list[str]:
     """A note if ``metrics`` are no better than those of the best constant prediction on ``val``.
 
     Args:
-        evaluator: config of the metric that gave ``metrics``.
-        per_image: its per-image scores: segmentation is scored from ``label``.
+        per_image: per-image scores: segmentation is scored from ``label``.
+        config: the probe's, with ``val_evaluator``; segmentation needs none.
+        val: the ``DenseDataset`` of the config's ``val_dataloader``; segmentation needs none.
     """
     kind = data.spec.kind
     main, metric = next(iter(METRICS[kind].items()))
     if not np.isfinite(metrics[main]):
         return []
-    evaluation = str(sorted(evaluator.items(), key=str))
-    key = (data.spec.name, str(data.root), data.fingerprint, evaluation)
-    if key not in _baselines:
-        constant = best_constant(data)
-        if kind == "segmentation":
-            # the IoU of its class is its share of the pixels, that of other classes is 0
-            areas = np.asarray(per_image["label"]).sum(axis=0)
-            score = 100 * areas[constant] / max(areas.sum(), 1) / max(np.count_nonzero(areas), 1)
-            name = f"{data.classes[constant]!r}"
-        else:
-            score = _score(data, evaluator, constant)[main]
-            name = f"{constant:.3g} m" if kind == "depth" else "the mean normal"
-        _baselines[key] = float(score), name
-    score, name = _baselines[key]
+    root = data.spec.name, str(data.root), data.fingerprint
+    if root not in _constants:
+        _constants[root] = best_constant(data)
+    constant = _constants[root]
+    if kind == "segmentation":
+        # the IoU of its class is its share of the pixels, that of other classes is 0
+        areas = np.asarray(per_image["label"]).sum(axis=0)
+        score = 100 * areas[constant] / max(areas.sum(), 1) / max(np.count_nonzero(areas), 1)
+        name = f"{data.classes[constant]!r}"
+    else:
+        pipeline = config.val_dataloader["dataset"]["pipeline"]
+        key = (*root, repr(config.val_evaluator), repr(pipeline))
+        if key not in _scores:
+            _scores[key] = float(_score(val, kind, config.val_evaluator, constant)[main])
+        score = _scores[key]
+        name = f"{constant:.3g} m" if kind == "depth" else "the mean normal"
     if metric.direction * metrics[main] > metric.direction * score:
         return []
     return [
@@ -65,7 +71,9 @@ def best_constant(data: PreparedDataset) -> Any:
     """The best prediction for every pixel of ``train``: the most frequent class; the depth (metres)
     with the least mean |c - t| / t, which is the median weighted with 1 / t; or the mean normal
     (3,), of unit length."""
-    samples, load = data.samples["train"], _loader(data)
+    config = ground_truth_config(data.spec, len(data.classes))
+    del config["type"]
+    samples, load = data.samples["train"], LoadGroundTruth(**config)
     pixels = []
     for sample in samples[:: max(1, len(samples) // IMAGES)]:
         ground_truth = load.read(str(data.root / sample.target))
@@ -86,17 +94,12 @@ def best_constant(data: PreparedDataset) -> Any:
     return float(values[np.searchsorted(weight, weight[-1] / 2)])
 
 
-def _loader(data: PreparedDataset) -> LoadGroundTruth:
-    config = ground_truth_config(data.spec, len(data.classes))
-    del config["type"]
-    return LoadGroundTruth(**config)
-
-
-def _score(data: PreparedDataset, evaluator: Mapping[str, Any], constant: Any) -> dict[str, float]:
-    """The metrics on ``val`` of ``constant`` at every pixel."""
-    metric, field, load = EVALUATORS.build(dict(evaluator)), FIELDS[data.spec.kind], _loader(data)
-    for sample in data.samples["val"]:
-        target = channels_first(load.read(str(data.root / sample.target)))
+def _score(val: Any, kind: str, evaluator: Any, constant: Any) -> dict[str, float]:
+    """The metrics of ``constant`` at every pixel of ``val``."""
+    metric, field = EVALUATORS.build(dict(evaluator)), FIELDS[kind]
+    for index in range(len(val)):
+        sample = val.prepare_data(index)["data_samples"]
+        target = sample.get(field).data
         prediction = torch.as_tensor(constant).reshape(-1, 1, 1).expand_as(target)
         maps = {field: target, field.replace("gt", "pred"): prediction}
         arrays = {name: {"data": values} for name, values in maps.items()}

@@ -105,9 +105,8 @@ def _result(probe: Probe, member: Member, choice: Choice | None) -> TaskResult:
         raise RuntimeError("the images that were scored are not those of val in their order")
     context.cost.add(member.cost)
     notes = [*scores.notes]
-    notes += constant_note(
-        context.data, member.config.val_evaluator, member.metrics, scores.per_image
-    )
+    scored = member.metrics, scores.per_image, member.config, member.val_dataset
+    notes += constant_note(context.data, *scored)
     if choice:
         context.cost.add(choice.cost)
         notes += choice.notes

@@ -264,8 +264,7 @@ def evaluate(
     metrics = metric.compute_metrics([scores[index] for index in range(len(images))])
     notes = list(metric.notes)
     if "train" in data.samples:
-        evaluator = {"type": "SegmentationScores", "ignore_index": data.spec.ignore_index}
-        notes += constant_note(data, evaluator, metrics, metric.per_image)
+        notes += constant_note(data, metrics, metric.per_image)
     preview = draw_preview(
         pictures.__getitem__, images.dataset, "segmentation", context.work_dir / "preview.png"
     )

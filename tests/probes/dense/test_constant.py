@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
 import numpy as np
 import pytest
+from mmengine.registry import DefaultScope
 
+import probes.dense.augment  # noqa: F401  registers the transforms
+from probes.dense import data as dense_data
 from probes.dense.constant import best_constant, constant_note
+from probes.dense.data import DenseDataset
 from probes.dense.ground_truth import read_depth, read_normals
 from probes.dense.settings import METRICS
 from tests.probes import tiny_dense
@@ -44,9 +52,10 @@ def test_a_probe_that_is_no_better_gets_a_note(tmp_path, kind):
     data = tiny_dense.make(tmp_path, kind)
     main, sign = next((name, metric.direction) for name, metric in METRICS[kind].items())
     areas = np.array([[30, 60, 10], [20, 70, 10]])
+    scored = scored_dataset(data)
 
     def note(score):
-        return constant_note(data, EVALUATORS[kind], {main: score}, {"label": areas})
+        return constant_note(data, {main: score}, {"label": areas}, *scored)
 
     assert note(sign * 1e6) == note(float("nan")) == []
     (line,) = note(-sign * 1e6)
@@ -56,3 +65,26 @@ def test_a_probe_that_is_no_better_gets_a_note(tmp_path, kind):
         assert f"{tiny_dense.CLASSES[label]!r} everywhere" in line
         assert note(100 * areas[:, label].sum() / 200 / 3 + 1e-3) == []
         assert note(100 * areas[:, label].sum() / 200 / 3 - 1e-3) != []
+
+
+def test_a_constant_is_scored_where_the_probe_is(tmp_path):
+    data = tiny_dense.make(tmp_path / "normals", "normals")
+    for path in (tmp_path / "normals").rglob("truth/**/*.png"):
+        depth = np.zeros(cv2.imread(str(path)).shape[:2], np.uint16)
+        depth[:8, :8] = 1000  # mm
+        stored = Path(str(path).replace("/normals/", "/annotations/"))
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(stored), depth)
+    lines = [
+        constant_note(data, {"normal_mean": 1e6}, {}, *scored_dataset(data, mask=mask))
+        for mask in ("normals", "depth")
+    ]
+    assert lines[0] != lines[1]
+
+
+def scored_dataset(data, **options):
+    pipeline = dense_data.test_pipeline(data.spec, len(data.classes), size=0, **options)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        val = DenseDataset(data.spec.name, str(data.root), "val", pipeline, test_mode=True)
+    loader = {"dataset": {"pipeline": pipeline}}
+    return SimpleNamespace(val_evaluator=EVALUATORS[data.spec.kind], val_dataloader=loader), val
