@@ -19,7 +19,7 @@ from benchmark.execution.progress import reporter
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
 from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
-from common.device import is_accelerator, using
+from common.device import using
 from common.errors import UserError
 from common.files import content_key
 from probes.base import GroupedProbe
@@ -98,13 +98,10 @@ def trained_together(tasks: Sequence[PlannedTask], context: CellContext) -> list
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Make an accelerator the current one while the block runs, and let torch use TF32 for products
-    of float32 matrices, in the backbone as in the heads."""
-    if not is_accelerator(device):
-        yield
-        return
+    """Make ``device`` the current one while the block runs, and multiply float32 matrices exactly,
+    without TF32."""
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("highest")
     try:
         with using(device):
             yield

@@ -65,12 +65,15 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
     test: dict[str, Any] = {"mode": "whole", "flip": settings.flip_test}
     if settings.slide:
         side, step = settings.slide
+        window = (round_up(side, backbone.divisor),) * 2
         test |= {
             "mode": "slide",
-            "crop_size": (round_up(side, backbone.divisor),) * 2,
+            "crop_size": window,
             "stride": (step, step),
             "padded": settings.slide_padded,
         }
+        # windows end with the image, which is padded where it is smaller than a window
+        prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
     objective, scores = objective_and_scores(settings, spec, classes)
     model = {
         "type": "DenseSegmenter" if probe.kind == "segmentation" else "DenseRegressor",

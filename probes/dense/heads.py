@@ -28,13 +28,13 @@ from probes.dense.resized_loss import resized_cross_entropy
 Losses = dict[str, Tensor]
 
 
-def in_fp32(loss_by_feat: Callable[..., Losses]) -> Callable[..., Losses]:
-    """Compute a head's losses in fp32, also where the head itself runs under autocast."""
+def in_fp32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compute what follows a head in fp32, also where the head itself runs under autocast."""
 
-    @functools.wraps(loss_by_feat)
-    def exact(self: Any, raw: Tensor, samples: list[Any]) -> Losses:
+    @functools.wraps(function)
+    def exact(self: Any, raw: Tensor, samples: list[Any]) -> Any:
         with torch.autocast(raw.device.type, enabled=False):
-            return loss_by_feat(self, raw.float(), samples)
+            return function(self, raw.float(), samples)
 
     return exact
 
@@ -70,6 +70,10 @@ class Segmentation:
             loss.loss_name: loss.loss_weight * means.mean(),
             "acc_seg": 100 * right.sum() / scored.sum().clamp(min=1),
         }
+
+    @in_fp32
+    def predict_by_feat(self, logits: Tensor, metas: list[dict[str, Any]]) -> Tensor:
+        return super().predict_by_feat(logits, metas)  # type: ignore[misc]
 
 
 def _is_plain(loss: Any) -> bool:

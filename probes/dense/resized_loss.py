@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from probes.features.exact import exact_products
-
 CACHED_BYTES = 2**20  # of resized logits at once on a CPU; more where images are larger
 GPU_BYTES = 2**28
 
@@ -36,7 +34,6 @@ class _ResizedCrossEntropy(torch.autograd.Function):
     """Sum of the loss over all scored pixels, and how many pixels are right."""
 
     @staticmethod
-    @exact_products()
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool
     ) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from common.device import is_accelerator
-from probes.features.exact import exact_products
 
 # similarities in memory at once: 512 MiB, 16 MiB
 GPU_CELLS, CPU_CELLS = 2**27, 2**22
 
 
-@exact_products()
 def nearest(
     queries: Tensor,
     memory: Tensor,

@@ -51,7 +51,7 @@ def run(context: Context) -> TaskResult:
         train_on_crops(
             context,
             heads,
-            torch.optim.AdamW(adamw_groups(heads, settings), betas=(0.9, settings.beta2)),
+            adamw(heads, settings),
             token_encoder(context.backbone, settings.pool),
             ([train[index] for index in training], labels[training]),
             settings.epoch_length or math.ceil(len(training) / settings.batch_size),
@@ -73,8 +73,8 @@ def run(context: Context) -> TaskResult:
     return result
 
 
-def adamw_groups(heads: AttentiveHeads, settings: AttentiveSettings) -> list[dict]:
-    """Parameter groups: each head has the rate and the decay of its pair."""
+def adamw(heads: AttentiveHeads, settings: AttentiveSettings) -> torch.optim.AdamW:
+    """An optimizer in which each head has the rate and the decay of its pair."""
     groups = []
     for head, (rate, decay) in zip(heads, settings.grid, strict=True):
         rates = {"lr": rate, "initial_lr": rate}
@@ -87,7 +87,7 @@ def adamw_groups(heads: AttentiveHeads, settings: AttentiveSettings) -> list[dic
             groups.append(
                 {"params": parameters, "weight_decay": 0.0 if is_bias else decay, **rates}
             )
-    return groups
+    return torch.optim.AdamW(groups, betas=(0.9, settings.beta2), eps=settings.epsilon)
 
 
 def create_heads(context: Context) -> AttentiveHeads:

@@ -192,7 +192,7 @@ class AttentiveSettings(EncodeSettings):
         learning_rates, weight_decays: of AdamW; a head is trained with each pair.
         warmup: share of all iterations in which the rates rise from zero; a cosine then takes them
             back.
-        beta2: of AdamW.
+        beta2, epsilon: of AdamW.
         decay_biases: whether biases decay, too.
         holdout: share of each class of train on which the pair is chosen; no head is trained on it.
     """
@@ -205,6 +205,7 @@ class AttentiveSettings(EncodeSettings):
     weight_decays: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (0.01,)
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta2: Fraction = 0.999
+    epsilon: PositiveFloat = 1e-8
     decay_biases: bool = True
     holdout: Fraction = 0.1
 

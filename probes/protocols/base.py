@@ -49,7 +49,8 @@ class Difference:
             (``tests/protocols/records``).
         text: a phrase.
         effect: how far it moves the number, and on what data, where that was measured.
-        probe: the preset that differs; empty for all.
+        probe: the preset that differs (``segmentation/logreg``), or the kind of several
+            (``segmentation``); empty for all.
     """
 
     fields: tuple[str, ...]

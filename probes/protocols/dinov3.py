@@ -5,13 +5,22 @@ github.com/facebookresearch/dinov3: ``segmentation/config.py`` and
 ``configs/config-ade20k-linear-training.yaml``; ``depth/config.py``, ``depth/models``. They
 were read, not copied, since their licence differs.
 
-A linear head on the last layer, which has passed the backbone's own final norm, without the class
-token. What the paper and its files leave open is the probe's own default.
+A linear head on the last layer, which (of a ViT) has passed the backbone's own final norm, without
+the class token. What the paper and its files leave open is the probe's own default.
 """
 
 from __future__ import annotations
 
 from probes.protocols.base import Difference, Preset, Protocol, register_protocol
+
+SHARED = {
+    "padding": "mean",
+    "enlarge": 1.0,
+    "decay_all": True,
+    "shuffle": True,
+    "align_corners": False,
+    "test_area": (),
+}
 
 SEGMENTATION = Preset(
     "segmentation/linear",
@@ -44,6 +53,10 @@ SEGMENTATION = Preset(
         "fixed_crops": 0,
         "cache": "none",
         "lr_grid": (),
+        **SHARED,
+        "max_class_share": 0.75,
+        "loss_images": None,
+        "slide_padded": False,
     },
     datasets=("ade20k",),
 )
@@ -81,6 +94,8 @@ DEPTH = Preset(
         "fixed_crops": 0,
         "cache": "none",
         "lr_grid": (),
+        **SHARED,
+        "bins_loss": "sig",
     },
     datasets=("nyu-depth",),
     data={"split": "24k/654"},
@@ -108,7 +123,9 @@ register_protocol(
             ),
             Difference(
                 ("test sizes",),
-                "the long side of images has no limit, here it is 2048 px",
+                "the long side of images has no limit, here it is at most four times the short one,"
+                " in training, too",
+                "none on usual photographs",
                 probe=SEGMENTATION.probe,
             ),
             Difference(
@@ -124,8 +141,8 @@ register_protocol(
             ),
             Difference(
                 ("turned image",),
-                "images are turned by OpenCV, whose weights are multiples of 1/32, and mixed with "
-                "black at their edges in another way",
+                "images are turned as real numbers, here by OpenCV, whose weights are multiples of"
+                " 1/32, to whole numbers, and mixed with black at their edges in another way",
                 probe=DEPTH.probe,
             ),
             Difference(
@@ -135,13 +152,24 @@ register_protocol(
             ),
             Difference(
                 ("padding to patches of 14",),
-                "images that are no whole number of patches are padded on all sides, here at the "
-                "right and the bottom",
+                "images that are no whole number of patches are padded on all sides, and the"
+                " prediction of all is squeezed into the image; here images are padded at the right"
+                " and the bottom, which is cut off, and crops to train on are enlarged",
                 "none with patches of 16",
+                probe=DEPTH.probe,
+            ),
+            Difference(
+                ("final norm of ConvNeXt",),
+                "the last map of a ConvNeXt passes its final norm, here it does not",
+            ),
+            Difference(
+                ("backbone in training",),
+                "for the first 1,600 iterations a ViT's positions are rescaled at random, here"
+                " never",
                 probe=DEPTH.probe,
             ),
         ),
         commit="6876159",
-        version=2,
+        version=3,
     )
 )

@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import probes.catalog  # noqa: F401
+from benchmark.probing.unit import computing_on
 from common.settings import with_changes
 from probes.base import Context
 from probes.dense.metrics import confusion, segmentation_scores
@@ -34,7 +34,6 @@ from probes.dense.patches.knn import Voter
 from probes.dense.patches.logreg import fit, targets
 from probes.dense.patches.memory import class_count, held_out_images, remember, standardiser
 from probes.features.cost import EncodeRun
-from probes.features.search import nearest
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
 from tests.probes.tiny_mmlab import context
@@ -42,6 +41,15 @@ from tests.protocols import capi_attentive, segmented
 from tests.protocols.fields import read_record
 
 KNN, LOGREG = "segmentation/patch-knn", "segmentation/logreg"
+READ = {
+    LOGREG: {"two classes": ("a vector of weights", "two vectors")},
+    capi_attentive.PROBE: {
+        "held-out split": ("numpy's generator of seed 42", "each class by the run's seed"),
+        "size of test images": ("256, cropped to 224", "the backbone's own"),
+        "samplers": ("seed 42", "the run's seed"),
+        "first weights": ("of each head", "one for all heads"),
+    },
+}
 TRAIN, VAL = list(range(5)), [20, 21, 22]
 PAIRS = ((1, "cosine"), (3, "l2"), (4, "cosine"), (10, "l2"))
 STRENGTHS = (1e-4, 1e-2)
@@ -177,7 +185,6 @@ def _source_knn(code: ModuleType) -> dict[str, Any]:
         "neighbours": defaults["num_neighbors"],
         "distances": [each.lower() for each in defaults["distance"]],
         "precision on ADE20K": config.seg_ade20k.classifiers_kwargs.knn.dtype,
-        "TF32": "matmul.allow_tf32 = True" in inspect.getsource(import_module("utils").base_setup),
     }
 
 
@@ -242,6 +249,7 @@ def _source_images(code: ModuleType) -> dict[str, Any]:
         "held-out images": sorted(captured["held out"]),
         "features": str(standardised[-1].dtype),
         "patches to standardise by": len(standardised[-1]),
+        "TF32": "matmul.allow_tf32 = True" in inspect.getsource(import_module("utils").base_setup),
         "normalised black": captured["images"].transforms[0](Image.new("RGB", (8, 8)))[:, 0, 0],
         "precision": str(_defaults(code.eval_model)["autocast_dtype"]).removeprefix("torch."),
     }
@@ -297,7 +305,7 @@ def _prepare(
     backbone: str = "golden-projection",
 ) -> Context:
     data = segmented.write(folder / f"{dataset}-{len(train)}", dataset, train, VAL)
-    settings = with_changes(PROBES[probe].settings_type(), {**presets[probe], "cache": "fp32"})
+    settings = with_changes(PROBES[probe].settings_type(), presets[probe])
     return context(folder / "work", data, settings, backbone)
 
 
@@ -350,7 +358,6 @@ def _suite_knn(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
         "neighbours": preset["neighbours"],
         "distances": preset["distances"],
         "precision on ADE20K": "float32",
-        "TF32": _products_may_be_rounded(),
     }
 
 
@@ -393,27 +400,8 @@ def _maps(model: Any, standardise: Any, settings: Any, patches: Any) -> list[tor
 
 
 def _products_may_be_rounded() -> bool:
-    """Whether neighbours are searched with TF32 where it is allowed."""
-    precisions = []
-
-    def prepare(part: torch.Tensor) -> torch.Tensor:
-        precisions.append(torch.get_float32_matmul_precision())
-        return part
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        nearest(torch.eye(2), torch.eye(2), 1, prepare=prepare)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    return precisions != ["highest"]
-
-
-def _normalised_black(prepare: Any) -> list[float]:
-    """A black pixel as a backbone gets it that has a mean of its own."""
-    task = prepare(KNN, "golden-void-255", TRAIN, backbone="tiny-vit")
-    normalise = PatchImages(task, "train").dataset.encoder["data_preprocessor"]
-    return [-mean / std for mean, std in zip(normalise["mean"], normalise["std"], strict=True)]
+    with computing_on(torch.device("cpu")):
+        return torch.get_float32_matmul_precision() != "highest"
 
 
 def _suite_images(prepare: Any) -> dict[str, Any]:
@@ -426,16 +414,18 @@ def _suite_images(prepare: Any) -> dict[str, Any]:
     )
     (patches,) = images.walk(EncodeRun.of(task), [3])
     held_out = held_out_images(task)
-    ours = replace(task, settings=replace(task.settings, cache=type(task.settings)().cache))
     frozen = images.dataset.encoder["backbone"]
     return {
         "image": ((packed - mean) / std)[:, SAMPLE, SAMPLE],
         "labels": images.labels(patches)[SAMPLE, SAMPLE],
         "number of held-out images": len(held_out),
         "held-out images": held_out,
-        "features": str(PatchImages(ours, "train").dtype).removeprefix("torch."),
+        "features": str(images.dtype).removeprefix("torch."),
         "patches to standardise by": len(memory),
-        "normalised black": _normalised_black(prepare),
+        "normalised black": segmented.normalised_black(
+            prepare(KNN, "golden-void-255", TRAIN, backbone="tiny-vit")
+        ),
+        "TF32": _products_may_be_rounded(),
         "precision": capi_attentive.PRECISIONS[task.settings.precision],
         "last layer after the final norm": frozen["out_indices"] == [-1],
         "class token": patches.features.shape[1] != task.backbone.channels[-1],

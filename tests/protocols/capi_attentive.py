@@ -31,6 +31,7 @@ SMALL = {
     "batch_size": 8,
     "num_classes": CLASSES,
 }
+SMALL_HEADS = 4 * 2 * 2  # of four pooled representations
 GPUS = 8  # that its benchmark runs on
 NAMES = {"0.query": "query_token", "0.key_value": "kv", "1": "linear"}
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
@@ -173,6 +174,7 @@ def source() -> dict[str, Any]:
                     peaks.append(eval(ast.unparse(node.values[0]), scope))
         uses_autocast = "autocast" in inspect.getsource(code)
     schedule = names["lr_schedule"]
+    representations = len(trained) / len(SMALL["learning_rates"]) / len(SMALL["weight_decays"])
     return {
         "normalised black": transforms[-1](Image.new("RGB", (8, 8)))[:, 0, 0],
         "precision": "bfloat16" if uses_autocast else "float32",
@@ -189,6 +191,7 @@ def source() -> dict[str, Any]:
         "iterations": defaults["n_iters"],
         "batch_size": GPUS * defaults["batch_size"],
         "held_out": defaults["val_proportion"],
+        "epsilon": 1e-8 * representations * len(peaks) * len(defaults["weight_decays"]),
     }
 
 
@@ -213,7 +216,7 @@ def suite(order: list[list[int]]) -> dict[str, Any]:
     """The fields, by this suite, which trains in the order of the source's images."""
     import probes.catalog  # noqa: F401  registers every protocol
     from probes.image_level.attention_pool import create_head
-    from probes.image_level.attentive import AttentiveHeads, adamw_groups
+    from probes.image_level.attentive import AttentiveHeads, adamw
     from probes.image_level.linear import cosine, train_step
     from probes.protocols.base import find_preset
     from probes.registry import find_task
@@ -225,13 +228,14 @@ def suite(order: list[list[int]]) -> dict[str, Any]:
         | {
             "learning_rates": tuple(rate * 8 / 256 for rate in SMALL["learning_rates"]),
             "weight_decays": SMALL["weight_decays"],
+            "epsilon": 1e-8 * SMALL_HEADS,
         }
     )
     heads = AttentiveHeads(create_head(small.pool, WIDTH, CLASSES) for _ in small.grid)
     for head in heads:
         head.load_state_dict(weights())
     logits = heads[0](tokens()[:4])
-    optimizer = torch.optim.AdamW(adamw_groups(heads, small), betas=(0.9, small.beta2))
+    optimizer = adamw(heads, small)
     for step, batch in enumerate(order):
         numbers = torch.tensor(batch)
         share = cosine(step, SMALL["n_iters"], SMALL["warmup_iters"])
@@ -255,4 +259,5 @@ def suite(order: list[list[int]]) -> dict[str, Any]:
         "iterations": length,
         "batch_size": settings.batch_size,
         "held_out": settings.holdout,
+        "epsilon": settings.epsilon,
     }

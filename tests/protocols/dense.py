@@ -18,6 +18,7 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
+from mmseg.utils import stack_batch
 from torch import Tensor, nn
 
 import backbones.named  # noqa: F401  registers the families of names
@@ -293,7 +294,9 @@ def slid(config: Config, images: Tensor, last: float = 0.0) -> Tensor:
     if kind is DenseRegressor:
         model.out_channels, model.decode_head = 1, head(config)
     model.encode_decode = lambda crop, metas: averager(crop)[:, : model.out_channels]
-    return model.slide_inference(images, [{}])
+    padded, _ = stack_batch([*images], **config.model.data_preprocessor.test_cfg)
+    height, width = images.shape[2:]
+    return model.slide_inference(padded, [{}])[:, :, :height, :width]
 
 
 def black(config: Config) -> list[float]:

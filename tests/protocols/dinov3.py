@@ -11,6 +11,10 @@ from typing import Any
 from tests.protocols import dinov3_depth, dinov3_segmentation
 
 TOLERANCE = {"initial weights": 2e-4}  # of random values
+READ = {
+    "": {"final norm of ConvNeXt": ("yes", "no")},
+    "depth": {"backbone in training": ("training mode, for 1,600 iterations", "evaluation mode")},
+}
 PARTS = {"segmentation/linear": dinov3_segmentation, "depth/linear": dinov3_depth}
 
 

@@ -113,7 +113,7 @@ def source(checkout: Path) -> dict[str, Any]:
     scores = metrics.calculate_segmentation_metrics(areas, ["mIoU", "dice", "fscore"])
     averager = dense.Averager()
     windows = inference.slide_inference(
-        random(1, 3, 560, 640, seed=8),
+        random(1, 3, 512, 683, seed=8),
         SimpleNamespace(predict=lambda crop, rescale_to: averager(crop)),
         n_output_channels=CLASSES,
         crop_size=(config.eval.crop_size,) * 2,
@@ -197,7 +197,7 @@ def suite() -> dict[str, Any]:
         "padding": dense.padding(config),
         "labels": stored_labels(torch.tensor(STORED), 150),
         "scores": [scores[name] for name in ("mIoU", "mAcc", "aAcc")],
-        "windows": summary(dense.slid(config, random(1, 3, 560, 640, seed=8))),
+        "windows": summary(dense.slid(config, random(1, 3, 512, 683, seed=8))),
         "validations": 1,
         "head precision": HEAD_PRECISION,
     }

@@ -50,6 +50,29 @@ def read_record(name: str) -> dict[str, Any]:
     return json.loads(record_path(name).read_text(encoding="utf-8"))
 
 
+def with_facts(fields: Fields, code: ModuleType, side: int) -> Fields:
+    """``fields`` with the facts in ``READ`` of a protocol's module.
+
+    These would take a GPU, weights or a whole training to compute, so they were read in the
+    source: probe, or its kind → name → (the source's, the suite's).
+
+    Args:
+        side: 0 for the source's, 1 for the suite's.
+    """
+    return {
+        probe: {
+            **values,
+            **{
+                name: pair[side]
+                for kind, facts in getattr(code, "READ", {}).items()
+                if probe.startswith(kind)
+                for name, pair in facts.items()
+            },
+        }
+        for probe, values in fields.items()
+    }
+
+
 def differing_fields(recorded: Fields, ours: Fields, tolerance: Mapping[str, float]) -> Any:
     """The fields of each probe that are not equal.
 

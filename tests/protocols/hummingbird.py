@@ -83,7 +83,10 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
             "memory": 1024 * 10 ** max(powers),
             "size": int(sizes[1]),
             "size for patches of 14": int(sizes[2]),
-            "deviation of blue": transforms.IMAGENET_STD[2],
+            "normalised black": [
+                -mean / std
+                for mean, std in zip(transforms.IMAGENET_MEAN, transforms.IMAGENET_STD, strict=True)
+            ],
             "search": "scann" if "used the `scann` library" in readme else "exact",
             "precision": str(_defaults(models.FeatureExtractor)["autocast_dtype"]),
             "tokens": _source_tokens(models),
@@ -176,7 +179,9 @@ def _source_evaluation(code: ModuleType, transforms: ModuleType) -> dict[str, An
         score = evaluator.evaluate(images, SIDE // segmented.PATCH, ignore_index=void)
         fields["mIoU_hungarian"][str(void)] = 100 * score
         fields[f"remembered shares, void {void}"] = evaluator.label_memory[::97]
-    fields["remembered features"] = str(evaluator.feature_memory.dtype).removeprefix("torch.")
+    for name, part in (("features", "feature_memory"), ("shares", "label_memory")):
+        kept = getattr(evaluator, part)
+        fields[f"remembered {name}"] = str(kept.dtype).removeprefix("torch.")
     image, labels = images[0][0][0], images[0][1][0, 0]
     fields["image"] = image[:, SAMPLE, SAMPLE]
     fields["labels"] = (labels * 255).long()[SAMPLE, SAMPLE]
@@ -191,14 +196,14 @@ def suite() -> dict[str, dict[str, Any]]:
         return {PROBE: _suite_fields(Path(folder))}
 
 
-def _prepare(folder: Path, dataset: str) -> Context:
+def _prepare(folder: Path, dataset: str, backbone: str = "golden-projection") -> Context:
     data = segmented.write(folder / dataset, dataset, TRAIN, VAL)
     # of ADE20K the preset that makes void a class
     name = "ade20k" if segmented.VOID[dataset] == 0 else "camvid"
     preset = find_preset("hummingbird", DATASETS[name], PROBES[PROBE]).settings
-    changes = {**preset, "passes": 0, "cache": "fp32"}
+    changes = {**preset, "passes": 0}
     settings = with_changes(PROBES[PROBE].settings_type(), changes)
-    return context(folder / f"work-{dataset}", data, settings, "golden-projection")
+    return context(folder / f"work-{dataset}", data, settings, backbone)
 
 
 def _suite_fields(folder: Path) -> dict[str, Any]:
@@ -219,7 +224,6 @@ def _suite_fields(folder: Path) -> dict[str, Any]:
     stored = images.labels(patches)[SAMPLE, SAMPLE] + 1
     preset = PROTOCOLS["hummingbird"].presets[0].settings
     defaults = with_changes(PROBES[PROBE].settings_type(), preset)
-    stored_images = PatchImages(replace(task, settings=defaults), "val")
     voc = folder / "voc"
     _write_voc(voc)
     ade = find_preset("hummingbird", DATASETS["ade20k"], PROBES[PROBE]).settings
@@ -228,7 +232,8 @@ def _suite_fields(folder: Path) -> dict[str, Any]:
     return {
         **fields,
         **_suite_augmentation(),
-        "remembered features": str(stored_images.dtype).removeprefix("torch."),
+        "remembered features": str(images.dtype).removeprefix("torch."),
+        "remembered shares": str(memory.labels.dtype).removeprefix("torch."),
         "image": ((packed - mean) / std)[:, SAMPLE, SAMPLE],
         "labels": torch.where(stored == 256, 0, stored),
         "Hungarian mIoU of counts": [hungarian_miou(torch.tensor(each)) for each in COUNTS],
@@ -238,7 +243,9 @@ def _suite_fields(folder: Path) -> dict[str, Any]:
         "memory": preset["memory"],
         "size": preset["size"],
         "size for patches of 14": preset["size"] // 14 * 14,
-        "deviation of blue": task.backbone.data.std[2],
+        "normalised black": segmented.normalised_black(
+            _prepare(folder, "golden-void-255", backbone="tiny-vit")
+        ),
         "search": "exact",
         "precision": defaults.precision,
         "tokens": "x_norm_patchtokens" if preset["layers"] == "last" else "others",

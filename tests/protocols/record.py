@@ -18,7 +18,7 @@ from pathlib import Path
 import probes.catalog  # noqa: F401  registers every protocol
 from backbones.versions import versions
 from probes.protocols.base import PROTOCOLS
-from tests.protocols.fields import EXPERTS, module, plain, record_path
+from tests.protocols.fields import EXPERTS, module, plain, record_path, with_facts
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         "source": source,
         "commit": expected,
         "versions": versions("torch", "numpy"),
-        "fields": plain(code.source(arguments.source)),
+        "fields": plain(with_facts(code.source(arguments.source), code, 0)),
     }
     path = record_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from backbones import registry
 from backbones.base import Backbone, DataConfig, Weights
 from backbones.registry import Entry, Request
+from probes.base import Context
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.datasets.layouts import mirrored
+from probes.dense.patches.images import PatchImages
 from probes.registry import DATASETS, register_dataset
 
 PATCH, CLASSES = 16, ("first", "second", "third")
@@ -97,3 +99,9 @@ def _build(request: Request) -> Backbone:
 
 if "golden-projection" not in registry.BACKBONES:
     registry.register(Entry("golden-projection", "for tests", "MIT", _build))
+
+
+def normalised_black(task: Context) -> list[float]:
+    """A black pixel as the backbone of a task gets it."""
+    normalise = PatchImages(task, "train").dataset.encoder["data_preprocessor"]
+    return [-mean / std for mean, std in zip(normalise["mean"], normalise["std"], strict=True)]

@@ -29,7 +29,6 @@ from probes.dense.patches.memory import (
 )
 from probes.dense.patches.pixels import Patches, label_map, pixel_map
 from probes.dense.patches.settings import LogregSettings
-from probes.features.exact import exact_products
 from probes.image_level.linear import Standardiser
 from probes.selection import Candidate, log_scores, select
 
@@ -44,7 +43,6 @@ class Regression:
     classes: Tensor
     passes: int = 0
 
-    @exact_products()
     def logits(self, features: Tensor) -> Tensor:
         """(N, D) → (N, K)."""
         return features @ self.weight + self.bias
@@ -62,7 +60,6 @@ class Regression:
         return pixel_map(predictions[:, None].expand(-1, pixels), patches)
 
 
-@exact_products()
 def fit(
     features: Tensor,
     labels: Tensor,

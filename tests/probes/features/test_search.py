@@ -5,11 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
-from torch.overrides import TorchFunctionMode
 
-from probes.dense.patches.logreg import Regression, fit
-from probes.dense.patches.settings import LogregSettings
-from probes.dense.resized_loss import resized_cross_entropy
 from probes.features.search import nearest
 
 
@@ -45,46 +41,6 @@ def test_chunks_of_the_memory_are_merged(monkeypatch):
     similar, index = nearest(queries, memory.half(), 5)
     exact, order = (queries @ memory.half().float().T).topk(5, dim=1)
     assert torch.equal(index, order) and torch.allclose(similar, exact)
-
-
-class Precisions(TorchFunctionMode):
-    """Records the precision of each product of matrices."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if "matmul" in getattr(function, "__name__", ""):
-            self.seen.add(torch.get_float32_matmul_precision())
-        return function(*args, **(kwargs or {}))
-
-
-def resize_and_score():
-    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 8, 8))
-    resized_cross_entropy(logits, labels, 255, align_corners=False)
-
-
-@pytest.mark.parametrize(
-    "compute",
-    [
-        lambda: nearest(torch.eye(2), torch.eye(2), 1),
-        lambda: fit(torch.randn(9, 2), torch.arange(9) % 3, 1.0, LogregSettings(iterations=2)),
-        lambda: Regression(torch.eye(2), torch.ones(2), torch.arange(2)).logits(torch.eye(2)),
-        resize_and_score,
-    ],
-    ids=["neighbours", "logistic regression", "its prediction", "resized loss"],
-)
-def test_what_is_exact_is_computed_without_tf32(compute):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        with Precisions() as precisions:
-            compute()
-        assert precisions.seen == {"highest"}
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def test_rows_are_prepared_and_left_out():
