@@ -48,7 +48,8 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
     experts: Names = ()
     """only these of seg, depth, normal (the same as --set experts=…)"""
     save_every: NonNegativeFloat = 60.0
-    """seconds between two checkpoints to resume from"""
+    """seconds between two checkpoints to resume from; more where they would take over 2 % of the
+    time"""
     keep_every: NonNegativeInt = 0
     """export weights every so many steps into OUT.steps/, for `watch`; 0: never"""
     experiment: str = "train"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,14 +16,16 @@ from torchvision.transforms import (
 )
 
 from backbones.base import DataConfig
+from common.device import upload
 from common.errors import NonFiniteLoss
 from common.files import atomic_write, derive_seed
+from common.pacing import Pace
 from probes.base import Context
 from probes.features.cost import EncodeRun
 from probes.image_level.encode import Images, encode_batches, input_size
 from probes.image_level.linear import cosine, train_step
 
-SAVE_EVERY = 300.0  # seconds of training that a killed process loses at most
+SAVE_EVERY = 300.0  # seconds of training between two states, or more where they take long
 
 
 class RandomCrops(Images):
@@ -93,17 +94,18 @@ def train_on_crops(
     warmup = round(getattr(settings, "warmup", 0.0) * iterations)
     iteration, losses = 0, torch.zeros((), device=device)
     if file.is_file():
-        state = torch.load(file, map_location=device, weights_only=True)
+        # on the CPU, where AdamW counts its steps: it would wait for a count on the device
+        state = torch.load(file, map_location="cpu", weights_only=True)
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
-        iteration, losses = state["iteration"], state["losses"]
+        iteration, losses = state["iteration"], state["losses"].to(device)
     context.progress.start("training heads on random crops", iterations)
     context.progress.advance(iteration)
-    size, saved = settings.batch_size, time.monotonic()
+    size, saving = settings.batch_size, Pace(SAVE_EVERY)
     batches = [range(i * size, (i + 1) * size) for i in range(iteration, iterations)]
     features = encode_batches(crops, batches, backbone, encode, run, encoding)
     for items, inputs in zip(batches, features, strict=True):
-        targets = labels[[crops.index(item) for item in items]].to(device)
+        targets = upload(labels[[crops.index(item) for item in items]], device)
         share = cosine(iteration, iterations, warmup)
         losses = losses + train_step(heads, optimizer, inputs, targets, share)
         iteration += 1
@@ -115,8 +117,7 @@ def train_on_crops(
             best = mean.nan_to_num(torch.inf).min().item()
             context.log.log_metrics({"train/loss": best}, iteration)
             losses = torch.zeros_like(losses)
-        if epoch_ends or time.monotonic() - saved > SAVE_EVERY:
+        if epoch_ends or saving.is_due:
             state = {"heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
-            with atomic_write(file) as temporary:
+            with saving.timed(), atomic_write(file) as temporary:
                 torch.save({**state, "iteration": iteration, "losses": losses}, temporary)
-            saved = time.monotonic()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.device import float64_device
+from common.device import float64_device, upload
 from common.errors import NonFiniteLoss
 from probes.image_level.classification import ranks
 from probes.image_level.settings import LinearSettings
@@ -29,7 +29,8 @@ class Samples:
     """Features with their classes, or some of them; the others are not copied.
 
     Attributes:
-        features: (N, D) float32, labels: (N,) int64, on the CPU or, where it has room, on a GPU.
+        features: (N, D) float32, on the CPU or, where it has room, on a GPU; there, too, are
+        labels: (N,) int64.
         classes: number of classes.
         members: (M,) indices of the samples that count; None for all.
     """
@@ -42,14 +43,20 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels if self.members is None else self.members)
 
+    def __post_init__(self) -> None:
+        device = self.features.device
+        self.labels = self.labels.to(device)
+        if self.members is not None:
+            self.members = self.members.to(device)
+
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(features, labels) of members, on ``device``."""
+        """(features, labels) of members, on ``device``. ``indices`` are where the features are."""
         rows = indices if self.members is None else self.members[indices]
-        return self.features[rows].to(device), self.labels[rows].to(device)
+        return upload(self.features[rows], device), upload(self.labels[rows], device)
 
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """All members in order, ``size`` at once."""
-        for indices in torch.arange(len(self)).split(size):
+        for indices in torch.arange(len(self), device=self.features.device).split(size):
             yield self.batch(indices, device)
 
 
@@ -67,10 +74,11 @@ class Standardiser:
     @classmethod
     def fit(cls, samples: Samples) -> Standardiser:
         """Measure in float64, ``ROWS`` rows at once."""
-        mean = variance = torch.zeros(samples.features.shape[1], dtype=torch.float64)
-        for part, _ in samples.batches(ROWS, torch.device("cpu")):
+        device = float64_device(samples.features.device)
+        mean = variance = torch.zeros((), dtype=torch.float64, device=device)
+        for part, _ in samples.batches(ROWS, device):
             mean = mean + part.double().sum(dim=0) / len(samples)
-        for part, _ in samples.batches(ROWS, torch.device("cpu")):
+        for part, _ in samples.batches(ROWS, device):
             variance = variance + (part.double() - mean).square().sum(dim=0) / len(samples)
         return cls.from_moments(mean, variance)
 
@@ -86,8 +94,12 @@ class Standardiser:
         """Change nothing."""
         return cls(torch.zeros(width), torch.ones(width))
 
+    def to(self, device: torch.device) -> Standardiser:
+        """The same for features on ``device``."""
+        return Standardiser(self.mean.to(device), self.scale.to(device))
+
     def __call__(self, features: Tensor) -> Tensor:
-        return (features - self.mean.to(features.device)) * self.scale.to(features.device)
+        return (features - self.mean) * self.scale
 
 
 class LinearHeads(nn.Module):
@@ -191,13 +203,14 @@ def train_linear(
     if settings.standardise:
         standardise = Standardiser.fit(samples)
     zeros = [torch.zeros(width, samples.classes, device=device) for _ in grid]
-    heads = LinearHeads(standardise, zeros).to(device)
+    heads = LinearHeads(standardise.to(device), zeros).to(device)
     optimizer = torch.optim.SGD(sgd_groups(heads, grid, batch_size), momentum=settings.momentum)
     order = torch.Generator().manual_seed(seed)
     steps = math.ceil(len(samples) / batch_size)
     for epoch in range(settings.epochs):
         losses = torch.zeros(len(grid), device=device)
-        batches = torch.randperm(len(samples), generator=order).split(batch_size)
+        indices_of_epoch = torch.randperm(len(samples), generator=order)
+        batches = upload(indices_of_epoch, samples.features.device).split(batch_size)
         for step, indices in enumerate(batches):
             inputs, targets = samples.batch(indices, device)
             share = cosine(epoch * steps + step, settings.epochs * steps)
@@ -219,14 +232,14 @@ def evaluate_grid(
 ) -> list[Candidate[Pair]]:
     """Top-1 and mean cross-entropy of each head on held-out samples."""
     count, exact = len(grid), float64_device(device)
-    hits, total = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
+    hits, total = (torch.zeros(count, dtype=torch.float64, device=exact) for _ in range(2))
     rows = max(1, 2**23 // (count * samples.classes))  # 64 MiB of logits in float64
     for features, labels in samples.batches(rows, device):
         logits = heads(features).to(exact)
         labels = labels.to(exact)
-        hits += (ranks(logits, labels) == 0).sum(dim=1).cpu()
+        hits += (ranks(logits, labels) == 0).sum(dim=1)
         index = labels.expand(count, -1)[..., None]
-        total -= logits.double().log_softmax(dim=2).gather(2, index).sum(dim=(1, 2)).cpu()
+        total -= logits.double().log_softmax(dim=2).gather(2, index).sum(dim=(1, 2))
     names = [heads.name + pair_name(pair) for pair in grid]
     top1, losses = (100 * hits / len(samples)).tolist(), (total / len(samples)).tolist()
     return [

@@ -60,7 +60,9 @@ def choose(train: Samples, context: Context) -> tuple[Pair, str]:
     grid = settings.grid
     if len(grid) == 1:
         return grid[0], "fixed"
-    split = stratified_split(train.labels, settings.holdout, context.seed, "learning_rates=0.1")
+    split = stratified_split(
+        train.labels.cpu(), settings.holdout, context.seed, "learning_rates=0.1"
+    )
     training, held_out = (replace(train, members=part) for part in split)
     candidates: Sequence[Candidate[Pair]] = []
 

@@ -106,6 +106,6 @@ def create_heads(context: Context) -> list[LinearHeads]:
             generator = torch.Generator().manual_seed(seed)
             weight = torch.empty(width, len(context.data.classes))
             weights.append(weight.normal_(0, 0.01, generator=generator))
-        heads = LinearHeads(Standardiser.identity(width), weights, columns, f"{name}_")
-        grids.append(heads.to(device))
+        identity = Standardiser.identity(width).to(device)
+        grids.append(LinearHeads(identity, weights, columns, f"{name}_").to(device))
     return grids

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import DataConfig
 from backbones.cliptex.data.augment import Geometry, centre_geometry, crop_images, random_geometry
+from backbones.cliptex.data.prefetch import computed_ahead
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
@@ -202,7 +203,8 @@ class TrainDataset(Dataset[Batch]):
         return True
 
     def loader(self, start: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
-        """Batches from ``start`` to the last, in worker processes unless they are in memory.
+        """Batches from ``start`` to the last, by worker processes, or threads if they are in
+        memory.
 
         Args:
             pin: in pinned memory, for a GPU.
@@ -210,8 +212,9 @@ class TrainDataset(Dataset[Batch]):
         steps = range(start, self.steps)
         if self._cache is not None or workers == 0:
             # no DataLoader: it would draw from torch's random state
-            batches = (self[step] for step in steps)
-            return (batch.pin_memory() for batch in batches) if pin else batches
+            return computed_ahead(
+                lambda step: self[step].pin_memory() if pin else self[step], steps, workers
+            )
         return iter(
             DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin)
         )
@@ -224,11 +227,13 @@ class TrainDataset(Dataset[Batch]):
         return batch
 
     def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
+        orders = self._orders  # replaced as one: threads may do so at once
+        if epoch not in orders:
             order = self.pairs.epoch_order(self.recipe.seed, epoch)
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = order[~np.isin(order, self.held_out)]
-        return self._orders[epoch]
+            orders = {e: o for e, o in orders.items() if e == epoch - 1}
+            orders[epoch] = order[~np.isin(order, self.held_out)]
+            self._orders = orders
+        return orders[epoch]
 
     def _sample(self, index: int, labelled: bool = True) -> _Sample:
         return self._cache[index] if self._cache is not None else self._read(index, labelled)

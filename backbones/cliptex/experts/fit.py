@@ -20,6 +20,7 @@ from backbones.cliptex.data.augment import (
     warp_images,
     warp_normals,
 )
+from backbones.cliptex.data.prefetch import computed_ahead
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.training.distributed import DistContext
 from backbones.cliptex.training.optimizer import build_optimizer
@@ -30,6 +31,7 @@ from backbones.cliptex.training.trainer import (
     copy_buffers,
     restore_buffers,
 )
+from common.device import upload
 from common.files import content_key
 from common.settings import ShareRange, settings_dataclass
 
@@ -103,9 +105,12 @@ class ExpertTrainer(Trainer):
         return self.cost()
 
     def batches(self, start: int) -> Iterator[Batch]:
-        for step in range(start, self.plan.steps):
-            images, target = augmented_batch(self.data, self.settings, self.plan.seed, step)
-            yield images.to(self.context.device), target.to(self.context.device)
+        def load(step: int) -> Batch:
+            return augmented_batch(self.data, self.settings, self.plan.seed, step)
+
+        device, threads = self.process.device, min(1, self.context.workers)
+        for images, target in computed_ahead(load, range(start, self.plan.steps), threads):
+            yield upload(images, device), upload(target, device)
 
     def rate(self, step: int) -> float:
         steps = self.plan.steps

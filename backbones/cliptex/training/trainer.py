@@ -21,6 +21,7 @@ from backbones.cliptex.training.contrastive import sum_over_ranks
 from backbones.cliptex.training.distributed import DistContext
 from backbones.cliptex.training.states import States
 from common.errors import NonFiniteLoss
+from common.pacing import Pace
 
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
 Step = tuple[int, dict[str, Tensor], Tensor]  # number from 1, losses, norm of the gradient
@@ -40,7 +41,7 @@ class TrainContext:
         notify: gets one line for each thing the user should know, as soon as it is known.
         workers: loading processes where pairs do not fit into memory.
         resume_dir: where states are saved (default: beside the weights). Removed at the end.
-        save_seconds: time between two states.
+        save_seconds: time between two states, or more where they take long, see ``Pace``.
         keep_every: steps between weights that are exported on the way (0: none).
         log_every, norms_every: steps between log entries and between measurements of the gradient
             norm of each loss.
@@ -187,7 +188,7 @@ class Trainer:
         context.progress.start(f"train {plan.name}", plan.steps)
         context.progress.advance(self.step)
         self._start_window()
-        self._started = saved = time.perf_counter()
+        self._started, saving = time.perf_counter(), Pace(context.save_seconds)
         self._buffers = copy_buffers(self.model)
         self._updating = False  # weights and optimizer state may be from different steps
         try:
@@ -199,9 +200,9 @@ class Trainer:
                 if first and self.step < plan.steps:
                     if export and context.keep_every and self.step % context.keep_every == 0:
                         export(self.step)
-                    if time.perf_counter() - saved > context.save_seconds:
-                        self._save()
-                        saved = time.perf_counter()
+                    if saving.is_due:
+                        with saving.timed():
+                            self._save()
                 context.progress.advance()
         except KeyboardInterrupt:
             if first and not self._updating and self.step < plan.steps:

@@ -114,7 +114,7 @@ def run(context: Context) -> TaskResult:
     pairs: list[Pair] = list(product(settings.neighbours, settings.distances))
     with context.cost.phase("train"):
         memory = remember(context, settings.votes == "pixels")
-        standardise = standardiser(memory.features)
+        standardise = standardiser(memory.features).to(context.device)
         (neighbours, distance), reason = pairs[0], "fixed"
         if len(pairs) > 1:
             (neighbours, distance), reason = choose(memory, standardise, pairs, context)

@@ -125,7 +125,7 @@ def run(context: Context) -> TaskResult:
     grid = sorted(settings.c)
     with context.cost.phase("train"):
         memory = remember(context)
-        standardise = standardiser(memory.features)
+        standardise = standardiser(memory.features).to(context.device)
         c, reason, start = grid[0], "fixed", None
         if len(grid) > 1:
             c, reason, start = choose(memory, standardise, context)
