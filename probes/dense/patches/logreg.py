@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from common.device import upload
 from common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.patches.images import PatchImages, evaluate
@@ -70,6 +71,9 @@ def fit(
 ) -> Regression:
     """The regression of (N, D) features on the classes that occur in (N,) labels.
 
+    L-BFGS itself is on the CPU: its line search compares numbers some forty times a pass, and on
+    another device each comparison would wait for it. Now a pass waits once, for loss and gradient.
+
     Args:
         labels: on the device that computes; rows below 0 are left out.
         c: inverse strength of the penalty.
@@ -82,10 +86,10 @@ def fit(
     classes = labels[is_fitted].unique()
     columns = torch.searchsorted(classes, labels).masked_fill(~is_fitted, -1)
     # the last row is the bias
-    parameters = torch.zeros(features.shape[1] + 1, len(classes), device=labels.device)
+    parameters = torch.zeros(features.shape[1] + 1, len(classes))
     if start is not None:
-        is_started = torch.isin(classes, start.classes)
-        parameters[:, is_started] = torch.cat([start.weight, start.bias[None]])
+        is_started = torch.isin(classes, start.classes).cpu()
+        parameters[:, is_started] = torch.cat([start.weight, start.bias[None]]).cpu()
     parameters.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
         [parameters],
@@ -95,27 +99,30 @@ def fit(
         tolerance_change=1e-4 * settings.tolerance,
         tolerance_grad=settings.tolerance,
     )
-    passes, count = 0, int(is_fitted.sum())
+    passes, count, device = 0, int(is_fitted.sum()), labels.device
 
     def closure() -> Tensor:
         nonlocal passes
         passes += 1
-        optimizer.zero_grad()
+        weights = upload(parameters.detach(), device).requires_grad_()
         # divided by C and the number of samples, so that the tolerance has one meaning
-        loss = parameters[:-1].square().sum() / (2 * c * count)
+        loss = weights[:-1].square().sum() / (2 * c * count)
         loss.backward()
         total = loss.detach()
         for part, target in zip(features.split(ROWS), columns.split(ROWS), strict=True):
-            logits = prepare(part.to(parameters.device)) @ parameters[:-1] + parameters[-1]
+            logits = prepare(upload(part, device)) @ weights[:-1] + weights[-1]
             loss = cross_entropy(logits, target, ignore_index=-1, reduction="sum") / count
             loss.backward()
             total = total + loss.detach()
-        if not total.isfinite():
+        assert weights.grad is not None
+        results = torch.cat([weights.grad.flatten(), total[None]]).cpu()
+        if not results[-1].isfinite():
             raise NonFiniteLoss(f"logreg: the loss is not finite with C = {c:g}")
-        return total
+        parameters.grad = results[:-1].view_as(parameters)
+        return results[-1]
 
     optimizer.step(closure)
-    weights = parameters.detach()
+    weights = parameters.detach().to(device)
     return Regression(weights[:-1], weights[-1], classes, passes)
 
 
