@@ -16,9 +16,11 @@ import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 # isort: split
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseDataPreprocessor
-from mmengine.registry import DefaultScope
+from mmengine.registry import FUNCTIONS, DefaultScope
 from mmseg.registry import DATASETS, MODELS
+from torch import Tensor
 
 from common.files import content_key
 from probes.base import Progress
@@ -37,7 +39,7 @@ def cached(
     """``config`` (of ``probes.dense.config``, with fixed crops) on features that are cached in
     ``dtype``."""
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense.cached"]
-    return use_cached_features(
+    config = use_cached_features(
         config,
         dtype,
         device,
@@ -46,6 +48,9 @@ def cached(
         train={"fixed_crops": fixed_crops, "flip": flip},
         val={"fixed_crops": 0, "flip": flip},
     )
+    for loader in (config.train_dataloader, config.val_dataloader):
+        loader.collate_fn = {"type": "collate_features"}
+    return config
 
 
 @DATASETS.register_module()
@@ -198,14 +203,26 @@ def _image_only(part: Part) -> Part:
     return {**part, "ground_truth": 0} if part["type"] == "PadCrop" else part
 
 
+@FUNCTIONS.register_module()
+def collate_features(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch of items, each map stacked over it, which a loader can then pin."""
+    data = pseudo_collate(items)
+    return {**data, "inputs": tuple(torch.stack(list(maps)) for maps in data["inputs"])}
+
+
 @MODELS.register_module()
 class StackFeatures(BaseDataPreprocessor):
     """Replaces ``SegDataPreProcessor``: brings a batch of cached maps to the device, each map
     stacked over the batch."""
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
-        maps = self.cast_data(tuple(torch.stack(list(each)) for each in data["inputs"]))
-        return {"inputs": maps, "data_samples": self.cast_data(data.get("data_samples"))}
+        maps = tuple(
+            each if isinstance(each, Tensor) else torch.stack(list(each)) for each in data["inputs"]
+        )
+        return {
+            "inputs": self.cast_data(maps),
+            "data_samples": self.cast_data(data.get("data_samples")),
+        }
 
 
 def _tuples(shapes: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,6 @@ def preprocessor(backbone: Backbone) -> dict[str, Any]:
         "type": "SegDataPreProcessor",
         "mean": [255 * value for value in backbone.data.mean],
         "std": [255 * value for value in backbone.data.std],
-        "bgr_to_rgb": True,
         **padding,
         "test_cfg": padding,
     }

@@ -37,7 +37,7 @@ def constant_note(
     Args:
         per_image: per-image scores: segmentation is scored from ``label``.
         config: the probe's, with ``val_evaluator``; segmentation needs none.
-        val: the ``DenseDataset`` of the config's ``val_dataloader``; segmentation needs none.
+        val: the dataset of the config's ``val_dataloader``; segmentation needs none.
     """
     kind = data.spec.kind
     main, metric = next(iter(METRICS[kind].items()))
@@ -53,8 +53,9 @@ def constant_note(
         score = 100 * areas[constant] / max(areas.sum(), 1) / max(np.count_nonzero(areas), 1)
         name = f"{data.classes[constant]!r}"
     else:
-        pipeline = config.val_dataloader["dataset"]["pipeline"]
-        key = (*root, repr(config.val_evaluator), repr(pipeline))
+        dataset = config.val_dataloader["dataset"]
+        images = dataset if "pipeline" in dataset else dataset["dataset"]  # of cached features
+        key = (*root, repr(config.val_evaluator), repr(images["pipeline"]))
         if key not in _scores:
             _scores[key] = float(_score(val, kind, config.val_evaluator, constant)[main])
         score = _scores[key]
@@ -98,7 +99,7 @@ def _score(val: Any, kind: str, evaluator: Any, constant: Any) -> dict[str, floa
     """The metrics of ``constant`` at every pixel of ``val``."""
     metric, field = EVALUATORS.build(dict(evaluator)), FIELDS[kind]
     for index in range(len(val)):
-        sample = val.prepare_data(index)["data_samples"]
+        sample = val[index]["data_samples"]
         target = sample.get(field).data
         prediction = torch.as_tensor(constant).reshape(-1, 1, 1).expand_as(target)
         maps = {field: target, field.replace("gt", "pred"): prediction}

@@ -126,7 +126,7 @@ class DenseDataset(BaseDataset):
 
 @TRANSFORMS.register_module()
 class PackDense(BaseTransform):
-    """Tensors for the model: ``inputs`` (3, H, W) uint8 BGR and a ``SegDataSample`` with the ground
+    """Tensors for the model: ``inputs`` (3, H, W) uint8 RGB and a ``SegDataSample`` with the ground
     truth of ``kind``: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or
     ``gt_normal_map`` (3, H, W) float32."""
 
@@ -134,7 +134,9 @@ class PackDense(BaseTransform):
         self.field = FIELDS[kind]
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        image = torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1)))
+        # RGB here, at no cost: mmseg would swap channels by a list that it copies to the device
+        rgb = results["img"][..., ::-1].transpose(2, 0, 1)
+        image = torch.from_numpy(np.ascontiguousarray(rgb))
         # features are made of images alone
         target = channels_first(results["gt_seg_map"]) if "gt_seg_map" in results else None
         return {"inputs": image, "data_samples": dense_sample(results, self.field, target)}

@@ -23,7 +23,7 @@ from probes.features.cost import EncodeRun
 from probes.features.feature_dataset import FeatureDataset, use_cached_features
 from probes.features.store import Builder, CacheKey
 
-OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackDetInputs")
+OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackInstances")
 META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")
 
 
@@ -75,7 +75,7 @@ class CachedInstances(FeatureDataset):
         super().__init__(source, Path(source.ann_file).stem, encoder, dtype, device)
         self.flips = [*([False] if flip < 1 else []), *([True] if flip > 0 else [])]
         self.image_only = [part for part in pipeline if part["type"] in OF_THE_IMAGE][:-1]
-        pack = {"type": "PackDetInputs", "meta_keys": META_KEYS}
+        pack = {"type": "PackInstances", "meta_keys": META_KEYS}
         with DefaultScope.overwrite_default_scope("mmdet"):
             self._pipelines = [
                 Compose([*self.image_only, {"type": "RandomFlip", "prob": float(flipped)}, pack])

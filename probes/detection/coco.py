@@ -17,8 +17,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
 from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmdet.datasets.transforms import PackDetInputs
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import DATASETS, METRICS
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from pycocotools import mask as mask_api
 from torch.utils.data import Sampler
 
@@ -27,6 +28,15 @@ from probes.detection.matches import add_matches, results_of
 
 # in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``
 STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+
+
+@TRANSFORMS.register_module()
+class PackInstances(PackDetInputs):
+    """mmdet's, with the image as RGB: its preprocessor would swap channels on the device, by a list
+    that is copied there for each image."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        return super().transform({**results, "img": results["img"][..., ::-1]})
 
 
 class _OrderedCOCO(MMDetCOCO):

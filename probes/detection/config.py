@@ -105,6 +105,6 @@ def pipelines(
     resize = {"type": "Resize", "scale": scale, "keep_ratio": keep_ratio}
     annotations = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": keep_ratio}
     not_empty = {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False}
-    pack = {"type": "PackDetInputs"}
+    pack = {"type": "PackInstances"}
     train = [LOAD, annotations, *before, resize, *after, not_empty, pack]
     return train, [LOAD, resize, {**pack, "meta_keys": META_KEYS}]

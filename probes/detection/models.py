@@ -28,7 +28,6 @@ def preprocessor(backbone: Backbone, masks: bool) -> Part:
         "type": "DetDataPreprocessor",
         "mean": [255 * value for value in backbone.data.mean],
         "std": [255 * value for value in backbone.data.std],
-        "bgr_to_rgb": True,
         "pad_mask": masks,
         "pad_size_divisor": backbone.divisor,
     }

@@ -22,8 +22,8 @@ from typing import Any
 import cv2
 import torch
 from mmengine.config import Config
-from mmengine.dataset import DefaultSampler, pseudo_collate
-from mmengine.registry import DATA_SAMPLERS, DefaultScope
+from mmengine.dataset import DefaultSampler
+from mmengine.registry import DATA_SAMPLERS, FUNCTIONS, DefaultScope
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -283,9 +283,9 @@ def _loader(config: Any, dataset: Dataset, sampler: Sampler, context: Context) -
     """A loader of these objects with the options of its config, as mmengine would build it."""
     options: dict[str, Any] = {
         "num_workers": context.num_workers,
-        "collate_fn": pseudo_collate,
         "pin_memory": takes_pinned_memory(context.device),
         **config,
+        "collate_fn": FUNCTIONS.get(config.get("collate_fn", {"type": "pseudo_collate"})["type"]),
         "dataset": dataset,
         "persistent_workers": False,
     }

@@ -408,7 +408,7 @@ def _suite_images(prepare: Any) -> dict[str, Any]:
     memory = remember(prepare(KNN, "golden-void-255", TRAIN + TRAIN))
     task = prepare(KNN, "golden-void-255", list(range(20)))
     images = PatchImages(task, "train")
-    packed = images.dataset.load(3)["inputs"].flip(0).float()
+    packed = images.dataset.load(3)["inputs"].float()
     mean, std = (
         255 * torch.tensor(each)[:, None, None] for each in (segmented.MEAN, segmented.STD)
     )

@@ -216,7 +216,7 @@ def _suite_fields(folder: Path) -> dict[str, Any]:
         shares = memory.labels.roll(1, dims=1) if void == 0 else memory.labels
         fields[f"remembered shares, void {void}"] = shares[::97]
     images = PatchImages(task, "val")
-    packed = images.dataset.load(0)["inputs"].flip(0).float()
+    packed = images.dataset.load(0)["inputs"].float()
     mean, std = (
         255 * torch.tensor(each)[:, None, None] for each in (segmented.MEAN, segmented.STD)
     )

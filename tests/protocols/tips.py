@@ -342,7 +342,7 @@ def _suite_scores(folder: Path, settings: Any) -> dict[str, Any]:
     patches = next(each for each in images.walk(EncodeRun.of(task)) if each.index == 0)
     templates = templates_for(settings.templates, spec)[1]
     return {
-        "image": images.dataset.load(0)["inputs"].flip(0)[:, SAMPLE, SAMPLE] / 255,
+        "image": images.dataset.load(0)["inputs"][:, SAMPLE, SAMPLE] / 255,
         "labels": images.labels(patches)[SAMPLE, SAMPLE],
         "text features": embed_names(task, class_names(), templates)[::15],
         "label map": max(maps)[1][SAMPLE, SAMPLE],

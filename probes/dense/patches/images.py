@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate, normalize
 
 from backbones.base import Backbone
 from backbones.pyramid import resize_concat
+from common.device import upload
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 from probes.dense.cached import CachedDense
@@ -73,6 +74,7 @@ class PatchImages:
         encoder: images → (map,), which is not cached; None for the backbone's own feature maps,
             which are.
         crops: of each image to take in place of it (``probes.dense.patches.crops``).
+        device: where the patches are; that of the context by default.
 
     Attributes:
         dtype: that holds the features without loss.
@@ -84,9 +86,11 @@ class PatchImages:
         split: Split,
         encoder: DenseEncoder | None = None,
         crops: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         settings, backbone, data = context.settings, context.backbone, context.data
         self.context, self.encoder, self.crops = context, encoder, crops
+        self.device = device or context.device
         self.strides, self.stride = backbone.strides[-1:], None
         out_indices = None
         if encoder is None:
@@ -185,7 +189,7 @@ class PatchImages:
         )
 
     def _patches(self, item: int, maps: Sequence[Tensor], metadata: Mapping[str, Any]) -> Patches:
-        batches = [features.to(self.context.device).float()[None] for features in maps]
+        batches = [upload(features, self.device).float()[None] for features in maps]
         if len(batches) > 1:
             batches = [normalize(features, dim=1) for features in batches]
         cells = batches[0][0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.device import float64_device
+from common.device import CPU, float64_device
 from common.files import derive_seed
 from probes.base import Context
 from probes.dense.metrics import class_areas, segmentation_scores
@@ -91,7 +91,8 @@ def remember(context: Context, pixels: bool = False) -> Memory:
     """
     settings, data = context.settings, context.data
     passes, sampling = getattr(settings, "passes", 0), getattr(settings, "sampling", "even")
-    images = PatchImages(context, "train", crops=passes)
+    # cached maps are on the CPU, and so is what is remembered of them
+    images = PatchImages(context, "train", crops=passes, device=CPU)
     limit, classes = max(1, settings.memory // len(images)), len(data.classes)
     stored: dict[str, Tensor] = {}
     count, most = 0, images.most_patches(limit)
@@ -118,7 +119,7 @@ def remember(context: Context, pixels: bool = False) -> Memory:
                 chosen = torch.randperm(len(rows), generator=generator)[:limit]
             rows = rows[chosen.sort().values]
         columns = {
-            "features": patches.features[rows.to(patches.features.device)].to(images.dtype),
+            "features": patches.features[rows].to(images.dtype),
             "labels": shares[rows].half(),
             "owner": torch.full((len(rows),), patches.index),
             "is_void": is_void[rows],
@@ -129,7 +130,7 @@ def remember(context: Context, pixels: bool = False) -> Memory:
         for name, values in columns.items():
             if not count:
                 # memory that is never written to is never taken
-                stored[name] = values.new_empty(most, *values.shape[1:], device="cpu")
+                stored[name] = values.new_empty(most, *values.shape[1:])
             stored[name][count : count + len(rows)] = values
         count += len(rows)
     stored = {name: values[:count] for name, values in stored.items()}

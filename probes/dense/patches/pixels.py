@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from common.device import upload
 from common.errors import UserError
 
 
@@ -122,15 +124,16 @@ def label_map(scores: Tensor, patches: Patches) -> Tensor:
     Between patches scores are bilinear, by two products with small matrices.
     """
     down, across = (
-        _interpolation(side, cells, part).to(scores)
+        _interpolation(side, cells, part, scores.device)
         for side, cells, part in zip(patches.size, patches.grid, patches.extent, strict=True)
     )
     maps = scores.T.unflatten(1, patches.grid)
     return (down @ maps @ across.T).argmax(dim=0)
 
 
-def _interpolation(pixels: int, cells: int, extent: float) -> Tensor:
-    """(pixels, cells): the weights of cells at each pixel's centre.
+@functools.lru_cache(maxsize=32)  # images of one size follow each other
+def _interpolation(pixels: int, cells: int, extent: float, device: torch.device) -> Tensor:
+    """(pixels, cells) float32 on the device: the weights of cells at each pixel's centre.
 
     Beyond the outer centres the outer cell's value holds.
     """
@@ -140,7 +143,8 @@ def _interpolation(pixels: int, cells: int, extent: float) -> Tensor:
     share = positions - lower
     weights = torch.zeros(pixels, cells, dtype=torch.float64)
     weights.scatter_(1, lower[:, None], (1 - share)[:, None])
-    return weights.scatter_add_(1, (lower + 1).clamp_max(cells - 1)[:, None], share[:, None])
+    weights.scatter_add_(1, (lower + 1).clamp_max(cells - 1)[:, None], share[:, None])
+    return upload(weights.float(), device)
 
 
 def windows(size: Sequence[int], slide: tuple[int, ...]) -> list[tuple[slice, slice]]:

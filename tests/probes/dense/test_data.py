@@ -133,7 +133,7 @@ def test_training_crops_are_padded_with_nothing(tmp_path, kind):
     assert sample["inputs"].shape == (3, 40, 40) and target.shape[1:] == (40, 40)
     outside = target[:, 24:], target[:, :, 32:]
     assert all((part == (255 if kind == "segmentation" else 0)).all() for part in outside)
-    assert sample["inputs"][:, 39, 39].tolist() == [100, 110, 120]  # the mean colour, as BGR
+    assert sample["inputs"][:, 39, 39].tolist() == [120, 110, 100]  # the mean colour
     target = target[:, :24, :32]
     assert target.float().std() > 0 and not (target == 255).all()
 
