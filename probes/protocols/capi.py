@@ -3,7 +3,8 @@
 Source: Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling",
 2025, and ``eval_segmentation.py`` and ``eval_classification.py`` of
 github.com/facebookresearch/capi with ``default_eval_config.yaml``. That configuration has ADE20K
-and ImageNet-1k alone; on other datasets only the recipe is CAPI's.
+and ImageNet-1k alone; on other datasets only the recipe is CAPI's. Batches and rates of the
+attentive heads are those of the eight GPUs of its ``benchmark.py``.
 """
 
 from __future__ import annotations
@@ -79,15 +80,16 @@ register_protocol(
             ),
             Difference(
                 ("held-out split",),
-                "the tenth that heads are chosen on is drawn once for all whatever the classes,"
-                " here a tenth of each class by the run's seed",
+                "the tenth that heads are chosen on is drawn once for all whatever the classes, and"
+                " the first of equal heads is taken; here a tenth of each class is drawn by the"
+                " run's seed, and of equal heads that of the lower loss is taken",
                 probe=ATTENTIVE,
             ),
             Difference(
                 ("size of test images",),
                 "images to choose and to score on are resized to 256 px and cropped to 224, here as"
                 " the backbone's own transform does",
-                "none where that crops 0.875 of the side",
+                "none where that is bicubic and crops 0.875 of the side",
                 probe=ATTENTIVE,
             ),
             Difference(
@@ -122,8 +124,8 @@ register_protocol(
                 "cuML's L-BFGS searches a line by Armijo's rule in up to 50 steps, and stops where"
                 " the gradient's largest entry is at most tolerance × max(loss, tolerance) or ten"
                 " iterations change the loss little; here PyTorch's searches by the strong Wolfe"
-                " conditions in up to 25 steps, takes 1,250 gradients at most, and stops by"
-                " absolute tolerances of the gradient and of one step",
+                " conditions, takes 1,250 gradients at most, and stops by absolute tolerances of"
+                " the gradient, the slope, one step and its change of the loss",
                 "at most 0.04 % of samples on a small problem",
                 probe="segmentation/logreg",
             ),

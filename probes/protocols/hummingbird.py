@@ -60,8 +60,14 @@ register_protocol(
             ),
             Difference(
                 ("seeds of crops",),
-                "crops and colours of the memory differ between runs, here they follow from the"
-                " image",
+                "crops, colours and the noise that patches are remembered by come from one"
+                " generator (seeded by eval.py, not by hbird_evaluation), here crops and colours"
+                " follow from the image alone",
+            ),
+            Difference(
+                ("classes of COCO",),
+                "COCO has 15 supercategories of stuff or 12 of things, here 171 classes; it has no"
+                " CamVid: on these only the recipe is Hummingbird's",
             ),
             Difference(("search",), "neighbours are searched approximately (ScaNN), here exactly"),
         ),

@@ -362,8 +362,13 @@ def _suite_knn(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _suite_logreg(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
-    scores, classes, options = {}, {}, {}
-    original = torch.optim.LBFGS
+    scores, classes, options, steps = {}, {}, {}, []
+    original, lbfgs = torch.optim.LBFGS, import_module("torch.optim.lbfgs")
+    search = lbfgs._strong_wolfe
+
+    def strong_wolfe(*arguments: Any, **settings: Any) -> Any:
+        steps.append(settings["max_ls"])
+        return search(*arguments, **settings)
 
     def optimizer(parameters: Any, **settings: Any) -> Any:
         options.update(settings)
@@ -375,13 +380,15 @@ def _suite_logreg(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
         standardise = standardiser(memory.features)
         labels = targets(memory, task)
         for c in STRENGTHS:
-            with mock.patch.object(torch.optim, "LBFGS", optimizer):
+            with (
+                mock.patch.object(torch.optim, "LBFGS", optimizer),
+                mock.patch.object(lbfgs, "_strong_wolfe", strong_wolfe),
+            ):
                 model = fit(memory.features, labels, c, task.settings, None, standardise)
 
             predict = partial(_maps, model, standardise, task.settings)
             (scores[f"{void} {c:g}"],) = _scores(task, predict)
         classes[str(void)] = len(model.classes)
-    line_search = _defaults(import_module("torch.optim.lbfgs")._strong_wolfe)["max_ls"]
     return {
         "mIoU": {key: miou for key, (miou, _) in scores.items()},
         "predicted patches": {key: _patches(counts) for key, (_, counts) in scores.items()},
@@ -390,7 +397,7 @@ def _suite_logreg(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
         "iterations": options["max_iter"],
         "tolerance": options["tolerance_grad"],
         "gradients remembered": options["history_size"],
-        "line search": line_search,
+        "line search": max(steps),
         "warm start": preset["warm_start"],
     }
 
