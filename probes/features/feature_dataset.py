@@ -27,16 +27,7 @@ from common.errors import NonFiniteLoss, UserError
 from common.files import content_key
 from probes.base import Context
 from probes.features.cost import EncodeRun
-from probes.features.store import (
-    DTYPES,
-    Builder,
-    CacheKey,
-    Metadata,
-    Store,
-    all_finite,
-    as_dtype,
-    get_or_build,
-)
+from probes.features.store import DTYPES, Builder, CacheKey, Metadata, Store, as_dtype, get_or_build
 from probes.runner import bridge
 
 Part = dict[str, Any]  # of a config
@@ -245,7 +236,7 @@ class FeatureDataset(Dataset):
                     )
                     maps = frozen(batch["inputs"])
                     run.cost.images["encode"] += len(part)
-                    if not all_finite(maps):
+                    if not all(bool(each.isfinite().all()) for each in maps):
                         raise NonFiniteLoss(f"feature maps of {about} are not finite")
                     cast = [each.cpu() for each in as_dtype(maps, self.dtype, about)]
                     for index, (item, _) in enumerate(part):

@@ -23,7 +23,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import convert_ima
 import backbones
 from backbones import UserError
 from tests.backbones.mini import save_backbone
-from tests.backbones.test_conformance import HF, TEXT, VIT, save_tokenizer
+from tests.backbones.thin import HF, TEXT, VIT, save_tokenizer
 
 CROPPED = {
     "do_center_crop": True,

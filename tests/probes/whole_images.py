@@ -50,7 +50,20 @@ class Colours(Backbone):
             next((rgb for colour, rgb in COLOURS.items() if colour in text), (0, 0, 0))
             for text in texts
         ]
-        return (torch.tensor(named) / 255 - torch.tensor(self.data.mean)) @ self.projection
+        colours = torch.tensor(named) / 255 - torch.tensor(self.data.mean)
+        return colours.to(self.projection.device) @ self.projection
+
+
+class DenseColours(Colours):
+    """Reads colours, and sees them cell by cell."""
+
+    @property
+    def has_dense_text(self):
+        return True
+
+    def encode_dense(self, images):
+        cells = (self(images)[-1] * self.std.view(3, 1, 1)).permute(0, 2, 3, 1)
+        return (cells @ self.projection).permute(0, 3, 1, 2)
 
 
 def run_interrupted(probe, task: Context, steps: int) -> None:

@@ -186,12 +186,12 @@ def test_dropout_is_not_repeated_by_the_state_of_the_cpu_alone(device):
     assert torch.equal(F.dropout(ones), mask)
 
 
-@pytest.mark.parametrize("place, other", [("gpu", "cpu"), ("cpu", "gpu")])
-def test_a_generator_of_another_device_is_refused(place, other):
-    own = torch.Generator(place).manual_seed(1)
-    assert torch.rand(3, device=place, generator=own).device.type == own.device.type
+@pytest.mark.parametrize("own_device, wrong_device", [("gpu", "cpu"), ("cpu", "gpu")])
+def test_a_generator_of_another_device_is_refused(own_device, wrong_device):
+    own = torch.Generator(own_device).manual_seed(1)
+    assert torch.rand(3, device=own_device, generator=own).device.type == own.device.type
     with pytest.raises(RuntimeError, match="generator is not of"):
-        torch.rand(3, device=place, generator=torch.Generator(other))
+        torch.rand(3, device=own_device, generator=torch.Generator(wrong_device))
 
 
 def test_autocast_computes_products_in_bf16(square):
@@ -263,3 +263,18 @@ def test_states_are_copied_saved_and_loaded(device):
     assert state["weight"].device.type == device.type
     copied.load_state_dict(state)
     assert torch.equal(copied.weight.cpu(), model.weight.cpu())
+
+
+def test_an_address_is_that_of_the_values(square):
+    assert square.data_ptr() == square.detach().data_ptr() != square[1:].data_ptr()
+
+
+def test_dropout_draws_on_the_device_as_it_does_on_a_cpu(device):
+    values = []
+    for target in (torch.device("cpu"), device):
+        torch.manual_seed(1)
+        weight = torch.ones(64, device=target, requires_grad=True)
+        output = F.dropout(weight)
+        output.sum().backward()
+        values += [output.detach().cpu(), weight.grad.cpu()]
+    assert torch.equal(values[0], values[2]) and torch.equal(values[1], values[3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.accelerator.pretended import operators
 from tests.accelerator.pretended.counters import Allocation, record
+from tests.accelerator.pretended.kernels import KERNELS
 from tests.accelerator.pretended.pinned import is_pinned, pin
 from tests.accelerator.pretended.random_numbers import (
     is_of_device,
@@ -23,8 +23,6 @@ from tests.accelerator.pretended.random_numbers import (
 
 aten = torch.ops.aten
 DEVICE = torch.device("privateuseone", 0)  # called gpu:0 after ``backend.start``
-# operators that torch runs on a CPU for the sake of another device: name → function
-KERNELS: dict[str, Callable[..., Any]] = {}
 
 
 class PretendedTensor(torch.Tensor):
@@ -63,6 +61,9 @@ class PretendedTensor(torch.Tensor):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         super().__setitem__(_lists_as_tensors(index), value)
+
+    def data_ptr(self) -> int:
+        return self.host.data_ptr()
 
     def tolist(self) -> Any:
         return self.cpu().tolist()

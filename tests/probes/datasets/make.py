@@ -228,3 +228,62 @@ def make_wds(
         if number:
             (root / split / "nshards.txt").write_text(f"{len(shards)}\n")
     return root
+
+
+SPOT_COLOURS = [(230, 20, 20), (20, 230, 20), (20, 20, 230)]
+SPOTS = [(32, 32), (96, 32), (32, 96)]
+
+
+def _write_spots(
+    path: Path, points: Sequence[tuple[int, int]], size: tuple[int, int], radius: int = 8
+) -> None:
+    """Spots of different colours at (x, y) on grey."""
+    pixels = np.full((size[1], size[0], 3), 120, np.uint8)
+    for (x, y), colour in zip(points, SPOT_COLOURS, strict=True):
+        pixels[y - radius : y + radius, x - radius : x + radius] = colour
+    save(path, pixels, quality=98)
+
+
+def make_spair(root: Path) -> Path:
+    """SPair-71k with two categories: the spots of the cats moved and the image has another shape;
+    the annotation of the dogs has two colours swapped."""
+    cats = [(24, 24), (120, 40), (40, 104)], (160, 128)
+    dogs = [(96, 32), (32, 32), (32, 96)], (128, 128)
+    for split, number in (("test", 1), ("trn", 2)):
+        (root / f"PairAnnotation/{split}").mkdir(parents=True)
+        names = []
+        for category, (points, size) in {"cat": cats, "dog": dogs}.items():
+            folder = root / f"JPEGImages/{category}"
+            _write_spots(folder / f"{number}_a.jpg", SPOTS, (128, 128))
+            _write_spots(folder / f"{number}_b.jpg", points if category == "cat" else SPOTS, size)
+            names.append(f"00000{number}-{number}_a-{number}_b:{category}")
+            annotation = {
+                "category": category,
+                "src_imname": f"{number}_a.jpg",
+                "trg_imname": f"{number}_b.jpg",
+                "src_kps": SPOTS,
+                "trg_kps": points,
+                "trg_bndbox": [16, 16, 116, 96],
+            }
+            path = root / f"PairAnnotation/{split}/{names[-1]}.json"
+            path.write_text(json.dumps(annotation))
+        layout = root / f"Layout/large/{split}.txt"
+        layout.parent.mkdir(parents=True, exist_ok=True)
+        layout.write_text("\n".join(names) + "\n")
+    return root
+
+
+def make_winogavil(root: Path) -> list[dict]:
+    """Cues name colours; candidates of that colour are associated, of the last cue others. Returns
+    the cues."""
+    rng = np.random.default_rng(0)
+    names = [f"{colour}{number}" for colour in COLOURS for number in range(3)]
+    images = {f"{name}.png": encoded(picture(rng, (40, 32), COLOURS[name[:-1]])) for name in names}
+    write_tar(root / "test/0.tar", images)
+    cues = [
+        {"cue": "Red", "candidates": names, "associations": ["red0", "red1", "red2"]},
+        {"cue": "blue", "candidates": names[2:8], "associations": names[6:8]},
+        {"cue": "red", "candidates": names[2:7], "associations": ["green0"]},
+    ]
+    (root / "instances.json").write_text(json.dumps(cues))
+    return cues

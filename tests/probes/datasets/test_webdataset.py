@@ -255,18 +255,8 @@ def test_the_worst_group(tmp_path, name, main):
 
 
 def test_winogavil(tmp_path):
-    """Cues name colours; candidates of that colour are associated."""
-    root, rng = tmp_path / "wds_misc-winogavil", np.random.default_rng(0)
-    names = [f"{colour}{number}" for colour in make.COLOURS for number in range(3)]
-    images = {
-        f"{name}.png": make.encoded(make.picture(rng, (40, 32), make.COLOURS[name[:-1]]))
-        for name in names
-    }
-    make.write_tar(root / "test/0.tar", images)
-    right = {"cue": "Red", "candidates": names, "associations": ["red0", "red1", "red2"]}
-    few = {"cue": "blue", "candidates": names[2:8], "associations": names[6:8]}
-    wrong = {"cue": "red", "candidates": names[2:7], "associations": ["green0"]}
-    (root / "instances.json").write_text(json.dumps([right, few, wrong]))
+    root = tmp_path / "wds_misc-winogavil"
+    right, *_ = make.make_winogavil(root)
     spec, probe = find_task("misc-winogavil/zero-shot")
     result = probe.run(context(probe, spec, root))
     expected = {"jaccard_10-12": 100, "jaccard_5-6": 50, "jaccard": 200 / 3}

@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import probes.catalog  # noqa: F401
 from common.errors import UserError
@@ -16,49 +15,13 @@ from probes.image_level.correspondence import pixel_errors
 from probes.image_level.probe import KEYPOINTS
 from probes.registry import DATASETS
 from reports.stats.per_image import image_scores
+from tests.probes.datasets import make
 from tests.probes.whole_images import context
-
-COLOURS = [(230, 20, 20), (20, 230, 20), (20, 20, 230)]
-POINTS = [(32, 32), (96, 32), (32, 96)]
-
-
-def write_spots(path, points, size, radius=8):
-    """Spots of different colours at (x, y) on grey."""
-    pixels = np.full((size[1], size[0], 3), 120, np.uint8)
-    for (x, y), colour in zip(points, COLOURS, strict=True):
-        pixels[y - radius : y + radius, x - radius : x + radius] = colour
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, quality=98)
 
 
 @pytest.fixture
 def spair(tmp_path):
-    """Two categories: the spots of the cats moved and the image has another shape; the annotation
-    of the dogs has two colours swapped."""
-    cats = [(24, 24), (120, 40), (40, 104)], (160, 128)
-    dogs = [(96, 32), (32, 32), (32, 96)], (128, 128)
-    for split, number in (("test", 1), ("trn", 2)):
-        (tmp_path / f"PairAnnotation/{split}").mkdir(parents=True)
-        names = []
-        for category, (points, size) in {"cat": cats, "dog": dogs}.items():
-            folder = tmp_path / f"JPEGImages/{category}"
-            write_spots(folder / f"{number}_a.jpg", POINTS, (128, 128))
-            write_spots(folder / f"{number}_b.jpg", points if category == "cat" else POINTS, size)
-            names.append(f"00000{number}-{number}_a-{number}_b:{category}")
-            annotation = {
-                "category": category,
-                "src_imname": f"{number}_a.jpg",
-                "trg_imname": f"{number}_b.jpg",
-                "src_kps": POINTS,
-                "trg_kps": points,
-                "trg_bndbox": [16, 16, 116, 96],
-            }
-            path = tmp_path / f"PairAnnotation/{split}/{names[-1]}.json"
-            path.write_text(json.dumps(annotation))
-        layout = tmp_path / f"Layout/large/{split}.txt"
-        layout.parent.mkdir(parents=True, exist_ok=True)
-        layout.write_text("\n".join(names) + "\n")
-    return tmp_path
+    return make.make_spair(tmp_path)
 
 
 def test_points_match_where_their_features_are(spair):

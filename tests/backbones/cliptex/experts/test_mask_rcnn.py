@@ -22,6 +22,7 @@ from backbones.cliptex.experts import load_experts, torchvision_mask_rcnn
 from common.errors import UserError
 from common.files import sha256_file
 from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
+from tests.backbones.cliptex.experts.small_mask_rcnn import shrink, write_mmdet
 
 # isort: split
 from mmdet.apis import inference_detector
@@ -67,41 +68,14 @@ def test_missing_weights_say_which_file_to_bring(tmp_path):
 
 def test_any_config_with_a_checkpoint(tmp_path):
     """A config file as MMDetection's users write it, and a checkpoint as its Runner writes it."""
-    config = """
-_base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
-model = dict(
-    backbone=dict(depth=18, init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet18')),
-    neck=dict(in_channels=[64, 128, 256, 512], out_channels=16),
-    rpn_head=dict(in_channels=16, feat_channels=16),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=16),
-        mask_roi_extractor=dict(out_channels=16),
-        bbox_head=dict(in_channels=16, fc_out_channels=16, num_classes=3),
-        mask_head=dict(in_channels=16, conv_out_channels=16, num_classes=3)))
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(128, 96), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape', 'scale_factor'))]
-test_dataloader = dict(
-    dataset=dict(pipeline=test_pipeline, metainfo=dict(classes=('mug', 'stool', 'torch'))))
-"""
-    (tmp_path / "small.py").write_text(config)
-    source = f"{tmp_path / 'small.py'}:{tmp_path / 'small.pth'}"
+    source = write_mmdet(tmp_path)
+    state = torch.load(tmp_path / "small.pth", weights_only=True)["state_dict"]
     torch.save(
         {"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "meta": {}},
-        tmp_path / "small.pth",
+        tmp_path / "other.pth",
     )
     with pytest.raises(UserError, match="does not hold the weights of small"):
-        MaskRCNN.load(source)
-    model = Config.fromfile(tmp_path / "small.py").model
-    model.backbone.init_cfg = None
-    torch.manual_seed(0)
-    state = MODELS.build(model).state_dict()
-    torch.save(
-        {"state_dict": state, "meta": {"dataset_meta": {"classes": ("mug",)}}},
-        tmp_path / "small.pth",
-    )
+        MaskRCNN.load(f"{tmp_path / 'small.py'}:{tmp_path / 'other.pth'}")
     (expert,) = load_experts([f"mask-rcnn={source}"])
     assert expert.classes == ("background", "mug", "stool", "torch")
     # an image that MMDetection's limit on the long side keeps below the short side
@@ -110,9 +84,11 @@ test_dataloader = dict(
         (seg,) = expert.predict(image)["seg"]
     assert step.call_args.args[0]["inputs"][0].shape == (3, 48, 128)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        theirs = MODELS.build(model).eval()
+        config = Config.fromfile(tmp_path / "small.py")
+        config.model.backbone.init_cfg = None
+        theirs = MODELS.build(config.model).eval()
         theirs.load_state_dict(state)
-        theirs.cfg = Config.fromfile(tmp_path / "small.py")
+        theirs.cfg = config
         pixels = image[0].flip(0).permute(1, 2, 0).numpy()
         result = inference_detector(theirs, pixels).pred_instances
     masks, scores, labels = (result[name].numpy() for name in ("masks", "scores", "labels"))
@@ -190,11 +166,7 @@ def test_torchvisions_models_label_as_torchvision_does(build, tmp_path):
     torch.save(original.state_dict(), tmp_path / "model.pth")
     (expert,) = load_experts([f"mask-rcnn={tmp_path / 'model.pth'}"])
     for net in (original, expert.net):
-        net.transform.min_size, net.rpn._post_nms_top_n, net.roi_heads.detections_per_img = (
-            (96,),
-            {"testing": 9},
-            3,
-        )
+        shrink(net)
     images = torch.randint(0, 256, (2, 3, 60, 80), dtype=torch.uint8)
     with torch.no_grad():
         results = original(list(images / 255))

@@ -10,7 +10,7 @@ import torch
 
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.training.distributed import end_with_launcher, processes
+from backbones.cliptex.training.distributed import DistContext, end_with_launcher, processes
 from backbones.cliptex.training.heads import TaskHeads
 from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
 from backbones.cliptex.training.recipes import RECIPES, Recipe
@@ -18,6 +18,7 @@ from backbones.cliptex.training.step import TrainStep
 from backbones.cliptex.training.train import TrainContext, train
 from tests.backbones.cliptex import toy
 
+ALONE = DistContext(0, 1, torch.device("cpu"))
 SETTINGS = {
     "model": "tiny",
     "batch_size": 16,
@@ -30,11 +31,14 @@ RECIPE = RECIPES["cliptex"].changed(SETTINGS)
 
 
 def one_step(
-    pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1
+    pairs_dir: str,
+    recipe: Recipe,
+    process: DistContext = ALONE,
+    init: str = "random",
 ) -> tuple[dict, dict, dict]:
-    """Losses, gradients and the losses' gradient norms of the first step."""
+    """Losses, gradients and the losses' gradient norms of the first step, on the CPU."""
     torch.manual_seed(0)
-    start = load_pretrained_clip("random", recipe.model)
+    start = load_pretrained_clip(init, recipe.model)
     batches = TrainDataset(
         open_pairs(pairs_dir),
         toy.ToyLabels(missing=("00000/000000004",)),
@@ -42,33 +46,33 @@ def one_step(
         tokenizer=start.tokenizer,
         data=start.data,
         label_size=16,
-        rank=rank,
-        world=world,
+        rank=process.rank,
+        world=process.world,
     )
-    heads = TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
-    model = CLIPWithHeads(start.model, start.data.layers, heads)
-    device = torch.device("cpu")
-    batch = batches.to_device(batches[0], device)
-    losses, norms = TrainStep(model, recipe, 16, device).backward(batch, norms=True)
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return losses, gradients, norms
+    heads = TaskHeads(start.channels, {"seg": 3, "depth": 1, "normal": 3}, 16)
+    model = CLIPWithHeads(start.model, start.data.layers, heads).to(process.device)
+    batch = batches.to_device(batches[0], process.device)
+    step = TrainStep(model, recipe, 16, process.device)
+    losses, norms = step.backward(batch, norms=True)
+    parameters = step.model.named_parameters()
+    gradients = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}
+    return {name: loss.cpu() for name, loss in losses.items()}, gradients, norms
 
 
-def one_rank(folder: Path, recipe: Recipe, pairs_dir: str) -> None:
+def one_rank(
+    folder: Path, recipe: Recipe, pairs_dir: str, device: str = "cpu", init: str = "random"
+) -> None:
     """Save this process's part of a step, and train to the end."""
-    with processes("cpu") as process:
-        torch.save(
-            one_step(pairs_dir, recipe, process.rank, process.world),
-            folder / f"rank{process.rank}.pt",
-        )
+    with processes(device) as process:
+        torch.save(one_step(pairs_dir, recipe, process, init), folder / f"rank{process.rank}.pt")
         recorder = toy.Recorder()
         result = train(
             recipe,
-            init="random",
+            init=init,
             pairs=open_pairs(pairs_dir),
             labels=toy.ToyLabels(),
             out=folder / "many.safetensors",
-            context=TrainContext(log=recorder, progress=recorder, workers=0),
+            context=TrainContext(device, log=recorder, progress=recorder, workers=0),
         )
         assert bool(recorder.metrics) == process.first
         (folder / f"sha{process.rank}").write_text(result.sha256)

@@ -27,7 +27,7 @@ from probes.registry import PROBES
 from reports.stats.per_image import image_scores
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
-from tests.probes.whole_images import Colours
+from tests.probes.whole_images import DenseColours
 
 SMALL = {"patch-knn": {"neighbours": (1, 3)}, "logreg": {"c": (0.01, 1.0)}, "in-context": {}}
 
@@ -228,18 +228,6 @@ def test_attention_over_all_of_the_memory_is_a_softmax():
     torch.testing.assert_close(all_keys, (cosines / 0.02).softmax(dim=1) @ values)
     nearest_key = attend(queries, keys, values, InContextSettings(neighbours=1))
     torch.testing.assert_close(nearest_key, values[cosines.argmax(dim=1)])
-
-
-class DenseColours(Colours):
-    """Reads colours, and sees them cell by cell."""
-
-    @property
-    def has_dense_text(self):
-        return True
-
-    def encode_dense(self, images):
-        cells = (self(images)[-1] * self.std.view(3, 1, 1)).permute(0, 2, 3, 1)
-        return (cells @ self.projection).permute(0, 3, 1, 2)
 
 
 def test_open_vocabulary_reads_what_it_sees(tmp_path):

@@ -1,0 +1,59 @@
+"""How often a step of each loop may wait for an accelerator, and copy without need: at most what it
+does now. Whoever lowers a number of a loop lowers it here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.accelerator.cases import loops
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A loop of ``loops``, what it does when it is ``short`` and ``long``, and the most that one
+    more unit of length may ask of the device."""
+
+    loop: loops.Loop
+    waits: float
+    blocking_copies: float
+    unit: str = "step"
+    short: int = 2
+    long: int = 5
+
+
+DENSE = {"size": 48, "scale_range": (1.0, 1.0), "fixed_crops": 2}
+CROPS = {
+    "random_crops": True,
+    "blocks": (1, 2),
+    "average_pool": (False, True),
+    "standardise": False,
+    "epochs": 1,
+}
+
+BOUNDS: dict[str, Bound] = {
+    "cliptex": Bound(loops.cliptex(), 0, 0, short=4, long=8),
+    "cliptex, moving average": Bound(loops.cliptex(ema=0.9), 1, 0, short=4, long=8),
+    "cliptex, gradient cache": Bound(loops.cliptex(accumulate=2), 0, 0, short=4, long=8),
+    "expert unet": Bound(loops.expert("unet"), 0, 0, short=4, long=8),
+    "expert dpt": Bound(loops.expert("dpt"), 0, 0, short=4, long=8),
+    "expert nll-angmf": Bound(loops.expert("nll-angmf"), 0, 0, short=4, long=8),
+    "segmentation": Bound(loops.probe("segmentation/linear", "max_iters", **DENSE), 0, 0),
+    "segmentation, cached": Bound(
+        loops.probe("segmentation/linear", "max_iters", **DENSE, cache="fp16"), 0, 0
+    ),
+    "depth": Bound(loops.probe("depth/linear", "max_iters", **DENSE), 0, 0),
+    "normals": Bound(loops.probe("normals/linear", "max_iters", **DENSE), 0, 0),
+    "segmentation, evaluation": Bound(loops.validation("segmentation/linear"), 0, 7, "image", 4, 8),
+    "mask-rcnn": Bound(loops.probe("detection/mask-rcnn", "max_iters"), 160, 103),
+    "ssd": Bound(loops.probe("detection/ssd", "max_iters"), 82, 32),
+    "linear": Bound(loops.probe("classification/linear", "epochs"), 0, 4, "epoch", 1, 3),
+    "linear, random crops": Bound(
+        loops.probe("classification/linear", "epoch_length", **CROPS), 0, 0
+    ),
+    "attentive": Bound(loops.probe("classification/attentive", "epoch_length"), 0, 0),
+    "attentive, resumed": Bound(
+        loops.resumed("classification/attentive", "epoch_length"), 0, 0, short=4, long=7
+    ),
+    "logreg": Bound(loops.probe("segmentation/logreg", "iterations"), 0, 4, "iteration"),
+    "patch-knn, evaluation": Bound(loops.validation("segmentation/patch-knn"), 4, 4, "image", 4, 8),
+}

@@ -1,0 +1,148 @@
+"""Loops that compute on an accelerator, each as a function of its length: what a step asks of the
+device is the difference between a long and a short one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.experts import find_expert
+from backbones.cliptex.experts.data import load_data
+from backbones.cliptex.protocols import Silent
+from backbones.cliptex.training.recipes import RECIPES
+from backbones.cliptex.training.trainer import TrainContext
+from probes.image_level import crop_training
+from probes.registry import PROBES
+from probes.runner.member import Member
+from tests.accelerator.cases.tasks import make_task, small, write_data
+from tests.accelerator.pretended import Events, counting
+from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.experts import toy_experts
+from tests.backbones.cliptex.training.test_train import run
+from tests.probes import tiny_dense
+from tests.recorder import Recorder
+
+RARELY = 10**6  # steps between entries of a log
+
+
+Loop = Callable[[Path, torch.device, int], Any]  # folder, device, length
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Waits and blocking copies of one more unit of length, and the lines that cause them."""
+
+    waits: float
+    blocking_copies: float
+    report: str
+
+
+def step_cost(loop: Loop, folder: Path, device: torch.device, short: int, long: int) -> StepCost:
+    """What a step of a loop asks of the device. What is done once in a process does not count."""
+    loop(folder / "first", device, short)
+    events = []
+    for length in (short, long):
+        with counting() as counted:
+            loop(folder / str(length), device, length)
+        events.append(counted)
+    few, many = events
+    return StepCost(
+        (many.waits - few.waits) / (long - short),
+        (many.blocking_copies - few.blocking_copies) / (long - short),
+        f"in {long - short} steps:\n{Events(many.counts - few.counts)}",
+    )
+
+
+def cliptex(**changes: Any) -> Loop:
+    """Training, between two entries of its log."""
+
+    def loop(folder: Path, device: torch.device, length: int) -> None:
+        pairs = toy.write_pairs(folder / "pairs", 32, 2)
+        recipe = replace(RECIPES["cliptex"], model="tiny", batch_size=8, epochs=length / 4)
+        run(
+            replace(recipe, **changes),
+            open_pairs(pairs),
+            folder / "weights.safetensors",
+            device=device,
+            log_every=RARELY,
+            norms_every=RARELY,
+        )
+
+    return loop
+
+
+def expert(name: str) -> Loop:
+    """The training of an expert, between two entries of its log."""
+
+    def loop(folder: Path, device: torch.device, length: int) -> None:
+        root = toy_experts.write_truth(folder / "data", train=8, val=1)
+        kind = find_expert(name)
+        values = {**toy_experts.SETTINGS[name], "batch_size": 4, "epochs": length / 2}
+        settings = kind.settings_type(**values)
+        data = load_data(root, kind.task, "train", settings.size, Silent())
+        context = TrainContext(device=device, resume_dir=folder / "states", log_every=RARELY)
+        torch.manual_seed(0)
+        kind.create(settings, data.classes).train_on(data, context, 0)
+
+    return loop
+
+
+def probe(name: str, unit: str, **changes: Any) -> Loop:
+    """A probe whose length is the setting ``unit``, between two checks of its losses."""
+
+    def loop(folder: Path, device: torch.device, length: int) -> None:
+        which = PROBES[name]
+        settings = replace(small(which, changes), **{unit: length})
+        task = make_task(which, folder, device, write_data(which, folder / "data"), settings)
+        with checked_at_the_end():
+            which.run(task)
+
+    return loop
+
+
+def resumed(name: str, unit: str, **changes: Any) -> Loop:
+    """A probe that is interrupted after its first steps and resumes."""
+
+    def loop(folder: Path, device: torch.device, length: int) -> None:
+        which = PROBES[name]
+        settings = replace(small(which, changes), **{unit: length})
+        task = make_task(which, folder, device, write_data(which, folder / "data"), settings)
+        with (
+            mock.patch.object(crop_training, "SAVE_EVERY", 0.0),
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            which.run(replace(task, progress=Recorder(die_at=2)))
+        which.run(task)
+
+    return loop
+
+
+def validation(name: str, **changes: Any) -> Loop:
+    """The evaluation of a dense probe; the length is the number of images."""
+
+    def loop(folder: Path, device: torch.device, length: int) -> None:
+        which = PROBES[name]
+        data = tiny_dense.make(folder / "data", which.kind, train=4, val=length)
+        which.run(make_task(which, folder, device, data, small(which, changes)))
+
+    return loop
+
+
+@contextlib.contextmanager
+def checked_at_the_end() -> Iterator[None]:
+    """Let heads look at their losses, and save their state, after their last step only."""
+    settle = Member.settle
+
+    def at_the_end(member: Member) -> None:
+        if not member.trains:
+            settle(member)
+
+    with mock.patch.object(Member, "settle", at_the_end):
+        yield

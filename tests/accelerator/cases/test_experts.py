@@ -1,0 +1,86 @@
+"""Every expert labels on an accelerator as on a CPU, and learns there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from my_expert import EdgeExpert, EdgeSettings
+
+import probes.experts  # noqa: F401  registers those that need MMDetection
+from backbones.cliptex.experts import EXPERTS, Expert, load_experts, train_expert
+from backbones.cliptex.training.trainer import TrainContext
+from common.device import CPU
+from tests.accelerator.cases.devices import is_pretended
+from tests.accelerator.cases.tasks import slow_except
+from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.experts import toy_experts
+from tests.backbones.cliptex.experts.small_mask_rcnn import (
+    shrink,
+    write_mmdet,
+    write_torchvision,
+)
+
+NAMES = sorted(EXPERTS.load_entry_points().keys() | EXPERTS.descriptions().keys())
+# not trained here, but read from files of others: name of the case → expert, and what writes a file
+PUBLISHED = {
+    "mask-rcnn": ("mask-rcnn", write_mmdet),
+    "mask-rcnn of torchvision": ("mask-rcnn", write_torchvision),
+}
+TRAINED = [name for name in NAMES if name not in PUBLISHED]
+PICTURES = torch.stack(
+    [torch.from_numpy(toy_experts.picture(seed, 48, 64)).permute(2, 0, 1) for seed in range(2)]
+)
+
+
+def make(name: str, folder: Path) -> Expert:
+    """A small expert."""
+    if name not in PUBLISHED:
+        return toy_experts.make_expert(name)
+    kind, write = PUBLISHED[name]
+    (expert,) = load_experts([f"{kind}={write(folder)}"])
+    if hasattr(expert.net, "transform"):  # torchvision's
+        shrink(expert.net)
+    return expert
+
+
+def check_labels(expert: Expert, device: torch.device) -> None:
+    expected = expert.predict(PICTURES)
+    actual = expert.freeze(device, bf16=False).predict(PICTURES)
+    assert expert.device.type == device.type and actual.keys() == expected.keys()
+    for name, values in expected.items():
+        if values.dtype == np.uint8:
+            assert np.mean(actual[name] == values) > 0.99
+        else:
+            np.testing.assert_allclose(actual[name], values, atol=1e-3, rtol=1e-3)
+    rounded = expert.freeze(device).predict(PICTURES)
+    assert all(np.isfinite(values).all() for values in rounded.values())
+
+
+@pytest.mark.parametrize("name", slow_except([*NAMES, "mask-rcnn of torchvision"], NAMES))
+def test_labels_are_those_of_the_cpu(name, tmp_path, device):
+    check_labels(make(name, tmp_path), device)
+
+
+def test_the_expert_of_the_documentation(device):
+    check_labels(EdgeExpert(EdgeSettings()).freeze(), device)
+
+
+@pytest.mark.parametrize("name", slow_except(TRAINED, ["unet"]))
+def test_training_is_that_of_the_cpu_and_resumes_to_the_same_bits(name, tmp_path, device):
+    root = toy_experts.write_truth(tmp_path / "data", train=8, val=2)
+    settings = {**toy_experts.SETTINGS[name], "batch_size": 4, "epochs": 2.0}
+
+    def train(folder: str, target: torch.device, die_at: int | None = None) -> dict:
+        context = TrainContext(device=target, progress=toy.Recorder(die_at=die_at))
+        return train_expert(name, root, tmp_path / folder, context, settings)
+
+    complete = train("complete", device)
+    with pytest.raises(KeyboardInterrupt):
+        train("resumed", device, die_at=3)
+    assert train("resumed", device)["sha256"] == complete["sha256"]
+    if is_pretended(device):
+        expected = train("cpu", CPU)["accuracy"]
+        assert complete["accuracy"] == pytest.approx(expected, rel=0.05, abs=0.05)

@@ -1,0 +1,154 @@
+"""Every probe and every preset of a protocol runs on an accelerator, and scores what it scores on a
+CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.device import CPU
+from common.settings import field_names
+from probes.base import Probe, TaskResult
+from probes.predictor import load_predictor, write_head
+from probes.registry import PROBES
+from tests.accelerator.cases.devices import check_metrics, is_pretended
+from tests.accelerator.cases.tasks import (
+    PRESETS,
+    PROBE_NAMES,
+    make_task,
+    slow_except,
+    small,
+    write_data,
+)
+from tests.recorder import Recorder
+
+EXACT = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    """Features that a CPU has encoded are not found by the accelerator."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def in_fp32(monkeypatch):
+    """Heads compute in fp32, as on a CPU."""
+    monkeypatch.setattr("probes.runner.member.prefers_bf16", lambda device: False)
+    monkeypatch.setattr("probes.predictor.prefers_bf16", lambda device: False)
+
+
+def run_both(probe: Probe, folder: Path, device: torch.device, settings) -> list[TaskResult]:
+    """Results of the CPU and of the accelerator."""
+    data = write_data(probe, folder / "data")
+    return [
+        probe.run(make_task(probe, folder / target.type, target, data, settings))
+        for target in (CPU, device)
+    ]
+
+
+def check_results(expected: TaskResult, actual: TaskResult, device: torch.device) -> None:
+    """Compare metrics, scores of images and trained weights."""
+    check_metrics(actual.metrics, expected.metrics, device, EXACT)
+    if not is_pretended(device):
+        return
+    for name, values in expected.per_image.items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(actual.per_image[name], values, rtol=EXACT, atol=EXACT)
+        else:
+            assert np.array_equal(actual.per_image[name], values), name
+    if expected.head:
+        assert actual.head is not None
+        weights = expected.head.tensors
+        differences = torch.cat(
+            [(actual.head.tensors[name].cpu() - weights[name]).flatten() for name in weights]
+        )
+        # Adam divides by a gradient's own size: where that is rounding, so are the weights
+        assert (differences.abs() > EXACT).double().mean() < 0.1
+
+
+@pytest.mark.parametrize("name", slow_except(PROBE_NAMES))
+def test_scores_are_those_of_the_cpu(name, tmp_path, device, in_fp32):
+    probe = PROBES[name]
+    check_results(*run_both(probe, tmp_path, device, small(probe, {})), device)
+
+
+@pytest.mark.parametrize("name", slow_except(PRESETS, ()))
+def test_presets_score_as_on_the_cpu(name, tmp_path, device, in_fp32):
+    preset = PRESETS[name]
+    probe = PROBES[preset.probe]
+    check_results(*run_both(probe, tmp_path, device, small(probe, preset.settings)), device)
+
+
+@pytest.mark.parametrize("kind", slow_except(["segmentation", "depth", "normals"], ["depth"]))
+def test_dense_heads_compute_in_bf16(kind, tmp_path, device):
+    probe = PROBES[f"{kind}/linear"]
+    data = write_data(probe, tmp_path / "data")
+    result = probe.run(make_task(probe, tmp_path / "work", device, data, small(probe, {})))
+    assert all(np.isfinite(value) for value in result.metrics.values())
+
+
+CACHED = [name for name in PROBE_NAMES if "cache" in field_names(PROBES[name].settings_type)]
+
+
+@pytest.mark.parametrize("name", slow_except(CACHED, ["segmentation/linear"]))
+def test_cached_features_score_as_on_the_cpu(name, tmp_path, device, in_fp32):
+    probe = PROBES[name]
+    names = field_names(probe.settings_type)
+    changes = {"cache": "fp32", "fixed_crops": 2, "augment": False}
+    settings = small(probe, {name: changes[name] for name in changes.keys() & names})
+    check_results(*run_both(probe, tmp_path, device, settings), device)
+
+
+RESUMED = [name for name in PROBE_NAMES if "max_iters" in field_names(PROBES[name].settings_type)]
+
+
+@pytest.mark.parametrize("name", slow_except(RESUMED, ["segmentation/linear"]))
+def test_an_interrupted_training_resumes_to_the_same_bits(name, tmp_path, device):
+    probe = PROBES[name]
+    data, settings = write_data(probe, tmp_path / "data"), small(probe, {})
+    complete = probe.run(make_task(probe, tmp_path / "complete", device, data, settings))
+    task = make_task(probe, tmp_path / "work", device, data, settings)
+    with pytest.raises(KeyboardInterrupt):
+        probe.run(replace(task, progress=Recorder(die_at=2)))
+    resumed = probe.run(task)
+    assert resumed.metrics == complete.metrics
+    for key, value in complete.head.tensors.items():
+        assert torch.equal(resumed.head.tensors[key], value), key
+
+
+PREDICTED = [
+    "classification/linear",
+    "segmentation/linear",
+    "depth/linear",
+    "normals/linear",
+    "detection/ssd",
+]
+
+
+@pytest.mark.parametrize("name", slow_except(PREDICTED, PREDICTED[:2]))
+def test_a_stored_head_predicts_as_on_the_cpu(name, tmp_path, device, in_fp32):
+    probe = PROBES[name]
+    data = write_data(probe, tmp_path / "data")
+    task = make_task(probe, tmp_path / "work", CPU, data, small(probe, {}))
+    write_head(probe.run(task).head, tmp_path / "head.safetensors")
+    image = data.root / data.samples["val"][0].image
+    predictions = []
+    for target in (CPU, device):
+        backbone = task.backbone.to(target)
+        predictor = load_predictor(tmp_path / "head.safetensors", backbone, device=str(target))
+        predictions.append(predictor(image))
+    compare(*predictions)
+
+
+def compare(expected, actual) -> None:
+    if isinstance(expected, dict):
+        assert expected.keys() == actual.keys()
+        for key in expected:
+            compare(expected[key], actual[key])
+    else:
+        np.testing.assert_allclose(actual, expected, atol=1e-3, rtol=1e-3)

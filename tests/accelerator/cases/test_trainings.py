@@ -1,0 +1,108 @@
+"""CLIPTeX trains on an accelerator as on a CPU, with every feature of a recipe, and resumes to the
+same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from backbones.cliptex.data.pairs import PairSource, open_pairs
+from backbones.cliptex.training.models import TINY_CLIP
+from backbones.cliptex.training.recipes import RECIPES, Recipe
+from backbones.cliptex.training.train import TrainResult
+from common.device import CPU
+from tests.accelerator.cases.devices import is_pretended
+from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.training.test_train import other_tower, run
+
+EXACT = 1e-4
+TINY = {"model": "tiny", "batch_size": 8, "epochs": 1.0, "lr": 1e-3, "precision": "fp32"}
+slow = pytest.mark.slow
+
+
+def siglip(folder: Path) -> dict[str, Any]:
+    """A model with a bias of its logits is trained with SigLIP's loss."""
+    path = folder / "model.json"
+    path.write_text(json.dumps({**TINY_CLIP, "init_logit_bias": -3.0}))
+    return {"model": str(path)}
+
+
+def changes(**values: Any) -> Callable[[Path], dict[str, Any]]:
+    return lambda folder: values
+
+
+FEATURES = {
+    "everything": changes(accumulate=2, ema=0.9, val_pairs=8),
+    "siglip": siglip,
+    "grad-checkpointing": changes(grad_checkpointing=True),
+    "one-batch": changes(),
+    "no-clipping": changes(grad_clip=0.0),
+}
+INITS = {
+    "random": lambda folder: "random",
+    "batch-norm": lambda folder: other_tower(folder, "timm"),
+}
+CASES = [
+    ("cliptex", "everything", "batch-norm"),
+    ("cliptex", "siglip", "random"),
+    ("cliptex", "grad-checkpointing", "random"),
+    ("cliptex", "one-batch", "batch-norm"),
+    ("cliptex", "no-clipping", "random"),
+    *((name, "one-batch", "random") for name in RECIPES),
+]
+ALWAYS = CASES[:2]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> PairSource:
+    return open_pairs(toy.write_pairs(tmp_path_factory.mktemp("pairs"), 32, 2))
+
+
+def make_recipe(name: str, feature: str, folder: Path, **more: Any) -> Recipe:
+    return replace(RECIPES[name], **{**TINY, **FEATURES[feature](folder), **more})
+
+
+def check_weights(actual: Path, expected: Path) -> None:
+    """Compare exported weights, up to some that Adam moves by the sign of a rounding error."""
+    trained, reference = load_file(actual), load_file(expected)
+    differences = [(trained[name] - reference[name]).abs().flatten() for name in reference]
+    assert (torch.cat(differences) > EXACT).double().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "feature", "init"),
+    [pytest.param(*case, marks=() if case in ALWAYS else slow) for case in CASES],
+)
+def test_a_training(name, feature, init, pairs, tmp_path, device):
+    recipe = make_recipe(name, feature, tmp_path)
+    options = {"init": INITS[init](tmp_path)}
+
+    def train(out: str, target: torch.device, **more: Any) -> TrainResult:
+        path = tmp_path / f"{out}.safetensors"
+        return run(recipe, pairs, path, device=target, save_seconds=0.0, **options, **more)
+
+    complete = train("complete", device)
+    with pytest.raises(KeyboardInterrupt):
+        train("resumed", device, progress=toy.Recorder(die_at=2))
+    assert train("resumed", device).sha256 == complete.sha256
+    if is_pretended(device):
+        on_cpu = train("cpu", CPU)
+        check_weights(complete.path, on_cpu.path)
+        assert complete.metrics["train/loss"] == pytest.approx(
+            on_cpu.metrics["train/loss"], rel=1e-3
+        )
+
+
+def test_automatic_precision_is_bf16(pairs, tmp_path, device):
+    recipe = make_recipe("cliptex", "one-batch", tmp_path, precision="auto")
+    result = run(recipe, pairs, tmp_path / "w.safetensors", device=device)
+    exact = run(replace(recipe, precision="fp32"), pairs, tmp_path / "x.safetensors", device=device)
+    assert result.key != exact.key
+    assert result.metrics["train/loss"] == pytest.approx(exact.metrics["train/loss"], rel=0.05)

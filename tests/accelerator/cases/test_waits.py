@@ -1,0 +1,21 @@
+"""A step of each loop waits for the accelerator, and copies without need, at most as often as
+``bounds`` says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.accelerator.cases.bounds import BOUNDS
+from tests.accelerator.cases.loops import step_cost
+from tests.accelerator.cases.tasks import slow_except
+
+SLOW = ("mask-rcnn", "ssd", "cliptex, gradient cache", "expert dpt", "expert nll-angmf")
+
+
+@pytest.mark.parametrize("name", slow_except(BOUNDS, BOUNDS.keys() - SLOW))
+def test_a_step_waits_at_most(name, tmp_path, pretended, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    bound = BOUNDS[name]
+    cost = step_cost(bound.loop, tmp_path, pretended, bound.short, bound.long)
+    assert cost.waits <= bound.waits, cost.report
+    assert cost.blocking_copies <= bound.blocking_copies, cost.report

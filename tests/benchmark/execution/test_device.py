@@ -1,0 +1,44 @@
+"""Where a unit of work computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmark.execution import device
+from benchmark.execution.unit import GPUS
+from common.errors import UserError
+
+CPU, XPU = torch.device("cpu"), torch.device("xpu")
+
+
+def test_auto_is_the_accelerator_of_the_machine(monkeypatch):
+    monkeypatch.delenv(GPUS, raising=False)
+    monkeypatch.setattr(device, "current_device", lambda: XPU)
+    assert device.choose_device("auto") == XPU and device.choose_device("cpu") == CPU
+    monkeypatch.setenv(GPUS, "1")
+    assert device.choose_device("auto") == XPU
+
+
+def test_a_unit_without_a_gpu_computes_on_the_cpu(monkeypatch):
+    """Also where no variable can hide accelerators."""
+    monkeypatch.setattr(device, "current_device", lambda: XPU)
+    monkeypatch.setenv(GPUS, "0")
+    assert device.choose_device("auto") == CPU
+
+
+def test_a_unit_with_a_gpu_that_torch_does_not_find_is_an_error(monkeypatch):
+    monkeypatch.setattr(device, "current_device", lambda: CPU)
+    monkeypatch.setenv(GPUS, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=3.*finds none"):
+        device.choose_device("auto")
+
+
+def test_devices_that_are_not_here_are_refused():
+    with pytest.raises(UserError, match="no device 'gpuu'"):
+        device.check_device("gpuu", is_local=False)
+    if not torch.xpu.is_available():
+        device.check_device("xpu", is_local=False)
+        with pytest.raises(UserError, match="'xpu' on this machine"):
+            device.check_device("xpu", is_local=True)
