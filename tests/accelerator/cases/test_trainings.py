@@ -100,6 +100,7 @@ def test_a_training(name, feature, init, pairs, tmp_path, device):
         )
 
 
+@slow
 def test_automatic_precision_is_bf16(pairs, tmp_path, device):
     recipe = make_recipe("cliptex", "one-batch", tmp_path, precision="auto")
     result = run(recipe, pairs, tmp_path / "w.safetensors", device=device)

@@ -1,0 +1,73 @@
+"""What users start: units of work choose the accelerator, and report it."""
+
+from __future__ import annotations
+
+import json
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.labels.store import LabelStore
+from benchmark import evaluate
+from benchmark.cli.main import main
+from benchmark.execution.device import choose_device
+from common.device import device_name
+from tests.accelerator.cases.devices import is_pretended
+from tests.backbones.cliptex.experts import toy_experts
+from tests.backbones.cliptex.labels.test_labeller import label
+from tests.benchmark.test_api import IMAGES, Patches
+from tests.probes.datasets.make import make_imagefolder
+
+
+def test_doctor_reports_the_accelerator(tmp_path, device, monkeypatch, capsys):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    main(["doctor", "--json"])
+    findings = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    finding = findings[f"{device.type}:0"]
+    assert device_name(torch.device(device.type, 0)) in finding["value"]
+    assert "GB free" in finding["value"] or not is_pretended(device)
+
+
+def test_labels_are_those_of_the_cpu(tmp_path, device):
+    pattern = toy_experts.write_shards(tmp_path / "pairs", each=4)
+    stores = []
+    for target in ("cpu", device):
+        experts = [expert.freeze(target, bf16=False) for expert in toy_experts.all_experts()]
+        label(pattern, tmp_path / str(target), experts)
+        stores.append(LabelStore(tmp_path / str(target)))
+    key = open_pairs(pattern).key(0)
+    expected, actual = (store.get(key) for store in stores)
+    for name, values in expected.items():
+        np.testing.assert_allclose(actual[name], values, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_run_on_the_device_of_the_machine(tmp_path, device, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    results = evaluate(
+        Patches(),
+        ["imagefolder/linear", "imagefolder/knn"],
+        suite="own",
+        images=IMAGES,
+        tracking_uri=store,
+        data={"imagefolder": tmp_path / "imagefolder"},
+        settings={"epochs": 1, "size": 32, "batch_size": 8},
+        device="auto",
+        jobs=1,
+        num_workers=0,
+    )
+    assert set(results.frame.status) == {"done"}
+    assert choose_device("auto").type == device.type
+    mlflow.set_tracking_uri(store)
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    kinds = {run.data.tags.get("cliptex.device.kind") for run in runs}
+    assert device_name(device) in kinds
+    parents = [run for run in runs if "cost/memory_mb" in run.data.metrics]
+    assert parents and parents[0].data.metrics["cost/images_per_second"] > 0
