@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.visible_devices import DEVICE_NAMES
+from common.visible_devices import DEVICE_NAMES, is_accelerator_name
 
 CPU = torch.device("cpu")
 Device = torch.device | str
@@ -32,6 +32,15 @@ def current_device() -> torch.device:
     """The accelerator that torch uses on this machine, or the CPU if there is none."""
     kind = torch.accelerator.current_accelerator()
     return kind if kind is not None and torch.accelerator.is_available() else CPU
+
+
+def planned_device(name: str) -> torch.device:
+    """The accelerator that work of another machine is planned for: the one called ``name``, else
+    one as this machine has, else a CUDA device."""
+    if is_accelerator_name(name):
+        return torch.device(name)
+    current = current_device()
+    return current if is_accelerator(current) else torch.device("cuda")
 
 
 def device_count() -> int:
@@ -149,6 +158,14 @@ def memory(device: torch.device) -> tuple[int, int] | None:
         total = module.recommended_max_memory()
         return max(0, total - module.driver_allocated_memory()), total
     return None
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that the memory of a device ended."""
+    # MPS raises an error without a class of its own
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "backend out of memory" in str(error)
+    )
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -80,3 +80,8 @@ def user_error_message(error: BaseException) -> str | None:
 class NonFiniteLoss(RuntimeError):
     """A loss or its gradient became NaN or infinite; the message says where. The run ends FAILED
     with this reason."""
+
+
+class OutOfMemory(RuntimeError):
+    """Work does not fit into the memory of a device; the message says which, and what helps. The
+    run ends FAILED with this reason."""

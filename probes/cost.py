@@ -22,6 +22,7 @@ class Cost:
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     images: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    notes: list[str] = field(default_factory=list)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -49,6 +50,7 @@ class Cost:
             self.seconds[name] += share * seconds
         for name, images in cost.images.items():
             self.images[name] += share * images
+        self.notes += [note for note in cost.notes if note not in self.notes]
 
     def metrics(self) -> dict[str, float]:
         """``PHASE_seconds``, and ``PHASE_images_per_second`` of phases that count images.

@@ -21,10 +21,11 @@ from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
 from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
 from benchmark.results.table import format_number
-from common.device import device_name
-from common.errors import NonFiniteLoss, error_summary, user_error_message
+from common.device import device_name, is_out_of_memory
+from common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
 from common.files import content_key, home, read_json_object, write_json
 from common.locks import lock_path, locked
+from common.out_of_memory import out_of_memory
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.datasets.share import with_share
@@ -145,6 +146,9 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
                 return probe.run_group(probes)
             return [probe.run(context)]
     except Exception as error:
+        if is_out_of_memory(error):
+            advice = "smaller settings may fit, see `run --dry-run`"
+            return [out_of_memory(error, advice)] * len(probes)
         return [error] * len(probes)
 
 
@@ -156,7 +160,7 @@ def failure_reason(error: Exception) -> str:
     """
     if user_error_message(error) is not None:
         raise error
-    if not isinstance(error, NonFiniteLoss | WorkerLost):
+    if not isinstance(error, NonFiniteLoss | OutOfMemory | WorkerLost):
         console.print("".join(traceback.format_exception(error)), markup=False)
     return error_summary(error)
 
@@ -252,7 +256,12 @@ def _log_result(
     data = context.data
     metrics = {name: result.metrics[name] for name in task.probe.metrics if name in result.metrics}
     finite = [name for name, value in metrics.items() if np.isfinite(value)]
-    notes = [*result.notes, *filter(None, [task.deviations(data)]), *data.notes]
+    notes = [
+        *result.notes,
+        *context.cost.notes,
+        *filter(None, [task.deviations(data)]),
+        *data.notes,
+    ]
     if data.skipped:
         path, reason = data.skipped[0]
         count = len(data.skipped)

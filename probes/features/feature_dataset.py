@@ -25,6 +25,7 @@ from backbones.versions import DENSE, versions
 from common.device import is_accelerator, takes_pinned_memory
 from common.errors import NonFiniteLoss, UserError
 from common.files import content_key
+from common.out_of_memory import Halving
 from probes.base import Context
 from probes.features.cost import EncodeRun
 from probes.features.store import DTYPES, Builder, CacheKey, Metadata, Store, as_dtype, get_or_build
@@ -222,26 +223,35 @@ class FeatureDataset(Dataset):
         preprocess._non_blocking = takes_pinned_memory(run.device)
         orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in shards]
         loaded = _load(self.load, [item for order in orders for item in order], run)
+        in_parts = Halving(BATCH, f"encoding {self.name}", run.cost.notes)
+
+        def encode(part: Sequence[tuple[int, Any]]) -> tuple[list[Tensor], list[Any]]:
+            """The maps of loaded items, on the CPU, and their samples."""
+            batch = preprocess(
+                {
+                    "inputs": [packed["inputs"] for _, packed in part],
+                    "data_samples": [packed["data_samples"] for _, packed in part],
+                },
+                False,
+            )
+            maps = frozen(batch["inputs"])
+            if not all(bool(each.isfinite().all()) for each in maps):
+                raise NonFiniteLoss(f"feature maps of {about} are not finite")
+            cast = [each.cpu() for each in as_dtype(maps, self.dtype, about)]
+            return cast, batch["data_samples"]
+
         for order in orders:
             same_shape = groupby(islice(loaded, len(order)), lambda entry: entry[1]["inputs"].shape)
             for shape, entries in same_shape:
                 size = min(BATCH, max(2, CPU_PIXELS // shape[1:].numel())) if on_cpu else BATCH
                 while part := list(islice(entries, size)):
-                    batch = preprocess(
-                        {
-                            "inputs": [packed["inputs"] for _, packed in part],
-                            "data_samples": [packed["data_samples"] for _, packed in part],
-                        },
-                        False,
-                    )
-                    maps = frozen(batch["inputs"])
+                    items = iter(item for item, _ in part)
+                    results = in_parts(encode, part)
                     run.cost.images["encode"] += len(part)
-                    if not all(bool(each.isfinite().all()) for each in maps):
-                        raise NonFiniteLoss(f"feature maps of {about} are not finite")
-                    cast = [each.cpu() for each in as_dtype(maps, self.dtype, about)]
-                    for index, (item, _) in enumerate(part):
-                        metainfo = batch["data_samples"][index].metainfo
-                        yield item, [each[index] for each in cast], _shapes(metainfo)
+                    for cast, samples in results:
+                        for index, sample in enumerate(samples):
+                            maps = [each[index] for each in cast]
+                            yield next(items), maps, _shapes(sample.metainfo)
                     run.progress.advance(len(part))
 
 

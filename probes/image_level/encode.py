@@ -21,6 +21,7 @@ from backbones.base import Backbone, DataConfig
 from common.device import takes_pinned_memory
 from common.errors import NonFiniteLoss, UserError
 from common.images import to_rgb
+from common.out_of_memory import Halving
 from probes.features.cost import EncodeRun
 from probes.features.members import image_source
 from probes.image_level.settings import Encoding, Precision
@@ -75,19 +76,22 @@ def encode_batches(
 ) -> Iterator[Tensor]:
     """``encode`` of each batch of items (None: all in their order), float32 on the device.
 
-    At most ``encoding.batch_size`` images go through the backbone at once.
+    At most ``encoding.batch_size`` images go through the backbone at once, fewer where they do not
+    fit the memory of the device.
     """
     if batches is None:
         items = range(len(images))
         size = encoding.batch_size
         batches = [items[start : start + size] for start in items[::size]]
-    for pixels in run.cost.timed("encode", load_batches(images, batches, backbone, run)):
+    in_parts = Halving(encoding.batch_size, "encoding images", run.cost.notes)
+    prepare = preparation(backbone, run.device)
+    for pixels in run.cost.timed("encode", load_batches(images, batches, run)):
         with (
             run.cost.phase("encode"),
             torch.no_grad(),
             autocast(run.device, encoding.precision),
         ):
-            parts = [encode(part).float() for part in pixels.split(encoding.batch_size)]
+            parts = in_parts(lambda part: encode(prepare(part)).float(), pixels)
         run.cost.images["encode"] += len(pixels)
         yield torch.cat(parts)
 
@@ -123,17 +127,27 @@ def input_size(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, i
     return size
 
 
-def load_batches(
-    images: Images, batches: Sequence[Sequence[int]], backbone: Backbone, run: EncodeRun
-) -> Iterator[Tensor]:
-    """Batches of items as the backbone takes them, in order: (N, 3, H, W) float32 on the device."""
+def preparation(backbone: Backbone, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The function from images (N, 3, H, W) uint8 to what the backbone takes, on the device."""
     # a plain ViT has one stride; everything else is convolutional, and convolutions are faster on
     # channels-last images
     memory_format = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
     mean, std = (
-        255 * torch.tensor(values, device=run.device).view(3, 1, 1)
+        255 * torch.tensor(values, device=device).view(3, 1, 1)
         for values in (backbone.data.mean, backbone.data.std)
     )
+
+    def prepare(images: Tensor) -> Tensor:
+        pixels = (images.to(device, non_blocking=True).float() - mean) / std
+        return pixels.contiguous(memory_format=memory_format)
+
+    return prepare
+
+
+def load_batches(
+    images: Images, batches: Sequence[Sequence[int]], run: EncodeRun
+) -> Iterator[Tensor]:
+    """Batches of items, in order: (N, 3, H, W) uint8, pinned where that helps the device."""
     prefetch = max(2, 256 // max(map(len, batches))) if run.num_workers and batches else None
     loader = DataLoader(
         images,
@@ -146,8 +160,7 @@ def load_batches(
     for batch in loader:
         if isinstance(batch, str):
             raise UserError(batch)
-        pixels = (batch.to(run.device, non_blocking=True).float() - mean) / std
-        yield pixels.contiguous(memory_format=memory_format)
+        yield batch
 
 
 @torch.inference_mode()
@@ -168,10 +181,11 @@ def encode_texts(
     """
     run.progress.start("encoding texts", len(texts))
     parts = []
+    in_parts = Halving(batch_size, "encoding texts", run.cost.notes)
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         with run.cost.phase("text"), autocast(run.device, precision):
-            parts.append(backbone.encode_text(batch).float().cpu())
+            parts += in_parts(lambda part: backbone.encode_text(part).float().cpu(), batch)
         run.progress.advance(len(batch))
     return check_finite(torch.cat(parts), f"text embeddings of {backbone.name}")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.registry import DATASETS
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common.files import content_key
@@ -115,6 +115,19 @@ class GroupDataset(Dataset):
                 sample.set_metainfo({name: padded.metainfo[name] for name in padding})
             batches.append({**first, "data_samples": samples})
         return [batches[index] for index in self.indices]
+
+
+def rows_of(data: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Some images of a collated batch."""
+    inputs = data["inputs"]
+    is_images = isinstance(inputs[0], Tensor) and inputs[0].dim() == 3  # else maps, level by level
+    part = {
+        "inputs": inputs[rows] if is_images else tuple(level[rows] for level in inputs),
+        "data_samples": data["data_samples"][rows],
+    }
+    if "more_samples" in data:
+        part["more_samples"] = [samples[rows] for samples in data["more_samples"]]
+    return part
 
 
 def _without_images(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import Tensor
 
-from common.device import prefers_bf16, takes_pinned_memory
-from common.errors import NonFiniteLoss
+from common.device import is_out_of_memory, prefers_bf16, takes_pinned_memory
+from common.errors import NonFiniteLoss, OutOfMemory
 from common.files import atomic_write, content_key
+from common.out_of_memory import out_of_memory
 from probes.base import Context
 from probes.cost import Cost
 from probes.runner.bridge import isolated_rng
@@ -147,13 +148,26 @@ class Member:
         if due:
             self._save()
 
+    def release(self) -> None:
+        """Free what it has on the device, for the heads that go on."""
+        self.optim_wrapper.zero_grad()
+        self.optim_wrapper.optimizer.state.clear()
+        self._unchecked.clear()
+
     def score(self, data: Mapping[str, Any]) -> None:
-        """Predict a prepared batch, and hand the predictions to the evaluator."""
+        """Predict a prepared batch, and hand the predictions to the evaluator: all or, where it
+        fails, none."""
         if "data_samples" in data:  # predictions are written into samples, which heads may share
             data = {**data, "data_samples": [sample.clone() for sample in data["data_samples"]]}
-        with self._precision():
-            predictions = self.model._run_forward(data, mode="predict")
-        self.evaluator.process(data_samples=predictions, data_batch=data)
+        scored = [len(metric.results) for metric in self.evaluator.metrics]
+        try:
+            with self._precision():
+                predictions = self.model._run_forward(data, mode="predict")
+            self.evaluator.process(data_samples=predictions, data_batch=data)
+        except Exception:
+            for metric, count in zip(self.evaluator.metrics, scored, strict=True):
+                del metric.results[count:]
+            raise
 
     def _check_losses(self) -> None:
         """Read the losses since the last check (only this waits for the device) and log them."""
@@ -229,7 +243,17 @@ def failing_alone(member: Member) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        member.error = error
+        member.error = failure_of(error)
+    if isinstance(member.error, OutOfMemory):
+        member.release()
+
+
+def failure_of(error: Exception) -> Exception:
+    """What a head failed with: ``error``, or one line where the memory of the device ended."""
+    if is_out_of_memory(error):
+        advice = "lower batch_size or size (--set batch_size=…), or run the task alone"
+        return out_of_memory(error, advice)
+    return error
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -24,18 +24,21 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS, FUNCTIONS, DefaultScope
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import probes.runner.schedules  # noqa: F401  registers what configs name
-from common.device import takes_pinned_memory
+from common.device import is_out_of_memory, takes_pinned_memory
+from common.errors import OutOfMemory
+from common.out_of_memory import log
 from probes.base import Context
 from probes.cost import Cost
 from probes.datasets.base import PreparedDataset
 from probes.runner import bridge
-from probes.runner.group_data import GroupDataset
+from probes.runner.group_data import GroupDataset, rows_of
 from probes.runner.logs import logging_to
-from probes.runner.member import Member, failing_alone
+from probes.runner.member import Member, failing_alone, failure_of
 from probes.runner.sampling import EndlessSampler, SeededSamples
 
 
@@ -166,7 +169,7 @@ def train_together(
             try:
                 member = Member(cfg, each, tuple(leave_out), checkpoint_every)
             except Exception as error:
-                results.append(error)
+                results.append(failure_of(error))
                 continue
             member.index = index
             member.train_dataset = train.datasets[train.indices[index]]
@@ -264,12 +267,7 @@ def _evaluate(
     context.progress.start(f"{description}: evaluation", len(loader))
     with _batches(loader) as loaded:
         for data in loaded:
-            batches = dataset.batches(preprocessor, data, False)
-            with bridge.one_batch():
-                for member in members:
-                    if member.error is None:
-                        with failing_alone(member):
-                            member.score(batches[member.index])
+            _score([each for each in members if each.error is None], dataset, preprocessor, data)
             context.progress.advance()
     scored = [member for member in members if member.error is None]
     for member in scored:
@@ -277,6 +275,40 @@ def _evaluate(
             member.metrics = dict(member.evaluator.evaluate(len(dataset)))
     for member in scored:
         member.cost.seconds["eval"] = (time.perf_counter() - started) / len(scored)
+
+
+def _score(
+    members: Sequence[Member], dataset: GroupDataset, preprocessor: nn.Module, data: Any
+) -> None:
+    """Score a batch; those for which it is too large score its halves."""
+    pending: list[Member] = []
+    try:
+        batches = dataset.batches(preprocessor, data, False)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        batches = None
+    count = len(data["data_samples"])
+    with bridge.one_batch():
+        for member in members:
+            with failing_alone(member):
+                if batches is None:
+                    raise torch.OutOfMemoryError("a batch does not fit")
+                member.score(batches[member.index])
+            if isinstance(member.error, OutOfMemory) and count > 1:
+                member.error = None
+                pending.append(member)
+    if not pending:
+        return
+    del batches
+    half = count // 2
+    for member in pending:
+        note = f"evaluation: {half} images at once instead of {count}, which do not fit the memory"
+        if not any(line.startswith("evaluation: ") for line in member.cost.notes):
+            member.cost.notes.append(f"{note} of the device; sums may be rounded differently")
+    log.warning("evaluation: batches of %s images do not fit the memory of the device", count)
+    for rows in (slice(0, half), slice(half, count)):
+        _score(pending, dataset, preprocessor, rows_of(data, rows))
 
 
 def _loader(config: Any, dataset: Dataset, sampler: Sampler, context: Context) -> DataLoader:

@@ -35,6 +35,10 @@ class CLIPTrainer(Trainer):
     """Trains ``model`` by ``recipe`` on ``dataset``; ``key``: identity of the training."""
 
     advice = "lower lr or the lambdas, or use precision=fp32"
+    memory_advice = (
+        "raise accumulate (gradient caching, with the same result), set grad_checkpointing=true, or"
+        " lower batch_size or image_size"
+    )
     model: CLIPWithHeads
 
     def __init__(

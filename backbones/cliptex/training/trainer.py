@@ -20,7 +20,9 @@ from backbones.cliptex.protocols import Progress, RunLog, Silent
 from backbones.cliptex.training.contrastive import sum_over_ranks
 from backbones.cliptex.training.distributed import DistContext
 from backbones.cliptex.training.states import States
-from common.errors import NonFiniteLoss
+from common.device import is_out_of_memory
+from common.errors import NonFiniteLoss, UserError
+from common.out_of_memory import out_of_memory
 from common.pacing import Pace
 
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
@@ -92,12 +94,13 @@ class Trainer:
 
     Attributes:
         prefix: of the curves' names.
-        advice: what a user can do when the loss breaks.
+        advice, memory_advice: what a user can do when the loss breaks, or memory ends.
         metrics: the last values of the curves.
     """
 
     prefix = "train"
     advice = "lower lr"
+    memory_advice = "lower batch_size"
 
     def __init__(
         self,
@@ -178,7 +181,8 @@ class Trainer:
                 steps before the last.
 
         Raises:
-            UserError: a state cannot be written, or what a subclass finds wrong with its data.
+            UserError: a state cannot be written, a step does not fit the memory of the device, or
+                what a subclass finds wrong with its data.
             NonFiniteLoss: the gradient was not finite ``MAX_SKIPPED`` times in a row, or at most
                 steps; noticed at the next log entry or state.
         """
@@ -193,7 +197,7 @@ class Trainer:
         self._updating = False  # weights and optimizer state may be from different steps
         try:
             for batch in batches:
-                self._train_on(batch)
+                self._train_within_memory(batch)
                 if metrics := self.validate():
                     context.log.log_metrics(metrics, self.step)
                     self.metrics |= metrics
@@ -228,6 +232,14 @@ class Trainer:
     def weights(self) -> dict[str, Tensor]:
         """What is exported: the moving average, or the last weights."""
         return dict((self.ema.module if self.ema else self.exported()).state_dict())
+
+    def _train_within_memory(self, batch: Any) -> None:
+        try:
+            self._train_on(batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(str(out_of_memory(error, self.memory_advice))) from None
 
     def _train_on(self, batch: Any) -> None:
         plan, process, context, step = self.plan, self.process, self.context, self.step

@@ -15,6 +15,7 @@ from backbones.adapters.open_clip import build_model
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training import models
+from backbones.cliptex.training.clip_trainer import CLIPTrainer
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
@@ -46,6 +47,15 @@ def dataset(pairs, labels, recipe, label_size=16):
         data=start.data,
         label_size=label_size,
     )
+
+
+def test_a_step_beyond_the_memory_of_the_device_ends_with_what_helps(pairs, tmp_path, monkeypatch):
+    def exhaust(self, batch, norms):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(CLIPTrainer, "backward", exhaust)
+    with pytest.raises(UserError, match=r"Tried to allocate 2.00 GiB.*raise accumulate"):
+        run(CLIPTEX, pairs, tmp_path / "out.safetensors")
 
 
 def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatch):
