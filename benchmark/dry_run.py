@@ -13,16 +13,19 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
+import torch
+
 import backbones
-from backbones import UserError
+from backbones import Backbone, UserError
 from backbones.cliptex.protocols import Silent
 from benchmark.execution import ExecutorSpec
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
+from benchmark.memory import PlannedDevice, describe_unit
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan
 from benchmark.probing.data import prepare_data, split_into_units
-from benchmark.records import BackboneInfo, Cell
+from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.run import known_cells
 from benchmark.stages.graph import Stage, find_results
 from benchmark.suites.registry import BackboneSource
@@ -51,29 +54,24 @@ def dump_config(options: RunOptions) -> None:
             raise UserError(f"the weights of {name!r} {missing}")
         backbone = backbones.create(**source.create_arguments)
         for task in plan.tasks:
-            context = Context(
-                backbone=backbone,
-                backbone_config=source.create_arguments,
-                data=with_share(data[task.name], task.train_share, seed),
-                settings=task.settings,
-                seed=seed,
-                device=choose_device(spec.device),
-                work_dir=Path("work_dirs") / task.name,
-                log=Silent(),
-                progress=Silent(),
-                num_workers=2 if spec.num_workers is None else spec.num_workers,
-            )
+            device = choose_device(spec.device)
+            workers = 2 if spec.num_workers is None else spec.num_workers
+            context = _context(source, backbone, data, task, seed, device, workers)
             text = task.probe.config(context)
             comment = "//" if text.lstrip().startswith("{") else "#"
             texts.append(f"{comment} {name} · {task.name}\n{text}")
     sys.stdout.write("\n".join(texts) + "\n")
 
 
-def dry_run(options: RunOptions) -> None:
+def dry_run(options: RunOptions, device_memory: float | None = None) -> None:
     """Print which cells are done and which units are to do, with the median seconds of the same
-    tasks in earlier runs on this kind of device."""
+    tasks in earlier runs on this kind of device, and with the memory that they will need.
+
+    Args:
+        device_memory: GB of the device; None for the one of this machine.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-    plan = make_plan(options)
+    plan, planned = make_plan(options), PlannedDevice.of(options.device, device_memory)
     for note in plan.notes:
         _print(note)
     tracker = Tracker.existing(plan.experiment)
@@ -82,17 +80,33 @@ def dry_run(options: RunOptions) -> None:
         _print_pending(stage.title, stage.units)
     units = [[task] for task in plan.tasks] if data is None else split_into_units(plan.tasks, data)
     median_seconds = cache(lambda task: _median_seconds(tracker, options.executor_spec, task))
-    counts = Counter({"done": 0, "to do": 0})
+    counts, memory = Counter({"done": 0, "to do": 0}), dict[tuple[str, ...], str]()
     for (name, seed), source in sources.items():
-        cells = _find_cells(plan, tracker, data, source, seed)
+        backbone = _load(source)
+        cells = {}
+        if source and backbone:
+            info = BackboneInfo.of(backbone, source.create_arguments)
+            cells = known_cells(plan, tracker, data, info, seed)
         for cell in cells.values():
             counts["done" if cell.status == "cached" else cell.status] += 1
         for tasks in units:
-            pending = [task.name for task in tasks if task.name not in cells]
+            pending = [task for task in tasks if task.name not in cells]
             counts["to do"] += len(pending)
-            seconds = [median_seconds(task) for task in pending]
-            if pending:
-                _print_pending(f"{name} · seed {seed} · {' + '.join(pending)}", 1, seconds)
+            if not pending:
+                continue
+            names = [task.name for task in pending]
+            key = (name, *names)  # the same for every seed
+            if key not in memory and source and data:
+                same_size = backbone or _without_weights(source)
+                if same_size:
+                    contexts = [
+                        (task.probe, _context(source, same_size, data, task, seed, planned.device))
+                        for task in pending
+                    ]
+                    memory[key] = describe_unit(contexts, planned)
+            seconds = [median_seconds(task) for task in names]
+            title = f"{name} · seed {seed} · {' + '.join(names)}"
+            _print_pending(title, 1, seconds, memory.get(key, ""))
     totals = ", ".join(f"{count} {state}" for state, count in counts.items())
     sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
     _print(f"{sizes}: {totals}")
@@ -129,23 +143,47 @@ def _look_up(
     return [stage for stage, result in results.items() if result is None], data, sources
 
 
-def _find_cells(
-    plan: RunPlan,
-    tracker: Tracker | None,
-    data: Mapping[str, PreparedDataset] | None,
-    source: BackboneSource | None,
-    seed: int,
-) -> dict[str, Cell]:
-    """``known_cells`` of a backbone; none if its weights are not on this disk."""
+def _load(source: BackboneSource | None) -> Backbone | None:
+    """A backbone; None if its weights are not on this disk."""
     if source is None:
-        return {}
-    arguments = source.create_arguments
+        return None
     try:
-        backbone = BackboneInfo.of(backbones.create(**arguments), arguments)
+        return backbones.create(**source.create_arguments)
     except UserError as error:
-        _print(f"  note · {arguments['name']}: {error}")
-        return {}
-    return known_cells(plan, tracker, data, backbone, seed)
+        _print(f"  note · {source.create_arguments['name']}: {error}")
+        return None
+
+
+def _without_weights(source: BackboneSource) -> Backbone | None:
+    """The architecture of a backbone, where its name says it."""
+    name = str(source.create_arguments["name"])
+    with suppress(UserError):
+        return backbones.create(f"random/{name.removeprefix('random/')}")
+    return None
+
+
+def _context(
+    source: BackboneSource,
+    backbone: Backbone,
+    data: Mapping[str, PreparedDataset],
+    task: PlannedTask,
+    seed: int,
+    device: torch.device,
+    num_workers: int = 2,
+) -> Context:
+    """The context of a task's probe, without a folder."""
+    return Context(
+        backbone=backbone,
+        backbone_config=source.create_arguments,
+        data=with_share(data[task.name], task.train_share, seed),
+        settings=task.settings,
+        seed=seed,
+        device=device,
+        work_dir=Path("work_dirs") / task.name,
+        log=Silent(),
+        progress=Silent(),
+        num_workers=num_workers,
+    )
 
 
 def _median_seconds(tracker: Tracker | None, spec: ExecutorSpec, task: str) -> float | None:
@@ -161,13 +199,15 @@ def _median_seconds(tracker: Tracker | None, spec: ExecutorSpec, task: str) -> f
     return statistics.median(seconds) if seconds else None
 
 
-def _print_pending(title: str, units: int, seconds: Sequence[float | None] = ()) -> None:
+def _print_pending(
+    title: str, units: int, seconds: Sequence[float | None] = (), memory: str = ""
+) -> None:
     """Print a line for ``units`` units of work that are to do."""
     line = f"  to do · {title}: {units} unit{'s' * (units > 1)}"
     measured = [each for each in seconds if each is not None]
     if measured and len(measured) == len(seconds):
         line += f", about {timedelta(seconds=round(sum(measured)))}"
-    _print(line)
+    _print(f"{line}, {memory}" if memory else line)
 
 
 def _print(line: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydantic import PositiveFloat
+
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import RunOptions, TrackingOptions
 from common.errors import UserError
@@ -26,6 +28,8 @@ class Run(ConfigOptions, RunOptions, TrackingOptions):
 
     dry_run: bool = False
     """show what would be done, and do nothing"""
+    device_memory: PositiveFloat | None = None
+    """GB of an accelerator that --dry-run plans for (default: the memory of this machine's)"""
     dump_config: bool = False
     """print each task's resolved config (MMEngine) instead of running"""
 
@@ -39,8 +43,11 @@ class Run(ConfigOptions, RunOptions, TrackingOptions):
         from reports.mlflow.client import using
 
         with using(self.tracking_uri) as uri:
-            if self.dump_config or self.dry_run:
-                (dry_run.dump_config if self.dump_config else dry_run.dry_run)(self)
+            if self.dump_config:
+                dry_run.dump_config(self)
+                return 0
+            if self.dry_run:
+                dry_run.dry_run(self, self.device_memory)
                 return 0
             result = run(self)
             has_metrics = any(cell.metrics for cell in result.cells)

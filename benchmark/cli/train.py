@@ -9,7 +9,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import ExecutionOptions, PairsOptions, TrackingOptions
@@ -56,6 +56,8 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
     """MLflow experiment"""
     dry_run: bool = False
     """show what would be done, and do nothing"""
+    device_memory: PositiveFloat | None = None
+    """GB of an accelerator that --dry-run plans for (default: the memory of this machine's)"""
 
     def main(self) -> int:
         """Train, export, and print how to use the weights."""
@@ -63,6 +65,7 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
         from backbones.cliptex.training.distributed import first_process
         from backbones.cliptex.training.recipes import find_recipe
         from benchmark.execution.progress import console
+        from benchmark.memory import PlannedDevice, describe_training
         from benchmark.stages.weights import TrainingInputs, preview_training
         from reports.mlflow.client import using
 
@@ -87,6 +90,9 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
             if self.dry_run:
                 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
                 preview_training(inputs)
+                planned = PlannedDevice.of(spec.device, self.device_memory)
+                memory = describe_training(inputs, planned)
+                console.print(f"each process: {memory}", markup=False, soft_wrap=True)
                 return 0
             weights = _train_rank(inputs, spec) if "RANK" in os.environ else _submit(inputs, spec)
         if first_process():

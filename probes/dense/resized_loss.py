@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.device import is_accelerator
+from common.live_bytes import device_of
+
 CACHED_BYTES = 2**20  # of resized logits at once on a CPU; more where images are larger
 GPU_BYTES = 2**28
 
@@ -43,7 +46,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
             resizing(old, new, align_corners, logits.device)
             for old, new in zip(low, high, strict=True)
         )
-        bytes_at_once = CACHED_BYTES if logits.device.type == "cpu" else GPU_BYTES
+        bytes_at_once = GPU_BYTES if is_accelerator(device_of(logits)) else CACHED_BYTES
         step = max(1, bytes_at_once // (4 * classes * high[0] * high[1]))
         total, right = logits.new_zeros(()), labels.new_zeros(())
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)

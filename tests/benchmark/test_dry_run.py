@@ -73,7 +73,13 @@ def test_dry_run_after_a_run_shows_what_is_done_and_how_long_the_rest_takes(work
     assert capsys.readouterr().out == "1 backbones × 1 tasks × 1 seeds: 1 done, 0 to do\n"
     assert run_command(f"{LINEAR} --dry-run --seeds 2") == 0
     output = capsys.readouterr().out
-    assert re.search(r"seed 1 · imagefolder/linear: 1 unit, about 0:00:\d\d\n", output)
+    assert re.search(r"seed 1 · imagefolder/linear: 1 unit, about 0:00:\d\d, \d", output)
+    assert re.search(r"\d\.\d GB of memory \(encoding\)\n", output)
+    assert run_command(f"{LINEAR} --dry-run --seeds 2 --device-memory 0.05") == 0
+    unit = (
+        r"GB on the device \(encoding\), .* GB on the host: does not fit 0.05 GB, batches will be"
+    )
+    assert re.search(unit, capsys.readouterr().out)
     assert output.endswith("1 backbones × 1 tasks × 2 seeds: 1 done, 1 to do\n")
     assert run_command(f"{LINEAR} --dry-run --force") == 0
     assert "0 done, 1 to do" in capsys.readouterr().out

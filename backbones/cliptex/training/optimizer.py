@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from common.device import is_accelerator
+from common.live_bytes import device_of
 
 
 def build_optimizer(
@@ -41,6 +42,6 @@ def build_optimizer(
             for (multiple, decay), parameters in groups.items()
         ],
         lr=lr,
-        fused=True if is_accelerator(next(model.parameters()).device) else None,
+        fused=True if is_accelerator(device_of(next(model.parameters()))) else None,
         **adamw,
     )

@@ -105,7 +105,7 @@ def train(
             recipe,
             tokenizer=start.tokenizer,
             data=start.data,
-            label_size=_label_size(recipe, start),
+            label_size=label_side(recipe, start),
             rank=process.rank,
             world=process.world,
         )
@@ -113,7 +113,7 @@ def train(
         for note in notes:
             context.notify(note)
         torch.manual_seed(recipe.seed)
-        model = CLIPWithHeads(start.model, start.data.layers, _heads(recipe, start, labels))
+        model = CLIPWithHeads(start.model, start.data.layers, build_heads(recipe, start, labels))
         model = model.to(process.device)
         trainer = CLIPTrainer(recipe, model, dataset, process, context, key)
 
@@ -199,7 +199,7 @@ def _finished(out: Path, key: str) -> TrainResult | None:
     )
 
 
-def _label_size(recipe: Recipe, start: Backbone) -> int:
+def label_side(recipe: Recipe, start: Backbone) -> int:
     """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map.
 
     At most the image's side.
@@ -210,7 +210,7 @@ def _label_size(recipe: Recipe, start: Backbone) -> int:
     return recipe.label_size or min(size, 4 * size // min(start.strides))
 
 
-def _heads(recipe: Recipe, start: Backbone, labels: Labels | None) -> TaskHeads | None:
+def build_heads(recipe: Recipe, start: Backbone, labels: Labels | None) -> TaskHeads | None:
     if not recipe.tasks or labels is None:
         return None
     outputs = {}

@@ -94,7 +94,7 @@ class PretendedMode(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if torch.is_inference_mode_enabled() and func._can_decompose():
+        if torch.is_inference_mode_enabled() and func.namespace != "prim" and func._can_decompose():
             with self:
                 return func.decompose(*args, **kwargs)
         if _concerns_device(args, kwargs):

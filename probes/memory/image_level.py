@@ -1,0 +1,197 @@
+"""Phases of the probes on whole images; each follows the probe's own module."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from probes.image_level.attention_pool import create_head, token_encoder
+from probes.image_level.attentive import AttentiveHeads, adamw
+from probes.image_level.correspondence import folder_of
+from probes.image_level.few_shot import LeastSquares
+from probes.image_level.linear import (
+    LinearHeads,
+    Pair,
+    Samples,
+    Standardiser,
+    evaluate_grid,
+    sgd_groups,
+    train_step,
+)
+from probes.image_level.random_crops import TokenHeads
+from probes.memory.plan import CPU, MemoryPlan, Phases
+
+
+def linear(plan: MemoryPlan) -> Phases:
+    """See ``probes.image_level.linear_probe``."""
+    settings = plan.settings
+    if settings.random_crops:
+        yield from random_crops(plan)
+        return
+    width = plan.embed("train", "val")
+    yield "encoding"
+    train = _samples(plan, plan.images("train"), width)
+    val = _samples(plan, plan.images("val"), width)
+    if len(settings.grid) > 1:
+        heads = _train_linear(plan, train, settings.grid)
+        evaluate_grid(heads, settings.grid, _first(train, 2**16), CPU)
+        del heads
+    heads = _train_linear(plan, train, settings.grid[:1])
+    yield "training"
+    with torch.no_grad():
+        for features, _ in _first(val, 4096).batches(4096, CPU):
+            heads(features)
+    yield "evaluation"
+
+
+def _train_linear(plan: MemoryPlan, samples: Samples, grid: Sequence[Pair]) -> LinearHeads:
+    """Two steps of ``train_linear``."""
+    width, size = samples.features.shape[1], min(plan.settings.batch_size, len(samples))
+    weights = [torch.zeros(width, samples.classes) for _ in grid]
+    heads = LinearHeads(Standardiser.identity(width), weights)
+    groups = sgd_groups(heads, grid, size)
+    optimizer = torch.optim.SGD(groups, momentum=plan.settings.momentum)
+    for _ in range(2):
+        inputs, targets = samples.batch(torch.empty(size, dtype=torch.int64), CPU)
+        train_step(heads, optimizer, inputs, targets, 1.0)
+    return heads
+
+
+def _samples(plan: MemoryPlan, count: int, width: int) -> Samples:
+    features = plan.resident(count, width)
+    return Samples(features, torch.empty(count, dtype=torch.int64), plan.classes)
+
+
+def _first(samples: Samples, count: int) -> Samples:
+    members = torch.empty(min(len(samples), count), dtype=torch.int64)
+    return replace(samples, members=members)
+
+
+def random_crops(plan: MemoryPlan) -> Phases:
+    """See ``probes.image_level.random_crops``."""
+    settings = plan.settings
+    encoding = settings.encoding(plan.context.device.type)
+    tokens = plan.backbone.encode_tokens(plan.one_image(), encoding.blocks)
+    widths = [token.shape[1] for token, _ in tokens]
+    del tokens
+    grids = []
+    for blocks, pooled in product(settings.blocks, settings.average_pool):
+        start = sum(widths[: encoding.blocks - blocks])
+        columns = slice(start, sum(widths) + (widths[-1] if pooled else 0))
+        width = columns.stop - start
+        weights = [torch.empty(width, plan.classes) for _ in settings.grid]
+        grids.append(LinearHeads(Standardiser.identity(width), weights, columns))
+    groups = [
+        group for heads in grids for group in sgd_groups(heads, settings.grid, settings.batch_size)
+    ]
+    _train_on_crops(plan, TokenHeads(grids), torch.optim.SGD(groups, momentum=settings.momentum))
+    yield "training"
+    plan.embed("train", "val")
+    yield "encoding"
+
+
+def attentive(plan: MemoryPlan) -> Phases:
+    """See ``probes.image_level.attentive``."""
+    encode = token_encoder(plan.backbone, plan.settings.pool)
+    with torch.no_grad():
+        width = encode(plan.one_image()).shape[2]
+    heads = AttentiveHeads(
+        [create_head(plan.settings.pool, width, plan.classes) for _ in plan.settings.grid]
+    )
+    _train_on_crops(plan, heads, adamw(heads, plan.settings), encode)
+    yield "training"
+    held_out = math.ceil(plan.settings.holdout * plan.images("train"))
+    with torch.no_grad():
+        for images, part in ((held_out, heads), (plan.images("val"), heads[:1])):
+            for tokens in plan.encode(images, encode):
+                torch.stack(part.eval()(tokens))
+    yield "evaluation"
+
+
+def _train_on_crops(
+    plan: MemoryPlan,
+    heads: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    encode: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    size = plan.settings.batch_size
+    for inputs in plan.encode(2 * size, encode, size):
+        train_step(heads, optimizer, inputs, torch.empty(size, dtype=torch.int64), 1.0)
+
+
+def knn(plan: MemoryPlan) -> Phases:
+    """See ``probes.image_level.knn``."""
+    width = plan.embed("train", "val")
+    yield "encoding"
+    settings = plan.settings
+    train, val = (
+        normalize(plan.resident(plan.images(split), width), dim=1) for split in ("train", "val")
+    )
+    if len(settings.neighbours) > 1:
+        count = math.ceil(settings.holdout * len(train))
+        held_out, memory = train[_rows(count)], train[_rows(len(train) - count)]
+        _vote(plan, held_out, memory)
+        del held_out, memory
+    _vote(plan, val, train)
+    yield "search"
+
+
+def _rows(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.int64)
+
+
+def _vote(plan: MemoryPlan, queries: Tensor, memory: Tensor) -> None:
+    part = queries[:4096]
+    similar, _ = plan.search(part, memory, max(plan.settings.neighbours))
+    weights = similar.double().exp()
+    ballot = torch.zeros(len(part), plan.classes, dtype=torch.float64)
+    ballot.scatter_add_(1, torch.empty(weights.shape, dtype=torch.int64), weights)
+
+
+def few_shot(plan: MemoryPlan) -> Phases:
+    """See ``probes.image_level.few_shot``."""
+    width = plan.embed("train", "val")
+    yield "encoding"
+    targets = Counter(sample.target for sample in plan.context.data.samples["train"])
+    shots = sum(min(count, plan.settings.shots) for count in targets.values())
+    fits = LeastSquares.decompose(torch.empty(shots, width), _rows(shots), plan.classes)
+    if len(plan.settings.l2) > 1:
+        fits.leave_one_out(1.0)
+    yield "fit"
+    fits.scores(torch.empty(min(4096, plan.images("val")), width), 1.0)
+    yield "evaluation"
+
+
+def with_texts(plan: MemoryPlan) -> Phases:
+    """Of zero-shot classification, association and retrieval: they compare on the CPU."""
+    plan.embed_texts(256)
+    yield "encoding texts"
+    plan.embed("val")
+    yield "encoding"
+
+
+def keypoints(plan: MemoryPlan) -> Phases:
+    """See ``probes.image_level.correspondence``."""
+    settings, divisor = plan.settings, plan.backbone.divisor
+    side = math.ceil((settings.size or min(plan.backbone.data.size)) / divisor) * divisor
+    plan.context = replace(plan.context, settings=replace(settings, size=side))
+    samples = plan.context.data.samples["val"]
+    images = max(Counter(folder_of((each.image, {})) for each in samples).values())
+
+    def encode(pixels: Tensor) -> Tensor:
+        return plan.backbone(pixels)[settings.layer]
+
+    with torch.inference_mode():
+        (one,) = plan.encode(1, encode)
+        maps = torch.empty(images, *one.shape[1:], dtype=torch.float16)  # of a category
+        for batch in plan.encode(images, encode):
+            batch.half()
+    yield "encoding"
+    del maps

@@ -1,0 +1,105 @@
+"""The most memory that tasks take, phase by phase, before anything is computed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+
+from common.live_bytes import counting, fake_copy
+from probes.base import Context, GroupedProbe, Probe
+from probes.dense.probe import DenseProbe
+from probes.memory.plan import MemoryPlan, Phases
+
+Task = tuple[Probe, Context]
+# probe → where its phases are; dense probes that are trained have theirs in ``heads``
+FUNCTIONS: Mapping[str, str] = {
+    "classification/linear": "image_level.linear",
+    "classification/knn": "image_level.knn",
+    "classification/few-shot": "image_level.few_shot",
+    "classification/attentive": "image_level.attentive",
+    "classification/zero-shot": "image_level.with_texts",
+    "association/zero-shot": "image_level.with_texts",
+    "image-text/retrieval": "image_level.with_texts",
+    "correspondence/keypoints": "image_level.keypoints",
+    "segmentation/patch-knn": "patches.patch_knn",
+    "segmentation/in-context": "patches.in_context",
+    "segmentation/logreg": "patches.logreg",
+    "segmentation/open-vocabulary": "patches.open_vocabulary",
+    "detection/mask-rcnn": "detection.detector",
+    "detection/ssd": "detection.detector",
+}
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Most bytes of tasks that are trained together.
+
+    Attributes:
+        tasks: their names.
+        phase: in which ``device`` bytes are taken in the memory of the device.
+        host: of large tensors that stay in the memory of the host.
+    """
+
+    tasks: str
+    device: int
+    phase: str
+    host: int
+
+
+def predict(tasks: Sequence[Task], capacity: int | None) -> list[Peak]:
+    """The peaks of tasks of one backbone and seed, those that are trained together as one.
+
+    Probes of plug-ins, whose phases are not known, are left out.
+
+    Args:
+        tasks: with contexts whose device is planned for, and need not exist.
+        capacity: bytes of the device; None for the memory of the host.
+    Raises:
+        UserError: a backbone lacks what a probe reads, or settings do not fit it.
+    """
+    logging.disable(logging.INFO)  # MMEngine names every parameter
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of addresses, which fake tensors lack
+            return [
+                _predict(group, capacity) for group in together(tasks) if phases_of(group[0][0])
+            ]
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _predict(group: Sequence[Task], capacity: int | None) -> Peak:
+    """The peak of tasks that are trained together."""
+    function = phases_of(group[0][0])
+    assert function is not None
+    with counting(group[0][1].device) as counter:
+        backbone = fake_copy(group[0][1].backbone)
+        plans = [
+            MemoryPlan(probe, replace(context, backbone=backbone), counter, capacity)
+            for probe, context in group
+        ]
+        by_phase = {phase: counter.take_peak() for phase in function(plans)}
+    names = " + ".join(f"{context.data.spec.name}/{probe.name}" for probe, context in group)
+    worst = max(by_phase, key=by_phase.__getitem__)
+    return Peak(names, by_phase[worst], worst, sum(plan.host for plan in plans))
+
+
+def together(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Tasks by ``GroupedProbe.group_key``."""
+    lists: dict[str, list[Task]] = {}
+    for number, (probe, context) in enumerate(tasks):
+        key = probe.group_key(context) if isinstance(probe, GroupedProbe) else None
+        lists.setdefault(key or str(number), []).append((probe, context))
+    return list(lists.values())
+
+
+def phases_of(probe: Probe) -> Callable[[Sequence[MemoryPlan]], Phases] | None:
+    """The function that runs the phases of tasks of a probe; None if it is a plug-in's."""
+    name = FUNCTIONS.get(f"{probe.kind}/{probe.name}")
+    if name is not None:
+        module, function = name.split(".")
+        phases = getattr(import_module(f"probes.memory.{module}"), function)
+        return lambda plans: phases(plans[0])
+    return import_module("probes.memory.heads").dense if isinstance(probe, DenseProbe) else None
