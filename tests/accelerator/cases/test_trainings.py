@@ -20,6 +20,7 @@ from backbones.cliptex.training.train import TrainResult
 from common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
 from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.training.test_step import check_both_passes_drop_the_same
 from tests.backbones.cliptex.training.test_train import other_tower, run
 
 EXACT = 1e-4
@@ -98,6 +99,10 @@ def test_a_training(name, feature, init, pairs, tmp_path, device):
         assert complete.metrics["train/loss"] == pytest.approx(
             on_cpu.metrics["train/loss"], rel=1e-3
         )
+
+
+def test_both_passes_of_a_micro_batch_drop_the_same(pairs, device):
+    check_both_passes_drop_the_same(pairs, device)
 
 
 @slow
