@@ -28,7 +28,16 @@ from common.files import content_key
 from common.out_of_memory import Halving
 from probes.base import Context
 from probes.features.cost import EncodeRun
-from probes.features.store import DTYPES, Builder, CacheKey, Metadata, Store, as_dtype, get_or_build
+from probes.features.store import (
+    DTYPES,
+    Builder,
+    CacheKey,
+    Metadata,
+    Store,
+    all_finite,
+    as_dtype,
+    get_or_build,
+)
 from probes.runner import bridge
 
 Part = dict[str, Any]  # of a config
@@ -235,7 +244,7 @@ class FeatureDataset(Dataset):
                 False,
             )
             maps = frozen(batch["inputs"])
-            if not all(bool(each.isfinite().all()) for each in maps):
+            if not all_finite(maps):
                 raise NonFiniteLoss(f"feature maps of {about} are not finite")
             cast = [each.cpu() for each in as_dtype(maps, self.dtype, about)]
             return cast, batch["data_samples"]

@@ -301,6 +301,11 @@ def remove(folder: Path) -> bool:
     return not folder.exists()
 
 
+def all_finite(maps: Sequence[Tensor]) -> bool:
+    """Whether all values are; waits for the device once."""
+    return bool(torch.stack([each.isfinite().all() for each in maps]).all())
+
+
 def as_dtype(maps: Sequence[Tensor], name: str, about: str) -> list[Tensor]:
     """Float32 maps in the precision of the cache.
 
@@ -308,7 +313,7 @@ def as_dtype(maps: Sequence[Tensor], name: str, about: str) -> list[Tensor]:
         UserError: a value does not fit into fp16.
     """
     cast = [value.to(DTYPES[name]) for value in maps]
-    if name == "fp16" and not all(bool(value.isfinite().all()) for value in cast):
+    if name == "fp16" and not all_finite(cast):
         raise UserError(
             f"features of {about} do not fit into fp16 (beyond ±65504, or not finite); use"
             " cache=bf16"

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_convert
+from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
 from backbones.base import Backbone, DataConfig
 from common.device import takes_pinned_memory
@@ -221,7 +221,9 @@ class Images(Dataset[Tensor]):
                     f"cannot read {self.path(index)} ({str(error).splitlines()[0]}); was it changed"
                     " just now?"
                 )
-        return torch.stack(images)
+        # channels last, as they lie in memory, and at once into memory that processes share
+        batch: Tensor = default_collate([image.permute(1, 2, 0) for image in images])
+        return batch.permute(0, 3, 1, 2)
 
 
 def eval_transform(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], Tensor]:

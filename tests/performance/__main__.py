@@ -27,6 +27,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))
         import tests.performance.encoding  # registers its benchmarks, as the others do
+        import tests.performance.feeding
         import tests.performance.making
         import tests.performance.probing
         import tests.performance.reading

@@ -27,11 +27,11 @@ def photograph(random: np.random.Generator, size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def jpegs(folder: Path, count: int) -> list[Path]:
-    """Write ``count`` photographs of 320 × 240 px."""
+def jpegs(folder: Path, count: int, size: tuple[int, int] = (320, 240)) -> list[Path]:
+    """Write ``count`` photographs of (width, height) pixels."""
     random, paths = np.random.default_rng(0), [folder / f"{number}.jpg" for number in range(count)]
     for path in paths:
-        path.write_bytes(photograph(random, (320, 240)))
+        path.write_bytes(photograph(random, size))
     return paths
 
 

@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,8 @@ from common.secrets import hide_secrets
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 MEMBERS = (("image", np.int64, 2), ("caption", np.int64, 2))  # offset and size
 VERSION = 2  # of the cached tables
+PARALLEL_BYTES = 1 << 26  # of shards that several processes index
+MAX_INDEXERS = 16
 
 
 def open_pairs(
@@ -169,22 +173,12 @@ def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> C
     """
     progress.start("indexing shards", len(paths))
     digest, skipped, tables = hashlib.sha256(), [], []
-    hash_content = sum(path.stat().st_size for path in paths) <= FULL_HASH_BYTES
-    for path, name in zip(paths, names, strict=True):
-        rows = []
-        for key, members in walk_tar(path).items():
-            image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
-            caption = next((members[suffix] for suffix in CAPTIONS if suffix in members), None)
-            if image and caption:
-                rows.append((key.encode(), image, caption, "txt" in members))
-            else:
-                skipped.append((f"{name}/{key}", "no image or no caption"))
-        length = max((len(key) for key, *_ in rows), default=1)
-        row_type = [("key", f"S{length}"), *MEMBERS, ("is_txt", bool)]
-        table = np.array(rows, row_type)
+    size = sum(path.stat().st_size for path in paths)
+    for path, name, (table, incomplete) in zip(paths, names, _index_all(paths, size), strict=True):
+        skipped += [(f"{name}/{key}", "no image or no caption") for key in incomplete]
         digest.update(table["key"].tobytes())
         digest.update(np.stack([table["image"], table["caption"]], 1).tobytes())
-        if hash_content:
+        if size <= FULL_HASH_BYTES:
             digest.update(path.read_bytes())
         tables.append(table)
         progress.advance()
@@ -194,6 +188,31 @@ def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> C
         "fingerprint": content_key([digest.hexdigest(), names], 32),
     }
     return {"rows": np.concatenate(tables)}, metadata
+
+
+def _index_all(paths: Sequence[Path], size: int) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """``_index_shard`` of each, in order; by several processes if there are many bytes."""
+    workers = min(os.cpu_count() or 1, len(paths), MAX_INDEXERS)
+    if size < PARALLEL_BYTES or workers < 2:
+        yield from map(_index_shard, paths)
+        return
+    # forked, as loading processes are: others would import all that the main program imports
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        yield from pool.map(_index_shard, paths)
+
+
+def _index_shard(path: Path) -> tuple[np.ndarray, list[str]]:
+    """A shard's rows, and the keys that lack image or caption."""
+    rows, incomplete = [], []
+    for key, members in walk_tar(path).items():
+        image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+        caption = next((members[suffix] for suffix in CAPTIONS if suffix in members), None)
+        if image and caption:
+            rows.append((key.encode(), image, caption, "txt" in members))
+        else:
+            incomplete.append(key)
+    length = max((len(key) for key, *_ in rows), default=1)
+    return np.array(rows, [("key", f"S{length}"), *MEMBERS, ("is_txt", bool)]), incomplete
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:

@@ -19,7 +19,7 @@ from backbones.cliptex.data.augment import Geometry, warp_depth
 from backbones.cliptex.tasks.base import Summed, Task, grey
 
 FLAT = 1e-6
-MIN_SPREAD = 1e-2  # of a prediction: heads begin at 0.03 to 0.2
+MIN_SPREAD = 1e-2  # of a prediction: heads begin at 0.02 to 0.2
 STEPS = 65534  # of a 16-bit file, whose 0 is unknown
 
 

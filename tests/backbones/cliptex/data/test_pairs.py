@@ -7,12 +7,15 @@ import itertools
 import json
 import os
 import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import backbones.cliptex.data.pairs as module
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
 from common.errors import UserError
@@ -221,3 +224,25 @@ def test_a_kept_index_that_is_cut_is_made_again(shards, tmp_path, monkeypatch, k
         again[index].caption for index in range(len(again))
     ] == captions and again.fingerprint == first.fingerprint
     assert not open_pairs(shards, keep=False).skipped
+
+
+def test_processes_index_bit_for_bit_as_one_does(tmp_path, shards, monkeypatch):
+    def index(home: str) -> dict[str, bytes]:
+        monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / home))
+        open_pairs(shards)
+        return {path.name: path.read_bytes() for path in tmp_path.glob(f"{home}/pair-index/*.*")}
+
+    expected, started = index("alone"), []
+
+    def start(workers: int, **options: Any) -> ProcessPoolExecutor:
+        started.append(workers)
+        return ProcessPoolExecutor(workers, **options)
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", start)
+    monkeypatch.setattr(module, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert index("together") == expected and len(expected) >= 2 and started == [2]
+    for number in range(2):
+        (tmp_path / f"{number}.tar").write_bytes(b"not a tar" * 1000)
+    with pytest.raises(UserError, match=r"0\.tar is not a readable"):
+        open_pairs(f"{tmp_path}/*.tar")
