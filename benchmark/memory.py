@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from backbones.cliptex.training.clip_trainer import CLIPTrainer
 from backbones.cliptex.training.distributed import torchrun_environment
 from backbones.cliptex.training.memory import training_peak
 from backbones.cliptex.training.models import load_pretrained_clip
@@ -42,11 +43,14 @@ class PlannedDevice:
             return cls(device, sizes[1] if sizes else None)
         return cls(planned_device(name), int(gigabytes * GB))
 
-    def describe(self, peak: int, phase: str, host: int = 0) -> str:
+    def describe(
+        self, peak: int, phase: str, host: int = 0, advice: str = "lower batch_size or size"
+    ) -> str:
         """``5.2 GB on the device (training), 1.9 GB on the host``, and whether it fits.
 
         Args:
             peak: bytes on the device in a phase. host: of large tensors on the host.
+            advice: what helps where it does not fit.
         """
         host += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if not is_accelerator(self.device):
@@ -57,7 +61,7 @@ class PlannedDevice:
         text += f": does not fit {self.capacity / GB:g} GB"
         if phase in HALVED:
             return f"{text}, batches will be halved"
-        return f"{text}; lower batch_size or size"
+        return f"{text}; {advice}"
 
 
 def describe_unit(tasks: Sequence[Task], planned: PlannedDevice) -> str:
@@ -84,4 +88,4 @@ def describe_training(inputs: TrainingInputs, planned: PlannedDevice) -> str:
         peak = training_peak(recipe, start, labels, planned.device, processes)
     except Exception as error:  # weights that are not here, or a model that fake tensors cannot run
         return f"memory unknown ({error_summary(error)})"
-    return planned.describe(peak, "training")
+    return planned.describe(peak, "training", advice=CLIPTrainer.memory_advice)

@@ -183,8 +183,8 @@ def largest_batches(dataset: Any, loader: Config) -> list[list[int]]:
 
     batches = sampler.batches()
     largest = [max(batches, key=padded)]
-    if sampler.outputs and (other := max(batches, key=outputs)) != largest[0]:
-        largest.append(other)
+    if sampler.outputs and (batch := max(batches, key=outputs)) != largest[0]:
+        largest.append(batch)
     return largest
 
 

@@ -189,8 +189,8 @@ def keypoints(plan: MemoryPlan) -> Phases:
         return plan.backbone(pixels)[settings.layer]
 
     with torch.inference_mode():
-        (one,) = plan.encode(1, encode)
-        maps = torch.empty(images, *one.shape[1:], dtype=torch.float16)  # of a category
+        (single,) = plan.encode(1, encode)
+        maps = torch.empty(images, *single.shape[1:], dtype=torch.float16)  # of a category
         for batch in plan.encode(images, encode):
             batch.half()
     yield "encoding"

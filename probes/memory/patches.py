@@ -87,11 +87,11 @@ def patch_knn(plan: MemoryPlan) -> Phases:
         queries = make_keys(torch.cat([patches.features for patches in group]))
         _, index = plan.search(queries, features, count, _uploaded(make_keys), offset=offset)
         for patches in group[:1]:
-            found = labels[index[: len(patches.features)]]
+            neighbour_labels = labels[index[: len(patches.features)]]
             if settings.votes == "shares":
-                label_map(found.float().mean(dim=1), patches)
+                label_map(neighbour_labels.float().mean(dim=1), patches)
             else:
-                vote(found, plan.context)
+                vote(neighbour_labels, plan.context)
     yield "search"
 
 
@@ -146,8 +146,10 @@ def open_vocabulary(plan: MemoryPlan) -> Phases:
         encode_maps(_encoder(images), sizes, encoder)
         yield "encoding"
         count, grid, size = _patches(images)
-        (one,) = encoded(_encoder(images), [torch.empty(3, *sizes[0], dtype=torch.uint8)], encoder)
-        windows = one.shape[1] // plan.backbone.embed_dim
+        (single,) = encoded(
+            _encoder(images), [torch.empty(3, *sizes[0], dtype=torch.uint8)], encoder
+        )
+        windows = single.shape[1] // plan.backbone.embed_dim
         features = torch.empty(count, windows, plan.backbone.embed_dim)
         similar = features @ torch.empty(plan.backbone.embed_dim, names)
         patches = Patches(0, features, grid, (float(grid[0]), float(grid[1])), size)
