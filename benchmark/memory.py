@@ -14,8 +14,9 @@ from backbones.cliptex.training.memory import training_peak
 from backbones.cliptex.training.models import load_pretrained_clip
 from benchmark.execution.device import choose_device
 from benchmark.stages.weights import TrainingInputs, open_labels
-from common.device import is_accelerator, memory, planned_device
+from common.device import is_accelerator, is_available, memory, planned_device
 from common.errors import error_summary
+from common.visible_devices import is_accelerator_name
 from probes.memory.predict import Task, predict
 
 GB = 1e9
@@ -38,6 +39,8 @@ class PlannedDevice:
         With the latter it is an accelerator, which this machine need not have.
         """
         if gigabytes is None:
+            if is_accelerator_name(name) and not is_available(name):  # of another machine
+                return cls(torch.device(name), None)
             device = choose_device(name)
             sizes = memory(device) if is_accelerator(device) else None
             return cls(device, sizes[1] if sizes else None)

@@ -117,3 +117,8 @@ def test_options_of_a_run_can_be_used_again_and_a_limited_run_is_another(
     }.items():
         assert run_command(f"{again} --dry-run {words}") == 0
         assert f"seeds: {state}\n" in capsys.readouterr().out, words
+
+
+def test_dry_run_plans_for_the_device_of_another_machine(capsys):
+    assert run_command(f"{LINEAR} --dry-run --executor slurm".replace("cpu", "xpu")) == 0
+    assert "imagefolder/linear: 1 unit" in capsys.readouterr().out
