@@ -32,7 +32,7 @@ def seconds_of_processes(work: Callable[[int], None]) -> float:
 
 
 @bench
-def feeding(images: int = 3000, pairs: int = 512, size: int = 224, n: int = 3) -> list[Result]:
+def feeding(images: int = 10_000, pairs: int = 2048, size: int = 224, n: int = 3) -> list[Result]:
     """Images a second of an encoding pass of a backbone that computes nothing, and samples a second
     of a training that computes nothing, with a loading process for each core."""
     import torch
