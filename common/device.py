@@ -49,14 +49,15 @@ def device_count() -> int:
 
 
 def is_available(device: Device) -> bool:
-    """Whether this machine has a device of this type.
+    """Whether this machine has this device.
 
     Raises:
         UserError: torch knows no such type.
     """
     try:
-        kind = torch.device(device).type
-        return kind == "cpu" or torch.get_device_module(kind).is_available()
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+        module = torch.get_device_module(kind)
+        return kind == "cpu" or (module.is_available() and index < module.device_count())
     except (RuntimeError, AttributeError):
         raise UserError(f"no device {str(device)!r}; use {DEVICE_NAMES}") from None
 
@@ -153,7 +154,9 @@ def memory(device: torch.device) -> tuple[int, int] | None:
     """Free and total bytes of an accelerator; None where the backend cannot tell."""
     module = torch.get_device_module(device)
     if hasattr(module, "mem_get_info"):
-        return module.mem_get_info(device)
+        with suppress(RuntimeError):  # of GPUs without a counter, such as Intel's integrated ones
+            return module.mem_get_info(device)
+        return None
     if hasattr(module, "recommended_max_memory"):
         total = module.recommended_max_memory()
         return max(0, total - module.driver_allocated_memory()), total
@@ -207,6 +210,9 @@ def float64_device(device: torch.device) -> torch.device:
 @functools.cache
 def _computes_in(dtype: torch.dtype, kind: str) -> bool:
     """By trial: torch does not say it of all backends."""
+    if dtype == torch.bfloat16 and hasattr(torch.get_device_module(kind), "is_bf16_supported"):
+        # older GPUs compute in it, slowly: torch emulates it
+        return torch.get_device_module(kind).is_bf16_supported(including_emulation=False)
     try:
         torch.ones(1, dtype=dtype, device=kind) + 1
     except torch.OutOfMemoryError:
@@ -225,8 +231,8 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy of a CPU tensor on ``device``, which nothing waits for where ``device`` can read
     page-locked memory; a tensor that is there already as it is."""
     if tensor.device == CPU and takes_pinned_memory(device):
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @functools.cache

@@ -42,6 +42,8 @@ class Run(ConfigOptions, RunOptions, TrackingOptions):
         from common.secrets import hide_secrets
         from reports.mlflow.client import using
 
+        if self.device_memory and not self.dry_run:
+            raise UserError("--device-memory is for a plan; add --dry-run")
         with using(self.tracking_uri) as uri:
             if self.dump_config:
                 dry_run.dump_config(self)

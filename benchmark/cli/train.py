@@ -69,6 +69,8 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
         from benchmark.stages.weights import TrainingInputs, preview_training
         from reports.mlflow.client import using
 
+        if self.device_memory and not self.dry_run:
+            raise UserError("--device-memory is for a plan; add --dry-run")
         spec = replace(self.executor_spec, multi_node=True)
         if spec.name == "local":
             spec = replace(spec, jobs=1)

@@ -198,7 +198,7 @@ def _without_pixels(part: Part) -> Part:
 
 def _image_only(part: Part) -> Part:
     """A transform's config without what only concerns the ground truth."""
-    if part["type"] == "PackDense":
+    if part["type"] == "PackRGB":
         return {**part, "kind": "segmentation"}
     return {**part, "ground_truth": 0} if part["type"] == "PadCrop" else part
 

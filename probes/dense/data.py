@@ -125,7 +125,7 @@ class DenseDataset(BaseDataset):
 
 
 @TRANSFORMS.register_module()
-class PackDense(BaseTransform):
+class PackRGB(BaseTransform):
     """Tensors for the model: ``inputs`` (3, H, W) uint8 RGB and a ``SegDataSample`` with the ground
     truth of ``kind``: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or
     ``gt_normal_map`` (3, H, W) float32."""
@@ -225,7 +225,7 @@ def pipelines(
     }
     mask = getattr(settings, "mask", "normals")
     load = ground_truth_config(spec, classes, mask)
-    train = [LOAD, load, *augment, pad, {"type": "PackDense", "kind": spec.kind}]
+    train = [LOAD, load, *augment, pad, {"type": "PackRGB", "kind": spec.kind}]
     options = settings.size, settings.test_area, settings.interpolation, mask
     test = test_pipeline(spec, classes, *options)
     return train, test
@@ -274,7 +274,7 @@ def test_pipeline(
         how = _interpolation(interpolation)
         resize = {"type": how.pop("resize_type"), "scale": (4 * size, size), "keep_ratio": True}
         parts.append({**resize, **how})
-    pack = {"type": "PackDense", "kind": spec.kind}
+    pack = {"type": "PackRGB", "kind": spec.kind}
     return [LOAD, *parts, ground_truth_config(spec, classes, mask), pack]
 
 

@@ -137,8 +137,10 @@ def preparation(backbone: Backbone, device: torch.device) -> Callable[[Tensor], 
         for values in (backbone.data.mean, backbone.data.std)
     )
 
+    pinned = takes_pinned_memory(device)
+
     def prepare(images: Tensor) -> Tensor:
-        pixels = (images.to(device, non_blocking=True).float() - mean) / std
+        pixels = (images.to(device, non_blocking=pinned).float() - mean) / std
         return pixels.contiguous(memory_format=memory_format)
 
     return prepare

@@ -17,7 +17,7 @@ CPU, GPU = torch.device("cpu"), torch.device("xpu", 1)
 @pytest.fixture
 def backend(monkeypatch):
     """An XPU's module, as far as a test gives it functions."""
-    module = SimpleNamespace(is_available=lambda: True)
+    module = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2)
     get_module = torch.get_device_module
     monkeypatch.setattr(
         torch, "get_device_module", lambda of: module if "xpu" in str(of) else get_module(of)
@@ -88,6 +88,8 @@ def test_memory_where_the_backend_can_tell(backend):
     assert device.memory(GPU) == (6, 10)
     backend.mem_get_info = lambda of: (of.index, 8)
     assert device.memory(GPU) == (1, 8)
+    backend.mem_get_info = lambda of: torch.empty(-1)
+    assert device.memory(GPU) is None, "an integrated GPU cannot tell"
     backend.max_memory_allocated = lambda of: 7
     assert device.counts_peak_memory(GPU) and device.peak_memory(GPU) == 7
 
@@ -112,6 +114,28 @@ def test_a_full_device_is_not_taken_for_one_that_cannot(backend, monkeypatch):
     monkeypatch.setattr(torch, "ones", ones)
     with pytest.raises(torch.OutOfMemoryError):
         device.prefers_bf16(GPU)
+
+
+def test_emulated_bf16_is_not_preferred(backend):
+    backend.is_bf16_supported = lambda including_emulation: including_emulation
+    assert not device.prefers_bf16(GPU)
+
+
+def test_a_device_is_there_by_its_number(backend):
+    assert device.is_available("xpu:1") and device.is_available("xpu")
+    assert not device.is_available("xpu:2")
+
+
+@pytest.mark.parametrize("pins", [False, True])
+def test_a_copy_is_waited_for_where_memory_is_not_pinned(backend, monkeypatch, pins):
+    waited = []
+    monkeypatch.setattr(device, "takes_pinned_memory", lambda of: pins)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, to, non_blocking=False: waited.append(not non_blocking)
+    )
+    device.upload(torch.ones(1), GPU)
+    assert waited == [not pins]
 
 
 def test_work_planned_for_an_accelerator_elsewhere_is_in_bf16():

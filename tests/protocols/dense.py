@@ -343,7 +343,7 @@ UNEVEN = np.where(np.random.default_rng(5).random((20, 24)) < 0.75, 0, 3).astype
 SMALL = {"RandomResize": {"scale": (64, 16)}, "RandomCrop": {"crop_size": (12, 12)}}
 EDGES = (
     *("LoadImageFromFile", "LoadAnnotations", "LoadGroundTruth"),
-    *("Pad", "PadCrop", "PackSegInputs", "PackDense"),
+    *("Pad", "PadCrop", "PackSegInputs", "PackRGB"),
 )
 
 

@@ -26,6 +26,7 @@ from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import Recipe
+from common.device import takes_pinned_memory
 from common.errors import UserError
 
 MEMORY_BYTES = 1 << 30
@@ -78,7 +79,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``; asynchronous from pinned memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        pinned = takes_pinned_memory(device)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=pinned))
 
     def pin_memory(self) -> Batch:
         """The batch in pinned memory; called by PyTorch's loader."""
