@@ -222,6 +222,22 @@ def _computes_in(dtype: torch.dtype, kind: str) -> bool:
     return True
 
 
+def skips_fused_steps(device: torch.device) -> bool:
+    """Whether a fused optimizer on ``device`` skips a step where its ``found_inf`` is 1."""
+    return _skips_fused_steps(device.type)
+
+
+@functools.cache
+def _skips_fused_steps(kind: str) -> bool:
+    """By trial: kernels of MPS take ``found_inf`` and ignore it."""
+    weight = torch.nn.Parameter(torch.ones(1, device=kind))
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    optimizer.found_inf = torch.ones((), device=kind)  # type: ignore[attr-defined]
+    optimizer.step()
+    return weight.item() == 1
+
+
 def takes_pinned_memory(device: torch.device) -> bool:
     """Whether copies from page-locked memory of the host to ``device`` need not be waited for."""
     return is_accelerator(device) and _pins(device.type)

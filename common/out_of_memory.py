@@ -4,11 +4,12 @@ does not fit at all fails with one line."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from common.device import is_out_of_memory
-from common.errors import OutOfMemory, first_line
+from common.errors import OutOfMemory, UserError, first_line
 
 T = TypeVar("T")
 log = logging.getLogger("cliptex.memory")
@@ -20,6 +21,21 @@ def out_of_memory(error: BaseException, advice: str) -> OutOfMemory:
     It does not refer to ``error``, whose traceback would hold the tensors of the failed pass.
     """
     return OutOfMemory(f"out of memory on the device ({first_line(error)}); {advice}")
+
+
+@contextmanager
+def report_out_of_memory(advice: str) -> Iterator[None]:
+    """Report in one line that the memory of the device ended in the block.
+
+    Raises:
+        UserError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(str(out_of_memory(error, advice))) from None
 
 
 class Halving:

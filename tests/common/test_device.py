@@ -25,11 +25,12 @@ def backend(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    device._computes_in.cache_clear()
-    device._pins.cache_clear()
+    cached = device._computes_in, device._pins, device._skips_fused_steps
+    for function in cached:
+        function.cache_clear()
     yield module
-    device._computes_in.cache_clear()
-    device._pins.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 def test_the_current_device_is_the_accelerator_of_torch(backend, monkeypatch):
@@ -141,6 +142,19 @@ def test_a_copy_is_waited_for_where_memory_is_not_pinned(backend, monkeypatch, p
 def test_work_planned_for_an_accelerator_elsewhere_is_in_bf16():
     if not torch.cuda.is_available():
         assert device.prefers_bf16("cuda:1")
+
+
+@pytest.mark.parametrize("can", [False, True])
+def test_whether_fused_steps_are_skipped_is_tried(backend, monkeypatch, can):
+    ones, step = torch.ones, torch._fused_adamw_
+
+    def fused_adamw(*tensors, found_inf, **options):
+        step(*tensors, found_inf=found_inf if can else None, **options)
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
+    monkeypatch.setattr(torch, "_fused_adamw_", fused_adamw)
+    assert device.skips_fused_steps(GPU) is can
 
 
 @pytest.mark.parametrize("can", [False, True])

@@ -192,7 +192,9 @@ def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> C
 
 def _index_all(paths: Sequence[Path], size: int) -> Iterator[tuple[np.ndarray, list[str]]]:
     """``_index_shard`` of each, in order; by several processes if there are many bytes."""
-    workers = min(os.cpu_count() or 1, len(paths), MAX_INDEXERS)
+    # the cores of this process's allocation; macOS has no such call, and forking is not safe there
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    workers = min(cores, len(paths), MAX_INDEXERS)
     if size < PARALLEL_BYTES or workers < 2:
         yield from map(_index_shard, paths)
         return

@@ -17,6 +17,7 @@ from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from common.errors import UserError
 from common.files import content_key
+from common.out_of_memory import report_out_of_memory
 from common.settings import with_changes
 
 if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
@@ -47,8 +48,8 @@ def train_expert(
         of the training. An expert from the same data, settings and seed is returned as it is.
 
     Raises:
-        UserError: unknown expert or setting, missing or unreadable data, or ``out`` holds something
-            else.
+        UserError: unknown expert or setting, missing or unreadable data, ``out`` holds something
+            else, or the memory of the device ends.
         NonFiniteLoss: the loss broke.
     """
     kind = find_expert(name)
@@ -72,7 +73,8 @@ def train_expert(
     steps = round(chosen.epochs * len(train) / chosen.batch_size)
     log_every = max(1, steps // CURVE_POINTS)
     context = replace(context, resume_dir=out / "training-state", log_every=log_every)
-    cost = expert.train_on(train, context, seed)
+    with report_out_of_memory("try a lower batch_size (--set batch_size=…)"):
+        cost = expert.train_on(train, context, seed)
     expert.freeze(context.device)
     accuracy = evaluate(expert, val, context.progress)
     context.log.log_metrics(

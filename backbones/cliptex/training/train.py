@@ -28,6 +28,7 @@ from backbones.cliptex.training.trainer import TrainContext
 from common.device import is_accelerator
 from common.errors import UserError
 from common.files import content_key
+from common.out_of_memory import report_out_of_memory
 
 __all__ = ["TrainContext", "TrainResult", "find_trained", "train"]
 
@@ -76,7 +77,7 @@ def train(
 
     Raises:
         UserError: recipe, pairs, labels or initial weights do not fit together; too many unreadable
-            pairs.
+            pairs; the memory of the device ends.
         NonFiniteLoss: the loss broke; the message names the step.
     """
     out, context = Path(out), context or TrainContext()
@@ -89,6 +90,7 @@ def train(
         processes(context.device) as process,
         torch.random.fork_rng(devices=[]),
         _tf32(process.device),
+        report_out_of_memory(CLIPTrainer.memory_advice),
     ):
         recipe = recipe.with_precision(process.device)
         start = load_pretrained_clip(

@@ -20,9 +20,8 @@ from backbones.cliptex.protocols import Progress, RunLog, Silent
 from backbones.cliptex.training.contrastive import sum_over_ranks
 from backbones.cliptex.training.distributed import DistContext
 from backbones.cliptex.training.states import States
-from common.device import is_out_of_memory
-from common.errors import NonFiniteLoss, UserError
-from common.out_of_memory import out_of_memory
+from common.device import skips_fused_steps
+from common.errors import NonFiniteLoss
 from common.pacing import Pace
 
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
@@ -94,13 +93,12 @@ class Trainer:
 
     Attributes:
         prefix: of the curves' names.
-        advice, memory_advice: what a user can do when the loss breaks, or memory ends.
+        advice: what a user can do when the loss breaks.
         metrics: the last values of the curves.
     """
 
     prefix = "train"
     advice = "lower lr"
-    memory_advice = "lower batch_size"
 
     def __init__(
         self,
@@ -121,6 +119,7 @@ class Trainer:
         self.states = States(Path(str(context.resume_dir)), plan.key)
         self.metrics: dict[str, float] = {}
         self._unread: list[Step] = []
+        self._failure = ""  # why the training cannot go on; raised at the next log entry
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.flops_per_step = self.earlier_seconds = 0.0
 
@@ -181,10 +180,9 @@ class Trainer:
                 steps before the last.
 
         Raises:
-            UserError: a state cannot be written, a step does not fit the memory of the device, or
-                what a subclass finds wrong with its data.
+            UserError: a state cannot be written, or what a subclass finds wrong with its data.
             NonFiniteLoss: the gradient was not finite ``MAX_SKIPPED`` times in a row, or at most
-                steps; noticed at the next log entry or state.
+                steps; raised at the next log entry, in all processes.
         """
         plan, context, first = self.plan, self.context, self.process.first
         self._resume()
@@ -197,7 +195,7 @@ class Trainer:
         self._updating = False  # weights and optimizer state may be from different steps
         try:
             for batch in batches:
-                self._train_within_memory(batch)
+                self._train_on(batch)
                 if metrics := self.validate():
                     context.log.log_metrics(metrics, self.step)
                     self.metrics |= metrics
@@ -233,14 +231,6 @@ class Trainer:
         """What is exported: the moving average, or the last weights."""
         return dict((self.ema.module if self.ema else self.exported()).state_dict())
 
-    def _train_within_memory(self, batch: Any) -> None:
-        try:
-            self._train_on(batch)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(str(out_of_memory(error, self.memory_advice))) from None
-
     def _train_on(self, batch: Any) -> None:
         plan, process, context, step = self.plan, self.process, self.context, self.step
         # of dropout, patch dropout and drop path: the same after a resume
@@ -260,6 +250,8 @@ class Trainer:
         self.step, self._updating = step + 1, False
         if self.step % context.log_every == 0 or norms or self.step == plan.steps:
             self._read_steps()
+            if self._failure:
+                raise NonFiniteLoss(self._failure)
             self.metrics |= {f"{self.prefix}/lr": lr} | self._read_window()
             finite = {
                 f"{self.prefix}/grad_norm_{name}": value
@@ -273,7 +265,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.plan.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["multiple"]
-        if self.optimizer.defaults["fused"]:  # skips the step on the device, without a wait
+        if self.optimizer.defaults["fused"] and skips_fused_steps(norm.device):  # without a wait
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif norm.isfinite():
@@ -285,26 +277,29 @@ class Trainer:
     def _read_steps(self) -> None:
         """Count the steps that were skipped since the last call; only this waits for the device.
 
-        Raises:
-            NonFiniteLoss: see ``run``.
+        All are counted at the end, so that ``_save`` can call it again where it is interrupted.
         """
         if not self._unread:
             return
         plan, norms = self.plan, torch.stack([norm for *_, norm in self._unread]).tolist()
+        skipped, in_a_row = self.skipped, self.skipped_in_a_row
+        finite: list[dict[str, Tensor]] = []
         for (step, losses, _), norm in zip(self._unread, norms, strict=True):
             if math.isfinite(norm):
-                self.skipped_in_a_row = 0
-                self._losses.append(losses)
+                in_a_row = 0
+                finite.append(losses)
                 self._norm = norm
                 continue
-            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-            mostly = step == plan.steps and 2 * self.skipped > plan.steps
-            if mostly or self.skipped_in_a_row == MAX_SKIPPED:
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            mostly = step == plan.steps and 2 * skipped > plan.steps
+            if not self._failure and (mostly or in_a_row == MAX_SKIPPED):
                 named = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
-                raise NonFiniteLoss(
-                    f"{plan.name}: the gradient became NaN or infinite {self.skipped_in_a_row}"
-                    f" times in a row, last at step {step} (losses: {named}); {self.advice}"
+                self._failure = (
+                    f"{plan.name}: the gradient became NaN or infinite {in_a_row} times in a row,"
+                    f" last at step {step} (losses: {named}); {self.advice}"
                 )
+        self._losses += finite
+        self.skipped, self.skipped_in_a_row = skipped, in_a_row
         self._unread.clear()
 
     def _start_window(self) -> None:
@@ -331,6 +326,8 @@ class Trainer:
 
     def _save(self) -> None:
         self._read_steps()
+        if self._failure:  # the newest state is from before, and fails again
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -360,6 +357,8 @@ class Trainer:
             )
         self.step = step
         self.model.load_state_dict(state["model"])
+        for group in state["optimizer"]["param_groups"]:  # saved on another device, maybe
+            group["fused"] = self.optimizer.defaults["fused"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])

@@ -101,6 +101,16 @@ def test_a_training(name, feature, init, pairs, tmp_path, device):
         )
 
 
+@pytest.mark.parametrize("from_cpu", [True, False], ids=["from-cpu", "to-cpu"])
+def test_a_training_resumes_on_another_device(from_cpu, pairs, tmp_path, device):
+    recipe = make_recipe("clip-ft", "one-batch", tmp_path)
+    first, second = (CPU, device) if from_cpu else (device, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, pairs, tmp_path / "moved", device=first, progress=toy.Recorder(die_at=2))
+    moved = run(recipe, pairs, tmp_path / "moved", device=second)
+    check_weights(moved.path, run(recipe, pairs, tmp_path / "complete", device=second).path)
+
+
 def test_both_passes_of_a_micro_batch_drop_the_same(pairs, device):
     check_both_passes_drop_the_same(pairs, device)
 

@@ -240,8 +240,12 @@ def test_processes_index_bit_for_bit_as_one_does(tmp_path, shards, monkeypatch):
 
     monkeypatch.setattr(module, "ProcessPoolExecutor", start)
     monkeypatch.setattr(module, "PARALLEL_BYTES", 0)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
     assert index("together") == expected and len(expected) >= 2 and started == [2]
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    assert index("on one core") == expected and started == [2]
     for number in range(2):
         (tmp_path / f"{number}.tar").write_bytes(b"not a tar" * 1000)
     with pytest.raises(UserError, match=r"0\.tar is not a readable"):

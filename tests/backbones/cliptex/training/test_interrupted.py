@@ -6,6 +6,7 @@ import math
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.training import clip_trainer
+from backbones.cliptex.training import clip_trainer, trainer
 from backbones.cliptex.training.step import TrainStep
 from backbones.cliptex.training.train import TrainResult
+from common import device
 from common.errors import NonFiniteLoss
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.training.test_train import CLIPTEX, other_tower, run
@@ -96,18 +98,51 @@ def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
     assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_steps_that_are_not_finite_are_skipped_and_counted(pairs, tmp_path, monkeypatch):
-    complete = run(CLIPTEX, pairs, tmp_path / "complete.safetensors")
-    calls, backward = [], TrainStep.backward
+def test_a_loss_that_broke_is_raised_where_all_processes_are(pairs, tmp_path):
+    """At a log entry: states are saved by the first process alone, others would wait for it."""
+    recipe, recorder = replace(CLIPTEX, lr=1e30, warmup=0.0, epochs=10.0), toy.Recorder()
+    options = {"save_seconds": 0.0, "log_every": 14, "progress": recorder}
+    with pytest.raises(NonFiniteLoss, match="10 times in a row, last at step 11"):
+        run(recipe, pairs, tmp_path / "w", **options)
+    assert recorder.advanced == 13 and newest(tmp_path / "w.resume") == 10
+
+
+def break_steps(patch: pytest.MonkeyPatch, *steps: int) -> list[int]:
+    """Make gradients NaN at ``steps``, from 1; the list that is returned grows by each step."""
+    backward, calls = TrainStep.backward, []
 
     def broken(self, *args, **more):
-        result = backward(self, *args, **more)
         calls.append(1)
-        if len(calls) in (2, 3):
+        result = backward(self, *args, **more)
+        if len(calls) in steps:
             self.model.clip.logit_scale.grad.fill_(float("nan"))
         return result
 
-    monkeypatch.setattr(TrainStep, "backward", broken)
+    patch.setattr(TrainStep, "backward", broken)
+    return calls
+
+
+def test_skipped_steps_are_counted_once_where_counting_is_interrupted(pairs, tmp_path, monkeypatch):
+    norms = []
+
+    def interrupt(value):
+        norms.append(value)
+        if sum(map(math.isnan, norms)) == 2:
+            raise KeyboardInterrupt
+        return math.isfinite(value)
+
+    with monkeypatch.context() as patch:
+        break_steps(patch, 2, 3)
+        patch.setattr(trainer, "math", SimpleNamespace(isfinite=interrupt, inf=math.inf))
+        with pytest.raises(KeyboardInterrupt):
+            run(CLIPTEX, pairs, tmp_path / "w.safetensors", log_every=4)
+    result = run(CLIPTEX, pairs, tmp_path / "w.safetensors")
+    assert result.notes == ["2 of 6 steps were skipped: gradient not finite"]
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(pairs, tmp_path, monkeypatch):
+    complete = run(CLIPTEX, pairs, tmp_path / "complete.safetensors")
+    calls = break_steps(monkeypatch, 2, 3)
     recorder = toy.Recorder()
     result = run(CLIPTEX, pairs, tmp_path / "w.safetensors", log=recorder, log_every=1)
     assert result.notes == ["2 of 6 steps were skipped: gradient not finite"] and len(calls) == 6
@@ -119,17 +154,15 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(pairs, tmp_path, monk
 
 
 def test_steps_are_skipped_on_the_device_as_on_the_host(pairs, tmp_path, monkeypatch):
-    """A fused optimizer skips them by itself, which the loop learns of at the next log entry."""
+    """A fused optimizer skips them by itself, which the loop learns of at the next log entry; one
+    that would not (on MPS) is not called."""
+    step = torch._fused_adamw_
 
-    def train_with(fused: bool) -> TrainResult:
-        backward, build, calls = TrainStep.backward, clip_trainer.build_optimizer, []
+    def fused_adamw(*tensors, found_inf=None, **options):
+        step(*tensors, **options)
 
-        def broken(self, *args, **more):
-            calls.append(1)
-            result = backward(self, *args, **more)
-            if len(calls) in (2, 3):
-                self.model.clip.logit_scale.grad.fill_(float("nan"))
-            return result
+    def train_with(fused: bool, skips: bool = True) -> TrainResult:
+        build = clip_trainer.build_optimizer
 
         def build_fused(*args, **more):
             optimizer = build(*args, **more)
@@ -138,16 +171,20 @@ def test_steps_are_skipped_on_the_device_as_on_the_host(pairs, tmp_path, monkeyp
             return optimizer
 
         with monkeypatch.context() as patch:
-            patch.setattr(TrainStep, "backward", broken)
+            break_steps(patch, 2, 3)
             patch.setattr(clip_trainer, "build_optimizer", build_fused)
+            if not skips:
+                patch.setattr(torch, "_fused_adamw_", fused_adamw)
+            device._skips_fused_steps.cache_clear()
             recipe = replace(CLIPTEX, ema=0.9)
-            return run(recipe, pairs, tmp_path / f"{fused}.safetensors", log_every=100)
+            return run(recipe, pairs, tmp_path / f"{fused}-{skips}.safetensors", log_every=100)
 
-    on_host, on_device = train_with(fused=False), train_with(fused=True)
-    assert on_device.notes == on_host.notes == ["2 of 6 steps were skipped: gradient not finite"]
-    expected = load_file(on_host.path)
-    for name, value in load_file(on_device.path).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+    on_host = train_with(fused=False)
+    for result in (train_with(fused=True, skips=False), train_with(fused=True)):
+        assert result.notes == on_host.notes == ["2 of 6 steps were skipped: gradient not finite"]
+        expected = load_file(on_host.path)
+        for name, value in load_file(result.path).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_states_and_exported_steps(pairs, tmp_path):

@@ -49,11 +49,22 @@ def dataset(pairs, labels, recipe, label_size=16):
     )
 
 
-def test_a_step_beyond_the_memory_of_the_device_ends_with_what_helps(pairs, tmp_path, monkeypatch):
-    def exhaust(self, batch, norms):
+@pytest.mark.parametrize(
+    ("where", "function"),
+    [
+        (models.CLIPWithHeads, "to"),
+        (TrainDataset, "to_device"),
+        (CLIPTrainer, "backward"),
+        (CLIPTrainer, "validate"),
+    ],
+)
+def test_memory_that_ends_is_one_line_with_what_helps(
+    pairs, tmp_path, monkeypatch, where, function
+):
+    def exhaust(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(CLIPTrainer, "backward", exhaust)
+    monkeypatch.setattr(where, function, exhaust)
     with pytest.raises(UserError, match=r"Tried to allocate 2.00 GiB.*raise accumulate"):
         run(CLIPTEX, pairs, tmp_path / "out.safetensors")
 
