@@ -7,6 +7,7 @@ however often it was stopped.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -148,11 +149,28 @@ class Member:
         if due:
             self._save()
 
+    @property
+    def device_bytes(self) -> int:
+        """Of its parameters, their gradients and the state of its optimizer."""
+        optimizer = self.optim_wrapper.optimizer
+        tensors = list(self.model.parameters())
+        tensors += [param.grad for param in tensors if param.grad is not None]
+        for state in optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def release(self) -> None:
-        """Free what it has on the device, for the heads that go on."""
+        """Free what only its training takes on the device, for the heads that go on."""
         self.optim_wrapper.zero_grad()
         self.optim_wrapper.optimizer.state.clear()
         self._unchecked.clear()
+
+    def discard(self) -> None:
+        """Free all that it has on the device: it failed, and is not used again."""
+        self.release()
+        self.schedulers.clear()
+        del self.model, self.optim_wrapper
+        gc.collect()  # optimizers and their schedules are reference cycles
 
     def score(self, data: Mapping[str, Any]) -> None:
         """Predict a prepared batch, and hand the predictions to the evaluator: all or, where it
@@ -244,8 +262,8 @@ def failing_alone(member: Member) -> Iterator[None]:
         yield
     except Exception as error:
         member.error = failure_of(error)
-    if isinstance(member.error, OutOfMemory):
-        member.release()
+        if isinstance(member.error, OutOfMemory):
+            member.release()
 
 
 def failure_of(error: Exception) -> Exception:

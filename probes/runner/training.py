@@ -180,8 +180,8 @@ def train_together(
         if any(member.trains for member in members):
             samples = SeededSamples(train, context.seed, leave_out, _shuffles(context))
             _train(members, train, samples, config, context, description)
-        if members:
-            _evaluate(members, val, config, context, description)
+        if trained := [member for member in members if member.error is None]:
+            _evaluate(trained, val, config, context, description)
         for index, member in enumerate(results):
             if not isinstance(member, Member):
                 continue
@@ -233,11 +233,15 @@ def _train(
         while any(member.trains for member in members):
             data = next(loaded)
             current = [each for each in members if each.trains and each.iteration == iteration]
-            batches = dataset.batches(preprocessor, data, True) if current else []
+            if current:
+                batches = _prepare(members, dataset, preprocessor, data)
+                current = [member for member in current if member.error is None]
             with bridge.one_batch():
                 for member in current:
                     with failing_alone(member):
                         member.step(batches[member.index])
+                    if isinstance(member.error, OutOfMemory):
+                        member.discard()
             started_at, finished_at = finished_at, time.perf_counter()
             for member in current:
                 member.cost.seconds["train"] += (finished_at - started_at) / len(current)
@@ -248,6 +252,23 @@ def _train(
             context.progress.advance()
 
 
+def _prepare(
+    members: Sequence[Member], dataset: GroupDataset, preprocessor: nn.Module, data: Any
+) -> list[dict[str, Any]]:
+    """A batch for training. While it does not fit, the head that takes most memory leaves."""
+    while training := [member for member in members if member.trains]:
+        try:
+            return dataset.batches(preprocessor, data, True)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = failure_of(error)
+        largest = max(training, key=lambda member: member.device_bytes)
+        largest.error = failure
+        largest.discard()
+    return []
+
+
 @torch.no_grad()
 def _evaluate(
     members: Sequence[Member],
@@ -256,7 +277,7 @@ def _evaluate(
     context: Context,
     description: str,
 ) -> None:
-    """Score every member that has not failed, all on the same batches."""
+    """Score members, all on the same batches."""
     started = time.perf_counter()
     sampler = DefaultSampler(dataset, shuffle=False)
     loader = _loader(config.val_dataloader, dataset, sampler, context)
@@ -308,7 +329,8 @@ def _score(
             member.cost.notes.append(f"{note} of the device; sums may be rounded differently")
     log.warning("evaluation: batches of %s images do not fit the memory of the device", count)
     for rows in (slice(0, half), slice(half, count)):
-        _score(pending, dataset, preprocessor, rows_of(data, rows))
+        remaining = [member for member in pending if member.error is None]
+        _score(remaining, dataset, preprocessor, rows_of(data, rows))
 
 
 def _loader(config: Any, dataset: Dataset, sampler: Sampler, context: Context) -> DataLoader:
