@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import OutOfMemory, UserError
 from common.visible_devices import DEVICE_NAMES, is_accelerator_name
 
 CPU = torch.device("cpu")
 Device = torch.device | str
+# in errors without a class of their own: of MPS, of drivers (CUDA, HIP), of libraries' workspaces
+OUT_OF_MEMORY = ("backend out of memory", "error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 def is_accelerator(device: Device) -> bool:
@@ -165,10 +167,10 @@ def memory(device: torch.device) -> tuple[int, int] | None:
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that the memory of a device ended."""
-    # MPS raises an error without a class of its own
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "backend out of memory" in str(error)
-    )
+    if isinstance(error, OutOfMemory) or not isinstance(error, RuntimeError):
+        return False  # the first is reported already
+    is_named = any(text in str(error) for text in OUT_OF_MEMORY)
+    return is_named or isinstance(error, torch.OutOfMemoryError)
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -215,9 +217,9 @@ def _computes_in(dtype: torch.dtype, kind: str) -> bool:
         return torch.get_device_module(kind).is_bf16_supported(including_emulation=False)
     try:
         torch.ones(1, dtype=dtype, device=kind) + 1
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         return False
     return True
 

@@ -12,8 +12,9 @@ run, the context of a device, and what its allocator wastes.
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -126,6 +127,27 @@ real_tensors = _disable_current_modes
 def device_of(tensor: Tensor) -> torch.device:
     """The device of a tensor; within ``counting`` the one that it stands for."""
     return _planned.get() or tensor.device
+
+
+def cached_tensors(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """``functools.lru_cache`` for functions that return a tensor, which can be used in any mode.
+
+    Within ``counting`` nothing is cached: fake tensors are of use there alone.
+    """
+
+    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        cached = functools.lru_cache(maxsize)(function)
+
+        @functools.wraps(function)
+        def call(*args: Any) -> Tensor:
+            if _planned.get() is not None:
+                return function(*args)
+            with torch.inference_mode(False):  # it may be used where gradients are
+                return cached(*args)
+
+        return call
+
+    return decorate
 
 
 def fake_copy(module: Module) -> Module:

@@ -21,6 +21,7 @@ from common.device import (
     counts_peak_memory,
     device_name,
     is_accelerator,
+    is_out_of_memory,
     peak_memory,
     reset_peak_memory,
     synchronize,
@@ -69,8 +70,10 @@ def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, flo
         return cached["measured"]
     try:
         costs = _measure(backbone, device)
-    except torch.OutOfMemoryError:  # the task may need less: it computes in smaller batches
-        return {}
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return {}  # the task may need less: it computes in smaller batches
     write_json(path, {"measured": costs, **identity})
     return costs
 

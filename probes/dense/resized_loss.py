@@ -10,7 +10,6 @@ the features' resolution remains.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,19 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.device import is_accelerator
-from common.live_bytes import device_of
+from common.live_bytes import cached_tensors, device_of
 
 CACHED_BYTES = 2**20  # of resized logits at once on a CPU; more where images are larger
 GPU_BYTES = 2**28
 
 
-@lru_cache(maxsize=64)
+@cached_tensors(maxsize=64)
 def resizing(old: int, new: int, align_corners: bool, device: torch.device) -> Tensor:
     """(old, new) weights: a row of ``old`` values times them is that row resized as
     ``F.interpolate`` does it."""
-    with torch.inference_mode(False):  # it is cached, and later used where gradients are
-        rows = torch.eye(old)[None]
-        return F.interpolate(rows, new, mode="linear", align_corners=align_corners)[0].to(device)
+    rows = torch.eye(old)[None]
+    return F.interpolate(rows, new, mode="linear", align_corners=align_corners)[0].to(device)
 
 
 class _ResizedCrossEntropy(torch.autograd.Function):

@@ -23,7 +23,6 @@ from common.device import prefers_bf16
 from common.live_bytes import real_tensors
 from probes.dense.config import dense_config
 from probes.dense.lr_grid import with_rate
-from probes.dense.resized_loss import resizing
 from probes.memory.plan import MemoryPlan, Phases
 from probes.runner import bridge
 from probes.runner.batches import SameShapeBatches
@@ -77,7 +76,6 @@ def dense(plans: Sequence[MemoryPlan]) -> Phases:
             settings = replace(context.settings, cache="none")  # delivers images
             uncached.append(dense_config(each.probe, replace(context, settings=settings)))
     bridge.share(plan.context.backbone_config, plan.backbone)
-    resizing.cache_clear()
     with DefaultScope.overwrite_default_scope("mmseg"):
         train = GroupDataset([config.train_dataloader.dataset.to_dict() for config in uncached])
         val = GroupDataset([config.val_dataloader.dataset.to_dict() for config in uncached])
@@ -108,7 +106,6 @@ def dense(plans: Sequence[MemoryPlan]) -> Phases:
                     for head, batch, index in zip(heads, batches, val.indices, strict=True):
                         head.model.eval()
                         head.score(batch, val.datasets[index].metainfo)
-        resizing.cache_clear()  # of fake tensors
         yield "evaluation"
 
 

@@ -26,3 +26,18 @@ def test_measured_once_for_an_architecture_and_device(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "device_name", lambda device: "another")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         cost.backbone_costs(vit, cpu)
+
+
+def test_unknown_where_a_batch_does_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+
+    def measure(*_):
+        raise error
+
+    monkeypatch.setattr(cost, "_measure", measure)
+    vit, cpu = backbones.create("random/timm/test_vit"), torch.device("cpu")
+    error = RuntimeError("MPS backend out of memory")
+    assert cost.backbone_costs(vit, cpu) == {}
+    error = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        cost.backbone_costs(vit, cpu)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common import device
-from common.errors import UserError
+from common.errors import OutOfMemory, UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("xpu", 1)
 
@@ -108,12 +108,15 @@ def test_what_a_device_computes_in_is_tried(backend, monkeypatch, can):
     assert not device.prefers_bf16(CPU) and device.float64_device(CPU) == CPU
 
 
-def test_a_full_device_is_not_taken_for_one_that_cannot(backend, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("MPS backend out of memory")]
+)
+def test_a_full_device_is_not_taken_for_one_that_cannot(backend, monkeypatch, error):
     def ones(*shape, dtype, device):
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(torch, "ones", ones)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         device.prefers_bf16(GPU)
 
 
@@ -142,6 +145,23 @@ def test_a_copy_is_waited_for_where_memory_is_not_pinned(backend, monkeypatch, p
 def test_work_planned_for_an_accelerator_elsewhere_is_in_bf16():
     if not torch.cuda.is_available():
         assert device.prefers_bf16("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB)"), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (OutOfMemory("out of memory on the device (CUDA error: out of memory)"), False),
+        (ValueError("CUDA error: out of memory"), False),
+        (None, False),
+    ],
+)
+def test_errors_that_say_that_memory_ended(error, expected):
+    assert device.is_out_of_memory(error) is expected
 
 
 @pytest.mark.parametrize("can", [False, True])

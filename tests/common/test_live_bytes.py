@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from common.live_bytes import counting, device_of, fake_copy, real_tensors
+from common.live_bytes import cached_tensors, counting, device_of, fake_copy, real_tensors
 
 GPU = torch.device("cuda:0")  # planned for; this machine need not have one
 
@@ -57,3 +57,22 @@ def test_tied_weights_stay_tied():
         copy = fake_copy(model)
         assert copy[1].weight is copy[0].weight
         assert counter.now == 4 * (16 + 4 + 4)
+
+
+def test_cached_tensors_are_real_and_without_inference_mode():
+    calls = []
+
+    @cached_tensors(maxsize=4)
+    def ones(count: int) -> torch.Tensor:
+        calls.append(count)
+        return torch.ones(count)
+
+    with counting(GPU) as counter:
+        fake = ones(3)
+        assert counter.now == 4 * 3
+    with torch.inference_mode():
+        first = ones(3)
+    assert type(first) is torch.Tensor and first is not fake and not first.is_inference()
+    with counting(GPU):
+        assert type(ones(3)) is type(fake)
+    assert ones(3) is first and calls == [3] * 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from common.device import upload
 from common.errors import UserError
+from common.live_bytes import cached_tensors
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def label_map(scores: Tensor, patches: Patches) -> Tensor:
     return (down @ maps @ across.T).argmax(dim=0)
 
 
-@functools.lru_cache(maxsize=32)  # images of one size follow each other
+@cached_tensors(maxsize=32)  # images of one size follow each other
 def _interpolation(pixels: int, cells: int, extent: float, device: torch.device) -> Tensor:
     """(pixels, cells) float32 on the device: the weights of cells at each pixel's centre.
 
