@@ -49,7 +49,8 @@ class Halving:
     """
 
     def __init__(self, size: int, about: str, notes: list[str]) -> None:
-        self.size, self.largest, self.about, self.notes = size, size, about, notes
+        self.size, self.about, self.notes = size, about, notes
+        self._largest = 0  # part that did not fit
 
     def __call__(self, function: Callable[[Any], T], batch: Any) -> list[T]:
         """``function`` of consecutive parts of a batch (a tensor or a list).
@@ -76,10 +77,10 @@ class Halving:
         return results
 
     def _halve(self, rows: int) -> None:
-        self.size = rows // 2
+        self.size, self._largest = rows // 2, self._largest or rows
         note = (
-            f"{self.about}: at most {self.size} at once instead of {self.largest}, which do not fit"
-            " the memory of the device; sums may be rounded differently"
+            f"{self.about}: at most {self.size} at once instead of {self._largest}, which do not"
+            " fit the memory of the device; sums may be rounded differently"
         )
         log.warning(note)
         self.notes[:] = [line for line in self.notes if not line.startswith(f"{self.about}: ")]

@@ -48,7 +48,7 @@ def linear(plan: MemoryPlan) -> Phases:
     with torch.no_grad():
         for features, _ in _first(val, 4096).batches(4096, CPU):
             heads(features)
-    yield "evaluation"
+    yield "scoring"
 
 
 def _train_linear(plan: MemoryPlan, samples: Samples, grid: Sequence[Pair]) -> LinearHeads:
@@ -112,7 +112,7 @@ def attentive(plan: MemoryPlan) -> Phases:
         for images, part in ((held_out, heads), (plan.images("val"), heads[:1])):
             for tokens in plan.encode(images, encode):
                 torch.stack(part.eval()(tokens))
-    yield "evaluation"
+    yield "scoring"
 
 
 def _train_on_crops(
@@ -166,7 +166,7 @@ def few_shot(plan: MemoryPlan) -> Phases:
         fits.leave_one_out(1.0)
     yield "fit"
     fits.scores(torch.empty(min(4096, plan.images("val")), width), 1.0)
-    yield "evaluation"
+    yield "scoring"
 
 
 def with_texts(plan: MemoryPlan) -> Phases:

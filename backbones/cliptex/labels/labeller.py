@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.tasks.base import resize_nearest
 from common.errors import UserError
+from common.out_of_memory import Halving
 from common.settings import settings_dataclass
 
 VERSION = 2
@@ -99,6 +101,9 @@ class Labeller:
         self.batch_size, self.num_workers = batch_size, max(1, num_workers)
         self.flops: dict[str, int] = {}
         self.images, self.seconds = 0, dict.fromkeys((e.name for e in self.experts), 0.0)
+        self._in_parts = {
+            name: Halving(batch_size, f"labelling with {name}", []) for name in self.seconds
+        }
 
     def label(
         self, shard: Shard, progress: Progress, notify: Callable[[str], None] = _ignore
@@ -198,11 +203,13 @@ class Labeller:
     def _predict(self, images: Tensor) -> dict[str, np.ndarray]:
         predictions: dict[str, np.ndarray] = {}
         for expert in self.experts:
-            if expert.name not in self.flops:
-                self.flops[expert.name] = count_flops(lambda: expert.predict(images[:1]))  # noqa: B023
+            name, in_parts = expert.name, self._in_parts[expert.name]
+            if name not in self.flops:
+                self.flops[name] = count_flops(partial(in_parts, expert.predict, images[:1]))
             started = time.monotonic()
-            predictions[expert.task] = expert.predict(images)[expert.task]
-            self.seconds[expert.name] += time.monotonic() - started
+            parts = in_parts(expert.predict, images)
+            predictions[expert.task] = np.concatenate([part[expert.task] for part in parts])
+            self.seconds[name] += time.monotonic() - started
         self.images += len(images)
         return predictions
 

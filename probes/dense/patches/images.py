@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 # first: it gives mmcv the operators that mmseg's import asks for
 import probes.runner.bridge as bridge
@@ -21,6 +22,7 @@ from torch.nn.functional import interpolate, normalize
 from backbones.base import Backbone
 from backbones.pyramid import resize_concat
 from common.device import upload
+from common.out_of_memory import Halving
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 from probes.dense.cached import CachedDense
@@ -37,6 +39,7 @@ from probes.features.cost import EncodeRun
 from probes.features.store import DTYPES, Builder, get_or_build
 from probes.pictures import GALLERY, evenly
 
+T = TypeVar("T")
 QUERIES = 2**14  # patches that are predicted at once, at least
 
 
@@ -229,6 +232,19 @@ def grouped(patches: Iterable[Patches]) -> Iterator[list[Patches]]:
         yield group
 
 
+def in_groups(
+    patches: Iterable[Patches],
+    function: Callable[[Sequence[Patches]], Iterable[T]],
+    notes: list[str],
+) -> Iterator[tuple[Patches, T]]:
+    """Each image with its result of ``function``, which gets images together; fewer where they do
+    not fit the memory of the device."""
+    in_parts = Halving(QUERIES, "segmenting images", notes)
+    for group in grouped(patches):
+        parts = in_parts(lambda images: list(function(images)), group)
+        yield from zip(group, chain.from_iterable(parts), strict=True)
+
+
 def evaluate(
     context: Context,
     images: PatchImages,
@@ -249,22 +265,25 @@ def evaluate(
     scores: dict[int, dict[str, Any]] = {}
     pictures: dict[int, Predicted] = {}
     context.progress.start(f"segmenting {data.spec.name}", len(images))
-    for group in grouped(images.walk(EncodeRun.of(context))):
-        for patches, prediction in zip(group, predict(group), strict=True):
-            labels, prediction = images.labels(patches), prediction.cpu()
-            info = images.dataset.source.get_data_info(patches.index)
-            sample = {
-                "image": info["image"],
-                "gt_sem_seg": {"data": labels[None]},
-                "pred_sem_seg": {"data": prediction[None]},
-            }
-            scores[patches.index] = {"image": info["image"], **metric.score(sample)}
-            if patches.index in gallery:
-                photo = mmcv.imread(info["img_path"], "color_ignore_orientation")[..., ::-1]
-                photo = mmcv.imresize(photo, patches.size[::-1])
-                maps = [each[None].numpy().astype("uint16") for each in (labels, prediction)]
-                pictures[patches.index] = Predicted(info["image"], photo, *maps)
-            context.progress.advance()
+    for patches, prediction in in_groups(
+        images.walk(EncodeRun.of(context)),
+        lambda group: (label_map.cpu() for label_map in predict(group)),
+        context.cost.notes,
+    ):
+        labels = images.labels(patches)
+        info = images.dataset.source.get_data_info(patches.index)
+        sample = {
+            "image": info["image"],
+            "gt_sem_seg": {"data": labels[None]},
+            "pred_sem_seg": {"data": prediction[None]},
+        }
+        scores[patches.index] = {"image": info["image"], **metric.score(sample)}
+        if patches.index in gallery:
+            photo = mmcv.imread(info["img_path"], "color_ignore_orientation")[..., ::-1]
+            photo = mmcv.imresize(photo, patches.size[::-1])
+            maps = [each[None].numpy().astype("uint16") for each in (labels, prediction)]
+            pictures[patches.index] = Predicted(info["image"], photo, *maps)
+        context.progress.advance()
     metrics = metric.compute_metrics([scores[index] for index in range(len(images))])
     notes = list(metric.notes)
     if "train" in data.samples:

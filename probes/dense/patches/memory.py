@@ -6,7 +6,7 @@ in memory once: whoever standardises or normalises its features does so a part a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from common.device import CPU, float64_device
 from common.files import derive_seed
 from probes.base import Context
 from probes.dense.metrics import class_areas, segmentation_scores
-from probes.dense.patches.images import PatchImages, grouped
+from probes.dense.patches.images import PatchImages, in_groups
 from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
 from probes.dense.patches.settings import has_void_class
 from probes.features.cost import EncodeRun
@@ -184,15 +184,20 @@ def mean_iou(
     context = images.context
     classes, ignore_index = class_count(context), context.data.spec.ignore_index
     totals: list[dict[str, Tensor]] = []
-    for group in grouped(images.walk(EncodeRun.of(context), items)):
+
+    def areas_of(group: Sequence[Patches]) -> Iterator[list[dict[str, Tensor]]]:
+        """Of each image and candidate: full maps of all images of a group would take much."""
         for patches, maps in zip(group, predict(group), strict=True):
             labels = images.labels(patches)
-            areas = [class_areas(each.cpu(), labels, classes, ignore_index) for each in maps]
-            zero = [{name: torch.zeros_like(area[name]) for name in area} for area in areas]
-            totals = [
-                {name: total[name] + area[name] for name in area}
-                for total, area in zip(totals or zero, areas, strict=True)
-            ]
-            context.progress.advance()
+            yield [class_areas(each.cpu(), labels, classes, ignore_index) for each in maps]
+
+    walk = images.walk(EncodeRun.of(context), items)
+    for _, areas in in_groups(walk, areas_of, context.cost.notes):
+        zero = [{name: torch.zeros_like(area[name]) for name in area} for area in areas]
+        totals = [
+            {name: total[name] + area[name] for name in area}
+            for total, area in zip(totals or zero, areas, strict=True)
+        ]
+        context.progress.advance()
     scores = [{name: area.numpy() for name, area in areas.items()} for areas in totals]
     return [segmentation_scores(areas)[0]["mIoU"] for areas in scores]

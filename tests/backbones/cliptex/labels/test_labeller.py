@@ -67,6 +67,28 @@ def test_large_images_reach_experts_at_their_own_size_in_small_batches(tmp_path,
     assert shapes - {(1, 3, 40, 40)} == {(2, 3, 40, 40), (2, 3, 40, 56)}
 
 
+def test_images_that_do_not_fit_together_are_labelled_in_parts(tmp_path):
+    pattern = toy_experts.write_shards(tmp_path / "pairs")
+    expert = toy_experts.make_expert("dpt")
+    label(pattern, tmp_path / "complete", [expert])
+    predict, sizes = expert.predict, []
+
+    def limited(images):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return predict(images)
+
+    expert.predict = limited
+    label(pattern, tmp_path / "parts", [expert])
+    assert max(sizes) > 2 and sizes.count(max(sizes)) == 1  # it stays small
+    complete, parts = (LabelStore(tmp_path / name) for name in ("complete", "parts"))
+    for pair in open_pairs(pattern):
+        np.testing.assert_allclose(
+            parts.get(pair.key)["depth"], complete.get(pair.key)["depth"], atol=1e-4
+        )
+
+
 def test_every_pair_once_with_every_label(labelled):
     pattern, out, manifest = labelled
     assert (manifest["pairs_in"], manifest["pairs_out"], manifest["failed"]) == (12, 12, [])

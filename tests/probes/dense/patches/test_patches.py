@@ -2,6 +2,7 @@
 that learn what colours mean."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.functional import interpolate, normalize
 
 import probes.catalog  # noqa: F401
 from common.errors import UserError
+from common.live_bytes import counting
 from probes.dense.ground_truth import read_labels
 from probes.dense.metrics import class_areas, segmentation_scores
 from probes.dense.patches.images import PatchImages
@@ -67,6 +69,36 @@ def test_between_patches_scores_are_bilinear():
         assert (labels == bilinear[0].argmax(dim=0)[:50]).float().mean() > 0.999
     single = label_map(torch.eye(3)[:1], patches_of((1, 1), (0.5, 1.0), (4, 6)))
     assert single.unique().tolist() == [0]
+
+
+def test_counted_bytes_of_a_label_map_leave_no_fake_tensors():
+    patches = patches_of((2, 3), (2.0, 3.0), (46, 47))
+    with counting(torch.device("cuda")):
+        label_map(torch.empty(6, 2), patches)
+    with torch.inference_mode():
+        label_map(torch.zeros(6, 2), patches)
+    scores = torch.ones(6, 2, requires_grad=True)  # gradients need weights of no inference mode
+    assert label_map(scores, patches).unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_images_that_do_not_fit_together_are_predicted_one_by_one(tmp_path, name, monkeypatch):
+    fixed = {"patch-knn": {"neighbours": (1,), "distances": ("cosine",)}, "logreg": {"c": (1.0,)}}
+    probe, task = prepare(tmp_path, name, **fixed.get(name, {}))
+    together, calls = probe.run(task), []
+
+    def limited(scores, patches):
+        calls.append(patches.index)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError
+        return label_map(scores, patches)
+
+    monkeypatch.setattr(import_module(probe.module), "label_map", limited)
+    alone = probe.run(task)
+    assert calls == [0, 1, 2, 0, 1, 2]
+    (note,) = task.cost.notes
+    assert "segmenting images: at most 1 at once instead of 3" in note
+    assert alone.metrics == together.metrics
 
 
 @pytest.mark.parametrize("backbone", ["tiny-cnn", "tiny-vit14"])
