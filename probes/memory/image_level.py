@@ -26,6 +26,7 @@ from probes.image_level.linear import (
     train_step,
 )
 from probes.image_level.random_crops import TokenHeads
+from probes.image_level.zero_shot import templates_for
 from probes.memory.plan import CPU, MemoryPlan, Phases
 
 
@@ -171,10 +172,20 @@ def few_shot(plan: MemoryPlan) -> Phases:
 
 def with_texts(plan: MemoryPlan) -> Phases:
     """Of zero-shot classification, association and retrieval: they compare on the CPU."""
-    plan.embed_texts(256)
+    plan.embed_texts(_count_texts(plan))
     yield "encoding texts"
     plan.embed("val")
     yield "encoding"
+
+
+def _count_texts(plan: MemoryPlan) -> int:
+    samples, kind = plan.context.data.samples["val"], plan.probe.kind
+    if kind == "classification":
+        _, templates = templates_for(plan.settings.templates, plan.context.data.spec)
+        return plan.classes * len(templates)
+    if kind == "association":
+        return len({number for sample in samples for number, *_ in sample.target})
+    return sum(len(sample.target) for sample in samples)
 
 
 def keypoints(plan: MemoryPlan) -> Phases:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,9 +27,11 @@ from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
 from probes.memory.predict import predict
 from probes.registry import DATASETS, PROBES
+from tests.accelerator.cases.tasks import WHOLE_IMAGES
 from tests.accelerator.pretended import MEMORY, memory_limit
 from tests.backbones.cliptex import toy
 from tests.probes import tiny_coco, tiny_dense
+from tests.probes.datasets import make
 from tests.probes.datasets.make import make_imagefolder
 
 pytestmark = pytest.mark.usefixtures("pretended")
@@ -48,6 +51,19 @@ MASKS = {
 }
 SSD = {"size": 96, "out_channels": 32, "max_iters": 2, "batch_size": 4, "augment": False}
 WHOLE = {"size": 64, "encode_batch_size": 64}
+CROPS = {
+    **WHOLE,
+    "random_crops": True,
+    "standardise": False,
+    "blocks": (1, 4),
+    "average_pool": (False, True),
+    "batch_size": 16,
+    "epochs": 1,
+    "epoch_length": 3,
+    "learning_rates": (0.01, 0.1),
+    "weight_decays": (0.0,),
+}
+WINDOWS = {"size": 64, "slide": (32, 16)}
 ATTENTIVE = {**WHOLE, "batch_size": 16, "epochs": 2}
 TOLERANCE = 0.15
 
@@ -67,9 +83,16 @@ def data(tmp_path_factory):
         kind: tiny_dense.make(root / kind, kind, val=4, size=(96, 128))
         for kind in ("segmentation", "depth", "normals")
     }
+    texts = {"image-text": ("flickr30k", partial(make.make_flickr, n_test=80))}
+    others = {}
+    for kind, (name, write) in {**WHOLE_IMAGES, **texts}.items():
+        if kind != "classification":
+            write(root / kind)
+            others[kind] = prepare(DATASETS[name], root / kind, splits=("val",), partial=True)
     spec = DATASETS["imagefolder"]
     return {
         **dense,
+        **others,
         "classification": prepare(spec, root / "folder", splits=("train", "val"), partial=True),
         "detection": tiny_coco.prepared(tiny_coco.write(root / "coco")),
     }
@@ -79,8 +102,9 @@ def task(name, data, work_dir, device, backbone=BACKBONE, **settings):
     """A probe and its context on the device."""
     probe = PROBES[name]
     work_dir.mkdir(parents=True, exist_ok=True)
+    reads = getattr(probe, "needs_text", False)
     return probe, Context(
-        backbone=backbones.create(backbone),
+        backbone=load_pretrained_clip("random", "tiny") if reads else backbones.create(backbone),
         backbone_config={"name": backbone},
         data=data[probe.kind],
         settings=probe.settings_type(**settings),
@@ -118,6 +142,13 @@ def on_device(context):
         pytest.param("detection/mask-rcnn", MASKS, marks=pytest.mark.slow),
         ("detection/mask-rcnn", {**MASKS, "cache": "fp16"}),
         pytest.param("detection/ssd", SSD, marks=pytest.mark.slow),
+        pytest.param("classification/linear", CROPS, marks=pytest.mark.slow),
+        pytest.param("classification/zero-shot", {}, marks=pytest.mark.slow),
+        pytest.param("image-text/retrieval", {}, marks=pytest.mark.slow),
+        pytest.param("association/zero-shot", {}, marks=pytest.mark.slow),
+        pytest.param("correspondence/keypoints", {"size": 128}, marks=pytest.mark.slow),
+        pytest.param("segmentation/open-vocabulary", {"size": 64}, marks=pytest.mark.slow),
+        pytest.param("segmentation/open-vocabulary", WINDOWS, marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else value.get("cache", ""),
 )
