@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from backbones.cliptex.tasks import PAPER, find_task, ordered, task_names
-from common.device import Device, prefers_bf16
 from common.errors import UserError, nearest
 from common.files import content_key, read_json, read_text
 from common.settings import (
@@ -25,6 +24,9 @@ from common.settings import (
     settings_dataclass,
     with_changes,
 )
+
+if TYPE_CHECKING:
+    from common.device import Device
 
 VERSION = 2  # raised whenever the same recipe would give other weights
 LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}  # the paper's
@@ -150,6 +152,8 @@ class Recipe:
 
     def with_precision(self, device: Device) -> Recipe:
         """The recipe with the precision that ``auto`` means on ``device``."""
+        from common.device import prefers_bf16  # with torch, which listing recipes does not need
+
         if self.precision != "auto":
             return self
         return replace(self, precision="bf16" if prefers_bf16(device) else "fp32")

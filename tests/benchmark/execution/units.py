@@ -70,11 +70,15 @@ def call_exit():
     raise SystemExit(3)
 
 
+def sleep():
+    time.sleep(600)
+
+
 def wait(marker):
     """Waits until it is interrupted, then saves."""
     Path(marker).write_text(str(os.getpid()))
     try:
-        time.sleep(600)
+        sleep()
     except KeyboardInterrupt:
         Path(marker).with_suffix(".saved").touch()
         raise

@@ -82,8 +82,9 @@ def copy(tiny, tmp_path, monkeypatch):
 
 
 def contents(root):
-    """Relative path → bytes of all that the world consists of."""
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    """Relative path → bytes of all that the world consists of; a killed process may leave a
+    temporary file."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".tmp")
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 

@@ -103,10 +103,10 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, capsys):
 
     size = "cliptex: 48 of 48 pairs in 2 shards × 30 epochs = 90 steps of 16"
     weights = here / "whole.safetensors"
-    assert dry_run("whole.safetensors") == [
-        f"{size}; {weights} holds these weights: nothing is to do"
-    ]
-    assert dry_run("new/other.safetensors", "--set", "seed=1") == [size]
+    line, memory = dry_run("whole.safetensors")
+    assert line == f"{size}; {weights} holds these weights: nothing is to do"
+    assert memory.startswith("each process: ")
+    assert dry_run("new/other.safetensors", "--set", "seed=1")[0] == size
     held_out = dry_run("other.safetensors", "--set", "val_pairs=16")
     assert held_out[0] == "cliptex: 32 of 48 pairs in 2 shards × 30 epochs = 60 steps of 16"
     Path("begun.safetensors.resume").mkdir()
