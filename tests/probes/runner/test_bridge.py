@@ -18,6 +18,12 @@ from tests.probes.tiny_mmlab import TinyBackbone
 # isort: split
 
 
+@pytest.fixture(autouse=True)
+def nothing_shared(monkeypatch):
+    """Other tests share other backbones under these names."""
+    monkeypatch.setattr(bridge, "_shared", {})
+
+
 def frozen(**options: object) -> bridge.FrozenBackbone:
     return bridge.FrozenBackbone(**{"name": "tiny-cnn", "seed": 3, **options})
 
