@@ -70,6 +70,8 @@ class States:
         """Remove all, and the folder when it is empty then."""
         self.finish()
         self._prune(0)
+        for path in self.folder.glob(".state-*.tmp"):  # of a process that was killed
+            path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
