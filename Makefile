@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-dev run test lint docs notebook bench faults format wheel-test clean
+.PHONY: help install install-dev run test test-all lint docs notebook bench faults format wheel-test clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ run: install     ## the main job: the CLIPTeX comparison on the mini world
 
 test: lint       ## lint, then all tests, in one process more than there are cores (some wait)
 	$(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile --no-loadscope-reorder
+
+test-all: export CLIPTEX_TEST_WHOLE = 1
+test-all: test   ## test, and the slow cases of tests/accelerator
 
 lint: install-dev ## ruff (lint and format), mypy, import-linter, no two files that import each other
 	$(BIN)/ruff check .

@@ -63,47 +63,6 @@ THIN = {
     "franca-b14": {"entry": f"{HUB_REPO}:dino_like"},
     "capi-l14": {"entry": f"{HUB_REPO}:capi_like", "model_args": {}},
 }
-VIT = {"model_args": {"embed_dim": 96, "num_heads": 3}}
-THIN_CLIP = {
-    "model_args": {
-        "vision_cfg": {"width": 96, "head_width": 32},
-        "text_cfg": {"width": 64, "layers": 2},
-    }
-}
-THIN = {
-    "clip": THIN_CLIP,
-    "clip-openai": THIN_CLIP,
-    "clip-ft": THIN_CLIP,
-    "cliptex": THIN_CLIP,
-    "siglip": {
-        "model_args": {
-            "embed_dim": 192,
-            "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224"},
-            "text_cfg": {"width": 64, "heads": 2, "layers": 2},
-        }
-    },
-    "mae-b16": THIN_VIT,
-    "dinov2-b14": THIN_VIT,
-    "deit3-b16": THIN_VIT,
-    "beit-b16": THIN_VIT,
-    "siglip2-b16": {
-        "model_args": {
-            "embed_dim": 192,
-            "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224"},
-            "text_cfg": {"width": 64, "heads": 2, "layers": 2, "vocab_size": 1000},
-        }
-    },
-    "pe-b16": {
-        "model_args": {
-            "embed_dim": 64,
-            "vision_cfg": {"timm_model_name": "vit_pe_core_tiny_patch16_384"},
-            "text_cfg": {"width": 64, "heads": 2, "layers": 2},
-        }
-    },
-    **dict.fromkeys(("dinov2-reg-b14", "dinov3-b16", "c-radio-b16", "aimv2-l14"), FEW_BLOCKS),
-    "franca-b14": {"entry": f"{HUB_REPO}:dino_like"},
-    "capi-l14": {"entry": f"{HUB_REPO}:capi_like", "model_args": {}},
-}
 # L as B, with more blocks: test_large_entries_are_as_their_base
 LARGE = {
     "siglip2-l16": "siglip2-b16",

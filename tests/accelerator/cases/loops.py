@@ -94,13 +94,20 @@ def expert(name: str) -> Loop:
     return loop
 
 
+def probe_task(
+    name: str, changes: dict[str, Any], length: dict[str, int], folder: Path, device: torch.device
+) -> Any:
+    """A probe, and its task on small data; ``length`` is a setting that stays as it is."""
+    which = PROBES[name]
+    settings = replace(small(which, changes), **length)
+    return which, make_task(which, folder, device, write_data(which, folder / "data"), settings)
+
+
 def probe(name: str, unit: str, **changes: Any) -> Loop:
     """A probe whose length is the setting ``unit``, between two checks of its losses."""
 
     def loop(folder: Path, device: torch.device, length: int) -> None:
-        which = PROBES[name]
-        settings = replace(small(which, changes), **{unit: length})
-        task = make_task(which, folder, device, write_data(which, folder / "data"), settings)
+        which, task = probe_task(name, changes, {unit: length}, folder, device)
         with checked_at_the_end():
             which.run(task)
 
@@ -111,9 +118,7 @@ def resumed(name: str, unit: str, **changes: Any) -> Loop:
     """A probe that is interrupted after its first steps and resumes."""
 
     def loop(folder: Path, device: torch.device, length: int) -> None:
-        which = PROBES[name]
-        settings = replace(small(which, changes), **{unit: length})
-        task = make_task(which, folder, device, write_data(which, folder / "data"), settings)
+        which, task = probe_task(name, changes, {unit: length}, folder, device)
         with (
             mock.patch.object(crop_training, "SAVE_EVERY", 0.0),
             contextlib.suppress(KeyboardInterrupt),
