@@ -17,7 +17,10 @@ import pytest
 
 from tests.accelerator.pretended import unsupported
 
-pytestmark = pytest.mark.skipif(bool(unsupported()), reason=unsupported())
+pytestmark = [
+    pytest.mark.skipif(bool(unsupported()), reason=unsupported()),
+    pytest.mark.timeout(1800),  # the first test waits for all cases
+]
 CASES = Path(__file__).parent / "cases"
 ROOT = CASES.parents[2]
 FILES = sorted(path.stem for path in CASES.glob("test_*.py"))
