@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from benchmark.mini.config import Split
 from benchmark.mini.render import GroundTruth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
@@ -102,31 +103,21 @@ def fingerprint(content: bytes) -> list[Any]:
 
 
 def write_dense(
-    files: Files,
-    prefix: str,
-    split: str,
-    stem: str,
-    picture: np.ndarray,
-    scene: Scene,
-    ground_truth: GroundTruth,
+    files: Files, split: Split, stem: str, picture: bytes, scene: Scene, truth: GroundTruth
 ) -> dict[str, Any]:
-    """Write a picture and its ground truth in VOC's, COCO's and NYU's layout below ``prefix``."""
-    image, nyu = jpeg(picture), {"train": "train", "val": "test"}[split]
-    files.write(f"{prefix}{VOC}/JPEGImages/{stem}.jpg", image)
-    files.write(
-        f"{prefix}{VOC}/SegmentationClass/{stem}.png", png(ground_truth.semantic, labels=True)
-    )
-    files.write(f"{prefix}coco/{split}2017/{stem}.jpg", image)
-    files.write(f"{prefix}nyu/images/{nyu}/{stem}.jpg", image)
-    files.write(f"{prefix}nyu/annotations/{nyu}/{stem}.png", png(encode_depth(ground_truth.depth)))
-    files.write(f"{prefix}nyu/normals/{nyu}/{stem}.png", png(encode_normals(ground_truth.normals)))
-    return {"stem": stem, "annotations": instances(scene, ground_truth)}
+    """Write a JPEG and its ground truth in VOC's, COCO's and NYU's layout; returns its record."""
+    prefix, nyu = split.layout, "train" if split.part == "train" else "test"
+    files.write(f"{prefix}{VOC}/JPEGImages/{stem}.jpg", picture)
+    files.write(f"{prefix}{VOC}/SegmentationClass/{stem}.png", png(truth.semantic, labels=True))
+    files.write(f"{prefix}coco/{split.part}2017/{stem}.jpg", picture)
+    files.write(f"{prefix}nyu/images/{nyu}/{stem}.jpg", picture)
+    files.write(f"{prefix}nyu/annotations/{nyu}/{stem}.png", png(encode_depth(truth.depth)))
+    files.write(f"{prefix}nyu/normals/{nyu}/{stem}.png", png(encode_normals(truth.normals)))
+    return {"stem": stem, "annotations": instances(scene, truth)}
 
 
-def dense_lists(
-    prefix: str, split: str, size: int, records: Sequence[dict[str, Any]]
-) -> dict[str, str]:
-    """The list file and the COCO json of a split: name → text."""
+def dense_lists(split: Split, size: int, records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The list file and the COCO json of a split with dense ground truth: name → text."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records:
@@ -134,21 +125,18 @@ def dense_lists(
         images.append({"id": number, "file_name": file_name, "width": size, "height": size})
         for annotation in record["annotations"]:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
-    categories = [
-        {"id": number, "name": name, "supercategory": "object"}
-        for number, name in enumerate(CLASSES, start=1)
-    ]
     coco = {
         "info": {"description": "mini world"},
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": categories,
+        "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)],
     }
-    stems = "".join(f"{record['stem']}\n" for record in records)
     return {
-        f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt": stems,
-        f"{prefix}coco/annotations/instances_{split}2017.json": json.dumps(coco),
+        f"{split.layout}{VOC}/ImageSets/Segmentation/{split.part}.txt": "".join(
+            f"{record['stem']}\n" for record in records
+        ),
+        f"{split.layout}coco/annotations/instances_{split.part}2017.json": json.dumps(coco),
     }
 
 
@@ -170,30 +158,26 @@ def karpathy_json(records: Sequence[dict[str, Any]]) -> str:
     return json.dumps({"images": images, "dataset": "mini"}, indent=1)
 
 
-def write_shard(files: Files, name: str, samples: Sequence[dict[str, Any]]) -> None:
+def shard(samples: Sequence[dict[str, Any]]) -> bytes:
     """A webdataset shard; the same samples give the same bytes."""
     from webdataset import TarWriter
 
-    shard = io.BytesIO()
-    with TarWriter(shard, mtime=0) as writer:
+    content = io.BytesIO()
+    with TarWriter(content, mtime=0) as writer:
         for sample in samples:
             writer.write(sample)
-    files.write(name, shard.getvalue())
+    return content.getvalue()
 
 
-def pair_sample(key: str, image: bytes, caption: str, size: int) -> dict[str, Any]:
-    """The three members of a pair, with the fields that img2dataset writes."""
+def pair_sample(key: str, picture: bytes, caption: str, size: int) -> dict[str, Any]:
+    """The three members of a pair, with the main fields that img2dataset writes."""
     metadata = {
         "caption": caption,
         "url": f"mini://{key}.jpg",
         "key": key,
         "status": "success",
-        "error_message": None,
         "width": size,
         "height": size,
-        "original_width": size,
-        "original_height": size,
-        "exif": "{}",
-        "sha256": hashlib.sha256(image).hexdigest(),
+        "sha256": hashlib.sha256(picture).hexdigest(),
     }
-    return {"__key__": key, "jpg": image, "txt": caption, "json": metadata}
+    return {"__key__": key, "jpg": picture, "txt": caption, "json": metadata}

@@ -13,18 +13,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from random import Random
 from typing import Any
-
-import numpy as np
 
 from benchmark.execution.base import Executor
 from benchmark.execution.exclusive import exclusive_async
 from benchmark.execution.progress import reporter
 from benchmark.mini import layout
 from benchmark.mini.captions import clean_captions, seen_objects, web_caption
-from benchmark.mini.config import DENSE, KARPATHY, SPLITS, Chunk, WorldConfig, chunks_of
-from benchmark.mini.render import render_ground_truth, render_image
-from benchmark.mini.scene import make_scene
+from benchmark.mini.config import DENSE, SPLITS, Chunk, WorldConfig, chunks_of
+from benchmark.mini.render import draw_picture
 from benchmark.mini.shapes import CLASSES
 from common.errors import UserError
 from common.files import home, write_json, write_text
@@ -62,51 +60,37 @@ def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> N
     progress = reporter()
     progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
     for chunk in chunks:
-        files = layout.Files(root)
-        pairs: list[dict[str, Any]] = []
-        pictures: list[dict[str, Any]] = []
+        files, pictures = layout.Files(root), []
         for index in range(chunk.start, chunk.stop):
-            pictures.append(_render(files, pairs, config, chunk, index))
+            pictures.append(_render(files, config, chunk.split, index))
             progress.advance()
-        if pairs:
-            layout.write_shard(files, f"pairs/{chunk.number:05d}.tar", pairs)
+        if chunk.split == "pairs":
+            samples = [picture.pop("sample") for picture in pictures]
+            files.write(f"pairs/{chunk.number:05d}.tar", layout.shard(samples))
         text = json.dumps({"files": files.written, "pictures": pictures}, separators=(",", ":"))
         write_text(root / chunk.record, text)
 
 
-def _render(
-    files: layout.Files,
-    pairs: list[dict[str, Any]],
-    config: WorldConfig,
-    chunk: Chunk,
-    index: int,
-) -> dict[str, Any]:
-    """Write a picture, or add it to the ``pairs`` of a shard; returns its record."""
-    split = SPLITS[chunk.split]
-    rng = np.random.default_rng([config.seed, split.stream, index])
-    dominant = CLASSES[index % len(CLASSES)] if chunk.split.startswith("class-") else None
-    scene = make_scene(rng, split.domain, dominant=dominant, close_ups=config.close_ups)
-    ground_truth = render_ground_truth(scene, config.size)
-    picture = render_image(scene, config.size, rng)
-    if chunk.split == "pairs":
-        key = f"{chunk.number:05d}{index - chunk.start:04d}"
-        caption = web_caption(rng, scene, seen_objects(scene, ground_truth), config.noise)
-        pairs.append(layout.pair_sample(key, layout.jpeg(picture), caption.text, config.size))
-        return {"key": key}
-    if chunk.split in DENSE:
-        prefix, part = DENSE[chunk.split]
+def _render(files: layout.Files, config: WorldConfig, name: str, index: int) -> dict[str, Any]:
+    """Write a picture, or return it with its caption as the ``sample`` of a shard."""
+    split, rng = SPLITS[name], Random(f"{config.seed}/{name}/{index}")
+    subject = CLASSES[index % len(CLASSES)] if split.layout == "class" else None
+    scene, pixels, truth = draw_picture(rng, split.domain, config.size, subject)
+    picture = layout.jpeg(pixels)
+    if name in DENSE:
         stem = f"{split.first + index:012d}"
-        return layout.write_dense(files, prefix, part, stem, picture, scene, ground_truth)
-    if dominant:
-        part = chunk.split.removeprefix("class-")
-        name = f"imagefolder/{part}/{dominant}/{part}_{index:06d}.jpg"
-        files.write(name, layout.jpeg(picture))
-        return {"name": name}
-    part = "train" if chunk.split == "retrieval-train" else "test"
-    name = f"{part}_{index:06d}.jpg"
-    files.write(f"flickr30k/images/{name}", layout.jpeg(picture))
-    captions = clean_captions(rng, scene, seen_objects(scene, ground_truth))
-    return {"filename": name, "split": part, "captions": captions}
+        return layout.write_dense(files, split, stem, picture, scene, truth)
+    if subject:
+        files.write(f"imagefolder/{split.part}/{subject}/{index:06d}.jpg", picture)
+        return {}
+    seen = seen_objects(scene, truth)
+    if split.layout == "pairs":
+        caption = web_caption(rng, scene, seen, config.noise)
+        return {"sample": layout.pair_sample(f"{index:09d}", picture, caption, config.size)}
+    file = f"{split.part}_{index:06d}.jpg"
+    files.write(f"flickr30k/images/{file}", picture)
+    captions = clean_captions(rng, scene, seen)
+    return {"filename": file, "split": split.part, "captions": captions}
 
 
 def is_complete(root: Path, config: WorldConfig) -> bool:
@@ -146,9 +130,10 @@ def _finish(root: Path, config: WorldConfig) -> None:
                 f"mini world in {root}: {chunk.record} was damaged meanwhile; run the command again"
             )
         records[chunk.split] += record["pictures"]
-    lists = {KARPATHY: layout.karpathy_json(records["retrieval-train"] + records["retrieval"])}
-    for split, (prefix, part) in DENSE.items():
-        lists |= layout.dense_lists(prefix, part, config.size, records[split])
+    captions = layout.karpathy_json(records["retrieval-train"] + records["retrieval"])
+    lists = {"flickr30k/dataset_flickr30k.json": captions}
+    for split in DENSE:
+        lists |= layout.dense_lists(SPLITS[split], config.size, records[split])
     sizes: dict[str, list[Any]] = {}
     for name, text in lists.items():
         write_text(root / name, text)

@@ -109,18 +109,16 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
 
 def mini_labels(n: int) -> list[dict[str, Any]]:
     """The truth of ``n`` scenes of the mini world."""
+    from random import Random
+
     import numpy as np
 
-    from benchmark.mini.render import render_ground_truth
-    from benchmark.mini.scene import make_scene
+    from benchmark.mini.render import draw_picture
 
     def inverse(depth: np.ndarray) -> np.ndarray:
         return np.divide(1, depth, out=np.full_like(depth, np.nan), where=depth > 0)
 
-    scenes = [
-        render_ground_truth(make_scene(np.random.default_rng(i), "home", close_ups=0.0), 64)
-        for i in range(n)
-    ]
+    scenes = [draw_picture(Random(i), "home", 64)[2] for i in range(n)]
     return [
         {
             "seg": scene.semantic,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import torch
 from PIL import Image
@@ -10,8 +12,7 @@ import benchmark.mini.datasets  # noqa: F401  (registers them)
 from backbones.cliptex.data.augment import AXES, Geometry, warp_normals
 from backbones.cliptex.tasks import find_task
 from benchmark.mini.layout import encode_normals
-from benchmark.mini.render import render_ground_truth
-from benchmark.mini.scene import make_scene
+from benchmark.mini.render import draw_picture
 from probes.dense.augment import FlipNormals
 from probes.dense.ground_truth import read_normals
 from probes.registry import DATASETS
@@ -24,8 +25,7 @@ def test_all_datasets_of_normals_have_the_same_axes():
 
 def test_experts_and_probes_read_the_same_normals(tmp_path):
     """The floor of a rendered room points up."""
-    scene = make_scene(np.random.default_rng(3), "home", close_ups=0.0)
-    target = render_ground_truth(scene, 64)
+    scene, _, target = draw_picture(Random(3), "home", 64)
     Image.fromarray(encode_normals(target.normals)).save(tmp_path / "n.png")
     label = np.moveaxis(find_task("normal").read(tmp_path / "n.png"), 0, -1)
     probed = read_normals(str(tmp_path / "n.png"))
