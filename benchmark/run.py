@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from benchmark.execution import Executor
+from benchmark.execution.estimate import load_seconds, save_seconds, unit_type
 from benchmark.execution.progress import console
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan
@@ -22,7 +23,7 @@ from benchmark.probing.submit import Probing
 from benchmark.probing.unit import forget_backbone
 from benchmark.records import BackboneInfo, Cell, PlannedTask
 from benchmark.results.outcome import RunResult, as_json, check_writable, suite_average
-from benchmark.stages.graph import Runner
+from benchmark.stages.graph import Runner, find_results
 from benchmark.stages.session import open_executor_and_tracker
 from benchmark.suites.registry import BackboneSource
 from common.files import write_json
@@ -88,6 +89,11 @@ def known_cells(
     return cells
 
 
+def probe_type(tasks: Sequence[PlannedTask]) -> str:
+    """Type of the units that probe ``tasks``."""
+    return unit_type("probe", " + ".join(task.name for task in tasks))
+
+
 class _PlanRunner:
     """Runs a plan: one parent run for each backbone and seed."""
 
@@ -120,13 +126,19 @@ class _PlanRunner:
             for name in plan.backbones:
                 if (name, plan.options.seed) not in self.artifacts.backbones:
                     await self.probing.describe(plan.backbone_arguments(name, plan.options.seed))
-        executor.overview.expect("probe", len(keys) * len(self.probing.units))
+        estimate = executor.overview.estimate
+        estimate.table = load_seconds(plan.suite.name)
+        estimate.expected.update(map(probe_type, len(keys) * list(self.probing.units)))
+        for stage, result in find_results(self.artifacts.backbones.values()).items():
+            if result is None and stage.unit_type:
+                estimate.expected[stage.unit_type] += stage.units
         # A local worker keeps one backbone in memory, so at most as many backbones as workers at a
         # time; remote executors have no such limit.
         self.semaphore = asyncio.Semaphore(len(keys) if executor.is_remote else executor.slots)
         rows = await asyncio.gather(*(self._backbone(name, seed) for name, seed in keys))
         cells = [cell for row, _ in rows for cell in row]
         run_ids = {key: run_id for key, (_, run_id) in zip(keys, rows, strict=True) if run_id}
+        save_seconds(plan.suite.name, estimate)
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
 
     async def _backbone(self, name: str, seed: int) -> tuple[list[Cell], str]:
@@ -155,8 +167,9 @@ class _PlanRunner:
         cells = known_cells(plan, tracker, self.data, backbone, seed)
         pending = [[task for task in tasks if task.name not in cells] for tasks in units]
         pending = [tasks for tasks in pending if tasks]
-        # withdraw the units in which nothing is left to run
-        executor.overview.expect("probe", len(pending) - len(units))
+        # withdraw what is finished
+        executor.overview.estimate.expected.subtract(map(probe_type, units))
+        executor.overview.estimate.expected.update(map(probe_type, pending))
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
             console.print(
                 f"{backbone.name} · seed {seed}: {len(cached)} of {len(plan.tasks)} tasks are"

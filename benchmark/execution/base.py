@@ -22,6 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from benchmark.execution.estimate import unit_type
 from benchmark.execution.progress import Bar, Overview, ProgressLine, console, reporting
 from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import (
@@ -56,6 +57,7 @@ class _QueuedUnit:
     worker_future: Future[Outcome] | None = None  # while a worker runs it
     attempts: Counter[str] = field(default_factory=Counter)  # by reason of their end
     printed: int = 0  # bytes of its log
+    started: float = 0.0  # by time.monotonic, when a worker got it
 
 
 class Executor(ABC):
@@ -188,9 +190,10 @@ class Executor(ABC):
             a future that raises the function's error, or ``WorkerLost`` when its worker died for
             the third time or it was stopped for the 21st time.
         """
-        self.overview.add_submitted(kind)
         folder = home().absolute() / "tasks" / uuid.uuid4().hex
-        unit = Unit(function, args, name or function.__name__, folder, cpus, gpus)
+        name = name or function.__name__
+        unit = Unit(function, args, name, folder, cpus, gpus, unit_type(kind, name))
+        self.overview.estimate.submitted[unit.type] += 1
         return self._enqueue(unit, priority)
 
     def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
@@ -287,7 +290,10 @@ class Executor(ABC):
                 self._running.remove(queued)
                 self._finish(queued, queued.worker_future)
         self._start_waiting()
-        self.overview.tick(queued.line for queued in self._running)
+        self.overview.tick(
+            (queued.line for queued in self._running),
+            [(queued.unit.type, time.monotonic() - queued.started) for queued in self._running],
+        )
 
     def _put_in_line(self, queued: _QueuedUnit) -> None:
         """Add a unit to those that wait, behind others of its priority."""
@@ -316,6 +322,7 @@ class Executor(ABC):
                 else:
                     self._waiting.remove(queued)
                     self._running.append(queued)
+                    queued.started = time.monotonic()
                     queued.worker_future.add_done_callback(lambda _: self._submitted.put(None))
 
     def _finish(self, queued: _QueuedUnit, worker_future: Future[Outcome]) -> None:
@@ -353,7 +360,8 @@ class Executor(ABC):
         with suppress(Exception):  # the future must end in any case
             self._show(queued, flush=True)
         queued.line.end()
-        self.overview.add_done()
+        seconds = time.monotonic() - queued.started if queued.started else 0.0
+        self.overview.estimate.add_done(queued.unit.type, seconds)
         remove(queued.unit.folder)
         if queued.future.set_running_or_notify_cancel():
             if error is not None:

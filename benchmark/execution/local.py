@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -55,12 +56,13 @@ class LocalExecutor(Executor):
         if not self._in_this_process:
             return super()._enqueue(unit, priority)
         future: Future[Any] = Future()
+        started = time.monotonic()
         with threads(unit.cpus):
             try:  # errors keep their traceback, and an interruption is not caught
                 future.set_result(unit.call())
             except Exception as error:
                 future.set_exception(error)
-        self.overview.add_done()
+        self.overview.estimate.add_done(unit.type, time.monotonic() - started)
         return future
 
     def _start(self, unit: Unit) -> Future[Outcome] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from benchmark.execution.estimate import Estimate
 from reports.mlflow.heartbeat import Heartbeat
 
 OVERVIEW_SECONDS = 30.0  # between two lines of the overview where there is no terminal
@@ -149,30 +149,34 @@ class Overview(ProgressLine):
 
     def __init__(self, bar: Bar) -> None:
         super().__init__(bar.progress, bar.live, OVERVIEW_SECONDS)
-        self._submitted, self._expected = Counter[str](), Counter[str]()
-        self._finished = 0
+        self.estimate = Estimate()
+        self._left = ""
 
-    def expect(self, kind: str, units: int) -> None:
-        """Announce units of a kind before they are submitted; a negative number withdraws them."""
-        self._expected[kind] += units
+    def tick(
+        self, lines: Iterable[ProgressLine], running: Iterable[tuple[str, float]] = ()
+    ) -> None:
+        """Draw the number of finished units, or print it with the steps of ``lines`` when due.
 
-    def add_submitted(self, kind: str) -> None:
-        """Count a submitted unit."""
-        self._submitted[kind] += 1
-
-    def add_done(self) -> None:
-        """Count a unit that has ended, failed ones included."""
-        self._finished += 1
-
-    def tick(self, running: Iterable[ProgressLine]) -> None:
-        """Draw the number of finished units, or print it with the ``running`` steps when due."""
+        ``running`` is as ``Estimate.seconds_left`` takes it.
+        """
         if self._step is None:
             self.start("units of work", 0)
-        # | of counters is the larger count of each kind: not all units are announced
-        total = (self._expected | self._submitted).total()
-        self.progress.update(self._step, completed=self._finished, total=total)
-        if steps := list(filter(None, (line.text() for line in running))):
+        seconds = self.estimate.seconds_left(running)
+        if seconds is not None:
+            self._left = f", {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        self.progress.update(
+            self._step,
+            completed=self.estimate.finished.total(),
+            total=self.estimate.units.total(),
+            description=f"units of work{self._left}",
+        )
+        if steps := list(filter(None, (line.text() for line in lines))):
             self._print("; ".join([self.text(), *steps]))
+
+    def text(self) -> str:
+        """The number of finished units, and the time left if it is known."""
+        estimate = self.estimate
+        return f"units of work  {estimate.finished.total()}/{estimate.units.total()}{self._left}"
 
 
 _reporter: Reporter | None = None

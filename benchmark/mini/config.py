@@ -29,14 +29,14 @@ class WorldConfig:
     seed: int = 0
     size: int = 64
     pairs: int = 5_000
-    expert_train: int = 2_000
-    expert_val: int = 200
-    probe_train: int = 600
-    val: int = 400
-    class_train: int = 600
-    class_val: int = 400
+    expert_train: int = 1_200
+    expert_val: int = 100
+    probe_train: int = 400
+    val: int = 300
+    class_train: int = 400
+    class_val: int = 300
     retrieval_train: int = 50
-    retrieval: int = 400
+    retrieval: int = 300
     shard_size: int = 500
     noise: CaptionNoise = field(default_factory=CaptionNoise)
 

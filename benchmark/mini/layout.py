@@ -103,17 +103,19 @@ def fingerprint(content: bytes) -> list[Any]:
 
 
 def write_dense(
-    files: Files, split: Split, stem: str, picture: bytes, scene: Scene, truth: GroundTruth
+    files: Files, split: Split, stem: str, picture: bytes, scene: Scene, ground_truth: GroundTruth
 ) -> dict[str, Any]:
     """Write a JPEG and its ground truth in VOC's, COCO's and NYU's layout; returns its record."""
     prefix, nyu = split.layout, "train" if split.part == "train" else "test"
     files.write(f"{prefix}{VOC}/JPEGImages/{stem}.jpg", picture)
-    files.write(f"{prefix}{VOC}/SegmentationClass/{stem}.png", png(truth.semantic, labels=True))
+    files.write(
+        f"{prefix}{VOC}/SegmentationClass/{stem}.png", png(ground_truth.semantic, labels=True)
+    )
     files.write(f"{prefix}coco/{split.part}2017/{stem}.jpg", picture)
     files.write(f"{prefix}nyu/images/{nyu}/{stem}.jpg", picture)
-    files.write(f"{prefix}nyu/annotations/{nyu}/{stem}.png", png(encode_depth(truth.depth)))
-    files.write(f"{prefix}nyu/normals/{nyu}/{stem}.png", png(encode_normals(truth.normals)))
-    return {"stem": stem, "annotations": instances(scene, truth)}
+    files.write(f"{prefix}nyu/annotations/{nyu}/{stem}.png", png(encode_depth(ground_truth.depth)))
+    files.write(f"{prefix}nyu/normals/{nyu}/{stem}.png", png(encode_normals(ground_truth.normals)))
+    return {"stem": stem, "annotations": instances(scene, ground_truth)}
 
 
 def dense_lists(split: Split, size: int, records: Sequence[dict[str, Any]]) -> dict[str, str]:

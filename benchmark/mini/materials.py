@@ -112,16 +112,16 @@ def albedo(
         where = np.flatnonzero(kind == number)
         if len(where):
             materials = table.T[7:, row[where]]
-            place = position[:, where] * materials[0] + materials[1:4]
-            mix[where] = _mix(texture, place, normals[:, where], materials[4])
+            point = position[:, where] * materials[0] + materials[1:4]
+            mix[where] = _mix(texture, point, normals[:, where], materials[4])
     colours = table.T[1:7, row]
     return colours[:3] + mix * (colours[3:] - colours[:3])
 
 
-def _mix(texture: str, place: np.ndarray, normals: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """How much of the second colour shows, 0 to 1, at ``place`` (3, N) in units of the grain."""
-    cell = np.floor(place)
-    within = place - cell
+def _mix(texture: str, point: np.ndarray, normals: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """How much of the second colour shows, 0 to 1, at ``point`` (3, N) in units of the grain."""
+    cell = np.floor(point)
+    within = point - cell
     if texture == "checkered":
         return (cell[0] + cell[1] + cell[2]) % 2
     if texture == "striped":
@@ -131,10 +131,10 @@ def _mix(texture: str, place: np.ndarray, normals: np.ndarray, axis: np.ndarray)
         return flat[0] * flat[0] + flat[1] * flat[1] + flat[2] * flat[2] < 0.09
     if texture == "wooden":  # planks along x of different tones, with a grain
         tone = (cell[1] * 0.37 + cell[2] * 0.21) % 1
-        fibre = np.abs((place[1] * 5 + place[2] * 4 + 0.3 * place[0]) % 1 - 0.5)
+        fibre = np.abs((point[1] * 5 + point[2] * 4 + 0.3 * point[0]) % 1 - 0.5)
         return np.minimum(0.45 * tone + 0.6 * fibre + 0.6 * (within[1] < 0.05), 1)
     level = np.abs(normals[2]) > 0.7  # brick: courses in z on upright faces, in y on level ones
-    height = np.where(level, place[1], place[2]) * 2
+    height = np.where(level, point[1], point[2]) * 2
     course = np.floor(height)
-    along = np.where(level, place[0], place[0] + place[1]) + 0.5 * (course % 2)
+    along = np.where(level, point[0], point[0] + point[1]) + 0.5 * (course % 2)
     return (height - course < 0.14) | (along - np.floor(along) < 0.07)

@@ -42,10 +42,14 @@ def draw_picture(
     while True:
         scene = make_scene(rng, domain, subject)
         solid, depth = scene.bodies.first_hits(scene.camera, size)
-        thing = scene.bodies.thing[solid]
-        share = np.bincount(thing.ravel(), minlength=3)[1 : len(scene.objects) + 1] / thing.size
-        others = share[1:].max(initial=0.0)
-        if share[0] > max(0.1, 2 * others) if subject else 0.03 < max(share[0], others) < 0.7:
+        body = scene.bodies.body[solid]
+        share = np.bincount(body.ravel(), minlength=3)[1 : len(scene.objects) + 1] / body.size
+        next_share = share[1:].max(initial=0.0)
+        if (
+            share[0] > max(0.1, 2 * next_share)
+            if subject
+            else 0.03 < max(share[0], next_share) < 0.7
+        ):
             return scene, *render(scene, solid, depth, rng)
 
 
@@ -75,8 +79,8 @@ def render(
     picture += (noise[0] + noise[1] - 255) * (rng.uniform(*scene.domain.noise) / NOISE_DEVIATION)
     picture = np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
-    thing = bodies.thing[solid]
-    instance = np.where(thing > len(scene.objects), 0, thing).astype(np.uint8)
+    body = bodies.body[solid]
+    instance = np.where(body > len(scene.objects), 0, body).astype(np.uint8)
     ids = np.array([0] + [1 + CLASSES.index(placed.name) for placed in scene.objects], np.uint8)
     pixels = np.bincount(instance.ravel(), minlength=len(ids))
     too_small = tuple(k for k in range(1, len(ids)) if 0 < pixels[k] < smallest_area(size))

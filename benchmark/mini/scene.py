@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmark.mini.materials import COLOUR_NAMES, DOMAINS, TEXTURES, Domain, material
 from benchmark.mini.shapes import BUILDERS, CLASSES, COUNTER, FLOOR, SLOTS, clutter
-from benchmark.mini.solids import SOLID, Bodies, Camera, Solid, bounds, box, stretch, turn
+from benchmark.mini.solids import SOLID, Bodies, Camera, Solid, bounds, box, rotate, stretch
 
 COUNTER_SCALE = 0.3
 CLOSE_UPS = 0.6  # share of pictures with a large subject
@@ -35,7 +35,7 @@ class Scene:
     """All that rendering and captions need.
 
     Attributes:
-        bodies: the room, the objects as things 1, 2 …, then clutter, which is of no class; a
+        bodies: the room, the objects as bodies 1, 2 …, then clutter, which is of no class; a
             solid's slot is its row of ``materials``; rows 0, 1 and 2 are walls, floor and ceiling.
         light: (3,) position; ``light_colour`` (3,) is its linear RGB at the distance ``reach``.
         ambient: share of light that comes from everywhere.
@@ -95,7 +95,7 @@ def make_scene(rng: Random, domain: str = "home", subject: str | None = None) ->
 
 
 class _Draft:
-    """A scene in the making: its parts, and the footprint (x, y, radius) of each thing."""
+    """A scene in the making: its parts, and the footprint (x, y, radius) of each body."""
 
     def __init__(self, rng: Random, domain: Domain) -> None:
         self.rng, self.domain, self.height = rng, domain, 0.0
@@ -111,7 +111,7 @@ class _Draft:
 
     def place_subject(self, name: str, close: bool) -> Camera:
         """Put the subject down and aim a camera at it."""
-        rng, domain, solids = self.rng, self.domain, self._turned(BUILDERS[name](self.rng))
+        rng, domain, solids = self.rng, self.domain, self._rotated(BUILDERS[name](self.rng))
         low, high = bounds(solids)
         self._put_down(solids, 0.0, 0.0, name)
         tangent, radius = rng.uniform(*domain.tangent), _length(high - low) / 2
@@ -126,8 +126,8 @@ class _Draft:
         return Camera(aim + back * distance, axes, tangent)
 
     def scatter(self, parts: list[Solid], camera: Camera, name: str = "") -> None:
-        """Put a thing down where the camera may see it and nothing else stands, if it fits."""
-        distance, solids = -float(camera.position[1]), self._turned(parts)
+        """Put a body down where the camera may see it and nothing else stands, if it fits."""
+        distance, solids = -float(camera.position[1]), self._rotated(parts)
         radius = _footprint(solids)
         for _ in range(6):
             y = self.rng.uniform(-0.35, 0.8) * min(distance, 3)
@@ -136,13 +136,13 @@ class _Draft:
             if min(gaps) > 0 and y - radius > -0.6 * distance:
                 return self._put_down(solids, x, y, name)
 
-    def _turned(self, parts: list[Solid]) -> np.ndarray:
-        """The parts of a thing, stretched, and turned mostly with its front to the camera."""
+    def _rotated(self, parts: list[Solid]) -> np.ndarray:
+        """The parts of a body, stretched, and turned mostly with its front to the camera."""
         solids, rng = np.array(parts, SOLID), self.rng
         stretch(solids, tuple(rng.uniform(0.82, 1.2) for _ in range(3)))
         slope = rng.uniform(-1.6, 1.6)
         length = sqrt(1 + slope * slope) * (1 if rng.random() < 0.85 else -1)
-        turn(solids, 1 / length, slope / length)
+        rotate(solids, 1 / length, slope / length)
         return solids
 
     def _put_down(self, solids: np.ndarray, x: float, y: float, name: str) -> None:
@@ -150,7 +150,7 @@ class _Draft:
         low, high = bounds(solids)
         self.height = max(self.height, float(high[2]))
         solids["slot"] += len(self.materials)
-        solids["thing"] = len(self.parts) + 1
+        solids["body"] = len(self.parts) + 1
         solids["centre"] += (x, y, 0.0)
         self.parts.append(solids)
         colours = [self.rng.choice(COLOUR_NAMES) for _ in range(SLOTS)]
@@ -161,7 +161,7 @@ class _Draft:
             self.objects.append(PlacedObject(name, colours[0], textures[0]))
 
     def add_room(self, camera: Camera) -> np.ndarray:
-        """Build the room around all things, with pictures on its walls; returns the light."""
+        """Build the room around all bodies, with pictures on its walls; returns the light."""
         rng, (x, y, z) = self.rng, (float(value) for value in camera.position)
         slope = rng.uniform(-1, 1)
         cosine = 1 / sqrt(1 + slope * slope)
@@ -182,8 +182,8 @@ class _Draft:
             parts.append(box((0.3 * size[0], 0.05, height * 0.3), at, len(self.materials)))
             self.add_material(rng.choice(COLOUR_NAMES), self.domain.object_textures, 0.15)
         solids = np.array(parts, SOLID)
-        solids["thing"][1:] = len(self.parts) + 1
-        turn(solids, cosine, sine)
+        solids["body"][1:] = len(self.parts) + 1
+        rotate(solids, cosine, sine)
         self.parts.insert(0, solids)
         a, b = (
             0.5 * spots[-1][i] + 0.5 * (low[i] + rng.uniform(0.1, 0.9) * size[i]) for i in range(2)
@@ -193,7 +193,7 @@ class _Draft:
 
 
 def _footprint(solids: np.ndarray) -> float:
-    """Radius of what a thing occupies on the floor; 0 of a rug."""
+    """Radius of what a body occupies on the floor; 0 of a rug."""
     low, high = bounds(solids)
     return _length((high - low)[:2]) / 2 if high[2] > 0.05 else 0.0
 

@@ -16,16 +16,16 @@ import numpy as np
 Vector = tuple[float, float, float]
 BOX, BALL, FRUSTUM = range(3)
 # rows of ``edges`` are the solid's own unit vectors in the world, those of ``inverse`` lead back;
-# ``radii`` are of a frustum's bottom and top; ``thing`` numbers what the solid is a part of
+# ``radii`` are of a frustum's bottom and top; ``body`` numbers what the solid is a part of
 VECTORS = {"centre": (3,), "edges": (3, 3), "inverse": (3, 3), "radii": (2,)}
 SOLID = np.dtype(
     [("kind", int)]
     + [(name, float, shape) for name, shape in VECTORS.items()]
-    + [("slot", int), ("thing", int)]
+    + [("slot", int), ("body", int)]
 )
 Solid = tuple  # a row of SOLID
 UPRIGHT = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
-NEAR = 0.02  # metres in front of the camera where nothing is seen
+NEAREST = 0.02  # metres in front of the camera where nothing is seen
 
 
 def box(size: Vector, at: Vector, slot: int = 0, lean: float = 0.0) -> Solid:
@@ -80,7 +80,7 @@ def stretch(solids: np.ndarray, factors: tuple[float, ...] | float) -> None:
     solids["inverse"] /= factors
 
 
-def turn(solids: np.ndarray, cosine: float, sine: float) -> None:
+def rotate(solids: np.ndarray, cosine: float, sine: float) -> None:
     """Turn solids in place about the z axis."""
     for vectors in solids["centre"], solids["edges"], solids["inverse"]:
         x, y = vectors[..., 0].copy(), vectors[..., 1].copy()
@@ -176,7 +176,7 @@ class Bodies:
     """
 
     def __init__(self, solids: np.ndarray) -> None:
-        self.kind, self.slot, self.thing = solids["kind"], solids["slot"], solids["thing"]
+        self.kind, self.slot, self.body = solids["kind"], solids["slot"], solids["body"]
         self.centre, self.edges, self.inverse, self.radii = (
             np.moveaxis(solids[name], 0, -1).copy() for name in VECTORS
         )
@@ -188,15 +188,15 @@ class Bodies:
         origin = apply(self.inverse, camera.position[:, None] - self.centre)
         across, upward, forward = (apply(self.inverse, own) for own in (right, up, -back))
         solid, depth = np.zeros((size, size), np.int64), np.full((size, size), np.inf)
-        for k, (top, bottom, left, end) in enumerate(self._windows(camera, size)):
+        for k, (top, bottom, first_column, end) in enumerate(self._windows(camera, size)):
             rows = upward[:, k, None] * y[top:bottom] + forward[:, k, None]
-            ray = across[:, k, None, None] * x[left:end] + rows[:, :, None]
+            ray = across[:, k, None, None] * x[first_column:end] + rows[:, :, None]
             start = origin[:, k, None, None]
             enter, leave = inside(self.kind[k], self.radii[:, k], start, ray)
-            nearest = depth[top:bottom, left:end]
-            seen = (enter <= leave) & (enter > NEAR) & (enter < nearest) if k else leave > 0
+            nearest = depth[top:bottom, first_column:end]
+            seen = (enter <= leave) & (enter > NEAREST) & (enter < nearest) if k else leave > 0
             np.copyto(nearest, enter if k else leave, where=seen)
-            np.copyto(solid[top:bottom, left:end], k, where=seen)
+            np.copyto(solid[top:bottom, first_column:end], k, where=seen)
         return solid, depth
 
     def _windows(self, camera: Camera, size: int) -> list[list[int]]:
@@ -207,12 +207,12 @@ class Bodies:
             step = apply(axes, edge)[:, None]
             corners = np.concatenate([corners - step, corners + step], axis=1)
         depth = -corners[2]
-        plane = corners[1::-1] / (np.maximum(depth, NEAR) * camera.tangent) * (size / 2)
+        plane = corners[1::-1] / (np.maximum(depth, NEAREST) * camera.tangent) * (size / 2)
         plane[0] *= -1  # rows count downwards
         plane += (size - 1) / 2
-        near = depth.min(axis=0) < NEAR
-        first = np.where(near, 0, np.ceil(np.clip(plane.min(axis=1), 0, size)))
-        end = np.where(near, size, np.floor(np.clip(plane.max(axis=1), -1, size - 1)) + 1)
+        is_behind = depth.min(axis=0) < NEAREST
+        first = np.where(is_behind, 0, np.ceil(np.clip(plane.min(axis=1), 0, size)))
+        end = np.where(is_behind, size, np.floor(np.clip(plane.max(axis=1), -1, size - 1)) + 1)
         windows: list[list[int]] = np.stack([first, end], 1).reshape(4, -1).astype(int).T.tolist()
         return windows
 
@@ -250,11 +250,11 @@ class Bodies:
         low, high = self.centre - reach, self.centre + reach
         source = apply(self.inverse, light[:, None] - self.centre).astype(np.float32)
         inverse, radii = self.inverse.astype(np.float32), self.radii.astype(np.float32)
-        for thing in range(1, int(self.thing.max()) + 1):
-            members = np.flatnonzero(self.thing == thing)
+        for body in range(1, int(self.body.max()) + 1):
+            members = np.flatnonzero(self.body == body)
             first, last = low[:, members].min(axis=1), high[:, members].max(axis=1)
             away, span = (first + last) / 2 - light, (last - first) / 2
-            # the cone from the light around a ball around the thing
+            # the cone from the light around a ball around the body
             cone = np.float32(max(dot(away, away) - dot(span, span), 0))
             along = dot(ray, away.astype(np.float32))
             maybe = np.flatnonzero((along > 0) & (along * along >= squared * cone))

@@ -75,15 +75,15 @@ def _render(files: layout.Files, config: WorldConfig, name: str, index: int) -> 
     """Write a picture, or return it with its caption as the ``sample`` of a shard."""
     split, rng = SPLITS[name], Random(f"{config.seed}/{name}/{index}")
     subject = CLASSES[index % len(CLASSES)] if split.layout == "class" else None
-    scene, pixels, truth = draw_picture(rng, split.domain, config.size, subject)
+    scene, pixels, ground_truth = draw_picture(rng, split.domain, config.size, subject)
     picture = layout.jpeg(pixels)
     if name in DENSE:
         stem = f"{split.first + index:012d}"
-        return layout.write_dense(files, split, stem, picture, scene, truth)
+        return layout.write_dense(files, split, stem, picture, scene, ground_truth)
     if subject:
         files.write(f"imagefolder/{split.part}/{subject}/{index:06d}.jpg", picture)
         return {}
-    seen = seen_objects(scene, truth)
+    seen = seen_objects(scene, ground_truth)
     if split.layout == "pairs":
         caption = web_caption(rng, scene, seen, config.noise)
         return {"sample": layout.pair_sample(f"{index:09d}", picture, caption, config.size)}

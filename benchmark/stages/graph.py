@@ -20,6 +20,7 @@ class Stage:
         make: (executor, results of ``needs``) → its result, which is reused if it exists.
         needs: stages that come first.
         units: number of its units of work.
+        unit_type: of these units, see ``benchmark.execution.estimate``; '' to announce none.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Stage:
     make: Callable[..., Awaitable[Any]]
     needs: tuple[Stage, ...] = ()
     units: int = 1
+    unit_type: str = ""
 
 
 class Runner:

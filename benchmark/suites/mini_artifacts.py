@@ -13,6 +13,7 @@ from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import MANIFEST, LabelStore
 from backbones.cliptex.training.recipes import Recipe, find_recipe
 from benchmark.execution import Executor
+from benchmark.execution.estimate import unit_type
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
 from benchmark.mini.world import build_world, is_complete
@@ -59,6 +60,7 @@ class MiniPipeline:
             make=self._make_labels,
             needs=self.experts,
             units=-(-config.pairs // config.shard_size),
+            unit_type="label",
         )
         self.backbone = cache(self._backbone_stage)
 
@@ -93,7 +95,8 @@ class MiniPipeline:
             return training.find() or await expert_stage(training, executor, priority=3)
 
         title = f"train expert {training.name}"
-        return Stage(title, lambda world: training.find(), make, needs=(self.world,))
+        type_ = unit_type("expert", f"expert {training.name}")
+        return Stage(title, lambda _: training.find(), make, (self.world,), unit_type=type_)
 
     def _find_labels(self, *experts: Any) -> LabelStore | None:
         _, writer = self.request.open(keep=False)
@@ -148,7 +151,8 @@ class MiniPipeline:
             weights = weights or await train_stage(training, executor, priority)
             return source(weights, *results[1:])
 
-        return Stage(f"train {name} · seed {seed}", find, make, needs)
+        title = f"train {name} · seed {seed}"
+        return Stage(title, find, make, needs, unit_type=unit_type("train", title))
 
     def _weights_path(self, recipe: Recipe, init: str, labels: LabelStore | None) -> Path:
         identity = {

@@ -17,18 +17,21 @@ def test_a_line_now_and_then_without_a_terminal(monkeypatch, capsys):
     overview, render, train = Overview(bar), bar.line(), bar.line()
     overview.tick([])
     assert capsys.readouterr().out == ""
-    overview.expect("probe", 6)
-    for kind in ("render", "train", "probe"):
-        overview.add_submitted(kind)
+    overview.estimate.expected["probe"] += 6
+    overview.estimate.submitted.update(("render", "train", "probe"))
     render.start("rendering", 400)
     render.advance(100)
     overview.tick([render, train])
     line = capsys.readouterr().out
-    assert line.startswith("  units of work  0/8 ") and "; rendering  100/400 " in line
-    overview.expect("probe", -4)  # cached
-    overview.add_done()
-    overview.tick([render, train])
-    assert capsys.readouterr().out.startswith("  units of work  1/4 ")
+    assert line.startswith("  units of work  0/8; ") and "; rendering  100/400 " in line
+    overview.estimate.expected["probe"] -= 4  # cached
+    overview.estimate.table = {"render": 10.0, "train": 20.0, "probe": 5.0}
+    overview.estimate.started -= 12.0
+    overview.estimate.add_done("render", 12.0)
+    overview.tick([render, train], [("train", 6.0)])
+    # 1.2 times as slow as the table says: 18 s of the training and 12 s of two probes are left, and
+    # 18 s were done in 12 s
+    assert capsys.readouterr().out.startswith("  units of work  1/4, 0:20 left; ")
 
 
 def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
@@ -36,9 +39,8 @@ def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
     monkeypatch.setattr(progress, "console", terminal)
     with Bar() as bar:
         overview = Overview(bar)
-        overview.add_submitted("probe")
-        overview.add_submitted("probe")
-        overview.add_done()
+        overview.estimate.submitted["probe"] += 2
+        overview.estimate.add_done("probe", 1.0)
         overview.tick([])
         (task,) = bar.progress.tasks
         assert (task.description, task.completed, task.total) == ("units of work", 1, 2)

@@ -33,8 +33,8 @@ def classes_named(text):
 
 @pytest.fixture(scope="module")
 def pictures():
-    drawn = [draw_picture(Random(seed), "home", 64) for seed in range(40)]
-    return [(scene, seen_objects(scene, truth)) for scene, _, truth in drawn]
+    triples = [draw_picture(Random(seed), "home", 64) for seed in range(40)]
+    return [(scene, seen_objects(scene, ground_truth)) for scene, _, ground_truth in triples]
 
 
 def test_rates_are_those_stated(pictures):

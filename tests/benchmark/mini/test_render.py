@@ -28,12 +28,12 @@ def test_every_machine_computes_these_bits():
     digest = hashlib.sha256()
     for seed in range(20):
         domain = list(DOMAINS)[seed % 2]
-        _, picture, truth = draw_picture(Random(f"golden {seed}"), domain, SIZE)
+        _, picture, ground_truth = draw_picture(Random(f"golden {seed}"), domain, SIZE)
         for values in (
             picture,
-            truth.semantic,
-            encode_depth(truth.depth),
-            encode_normals(truth.normals),
+            ground_truth.semantic,
+            encode_depth(ground_truth.depth),
+            encode_normals(ground_truth.normals),
         ):
             digest.update(values.tobytes())
     assert digest.hexdigest()[:16] == "fe06971518ef20df", (
@@ -45,20 +45,20 @@ def test_every_machine_computes_these_bits():
 def test_ground_truth_is_valid_and_its_normals_are_those_of_its_depth(domain):
     errors = []
     for seed in range(8):
-        scene, _, truth = draw_picture(Random(seed), domain, SIZE)
-        assert np.linalg.norm(truth.normals, axis=-1) == pytest.approx(1, abs=1e-5)
+        scene, _, ground_truth = draw_picture(Random(seed), domain, SIZE)
+        assert np.linalg.norm(ground_truth.normals, axis=-1) == pytest.approx(1, abs=1e-5)
         points, normals = (
-            points_of(scene, truth.depth.astype(float)),
-            np.moveaxis(truth.normals, -1, 0),
+            points_of(scene, ground_truth.depth.astype(float)),
+            np.moveaxis(ground_truth.normals, -1, 0),
         )
         assert ((points * normals).sum(axis=0) < 1e-5).all(), "no surface is seen from behind"
-        assert truth.depth.min() > 0.01 and truth.depth.max() < 20
+        assert ground_truth.depth.min() > 0.01 and ground_truth.depth.max() < 20
         names = [0] + [1 + CLASSES.index(placed.name) for placed in scene.objects]
-        for number in np.unique(truth.instance):
-            mask = truth.instance == number
+        for number in np.unique(ground_truth.instance):
+            mask = ground_truth.instance == number
             few = number > 0 and mask.sum() < smallest_area(SIZE)
-            assert few == (number in truth.too_small)
-            assert (truth.semantic[mask] == (IGNORE if few else names[number])).all()
+            assert few == (number in ground_truth.too_small)
+            assert (ground_truth.semantic[mask] == (IGNORE if few else names[number])).all()
 
         right = points[:, 1:-1, 2:] - points[:, 1:-1, :-2]
         up = points[:, :-2, 1:-1] - points[:, 2:, 1:-1]
@@ -68,7 +68,7 @@ def test_ground_truth_is_valid_and_its_normals_are_those_of_its_depth(domain):
         middle, smooth = normals[:, 1:-1, 1:-1], np.ones((SIZE - 2, SIZE - 2), bool)
         for window in np.s_[1:-1, 2:], np.s_[1:-1, :-2], np.s_[2:, 1:-1], np.s_[:-2, 1:-1]:
             smooth &= (middle * normals[:, *window]).sum(axis=0) > 0.995
-            smooth &= truth.instance[window] == truth.instance[1:-1, 1:-1]
+            smooth &= ground_truth.instance[window] == ground_truth.instance[1:-1, 1:-1]
         angle = np.degrees(np.arccos(np.clip((across * middle).sum(axis=0), -1, 1)))
         assert smooth.mean() > 0.3
         errors.append(angle[smooth])
@@ -83,20 +83,20 @@ def test_the_picture_is_that_of_the_ground_truth():
     solid, depth = scene.bodies.first_hits(scene.camera, SIZE)
     scene.materials[:, 0] = 0  # plain
     scene.materials[:, 1:4] = (0.05, 0.05, 0.8)
-    mine = scene.bodies.slot[scene.bodies.thing == 1]
+    mine = scene.bodies.slot[scene.bodies.body == 1]
     scene.materials[mine, 1:4] = (0.8, 0.05, 0.05)
-    picture, truth = render(scene, solid, depth, Random(0))
+    picture, ground_truth = render(scene, solid, depth, Random(0))
     red = picture[..., 0].astype(int) > picture[..., 2]
-    assert (red == (truth.instance == 1)).all()
+    assert (red == (ground_truth.instance == 1)).all()
 
 
 def test_light_falls_off_behind_things():
     """Darker in the shadow than beside it, on the same floor."""
-    scene, picture, truth = draw_picture(Random(12), "home", SIZE, "table")
+    scene, picture, ground_truth = draw_picture(Random(12), "home", SIZE, "table")
     solid, depth = scene.bodies.first_hits(scene.camera, SIZE)
     points = scene.camera.position[:, None] + scene.camera.rays(SIZE) * depth.ravel()
     shaded = scene.bodies.shaded(points, scene.light).reshape(SIZE, SIZE)
-    floor = (solid == 0) & (truth.normals[..., 1] > 0.5)
+    floor = (solid == 0) & (ground_truth.normals[..., 1] > 0.5)
     assert (floor & shaded).sum() > 20
     assert picture[floor & shaded].mean() < 0.9 * picture[floor & ~shaded].mean()
 
@@ -115,8 +115,8 @@ def test_objects_stand_on_the_ground_and_vary(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_subject_dominates_its_picture(name):
-    scene, _, truth = draw_picture(Random(1), "home", SIZE, name)
-    share = np.bincount(truth.instance.ravel(), minlength=3) / truth.instance.size
+    scene, _, ground_truth = draw_picture(Random(1), "home", SIZE, name)
+    share = np.bincount(ground_truth.instance.ravel(), minlength=3) / ground_truth.instance.size
     assert scene.objects[0].name == name and share[1] > max(0.1, 2 * share[2:].max())
 
 
@@ -124,7 +124,9 @@ def test_other_sizes_show_the_same_scene():
     scene = make_scene(Random(5))
     shares = []
     for size in (32, 64, 96):
-        picture, truth = render(scene, *scene.bodies.first_hits(scene.camera, size), Random(0))
+        picture, ground_truth = render(
+            scene, *scene.bodies.first_hits(scene.camera, size), Random(0)
+        )
         assert picture.shape == (size, size, 3)
-        shares.append(np.bincount(truth.instance.ravel(), minlength=7) / size**2)
+        shares.append(np.bincount(ground_truth.instance.ravel(), minlength=7) / size**2)
     assert np.ptp(shares, axis=0).max() < 0.03

@@ -13,7 +13,7 @@ from benchmark.mini.solids import (
     box,
     frustum,
     rod,
-    turn,
+    rotate,
 )
 
 SIZE = 64
@@ -27,7 +27,7 @@ X, Y = np.meshgrid(*CAMERA.plane(SIZE))  # of pixel centres, at a depth of one m
 def cast(*parts):
     """Solid, depth, and camera-axes normals (3, H, W) of a room with ``parts``."""
     bodies = Bodies(np.array([ROOM, *parts], SOLID))
-    bodies.thing[1:] = 1
+    bodies.body[1:] = 1
     solid, depth = bodies.first_hits(CAMERA, SIZE)
     points = CAMERA.position[:, None] + CAMERA.rays(SIZE) * depth.ravel()
     normals = bodies.surface(solid.ravel(), points)[2]
@@ -111,7 +111,7 @@ def random_solids(rng, count):
             rod(at, end, size[0] / 4),
         ]
     solids = np.array(parts, SOLID)
-    turn(solids, 0.6, 0.8)
+    rotate(solids, 0.6, 0.8)
     return solids
 
 
@@ -130,7 +130,7 @@ def contains(bodies, k, points):
 def test_first_hits_and_shadows_are_those_of_marching():
     rng = np.random.default_rng(0)
     solids = np.concatenate([np.array([ROOM], SOLID), random_solids(rng, 6)])
-    solids["thing"][1:] = 1 + np.arange(len(solids) - 1) // 4
+    solids["body"][1:] = 1 + np.arange(len(solids) - 1) // 4
     bodies = Bodies(solids)
     solid, depth = bodies.first_hits(CAMERA, SIZE)
     rays = CAMERA.rays(SIZE)

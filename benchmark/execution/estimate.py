@@ -1,0 +1,91 @@
+"""The time left of a run, from the seconds that its units took in an earlier run.
+
+Each suite has a table, unit type → seconds. A run writes its own under ``$CLIPTEX_HOME``; before
+the first, the table that ships with the package counts. A table may be of another machine: finished
+units tell how much slower this one is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from common.files import home, read_json_object, write_json
+
+LEAST_SHARE = 0.1  # of the work must be finished before an estimate is given
+PER_RUN = ("render", "label", "backbone")  # kinds whose units are alike
+
+
+def unit_type(kind: str, name: str) -> str:
+    """What units of equal cost have in common: the kind, or the name without backbone and seed.
+
+    ``clip · seed 1 · mini-seg/linear`` → ``mini-seg/linear``.
+    """
+    parts = [part for part in name.split(" · ") if not part.startswith("seed ")]
+    return kind if kind in PER_RUN else parts[-1]
+
+
+class Estimate:
+    """Counts the units of a run by type, and their seconds."""
+
+    def __init__(self) -> None:
+        self.table: Mapping[str, float] = {}
+        self.expected, self.submitted = Counter[str](), Counter[str]()
+        self.finished, self.seconds = Counter[str](), Counter[str]()
+        self.started = time.monotonic()
+
+    @property
+    def units(self) -> Counter[str]:
+        """The run's units; not all are announced before they are submitted, nor the reverse."""
+        # copies, because other threads add to them meanwhile
+        return Counter(dict(self.expected)) | Counter(dict(self.submitted))
+
+    def add_done(self, type_: str, seconds: float) -> None:
+        """Count a unit that has ended after ``seconds`` of work, failed ones included."""
+        self.finished[type_] += 1
+        self.seconds[type_] += seconds  # type: ignore[assignment]
+
+    def seconds_left(self, running: Iterable[tuple[str, float]]) -> float | None:
+        """Seconds until the run ends; None while too little is known.
+
+        Args:
+            running: type of each running unit, and since how many seconds it runs.
+        """
+        units = self.units
+        usual = {type_: self.table.get(type_, 0.0) for type_ in units}
+        planned = sum(usual[type_] * self.finished[type_] for type_ in usual)
+        if not planned:
+            return None
+        slowness = sum(self.seconds[type_] for type_ in usual if usual[type_]) / planned
+        unfinished = units - self.finished
+        remaining = slowness * sum(count * usual[type_] for type_, count in unfinished.items())
+        done = float(self.seconds.total())
+        for type_, seconds in running:
+            done += seconds
+            remaining -= min(seconds, slowness * usual[type_])
+        if done < LEAST_SHARE * (done + remaining):
+            return None
+        at_once = done / (time.monotonic() - self.started)
+        return remaining / at_once
+
+
+def save_seconds(suite: str, estimate: Estimate) -> None:
+    """Keep the mean seconds of a run's units for the next."""
+    path = home() / "unit_seconds.json"
+    tables = read_json_object(path)
+    means = {
+        type_: estimate.seconds[type_] / estimate.finished[type_] for type_ in estimate.finished
+    }
+    tables[suite] = {**load_seconds(suite), **{t: round(s, 1) for t, s in means.items()}}
+    write_json(path, tables)
+
+
+def load_seconds(suite: str) -> Mapping[str, float]:
+    """The table of a suite; empty if there is none."""
+    shipped = Path(__file__).with_name("unit_seconds.json")
+    return {
+        **read_json_object(shipped).get(suite, {}),
+        **read_json_object(home() / "unit_seconds.json").get(suite, {}),
+    }
