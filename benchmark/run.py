@@ -19,7 +19,7 @@ from benchmark.plan import RunPlan, make_plan
 from benchmark.probing.cell import failed_cells, failure_reason, finished_cell, log_backbone
 from benchmark.probing.data import prepare_data
 from benchmark.probing.parents import Parent
-from benchmark.probing.submit import Probing
+from benchmark.probing.submit import SOON, Probing
 from benchmark.probing.unit import forget_backbone
 from benchmark.records import BackboneInfo, Cell, PlannedTask
 from benchmark.results.outcome import RunResult, as_json, check_writable, suite_average
@@ -207,7 +207,9 @@ class _PlanRunner:
     ) -> list[Cell]:
         """The cells of one unit; failed, all with one reason, if the unit raises."""
         try:
-            return await self.probing.cells(tasks, backbone, seed, parent, model)
+            is_trained_here = (backbone.name, seed) in self.artifacts.backbones
+            priority = None if is_trained_here else SOON
+            return await self.probing.cells(tasks, backbone, seed, parent, model, priority)
         except Exception as error:
             reason = self._failure_reason(error)
             names = " + ".join(task.name for task in tasks)

@@ -29,7 +29,7 @@ class WorldConfig:
     seed: int = 0
     size: int = 64
     pairs: int = 5_000
-    expert_train: int = 1_200
+    expert_train: int = 2_000
     expert_val: int = 100
     probe_train: int = 400
     val: int = 300

@@ -51,15 +51,13 @@ def _encoded(image: Image.Image, format: str, **settings: int) -> bytes:
 
 
 def encode_depth(depth: np.ndarray) -> np.ndarray:
-    """Metres → uint16 millimetres; 0 (nothing hit) stays 0."""
+    """Metres → uint16 millimetres."""
     return np.clip(np.rint(depth * DEPTH_UNITS), 0, 65535).astype(np.uint16)
 
 
 def encode_normals(normals: np.ndarray) -> np.ndarray:
-    """Unit normals → uint8 with n = png / 127.5 - 1; a zero normal becomes (0, 0, 0): unknown."""
-    coded = np.clip(np.rint((normals + 1) * 127.5), 0, 255).astype(np.uint8)
-    coded[~normals.any(axis=-1)] = 0
-    return coded
+    """Unit normals → uint8 with n = png / 127.5 - 1."""
+    return np.clip(np.rint((normals + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def instances(scene: Scene, ground_truth: GroundTruth) -> list[dict[str, Any]]:

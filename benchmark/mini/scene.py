@@ -17,7 +17,7 @@ from benchmark.mini.materials import COLOUR_NAMES, DOMAINS, TEXTURES, Domain, ma
 from benchmark.mini.shapes import BUILDERS, CLASSES, COUNTER, FLOOR, SLOTS, clutter
 from benchmark.mini.solids import SOLID, Bodies, Camera, Solid, bounds, box, rotate, stretch
 
-COUNTER_SCALE = 0.3
+COUNTER_SCALE = 0.45
 CLOSE_UPS = 0.6  # share of pictures with a large subject
 
 

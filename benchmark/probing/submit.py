@@ -15,6 +15,7 @@ from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
 from probes.datasets.base import PreparedDataset
 
 FIRST = 9  # priority of what others wait for
+SOON = 4  # of probes that wait for no training: the first numbers
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Probing:
         seed: int,
         parent: str,
         model: str,
+        priority: int | None = None,
     ) -> list[Cell]:
         """The cells of one unit of work: ``tasks`` on one backbone and seed.
 
@@ -80,6 +82,7 @@ class Probing:
             tasks: one of ``units``, or those of its tasks that are not finished.
             parent: id of the MLflow run that the cells' runs nest under.
             model: id of the backbone's LoggedModel.
+            priority: None for that of all units.
         """
         keys = {task.name: backbone.cell_key(self.conditions[task.name], seed) for task in tasks}
         unit = ProbeRequest(
@@ -98,4 +101,6 @@ class Probing:
             force=self.force,
         )
         name = f"{backbone.name} · seed {seed} · {' + '.join(keys)}"
-        return await self.executor.run("probe", probe_unit, unit, name=name, priority=self.priority)
+        if priority is None:
+            priority = self.priority
+        return await self.executor.run("probe", probe_unit, unit, name=name, priority=priority)

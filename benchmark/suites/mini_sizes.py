@@ -35,19 +35,19 @@ class Sizes:
     experts: Mapping[str, Mapping[str, Any]]
 
 
-_EXPERT = {"size": 64, "batch_size": 32, "color_jitter": 0.3, "crop_scale": (0.6, 1.0)}
+_EXPERT = {"size": 64, "batch_size": 16, "color_jitter": 0.3, "crop_scale": (0.6, 1.0)}
 EXPERTS: dict[str, dict[str, Any]] = {  # the longest first, so that no core is alone in the end
     # instead of Mask R-CNN, which trains too slowly (23 images a second on the CPU)
     "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 4.0, "lr": 3e-3, "balance": 0.5},
-    "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 2.0, "lr": 2e-3},
-    "nll-angmf": {**_EXPERT, "width": 24, "stride": 4, "epochs": 2.0, "lr": 2e-3},
+    "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 1.5, "lr": 2e-3},
+    "nll-angmf": {**_EXPERT, "width": 24, "stride": 4, "epochs": 1.5, "lr": 2e-3},
 }
 SIZES = {
     "mini": Sizes(
         clip={
             "model": "mini",
-            "epochs": 1.0,
-            "batch_size": 64,
+            "epochs": 1.5,
+            "batch_size": 32,
             "lr": 1e-3,
             "warmup": 0.1,
             "val_pairs": 400,
@@ -55,7 +55,7 @@ SIZES = {
         init="imagenet",
         tune={
             "epochs": 1.2,
-            "batch_size": 64,
+            "batch_size": 32,
             "lr": 1e-3,
             "warmup": 0.1,
             "val_pairs": 400,

@@ -125,7 +125,7 @@ def test_an_unlisted_task_has_the_settings_that_tasks_on_its_dataset_share():
     assert (preset.settings.precision, preset.settings.bins) == ("fp32", 256)
     mini = find_suite("mini")
     (ssd,) = plan_tasks(mini, ["mini-det/ssd"], {"augment": "false"})
-    assert ssd.settings.out_channels == 64  # and nothing that only mask-rcnn has
+    assert ssd.settings.out_channels == 32  # and nothing that only mask-rcnn has
     tasks = ["mini-seg/linear", "mini-seg/dpt", "mini-seg/patch-knn"]
     linear, dpt, knn = plan_tasks(mini, tasks, {})
     assert dpt.settings == linear.settings
@@ -153,8 +153,8 @@ def test_a_dataset_that_no_suite_has_belongs_to_own(monkeypatch):
 @pytest.mark.parametrize(
     ("suite", "options", "names"),
     [
-        ("mini", {}, ["clip", "clip-ft", "cliptex"]),
-        ("mini", {"backbones": ["cliptex"]}, ["clip", "clip-ft", "cliptex"]),
+        ("mini", {}, ["random", "clip", "clip-ft", "cliptex"]),
+        ("mini", {"backbones": ["cliptex"]}, ["random", "clip", "clip-ft", "cliptex"]),
         ("mini", {"backbones": ["cliptex"], "only": True}, ["cliptex"]),
         ("mini", {"backbones": ["cliptex"], "weights": Path("w.pt")}, ["cliptex"]),
         ("mini", {"backbones": ["cliptex", "clip-ft"]}, ["cliptex", "clip-ft"]),

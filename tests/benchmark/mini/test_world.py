@@ -118,16 +118,6 @@ def test_every_loader_reads_it_unchanged(tiny, tmp_path, monkeypatch):
     assert DATASETS["mini-class"].class_names(tiny / "imagefolder") == CLASSES
 
 
-def test_dense_folders_hold_the_same_pictures(tiny):
-    for prefix in ("", "expert/"):
-        for split, part in (("train", "train"), ("val", "test")):
-            names = (tiny / f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt").read_text().split()
-            for name in names:
-                image = (tiny / f"{prefix}{VOC}/JPEGImages/{name}.jpg").read_bytes()
-                assert image == (tiny / f"{prefix}coco/{split}2017/{name}.jpg").read_bytes()
-                assert image == (tiny / f"{prefix}nyu/images/{part}/{name}.jpg").read_bytes()
-
-
 def test_coco_masks_boxes_and_semantic_maps_agree(tiny):
     """pycocotools is the judge."""
     coco = COCO(tiny / "coco/annotations/instances_val2017.json")
@@ -227,23 +217,6 @@ def test_kill_9_then_the_same_call_ends_with_the_same_world(tiny, tmp_path, monk
     assert build_world(TINY, progress=steps) == root
     assert steps.done < 55
     assert contents(root) == contents(tiny)
-
-
-def test_ctrl_c_keeps_finished_chunks(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-
-    class Impatient(CountingBar):
-        def advance(self, steps=1):
-            super().advance(steps)
-            if self.done > 12:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build_world(TINY, progress=Impatient())
-    root = tmp_path / "mini" / tiny.name
-    assert not (root / "manifest.json").exists()
-    assert list(root.glob(".chunks/*.json"))
-    assert contents(build_world(TINY)) == contents(tiny)
 
 
 def test_two_builders_at_once_make_one_world(tiny, tmp_path, monkeypatch):

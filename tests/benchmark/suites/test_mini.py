@@ -13,7 +13,7 @@ SMOKE = "run --suite smoke --task mini-class/zero-shot,mini-retrieval/retrieval 
 def test_smoke_makes_everything_once(workdir, capsys, refused):
     assert run_command(f"{SMOKE} --json first.json") == 0
     first = read_json("first.json")
-    assert set(first["backbones"]) == {"clip", "clip-ft", "cliptex"}
+    assert set(first["backbones"]) == {"random", "clip", "clip-ft", "cliptex"}
     runs = runs_of("smoke")
     assert {run.info.status for run in runs} == {"FINISHED"}
     stages = [run.data.tags["stage"] for run in runs if "stage" in run.data.tags]
@@ -39,7 +39,7 @@ def test_smoke_makes_everything_once(workdir, capsys, refused):
     capsys.readouterr()
     assert run_command(f"{SMOKE} --dry-run") == 0
     output = capsys.readouterr().out
-    assert output == "3 backbones × 2 tasks × 1 seeds: 6 done, 0 to do\n"
+    assert output == "4 backbones × 2 tasks × 1 seeds: 8 done, 0 to do\n"
     (weights,) = (workdir / "home/weights").glob("*-cliptex-s0-*.safetensors")
     weights.unlink()
     assert run_command(f"{SMOKE} --dry-run") == 0
