@@ -21,8 +21,8 @@ def test_smoke_makes_everything_once(workdir, capsys, refused):
     trained = {
         run.data.tags["recipe"]: run for run in runs if run.data.tags.get("stage") == "train"
     }
-    for name, run_id in first["mlflow"]["run_ids"].items():
-        parent = store().get_run(run_id)
+    for name in trained:
+        parent = store().get_run(first["mlflow"]["run_ids"][name])
         assert parent.data.tags["train.run"] == trained[name].info.run_id
         assert parent.data.tags["weights.sha256"] == trained[name].data.tags["weights.sha256"]
         assert parent.data.metrics["cost/train_flops"] > 0
