@@ -8,11 +8,13 @@ from typing import Any
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from benchmark.options import DataOptions, RunOptions
+from benchmark.options import DataOptions, ExecutionOptions, RunOptions
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in
+from common.device import Device, computes_in_bf16, current_device, planned_device
 from common.errors import UserError, nearest
 from common.settings import field_names, read_value, with_changes
+from common.visible_devices import is_accelerator_name
 from probes.base import Probe
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
@@ -96,7 +98,8 @@ def make_plan(options: RunOptions) -> RunPlan:
         )
     for name in names:
         backbones.find(name.removeprefix("random/"))
-    tasks = plan_tasks(suite, options.tasks, options.overrides)
+    tasks, reasons = decide_precision(plan_tasks(suite, options.tasks, options.overrides), options)
+    notes += reasons
     absent: Sequence[PlannedTask] = ()
     if suite.skips_absent_data and not options.tasks:
         tasks, absent = _split_by_folder(suite, tasks, options)
@@ -216,6 +219,39 @@ def plan_tasks(
                 hint = "TASK:VALUE fixes it, and tasks without training do not have it"
             raise UserError(f"--set {key}: none of the tasks has this setting; {hint}")
     return list(tasks.values())
+
+
+def decide_precision(
+    tasks: Sequence[PlannedTask], options: ExecutionOptions
+) -> tuple[list[PlannedTask], list[str]]:
+    """Tasks with bf16 in place of ``precision=auto`` where their device computes in it, else fp32;
+    and a line that says so, if there are any.
+
+    The device is that of ``options``; for ``auto`` on a cluster an accelerator, otherwise what this
+    machine has.
+
+    Raises:
+        UserError: torch knows no such device.
+    """
+    automatic = [task for task in tasks if getattr(task.settings, "precision", "") == "auto"]
+    if not automatic:
+        return list(tasks), []
+    device: Device = options.device
+    if device == "auto":
+        is_cluster = options.executor == "slurm" or "address" in options.executor_arg
+        device = planned_device("auto") if is_cluster else current_device()
+    name = "the CPU" if not is_accelerator_name(str(device)) else str(device)
+    if computes_in_bf16(device):
+        precision, note = "bf16", f"precision bf16, in which {name} computes (--set precision=fp32)"
+    else:
+        precision, note = "fp32", f"precision fp32: {name} only emulates bf16"
+    decided = [
+        replace(task, settings=replace(task.settings, precision=precision))
+        if task in automatic
+        else task
+        for task in tasks
+    ]
+    return decided, [note]
 
 
 def _requested_tasks(suite: Suite, requested: Sequence[str]) -> list[str]:

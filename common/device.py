@@ -202,6 +202,21 @@ def prefers_bf16(device: Device) -> bool:
     return not is_available(device) or _computes_in(torch.bfloat16, device.type)
 
 
+def computes_in_bf16(device: Device) -> bool:
+    """Whether the hardware has bf16 arithmetic: a CPU without it emulates bf16, which takes twice
+    the time of float32. Accelerators are judged as by ``prefers_bf16``."""
+    if is_available(device) and not is_accelerator(device):
+        return _cpu_computes_in_bf16()
+    return prefers_bf16(device)
+
+
+def _cpu_computes_in_bf16() -> bool:
+    if platform.machine() in ("x86_64", "AMD64"):
+        # oneDNN's own answer is yes with any AVX-512, on which it emulates bf16
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def float64_device(device: torch.device) -> torch.device:
     """Where results on ``device`` are summed in float64: there, or on the CPU if it has none."""
     if not is_accelerator(device) or _computes_in(torch.float64, device.type):

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
 from pydantic import (
@@ -65,6 +65,8 @@ def _check_order(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+# ``auto``, which a plan replaces: bf16 where the device computes in it, else fp32
+Precision = Literal["auto", "fp32", "bf16"]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ShareRange = Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_check_order)]
 

@@ -1,8 +1,9 @@
 """The tasks of the CLIPTeX paper, on the real datasets.
 
-The frozen backbone computes in bf16 (heads, losses and scores in fp32), which is twice as fast on
-hardware with bf16; ``--set precision=fp32`` for full precision. The settings are this suite's own;
-those of published protocols are presets: ``--set protocol=NAME``, see ``list protocols``.
+The frozen backbone computes in bf16 where the hardware does, which is twice as fast, else in fp32
+(heads, losses and scores always in fp32); ``--set precision=fp32`` and ``=bf16`` decide it. The
+settings are this suite's own; those of published protocols are presets: ``--set protocol=NAME``,
+see ``list protocols``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from benchmark.suites.registry import Suite, cross, register_suite
 
 COMPARED = ("clip", "clip-ft", "cliptex")
 DENSE = ("linear", "deeplabv3", "pspnet")
-ENCODER = {"precision": "bf16"}
+ENCODER = {"precision": "auto"}
 
 register_suite(
     Suite(
         name="paper",
-        about="the tasks of the CLIPTeX paper on real datasets (give --data-root), in bf16",
+        about="the tasks of the CLIPTeX paper on real datasets (give --data-root)",
         tasks={
             **cross(["voc", "ade20k"], DENSE, **ENCODER),
             **cross(["coco"], ["ssd", "mask-rcnn"], **ENCODER),

@@ -14,7 +14,7 @@ from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe
 from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
-from benchmark.plan import plan_tasks
+from benchmark.plan import decide_precision, plan_tasks
 from benchmark.probing.cell import log_backbone
 from benchmark.probing.data import prepare_data
 from benchmark.probing.submit import Probing
@@ -49,7 +49,8 @@ def sweep_tasks(options: SweepOptions) -> list[PlannedTask]:
         raise UserError(
             f"suite {suite.name!r} has no pairs of its own: give --init, --pairs and --labels"
         )
-    return plan_tasks(suite, options.tasks, options.task_overrides)
+    tasks, _ = decide_precision(plan_tasks(suite, options.tasks, options.task_overrides), options)
+    return tasks
 
 
 def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:

@@ -22,9 +22,10 @@ from common.device import takes_pinned_memory
 from common.errors import NonFiniteLoss, UserError
 from common.images import to_rgb
 from common.out_of_memory import Halving
+from common.settings import Precision
 from probes.features.cost import EncodeRun
 from probes.features.members import image_source
-from probes.image_level.settings import Encoding, Precision
+from probes.image_level.settings import Encoding
 
 DEFAULT_ENCODING = Encoding()
 

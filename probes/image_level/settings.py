@@ -9,11 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
-from common.settings import Fraction, settings_dataclass
+from common.settings import Fraction, Precision, settings_dataclass
 from common.visible_devices import is_accelerator_name
 
 RECALL_AT = (1, 5, 10)
-Precision = Literal["fp32", "bf16"]
 Features = Literal["projected", "pre_projection"]
 
 Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
@@ -46,7 +45,8 @@ class EncodeSettings:
         protocol: the published protocol that the settings come from, or ``own``; see
             ``probes.protocols``.
         size: side in pixels of the square that the backbone sees; None for its own size.
-        precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
+        precision: of the backbone's arithmetic: ``fp32``, ``bf16``, or ``auto``, which a plan
+            replaces by one of them.
         encode_batch_size: images that the backbone sees at once; None for 256 on a GPU and 64
             elsewhere.
     """

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from common.errors import UserError
-from common.settings import Fraction, Probability, Share, settings_dataclass
+from common.settings import Fraction, Precision, Probability, Share, settings_dataclass
 from probes.runner.curves import RATES, source_schedule
 
 Schedule = Literal[
@@ -39,7 +39,8 @@ class TrainingSettings:
         shuffle: each pass over the training images has an order of its own; otherwise all have
             that of the dataset.
         flip: probability of a horizontal flip in training (the x of normals changes sign with it).
-        precision: of the frozen backbone, ``fp32`` or ``bf16``.
+        precision: of the frozen backbone: ``fp32``, ``bf16``, or ``auto``, which a plan replaces by
+            one of them.
         cache: the precision that the backbone's maps are cached in, or ``none``; see the probes.
     """
 
@@ -60,7 +61,7 @@ class TrainingSettings:
     warmup_start: Fraction = 1e-3
     shuffle: bool = True
     flip: Probability = 0.5
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     cache: Literal["none", "fp16", "bf16", "fp32"] = "none"
 
     def __post_init__(self) -> None:

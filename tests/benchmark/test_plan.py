@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import benchmark.catalog  # noqa: F401
 from backbones import UserError
@@ -33,6 +34,47 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
     assert own.conditions(data) != task.conditions(data)
     named = replace(suite, tasks={"nyu-depth/linear": {"protocol": "dinov3"}})
     assert plan_tasks(named, [], {})[0].settings.bins == 256
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmark.plan.computes_in_bf16", lambda device: can)
+    tasks, note = ["nyu-depth/dpt-probe3d"], "precision bf16" if can else "precision fp32"
+
+    def planned(**changes):
+        plan = make_plan(RunOptions(suite="paper", tasks=tasks, overrides=changes))
+        (task,) = plan.tasks
+        return task, any(line.startswith(note) for line in plan.notes)
+
+    data = PreparedDataset(DATASETS["nyu-depth"], tmp_path, {})
+    automatic, is_noted = planned()
+    assert (automatic.settings.precision, is_noted) == ("bf16" if can else "fp32", True)
+    for precision in ("fp32", "bf16"):
+        explicit, is_noted = planned(precision=precision)
+        assert explicit.settings.precision == precision and not is_noted
+        is_same = explicit.conditions(data) == automatic.conditions(data)
+        assert is_same == (precision == automatic.settings.precision)
+    preset, is_noted = planned(protocol="probe3d")
+    assert preset.settings.precision == "fp32" and not is_noted
+
+
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [
+        ({"device": "cpu", "executor": "slurm"}, "cpu"),
+        ({"executor": "slurm"}, "cuda"),
+        ({"executor": "ray", "executor_arg": {"address": "auto"}}, "cuda"),
+        ({"executor": "ray"}, "cpu"),
+        ({"device": "cuda:1"}, "cuda:1"),
+    ],
+)
+def test_precision_is_that_of_the_device_units_will_have(options, device, monkeypatch):
+    devices = []
+    monkeypatch.setattr("benchmark.plan.computes_in_bf16", lambda name: devices.append(str(name)))
+    monkeypatch.setattr("common.device.current_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("benchmark.plan.current_device", lambda: torch.device("cpu"))
+    make_plan(RunOptions(suite="paper", tasks=["voc/linear"], **options))
+    assert devices == [device]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +163,7 @@ def test_an_unlisted_task_has_the_settings_that_tasks_on_its_dataset_share():
         plan_tasks(paper, tasks, {}),
         plan_tasks(paper, tasks, {"protocol": "probe3d"}),
     )
-    assert (own.settings.precision, own.settings.bins) == ("bf16", 0)
+    assert (own.settings.precision, own.settings.bins) == ("auto", 0)
     assert (preset.settings.precision, preset.settings.bins) == ("fp32", 256)
     mini = find_suite("mini")
     (ssd,) = plan_tasks(mini, ["mini-det/ssd"], {"augment": "false"})

@@ -125,6 +125,27 @@ def test_emulated_bf16_is_not_preferred(backend):
     assert not device.prefers_bf16(GPU)
 
 
+@pytest.mark.parametrize(
+    ("machine", "query", "can"),
+    [
+        ("x86_64", "torch.cpu._is_avx512_bf16_supported", True),
+        ("x86_64", "torch.cpu._is_amx_tile_supported", True),
+        ("x86_64", "torch.ops.mkldnn._is_mkldnn_bf16_supported", False),  # emulates it
+        ("aarch64", "torch.ops.mkldnn._is_mkldnn_bf16_supported", True),
+        ("aarch64", "torch.cpu._is_amx_tile_supported", False),
+    ],
+)
+def test_what_a_cpu_computes_in_is_queried(machine, query, can, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    for name in (
+        "torch.cpu._is_avx512_bf16_supported",
+        "torch.cpu._is_amx_tile_supported",
+        "torch.ops.mkldnn._is_mkldnn_bf16_supported",
+    ):
+        monkeypatch.setattr(name, lambda answer=name == query: answer)
+    assert device.computes_in_bf16(CPU) is can
+
+
 def test_a_device_is_there_by_its_number(backend):
     assert device.is_available("xpu:1") and device.is_available("xpu")
     assert not device.is_available("xpu:2")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
-from common.settings import settings_dataclass
+from common.settings import Precision, settings_dataclass
 
 Size = Annotated[int, Field(ge=16)]
 
@@ -27,7 +27,8 @@ class ImageSettings:
         score_size: side of the squares that label maps of train and val are resized to (nearest),
             and that predictions are scored on, rounded likewise; none for each label map's own
             resolution.
-        precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
+        precision: of the backbone's arithmetic: ``fp32``, ``bf16``, or ``auto``, which a plan
+            replaces by one of them.
     """
 
     protocol: str = "own"
@@ -36,7 +37,7 @@ class ImageSettings:
         "short-side"
     )
     score_size: Size | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
     @property
     def is_square(self) -> bool:

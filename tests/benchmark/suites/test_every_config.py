@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import benchmark.catalog  # noqa: F401
-from benchmark.plan import plan_tasks
+from benchmark.options import RunOptions
+from benchmark.plan import decide_precision, plan_tasks
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES
 from probes.datasets.base import DatasetSpec, PreparedDataset
@@ -43,7 +44,7 @@ def different_tasks() -> dict[str, PlannedTask]:
     """One for each task and settings that are not only longer or shorter."""
     tasks = {}
     for suite in SUITES.values():
-        for task in plan_tasks(suite, [], {}):
+        for task in decide_precision(plan_tasks(suite, [], {}), RunOptions())[0]:
             settings = {**vars(task.settings), "max_iters": 0, "epochs": 0}
             key = (task.name, repr(settings))
             if task.spec.folder.startswith("wds_"):  # these differ in their name alone
