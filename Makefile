@@ -31,18 +31,20 @@ install-dev: .venv/installed-dev  ## ... and for `test`, `lint` and `bench`
 run: install     ## the main job: the CLIPTeX comparison on the mini world
 	$(BIN)/python -m benchmark run --backbone cliptex
 
-test: lint       ## lint, then all tests, in one process more than there are cores (some wait)
-	$(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile --no-loadscope-reorder
+# in one process more than there are cores: some wait
+PYTEST := $(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile --no-loadscope-reorder
 
-test-all: export CLIPTEX_TEST_WHOLE = 1
-test-all: test   ## test, and the slow cases of tests/accelerator
+test: lint       ## lint, then what protects a change: the tests marked unit and integration
+	$(PYTEST) -m "not cluster and not slow"
 
-lint: install-dev ## ruff (lint and format), mypy, import-linter, no two files that import each other
+test-all: lint   ## lint, then all tests, also on SLURM, Ray, PostgreSQL and in a browser
+	$(PYTEST)
+
+lint: install-dev ## ruff (lint and format), mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -p no:xdist --no-header --durations=0 tests/test_house.py
 
 format: install-dev ## let ruff rewrite
 	$(BIN)/ruff check --fix .

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import kinds, servers
 
 # No test uses the network or the user's cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +17,10 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as benchmark.__main__ does
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    kinds.mark_kinds(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

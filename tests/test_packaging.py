@@ -11,6 +11,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("benchmark", "backbones", "probes", "sweeps", "reports", "common")
 

@@ -1,7 +1,6 @@
 """Runs the cases on the pretended accelerator, in a process of their own: it changes torch.
 
-A machine with an accelerator runs the same cases on it: ``pytest tests/accelerator -m gpu``. Slow
-cases run where ``CLIPTEX_TEST_WHOLE`` is set.
+A machine with an accelerator runs the same cases on it: ``pytest tests/accelerator -m gpu``.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import pytest
 from tests.accelerator.pretended import unsupported
 
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.skipif(bool(unsupported()), reason=unsupported()),
-    pytest.mark.timeout(1800),  # the first test waits for all cases
+    pytest.mark.timeout(3600),  # the first test waits for all cases
 ]
 CASES = Path(__file__).parent / "cases"
 ROOT = CASES.parents[2]
@@ -27,13 +27,13 @@ FILES = sorted(path.stem for path in CASES.glob("test_*.py"))
 Outcomes = dict[str, list[ElementTree.Element]]  # of a file: its cases
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> Outcomes:
+@pytest.fixture(scope="module", params=["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def outcomes(tmp_path_factory, request) -> Outcomes:
     """The outcome of each case."""
     report = tmp_path_factory.mktemp("cases") / "report.xml"
     command = [sys.executable, "-m", "pytest", str(CASES), "-p", "tests.accelerator.plugin"]
     command += ["-p", "no:xdist", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    command += ["-m", "slow or not slow" if os.environ.get("CLIPTEX_TEST_WHOLE") else "not slow"]
+    command += ["-m", request.param]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -45,7 +45,6 @@ def outcomes(tmp_path_factory) -> Outcomes:
     return results
 
 
-@pytest.mark.timeout(3600)  # with the slow ones
 @pytest.mark.parametrize("file", FILES)
 def test_cases(file, outcomes):
     failures = []
@@ -56,4 +55,4 @@ def test_cases(file, outcomes):
         ]
     assert not failures, "\n\n".join(failures)
     if not outcomes[file]:
-        pytest.skip("all of its cases are slow")
+        pytest.skip("it has no such case")

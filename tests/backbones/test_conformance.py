@@ -18,7 +18,7 @@ def repositories(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module", params=thin.ALL)
+@pytest.fixture(scope="module", params=thin.PARAMS)
 def name(request):
     """Names to build; the ViT-B ones made thin (all their blocks, fewer channels), to be built
     quickly."""

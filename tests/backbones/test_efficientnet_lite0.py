@@ -37,7 +37,7 @@ def test_random_is_the_same_architecture(tmp_path):
         backbones.create("random", weights=tmp_path / "real.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_recognises_imagenet_classes(backbone, real_data):
     """Its own head on one image (short side 128, enlarged) of every fifth class: above what
     mistakes leave.

@@ -80,7 +80,7 @@ def create_elsewhere(endpoint: str, home: Path, offline: bool = False) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_download_then_cache(little_hub, tmp_path):
     torch.manual_seed(1)
     vit = backbones.base.state_sha256(timm.create_model("test_vit").state_dict())

@@ -20,6 +20,7 @@ import backbones
 from backbones import registry, template
 from backbones.cliptex.training.recipes import subsets
 from tests.backbones.hub_repo import HUB_REPO
+from tests.kinds import slow_except
 
 FEW_BLOCKS = {"model_args": {"embed_dim": 96, "num_heads": 3, "depth": 4}}
 THIN_VIT = {"model_args": {"embed_dim": 96, "num_heads": 3}}
@@ -119,7 +120,18 @@ NAMES = [
     for name in backbones.names()
     if (name not in subsets() or name == "cliptex") and name not in LARGE
 ]
-ALL = [f"random/{name}" for name in NAMES] + FAMILY_MEMBERS
+TYPICAL = [  # small, and one of each adapter at least
+    "random/timm/vit_tiny_patch16_224",
+    "random/timm/resnet18",
+    "efficientnet-lite0",
+    "random/my-net",
+    "random/hf/dinov3_vit",
+    "random/hf/clip",
+    "random/hf/convnext",
+    "random/clip",
+    "random/capi-l14",
+]
+PARAMS = slow_except([*(f"random/{name}" for name in NAMES), *FAMILY_MEMBERS], TYPICAL)
 
 
 @contextmanager
@@ -158,7 +170,7 @@ def save_tokenizer(folder: Path) -> None:
 
 @contextmanager
 def thin(name: str) -> Iterator[str]:
-    """A name of ``ALL``; while the block runs, its entry is a thin one, which is built quickly."""
+    """A name of ``PARAMS``; while the block runs, its entry is a thin one, built quickly."""
     base = name.removeprefix("random/")
     if base not in THIN or not name.startswith("random/"):
         yield name

@@ -20,6 +20,8 @@ from benchmark.probing.unit import computing_on
 from reports.mlflow.query import Store
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
+pytestmark = pytest.mark.integration
+
 TASKS = ["imagefolder/linear", "camvid/linear"]
 IMAGES = DataConfig((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 SETTINGS = {"epochs": 1, "size": 32, "max_iters": 4, "batch_size": 2}

@@ -11,6 +11,8 @@ import pytest
 from tests.benchmark.commands import listing, read_json, run_command, store
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
+pytestmark = pytest.mark.integration
+
 OWN = "run --suite own --backbone random --data-root . --device cpu --num-workers 0"
 LINEAR = f"{OWN} --set epochs=2 --task imagefolder/linear"
 

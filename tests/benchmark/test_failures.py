@@ -22,6 +22,8 @@ from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.benchmark.other_package import installed, registries
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
+pytestmark = pytest.mark.integration
+
 FAST = "--data-root . --num-workers 0 --device cpu --set encode_batch_size=4 --set epochs=2"
 
 

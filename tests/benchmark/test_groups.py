@@ -18,6 +18,8 @@ from tests.benchmark.other_package import registries
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid
 
+pytestmark = pytest.mark.integration
+
 RUN = "run --data-root . --backbone random --num-workers 0 --device cpu --jobs 1"
 RUN += " --set batch_size=2 --set size=32 --set channels=8"
 TASKS = ["camvid/linear", "camvid/pspnet"]

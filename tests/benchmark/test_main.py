@@ -14,6 +14,8 @@ from benchmark.cli import ui
 from benchmark.cli.main import main
 from common.errors import UserError
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def command(monkeypatch):

@@ -3,12 +3,16 @@ nothing twice."""
 
 from __future__ import annotations
 
+import pytest
+
 import benchmark.catalog  # noqa: F401
 from benchmark.stages.graph import Stage
 from benchmark.suites.registry import BackboneSource, Suite, SuiteArtifacts, register_suite
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.benchmark.other_package import registries
 from tests.probes.datasets.make import make_camvid, make_imagefolder
+
+pytestmark = pytest.mark.integration
 
 FAST = "--data-root . --num-workers 0 --device cpu --json out.json --experiment checks"
 

@@ -15,6 +15,8 @@ from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder, truncate
 
+pytestmark = pytest.mark.integration
+
 TINY = "--set batch_size=2 --set size=32 --device cpu --num-workers"
 CAMVID = f"run --suite own --task camvid/linear --backbone random --data-root . {TINY}"
 BOTH = f"run --suite own --task camvid/linear,imagefolder/linear --data-root . {TINY} 0"
@@ -28,7 +30,6 @@ def camvid(workdir):
     return make_camvid(workdir / "camvid", n_train=4, n_val=3)
 
 
-@pytest.mark.slow
 def test_run_writes_every_number_and_reuses_it(workdir, camvid, capsys):
     make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
     assert run_command(f"{BOTH} {NAMES} --json out.json") == 0

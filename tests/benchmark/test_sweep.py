@@ -25,6 +25,8 @@ from sweeps.summary import best_trial, run_again, summary
 from tests.benchmark.commands import read_json, run_command
 from tests.sweeps import cheap
 
+pytestmark = pytest.mark.integration
+
 SMOKE = "sweep launch --suite smoke --task mini-class/zero-shot,mini-retrieval/retrieval"
 SMOKE += " --device cpu --seed 7"
 LAUNCH = f"{SMOKE} --lambdas seg --values 1,10"

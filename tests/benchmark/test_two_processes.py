@@ -7,6 +7,8 @@ import pytest
 from tests.benchmark.commands import read_json, run_command
 from tests.probes.datasets.make import make_camvid
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.slow
 def test_features_are_cached_in_processes_too(workdir, monkeypatch):

@@ -24,6 +24,8 @@ from tests.benchmark.commands import read_json, runs_of
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
+pytestmark = pytest.mark.integration
+
 TASKS = ["camvid/linear", "imagefolder/linear"]
 SETTINGS = ["max_iters=2", "batch_size=2", "size=32", "epochs=2"]
 RUN = "run --suite own --backbone random --data-root . --device cpu --num-workers 0 --jobs 1"

@@ -17,6 +17,8 @@ from benchmark.watch import checkpoints
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder
 
+pytestmark = pytest.mark.integration
+
 RUN = "--suite own --task imagefolder/linear --set epochs=2 --set size=32"
 RUN += " --backbone timm/test_vit --data-root . --device cpu --num-workers 0 --jobs 1"
 

@@ -16,6 +16,8 @@ import pytest
 from common.errors import UserError
 from common.locks import locked
 
+pytestmark = pytest.mark.integration
+
 WORK = """
 import sys, time
 from pathlib import Path

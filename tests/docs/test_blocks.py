@@ -50,6 +50,8 @@ from tests.docs.blocks import ROOT, Block, blocks, commands
 from tests.docs.test_examples import Patches
 from tests.probes.datasets import make
 
+pytestmark = pytest.mark.integration
+
 LANGUAGES = {"sh", "python", "ini", "json", "toml", "yaml", "text", "bibtex"}
 SYSTEM_PROGRAMS = (
     "source",

@@ -9,6 +9,7 @@ import json
 import mlflow
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from torch import nn
 
@@ -16,6 +17,8 @@ from benchmark import evaluate
 from benchmark.mini.config import CONFIGS, WorldConfig
 from tests.docs.blocks import ROOT
 from tests.probes.datasets import make
+
+pytestmark = pytest.mark.integration
 
 TINY = WorldConfig(
     pairs=1,
@@ -71,6 +74,7 @@ def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, folder
     assert len(results.per_image("imagefolder/nearest-mean")) == 20
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch, folder):
     """With one seed on a smaller world than that of its outputs; these are of the same cells, and
     none is an error."""

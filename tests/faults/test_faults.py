@@ -11,6 +11,8 @@ import pytest
 from tests.faults import disk, store
 from tests.faults.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Sandbox:

@@ -23,6 +23,8 @@ from tests.probes.datasets import make
 from tests.probes.tiny_mmlab import context
 from tests.probes.whole_images import context as whole_images
 
+pytestmark = pytest.mark.integration
+
 DENSE = {
     "size": 48,
     "batch_size": 4,

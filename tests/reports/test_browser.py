@@ -13,6 +13,8 @@ from reports.render.export import write
 from reports.report import Request, build
 from tests.reports.synthetic import write_run
 
+pytestmark = pytest.mark.cluster
+
 CHROMIUM = (
     os.environ.get("CHROMIUM")
     or shutil.which("chromium")
@@ -77,7 +79,6 @@ def column(page, index: int) -> list[str]:
     )
 
 
-@pytest.mark.slow
 def test_sort_and_filter(page):
     head = page.locator("#t-overview thead th").nth(2)
     head.locator("button").focus()
@@ -111,7 +112,6 @@ def test_sort_and_filter(page):
     assert link.startswith("http://127.0.0.1:1/#/compare-runs?runs=")
 
 
-@pytest.mark.slow
 def test_gallery_figures_and_colours(page):
     tile = page.locator(".strip button").nth(2)
     tile.focus()
@@ -145,7 +145,6 @@ def test_gallery_figures_and_colours(page):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", [360], indirect=True)
 def test_nothing_runs_over_the_edge_of_a_phone(page):
     for plot in page.query_selector_all(".plot"):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from reports.mlflow.run import Tracker
 from reports.report import Request, _same_as, build
 from tests.reports.conftest import same
 from tests.reports.synthetic import write_run
+
+pytestmark = pytest.mark.integration
 
 
 def test_presets_and_their_changes_are_caveats(tracker, report_of):

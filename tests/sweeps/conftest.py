@@ -18,7 +18,10 @@ def journal(tmp_path):
     return str(tmp_path / "sweeps.log")
 
 
-@pytest.fixture(params=["url", "postgres_database", "journal"])
+POSTGRES = pytest.param("postgres_database", marks=pytest.mark.cluster)
+
+
+@pytest.fixture(params=["url", POSTGRES, "journal"])
 def storage(request):
     """Each kind of storage in turn."""
     return request.getfixturevalue(request.param)

@@ -31,6 +31,8 @@ from tests.sweeps.cheap import (
     start,
 )
 
+pytestmark = pytest.mark.integration
+
 
 def trial_runs(sweep, tracker):
     parent = sweep.metadata["mlflow"]["run"]
@@ -89,7 +91,6 @@ def test_samplers_get_their_trials_and_may_get_more(search, storage, tracker):
     assert len({trial.params["lambda_seg"] for trial in more.trials()}) == 8, "none is drawn twice"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(
     seed, storage, tracker, tmp_path

@@ -26,6 +26,8 @@ from sweeps.summary import (
 )
 from tests.sweeps.cheap import completed, finish, measure, start
 
+pytestmark = pytest.mark.integration
+
 
 def test_the_number_of_trials_grows_and_never_shrinks(storage):
     for trials, cells in ((4, 4), (9, 9), (2, 9)):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 import probes.catalog  # noqa: F401  registers probes, datasets and protocols
@@ -36,11 +35,6 @@ def _path(name: str) -> tuple[Any, ...]:
 
 
 FIRST_OF_PATH = {_path(name): name for name in reversed(list(PROBES))}.values()
-
-
-def slow_except(names: Iterable[str], always: Container[str] = FIRST_OF_PATH) -> list[Any]:
-    """Parameters of a test: those that are not in ``always`` are slow."""
-    return [pytest.param(name, marks=() if name in always else pytest.mark.slow) for name in names]
 
 
 # values of settings that take long or large images; those that a probe does not use stay unused

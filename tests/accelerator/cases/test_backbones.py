@@ -7,21 +7,8 @@ import torch
 
 import backbones
 from backbones.base import Backbone
-from tests.accelerator.cases.tasks import slow_except
 from tests.backbones import thin
 
-TYPICAL = [  # small, and one of each adapter at least
-    "random/timm/vit_tiny_patch16_224",
-    "random/timm/resnet18",
-    "efficientnet-lite0",
-    "random/my-net",
-    "random/hf/dinov3_vit",
-    "random/hf/clip",
-    "random/hf/convnext",
-    "random/clip",
-    "random/capi-l14",
-]
-NAMES = slow_except(thin.ALL, TYPICAL)
 covered: set[type[Backbone]] = set()
 
 
@@ -45,7 +32,7 @@ def outputs(backbone: Backbone, images: torch.Tensor) -> list[torch.Tensor]:
     return values
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thin.PARAMS)
 def test_outputs_are_those_of_the_cpu(name, device):
     with thin.thin(name):
         backbone = backbones.create(name, seed=0)

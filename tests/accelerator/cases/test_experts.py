@@ -14,7 +14,6 @@ from backbones.cliptex.experts import EXPERTS, Expert, load_experts, train_exper
 from backbones.cliptex.training.trainer import TrainContext
 from common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
-from tests.accelerator.cases.tasks import slow_except
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.backbones.cliptex.experts.small_mask_rcnn import (
@@ -22,6 +21,7 @@ from tests.backbones.cliptex.experts.small_mask_rcnn import (
     write_mmdet,
     write_torchvision,
 )
+from tests.kinds import slow_except
 
 NAMES = sorted(EXPERTS.load_entry_points().keys() | EXPERTS.descriptions().keys())
 # not trained here, but read from files of others: name of the case → expert, and what writes a file

@@ -17,13 +17,14 @@ from probes.predictor import load_predictor, write_head
 from probes.registry import PROBES
 from tests.accelerator.cases.devices import check_metrics, is_pretended
 from tests.accelerator.cases.tasks import (
+    FIRST_OF_PATH,
     PRESETS,
     PROBE_NAMES,
     make_task,
-    slow_except,
     small,
     write_data,
 )
+from tests.kinds import slow_except
 from tests.recorder import Recorder
 
 EXACT = 1e-4
@@ -71,7 +72,7 @@ def check_results(expected: TaskResult, actual: TaskResult, device: torch.device
         assert (differences.abs() > EXACT).double().mean() < 0.1
 
 
-@pytest.mark.parametrize("name", slow_except(PROBE_NAMES))
+@pytest.mark.parametrize("name", slow_except(PROBE_NAMES, FIRST_OF_PATH))
 def test_scores_are_those_of_the_cpu(name, tmp_path, device, in_fp32):
     probe = PROBES[name]
     check_results(*run_both(probe, tmp_path, device, small(probe, {})), device)

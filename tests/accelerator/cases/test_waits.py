@@ -7,7 +7,7 @@ import pytest
 
 from tests.accelerator.cases.bounds import BOUNDS
 from tests.accelerator.cases.loops import step_cost
-from tests.accelerator.cases.tasks import slow_except
+from tests.kinds import slow_except
 
 ALWAYS = (
     "cliptex, moving average",

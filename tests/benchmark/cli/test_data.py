@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.benchmark.commands import run_command
 from tests.probes.datasets.make import make_camvid, truncate
+
+pytestmark = pytest.mark.integration
 
 
 def test_data_check(workdir, capsys):

@@ -8,6 +8,8 @@ from benchmark.cli.main import main
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.labels.test_manual import write_files
 
+pytestmark = pytest.mark.integration
+
 TRAIN = (
     "train --recipe cliptex --init random --pairs pairs --set model=tiny --set batch_size=8"
     " --set epochs=0.5 --device cpu --jobs 1"

@@ -11,6 +11,8 @@ from tests.benchmark.commands import run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder
 from tests.reports.synthetic import write_run
 
+pytestmark = pytest.mark.integration
+
 RUN = (
     "run --suite own --task imagefolder/linear --backbone random --data-root . --device cpu"
     " --set encode_batch_size=4 --set epochs=2 --num-workers 0"
@@ -69,7 +71,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(out, refused, words, message):
     assert not out.exists(), "nothing half-written"
 
 
-@pytest.mark.slow
 def test_a_run_ends_with_its_report(workdir, capsys):
     """The page is an artifact of the parent run; a failing report does not fail the run."""
     make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)

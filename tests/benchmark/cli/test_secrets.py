@@ -33,7 +33,7 @@ def process_arguments() -> bytes:
     return b"\n".join(arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_run_shows_and_stores_no_secret(tmp_path, tmp_path_factory):
     """With workers, and everything that is left on disk, the server's files included."""
     make_imagefolder(tmp_path / "imagefolder")

@@ -24,6 +24,7 @@ from tests.benchmark.execution import units
 from tests.benchmark.execution.helpers import have_ended, is_running, peak_cores, until_true
 
 TWO_CORES = ExecutorSpec(settings={"cpus": "2"}, device="cpu")
+RAY = pytest.param("ray", marks=pytest.mark.cluster)
 
 
 def need(name, request):
@@ -46,6 +47,7 @@ def test_one_job_runs_in_this_process():
         assert executor.submit(units.report_progress, 1).result() == os.getpid()
 
 
+@pytest.mark.integration
 def test_a_device_number_selects_one_gpu(monkeypatch):
     see_gpus(4, monkeypatch)
     with make_executor(ExecutorSpec(device="cuda:3"), Bar()) as executor:
@@ -56,7 +58,7 @@ def test_a_device_number_selects_one_gpu(monkeypatch):
         make_executor(ExecutorSpec(device="cuda:4"), Bar())
 
 
-@pytest.mark.parametrize("name", ["local", "ray"])
+@pytest.mark.parametrize("name", [pytest.param("local", marks=pytest.mark.integration), RAY])
 def test_eight_units_get_eight_gpus(name, tmp_path, request, monkeypatch):
     need(name, request)
     if name == "local":
@@ -77,6 +79,7 @@ def test_eight_units_get_eight_gpus(name, tmp_path, request, monkeypatch):
         assert peak_cores(spans) == 1, f"GPU {number} was used by two units at once"
 
 
+@pytest.mark.cluster
 def test_a_process_of_ray_sees_one_set_of_gpus(request):
     need("ray", request)
     with make_executor(ExecutorSpec("ray", {"num_gpus": "2", "num_cpus": "2"}), Bar()) as executor:
@@ -85,6 +88,7 @@ def test_a_process_of_ray_sees_one_set_of_gpus(request):
     assert len({process for process, _ in results}) == len(set(results)), results
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("where", ["this machine", "cluster"])
 def test_secrets_reach_units_but_not_the_logs_of_ray(where, request, monkeypatch):
     need("ray", request)
@@ -101,6 +105,7 @@ def test_secrets_reach_units_but_not_the_logs_of_ray(where, request, monkeypatch
     assert not [path.name for path in files if b"hf_secret" in path.read_bytes()]
 
 
+@pytest.mark.cluster
 def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     with make_executor(ExecutorSpec("slurm"), Bar()) as executor:
         assert executor.has_gpus and executor.is_remote
@@ -150,6 +155,7 @@ def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(fake_slurm):
         executor.submit(units.doubled, 1).result(60)
 
 
+@pytest.mark.integration
 def test_waiting_units_start_by_priority_then_order(tmp_path):
     with make_executor(TWO_CORES, Bar()) as executor:
         log, go = tmp_path / "log", tmp_path / "go"
@@ -165,6 +171,7 @@ def test_waiting_units_start_by_priority_then_order(tmp_path):
     assert log.read_text().split() == ["first", "high", "middle", "low", "last"]
 
 
+@pytest.mark.integration
 def test_a_bug_in_the_scheduler_ends_all_units_with_its_error(tmp_path):
     marker = tmp_path / "one"
 
@@ -183,6 +190,7 @@ def test_a_bug_in_the_scheduler_ends_all_units_with_its_error(tmp_path):
     assert marker.with_suffix(".saved").is_file()
 
 
+@pytest.mark.integration
 def test_a_cancelled_unit_leaves_no_folder():
     with make_executor(TWO_CORES, Bar()) as executor:
         executor.is_remote = True  # creates the folder at once
@@ -190,6 +198,7 @@ def test_a_cancelled_unit_leaves_no_folder():
         assert second.cancel() and first.result(60)[0] == 0
 
 
+@pytest.mark.integration
 def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
     with make_executor(TWO_CORES, Bar()) as executor:
         first = executor.submit(units.report_progress, 1).result(60)
@@ -201,16 +210,9 @@ def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
     assert output() == "printed by 1: [bold] :car:\n" * 3
 
 
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [
-        ("local", signal.SIGKILL),
-        ("local", signal.SIGINT),
-        ("local", signal.SIGTERM),
-        ("ray", signal.SIGKILL),
-        ("ray", signal.SIGINT),
-    ],
-)
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["local", RAY])
 def test_a_submitting_process_that_ends_leaves_no_worker(name, number, tmp_path, request):
     need(name, request)
     command = [sys.executable, "-m", "tests.benchmark.execution.units", name, str(tmp_path)]
@@ -265,6 +267,7 @@ def test_loading_processes_share_the_cores(jobs, cpus, gpus, num_workers, expect
     assert make_executor(spec, Bar()).num_workers == expected
 
 
+@pytest.mark.cluster
 def test_a_refusal_of_sbatch_is_one_line(slurm):
     message = "sbatch refused doubled: .*[Ii]nvalid partition"
     with (

@@ -20,6 +20,9 @@ from tests.benchmark.execution.helpers import RecordingBar, have_ended, peak_cor
 
 CORES = {"in process": 1, "local": 2, "slurm": 4, "ray": 2, "ray cluster": 5}
 REMOTE = [name for name in CORES if name != "in process"]
+ON_THIS_MACHINE = ("in process", "local")
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,11 @@ def executor(make):
 
 
 def everywhere(names=tuple(CORES)):
-    return pytest.mark.parametrize("make", names, indirect=True, scope="module")
+    params = [
+        pytest.param(name, marks=() if name in ON_THIS_MACHINE else pytest.mark.cluster)
+        for name in names
+    ]
+    return pytest.mark.parametrize("make", params, indirect=True, scope="module")
 
 
 def cores_of(request) -> int:

@@ -8,7 +8,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from benchmark.execution import streams
+
+pytestmark = pytest.mark.integration
 
 
 def test_no_secret_is_shown(monkeypatch):

@@ -30,6 +30,8 @@ from probes.registry import DATASETS
 from tests.executors import run_on
 from tests.forks import Fork
 
+pytestmark = pytest.mark.integration
+
 TINY = WorldConfig(
     seed=3,
     size=48,

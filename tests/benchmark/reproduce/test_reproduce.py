@@ -21,6 +21,8 @@ from reports.parts.published import PublishedNumber
 from tests.benchmark.commands import run_command
 from tests.probes import tiny_dense
 
+pytestmark = pytest.mark.integration
+
 TRAIN, VAL, SIZE = 16, 24, (64, 64)
 COMMAND = "reproduce golden --partial --jobs 1 --num-workers 0 --device cpu"
 VIT = "random/timm/vit_tiny_patch16_224"

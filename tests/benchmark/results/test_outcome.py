@@ -16,6 +16,8 @@ from common.errors import UserError
 from reports.report import Request, build
 from tests.probes.datasets.make import make_wds
 
+pytestmark = pytest.mark.integration
+
 NAMES = ["cifar10/few-shot", "vtab-pets/few-shot", "vtab-dtd/few-shot"]
 
 

@@ -13,6 +13,8 @@ from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.executors import run_on
 
+pytestmark = pytest.mark.integration
+
 SETTINGS = {**toy_experts.SMALL_UNET, "epochs": 0.5}
 
 

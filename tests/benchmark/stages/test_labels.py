@@ -23,6 +23,8 @@ from tests.executors import run_on
 from tests.forks import Fork, command
 from tests.servers import FileServer
 
+pytestmark = pytest.mark.integration
+
 NAMES = ("unet", "dpt", "nll-angmf")
 
 
@@ -70,7 +72,6 @@ def stage(request: LabelRequest) -> dict:
     return run_on(partial(label_stage, request)).manifest
 
 
-@pytest.mark.slow
 def test_labelling_killed_and_started_again(here, tmp_path, capsys):
     words = label_command("cut-labels", "cut-labels")
     victim = Fork(command, *words.split(), output=tmp_path / "said")
@@ -115,7 +116,7 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, tmp_path, capsys, m
     assert dry_run() == ["48 pairs in 4 shards: 4 labelled, 0 to do (0 pairs)"]
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_processes_write_the_labels_of_one(here):
     """One run in MLflow, with a picture; two stages for the same folder at once make it once."""
     labels = request("two-labels", experiment="two")

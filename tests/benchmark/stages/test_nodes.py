@@ -18,6 +18,8 @@ from tests.benchmark.commands import assert_same_weights, run_command, runs_of
 from tests.cluster import slurm, slurm_config
 from tests.servers import mlflow_server
 
+pytestmark = pytest.mark.cluster
+
 __all__ = ["slurm", "slurm_config"]
 ROOT = Path(__file__).parents[3]
 TRAIN = "train --recipe clip --init random --device cpu --num-workers 0 --set model=tiny"
@@ -72,7 +74,6 @@ def training(name: str):
         process.wait()
 
 
-@pytest.mark.slow
 def test_two_nodes_train_what_one_process_does(client):
     before = set((home() / "tasks").glob("[!.]*"))
     with training("two") as process:
@@ -90,7 +91,6 @@ def test_two_nodes_train_what_one_process_does(client):
     assert len(runs_of("two", client)) == 1
 
 
-@pytest.mark.slow
 def test_a_job_that_is_to_stop_saves_and_is_queued_again(client):
     with training("cut") as process:
         end = time.monotonic() + 120
@@ -121,7 +121,6 @@ def test_a_job_that_is_to_stop_saves_and_is_queued_again(client):
     assert_same_weights("cut.safetensors", "one.safetensors")
 
 
-@pytest.mark.slow
 def test_a_users_error_in_the_first_process_is_the_commands(here):
     (here / "pairs.csv").write_text("image,caption\n" + "nowhere.jpg,a disc\n" * 40)
     words = f"{TRAIN} {ON_TWO_NODES} --pairs pairs.csv --out none.safetensors --experiment none"

@@ -23,6 +23,8 @@ from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.commands import assert_same_weights, listing, run_command, runs_of, store
 from tests.forks import Fork, command
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[3]
 TRAIN = "train --init random --pairs pairs --device cpu --set model=tiny --set batch_size=16"
 CLIPTEX = f"{TRAIN} --recipe cliptex --labels labels --set epochs=30 --set lr=1e-3"
@@ -70,7 +72,6 @@ def in_a_new_python(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_training_killed_and_started_again(here, tmp_path):
     words = f"{CLIPTEX} --out cut.safetensors --experiment cut"
     victim = Fork(command, *words.split(), "--save-every", "0", output=tmp_path / "output")
@@ -116,7 +117,7 @@ def test_dry_run_says_what_is_done_and_creates_nothing(here, capsys):
     assert "more than half of 48 pairs" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_processes_from_the_command_line(here):
     """One run in MLflow, one voice, and the weights of one process up to the order of sums."""
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 -m benchmark"
@@ -127,7 +128,6 @@ def test_two_processes_from_the_command_line(here):
     assert_same_weights("two.safetensors", "whole.safetensors")
 
 
-@pytest.mark.slow
 def test_weights_are_loaded_from_mlflow_alone_as_their_run_says(here, tmp_path, monkeypatch):
     """The two commands of a training run's description, in another folder and a new process: the
     registry's features."""

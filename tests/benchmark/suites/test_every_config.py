@@ -25,6 +25,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
+pytestmark = pytest.mark.integration
+
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "VOCdevkit/VOC2012": make.make_voc,
     "ade/ADEChallengeData2016": make.make_ade,

@@ -6,10 +6,11 @@ import pytest
 
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 
+pytestmark = pytest.mark.integration
+
 SMOKE = "run --suite smoke --task mini-class/zero-shot,mini-retrieval/retrieval --device cpu"
 
 
-@pytest.mark.slow
 def test_smoke_makes_everything_once(workdir, capsys, refused):
     assert run_command(f"{SMOKE} --json first.json") == 0
     first = read_json("first.json")

@@ -20,6 +20,8 @@ from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 
+pytestmark = pytest.mark.integration
+
 METADATA = ("training_key", "accuracy", "seconds", "flops")
 
 

@@ -3,9 +3,13 @@ itself."""
 
 from __future__ import annotations
 
+import pytest
+
 from tests.benchmark.commands import read_json, run_command
 from tests.benchmark.other_package import installed
 from tests.probes.datasets.make import make_imagefolder
+
+pytestmark = pytest.mark.integration
 
 SOURCE = """
 from pathlib import Path

@@ -15,6 +15,8 @@ from tests.probes.datasets.make import make_imagefolder
 from tests.probes.tiny_mmlab import context
 from tests.probes.whole_images import context as whole_images
 
+pytestmark = pytest.mark.integration
+
 DENSE = {"size": 48, "batch_size": 2, "max_iters": 3, "warmup": 0.0}
 SSD = {
     "max_iters": 2,

@@ -13,6 +13,8 @@ from probes.registry import DATASETS
 from tests.probes import tiny_coco
 from tests.probes.datasets import make
 
+pytestmark = pytest.mark.integration
+
 
 def test_survey(tmp_path):
     make.make_voc(tmp_path / "VOCdevkit/VOC2012")

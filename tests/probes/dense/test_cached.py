@@ -28,6 +28,8 @@ from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
 
+pytestmark = pytest.mark.integration
+
 SMALL = {
     "size": 48,
     "batch_size": 4,

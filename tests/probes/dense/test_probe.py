@@ -34,6 +34,8 @@ from tests.probes.tiny_mmlab import context
 
 from mmseg.registry import DATASETS, MODELS  # isort: skip
 
+pytestmark = pytest.mark.integration
+
 KINDS = tuple(METRICS)
 SMALL = {"size": 48, "batch_size": 4, "channels": 8, "scale_range": (1.0, 1.0), "warmup": 0.0}
 

@@ -24,6 +24,8 @@ from tests.probes.dense.test_cached import REAL
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
 
+pytestmark = pytest.mark.integration
+
 SETTINGS = {
     "mask-rcnn": MaskRCNNSettings(
         max_iters=4,

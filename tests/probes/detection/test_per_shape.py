@@ -18,6 +18,8 @@ from probes.runner.sampling import SeededSamples
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import context
 
+pytestmark = pytest.mark.integration
+
 SETTINGS = MaskRCNNSettings(
     batch_size=4, short_side=64, long_side=96, out_channels=16, fc_out_channels=16
 )

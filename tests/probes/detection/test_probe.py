@@ -35,6 +35,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+pytestmark = pytest.mark.integration
+
 SETTINGS: dict[str, Any] = {
     "mask-rcnn": MaskRCNNSettings(
         max_iters=40,

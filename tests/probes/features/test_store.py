@@ -134,6 +134,7 @@ def test_an_altered_manifest_does_not_count():
     assert is_correct(get_or_build(cache_key(), builder()))
 
 
+@pytest.mark.integration
 def test_kill_9_anywhere_leaves_nothing_that_counts_as_complete(tmp_path):
     """A forked process builds a store and kills itself at its n-th function call, for random n."""
     calls = 0

@@ -14,6 +14,8 @@ from probes.predictor import load_predictor, write_head
 from probes.registry import DATASETS
 from tests.probes.whole_images import Colours, context, run_interrupted
 
+pytestmark = pytest.mark.integration
+
 SMALL = {
     "learning_rates": (0.00001, 0.02),
     "epochs": 12,

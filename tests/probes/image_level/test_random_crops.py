@@ -19,6 +19,8 @@ from probes.registry import DATASETS, find_task
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context, run_interrupted
 
+pytestmark = pytest.mark.integration
+
 SMALL = {
     "random_crops": True,
     "blocks": (1, 2),

@@ -15,6 +15,8 @@ from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
 
+pytestmark = pytest.mark.integration
+
 
 class Shapes:
     """A dataset of which only shapes are asked."""

@@ -20,6 +20,8 @@ from tests.probes import tiny_dense
 from tests.probes.runner import test_together as groups
 from tests.probes.tiny_mmlab import TinyBackbone
 
+pytestmark = pytest.mark.integration
+
 
 class Head:
     """Scores the numbers of images; some do not fit, alone or together."""

@@ -29,6 +29,8 @@ from mmseg.registry import DATASETS, MODELS
 
 from probes.dense.config import dense_config
 
+pytestmark = pytest.mark.integration
+
 HEIGHT, WIDTH, SIZE = 60, 100, 45  # 45 × 75 px for the model, padded to 56 × 84
 
 

@@ -19,6 +19,8 @@ from probes.runner.training import run_training
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 
+pytestmark = pytest.mark.integration
+
 MAIN = {"segmentation": ("mIoU", 0.1), "depth": ("abs_rel", 0.2), "normals": ("normal_mean", 0.1)}
 SMALL = {
     "size": 48,

@@ -32,6 +32,8 @@ from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import TinyBackbone, context
 from tests.recorder import Recorder
 
+pytestmark = pytest.mark.integration
+
 SMALL = {
     "size": 32,
     "batch_size": 3,

@@ -31,6 +31,8 @@ from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

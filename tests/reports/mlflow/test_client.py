@@ -15,6 +15,8 @@ from reports.mlflow.client import connect, tracking_uri
 from reports.mlflow.run import Tracker
 from tests.forks import Fork
 
+pytestmark = pytest.mark.integration
+
 
 def write(uri: str) -> None:
     with Tracker("own", uri).run("name") as run:

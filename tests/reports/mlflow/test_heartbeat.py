@@ -13,6 +13,8 @@ from reports.mlflow import heartbeat
 from reports.mlflow.heartbeat import LIMIT, LOCK_TAG, MACHINE_TAG, TIME_TAG, Heartbeat, alive
 from tests.forks import Fork
 
+pytestmark = pytest.mark.integration
+
 
 def write_tags(folder: Path, with_child: bool) -> None:
     if with_child and os.fork() == 0:

@@ -14,6 +14,8 @@ from reports.report import Request, build
 from reports.selection import default_experiments
 from tests.reports.synthetic import write_run
 
+pytestmark = pytest.mark.integration
+
 GOOD = {"voc/linear": 0.6, "flickr30k/retrieval": 0.55}
 
 
@@ -50,6 +52,7 @@ def test_sqlite(filled):
     check(Store(filled.uri))
 
 
+@pytest.mark.cluster
 def test_postgresql(postgres_database, tmp_path):
     check(Store(fill(tmp_path, postgres_database).uri))
 

@@ -17,6 +17,8 @@ from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
 from tests.forks import Fork
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):

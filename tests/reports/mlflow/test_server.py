@@ -10,8 +10,9 @@ from reports.mlflow.run import Tracker
 from reports.report import Request, build
 from tests.reports.synthetic import write_run
 
+pytestmark = pytest.mark.cluster
 
-@pytest.mark.slow
+
 def test_a_server_takes_runs_and_gives_a_report(mlflow_server, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     paths = []

@@ -9,6 +9,8 @@ import pytest
 from reports.parts.curves import learning_curves
 from tests.reports.synthetic import stored_run
 
+pytestmark = pytest.mark.integration
+
 TASKS = {
     "voc/linear:0.01": {"train_share": "0.01"},
     "voc/linear": {},

@@ -10,6 +10,8 @@ from reports.parts.study import study_frame
 from reports.render.page import render
 from reports.report import Request, build
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def alone(store):

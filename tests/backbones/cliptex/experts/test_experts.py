@@ -17,6 +17,8 @@ from common.errors import NonFiniteLoss, UserError
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 
+pytestmark = pytest.mark.integration
+
 NAMES = ("unet", "dpt", "nll-angmf")
 QUIET = TrainContext()
 

@@ -30,6 +30,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+pytestmark = pytest.mark.integration
+
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 6))

@@ -17,6 +17,8 @@ from backbones.cliptex.experts.nll_angmf import PublishedNllAngMF
 from backbones.cliptex.experts.uncertainty_guided import UncertaintyGuided, _Up
 from common.errors import UserError
 
+pytestmark = pytest.mark.integration
+
 Shapes = dict[str, tuple[int, ...]]
 
 

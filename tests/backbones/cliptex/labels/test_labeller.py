@@ -21,6 +21,8 @@ from common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 from tests.forks import Fork
 
+pytestmark = pytest.mark.integration
+
 
 def label(pattern: str, out: Path, experts=None, notes=None, **more):
     """Every shard in order, in this process; returns the manifest."""

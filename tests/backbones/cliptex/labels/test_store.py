@@ -164,6 +164,7 @@ def write_without_end(out: Path, marker: Path) -> None:
                 marker.touch()
 
 
+@pytest.mark.integration
 def test_kill_9_while_writing_leaves_no_shard(tmp_path, tmp_path_factory):
     marker = tmp_path_factory.mktemp("killed") / "writing"
     victim = Fork(write_without_end, tmp_path, marker, output=marker.with_name("output.txt"))

@@ -31,6 +31,8 @@ from reports.parts.study import parameter_label
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts.toy_experts import make_expert
 
+pytestmark = pytest.mark.integration
+
 ENTRY = metadata.EntryPoint("edges", "my_task:TASK", "cliptex_benchmark.tasks")
 EXPERT = metadata.EntryPoint("edge-finder", "my_expert:EdgeExpert", "cliptex_benchmark.experts")
 USED = ["experts=seg,edges", "model=tiny", "batch_size=8", "epochs=1.5", "lr=1e-3"]

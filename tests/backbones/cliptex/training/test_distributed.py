@@ -20,6 +20,8 @@ from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.training.ranks import RECIPE, launch, one_rank, one_step
 from tests.forks import Fork, ranks
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def pairs_dir(tmp_path_factory):

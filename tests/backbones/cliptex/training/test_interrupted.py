@@ -23,6 +23,8 @@ from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.training.test_train import CLIPTEX, other_tower, run
 from tests.forks import Fork
 
+pytestmark = pytest.mark.integration
+
 
 def newest(folder: Path) -> int:
     """The step of the newest state in a folder; it can be read."""

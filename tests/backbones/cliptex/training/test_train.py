@@ -25,6 +25,8 @@ from common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.probes.datasets import make
 
+pytestmark = pytest.mark.integration
+
 CPU = torch.device("cpu")
 TINY = {"model": "tiny", "batch_size": 16, "epochs": 2.0, "lr": 1e-3}
 CLIPTEX = replace(RECIPES["cliptex"], **TINY)
