@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +23,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     kinds.mark_kinds(items)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # a collection in the code under test need not visit what is imported
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -45,6 +51,24 @@ def cliptex_home(tmp_path_factory) -> Path:
 def one_core(monkeypatch):
     """Let tests work in this process: starting others takes longer than their work."""
     monkeypatch.setattr("benchmark.execution.local.cores", lambda: 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def copied_databases(tmp_path_factory):
+    """New MLflow databases are copies of one: its migrations take more than a second."""
+    from reports.mlflow import client
+
+    empty = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    create_database = client.create_database
+
+    def copy(path: Path) -> None:
+        if not empty.exists():
+            create_database(empty)
+        shutil.copy(empty, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "create_database", copy)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,8 @@ def resolved(cfg: Config, context: Context) -> Config:
             types.
         context: gives seed and loading processes.
     """
-    cfg = copy.deepcopy(cfg)
+    # yapf, which would format its text, takes a second for each cell
+    cfg = Config(copy.deepcopy(cfg.to_dict()), format_python_code=False)
     max_iters = cfg.train_cfg["max_iters"]
     imports = [
         "probes.runner.bridge",

@@ -211,7 +211,10 @@ def connect(uri: str) -> Client:
     try:
         # two processes that create the same database break each other's migration
         with locked(lock_path("mlflow", uri)):
-            _create_database(uri)
+            path = Path(uri.removeprefix("sqlite:///"))
+            is_file = uri.startswith("sqlite:////") and "?" not in uri
+            if is_file and path.parent.is_dir() and not path.exists():
+                create_database(path)
             if not uri.startswith(("http://", "https://", "databricks")):
                 check_database(uri)
             client = Client(uri)
@@ -238,16 +241,13 @@ def _wait_for_writers() -> None:
             connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
 
 
-def _create_database(uri: str) -> None:
-    """Create a missing database file under another name and rename it.
+def create_database(path: Path) -> None:
+    """Create a database file under another name and rename it.
 
     MLflow cannot continue a database whose creation was killed.
     """
     from mlflow.tracking import MlflowClient
 
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:////") or "?" in uri or path.exists() or not path.parent.is_dir():
-        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")  # MLflow caches by name
     try:
         MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)

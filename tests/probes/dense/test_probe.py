@@ -73,7 +73,7 @@ def test_every_probe_runs(tmp_path, kind, name):
     with Image.open(result.preview) as preview:
         assert preview.width >= 3 * 256
     config = REGISTERED[f"{kind}/{name}"].config(task)
-    assert "val_evaluator = dict(" in config and "FrozenBackbone" in config
+    assert "val_evaluator=dict(" in config and "FrozenBackbone" in config
 
 
 def test_the_backbone_gets_its_own_normalised_rgb(tmp_path):

@@ -11,11 +11,16 @@ import pytest
 import sqlalchemy
 
 from reports.errors import TrackingError
-from reports.mlflow.client import connect, tracking_uri
+from reports.mlflow.client import connect, create_database, tracking_uri
 from reports.mlflow.run import Tracker
 from tests.forks import Fork
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def really_created(monkeypatch):
+    monkeypatch.setattr("reports.mlflow.client.create_database", create_database)
 
 
 def write(uri: str) -> None:
