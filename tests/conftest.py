@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import kinds, servers
@@ -19,6 +20,9 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as benchmark.__main__ does
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+hypothesis.settings.register_profile("tests", deadline=None)  # a machine may be busy
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

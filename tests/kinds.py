@@ -1,4 +1,4 @@
-"""Every test is of one kind, by the nearest mark (its own, its parameter's, its module's)."""
+"""Every test is of one kind, by the nearest mark (its parameter's, its own, its module's)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ KINDS = ("unit", "integration", "cluster", "slow")
 
 def mark_kinds(items: Iterable[pytest.Item]) -> None:
     """Leave each test its nearest kind, so that ``-m`` selects by it; ``unit`` without a mark."""
-    kinds = {
-        item: next((mark.name for mark in item.iter_markers() if mark.name in KINDS), "unit")
-        for item in items
-    }
+    kinds = {}
+    for item in items:
+        marks = [*reversed(item.own_markers), *item.iter_markers()]  # those of parameters are last
+        kinds[item] = next((mark.name for mark in marks if mark.name in KINDS), "unit")
     for item, kind in kinds.items():
         for node in item.listchain():
             node.own_markers = [mark for mark in node.own_markers if mark.name not in KINDS]

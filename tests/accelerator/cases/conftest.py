@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.gpu)
-            item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.integration, append=False)
 
 
 @pytest.fixture(scope="session")

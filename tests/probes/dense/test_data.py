@@ -54,7 +54,7 @@ def stored(root, sample):
     return cv2.imread(str(root / sample.image.replace("images", "truth")), cv2.IMREAD_UNCHANGED)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0, -1]))
 def test_labels_are_shifted_and_ignored(tmp_path_factory, seed, offset):
     random, path = np.random.default_rng(seed), tmp_path_factory.mktemp("labels") / "label.png"

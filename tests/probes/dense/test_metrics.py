@@ -46,7 +46,7 @@ def segmentation(predictions, labels, classes, metric=None):
     return metric, evaluate(metric, samples)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.integers(2, 7), st.integers(1, 4))
 def test_segmentation_is_scikit_learns(seed, classes, images):
     random = np.random.default_rng(seed)
@@ -121,7 +121,7 @@ def depth(predictions, truths, metric):
     return metric, evaluate(metric, samples)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds)
 def test_depth_is_mmsegs_and_numpys(seed):
     random = np.random.default_rng(seed)
@@ -187,7 +187,7 @@ def normals(predictions, truths, metric=None):
     return metric, evaluate(metric, samples)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, st.floats(0.01, 2.0))
 def test_normals_are_numpys_over_all_pixels(seed, noise):
     random = np.random.default_rng(seed)

@@ -21,7 +21,7 @@ from mmseg.structures import SegDataSample  # isort: skip
 sides = st.integers(1, 9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     low=st.tuples(sides, sides),

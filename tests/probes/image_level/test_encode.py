@@ -124,7 +124,7 @@ def test_texts_keep_their_order():
     torch.testing.assert_close(embeddings, singly)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     width=st.integers(1, 200),
     height=st.integers(1, 200),

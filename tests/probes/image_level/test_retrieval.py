@@ -64,7 +64,7 @@ def brute_force(images, captions, owner, text):
 cases = st.tuples(st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 5), st.booleans())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(case=cases, cells=st.integers(1, 2500))
 def test_ranks_are_those_of_brute_force_however_many_at_once(case, cells):
     ranks = retrieval_ranks(*embeddings(*case), cells=cells)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.ops
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -57,7 +57,6 @@ def scored_boxes(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 # no two boxes of whole pixels overlap by exactly these thresholds: rounding must not decide
 @given(scored_boxes(), st.sampled_from([0.1234567, 0.31415927, 0.7071068]), st.integers(0, 1))
-@settings(deadline=None)
 def test_nms(boxes_and_scores, threshold, offset):
     boxes, scores = boxes_and_scores
     detections, indices = nms(boxes, scores, threshold, offset=offset)

@@ -74,7 +74,7 @@ def normal_of(depth: torch.Tensor) -> np.ndarray:
     return normal / np.linalg.norm(normal)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     flip=st.booleans(),
     slope=st.tuples(st.floats(-1, 1), st.floats(-1, 1)),

@@ -33,7 +33,7 @@ from mmengine.registry import DefaultScope
 pytestmark = pytest.mark.integration
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.integers(0, 6))
 def test_merge_gives_each_pixel_to_its_surest_instance(seed, count):
     random = np.random.default_rng(seed)

@@ -124,9 +124,7 @@ def test_other_experts_are_refused(tmp_path):
         LabelWriter(tmp_path, {"expert": "another"}, TASKS, {"seg": ["cup", "chair", "lamp"]})
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_every_damage_is_found(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("labels")

@@ -38,7 +38,7 @@ def test_by_hand():
     assert float(angmf.nll(mean, torch.tensor([2.0]), normal)) == pytest.approx(expected, rel=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0, 1e4), st.sampled_from([0.0, 1e-8, 1e-4, 1.0, math.pi - 1e-6, math.pi]))
 def test_loss_and_gradient_are_finite(kappa, theta):
     mean = torch.tensor([[0.0, 0, 1]], requires_grad=True)

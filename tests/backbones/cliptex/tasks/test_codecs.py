@@ -17,7 +17,7 @@ from backbones.cliptex.tasks import find_task
 from backbones.cliptex.tasks.base import resize_nearest
 
 SIDES = st.tuples(st.integers(1, 70), st.integers(1, 70))
-FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
 def coded(task: str, label: np.ndarray) -> np.ndarray:

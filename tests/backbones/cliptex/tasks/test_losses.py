@@ -82,7 +82,7 @@ def test_depth_by_hand():
     assert mean(depth_loss(prediction, target)) == pytest.approx(0.5 + 0.5 * (0.5 + 0.5))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scale=st.floats(0.05, 50), shift=st.floats(-20, 20), seed=st.integers(0, 1000))
 def test_depth_does_not_see_scale_and_shift(scale, shift, seed):
     random = np.random.default_rng(seed)
