@@ -20,7 +20,7 @@ def _spec(official: DatasetSpec, about: str, split: str, **changes: Any) -> Data
     return replace(official, about=f"mini world, {about}", extra=extra, **changes)
 
 
-DENSE = "probe-train / val"
+DENSE = "probe_train / val"
 NAMES = ("background", *CLASSES)
 VOC_LAYOUT = DatasetSpec("", "segmentation", VOC, voc.list_samples, ignore_index=IGNORE)
 FOLDERS = DatasetSpec("", "classification", "imagefolder", imagefolder.list_samples)
@@ -32,7 +32,7 @@ TASKS = (
     _spec(
         FOLDERS,
         "one dominant object of ten classes",
-        "class-train / class-val",
+        "class_train / class_val",
         name="mini-class",
         classes=imagefolder.classes,
     ),

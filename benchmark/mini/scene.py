@@ -1,202 +1,185 @@
 """Scenes: a room or a counter with one to five objects, a camera and a light.
 
-The subject, which the camera is aimed at, stands at the origin; the camera is on its -y side, the
-room is turned around both. On a counter everything is smaller.
+The subject, which the camera is aimed at, stands at the origin, z is up; the camera is on its -y
+side, the room is turned around both. On a counter everything is smaller.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable
-from dataclasses import dataclass
 from math import sqrt
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmark.mini.materials import COLOUR_NAMES, DOMAINS, TEXTURES, Domain, material
-from benchmark.mini.shapes import BUILDERS, CLASSES, COUNTER, FLOOR, SLOTS, clutter
-from benchmark.mini.solids import SOLID, Bodies, Camera, Solid, bounds, box, rotate, stretch
+from benchmark.mini.shapes import BUILDERS, CLASSES, SETTINGS, SLOTS, clutter
+from benchmark.mini.solids import Solids, apply, box, dot, extent
 
-COUNTER_SCALE = 0.45
+COLOURS = {
+    "red": (0.8, 0.12, 0.1),
+    "orange": (0.95, 0.5, 0.1),
+    "yellow": (0.95, 0.85, 0.2),
+    "green": (0.2, 0.6, 0.2),
+    "blue": (0.15, 0.3, 0.8),
+    "purple": (0.5, 0.2, 0.7),
+    "pink": (0.95, 0.6, 0.75),
+    "brown": (0.4, 0.24, 0.12),
+    "white": (0.95, 0.95, 0.95),
+    "grey": (0.5, 0.5, 0.5),
+    "black": (0.08, 0.08, 0.08),
+}
+COLOUR_NAMES = tuple(COLOURS)
+TEXTURES = ("plain", "striped", "checkered", "dotted", "speckled")
 CLOSE_UPS = 0.6  # share of pictures with a large subject
+Range = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class PlacedObject:
-    """An object in the scene; ``colour`` and ``texture`` are those of its main part."""
+class Domain(NamedTuple):
+    """A distribution of materials, lights and cameras."""
+
+    textures: tuple[float, ...]  # weights of TEXTURES
+    saturation: Range  # share of a colour's difference from grey
+    ambient: Range  # light that comes from everywhere
+    warmth: Range  # of the light, -1 (blue) to 1 (orange)
+    tangent: Range  # of half the field of view
+    elevation: Range  # sine of the camera's above the subject
+    noise: Range  # its standard deviation in 8-bit grey levels
+
+
+HOME = Domain(
+    (5, 1, 1, 1, 3), (0.75, 1), (0.3, 0.5), (-0.1, 0.35), (0.38, 0.6), (0.07, 0.64), (0.5, 3)
+)
+# what the experts learn from: more pattern, paler, darker shadows, colder, from above, noisier
+EXPERT = Domain(
+    (4, 1, 3, 2, 1), (0.4, 0.85), (0.2, 0.4), (-0.45, 0.1), (0.47, 0.73), (0.17, 0.77), (2, 6)
+)
+DOMAINS = {"home": HOME, "expert": EXPERT}
+
+
+class Item(NamedTuple):
+    """An object in a scene; ``colour`` and ``texture`` are those of its main part."""
 
     name: str
     colour: str
     texture: str
 
 
-@dataclass(frozen=True)
 class Scene:
     """All that rendering and captions need.
 
     Attributes:
-        bodies: the room, the objects as bodies 1, 2 …, then clutter, which is of no class; a
-            solid's slot is its row of ``materials``; rows 0, 1 and 2 are walls, floor and ceiling.
-        light: (3,) position; ``light_colour`` (3,) is its linear RGB at the distance ``reach``.
-        ambient: share of light that comes from everywhere.
-        floor, wall: names of their colours.
+        solids: in the camera's axes; ``body`` (N,) is 0 for the room, k for ``objects[k - 1]``,
+            more for clutter, which is of no class.
+        materials: texture, two linear colours, 1 / grain in metres, origin (3); walls, floor and
+            ceiling are the first rows.
+        axes: (3, 3) right, up and back of the camera, which is at ``position``, (3,), and sees
+            ``tangent`` of half its field of view.
+        light: (3,) in the camera's axes; ``light_colour``: (3,) linear RGB.
+        setting: name in ``SETTINGS``; ``floor`` and ``wall``: names of colours.
     """
 
-    domain: Domain
-    bodies: Bodies
-    materials: np.ndarray
-    objects: list[PlacedObject]
-    camera: Camera
-    light: np.ndarray
-    light_colour: np.ndarray
-    reach: float
-    ambient: float
-    on_counter: bool
-    floor: str
-    wall: str
-
-
-def make_scene(rng: Random, domain: str = "home", subject: str | None = None) -> Scene:
-    """Draw a scene of ``domain``, a name in ``DOMAINS``, with a large ``subject`` if given."""
-    draft = _Draft(rng, DOMAINS[domain])
-    close = subject is not None or rng.random() < CLOSE_UPS
-    subject = subject or rng.choice(CLASSES)
-    on_counter = rng.choice([names is COUNTER for names in (FLOOR, COUNTER) if subject in names])
-    wall, floor = rng.choice(COLOUR_NAMES), rng.choice(COLOUR_NAMES)
-    for colour in wall, floor, "white":
-        draft.add_material(colour, draft.domain.room_textures, rng.uniform(0.25, 0.5))
-    camera = draft.place_subject(subject, close)
-    for _ in range(rng.randrange(0 if close else 1, 6)):
-        name = rng.choice(COUNTER if on_counter else FLOOR)
-        draft.scatter(BUILDERS[name](rng), camera, name)
-    for _ in range(rng.randrange(3)):
-        draft.scatter(clutter(rng), camera)
-    light = draft.add_room(camera)
-
-    scale = COUNTER_SCALE if on_counter else 1.0
-    solids, materials = np.concatenate(draft.parts), np.array(draft.materials)
-    stretch(solids, scale)
-    materials[:, 7] /= scale
-    warmth, exposure = rng.uniform(*draft.domain.warmth), rng.uniform(*draft.domain.exposure)
-    return Scene(
-        draft.domain,
-        Bodies(solids),
-        materials,
-        draft.objects,
-        camera._replace(position=camera.position * scale),
-        light * scale,
-        np.array([1 + 0.35 * warmth, 1.0, 1 - 0.55 * warmth]) * exposure,
-        _length(light) * scale,
-        rng.uniform(*draft.domain.ambient),
-        on_counter,
-        floor,
-        wall,
-    )
-
-
-class _Draft:
-    """A scene in the making: its parts, and the footprint (x, y, radius) of each body."""
-
-    def __init__(self, rng: Random, domain: Domain) -> None:
-        self.rng, self.domain, self.height = rng, domain, 0.0
-        self.parts: list[np.ndarray] = []
-        self.footprints: list[tuple[float, float, float]] = []
+    def __init__(self, rng: Random, domain: str, subject: str | None = None) -> None:
+        """Draw a scene of ``domain``, a name in ``DOMAINS``, with a large ``subject`` if given."""
+        self.rng, self.domain = rng, DOMAINS[domain]
+        is_close = subject is not None or rng.random() < CLOSE_UPS
+        subject = subject or rng.choice(CLASSES)
+        self.setting = rng.choice([key for key, (_, names) in SETTINGS.items() if subject in names])
+        self.scale, names = SETTINGS[self.setting]
+        self.wall, self.floor = rng.choice(COLOUR_NAMES), rng.choice(COLOUR_NAMES)
+        self.objects: list[Item] = []
         self.materials: list[list[float]] = []
-        self.objects: list[PlacedObject] = []
+        self.bodies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # parts, matrix, shift
+        self.spots: list[tuple[float, ...]] = []  # of bodies: x, y, radius, height
+        for colour in self.wall, self.floor, "white":
+            self._add_material(colour, rng.uniform(0.25, 0.5) * self.scale)
+        self._place_camera(self._add_body(subject), is_close)
+        others = rng.choices(names, k=rng.randrange(0 if is_close else 1, 5))
+        for name in (*others, *[""] * rng.randrange(3)):
+            self._add_body(name)
+        self._add_room()
+        warmth, self.ambient = rng.uniform(*self.domain.warmth), rng.uniform(*self.domain.ambient)
+        self.light_colour = np.array([0.9 + 0.3 * warmth, 0.9, 0.9 - 0.5 * warmth], np.float32)
 
-    def add_material(self, colour: str, textures: tuple[float, ...], grain: float) -> str:
-        texture = self.rng.choices(TEXTURES, textures)[0]
-        self.materials.append(material(self.rng, self.domain, colour, texture, grain))
+        tables, matrices, shifts = zip(*self.bodies, strict=True)
+        body = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+        matrix = np.stack([apply(self.axes[:, :, None], matrix) for matrix in matrices])
+        shift = np.stack([apply(self.axes, shift - self.position) for shift in shifts])
+        self.solids = Solids(np.concatenate(tables), matrix, shift, body)
+
+    def _add_material(self, colour: str, grain: float) -> str:
+        """Add a material; returns the name of its texture."""
+        rng, grey = self.rng, sum(COLOURS[colour]) / 3
+        texture = rng.choices(TEXTURES, self.domain.textures)[0]
+        saturation = rng.uniform(*self.domain.saturation)
+        mixed = [grey + (c - grey) * saturation + rng.uniform(-0.06, 0.06) for c in COLOURS[colour]]
+        first = [min(max(channel, 0.02), 1.0) ** 2 for channel in mixed]
+        factor = rng.choice((rng.uniform(0.3, 0.6), rng.uniform(1.5, 2)))  # darker or lighter
+        second = [min(channel * factor + 0.02, 1.0) for channel in first]
+        # a face on the border of a texture's cells would flicker
+        origin = [rng.uniform(0.13, 0.87) for _ in range(3)]
+        self.materials.append([TEXTURES.index(texture), *first, *second, 1 / grain, *origin])
         return texture
 
-    def place_subject(self, name: str, close: bool) -> Camera:
-        """Put the subject down and aim a camera at it."""
-        rng, domain, solids = self.rng, self.domain, self._rotated(BUILDERS[name](self.rng))
-        low, high = bounds(solids)
-        self._put_down(solids, 0.0, 0.0, name)
-        tangent, radius = rng.uniform(*domain.tangent), _length(high - low) / 2
-        distance = radius / tangent * (rng.uniform(0.85, 1.4) if close else rng.uniform(1.6, 3))
-        aim = np.array([rng.uniform(-0.2, 0.2) for _ in range(3)]) * radius
-        aim[2] += high[2] / 2
-        sine = max(rng.uniform(*domain.elevation), (0.1 - float(aim[2])) / distance)
-        cosine, roll = sqrt(1 - sine * sine), rng.uniform(-domain.roll, domain.roll)
-        right, up = np.array([1.0, 0.0, 0.0]), np.array([0.0, sine, cosine])
-        back, level = np.array([0.0, -cosine, sine]), 1 / sqrt(1 + roll * roll)
-        axes = np.stack([(right + roll * up) * level, (up - roll * right) * level, back])
-        return Camera(aim + back * distance, axes, tangent)
-
-    def scatter(self, parts: list[Solid], camera: Camera, name: str = "") -> None:
-        """Put a body down where the camera may see it and nothing else stands, if it fits."""
-        distance, solids = -float(camera.position[1]), self._rotated(parts)
-        radius = _footprint(solids)
-        for _ in range(6):
-            y = self.rng.uniform(-0.35, 0.8) * min(distance, 3)
-            x = self.rng.uniform(-1, 1) * camera.tangent * (distance + y)
-            gaps = [_length((x - a, y - b)) - radius - r for a, b, r in self.footprints]
-            if min(gaps) > 0 and y - radius > -0.6 * distance:
-                return self._put_down(solids, x, y, name)
-
-    def _rotated(self, parts: list[Solid]) -> np.ndarray:
-        """The parts of a body, stretched, and turned mostly with its front to the camera."""
-        solids, rng = np.array(parts, SOLID), self.rng
-        stretch(solids, tuple(rng.uniform(0.82, 1.2) for _ in range(3)))
-        slope = rng.uniform(-1.6, 1.6)
-        length = sqrt(1 + slope * slope) * (1 if rng.random() < 0.85 else -1)
-        rotate(solids, 1 / length, slope / length)
-        return solids
-
-    def _put_down(self, solids: np.ndarray, x: float, y: float, name: str) -> None:
-        self.footprints.append((x, y, _footprint(solids)))
-        low, high = bounds(solids)
-        self.height = max(self.height, float(high[2]))
-        solids["slot"] += len(self.materials)
-        solids["body"] = len(self.parts) + 1
-        solids["centre"] += (x, y, 0.0)
-        self.parts.append(solids)
-        colours = [self.rng.choice(COLOUR_NAMES) for _ in range(SLOTS)]
-        grain = float((high - low).max()) * self.rng.uniform(0.08, 0.2)
-        weights = self.domain.object_textures
-        textures = [self.add_material(colour, weights, grain) for colour in colours]
+    def _add_body(self, name: str) -> np.ndarray:
+        """Put down an object, or clutter of no name, if it fits; returns its size (3,)."""
+        rng, table = self.rng, np.array(BUILDERS[name](self.rng) if name else clutter(self.rng))
+        scale = np.array([rng.uniform(0.82, 1.2) * self.scale for _ in range(3)])
+        size = extent(table) * scale
+        spot = self._find_spot(sqrt(size[0] * size[0] + size[1] * size[1]) / 2)
+        if spot is None:
+            return size
+        self.spots.append((*spot, size[2]))
+        table[:, -1] += len(self.materials)
+        self.bodies.append((table, turn(rng, 1.6) * scale, np.array([*spot[:2], 0])))
+        colours = [rng.choice(COLOUR_NAMES) for _ in range(SLOTS)]
+        grain = float(size.max()) * rng.uniform(0.08, 0.2)
+        textures = [self._add_material(colour, grain) for colour in colours]
         if name:
-            self.objects.append(PlacedObject(name, colours[0], textures[0]))
+            self.objects.append(Item(name, colours[0], textures[0]))
+        return size
 
-    def add_room(self, camera: Camera) -> np.ndarray:
-        """Build the room around all bodies, with pictures on its walls; returns the light."""
-        rng, (x, y, z) = self.rng, (float(value) for value in camera.position)
-        slope = rng.uniform(-1, 1)
-        cosine = 1 / sqrt(1 + slope * slope)
-        sine = slope * cosine
-        # footprints in the room's axes
-        spots = [
-            (a * cosine + b * sine, b * cosine - a * sine, radius)
-            for a, b, radius in (*self.footprints, (x, y, 0.15))
-        ]
-        low = [min(s[i] - s[2] for s in spots) - rng.uniform(0.02, 0.8) for i in range(2)]
-        high = [max(s[i] + s[2] for s in spots) + rng.uniform(0.02, 0.8) for i in range(2)]
-        height = max(self.height, z) + rng.uniform(0.2, 1.2)
-        size = high[0] - low[0], high[1] - low[1]
-        middle = low[0] + size[0] / 2, low[1] + size[1] / 2
-        parts = [box((*size, height), (*middle, 0.0))]
-        for _ in range(rng.randrange(3)):
-            at = rng.uniform(low[0], high[0]), high[1], height * 0.4
-            parts.append(box((0.3 * size[0], 0.05, height * 0.3), at, len(self.materials)))
-            self.add_material(rng.choice(COLOUR_NAMES), self.domain.object_textures, 0.15)
-        solids = np.array(parts, SOLID)
-        solids["body"][1:] = len(self.parts) + 1
-        rotate(solids, cosine, sine)
-        self.parts.insert(0, solids)
-        a, b = (
-            0.5 * spots[-1][i] + 0.5 * (low[i] + rng.uniform(0.1, 0.9) * size[i]) for i in range(2)
-        )
-        up = height * rng.uniform(0.75, 0.95)
-        return np.array([a * cosine - b * sine, a * sine + b * cosine, up])
+    def _find_spot(self, radius: float) -> tuple[float, float, float] | None:
+        """The origin, or where the camera may see a body and nothing else stands."""
+        if not self.spots:
+            return 0.0, 0.0, radius
+        distance = -float(self.position[1])
+        for _ in range(6):
+            y = self.rng.uniform(-0.35, 0.8) * min(distance, 3 * self.scale)
+            x = self.rng.uniform(-1, 1) * self.tangent * (distance + y)
+            gaps = [(x - a) ** 2 + (y - b) ** 2 - (radius + r) ** 2 for a, b, r, _ in self.spots]
+            if min(gaps) > 0 and y - radius > -0.6 * distance:
+                return x, y, radius
+        return None
+
+    def _place_camera(self, size: np.ndarray, is_close: bool) -> None:
+        """Aim the camera at the subject, of ``size`` (3,)."""
+        rng, radius = self.rng, sqrt(float(dot(size, size))) / 2
+        self.tangent = rng.uniform(*self.domain.tangent)
+        distance = radius / self.tangent * rng.uniform(*((0.85, 1.4) if is_close else (1.6, 3)))
+        x, y, z = (rng.uniform(-0.2, 0.2) * radius for _ in range(3))
+        z += float(size[2]) / 2
+        sine = max(rng.uniform(*self.domain.elevation), (0.1 * self.scale - z) / distance)
+        cosine = sqrt(1 - sine * sine)
+        self.axes = np.array([[1, 0, 0], [0, sine, cosine], [0, -cosine, sine]])
+        self.position = np.array([x, y - cosine * distance, z + sine * distance])
+
+    def _add_room(self) -> None:
+        """Build the room around all bodies and the camera, with a light in it."""
+        rng, (x, y, z), matrix = self.rng, self.position.tolist(), turn(self.rng, 1.0)
+        spots = np.array([*self.spots, (x, y, 0.15 * self.scale, z)]).T
+        along = matrix[0, :2, None] * spots[0] + matrix[1, :2, None] * spots[1]  # the room's axes
+        gaps = np.array([rng.uniform(0.02, 0.8) * self.scale for _ in range(4)])
+        low = (along - spots[2]).min(axis=1) - gaps[:2]
+        high = (along + spots[2]).max(axis=1) + gaps[2:]
+        height = spots[3].max() + rng.uniform(0.2, 1.2) * self.scale
+        room = box((*(high - low), height), (*(low + high) / 2, 0.0))
+        self.bodies.insert(0, (np.array([room]), matrix, np.zeros(3)))
+        share = np.array([rng.uniform(0.1, 0.9) for _ in range(2)])
+        light = (along[:, -1] + low + share * (high - low)) / 2  # between camera and any spot
+        light = apply(matrix, np.array([*light, height * rng.uniform(0.75, 0.95)]))
+        self.light = apply(self.axes, light - self.position).astype(np.float32)
 
 
-def _footprint(solids: np.ndarray) -> float:
-    """Radius of what a body occupies on the floor; 0 of a rug."""
-    low, high = bounds(solids)
-    return _length((high - low)[:2]) / 2 if high[2] > 0.05 else 0.0
-
-
-def _length(vector: Iterable[float]) -> float:
-    return sqrt(sum(float(value) * float(value) for value in vector))
+def turn(rng: Random, steepest: float) -> np.ndarray:
+    """A matrix (3, 3) that turns about the z axis, seldom backwards."""
+    slope = rng.uniform(-steepest, steepest)
+    cosine = (1 if rng.random() < 0.85 else -1) / sqrt(1 + slope * slope)
+    return np.array([[cosine, -slope * cosine, 0], [slope * cosine, cosine, 0], [0, 0, 1]])

@@ -1,16 +1,15 @@
 """The mini world on disk, rendered once from its seed, in parallel, chunk by chunk.
 
 A chunk is a webdataset shard, or a hundred pictures of another split. It writes its files first and
-its record last; a chunk whose record does not fit its files is rendered again. ``manifest.json`` is
-written at the end, so ``build_world`` resumes a killed build and repairs a damaged world.
+its record, with their sizes, last; ``manifest.json`` is written at the end. So ``build_world`` goes
+on with a killed build, and makes what is missing or cut short again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -25,7 +24,7 @@ from benchmark.mini.config import DENSE, SPLITS, Chunk, WorldConfig, chunks_of
 from benchmark.mini.render import draw_picture
 from benchmark.mini.shapes import CLASSES
 from common.errors import UserError
-from common.files import home, write_json, write_text
+from common.files import home, write_text
 from common.locks import mark_in_use
 
 PIECES = 4  # units per worker, so that all end at about the same time
@@ -33,25 +32,22 @@ MANIFEST = "manifest.json"
 
 
 async def build_world(config: WorldConfig, executor: Executor) -> Path:
-    """The folder of a world, rendered or completed as needed.
-
-    Raises:
-        UserError: the disk is too small.
-    """
+    """The folder of a world, rendered or completed as needed."""
     root = home() / "mini" / config.key()
     mark_in_use(root)
     async with exclusive_async(root):
         if is_complete(root, config):
             return root
-        missing = [chunk for chunk in chunks_of(config) if _read_record(root, chunk) is None]
-        _prepare(root, config, missing)
+        root.mkdir(parents=True, exist_ok=True)
+        (root / MANIFEST).unlink(missing_ok=True)
+        missing = [chunk for chunk in chunks_of(config) if _read(root, chunk.record) is None]
         pieces = min(len(missing), PIECES * executor.cpu_slots)
         units = []
         for n in range(pieces):
             chunks, name = missing[n::pieces], f"render {n + 1}/{pieces}"
             units.append(executor.run("render", render_chunks, root, config, chunks, name=name))
         await asyncio.gather(*units)
-        _finish(root, config)
+        _write_lists(root, config)
     return root
 
 
@@ -60,99 +56,84 @@ def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> N
     progress = reporter()
     progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
     for chunk in chunks:
-        files, pictures = layout.Files(root), []
+        files: dict[str, bytes] = {}
+        pictures = []
         for index in range(chunk.start, chunk.stop):
             pictures.append(_render(files, config, chunk.split, index))
             progress.advance()
         if chunk.split == "pairs":
-            samples = [picture.pop("sample") for picture in pictures]
-            files.write(f"pairs/{chunk.number:05d}.tar", layout.shard(samples))
-        text = json.dumps({"files": files.written, "pictures": pictures}, separators=(",", ":"))
-        write_text(root / chunk.record, text)
+            files[f"pairs/{chunk.number:05d}.tar"] = layout.shard(pictures)
+            pictures = []
+        _write(root, files, chunk.record, pictures)
 
 
-def _render(files: layout.Files, config: WorldConfig, name: str, index: int) -> dict[str, Any]:
-    """Write a picture, or return it with its caption as the ``sample`` of a shard."""
-    split, rng = SPLITS[name], Random(f"{config.seed}/{name}/{index}")
-    subject = CLASSES[index % len(CLASSES)] if split.layout == "class" else None
-    scene, pixels, ground_truth = draw_picture(rng, split.domain, config.size, subject)
+def _render(files: dict[str, bytes], config: WorldConfig, split: str, index: int) -> dict[str, Any]:
+    """Add the files of a picture, and return its record; of a pair the sample of its shard."""
+    rng, (kind, _, part) = Random(f"{config.seed}/{split}/{index}"), split.rpartition("_")
+    subject = CLASSES[index % len(CLASSES)] if kind == "class" else None
+    domain = "expert" if kind == "expert" else "home"
+    scene, pixels, target = draw_picture(rng, domain, config.size, subject)
     picture = layout.jpeg(pixels)
-    if name in DENSE:
-        stem = f"{split.first + index:012d}"
-        return layout.write_dense(files, split, stem, picture, scene, ground_truth)
+    if split in DENSE:
+        stem, prefix = f"{part}{index:06d}", "expert/" if kind == "expert" else ""
+        dense = layout.dense_files(part, stem, picture, target)
+        files |= {f"{prefix}{name}": content for name, content in dense.items()}
+        return {"stem": stem, "annotations": layout.instances(scene, target)}
     if subject:
-        files.write(f"imagefolder/{split.part}/{subject}/{index:06d}.jpg", picture)
+        files[f"imagefolder/{part}/{subject}/{index:06d}.jpg"] = picture
         return {}
-    seen = seen_objects(scene, ground_truth)
-    if split.layout == "pairs":
-        caption = web_caption(rng, scene, seen, config.noise)
-        return {"sample": layout.pair_sample(f"{index:09d}", picture, caption, config.size)}
-    file = f"{split.part}_{index:06d}.jpg"
-    files.write(f"flickr30k/images/{file}", picture)
-    captions = clean_captions(rng, scene, seen)
-    return {"filename": file, "split": split.part, "captions": captions}
+    seen = seen_objects(scene, target)
+    if split == "pairs":
+        caption, key = web_caption(rng, scene, seen, config.noise), f"{index:09d}"
+        metadata = {"key": key, "caption": caption, "width": config.size, "height": config.size}
+        return {"__key__": key, "jpg": picture, "txt": caption, "json": metadata}
+    part = "train" if part == "train" else "test"
+    name = f"{part}_{index:06d}.jpg"
+    files[f"flickr30k/images/{name}"] = picture
+    return {"filename": name, "split": part, "captions": clean_captions(scene, seen)}
+
+
+def _write(root: Path, files: Mapping[str, bytes], record: str, content: Any) -> None:
+    """Write ``files``, then a record of their sizes and of ``content``."""
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    sizes = {name: len(data) for name, data in files.items()}
+    write_text(root / record, json.dumps({"files": sizes, "content": content}))
+
+
+def _read(root: Path, record: str) -> Any:
+    """The content of a record; None if it, or one of its files, is missing or cut short."""
+    try:
+        values = json.loads((root / record).read_text(encoding="utf-8"))
+        if any((root / name).stat().st_size != size for name, size in values["files"].items()):
+            return None
+        return values["content"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def is_complete(root: Path, config: WorldConfig) -> bool:
     """Whether the world at ``root`` is finished and undamaged."""
-    manifest = _read(root, MANIFEST, "lists")
-    if manifest is None or manifest.get("key") != config.key():
-        return False
-    return all(_read_record(root, chunk) is not None for chunk in chunks_of(config))
+    records = (chunk.record for chunk in chunks_of(config))
+    return all(_read(root, record) is not None for record in (MANIFEST, *records))
 
 
-def _read_record(root: Path, chunk: Chunk) -> dict[str, Any] | None:
-    record = _read(root, chunk.record, "files")
-    if record and len(record.get("pictures", ())) == chunk.stop - chunk.start:
-        return record
-    return None
-
-
-def _read(root: Path, name: str, files: str) -> dict[str, Any] | None:
-    """The manifest or a record; None if it is missing or does not fit the ``files`` it lists."""
-    try:
-        record = json.loads((root / name).read_text(encoding="utf-8"))
-        for file, fingerprint in record[files].items():
-            if layout.fingerprint((root / file).read_bytes()) != fingerprint:
-                return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-    return record
-
-
-def _finish(root: Path, config: WorldConfig) -> None:
+def _write_lists(root: Path, config: WorldConfig) -> None:
     """Write lists and annotation files from all records, then the manifest."""
-    records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    pictures: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for chunk in chunks_of(config):
-        record = _read_record(root, chunk)
-        if record is None:
+        content = _read(root, chunk.record)
+        if content is None:
             raise UserError(
                 f"mini world in {root}: {chunk.record} was damaged meanwhile; run the command again"
             )
-        records[chunk.split] += record["pictures"]
-    captions = layout.karpathy_json(records["retrieval-train"] + records["retrieval"])
+        pictures[chunk.split] += content
+    captions = layout.karpathy_json(pictures["retrieval_train"] + pictures["retrieval"])
     lists = {"flickr30k/dataset_flickr30k.json": captions}
     for split in DENSE:
-        lists |= layout.dense_lists(SPLITS[split], config.size, records[split])
-    sizes: dict[str, list[Any]] = {}
-    for name, text in lists.items():
-        write_text(root / name, text)
-        sizes[name] = layout.fingerprint(text.encode())
-    write_json(root / MANIFEST, {"key": config.key(), "config": asdict(config), "lists": sizes})
-
-
-def _prepare(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
-    """Create the folder without a manifest; raise ``UserError`` if the disk is too small.
-
-    A picture takes about 1.3 bytes a pixel, and a file at least a block.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    (root / MANIFEST).unlink(missing_ok=True)
-    files = sum((chunk.stop - chunk.start) * (6 if chunk.split in DENSE else 1) for chunk in chunks)
-    needed = files * max(4096, int(1.5 * config.size**2))
-    free = shutil.disk_usage(root).free
-    if free < needed:
-        raise UserError(
-            f"the mini world needs {needed / 1e6:.0f} MB in {root}, {free / 1e6:.0f} MB are free;"
-            " free some space or set CLIPTEX_HOME to another folder"
-        )
+        prefix, part = ("expert/" if "expert" in split else ""), split.rpartition("_")[2]
+        texts = layout.dense_lists(part, config.size, pictures[split])
+        lists |= {f"{prefix}{name}": text for name, text in texts.items()}
+    _write(root, {name: text.encode() for name, text in lists.items()}, MANIFEST, asdict(config))

@@ -15,7 +15,7 @@ from benchmark.mini.captions import (
 from benchmark.mini.render import draw_picture
 from benchmark.mini.shapes import CLASSES
 
-NAMES = {name: (name, *SYNONYMS[name]) for name in CLASSES}
+NAMES = {name: (name, SYNONYMS[name]) for name in CLASSES}
 
 
 def classes_named(text):
@@ -82,7 +82,7 @@ def test_without_noise_everything_is_said(pictures):
 def test_clean_captions_name_the_main_object_and_mostly_tell_pictures_apart(pictures):
     every = []
     for scene, seen in pictures:
-        captions = clean_captions(Random(0), scene, seen)
+        captions = clean_captions(scene, seen)
         assert len(captions) == len(set(captions)) == 5
         for caption in captions:
             assert seen[0].name in classes_named(caption) and seen[0].colour in caption
