@@ -52,8 +52,8 @@ class ExecutionOptions:
     executor_arg: Mapping[str, str] = field(default_factory=dict)
     """a setting of the executor (repeatable): partition=gpu, time=240, address=auto …"""
     jobs: NonNegativeInt = 0
-    """units of work at once; 0: one per GPU, else one per quarter of the cores (at most 8 cores
-    each); 1: in this process"""
+    """units of work at once, which share the cores; 0: one per GPU, else one per quarter of the
+    cores (at most 8 cores each); 1: in this process"""
     num_workers: NonNegativeInt | None = None
     """data-loading processes of each unit of work; on a CPU results do not depend on them (default:
     cores divided by units at once; 2 on SLURM)"""

@@ -75,6 +75,7 @@ class Executor(ABC):
         cpu_slots: estimated number of concurrent units of one core each without a GPU.
         has_gpus: whether a unit can have a GPU.
         default_loading_processes: loading processes of a unit without ``--num-workers``.
+        threads: computing threads of a unit without a GPU.
     """
 
     about: ClassVar[str] = ""
@@ -84,6 +85,7 @@ class Executor(ABC):
     cpu_slots: int = 1
     has_gpus: bool = False
     default_loading_processes: int = 2
+    threads: int = 1
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         self.spec, self.bar = spec, bar
@@ -125,8 +127,9 @@ class Executor(ABC):
     def _set_capacity(self, cpus: int, gpus: int) -> None:
         """Set ``slots`` and the like for units that share ``cpus`` and ``gpus``."""
         self.has_gpus = gpus > 0
+        self.threads = threads_per_unit(cpus, self.spec.jobs)
         jobs = self.spec.jobs or math.inf
-        self.slots = int(min(jobs, gpus or max(1, cpus // threads_per_unit())))
+        self.slots = int(min(jobs, gpus or max(1, cpus // self.threads)))
         self.cpu_slots = int(min(jobs, cpus))
         self.default_loading_processes = max(1, min(MAX_LOADING_PROCESSES, cpus // self.slots))
 
@@ -150,15 +153,15 @@ class Executor(ABC):
     def needs(self, kind: str) -> dict[str, Any]:
         """``cpus`` and ``gpus`` of a unit, whatever else is running.
 
-        Without a GPU, the number of computing threads (``cpus``) is the same for all executors and
-        options on one machine. With a GPU, it is one more than the number of loading processes,
-        each of which gets a core.
+        Without a GPU, the number of computing threads (``cpus``) follows from ``--jobs`` and the
+        cores (``threads_per_unit``). With a GPU, it is one more than the number of loading
+        processes, each of which gets a core.
         """
         if kind == "render":
             return {"cpus": 1, "gpus": 0}
         if is_accelerator_name(self.device) or (self.device == "auto" and self.has_gpus):
             return {"cpus": self.num_workers + 1, "gpus": 1}
-        return {"cpus": threads_per_unit(), "gpus": 0}
+        return {"cpus": self.threads, "gpus": 0}
 
     def submit(
         self,

@@ -1,4 +1,5 @@
-"""This machine: a process for each GPU, else for each quarter of the cores (at most 8 each).
+"""This machine: a process for each GPU, else for each quarter of the cores (at most 8 each);
+``--jobs N``: N processes that share all cores.
 
 Units side by side are faster than more threads for each: in small layers OpenMP's threads mostly
 wait for each other.

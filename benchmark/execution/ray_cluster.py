@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import Bar, console
 from benchmark.execution.spec import ExecutorSpec, WorkerLost
-from benchmark.execution.unit import Outcome, Unit, cores, execute
+from benchmark.execution.unit import Outcome, Unit, cores, execute, threads_per_unit
 from common.errors import UserError, first_line
 
 # prefixes of environment variables that units on a cluster need
@@ -67,6 +67,8 @@ class RayExecutor(Executor):
         self._set_capacity(
             int(total.get("CPU", 1)), int(total.get("GPU", 0)) if spec.uses_gpus else 0
         )
+        # a unit stays on one node; without ``--jobs`` it gets the share that it would get there
+        self.threads = min(self.threads, threads_per_unit(self._node_cpus, min(spec.jobs, 1)))
         self._cpu_task = ray.remote(max_retries=0)(in_worker)
         # a process that has used one GPU cannot see another: it ends with its unit
         self._gpu_task = ray.remote(max_retries=0, max_calls=1, num_gpus=1)(in_worker)

@@ -18,7 +18,7 @@ from benchmark.execution.base import SAVE_SECONDS, Executor
 from benchmark.execution.interrupts import STOP_SIGNALS
 from benchmark.execution.progress import Bar
 from benchmark.execution.spec import ExecutorSpec, WorkerLost
-from benchmark.execution.unit import Outcome, Unit, execute
+from benchmark.execution.unit import Outcome, Unit, cores, execute, threads_per_unit
 from common.errors import UserError
 from common.files import home
 
@@ -95,6 +95,8 @@ class SlurmExecutor(Executor):
             settings.get("partition") or os.environ.get("SBATCH_PARTITION", "")
         )
         self.slots = self.cpu_slots = spec.jobs or 16
+        # those of the job; jobs do not share a machine, so ``--jobs`` does not count
+        self.threads = self._cpus_per_process or threads_per_unit(cores())
         self._jobs: dict[str, _Job] = {}
         self._queried = 0.0  # when the controller last answered
 

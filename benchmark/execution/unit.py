@@ -198,13 +198,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_per_unit() -> int:
-    """Computing threads of a unit on a CPU: a quarter of this machine's cores, from 1 to 8.
+def threads_per_unit(cpus: int, jobs: int = 0) -> int:
+    """Computing threads of a unit on a CPU: ``cpus`` divided by ``jobs``; without ``jobs`` a
+    quarter of them, from 1 to 8. At most ``OMP_NUM_THREADS``.
 
-    At most ``OMP_NUM_THREADS``. It must not depend on other units: the last bits of sums depend on
-    the number of threads.
+    It must not depend on what other units do: the last bits of sums depend on the number of
+    threads.
     """
-    share = max(1, min(8, cores() // 4))
+    share = max(1, cpus // jobs if jobs else min(8, cpus // 4))
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(limit)) if limit.isdigit() and int(limit) > 0 else share
 

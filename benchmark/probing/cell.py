@@ -185,6 +185,7 @@ def _child_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Contex
         "seed": str(unit.seed),
         "suite": unit.suite,
         "device.kind": device_name(context.device),
+        "threads": str(torch.get_num_threads()),
         "protocol": content_key(conditions),
         "cell": key,
         "data.fingerprint": data.fingerprint,

@@ -267,6 +267,29 @@ def test_loading_processes_share_the_cores(jobs, cpus, gpus, num_workers, expect
     assert make_executor(spec, Bar()).num_workers == expected
 
 
+@pytest.mark.parametrize(
+    ("jobs", "cpus", "threads", "slots"),
+    [(1, 2, 2, 1), (2, 2, 1, 2), (0, 2, 1, 2), (0, 12, 3, 4), (0, 64, 8, 8), (1, 64, 64, 1)]
+    + [(3, 8, 2, 3), (9, 8, 1, 8)],
+)
+def test_units_share_the_cores(jobs, cpus, threads, slots, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    spec = ExecutorSpec("local", {"cpus": str(cpus)}, jobs, device="cpu")
+    executor = make_executor(spec, Bar())
+    assert (executor.needs("probe"), executor.slots) == ({"cpus": threads, "gpus": 0}, slots)
+    assert executor.needs("render") == {"cpus": 1, "gpus": 0}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert make_executor(spec, Bar()).threads == 1
+
+
+def test_a_job_of_slurm_computes_with_the_cores_it_is_given(fake_slurm, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(slurm_executor, "cores", lambda: 16)
+    for settings, threads in (({"cpus": "12"}, 12), ({}, 4)):
+        executor = make_executor(ExecutorSpec("slurm", settings, jobs=2, device="cpu"), Bar())
+        assert executor.needs("probe") == {"cpus": threads, "gpus": 0}
+
+
 @pytest.mark.cluster
 def test_a_refusal_of_sbatch_is_one_line(slurm):
     message = "sbatch refused doubled: .*[Ii]nvalid partition"

@@ -47,7 +47,7 @@ def make(request):
         if kind == "ray cluster":
             address = request.getfixturevalue("ray_cluster").address
             specs[kind] = ExecutorSpec("ray", {"address": address}, device="cpu")
-        patch.setattr(base, "threads_per_unit", lambda: 1)
+        patch.setattr(base, "threads_per_unit", lambda cpus, jobs=0: 1)
         patch.setattr(base, "POLL", 0.1)
         yield lambda: make_executor(specs[kind], RecordingBar())
 
