@@ -37,7 +37,7 @@ from reports.detections import to_columns
 from reports.metrics import DECLARED_TAG, declare
 from reports.mlflow.client import metric_key
 from reports.mlflow.models import logged_model
-from reports.mlflow.run import Run, Tracker
+from reports.mlflow.run import NOTE_TAG, Run, Tracker
 
 STARTED = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
 
@@ -216,6 +216,7 @@ def _child_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Contex
         write_json(work_dir / STARTED, {"cell": key, "run": run.id})
         log_dataset(run, data)
         run.log_models(inputs=[unit.model])
+        run.log_json(conditions, "protocol.json")
         yield context.of_task(task, work_dir, run, reporter()), run
 
 
@@ -267,8 +268,6 @@ def _log_result(
         path, reason = data.skipped[0]
         count = len(data.skipped)
         notes.append(f"{count} unreadable samples were skipped, the first is {path} ({reason})")
-    if notes:
-        run.describe("\n".join(f"* {note}" for note in notes))
     conditions = task.conditions(data)
     # the Models page has one column for each "dataset": one task under the same conditions
     scored = {
@@ -278,8 +277,8 @@ def _log_result(
     }
     run.log_metrics(metrics, scored=scored)
     run.log_metrics({f"cost/{name}": value for name, value in cost.items()})
-    run.set_tags({"metrics": ",".join(finite)})
-    run.log_json(conditions, "protocol.json")
+    description = {NOTE_TAG: "\n".join(f"* {note}" for note in notes)} if notes else {}
+    run.set_tags({"metrics": ",".join(finite), **description})
     run.log_json(
         {name: metrics[name] if name in finite else None for name in metrics}, "metrics.json"
     )

@@ -118,7 +118,8 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
             "optim_wrapper": optimizer(settings),
             "param_scheduler": schedule(settings),
             "train_cfg": {"max_iters": settings.max_iters},
-        }
+        },
+        format_python_code=False,  # yapf takes a second, and is hardly easier to read
     )
     if settings.cache == "none":
         return config

@@ -58,7 +58,8 @@ def detection_config(context: Context) -> Config:
             "optim_wrapper": optimizer(settings),
             "param_scheduler": schedule(settings),
             "train_cfg": {"max_iters": settings.max_iters},
-        }
+        },
+        format_python_code=False,  # yapf takes a second, and is hardly easier to read
     )
     if settings.cache != "none":
         config = cache.cached(config, settings.cache, settings.flip, context.device)

@@ -8,12 +8,13 @@ interrupted one KILLED. A run whose process vanished (kill -9, power) is found a
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import tempfile
 import time
 from asyncio import CancelledError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePath
@@ -38,6 +39,7 @@ FLUSH_AT = 500  # metrics; MLflow accepts at most 1,000 a call
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
 # MLflow's UI opens an experiment of this kind on its runs, any other on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+NOTE_TAG = "mlflow.note.content"  # the description in MLflow's UI
 MLFLOW_BEAT = 60.0  # seconds between two time stamps of an open run
 
 
@@ -166,7 +168,9 @@ class Tracker:
         try:
             if params and not resume:
                 run.log_params(params)
-            beats = heartbeat.repeating(lambda: run.set_tags(heartbeat.tags()), MLFLOW_BEAT)
+            beats = heartbeat.repeating(
+                lambda: self.client.set_tags(run_id, heartbeat.tags()), MLFLOW_BEAT
+            )
             with beats, _monitoring(run) if monitored else nullcontext():
                 yield run
             run.flush()
@@ -206,7 +210,8 @@ def _monitoring(run: Run) -> Iterator[None]:
 
 
 class Run:
-    """A run being written; metrics are sent in the background, in batches with time stamps."""
+    """A run being written. All but files is sent in the background, in the order of the calls,
+    metrics in batches with time stamps; ``flush`` waits for it."""
 
     def __init__(self, tracker: Tracker, run_id: str, name: str):
         self.tracker = tracker
@@ -215,7 +220,7 @@ class Run:
         self.status = "FINISHED"  # the status that the run will end with
         self._buffer: list[Any] = []
         self._sent = time.monotonic()
-        self._pending: list[tuple[list[Any], Future]] = []
+        self._pending: list[tuple[Callable[[], None], Future]] = []
 
     def fail(self, reason: str) -> None:
         """Let the run end FAILED though its block ends normally: a part of it broke."""
@@ -228,7 +233,7 @@ class Run:
 
         entities = [Param(key, str(value)[:500]) for key, value in params.items()]
         for start in range(0, len(entities), 100):
-            self.tracker.client.log_batch(self.id, params=entities[start : start + 100])
+            self._submit(self.tracker.client.log_batch, params=entities[start : start + 100])
 
     def log_metrics(
         self, metrics: Mapping[str, float], step: int = 0, scored: Mapping[str, str] | None = None
@@ -258,11 +263,11 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags (values are cut at 5,000 characters)."""
-        self.tracker.client.set_tags(self.id, tags)
+        self._submit(self.tracker.client.set_tags, tags)
 
     def describe(self, markdown: str) -> None:
         """Set the run's description in the MLflow UI."""
-        self.set_tags({"mlflow.note.content": markdown})
+        self.set_tags({NOTE_TAG: markdown})
 
     def log_dataset(
         self, name: str, digest: str, context: str, *, source: str = "", **profile: int
@@ -284,9 +289,8 @@ class Run:
             source=hide_secrets(json.dumps({"uri": source})),
             profile=json.dumps({"num_rows": sum(profile.values()), **profile}),
         )
-        self.tracker.client.log_inputs(
-            self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
-        )
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+        self._submit(self.tracker.client.log_inputs, inputs)
 
     def log_models(self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
         """Link the LoggedModels, by id, that the run uses or has created."""
@@ -294,9 +298,11 @@ class Run:
 
         client = self.tracker.client
         if inputs:
-            client.log_inputs(self.id, models=[LoggedModelInput(model) for model in inputs])
+            models = [LoggedModelInput(model) for model in inputs]
+            self._submit(client.log_inputs, models=models)
         if outputs:
-            client.log_outputs(self.id, [LoggedModelOutput(model, step=0) for model in outputs])
+            created = [LoggedModelOutput(model, step=0) for model in outputs]
+            self._submit(client.log_outputs, created)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a file as an artifact."""
@@ -304,11 +310,14 @@ class Run:
 
     def log_text(self, text: str, name: str) -> None:
         """Store ``text`` as the artifact ``name`` (may contain slashes)."""
+        self._submit(self._write_text, text, name)
+
+    def _write_text(self, run_id: str, text: str, name: str) -> None:
         folder, _, file = name.rpartition("/")
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, file)
             path.write_text(hide_secrets(text), encoding="utf-8", errors="backslashreplace")
-            self.log_file(path, folder or None)
+            self.tracker.client.log_artifact(run_id, str(path), folder or None)
 
     def log_json(self, value: Any, name: str) -> None:
         """Store ``value`` as indented JSON."""
@@ -318,34 +327,35 @@ class Run:
         metrics, self._buffer = self._buffer, []
         self._sent = time.monotonic()
         for start in range(0, len(metrics), 1000):
-            chunk = metrics[start : start + 1000]
-            self._pending.append((chunk, self.tracker._pool.submit(self._log, chunk)))
+            self._submit(self.tracker.client.log_batch, metrics=metrics[start : start + 1000])
         self._pending = [
-            (chunk, future)
-            for chunk, future in self._pending
+            (write, future)
+            for write, future in self._pending
             if not future.done() or future.exception()
         ]
 
-    def _log(self, metrics: list[Any]) -> None:
-        self.tracker.client.log_batch(self.id, metrics=metrics, synchronous=True)
+    def _submit(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
+        """Call ``function(self.id, *args, **options)`` in the background."""
+        write = functools.partial(function, self.id, *args, **options)
+        self._pending.append((write, self.tracker._pool.submit(write)))
 
     def flush(self) -> None:
-        """Wait until all metrics are in the store; those that it refused are sent once more.
+        """Wait until all is in the store; what it refused is sent once more.
 
         Raises:
             TrackingError: some of them could not be written.
         """
         self._send()
         pending, self._pending = self._pending, []
-        for chunk, future in pending:
+        for write, future in pending:
             try:
                 if future.exception():
-                    self._log(chunk)
+                    write()
             except TrackingError:
                 raise
             except Exception as error:
                 raise TrackingError(
-                    f"MLflow refused the metrics of {self.name!r}:"
+                    f"MLflow refused a part of {self.name!r}:"
                     f" {redact(first_line(error))}; check the store and run the command again"
                     " (finished tasks are kept)"
                 ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import time
 from contextlib import redirect_stdout
@@ -182,22 +183,24 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
 
 
 @bench
-def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
+def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000), n: int = 5) -> list[Result]:
     """The feature cache at growing sizes: writing, opening, and reading at random; microseconds an
-    item."""
+    item, the fastest of ``n`` rounds over all sizes: a thousand reads take less time than other
+    processes may hold the machine for."""
     import numpy as np
     import torch
 
-    from probes.features.store import CacheKey, get_or_build
+    from probes.features.store import CacheKey, get_or_build, root
 
-    rows: dict[str, list[float]] = {"write": [], "open": [], "read": []}
+    rows = {operation: dict.fromkeys(counts, math.inf) for operation in ("write", "open", "read")}
     value = torch.randn(48, 4, 4).half()
 
     def build(shards: Any) -> Any:
         return ((item, [value], {}) for shard in shards for item in shard)
 
     with own_home():
-        for count in counts:
+        for count in counts * n:
+            shutil.rmtree(root(), ignore_errors=True)
             sizes = [value.nbytes] * count
             key = CacheKey("dense maps", "bench", {"count": count}, ("fp16",), sizes)
             started = time.perf_counter()
@@ -213,16 +216,20 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
                 store[int(item)][0].sum()
             read = time.perf_counter()
             store.close()
-            rows["write"].append(1e6 * (written - started) / count)
-            rows["open"].append(1e6 * (opened - written) / count)
-            rows["read"].append(1e6 * (read - warm) / len(order))
+            seconds = {
+                "write": (written - started) / count,
+                "open": (opened - written) / count,
+                "read": (read - warm) / len(order),
+            }
+            for operation, each in seconds.items():
+                rows[operation][count] = min(rows[operation][count], 1e6 * each)
     return [
         limited(
             f"feature cache, {operation} an item: {counts[-1]:,} items against {counts[0]:,}",
-            each[-1],
-            each[0],
+            each[counts[-1]],
+            each[counts[0]],
             "µs",
-            ", ".join(f"{n:,}: {v:.3g}" for n, v in zip(counts, each, strict=True)),
+            ", ".join(f"{count:,}: {least:.3g}" for count, least in each.items()),
             most=1.5,
         )
         for operation, each in rows.items()

@@ -10,6 +10,7 @@ from tests.probes import tiny_dense
 from tests.probes.dense.test_cached import run
 
 
+@pytest.mark.integration
 def test_equal_threads_give_equal_bits_and_others_differ_by_rounding(tmp_path):
     """Four iterations on a ResNet-18: weights of the head differ by 1e-4 of the largest, at most,
     and the metric by as much."""

@@ -126,13 +126,33 @@ def refuse(*_, **__):
     raise MlflowException("API request failed: connection refused\nand more")
 
 
-def test_metrics_that_the_store_refused_are_sent_once_more(tracker, monkeypatch):
-    with tracker.run("r") as run, monkeypatch.context() as away:
-        away.setattr(tracker.client._client, "log_batch", refuse)
+def test_what_the_store_refused_is_sent_once_more(tracker, monkeypatch):
+    writes = {"log_batch": 3, "log_inputs": 1, "log_artifact": 1}  # and how often each is refused
+
+    def refusing_at_first(name):
+        method = getattr(tracker.client._client, name)
+
+        def call(*args, **kwargs):
+            if writes[name]:
+                writes[name] -= 1
+                refuse()
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in writes:
+        monkeypatch.setattr(tracker.client._client, name, refusing_at_first(name))
+    with tracker.run("r") as run:
         run.log_metrics({"train/loss": 2.0}, 7)
         run._send()
-        assert run._pending[0][1].exception()
-    assert stored(run).data.metrics == {"train/loss": 2.0}
+        run.log_params({"lr": 0.1})
+        run.set_tags({"task": "x"})
+        run.log_dataset("voc", "d2", "probing")
+        run.log_text("a = 1", "config.py")
+    data, artifacts = stored(run).data, tracker.client.list_artifacts(run.id)
+    assert (data.metrics, data.params) == ({"train/loss": 2.0}, {"lr": "0.1"})
+    assert data.tags["task"] == "x" and stored(run).inputs.dataset_inputs
+    assert [file.path for file in artifacts] == ["config.py"] and set(writes.values()) == {0}
 
 
 def test_a_store_that_fails_is_a_users_error_and_hides_no_other(tracker, monkeypatch):
