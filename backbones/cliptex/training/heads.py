@@ -55,9 +55,7 @@ class TaskHeads(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """Maps (N, channels[i], h_i, w_i) → task → prediction of ``size``, as its loss takes it."""
-        largest = max((m.shape[-2:] for m in maps), key=lambda shape: shape[0] * shape[1])
-        normed = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
-        features = self.shared(torch.cat([_resize(m, largest) for m in normed], 1))
+        features = self.shared[1:](self._mix(maps))
         heads: dict[str, Any] = dict(self.tasks.items())
         hidden = {task: head[:HIDDEN](features) for task, head in heads.items()}
         with torch.autocast(features.device.type, enabled=False):
@@ -65,6 +63,20 @@ class TaskHeads(nn.Module):
                 task: find_task(task).activate(_resize(head[HIDDEN:](hidden[task].float()), size))
                 for task, head in heads.items()
             }
+
+    def _mix(self, maps: Sequence[Tensor]) -> Tensor:
+        """The first convolution of all maps.
+
+        It is linear in each pixel, so each map is convolved before it is enlarged: of a CNN's
+        coarsest map at 16 × 16 pixels that saves most of the work.
+        """
+        first: Any = self.shared[0]
+        largest = max((m.shape[-2:] for m in maps), key=lambda shape: shape[0] * shape[1])
+        weights = first.weight.split([m.shape[1] for m in maps], 1)
+        mixed = first.bias[:, None, None]
+        for norm, part, weight in zip(self.norms, maps, weights, strict=True):
+            mixed = mixed + _resize(F.conv2d(norm(part), weight), largest)
+        return mixed
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

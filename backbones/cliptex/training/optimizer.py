@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.device import is_accelerator
-from common.live_bytes import device_of
-
 
 def build_optimizer(
     model: nn.Module, lr: float, weight_decay: float, *, head_multiple: float = 1.0, **adamw: Any
@@ -42,6 +39,6 @@ def build_optimizer(
             for (multiple, decay), parameters in groups.items()
         ],
         lr=lr,
-        fused=True if is_accelerator(device_of(next(model.parameters()))) else None,
+        fused=True,
         **adamw,
     )

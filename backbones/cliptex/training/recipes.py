@@ -28,7 +28,7 @@ from common.settings import (
 if TYPE_CHECKING:
     from common.device import Device
 
-VERSION = 3  # raised whenever the same recipe would give other weights
+VERSION = 4  # raised whenever the same recipe would give other weights
 LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}  # the paper's
 LAMBDA = "lambda_"  # λ of a loss is the setting lambda_LOSS
 

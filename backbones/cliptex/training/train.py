@@ -5,6 +5,7 @@ L = λ_clip · L_clip + Σ_task λ_task · L_task,    task ∈ {seg, depth, norm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -224,7 +225,11 @@ def build_heads(recipe: Recipe, start: Backbone, labels: Labels | None) -> TaskH
             )
         outputs[task.name] = task.channels(classes)
     width = recipe.head_width or min(256, max(start.channels) // 2)
-    return TaskHeads(start.channels, outputs, width)
+    # no finer than the labels
+    upsample = min(
+        4, math.ceil(label_side(recipe, start) / (start.data.size[0] // min(start.strides)))
+    )
+    return TaskHeads(start.channels, outputs, width, upsample)
 
 
 def _check_labels(dataset: TrainDataset) -> list[str]:

@@ -357,8 +357,6 @@ class Trainer:
             )
         self.step = step
         self.model.load_state_dict(state["model"])
-        for group in state["optimizer"]["param_groups"]:  # saved on another device, maybe
-            group["fused"] = self.optimizer.defaults["fused"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
