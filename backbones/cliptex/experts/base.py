@@ -116,6 +116,9 @@ class Expert(nn.Module, ABC):
         """
         return ()
 
+    def share_with(self, earlier: Expert) -> None:
+        """Compute once what both experts compute of one batch, where that is the same."""
+
     def freeze(self, device: torch.device | str = "cpu", *, bf16: bool | None = None) -> Self:
         """Eval mode, no gradients, on ``device``; ``trunk`` in bf16 (default: ``prefers_bf16``)."""
         self.requires_grad_(False).eval().to(device)

@@ -1,29 +1,22 @@
-"""``dpt``: relative inverse depth, by a published model or a small one that is trained here."""
+"""``dpt``: relative inverse depth, by a published model or a U-Net that is trained here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForDepthEstimation, DPTConfig
-from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
-from transformers.utils import logging as transformers_logging
 
 from backbones.cliptex.experts.base import CONFIG, Expert, resize
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.experts.fit import ExpertTrainer, FitSettings
+from backbones.cliptex.experts.fit import FitSettings
+from backbones.cliptex.experts.unet import Loss, UNetExpert
 from backbones.cliptex.tasks.depth import depth_loss
-from backbones.cliptex.training.encoders import PACKAGED, Normalise, timm_encoder
-from backbones.cliptex.training.trainer import TrainContext
 from common.errors import UserError, first_line
-from common.settings import settings_dataclass
 
-STRIDES = (4, 8, 16, 32)
 SUGGESTED = "Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf"
 
 
@@ -74,6 +67,9 @@ class PublishedDepth(Expert):
 
 def _from_transformers(source: str) -> tuple[Any, Any]:
     """The model and its image processor; a torch file is not unpickled."""
+    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    from transformers.utils import logging as transformers_logging
+
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     options = {"local_files_only": Path(source).exists()}
@@ -116,100 +112,28 @@ def _check_convention(source: str, config: Any) -> None:
         )
 
 
-@settings_dataclass
-class DPTSettings(FitSettings):
-    """The small model that is trained here: ``FitSettings`` and
+class DPT(UNetExpert):
+    """Relative inverse depth, trained with the loss of MiDaS (Ranftl et al., TPAMI 2022): a U-Net.
 
-    Attributes:
-        encoder, pretrained: see ``timm_encoder``; it needs maps at strides 4 to 32.
-        fusion: channels of the fusion blocks.
-    """
-
-    lr: float = 5e-4
-    encoder: str = PACKAGED
-    pretrained: bool = True
-    fusion: PositiveInt = 128
-
-
-class ConvDPT(nn.Module):
-    """DPT's decoder over a convolutional encoder (MiDaS v2.1 small; Ranftl et al., TPAMI 2022).
-
-    A timm encoder's maps at strides 4, 8, 16 and 32 go into transformers' own fusion blocks and
-    depth head. Quick to train, because the encoder can start from ImageNet weights.
-    """
-
-    def __init__(self, encoder: str, *, pretrained: bool, fusion: int) -> None:
-        super().__init__()
-        self.encoder, mean, std = timm_encoder(encoder, pretrained)
-        info = self.encoder.feature_info
-        self.levels = [info.reduction().index(stride) for stride in STRIDES]
-        config = DPTConfig(
-            neck_hidden_sizes=[info.channels()[level] for level in self.levels],
-            fusion_hidden_size=fusion,
-            patch_size=max(STRIDES),
-            readout_type="ignore",
-            reassemble_factors=[1, 1, 1, 1],
-        )
-        self.neck = DPTNeck(config)
-        # as for every hierarchical encoder: its outputs are maps, not tokens
-        self.neck.reassemble_stage = None
-        self.head = DPTDepthEstimationHead(config)
-        self.normalise = Normalise(mean, std)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (N, 3, S, S), S a multiple of 32 → relative inverse depth (N, S, S)."""
-        pixels = self.normalise(images)
-        maps: Any = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
-        depth = self.head(self.neck([maps[level] for level in self.levels]))
-        return resize(depth[:, None], images.shape[-2:])[:, 0]
-
-
-class DPT(Expert):
-    """Relative inverse depth by a Dense Prediction Transformer (Ranftl et al., ICCV 2021).
-
-    WHERE: a hub name (``Intel/dpt-large``, ``depth-anything/Depth-Anything-V2-Small-hf``), a folder
-    as transformers saves it, or a folder that ``experts train`` wrote.
+    WHERE: a folder that ``experts train`` wrote, or a published model: a hub name
+    (``Intel/dpt-large``, ``depth-anything/Depth-Anything-V2-Small-hf``) or a folder as transformers
+    saves it.
     """
 
     name = "dpt"
     task = "depth"
-    settings_type = DPTSettings
-    settings: DPTSettings
-
-    def __init__(
-        self, settings: DPTSettings, classes: tuple[str, ...] = (), *, pretrained: bool = False
-    ) -> None:
-        super().__init__(settings)
-        self.net = ConvDPT(settings.encoder, pretrained=pretrained, fusion=settings.fusion)
-
-    @classmethod
-    def create(cls, settings: DPTSettings, classes: tuple[str, ...]) -> Self:
-        expert = cls(settings, pretrained=settings.pretrained)
-        # transformers' initial weights (σ = 0.02) are for fine-tuning: through fourteen
-        # convolutions they give 1e-10 everywhere, behind a final ReLU
-        modules = [*expert.net.neck.modules(), *expert.net.head.modules()]
-        convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
-        for convolution in convolutions:
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        nn.init.ones_(convolutions[-1].bias)  # type: ignore[arg-type]
-        return expert
-
-    def trunk(self) -> Iterable[nn.Module]:
-        return [self.net.encoder, self.net.neck]
+    channels = 1
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        stride = max(STRIDES)
-        side = max(1, round(self.settings.size / stride)) * stride
-        depth = self.net(resize(images.to(self.device).float() / 255, (side, side)))
-        return {"depth": resize(depth[:, None], images.shape[-2:])[:, 0].cpu().numpy()}
+        return {"depth": self.outputs(images)[:, 0].cpu().numpy()}
 
-    def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
-        def loss(images: Tensor, depth: Tensor) -> Tensor:
-            total, count = depth_loss(self.net(images).float(), depth)
+    def loss(self, data: ExpertData) -> Loss:
+        def mean_loss(output: Tensor, depth: Tensor) -> Tensor:
+            total, count = depth_loss(output[:, 0], depth)
             return total / count.clamp(min=1)
 
-        return ExpertTrainer(self, loss, data, self.settings, context, seed).fit()
+        return mean_loss
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from torch.nn import functional as F
 from backbones.checkpoint import fit_state, load_checkpoint
 from backbones.cliptex.experts.base import Expert, resize
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.experts.fit import ExpertTrainer, FitSettings
+from backbones.cliptex.experts.fit import FitSettings
 from backbones.cliptex.experts.uncertainty_guided import STRIDE, Norm, UncertaintyGuided
-from backbones.cliptex.experts.unet import UNetExpert, scaled
+from backbones.cliptex.experts.unet import Loss, UNetExpert, scaled
 from backbones.cliptex.tasks import angmf
 from backbones.cliptex.training.encoders import Normalise
-from backbones.cliptex.training.trainer import TrainContext
 
 AT_ONCE = 8  # images: at 480 × 640 px the last MLP takes 0.5 GB each
 
@@ -82,6 +81,7 @@ class NllAngMF(UNetExpert):
 
     name = "nll-angmf"
     task = "normal"
+    channels = 4
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Any:
@@ -94,10 +94,10 @@ class NllAngMF(UNetExpert):
         mean, kappa = angmf.split(self.outputs(images))
         return {"normal": mean.cpu().numpy(), "confidence": kappa.cpu().numpy()}
 
-    def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
-        def loss(images: Tensor, normal: Tensor) -> Tensor:
-            mean, kappa = angmf.split(self.net(images).float())
+    def loss(self, data: ExpertData) -> Loss:
+        def mean_loss(output: Tensor, normal: Tensor) -> Tensor:
+            mean, kappa = angmf.split(output)
             valid = normal.square().sum(1) > 0.25
             return (angmf.nll(mean, kappa, normal) * valid).sum() / valid.sum().clamp(min=1)
 
-        return ExpertTrainer(self, loss, data, self.settings, context, seed).fit()
+        return mean_loss

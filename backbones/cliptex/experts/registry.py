@@ -39,6 +39,8 @@ def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[E
             raise UserError(
                 f"experts {twin.name!r} and {name!r} both label {expert.task}; choose one of them"
             )
+        for earlier in experts.values():
+            expert.share_with(earlier)
         experts[expert.task] = expert
     if not experts:
         raise UserError(

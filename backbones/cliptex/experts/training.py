@@ -23,7 +23,7 @@ from common.settings import with_changes
 if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
     from backbones.cliptex.training.trainer import TrainContext
 
-VERSION = 1
+VERSION = 2
 CURVE_POINTS = 200
 
 

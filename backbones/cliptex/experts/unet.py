@@ -5,8 +5,10 @@ Also the base of the other experts that are one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Self
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.base import state_sha256
 from backbones.cliptex.data.augment import IGNORE as UNLABELLED
 from backbones.cliptex.experts.base import IGNORE, Expert, resize
 from backbones.cliptex.experts.data import ExpertData
@@ -23,6 +26,7 @@ from backbones.cliptex.training.trainer import TrainContext
 from common.settings import settings_dataclass
 
 LONGEST = 8
+Loss = Callable[[Tensor, Tensor], Tensor]  # of (N, channels, H, W) and its target: a scalar
 
 
 class UNet(nn.Module):
@@ -31,6 +35,7 @@ class UNet(nn.Module):
     Args:
         encoder: name of a timm model that gives feature maps.
         pretrained: start from ImageNet weights, see ``timm_encoder``.
+        frozen: leave the encoder as it is; only the decoder and the head are trained.
         channels: of the output.
         width: channels of the decoder's finest level; coarser levels have up to four times as many.
         stride: of the decoder's finest level (2 or 4); its output is brought to the input's size
@@ -38,10 +43,19 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, encoder: str, *, pretrained: bool, channels: int, width: int = 32, stride: int = 2
+        self,
+        encoder: str,
+        *,
+        pretrained: bool,
+        channels: int,
+        frozen: bool = False,
+        width: int = 32,
+        stride: int = 2,
     ) -> None:
         super().__init__()
         self.encoder, mean, std = timm_encoder(encoder, pretrained)
+        self.frozen = frozen
+        self.encoder.requires_grad_(not frozen)
         strides = self.encoder.feature_info.reduction()
         depths = self.encoder.feature_info.channels()
         self.levels = [level for level, reduction in enumerate(strides) if reduction >= stride]
@@ -54,6 +68,12 @@ class UNet(nn.Module):
             below = outputs
         self.head = nn.Conv2d(below, channels, 1)
         self.normalise = Normalise(mean, std)
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but a frozen encoder keeps the statistics of its batch norms."""
+        super().train(mode)
+        self.encoder.train(mode and not self.frozen)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB in [0, 1], (N, 3, H, W) of any size → (N, channels, H, W)."""
@@ -83,31 +103,50 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 
 @settings_dataclass
 class UNetSettings(FitSettings):
-    """``FitSettings`` and, as in ``UNet``, ``encoder``, ``pretrained``, ``width``, ``stride``."""
+    """``FitSettings`` and, as in ``UNet``, the encoder and decoder."""
 
     encoder: str = PACKAGED
     pretrained: bool = True
+    frozen: bool = False
     width: PositiveInt = 32
     stride: PositiveInt = 2
 
 
+class LastOutput:
+    """A function that returns its last output again where the next input is equal."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        self.function = function
+        self.input, self.output = torch.empty(0), None
+
+    def __call__(self, pixels: Tensor) -> Any:
+        if not torch.equal(pixels, self.input):
+            self.input, self.output = pixels, self.function(pixels)
+        return self.output
+
+
 class UNetExpert(Expert):
-    """An expert that is a ``UNet``: an output for each class, or the four of AngMF.
+    """An expert that is a ``UNet``; a subclass says what its outputs mean and how they are learned.
+
+    Attributes:
+        channels: of the output; 0: one for each class.
 
     WHERE: a folder that ``experts train`` wrote.
     """
 
     settings_type = UNetSettings
+    channels: ClassVar[int] = 0
     settings: UNetSettings
 
     def __init__(
         self, settings: UNetSettings, classes: tuple[str, ...] = (), *, pretrained: bool = False
     ) -> None:
         super().__init__(settings, classes)
-        self.net: nn.Module = UNet(
+        self.net = UNet(
             settings.encoder,
             pretrained=pretrained,
-            channels=len(classes) or 4,
+            channels=self.channels or len(classes),
+            frozen=settings.frozen,
             width=settings.width,
             stride=settings.stride,
         )
@@ -117,14 +156,37 @@ class UNetExpert(Expert):
         return cls(settings, classes, pretrained=settings.pretrained)
 
     def trunk(self) -> Iterable[nn.Module]:
-        net: Any = self.net
-        return [net.encoder, *net.blocks]
+        return [self.net.encoder, *self.net.blocks]
+
+    def share_with(self, earlier: Expert) -> None:
+        """Take the encoder of an earlier U-Net if both are the same frozen one."""
+        if not isinstance(earlier, UNetExpert) or not (
+            self.settings.frozen and earlier.settings.frozen
+        ):
+            return
+        own, other = self.net.encoder, earlier.net.encoder
+        if state_sha256(own.state_dict()) == state_sha256(other.state_dict()):
+            if not isinstance(other.forward, LastOutput):
+                other.forward = LastOutput(other.forward)
+            self.net.encoder = other
 
     def outputs(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 → (N, channels, H, W), computed at ``size`` on the short side."""
         size = images.shape[-2:]
         inner = scaled(size, self.settings.size)
         return resize(self.net(resize(images.to(self.device).float() / 255, inner)), size)
+
+    @abstractmethod
+    def loss(self, data: ExpertData) -> Loss:
+        """The loss on a batch of ``data``, or of other images of the same classes."""
+
+    def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
+        loss = self.to(context.device).loss(data)
+
+        def loss_of(images: Tensor, target: Tensor) -> Tensor:
+            return loss(self.net(images).float(), target)
+
+        return ExpertTrainer(self, loss_of, data, self.settings, context, seed).fit()
 
 
 def scaled(size: tuple[int, ...], side: int) -> tuple[int, int]:
@@ -167,15 +229,9 @@ class UNetSeg(UNetExpert):
         labels = torch.where(sure, index, self.ignore_index).cpu().numpy()
         return {"seg": labels.astype(np.uint8 if self.ignore_index == IGNORE else np.uint16)}
 
-    def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
-        weight = _class_weights(data, self.settings.balance).to(context.device)
-
-        def loss(images: Tensor, target: Tensor) -> Tensor:
-            return F.cross_entropy(
-                self.net(images).float(), target, weight=weight, ignore_index=UNLABELLED
-            )
-
-        return ExpertTrainer(self, loss, data, self.settings, context, seed).fit()
+    def loss(self, data: ExpertData) -> Loss:
+        weight = _class_weights(data, self.settings.balance).to(self.device)
+        return partial(F.cross_entropy, weight=weight, ignore_index=UNLABELLED)
 
 
 def _class_weights(data: ExpertData, balance: float) -> Tensor:

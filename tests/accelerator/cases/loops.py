@@ -84,7 +84,7 @@ def expert(name: str) -> Loop:
     def loop(folder: Path, device: torch.device, length: int) -> None:
         root = toy_experts.write_truth(folder / "data", train=8, val=1)
         kind = find_expert(name)
-        values = {**toy_experts.SETTINGS[name], "batch_size": 4, "epochs": length / 2}
+        values = {**toy_experts.SMALL_UNET, "batch_size": 4, "epochs": length / 2}
         settings = kind.settings_type(**values)
         data = load_data(root, kind.task, "train", settings.size, Silent())
         context = TrainContext(device=device, resume_dir=folder / "states", log_every=RARELY)

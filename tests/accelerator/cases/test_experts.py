@@ -71,7 +71,7 @@ def test_the_expert_of_the_documentation(device):
 @pytest.mark.parametrize("name", slow_except(TRAINED, ["unet"]))
 def test_training_is_that_of_the_cpu_and_resumes_to_the_same_bits(name, tmp_path, device):
     root = toy_experts.write_truth(tmp_path / "data", train=8, val=2)
-    settings = {**toy_experts.SETTINGS[name], "batch_size": 4, "epochs": 2.0}
+    settings = {**toy_experts.SMALL_UNET, "batch_size": 4, "epochs": 2.0}
 
     def train(folder: str, target: torch.device, die_at: int | None = None) -> dict:
         context = TrainContext(device=target, progress=toy.Recorder(die_at=die_at))

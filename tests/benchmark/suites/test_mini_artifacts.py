@@ -15,7 +15,7 @@ from benchmark.mini.config import CONFIGS, WorldConfig
 from benchmark.stages.experts import expert_stage
 from benchmark.stages.graph import Runner
 from benchmark.suites.mini_artifacts import MiniPipeline
-from benchmark.suites.mini_sizes import SIZES, Sizes
+from benchmark.suites.mini_sizes import EXPERTS, SIZES, Sizes
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
@@ -31,7 +31,7 @@ def home(tmp_path, monkeypatch) -> Path:
     smallest of models."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    experts = {name: {**settings, "epochs": 0.5} for name, settings in toy_experts.SETTINGS.items()}
+    experts = dict.fromkeys(EXPERTS, {**toy_experts.SMALL_UNET, "epochs": 0.5})
     small = {"epochs": 0.4, "batch_size": 16}
     monkeypatch.setitem(
         SIZES, "toy", Sizes({"model": "tiny", **small}, "random", small, {}, experts)
