@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -51,8 +52,14 @@ def depth_picture(depth: np.ndarray, low: float, high: float) -> np.ndarray:
     0 (unknown) is grey.
     """
     grey = np.clip(255 * (depth - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
-    colour = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    colour = _viridis()[grey]
     return np.where(depth[..., None] > 0, colour, np.array(UNKNOWN, np.uint8))
+
+
+@cache
+def _viridis() -> np.ndarray:
+    """(256, 3) uint8 RGB."""
+    return cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_VIRIDIS)[:, 0, ::-1]
 
 
 def normal_picture(normals: np.ndarray) -> np.ndarray:
@@ -144,7 +151,7 @@ def write_preview(
     if legend is not None:
         sheet.paste(Image.fromarray(legend), (GAP, y))
     with atomic_write(path) as temporary:
-        sheet.save(temporary, "PNG", optimize=True)
+        sheet.save(temporary, "PNG")
     return path
 
 

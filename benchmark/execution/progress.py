@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -91,13 +91,13 @@ class ProgressLine(Reporter):
         if self._step is None:
             return
         self.progress.advance(self._step, steps)
-        self._print(self.text())
+        self._print(self.text)
 
-    def _print(self, text: str) -> None:
-        """Print a line if it is due."""
+    def _print(self, text: Callable[[], str]) -> None:
+        """Print a line if it is due; ``text`` takes as long as a fast step."""
         if not self.live and time.monotonic() - self._printed >= self.interval:
             self._printed = time.monotonic()
-            console.print(f"  {text}")
+            console.print(f"  {text()}")
 
     def text(self) -> str:
         """The step's description, count, rate and time left; '' between steps."""
@@ -171,7 +171,7 @@ class Overview(ProgressLine):
             description=f"units of work{self._left}",
         )
         if steps := list(filter(None, (line.text() for line in lines))):
-            self._print("; ".join([self.text(), *steps]))
+            self._print(lambda: "; ".join([self.text(), *steps]))
 
     def text(self) -> str:
         """The number of finished units, and the time left if it is known."""

@@ -30,9 +30,9 @@ DETECT = {
     "fc_out_channels": 128,
     # a few objects in 64 × 64 pixels: smaller anchors, and fewer of everything, than COCO needs
     "anchor_scale": 4.0,
-    "proposals": 100,
+    "proposals": 50,
     "rois_per_image": 32,
-    "detections": 30,
+    "detections": 15,
 }
 
 
@@ -42,7 +42,7 @@ def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[st
     settings_by_task: dict[str, dict] = {
         "mini-seg/linear": dense,
         "mini-seg/pspnet": dense,
-        "mini-seg/in-context": {"size": 64, "feature_stride": 8},
+        "mini-seg/in-context": {"size": 64, "feature_stride": 8, "memory": 10_000},
         "mini-det/mask-rcnn": {**DETECT, "max_iters": detect_iters},
         "mini-depth/linear": dense,
         "mini-normal/linear": dense,
