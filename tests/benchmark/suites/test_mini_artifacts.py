@@ -31,7 +31,7 @@ def home(tmp_path, monkeypatch) -> Path:
     smallest of models."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    experts = dict.fromkeys(EXPERTS, {**toy_experts.SMALL_UNET, "epochs": 0.5})
+    experts = {name: {**toy_experts.SMALL_UNET, "epochs": 0.5} for name in EXPERTS}
     small = {"epochs": 0.4, "batch_size": 16}
     monkeypatch.setitem(
         SIZES, "toy", Sizes({"model": "tiny", **small}, "random", small, {}, experts)
