@@ -10,18 +10,19 @@ from benchmark.mini.render import IGNORE, GroundTruth
 from benchmark.mini.scene import COLOUR_NAMES, Item, Scene
 from benchmark.mini.shapes import CLASSES
 
-SYNONYMS = {
-    "bookshelf": "bookcase",
-    "bottle": "flask",
-    "chair": "seat",
-    "lamp": "light",
-    "monitor": "screen",
-    "mug": "cup",
-    "plant": "houseplant",
-    "sofa": "couch",
-    "table": "desk",
-    "teddy": "toy bear",
-}
+OTHER_NAMES = (
+    "bookcase",
+    "flask",
+    "seat",
+    "light",
+    "screen",
+    "cup",
+    "houseplant",
+    "couch",
+    "desk",
+    "toy bear",
+)
+SYNONYMS = dict(zip(CLASSES, OTHER_NAMES, strict=True))
 IRRELEVANT = ("click to see more pictures", "new arrivals this week", "untitled", "stock photo")
 FORMS = ("{}", "a photo of {}", "{} for sale", "{} in a room", "there is {}", "my new photo: {}")
 

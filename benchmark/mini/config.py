@@ -1,7 +1,5 @@
 """Sizes and chunks of a mini world."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 

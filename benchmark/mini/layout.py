@@ -1,8 +1,6 @@
 """The files of the mini world in official layouts: VOC masks, COCO json, NYU depth and normals,
 ImageFolder, Karpathy json and webdataset pairs."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence
@@ -11,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from webdataset import TarWriter
 
 from benchmark.mini.render import IGNORE, GroundTruth
 from benchmark.mini.scene import Scene
@@ -23,22 +20,13 @@ DEPTH_UNITS = 1000  # stored depth is in millimetres, as in mmseg's NYUDataset
 _PALETTE = palette(256).ravel().tolist()
 
 
-def jpeg(picture: np.ndarray) -> bytes:
-    """A (H, W, 3) uint8 picture as JPEG, with full colour resolution (pictures are small)."""
-    return _encode(Image.fromarray(picture), "JPEG", quality=92, subsampling=0)
-
-
-def png(values: np.ndarray, labels: bool = False) -> bytes:
-    """An 8-bit grey, 8-bit RGB or 16-bit array as PNG; a map of ``labels`` has VOC's palette."""
-    image = Image.fromarray(values)
+def encode(values: np.ndarray, labels: bool = False, **settings: Any) -> bytes:
+    """An 8-bit grey or RGB or a 16-bit array as PNG, or as its ``settings`` say; a map of
+    ``labels`` has VOC's palette."""
+    image, buffer = Image.fromarray(values), io.BytesIO()
     if labels:
         image.putpalette(_PALETTE)
-    return _encode(image, "PNG", compress_level=1)
-
-
-def _encode(image: Image.Image, format: str, **settings: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **settings)
+    image.save(buffer, **{"format": "PNG", "compress_level": 1, **settings})
     return buffer.getvalue()
 
 
@@ -57,11 +45,11 @@ def dense_files(part: str, stem: str, picture: bytes, target: GroundTruth) -> di
     nyu = "test" if part == "val" else part
     return {
         f"{VOC}/JPEGImages/{stem}.jpg": picture,
-        f"{VOC}/SegmentationClass/{stem}.png": png(target.semantic, labels=True),
+        f"{VOC}/SegmentationClass/{stem}.png": encode(target.semantic, labels=True),
         f"coco/{part}2017/{stem}.jpg": picture,
         f"nyu/images/{nyu}/{stem}.jpg": picture,
-        f"nyu/annotations/{nyu}/{stem}.png": png(encode_depth(target.depth)),
-        f"nyu/normals/{nyu}/{stem}.png": png(encode_normals(target.normals)),
+        f"nyu/annotations/{nyu}/{stem}.png": encode(encode_depth(target.depth)),
+        f"nyu/normals/{nyu}/{stem}.png": encode(encode_normals(target.normals)),
     }
 
 
@@ -114,12 +102,3 @@ def karpathy_json(records: Sequence[dict[str, Any]]) -> str:
         entry = {"imgid": number, "filename": record["filename"], "split": record["split"]}
         images.append({**entry, "sentences": sentences})
     return json.dumps({"images": images, "dataset": "mini"})
-
-
-def shard(samples: Sequence[dict[str, Any]]) -> bytes:
-    """A webdataset shard; the same samples give the same bytes."""
-    content = io.BytesIO()
-    with TarWriter(content, mtime=0) as writer:
-        for sample in samples:
-            writer.write(sample)
-    return content.getvalue()

@@ -148,8 +148,7 @@ class Solids:
         """Whether anything but the room is between ``points`` (3, P) and ``light`` (3,)."""
         enter, leave = self.spans(light, points - light[:, None])
         is_between = (enter <= leave) & (enter < 1 - 1e-4) & (leave > 0)
-        shaded: np.ndarray = is_between[1:].any(axis=0)
-        return shaded
+        return np.any(is_between[1:], axis=0)
 
     def surface(self, solid: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Surfaces at ``points`` (3, P) of ``solid`` (P,), two (3, P) float32: the points in the

@@ -5,15 +5,16 @@ its record, with their sizes, last; ``manifest.json`` is written at the end. So 
 on with a killed build, and makes what is missing or cut short again.
 """
 
-from __future__ import annotations
-
 import asyncio
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from webdataset import TarWriter
 
 from benchmark.execution.base import Executor
 from benchmark.execution.exclusive import exclusive_async
@@ -57,23 +58,25 @@ def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> N
     progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
     for chunk in chunks:
         files: dict[str, bytes] = {}
-        pictures = []
-        for index in range(chunk.start, chunk.stop):
-            pictures.append(_render(files, config, chunk.split, index))
-            progress.advance()
+        shard, pictures = io.BytesIO(), []
+        with TarWriter(shard, mtime=0) as writer:  # the same pairs give the same bytes
+            for index in range(chunk.start, chunk.stop):
+                pictures.append(_render(files, writer, config, chunk.split, index))
+                progress.advance()
         if chunk.split == "pairs":
-            files[f"pairs/{chunk.number:05d}.tar"] = layout.shard(pictures)
-            pictures = []
+            files[f"pairs/{chunk.number:05d}.tar"] = shard.getvalue()
         _write(root, files, chunk.record, pictures)
 
 
-def _render(files: dict[str, bytes], config: WorldConfig, split: str, index: int) -> dict[str, Any]:
-    """Add the files of a picture, and return its record; of a pair the sample of its shard."""
+def _render(
+    files: dict[str, bytes], shard: TarWriter, config: WorldConfig, split: str, index: int
+) -> dict[str, Any]:
+    """Add a picture to ``files``, or a pair to its shard; returns what lists say of it."""
     rng, (kind, _, part) = Random(f"{config.seed}/{split}/{index}"), split.rpartition("_")
     subject = CLASSES[index % len(CLASSES)] if kind == "class" else None
     domain = "expert" if kind == "expert" else "home"
     scene, pixels, target = draw_picture(rng, domain, config.size, subject)
-    picture = layout.jpeg(pixels)
+    picture = layout.encode(pixels, format="JPEG", quality=92, subsampling=0)  # it is small
     if split in DENSE:
         stem, prefix = f"{part}{index:06d}", "expert/" if kind == "expert" else ""
         dense = layout.dense_files(part, stem, picture, target)
@@ -86,7 +89,8 @@ def _render(files: dict[str, bytes], config: WorldConfig, split: str, index: int
     if split == "pairs":
         caption, key = web_caption(rng, scene, seen, config.noise), f"{index:09d}"
         metadata = {"key": key, "caption": caption, "width": config.size, "height": config.size}
-        return {"__key__": key, "jpg": picture, "txt": caption, "json": metadata}
+        shard.write({"__key__": key, "jpg": picture, "txt": caption, "json": metadata})
+        return {}
     part = "train" if part == "train" else "test"
     name = f"{part}_{index:06d}.jpg"
     files[f"flickr30k/images/{name}"] = picture
