@@ -15,6 +15,7 @@ Part = tuple[float, ...]  # start, end, half width and depth, profile, slot
 # the squared radius as a polynomial of the height; a box has none
 BOX, BALL, CYLINDER = (0.0, 0.0, 0.0), (1.0, 0.0, -1.0), (1.0, 0.0, 0.0)
 NEAREST = 0.02  # metres in front of the camera where nothing is seen
+BLOCK = 2048  # rays at a time: what they need stays in a processor's cache
 
 
 def box(size: Vector, at: Vector, slot: int = 0, lean: float = 0.0) -> Part:
@@ -139,16 +140,24 @@ class Solids:
         """The solid that each pixel's centre shows and its z-depth in metres, (size, size) each."""
         x, y = np.meshgrid(*plane(size, tangent))
         rays = np.stack([x, y, np.full_like(x, -1)]).reshape(3, -1)
-        enter, leave = self.spans(np.zeros(3, np.float32), rays)
-        np.copyto(enter, np.inf, where=~((enter <= leave) & (enter > NEAREST)))
-        enter[0] = leave[0]
-        return enter.argmin(axis=0).reshape(size, size), enter.min(axis=0).reshape(size, size)
+        solid, depth = np.zeros(size * size, np.int64), np.zeros(size * size, np.float32)
+        for start in range(0, len(solid), BLOCK):
+            block = np.s_[start : start + BLOCK]
+            enter, leave = self.spans(np.zeros(3, np.float32), rays[:, block])
+            np.copyto(enter, np.inf, where=~((enter <= leave) & (enter > NEAREST)))
+            enter[0] = leave[0]
+            solid[block], depth[block] = enter.argmin(axis=0), enter.min(axis=0)
+        return solid.reshape(size, size), depth.reshape(size, size)
 
     def shaded(self, points: np.ndarray, light: np.ndarray) -> np.ndarray:
         """Whether anything but the room is between ``points`` (3, P) and ``light`` (3,)."""
-        enter, leave = self.spans(light, points - light[:, None])
-        is_between = (enter <= leave) & (enter < 1 - 1e-4) & (leave > 0)
-        return np.any(is_between[1:], axis=0)
+        rays, shaded = points - light[:, None], np.zeros(points.shape[1], bool)
+        for start in range(0, len(shaded), BLOCK):
+            block = np.s_[start : start + BLOCK]
+            enter, leave = self.spans(light, rays[:, block])
+            is_between = (enter <= leave) & (enter < 1 - 1e-4) & (leave > 0)
+            shaded[block] = is_between[1:].any(axis=0)
+        return shaded
 
     def surface(self, solid: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Surfaces at ``points`` (3, P) of ``solid`` (P,), two (3, P) float32: the points in the
