@@ -37,7 +37,8 @@ def attach_report(
         selection = report.analysis.selection
         gains = {name: gain.typical.value for name, gain in report.analysis.gains.items()}
         register(client, selection.parents, selection.baseline, gains)
-        for experiment in {run.experiment_id for run in selection.parents.values()}:
+        own = [run for run in selection.parents.values() if not run.source]
+        for experiment in {run.experiment_id for run in own}:
             save_view(client, experiment)
     with tempfile.TemporaryDirectory() as folder:
         (page,) = write(report, Path(folder))

@@ -24,7 +24,8 @@ from reports.parts.published import Published, published
 from reports.parts.study import Study, build_study, find_study, parameter_label
 from reports.parts.tables import Table, count, experts_table, overview, sections
 from reports.parts.verdict import Verdict, power_lines, verdict
-from reports.selection import TaskProtocol, default_experiments, select
+from reports.selection import TaskProtocol, default_experiments, select, without_studies
+from reports.shared.merge import merge
 
 
 @dataclass
@@ -103,6 +104,9 @@ class Request:
     """The subject of a report; see ``python -m benchmark report --help``.
 
     Attributes:
+        shared: files, folders, URLs or shipped names of results that others shared.
+        companions: shipped names; their backbones are added where they have the same protocols,
+            unless the store has backbones of these names.
         same_as: ids of parent runs: only numbers under their protocols and, of their backbones and
             seeds, only of their weights. Default: all.
     """
@@ -115,6 +119,8 @@ class Request:
     tracking_uri: str | None = None
     ui_url: str = ""
     same_as: Sequence[str] = ()
+    shared: Sequence[str] = ()
+    companions: Sequence[str] = ()
 
 
 def build(
@@ -136,8 +142,13 @@ def build(
         return _study_report(store, request, request.study)
     experiments = list(request.experiments) or default_experiments(store)
     runs = store.runs(experiments)
-    counted, notes = _same_as(request.same_as, _without_studies(runs))
-    selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
+    counted, notes = _same_as(request.same_as, without_studies(runs))
+    backbones = list(request.backbones)
+    if request.shared or request.companions:
+        merged = merge(request.shared, request.companions, counted, store)
+        counted, notes = [*counted, *merged.runs], [*notes, *merged.notes]
+        backbones += [name for name in merged.companions if backbones]
+    selection = select(counted, experiments, backbones, request.baseline, request.tasks)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
     names = sorted({run.tags[STUDY_TAG] for run in runs if STUDY_TAG in run.tags})
@@ -183,14 +194,6 @@ def build(
         notes=[*caveats(analysis), *notes],
         looks=looks(analysis),
     )
-
-
-def _without_studies(runs: Sequence[StoredRun]) -> list[StoredRun]:
-    """The runs that are not part of a sweep: a trial's tasks are compared with other trials."""
-    in_study = {run.id for run in runs if STUDY_TAG in run.tags}
-    while more := {run.id for run in runs if run.parent in in_study} - in_study:
-        in_study |= more
-    return [run for run in runs if run.id not in in_study]
 
 
 def _same_as(parents: Sequence[str], runs: list[StoredRun]) -> tuple[list[StoredRun], list[str]]:

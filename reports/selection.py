@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from common.errors import nearest
 from reports.errors import TrackingError
 from reports.metrics import Metric
-from reports.mlflow.query import Scored, Store, StoredRun, scored
+from reports.mlflow.query import STUDY_TAG, Scored, Store, StoredRun, scored
 from reports.mlflow.views import MAIN_TAG
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
@@ -86,6 +86,18 @@ class Selection:
         """The parent run of a backbone's first seed, if it is stored."""
         return next((run for (name, _), run in self.parents.items() if name == backbone), None)
 
+    @property
+    def shared(self) -> dict[str, str]:
+        """Backbone → who shared its results, of backbones without results in the store."""
+        sources: dict[str, set[str]] = defaultdict(set)
+        for (name, _), cells in self.cells.items():
+            sources[name] |= {cell.run.source for cell in cells}
+        return {
+            name: ", ".join(sorted(sources[name]))
+            for name in self.backbones
+            if name in sources and "" not in sources[name]
+        }
+
     def column_cells(self, column: TaskProtocol) -> list[Scored]:
         """The cells of a column, by backbone and seed."""
         return [cell for name in self.backbones for cell in self.cells.get((name, column), ())]
@@ -110,6 +122,14 @@ def default_experiments(store: Store) -> list[str]:
         f"no finished run in the MLflow store at {store.uri}; run `python -m benchmark run` first,"
         " or give --tracking-uri"
     )
+
+
+def without_studies(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """The runs that are not part of a sweep: a trial's tasks are compared with other trials."""
+    in_study = {run.id for run in runs if STUDY_TAG in run.tags}
+    while more := {run.id for run in runs if run.parent in in_study} - in_study:
+        in_study |= more
+    return [run for run in runs if run.id not in in_study]
 
 
 def select(

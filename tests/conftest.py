@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import sqlite3
 import sys
 import tempfile
 from pathlib import Path
@@ -56,21 +55,6 @@ def cliptex_home(tmp_path_factory) -> Path:
 def one_core(monkeypatch):
     """Let tests work in this process: starting others takes longer than their work."""
     monkeypatch.setattr("benchmark.execution.local.cores", lambda: 1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def files_in_memory():
-    """Nobody waits for the disk: the files of the tests need not outlive a power cut."""
-    import sqlalchemy
-
-    def write_later(connection, _record):
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA synchronous = OFF")
-
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", write_later)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

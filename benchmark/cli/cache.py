@@ -29,6 +29,7 @@ KINDS = {
     "labels": "pseudo-labels",
     "weights": "backbone weights",
     "work": "unfinished cell",
+    "shared": "shared results",
 }
 
 
@@ -49,7 +50,7 @@ class KindOptions:
     """Which entries."""
 
     kind: str | None = None
-    """only these: features, mini, experts, labels, weights, work"""
+    """only these: features, mini, experts, labels, weights, work, shared"""
 
     def entries(self) -> list[CacheEntry]:
         """Those of the kind, in order of their names."""

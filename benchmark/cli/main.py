@@ -39,6 +39,7 @@ COMMANDS = {
     "train": "train a backbone by a recipe: clip, clip-ft, cliptex",
     "cache": "list and remove reusable artifacts: features, weights, labels …",
     "report": "compare the results in MLflow: a page, and tables for a paper",
+    "results": "share results in one file, check and show shared ones",
     "reproduce": "run a published protocol and compare with the published number",
     "ui": "open MLflow's own UI on the right store",
 }

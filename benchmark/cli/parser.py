@@ -31,6 +31,7 @@ FLAGS = {
     "task_overrides": "set-task",
     "between": "range",
     "folders": "from",
+    "shared": "with",
 }
 
 

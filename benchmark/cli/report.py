@@ -27,6 +27,8 @@ class Report(ConfigOptions, TrackingOptions):
     """what the others are compared with (default: clip-ft, clip, random, or the first)"""
     tasks: Names = ()
     """only these tasks; see `list tasks`"""
+    shared: Names = ()
+    """results of others: files or folders of `results export`, URLs, shipped names (mini)"""
     study: str | None = None
     """report on this λ sweep instead"""
     format: Names = ("html",)
@@ -53,6 +55,7 @@ class Report(ConfigOptions, TrackingOptions):
             backbones=self.backbones,
             tasks=self.tasks,
             study=self.study,
+            shared=self.shared,
             tracking_uri=self.tracking_uri,
             ui_url=self.ui_url,
         )

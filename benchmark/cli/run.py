@@ -81,6 +81,7 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
     """
     from reports.attach import report_line
     from reports.report import Request
+    from reports.shared.merge import shipped
 
     cells = [cell for cell in result.cells if cell.status != "not applicable"]
     request = Request(
@@ -89,6 +90,7 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
         tasks=list(dict.fromkeys(cell.task for cell in cells)),
         tracking_uri=result.tracker.uri,
         same_as=list(result.run_ids.values()),  # only runs with the same settings
+        companions=[name for name in shipped() if name == result.suite.name],
     )
     first_seeds: dict[str, str] = {}
     for (name, _), run_id in result.run_ids.items():

@@ -39,7 +39,11 @@ STATUS_WORDS = {
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as it is in MLflow, with metric names as the field writes them (``i2t_R@1``)."""
+    """A run as it is in MLflow, with metric names as the field writes them (``i2t_R@1``).
+
+    Attributes:
+        source: where it was shared, if it is not in the store (see ``reports.shared``).
+    """
 
     id: str
     name: str
@@ -51,6 +55,7 @@ class StoredRun:
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    source: str = ""
 
     @property
     def parent(self) -> str:

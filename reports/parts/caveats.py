@@ -126,6 +126,11 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
 
 def _code(analysis: Analysis) -> Iterator[str]:
     selection = analysis.selection
+    sources: dict[str, list[str]] = defaultdict(list)
+    for name, source in selection.shared.items():
+        sources[source].append(name)
+    for source, names in sources.items():
+        yield f"Shared results, not made here: {', '.join(names)} (from {source})."
     if selection.missing:
         yield f"{count(len(selection.missing), 'missing number')}: the tables give the reasons."
     commits = {run.tags.get("git.commit", "") for run in selection.parents.values()} - {""}

@@ -60,7 +60,7 @@ class Number:
             numbers.
         best: better than every other backbone by its interval.
         missing: why there is no number.
-        runs: ids of its MLflow runs.
+        runs: ids of its MLflow runs; shared results have none.
         absent: seeds that the backbone has in other columns but not here.
     """
 
@@ -160,7 +160,7 @@ def experts_table(analysis: Analysis) -> Table | None:
     if selection.baseline not in names:
         names.insert(0, selection.baseline)
     table = _table(analysis, "experts", "Role of experts", _main_heads(analysis), names)
-    table.marks = {name: f"experts: {' + '.join(experts.get(name, ['none']))}" for name in names}
+    table.marks |= {name: f"experts: {' + '.join(experts.get(name, ['none']))}" for name in names}
     return table
 
 
@@ -180,13 +180,16 @@ def _table(
         (backbone, [_number(analysis, backbone, head) for head in heads])
         for backbone in backbones or analysis.selection.backbones
     ]
-    return Table(name, title, heads, rows)
+    shared = analysis.selection.shared
+    marks = {backbone: f"shared: {shared[backbone]}" for backbone, _ in rows if backbone in shared}
+    return Table(name, title, heads, rows, marks)
 
 
 def _number(analysis: Analysis, backbone: str, head: MetricColumn) -> Number:
     selection, column = analysis.selection, head.column
     key = (backbone, column, head.metric)
-    runs = tuple(cell.run.id for cell in selection.cells.get((backbone, column), []))
+    cells = selection.cells.get((backbone, column), [])
+    runs = tuple(cell.run.id for cell in cells if not cell.run.source)
     cell = Number(backbone, column.title, column.protocol, head.metric, head.sign, runs=runs)
     estimate = analysis.estimates.get(key)
     if estimate is None:

@@ -60,9 +60,9 @@ def render(report: Report) -> str:
 
 
 def run_link(ui_url: str, run: StoredRun) -> str:
-    """Address of a run in MLflow's UI, '' without a UI."""
+    """Address of a run in MLflow's UI; '' without a UI, and for a run that is not in the store."""
     path = f"/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
-    return ui_url.rstrip("/") + path if ui_url else ""
+    return ui_url.rstrip("/") + path if ui_url and not run.source else ""
 
 
 def runs_link(report: Report, ids: tuple[str, ...]) -> str:

@@ -25,6 +25,7 @@ Weights = np.ndarray
 Metric = Callable[[Weights], np.ndarray]
 # correct detections over all IoU thresholds × resamples: a fifth of a second
 DETECTION_WORK = 1_000_000
+TOLERANCE = 1e-3  # relative difference between a metric and its value from per-image scores
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,15 @@ class ImageScores:
     each_sign: int
     most_resamples: int = 1_000_000
     classes: ClassScores | None = None
+
+    def value(self, metric: str) -> float:
+        """The metric over all images."""
+        return float(self.metrics[metric](np.ones((1, len(self.images)), np.float32))[0])
+
+
+def agrees(computed: float, stored: float) -> bool:
+    """Whether a stored metric is the one that its per-image scores give."""
+    return abs(computed - stored) <= TOLERANCE * abs(stored) + 1e-6
 
 
 def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from common.files import content_key
 from probes.pictures import write_gallery
 from reports.detections import FILE, to_columns
 from reports.metrics import DECLARED_TAG, Metric, declare
@@ -125,6 +126,16 @@ def log_scores(
                 run.log_file(Path(scratch, name))
 
 
+def conditions_of(task: str, protocol: str, libraries: dict[str, str] | None) -> dict:
+    """The content of ``protocol.json``."""
+    return {
+        "task": task,
+        "libraries": libraries or {"torch": "2"},
+        "settings": {"max_iters": 10, "which": protocol},
+        "dataset": {"name": task.split("/")[0], "fingerprint": f"f-{task}", "partial": False},
+    }
+
+
 def write_run(
     tracker: Tracker,
     backbone: str,
@@ -137,9 +148,19 @@ def write_run(
     tags: dict[str, str] | None = None,
     task_tags: dict[str, dict[str, str]] | None = None,
     images: int = 60,
+    libraries: dict[str, str] | None = None,
+    weights: str = "",
 ) -> str:
     """A parent run with a child for each task of ``qualities``; returns the parent's id."""
-    sha = hashlib.sha256(f"{backbone} {seed}".encode()).hexdigest()
+    sha = hashlib.sha256(f"{backbone} {seed}{weights}".encode()).hexdigest()
+    identity = {
+        "architecture": "toy",
+        "model_config": {},
+        "sha256": sha,
+        "data": {"size": [224, 224]},
+        "adapter": {"version": 1},
+    }
+    conditions = {task: conditions_of(task, protocol, libraries) for task in qualities}
     shared = {
         "backbone": backbone,
         "suite": tracker.experiment,
@@ -154,14 +175,15 @@ def write_run(
         "metrics.main": ",".join(
             f"{task}/{next(iter(METRICS[TASKS[task]]))}" for task in qualities
         ),
-        **{f"protocol.{task.replace('/', '.')}": protocol for task in qualities},
+        **{
+            f"protocol.{task.replace('/', '.')}": content_key(conditions[task])
+            for task in qualities
+        },
         **(tags or {}),
     }
     with tracker.run(f"{backbone} · seed {seed}", tags=parent_tags) as parent:
         environment = {"python": "3.11", "packages": {"torch": "2"}}
-        parent.log_json(
-            {"backbone": {"data": {"size": [224, 224]}}, "environment": environment}, "run.json"
-        )
+        parent.log_json({"backbone": identity, "environment": environment}, "run.json")
         parent.log_metrics({"cost/train_seconds": 10.0 + 5 * seed})
         for task, quality in qualities.items():
             kind = TASKS[task]
@@ -170,7 +192,10 @@ def write_run(
                 "task": task,
                 "dataset": task.split("/")[0],
                 "kind": kind,
-                "protocol": f"{protocol}-{task}",
+                "protocol": content_key(conditions[task]),
+                "cell": content_key(
+                    {"backbone": identity, "protocol": conditions[task], "seed": seed}
+                ),
                 "data.fingerprint": f"f-{task}",
                 "data.partial": "false",
                 DECLARED_TAG: declare(METRICS[kind]),
@@ -192,8 +217,7 @@ def write_run(
                     with TemporaryDirectory() as scratch:
                         pack = write_pictures(Path(scratch, "gallery.zip"), seed)
                         child.log_file(pack, "pictures")
-                settings = {"max_iters": 10, "which": protocol}
-                child.log_json({"task": task, "settings": settings}, "protocol.json")
+                child.log_json(conditions[task], "protocol.json")
     return parent.id
 
 

@@ -11,6 +11,9 @@ import pytest
 from reports.mlflow.run import Tracker
 from reports.render.export import write
 from reports.report import Request, build
+from reports.shared.page import leaderboard
+from reports.shared.standings import Standings
+from tests.reports.shared.test_standings import column
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.cluster
@@ -71,7 +74,7 @@ def page(browser, path, request):
     context.close()
 
 
-def column(page, index: int) -> list[str]:
+def column_of(page, index: int) -> list[str]:
     return page.eval_on_selector_all(
         "#t-overview tbody tr:not([hidden])",
         f"rows => rows.map(row => row.cells[{index}].dataset.value ??"
@@ -84,27 +87,27 @@ def test_sort_and_filter(page):
     head.locator("button").focus()
     page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "descending"
-    values = column(page, 2)
+    values = column_of(page, 2)
     assert values[-1] == "" and [float(v) for v in values[:-1]] == sorted(
         (float(v) for v in values[:-1]), reverse=True
     )
     page.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "ascending" and column(page, 2)[-1] == "", (
+    assert head.get_attribute("aria-sort") == "ascending" and column_of(page, 2)[-1] == "", (
         "missing numbers stay last"
     )
     page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") is None
-    assert column(page, 0) == ["voc/linear", "nyu-depth/linear", "imagenet/linear"]
+    assert column_of(page, 0) == ["voc/linear", "nyu-depth/linear", "imagenet/linear"]
 
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("/")
     page.keyboard.type("depth")
-    assert column(page, 0) == ["nyu-depth/linear"]
+    assert column_of(page, 0) == ["nyu-depth/linear"]
     page.keyboard.press("Escape")
     page.select_option("#kind", "segmentation")
-    assert column(page, 0) == ["voc/linear"]
+    assert column_of(page, 0) == ["voc/linear"]
     page.fill("#find", "nothing like this")
-    assert column(page, 0) == [] and page.locator("#none").is_visible()
+    assert column_of(page, 0) == [] and page.locator("#none").is_visible()
 
     page.locator("nav a", has_text="Provenance").click()
     assert page.evaluate("document.querySelector('#provenance').getBoundingClientRect().top") < 800
@@ -151,3 +154,35 @@ def test_nothing_runs_over_the_edge_of_a_phone(page):
         plot.scroll_into_view_if_needed()
     page.locator(".plot.js-plotly-plot").last.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_leaderboard(browser, tmp_path):
+    results = Standings(
+        {
+            "voc": column({"a": 0.7, "b": 0.5, "c": 0.3}),
+            "nyu": column({"a": 0.2, "b": 0.4}, task="nyu/linear", direction=-1),
+        }
+    )
+    for name, parameters in (("a", 90e6), ("b", 5e6), ("c", 5e6)):
+        results.backbones[name] = {"parameters": parameters, "licence": f"licence {name}"}
+    path = tmp_path / "index.html"
+    path.write_text(leaderboard(results, "Leaderboard", "three backbones"), encoding="utf-8")
+    context = browser.new_context(viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(path.as_uri())
+    shown = lambda: page.eval_on_selector_all(
+        "#rows tr",
+        "rows => rows.map(row => [row.cells[0].firstChild.data, row.cells[1].textContent])",
+    )
+    assert shown() == [["a", "1"], ["b", "2"], ["c", "–"]]
+    page.select_option("#group", label="voc/linear")
+    assert shown() == [["a", "1"], ["b", "2"], ["c", "3"]]
+    page.select_option("#size", label="25 M")
+    page.fill("#text", "B")
+    assert shown() == [["b", "2"]]
+    page.locator("td button").first.click()
+    assert '"task": "voc/linear"' in page.locator("#detail-protocol").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390 and errors == []
+    context.close()

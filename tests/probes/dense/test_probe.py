@@ -176,7 +176,6 @@ def test_scores_do_not_depend_on_where_images_are_skipped(tmp_path):
     assert "exclude=[\n" in config or "exclude=['images/val/002.png'" in config
 
 
-@pytest.mark.slow
 def test_the_config_runs_with_plain_mmengine(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "normals")
     probe = REGISTERED["normals/deeplabv3"]

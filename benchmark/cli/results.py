@@ -1,0 +1,119 @@
+"""``results``: share results with what their intervals need, and check or show shared ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmark.cli.parser import Positional
+from benchmark.options import TrackingOptions
+from common.settings import Folder, Names, options_dataclass
+
+
+@options_dataclass
+class Export(TrackingOptions):
+    """Write the results of an experiment into one file that others can compare with.
+
+    examples:
+      python -m benchmark results export --experiment paper --out my-net.zip
+      python -m benchmark report --experiment paper --with others/
+    """
+
+    experiment: Names = ()
+    """MLflow experiments (default: the latest with results)"""
+    backbones: Names = ()
+    """only these (default: all)"""
+    tasks: Names = ()
+    """only these tasks"""
+    source: str = ""
+    """who shares them, in a few words; reports show it"""
+    out: Path = Path("results.zip")
+    """the file to write"""
+
+    def main(self) -> int:
+        """Print what was written and what was left out."""
+        from benchmark.execution.progress import console
+        from reports.mlflow.query import Store
+        from reports.selection import default_experiments
+        from reports.shared.export import export
+
+        store = Store(self.tracking_uri)
+        experiments = self.experiment or default_experiments(store)
+        written = export(store, experiments, self.out, self.backbones, self.tasks, self.source)
+        for note in written.notes:
+            console.print(f"  note · {note}", style="dim", markup=False)
+        names = ", ".join(written.backbones)
+        size = self.out.stat().st_size / 1e6
+        console.print(f"{written.cells} results of {names}: {self.out} ({size:.1f} MB)")
+        return 0
+
+
+@options_dataclass
+class Check:
+    """Verify a file of shared results: checksums, identities, and every metric, computed again.
+
+    examples:
+      python -m benchmark results check my-net.zip
+    """
+
+    file: Positional[str]
+    """a file, a folder of files, a URL, or the name of a shipped file"""
+
+    def main(self) -> int:
+        """Exit code 2 with the reason if the file is refused."""
+        from benchmark.execution.progress import console
+        from reports.shared.archive import read_archive
+        from reports.shared.check import verify
+        from reports.shared.merge import find_files
+
+        for title, content in find_files(self.file):
+            results = read_archive(content, title)
+            scores = verify(results)
+            names = {run.tags["backbone"] for run in results.runs}
+            console.print(
+                f"{title}: {len(scores)} results of {len(names)} backbones agree with their"
+                " per-image scores"
+            )
+        return 0
+
+
+@options_dataclass
+class Page:
+    """Write a leaderboard of shared results: one page that needs no server and no network.
+
+    examples:
+      python -m benchmark results page --with results/ --out site/
+    """
+
+    shared: Names
+    """files or folders of `results export`, URLs, shipped names (mini)"""
+    out: Folder = Path("site")
+    """output folder"""
+    title: str = "Leaderboard of frozen vision backbones"
+    """heading of the page"""
+
+    def main(self) -> int:
+        """Exit code 2 with the reason if a file is refused; nothing is written then."""
+        from benchmark.execution.progress import Bar, console
+        from common.files import write_text
+        from reports.shared.archive import read_archive
+        from reports.shared.merge import find_files
+        from reports.shared.page import leaderboard
+        from reports.shared.standings import Standings
+
+        files = [file for location in self.shared for file in find_files(location)]
+        results = Standings()
+        with Bar() as bar:
+            bar.start("shared results", len(files))
+            for title, content in files:
+                results.add(read_archive(content, title))
+                bar.advance()
+        about = (
+            f"{len(results.backbones)} backbones, {len(results.columns)} tasks, {len(files)} files"
+        )
+        path = self.out / "index.html"
+        write_text(path, leaderboard(results, self.title, about))
+        console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        return 0
+
+
+COMMAND = {"export": Export, "check": Check, "page": Page}

@@ -1,0 +1,85 @@
+"use strict";
+const content = JSON.parse(document.getElementById("content").textContent);
+const byId = id => document.getElementById(id);
+const make = (tag, text, attributes) => Object.assign(document.createElement(tag), { textContent: text ?? "" }, attributes);
+
+const kinds = {};
+content.groups.forEach((group, number) => {
+  const [kind, name] = group.label.includes(": ") ? group.label.split(/: (.*)/) : ["", group.label];
+  if (kind && !kinds[kind]) byId("group").append(kinds[kind] = make("optgroup", "", { label: kind }));
+  (kind ? kinds[kind] : byId("group")).append(make("option", name, { value: number }));
+});
+for (const licence of [...new Set(content.backbones.map(b => b.licence))].filter(Boolean).sort())
+  byId("licence").append(make("option", licence, { value: licence }));
+
+const format = value => Math.abs(value) >= 10 ? value.toFixed(1) : value.toPrecision(3);
+const place = ([, , first, last]) => first === last ? `${first}` : `${first}–${last}`;
+const millions = count => count ? `${(count / 1e6).toFixed(count < 1e7 ? 1 : 0)} M` : "";
+
+function show() {
+  const group = content.groups[byId("group").value], single = group.columns.length === 1;
+  const text = byId("text").value.toLowerCase(), size = Number(byId("size").value), licence = byId("licence").value;
+  const shown = content.backbones.filter(b =>
+    [b.name, b.architecture, b.weights, b.source, b.file].join(" ").toLowerCase().includes(text)
+    && (!size || (b.parameters && b.parameters <= size)) && (!licence || b.licence === licence)
+    && group.columns.some(c => content.columns[c].cells[b.name]));
+  const key = b => { const p = group.places[b.name]; return p ? [p[2], p[3]] : [Infinity, 0]; };
+  const sign = single ? content.columns[group.columns[0]].direction : 1;
+  const score = b => sign * (group.places[b.name]?.[0] ?? -Infinity);
+  shown.sort((a, b) => key(a)[0] - key(b)[0] || key(a)[1] - key(b)[1] || score(b) - score(a));
+  byId("head").replaceChildren(heading(group, single));
+  byId("rows").replaceChildren(...shown.map(b => row(b, group, single)));
+  const ranked = Object.keys(group.places).length;
+  byId("explain").textContent = `${shown.length} of ${content.backbones.length} backbones, ${ranked} ranked: those with a number in `
+    + (single ? "this task. " : `all ${group.columns.length} tasks, by the mean of (number − median) / standard deviation. `)
+    + "Place: 1 + how many are better beyond doubt, to how many are not worse beyond doubt (95 %, corrected for comparing each with all others). A number opens its protocol.";
+}
+
+function heading(group, single) {
+  const line = make("tr");
+  line.append(make("th", "Backbone"), make("th", "Place"), make("th", "Size"));
+  if (!single) line.append(make("th", "Score"));
+  for (const c of group.columns) {
+    const column = content.columns[c], head = make("th", column.task);
+    head.append(make("small", `${column.metric} ${column.direction > 0 ? "↑" : "↓"}${column.unit ? " " + column.unit : ""} · ${column.images} images`));
+    line.append(head);
+  }
+  return line;
+}
+
+function row(backbone, group, single) {
+  const standing = group.places[backbone.name], line = make("tr", "", { className: standing ? "" : "out" });
+  const name = make("th", backbone.name, { scope: "row" });
+  name.append(make("small", [backbone.weights || backbone.architecture, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
+  line.append(name, make("td", standing ? place(standing) : "–"), make("td", millions(backbone.parameters)));
+  if (!single) line.append(standing ? number(standing) : make("td", "–"));
+  for (const c of group.columns) {
+    const cell = content.columns[c].cells[backbone.name];
+    if (!cell) { line.append(make("td", "–", { className: "missing" })); continue; }
+    const entry = make("td"), button = make("button", "", { type: "button" });
+    button.append(...number(cell).childNodes);
+    button.addEventListener("click", () => detail(backbone, c, cell));
+    entry.append(button);
+    line.append(entry);
+  }
+  return line;
+}
+
+function number([value, half]) {
+  const entry = make("td");
+  entry.append(make("span", format(value), { className: "num" }), make("span", `± ${half.toPrecision(2)}`, { className: "ci" }));
+  return entry;
+}
+
+function detail(backbone, c, cell) {
+  const column = content.columns[c];
+  byId("detail-title").textContent = `${backbone.name} · ${column.task}`;
+  byId("detail-text").textContent = `${column.metric} ${format(cell[0])} ± ${cell[1]}, place ${place(cell)}, ${cell[4]} seed${cell[4] > 1 ? "s" : ""}, `
+    + `${column.images} images, file ${cell[5]}${backbone.source ? " by " + backbone.source : ""}. Weights ${backbone.weights || "?"}, sha256 ${backbone.sha256}.`;
+  byId("detail-protocol").textContent = JSON.stringify(content.protocols[c], null, 2);
+  byId("detail").showModal();
+}
+
+byId("close").addEventListener("click", () => byId("detail").close());
+for (const id of ["group", "text", "size", "licence"]) byId(id).addEventListener("input", show);
+show();

@@ -1,0 +1,219 @@
+"""Places of many backbones, with those that cannot be told apart sharing one.
+
+A backbone's place is 1 + the number of backbones that are better beyond doubt; its interval ends at
+the number of backbones that are not worse beyond doubt (Mogstad, Romano, Shaikh, Wilhelm, Review of
+Economic Studies 2024). A difference is beyond doubt if its interval, corrected for comparing one
+backbone with all others (Šidák), excludes zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from common.files import content_key
+from reports.metrics import Metric, declared
+from reports.shared.archive import ENVIRONMENT, PROTOCOL, SharedResults, SharedRun
+from reports.shared.check import verify
+from reports.stats.intervals import FEW, LEVEL
+from reports.stats.multiplicity import sidak
+from reports.stats.resampling import image_weights
+
+RESAMPLES = 200
+
+
+@dataclass
+class Column:
+    """A task under one protocol and version of the data.
+
+    Attributes:
+        values: backbone → the main metric with each seed.
+        moved: backbone → (R,) what each resample of the images adds to the mean over seeds.
+        sources: backbone → title of its file.
+    """
+
+    task: str
+    kind: str
+    probe: str
+    dataset: str
+    name: str
+    metric: Metric
+    conditions: dict[str, Any]
+    images: int
+    values: dict[str, list[float]] = field(default_factory=dict)
+    moved: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A backbone's score with its half width, and the interval of its place."""
+
+    score: float
+    half_width: float
+    first: int
+    last: int
+
+
+@dataclass
+class Standings:
+    """Everything that the page shows; ``backbones`` has what is known of each."""
+
+    columns: dict[tuple[str, str], Column] = field(default_factory=dict)
+    backbones: dict[str, dict[str, str | float]] = field(default_factory=dict)
+    weights: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def add(self, results: SharedResults) -> None:
+        """Verify a file and add its results; a name that others have for other weights gets the
+        file's title added.
+
+        Raises:
+            TrackingError: the file is refused.
+        """
+        scores = verify(results)
+        parents = {run.id: run for run in results.runs if run.parent is None}
+        ambiguous = {
+            run.tags["backbone"]
+            for run in parents.values()
+            if self.weights.get(_seed(run), _sha(run)) != _sha(run)
+        }
+        for run in results.runs:
+            name = run.tags["backbone"]
+            name = f"{name} ({results.title})" if name in ambiguous else name
+            if run.parent is None:
+                self.weights[name, run.tags["seed"]] = _sha(run)
+                self.backbones.setdefault(name, _describe(results, run))
+                continue
+            column = self._column(results, run, len(scores[run.id].images))
+            if column.sources.setdefault(name, results.title) != results.title:
+                continue  # the first file with a result counts
+            metric = next(iter(declared(run.tags)))
+            weights = image_weights(scores[run.id].images, RESAMPLES)
+            resampled = scores[run.id].metrics[metric](weights)
+            value = run.metrics[metric]
+            column.values.setdefault(name, []).append(value)
+            moved = np.where(np.isfinite(resampled), resampled - value, 0.0)
+            column.moved.setdefault(name, []).append(moved)
+
+    def _column(self, results: SharedResults, run: SharedRun, images: int) -> Column:
+        conditions = results.json(f"{run.id}/{PROTOCOL}")
+        key = run.tags["task"], settings_key(conditions)
+        if key not in self.columns:
+            tags = run.tags
+            name, metric = next(iter(declared(tags).items()))
+            self.columns[key] = Column(
+                tags["task"],
+                tags["kind"],
+                tags["probe"],
+                tags["dataset"],
+                name,
+                metric,
+                conditions,
+                images,
+            )
+        return self.columns[key]
+
+
+def settings_key(conditions: Mapping[str, Any]) -> str:
+    """Identity of a protocol apart from the versions of libraries."""
+    return content_key({name: each for name, each in conditions.items() if name != "libraries"})
+
+
+def _seed(run: SharedRun) -> tuple[str, str]:
+    return run.tags["backbone"], run.tags["seed"]
+
+
+def _sha(run: SharedRun) -> str:
+    return run.tags["weights.sha256"]
+
+
+def _describe(results: SharedResults, run: SharedRun) -> dict[str, str | float]:
+    tags = run.tags
+    size = results.json(f"{run.id}/{ENVIRONMENT}")["backbone"].get("data", {}).get("size", [])
+    return {
+        "architecture": tags.get("architecture", ""),
+        "parameters": run.metrics.get("cost/parameters", 0.0),
+        "resolution": " × ".join(map(str, size)),
+        "weights": tags.get("weights.source", ""),
+        "sha256": tags["weights.sha256"],
+        "licence": tags.get("weights.licence", ""),
+        "file": results.title,
+        "source": results.manifest.source,
+    }
+
+
+def standings(columns: Sequence[Column]) -> dict[str, Standing]:
+    """Backbone → its standing over columns, of those that are in all of them.
+
+    Of one column the score is the metric. Of several it is the mean over them of (metric - median)
+    / standard deviation, over the backbones in the column, positive where better.
+    """
+    names = [name for name in columns[0].values if all(name in c.values for c in columns)]
+    if not names:
+        return {}
+    scores = np.zeros(len(names))
+    moved = np.zeros((len(names), RESAMPLES))
+    noise, freedom = np.zeros(len(names)), 0
+    for column in columns:
+        values = np.array([np.mean(column.values[name]) for name in names])
+        scale, shift = float(column.metric.direction), 0.0
+        if len(columns) > 1:
+            shift = float(np.median(values))
+            scale /= len(columns) * (float(values.std()) or 1.0)
+        scores += scale * (values - shift)
+        for row, name in enumerate(names):
+            deviations = np.mean(column.moved[name], axis=0)
+            moved[row] += scale * np.resize(deviations, RESAMPLES)
+        variance, df = _seed_variance(column, names)
+        noise += scale**2 * variance
+        freedom += df
+    difference = scores[:, None] - scores[None]
+    images = min(column.images for column in columns)
+    level = sidak(max(len(names) - 1, 1))
+    seeds = noise[:, None] + noise[None]
+    reach = _half_width(_pairwise(np.cov(moved)), images - 1, seeds, freedom, level)
+    if images < FEW:
+        reach[:] = np.inf
+    better = (difference > reach).sum(axis=0)  # number of backbones that beat each
+    worse = (difference > reach).sum(axis=1)
+    half = _half_width(moved.var(axis=1, ddof=1), images - 1, noise, freedom, LEVEL)
+    sign = columns[0].metric.direction if len(columns) == 1 else 1
+    return {
+        name: Standing(
+            sign * float(scores[row]),
+            float(half[row]),
+            1 + int(better[row]),
+            len(names) - int(worse[row]),
+        )
+        for row, name in enumerate(names)
+    }
+
+
+def _pairwise(covariance: np.ndarray) -> np.ndarray:
+    covariance = np.atleast_2d(covariance)
+    own = np.diag(covariance)
+    return np.maximum(own[:, None] + own[None] - 2 * covariance, 0.0)
+
+
+def _seed_variance(column: Column, names: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Variance of each mean over seeds, from the variance that all backbones share; its degrees of
+    freedom. Zero where no backbone has several seeds."""
+    counts = np.array([len(column.values[name]) for name in names])
+    squares = sum(np.var(column.values[name]) * len(column.values[name]) for name in names)
+    freedom = int((counts - 1).sum())
+    return squares / max(freedom, 1) / counts, freedom
+
+
+def _half_width(
+    images: np.ndarray, images_freedom: int, seeds: np.ndarray, seeds_freedom: int, level: float
+) -> np.ndarray:
+    """Half of an interval's width from two variances and their degrees of freedom (Welch and
+    Satterthwaite's)."""
+    total = np.maximum(images + seeds, np.finfo(float).tiny)
+    shares = images**2 / max(images_freedom, 1) + seeds**2 / max(seeds_freedom, 1)
+    freedom = total**2 / np.maximum(shares, np.finfo(float).tiny)
+    return special.stdtrit(np.minimum(freedom, 1e6), 1 - level / 2) * np.sqrt(total)

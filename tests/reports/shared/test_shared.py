@@ -1,0 +1,222 @@
+"""Results that travel: exported, checked, refused, and compared with as if they were one's own."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from common.files import content_key
+from reports.errors import TrackingError
+from reports.mlflow.query import Store
+from reports.mlflow.run import Tracker
+from reports.report import Request, build
+from reports.shared.archive import read_archive, write_archive
+from reports.shared.check import verify
+from reports.shared.export import export, without_paths
+from reports.shared.merge import find_files
+from tests.reports.synthetic import write_run
+
+TASKS = ("voc/linear", "imagenet/linear")
+QUALITY = {"a": 0.5, "b": 0.58, "c": 0.62, "d": 0.45}
+
+
+def tracker_with(folder, names, seeds=range(2), **settings) -> Tracker:
+    """A store with these backbones."""
+    folder.mkdir()
+    tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
+    for name in names:
+        for seed in seeds:
+            write_run(tracker, name, seed, dict.fromkeys(TASKS, QUALITY[name]), **settings)
+    return tracker
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _inside(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def others(folder):
+    """A file with the backbones c and d."""
+    tracker = tracker_with(folder / "others", "cd")
+    path = folder / "others.zip"
+    written = export(Store(tracker.uri), ["paper"], path, source="a lab")
+    assert written.backbones == ["c", "d"] and written.cells == 8 and not written.notes
+    return path
+
+
+@pytest.fixture(scope="module")
+def mine(folder):
+    """A store with the backbones a and b."""
+    return tracker_with(folder / "mine", "ab")
+
+
+def intervals(report) -> dict:
+    analysis = report.analysis
+    return {
+        (name, column.task, metric): (e.value, e.low, e.high)
+        for part in (analysis.estimates, analysis.differences)
+        for (name, column, metric), e in part.items()
+    } | {name: (gain.typical.value, gain.typical.low) for name, gain in analysis.gains.items()}
+
+
+def test_two_homes_give_the_intervals_of_one(folder, mine, others):
+    one = tracker_with(folder / "one", "abcd")
+    request = {"experiments": ["paper"], "baseline": "a"}
+    alone = build(Request(**request, tracking_uri=one.uri))
+    merged = build(Request(**request, tracking_uri=mine.uri, shared=[str(others)]))
+    assert set(merged.backbones) == set("abcd")
+    assert intervals(merged) == intervals(alone)
+    assert "Shared results, not made here: c, d (from a lab)." in merged.notes
+
+
+def test_the_same_runs_give_the_same_bytes_and_no_path(folder, others):
+    again = tracker_with(folder / "again", "cd")
+    export(Store(again.uri), ["paper"], folder / "again.zip", source="a lab")
+    assert (folder / "again.zip").read_bytes() == others.read_bytes()
+    with zipfile.ZipFile(others) as archive:
+        texts = [archive.read(n).decode() for n in archive.namelist() if n.endswith(".json")]
+    assert not any(str(folder) in text or "/tmp" in text for text in texts)
+    value = {"a": ["/home/me/x.pt", "~/y", "https://me:secret@host/z"], "b": 1}
+    assert without_paths(value) == {"a": ["x.pt", "y", "https://***@host/z"], "b": 1}
+
+
+def changed(others, change) -> bytes:
+    """A file with new checksums after ``change(runs, members)``."""
+    results = read_archive(others.read_bytes(), "others")
+    members = {name: content for name, content in results.members.items() if name != "runs.json"}
+    runs = json.loads(results.members["runs.json"])
+    change(runs, members)
+    path = others.with_name("changed.zip")
+    models = [type(results.runs[0])(**run) for run in runs]
+    write_archive(path, "", "1", models, members)
+    return path.read_bytes()
+
+
+def task_run(runs, task):
+    return next(run for run in runs if run["tags"].get("task") == task)
+
+
+def arrays_of(members, name) -> dict:
+    with np.load(io.BytesIO(members[name])) as stored:
+        return dict(stored)
+
+
+def _metric(runs, members):
+    metrics = task_run(runs, "voc/linear")["metrics"]
+    metrics["mIoU"] = round(metrics["mIoU"] + 0.2, 3)
+
+
+def _image(runs, members):
+    run = task_run(runs, "imagenet/linear")
+    arrays = arrays_of(members, name := f"{run['id']}/per_image.npz")
+    arrays["image"][3] = "easy.jpg"
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    members[name] = buffer.getvalue()
+
+
+def _protocol(runs, members):
+    name = f"{task_run(runs, 'voc/linear')['id']}/protocol.json"
+    members[name] = members[name].replace(b'"max_iters":10', b'"max_iters":99')
+
+
+def _protocol_and_hash(runs, members):
+    _protocol(runs, members)
+    run = task_run(runs, "voc/linear")
+    run["tags"]["protocol"] = content_key(json.loads(members[f"{run['id']}/protocol.json"]))
+
+
+def _weights(runs, members):
+    task_run(runs, "voc/linear")["tags"]["weights.sha256"] = "0" * 64
+
+
+def _without_scores(runs, members):
+    del members[f"{task_run(runs, 'voc/linear')['id']}/per_image.npz"]
+
+
+def _tag(runs, members):
+    task_run(runs, "voc/linear")["tags"]["mlflow.user"] = "me"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_metric, "by its per-image scores"),
+        (_image, "its images are not those of"),
+        (_protocol, "its protocol is not the one"),
+        (_protocol_and_hash, "that the tag `cell` is the hash of"),
+        (_weights, "weights.sha256 is not that of its parent"),
+        (_without_scores, "no per-image scores"),
+        (_tag, "unknown tag 'mlflow.user'"),
+    ],
+)
+def test_a_false_file_is_refused_with_the_reason(others, change, reason):
+    results = read_archive(changed(others, change), "others")
+    with pytest.raises(TrackingError, match=reason):
+        verify(results)
+
+
+def test_a_changed_byte_and_other_files_are_refused(others, folder):
+    content = others.read_bytes()
+    assert len(verify(read_archive(content, "others"))) == 8
+    with zipfile.ZipFile(others) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["runs.json"] = members["runs.json"].replace(b'"seed":"0"', b'"seed":"7"')
+    with zipfile.ZipFile(folder / "edited.zip", "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    with pytest.raises(TrackingError, match=r"runs.json is not what was exported"):
+        read_archive((folder / "edited.zip").read_bytes(), "edited")
+    with pytest.raises(TrackingError, match="is not a file of `results export`"):
+        read_archive(content[:1000], "part")
+    with pytest.raises(TrackingError, match="no shared results at nowhere"):
+        find_files("nowhere")
+
+
+def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, mine, others):
+    quick = tracker_with(folder / "quick", "c", protocol="quick")
+    newer = tracker_with(folder / "newer", "d", libraries={"torch": "3"})
+    for tracker, name in ((quick, "quick"), (newer, "newer")):
+        export(Store(tracker.uri), ["paper"], folder / f"{name}.zip")
+    request = {"experiments": ["paper"], "tracking_uri": mine.uri, "baseline": "a"}
+    report = build(Request(**request, shared=[str(folder / "quick.zip")]))
+    assert {c.title for c in report.columns if c.task == "voc/linear"} == {
+        "voc/linear (A)",
+        "voc/linear (B)",
+    }
+    report = build(Request(**request, shared=[str(folder / "newer.zip")]))
+    assert {column.letter for column in report.columns} == {""}
+    assert any("other versions of torch" in note for note in report.notes)
+
+
+def test_other_weights_of_the_same_name_are_told_apart(folder, mine):
+    theirs = tracker_with(folder / "theirs", "a", weights="trained elsewhere")
+    export(Store(theirs.uri), ["paper"], folder / "theirs.zip")
+    request = {"experiments": ["paper"], "tracking_uri": mine.uri, "baseline": "a"}
+    report = build(Request(**request, shared=[str(folder / "theirs.zip")]))
+    assert report.backbones == ["a", "b", "a (theirs)"]
+
+
+def test_companions_are_backbones_of_new_names_under_the_same_protocols(
+    folder, mine, others, monkeypatch
+):
+    both = tracker_with(folder / "both", "bc", weights="trained elsewhere")
+    write_run(both, "d", 0, dict.fromkeys(TASKS, 0.5), protocol="quick")
+    export(Store(both.uri), ["paper"], folder / "both.zip")
+    content = (folder / "both.zip").read_bytes()
+    monkeypatch.setattr("reports.shared.merge.find_files", lambda name: [(name, content)])
+    request = {"experiments": ["paper"], "tracking_uri": mine.uri, "companions": ["both"]}
+    assert build(Request(**request)).backbones == ["a", "b", "c"]
+    assert build(Request(**request, backbones=["b"], baseline="b")).backbones == ["b", "c"]
