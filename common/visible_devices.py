@@ -1,5 +1,5 @@
-"""Which accelerators a process sees, and what they are called: without importing torch, because the
-variables must be set before torch starts."""
+"""Which cores and accelerators a process sees, and what the latter are called: without importing
+torch, because the variables must be set before torch starts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
 # variables that hide all accelerators when they are empty; an empty ZE_AFFINITY_MASK shows all
 HIDING = VARIABLES["cuda"]
 DRIVER_TOOLS = ("nvidia-smi", "amd-smi", "rocm-smi", "xpu-smi")  # installed with a driver
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_accelerator_name(name: str) -> bool:

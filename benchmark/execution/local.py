@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import Bar
 from benchmark.execution.spec import ExecutorSpec
-from benchmark.execution.unit import Outcome, Unit, cores, execute, threads
+from benchmark.execution.unit import Outcome, Unit, execute, threads
 from common.errors import UserError
-from common.visible_devices import hiding_all, showing_only, visible
+from common.visible_devices import cores, hiding_all, showing_only, visible
 
 
 class LocalExecutor(Executor):

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import Bar, console
 from benchmark.execution.spec import ExecutorSpec, WorkerLost
-from benchmark.execution.unit import Outcome, Unit, cores, execute, threads_per_unit
+from benchmark.execution.unit import Outcome, Unit, execute, threads_per_unit
 from common.errors import UserError, first_line
+from common.visible_devices import cores
 
 # prefixes of environment variables that units on a cluster need
 FORWARDED = (

@@ -193,11 +193,6 @@ def _check_node(folder: Path, submitting: Mapping[str, str]) -> None:
         )
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads_per_unit(cpus: int, jobs: int = 0) -> int:
     """Computing threads of a unit on a CPU: ``cpus`` divided by ``jobs``; without ``jobs`` a
     quarter of them, from 1 to 8. At most ``OMP_NUM_THREADS``.

@@ -72,5 +72,6 @@ class DenseProbe:
 for _kind, _settings in SETTINGS.items():
     for _name in PROBES:
         if (_kind, _name) != ("segmentation", "dpt-probe3d"):
-            _version = 5 if _name == "dpt" else 4  # dpt 4 was probe3d's head
+            # dpt 4 was probe3d's head; linear 4 rounded otherwise on a CPU
+            _version = 5 if _name in ("dpt", "linear") else 4
             register_probe(DenseProbe(_name, _kind, _settings, METRICS[_kind], _version))

@@ -7,7 +7,6 @@ cut to the largest centred square and brought to one size.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from common.coco_masks import mask_error
 from common.errors import UserError, report_malformed
 from common.files import content_key, read_json
 from common.images import IMAGE_ERRORS, to_rgb
+from common.visible_devices import cores
 
 IGNORE = 255
 MEMORY = 2 * 2**30
@@ -76,7 +76,7 @@ class ExpertData:
         indices = list(indices)
         pairs = {index: self._cached[index] for index in indices if index in self._cached}
         missing = sorted(set(indices) - set(pairs))
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        with ThreadPoolExecutor(min(cores(), 16)) as pool:
             for index, pair in zip(missing, pool.map(self._decode, missing), strict=True):
                 pairs[index] = pair
                 if (len(self._cached) + 1) * sum(tensor.nbytes for tensor in pair) <= self.memory:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,27 @@ def test_the_linear_head_is_batch_norm_and_a_1x1_convolution():
         (features - mean) / (var + 1e-5).sqrt(), head.conv_seg.weight, head.conv_seg.bias
     )
     torch.testing.assert_close(head((features,)), expected)
+
+
+@pytest.mark.parametrize("dropout_first", [False, True])
+def test_the_quick_linear_head_is_equal_up_to_rounding(dropout_first):
+    """Outputs, gradients and running statistics, on channels whose means are large."""
+    ratio = 0.5 if dropout_first else 0.0
+    torch.manual_seed(0)
+    head = LinearHead(
+        in_channels=5, in_index=0, num_classes=3, dropout_ratio=ratio, dropout_first=dropout_first
+    )
+    torch.nn.init.normal_(head.norm.weight)
+    maps = 3 * torch.randn(4, 5, 6, 7) + 100 * torch.arange(5.0)[:, None, None]
+    results = []
+    for maps_are_constant in (True, False):
+        each, inputs = copy.deepcopy(head), maps.clone().requires_grad_(not maps_are_constant)
+        torch.manual_seed(1)
+        outputs = each((inputs,))
+        outputs.square().sum().backward()
+        gradients = {name: weight.grad for name, weight in each.named_parameters()}
+        results.append((outputs.detach(), gradients, dict(each.named_buffers())))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("probe", HEADS)
