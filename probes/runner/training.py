@@ -53,8 +53,7 @@ def resolved(cfg: Config, context: Context) -> Config:
             types.
         context: gives seed and loading processes.
     """
-    # yapf, which would format its text, takes a second for each cell
-    cfg = Config(copy.deepcopy(cfg.to_dict()), format_python_code=False)
+    cfg = copy.deepcopy(cfg)
     max_iters = cfg.train_cfg["max_iters"]
     imports = [
         "probes.runner.bridge",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from benchmark.mini.config import CONFIGS
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 
 pytestmark = pytest.mark.integration
@@ -11,7 +14,9 @@ pytestmark = pytest.mark.integration
 SMOKE = "run --suite smoke --task mini-class/zero-shot,mini-retrieval/retrieval --device cpu"
 
 
-def test_smoke_makes_everything_once(workdir, capsys, refused):
+def test_smoke_makes_everything_once(workdir, capsys, refused, monkeypatch):
+    world = replace(CONFIGS["smoke"], pairs=96, expert_train=48, expert_val=8, shard_size=48)
+    monkeypatch.setitem(CONFIGS, "smoke", world)
     assert run_command(f"{SMOKE} --json first.json") == 0
     first = read_json("first.json")
     assert set(first["backbones"]) == {"random", "clip", "clip-ft", "cliptex"}

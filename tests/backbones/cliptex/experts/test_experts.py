@@ -100,7 +100,7 @@ def test_damaged_and_wrong_experts(tmp_path):
 
 TRAINED = {
     "unet": ({"epochs": 20.0, "lr": 3e-3, "width": 16}, "object_acc", 70.0, 1),
-    "dpt": ({"epochs": 20.0, "lr": 3e-3, "width": 16}, "abs_rel", 0.12, -1),
+    "dpt": ({"epochs": 8.0, "lr": 3e-3, "width": 16}, "abs_rel", 0.12, -1),
     "nll-angmf": ({"epochs": 20.0, "lr": 3e-3, "width": 16}, "normal_median", 6.0, -1),
 }
 
