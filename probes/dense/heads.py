@@ -167,7 +167,8 @@ class LinearHead(BaseDecodeHead):
         """``conv_seg(norm(maps))`` of constant maps, with the normalisation's scale and bias in
         those of the convolution: equal up to float32's rounding, and three times as fast, because
         no gradient passes through arrays as large as the maps."""
-        norm, weight = self.norm, self.conv_seg.weight.flatten(1)
+        norm: Any = self.norm
+        weight = self.conv_seg.weight.flatten(1)
         norm.num_batches_tracked += 1
         mean, variance = torch.batch_norm_update_stats(
             maps, norm.running_mean, norm.running_var, norm.momentum
