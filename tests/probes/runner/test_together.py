@@ -83,17 +83,18 @@ def calls(monkeypatch) -> Counter:
     return counted
 
 
-@pytest.fixture
-def data(tmp_path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Any]:
     """Three datasets on the same photographs; those of depth and normals lie in one folder, as
     NYU's."""
+    folder = tmp_path_factory.mktemp("data")
     datasets = {
-        kind: tiny_dense.make(tmp_path / kind, kind, train=5, val=3)
+        kind: tiny_dense.make(folder / kind, kind, train=5, val=3)
         for kind in ("segmentation", "depth", "normals")
     }
     for kind, split in itertools.product(datasets, ("train", "val")):
-        for image in (tmp_path / f"segmentation/images/{split}").iterdir():
-            (tmp_path / f"{kind}/images/{split}/{image.name}").write_bytes(image.read_bytes())
+        for image in (folder / f"segmentation/images/{split}").iterdir():
+            (folder / f"{kind}/images/{split}/{image.name}").write_bytes(image.read_bytes())
     datasets["backbone"] = registry.create("tiny-cnn", seed=3)
     return datasets
 
@@ -116,54 +117,55 @@ def together(contexts: dict[Key, Context]) -> dict[Key, TaskResult | Exception]:
     return dict(zip(contexts, tasks[0][0].run_group(tasks), strict=True))
 
 
-def each_alone(contexts: dict[Key, Context]) -> dict[Key, TaskResult]:
-    return {key: PROBES["/".join(key)].run(each) for key, each in contexts.items()}
+def weights(task: Context) -> dict[str, torch.Tensor]:
+    return torch.load(task.work_dir / STATE, weights_only=True)["model"]
 
 
-def heads(contexts: dict[Key, Context]) -> dict[Key, dict[str, torch.Tensor]]:
-    return {
-        key: torch.load(each.work_dir / STATE, weights_only=True)["model"]
-        for key, each in contexts.items()
-    }
+@pytest.fixture(scope="module")
+def check_as_alone(data, tmp_path_factory):
+    """Assert that heads have the metrics, scores of images and weights, bit by bit, that each has
+    alone. They are trained alone once for all tests."""
+    alone: dict[tuple[Key, Any], tuple[TaskResult, Context]] = {}
 
+    def check(results: dict, contexts: dict[Key, Context]) -> None:
+        for key, result in results.items():
+            if isinstance(result, Exception):
+                raise result
+            trained = key, contexts[key].settings
+            if trained not in alone:
+                own = replace(
+                    contexts[key], num_workers=0, work_dir=tmp_path_factory.mktemp("alone")
+                )
+                alone[trained] = PROBES["/".join(key)].run(own), own
+            expected, own = alone[trained]
+            assert result.metrics == expected.metrics
+            assert result.per_image.keys() == expected.per_image.keys()
+            for name, scores in result.per_image.items():
+                assert (scores == expected.per_image[name]).all()
+            ours, theirs = weights(contexts[key]), weights(own)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
-def assert_same(ours: dict, theirs: dict, contexts: dict, alone: dict) -> None:
-    """The same metrics, scores of images and weights, bit by bit."""
-    for key, result in ours.items():
-        if isinstance(result, Exception):
-            raise result
-        assert result.metrics == theirs[key].metrics
-        assert result.per_image.keys() == theirs[key].per_image.keys()
-        assert all(
-            (value == theirs[key].per_image[name]).all() for name, value in result.per_image.items()
-        )
-    for key, weights in heads(contexts).items():
-        expected = heads(alone)[key]
-        assert weights.keys() == expected.keys()
-        assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    return check
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(
-    tmp_path, data, calls, workers
+    tmp_path, data, calls, check_as_alone, workers
 ):
-    alone = {key: task(tmp_path / "alone", data, *key) for key in SEGMENTATION}
-    results = each_alone(alone)
-    before = calls.copy()
     contexts = {
-        key: replace(task(tmp_path / "joint", data, *key), num_workers=workers)
-        for key in SEGMENTATION
+        key: replace(task(tmp_path, data, *key), num_workers=workers) for key in SEGMENTATION
     }
-    assert_same(together(contexts), results, contexts, alone)
+    outcomes = together(contexts)
     # 6 batches of training and 3 of evaluation; the preview predicts each of the 3 images again
-    assert before["TinyBackbone"] == 3 * (6 + 3 + 3)
-    assert calls["TinyBackbone"] - before["TinyBackbone"] == 6 + 3 + 3 * 3
+    assert calls["TinyBackbone"] == 6 + 3 + 3 * 3
     if not workers:
-        assert calls["LoadGroundTruth"] - before["LoadGroundTruth"] == 6 * 3 + 3 + 3 * 3
+        assert calls["LoadGroundTruth"] == 6 * 3 + 3 + 3 * 3
+    check_as_alone(outcomes, contexts)
     assert multiprocessing.active_children() == []
 
 
-def test_whoever_else_is_there_and_in_whatever_order(tmp_path, data):
+def test_whoever_else_is_there_and_in_whatever_order(tmp_path, data, check_as_alone):
     lengths = dict(
         zip(
             SEGMENTATION,
@@ -171,13 +173,11 @@ def test_whoever_else_is_there_and_in_whatever_order(tmp_path, data):
             strict=True,
         )
     )
-    alone = {key: task(tmp_path / "alone", data, *key, **change) for key, change in lengths.items()}
-    results = each_alone(alone)
     for number, keys in enumerate(
         [SEGMENTATION[:2], SEGMENTATION[::-1], (SEGMENTATION[2], SEGMENTATION[0])]
     ):
         contexts = {key: task(tmp_path / str(number), data, *key, **lengths[key]) for key in keys}
-        assert_same(together(contexts), results, contexts, alone)
+        check_as_alone(together(contexts), contexts)
 
 
 @pytest.mark.parametrize(
@@ -185,17 +185,17 @@ def test_whoever_else_is_there_and_in_whatever_order(tmp_path, data):
     [(SEGMENTATION, CACHED), (KINDS, CACHED), (REGRESSION, {})],
     ids=["probes", "kinds", "uncached kinds"],
 )
-def test_one_pass_serves_several_ground_truths(tmp_path, data, calls, members, change):
+def test_one_pass_serves_several_ground_truths(
+    tmp_path, data, calls, check_as_alone, members, change
+):
     """Each photograph is decoded once, or its features read once, and every head sees its own truth
     of the same crop."""
-    alone = {key: task(tmp_path / "alone", data, *key, **change) for key in members}
-    results = each_alone(alone)
-    before = calls.copy()
-    contexts = {key: task(tmp_path / "joint", data, *key, **change) for key in members}
-    assert_same(together(contexts), results, contexts, alone)
+    contexts = {key: task(tmp_path, data, *key, **change) for key in members}
+    outcomes = together(contexts)
     if not change:
-        assert calls["LoadImageFromFile"] - before["LoadImageFromFile"] == 6 * 3 + 3 + 2 * 3
-        assert calls["TinyBackbone"] - before["TinyBackbone"] == 6 + 3 + 2 * 3
+        assert calls["LoadImageFromFile"] == 6 * 3 + 3 + 2 * 3
+        assert calls["TinyBackbone"] == 6 + 3 + 2 * 3
+    check_as_alone(outcomes, contexts)
 
 
 def test_groups_are_of_tasks_that_one_pass_can_train(tmp_path, data):
@@ -212,7 +212,7 @@ def test_groups_are_of_tasks_that_one_pass_can_train(tmp_path, data):
     assert len({*same, key(*linear, feature_stride=4)}) == 1
     assert key(*linear) != key("depth", "linear")  # its crops follow from the labels
     assert key("depth", "linear") != key("normals", "linear")  # other files
-    data["normals"] = replace(data["normals"], root=data["depth"].root)  # as NYU's
+    data = {**data, "normals": replace(data["normals"], root=data["depth"].root)}  # as NYU's
     assert key("depth", "linear") == key("normals", "linear")
     assert len({key(*each, **CACHED) for each in KINDS}) == 1
     different = (
@@ -226,17 +226,12 @@ def test_groups_are_of_tasks_that_one_pass_can_train(tmp_path, data):
     assert len({key("depth", "linear", **{**CACHED, **change}) for change in ({}, *different)}) == 7
 
 
-def test_a_head_that_breaks_leaves_the_others_as_they_are(tmp_path, data):
+def test_a_head_that_breaks_leaves_the_others_as_they_are(tmp_path, data, check_as_alone):
     bad, good = SEGMENTATION[:2]
-    alone = {good: task(tmp_path / "alone", data, *good)}
-    results = each_alone(alone)
-    contexts = {
-        bad: task(tmp_path / "joint", data, *bad, lr=1e30),
-        good: task(tmp_path / "joint", data, *good),
-    }
+    contexts = {bad: task(tmp_path, data, *bad, lr=1e30), good: task(tmp_path, data, *good)}
     outcomes = together(contexts)
     assert isinstance(outcomes[bad], NonFiniteLoss) and "at iteration" in str(outcomes[bad])
-    assert_same({good: outcomes[good]}, results, {good: contexts[good]}, alone)
+    check_as_alone({good: outcomes[good]}, contexts)
 
 
 def test_a_bug_in_one_head_is_its_own(tmp_path, data, monkeypatch):
@@ -253,11 +248,9 @@ def test_a_bug_in_one_head_is_its_own(tmp_path, data, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [{}, CACHED], ids=["uncached", "kept"])
-def test_stopped_anywhere_and_resumed_each_ends_as_alone(tmp_path, data, change):
+def test_stopped_anywhere_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone, change):
     """Stopped at random places in random company: a head that is ahead waits for the group."""
     keys, chance = SEGMENTATION[:2], random.Random(5)
-    alone = {key: task(tmp_path / "alone", data, *key, **change) for key in keys}
-    results = each_alone(alone)
     for attempt in range(3):
         folder = tmp_path / f"cut{attempt}"
         for group in (keys[:1], keys[1:], keys)[attempt:]:
@@ -268,17 +261,17 @@ def test_stopped_anywhere_and_resumed_each_ends_as_alone(tmp_path, data, change)
                 )
                 raise KeyboardInterrupt  # it was done before
         contexts = {key: task(folder, data, *key, **change) for key in keys}
-        assert_same(together(contexts), results, contexts, alone)
+        check_as_alone(together(contexts), contexts)
 
 
-def test_killed_and_resumed_each_ends_as_alone(tmp_path, data):
+def test_killed_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone):
     keys = SEGMENTATION[:2]
 
     def doomed() -> None:
         torch.set_num_threads(1)
         together(
             {
-                key: task(tmp_path / "cut", data, *key, recorder=Recorder(die_at=3, kill=True))
+                key: task(tmp_path, data, *key, recorder=Recorder(die_at=3, kill=True))
                 for key in keys
             }
         )
@@ -287,13 +280,11 @@ def test_killed_and_resumed_each_ends_as_alone(tmp_path, data):
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    states = list((tmp_path / "cut").rglob(STATE))
+    states = list(tmp_path.rglob(STATE))
     assert len(states) == 2
     states[0].unlink()  # one begins anew, the other one waits
-    alone = {key: task(tmp_path / "alone", data, *key) for key in keys}
-    results = each_alone(alone)
-    contexts = {key: task(tmp_path / "cut", data, *key) for key in keys}
-    assert_same(together(contexts), results, contexts, alone)
+    contexts = {key: task(tmp_path, data, *key) for key in keys}
+    check_as_alone(together(contexts), contexts)
 
 
 def test_features_cannot_go_while_a_group_trains(tmp_path, data):
