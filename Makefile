@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-dev run test test-all lint docs notebook bench faults format wheel-test clean
+.PHONY: help install install-dev run tables test test-all lint docs notebook bench faults format wheel-test clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ run: install     ## the main job: the CLIPTeX comparison on the mini world
 
 # in one process more than there are cores: some wait
 PYTEST := $(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile --no-loadscope-reorder
+
+tables: install  ## the studies of docs/guide/cliptex.md, three seeds each (half an hour)
+	$(BIN)/python -m benchmark.suites.mini_tables
 
 test: lint       ## lint, then what protects a change: the tests marked unit and integration
 	$(PYTEST) -m "not cluster and not slow"

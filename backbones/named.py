@@ -295,6 +295,10 @@ for _name, _experts in subsets().items():
     _TRAINED.setdefault(
         _name, f"CLIPTeX with pseudo-labels of {' and '.join(_experts)} alone, for ablations"
     )
+_TRAINED |= {
+    "cliptex-manual": "CLIPTeX with manual labels of a few pairs instead of pseudo-labels",
+    "cliptex-both": "CLIPTeX with manual labels of a few pairs and pseudo-labels of the others",
+}
 _settings = {"architecture": "open_clip/ViT-B-16"}
 for _name, _about in _TRAINED.items():
     _about += "; --weights FILE"

@@ -7,7 +7,7 @@ from functools import partial
 
 import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
 from benchmark.stages.graph import Stage
-from benchmark.suites.mini_sizes import SIZES, SUBSETS
+from benchmark.suites.mini_sizes import LABELLED, SIZES, SUBSETS
 from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
 
 DENSE = {
@@ -63,6 +63,7 @@ BACKBONE_SETS = {
     # random, which needs no training, gives the first numbers, and shows what is learnt at all
     "cliptex": ("random", "clip", "clip-ft", "cliptex"),
     "ablation": ("clip-ft", *SUBSETS),  # every subset of the experts
+    "labels": ("clip-ft", "cliptex", *LABELLED),
 }
 
 

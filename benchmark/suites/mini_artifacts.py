@@ -3,12 +3,14 @@ CLIP-FT and CLIPTeX."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from backbones.cliptex.data.augment import AXES
+from backbones.cliptex.data.dataset import Labels
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import MANIFEST, LabelStore
 from backbones.cliptex.training.recipes import Recipe, find_recipe
@@ -20,8 +22,15 @@ from benchmark.mini.world import build_world, is_complete
 from benchmark.stages.experts import ExpertTraining, expert_stage
 from benchmark.stages.graph import Stage
 from benchmark.stages.labels import LabelRequest, label_stage
-from benchmark.stages.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
-from benchmark.suites.mini_sizes import SIZES, TRAINED
+from benchmark.stages.weights import (
+    TrainedWeights,
+    TrainingInputs,
+    find_weights,
+    open_labels,
+    train_stage,
+)
+from benchmark.suites.mini_manual import SHARE, write_manual_labels
+from benchmark.suites.mini_sizes import LABELLED, SIZES, TRAINED
 from benchmark.suites.registry import BackboneSource, SuiteArtifacts, SuiteTraining
 from common.files import content_key, home
 from common.locks import mark_in_use
@@ -32,7 +41,7 @@ class MiniPipeline:
     """The stages of a mini suite, which log to ``experiment``; creates nothing itself."""
 
     def __init__(self, suite: str, experiment: str) -> None:
-        config = CONFIGS[suite]
+        self.config = config = CONFIGS[suite]
         self.sizes, self.experiment = SIZES[suite], experiment
         self.root = home() / "mini" / config.key()
         self.pairs = str(self.root / "pairs")
@@ -61,6 +70,15 @@ class MiniPipeline:
             needs=self.experts,
             units=-(-config.pairs // config.shard_size),
             unit_type="label",
+        )
+        key = content_key([self.root.name, SHARE], 8)
+        self.manual = home() / "labels" / f"{self.root.name}-manual-{key}"
+        self.manual_labels = Stage(
+            "draw manual labels",
+            find=lambda _: self._find_manual(),
+            make=self._draw_manual,
+            needs=(self.world,),
+            unit_type="render",
         )
         self.backbone = cache(self._backbone_stage)
 
@@ -107,38 +125,59 @@ class MiniPipeline:
         mark_in_use(labels.root)
         return labels
 
-    def _backbone_stage(self, name: str, seed: int) -> Stage:
+    def _find_manual(self) -> LabelStore | None:
+        return LabelStore(self.manual) if (self.manual / MANIFEST).is_file() else None
+
+    async def _draw_manual(self, executor: Executor, world: Path) -> LabelStore:
+        mark_in_use(self.manual)
+        if not self._find_manual():
+            arguments = self.config, self.pairs, self.manual
+            await executor.run(
+                "render", write_manual_labels, *arguments, name="manual labels", priority=3
+            )
+        return LabelStore(self.manual)
+
+    def _needs(self, name: str, seed: int) -> tuple[Stage, ...]:
         """CLIP is pre-trained on the captions; all others start from it. Only those that learn from
         experts wait for experts and labels."""
-        needs: tuple[Stage, ...] = (self.world,)
-        settings, priority = self.sizes.clip, 3
-        if name == "clip-ft":
-            needs = (self.backbone("clip", seed),)
-            settings, priority = self.sizes.tune, 1
-        elif name != "clip":
-            needs = (self.backbone("clip", seed), self.labels, *self.experts)
-            settings, priority = {**self.sizes.tune, **self.sizes.lambdas}, 2
-        recipe = find_recipe(name).changed({**settings, "seed": seed})
+        if name == "clip":
+            return (self.world,)
+        clip, pseudo = self.backbone("clip", seed), (self.labels, *self.experts)
+        needs = {
+            "clip-ft": (),
+            "cliptex-manual": (self.manual_labels,),
+            "cliptex-both": (self.manual_labels, *pseudo),
+        }
+        return (clip, *needs.get(name, pseudo))
 
-        def inputs(first: Any, labels: LabelStore | None = None, *_: Any) -> TrainingInputs:
+    def _backbone_stage(self, name: str, seed: int) -> Stage:
+        needs, settings = self._needs(name, seed), self.sizes.clip
+        priority = {"clip": 3, "clip-ft": 1}.get(name, 2)
+        if name != "clip":
+            settings = self.sizes.tune
+        if len(needs) > 1:
+            settings = {**settings, **self.sizes.lambdas}
+        recipe = find_recipe("cliptex" if name in LABELLED else name)
+        recipe = recipe.changed({**settings, "name": name, "seed": seed})
+
+        def inputs(first: Any, *labels_and_experts: Any) -> TrainingInputs:
             init = self.sizes.init if name == "clip" else first.create_arguments["weights"]
+            stores = [each for each in labels_and_experts if isinstance(each, LabelStore)]
+            labels = tuple(store.root for store in stores)
+            path = self._weights_path(recipe, init, open_labels(labels))
             return TrainingInputs(
-                recipe,
-                init,
-                self.pairs,
-                self._weights_path(recipe, init, labels),
-                (labels.root,) if labels else (),
-                experiment=self.experiment,
+                recipe, init, self.pairs, path, labels, experiment=self.experiment
             )
 
-        def source(weights: TrainedWeights, labels: Any = None, *experts: Any) -> BackboneSource:
-            cost = dict(weights.train_cost)
-            for kind in ("seconds", "flops") if labels else ():
-                cost[f"label_{kind}"] = labels.manifest["cost"][kind]
-                cost[f"experts_{kind}"] = sum(expert[kind] for expert in experts)
+        def source(weights: TrainedWeights, *labels_and_experts: Any) -> BackboneSource:
+            cost = Counter(weights.train_cost)
+            for each in labels_and_experts:
+                is_store = isinstance(each, LabelStore)
+                of, values = ("label", each.manifest["cost"]) if is_store else ("experts", each)
+                cost.update({f"{of}_{kind}": values[kind] for kind in ("seconds", "flops")})
             path = str(weights.path)
             arguments = {"name": name, "weights": path, "seed": seed, "any_architecture": True}
-            return BackboneSource(arguments, weights.run, cost)
+            return BackboneSource(arguments, weights.run, dict(cost))
 
         def find(*results: Any) -> BackboneSource | None:
             weights = find_weights(inputs(*results), None)
@@ -154,7 +193,7 @@ class MiniPipeline:
         title = f"train {name} · seed {seed}"
         return Stage(title, find, make, needs, unit_type=unit_type("train", title))
 
-    def _weights_path(self, recipe: Recipe, init: str, labels: LabelStore | None) -> Path:
+    def _weights_path(self, recipe: Recipe, init: str, labels: Labels | None) -> Path:
         identity = {
             "recipe": recipe.identity(),
             "init": Path(init).name,

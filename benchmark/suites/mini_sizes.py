@@ -10,7 +10,8 @@ from backbones.cliptex.tasks import PAPER
 from backbones.cliptex.training.recipes import subsets
 
 SUBSETS = subsets(PAPER)  # recipes with fewer experts
-TRAINED = ("clip", "clip-ft", *SUBSETS)
+LABELLED = ("cliptex-manual", "cliptex-both")  # cliptex with other labels
+TRAINED = ("clip", "clip-ft", *SUBSETS, *LABELLED)
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 import torch
 
+from backbones.checkpoint import load_checkpoint
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.data.source import decode_image
 from backbones.cliptex.experts import find_expert
+from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import check_labels
 from benchmark.mini.config import CONFIGS, WorldConfig
+from benchmark.mini.render import draw_picture
 from benchmark.stages.experts import expert_stage
 from benchmark.stages.graph import Runner
 from benchmark.suites.mini_artifacts import MiniPipeline
 from benchmark.suites.mini_sizes import EXPERTS, SIZES, Sizes
-from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 
@@ -27,8 +33,7 @@ METADATA = ("training_key", "accuracy", "seconds", "flops")
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """A home with a toy world of pairs and ground truth, and the suite ``toy`` on it with the
-    smallest of models."""
+    """An empty home, and the suite ``toy`` with a tiny world and the smallest of models."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     experts = {name: {**toy_experts.SMALL_UNET, "epochs": 0.5} for name in EXPERTS}
@@ -36,16 +41,7 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setitem(
         SIZES, "toy", Sizes({"model": "tiny", **small}, "random", small, {}, experts)
     )
-    config = WorldConfig(pairs=32)
-    monkeypatch.setitem(CONFIGS, "toy", config)
-    root = tmp_path / "home" / "mini" / config.key()
-    toy.write_pairs(root / "pairs", 32)
-    toy_experts.write_truth(root / "expert")
-
-    async def find_world(config, executor):
-        return root
-
-    monkeypatch.setattr("benchmark.suites.mini_artifacts.build_world", find_world)
+    monkeypatch.setitem(CONFIGS, "toy", WorldConfig(32, 24, 8, 1, 1, 1, 1, 1, 1))
     return tmp_path / "home"
 
 
@@ -119,3 +115,39 @@ def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(home, monkeypatch)
     )
     assert cliptex.cost["label_flops"] > 0 and cliptex.cost["experts_seconds"] > 0
     assert "label_seconds" in cliptex.cost and "label_seconds" not in tuned.cost
+
+
+def test_a_tenth_of_the_pairs_has_manual_labels(home):
+    """Those of their own scenes; ``cliptex-both`` prefers them to the experts'."""
+    names = ("cliptex", "cliptex-manual", "cliptex-both")
+
+    async def work(executor):
+        pipeline, run = MiniPipeline("toy", "toy"), Runner(executor).run
+        stages = (
+            pipeline.labels,
+            pipeline.manual_labels,
+            *(pipeline.backbone(n, 0) for n in names),
+        )
+        return pipeline, await asyncio.gather(*map(run, stages))
+
+    pipeline, (pseudo, manual, *trained) = run_on(work)
+    pairs, size = open_pairs(pipeline.pairs), pipeline.config.size
+    assert len(manual) == 3
+    for index in range(3):
+        _, pixels, target = draw_picture(Random(f"0/pairs/{index}"), "home", size)
+        labels, pair = manual.get(pairs.key(index)), pairs[index]
+        assert np.abs(decode_image(pair.image) - pixels.astype(float)).mean() < 5
+        np.testing.assert_array_equal(labels["seg"], target.semantic)
+        assert (labels["normal"] * target.normals.transpose(2, 0, 1)).sum(0).min() > 0.99
+    identities = {
+        backbone.create_arguments["name"]: load_checkpoint(
+            backbone.create_arguments["weights"]
+        ).extra["labels"]
+        for backbone in trained
+    }
+    both = JoinedLabels([manual, pseudo]).identity
+    assert identities == dict(zip(names, (pseudo.identity, manual.identity, both), strict=True))
+    costs = [backbone.cost for backbone in trained]
+    assert (
+        "experts_seconds" not in costs[1] and costs[2]["label_seconds"] > costs[0]["label_seconds"]
+    )
