@@ -293,10 +293,16 @@ class Executor(ABC):
                 self._running.remove(queued)
                 self._finish(queued, queued.worker_future)
         self._start_waiting()
+        running = self._running_units()
+        now = time.monotonic()
         self.overview.tick(
-            (queued.line for queued in self._running),
-            [(queued.unit.type, time.monotonic() - queued.started) for queued in self._running],
+            [line for line, *_ in running],
+            [(type_, now - started) for _, type_, started in running],
         )
+
+    def _running_units(self) -> list[tuple[ProgressLine, str, float]]:
+        """Line, type and start of each running unit."""
+        return [(queued.line, queued.unit.type, queued.started) for queued in self._running]
 
     def _put_in_line(self, queued: _QueuedUnit) -> None:
         """Add a unit to those that wait, behind others of its priority."""

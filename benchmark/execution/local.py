@@ -20,7 +20,7 @@ from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
 from benchmark.execution.base import Executor
-from benchmark.execution.progress import Bar
+from benchmark.execution.progress import Bar, ProgressLine
 from benchmark.execution.spec import ExecutorSpec
 from benchmark.execution.unit import Outcome, Unit, execute, threads
 from common.errors import UserError
@@ -46,6 +46,7 @@ class LocalExecutor(Executor):
         # without a GPU run beside the one on the GPU
         self._in_this_process = self.slots == 1 and (spec.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
+        self._unit_here: list[tuple[ProgressLine, str, float]] = []  # at most one
 
     @property
     def device(self) -> str:
@@ -58,13 +59,18 @@ class LocalExecutor(Executor):
             return super()._enqueue(unit, priority)
         future: Future[Any] = Future()
         started = time.monotonic()
+        self._unit_here = [(self.bar, unit.type, started)]
         with threads(unit.cpus):
             try:  # errors keep their traceback, and an interruption is not caught
                 future.set_result(unit.call())
             except Exception as error:
                 future.set_exception(error)
+        self._unit_here = []
         self.overview.estimate.add_done(unit.type, time.monotonic() - started)
         return future
+
+    def _running_units(self) -> list[tuple[ProgressLine, str, float]]:
+        return super()._running_units() + self._unit_here
 
     def _start(self, unit: Unit) -> Future[Outcome] | None:
         """Run a unit on its own GPU or, without one, on its cores; ``gpus`` is 0 or 1."""

@@ -103,7 +103,10 @@ class ProgressLine(Reporter):
         """The step's description, count, rate and time left; '' between steps."""
         if self._step is None:
             return ""
-        (step,) = (task for task in self.progress.tasks if task.id == self._step)
+        # another thread may end the step meanwhile
+        step = next((task for task in self.progress.tasks if task.id == self._step), None)
+        if step is None:
+            return ""
         minutes, seconds = divmod(int(step.time_remaining or 0), 60)
         count = f"{step.completed:.0f}/{step.total:.0f}"
         return f"{step.description}  {count}  {step.speed or 0:.1f}/s  {minutes}:{seconds:02d} left"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.execution import ExecutorSpec, WorkerLost, base, make_executor
+from benchmark.execution.progress import reporter
 from common.errors import UserError, user_error_message
 from tests.benchmark.execution import units
 from tests.benchmark.execution.helpers import RecordingBar, have_ended, peak_cores, until_true
@@ -243,3 +244,22 @@ def test_a_stopped_job_saves_and_runs_again(executor, signal_option, tmp_path):
     attempts = [line.split()[0] for line in future.result(60)]
     assert marker.with_suffix(".saved").is_file()
     assert len(attempts) == 2 and (attempts[1] == first) == bool(signal_option), "requeued, or new"
+
+
+def test_a_unit_in_this_process_counts_for_the_time_left(monkeypatch):
+    seen, drawn = threading.Event(), []
+
+    def tick(lines, running):
+        drawn.append(([line.text() for line in lines], [type_ for type_, _ in running]))
+        if running:
+            seen.set()
+
+    def work():
+        reporter().start("training", 4)
+        return seen.wait(60)
+
+    with make_executor(ExecutorSpec(jobs=1, device="cpu"), RecordingBar()) as executor:
+        monkeypatch.setattr(executor.overview, "tick", tick)
+        assert executor.submit(work, kind="train", name="train clip · seed 0").result()
+    (line,), types = next(entry for entry in drawn if entry[1])
+    assert line.startswith("training  0/4 ") and types == ["train clip"]
