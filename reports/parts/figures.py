@@ -148,7 +148,7 @@ def forest(analysis: Analysis) -> list[Figure]:
     labels = [*reversed([column.title for column in columns]), "mean gain"]
     rows = {label: row for row, label in enumerate(labels)}
     style = looks(analysis)
-    data, alt = [], []
+    data, alt, bars = [], [], []
     for index, name in enumerate(compared):
         shift = 0.5 * ((index + 0.5) / len(compared) - 0.5)
         gains = {
@@ -162,8 +162,10 @@ def forest(analysis: Analysis) -> list[Figure]:
         data.append(points(name, style[name], [*gains.values()], positions, text, axis="x"))
         numbers = [f"{label} {number(e.value, 1, True)} %" for label, e in gains.items()]
         alt.append(f"{name}: {', '.join(numbers)}")
+        bars.append((style[name].colour, positions, list(gains.values())))
     every = [*analysis.task_gains.values(), *(gain.typical for gain in analysis.gains.values())]
     low, high = _value_range(every)
+    data += [arrows for each in bars if (arrows := _arrows(*each, low, high))["x"]]
     layout = make_layout(
         {
             "title": f"gain over {selection.baseline} (%)",
@@ -183,11 +185,36 @@ def forest(analysis: Analysis) -> list[Figure]:
     caption = (
         "Change of each task's main metric in percent of the baseline's; right is better, whichever"
         " way the metric runs. All intervals hold jointly at 95 %. A bar that crosses the line"
-        " includes zero; a very long bar leaves the figure; an open symbol has no interval."
+        " includes zero, one that ends in an arrow goes on; open symbols have no interval."
     )
     spec = {"data": data, "layout": layout}
     height = 130 + max(len(rows) * (16 + 13 * len(compared)), 120)
     return [Figure("forest", title, caption, "; ".join(alt), spec, height)]
+
+
+def _arrows(
+    colour: str, positions: Sequence[float], estimates: Sequence[Estimate], low: float, high: float
+) -> dict[str, Any]:
+    """An arrow where the bar of an estimate leaves the axis between ``low`` and ``high``."""
+    ends = [
+        (x, y, symbol)
+        for y, estimate in zip(positions, estimates, strict=True)
+        for x, symbol, leaves in (
+            (low, "triangle-left", estimate.low < low),
+            (high, "triangle-right", estimate.high > high),
+        )
+        if leaves
+    ]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [x for x, _, _ in ends],
+        "y": [y for _, y, _ in ends],
+        "marker": {"symbol": [symbol for _, _, symbol in ends], "size": 9, "color": colour},
+        "cliponaxis": False,
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
 
 
 def _value_range(estimates: Sequence[Estimate]) -> tuple[float, float]:

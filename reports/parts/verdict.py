@@ -85,13 +85,6 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskPro
     verdicts = Counter(analysis.tasks(name).values())
     if not verdicts:
         return f"{name} and {base} share no task: nothing can be compared."
-    subject = name
-    compared = len(analysis.selection.backbones) - 1
-    if compared > 1 and name in analysis.gains:
-        fewer = 0 < len(common) < max(len(gain.columns) for gain in analysis.gains.values())
-        tasks = count(len({column.base for column in common}), "task")
-        scope = f" on the {tasks} that all have" if fewer else ""
-        subject = f"Of {compared} backbones, {name} has the highest mean gain{scope}: it"
     wins, losses, tasks = verdicts["win"], verdicts["loss"], count(verdicts.total(), "task")
     if wins:
         words = f"is better than {base} on {wins} of {tasks} and worse on {losses or 'none'}"
@@ -102,9 +95,15 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskPro
     else:
         words = f"does not differ detectably from {base} on any of {tasks}"
     gain = _gain_words(analysis, name)
+    compared = len(analysis.selection.backbones) - 1
+    if compared > 1 and gain:
+        fewer = 0 < len(common) < max(len(gain.columns) for gain in analysis.gains.values())
+        shared_tasks = count(len({column.base for column in common}), "task")
+        scope = f" on the {shared_tasks} that all have" if fewer else ""
+        gain += f", the highest of {compared} backbones{scope}"
     one_seed = min(len(seeds[name]), len(seeds[base])) == 1
     caveat = "; one seed, so the noise of training is not included" if one_seed else ""
-    return f"{subject} {words}{'; ' + gain if gain else ''}{caveat}."
+    return f"{name} {words}{'; ' + gain if gain else ''}{caveat}."
 
 
 def _gain_words(analysis: Analysis, name: str) -> str:

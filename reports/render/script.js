@@ -45,6 +45,13 @@
   const live = $("#live");
   function announce(text) { live.textContent = text; }
 
+  // ---- wide tables fade at the edge while there is more to the right
+  for (const box of $$(".scroll")) {
+    const fade = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+    box.addEventListener("scroll", fade, { passive: true });
+    new ResizeObserver(fade).observe(box);
+  }
+
   // ---- filter of the overview
   const search = $("#find"), kind = $("#kind"), decided = $("#decided");
   function filter() {

@@ -50,3 +50,18 @@ def test_an_unknown_interval_has_an_open_symbol_and_no_bar(analysis_of):
     (bars,) = task_bars(analysis)
     assert set(bars.spec["data"][0]["marker"]["opacity"]) == {0.45}
     assert "pale: no interval" in bars.caption and "no interval" in bars.alt
+
+
+def test_a_bar_that_leaves_the_figure_ends_in_an_arrow(analysis_of):
+    values = {"clip": (50.0, 50.1, 50.2), "wide": (20.0, 50.0, 80.0), "near": (51.0, 51.1, 51.2)}
+    runs = [
+        stored_run(3 * index + seed, name, task, seed, value)
+        for index, (name, each) in enumerate(values.items())
+        for task in ("voc/linear", "ade20k/linear")
+        for seed, value in enumerate(each)
+    ]
+    (figure,) = forest(analysis_of(runs))
+    (arrows,) = [trace for trace in figure.spec["data"] if trace.get("cliponaxis") is False]
+    low, high = figure.spec["layout"]["xaxis"]["range"]
+    assert set(arrows["x"]) == {low, high}
+    assert set(arrows["marker"]["symbol"]) == {"triangle-left", "triangle-right"}
