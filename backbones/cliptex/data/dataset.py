@@ -1,7 +1,8 @@
 """Training batches: step → images, tokens and label maps, a function of the seed and the step
 alone, whichever process or worker builds the batch.
 
-Small sets are decoded once and cached in memory; larger ones are read and decoded on demand.
+Small sets that are read several times are decoded once and cached in memory; others are read and
+decoded on demand.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import itemgetter
 from typing import Protocol
 
@@ -189,12 +191,18 @@ class TrainDataset(Dataset[Batch]):
                 sizes = [sample.image.shape[:2] for sample in samples]
                 yield self._assemble(samples, centre_geometry(sizes, squash=self.data.squash))
 
-    def cache_in_memory(self, progress: Progress, threads: int = 2) -> bool:
-        """Decode everything once into memory, if it fits into 1 GiB; returns whether it does."""
+    @cached_property
+    def is_small(self) -> bool:
+        """Whether all decoded samples fit into ``MEMORY_BYTES``."""
         count = len(self.pairs)
         examples = [self._read(int(i)) for i in np.linspace(0, count - 1, min(8, count))]
-        if max(sample.nbytes for sample in examples) * count > MEMORY_BYTES:
+        return max(sample.nbytes for sample in examples) * count <= MEMORY_BYTES
+
+    def cache_in_memory(self, progress: Progress, threads: int = 2) -> bool:
+        """Decode everything once into memory, if it is small; returns whether it is."""
+        if not self.is_small:
             return False
+        count = len(self.pairs)
         progress.start("reading pairs", count)
         cache = []
         with ThreadPoolExecutor(threads) as pool:
@@ -205,14 +213,14 @@ class TrainDataset(Dataset[Batch]):
         return True
 
     def loader(self, start: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
-        """Batches from ``start`` to the last, by worker processes, or threads if they are in
-        memory.
+        """Batches from ``start`` to the last, by worker processes, or threads if the samples are
+        small.
 
         Args:
             pin: in pinned memory, for a GPU.
         """
         steps = range(start, self.steps)
-        if self._cache is not None or workers == 0:
+        if self.is_small or workers == 0:
             # no DataLoader: it would draw from torch's random state
             return computed_ahead(
                 lambda step: self[step].pin_memory() if pin else self[step], steps, workers

@@ -29,6 +29,7 @@ from backbones.cliptex.training.trainer import (
 from common.device import takes_pinned_memory
 
 MAX_LOGIT_SCALE = math.log(100)
+FEW_EPOCHS = 1.5  # a training that reads its samples no more often does not cache them
 
 
 class CLIPTrainer(Trainer):
@@ -74,7 +75,8 @@ class CLIPTrainer(Trainer):
 
     def batches(self, start: int) -> Iterable[Batch]:
         recipe, context = self.recipe, self.context
-        self.dataset.cache_in_memory(context.progress, threads=max(1, context.workers))
+        if recipe.epochs > FEW_EPOCHS:
+            self.dataset.cache_in_memory(context.progress, threads=max(1, context.workers))
         lambdas = {f"train/lambda_{name}": recipe.weight(name) for name in ("clip", *recipe.tasks)}
         context.log.log_metrics(lambdas, start)
         pin = takes_pinned_memory(self.process.device)

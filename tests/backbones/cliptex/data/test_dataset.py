@@ -31,7 +31,7 @@ def pairs(tmp_path_factory):
     return open_pairs(toy.write_pairs(tmp_path_factory.mktemp("pairs"), 48, 2))
 
 
-def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, tmp_path):
+def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, monkeypatch):
     recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7)
     batches = partial(dataset, pairs, toy.ToyLabels(), recipe)
     single = batches()
@@ -43,7 +43,9 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
     halves = [batches(rank=rank, world=2) for rank in range(2)]
     remembered = batches()
     assert remembered.cache_in_memory(toy.Recorder())
-    worked = list(batches().loader(17, workers=2))
+    threads = list(batches().loader(17, workers=2))
+    monkeypatch.setattr("backbones.cliptex.data.dataset.MEMORY_BYTES", 0)
+    processes = list(batches().loader(17, workers=2))
     for step in (17, 20):
         expected = single[step]
         split = [half[step] for half in halves]
@@ -51,7 +53,8 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
             for batch in (
                 torch.cat([s.targets[name] for s in split]),
                 remembered[step].targets[name],
-                worked[step - 17].targets[name],
+                threads[step - 17].targets[name],
+                processes[step - 17].targets[name],
             ):
                 assert torch.equal(
                     torch.nan_to_num(batch.float()),
@@ -60,7 +63,8 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
         for batch in (
             torch.cat([s.images for s in split]),
             remembered[step].images,
-            worked[step - 17].images,
+            threads[step - 17].images,
+            processes[step - 17].images,
         ):
             assert torch.equal(batch, expected.images)
 
