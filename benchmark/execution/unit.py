@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import shutil
@@ -65,6 +66,7 @@ class Unit:
             raise RuntimeError(f"{self.name} called sys.exit({error.code!r})") from error
         finally:
             os.environ.pop(GPUS, None)
+            _return_memory()
 
     @property
     def status_file(self) -> Path:
@@ -150,6 +152,12 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
 def _obey(stop: Path) -> None:
     if stop.exists():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system: after a training glibc keeps half a gigabyte."""
+    with suppress(AttributeError):  # other libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 _previous: Callable[..., Any] | None = None

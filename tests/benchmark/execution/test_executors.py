@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -263,3 +264,21 @@ def test_a_unit_in_this_process_counts_for_the_time_left(monkeypatch):
         assert executor.submit(work, kind="train", name="train clip · seed 0").result()
     (line,), types = next(entry for entry in drawn if entry[1])
     assert line.startswith("training  0/4 ") and types == ["train clip"]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc alone keeps it")
+def test_a_unit_leaves_no_freed_memory_behind():
+    pages, last = Path("/proc/self/statm"), []
+
+    def resident() -> int:
+        return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def work() -> int:
+        blocks = [b"1" * 50_000 for _ in range(4_000)]
+        last.append(blocks[-1])  # glibc gives back what is free above all others only
+        return resident()
+
+    before = resident()
+    with make_executor(ExecutorSpec(jobs=1, device="cpu"), RecordingBar()) as executor:
+        peak = executor.submit(work).result()
+    assert peak - before > 150e6 > resident() - before
