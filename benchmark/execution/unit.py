@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import shutil
@@ -22,6 +21,7 @@ from benchmark.execution.interrupts import STOP_SIGNALS, interruptible, received
 from benchmark.execution.progress import UnitProgress, console, reporting
 from benchmark.execution.streams import RedactingStream, redacting
 from common.errors import UserError, user_error_message
+from common.heap import return_freed_memory
 from common.visible_devices import hiding_all
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat, repeating
@@ -66,7 +66,7 @@ class Unit:
             raise RuntimeError(f"{self.name} called sys.exit({error.code!r})") from error
         finally:
             os.environ.pop(GPUS, None)
-            _return_memory()
+            return_freed_memory()
 
     @property
     def status_file(self) -> Path:
@@ -152,12 +152,6 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
 def _obey(stop: Path) -> None:
     if stop.exists():
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system: after a training glibc keeps half a gigabyte."""
-    with suppress(AttributeError):  # other libraries have no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 _previous: Callable[..., Any] | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark.execution.base import Executor
+from common.heap import return_freed_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,10 @@ class Runner:
 
     async def _make(self, stage: Stage) -> Any:
         inputs = await asyncio.gather(*map(self.run, stage.needs))
-        return await stage.make(self._executor, *inputs)
+        try:
+            return await stage.make(self._executor, *inputs)
+        finally:
+            return_freed_memory()  # of models that were loaded to look for finished work
 
 
 def find_results(stages: Iterable[Stage]) -> dict[Stage, Any]:
@@ -64,4 +68,5 @@ def find_results(stages: Iterable[Stage]) -> dict[Stage, Any]:
 
     for stage in stages:
         visit(stage)
+    return_freed_memory()
     return results

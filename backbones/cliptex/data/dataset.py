@@ -179,7 +179,7 @@ class TrainDataset(Dataset[Batch]):
         )
         return self._assemble(samples, geometry)
 
-    def validation(self, size: int = 256) -> Iterator[Batch]:
+    def validation(self, size: int = 64) -> Iterator[Batch]:
         """This rank's share of the readable held-out pairs, without labels, in batches of ``size``;
         prepared as the probes prepare images."""
         share = np.array_split(self.held_out, self.world)[self.rank]

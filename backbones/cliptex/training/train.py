@@ -29,6 +29,7 @@ from backbones.cliptex.training.trainer import TrainContext
 from common.device import is_accelerator
 from common.errors import UserError
 from common.files import content_key
+from common.heap import return_freed_memory
 from common.out_of_memory import report_out_of_memory
 
 __all__ = ["TrainContext", "TrainResult", "find_trained", "train"]
@@ -129,6 +130,7 @@ def train(
             path = out.with_suffix(".steps") / f"step-{step:09d}.safetensors"
             export(path, trainer.weights(), step=step)
 
+        return_freed_memory()  # of models that were built to be overwritten
         trainer.run(export_step)
         for note in trainer.notes():
             context.notify(note)

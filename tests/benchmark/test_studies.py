@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from benchmark.suites.mini_tables import PAGE, STUDIES, insert_table, study_table
+from benchmark.studies import PAGE, STUDIES, insert_table, study_table
 
 pytestmark = pytest.mark.unit
 

@@ -1,4 +1,4 @@
-"""``python -m benchmark.suites.mini_tables``: the studies of the paper on the mini suite.
+"""``python -m benchmark.studies``: the studies of the paper on the mini suite.
 
 Three seeds each, as tables in ``docs/guide/cliptex.md``.
 
