@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 from tests import kinds, servers
 
-# No test uses the network or the user's cache.
+# No test uses the network, or the cache and the store of the user.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as benchmark.__main__ does
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core
@@ -58,6 +60,21 @@ def one_core(monkeypatch):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def files_in_memory():
+    """Nobody waits for the disk: the files of the tests need not outlive a power cut."""
+    import sqlalchemy
+
+    def write_later(connection, _record):
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", write_later)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def copied_databases(tmp_path_factory):
     """New MLflow databases are copies of one: its migrations take more than a second."""
     from reports.mlflow import client
@@ -79,12 +96,9 @@ def copied_databases(tmp_path_factory):
 def own_mlflow_store():
     """Undo ``mlflow.set_tracking_uri``, which a test calls as users do: MLflow looks up the models
     of later tests in that store."""
-    previous = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     if mlflow := sys.modules.get("mlflow"):
         mlflow.set_tracking_uri(None)  # also deletes the variable, if the test set a store
-        if previous is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = previous
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def test_our_own_recipes_say_how_to_make_their_weights(name):
         backbones.create(name)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_same_seed_same_weights_in_another_process():
     code = "import backbones; print(backbones.create('random', seed=7).key())"
     key = subprocess.run(

@@ -11,7 +11,6 @@ from benchmark.cli.main import main
 def workdir(tmp_path, monkeypatch):
     """An empty working folder with an MLflow store and a home of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     return tmp_path
 

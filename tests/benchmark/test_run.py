@@ -6,6 +6,7 @@ import base64
 import json
 import signal
 import zlib
+from contextlib import chdir
 
 import pytest
 
@@ -108,9 +109,7 @@ def undisturbed(tmp_path_factory):
     """A folder with a dataset, and the results of the command that the next test kills."""
     folder = tmp_path_factory.mktemp("undisturbed")
     make_camvid(folder / "camvid", n_train=4, n_val=3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with chdir(folder):
         assert run_command(f"{CAMVID} 1 --set max_iters=40 --json out.json") == 0
         return folder, read_json("out.json")["backbones"]
 

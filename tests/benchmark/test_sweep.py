@@ -35,7 +35,6 @@ LAUNCH = f"{SMOKE} --lambdas seg --values 1,10"
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import chdir
 
 import pytest
 
@@ -28,8 +29,7 @@ def store(tmp_path_factory):
     voc/linear has two protocols.
     """
     folder = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
         for seed in range(3):
             pictures = seed == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,7 @@ def browser():
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
         for seed in (0, 1):
             qualities = {"voc/linear": 0.62, "nyu-depth/linear": 0.6}

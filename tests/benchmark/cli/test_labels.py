@@ -23,7 +23,6 @@ def here(tmp_path, monkeypatch):
     write_files(tmp_path / "others", [f"{i:09d}" for i in range(12)])
     (tmp_path / "classes.txt").write_text("background\ndisc\nsquare\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,7 @@ RUN = (
 def results(tmp_path_factory):
     """A folder with two finished runs in its MLflow store."""
     folder = tmp_path_factory.mktemp("cli")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
         for name, quality in (("clip-ft", 0.5), ("cliptex", 0.62)):
             write_run(tracker, name, 0, {"voc/linear": quality, "imagenet/linear": quality})
@@ -34,7 +34,6 @@ def results(tmp_path_factory):
 @pytest.fixture
 def out(results, monkeypatch, tmp_path):
     monkeypatch.chdir(results)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path / "out"
 
 

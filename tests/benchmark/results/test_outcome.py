@@ -36,7 +36,6 @@ def test_tasks_of_zeroshot38_that_have_data_run(tmp_path):
 def test_the_average_is_over_all_tasks(tmp_path, monkeypatch, capsys, request):
     """A suite of three tasks, one of which has no data at first."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tasks = {task: {"shots": 2} for task in NAMES}
     title = "average of three"
     suite = Suite("three", "for tests", tasks, ("random",), skips_absent_data=True, average=title)

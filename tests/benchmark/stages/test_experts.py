@@ -21,7 +21,6 @@ SETTINGS = {**toy_experts.SMALL_UNET, "epochs": 0.5}
 @pytest.fixture(autouse=True)
 def world(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return toy_experts.write_truth(tmp_path / "world")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+from contextlib import chdir
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,9 +37,7 @@ def here(tmp_path_factory):
     toy_experts.write_shards(folder / "pairs", 4, 12)
     for expert in toy_experts.all_experts():
         expert.save(folder / "experts" / expert.name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with chdir(folder):
         assert run_command(label_command("labels", "whole")) == 0
     return folder
 
@@ -46,7 +45,6 @@ def here(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def inside(here, monkeypatch):
     monkeypatch.chdir(here)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 EXPERTS = [f"{name}=experts/{name}" for name in NAMES]

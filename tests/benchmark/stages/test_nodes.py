@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,9 +32,7 @@ def here(tmp_path_factory):
     """A folder with 48 pairs and the weights that one process trains on them."""
     folder = tmp_path_factory.mktemp("nodes")
     toy.write_pairs(folder / "pairs", 48, 2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with chdir(folder):
         assert run_command(f"{TRAIN} --pairs pairs --out one.safetensors") == 0
     return folder
 

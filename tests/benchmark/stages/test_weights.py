@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,7 @@ def here(tmp_path_factory):
     for shard in source.shards:
         labeller.label(shard, Silent())
     finish_labels(source, writer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with chdir(folder):
         assert run_command(f"{CLIPTEX} --out whole.safetensors --experiment whole") == 0
     return folder
 
@@ -54,7 +53,6 @@ def here(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def inside(here, monkeypatch):
     monkeypatch.chdir(here)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def in_a_new_python(*arguments: str) -> str:

@@ -176,6 +176,7 @@ def test_scores_do_not_depend_on_where_images_are_skipped(tmp_path):
     assert "exclude=[\n" in config or "exclude=['images/val/002.png'" in config
 
 
+@pytest.mark.slow
 def test_the_config_runs_with_plain_mmengine(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "normals")
     probe = REGISTERED["normals/deeplabv3"]
@@ -240,20 +241,26 @@ def test_unfit_data_and_settings_fail_before_training(tmp_path):
         run(tmp_path / "c", "depth", "linear", bare)
 
 
+METAS = [{"ori_shape": (96, 128), "img_shape": (96, 128), "pad_shape": (96, 128)}]
+
+
+def sliding_model(folder: Path, kind: str, **settings):
+    """A linear head that slides over images."""
+    data, probe = tiny_dense.make(folder / "data", kind), REGISTERED[f"{kind}/linear"]
+    chosen = probe.settings_type(**{**SMALL, "slide": (64, 40), **settings})
+    config = dense_config(probe, context(folder / "work", data, chosen))
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        return MODELS.build(config.model).eval()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_of_an_image_and_its_mirror_image_are_averaged(tmp_path, kind):
-    data = tiny_dense.make(tmp_path / "data", kind)
-    probe = REGISTERED[f"{kind}/linear"]
-    settings = probe.settings_type(**{**SMALL, "slide": (64, 40), "flip_test": True})
-    config = dense_config(probe, context(tmp_path / "work", data, settings))
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        model = MODELS.build(config.model).eval()
+    model = sliding_model(tmp_path, kind, flip_test=True)
     model.init_weights()
     image = torch.randn(1, 3, 96, 128)
-    metas = [{"ori_shape": (96, 128), "img_shape": (96, 128), "pad_shape": (96, 128)}]
     with torch.no_grad():
-        averaged = model.inference(image, metas)
-        plain, mirrored = (model.slide_inference(each, metas) for each in (image, image.flip(-1)))
+        averaged = model.inference(image, METAS)
+        plain, mirrored = (model.slide_inference(each, METAS) for each in (image, image.flip(-1)))
     mirrored = mirrored.flip(-1)
     if kind == "normals":
         mirrored[:, 0] *= -1
@@ -261,17 +268,9 @@ def test_outputs_of_an_image_and_its_mirror_image_are_averaged(tmp_path, kind):
 
 
 def test_padded_windows_give_probabilities_of_each_pixel(tmp_path):
-    from mmseg.registry import MODELS
-
-    data = tiny_dense.make(tmp_path / "data", "segmentation")
-    probe = REGISTERED["segmentation/linear"]
-    settings = probe.settings_type(**{**SMALL, "slide": (64, 40), "slide_padded": True})
-    config = dense_config(probe, context(tmp_path / "work", data, settings))
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        model = MODELS.build(config.model).eval()
-    metas = [{"ori_shape": (96, 128), "img_shape": (96, 128), "pad_shape": (96, 128)}]
+    model = sliding_model(tmp_path, "segmentation", slide_padded=True)
     with torch.no_grad():
-        values = model.inference(torch.randn(1, 3, 96, 128), metas)
+        values = model.inference(torch.randn(1, 3, 96, 128), METAS)
     assert values.shape == (1, 3, 96, 128)
     torch.testing.assert_close(values.sum(dim=1), torch.ones(1, 96, 128))
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mmengine.config import Config
 
 import probes.dense.probe  # noqa: F401 – registers the probes
 from common.device import current_device
@@ -31,12 +30,6 @@ SMALL = {
     "max_iters": 20,
     "lr": 0.03,
 }
-
-
-@pytest.fixture(autouse=True)
-def no_config_text(monkeypatch):
-    """It takes a second for each result."""
-    monkeypatch.setattr(Config, "pretty_text", "")
 
 
 @pytest.mark.parametrize("kind", MAIN)

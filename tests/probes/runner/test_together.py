@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.config import Config
 
 import probes.dense.probe  # noqa: F401 – registers the probes
 from backbones import registry
@@ -53,12 +52,6 @@ SEGMENTATION: tuple[Key, ...] = (
 )
 KINDS: tuple[Key, ...] = (("segmentation", "linear"), ("depth", "pspnet"), ("normals", "linear"))
 REGRESSION = KINDS[1:]
-
-
-@pytest.fixture(autouse=True)
-def no_config_text(monkeypatch):
-    """It takes a second for each result."""
-    monkeypatch.setattr(Config, "pretty_text", "")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,7 @@ GOOD = {"voc/linear": 0.6, "flickr30k/retrieval": 0.55}
 
 
 def fill(folder: Path, uri: str = "") -> Tracker:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with chdir(folder):
         tracker = Tracker("paper", uri or f"sqlite:///{folder}/mlflow.db")
         write_run(tracker, "clip", 0, GOOD)
         write_run(tracker, "cliptex", 0, GOOD, failing={"voc/linear": "loss is nan"})

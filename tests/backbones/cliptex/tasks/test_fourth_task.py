@@ -52,7 +52,6 @@ def installed(monkeypatch):
 def labelled(tmp_path, monkeypatch):
     """Pairs with labels of a random segmentation expert and of the plug-in's."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     pairs = open_pairs(toy.write_pairs(tmp_path / "pairs", 24, 2))
     finder = EXPERTS.find("edge-finder")
     finder.create(finder.settings_type(), ()).freeze().save(tmp_path / "finder")
