@@ -21,6 +21,8 @@ from reports.shared.export import export, without_paths
 from reports.shared.merge import find_files
 from tests.reports.synthetic import write_run
 
+pytestmark = pytest.mark.integration
+
 TASKS = ("voc/linear", "imagenet/linear")
 QUALITY = {"a": 0.5, "b": 0.58, "c": 0.62, "d": 0.45}
 
