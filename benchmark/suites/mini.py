@@ -86,7 +86,7 @@ def training(suite: str, experiment: str, seed: int) -> Stage:
 UNTRAINED = ("in-context", "knn")
 ABOUT = (
     "default: a rendered world with exact ground truth for every task, created on first use (with"
-    " all trainings about five minutes a seed on two cores)"
+    " all trainings about four minutes a seed on two cores)"
 )
 SWEEP = (
     "the mini suite for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a"
