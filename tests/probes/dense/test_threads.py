@@ -9,8 +9,6 @@ from benchmark.execution.unit import threads
 from tests.probes import tiny_dense
 from tests.probes.dense.test_cached import run
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.mark.integration
 def test_equal_threads_give_equal_bits_and_others_differ_by_rounding(tmp_path):
