@@ -247,7 +247,12 @@ def test_a_submitting_process_that_ends_leaves_no_worker(name, number, tmp_path,
         ("local", {"cpu": "1"}, "--executor-arg cpu: local has no such setting; did you mean cpus"),
         ("local", {"cpus": "0"}, "--executor-arg cpus=0: give an integer, 1 or more"),
         ("ray", {"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
-        ("slurm", {"nodes": "2"}, "--executor-arg nodes=2: only `train` computes on several"),
+        pytest.param(
+            "slurm",
+            {"nodes": "2"},
+            "--executor-arg nodes=2: only `train` computes on several",
+            marks=pytest.mark.cluster,
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_line(name, settings, message, request):
