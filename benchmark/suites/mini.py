@@ -93,7 +93,7 @@ SWEEP = (
     " task, no detection"
 )
 for name, about, suite_tasks in (
-    ("mini", ABOUT, tasks(200, 100, without=["pspnet"])),
+    ("mini", ABOUT, tasks(200, 200, without=["pspnet"])),
     ("smoke", "the mini suite, tiny, for tests", tasks(20, 10, without=UNTRAINED)),
     ("sweep", SWEEP, tasks(100, 100, without=["pspnet", "mask-rcnn", *UNTRAINED])),
 ):
