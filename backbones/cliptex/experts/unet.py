@@ -164,11 +164,11 @@ class UNetExpert(Expert):
             self.settings.frozen and earlier.settings.frozen
         ):
             return
-        own, other = self.net.encoder, earlier.net.encoder
-        if state_sha256(own.state_dict()) == state_sha256(other.state_dict()):
-            if not isinstance(other.forward, LastOutput):
-                other.forward = LastOutput(other.forward)
-            self.net.encoder = other
+        own, shared = self.net.encoder, earlier.net.encoder
+        if state_sha256(own.state_dict()) == state_sha256(shared.state_dict()):
+            if not isinstance(shared.forward, LastOutput):
+                shared.forward = LastOutput(shared.forward)
+            self.net.encoder = shared
 
     def outputs(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 → (N, channels, H, W), computed at ``size`` on the short side."""
