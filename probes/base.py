@@ -76,7 +76,8 @@ class TaskResult:
             always with ``image`` (relative paths); for segmentation ``intersection``,
             ``prediction``, ``label`` pixel counts (N, classes); for depth and normals the metrics
             of each image and ``pixels``; for classification ``rank`` of the true class; for
-            retrieval the best ``rank`` of each query.
+            retrieval the best ``rank`` of each query. Where they are not independent, ``unit`` (N,)
+            or (N, k): names of what each is made of (scene, pair of images).
         detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]) of
             detection.
         preview: PNG of images, ground truth and predictions side by side; dense tasks and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from reports.stats.intervals import FEW, LEVEL, Estimate, combine, deviations, e
 from reports.stats.multiplicity import joint_level, sidak
 from reports.stats.per_image import ClassScores, ImageScores, load_scores
 from reports.stats.resampling import Contrast, Sample, contrast, image_weights
+from reports.stats.seeds import NO_PRIOR, SeedNoise, SeedPrior, seed_prior
 
 TOLERANCE = 1e-3  # relative difference between a metric and its value from per-image scores
 
@@ -57,15 +59,18 @@ class Analysis:
         differences: number - the baseline's, each at ``level``; those of main metrics hold jointly.
         task_gains: differences of main metrics in percent of the baseline's number, positive where
             the backbone is better.
-        level: at which each of ``comparisons`` differences of main metrics is judged; each mean
-            gain is judged at ``gain_level``. The probability of any false one is 5 %, half of it
-            for differences and half for mean gains, which are few (see ``multiplicity``).
+        level: at which the differences of main metrics of one backbone on one task are judged (of
+            one column: ``level_of``), ``comparisons`` in all; each mean gain is judged at
+            ``gain_level``. The probability of any false one is 5 %, half of it for differences and
+            half for mean gains, which are few (see ``multiplicity``).
+        seed_prior: what is known of the seed variance of a difference from all of them.
         scores: (backbone, column) → per-image scores of its first seed, to choose pictures by.
         images: column → number of images that its numbers are computed from.
         classes: (backbone, column) → the metric of each class, one for each seed.
         ranks: backbone → mean rank over the tasks that all have (1 = best; ties share).
         excluded: column → why it is in no mean gain.
         inconsistent: numbers that differ from those of their per-image scores.
+        unscored: numbers with resamples that have nothing to score, and how many.
         best: (column, metric) → the backbone that beats all others there, '' for none; all columns
             hold jointly.
     """
@@ -84,13 +89,23 @@ class Analysis:
     level: float = LEVEL / 2
     gain_level: float = LEVEL / 2
     comparisons: int = 0
+    seed_prior: SeedPrior = NO_PRIOR
     inconsistent: list[str] = field(default_factory=list)
+    unscored: list[str] = field(default_factory=list)
     best: dict[tuple[TaskProtocol, str], str] = field(default_factory=dict)
 
     def verdict(self, backbone: str, column: TaskProtocol) -> str:
         """``win``, ``loss``, ``tie`` or ``unknown`` in a column's main metric; '' without one."""
         gap = self.differences.get((backbone, column, column.main))
         return "" if gap is None else gap.verdict(column.sign(column.main))
+
+    def level_of(self, column: TaskProtocol) -> float:
+        """At which a difference in a column is judged: the columns of a task share its level."""
+        return self.level / self.family(column)
+
+    def family(self, column: TaskProtocol) -> int:
+        """How many columns the task of a column has: variants and protocols."""
+        return sum(other.base == column.base for other in self.selection.columns)
 
     def tasks(self, backbone: str) -> dict[str, str]:
         """Task → verdict against the baseline.
@@ -138,7 +153,7 @@ def analyse(
                 if first := by_run[cells[0].run.id]:
                     analysis.scores[backbone, column] = first
                 analysis.classes[backbone, column] = [s.classes for s in scores if s.classes]
-                complete = len(scores) == len(cells) and len({s.images for s in scores}) == 1
+                complete = len(scores) == len(cells) and len({s.units for s in scores}) == 1
                 _sample(analysis, backbone, column, cells, scores if complete else [])
             advance()
     image_weights.cache_clear()
@@ -165,9 +180,9 @@ def _sample(
     """Add the samples of a backbone's column.
 
     Args:
-        scores: of each cell, over the same images; empty where a cell has none.
+        scores: of each cell, over the same units; empty where a cell has none.
     """
-    images = scores[0].images if scores else ()
+    images = scores[0].units if scores else ()
     analysis.images.setdefault(column, 0)
     for metric in shown_metrics(column):
         usable = [
@@ -189,11 +204,13 @@ def _sample(
                 rows = min(score.most_resamples for score in scores)
                 resample = methodcaller("__call__", image_weights(images)[:rows])
                 sampled = np.stack(parallel(resample, computed))
-                # a resample may have nothing to score
                 valid = np.isfinite(sampled).all(axis=0)
                 if valid.sum() >= FEW:
-                    sampled = np.where(valid, sampled, values[:, None])
+                    sampled = np.where(valid, sampled, np.nan)
                     sample = Sample(seeds, values, sampled, len(images))
+                if not valid.all():
+                    share = f"{valid.size - valid.sum()} of {valid.size}"
+                    analysis.unscored.append(f"{backbone} · {column.title} · {metric} ({share})")
             else:
                 wrong = np.flatnonzero(~agrees)[0]
                 analysis.inconsistent.append(
@@ -211,33 +228,63 @@ def conclude(analysis: Analysis, error_rate: float = LEVEL) -> None:
         error_rate: probability of any false statement among them if all backbones were equal.
     """
     base = analysis.selection.baseline
-    gaps: dict[Key, Contrast] = {}
-    for key, sample in analysis.samples.items():
-        backbone, column, metric = key
-        declared = column.metric(metric)
+    numbers = {key: Contrast((sample,)) for key, sample in analysis.samples.items()}
+    gaps = {
+        key: contrast(sample, analysis.samples[base, *key[1:]])
+        for key, sample in analysis.samples.items()
+        if key[0] != base and (base, *key[1:]) in analysis.samples
+    }
+    noise = [n for key, each in numbers.items() if key[2] == key[1].main for n in each.seed_noise]
+    prior = seed_prior(noise, noise)
+    for key, number in numbers.items():
+        declared = key[1].metric(key[2])
         low = -np.inf if declared.low is None else declared.low
         high = np.inf if declared.high is None else declared.high
-        analysis.estimates[key] = replace(estimate(sample), least=low, most=high)
-        base_sample = analysis.samples.get((base, column, metric))
-        if base_sample is not None and backbone != base:
-            gaps[key] = contrast(sample, base_sample)
-    differences = {key: combine([gap]) for key, gap in gaps.items()}
+        analysis.estimates[key] = replace(estimate(number, prior), least=low, most=high)
     main = {key: gap for key, gap in gaps.items() if key[2] == key[1].main}
-    scaled = _scaled(analysis, main)
+    prior = analysis.seed_prior = _prior_of_differences(analysis, main)
+    differences = {key: estimate(gap, prior) for key, gap in gaps.items()}
+    factors = _factors(analysis, main)
+    scaled = {key: main[*key, key[1].main].times(factor) for key, factor in factors.items()}
+    analysis.task_gains = {
+        key: differences[*key, key[1].main].times(factor) for key, factor in factors.items()
+    }
     resampled = _gains(analysis, scaled)
     judged = [differences[key] for key in main]
     analysis.comparisons = sum(difference.has_interval for difference in judged)
     moved = [gap.deviations() for gap in main.values()]
-    analysis.level = joint_level(judged, moved, error_rate / 2)
+    families = [analysis.family(column) for _, column, _ in main]
+    analysis.level = joint_level(judged, moved, error_rate / 2, families)
     typical = [gain.typical for gain in analysis.gains.values()]
     level = analysis.gain_level = joint_level(typical, resampled, error_rate / 2)
-    analysis.differences = {key: gap.at(analysis.level) for key, gap in differences.items()}
-    analysis.task_gains = {key: combine([gap]).at(analysis.level) for key, gap in scaled.items()}
+    analysis.differences = {
+        key: gap.at(analysis.level_of(key[1])) for key, gap in differences.items()
+    }
+    analysis.task_gains = {
+        key: gain.at(analysis.level_of(key[1])) for key, gain in analysis.task_gains.items()
+    }
     analysis.gains = {
         name: replace(gain, typical=gain.typical.at(level), mean=gain.mean.at(level))
         for name, gain in analysis.gains.items()
     }
     _rank(analysis)
+
+
+def _prior_of_differences(analysis: Analysis, gaps: dict[Key, Contrast]) -> SeedPrior:
+    """The prior of the seed variance of main metrics' differences.
+
+    A backbone's own noise is relative to half of its difference's noise of images; the baseline's
+    to the mean over the differences in a column.
+    """
+    cells, scales = [], defaultdict(list)
+    for (backbone, column, metric), gap in gaps.items():
+        if gap.varies:
+            scales[backbone, column, metric].append(gap.image_variance / 2)
+            scales[analysis.selection.baseline, column, metric].append(gap.image_variance / 2)
+    for key, own in scales.items():
+        sample = analysis.samples[key]
+        cells.append(SeedNoise(sample.seeds, sample.values, float(np.mean(own))))
+    return seed_prior(cells, [noise for gap in gaps.values() for noise in gap.seed_noise])
 
 
 def _find_best(analysis: Analysis, column: TaskProtocol, metric: str) -> str:
@@ -246,26 +293,28 @@ def _find_best(analysis: Analysis, column: TaskProtocol, metric: str) -> str:
         return ""
     sign = column.sign(metric)
     # never at a higher level than the printed differences, or bold could contradict "undecided"
-    level = min(sidak(len(analysis.selection.columns)), analysis.level)
+    tasks = {other.base for other in analysis.selection.columns}
+    level = min(sidak(len(tasks)) / analysis.family(column), analysis.level_of(column))
     leader = max(names, key=lambda name: sign * analysis.estimates[name, column, metric].value)
     sample = analysis.samples[leader, column, metric]
     for name in names:
         if name == leader:
             continue
-        gap = combine([contrast(sample, analysis.samples[name, column, metric])])
+        other = contrast(sample, analysis.samples[name, column, metric])
+        gap = estimate(other, analysis.seed_prior)
         if gap.at(level).verdict(sign) != "win":
             return ""
     return leader
 
 
-def _scaled(
+def _factors(
     analysis: Analysis, gaps: dict[Key, Contrast]
-) -> dict[tuple[str, TaskProtocol], Contrast]:
-    """Differences in percent of the baseline's number on the same seeds.
+) -> dict[tuple[str, TaskProtocol], float]:
+    """What makes differences percent of the baseline's number on the same seeds, better positive.
 
     Columns in which that number is too near zero are excluded.
     """
-    scaled = {}
+    factors = {}
     for (backbone, column, metric), gap in gaps.items():
         key = analysis.selection.baseline, column, metric
         base = analysis.samples[key]
@@ -277,9 +326,8 @@ def _scaled(
         paired = shared and len(gap.samples) == 1
         value = (base.of(shared) if paired else base).values.mean()
         declared = column.metric(metric)
-        factor = 100 * declared.direction / max(abs(value), declared.floor)
-        scaled[backbone, column] = gap.times(factor)
-    return scaled
+        factors[backbone, column] = 100 * declared.direction / max(abs(value), declared.floor)
+    return factors
 
 
 def _gains(
@@ -304,7 +352,7 @@ def _gains(
         typical = lambda values, tasks=tasks: interquartile_mean(tasks @ values)
         mean = lambda values, tasks=tasks: (tasks @ values).mean(axis=0)
         values = np.array([gap.value for gap in gaps])
-        noise = np.array([sum(part.variance for part in combine([gap]).parts) for gap in gaps])
+        noise = np.array([analysis.task_gains[name, column].variance for column in mine])
         around = without_noise(values, noise)
         estimates = [combine(gaps, typical, around), combine(gaps, mean)]
         if not complete:
@@ -313,7 +361,7 @@ def _gains(
             (analysis.samples[name, c, c.main], analysis.samples[base, c, c.main], c.sign(c.main))
             for c in mine
         ]
-        improvement = probability_of_improvement(pairs)
+        improvement = probability_of_improvement(pairs, [column.base for column in mine])
         analysis.gains[name] = Gain(estimates[0], estimates[1], improvement, list(mine))
         moved = typical(around[:, None] + deviations(gaps)) if estimates[0].images else None
         resampled.append(moved)

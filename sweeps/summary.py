@@ -14,6 +14,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
+from reports.stats.seeds import NO_PRIOR, SeedNoise, SeedPrior, seed_prior
 from sweeps.objective import Metrics, task_gains
 from sweeps.space import Value, short
 from sweeps.study import Sweep
@@ -136,7 +137,13 @@ def summary(sweep: Sweep) -> pd.DataFrame:
     won, reference = run_again(sweep, winner.params), run_again(sweep, base)
     noise = pd.concat([at_base, _table(sweep, reference.values())]).std()
     fresh = sorted(won.keys() & reference.keys())
-    gaps = _table(sweep, map(won.get, fresh)) - _table(sweep, map(reference.get, fresh))
+    winners, bases = (_table(sweep, map(runs.get, fresh)) for runs in (won, reference))
+    gaps = winners - bases
+    scales = {name: max(abs(baseline[name]), task.floor) ** 2 for name, task in sweep.tasks.items()}
+    prior = seed_prior(
+        [noise for table in (winners, bases) for noise in _seed_noise(table, scales)],
+        _seed_noise(gaps, scales),
+    )
     candidates = values.copy()
     allowed = np.array([is_allowed(sweep, trial) for trial in trials])
     if allowed.any():
@@ -149,6 +156,7 @@ def summary(sweep: Sweep) -> pd.DataFrame:
         trial = trials[index]
         gap = gaps[subject].dropna().to_numpy() if trial.number == winner.number else np.empty(0)
         comparisons = max(1, len(trials) - 1) * (len(sweep.tasks) if metric else 1)
+        verdict = _verdict(sign * gap, comparisons, prior, scales.get(subject, 0.0))
         rows.append(
             {
                 "what": subject,
@@ -161,7 +169,7 @@ def summary(sweep: Sweep) -> pd.DataFrame:
                 "baseline": baseline[subject],
                 "confirmed": gap.mean() if gap.size else math.nan,
                 "noise": noise[subject],
-                "verdict": "" if trial.params == base else _verdict(sign * gap, comparisons),
+                "verdict": "" if trial.params == base else verdict,
             }
         )
     return pd.DataFrame(rows)
@@ -180,19 +188,35 @@ def _table(sweep: Sweep, every: Iterable[Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*labels, *sweep.tasks], dtype=float)
 
 
-def _verdict(gaps: np.ndarray, comparisons: int) -> str:
+def _seed_noise(table: pd.DataFrame, scales: Mapping[str, float]) -> list[SeedNoise]:
+    """How each task varies over the seeds (the rows), in units of the baseline's number."""
+    seeds = tuple(range(len(table)))
+    return [
+        SeedNoise(seeds, table[name].to_numpy(), scale)
+        for name, scale in scales.items()
+        if table[name].notna().all()
+    ]
+
+
+def _verdict(
+    gaps: np.ndarray, comparisons: int, prior: SeedPrior = NO_PRIOR, scale: float = 0.0
+) -> str:
     """``clear`` if the best cell beats the base cell on fresh seeds, else ``within noise``.
 
     ``not confirmed`` with fewer than two seeds. Student's paired t at 5 % with Bonferroni's
-    correction: the best of many is also the luckiest on these images.
+    correction: the best of many is also the luckiest on these images. The variance of a task's gap
+    is moderated by that of the others (see ``reports.stats.seeds``).
 
     Args:
         gaps: (S,) how much better it is with each fresh seed.
+        scale: what the prior's ratio is relative to; 0 for what has no prior.
     """
     if len(gaps) < 2:
         return "not confirmed"
-    quantile = stats.t.isf(0.025 / comparisons, len(gaps) - 1)
-    reach = quantile * gaps.std(ddof=1) / math.sqrt(len(gaps))
+    variance, df = float(gaps.var(ddof=1)), float(len(gaps) - 1)
+    if scale > 0:
+        variance, df = prior.moderate(variance, df, scale)
+    reach = stats.t.isf(0.025 / comparisons, df) * math.sqrt(variance / len(gaps))
     return "clear" if gaps.mean() > reach else "within noise"
 
 

@@ -72,6 +72,8 @@ class DatasetSpec:
             ``{c}`` for the class) …; part of a task's identity.
         adapt: (spec, root) → the spec of the copy at ``root``, where copies differ (VOC with or
             without the augmented train list); ``prepare`` applies it.
+        units: root → image → name of what it was sampled with (a scene), where images are not
+            independent; reports resample these. Images that are not in it count on their own.
         is_generated: the suite that uses it generates it; ``data check`` does not look for it.
         about: one line for ``list``: what it is, where to get it.
         module: that registers it, which configs import; ``register_dataset`` sets it.
@@ -88,6 +90,7 @@ class DatasetSpec:
     annotations: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     adapt: Callable[[DatasetSpec, Path], DatasetSpec] | None = None
+    units: Callable[[Path], Mapping[str, str]] | None = None
     is_generated: bool = False
     other_folders: tuple[str, ...] = ()
     allows_subsets: bool = False

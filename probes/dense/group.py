@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from common.files import content_key
 from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
@@ -104,15 +106,19 @@ def _result(probe: Probe, member: Member, choice: Choice | None) -> TaskResult:
     if list(scores.per_image["image"]) != images:
         raise RuntimeError("the images that were scored are not those of val in their order")
     context.cost.add(member.cost)
+    per_image = scores.per_image
+    if context.data.spec.units:
+        units = context.data.spec.units(context.data.root)
+        per_image["unit"] = np.array([units.get(image, image) for image in images])
     notes = [*scores.notes]
-    scored = member.metrics, scores.per_image, member.config, member.val_dataset
+    scored = member.metrics, per_image, member.config, member.val_dataset
     notes += constant_note(context.data, *scored)
     if choice:
         context.cost.add(choice.cost)
         notes += choice.notes
     return TaskResult(
         metrics=member.metrics,
-        per_image=scores.per_image,
+        per_image=per_image,
         preview=draw_preview(
             lambda index: predict(member.model, member.val_item(index), probe.kind),
             member.val_dataset,

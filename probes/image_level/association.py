@@ -44,8 +44,11 @@ def run(context: Context) -> TaskResult:
         name: float(jaccard[part].mean()) if part.any() else float("nan")
         for name, part in parts.items()
     }
+    candidates = [sorted(index for index, *_ in instances[number]) for number in order]
     per_image = {
         "image": np.array([f"instance {number:05d}" for number in order]),
+        # several cues may have the same candidates
+        "unit": np.array([" ".join(map(str, indices)) for indices in candidates]),
         "jaccard": jaccard,
         "candidates": sizes,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from reports.analysis import Analysis
 from reports.parts.tables import count
@@ -101,11 +101,14 @@ def _noise(analysis: Analysis) -> Iterator[str]:
             " has one seed of it."
         )
     if analysis.inconsistent:
-        rest = len(analysis.inconsistent) - 3
-        more = f"; and {rest} more" if rest > 0 else ""
         yield (
-            "Per-image scores that do not reproduce the stored number are not used: "
-            f"{'; '.join(analysis.inconsistent[:3])}{more}."
+            "Per-image scores that do not reproduce the stored number are not used:"
+            f" {_first(analysis.inconsistent)}."
+        )
+    if analysis.unscored:
+        yield (
+            "Resamples of images with nothing to score (no object, an empty group) are left out of"
+            f" the intervals: {_first(analysis.unscored)}."
         )
 
 
@@ -116,6 +119,11 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
             " judged jointly: if all backbones were equal, one report in twenty would call any of"
             f" them better or worse. Differences have intervals of {_percent(analysis.level)}, mean"
             f" gains of {_percent(analysis.gain_level)}, numbers of 95 %."
+        )
+    if analysis.seed_prior.df:
+        yield (
+            "The noise of seeds of each difference is estimated with that of the others, which"
+            f" count as {analysis.seed_prior.df:.1f} more seeds."
         )
     reasons: dict[str, list[str]] = defaultdict(list)
     for column, reason in analysis.excluded.items():
@@ -146,6 +154,11 @@ def _code(analysis: Analysis) -> Iterator[str]:
         )
     for note in selection.notes:
         yield f"{note[0].upper()}{note[1:]}."
+
+
+def _first(items: Sequence[str], most: int = 3) -> str:
+    rest = len(items) - most
+    return "; ".join([*items[:most], *([f"and {rest} more"] if rest > 0 else [])])
 
 
 def _percent(level: float) -> str:

@@ -88,11 +88,11 @@ class Standings:
                 self.weights[name, run.tags["seed"]] = _sha(run)
                 self.backbones.setdefault(name, _describe(results, run))
                 continue
-            column = self._column(results, run, len(scores[run.id].images))
+            column = self._column(results, run, len(scores[run.id].units))
             if column.sources.setdefault(name, results.title) != results.title:
                 continue  # the first file with a result counts
             metric = next(iter(declared(run.tags)))
-            weights = image_weights(scores[run.id].images, RESAMPLES)
+            weights = image_weights(scores[run.id].units, RESAMPLES)
             resampled = scores[run.id].metrics[metric](weights)
             value = run.metrics[metric]
             column.values.setdefault(name, []).append(value)

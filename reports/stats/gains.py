@@ -52,19 +52,22 @@ def by_task(tasks: Sequence[str]) -> np.ndarray:
     return member / member.sum(axis=1, keepdims=True)
 
 
-def probability_of_improvement(pairs: Sequence[tuple[Sample, Sample, int]]) -> float:
+def probability_of_improvement(
+    pairs: Sequence[tuple[Sample, Sample, int]], tasks: Sequence[str]
+) -> float:
     """How often a run of ``mine`` is better than one of ``base``, the mean over tasks.
 
     Ties count half (Agarwal et al. 2021).
 
     Args:
-        pairs: (mine, base, sign) of each task.
+        pairs: (mine, base, sign) of each column.
+        tasks: of each column; the columns of one task count once.
     """
     each = []
     for mine, base, sign in pairs:
         gap = sign * (mine.values[:, None] - base.values[None, :])
         each.append(np.mean((gap > 0) + 0.5 * (gap == 0)))
-    return float(np.mean(each))
+    return float(np.mean(by_task(tasks) @ each))
 
 
 def has_ratio(base: Estimate) -> bool:

@@ -9,19 +9,25 @@ deviate from the mean's). docs/statistics.md has the derivation and the coverage
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from reports.stats.resampling import Contrast, Sample
+from reports.stats.seeds import NO_PRIOR, SeedPrior
 
 LEVEL = 0.05
 FEW = 20  # images: with fewer, nothing is decided
 POWER = 0.8
 MOST_SEEDS = 50  # that are ever recommended
+MATCHING = 0.04  # level from which intervals match it; below, verdicts err on the safe side
+NEGLIGIBLE = 1e-12  # share of the variance
+NODES = 2000  # of the quadrature
 FOR_INTERACTION = 200  # resamples that the interaction is estimated from
 
 Formula = Callable[[np.ndarray], np.ndarray]  # (T, n) values of T contrasts → (n,)
@@ -51,7 +57,7 @@ class Estimate:
         level: probability that the interval misses.
         seeds: number of seeds.
         images: number of images whose noise is included; 0 if unknown.
-        least, most: range of the number; the interval is cut there.
+        least, most: range of the number, which the interval does not leave.
     """
 
     value: float
@@ -73,21 +79,44 @@ class Estimate:
 
     @property
     def low(self) -> float:
-        if not self.parts:
-            return np.nan
-        return max(self.value - self.reach, min(self.least, self.value))
+        return self._ends()[0]
 
     @property
     def high(self) -> float:
+        return self._ends()[1]
+
+    def _ends(self) -> tuple[float, float]:
+        """The interval; Wilson's where the number is a share of a finite range."""
         if not self.parts:
-            return np.nan
-        return min(self.value + self.reach, max(self.most, self.value))
+            return np.nan, np.nan
+        least, most = min(self.least, self.value), max(self.most, self.value)
+        if not np.isfinite(most - least) or least == most:
+            return max(self.value - self.reach, least), min(self.value + self.reach, most)
+        variance = self.variance / (most - least) ** 2
+        share = (self.value - least) / (most - least)
+        if variance > 0:
+            quantile = self.reach / (most - least) / np.sqrt(variance)
+            size = share * (1 - share) / variance
+        else:  # all images are right, or none
+            quantile = float(special.stdtrit(max(self.images - 1, 1), 1 - self.level / 2))
+            size = self.images if share in (0, 1) else np.inf
+        low, high = wilson(share, size, quantile)
+        return least + (most - least) * low, least + (most - least) * high
 
     @property
     def error(self) -> float:
         """Standard error over seeds; NaN with one seed."""
         variances = [part.variance for part in self.parts if part.seeds]
         return float(np.sqrt(np.sum(variances))) if variances else np.nan
+
+    @property
+    def variance(self) -> float:
+        return sum(part.variance for part in self.parts)
+
+    def times(self, factor: float) -> Estimate:
+        """The same in another unit, without a range."""
+        parts = tuple(part._replace(variance=part.variance * factor**2) for part in self.parts)
+        return replace(self, value=self.value * factor, parts=parts, least=-np.inf, most=np.inf)
 
     def at(self, level: float) -> Estimate:
         """The same with an interval that misses with probability ``level``."""
@@ -110,46 +139,113 @@ class Estimate:
 
     def detectable(self) -> float:
         """The smallest difference that is detected with probability ``POWER`` at this level."""
-        variance = sum(part.variance for part in self.parts)
-        return self.reach + float(special.ndtri(POWER)) * float(np.sqrt(variance))
+        return self.reach + float(special.ndtri(POWER) * np.sqrt(self.variance))
 
     def seeds_to_decide(self) -> int | None:
         """How many seeds decide a difference of this size; None for more than ``MOST_SEEDS``."""
-        for seeds in range(self.seeds + 1, MOST_SEEDS + 1):
-            parts = [
-                Part(part.variance * part.seeds / seeds, seeds - 1, seeds) if part.seeds else part
+
+        def decides(seeds: int) -> bool:
+            parts = tuple(
+                Part(part.variance * part.seeds / seeds, part.df + seeds - part.seeds, seeds)
+                if part.seeds
+                else part
                 for part in self.parts
-            ]
-            if half_width(parts, self.level) < abs(self.value):
-                return seeds
-        return None
+            )
+            return half_width(parts, self.level) < abs(self.value)
+
+        counts = range(self.seeds + 1, MOST_SEEDS + 1)
+        first = bisect.bisect_left(counts, True, key=decides)
+        return counts[first] if first < len(counts) else None
 
 
-def half_width(parts: Sequence[Part], level: float) -> float:
+def wilson(share: float, size: float, quantile: float) -> tuple[float, float]:
+    """Wilson's score interval of a share in [0, 1].
+
+    With the effective size share · (1 - share) / variance it holds for any noise (Franco et al.,
+    J. Survey Stat. Methodol. 7, 2019).
+
+    Args:
+        size: number of images that would have the variance if each was right or wrong.
+    """
+    shrunk = quantile**2 / size
+    centre = (share + shrunk / 2) / (1 + shrunk)
+    reach = np.sqrt(shrunk * share * (1 - share) + shrunk**2 / 4) / (1 + shrunk)
+    return float(centre - reach), float(centre + reach)
+
+
+@functools.lru_cache(maxsize=10_000)
+def half_width(parts: tuple[Part, ...], level: float) -> float:
     """Half of the width of an interval that misses with probability ``level``.
 
-    Between two bounds that are both exact for a single part: quantiles added in quadrature (never
-    too narrow, a little too wide where parts are of similar size) and Welch and Satterthwaite's
-    degrees of freedom (too narrow far out, where a spread over few seeds is small by chance). At
-    level α Welch's bound has the weight min(20 α, 1) · w, where w is the share of the variance that
-    is not of the largest group of seeds.
+    Each part of the noise is its standard error × Student's t; their sum has the distribution of
+    Behrens (1929) and Fisher (1935), the posterior of a mean whose variances are scaled inverse χ².
+    It misses no more often than it should (Robinson, Ann. Stat. 4, 1976), but where seeds have few
+    degrees of freedom less often. So from ``MATCHING`` on, the prior of the variances is Ghosh and
+    Kim's (Can. J. Stat. 29, 2001), whose posterior misses as often as it should up to the second
+    order: with a probability that is the share of the other parts in the variance, a part has two
+    degrees of freedom more. Given its χ², a part is normal; the mean over χ² is by quadrature.
     """
-    positive = [(part.variance, part.df) for part in parts if part.variance > 0]
-    if not positive:
+    total = sum(part.variance for part in parts)
+    if total == 0:
         return 0.0
-    variances, freedom = np.array(positive).T
-    total = variances.sum()
-    safe = np.sqrt(np.sum(variances * special.stdtrit(freedom, 1 - level / 2) ** 2))
-    welch_freedom = total**2 / np.sum(variances**2 / freedom)
-    welch = np.sqrt(total) * special.stdtrit(welch_freedom, 1 - level / 2)
-    largest = max((part.variance for part in parts if part.seeds), default=0.0)
-    share = min(20 * level, 1.0) * (1 - largest / total)
-    return float(share * welch + (1 - share) * safe)
+    positive = [part for part in parts if part.variance > NEGLIGIBLE * total]
+    if len(positive) == 1:
+        ((variance, df, _),) = positive
+        return float(np.sqrt(variance) * special.stdtrit(df, 1 - level / 2))
+    variances: np.ndarray = np.zeros(1)
+    weights: np.ndarray = np.ones(1)
+    for part in positive:
+        others = 1 - part.variance / total if level >= MATCHING and part.seeds else 0.0
+        inflation, weight = _inverse_chi_square(part.df, part.df)
+        if others > 0:
+            more, more_weight = _inverse_chi_square(part.df, part.df + 2)
+            inflation = np.append(inflation, more)
+            weight = np.append((1 - others) * weight, others * more_weight)
+        variances = np.add.outer(variances, part.variance * inflation).ravel()
+        weights = np.multiply.outer(weights, weight).ravel()
+        if len(variances) > NODES:
+            order = np.argsort(variances)
+            starts = np.arange(0, len(order), -(-len(order) // NODES))
+            merged = np.add.reduceat(weights[order], starts)
+            variances = np.add.reduceat((weights * variances)[order], starts) / merged
+            weights = merged
+    deviations = np.sqrt(variances)
+
+    def excess(width: float) -> float:
+        return 2 * float(weights @ special.ndtr(-width / deviations)) - level
+
+    least = np.sqrt(total) * special.ndtri(1 - level / 2)
+    most = 2 * least
+    while excess(most) > 0:
+        most *= 2
+    return float(optimize.brentq(excess, least / 4, most, rtol=1e-6))
 
 
-def estimate(sample: Sample) -> Estimate:
-    """Mean over seeds with its interval."""
-    return combine([Contrast((sample,))])
+@functools.lru_cache(maxsize=256)
+def _inverse_chi_square(scale: float, df: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes of scale / χ² and weights, by the trapezoid rule over the logit of probability."""
+    probability = special.expit(np.arange(-20, 12, 0.75))
+    weights = probability * (1 - probability)
+    return scale / (2 * special.gammaincinv(df / 2, probability)), weights / weights.sum()
+
+
+def estimate(contrast: Contrast, prior: SeedPrior = NO_PRIOR) -> Estimate:
+    """A contrast with its interval.
+
+    Args:
+        prior: of its seed variance.
+    """
+    plain = combine([contrast])
+    scale = contrast.image_variance / len(contrast.samples)
+    if not contrast.varies or scale == 0:
+        return plain
+    parts = []
+    for part in plain.parts:
+        if part.seeds:
+            variance, df = prior.moderate(part.variance * part.seeds, part.df, scale)
+            part = Part(variance / part.seeds, df, part.seeds)
+        parts.append(part)
+    return replace(plain, parts=tuple(parts))
 
 
 def combine(
@@ -159,7 +255,8 @@ def combine(
 ) -> Estimate:
     """``formula`` of contrasts, with the noise of seeds and images that they share.
 
-    A contrast without resamples, or with one seed, contributes nothing to that noise.
+    A contrast without resamples, or with one seed, contributes nothing to that noise; values that
+    are equal with all seeds, without resamples, have none that is known.
 
     Args:
         around: (T,) values of the contrasts at which noise is evaluated; default: their own.
@@ -174,8 +271,10 @@ def combine(
         interaction += shared
     images = min((contrast.images for contrast in contrasts if contrast.images > 1), default=0)
     if images:
-        variance = float(np.var(formula(means + deviations(contrasts)), ddof=1))
+        variance = float(np.nanvar(formula(means + deviations(contrasts)), ddof=1))
         parts.insert(0, Part(max(variance - interaction, 0.0), images - 1))
+    elif not any(contrast.varies for contrast in contrasts):
+        parts = []  # equal values are no evidence that there is no noise
     seeds = min(contrast.seeds for contrast in contrasts)
     return Estimate(value, tuple(parts), seeds=seeds, images=images)
 
@@ -225,6 +324,6 @@ def _of_seeds(group: dict[int, Sample], means: np.ndarray, formula: Formula) -> 
     shared = 0.0
     if width:
         values = formula(means + both.reshape(len(means), -1)).reshape(count, width)
-        shared = float(np.sum(np.mean((values - value) ** 2, axis=1))) / (count * (count - 1))
+        shared = float(np.sum(np.nanmean((values - value) ** 2, axis=1))) / (count * (count - 1))
     fewest = min(len(sample.seeds) for sample in group.values())
     return Part(spread, fewest - 1, count), shared

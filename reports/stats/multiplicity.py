@@ -9,6 +9,7 @@ estimate it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,33 +24,44 @@ def joint_level(
     estimates: Sequence[Estimate],
     deviations: Sequence[np.ndarray | None],
     error_rate: float = LEVEL,
+    families: Sequence[int] | None = None,
 ) -> float:
-    """The level of each comparison at which the probability of any false one is ``error_rate``.
+    """The level of each family at which the probability of any false comparison is ``error_rate``.
+
+    A comparison is judged at that level divided by the size of its family: so a variant of a task
+    costs its own task's power, and not that of the others.
 
     Args:
         deviations: of each, (R,) what resampling the images adds to it; None if unknown.
+        families: the size of each comparison's family; default: each is its own.
     """
+    sizes = families or [1] * len(estimates)
     judged = [
-        (estimate, moved)
-        for estimate, moved in zip(estimates, deviations, strict=True)
-        if sum(part.variance for part in estimate.parts) > 0
+        (estimate, moved, size)
+        for estimate, moved, size in zip(estimates, deviations, sizes, strict=True)
+        if estimate.variance > 0
     ]
     if len(judged) < 2:
         return error_rate
-    width = max((len(moved) for _, moved in judged if moved is not None), default=1)
+    width = max((len(moved) for _, moved, _ in judged if moved is not None), default=1)
     standard = np.zeros((len(judged), width), np.float32)
     share = np.zeros((len(judged), 1), np.float32)
-    for row, (estimate, moved) in enumerate(judged):
-        if moved is not None and (spread := moved.std()) > 0:
-            standard[row] = np.resize((moved - moved.mean()) / spread, width)
+    for row, (estimate, moved, _) in enumerate(judged):
+        if moved is not None and (spread := np.nanstd(moved)) > 0:
+            standard[row] = np.resize(np.nan_to_num((moved - np.nanmean(moved)) / spread), width)
             of_images = sum(part.variance for part in estimate.parts if not part.seeds)
-            share[row] = of_images / sum(part.variance for part in estimate.parts)
-    rng = np.random.default_rng(0)
-    images = standard @ rng.standard_normal((width, SIMULATED), np.float32) / np.sqrt(width)
-    seeds = rng.standard_normal((len(judged), SIMULATED), np.float32)
-    largest = np.abs(np.sqrt(share) * images + np.sqrt(1 - share) * seeds).max(axis=0)
-    quantile = np.quantile(largest, 1 - error_rate)
-    return float(min(2 * special.ndtr(-quantile), error_rate))
+            share[row] = of_images / estimate.variance
+    images = standard @ _normal(width) / np.sqrt(width)
+    seeds = np.random.default_rng(1).standard_normal((len(judged), SIMULATED), np.float32)
+    largest = np.abs(np.sqrt(share) * images + np.sqrt(1 - share) * seeds)
+    p_values = 2 * special.ndtr(-largest) * np.array([[size] for _, _, size in judged])
+    return float(min(np.quantile(p_values.min(axis=0), error_rate), error_rate))
+
+
+@functools.lru_cache(maxsize=1)
+def _normal(rows: int) -> np.ndarray:
+    """(rows, SIMULATED) standard normal."""
+    return np.random.default_rng(0).standard_normal((rows, SIMULATED), np.float32)
 
 
 def sidak(count: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,9 @@ class ImageScores:
     """The scores of each of N images.
 
     Attributes:
-        images: names, sorted; the columns of weights.
-        metrics: metric → function from weights (R, N), how often each image is in each resample, to
+        images: names, sorted.
+        units: names of the U units that are resampled: the images, or what they are made of.
+        metrics: metric → function from weights (R, U), how often each unit is in each resample, to
             values (R,).
         each: (N,) one score an image, to choose pictures by; NaN where it has none.
         each_name, each_sign: its name, and +1 where higher is better.
@@ -66,10 +67,39 @@ class ImageScores:
     each_sign: int
     most_resamples: int = 1_000_000
     classes: ClassScores | None = None
+    units: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.units:
+            object.__setattr__(self, "units", self.images)
+
+    def resampled_by(self, members: np.ndarray) -> ImageScores:
+        """The same over resamples of units: an image has the product of its units' weights.
+
+        Pairs of images that recur are not independent, but the images are (the pigeonhole
+        bootstrap; Owen, Ann. Appl. Stat. 1, 2007).
+
+        Args:
+            members: (N,) or (N, k) names of each image's units.
+        """
+        units, index = np.unique(members, return_inverse=True)
+        index = index.reshape(len(members), -1)
+
+        def over_units(metric: Metric) -> Metric:
+            def compute(weights: Weights) -> np.ndarray:
+                product = weights[:, index[:, 0]]
+                for column in index.T[1:]:
+                    product = product * weights[:, column]
+                return metric(product)
+
+            return compute
+
+        metrics = {name: over_units(metric) for name, metric in self.metrics.items()}
+        return replace(self, units=tuple(map(str, units)), metrics=metrics)
 
     def value(self, metric: str) -> float:
         """The metric over all images."""
-        return float(self.metrics[metric](np.ones((1, len(self.images)), np.float32))[0])
+        return float(self.metrics[metric](np.ones((1, len(self.units)), np.float32))[0])
 
 
 def agrees(computed: float, stored: float) -> bool:
@@ -114,7 +144,8 @@ def image_scores(
     """See ``ImageScores``; None for a kind without per-image scores.
 
     Args:
-        arrays: as the probes write them, first axis images, with ``image``; ``classes`` are names.
+        arrays: as the probes write them, first axis images, with ``image`` and, where these are not
+            independent, ``unit``; ``classes`` are names.
     """
     order = np.argsort(arrays["image"], kind="stable")
     arrays = {
@@ -124,7 +155,11 @@ def image_scores(
     images = tuple(map(str, arrays["image"]))
     if kind == "detection":
         return _detection(images, arrays, detections)
-    return SCORERS[kind](images, arrays) if kind in SCORERS else None
+    if kind not in SCORERS:
+        return None
+    units = arrays.pop("unit", None)
+    scores = SCORERS[kind](images, arrays)
+    return scores if units is None else scores.resampled_by(units)
 
 
 def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reports.stats.seeds import SeedNoise
+
 RESAMPLES = 1000
 CELLS = 25_000_000  # weights in a block, which bounds the memory
+ROUNDING = 1e-9  # relative
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Sample:
     Attributes:
         seeds: in order.
         values: (S,) the metric with each seed.
-        resamples: (S, R) the same over each resample of images, or None if unknown.
+        resamples: (S, R) the same over each resample of images, or None if unknown; NaN where a
+            resample has nothing to score.
         images: how many images are resampled.
     """
 
@@ -34,6 +38,14 @@ class Sample:
     values: np.ndarray
     resamples: np.ndarray | None = None
     images: int = 0
+
+    @property
+    def varies(self) -> bool:
+        """Whether its seeds differ by more than rounding, in the metric or over resamples."""
+        rows = self.values[:, None]
+        if self.resamples is not None:
+            rows = np.hstack([rows, self.resamples[:, np.isfinite(self.resamples).all(axis=0)]])
+        return bool(np.any(np.ptp(rows, axis=0) > ROUNDING * np.abs(rows).max()))
 
     def of(self, seeds: Sequence[int]) -> Sample:
         """The sample of these seeds alone."""
@@ -80,12 +92,39 @@ class Contrast:
         return min(len(sample.seeds) for sample in self.samples)
 
     @property
+    def varies(self) -> bool:
+        """Whether it has several seeds that differ."""
+        return self.seeds > 1 and any(sample.varies for sample in self.samples)
+
+    @property
     def has_noise(self) -> bool:
         """Whether any of its noise can be estimated."""
-        return self.images > 1 or self.seeds > 1
+        return self.images > 1 or self.varies
+
+    @property
+    def image_variance(self) -> float:
+        """The variance over resamples with one seed, the mean over seeds; 0 if unknown."""
+        if self.images < 2:
+            return 0.0
+        resamples = [s.resamples for s in self.samples if s.resamples is not None]
+        width = min(each.shape[1] for each in resamples)
+        single = np.sum([each[: self.seeds, :width] for each in resamples], axis=0)
+        shortfall = self.images / (self.images - 1)  # see ``deviations``
+        return float(np.nanvar(single, axis=1, ddof=1).mean()) * shortfall
+
+    @property
+    def seed_noise(self) -> list[SeedNoise]:
+        """How the seeds of each sample vary, relative to the noise of images.
+
+        Each side of a difference whose seeds are independent has half of its noise of images.
+        """
+        scale = self.image_variance / len(self.samples)
+        return [SeedNoise(s.seeds, s.values, scale) for s in self.samples if self.varies]
 
     def deviations(self) -> np.ndarray | None:
-        """(R,) what resampling the images adds to the value; None if unknown.
+        """(R,) what resampling the images adds to the value, NaN where nothing is scored.
+
+        None if unknown.
 
         Scaled by √(N / (N - 1)), the bootstrap's shortfall (Efron, Tibshirani 1993, section 5.3).
         """

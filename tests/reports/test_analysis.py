@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+
+import numpy as np
+import pytest
 
 from reports.analysis import shown_metrics
 from reports.metrics import DECLARED_TAG, Metric, declare
 from reports.parts.tables import overview
+from tests.reports import synthetic
 from tests.reports.synthetic import TASKS as KINDS
 from tests.reports.synthetic import stored_run, write_run
 
@@ -34,7 +39,7 @@ def test_the_scores_of_every_kind_reproduce_its_metrics(tracker, report_of):
 def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
     tag = declare({"mIoU": Metric(-1, "px", 0.0, None, "end-point error")})
     runs = [
-        stored_run(10 * index + seed, name, "flow/linear", seed, value + 30.0 * seed)
+        stored_run(10 * index + seed, name, "flow/linear", seed, value + (30.0 + index) * seed)
         for index, (name, value) in enumerate((("clip", 400.0), ("mine", 200.0)))
         for seed in range(3)
     ]
@@ -44,6 +49,45 @@ def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
     assert (head.label, head.unit, head.sign) == ("end-point error", "px", -1)
     assert analysis.estimates["clip", column, "mIoU"].high > 430, "not a percentage"
     assert analysis.verdict("mine", column) == "win"
+
+
+def test_a_resample_with_nothing_to_score_is_reported(tracker, report_of, monkeypatch):
+    complete = synthetic.scores
+
+    def sparse(*args):
+        """Three images with ground truth: one resample in twenty has none of them."""
+        arrays, detections = complete(*args)
+        arrays["abs_rel"][3:] = np.nan
+        return arrays, detections
+
+    monkeypatch.setattr(synthetic, "scores", sparse)
+    for name, quality in (("clip", 0.5), ("cliptex", 0.8)):
+        write_run(tracker, name, 0, {"nyu-depth/linear": quality})
+    report = report_of(tracker)
+    (column,) = report.columns
+    assert report.analysis.estimates["clip", column, "abs_rel"].images == 60
+    (note,) = [note for note in report.notes if "nothing to score" in note]
+    assert re.search(r"clip · nyu-depth/linear · abs_rel \(\d\d of 1000\)", note)
+
+
+def test_variants_of_a_task_do_not_cost_the_others_power(analysis_of):
+    """A fifth task raises the bar for all; two more shares of a train set do not."""
+
+    def level(*tasks: str) -> float:
+        rng = np.random.default_rng(0)
+        runs = [
+            stored_run(100 * number + 10 * index + seed, name, task, seed, 50 + rng.normal())
+            for number, task in enumerate(tasks)
+            for index, name in enumerate(("clip", "mine"))
+            for seed in range(3)
+        ]
+        analysis = analysis_of(runs)
+        return analysis.level_of(analysis.selection.columns[-1])
+
+    shares = ["voc/linear", "voc/linear:0.1", "voc/linear:0.01"]
+    alone, varied = level("voc/linear", "ade20k/linear"), level(*shares, "ade20k/linear")
+    assert varied == pytest.approx(alone, rel=0.1)
+    assert level("voc/linear", "a/linear", "b/linear", "ade20k/linear") < 0.6 * alone
 
 
 def test_scores_that_do_not_reproduce_the_number_are_not_used(tracker, report_of):

@@ -13,6 +13,7 @@ from common.errors import UserError
 from probes.datasets.download.archives import extracted
 
 MAT, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
+SCENES = "scenes.tsv"  # image, tab, scene
 
 
 def labelled(files: Mapping[str, Path], to: Path) -> None:
@@ -21,7 +22,7 @@ def labelled(files: Mapping[str, Path], to: Path) -> None:
     Depth is what the Kinect measured (``rawDepths``, 0 where it saw nothing), not the file's
     in-painted ``depths``: published evaluations score it (Lee et al. 2019). Names are theirs too:
     the type of scene and the index in the file from 0. The white border of the images stays, where
-    others paint it black.
+    others paint it black. ``scenes.tsv`` has the room of each image.
     """
     import h5py
     from scipy.io import loadmat
@@ -30,17 +31,23 @@ def labelled(files: Mapping[str, Path], to: Path) -> None:
         splits = loadmat(files[SPLITS])
         with h5py.File(files[MAT]) as data:
             # MATLAB's axes are reversed: (N, 3, W, H), (N, W, H)
-            images, depths, references = data["images"], data["rawDepths"], data["sceneTypes"][0]
+            images, depths = data["images"], data["rawDepths"]
+            scenes = []
             for split, key in (("train", "trainNdxs"), ("test", "testNdxs")):
                 for folder in ("images", "annotations"):
                     (to / folder / split).mkdir(parents=True)
                 for number in splits[key].ravel():
                     index = int(number) - 1
-                    scene = "".join(map(chr, data[references[index]][:].ravel()))
-                    name = f"{split}/{scene}_{index:05d}.png"
+                    kind, scene = (
+                        "".join(map(chr, data[data[key][0, index]][:].ravel()))
+                        for key in ("sceneTypes", "scenes")
+                    )
+                    name = f"{split}/{kind}_{index:05d}.png"
+                    scenes.append(f"images/{name}\t{scene}\n")
                     Image.fromarray(images[index].transpose(2, 1, 0)).save(to / "images" / name)
                     depth = Image.fromarray(millimetres(depths[index].T))
                     depth.save(to / "annotations" / name)
+            (to / SCENES).write_text("".join(scenes))
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"{files[MAT]} and {files[SPLITS]} are not NYU-v2's ({error}); get them again"

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from probes.datasets.base import DatasetSpec
+from probes.datasets.download.nyu import SCENES
 from probes.datasets.layouts import IMAGE_SUFFIXES, mirrored, walk
 from probes.registry import register_dataset
 
@@ -35,6 +36,13 @@ def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
         return spec
     extra = {**spec.extra, "split": "24k/654", "train_list": "24,231 raw frames"}
     return replace(spec, expected={**spec.expected, "train": RAW_FRAMES}, extra=extra)
+
+
+def scenes(root: Path) -> dict[str, str]:
+    """Image → its room, which several images show; empty for a copy that does not tell."""
+    path = root / SCENES
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return dict(line.split("\t") for line in lines)
 
 
 DEPTH = register_dataset(
@@ -57,6 +65,7 @@ DEPTH = register_dataset(
             "split": "official 795/654",
         },
         adapt=adapt,
+        units=scenes,
         about=(
             "NYU Depth v2 in metres, 795 (cs.nyu.edu/~silberman) or 24,231 train / 654 test, in"
             " mmseg's layout"
@@ -76,6 +85,7 @@ NORMAL = register_dataset(
             "axes": "x right, y up, z towards the camera",
             "split": "official 795/654",
         },
+        units=scenes,
         about=(
             "NYU Depth v2 surface normals, 795 train / 654 test: nyu/normals/{train,test} 8-bit"
             " RGB, (0,0,0) invalid"

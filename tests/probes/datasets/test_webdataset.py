@@ -262,7 +262,8 @@ def test_winogavil(tmp_path):
     expected = {"jaccard_10-12": 100, "jaccard_5-6": 50, "jaccard": 200 / 3}
     scores = image_scores("association", result.per_image)
     for name, value in result.metrics.items():
-        assert scores.metrics[name](np.ones((1, 3)))[0] == pytest.approx(value)
+        weights = np.ones((1, len(scores.units)))
+        assert scores.metrics[name](weights)[0] == pytest.approx(value)
         assert expected.get(name, value) == pytest.approx(value)
     assert expected.keys() <= result.metrics.keys()
     (root / "instances.json").write_text(json.dumps([{**right, "candidates": ["nowhere"]}]))

@@ -53,7 +53,12 @@ def test_an_unknown_interval_has_an_open_symbol_and_no_bar(analysis_of):
 
 
 def test_a_bar_that_leaves_the_figure_ends_in_an_arrow(analysis_of):
-    values = {"clip": (50.0, 50.1, 50.2), "wide": (20.0, 50.0, 80.0), "near": (51.0, 51.1, 51.2)}
+    values = {
+        "clip": (50.0, 50.1, 50.2),
+        "wide": (20.0, 50.0, 80.0),
+        "near": (51.0, 51.1, 51.3),
+        "other": (50.0, 50.2, 50.1),
+    }
     runs = [
         stored_run(3 * index + seed, name, task, seed, value)
         for index, (name, each) in enumerate(values.items())

@@ -3,6 +3,8 @@ without cause."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,6 +12,7 @@ from scipy import stats
 from reports.stats.intervals import Estimate, Part, combine, estimate, half_width
 from reports.stats.per_image import image_scores
 from reports.stats.resampling import Contrast, Sample, contrast, image_weights
+from reports.stats.seeds import NO_PRIOR, SeedPrior
 
 
 def sample(scores: np.ndarray, weights: np.ndarray) -> Sample:
@@ -38,7 +41,7 @@ def test_resamples_are_of_as_many_images_and_the_same_for_the_same_images():
 
 def test_one_seed_is_scipys_bootstrap_with_students_quantile():
     values = np.random.default_rng(0).gamma(2.0, 3.0, 200)
-    ours = estimate(sample(values[None], image_weights(names(200), 4000)))
+    ours = estimate(Contrast((sample(values[None], image_weights(names(200), 4000)),)))
     theirs = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
     )
@@ -53,34 +56,54 @@ def test_one_seed_is_scipys_bootstrap_with_students_quantile():
 
 def test_seeds_alone_are_students_t():
     values = np.array([40.0, 42.0, 45.0])
-    interval = estimate(Sample((0, 1, 2), values))
+    interval = estimate(Contrast((Sample((0, 1, 2), values),)))
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
     assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
     assert interval.error == pytest.approx(stats.sem(values)) and not interval.images
-    only = estimate(Sample((0,), values[:1]))
+    only = estimate(Contrast((Sample((0,), values[:1]),)))
     assert not only.has_interval and only.verdict() == "unknown"
 
 
-@pytest.mark.parametrize("level", [0.05, 0.001])
-def test_a_half_width_lies_between_welch_and_quadrature_and_is_exact_for_one_part(level):
-    images, seeds = Part(2.0, 99), Part(1.0, 2, 3)
-    welch = np.sqrt(3) * stats.t.isf(level / 2, 9 / (4 / 99 + 1 / 2))
-    safe = np.sqrt(2 * stats.t.isf(level / 2, 99) ** 2 + stats.t.isf(level / 2, 2) ** 2)
-    assert welch < half_width([images, seeds], level) < safe
-    for part in (images, seeds):
-        assert half_width([part], level) == pytest.approx(
-            np.sqrt(part.variance) * stats.t.isf(level / 2, part.df)
-        )
-    assert half_width([Part(0.0, 5)], level) == 0
+@pytest.mark.parametrize("level", [0.05, 0.003, 0.0002])
+def test_a_half_width_is_behrens_and_fishers_and_exact_for_one_part(level):
+    rng = np.random.default_rng(0)
+    for parts in ([(2.0, 99), (1.0, 2)], [(1.0, 30), (1.0, 4), (0.5, 4), (0.5, 2)]):
+        draws = [np.sqrt(v) * rng.standard_t(df, 400_000) for v, df in parts]
+        width = half_width(tuple(Part(*part) for part in parts), level)
+        missed = np.mean(np.abs(np.sum(draws, axis=0)) > width)
+        assert missed == pytest.approx(level, abs=4 * np.sqrt(level / 400_000))
+    for df in (1, 2, 3.5, 500):
+        exact = 2 * stats.t.isf(level / 2, df)
+        assert half_width((Part(4.0, df, 3),), level) == pytest.approx(exact, rel=2e-3)
+    assert half_width((Part(0.0, 5),), level) == 0
+    nothing = (Part(1.0, 30), Part(1e-20, 2, 3), Part(1e-20, 2, 3))
+    assert half_width(nothing, level) == half_width(nothing[:1], level)
+
+
+def test_two_seeds_more_are_assumed_as_far_as_images_are_the_noise():
+    """Where intervals match their level, Ghosh and Kim's prior; below, Behrens and Fisher's."""
+    images, seeds = Part(1.0, 1e6), Part(1.0, 2, 3)
+    covered = []
+    rng = np.random.default_rng(1)
+    for variance in 0.5 * rng.chisquare(2, 3000):
+        reach = half_width((images, seeds._replace(variance=variance)), 0.05)
+        covered.append(1 - 2 * stats.norm.sf(reach / np.sqrt(2)))
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
+    plain = (images, seeds._replace(seeds=0))
+    assert half_width((images, seeds), 0.05) < 0.95 * half_width(plain, 0.05)
+    assert half_width((images, seeds), 0.001) == half_width(plain, 0.001)
 
 
 def test_what_is_of_one_seed_on_one_image_counts_once():
     """The variance of the mean of 4 × 400 independent scores, however it is looked at."""
     rng, weights = np.random.default_rng(1), image_weights(names(400), 500)
-    estimates = [estimate(sample(rng.normal(0, 1, (4, 400)), weights)) for _ in range(60)]
+    estimates = [
+        estimate(Contrast((sample(rng.normal(0, 1, (4, 400)), weights),))) for _ in range(60)
+    ]
     total = np.mean([sum(part.variance for part in each.parts) for each in estimates])
     assert total == pytest.approx(1 / 1600, rel=0.25)
-    apart = estimate(sample(np.repeat(rng.normal(0, 1, (1, 400)), 4, axis=0), weights))
+    repeated = np.repeat(rng.normal(0, 1, (1, 400)), 4, axis=0)
+    apart = estimate(Contrast((sample(repeated, weights),)))
     assert (
         apart.parts[0].variance == pytest.approx(1 / 400, rel=0.25) and apart.parts[1].variance == 0
     )
@@ -92,7 +115,7 @@ def test_a_real_difference_is_found_and_a_loss_is_one_where_less_is_better():
     hard = rng.normal(0, 5, 200)
     a, b = (sample(base + hard + rng.normal(0, 1, (3, 200)), weights) for base in (52, 50))
     assert difference(a, b).verdict() == "win" and difference(a, b).verdict(-1) == "loss"
-    assert difference(a, b).reach < 0.6 * estimate(a).reach, "images are paired"
+    assert difference(a, b).reach < 0.6 * estimate(Contrast((a,))).reach, "images are paired"
     assert difference(b, a).verdict(-1) == "win" and difference(a, a).verdict() == "tie"
 
 
@@ -116,10 +139,12 @@ def test_value_and_noise_come_from_the_seeds_that_both_have():
 
 def test_other_seeds_are_not_paired_and_one_seed_has_no_noise_of_seeds():
     values = np.array([40.0, 50.0, 60.0])
-    same = difference(Sample((0, 1, 2), values + 1), Sample((0, 1, 2), values))
+    closer = values + np.array([0.99, 1.0, 1.01])
+    same = difference(Sample((0, 1, 2), closer), Sample((0, 1, 2), values))
     unpaired = difference(Sample((0, 1, 2), values + 1), Sample((3, 4, 5), values))
     assert (
-        same.value == unpaired.value == 1
+        same.value == pytest.approx(1)
+        and unpaired.value == 1
         and same.verdict() == "win"
         and unpaired.verdict() == "tie"
     )
@@ -166,14 +191,60 @@ def test_seeds_are_common_to_tasks_and_a_task_with_one_seed_takes_no_noise_from_
     assert fewer.error**2 > 0.9 * apart and fewer.parts[0].df == 1
 
 
+def test_an_interval_of_a_share_is_wilsons():
+    for right, count in ((8, 400), (198, 200), (100, 200), (0, 50), (50, 50)):
+        scores = np.zeros((1, count))
+        scores[0, :right] = 100
+        number = estimate(Contrast((sample(scores, image_weights(names(count), 1000)),)))
+        number = replace(number, least=0.0, most=100.0)
+        expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+        assert number.low == pytest.approx(100 * expected.low, abs=0.35)
+        assert number.high == pytest.approx(100 * expected.high, abs=0.35)
+        assert 0 <= number.low <= number.value <= number.high <= 100
+
+
 def test_an_interval_stays_where_the_number_can_be():
     part = (Part(1.0, 1000),)
-    assert Estimate(1.0, part, least=0.0, most=100.0).low == 0
-    assert Estimate(99.0, part, least=0.0, most=100.0).high == 100
+    assert Estimate(1.0, part, least=0.0).low == 0
     assert Estimate(-3.0, part, least=0.0).low == -3.0, (
         "a number that is outside stays in its interval"
     )
     assert np.isnan(Estimate(1.0, least=0.0).low)
+
+
+def test_equal_values_without_images_are_no_evidence():
+    same = Sample((0, 1, 2), np.full(3, 71.3))
+    gap = difference(same, Sample((0, 1, 2), np.full(3, 71.2)))
+    assert gap.verdict() == "unknown" and not gap.has_interval
+    assert not estimate(Contrast((same,))).has_interval
+    weights = image_weights(names(200), 300)
+    scores = np.random.default_rng(0).normal(50, 5, (1, 200)).repeat(3, axis=0)
+    gap = difference(sample(scores + 1, weights), sample(scores, weights))
+    assert gap.verdict() == "win", "a probe without randomness, whose images are known"
+
+
+def test_a_resample_without_a_score_is_left_out():
+    scores = np.random.default_rng(0).normal(50, 5, (3, 100))
+    complete = sample(scores, image_weights(names(100), 600))
+    holes = complete.resamples.copy()
+    holes[:, ::3] = np.nan
+    partial = replace(complete, resamples=holes)
+    without = replace(complete, resamples=np.delete(holes, np.s_[::3], axis=1))
+    ours, theirs = (estimate(Contrast((each,))) for each in (partial, without))
+    assert ours.parts[0].variance == pytest.approx(theirs.parts[0].variance, rel=0.02)
+    other = replace(complete, values=complete.values + 1)
+    assert difference(partial, other).has_interval
+
+
+def test_a_prior_moderates_seeds_alone():
+    rng = np.random.default_rng(2)
+    contrast_ = Contrast((sample(rng.normal(50, 5, (3, 100)), image_weights(names(100), 300)),))
+    plain, moderated = estimate(contrast_), estimate(contrast_, SeedPrior(2.0, 8.0))
+    assert moderated.parts[0] == plain.parts[0]
+    own, part = plain.parts[1], moderated.parts[1]
+    expected = (8 * 2.0 * contrast_.image_variance / 3 + 2 * own.variance) / 10
+    assert part.variance == pytest.approx(expected) and part.df == 10
+    assert estimate(contrast_, NO_PRIOR) == plain
 
 
 def test_power_is_the_share_of_such_differences_that_are_told_apart():
@@ -189,7 +260,7 @@ def test_seeds_that_would_decide():
     gap = Estimate(2.0, (Part(0.2, 199), Part(1.0, 2, 3)), seeds=3)
     count = gap.seeds_to_decide()
     assert gap.verdict() == "tie" and count is not None
-    reach = [half_width([Part(0.2, 199), Part(3 / n, n - 1, n)], 0.05) for n in (count - 1, count)]
+    reach = [half_width((Part(0.2, 199), Part(3 / n, n - 1, n)), 0.05) for n in (count - 1, count)]
     assert reach[0] >= 2.0 > reach[1]
     assert Estimate(2.0, (Part(4.0, 199), Part(1.0, 2, 3)), seeds=3).seeds_to_decide() is None, (
         "images do not grow"
@@ -216,6 +287,7 @@ def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
     covered = 0
     for _ in range(tries):
         miou = simulate(count)
-        interval = estimate(Sample((0,), miou(np.ones((1, count))), miou(weights)[None], count))
+        simulated = Sample((0,), miou(np.ones((1, count))), miou(weights)[None], count)
+        interval = estimate(Contrast((simulated,)))
         covered += interval.low <= expected <= interval.high
     assert 0.91 <= covered / tries <= 0.988, covered / tries  # 3.3 binomial standard errors

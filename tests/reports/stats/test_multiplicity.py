@@ -33,6 +33,15 @@ def test_correlated_ones_lie_between_and_noise_of_seeds_counts_as_independent():
     )
 
 
+def test_variants_of_a_task_share_its_level():
+    """Three variants of one task and two other tasks are three families."""
+    rng = np.random.default_rng(3)
+    moved = list(rng.normal(0, 1, (5, 4000)))
+    judged = [images(each) for each in moved]
+    family = joint_level(judged, moved, families=[3, 3, 3, 1, 1])
+    assert family == pytest.approx(sidak(3), rel=0.2) and joint_level(judged, moved) < 0.75 * family
+
+
 def test_what_cannot_err_is_not_counted():
     noise = np.random.default_rng(2).normal(0, 1, 1000)
     assert (

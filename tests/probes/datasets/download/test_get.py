@@ -110,10 +110,12 @@ def test_nyu_labelled(server, served, tmp_path):
     depths[:, :2] = 0
     with h5py.File(server.folder / "nyu_depth_v2_labeled.mat", "w") as data:
         data["images"], data["rawDepths"], data["depths"] = images, depths, depths + 1
-        references = data.create_dataset("sceneTypes", (1, 5), dtype=h5py.ref_dtype)
-        for index, scene in enumerate(["kitchen", "office", "kitchen", "bathroom", "cafe"]):
-            data[f"scene{index}"] = np.array([[ord(letter)] for letter in scene], np.uint16)
-            references[0, index] = data[f"scene{index}"].ref
+        for key, number in (("sceneTypes", ""), ("scenes", "_0001")):
+            references = data.create_dataset(key, (1, 5), dtype=h5py.ref_dtype)
+            for index, scene in enumerate(["kitchen", "office", "kitchen", "bathroom", "cafe"]):
+                letters = [[ord(letter)] for letter in scene + number]
+                data[f"{key}{index}"] = np.array(letters, np.uint16)
+                references[0, index] = data[f"{key}{index}"].ref
     savemat(server.folder / "splits.mat", {"trainNdxs": [[1], [3], [4]], "testNdxs": [[2], [5]]})
     messages = fetched(served("nyu"), tmp_path / "data")
     assert "splits.mat: sha256" in messages[1] and "publishes no checksum" in messages[1]
@@ -126,6 +128,8 @@ def test_nyu_labelled(server, served, tmp_path):
         "train": ["bathroom_00003", "kitchen_00000", "kitchen_00002"],
         "val": ["cafe_00004", "office_00001"],
     }
+    rooms = data.spec.units(data.root)
+    assert [rooms[sample.image] for sample in data.samples["val"]] == ["cafe_0001", "office_0001"]
     sample = data.samples["val"][0]
     pixels = np.asarray(Image.open(data.root / sample.image))
     assert np.array_equal(pixels, images[4].transpose(2, 1, 0))
