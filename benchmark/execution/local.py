@@ -105,6 +105,10 @@ class LocalExecutor(Executor):
             worker.pool.shutdown(wait=True, cancel_futures=True)
 
 
+# what units import, in the order of import
+multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmark.worker_imports"])
+
+
 class _Worker:
     """One process.
 
@@ -116,9 +120,15 @@ class _Worker:
     def __init__(self, gpu: str, environment: Mapping[str, str]) -> None:
         self.gpu, self.reserved_cores = gpu, 0
         self.running: Future[Outcome] | None = None
-        # spawned: a parent with torch's threads or a GPU in use must not be forked
+        # Not forked from this process, which has torch's threads or a GPU in use. Without a GPU,
+        # workers are forked from a server that has imported the libraries: so they start at once
+        # and share its memory. A GPU must not be looked for before a worker knows which it sees.
+        method = "spawn" if gpu else "forkserver"
         self.pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), _initialize, (dict(environment),)
+            1,
+            multiprocessing.get_context(method),
+            _initialize,
+            ({**os.environ, **environment},),
         )
         # The process inherits the blocked SIGINT, so that Ctrl-C does not end it before
         # ``_initialize``. Python starts its resource tracker with the first process and unblocks
@@ -152,6 +162,7 @@ class _Worker:
 
 def _initialize(environment: Mapping[str, str]) -> None:
     """Set up a worker process: the GPU that it sees, and an end when its parent ends."""
+    os.environ.clear()
     os.environ.update(environment)
     # Workers are spawned, but the data-loading processes that a worker starts are forked: spawned
     # ones would each import torch and MMLab.

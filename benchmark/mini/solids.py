@@ -111,6 +111,10 @@ class Solids:
     def spans(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The parameters (N, P) between which ``origin + parameter * rays``, (3,) and (3, P), is in
         each solid; the first is larger where it never is."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # parallel rays, and those that miss
+            return self._spans(origin, rays)
+
+    def _spans(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         start = apply(self.inverse, origin[:, None] - self.centre)[:, :, None]
         ray = apply(self.inverse[:, :, :, None], rays[:, None])
         enter, leave = _between(start[2], ray[2])
@@ -125,8 +129,7 @@ class Solids:
         a = i * i + j * j - k * k * square
         b = i * x + j * y - k * (square * z + linear / 2)
         inner = b * b - a * (x * x + y * y - constant - (linear + square * z) * z)
-        with np.errstate(invalid="ignore"):  # not a number: it passes by
-            root, inverse = np.sqrt(inner), 1 / a
+        root, inverse = np.sqrt(inner), 1 / a  # not a number: it passes by
         first, last = (-b - root) * inverse, (root - b) * inverse
         # a ray steeper than a cone's side crosses it once in this half of the double cone
         steep, grows = a < 0, k * linear > 0
