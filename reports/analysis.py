@@ -276,14 +276,13 @@ def _prior_of_differences(analysis: Analysis, gaps: dict[Key, Contrast]) -> Seed
     A backbone's own noise is relative to half of its difference's noise of images; the baseline's
     to the mean over the differences in a column.
     """
-    cells, scales = [], defaultdict(list)
+    scales = defaultdict(list)
     for (backbone, column, metric), gap in gaps.items():
-        if gap.varies:
-            scales[backbone, column, metric].append(gap.image_variance / 2)
-            scales[analysis.selection.baseline, column, metric].append(gap.image_variance / 2)
-    for key, own in scales.items():
-        sample = analysis.samples[key]
-        cells.append(SeedNoise(sample.seeds, sample.values, float(np.mean(own))))
+        for name in (backbone, analysis.selection.baseline):
+            if gap.varies:
+                scales[name, column, metric].append(gap.image_variance / 2)
+    samples = [(analysis.samples[key], float(np.mean(own))) for key, own in scales.items()]
+    cells = [SeedNoise(sample.seeds, sample.values, scale) for sample, scale in samples]
     return seed_prior(cells, [noise for gap in gaps.values() for noise in gap.seed_noise])
 
 
