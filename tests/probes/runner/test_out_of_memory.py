@@ -13,6 +13,7 @@ from torch import nn
 from common.errors import OutOfMemory
 from probes.base import TaskResult
 from probes.cost import Cost
+from probes.registry import PROBES
 from probes.runner import training
 from probes.runner.group_data import GroupDataset
 from probes.runner.member import Member
@@ -57,7 +58,7 @@ def data(tmp_path):
 
 def test_the_largest_head_leaves_where_a_batch_does_not_fit(tmp_path, data, monkeypatch):
     large, small = ("segmentation", "pspnet"), ("segmentation", "linear")
-    alone = groups.each_alone({small: groups.task(tmp_path / "alone", data, *small)})
+    alone = PROBES["/".join(small)].run(groups.task(tmp_path / "alone", data, *small))
     models, alive = [], []
     prepare, create = GroupDataset.batches, Member.__init__
 
@@ -78,5 +79,5 @@ def test_the_largest_head_leaves_where_a_batch_does_not_fit(tmp_path, data, monk
     outcomes = groups.together(contexts)
     assert isinstance(outcomes[large], OutOfMemory) and "lower batch_size" in str(outcomes[large])
     assert isinstance(outcomes[small], TaskResult)
-    assert outcomes[small].metrics == alone[small].metrics
+    assert outcomes[small].metrics == alone.metrics
     assert alive[2:] == [[True, True]] + [[False, True]] * 4, "the batch is prepared again"
