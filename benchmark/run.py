@@ -138,7 +138,9 @@ class _PlanRunner:
         rows = await asyncio.gather(*(self._backbone(name, seed) for name, seed in keys))
         cells = [cell for row, _ in rows for cell in row]
         run_ids = {key: run_id for key, (_, run_id) in zip(keys, rows, strict=True) if run_id}
-        save_seconds(plan.suite.name, estimate)
+        is_usual = not plan.overrides and not plan.options.limit
+        if is_usual and not any(cell.status == "failed" for cell in cells):
+            save_seconds(plan.suite.name, estimate)
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
 
     async def _backbone(self, name: str, seed: int) -> tuple[list[Cell], str]:

@@ -86,6 +86,13 @@ def main() -> None:
 
     names = list(dict.fromkeys(name for columns in STUDIES.values() for name in columns))
     frame = evaluate(names, suite=options.suite, seeds=options.seeds).frame
+    failed = frame[frame.status == "failed"]
+    if len(failed):
+        first = failed.iloc[0]
+        raise SystemExit(
+            f"error: {len(failed)} cells failed, the first is {first.backbone} · {first.task}:"
+            f" {first.reason}; mend that and run the command again"
+        )
     page = options.page.read_text(encoding="utf-8")
     for study, columns in STUDIES.items():
         page = insert_table(page, f"table of {study}", study_table(frame, columns))

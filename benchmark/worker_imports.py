@@ -2,7 +2,13 @@
 machine, which are forked from the process that did (see ``benchmark.execution.local``)."""
 
 import gc
+import signal
+from contextlib import suppress
 from importlib import import_module
+
+# A signal to the process group is for the workers, which save their state; the process that they
+# are forked from must outlive them, or the main process would take them for dead.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 for name in (
     "mlflow.tracking",
@@ -14,7 +20,8 @@ for name in (
     "probes.detection.probe",
     "probes.runner.training",
 ):
-    import_module(name)
+    with suppress(Exception):  # a library that cannot be imported fails the units that need it
+        import_module(name)
 
 gc.collect()
 gc.freeze()  # a collection in a worker would write to the pages that it shares, and so copy them

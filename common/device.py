@@ -214,7 +214,8 @@ def _cpu_computes_in_bf16() -> bool:
     if platform.machine() in ("x86_64", "AMD64"):
         # oneDNN's own answer is yes with any AVX-512, on which it emulates bf16
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def float64_device(device: torch.device) -> torch.device:

@@ -124,10 +124,11 @@ class Executor(ABC):
         stopped, and ``WorkerLost`` or ``BrokenExecutor`` (of process pools) if its worker died."""
         return future.result().result()
 
-    def _set_capacity(self, cpus: int, gpus: int) -> None:
+    def _set_capacity(self, cpus: int, gpus: int, most_threads: int | None = None) -> None:
         """Set ``slots`` and the like for units that share ``cpus`` and ``gpus``."""
         self.has_gpus = gpus > 0
-        self.threads = threads_per_unit(cpus, self.spec.jobs)
+        threads = threads_per_unit(cpus, self.spec.jobs)
+        self.threads = min(threads, most_threads or threads)
         jobs = self.spec.jobs or math.inf
         self.slots = int(min(jobs, gpus or max(1, cpus // self.threads)))
         self.cpu_slots = int(min(jobs, cpus))

@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from common.errors import UserError
 from common.files import home, read_json_object, write_json
 
 LEAST_SHARE = 0.1  # of the work must be finished before an estimate is given
@@ -59,7 +61,7 @@ class Estimate:
         if not planned:
             return None
         slowness = sum(self.seconds[type_] for type_ in usual if usual[type_]) / planned
-        unfinished = units - self.finished
+        unfinished = units - Counter(dict(self.finished))
         remaining = slowness * sum(count * usual[type_] for type_, count in unfinished.items())
         done = float(self.seconds.total())
         for type_, seconds in running:
@@ -72,14 +74,15 @@ class Estimate:
 
 
 def save_seconds(suite: str, estimate: Estimate) -> None:
-    """Keep the mean seconds of a run's units for the next."""
+    """Keep the mean seconds of a run's units for the next, if they can be written."""
     path = home() / "unit_seconds.json"
     tables = read_json_object(path)
     means = {
         type_: estimate.seconds[type_] / estimate.finished[type_] for type_ in estimate.finished
     }
     tables[suite] = {**load_seconds(suite), **{t: round(s, 1) for t, s in means.items()}}
-    write_json(path, tables)
+    with suppress(OSError, UserError):
+        write_json(path, tables)
 
 
 def load_seconds(suite: str) -> Mapping[str, float]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
@@ -136,7 +137,8 @@ class _Worker:
         resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            self._pid = self.pool.submit(os.getpid)
+            with _server_imports_like_this_process():
+                self._pid = self.pool.submit(os.getpid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -160,13 +162,30 @@ class _Worker:
             os.kill(self._pid.result(timeout=10), signal.SIGKILL)
 
 
+@contextmanager
+def _server_imports_like_this_process() -> Iterator[None]:
+    """Python gives the process that workers are forked from another ``sys.path``, which begins with
+    the working folder; a user's ``common.py`` there would be imported."""
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    previous = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _initialize(environment: Mapping[str, str]) -> None:
     """Set up a worker process: the GPU that it sees, and an end when its parent ends."""
     os.environ.clear()
     os.environ.update(environment)
-    # Workers are spawned, but the data-loading processes that a worker starts are forked: spawned
-    # ones would each import torch and MMLab.
+    # also with a GPU: spawned data-loading processes would each import torch and MMLab
     multiprocessing.set_start_method("fork", force=True)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ignored by the process that it is forked from
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C, and stops its workers
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 

@@ -65,11 +65,10 @@ class RayExecutor(Executor):
         hosts = {node["NodeManagerHostname"] for node in nodes}
         self.is_remote = len(nodes) > 1 or hosts != {socket.gethostname()}
         total = ray.cluster_resources()
-        self._set_capacity(
-            int(total.get("CPU", 1)), int(total.get("GPU", 0)) if spec.uses_gpus else 0
-        )
         # a unit stays on one node; without ``--jobs`` it gets the share that it would get there
-        self.threads = min(self.threads, threads_per_unit(self._node_cpus, min(spec.jobs, 1)))
+        most_threads = threads_per_unit(self._node_cpus, min(spec.jobs, 1))
+        gpus = int(total.get("GPU", 0)) if spec.uses_gpus else 0
+        self._set_capacity(int(total.get("CPU", 1)), gpus, most_threads)
         self._cpu_task = ray.remote(max_retries=0)(in_worker)
         # a process that has used one GPU cannot see another: it ends with its unit
         self._gpu_task = ray.remote(max_retries=0, max_calls=1, num_gpus=1)(in_worker)

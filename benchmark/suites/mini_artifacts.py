@@ -11,6 +11,8 @@ from typing import Any
 
 from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.data.dataset import Labels
+from backbones.cliptex.experts.training import VERSION as EXPERT_VERSION
+from backbones.cliptex.labels.labeller import VERSION as LABEL_VERSION
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import MANIFEST, LabelStore
 from backbones.cliptex.training.recipes import Recipe, find_recipe
@@ -71,7 +73,7 @@ class MiniPipeline:
             units=-(-config.pairs // config.shard_size),
             unit_type="label",
         )
-        key = content_key([self.root.name, SHARE], 8)
+        key = content_key([self.root.name, SHARE, LABEL_VERSION], 8)
         self.manual = home() / "labels" / f"{self.root.name}-manual-{key}"
         self.manual_labels = Stage(
             "draw manual labels",
@@ -103,7 +105,7 @@ class MiniPipeline:
         return Stage("prepare a sweep", find=lambda *_: None, make=make, needs=needs)
 
     def _expert_training(self, name: str, settings: Mapping[str, Any]) -> ExpertTraining:
-        folder = f"{self.root.name}-{name}-{content_key([AXES, settings], 8)}"
+        folder = f"{self.root.name}-{name}-{content_key([AXES, EXPERT_VERSION, settings], 8)}"
         out = home() / "experts" / folder
         return ExpertTraining(name, self.root / "expert", out, settings, experiment=self.experiment)
 

@@ -117,10 +117,11 @@ class LastOutput:
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         self.function = function
-        self.input, self.output = torch.empty(0), None
+        self.input: Tensor | None = None
+        self.output: Any = None
 
     def __call__(self, pixels: Tensor) -> Any:
-        if not torch.equal(pixels, self.input):
+        if self.input is None or not torch.equal(pixels, self.input):
             self.input, self.output = pixels, self.function(pixels)
         return self.output
 

@@ -202,10 +202,13 @@ class Labeller:
 
     def _predict(self, images: Tensor) -> dict[str, np.ndarray]:
         predictions: dict[str, np.ndarray] = {}
+        if not self.flops:  # one after another: experts may share what they compute of an image
+            first = images[:1]
+            for expert in self.experts:
+                predict = partial(self._in_parts[expert.name], expert.predict, first)
+                self.flops[expert.name] = count_flops(predict)
         for expert in self.experts:
             name, in_parts = expert.name, self._in_parts[expert.name]
-            if name not in self.flops:
-                self.flops[name] = count_flops(partial(in_parts, expert.predict, images[:1]))
             started = time.monotonic()
             parts = in_parts(expert.predict, images)
             predictions[expert.task] = np.concatenate([part[expert.task] for part in parts])

@@ -11,6 +11,7 @@ from my_expert import EdgeExpert, EdgeSettings
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
 from backbones.cliptex.experts import EXPERTS, Expert, load_experts, train_expert
+from backbones.cliptex.training.encoders import PACKAGED
 from backbones.cliptex.training.trainer import TrainContext
 from common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
@@ -84,3 +85,18 @@ def test_training_is_that_of_the_cpu_and_resumes_to_the_same_bits(name, tmp_path
     if is_pretended(device):
         expected = train("cpu", CPU)["accuracy"]
         assert complete["accuracy"] == pytest.approx(expected, rel=0.05, abs=0.05)
+
+
+def test_experts_that_share_a_frozen_encoder(tmp_path, device):
+    root = toy_experts.write_truth(tmp_path / "data", train=4, val=2)
+    encoder = {"encoder": PACKAGED, "pretrained": True, "frozen": True}
+    settings = {**toy_experts.SMALL_UNET, **encoder, "batch_size": 4, "epochs": 1.0}
+    context = TrainContext(device=CPU, progress=toy.Recorder())
+    specs = []
+    for name in ("unet", "nll-angmf"):
+        train_expert(name, root, tmp_path / name, context, settings)
+        specs.append(f"{name}={tmp_path / name}")
+    expected = [expert.predict(PICTURES) for expert in load_experts(specs)]
+    for expert, labels in zip(load_experts(specs, device), expected, strict=True):
+        actual = expert.predict(PICTURES)[expert.task].astype(np.float32)
+        assert np.isfinite(actual).all() and actual.shape == labels[expert.task].shape

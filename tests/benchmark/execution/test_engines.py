@@ -211,9 +211,19 @@ def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", ["local", RAY])
-def test_a_submitting_process_that_ends_leaves_no_worker(name, number, tmp_path, request):
+@pytest.mark.parametrize(
+    ("name", "number", "to_group"),
+    [
+        ("local", signal.SIGKILL, False),
+        ("local", signal.SIGINT, True),  # as a terminal sends it
+        ("local", signal.SIGTERM, False),
+        ("local", signal.SIGTERM, True),  # as `timeout` and batch systems send it
+        pytest.param("ray", signal.SIGKILL, False, marks=pytest.mark.cluster),
+        pytest.param("ray", signal.SIGINT, True, marks=pytest.mark.cluster),
+        pytest.param("ray", signal.SIGTERM, False, marks=pytest.mark.cluster),
+    ],
+)
+def test_a_submitting_process_that_ends_leaves_no_worker(name, number, to_group, tmp_path, request):
     need(name, request)
     command = [sys.executable, "-m", "tests.benchmark.execution.units", name, str(tmp_path)]
     markers = [tmp_path / "one", tmp_path / "two"]
@@ -221,7 +231,7 @@ def test_a_submitting_process_that_ends_leaves_no_worker(name, number, tmp_path,
     try:
         for marker in markers:
             units.until(marker)
-        if number == signal.SIGINT:  # as a terminal sends it
+        if to_group:
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
