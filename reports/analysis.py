@@ -22,11 +22,9 @@ from reports.stats.gains import (
 )
 from reports.stats.intervals import FEW, LEVEL, Estimate, combine, deviations, estimate
 from reports.stats.multiplicity import joint_level, sidak
-from reports.stats.per_image import ClassScores, ImageScores, load_scores
+from reports.stats.per_image import ClassScores, ImageScores, agrees, load_scores
 from reports.stats.resampling import Contrast, Sample, contrast, image_weights
 from reports.stats.seeds import NO_PRIOR, SeedNoise, SeedPrior, seed_prior
-
-TOLERANCE = 1e-3  # relative difference between a metric and its value from per-image scores
 
 Key = tuple[str, TaskProtocol, str]  # backbone, column, metric
 
@@ -199,8 +197,8 @@ def _sample(
             computed = [scores[number].metrics[metric] for number in usable]
             ones = np.ones((1, len(images)), np.float32)
             again = np.array([float(compute(ones)[0]) for compute in computed])
-            agrees = np.abs(again - values) <= TOLERANCE * np.abs(values) + 1e-6
-            if agrees.all():
+            consistent = agrees(again, values)
+            if consistent.all():
                 rows = min(score.most_resamples for score in scores)
                 resample = methodcaller("__call__", image_weights(images)[:rows])
                 sampled = np.stack(parallel(resample, computed))
@@ -212,7 +210,7 @@ def _sample(
                     share = f"{valid.size - valid.sum()} of {valid.size}"
                     analysis.unscored.append(f"{backbone} · {column.title} · {metric} ({share})")
             else:
-                wrong = np.flatnonzero(~agrees)[0]
+                wrong = np.flatnonzero(~consistent)[0]
                 analysis.inconsistent.append(
                     f"{backbone} · {column.title} · {metric} (stored {values[wrong]:.4g}, from"
                     f" images {again[wrong]:.4g})"

@@ -197,17 +197,17 @@ def _stored(
     run: SharedRun, tags: dict[str, str], title: str, folder: Path, source: str
 ) -> StoredRun:
     return StoredRun(
-        run.id,
-        run.name,
-        title,
-        "",
-        "FINISHED",
-        0,
-        str(folder),
-        tags,
-        run.params,
-        run.metrics,
-        source,
+        id=run.id,
+        name=run.name,
+        experiment=title,
+        experiment_id="",
+        status="FINISHED",
+        started=0,
+        artifacts=str(folder),
+        tags=tags,
+        params=run.params,
+        metrics=run.metrics,
+        source=source,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from reports.detections import FILE as DETECTIONS
@@ -102,9 +103,9 @@ class ImageScores:
         return float(self.metrics[metric](np.ones((1, len(self.units)), np.float32))[0])
 
 
-def agrees(computed: float, stored: float) -> bool:
-    """Whether a stored metric is the one that its per-image scores give."""
-    return abs(computed - stored) <= TOLERANCE * abs(stored) + 1e-6
+def agrees(computed: ArrayLike, stored: ArrayLike) -> np.ndarray:
+    """Whether stored metrics are those that their per-image scores give; of the shape of both."""
+    return np.isclose(computed, stored, rtol=TOLERANCE, atol=1e-6)
 
 
 def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:

@@ -49,7 +49,7 @@ def _inside(folder):
 
 
 @pytest.fixture(scope="module")
-def others(folder):
+def shared_file(folder):
     """A file with the backbones c and d."""
     tracker = tracker_with(folder / "others", "cd")
     path = folder / "others.zip"
@@ -73,34 +73,34 @@ def intervals(report) -> dict:
     } | {name: (gain.typical.value, gain.typical.low) for name, gain in analysis.gains.items()}
 
 
-def test_two_homes_give_the_intervals_of_one(folder, mine, others):
-    one = tracker_with(folder / "one", "abcd")
+def test_two_homes_give_the_intervals_of_one(folder, mine, shared_file):
+    single_home = tracker_with(folder / "one", "abcd")
     request = {"experiments": ["paper"], "baseline": "a"}
-    alone = build(Request(**request, tracking_uri=one.uri))
-    merged = build(Request(**request, tracking_uri=mine.uri, shared=[str(others)]))
+    alone = build(Request(**request, tracking_uri=single_home.uri))
+    merged = build(Request(**request, tracking_uri=mine.uri, shared=[str(shared_file)]))
     assert set(merged.backbones) == set("abcd")
     assert intervals(merged) == intervals(alone)
     assert "Shared results, not made here: c, d (from a lab)." in merged.notes
 
 
-def test_the_same_runs_give_the_same_bytes_and_no_path(folder, others):
+def test_the_same_runs_give_the_same_bytes_and_no_path(folder, shared_file):
     again = tracker_with(folder / "again", "cd")
     export(Store(again.uri), ["paper"], folder / "again.zip", source="a lab")
-    assert (folder / "again.zip").read_bytes() == others.read_bytes()
-    with zipfile.ZipFile(others) as archive:
+    assert (folder / "again.zip").read_bytes() == shared_file.read_bytes()
+    with zipfile.ZipFile(shared_file) as archive:
         texts = [archive.read(n).decode() for n in archive.namelist() if n.endswith(".json")]
     assert not any(str(folder) in text or "/tmp" in text for text in texts)
     value = {"a": ["/home/me/x.pt", "~/y", "https://me:secret@host/z"], "b": 1}
     assert without_paths(value) == {"a": ["x.pt", "y", "https://***@host/z"], "b": 1}
 
 
-def changed(others, change) -> bytes:
+def changed(shared_file, change) -> bytes:
     """A file with new checksums after ``change(runs, members)``."""
-    results = read_archive(others.read_bytes(), "others")
+    results = read_archive(shared_file.read_bytes(), "others")
     members = {name: content for name, content in results.members.items() if name != "runs.json"}
     runs = json.loads(results.members["runs.json"])
     change(runs, members)
-    path = others.with_name("changed.zip")
+    path = shared_file.with_name("changed.zip")
     models = [type(results.runs[0])(**run) for run in runs]
     write_archive(path, "", "1", models, members)
     return path.read_bytes()
@@ -164,16 +164,16 @@ def _tag(runs, members):
         (_tag, "unknown tag 'mlflow.user'"),
     ],
 )
-def test_a_false_file_is_refused_with_the_reason(others, change, reason):
-    results = read_archive(changed(others, change), "others")
+def test_a_false_file_is_refused_with_the_reason(shared_file, change, reason):
+    results = read_archive(changed(shared_file, change), "others")
     with pytest.raises(TrackingError, match=reason):
         verify(results)
 
 
-def test_a_changed_byte_and_other_files_are_refused(others, folder):
-    content = others.read_bytes()
+def test_a_changed_byte_and_other_files_are_refused(shared_file, folder):
+    content = shared_file.read_bytes()
     assert len(verify(read_archive(content, "others"))) == 8
-    with zipfile.ZipFile(others) as archive:
+    with zipfile.ZipFile(shared_file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     members["runs.json"] = members["runs.json"].replace(b'"seed":"0"', b'"seed":"7"')
     with zipfile.ZipFile(folder / "edited.zip", "w") as archive:
@@ -187,7 +187,7 @@ def test_a_changed_byte_and_other_files_are_refused(others, folder):
         find_files("nowhere")
 
 
-def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, mine, others):
+def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, mine, shared_file):
     quick = tracker_with(folder / "quick", "c", protocol="quick")
     newer = tracker_with(folder / "newer", "d", libraries={"torch": "3"})
     for tracker, name in ((quick, "quick"), (newer, "newer")):
@@ -212,7 +212,7 @@ def test_other_weights_of_the_same_name_are_told_apart(folder, mine):
 
 
 def test_companions_are_backbones_of_new_names_under_the_same_protocols(
-    folder, mine, others, monkeypatch
+    folder, mine, shared_file, monkeypatch
 ):
     both = tracker_with(folder / "both", "bc", weights="trained elsewhere")
     write_run(both, "d", 0, dict.fromkeys(TASKS, 0.5), protocol="quick")

@@ -20,28 +20,33 @@ def column(qualities: dict[str, float], *, task="voc/linear", direction=1, image
     rng = np.random.default_rng(seed)
     difficulty = rng.uniform(-0.2, 0.2, images)
     weights = rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)
-    made = Column(
+    result = Column(
         task, "segmentation", "linear", "voc", "mIoU", Metric(direction), {"task": task}, images
     )
     for name, quality in qualities.items():
-        made.values[name], made.moved[name], made.sources[name] = [], [], "file"
+        result.values[name], result.moved[name], result.sources[name] = [], [], "file"
         for _ in range(2):
             each = np.clip(quality + difficulty + rng.normal(0, 0.05, images), 0, 1) * 100
-            made.values[name].append(float(each.mean()))
-            made.moved[name].append(weights @ each / images - each.mean())
-    return made
+            result.values[name].append(float(each.mean()))
+            result.moved[name].append(weights @ each / images - each.mean())
+    return result
 
 
-def places(found) -> dict[str, tuple[int, int]]:
-    return {name: (standing.first, standing.last) for name, standing in found.items()}
+def place_intervals(standing_by_name) -> dict[str, tuple[int, int]]:
+    return {name: (standing.first, standing.last) for name, standing in standing_by_name.items()}
 
 
 def test_backbones_that_cannot_be_told_apart_share_a_place():
-    near = {"a": 0.7, "b": 0.7, "c": 0.5, "d": 0.3}
-    assert places(standings([column(near)])) == {"a": (1, 2), "b": (1, 2), "c": (3, 3), "d": (4, 4)}
-    worse = standings([column(near, direction=-1)])
-    assert places(worse) == {"a": (3, 4), "b": (3, 4), "c": (2, 2), "d": (1, 1)}
-    assert worse["a"].score == pytest.approx(np.mean(column(near).values["a"]))
+    qualities = {"a": 0.7, "b": 0.7, "c": 0.5, "d": 0.3}
+    assert place_intervals(standings([column(qualities)])) == {
+        "a": (1, 2),
+        "b": (1, 2),
+        "c": (3, 3),
+        "d": (4, 4),
+    }
+    worse = standings([column(qualities, direction=-1)])
+    assert place_intervals(worse) == {"a": (3, 4), "b": (3, 4), "c": (2, 2), "d": (1, 1)}
+    assert worse["a"].score == pytest.approx(np.mean(column(qualities).values["a"]))
 
 
 def test_several_tasks_rank_those_that_have_all():
@@ -49,20 +54,25 @@ def test_several_tasks_rank_those_that_have_all():
         column({"a": 0.7, "b": 0.5, "c": 0.6}),
         column({"a": 0.2, "b": 0.4}, task="nyu/linear", direction=-1, seed=1),
     ]
-    found = standings(columns)
-    assert places(found) == {"a": (1, 1), "b": (2, 2)}
-    assert found["a"].score == pytest.approx(-found["b"].score)
+    standing_by_name = standings(columns)
+    assert place_intervals(standing_by_name) == {"a": (1, 1), "b": (2, 2)}
+    assert standing_by_name["a"].score == pytest.approx(-standing_by_name["b"].score)
 
 
 def test_few_images_decide_nothing():
-    assert set(places(standings([column({"a": 0.9, "b": 0.1}, images=15)])).values()) == {(1, 2)}
+    assert set(place_intervals(standings([column({"a": 0.9, "b": 0.1}, images=15)])).values()) == {
+        (1, 2)
+    }
 
 
 def test_equal_backbones_are_rarely_ranked():
     """In at most 5 % of worlds one of six equal backbones has another place; 3 sigma above."""
     equal = dict.fromkeys("abcdef", 0.5)
     wrong = sum(
-        any(place != (1, 6) for place in places(standings([column(equal, seed=n)])).values())
+        any(
+            interval != (1, 6)
+            for interval in place_intervals(standings([column(equal, seed=n)])).values()
+        )
         for n in range(100)
     )
     assert wrong <= 15  # each backbone is judged at 5 %, not all jointly
