@@ -15,7 +15,6 @@ Part = tuple[float, ...]  # start, end, half width and depth, profile, slot
 # the squared radius as a polynomial of the height; a box has none
 BOX, BALL, CYLINDER = (0.0, 0.0, 0.0), (1.0, 0.0, -1.0), (1.0, 0.0, 0.0)
 NEAREST = 0.02  # metres in front of the camera where nothing is seen
-BLOCK = 2048  # rays at a time: what they need stays in a processor's cache
 
 
 def box(size: Vector, at: Vector, slot: int = 0, lean: float = 0.0) -> Part:
@@ -78,11 +77,12 @@ def plane(size: int, tangent: float) -> tuple[np.ndarray, np.ndarray]:
 class Solids:
     """N solids before a camera at the origin; x is right, y up, z backwards.
 
-    Boxes come first, and the first of them is the room, which is seen from inside.
+    The first is the room, which is seen from inside.
 
     Attributes:
         centre: (3, N).
         edges: (3, 3, N), their own unit vectors; ``inverse``, (3, 3, N), leads back to them.
+        reach: (3, N), half the sizes of upright boxes around them.
         profile: (3, N), coefficients of the squared radius.
         slot: (N,), rows of a table of materials; ``body``, (N,): what they are parts of.
     """
@@ -92,80 +92,93 @@ class Solids:
     ) -> None:
         """Multiply the ``parts`` (N, 12) of body b by ``matrices[b]`` (3, 3) and move them by
         ``shifts[b]`` (3,)."""
-        order = np.argsort(parts[:, 8] > 0, kind="stable")
-        table, self.body = parts[order].T, body[order]
-        self.profile, self.slot = table[8:11, :, None].astype(np.float32), table[11].astype(int)
-        self.boxes = int((self.profile[0] == 0).sum())
+        table, self.body = parts.T, body
+        self.profile, self.slot = table[8:11].astype(np.float32), table[11].astype(int)
         along = (table[3:6] - table[:3]) / 2
         flat = np.sqrt(along[0] * along[0] + along[1] * along[1])
         divisor = np.where(flat == 0, 1, flat)
         side = np.stack([along[1] / divisor + (flat == 0), -along[0] / divisor, 0 * flat])
         third = cross(along / np.sqrt(dot(along, along)), side) * table[7]
-        matrix = np.moveaxis(matrices[self.body], 0, -1)
+        matrix = np.moveaxis(matrices[body], 0, -1)
         edges = [apply(matrix, edge) for edge in (side * table[6], third, along)]
         crosses = [cross(edges[i - 2], edges[i - 1]) for i in range(3)]
         self.inverse = (np.stack(crosses) / dot(edges[0], crosses[0])).astype(np.float32)
-        centre = apply(matrix, (table[:3] + table[3:6]) / 2) + shifts[self.body].T
+        centre = apply(matrix, (table[:3] + table[3:6]) / 2) + shifts[body].T
         self.centre, self.edges = centre.astype(np.float32), np.stack(edges).astype(np.float32)
-
-    def spans(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The parameters (N, P) between which ``origin + parameter * rays``, (3,) and (3, P), is in
-        each solid; the first is larger where it never is."""
-        with np.errstate(divide="ignore", invalid="ignore"):  # parallel rays, and those that miss
-            return self._spans(origin, rays)
-
-    def _spans(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        start = apply(self.inverse, origin[:, None] - self.centre)[:, :, None]
-        ray = apply(self.inverse[:, :, :, None], rays[:, None])
-        enter, leave = _between(start[2], ray[2])
-        boxes, rounds = np.s_[: self.boxes], np.s_[:, self.boxes :]
-        for axis in range(2):
-            first, last = _between(start[axis, boxes], ray[axis, boxes])
-            np.maximum(enter[boxes], first, out=enter[boxes])
-            np.minimum(leave[boxes], last, out=leave[boxes])
-        (x, y, z), (i, j, k), (constant, linear, square) = (
-            values[rounds] for values in (start, ray, self.profile)
-        )
-        a = i * i + j * j - k * k * square
-        b = i * x + j * y - k * (square * z + linear / 2)
-        inner = b * b - a * (x * x + y * y - constant - (linear + square * z) * z)
-        root, inverse = np.sqrt(inner), 1 / a  # not a number: it passes by
-        first, last = (-b - root) * inverse, (root - b) * inverse
-        # a ray steeper than a cone's side crosses it once in this half of the double cone
-        steep, grows = a < 0, k * linear > 0
-        np.copyto(first, -np.inf, where=steep & ~grows)
-        np.copyto(last, np.inf, where=steep & grows)
-        np.maximum(enter[self.boxes :], first, out=enter[self.boxes :])
-        np.minimum(leave[self.boxes :], last, out=leave[self.boxes :])
-        return enter, leave
+        self.reach = np.abs(self.edges).sum(axis=0)
 
     def first_hits(self, size: int, tangent: float) -> tuple[np.ndarray, np.ndarray]:
         """The solid that each pixel's centre shows and its z-depth in metres, (size, size) each."""
-        x, y = np.meshgrid(*plane(size, tangent))
-        rays = np.stack([x, y, np.full_like(x, -1)]).reshape(3, -1)
-        solid, depth = np.zeros(size * size, np.int64), np.zeros(size * size, np.float32)
-        for start in range(0, len(solid), BLOCK):
-            block = np.s_[start : start + BLOCK]
-            enter, leave = self.spans(np.zeros(3, np.float32), rays[:, block])
-            np.copyto(enter, np.inf, where=~((enter <= leave) & (enter > NEAREST)))
-            enter[0] = leave[0]
-            solid[block], depth[block] = enter.argmin(axis=0), enter.min(axis=0)
-        return solid.reshape(size, size), depth.reshape(size, size)
+        x, y = plane(size, tangent)
+        rays = np.stack(np.broadcast_arrays(x, y[:, None], np.float32(-1)))
+        solid, depth = np.zeros((size, size), np.int64), np.empty((size, size), np.float32)
+        starts = apply(self.inverse, -self.centre).T
+        for k, window in enumerate(self._windows(size, tangent)):
+            enter, leave = self._span(k, starts[k], rays[:, window[0], window[1]])
+            if k == 0:
+                depth[:] = leave
+                continue
+            is_first = (enter <= leave) & (enter > NEAREST) & (enter < depth[window])
+            np.copyto(depth[window], enter, where=is_first)
+            np.copyto(solid[window], k, where=is_first)
+        return solid, depth
 
     def shaded(self, points: np.ndarray, light: np.ndarray) -> np.ndarray:
         """Whether anything but the room is between ``points`` (3, P) and ``light`` (3,)."""
-        rays, shaded = points - light[:, None], np.zeros(points.shape[1], bool)
-        for start in range(0, len(shaded), BLOCK):
-            block = np.s_[start : start + BLOCK]
-            enter, leave = self.spans(light, rays[:, block])
-            is_between = (enter <= leave) & (enter < 1 - 1e-4) & (leave > 0)
-            shaded[block] = is_between[1:].any(axis=0)
+        shaded, rays = np.zeros(points.shape[1], bool), points - light[:, None]
+        away = self.centre - light[:, None]
+        starts = apply(self.inverse, -away).T
+        # only rays in the cone from the light around a ball around a solid can hit it
+        along, lengths = dot(rays[:, None], away[:, :, None]), dot(rays, rays)
+        cone = np.maximum(dot(away, away) - dot(self.reach, self.reach), 0)[:, None]
+        is_near = (cone == 0) | ((along > 0) & (along * along >= cone * lengths))
+        for k in range(1, len(starts)):
+            near = np.flatnonzero(is_near[k])
+            enter, leave = self._span(k, starts[k], rays[:, near])
+            shaded[near] |= (enter <= leave) & (enter < 1 - 1e-4) & (leave > 0)
         return shaded
+
+    def _windows(self, size: int, tangent: float) -> list[tuple[slice, slice]]:
+        """Rows and columns of a part of the picture around each solid."""
+        low, high = self.centre - self.reach, self.centre + self.reach
+        near, far = np.maximum(-high[2], NEAREST), np.maximum(-low[2], NEAREST)
+        first, last = np.minimum(low / near, low / far), np.maximum(high / near, high / far)
+        edges = np.stack([-last[1], -first[1], first[0], last[0]])  # rows count downwards
+        edges = np.clip((edges / tangent * size + size) / 2, 0, size)
+        edges[::2], edges[1::2] = np.floor(edges[::2]), np.ceil(edges[1::2])
+        return [(slice(a, b), slice(c, d)) for a, b, c, d in edges.T.astype(int).tolist()]
+
+    def _span(
+        self, solid: int, start: np.ndarray, rays: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The parameters between which ``start + parameter * rays`` is in a solid; the first is
+        larger where it never is. ``start`` (3,) is in the solid's axes, ``rays`` (3, …) are not."""
+        (constant, linear, square), (x, y, z) = self.profile[:, solid], start
+        own = apply(self.inverse[:, :, solid].reshape(3, 3, *[1] * (rays.ndim - 1)), rays)
+        with np.errstate(divide="ignore", invalid="ignore"):  # parallel rays, and those that miss
+            enter, leave = _between(z, own[2])
+            if constant == 0:
+                sides = [_between(start[axis], own[axis]) for axis in range(2)]
+            else:
+                i, j, k = own
+                a = i * i + j * j - k * k * square
+                b = i * x + j * y - k * (square * z + linear / 2)
+                inner = b * b - a * (x * x + y * y - constant - (linear + square * z) * z)
+                root, inverse = np.sqrt(inner), 1 / a  # not a number: it passes by
+                first, last = (-b - root) * inverse, (root - b) * inverse
+                if linear:  # a ray steeper than a cone crosses it once in this half of the double
+                    steep, grows = a < 0, k * linear > 0
+                    np.copyto(first, -np.inf, where=steep & ~grows)
+                    np.copyto(last, np.inf, where=steep & grows)
+                sides = [(first, last)]
+        for first, last in sides:
+            enter, leave = np.maximum(enter, first), np.minimum(leave, last)
+        return enter, leave
 
     def surface(self, solid: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Surfaces at ``points`` (3, P) of ``solid`` (P,), two (3, P) float32: the points in the
         solid's own axes, in metres, and unit normals towards the viewer."""
-        inverse, (constant, linear, square) = self.inverse[:, :, solid], self.profile[:, solid, 0]
+        inverse, (constant, linear, square) = self.inverse[:, :, solid], self.profile[:, solid]
         own = apply(inverse, points - self.centre[:, solid])
         metres = np.sqrt(dot(self.edges.swapaxes(0, 1), self.edges.swapaxes(0, 1)))
         position, size = own * metres[:, solid], np.abs(own)
@@ -181,7 +194,7 @@ class Solids:
 
 
 def _between(start: np.ndarray, ray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where coordinates are in [-1, 1]."""
+    """The parameters between which a coordinate is in [-1, 1]."""
     inverse = 1 / ray
     middle, reach = start * inverse, np.abs(inverse)
     return -middle - reach, reach - middle

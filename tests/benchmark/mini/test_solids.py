@@ -84,7 +84,7 @@ def test_a_rod_joins_its_ends(kind):
 def contains(solids, k, points):
     """Whether solid ``k`` contains points (3, N); written anew from the definition."""
     own = np.linalg.solve(solids.edges[:, :, k].T, points - solids.centre[:, k, None])
-    constant, linear, square = solids.profile[:, k, 0]
+    constant, linear, square = solids.profile[:, k]
     if constant == 0:
         return (np.abs(own) <= 1).all(axis=0)
     radius = np.sqrt(np.maximum(constant + linear * own[2] + square * own[2] ** 2, 0))
