@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmengine.config import Config
 
@@ -20,13 +20,11 @@ from common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, Lister, PreparedDataset, Split
 from probes.dense.data import pipelines
+from probes.dense.decode_heads.base import DenseHead, FeatureMaps
 from probes.dense.heads import head_config
 from probes.dense.settings import DenseSettings, in_iterations
 from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
-
-if TYPE_CHECKING:
-    from probes.base import Probe
 
 OWN_MODULES = (
     "probes.runner.bridge",
@@ -41,11 +39,12 @@ AT_ONCE = 32  # images of an evaluation's batch at most
 OUTPUTS = {"depth": 1, "normals": 4}  # numbers of a pixel
 
 
-def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
+def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
     """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved``
     adds what all probes share.
 
     Args:
+        probe: a ``DenseProbe``.
         held_out: training images to score instead of ``val``; training leaves them out.
     """
     check(probe, context)
@@ -54,13 +53,9 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
     images = sum(sample.image not in held_out for sample in data.samples["train"])
     settings: DenseSettings = in_iterations(context.settings, images)
 
-    first = -1 if settings.layers == "last" else 0
-    channels, strides = backbone.channels[first:], backbone.strides[first:]
-    if has_token := reads_class_token(settings, backbone):
-        channels = tuple(2 * width for width in channels)
-    stride = settings.feature_stride or native_stride(strides)
     prepare = preprocessor(backbone)
     crop = tuple(round_up(side, backbone.divisor) for side in settings.crop or (settings.size,) * 2)
+    maps = feature_maps(settings, backbone, min(crop))
 
     test: dict[str, Any] = {"mode": "whole", "flip": settings.flip_test}
     if settings.slide:
@@ -81,12 +76,12 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
         "backbone": {
             "type": "FrozenBackbone",
             "precision": settings.precision,
-            "out_indices": [-1] if first else None,
-            **({"class_token": True} if has_token else {}),
+            "out_indices": [-1] if settings.layers == "last" else None,
+            **({"class_token": True} if reads_class_token(settings, backbone) else {}),
             **context.backbone_config,
         },
-        "neck": {"type": "ResizeConcat", "strides": list(strides), "stride": stride},
-        "decode_head": head_config(probe.name, channels, settings, min(crop), stride, **objective),
+        "neck": {"type": "ResizeConcat", "strides": list(maps.strides), "stride": maps.stride},
+        "decode_head": head_config(probe.head, settings, maps, objective),
         "train_cfg": {},
         "test_cfg": test,
     }
@@ -169,6 +164,16 @@ def _listed(list_samples: Lister, root: Path, split: Split, fingerprint: str) ->
     return tuple(sample.image for sample in list_samples(root, split))
 
 
+def feature_maps(settings: DenseSettings, backbone: Backbone, side: int) -> FeatureMaps:
+    """The maps that a head reads of training crops with this shorter side."""
+    first = -1 if settings.layers == "last" else 0
+    channels, strides = backbone.channels[first:], backbone.strides[first:]
+    if reads_class_token(settings, backbone):
+        channels = tuple(2 * width for width in channels)
+    stride = settings.feature_stride or native_stride(strides)
+    return FeatureMaps(tuple(channels), tuple(strides), stride, side)
+
+
 def native_stride(strides: Sequence[float]) -> float:
     """The finest of ``strides`` that is 8 or more (at 4, of CNNs, a head costs four times what it
     does at 8); else the coarsest."""
@@ -213,23 +218,29 @@ def objective_and_scores(
     return {"loss_decode": loss}, {"type": "DepthScores", **bounds, "crop": crop}
 
 
-def check(probe: Probe, context: Context) -> None:
+def check(probe: Any, context: Context) -> None:
     """Raise ``UserError`` where dataset, settings or backbone do not fit the probe."""
     settings, spec, backbone = context.settings, context.data.spec, context.backbone
-    if probe.name in ("deeplabv3", "pspnet") and settings.batch_size < 2:
-        raise UserError(
-            f"{probe.name} normalises pooled features over the batch: batch_size must be 2 or more"
-        )
-    if settings.class_token == "project" and probe.name != "dpt":
-        raise UserError(f"class_token=project is of dpt, not of {probe.name}; use concat")
-    if probe.name.startswith("dpt") and (len(backbone.channels) != 4 or settings.layers != "all"):
-        raise UserError(
-            f"{probe.name} fuses four feature maps, and {backbone.name!r} gives"
-            f" {len(backbone.channels)} (layers={settings.layers}); choose another probe or"
-            " backbone"
-        )
+    check_head(probe.head, settings, backbone)
     if spec.kind == "segmentation" and len(context.data.classes) < 2:
         raise UserError(f"dataset {spec.name!r} has one class; segmentation needs 2 or more")
     for name in ("depth_scale", "min_depth", "max_depth") if spec.kind == "depth" else ():
         if name not in spec.extra:
             raise UserError(f"dataset {spec.name!r} does not declare {name}; add it to its extra")
+
+
+def check_head(head: DenseHead, settings: DenseSettings, backbone: Backbone) -> None:
+    """Raise ``UserError`` where settings or the backbone's maps do not fit a head."""
+    if settings.batch_size < head.min_batch:
+        raise UserError(
+            f"{head.name} normalises pooled features over the batch: batch_size must be"
+            f" {head.min_batch} or more"
+        )
+    if settings.class_token == "project" and not head.projects_class_token:
+        raise UserError(f"class_token=project is of dpt, not of {head.name}; use concat")
+    maps = 1 if settings.layers == "last" else len(backbone.channels)
+    if head.maps not in (None, maps):
+        raise UserError(
+            f"{head.name} fuses {head.maps} feature maps, and {backbone.name!r} gives {maps}"
+            f" (layers={settings.layers}); choose another probe or backbone"
+        )

@@ -1,5 +1,4 @@
-"""The dense probes: semantic segmentation, depth and surface normals, each with a linear, a
-DeepLabv3, a PSPNet and a DPT head, depth and normals with probe3d's simplified DPT head too.
+"""The dense probes: semantic segmentation, depth and surface normals with each of the heads.
 
 One config is generated for all of them: mmseg's encoder-decoder over the frozen backbone, whose
 maps are brought to one stride and concatenated. Kinds differ in objective, ground truth and scores,
@@ -9,28 +8,31 @@ probes in the head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from probes.base import Context, Probe, TaskResult
 from probes.datasets.base import Kind, Split
+from probes.dense.decode_heads.base import SHIPPED, DenseHead
 from probes.dense.settings import METRICS, SETTINGS
 from probes.registry import register_probe
 from reports.metrics import Metric
 
-PROBES = ("linear", "deeplabv3", "pspnet", "dpt", "dpt-probe3d")
-
 
 @dataclass
 class DenseProbe:
-    """A dense probe; see ``probes.base.Probe``."""
+    """A head on datasets of one kind; see ``probes.base.Probe``."""
 
-    name: str
+    head: DenseHead
     kind: Kind
     settings_type: type
     metrics: Mapping[str, Metric]
-    version: int
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
+    name: str = field(init=False)
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name, self.version = self.head.name, self.head.version
 
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
@@ -69,9 +71,6 @@ class DenseProbe:
         return result
 
 
-for _kind, _settings in SETTINGS.items():
-    for _name in PROBES:
-        if (_kind, _name) != ("segmentation", "dpt-probe3d"):
-            # dpt 4 was probe3d's head; linear 4 rounded otherwise on a CPU
-            _version = 5 if _name in ("dpt", "linear") else 4
-            register_probe(DenseProbe(_name, _kind, _settings, METRICS[_kind], _version))
+for _head in SHIPPED:
+    for _kind in _head.kinds:
+        register_probe(DenseProbe(_head, _kind, SETTINGS[_kind], METRICS[_kind]))

@@ -90,12 +90,6 @@ class DenseSettings(TrainingSettings):
         feature_stride: the maps are resized (bilinear) to this stride and concatenated; none for
             the finest native stride that is not below 8, so that the maps of a plain ViT stay as
             they are.
-        channels: width of the heads but linear.
-        dpt_widths: of the four maps that dpt reassembles; none for 3/8, 3/4, 3/2 and 3 times
-            ``channels``, as in mmseg. dpt_norm: batch normalisation where dpt fuses them; without
-            it its convolutions have biases, as in MiDaS' code.
-        dropout: of channels before the last convolution; none for 0 (linear, dpt-probe3d) or 0.1
-            (deeplabv3, pspnet, dpt). dropout_first: before the normalisation of linear.
         align_corners: of the interpolation of outputs.
         slide: (crop, stride) in pixels: at test time crops of this side are taken at this stride,
             and their outputs are averaged where they overlap (mmseg's ``slide_inference``; the crop
@@ -126,11 +120,6 @@ class DenseSettings(TrainingSettings):
     layers: Literal["all", "last"] = "all"
     class_token: Literal["none", "concat", "concat-dino", "project"] = "none"
     feature_stride: PositiveInt | None = None
-    channels: PositiveInt = 512
-    dpt_widths: tuple[()] | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = ()
-    dpt_norm: bool = True
-    dropout: Share | None = None
-    dropout_first: bool = False
     align_corners: bool = False
     slide: tuple[()] | tuple[ImageSize, ImageSize] = ()
     slide_padded: bool = False
@@ -181,7 +170,27 @@ class DenseSettings(TrainingSettings):
 
 
 @settings_dataclass
-class SegmentationSettings(DenseSettings):
+class ShippedHeadSettings:
+    """Of the heads that are probes of their own.
+
+    Attributes:
+        channels: width of the heads but linear.
+        dpt_widths: of the four maps that dpt reassembles; none for 3/8, 3/4, 3/2 and 3 times
+            ``channels``, as in mmseg. dpt_norm: batch normalisation where dpt fuses them; without
+            it its convolutions have biases, as in MiDaS' code.
+        dropout: of channels before the last convolution; none for 0 (linear, dpt-probe3d) or 0.1
+            (deeplabv3, pspnet, dpt). dropout_first: before the normalisation of linear.
+    """
+
+    channels: PositiveInt = 512
+    dpt_widths: tuple[()] | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = ()
+    dpt_norm: bool = True
+    dropout: Share | None = None
+    dropout_first: bool = False
+
+
+@settings_dataclass
+class SegmentationFields(DenseSettings):
     """Defaults: mmseg's 512 px, 40k iterations of 16 images, scale 0.5–2.
 
     Attributes:
@@ -193,7 +202,7 @@ class SegmentationSettings(DenseSettings):
 
 
 @settings_dataclass
-class DepthSettings(DenseSettings):
+class DepthFields(DenseSettings):
     """Range, file scale and evaluation crop are the dataset's own protocol (``DatasetSpec.extra``).
 
     Defaults: NYU-v2's 480 px, 20k iterations. Images are not scaled at random: enlarging one
@@ -225,7 +234,7 @@ class DepthSettings(DenseSettings):
 
 
 @settings_dataclass
-class NormalSettings(DenseSettings):
+class NormalFields(DenseSettings):
     """Defaults: NYU-v2's 480 px, 20k iterations, without random scaling as for depth.
 
     Attributes:
@@ -240,6 +249,21 @@ class NormalSettings(DenseSettings):
     max_iters: PositiveInt = 20_000
     uncertainty: bool = False
     mask: Literal["normals", "depth"] = "normals"
+
+
+@settings_dataclass
+class SegmentationSettings(SegmentationFields, ShippedHeadSettings):
+    """Of a shipped head that segments."""
+
+
+@settings_dataclass
+class DepthSettings(DepthFields, ShippedHeadSettings):
+    """Of a shipped head for depth."""
+
+
+@settings_dataclass
+class NormalSettings(NormalFields, ShippedHeadSettings):
+    """Of a shipped head for normals."""
 
 
 SETTINGS: Mapping[Kind, type[DenseSettings]] = {

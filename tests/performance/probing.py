@@ -116,7 +116,7 @@ def mmsegs_own(config: Config) -> None:
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
     from mmseg.registry import MODELS
 
-    from probes.dense.heads import LinearHead
+    from probes.dense.decode_heads.linear import LinearHead
 
     def forward(head: Any, inputs: Any) -> Any:
         return head.cls_seg(head.norm(head._transform_inputs(inputs)))

@@ -25,7 +25,8 @@ import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from common.settings import with_changes
 from probes.dense.config import dense_config
-from probes.dense.heads import DenseRegressor, DenseSegmenter, LinearHead
+from probes.dense.decode_heads.linear import LinearHead
+from probes.dense.segmentors import DenseRegressor, DenseSegmenter
 from probes.dense.settings import SETTINGS
 from probes.protocols.base import find_preset
 from probes.registry import find_task

@@ -14,7 +14,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from probes.dense.heads import DenseSegmenter
+from probes.dense.segmentors import DenseSegmenter
 from tests.protocols import dense, nearest
 from tests.protocols.dense import CHANNELS, CLASSES, summary
 from tests.protocols.mmseg import FLOAT, LABELS, MAPS, curves, settings_of, short, test_sizes

@@ -14,7 +14,7 @@ from PIL import Image
 from common.errors import UserError
 from probes.dense.data import DenseDataset, pipelines
 from probes.dense.ground_truth import read_depth, read_labels, read_normals
-from probes.dense.heads import at_own_size
+from probes.dense.segmentors import at_own_size
 from probes.dense.settings import DepthSettings, SegmentationSettings
 from tests.probes import tiny_dense
 

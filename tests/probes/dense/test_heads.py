@@ -12,18 +12,26 @@ from hypothesis import strategies as st
 from mmengine.structures import PixelData
 from torch.nn import functional as F
 
-from probes.dense.heads import HEADS, LinearHead, aspp_dilations, head_config
+from probes.dense.decode_heads.base import SHIPPED, FeatureMaps
+from probes.dense.decode_heads.deeplabv3 import aspp_dilations
+from probes.dense.decode_heads.linear import LinearHead
+from probes.dense.heads import head_config
 from probes.dense.objectives import DepthBins, DepthObjective, NormalObjective
 from probes.dense.settings import SegmentationSettings
 
 from mmseg.registry import MODELS  # isort: skip
 from mmseg.structures import SegDataSample  # isort: skip
 
+HEADS = {head.name: head for head in SHIPPED}
 SEGMENT = {"num_classes": 4, "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True}}
 DEPTH = {"loss_decode": {"type": "DepthObjective", "min_depth": 0.1, "max_depth": 10.0}}
 NORMAL = {"loss_decode": {"type": "NormalObjective"}}
 BINS = {"loss_decode": {"type": "DepthBins", "min_depth": 0.1, "max_depth": 10.0, "bins": 16}}
 SURE = {"loss_decode": {"type": "NormalObjective", "uncertainty": True}}
+
+
+def maps_of(*channels: int) -> FeatureMaps:
+    return FeatureMaps(channels, (8,) * len(channels), stride=8, side=64)
 
 
 def test_dilations_are_the_papers_at_its_size():
@@ -87,7 +95,7 @@ def test_every_head_learns_one_batch(probe, objective, field, outputs):
     if probe == "dpt-probe3d" and objective is SEGMENT:
         pytest.skip("for depth and normals")
     chosen = SegmentationSettings(channels=8, dropout=0.0)
-    head = MODELS.build(head_config(probe, (1, 2, 2, 1), chosen, size=64, stride=8, **objective))
+    head = MODELS.build(head_config(HEADS[probe], chosen, maps_of(1, 2, 2, 1), objective))
     head.init_weights()
     features = torch.randn(2, 6, 8, 8)
     target = {
@@ -229,9 +237,7 @@ def test_uncertain_normals_are_scored_by_angmf():
     "objective", [DEPTH, BINS, NORMAL, SURE], ids=["depth", "bins", "normals", "uncertain"]
 )
 def test_training_begins_where_the_objective_says(objective):
-    head = MODELS.build(
-        head_config("linear", (6,), SegmentationSettings(), size=64, stride=8, **objective)
-    )
+    head = MODELS.build(head_config(HEADS["linear"], SegmentationSettings(), maps_of(6), objective))
     for _ in range(2):  # a second initialisation begins there too
         head._is_init = False
         head.init_weights()
@@ -277,7 +283,7 @@ def test_the_other_dpt_is_probe3ds():
     """Written again, step by step, from probe3d's description of its head."""
     torch.manual_seed(0)
     settings = SegmentationSettings(channels=8)
-    head = MODELS.build(head_config("dpt-probe3d", (1, 2, 3, 4), settings, 64, 8, **NORMAL))
+    head = MODELS.build(head_config(HEADS["dpt-probe3d"], settings, maps_of(1, 2, 3, 4), NORMAL))
     maps = [torch.randn(2, channels, 3, 5) for channels in (1, 2, 3, 4)]
 
     def conv(layer, x):

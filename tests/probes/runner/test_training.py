@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 import probes.dense.probe  # noqa: F401  registers the probes
 from common.errors import NonFiniteLoss
 from probes.dense.config import dense_config
-from probes.dense.heads import LinearHead
+from probes.dense.decode_heads.linear import LinearHead
 from probes.registry import PROBES
 from probes.runner.member import STATE
 from probes.runner.sampling import EndlessSampler, SeededSamples

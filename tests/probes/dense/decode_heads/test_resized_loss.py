@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from mmengine.structures import PixelData
 from torch.nn import functional as F
 
-from probes.dense import resized_loss
-from probes.dense.heads import DenseSegmenter, LinearHead, at_own_size
-from probes.dense.resized_loss import resized_cross_entropy
+from probes.dense.decode_heads import resized_loss
+from probes.dense.decode_heads.linear import LinearHead
+from probes.dense.decode_heads.resized_loss import resized_cross_entropy
+from probes.dense.segmentors import DenseSegmenter, at_own_size
 
 from mmseg.models import EncoderDecoder  # isort: skip
 from mmseg.models.decode_heads import PSPHead  # isort: skip

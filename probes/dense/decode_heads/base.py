@@ -1,0 +1,83 @@
+"""The heads of dense probes by name: one file, and one entry of ``SHIPPED``, each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from probes.datasets.base import Kind
+from probes.dense.settings import SETTINGS
+
+FOLDER = "probes.dense.decode_heads"
+
+
+@dataclass(frozen=True)
+class FeatureMaps:
+    """The maps of a backbone that a head reads.
+
+    Attributes:
+        channels, strides: of each map, shallow to deep.
+        stride: that they are brought to where a head reads them concatenated.
+        side: shorter side of a training crop in pixels.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[float, ...]
+    stride: float
+    side: int
+
+
+@dataclass(frozen=True)
+class DenseHead:
+    """A head, which is the probe of its name on datasets of some kinds.
+
+    Attributes:
+        module: ``MODULE:CLASS``, imported when the head is built: a decode head of mmseg with a
+            static method ``options(settings, maps)``, its config for settings and
+            ``FeatureMaps``.
+        version: of the probe.
+        kinds: of datasets.
+        maps: number of maps that it fuses; None for any.
+        min_batch: images of a batch at least.
+        projects_class_token: whether it knows ``class_token=project``.
+    """
+
+    name: str
+    module: str
+    version: int = 1
+    kinds: Sequence[Kind] = tuple(SETTINGS)
+    maps: int | None = None
+    min_batch: int = 1
+    projects_class_token: bool = False
+
+    def load(self) -> Any:
+        """The class."""
+        module, _, name = self.module.partition(":")
+        return getattr(import_module(module), name)
+
+
+SHIPPED = (
+    DenseHead("linear", f"{FOLDER}.linear:LinearHead", version=5),  # 4 rounded otherwise on a CPU
+    DenseHead("deeplabv3", f"{FOLDER}.deeplabv3:DeepLabV3Head", version=4, min_batch=2),
+    DenseHead("pspnet", f"{FOLDER}.pspnet:PSPNetHead", version=4, min_batch=2),
+    # dpt 4 was probe3d's head
+    DenseHead("dpt", f"{FOLDER}.dpt:DPTHead", version=5, maps=4, projects_class_token=True),
+    DenseHead(
+        "dpt-probe3d",
+        f"{FOLDER}.probe3d:Probe3dHead",
+        version=4,
+        kinds=("depth", "normals"),
+        maps=4,
+    ),
+)
+
+
+def convolutional(settings: Any, dropout: float = 0.1) -> dict[str, Any]:
+    """Width, dropout (unless it is set) and batch normalisation of mmseg's convolutional heads."""
+    return {
+        "channels": settings.channels,
+        "dropout_ratio": dropout if settings.dropout is None else settings.dropout,
+        "norm_cfg": {"type": "BN", "requires_grad": True},  # not SyncBN: one process
+    }
