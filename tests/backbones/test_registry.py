@@ -15,8 +15,8 @@ from backbones.cliptex.training.recipes import subsets
 NAMED = (
     "aimv2-l14 beit-b16 c-radio-b16 c-radio-l16 capi-l14 clip clip-ft clip-openai cliptex"
     " cliptex-both cliptex-manual deit3-b16 dinov2-b14 dinov2-l14 dinov2-reg-b14 dinov2-reg-l14"
-    " dinov3-b16 dinov3-l16 efficientnet-lite0 franca-b14 franca-l14 mae-b16 pe-b16 pe-l14 random"
-    " resnet50 siglip siglip2-b16 siglip2-l16"
+    " dinov3-b16 dinov3-l16 efficientnet-lite0 efficientnet-lite1 efficientnet-lite2"
+    " franca-b14 franca-l14 mae-b16 pe-b16 pe-l14 random resnet50 siglip siglip2-b16 siglip2-l16"
 )
 
 

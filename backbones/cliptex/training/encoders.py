@@ -58,9 +58,9 @@ def timm_encoder(
             " pretrained=false"
         ) from error
     if packaged:
-        from backbones.named import efficientnet_lite0_state
+        from backbones.named import efficientnet_lite_state
 
-        keys = model.load_state_dict(efficientnet_lite0_state()[0], strict=False)
+        keys = model.load_state_dict(efficientnet_lite_state()[0], strict=False)
         assert not keys.missing_keys, keys.missing_keys
     data = resolve_model_data_config(model)
     return model, data["mean"], data["std"]

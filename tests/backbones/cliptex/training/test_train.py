@@ -20,7 +20,7 @@ from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
 from backbones.cliptex.training.train import TrainContext, find_trained, train
-from backbones.named import efficientnet_lite0_state
+from backbones.named import efficientnet_lite_state
 from common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.probes.datasets import make
@@ -205,7 +205,7 @@ def test_heads_refuse_patch_dropout(pairs, tmp_path):
 
 def test_a_tower_that_starts_from_imagenet(pairs, tmp_path):
     start = load_pretrained_clip("imagenet", "mini", seed=3)
-    stored, _ = efficientnet_lite0_state()
+    stored, _ = efficientnet_lite_state()
     trunk = start.model.visual.trunk.state_dict()
     assert all(torch.equal(trunk[name], stored[name]) for name in trunk) and len(trunk) > 200
     assert start.data.mean == (0.5, 0.5, 0.5) and "ImageNet" in start.weights.source
