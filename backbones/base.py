@@ -84,6 +84,7 @@ class Backbone(nn.Module, ABC):
             identity.
         version: of the adapter's code; raise it if the same weights and settings give other
             numbers.
+        origin: the plugin that it came from, if any, as of ``Registry.origin``.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Backbone(nn.Module, ABC):
     model_config: Mapping[str, Any] = MappingProxyType({})
     libraries: tuple[str, ...] = ()
     version: int = 1
+    origin: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -191,6 +193,7 @@ class Backbone(nn.Module, ABC):
             "sha256": self.weights.sha256,
             "data": asdict(self.data),
             "adapter": {"version": self.version, **versions(*self.libraries)},
+            **self.origin,
         }
 
     def key(self) -> str:

@@ -1,14 +1,4 @@
-"""Backbones by name: entries, families of names (``timm/…``, ``open_clip/…``), and those of other
-packages.
-
-Another package adds a backbone by declaring an entry point::
-
-    [options.entry_points]
-    cliptex_benchmark.backbones =
-        my-net = my_package.backbone:ENTRY
-
-where ``ENTRY`` is an ``Entry``; see ``common.registry``.
-"""
+"""Backbones by name: entries, and families of names (``timm/…``, ``open_clip/…``)."""
 
 from __future__ import annotations
 
@@ -112,9 +102,9 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register(entry: Entry) -> Entry:
-    """Add a named backbone. Raises ``ValueError`` if the name is taken or has a slash."""
+    """Add a named backbone. Raises ``UserError`` if the name is taken or has a slash."""
     if "/" in entry.name:
-        raise ValueError(
+        raise UserError(
             f"backbone name {entry.name!r} has a slash; slashes are for families such as"
             " timm/resnet18"
         )
@@ -122,7 +112,7 @@ def register(entry: Entry) -> Entry:
 
 
 def names() -> list[str]:
-    """All named backbones in alphabetical order, including those of other packages."""
+    """All named backbones in alphabetical order, including those of plugins and packages."""
     return sorted(BACKBONES.load_entry_points())
 
 
@@ -186,7 +176,7 @@ def create(
                 f"{checkpoint.path} remembers a model or layers that cannot be built here"
                 f" ({error_summary(error)}); save it again with this version"
             ) from error
-    backbone.name = name
+    backbone.name, backbone.origin = name, BACKBONES.origin(base)
     return backbone.freeze()
 
 

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import UserError, nearest
-from common.settings import field_names
+from common.settings import as_list, field_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,8 +174,8 @@ def evaluate(
         tracking_uri: MLflow store; by default as MLflow itself decides.
         **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``,
             ``partial``, ``limit``, ``force``, ``experiment``, ``device``, ``jobs``,
-            ``num_workers``, as of ``python -m benchmark run``. A single backbone comes without
-            baselines (``only=False`` adds them). A module is evaluated in this process.
+            ``num_workers``, ``plugins``, as of ``python -m benchmark run``. A single backbone comes
+            without baselines (``only=False`` adds them). A module is evaluated in this process.
 
     Raises:
         UserError: an option or the data cannot be used. A task that fails is a row without a value
@@ -184,6 +184,7 @@ def evaluate(
     import pandas as pd
 
     from benchmark.options import RunOptions
+    from benchmark.plugins import load_plugins
     from benchmark.run import run_async
     from reports.mlflow.client import using
 
@@ -197,6 +198,7 @@ def evaluate(
             "a module in memory is evaluated in this process: leave jobs out, or register an entry"
             " point"
         )
+    load_plugins(as_list(options.get("plugins", ())))
     with _named(backbone, name, images) as names, using(tracking_uri):
         run_options = RunOptions(
             backbones=names,

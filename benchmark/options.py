@@ -3,19 +3,28 @@ when they are created; the text below an option is its help."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from common.errors import UserError
 from common.files import MAX_SEED
-from common.settings import Folder, Names, Seed, field_names, options_dataclass
+from common.settings import Folder, Names, Seed, as_list, field_names, options_dataclass
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
+
+
+@options_dataclass
+class PluginOptions:
+    """Where names come from."""
+
+    plugins: Annotated[Sequence[Path], BeforeValidator(as_list)] = ()
+    """a Python file that registers your own backbones, datasets, probes … (repeatable; those of
+    $CLIPTEX_PLUGINS too); see `new`"""
 
 
 @options_dataclass
@@ -44,7 +53,7 @@ class DataOptions(FolderOptions):
 
 
 @options_dataclass
-class ExecutionOptions:
+class ExecutionOptions(PluginOptions):
     """Where units of work run."""
 
     executor: str = "local"

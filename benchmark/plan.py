@@ -11,6 +11,7 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and su
 from benchmark.options import DataOptions, ExecutionOptions, RunOptions
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in
+from common import plugins
 from common.device import Device, computes_in_bf16, current_device, planned_device
 from common.errors import UserError, nearest
 from common.settings import field_names, read_value, with_changes
@@ -77,6 +78,7 @@ class RunPlan:
             "weights": options.weights and str(options.weights.absolute()),
             "data-root": options.data_root and str(options.data_root.absolute()),
             "experiment": self.experiment,
+            "plugin": [path for path, _ in plugins.loaded()],
         }
         return {key: value for key, value in values.items() if value or key == "seed"}
 

@@ -14,7 +14,7 @@ from common.settings import field_names
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
-from probes.registry import find_task
+from probes.registry import DATASETS, PROBES, find_task
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,14 @@ class PlannedTask:
                 "fingerprint": data.fingerprint,
                 "partial": data.partial,
                 "extra": dict(data.spec.extra),
+                **DATASETS.origin(self.spec.name),
             },
+            **PROBES.origin(f"{self.probe.kind}/{self.probe.name}"),
         }
         if preset := getattr(self.settings, "protocol", ""):
             conditions["preset_version"] = PROTOCOLS.find(preset).version
+            if origin := PROTOCOLS.origin(preset):
+                conditions["preset_origin"] = origin
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
         return conditions

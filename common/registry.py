@@ -1,6 +1,7 @@
 """Registries by name: backbones, experts, datasets, probes, suites and executors.
 
-Another package adds an entry by declaring an entry point of the registry's group in its
+Others add entries by a plugin, a file that calls what the files of this project call
+(``common.plugins``), or, in an installed package, by an entry point of the registry's group in its
 setup.cfg::
 
     [options.entry_points]
@@ -19,6 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from common import plugins
 from common.errors import UserError, error_summary, nearest
 
 T = TypeVar("T")
@@ -30,22 +32,46 @@ class Registry(UserDict[str, T]):
     Args:
         kind: of entry, for messages (``suite``).
         group: its entry points are ``cliptex_benchmark.GROUP``.
-        check: takes name and object of an entry point; returns the entry, or raises if the object
-            is not one.
+        check: takes name and object of a plugin or an entry point; returns the entry, or raises if
+            the object is not one.
     """
 
     def __init__(self, kind: str, group: str, check: Callable[[str, Any], T] | None = None) -> None:
         super().__init__()
-        self.kind, self.group, self._check = kind, f"cliptex_benchmark.{group}", check
+        self.kind, self.group = kind, f"cliptex_benchmark.{group}"
+        self._check = check or (lambda name, entry: entry)
+        self._plugins: dict[str, plugins.Plugin] = {}  # name → the plugin that registered it
         self._lazy: dict[str, tuple[EntryPoint, str]] = {}
         self.broken: dict[str, str] = {}  # name → why an entry point could not be loaded
 
     def register(self, name: str, entry: T) -> T:
-        """Add an entry. Raises ``ValueError`` if the name is taken."""
-        if self.data.get(name, entry) is not entry:
-            raise ValueError(f"there is a {self.kind} {name!r} already")
+        """Add an entry.
+
+        Raises:
+            UserError: the name is taken.
+            TypeError, ValueError: what a plugin registers is no such entry.
+        """
+        plugin = plugins.registering()
+        exists = name in self.data or (plugin is not None and name in self._points())
+        is_same = self.data.get(name) is entry and self._plugins.get(name) is plugin
+        if exists and not is_same:  # a module may be imported twice
+            owner = f", of plugin {self._plugins[name].path}" if name in self._plugins else ""
+            raise UserError(f"{self.kind} {name!r} exists already{owner}; choose another name")
+        if plugin is not None:
+            entry = self._check(name, entry)
+            plugin.entries.append((self, name))
+            self._plugins[name] = plugin
         self.data[name] = entry
         return entry
+
+    def origin(self, name: str) -> dict[str, str]:
+        """``{"plugin": sha256}`` of an entry that a plugin registered, a part of the identity of
+        what it computes; ``{}`` of others."""
+        return {"plugin": self._plugins[name].sha256} if name in self._plugins else {}
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._plugins.pop(name, None)
 
     def register_lazy(self, name: str, value: str, about: str) -> None:
         """Add ``MODULE:OBJECT``, which is imported on first use; ``about`` describes it in one
@@ -61,6 +87,7 @@ class Registry(UserDict[str, T]):
         """
         if name in self.data:
             return self.data[name]
+        plugins.load_from_environment()
         points = self._points()
         if name in points:
             self._load(points[name])
@@ -75,12 +102,14 @@ class Registry(UserDict[str, T]):
 
     def load_entry_points(self) -> Registry[T]:
         """Import all entry points; a failure is remembered, and raised only by ``find``."""
+        plugins.load_from_environment()
         for point in self._points().values():
             self._load(point)
         return self
 
     def descriptions(self) -> dict[str, str]:
-        """Name → one line about the entry, without importing it."""
+        """Name → one line about the entry, without importing entry points."""
+        plugins.load_from_environment()
         about = {name: f"plug-in {point.value}" for name, point in self._points().items()}
         about |= {name: text for name, (_, text) in self._lazy.items()}
         for name, entry in self.items():
@@ -95,11 +124,10 @@ class Registry(UserDict[str, T]):
         if point.name in self.data:
             return
         if point.name in self._lazy:  # ours: an error in it is a bug
-            self.register(point.name, point.load())
+            self.data[point.name] = point.load()
             return
         try:
-            entry = point.load()
-            self.register(point.name, self._check(point.name, entry) if self._check else entry)
+            self.data[point.name] = self._check(point.name, point.load())
             self.broken.pop(point.name, None)
         except (Exception, SystemExit) as error:  # another package must not break the others
             self.broken[point.name] = error_summary(error)
@@ -109,18 +137,18 @@ def instance_of(
     cls: type, name: Callable[[Any], str] | None = attrgetter("name"), *, subclass: bool = False
 ) -> Callable[[str, Any], Any]:
     """A ``check`` of a registry: the object is an instance (or a ``subclass``) of ``cls``, and its
-    own ``name`` is that of the entry point."""
+    own ``name`` is the entry's."""
 
-    def check(point_name: str, entry: Any) -> Any:
+    def check(registered_name: str, entry: Any) -> Any:
         if subclass:
             fits = isinstance(entry, type) and issubclass(entry, cls)
         else:
             fits = isinstance(entry, cls)
         if not fits:
             expected = f"{'subclass of ' * subclass}{cls.__module__}.{cls.__name__}"
-            raise TypeError(f"it brings {entry!r}, no {expected}")
-        if name is not None and name(entry) != point_name:
-            raise ValueError(f"entry point {point_name!r} brings one named {name(entry)!r}")
+            raise TypeError(f"{registered_name!r} is {entry!r}, no {expected}")
+        if name is not None and name(entry) != registered_name:
+            raise ValueError(f"it is registered as {registered_name!r} and named {name(entry)!r}")
         return entry
 
     return check

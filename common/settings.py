@@ -31,10 +31,15 @@ CONFIG = ConfigDict(allow_inf_nan=False)
 OPTIONS = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+def as_list(values: Any) -> Any:
+    """A single text or path as a list of it."""
+    return [values] if isinstance(values, str | Path) else values
+
+
 def split_words(values: Any) -> list[str]:
     """``["a, b", "c"]`` or ``"a,b,c"`` → ``["a", "b", "c"]``. Raises ``ValueError`` if values are
     given but no word."""
-    values = [values] if isinstance(values, str) else values
+    values = as_list(values)
     words = [word.strip() for value in values for word in str(value).split(",")]
     words = [word for word in words if word]
     if values and not words:

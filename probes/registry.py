@@ -17,12 +17,12 @@ DATASETS: Registry[DatasetSpec] = Registry("dataset", "datasets", instance_of(Da
 
 
 def register_probe(probe: Probe) -> Probe:
-    """Add a probe. Raises ``ValueError`` when its kind and name are registered already."""
+    """Add a probe. Raises ``UserError`` when its kind and name are registered already."""
     return PROBES.register(f"{probe.kind}/{probe.name}", probe)
 
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
-    """Add a dataset of the calling module. Raises ``ValueError`` when its name is registered."""
+    """Add a dataset of the calling module. Raises ``UserError`` when its name is registered."""
     if not spec.module:
         spec = replace(spec, module=sys._getframe(1).f_globals["__name__"])
     return DATASETS.register(spec.name, spec)

@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from benchmark.cli.parser import ConfigOptions, Positional
 from benchmark.execution.progress import Bar, console
-from benchmark.options import ExecutionOptions, PairsOptions, TrackingOptions
+from benchmark.options import ExecutionOptions, PairsOptions, PluginOptions, TrackingOptions
 from common.errors import UserError
 from common.settings import Folder, Names, options_dataclass
 
@@ -73,7 +73,7 @@ class Predict(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
 
 
 @options_dataclass
-class Make(ConfigOptions, PairsOptions):
+class Make(ConfigOptions, PairsOptions, PluginOptions):
     """Make a label store from folders of files, for `train --manual-labels`.
 
     examples:
@@ -119,7 +119,7 @@ class Make(ConfigOptions, PairsOptions):
 
 
 @options_dataclass
-class Check:
+class Check(PluginOptions):
     """Check that every byte is as written and all counts agree.
 
     examples:
@@ -142,7 +142,7 @@ class Check:
 
 
 @options_dataclass
-class Draw(PairsOptions):
+class Draw(PairsOptions, PluginOptions):
     """Draw labels beside their images.
 
     examples:

@@ -11,6 +11,7 @@ import benchmark.catalog  # noqa: F401 – registers datasets, probes, protocols
 from benchmark.cli.parser import JsonOptions, Positional, Positionals
 from benchmark.execution import EXECUTORS
 from benchmark.execution.progress import console
+from benchmark.options import PluginOptions
 from benchmark.suites.registry import SUITES
 from common.errors import UserError, nearest
 from common.settings import options_dataclass
@@ -22,7 +23,7 @@ Rows = list[tuple[str, str]]
 
 
 @options_dataclass
-class List(JsonOptions):
+class List(JsonOptions, PluginOptions):
     """List backbones, tasks, suites, datasets, probes, protocols, recipes, experts or executors.
 
     examples:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
+from benchmark.plugins import load_plugins
 from common.errors import UserError, first_line, nearest
 from common.files import write_text
 from common.settings import options_dataclass, origins, parse_pairs
@@ -31,6 +32,7 @@ FLAGS = {
     "task_overrides": "set-task",
     "between": "range",
     "folders": "from",
+    "plugins": "plugin",
     "shared": "with",
 }
 
@@ -149,6 +151,8 @@ def read_options(words: Mapping[str, Any]) -> Any:
             values[name] = value
         elif field.is_required():
             raise UserError(f"{flag} is missing")
+    if "plugins" in command.__pydantic_fields__:
+        load_plugins(values.get("plugins", ()))
     return command(**values)
 
 
@@ -165,7 +169,8 @@ def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, list[str]]:
         raise UserError(f"cannot read --config {file}: {first_line(error)}") from error
     if not isinstance(options, dict):
         raise UserError(f"--config {file} must be a table of options, such as `suite: paper`")
-    names = {_flag(name).removeprefix("--"): name for name in fields}
+    names = {name.replace("_", "-"): name for name in fields}
+    names |= {_flag(name).removeprefix("--"): name for name in fields}
     words = {}
     for option, value in options.items():
         key = option.replace("_", "-")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from benchmark.execution.interrupts import STOP_SIGNALS, interruptible, received
 from benchmark.execution.progress import UnitProgress, console, reporting
 from benchmark.execution.streams import RedactingStream, redacting
+from common import plugins
 from common.errors import UserError, user_error_message
 from common.heap import return_freed_memory
 from common.visible_devices import hiding_all
@@ -29,6 +30,19 @@ from reports.mlflow.heartbeat import Heartbeat, repeating
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = "CLIPTEX_UNIT_GPUS"  # number of GPUs of this process's unit
 ABANDONED = 30 * 86400.0  # seconds without a heartbeat after which a unit's folder is deleted
+
+
+@dataclass(frozen=True)
+class _PickledCall:
+    """Function and arguments of a unit in another process, and the plugins that they need there."""
+
+    plugins: tuple[tuple[str, bytes], ...]
+    content: bytes
+
+    def load(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        for path, source in self.plugins:
+            plugins.load(path, source)
+        return pickle.loads(self.content)
 
 
 @dataclass(frozen=True)
@@ -56,12 +70,20 @@ class Unit:
     cwd: str = field(default_factory=os.getcwd)
     software: Mapping[str, str] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        call = _PickledCall(plugins.loaded(), pickle.dumps((self.function, self.args)))
+        return {**vars(self), "function": call, "args": ()}
+
     def call(self) -> Any:
-        """Run it in this process; ``sys.exit`` fails the unit instead of ending the process."""
-        _release_memory(self.function)
+        """Run it in this process, with the plugins of the submitting one; ``sys.exit`` fails the
+        unit instead of ending the process."""
+        function, args = self.function, self.args
+        if isinstance(function, _PickledCall):
+            function, args = function.load()
+        _release_memory(function)
         os.environ[GPUS] = str(self.gpus)
         try:
-            return self.function(*self.args)
+            return function(*args)
         except SystemExit as error:
             raise RuntimeError(f"{self.name} called sys.exit({error.code!r})") from error
         finally:

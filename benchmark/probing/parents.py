@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +14,7 @@ from backbones.cliptex.training.recipes import subsets
 from benchmark.plan import RunPlan
 from benchmark.records import BackboneInfo, Cell
 from benchmark.suites.registry import BackboneSource
+from common import plugins
 from common.files import content_key
 from reports.mlflow.client import metric_key
 from reports.mlflow.environment import environment
@@ -128,6 +130,8 @@ class Parent:
             run.log_json(content, "run.json")
             options = yaml.safe_dump(plan.as_config_file(), sort_keys=False, allow_unicode=True)
             run.log_text(options, "options.yaml")
+            for path, source in plugins.loaded():
+                run.log_text(source.decode(errors="replace"), f"plugins/{Path(path).name}")
             run.log_models(inputs=[self.model])
             costs = {f"cost/{name}": value for name, value in self.source.cost.items()}
             run.log_new_metrics(costs)

@@ -109,7 +109,7 @@ SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite))
 
 
 def register_suite(suite: Suite) -> Suite:
-    """Add a suite. Raises ``ValueError`` if its name is taken."""
+    """Add a suite. Raises ``UserError`` if its name is taken."""
     return SUITES.register(suite.name, suite)
 
 

@@ -118,6 +118,7 @@ def prepare(
 
     identity = {"version": VERSION, "root": str(root.resolve()), "files": inventory.stats}
     identity |= {"spec": protocol(spec, root), "expected": spec.expected}
+    identity |= DATASETS.origin(spec.name)
     cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
     result = read_json_object(cache)
     if not result:

@@ -1,8 +1,7 @@
 """Published protocols: named settings, so that a number can be compared with the published one.
 
 ``protocol`` is a setting of every probe. Its preset overrides the defaults and the settings of the
-suite; the user's own (``--set``) override the preset, and the difference is reported. Another
-package adds a protocol by the entry point group ``cliptex_benchmark.protocols``.
+suite; the user's own (``--set``) override the preset, and the difference is reported.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ PROTOCOLS: Registry[Protocol] = Registry("protocol", "protocols", instance_of(Pr
 
 
 def register_protocol(protocol: Protocol) -> Protocol:
-    """Add a protocol. Raises ``ValueError`` when its name is registered already."""
+    """Add a protocol. Raises ``UserError`` when its name is registered already."""
     return PROTOCOLS.register(protocol.name, protocol)
 
 

@@ -96,7 +96,7 @@ def test_a_name_is_given_once(kind):
     registry, *_ = KINDS[kind]
     name, entry = next(iter(registry.load_entry_points().items()))
     assert registry.register(name, entry) is entry  # a module that is imported twice
-    with pytest.raises(ValueError, match=f"there is a .* '{name}' already"):
+    with pytest.raises(UserError, match=f"'{name}' exists already"):
         registry.register(name, object())
 
 
@@ -130,8 +130,8 @@ def test_a_broken_package_is_named_only_when_it_is_asked_for(kind, other_package
         "gone": "ModuleNotFoundError: No module named 'no_such_module'",
         "missing": "AttributeError: .*'MISSING'",
         "leaves": "SystemExit: bye",
-        "nothing": "TypeError: it brings 3, no .*",
-        "misnamed": f"ValueError: entry point 'misnamed' brings one named '{name}'",
+        "nothing": "TypeError: 'nothing' is 3, no .*",
+        "misnamed": f"ValueError: it is registered as 'misnamed' and named '{name}'",
     }
     if kind == "executors":  # they have no name of their own
         del reasons["misnamed"]

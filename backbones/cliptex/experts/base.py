@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from backbones.base import state_sha256
 from backbones.cliptex.experts.data import ExpertData
+from common import plugins
 from common.device import prefers_bf16
 from common.errors import UserError, first_line, report_malformed
 from common.files import atomic_write, read_json, write_json
@@ -91,13 +92,16 @@ class Expert(nn.Module, ABC):
         )
 
     def identity(self) -> dict[str, Any]:
-        """What makes two experts label alike: name, settings, classes and the weights' digest."""
+        """What makes two experts label alike: name, settings, classes, the weights' digest, and the
+        plugin that its class is of, if any."""
+        plugin = plugins.of_module(type(self).__module__)
         return {
             "name": self.name,
             "task": self.task,
             "settings": asdict(self.settings),
             "classes": list(self.classes),
             "sha256": state_sha256(self.state_dict()),
+            **({"plugin": plugin.sha256} if plugin else {}),
         }
 
     @property

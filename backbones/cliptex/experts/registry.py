@@ -1,9 +1,4 @@
-"""Experts by name: one file and one registration each; a plug-in's come through an entry point.
-
-[options.entry_points]                     # in the other package's setup.cfg
-cliptex_benchmark.experts =
-    my-expert = my_package.my_module:MyExpert
-"""
+"""Experts by name: one file and one registration each."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ import torch
 
 from backbones.cliptex.experts.base import CONFIG, Expert, read_config
 from backbones.cliptex.experts.data import ExpertData, load_data
-from backbones.cliptex.experts.registry import find_expert
+from backbones.cliptex.experts.registry import EXPERTS
 from backbones.cliptex.protocols import Progress
-from backbones.cliptex.tasks import find_task
+from backbones.cliptex.tasks import find_task, origins
 from common.errors import UserError
 from common.files import content_key
 from common.out_of_memory import report_out_of_memory
@@ -52,13 +52,14 @@ def train_expert(
             else, or the memory of the device ends.
         NonFiniteLoss: the loss broke.
     """
-    kind = find_expert(name)
+    kind = EXPERTS.find(name)
     chosen = with_changes(kind.settings_type(), settings or {})
     train, val = (
         load_data(data_root, kind.task, split, chosen.size, context.progress)
         for split in ("train", "val")
     )
     inputs = {"version": VERSION, "expert": name, "settings": asdict(chosen), "seed": seed}
+    inputs = {**inputs, **EXPERTS.origin(name), **origins([kind.task])}
     key = content_key({**inputs, "train": train.fingerprint, "val": val.fingerprint}, 32)
     if (out / CONFIG).is_file():
         if (config := read_config(out)).get("training_key") == key:

@@ -28,7 +28,7 @@ from backbones.cliptex.labels.manual import ManualLabels
 from backbones.cliptex.labels.shards import DamagedShard, tar_path
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, store_key
 from backbones.cliptex.protocols import Progress
-from backbones.cliptex.tasks import find_task
+from backbones.cliptex.tasks import find_task, origins
 from backbones.cliptex.tasks.base import resize_nearest
 from common.errors import UserError
 from common.out_of_memory import Halving
@@ -267,6 +267,7 @@ def labels_writer(
         "pairs": source.fingerprint,
         "settings": vars(settings),
         "experts": [expert.identity() for expert in experts],
+        **origins(expert.task for expert in experts),
     }
     classes = {expert.task: expert.classes for expert in experts if expert.classes}
     root = out if isinstance(out, Path) else out(store_key(identity, classes))

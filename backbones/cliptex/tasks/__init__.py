@@ -1,8 +1,4 @@
-"""Dense tasks by name: one file and one registration each; a plug-in's by an entry point.
-
-    [options.entry_points]                     # in the other package's setup.cfg
-    cliptex_benchmark.tasks =
-        edges = my_package.edges:TASK
+"""Dense tasks by name: one file and one registration each.
 
 Importing this imports neither torch nor a task.
 """
@@ -41,6 +37,13 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
     """Distinct names of tasks in their fixed order: the paper's, then the others by alphabet."""
     distinct = set(names)
     return (*(name for name in PAPER if name in distinct), *sorted(distinct - set(PAPER)))
+
+
+def origins(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """``{"plugins": {task: sha256}}`` of the tasks that plugins registered, a part of the identity
+    of labels and weights; ``{}`` if there are none."""
+    plugins = {name: TASKS.origin(name)["plugin"] for name in ordered(names) if TASKS.origin(name)}
+    return {"plugins": plugins} if plugins else {}
 
 
 def task_names() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from backbones.cliptex.tasks import PAPER, find_task, ordered, task_names
+from backbones.cliptex.tasks import PAPER, find_task, ordered, origins, task_names
 from common.errors import UserError, nearest
 from common.files import content_key, read_json, read_text
 from common.settings import (
@@ -165,7 +165,7 @@ class Recipe:
             excluded |= {"head_lr", "head_width", "label_size"}
         settings = {name: value for name, value in asdict(self).items() if name not in excluded}
         lambdas = {loss: self.weight(loss) for loss in ("clip", *self.tasks)}
-        return {"version": VERSION, "lambdas": lambdas, **settings}
+        return {"version": VERSION, "lambdas": lambdas, **settings, **origins(self.tasks)}
 
     def key(self, init: str, pairs: str, labels: str) -> str:
         """Identity of the weights that this recipe makes of these inputs (digests)."""

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.execution import ExecutorSpec, WorkerLost, base, make_executor
+from benchmark.execution import EXECUTORS, ExecutorSpec, WorkerLost, base, make_executor
 from benchmark.execution.progress import reporter
+from common import plugins
 from common.errors import UserError, user_error_message
 from tests.benchmark.execution import units
 from tests.benchmark.execution.helpers import RecordingBar, have_ended, peak_cores, until_true
@@ -67,6 +68,36 @@ def everywhere(names=tuple(CORES)):
         for name in names
     ]
     return pytest.mark.parametrize("make", params, indirect=True, scope="module")
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from benchmark.execution import EXECUTORS, Executor
+
+@dataclass
+class Settings:
+    number: int
+
+class Mine(Executor):
+    about, settings = "of a plugin", Settings(7)
+
+EXECUTORS.register("mine", Mine)
+"""
+
+
+@everywhere()
+def test_units_have_the_plugins_of_the_command(executor, tmp_path):
+    """Also where its file is not: names, and arguments of its classes."""
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN)
+    plugins.load(path)
+    try:
+        path.unlink()
+        settings, origin = EXECUTORS["mine"].settings, EXECUTORS.origin("mine")
+        result = executor.submit(units.look_up_executor, "mine", settings).result(60)
+    finally:
+        plugins.LOADED[path].remove()
+    assert result == ("of a plugin", origin, 7) and origin
 
 
 def cores_of(request) -> int:

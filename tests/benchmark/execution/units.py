@@ -34,6 +34,12 @@ def print_slowly(marker):
     console.print("a line")
 
 
+def look_up_executor(name, settings):
+    from benchmark.execution import EXECUTORS
+
+    return EXECUTORS.find(name).about, EXECUTORS.origin(name), settings.number
+
+
 def raise_user_error():
     raise UserError("no such dataset; choose another")
 

@@ -1,0 +1,114 @@
+"""Plugins: what is refused, what a file registers, and what the registry knows of it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from common import plugins
+from common.errors import UserError
+from common.registry import Registry, instance_of
+
+THINGS: Registry[str] = Registry("thing", "no-such-group", instance_of(str, None))
+THINGS.register("ours", "a")
+THINGS.register_lazy("lazy", "no_such_module:THING", "ours, too")
+REGISTER = "from tests.common.test_plugins import THINGS\nTHINGS.register("
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a file of this source; what it registers is gone after the test."""
+
+    def write(source, name="mine.py"):
+        path = tmp_path / name
+        path.write_text(source)
+        return path
+
+    yield write
+    for plugin in list(plugins.LOADED.values()):
+        plugin.remove()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1\nimport no_such_module", ":2: ModuleNotFoundError: No module named"),
+        ("def f():\n    1 / 0\n\nf()", ":2: ZeroDivisionError"),
+        ("import json\njson.loads('{')", ":2: JSONDecodeError"),
+        ("x = 1\ndef (", ":2: SyntaxError"),
+        ("raise SystemExit(0)", ":1: SystemExit"),
+        (
+            "while True:\n    try:\n        pass\n    except Exception:\n        pass",
+            "more than 0.2 s",
+        ),
+        ("x = 1", ": it registers nothing"),
+        (f"{REGISTER}'two', 'a')\nTHINGS.register('two', 'b')", ":3: thing 'two' exists already"),
+        (f"{REGISTER}'ours', 'b')", ":2: thing 'ours' exists already; choose another name"),
+        (f"{REGISTER}'ours', 'a')", ":2: thing 'ours' exists already"),
+        (f"{REGISTER}'lazy', 'b')", ":2: thing 'lazy' exists already"),
+        (f"{REGISTER}'number', 3)", ":2: TypeError: 'number' is 3, no builtins.str"),
+    ],
+)
+def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message, monkeypatch):
+    monkeypatch.setattr(plugins, "SECONDS", 0.2)
+    path = write(source)
+    with pytest.raises(UserError) as raised:
+        plugins.load(path)
+    assert f"plugin {path}" in str(raised.value) and message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert list(THINGS) == ["ours"] and not plugins.loaded()
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read plugin .*gone.py: No such file"):
+        plugins.load(tmp_path / "gone.py")
+
+
+def test_the_origin_of_an_entry_is_the_files_sha256(write):
+    path = write(f"{REGISTER}'mine', 'a')")
+    plugins.load(path)
+    (digest,) = THINGS.origin("mine").values()
+    assert THINGS.find("mine") == "a" and len(digest) == 64 and THINGS.origin("ours") == {}
+    with pytest.raises(UserError, match=f"'mine' exists already, of plugin {path}"):
+        THINGS.register("mine", "ours, imported later")
+    del THINGS["mine"]
+    assert THINGS.register("mine", "b") and THINGS.origin("mine") == {}
+
+
+def test_what_a_plugin_imports_is_not_of_the_plugin(write, tmp_path, monkeypatch):
+    write(f"{REGISTER}'imported', 'c')", "imported_by_mine.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins.load(write(f"import imported_by_mine\n{REGISTER}'mine', 'a')"))
+    assert THINGS.pop("imported") == "c" and THINGS.origin("imported") == {}
+
+
+def test_an_edited_plugin_replaces_what_it_registered(write):
+    path = write(f"{REGISTER}'mine', 'a')")
+    plugins.load(path)
+    before = THINGS.origin("mine")
+    plugins.load(path)
+    assert THINGS.origin("mine") == before
+    plugins.load(write(f"{REGISTER}'mine', 'b')\nTHINGS.register('more', 'c')"))
+    assert (THINGS["mine"], THINGS["more"]) == ("b", "c") and THINGS.origin("mine") != before
+    plugins.load(write(f"{REGISTER}'mine', 'b')"))
+    assert "more" not in THINGS
+
+
+def test_another_process_needs_the_content_not_the_file(write):
+    path = write(f"{REGISTER}'mine', 'a')")
+    plugins.load(path)
+    ((name, source),) = plugins.loaded()
+    plugins.LOADED[path].remove()
+    path.unlink()
+    plugins.load(name, source)
+    assert THINGS.find("mine") == "a"
+
+
+def test_plugins_of_the_environment_are_imported_for_names_that_are_not_there(write, monkeypatch):
+    paths = [write(f"{REGISTER}'{name}', 'a')", f"{name}.py") for name in ("first", "second")]
+    monkeypatch.setenv(plugins.VARIABLE, os.pathsep.join(map(str, paths)))
+    assert THINGS.find("ours") == "a" and not plugins.loaded()
+    assert THINGS.find("second") == "a" and {"first", "second"} <= set(THINGS)
+    with pytest.raises(UserError, match="no thing 'third'"):
+        THINGS.find("third")
