@@ -8,22 +8,19 @@ from typing import Any
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+from benchmark.axes import SAMPLES, axes, read_values, split_variant, variants
 from benchmark.options import DataOptions, ExecutionOptions, RunOptions
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in
 from common import plugins
 from common.device import Device, computes_in_bf16, current_device, planned_device
 from common.errors import UserError, nearest
-from common.settings import field_names, read_value, with_changes
+from common.settings import field_names, with_changes
 from common.visible_devices import is_accelerator_name
-from probes.base import Probe
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
 from probes.protocols.base import find_preset
 from probes.registry import find_task
-
-# settings that accept several values at once (``shots=1,5``); each makes a variant of the task
-AXES = frozenset({"train_share", "shots"})
 
 
 @dataclass(frozen=True)
@@ -187,37 +184,41 @@ def plan_tasks(
     by the suite, by a published protocol (``protocol=NAME``), and by the user, in this order.
 
     An override applies to every task that has the setting. A requested task may be one that the
-    suite does not list, see ``settings_in``. ``TASK:VALUE`` is a variant: TASK with this share of
-    train or (few-shot) this number of shots; ``train_share=0.01,0.1,1`` and ``shots=1,5`` make
-    several variants of each task that has the setting and is requested without ``:VALUE``.
+    suite does not list, see ``settings_in``. Several values of an axis (``size=224,448``) make a
+    variant of each task for every combination, called ``TASK:size=224``, and a requested variant
+    fixes the axis. ``TASK:VALUE`` is TASK with this share of train or (few-shot) this number of
+    shots.
 
     Raises:
         UserError: an unknown task, a task that is not in the suite, an override that changes no
-            task, or a protocol that does not apply.
+            task, a protocol that does not apply, or an axis with too few or too many values.
     """
     tasks: dict[str, PlannedTask] = {}
     applied: set[str] = set()
-    allowed = set(AXES)
+    allowed = set(SAMPLES)
     for name in _requested_tasks(suite, requested):
-        base, _, value = name.partition(":")
+        base = name.partition(":")[0]
         probe = find_task(base)[1]
-        axis = axis_of(probe)
-        fields = field_names(probe.settings_type)
-        allowed |= fields
-        changes = {key: text for key, text in overrides.items() if key in fields - AXES}
-        applied |= changes.keys()
-        if not value and axis in overrides:
-            value = overrides[axis]
-            applied.add(axis)
-        for part in [part.strip() for part in value.split(",") if part.strip()] or [""]:
-            task = plan_task(suite, base, changes)
-            if part:
-                task = _variant(task, axis, part)
+        own_axes, fields = axes(probe), field_names(probe.settings_type)
+        allowed |= fields | own_axes.keys()
+        fixed = split_variant(name, probe)
+        ranges = {axis: [value] for axis, value in fixed.items()}
+        options = {key: text for key, text in overrides.items() if key not in fixed}
+        changes = {}
+        for key, text in (suite_ranges(suite, base) | options).items():
+            if key in own_axes and ("," in text or key in SAMPLES):
+                ranges[key] = read_values(key, text)
+            elif key in own_axes or key in fields:
+                changes[own_axes.get(key, key)] = text
+            else:
+                continue
+            applied.add(key)
+        for task in variants(plan_task(suite, base, changes), ranges):
             tasks[task.name] = task
     for key in overrides:
         if key not in applied:
             hint = nearest(key, allowed)
-            if key in AXES:
+            if key in allowed:
                 hint = "TASK:VALUE fixes it, and tasks without training do not have it"
             raise UserError(f"--set {key}: none of the tasks has this setting; {hint}")
     return list(tasks.values())
@@ -270,6 +271,13 @@ def _requested_tasks(suite: Suite, requested: Sequence[str]) -> list[str]:
     return sorted(requested, key=lambda name: order.get(name.partition(":")[0], len(order)))
 
 
+def suite_ranges(suite: Suite, name: str) -> dict[str, str]:
+    """Axis → the values, separated by commas, that a suite gives it in a task."""
+    own_axes, listed = axes(find_task(name)[1]), settings_in(suite, name) or {}
+    texts = {axis: str(value) for axis, value in listed.items() if axis in own_axes}
+    return {axis: text for axis, text in texts.items() if "," in text}
+
+
 def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
     """A task with its settings: of the suite, of its protocol, and of the user.
 
@@ -277,7 +285,9 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
         UserError: an unknown task, setting or value.
     """
     spec, probe = find_task(name)
-    values = dict(settings_in(suite, name) or {})
+    ranges = suite_ranges(suite, name)
+    listed = settings_in(suite, name) or {}
+    values = {key: value for key, value in listed.items() if key not in ranges}
     # not listed: the values come from tasks with other probes; drop settings that this probe lacks
     if name not in suite.tasks:
         fields = field_names(probe.settings_type)
@@ -294,28 +304,3 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
             " epochs=0 as well, or epochs"
         )
     return PlannedTask(name, settings)
-
-
-def axis_of(probe: Probe) -> str:
-    """``shots`` or ``train_share``, whichever ``:VALUE`` sets; '' if the probe is not trained."""
-    if "shots" in field_names(probe.settings_type):
-        return "shots"
-    return "train_share" if "train" in probe.splits else ""
-
-
-def _variant(task: PlannedTask, axis: str, value: str) -> PlannedTask:
-    """The task with this value of its axis; unchanged if it already has this value."""
-    if not axis:
-        raise UserError(
-            f"{task.name}:{value}: {task.name} trains on nothing and has no variants; leave"
-            f" :{value} out"
-        )
-    if axis == "shots":
-        settings = with_changes(task.settings, {axis: value})
-        if settings == task.settings:
-            return task
-        return replace(task, name=f"{task.name}:{settings.shots}", settings=settings)
-    share = read_value(axis, value, float)
-    if not 0 < share <= 1:
-        raise UserError(f"train_share={value}: must be above 0 and at most 1")
-    return task if share == 1 else replace(task, name=f"{task.name}:{share}", train_share=share)

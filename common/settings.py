@@ -4,6 +4,7 @@ and changes to them as text (``--set key=value``)."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +77,19 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ShareRange = Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_check_order)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Declares, in a field's annotation, that ``--set NAME=A,B`` may give it several values, each
+    of which makes a variant of the task.
+
+    Attributes:
+        name: what ``--set`` calls it, if that is not the field's name. A field that is a tuple gets
+            one item for each value.
+    """
+
+    name: str = ""
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def settings_dataclass(cls: type[T]) -> type[T]:
     """A frozen pydantic dataclass: values are converted to the type of their field and checked.
@@ -137,6 +151,18 @@ def parse_pairs(pairs: Iterable[str], option: str = "--set") -> dict[str, str]:
 def field_names(settings_type: type) -> set[str]:
     """Names of the settings of a dataclass."""
     return {field.name for field in dataclasses.fields(settings_type)}
+
+
+@functools.cache
+def axes_of(settings_type: type) -> dict[str, str]:
+    """Axis → the field that it sets, of a settings dataclass."""
+    hints = typing.get_type_hints(settings_type, include_extras=True)
+    return {
+        part.name or name: name
+        for name, hint in hints.items()
+        for part in getattr(hint, "__metadata__", ())
+        if isinstance(part, Axis)
+    }
 
 
 def with_changes(settings: T, changes: Mapping[str, Any]) -> T:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from common.errors import nearest
 from reports.errors import TrackingError
 from reports.metrics import Metric
+from reports.mlflow.client import metric_key
 from reports.mlflow.query import STUDY_TAG, Scored, Store, StoredRun, scored
 from reports.mlflow.views import MAIN_TAG
 
@@ -329,7 +330,7 @@ def _missing_reason(
     if unfinished:
         return f"other protocol: {unfinished[-1].reason or 'no value'}"
     backbone = name.rpartition("@")[0] or name
-    planned = f"protocol.{column.task.replace('/', '.')}"
+    planned = metric_key(f"protocol.{column.task.replace('/', '.')}")
     for run in runs:
         finished = run.is_parent and run.status == "FINISHED"
         if finished and run.tags.get("backbone") == backbone and planned in run.tags:

@@ -59,7 +59,7 @@ class Parent:
     @property
     def _protocol_tags(self) -> dict[str, str]:
         return {
-            f"protocol.{task.replace('/', '.')}": content_key(conditions)
+            metric_key(f"protocol.{task.replace('/', '.')}"): content_key(conditions)
             for task, conditions in self.conditions.items()
         }
 
@@ -141,7 +141,11 @@ class Parent:
         """Log the metrics of all cells; mark the run FAILED if a cell failed."""
         run.log_new_metrics(_metrics(cells))
         run.set_tags(
-            {f"cached.{c.task.replace('/', '.')}": c.run_id for c in cells if c.status == "cached"}
+            {
+                metric_key(f"cached.{cell.task.replace('/', '.')}"): cell.run_id
+                for cell in cells
+                if cell.status == "cached"
+            }
         )
         if failed := [cell for cell in cells if cell.status == "failed"]:
             run.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in failed))

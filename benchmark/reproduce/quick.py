@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from benchmark.axes import sample_axis
 from benchmark.options import RunOptions
-from benchmark.plan import axis_of
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
 from common.errors import UserError
@@ -67,7 +67,7 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult
         }
         if "epoch_length" in changes:
             changes["epochs"] = "1"
-        if axis_of(planned.probe) == "train_share":
+        if sample_axis(planned.probe) == "train_share":
             changes["train_share"] = TRAIN_SHARE
         changed = replace(
             options,

@@ -26,6 +26,7 @@ from benchmark.sweep.options import SweepOptions
 from common.files import content_key, home
 from common.locks import mark_in_use
 from probes.base import missing_capability
+from reports.mlflow.client import metric_key
 from reports.mlflow.run import Tracker
 from sweeps.driver import Evaluation
 from sweeps.objective import ObjectiveTask
@@ -190,7 +191,7 @@ class Bench:
             tags["train.run"] = weights.run
         for cell in cells:
             if cell.status == "cached":
-                tags[f"cached.{cell.task.replace('/', '.')}"] = cell.run_id
+                tags[metric_key(f"cached.{cell.task.replace('/', '.')}")] = cell.run_id
         costs = {**weights.train_cost, "probe_seconds": sum(cell.seconds for cell in cells)}
         return Evaluation({cell.task: cell.metrics for cell in cells}, tags, costs)
 

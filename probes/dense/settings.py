@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
-from common.settings import Probability, Share, settings_dataclass
+from common.settings import Axis, Probability, Share, settings_dataclass
 from probes.datasets.base import Kind
 from probes.runner.settings import TrainingSettings
 from reports.metrics import Metric
@@ -105,7 +105,7 @@ class DenseSettings(TrainingSettings):
             precision (``fixed_crops`` must be 1 or more).
     """
 
-    size: NonNegativeInt = 512
+    size: Annotated[NonNegativeInt, Axis()] = 512
     interpolation: Literal["bilinear", "pillow-bilinear", "pillow-bicubic"] = "bilinear"
     train_area: Area = ()
     test_area: Area = ()
@@ -119,7 +119,7 @@ class DenseSettings(TrainingSettings):
     loss_images: PositiveInt | None = None
     layers: Literal["all", "last"] = "all"
     class_token: Literal["none", "concat", "concat-dino", "project"] = "none"
-    feature_stride: PositiveInt | None = None
+    feature_stride: Annotated[PositiveInt | None, Axis()] = None
     align_corners: bool = False
     slide: tuple[()] | tuple[ImageSize, ImageSize] = ()
     slide_padded: bool = False
@@ -182,7 +182,7 @@ class ShippedHeadSettings:
             (deeplabv3, pspnet, dpt). dropout_first: before the normalisation of linear.
     """
 
-    channels: PositiveInt = 512
+    channels: Annotated[PositiveInt, Axis()] = 512
     dpt_widths: tuple[()] | tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = ()
     dpt_norm: bool = True
     dropout: Share | None = None
@@ -218,9 +218,9 @@ class DepthFields(DenseSettings):
         rotation: half of the training images are turned by up to so many degrees.
     """
 
-    size: NonNegativeInt = 480
+    size: Annotated[NonNegativeInt, Axis()] = 480
     scale_range: FactorRange = (1.0, 1.0)
-    max_iters: PositiveInt = 20_000
+    max_iters: Annotated[PositiveInt, Axis()] = 20_000
     bins: NonNegativeInt = 0
     silog_lambda: Probability = 0.5
     bins_loss: Literal["sig", "probe3d"] = "sig"
@@ -244,9 +244,9 @@ class NormalFields(DenseSettings):
             ``annotations/`` beside ``normals/``, at most 10 m).
     """
 
-    size: NonNegativeInt = 480
+    size: Annotated[NonNegativeInt, Axis()] = 480
     scale_range: FactorRange = (1.0, 1.0)
-    max_iters: PositiveInt = 20_000
+    max_iters: Annotated[PositiveInt, Axis()] = 20_000
     uncertainty: bool = False
     mask: Literal["normals", "depth"] = "normals"
 

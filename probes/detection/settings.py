@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
-from common.settings import settings_dataclass
+from common.settings import Axis, settings_dataclass
 from probes.runner.settings import Schedule, TrainingSettings
 
 ImageSize = Annotated[int, Field(ge=32)]
@@ -24,8 +24,8 @@ class DetectionSettings(TrainingSettings):
             encodes each image (and its mirror image) once and caches its maps in this precision.
     """
 
-    max_iters: PositiveInt = 90_000
-    lr: PositiveFloat = 2e-4
+    max_iters: Annotated[PositiveInt, Axis()] = 90_000
+    lr: Annotated[PositiveFloat, Axis()] = 2e-4
     weight_decay: NonNegativeFloat = 0.05
     decay_all: bool = False
     clip_norm: NonNegativeFloat = 10.0
@@ -54,7 +54,7 @@ class MaskRCNNSettings(DetectionSettings):
             ``AspectRatioBatchSampler``).
     """
 
-    short_side: ImageSize = 800
+    short_side: Annotated[ImageSize, Axis()] = 800
     long_side: ImageSize = 1333
     fc_out_channels: PositiveInt = 1024
     anchor_scale: PositiveFloat = 8.0
@@ -79,9 +79,9 @@ class SSDSettings(DetectionSettings):
             flip.
     """
 
-    max_iters: PositiveInt = 120_000
+    max_iters: Annotated[PositiveInt, Axis()] = 120_000
     batch_size: PositiveInt = 32
-    size: ImageSize = 320
+    size: Annotated[ImageSize, Axis()] = 320
     augment: bool = True
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
-from common.settings import Fraction, Precision, settings_dataclass
+from common.settings import Axis, Fraction, Precision, settings_dataclass
 from common.visible_devices import is_accelerator_name
 
 RECALL_AT = (1, 5, 10)
@@ -52,7 +52,7 @@ class EncodeSettings:
     """
 
     protocol: str = "own"
-    size: PositiveInt | None = None
+    size: Annotated[PositiveInt | None, Axis()] = None
     precision: Precision = "fp32"
     encode_batch_size: PositiveInt | None = None
 
@@ -175,8 +175,8 @@ class CorrespondenceSettings(EncodeSettings):
         layer: which of the backbone's feature maps is matched; -1 for the last.
     """
 
-    size: PositiveInt | None = 512
-    layer: int = -1
+    size: Annotated[PositiveInt | None, Axis()] = 512
+    layer: Annotated[int, Axis()] = -1
 
 
 @settings_dataclass
@@ -226,7 +226,12 @@ class KnnSettings(EmbeddingSettings):
             votes.
     """
 
-    neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 20, 100, 200)
+    neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1), Axis("k")] = (
+        10,
+        20,
+        100,
+        200,
+    )
     temperature: PositiveFloat = 0.07
     holdout: Fraction = 0.1
 
@@ -240,5 +245,5 @@ class FewShotSettings(EmbeddingSettings):
         l2: strengths of the penalty to choose from; big_vision fixes 2¹⁰.
     """
 
-    shots: PositiveInt = 10
+    shots: Annotated[PositiveInt, Axis()] = 10
     l2: Rates = tuple(4.0**power for power in range(-5, 11))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from common.errors import UserError
-from common.settings import Fraction, Precision, Probability, Share, settings_dataclass
+from common.settings import Axis, Fraction, Precision, Probability, Share, settings_dataclass
 from probes.runner.curves import RATES, source_schedule
 
 Schedule = Literal[
@@ -45,10 +45,10 @@ class TrainingSettings:
     """
 
     protocol: str = "own"
-    max_iters: PositiveInt = 40_000
+    max_iters: Annotated[PositiveInt, Axis()] = 40_000
     batch_size: PositiveInt = 16
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: PositiveFloat = 1e-3
+    lr: Annotated[PositiveFloat, Axis()] = 1e-3
     weight_decay: NonNegativeFloat = 1e-4
     betas: tuple[Share, Share] = (0.9, 0.999)
     decay_all: bool = True

@@ -268,11 +268,14 @@ def check_database(uri: str) -> None:
 
 
 def metric_key(name: str) -> str:
-    """A metric's name as MLflow accepts it: without ``@`` and ``+``.
+    """A name of a metric or tag as MLflow accepts it: without ``@``, ``+``, ``=`` and ``%``.
 
-    ``i2t_R@1`` → ``i2t_R_at_1``, ``lr_1e+06`` → ``lr_1e06``.
+    ``i2t_R@1`` → ``i2t_R_at_1``, ``lr_1e+06`` → ``lr_1e06``, ``voc/knn:layers=50%`` →
+    ``voc/knn:layers-50pct``.
     """
-    return name.replace("@", "_at_").replace("+", "")
+    for character, text in {"@": "_at_", "+": "", "=": "-", "%": "pct"}.items():
+        name = name.replace(character, text)
+    return name
 
 
 def metric_name(key: str, declared: Iterable[str] = ()) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
-from common.settings import Precision, settings_dataclass
+from common.settings import Axis, Precision, settings_dataclass
 
 Size = Annotated[int, Field(ge=16)]
 
@@ -32,7 +32,7 @@ class ImageSettings:
     """
 
     protocol: str = "own"
-    size: Size = 512
+    size: Annotated[Size, Axis()] = 512
     resize: Literal["short-side", "short-side-bicubic", "square-bicubic", "square-bilinear"] = (
         "short-side"
     )
@@ -66,8 +66,8 @@ class PatchSettings(ImageSettings):
 
     cache: Literal["fp16", "bf16", "fp32"] = "fp16"
     layers: Literal["auto", "last", "all"] = "auto"
-    feature_stride: PositiveInt | None = None
-    memory: PositiveInt = 2_000_000
+    feature_stride: Annotated[PositiveInt | None, Axis()] = None
+    memory: Annotated[PositiveInt, Axis()] = 2_000_000
     void: Literal["ignore", "background", "class", "vote"] = "ignore"
 
 
@@ -107,7 +107,7 @@ class PatchKnnSettings(ChosenSettings):
         neighbours, distances: to choose from: how many vote, and by ``cosine`` or ``l2`` distance.
     """
 
-    neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 3, 10, 30)
+    neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1), Axis("k")] = (1, 3, 10, 30)
     distances: Annotated[tuple[Literal["cosine", "l2"], ...], Field(min_length=1)] = (
         "cosine",
         "l2",
@@ -146,8 +146,8 @@ class InContextSettings(PatchSettings):
             of classes that few of its patches show are the more likely.
     """
 
-    neighbours: PositiveInt = 30
-    temperature: PositiveFloat = 0.02
+    neighbours: Annotated[PositiveInt, Axis("k")] = 30
+    temperature: Annotated[PositiveFloat, Axis()] = 0.02
     passes: NonNegativeInt = 0
     sampling: Literal["even", "rare"] = "even"
 
@@ -195,7 +195,7 @@ class OpenVocabularySettings(ImageSettings):
             complete image.
     """
 
-    size: Size = 336
+    size: Annotated[Size, Axis()] = 336
     templates: Literal["openai", "openai-7", "photo", "tcl"] = "openai"
     background: tuple[str, ...] = BACKGROUND
     slide: tuple[()] | tuple[Size, PositiveInt] = ()

@@ -1,0 +1,99 @@
+"""Several values of a setting that is declared an axis make variants of a task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from backbones import UserError
+from benchmark.plan import plan_tasks
+from benchmark.suites.registry import find_suite
+from reports.mlflow.client import metric_key
+
+
+def plan(tasks, changes, suite="own"):
+    return {task.name: task for task in plan_tasks(find_suite(suite), tasks, changes)}
+
+
+def test_every_combination_of_values_is_a_variant():
+    tasks = plan(["camvid/linear"], {"size": "224,448", "lr": "0.001,0.01", "flip": "0"})
+    assert [(task.settings.size, task.settings.lr) for task in tasks.values()] == [
+        (224, 0.001),
+        (224, 0.01),
+        (448, 0.001),
+        (448, 0.01),
+    ]
+    assert "camvid/linear:size=448:lr=0.01" in tasks
+    assert all(task.settings.flip == 0 for task in tasks.values())
+
+
+def test_one_value_is_a_setting_and_an_axis_may_have_a_name_of_its_own():
+    (single,) = plan(["camvid/linear"], {"size": "224"}).values()
+    assert (single.name, single.settings.size) == ("camvid/linear", 224)
+    changes = {"k": "5,20"}
+    by_name = plan(["camvid/patch-knn", "camvid/in-context"], changes)
+    assert {name: task.settings.neighbours for name, task in by_name.items()} == {
+        "camvid/patch-knn:k=5": (5,),
+        "camvid/patch-knn:k=20": (20,),
+        "camvid/in-context:k=5": 5,
+        "camvid/in-context:k=20": 20,
+    }
+    grid = plan(["camvid/patch-knn"], {"neighbours": "5,20"})
+    assert grid["camvid/patch-knn"].settings.neighbours == (5, 20)
+
+
+def test_a_requested_variant_fixes_its_axis_beside_shares_and_shots():
+    (task,) = plan(["camvid/linear:0.5:size=224"], {"lr": "0.01"}).values()
+    assert (task.name, task.train_share, task.settings.size) == (
+        "camvid/linear:0.5:size=224",
+        0.5,
+        224,
+    )
+    names = plan(["imagefolder/few-shot"], {"shots": "1,10", "size": "64,96"})
+    assert list(names) == [
+        "imagefolder/few-shot:1:size=64",
+        "imagefolder/few-shot:1:size=96",
+        "imagefolder/few-shot:size=64",
+        "imagefolder/few-shot:size=96",
+    ], "ten shots are the default, which has no name"
+
+
+def test_a_suite_may_give_an_axis_several_values_and_the_user_others():
+    suite = replace(find_suite("own"), tasks={"camvid/linear": {"size": "64,96", "lr": 0.5}})
+    tasks = {task.name: task for task in plan_tasks(suite, [], {})}
+    assert list(tasks) == ["camvid/linear:size=64", "camvid/linear:size=96"]
+    assert all(task.settings.lr == 0.5 for task in tasks.values())
+    (single,) = plan_tasks(suite, [], {"size": "32"})
+    assert single.name == "camvid/linear"
+
+
+MANY = ",".join(map(str, range(100, 300)))
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("camvid/linear", {"size": "224,"}, r"size=224,: an axis has two or more different values"),
+        ("camvid/linear", {"size": "224,224"}, "two or more different values"),
+        ("camvid/linear", {"size": "224,,448"}, "separated by single commas"),
+        ("camvid/linear", {"size": "224,large"}, "size=large: must be a valid integer"),
+        ("camvid/linear", {"size": MANY}, "--set size: 200 values; a task has at most 100"),
+        (
+            "camvid/linear",
+            {"size": MANY[:79], "lr": ",".join(f"0.{n}" for n in range(1, 10))},
+            "make 180 variants",
+        ),
+        ("camvid/linear", {"flip": "0,1"}, "flip=0,1"),
+        ("camvid/linear:depth=3", {}, "camvid/linear has no axis 'depth', only train_share, "),
+        ("camvid/linear:size=224", {"size": "448"}, "fixes it"),
+    ],
+)
+def test_wrong_axes_are_one_line(task, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        plan([task], changes)
+    assert "\n" not in str(error.value)
+
+
+def test_names_of_variants_are_names_that_mlflow_accepts():
+    assert metric_key("voc/knn:layers=50%:size=224/mIoU") == "voc/knn:layers-50pct:size-224/mIoU"
