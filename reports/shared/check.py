@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from common.files import content_key
 from reports.detections import FILE as DETECTIONS
 from reports.errors import TrackingError
 from reports.metrics import declared
+from reports.npz import read_npz
 from reports.shared.archive import (
     ENVIRONMENT,
     PARAMS,
@@ -118,8 +118,7 @@ def run_scores(kind: str, members: Mapping[str, bytes], run_id: str) -> ImageSco
     arrays = {}
     for name in (PER_IMAGE, DETECTIONS):
         if content := members.get(f"{run_id}/{name}"):
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                arrays[name] = dict(stored)
+            arrays[name] = read_npz(content)
     if PER_IMAGE not in arrays:
         return None
     return image_scores(kind, arrays[PER_IMAGE], arrays.get(DETECTIONS))

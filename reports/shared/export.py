@@ -17,6 +17,7 @@ from common.secrets import hide_secrets
 from reports.detections import FILE as DETECTIONS
 from reports.detections import TYPES
 from reports.mlflow.query import Scored, Store, StoredRun
+from reports.npz import read_npz
 from reports.selection import Selection, select, without_studies
 from reports.shared.archive import (
     ENVIRONMENT,
@@ -162,10 +163,7 @@ def _json(store: Store, run: StoredRun, name: str) -> Any:
 
 def _arrays(store: Store, run: StoredRun, name: str) -> dict[str, np.ndarray]:
     path = store.artifact(run, name)
-    if path is None:
-        return {}
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+    return read_npz(path.read_bytes()) if path else {}
 
 
 def _compact(values: np.ndarray) -> np.ndarray:

@@ -8,22 +8,23 @@ backbone with all others (Šidák), excludes zero.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from common.files import content_key
 from reports.metrics import Metric, declared
 from reports.shared.archive import ENVIRONMENT, PROTOCOL, SharedResults, SharedRun
 from reports.shared.check import verify
-from reports.stats.intervals import FEW, LEVEL
+from reports.stats.intervals import FEW, LEVEL, Part, half_width
 from reports.stats.multiplicity import sidak
 from reports.stats.resampling import image_weights
 
 RESAMPLES = 200
+SHARES = np.sin(np.linspace(0, np.pi / 2, 33)) ** 2  # denser at the ends
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Column:
         values: backbone → the main metric with each seed.
         moved: backbone → (R,) what each resample of the images adds to the mean over seeds.
         sources: backbone → title of its file.
+        units: names of what is resampled, the images or what they are made of.
     """
 
     task: str
@@ -43,10 +45,23 @@ class Column:
     name: str
     metric: Metric
     conditions: dict[str, Any]
-    images: int
+    units: tuple[str, ...]
     values: dict[str, list[float]] = field(default_factory=dict)
     moved: dict[str, list[np.ndarray]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """How many are resampled."""
+        return len(self.units)
+
+    @functools.cached_property
+    def _weights(self) -> np.ndarray:
+        return image_weights(self.units, RESAMPLES)
+
+    def weights(self, units: tuple[str, ...]) -> np.ndarray:
+        """(R, U) how often each unit of a file is in each resample."""
+        return self._weights if units == self.units else image_weights(units, RESAMPLES)
 
 
 @dataclass(frozen=True)
@@ -88,18 +103,17 @@ class Standings:
                 self.weights[name, run.tags["seed"]] = _sha(run)
                 self.backbones.setdefault(name, _describe(results, run))
                 continue
-            column = self._column(results, run, len(scores[run.id].units))
+            column = self._column(results, run, scores[run.id].units)
             if column.sources.setdefault(name, results.title) != results.title:
                 continue  # the first file with a result counts
             metric = next(iter(declared(run.tags)))
-            weights = image_weights(scores[run.id].units, RESAMPLES)
-            resampled = scores[run.id].metrics[metric](weights)
+            resampled = scores[run.id].metrics[metric](column.weights(scores[run.id].units))
             value = run.metrics[metric]
             column.values.setdefault(name, []).append(value)
             moved = np.where(np.isfinite(resampled), resampled - value, 0.0)
             column.moved.setdefault(name, []).append(moved)
 
-    def _column(self, results: SharedResults, run: SharedRun, images: int) -> Column:
+    def _column(self, results: SharedResults, run: SharedRun, units: tuple[str, ...]) -> Column:
         conditions = results.json(f"{run.id}/{PROTOCOL}")
         key = run.tags["task"], settings_key(conditions)
         if key not in self.columns:
@@ -113,7 +127,7 @@ class Standings:
                 name,
                 metric,
                 conditions,
-                images,
+                units,
             )
         return self.columns[key]
 
@@ -175,12 +189,12 @@ def standings(columns: Sequence[Column]) -> dict[str, Standing]:
     images = min(column.images for column in columns)
     level = sidak(max(len(names) - 1, 1))
     seeds = noise[:, None] + noise[None]
-    reach = _half_width(_pairwise(np.cov(moved)), images - 1, seeds, freedom, level)
+    reach = _half_widths(_pairwise(np.cov(moved)), images - 1, seeds, freedom, level)
     if images < FEW:
         reach[:] = np.inf
     better = (difference > reach).sum(axis=0)  # number of backbones that beat each
     worse = (difference > reach).sum(axis=1)
-    half = _half_width(moved.var(axis=1, ddof=1), images - 1, noise, freedom, LEVEL)
+    half = _half_widths(moved.var(axis=1, ddof=1), images - 1, noise, freedom, LEVEL)
     sign = columns[0].metric.direction if len(columns) == 1 else 1
     return {
         name: Standing(
@@ -208,12 +222,17 @@ def _seed_variance(column: Column, names: Sequence[str]) -> tuple[np.ndarray, in
     return squares / max(freedom, 1) / counts, freedom
 
 
-def _half_width(
-    images: np.ndarray, images_freedom: int, seeds: np.ndarray, seeds_freedom: int, level: float
+def _half_widths(
+    images: np.ndarray, images_df: int, seeds: np.ndarray, seeds_df: int, level: float
 ) -> np.ndarray:
-    """Half of an interval's width from two variances and their degrees of freedom (Welch and
-    Satterthwaite's)."""
-    total = np.maximum(images + seeds, np.finfo(float).tiny)
-    shares = images**2 / max(images_freedom, 1) + seeds**2 / max(seeds_freedom, 1)
-    freedom = total**2 / np.maximum(shares, np.finfo(float).tiny)
-    return special.stdtrit(np.minimum(freedom, 1e6), 1 - level / 2) * np.sqrt(total)
+    """Half of the width of each interval, from the variances of images and of seeds.
+
+    ``half_width`` at some shares of seeds in the variance, and interpolated between them.
+    """
+    total = images + seeds
+    nodes = [
+        half_width((Part(1 - share, max(images_df, 1)), Part(share, max(seeds_df, 1), 2)), level)
+        for share in SHARES
+    ]
+    share = np.divide(seeds, total, out=np.zeros_like(total), where=total > 0)
+    return np.exp(np.interp(share, SHARES, np.log(nodes))) * np.sqrt(total)

@@ -6,11 +6,11 @@ fixed.
 
 from __future__ import annotations
 
+import functools
 import zipfile
 import zlib
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +20,7 @@ from reports.detections import FILE as DETECTIONS
 from reports.detections import TYPES, Columns
 from reports.errors import damaged
 from reports.mlflow.query import Store, StoredRun
+from reports.npz import read_npz
 from reports.stats.average_precision import Matches, image_f1
 
 Weights = np.ndarray
@@ -119,8 +120,8 @@ def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
         return None
     matches = store.artifact(run, DETECTIONS) if kind == "detection" else None
     try:
-        detections = _arrays(matches, TYPES) if matches else None
-        return image_scores(kind, _arrays(path), detections)
+        detections = read_npz(matches.read_bytes(), TYPES) if matches else None
+        return image_scores(kind, read_npz(path.read_bytes()), detections)
     except (
         ValueError,
         TypeError,
@@ -134,11 +135,6 @@ def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
         raise damaged(path.name, run.id, run.name, error) from error
 
 
-def _arrays(path: Path, names: Container[str] | None = None) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files if names is None or name in names}
-
-
 def image_scores(
     kind: str, arrays: dict[str, np.ndarray], detections: Columns | None = None
 ) -> ImageScores | None:
@@ -148,12 +144,12 @@ def image_scores(
         arrays: as the probes write them, first axis images, with ``image`` and, where these are not
             independent, ``unit``; ``classes`` are names.
     """
-    order = np.argsort(arrays["image"], kind="stable")
-    arrays = {
-        name: values[order] if values.shape[:1] == order.shape and name != "classes" else values
-        for name, values in arrays.items()
-    }
-    images = tuple(map(str, arrays["image"]))
+    arrays, names = dict(arrays), arrays["image"]
+    images, order = _sorted(names.tobytes(), names.dtype)
+    if order is not None:
+        for name, values in arrays.items():
+            if values.shape[:1] == order.shape and name != "classes":
+                arrays[name] = values[order]
     if kind == "detection":
         return _detection(images, arrays, detections)
     if kind not in SCORERS:
@@ -161,6 +157,15 @@ def image_scores(
     units = arrays.pop("unit", None)
     scores = SCORERS[kind](images, arrays)
     return scores if units is None else scores.resampled_by(units)
+
+
+@functools.lru_cache(maxsize=32)  # the data sets of a table
+def _sorted(content: bytes, dtype: np.dtype) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Names from their bytes, sorted, and the order that sorts them; None if they are sorted."""
+    names = np.frombuffer(content, dtype)
+    order = np.argsort(names, kind="stable")
+    in_order = np.array_equal(order, np.arange(len(names)))
+    return tuple(map(str, names[order])), None if in_order else order
 
 
 def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:

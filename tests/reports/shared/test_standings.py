@@ -11,6 +11,7 @@ import pytest
 from reports.metrics import Metric
 from reports.shared.page import leaderboard
 from reports.shared.standings import RESAMPLES, Column, Standings, standings
+from reports.stats.intervals import LEVEL, Part, half_width
 
 IMAGES = 400
 
@@ -20,8 +21,9 @@ def column(qualities: dict[str, float], *, task="voc/linear", direction=1, image
     rng = np.random.default_rng(seed)
     difficulty = rng.uniform(-0.2, 0.2, images)
     weights = rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)
+    units = tuple(map(str, range(images)))
     result = Column(
-        task, "segmentation", "linear", "voc", "mIoU", Metric(direction), {"task": task}, images
+        task, "segmentation", "linear", "voc", "mIoU", Metric(direction), {"task": task}, units
     )
     for name, quality in qualities.items():
         result.values[name], result.moved[name], result.sources[name] = [], [], "file"
@@ -57,6 +59,14 @@ def test_several_tasks_rank_those_that_have_all():
     standing_by_name = standings(columns)
     assert place_intervals(standing_by_name) == {"a": (1, 1), "b": (2, 2)}
     assert standing_by_name["a"].score == pytest.approx(-standing_by_name["b"].score)
+
+
+def test_widths_are_those_of_a_reports_intervals():
+    given = column({"a": 0.7, "b": 0.7, "c": 0.5})
+    of_images = float(np.var(np.mean(given.moved["a"], axis=0), ddof=1))
+    pooled = np.mean([np.var(values, ddof=1) for values in given.values.values()])
+    parts = Part(of_images, IMAGES - 1), Part(float(pooled) / 2, 3, 2)
+    assert standings([given])["a"].half_width == pytest.approx(half_width(parts, LEVEL), rel=1e-3)
 
 
 def test_few_images_decide_nothing():
