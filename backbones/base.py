@@ -75,6 +75,7 @@ class Backbone(nn.Module, ABC):
         strides: stride of each feature map with respect to the input, in pixels. A plain ViT gives
             one stride only.
         divisor: the caller of ``forward`` pads heights and widths to a multiple of this.
+        fixed_size: (height, width) in pixels of the only images it takes; None for any size.
         embed_dim: length of the image embedding.
         has_text: whether ``encode_text`` works; ``has_dense_text``: whether ``encode_dense`` does.
         data: how images are prepared.
@@ -93,6 +94,7 @@ class Backbone(nn.Module, ABC):
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     divisor: int
+    fixed_size: tuple[int, int] | None = None
     embed_dim: int
     has_text: bool = False
     data: DataConfig
@@ -143,6 +145,17 @@ class Backbone(nn.Module, ABC):
             raise UserError(
                 f"backbone {self.name!r} has {available} blocks or feature maps to read, not"
                 f" {requested}; ask for fewer"
+            )
+
+    def check_size(self, images: Tensor) -> None:
+        """Raises ``UserError`` if it does not take images (N, 3, H, W) of this size."""
+        height, width = images.shape[-2:]
+        if self.fixed_size is not None and self.fixed_size != (height, width):
+            only_height, only_width = self.fixed_size
+            raise UserError(
+                f"{self.architecture} takes images of {only_height}×{only_width} only, not"
+                f" {height}×{width}; set the task's image size to that, or choose another"
+                " architecture"
             )
 
     @property

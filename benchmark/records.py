@@ -86,7 +86,8 @@ class BackboneInfo:
 
     Attributes:
         create_arguments: keyword arguments of ``backbones.create`` that build it.
-        name, architecture, weights, has_text, has_dense_text: as of ``backbones.Backbone``.
+        name, architecture, weights, has_text, has_dense_text, fixed_size: as of
+            ``backbones.Backbone``.
         identity: of ``Backbone.identity``.
         params: of its LoggedModel in MLflow.
     """
@@ -98,6 +99,7 @@ class BackboneInfo:
     identity: Mapping[str, Any]
     has_text: bool
     has_dense_text: bool
+    fixed_size: tuple[int, int] | None
     params: Mapping[str, Any]
 
     @classmethod
@@ -110,6 +112,7 @@ class BackboneInfo:
             identity=backbone.identity(),
             has_text=backbone.has_text,
             has_dense_text=backbone.has_dense_text,
+            fixed_size=backbone.fixed_size,
             params={
                 "architecture": backbone.architecture,
                 "parameters": sum(each.numel() for each in backbone.parameters()),

@@ -78,7 +78,7 @@ def known_cells(
     """Task → cell, of tasks that are finished or that the backbone cannot do."""
     cells = {}
     for task in plan.tasks:
-        reason = missing_capability(task.probe, backbone)  # type: ignore[arg-type]
+        reason = missing_capability(task.probe, backbone, task.settings)  # type: ignore[arg-type]
         if reason:
             cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason=reason)
         elif tracker is not None and data is not None and not plan.options.force:

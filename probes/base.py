@@ -112,12 +112,20 @@ def settings_json(name: str, context: Context) -> str:
     )
 
 
-def missing_capability(probe: Probe, backbone: Backbone) -> str:
-    """What a backbone lacks for a probe; empty where it lacks nothing."""
+def missing_capability(probe: Probe, backbone: Backbone, settings: Any) -> str:
+    """What a backbone lacks for a probe with these settings; empty where it lacks nothing."""
     if probe.needs_text and not backbone.has_text:
         return "no text tower"
     if getattr(probe, "needs_dense_text", False) and not backbone.has_dense_text:
         return "its patch features are not aligned with its text encoder"
+    # settings without this method are checked by the backbone, with the first image
+    feeds_only = getattr(settings, "feeds_only", None)
+    if backbone.fixed_size and feeds_only and not feeds_only(backbone.fixed_size):
+        height, width = backbone.fixed_size
+        return (
+            f"takes images of {height}×{width} only; set size={height}, and of a dense probe"
+            f" slide={height},{height // 2} or resize=square-bilinear"
+        )
     return ""
 
 

@@ -1,38 +1,38 @@
 """``hf/REPO``: any image encoder of transformers, by its config alone; code that a repository
 carries is never run.
 
-Of a plain ViT the tokens after each block are read: the config gives the number of registers, and
-what remains beside the patches is a class token or nothing. Of a network of stages
-(``AutoBackbone``) the feature maps are read. CLIP, SigLIP and SigLIP 2 bring their text towers.
+Which kinds were tried, and what is read of each, is in ``docs/guide/encoders.md``.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor, nn
-from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING, AutoConfig, AutoTokenizer
+from torch import nn
+from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING, AutoConfig
 
-from backbones.adapters.hub import hub_file, load_tokenizer
-from backbones.adapters.layers import TokenBackbone, evenly_spaced, layers_of, with_mean
+from backbones.adapters.hf_models import ADVICE, HfBackbone, HfStages, image_size
+from backbones.adapters.hub import hub_file
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
 from common.errors import UserError, first_line
 
-TEXT_MODELS = ("clip", "siglip", "siglip2")
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+)
+PREPROCESSING = (
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
 )
 NOT_ARCHITECTURE = (  # keys of a config
     "architectures",
@@ -42,173 +42,12 @@ NOT_ARCHITECTURE = (  # keys of a config
     "_name_or_path",
     "auto_map",
 )
-ADVICE = "take it from timm or open_clip, or copy backbones/template.py"
-
-
-class HfStages(Backbone):
-    """A network of stages. The embedding is the mean of the last map."""
-
-    libraries = ("transformers",)
-
-    def __init__(self, model: nn.Module, data: DataConfig) -> None:
-        super().__init__()
-        self.model = model.eval()
-        with torch.inference_mode():
-            maps = self.model(torch.zeros(1, 3, 128, 128)).feature_maps
-        strides = [128 // each.shape[-1] for each in maps]
-        layers = data.layers or layers_of(strides)
-        self.data = data.with_layers(layers)
-        self.strides = tuple(strides[layer] for layer in layers)
-        self.channels = tuple(maps[layer].shape[1] for layer in layers)
-        self.divisor, self.embed_dim = max(self.strides), self.channels[-1]
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self.model(images).feature_maps
-        return tuple(maps[layer] for layer in self.data.layers)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        return self.encode_tokens(images, 1)[0][0]
-
-
-class HfBackbone(TokenBackbone):
-    """A plain ViT of transformers. The embedding is CLIP's or SigLIP's, else the class token or the
-    mean of the patches.
-
-    Raises:
-        UserError: its tokens are not patches, registers and class tokens.
-    """
-
-    libraries = ("transformers",)
-
-    def __init__(
-        self, model: nn.Module, config: Any, data: DataConfig, *, name: str, repo: str
-    ) -> None:
-        super().__init__()
-        self.model, self.name = model.eval(), name
-        self.repo = repo  # of the tokenizer
-        self.has_text = config.model_type in TEXT_MODELS
-        self.text_length = config.text_config.max_position_embeddings if self.has_text else 0
-        vision_config = getattr(config, "vision_config", config)
-        self.vision: Any = getattr(model, "vision_model", model)
-        lists = [module for module in self.vision.modules() if isinstance(module, nn.ModuleList)]
-        self.blocks = max(lists, key=len, default=nn.ModuleList())  # the longest list
-        self.depth, self.divisor = len(self.blocks), vision_config.patch_size
-        layers = data.layers or evenly_spaced(vision_config.num_hidden_layers)
-        self._check_blocks(max(layers) + 1, self.depth)
-        self.data = data.with_layers(layers)
-        self.strides = (self.divisor,) * len(layers)
-        self.channels = (vision_config.hidden_size,) * len(layers)
-        projected = config.projection_dim if config.model_type == "clip" else None
-        self.embed_dim = projected or vision_config.hidden_size
-        self.registers = getattr(vision_config, "num_register_tokens", 0)
-        self.class_tokens = getattr(vision_config, "n_cls_tokens", 1)  # Pixio's mean of eight
-        self.prefix = self._count_prefix()
-
-    @property
-    def norm(self) -> nn.Module:
-        """The final norm: the last one that is a child of the model itself."""
-        norms = [module for module in self.vision.children() if "Norm" in type(module).__name__]
-        return norms[-1] if norms else nn.Identity()
-
-    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        outputs = [self.norm(tokens) for tokens in self._after_blocks(images, layers)]
-        if self.prefix == self.registers:  # no class token
-            return [with_mean(tokens[:, self.prefix :]) for tokens in outputs]
-        return [
-            (tokens[:, : self.class_tokens].mean(dim=1), tokens[:, self.prefix :])
-            for tokens in outputs
-        ]
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        if not self.has_text:
-            return super().encode_image(images)
-        projection = getattr(self.model, "visual_projection", nn.Identity())
-        return projection(self.encode_features(images))
-
-    def encode_features(self, images: Tensor) -> Tensor:
-        if not self.has_text:
-            return self.encode_image(images)
-        return self.vision(**self._inputs(images)).pooler_output
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        if not self.has_text:
-            return super().encode_text(texts)
-        # SigLIP was trained on lower-cased texts, padded to the full length, without a mask; CLIP's
-        # tower attends backwards from the end of the text, so padding has no effect
-        tokens: Any = self.tokenizer(
-            [text.lower() for text in texts],
-            padding="max_length",
-            truncation=True,
-            max_length=self.text_length,
-            return_tensors="pt",
-        )
-        ids = tokens["input_ids"].to(next(self.model.parameters()).device)
-        return cast(Any, self.model).get_text_features(input_ids=ids).pooler_output
-
-    @functools.cached_property
-    def tokenizer(self) -> Callable[..., Mapping[str, Tensor]]:
-        """Raises ``UserError`` if the tokenizer is neither in the local cache nor reachable."""
-        load = functools.partial(AutoTokenizer.from_pretrained, self.repo, trust_remote_code=False)
-        return load_tokenizer(load, self.repo, self.name)
-
-    def _after_blocks(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """(N, prefix + patches, C) after each of these blocks, before the final norm: by hooks,
-        since ``hidden_states`` have passed that norm in some models and not in others."""
-        outputs: dict[int, Tensor] = {}
-
-        def store(layer: int, output: Any) -> None:
-            outputs[layer] = output[0] if isinstance(output, tuple) else output
-
-        hooks = [
-            self.blocks[i].register_forward_hook(lambda _, __, out, i=i: store(i, out))
-            for i in layers
-        ]
-        try:
-            self.vision(**self._inputs(images))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [outputs[layer] for layer in layers]
-
-    def _inputs(self, images: Tensor) -> dict[str, Any]:
-        parameters = inspect.signature(self.vision.forward).parameters
-        if "interpolate_pos_encoding" in parameters:
-            return {"pixel_values": images, "interpolate_pos_encoding": True}
-        if "spatial_shapes" not in parameters:
-            return {"pixel_values": images}
-        # SigLIP 2 of any aspect ratio takes patches in rows
-        patches = nn.functional.pixel_unshuffle(images, self.divisor).unflatten(1, (3, -1))
-        rows = patches.flatten(3).permute(0, 3, 2, 1).flatten(2)
-        grid = [side // self.divisor for side in images.shape[-2:]]
-        return {
-            "pixel_values": rows,
-            "pixel_attention_mask": torch.ones_like(rows[..., 0], dtype=torch.int64),
-            "spatial_shapes": torch.tensor([grid] * len(images), device=images.device),
-        }
-
-    def _count_prefix(self) -> int:
-        """Number of tokens before the patches: registers, and class tokens or none."""
-        try:
-            with torch.inference_mode():
-                images = torch.zeros(1, 3, 4 * self.divisor, 6 * self.divisor)
-                (tokens,) = self._after_blocks(images, [0])
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{self.name!r} does not take images of any size ({first_line(error)}); {ADVICE}"
-            ) from error
-        prefix = tokens.shape[1] - 24 if tokens.ndim == 3 else -1
-        if prefix - self.registers not in (0, self.class_tokens):
-            raise UserError(
-                f"{self.name!r} gives {tuple(tokens.shape[1:])} for 24 patches: no patches with"
-                f" {self.registers} registers and {self.class_tokens} class tokens or none;"
-                f" {ADVICE}"
-            )
-        return prefix
 
 
 def has_stages(vision_config: Any) -> bool:
     """Whether it is a network of stages, not a plain ViT."""
-    return hasattr(vision_config, "depths") or not hasattr(vision_config, "patch_size")
+    is_plain = hasattr(vision_config, "patch_size") and hasattr(vision_config, "num_hidden_layers")
+    return hasattr(vision_config, "depths") or not is_plain
 
 
 def architecture_config(config: Any) -> dict[str, Any]:
@@ -241,7 +80,7 @@ def build(request: Request) -> Backbone:
     data = data or _data(repo, vision, settings, request.name, needed=pretrained)
     backbone: HfStages | HfBackbone
     if has_stages(vision):
-        backbone = HfStages(model, data)
+        backbone = HfStages(model, data, name=request.name)
     else:
         backbone = HfBackbone(model, config, data, name=request.name, repo=repo)
     backbone.architecture = f"hf/{config.model_type}"
@@ -258,6 +97,8 @@ def _model(config: Any, repo: str, backbone: str, pretrained: bool, stages: bool
         config.out_indices = list(range(len(getattr(config, "stage_names", ()))))
     try:
         cls = cast(Any, classes[type(config)])
+        if hasattr(config, "mask_ratio"):
+            config.mask_ratio = 0.0  # masks are for training
         if not pretrained:
             return cls(config)
         file = _file(repo, WEIGHTS, backbone)
@@ -310,18 +151,20 @@ def _data(
     missing."""
     stored: dict[str, Any] = {}
     try:
-        file = _file(repo, ("preprocessor_config.json",), backbone)
+        file = _file(repo, PREPROCESSING, backbone)
         stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = stored.get("image_processor", stored)
     except UserError:
         if needed:
             raise
-    side = getattr(vision, "image_size", 224)
-    native = side if isinstance(side, list | tuple) else (side, side)
+    native = image_size(vision)
     resize, crop = _size(stored.get("size")), _size(stored.get("crop_size"))
     cropped = bool(stored.get("do_center_crop")) and "height" in crop
     shape = crop if cropped else resize
     edge = resize.get("shortest_edge") or resize.get("height") or native[0]
     size = (shape["height"], shape["width"]) if "height" in shape else (edge, edge)
+    if not stored.get("do_normalize", True):  # the model takes [0, 1], as RADIO and TIPSv2 do
+        stored["image_mean"], stored["image_std"] = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return DataConfig(
         size=tuple(settings.get("size", size)),
         mean=tuple(stored.get("image_mean", IMAGENET_DEFAULT_MEAN)),

@@ -62,7 +62,6 @@ class TimmBackbone(Backbone):
         self._any_size = not hasattr(model, "set_input_size") or bool(
             getattr(model, "dynamic_img_size", False)
         )
-        self._only_size: tuple[int, int] | None = None
         self.channels, self.embed_dim = self._measure()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -110,7 +109,7 @@ class TimmBackbone(Backbone):
                 with torch.inference_mode():
                     maps, embedding = self(images), self.encode_image(images)
             except Exception as error:  # each architecture refuses a size in its own way
-                reason, self._only_size = error_summary(error), native
+                reason, self.fixed_size = error_summary(error), native
                 continue
             shapes = [tuple(each.shape[-2:]) for each in maps]
             expected = [(size[0] // stride, size[1] // stride) for stride in self.strides]
@@ -126,15 +125,10 @@ class TimmBackbone(Backbone):
         )
 
     def _at(self, images: Tensor) -> Any:
-        height, width = images.shape[-2:]
-        if self._only_size is not None and self._only_size != (height, width):
-            only_height, only_width = self._only_size
-            raise UserError(
-                f"{self.architecture} takes images of {only_height}×{only_width} only, not"
-                f" {height}×{width}; set the task's image size to that, or choose another"
-                " architecture"
-            )
-        return self.model if self._any_size or self._only_size else self._sized.at(height, width)
+        self.check_size(images)
+        if self._any_size or self.fixed_size:
+            return self.model
+        return self._sized.at(*images.shape[-2:])
 
 
 def build(request: Request) -> Backbone:

@@ -3,8 +3,10 @@
 **It runs the code of that repository**: torch.hub asks once, at the terminal, whether it is
 trusted, and remembers the answer; without one nothing is run.
 
-Two interfaces are supported: ``get_intermediate_layers`` of DINOv2, DINOv3 and their descendants
-(Franca), and CAPI's encoder.
+Three interfaces are supported: ``get_intermediate_layers`` of DINOv2, DINOv3 and their descendants
+(Franca), CAPI's encoder, and the ``out_layers`` of V-JEPA 2's video encoder, which sees an image as
+a clip of one frame, repeated. Of an entry point that returns several modules (V-JEPA 2's encoder
+and predictor) the first is taken.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import constants
@@ -27,14 +29,14 @@ from common.errors import UserError, error_summary
 
 
 class HubBackbone(TokenBackbone):
-    """A plain ViT of torch.hub. The embedding is the class token of the last block, or CAPI's
-    global feature.
+    """A plain ViT of torch.hub. The embedding is the class token of the last block, CAPI's global
+    feature, or the mean of V-JEPA 2's patches.
 
     Args:
         code: digest of the repository's Python files, part of the identity.
 
     Raises:
-        UserError: it has neither interface.
+        UserError: it has none of the interfaces.
     """
 
     libraries = ("torch",)
@@ -47,12 +49,14 @@ class HubBackbone(TokenBackbone):
         self.model = model.eval()
         self.name, self.architecture, self.code = name, f"hub/{entry}", code
         self.is_capi = hasattr(model, "prepare_tokens_and_drop")
+        self.is_video = hasattr(model, "out_layers") and hasattr(model, "tubelet_size")
         patch: Any = getattr(model, "patch_size", 0)
         self.divisor = patch[0] if isinstance(patch, tuple | list) else int(patch)
-        if not self.divisor or not (self.is_capi or hasattr(model, "get_intermediate_layers")):
+        is_dino = hasattr(model, "get_intermediate_layers")
+        if not self.divisor or not (self.is_capi or self.is_video or is_dino):
             raise UserError(
                 f"{name!r} has the interface neither of DINOv2 (get_intermediate_layers) nor of"
-                " CAPI; copy backbones/template.py for it"
+                " CAPI nor of V-JEPA 2; copy backbones/template.py for it"
             )
         self.depth = len(self.model.encoder.blocks if self.is_capi else self.model.blocks)
         self.data = data.with_layers(data.layers or evenly_spaced(self.depth))
@@ -68,6 +72,8 @@ class HubBackbone(TokenBackbone):
 
     def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         model = self.model
+        if self.is_video:
+            return [with_mean(tokens) for tokens in self._clip_tokens(images, layers)]
         if not self.is_capi:
             outputs = model.get_intermediate_layers(images, list(layers), return_class_token=True)
             return [(token, patches) for patches, token in outputs]
@@ -75,6 +81,21 @@ class HubBackbone(TokenBackbone):
         after = model.encoder(tokens, coords=coords, return_layers={layer + 1 for layer in layers})
         normed = [model.enc_norm(after[layer + 1]) for layer in layers]
         return [with_mean(tokens[:, model.num_prefix_tokens :]) for tokens in normed]
+
+    def _clip_tokens(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """(N, patches, C) after each of these blocks, normed. Raises ``UserError`` if the model has
+        no norm for one of them (V-JEPA 2.1 has four)."""
+        model = self.model
+        readable = getattr(model, "hierarchical_layers", range(self.depth))
+        if unreadable := sorted(set(layers) - set(readable)):
+            raise UserError(
+                f"{self.name!r} can be read after blocks {', '.join(map(str, readable))} only, not"
+                f" after {unreadable[0]}; ask for fewer blocks"
+            )
+        # V-JEPA 2.1 takes images as they are, V-JEPA 2 takes as many frames as are one token
+        frames = getattr(model, "img_temporal_dim_size", None) or model.tubelet_size
+        model.out_layers = list(layers)
+        return model(images.unsqueeze(2).expand(-1, -1, frames, -1, -1))
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "code": self.code}
@@ -84,8 +105,8 @@ def build(request: Request) -> Backbone:
     """The builder of ``hub/REPO:ENTRY``; REPO is ``OWNER/NAME[:REF]`` on GitHub, or a local folder.
 
     Settings: ``entry`` (``REPO:ENTRY``), ``model_args`` (of the entry point), ``layers``, ``size``,
-    ``mean``, ``std``, ``crop_pct``. The defaults are what DINOv2's authors evaluate
-    at.
+    ``mean``, ``std``, ``crop_pct``. The defaults are what DINOv2's authors evaluate at; a model
+    that remembers the height and width of its images (V-JEPA 2) gets these.
 
     Raises:
         UserError: see ``backbones.create``; the repository is not trusted, or cannot be fetched.
@@ -99,8 +120,9 @@ def build(request: Request) -> Backbone:
     arguments = dict(settings.get("model_args", {}) | settings.get("model_config", {}))
     pretrained = checkpoint is None and not request.random
     model, code = _load(repo, function, arguments, request.name, pretrained)
+    native = (getattr(model, "img_height", 224), getattr(model, "img_width", 224))
     data = DataConfig(
-        size=tuple(settings.get("size", (224, 224))),
+        size=tuple(settings.get("size", native)),
         mean=tuple(settings.get("mean", IMAGENET_DEFAULT_MEAN)),
         std=tuple(settings.get("std", IMAGENET_DEFAULT_STD)),
         crop_pct=settings.get("crop_pct", 0.875),
@@ -138,10 +160,17 @@ def _load(
             f"torch.hub cannot build {backbone!r} ({error_summary(error)}); check the name, the"
             " network and the packages that its code needs"
         ) from error
+    if isinstance(model, tuple | list) and model:
+        model = model[0]
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"{backbone!r} returns a {type(model).__name__}, not a module; name an entry point that"
+            " returns a model"
+        )
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return cast(nn.Module, model), digest.hexdigest()
+    return model, digest.hexdigest()
 
 
 def _code(repo: str, backbone: str) -> Path:

@@ -165,7 +165,8 @@ class Bench:
         }
         backbone = await self.probing.describe(config)
         for task in self.probing.tasks:
-            if reason := missing_capability(task.probe, backbone):  # type: ignore[arg-type]
+            reason = missing_capability(task.probe, backbone, task.settings)  # type: ignore[arg-type]
+            if reason:
                 raise UserError(
                     f"{task.name}: {reason}, in the weights of this sweep; leave it out with --task"
                 )

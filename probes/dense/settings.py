@@ -127,6 +127,10 @@ class DenseSettings(TrainingSettings):
     fixed_crops: NonNegativeInt = 0
     lr_grid: tuple[PositiveFloat, ...] = ()
 
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """Whether the backbone sees images of ``size`` only: crops in training, then windows."""
+        return (self.crop or (self.size, self.size)) == size == self.slide[:1] * 2
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.slide and self.slide[0] < self.slide[1]:

@@ -34,6 +34,10 @@ class DetectionSettings(TrainingSettings):
     min_size: NonNegativeInt = 0
     out_channels: PositiveInt = 256
 
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """Whether the backbone sees images of ``size`` only."""
+        return False
+
 
 @settings_dataclass
 class MaskRCNNSettings(DetectionSettings):
@@ -83,6 +87,9 @@ class SSDSettings(DetectionSettings):
     batch_size: PositiveInt = 32
     size: Annotated[ImageSize, Axis()] = 320
     augment: bool = True
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        return (self.size, self.size) == size
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,6 +56,10 @@ class EncodeSettings:
     precision: Precision = "fp32"
     encode_batch_size: PositiveInt | None = None
 
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """Whether the backbone sees images of ``size`` only, which is its own."""
+        return self.size is None or (self.size, self.size) == size
+
     def encoding(self, device: str) -> Encoding:
         """How images are encoded on a type of device."""
         batch_size = self.encode_batch_size or (256 if is_accelerator_name(device) else 64)

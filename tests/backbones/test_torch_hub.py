@@ -35,6 +35,21 @@ def test_tokens_of_both_interfaces(entry):
         torch.testing.assert_close(backbone.encode_tokens(images, 2)[0][1], norm(layers[-2])[:, 2:])
 
 
+def test_of_an_encoder_with_a_predictor_the_encoder_sees_one_frame_repeated():
+    """As V-JEPA 2's entry points return it."""
+    backbone, images = backbones.create(f"hub/{HUB_REPO}:video_like"), torch.randn(2, 3, 28, 42)
+    with torch.inference_mode():
+        backbone.model.out_layers = None
+        expected = backbone.model(torch.stack([images, images], dim=2))
+        feature_map = backbone(images)[-1]
+        torch.testing.assert_close(backbone.encode_image(images), expected.mean(dim=1))
+    torch.testing.assert_close(feature_map.flatten(2).transpose(1, 2), expected)
+    assert backbone.data.size == (56, 56)
+    backbone.model.hierarchical_layers = [1, 3]  # V-JEPA 2.1 has norms for some blocks only
+    with pytest.raises(UserError, match="after blocks 1, 3 only, not after 2; ask for fewer"):
+        backbone.encode_tokens(images, 2)
+
+
 def test_the_code_is_part_of_the_identity(tmp_path):
     backbone = backbones.create(f"random/hub/{HUB_REPO}:dino_like")
     save_backbone(tmp_path / "w.safetensors", backbone)
@@ -53,6 +68,7 @@ def test_the_code_is_part_of_the_identity(tmp_path):
         ("dino_lik", "torch.hub cannot build .*dino_lik"),
         ("always_loaded", "argument 'pretrained'"),
         ("another_interface", "copy backbones/template.py"),
+        ("no_module", "returns a str, not a module"),
     ],
 )
 def test_what_cannot_be_used_is_said(entry, hint):

@@ -101,6 +101,26 @@ HF = {
     "siglip": {"vision_config": VIT, "text_config": TEXT},
     "siglip2": {"vision_config": {**VIT, "num_patches": 16}, "text_config": TEXT},
     "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+    "deit": VIT,  # a class token and one of distillation
+    "internvl_vision": VIT,
+    "metaclip_2": {"vision_config": VIT, "text_config": TEXT, "projection_dim": 16},
+    "radio": {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "max_img_size": 128,
+    },
+    "siglip_vision_model": VIT,
+    "tipsv2": {"vision_config": VIT, "text_config": TEXT},
+    "vit_mae": {
+        **VIT,
+        "decoder_hidden_size": 32,
+        "decoder_num_attention_heads": 2,
+        "decoder_num_hidden_layers": 1,
+        "decoder_intermediate_size": 32,
+    },
 }
 FAMILY_MEMBERS = [
     "random/timm/resnet18",

@@ -157,11 +157,20 @@ def test_a_parent_run_that_breaks_fails_its_tasks(here, monkeypatch):
     assert parent.info.status == "FAILED"
 
 
-def test_tasks_that_apply_to_no_backbone_are_wrong_input(here, capsys):
-    command = "run --backbone random --task imagefolder/zero-shot --data-root . --num-workers 0"
-    assert run_command(f"{command} --device cpu") == 2
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--backbone random --task imagefolder/zero-shot", "no text tower"),
+        (
+            "--backbone random/timm/hiera_tiny_224 --task imagefolder/knn --set size=256",
+            "takes images of 224×224 only; set size=224",
+        ),
+    ],
+)
+def test_tasks_that_apply_to_no_backbone_are_wrong_input(here, capsys, options, reason):
+    assert run_command(f"run {options} --data-root . --num-workers 0 --device cpu") == 2
     captured = capsys.readouterr()
-    assert "not applicable, no text tower" in captured.out
+    assert f"not applicable, {reason}" in captured.out
     assert "none of these tasks applies to these backbones; choose others" in captured.err
 
 

@@ -44,6 +44,10 @@ class ImageSettings:
         """Whether images are squeezed to squares."""
         return self.resize.startswith("square")
 
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """Whether the backbone sees images of ``size`` only."""
+        return self.is_square and (self.size, self.size) == size
+
 
 @settings_dataclass
 class PatchSettings(ImageSettings):

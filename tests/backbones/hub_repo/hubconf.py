@@ -1,5 +1,5 @@
 """Entry points: ``dino_like`` with DINOv2's ``get_intermediate_layers``, ``capi_like`` with CAPI's
-call."""
+call, ``video_like`` as V-JEPA 2: an encoder with a predictor."""
 
 import torch
 from torch import nn
@@ -77,12 +77,39 @@ class CapiLike(Vit):
         return last[:, 2:].mean(dim=1), last[:, :2], last[:, 2:].unflatten(1, grid)
 
 
+class VideoLike(Vit):
+    tubelet_size = 2
+    img_height = img_width = 56
+    out_layers = None
+
+    def __init__(self):
+        super().__init__()
+        self.patch_embed = nn.Conv3d(3, 32, (2, 14, 14), (2, 14, 14))
+        del self.first
+
+    def forward(self, x):
+        x, outputs = self.patch_embed(x).flatten(2).transpose(1, 2), []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if self.out_layers is not None and number in self.out_layers:
+                outputs.append(self.norm(x))
+        return self.norm(x) if self.out_layers is None else outputs
+
+
 def dino_like(pretrained=True, weights="IN21K"):
     return DinoLike()
 
 
 def capi_like(pretrained=True):
     return CapiLike()
+
+
+def video_like(pretrained=True):
+    return VideoLike(), nn.Linear(32, 32)
+
+
+def no_module(pretrained=True):
+    return "a processor"
 
 
 def another_interface(pretrained=True):

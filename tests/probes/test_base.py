@@ -1,0 +1,44 @@
+"""What a backbone lacks for a probe is known before anything is encoded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+import benchmark.catalog  # noqa: F401 – registers every probe
+from probes.base import missing_capability
+from probes.registry import PROBES
+
+SQUARE = {"resize": "square-bilinear"}
+
+
+@pytest.mark.parametrize(
+    ("probe", "settings", "fits"),
+    [
+        ("classification/knn", {}, True),  # its own size
+        ("classification/knn", {"size": 224}, True),
+        ("classification/knn", {"size": 256}, False),
+        ("correspondence/keypoints", {}, False),
+        ("segmentation/linear", {"size": 224}, False),  # complete images when it is scored
+        ("segmentation/linear", {"size": 224, "slide": (224, 112)}, True),
+        ("segmentation/linear", {"size": 448, "slide": (224, 112)}, False),
+        ("segmentation/linear", {"size": 448, "crop": (224, 224), "slide": (224, 112)}, True),
+        ("segmentation/in-context", {"size": 224}, False),
+        ("segmentation/in-context", {"size": 224, **SQUARE}, True),
+        ("segmentation/in-context", {"size": 448, **SQUARE}, False),
+        ("detection/ssd", {"size": 224}, True),
+        ("detection/ssd", {}, False),
+        ("detection/mask-rcnn", {"short_side": 224, "long_side": 224}, False),
+    ],
+)
+def test_a_backbone_of_one_size_is_shown_no_other(probe, settings, fits):
+    probe = PROBES[probe]
+    settings = probe.settings_type(**settings)
+    backbone = SimpleNamespace(has_text=True, has_dense_text=True, fixed_size=(224, 224))
+    reason = missing_capability(probe, backbone, settings)
+    assert fits == (not reason)
+    if not fits:
+        assert "takes images of 224×224 only; set size=224" in reason
+    backbone.fixed_size = None
+    assert not missing_capability(probe, backbone, settings)
