@@ -80,7 +80,7 @@ def test_the_oldest_versions_that_ci_tries_are_the_oldest_that_are_allowed():
     oldest, allowed = pins("constraints-oldest.txt"), requirements()
     assert (
         set(oldest)
-        == {"torch", "torchvision", "mlflow", "optuna"}
+        == {"torch", "torchvision", "mlflow", "optuna", "transformers"}
         == set(pins("constraints-newest.txt"))
     )
     for name, version in oldest.items():
