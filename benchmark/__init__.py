@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["compare", "evaluate"]
+__all__ = ["compare", "evaluate", "load_plugins"]
 
 
 def __getattr__(name: str) -> Any:

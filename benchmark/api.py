@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from benchmark.plugins import load_plugins
 from common.errors import UserError, nearest
 from common.settings import as_list, field_names
 
@@ -184,7 +185,6 @@ def evaluate(
     import pandas as pd
 
     from benchmark.options import RunOptions
-    from benchmark.plugins import load_plugins
     from benchmark.run import run_async
     from reports.mlflow.client import using
 

@@ -21,7 +21,7 @@ from backbones.adapters.layers import TokenBackbone, evenly_spaced, layers_of, w
 from backbones.base import Backbone, DataConfig
 from common.errors import UserError, first_line
 
-ADVICE = "take it from timm or open_clip, or copy backbones/template.py"
+ADVICE = "take it from timm or open_clip, or write a plugin (`new backbone`)"
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)  # of inputs that a model does not take
 # their embedding was already the pooled one in version 1
 POOLED_IN_VERSION_1 = ("clip", "siglip", "siglip2")

@@ -31,6 +31,7 @@ COMMANDS = {
     "run": "probe backbones on a suite's tasks and log the results to MLflow",
     "watch": "probe the checkpoints of a folder while a training writes them",
     "list": "list backbones, tasks, suites, recipes, experts, executors …",
+    "new": "write a plugin to begin from: your own backbone, dataset, probe, task or expert",
     "data": "check which datasets are present, and download them",
     "doctor": "check that this machine is ready",
     "experts": "train the models that write pseudo-labels",

@@ -67,7 +67,7 @@ def test_the_code_is_part_of_the_identity(tmp_path):
     [
         ("dino_lik", "torch.hub cannot build .*dino_lik"),
         ("always_loaded", "argument 'pretrained'"),
-        ("another_interface", "copy backbones/template.py"),
+        ("another_interface", "write a plugin"),
         ("no_module", "returns a str, not a module"),
     ],
 )

@@ -17,8 +17,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import backbones
-from backbones import registry, template
+from backbones import registry
 from backbones.cliptex.training.recipes import subsets
+from benchmark.cli.new import template
+from common import plugins
 from tests.backbones.hub_repo import HUB_REPO
 from tests.kinds import slow_except
 
@@ -156,7 +158,8 @@ PARAMS = slow_except([*(f"random/{name}" for name in NAMES), *FAMILY_MEMBERS], T
 
 @contextmanager
 def repositories(folder: Path) -> Iterator[None]:
-    """``hf/MODEL`` is a folder as ``save_pretrained`` writes it, and the template is registered."""
+    """``hf/MODEL`` is a folder as ``save_pretrained`` writes it, and ``my-net`` a plugin as ``new
+    backbone my-net`` writes it."""
     for model, config in HF.items():
         (folder / "hf" / model).mkdir(parents=True)
         (folder / "hf" / model / "config.json").write_text(
@@ -164,12 +167,14 @@ def repositories(folder: Path) -> Iterator[None]:
         )
         if "text_config" in config:
             save_tokenizer(folder / "hf" / model)
-    registry.BACKBONES.register("my-net", template.ENTRY)
+    path = folder / "my-net.py"
+    path.write_text(template("backbone", "my-net"))
+    plugins.load(path)
     before = Path.cwd()
     os.chdir(folder / "hf")
     yield
     os.chdir(before)
-    registry.BACKBONES.pop("my-net", None)
+    plugins.LOADED[path].remove()
 
 
 def save_tokenizer(folder: Path) -> None:

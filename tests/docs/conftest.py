@@ -1,24 +1,13 @@
-"""The entry points that the documentation shows, as if their packages were installed."""
+"""A folder with an MLflow store, and the plugins that the documentation shows."""
 
 from __future__ import annotations
 
-import configparser
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
-from backbones.cliptex.experts import EXPERTS
-from backbones.cliptex.tasks import TASKS
-from backbones.registry import BACKBONES
-from probes.registry import DATASETS, PROBES
-from tests.docs.blocks import blocks
-
-REGISTRIES = {
-    registry.group: registry for registry in (BACKBONES, DATASETS, EXPERTS, PROBES, TASKS)
-}
+from benchmark.cli.new import NAMES, template
+from common import plugins
 
 
 @pytest.fixture(scope="session")
@@ -37,22 +26,10 @@ def folder(tmp_path, monkeypatch, store) -> Path:
 
 
 @pytest.fixture
-def entry_points(monkeypatch) -> list[EntryPoint]:
-    """Those of all blocks; what they register is gone after the test."""
-    points = set()
-    for block in blocks("ini"):
-        config = configparser.ConfigParser(delimiters="=")
-        config.optionxform = str
-        config.read_string(block.text)
-        for group, text in config["options.entry_points"].items():
-            for line in filter(None, map(str.strip, text.splitlines())):
-                name, value = map(str.strip, line.split("="))
-                points.add(EntryPoint(name, value, group))
-    monkeypatch.setattr(
-        "common.registry.entry_points",
-        lambda group: [p for p in points if p.group == group],
-    )
-    for registry in REGISTRIES.values():
-        monkeypatch.setattr(registry, "data", dict(registry))
-        monkeypatch.setattr(registry, "broken", {})
-    return sorted(points)
+def plugin_files(tmp_path):
+    """The plugins that the pages name; what they register is gone after the test."""
+    for kind, name in NAMES.items():
+        (tmp_path / f"{name}.py").write_text(template(kind, name))
+    yield
+    for plugin in list(plugins.LOADED.values()):
+        plugin.remove()

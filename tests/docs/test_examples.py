@@ -1,5 +1,5 @@
 """The files that the documentation shows, and its notebook, run. (The task and the expert:
-test_fourth_task; the template: test_conformance.)"""
+test_fourth_task.)"""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Patches(nn.Module):
         return self.conv(images).relu()
 
 
-def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, folder):
-    """The template's network with random weights, on leaves and by the nearest mean."""
+def test_a_backbone_a_dataset_and_a_probe_of_plugins(plugin_files, folder):
+    """The network of `new backbone` with random weights, on leaves and by the nearest mean."""
     rng = np.random.default_rng(0)
     for part, number in {"train": 3, "val": 2}.items():
         for index in range(number):
@@ -61,6 +61,7 @@ def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, folder
         "random/my-net",
         ["leaves/linear", "imagefolder/nearest-mean"],
         suite="own",
+        plugins=["my-net.py", "leaves.py", "nearest-mean.py"],
         data_root="data",
         settings=settings,
         device="cpu",

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from my_expert import EdgeExpert, EdgeSettings
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
 from backbones.cliptex.experts import EXPERTS, Expert, load_experts, train_expert
 from backbones.cliptex.training.encoders import PACKAGED
 from backbones.cliptex.training.trainer import TrainContext
+from common import plugins
 from common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
 from tests.backbones.cliptex import toy
@@ -66,7 +66,12 @@ def test_labels_are_those_of_the_cpu(name, tmp_path, device):
 
 
 def test_the_expert_of_the_documentation(device):
-    check_labels(EdgeExpert(EdgeSettings()).freeze(), device)
+    path = Path(__file__).parents[3] / "docs/examples/edge_finder.py"
+    plugins.load(path)
+    try:
+        check_labels(toy_experts.make_expert("edge-finder"), device)
+    finally:
+        plugins.LOADED[path].remove()
 
 
 @pytest.mark.parametrize("name", slow_except(TRAINED, ["unet"]))

@@ -15,6 +15,8 @@ from backbones.cliptex.experts.unet import scaled
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.trainer import TrainContext
+from benchmark.cli.new import template
+from common import plugins
 from common.errors import NonFiniteLoss, UserError
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
@@ -25,7 +27,17 @@ NAMES = ("unet", "dpt", "nll-angmf")
 QUIET = TrainContext()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture(scope="module", autouse=True)
+def plugin(tmp_path_factory):
+    """An expert as ``new expert ground-plane`` writes it."""
+    path = tmp_path_factory.mktemp("plugin") / "ground-plane.py"
+    path.write_text(template("expert", "ground-plane"))
+    plugins.load(path)
+    yield
+    plugins.LOADED[path].remove()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "ground-plane"])
 @pytest.mark.parametrize("size", [(32, 32), (40, 56), (64, 48)])
 def test_predictions(name, size):
     expert = toy_experts.make_expert(name)
@@ -60,7 +72,7 @@ def test_bf16_rounds_the_trunk_but_not_the_labels(name):
         assert len(np.unique(rounded)) > 0.5 * len(np.unique(exact))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "ground-plane"])
 def test_save_and_load(name, tmp_path):
     expert = toy_experts.make_expert(name)
     expert.save(tmp_path / "expert", note="kept")

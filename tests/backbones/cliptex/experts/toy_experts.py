@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from backbones.cliptex.experts import Expert, find_expert
+from common.settings import field_names
 from tests.probes.datasets.make import encoded, write_tar
 
 SMALL_UNET = {"size": 32, "encoder": "resnet10t", "pretrained": False, "width": 8, "stride": 4}
@@ -20,7 +21,10 @@ def make_expert(name: str, **changes) -> Expert:
     torch.manual_seed(0)
     kind = find_expert(name)
     classes = ("background", "cup", "chair") if kind.task == "seg" else ()
-    return kind.create(kind.settings_type(**{**SMALL_UNET, **changes}), classes).freeze()
+    settings = {**SMALL_UNET, **changes}
+    allowed = field_names(kind.settings_type)
+    chosen = {name: value for name, value in settings.items() if name in allowed}
+    return kind.create(kind.settings_type(**chosen), classes).freeze()
 
 
 def all_experts() -> list[Expert]:

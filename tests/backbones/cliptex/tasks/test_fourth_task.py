@@ -1,8 +1,8 @@
-"""The task and the expert of docs/examples as a plug-in: labelled, trained, swept and reported."""
+"""A task as `new task edges` writes it, and the expert of docs/examples, as plugins: labelled,
+trained, swept and reported."""
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,12 @@ from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.recipes import find_recipe, subsets
 from benchmark.cli.main import main
+from benchmark.cli.new import template
+from benchmark.plugins import load_plugins
 from benchmark.sweep import launch
 from benchmark.sweep.bench import base_recipe
 from benchmark.sweep.options import SweepOptions
+from common import plugins
 from common.errors import UserError
 from common.settings import parse_pairs
 from reports.mlflow.client import Client
@@ -33,19 +36,19 @@ from tests.backbones.cliptex.experts.toy_experts import make_expert
 
 pytestmark = pytest.mark.integration
 
-ENTRY = metadata.EntryPoint("edges", "my_task:TASK", "cliptex_benchmark.tasks")
-EXPERT = metadata.EntryPoint("edge-finder", "my_expert:EdgeExpert", "cliptex_benchmark.experts")
+ROOT = Path(__file__).parents[4]
 USED = ["experts=seg,edges", "model=tiny", "batch_size=8", "epochs=1.5", "lr=1e-3"]
 
 
 @pytest.fixture(autouse=True)
-def installed(monkeypatch):
-    """As if a package with these entry points were installed."""
-    entries = {"cliptex_benchmark.tasks": [ENTRY], "cliptex_benchmark.experts": [EXPERT]}
-    monkeypatch.setattr("common.registry.entry_points", lambda group: entries.get(group, []))
+def loaded(tmp_path):
+    """The plugins; they are gone after the test."""
+    path = tmp_path / "edges.py"
+    path.write_text(template("task", "edges"))
+    load_plugins([path, ROOT / "docs/examples/edge_finder.py"])
     yield
-    tasks.TASKS.pop("edges", None)
-    EXPERTS.pop("edge-finder", None)
+    for plugin in list(plugins.LOADED.values()):
+        plugin.remove()
 
 
 @pytest.fixture
@@ -62,8 +65,8 @@ def labelled(tmp_path, monkeypatch):
     return pairs, finish_labels(pairs, writer)
 
 
-def test_it_is_listed_without_being_imported():
-    assert tasks.task_names() == (*tasks.PAPER, "edges") and "edges" not in tasks.TASKS
+def test_it_is_listed_and_has_a_lambda():
+    assert tasks.task_names() == (*tasks.PAPER, "edges")
     assert len(subsets()) == 15 and subsets()["cliptex-seg-edges"] == ("seg", "edges")
     assert subsets()["cliptex"] == tasks.PAPER == find_recipe("cliptex").tasks
     assert "lambda_edges" not in find_recipe("cliptex").settings()
@@ -80,6 +83,9 @@ def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     pairs, manifest = labelled
     assert list(manifest["tasks"]) == ["seg", "edges"]
     assert manifest["tasks"]["edges"] == {"suffix": "edges.png", "lost": "254 steps"}
+    assert manifest["identity"]["plugins"] == {"edges": tasks.TASKS.origin("edges")["plugin"]}
+    (expert,) = [each for each in manifest["identity"]["experts"] if each["task"] == "edges"]
+    assert expert["plugin"] == EXPERTS.origin("edge-finder")["plugin"]
     label = LabelStore("labels").get(pairs.key(3))["edges"]
     image = torch.from_numpy(toy.scene(int(pairs.key(3).split("/")[1]))[0]).permute(2, 0, 1)[None]
     prediction = EXPERTS.find("edge-finder").load("finder").predict(image)["edges"]
@@ -89,7 +95,7 @@ def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     samples = [(tmp_path / "image.png", lambda: prediction[0] + 0.25)]
     data = ExpertData("edges", samples, prediction.shape[-1])
     scores = evaluate(EXPERTS.find("edge-finder").load("finder"), data, Silent())
-    assert scores == {"edge_error": pytest.approx(0.25)}
+    assert scores == {"edges_error": pytest.approx(0.25)}
 
 
 def test_it_is_trained_and_reported(labelled):

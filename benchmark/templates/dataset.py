@@ -1,0 +1,25 @@
+"""A dataset of your own, here of leaves with diseased spots; it is read where it is. Try it:
+
+python -m benchmark run --plugin leaves.py --backbone random --task leaves/linear --data leaves=DIR
+"""
+
+from probes.datasets.base import DatasetSpec
+from probes.datasets.layouts import mirrored
+from probes.registry import register_dataset
+
+register_dataset(
+    DatasetSpec(
+        name="leaves",
+        # segmentation, depth, normals, detection, classification, image-text, association or
+        # correspondence: decides which probes it has
+        kind="segmentation",
+        folder="leaves",  # below --data-root; --data leaves=DIR places it elsewhere
+        # images/train/a.jpg has its label map in masks/train/a.png; {part} is train or val. For
+        # another layout a function: (root, "train" or "val") → list of probes.datasets.base.Sample
+        list_samples=mirrored("images/{part}", "masks/{part}"),
+        classes=("leaf", "spot"),  # what the values 0 and 1 in a mask stand for
+        ignore_index=255,  # pixels with this value are neither trained on nor scored
+        expected={},  # {"train": 9000, "val": 1000}: fewer samples then need --partial
+        about="one line for `list datasets`: what it is, and where to get it",
+    )
+)
