@@ -3,10 +3,12 @@ embedding, and its identity."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -76,6 +78,8 @@ class Backbone(nn.Module, ABC):
             one stride only.
         divisor: the caller of ``forward`` pads heights and widths to a multiple of this.
         fixed_size: (height, width) in pixels of the only images it takes; None for any size.
+        depth: number of layers (blocks of a ViT, stages of a CNN) that ``at_layers`` can read; 0 if
+            it has only its own maps.
         embed_dim: length of the image embedding.
         has_text: whether ``encode_text`` works; ``has_dense_text``: whether ``encode_dense`` does.
         data: how images are prepared.
@@ -96,6 +100,7 @@ class Backbone(nn.Module, ABC):
     divisor: int
     fixed_size: tuple[int, int] | None = None
     embed_dim: int
+    depth: int = 0
     has_text: bool = False
     data: DataConfig
     weights: Weights
@@ -139,6 +144,29 @@ class Backbone(nn.Module, ABC):
         """(class token (N, C), feature map) of each layer that ``forward`` reads; without a class
         token the mean of the map."""
         return [(each.mean(dim=(2, 3)), each) for each in self(images)]
+
+    def at_layers(self, layers: Sequence[int]) -> Backbone:
+        """This backbone with the feature maps of other layers, from 0 to ``depth`` - 1, shallow to
+        deep. Weights are shared.
+
+        Raises:
+            UserError: there is no such layer.
+        """
+        views: dict[tuple[int, ...], Backbone] = self.__dict__.setdefault("_views", {})
+        layers = tuple(layers)
+        if layers not in views:
+            self._check_blocks(max(layers) + 1, self.depth)
+            view = copy.copy(self)
+            view.data = self.data.with_layers(layers)
+            device = next(chain(self.parameters(), self.buffers())).device
+            with torch.inference_mode():
+                images = torch.zeros(1, 3, *self.data.size, device=device)
+                maps = view(images)
+            view.channels = tuple(each.shape[1] for each in maps)
+            view.strides = tuple(images.shape[-1] // each.shape[-1] for each in maps)
+            view.divisor = max(self.divisor, *view.strides)
+            views[layers] = view
+        return views[layers]
 
     def _check_blocks(self, requested: int, available: int) -> None:
         if requested > available:

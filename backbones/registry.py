@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,12 @@ def find(name: str) -> Entry:
 
 
 def create(
-    name: str, *, weights: str | Path | None = None, seed: int = 0, any_architecture: bool = False
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    any_architecture: bool = False,
+    layers: Sequence[int] = (),
 ) -> Backbone:
     """Build a backbone, frozen, on the CPU, in float32.
 
@@ -144,6 +149,7 @@ def create(
         seed: of random initialisation.
         any_architecture: build the architecture that ``weights`` remembers, whatever ``name``
             stands for.
+        layers: whose feature maps are read, see ``Backbone.at_layers``; its own by default.
 
     Raises:
         UserError: unknown name; weights that cannot be had without network; a file that is missing,
@@ -177,7 +183,8 @@ def create(
                 f" ({error_summary(error)}); save it again with this version"
             ) from error
     backbone.name, backbone.origin = name, BACKBONES.origin(base)
-    return backbone.freeze()
+    backbone.freeze()
+    return backbone.at_layers(layers) if layers else backbone
 
 
 def _family_of(path: Path, architecture: str, requested: str) -> Family:

@@ -34,6 +34,7 @@ from probes.base import Context
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotChecked
 from probes.datasets.share import with_share
+from probes.layers import at_layers
 from reports.mlflow.run import Tracker
 
 
@@ -172,7 +173,7 @@ def _context(
     num_workers: int = 2,
 ) -> Context:
     """The context of a task's probe, without a folder."""
-    return Context(
+    context = Context(
         backbone=backbone,
         backbone_config=source.create_arguments,
         data=with_share(data[task.name], task.train_share, seed),
@@ -184,6 +185,7 @@ def _context(
         progress=Silent(),
         num_workers=num_workers,
     )
+    return at_layers(context, task.encoded_layers)
 
 
 def _median_seconds(tracker: Tracker | None, spec: ExecutorSpec, task: str) -> float | None:

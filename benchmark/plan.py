@@ -19,6 +19,7 @@ from common.settings import field_names, with_changes
 from common.visible_devices import is_accelerator_name
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
+from probes.layers import requested_layer
 from probes.protocols.base import find_preset
 from probes.registry import find_task
 
@@ -221,7 +222,9 @@ def plan_tasks(
             if key in allowed:
                 hint = "TASK:VALUE fixes it, and tasks without training do not have it"
             raise UserError(f"--set {key}: none of the tasks has this setting; {hint}")
-    return list(tasks.values())
+    layers = [requested_layer(task.settings) for task in tasks.values()]
+    encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
+    return [replace(task, encoded_layers=encoded) for task in tasks.values()]
 
 
 def decide_precision(

@@ -13,17 +13,23 @@ from common.files import content_key
 from common.settings import field_names
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
+from probes.layers import Layer
 from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
 from probes.registry import DATASETS, PROBES, find_task
 
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A task with the settings it runs with and the share of train that it is trained on."""
+    """A task with the settings it runs with and the share of train that it is trained on.
+
+    Attributes:
+        encoded_layers: layers that tasks of this run name, which one pass of the backbone reads.
+    """
 
     name: str
     settings: Any
     train_share: float = 1.0
+    encoded_layers: tuple[Layer, ...] = ()
 
     @property
     def spec(self) -> DatasetSpec:
@@ -86,7 +92,7 @@ class BackboneInfo:
 
     Attributes:
         create_arguments: keyword arguments of ``backbones.create`` that build it.
-        name, architecture, weights, has_text, has_dense_text, fixed_size: as of
+        name, architecture, weights, has_text, has_dense_text, fixed_size, depth: as of
             ``backbones.Backbone``.
         identity: of ``Backbone.identity``.
         params: of its LoggedModel in MLflow.
@@ -100,6 +106,7 @@ class BackboneInfo:
     has_text: bool
     has_dense_text: bool
     fixed_size: tuple[int, int] | None
+    depth: int
     params: Mapping[str, Any]
 
     @classmethod
@@ -113,6 +120,7 @@ class BackboneInfo:
             has_text=backbone.has_text,
             has_dense_text=backbone.has_dense_text,
             fixed_size=backbone.fixed_size,
+            depth=backbone.depth,
             params={
                 "architecture": backbone.architecture,
                 "parameters": sum(each.numel() for each in backbone.parameters()),

@@ -20,7 +20,7 @@ from benchmark.probing.cell import failed_cells, failure_reason, finished_cell, 
 from benchmark.probing.data import prepare_data
 from benchmark.probing.parents import Parent
 from benchmark.probing.submit import SOON, Probing
-from benchmark.probing.unit import forget_backbone
+from benchmark.probing.unit import describe_backbone, forget_backbone
 from benchmark.records import BackboneInfo, Cell, PlannedTask
 from benchmark.results.outcome import RunResult, as_json, check_writable, suite_average
 from benchmark.stages.graph import Runner, find_results
@@ -30,6 +30,7 @@ from common.files import write_json
 from common.locks import lock_path, locked_async, mark_in_use
 from probes.base import missing_capability
 from probes.datasets.base import PreparedDataset
+from probes.layers import layer_index
 from reports.mlflow.run import Tracker
 from reports.parts.average import TITLE_TAG
 
@@ -56,6 +57,7 @@ async def run_async(options: RunOptions) -> RunResult:
     if options.weights:
         mark_in_use(options.weights)
     try:
+        check_layers(plan)
         with open_executor_and_tracker(options.executor_spec, plan.experiment) as (
             executor,
             tracker,
@@ -68,6 +70,21 @@ async def run_async(options: RunOptions) -> RunResult:
     return result
 
 
+def check_layers(plan: RunPlan) -> None:
+    """Build the backbones whose layers tasks name, if any do, before anything is written.
+
+    Raises:
+        UserError: a backbone has no such layer.
+    """
+    layers = {layer for task in plan.tasks for layer in task.encoded_layers}
+    trained = plan.artifacts().backbones if layers else {}
+    for name in plan.backbones if layers else ():
+        if (name, plan.seeds[0]) not in trained:
+            backbone = describe_backbone(plan.backbone_arguments(name, plan.seeds[0]))
+            for layer in layers:
+                layer_index(layer, backbone.depth, name)
+
+
 def known_cells(
     plan: RunPlan,
     tracker: Tracker | None,
@@ -78,6 +95,8 @@ def known_cells(
     """Task → cell, of tasks that are finished or that the backbone cannot do."""
     cells = {}
     for task in plan.tasks:
+        for layer in task.encoded_layers:
+            layer_index(layer, backbone.depth, backbone.name)
         reason = missing_capability(task.probe, backbone, task.settings)  # type: ignore[arg-type]
         if reason:
             cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason=reason)

@@ -22,9 +22,11 @@ from backbones import Backbone, UserError
 from common.device import prefers_bf16
 from probes.base import Context, Head
 from probes.image_level.attention_pool import create_head, token_encoder
+from probes.image_level.embeddings import layer_columns
 from probes.image_level.encode import encoder
 from probes.image_level.linear import LinearHeads, Standardiser
 from probes.image_level.settings import Encoding
+from probes.layers import position
 
 FILE = "head/head.safetensors"  # of a task's run
 Picture = str | Path | np.ndarray  # a file, or (H, W, 3) uint8 RGB
@@ -75,7 +77,10 @@ def load_predictor(
     """
     head = read_head(Path(run)) if Path(run).is_file() else _download(str(run), tracking_uri)
     metadata = head.metadata
-    backbone = backbone or backbones.create(**metadata["backbone"])
+    created_by = metadata["backbone"]
+    backbone = backbone or backbones.create(**created_by)
+    if "layers" in created_by:
+        backbone = backbone.at_layers(created_by["layers"])
     sha256, expected = backbone.weights.sha256, metadata["weights.sha256"]
     if sha256 != expected:
         raise UserError(
@@ -150,7 +155,10 @@ def linear_head(heads: LinearHeads, number: int, context: Context) -> Head:
         "bias": heads.biases[number],
     }
     encoding = asdict(context.settings.encoding(context.device.type))
-    ends = (heads.columns.start, heads.columns.stop)
+    columns = heads.columns
+    if position(context.settings, context.backbone) is not None:
+        columns = layer_columns(context)
+    ends = (columns.start, columns.stop)
     return Head(tensors, head_metadata(context, encoding=encoding, columns=ends))
 
 

@@ -42,7 +42,7 @@ class HfStages(Backbone):
         maps, side = self._measure(data.size)
         strides = [side // each.shape[-1] for each in maps]
         layers = data.layers or layers_of(strides)
-        self.data = data.with_layers(layers)
+        self.data, self.depth = data.with_layers(layers), len(maps)
         self.strides = tuple(strides[layer] for layer in layers)
         self.channels = tuple(maps[layer].shape[1] for layer in layers)
         self.divisor, self.embed_dim = max(self.strides), self.channels[-1]

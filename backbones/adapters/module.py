@@ -53,6 +53,7 @@ class ModuleBackbone(Backbone):
         with torch.inference_mode():
             images = torch.zeros(1, 3, *data.size)
             maps = self(images)
+            self.depth = len(maps)
             self.strides = tuple(self._stride(each) for each in maps)
             self.channels = tuple(each.shape[1] for each in maps)
             self.divisor = max(self.strides)
@@ -74,7 +75,8 @@ class ModuleBackbone(Backbone):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = self.module(images)
-        return (maps,) if isinstance(maps, Tensor) else tuple(maps)
+        maps = (maps,) if isinstance(maps, Tensor) else tuple(maps)
+        return tuple(maps[layer] for layer in self.data.layers) if self.data.layers else maps
 
     def encode_image(self, images: Tensor) -> Tensor:
         encode = getattr(self.module, "encode_image", None)

@@ -74,7 +74,7 @@ class OpenClipBackbone(Backbone):
             self.libraries += ("transformers",)
         self.embed_dim = self.model_config["embed_dim"]
         self.channels, self.strides = feature_maps(visual, data.layers)
-        self.divisor = max(self.strides)
+        self.divisor, self.depth = max(self.strides), len(all_strides(visual))
         any_size = isinstance(visual, TimmModel) and not hasattr(visual.trunk, "set_input_size")
         copies = SizedCopies(visual, native_size(visual), set_image_size)
         self._sized = None if any_size else copies
@@ -89,7 +89,7 @@ class OpenClipBackbone(Backbone):
             indices=list(self.data.layers),
             stop_early=True,
             intermediates_only=True,
-            normalize_intermediates=normalizes(self.visual, self.data.layers),
+            normalize_intermediates=normalizes(self.visual),
         )
         return tuple(maps["image_intermediates"])
 
@@ -137,7 +137,7 @@ class OpenClipBackbone(Backbone):
             layers = visual.forward_intermediates(
                 images,
                 indices=blocks,
-                normalize_intermediates=normalizes(visual, self.data.layers),
+                normalize_intermediates=normalizes(visual),
                 intermediates_only=True,
                 output_fmt="NLC",
                 output_extra_tokens=True,
@@ -366,16 +366,24 @@ def feature_maps(visual: Any, layers: Sequence[int]) -> tuple[tuple[int, ...], t
     if isinstance(visual, ModifiedResNet):
         stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
         widths = [visual.conv3.out_channels] + [stage[-1].conv3.out_channels for stage in stages]
-        strides = (4, 4, 8, 16, 32)
-        return tuple(widths[i] for i in layers), tuple(strides[i] for i in layers)
-    info = visual.trunk.feature_info
-    channels = tuple(info[layer]["num_chs"] for layer in layers)
-    return channels, tuple(info[layer]["reduction"] for layer in layers)
+    else:
+        widths = [layer["num_chs"] for layer in visual.trunk.feature_info]
+    strides = all_strides(visual)
+    return tuple(widths[layer] for layer in layers), tuple(strides[layer] for layer in layers)
 
 
-def normalizes(visual: Any, layers: Sequence[int]) -> bool:
-    """Whether the maps of ``layers`` pass the tower's final norm: not the stages of a pyramid, nor
+def normalizes(visual: Any) -> bool:
+    """Whether feature maps pass the tower's final norm: not the stages of a pyramid, nor
     towers whose norm follows attentional pooling."""
     if isinstance(visual, VisionTransformer):
         return visual.attn_pool is None
-    return len(set(feature_maps(visual, layers)[1])) == 1
+    return len(set(all_strides(visual))) == 1
+
+
+def all_strides(visual: Any) -> tuple[int, ...]:
+    """The stride of each layer that maps can be read from."""
+    if isinstance(visual, VisionTransformer):
+        return (visual.patch_size[0],) * len(visual.transformer.resblocks)
+    if isinstance(visual, ModifiedResNet):
+        return (4, 4, 8, 16, 32)
+    return tuple(layer["reduction"] for layer in visual.trunk.feature_info)

@@ -49,6 +49,7 @@ class TimmBackbone(Backbone):
         self.architecture, self.model_config = f"timm/{arch}", dict(model_config)
         info = cast(Any, model).feature_info
         self.strides = tuple(info[layer]["reduction"] for layer in data.layers)
+        self.depth = len(info)
         if not self.strides:
             raise UserError(
                 f"{self.architecture} has no feature maps at strides 4 to 32; choose another"

@@ -30,6 +30,7 @@ from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResu
 from probes.datasets.base import PreparedDataset
 from probes.datasets.share import with_share
 from probes.features import budget
+from probes.layers import at_layers
 from probes.predictor import FILE as HEAD
 from probes.predictor import write_head
 from reports.detections import FILE as DETECTIONS
@@ -57,7 +58,7 @@ class CellContext:
         self, task: PlannedTask, work_dir: Path, log: RunLog, progress: Progress
     ) -> Context:
         """The context of the task's probe."""
-        return Context(
+        context = Context(
             backbone=self.backbone,
             backbone_config=self.unit.backbone.create_arguments,
             data=with_share(self.unit.dataset(task), task.train_share, self.unit.seed),
@@ -69,6 +70,7 @@ class CellContext:
             progress=progress,
             num_workers=self.unit.num_workers,
         )
+        return at_layers(context, task.encoded_layers)
 
 
 def finished_cell(

@@ -23,6 +23,7 @@ from probes.dense.data import pipelines
 from probes.dense.decode_heads.base import DenseHead, FeatureMaps
 from probes.dense.heads import head_config
 from probes.dense.settings import DenseSettings, in_iterations
+from probes.layers import position
 from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
 
@@ -55,7 +56,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
 
     prepare = preprocessor(backbone)
     crop = tuple(round_up(side, backbone.divisor) for side in settings.crop or (settings.size,) * 2)
-    maps = feature_maps(settings, backbone, min(crop))
+    maps, layer = feature_maps(settings, backbone, min(crop)), position(settings, backbone)
 
     test: dict[str, Any] = {"mode": "whole", "flip": settings.flip_test}
     if settings.slide:
@@ -80,7 +81,12 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
             **({"class_token": True} if reads_class_token(settings, backbone) else {}),
             **context.backbone_config,
         },
-        "neck": {"type": "ResizeConcat", "strides": list(maps.strides), "stride": maps.stride},
+        "neck": {
+            "type": "ResizeConcat",
+            "strides": list(maps.strides),
+            "stride": maps.stride,
+            **({} if layer is None else {"index": layer}),
+        },
         "decode_head": head_config(probe.head, settings, maps, objective),
         "train_cfg": {},
         "test_cfg": test,
@@ -166,8 +172,10 @@ def _listed(list_samples: Lister, root: Path, split: Split, fingerprint: str) ->
 
 def feature_maps(settings: DenseSettings, backbone: Backbone, side: int) -> FeatureMaps:
     """The maps that a head reads of training crops with this shorter side."""
-    first = -1 if settings.layers == "last" else 0
-    channels, strides = backbone.channels[first:], backbone.strides[first:]
+    layer = -1 if settings.layers == "last" else position(settings, backbone)
+    channels, strides = backbone.channels, backbone.strides
+    if layer is not None:
+        channels, strides = (channels[layer],), (strides[layer],)
     if reads_class_token(settings, backbone):
         channels = tuple(2 * width for width in channels)
     stride = settings.feature_stride or native_stride(strides)
@@ -238,7 +246,7 @@ def check_head(head: DenseHead, settings: DenseSettings, backbone: Backbone) -> 
         )
     if settings.class_token == "project" and not head.projects_class_token:
         raise UserError(f"class_token=project is of dpt, not of {head.name}; use concat")
-    maps = 1 if settings.layers == "last" else len(backbone.channels)
+    maps = len(backbone.channels) if settings.layers == "all" else 1
     if head.maps not in (None, maps):
         raise UserError(
             f"{head.name} fuses {head.maps} feature maps, and {backbone.name!r} gives {maps}"

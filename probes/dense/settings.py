@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from common.errors import UserError
 from common.settings import Axis, Probability, Share, settings_dataclass
 from probes.datasets.base import Kind
+from probes.layers import DenseLayers
 from probes.runner.settings import TrainingSettings
 from reports.metrics import Metric
 
@@ -81,8 +82,9 @@ class DenseSettings(TrainingSettings):
             ``probes.dense.lr_grid``. Empty: ``lr``.
         loss_images: the loss is the mean over groups of so many images, as over the GPUs of a
             source; none for the whole batch (for each image of depth without bins).
-        layers: ``all`` of the backbone's feature maps, or the ``last`` only. Those of a plain ViT
-            have passed its own final norm, as in DINOv2's ``get_intermediate_layers``.
+        layers: ``all`` of the backbone's feature maps, the ``last`` only, or one layer: a number
+            from 1 on (block of a ViT, stage of a CNN) or a share of the depth (``50%``). Those of a
+            plain ViT have passed its own final norm, as in DINOv2's ``get_intermediate_layers``.
         class_token: ``concat`` appends the class token of a layer to each of its patches (without
             one, the mean of the patches), ``concat-dino`` that of DINO and DINOv2 alone (probe3d);
             ``project``, of dpt alone, mixes both in a layer of its own, as mmseg's
@@ -117,7 +119,7 @@ class DenseSettings(TrainingSettings):
     colours: Literal["none", "mmseg", "dinov3", "dinov3-depth", "probe3d"] = "none"
     epochs: NonNegativeFloat = 0.0
     loss_images: PositiveInt | None = None
-    layers: Literal["all", "last"] = "all"
+    layers: DenseLayers = "all"
     class_token: Literal["none", "concat", "concat-dino", "project"] = "none"
     feature_stride: Annotated[PositiveInt | None, Axis()] = None
     align_corners: bool = False

@@ -23,6 +23,7 @@ from probes.features.cost import EncodeRun
 from probes.features.store import CacheKey, get_or_build
 from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
+from probes.layers import position
 
 
 def encode_split(context: Context, split: Split, members: Tensor | None = None) -> Tensor:
@@ -43,7 +44,18 @@ def encode_split(context: Context, split: Split, members: Tensor | None = None) 
         settings.encoding(context.device.type),
         f"{data.spec.name} ({name})",
     )
+    embeddings = embeddings[:, layer_columns(context)]
     return embeddings[list(data.train_indices)] if samples is data.full_train else embeddings
+
+
+def layer_columns(context: Context) -> slice:
+    """The columns of the features that a task reads: those of its layer, or all."""
+    layer = position(context.settings, context.backbone)
+    if layer is None:
+        return slice(None)
+    channels = context.backbone.channels
+    start = sum(channels[:layer])
+    return slice(start, start + channels[layer])
 
 
 def cached_embeddings(
@@ -77,6 +89,8 @@ def cached_embeddings(
     }
     # disk space: as long as the embedding, or a token for each block and a mean
     width = max(backbone.embed_dim, *backbone.channels)
+    if encoding.features == "layers":
+        width = sum(backbone.channels)
     if encoding.blocks:
         width = (encoding.blocks + 1) * max(backbone.channels)
     sizes = [4 * width] * len(paths)

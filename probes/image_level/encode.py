@@ -101,7 +101,7 @@ def encoder(backbone: Backbone, encoding: Encoding) -> Callable[[Tensor], Tensor
     """The function from normalised images to features (N, D).
 
     With ``blocks`` these are the class tokens of the blocks, then the mean of the last patch
-    tokens.
+    tokens; ``layers`` are the class tokens of the layers read, shallow to deep.
     """
 
     def concatenated_tokens(images: Tensor) -> Tensor:
@@ -110,6 +110,8 @@ def encoder(backbone: Backbone, encoding: Encoding) -> Callable[[Tensor], Tensor
 
     if encoding.blocks:
         return concatenated_tokens
+    if encoding.features == "layers":
+        return lambda images: torch.cat([token for token, _ in backbone.encode_layers(images)], 1)
     if encoding.features == "pre_projection":
         return backbone.encode_features
     return backbone.encode_image

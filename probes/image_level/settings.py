@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
 from common.settings import Axis, Fraction, Precision, settings_dataclass
 from common.visible_devices import is_accelerator_name
+from probes.layers import ImageFeatures, requested_layer
 
 RECALL_AT = (1, 5, 10)
-Features = Literal["projected", "pre_projection"]
+Features = Literal["projected", "pre_projection", "layers"]
 
 Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
@@ -25,7 +26,7 @@ class Encoding:
     Attributes:
         size: (height, width) in pixels that the backbone sees; None for its own.
         features: ``projected``: the global embedding; ``pre_projection``: what comes before CLIP's
-            projection.
+            projection; ``layers``: the class tokens of all layers that the backbone reads.
         blocks: where it is not 0, the class tokens of so many last blocks, shallow to deep, and the
             mean of the last patch tokens take the place of ``features``.
     """
@@ -73,13 +74,15 @@ class EmbeddingSettings(EncodeSettings):
     Attributes:
         features: ``projected``, the global embedding; or ``pre_projection``, what comes before
             CLIP's projection to the space of texts (its authors' linear probe; the embedding itself
-            where there is no such projection).
+            where there is no such projection); or the class token (without one the mean of the map)
+            of one layer, by its number from 1 on or as a share of the depth (``50%``).
     """
 
-    features: Features = "projected"
+    features: ImageFeatures = "projected"
 
     def encoding(self, device: str) -> Encoding:
-        return replace(super().encoding(device), features=self.features)
+        features: Any = self.features if requested_layer(self) is None else "layers"
+        return replace(super().encoding(device), features=features)
 
 
 @settings_dataclass

@@ -273,14 +273,20 @@ class ResizeConcat(nn.Module):
     Args:
         strides: stride of each incoming map, in pixels.
         stride: stride of the result; None for the finest of ``strides``.
+        index: the only map to read, which has ``strides``; None for all. So heads on different
+            layers share one pass of the backbone.
     """
 
-    def __init__(self, strides: Sequence[float], stride: float | None = None) -> None:
+    def __init__(
+        self, strides: Sequence[float], stride: float | None = None, index: int | None = None
+    ) -> None:
         super().__init__()
-        self.settings = tuple(strides), stride or min(strides)
+        self.settings = tuple(strides), stride or min(strides), index
 
     @computed_once
     def forward(self, maps: Sequence[Tensor]) -> Maps:
         """Maps (N, C_i, H / strides[i], W / strides[i]) → one (N, ΣC_i, H / stride, W / stride), in
         a tuple."""
-        return (resize_concat(maps, *self.settings),)
+        strides, stride, index = self.settings
+        read = maps if index is None else [maps[index]]
+        return (resize_concat(read, strides, stride),)

@@ -10,6 +10,8 @@ from backbones import UserError
 from benchmark.plan import plan_tasks
 from benchmark.suites.registry import find_suite
 from reports.mlflow.client import metric_key
+from tests.benchmark.commands import listing, run_command
+from tests.probes.datasets.make import make_camvid
 
 
 def plan(tasks, changes, suite="own"):
@@ -93,6 +95,25 @@ def test_wrong_axes_are_one_line(task, changes, message):
     with pytest.raises(UserError, match=message) as error:
         plan([task], changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("3,7", "layers=7: backbone 'random/timm/test_vit' has 6 layers; choose 1 to 6"),
+        ("3,first", "layers=first: must be auto, last, all, the number of a layer"),
+        ("3,", "two or more different values"),
+    ],
+)
+def test_layers_that_do_not_exist_end_the_command_before_anything_is_written(
+    values, message, workdir, capsys
+):
+    make_camvid(workdir / "camvid")
+    before = listing(workdir)
+    command = "run --task camvid/in-context --backbone random/timm/test_vit --data-root ."
+    assert run_command(f"{command} --set layers={values}") == 2
+    assert message in capsys.readouterr().err and listing(workdir) == before
 
 
 def test_names_of_variants_are_names_that_mlflow_accepts():

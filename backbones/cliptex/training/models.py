@@ -190,7 +190,7 @@ class CLIPWithHeads(nn.Module):
         if self.heads is not None and label_size:
             visual = clip.visual
             features = visual.forward_intermediates(
-                images, indices=self.layers, normalize_intermediates=normalizes(visual, self.layers)
+                images, indices=self.layers, normalize_intermediates=normalizes(visual)
             )
             image = features["image_features"]
             dense = self.heads(features["image_intermediates"], (label_size, label_size))

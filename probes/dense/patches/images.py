@@ -37,6 +37,7 @@ from probes.dense.preview import Predicted, draw_preview
 from probes.features.budget import CacheFull
 from probes.features.cost import EncodeRun
 from probes.features.store import DTYPES, Builder, get_or_build
+from probes.layers import position
 from probes.pictures import GALLERY, evenly
 
 T = TypeVar("T")
@@ -95,10 +96,13 @@ class PatchImages:
         self.context, self.encoder, self.crops = context, encoder, crops
         self.device = device or context.device
         self.strides, self.stride = backbone.strides[-1:], None
+        self.layer = position(settings, backbone)  # of all that are cached
         out_indices = None
         if encoder is None:
             is_plain = len(set(backbone.strides)) == 1
-            if settings.layers == "last" or (settings.layers == "auto" and is_plain):
+            if self.layer is not None:
+                self.strides = backbone.strides[self.layer : self.layer + 1]
+            elif settings.layers == "last" or (settings.layers == "auto" and is_plain):
                 out_indices = [-1]
             else:
                 self.strides = backbone.strides
@@ -192,7 +196,8 @@ class PatchImages:
         )
 
     def _patches(self, item: int, maps: Sequence[Tensor], metadata: Mapping[str, Any]) -> Patches:
-        batches = [upload(features, self.device).float()[None] for features in maps]
+        read = maps if self.layer is None else [maps[self.layer]]
+        batches = [upload(features, self.device).float()[None] for features in read]
         if len(batches) > 1:
             batches = [normalize(features, dim=1) for features in batches]
         cells = batches[0][0]

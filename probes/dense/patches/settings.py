@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
 from common.settings import Axis, Precision, settings_dataclass
+from probes.layers import PatchLayers
 
 Size = Annotated[int, Field(ge=16)]
 
@@ -57,7 +58,8 @@ class PatchSettings(ImageSettings):
         cache: precision in which features are cached; they are encoded each time where the disk has
             no room.
         layers: ``last`` of the backbone's feature maps, ``all``, or ``auto``: the last of a plain
-            ViT, all of a pyramid. Several are brought to one stride, each of unit length at every
+            ViT, all of a pyramid; or one layer, by its number from 1 on or as a share of the depth
+            (``50%``). Several are brought to one stride, each of unit length at every
             position, and concatenated.
         feature_stride: that stride; none for the finest native one that is not below 8.
         memory: patches of train that are remembered at most, as many of each image, sampled by the
@@ -69,7 +71,7 @@ class PatchSettings(ImageSettings):
     """
 
     cache: Literal["fp16", "bf16", "fp32"] = "fp16"
-    layers: Literal["auto", "last", "all"] = "auto"
+    layers: PatchLayers = "auto"
     feature_stride: Annotated[PositiveInt | None, Axis()] = None
     memory: Annotated[PositiveInt, Axis()] = 2_000_000
     void: Literal["ignore", "background", "class", "vote"] = "ignore"

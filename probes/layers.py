@@ -1,0 +1,96 @@
+"""The setting that says which layer of a backbone a probe reads, and one pass for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from backbones.base import Backbone
+from common.errors import UserError
+from common.settings import Axis
+from probes.base import Context
+
+Layer = int | str  # a number from 1 on, or a share of the depth such as ``50%``
+
+
+def _read_layer(value: Any, names: Sequence[str] = ()) -> Layer:
+    text = str(value)
+    if text in names:
+        return text
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    if text.endswith("%") and text[:-1].isdecimal() and 0 < int(text[:-1]) <= 100:
+        return text
+    raise ValueError(
+        f"must be {', '.join(names)}, the number of a layer from 1 on, or a share of the depth such"
+        " as 50%"
+    )
+
+
+# ``all`` or the ``last`` of the backbone's own maps, or one layer
+DenseLayers = Annotated[
+    Layer, BeforeValidator(partial(_read_layer, names=("all", "last"))), Axis("layers")
+]
+PatchLayers = Annotated[
+    Layer, BeforeValidator(partial(_read_layer, names=("auto", "last", "all"))), Axis("layers")
+]
+# of a whole image: an embedding, or the class token of one layer
+ImageFeatures = Annotated[
+    Layer,
+    BeforeValidator(partial(_read_layer, names=("projected", "pre_projection"))),
+    Axis("layers"),
+]
+
+
+def requested_layer(settings: Any) -> Layer | None:
+    """The layer that a task's settings name by number or share; None if they name none."""
+    for field in ("layers", "features"):
+        value = getattr(settings, field, None)
+        if isinstance(value, int) or str(value).endswith("%"):
+            return value
+    return None
+
+
+def layer_index(layer: Layer, depth: int, backbone: str) -> int:
+    """The index, from 0, of a layer in a backbone of this depth. Shares are rounded down.
+
+    Raises:
+        UserError: there is no such layer, or the backbone gives its own maps alone.
+    """
+    if not depth:
+        raise UserError(
+            f"layers={layer}: backbone {backbone!r} has only its own feature maps; set layers=last"
+        )
+    number = layer if isinstance(layer, int) else max(depth * int(layer[:-1]) // 100, 1)
+    if number > depth:
+        raise UserError(
+            f"layers={layer}: backbone {backbone!r} has {depth} layers; choose 1 to {depth}"
+        )
+    return number - 1
+
+
+def at_layers(context: Context, layers: Sequence[Layer]) -> Context:
+    """``context`` with a backbone that reads all ``layers`` in one pass, if the task reads one of
+    them; see ``position``.
+
+    Raises:
+        UserError: a layer does not exist.
+    """
+    if requested_layer(context.settings) is None:
+        return context
+    backbone = context.backbone
+    indices = sorted({layer_index(layer, backbone.depth, backbone.name) for layer in layers})
+    config = {**context.backbone_config, "layers": indices}
+    return replace(context, backbone=backbone.at_layers(indices), backbone_config=config)
+
+
+def position(settings: Any, backbone: Backbone) -> int | None:
+    """Which map of a backbone of ``at_layers`` a task reads; None if it names no layer."""
+    layer = requested_layer(settings)
+    if layer is None:
+        return None
+    return backbone.data.layers.index(layer_index(layer, backbone.depth, backbone.name))
