@@ -180,10 +180,10 @@ def half_width(parts: tuple[Part, ...], level: float) -> float:
     Each part of the noise is its standard error × Student's t; their sum has the distribution of
     Behrens (1929) and Fisher (1935), the posterior of a mean whose variances are scaled inverse χ².
     It misses no more often than it should (Robinson, Ann. Stat. 4, 1976), but where seeds have few
-    degrees of freedom less often. So from ``MATCHING`` on, the prior of the variances is Ghosh and
-    Kim's (Can. J. Stat. 29, 2001), whose posterior misses as often as it should up to the second
-    order: with a probability that is the share of the other parts in the variance, a part has two
-    degrees of freedom more. Given its χ², a part is normal; the mean over χ² is by quadrature.
+    degrees of freedom less often. So from ``MATCHING`` on, a part with d of them and the share w of
+    the variance has two more with probability 1 - w (1 + 1/d), which misses as often as it should
+    up to terms in 1/d² (docs/statistics.md derives it). Given its χ², a part is normal; the mean
+    over χ² is by quadrature.
     """
     total = sum(part.variance for part in parts)
     if total == 0:
@@ -195,12 +195,14 @@ def half_width(parts: tuple[Part, ...], level: float) -> float:
     variances: np.ndarray = np.zeros(1)
     weights: np.ndarray = np.ones(1)
     for part in positive:
-        others = 1 - part.variance / total if level >= MATCHING and part.seeds else 0.0
+        mixed = 0.0
+        if level >= MATCHING and part.seeds:
+            mixed = max(1 - part.variance / total * (1 + 1 / part.df), 0.0)
         inflation, weight = _inverse_chi_square(part.df, part.df)
-        if others > 0:
+        if mixed > 0:
             more, more_weight = _inverse_chi_square(part.df, part.df + 2)
             inflation = np.append(inflation, more)
-            weight = np.append((1 - others) * weight, others * more_weight)
+            weight = np.append((1 - mixed) * weight, mixed * more_weight)
         variances = np.add.outer(variances, part.variance * inflation).ravel()
         weights = np.multiply.outer(weights, weight).ravel()
         if len(variances) > NODES:
