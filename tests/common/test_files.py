@@ -120,6 +120,7 @@ def test_json_overwrites_only_json(tmp_path):
         json_output_path(tmp_path / "mine.yaml")
 
 
+@pytest.mark.integration
 def test_sockets_of_multiprocessing_fit_below_a_long_temporary_folder(tmp_path):
     folder = tmp_path / ("x" * 90)
     folder.mkdir()

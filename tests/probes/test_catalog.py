@@ -67,6 +67,7 @@ def test_datasets_keep_the_contract(name):
     assert "object at 0x" not in canonical_json(dict(spec.extra))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("module", ["probes.dense.probe", "probes.detection"])
 def test_any_module_can_be_imported_first(module):
     code = f"import {module}, probes.catalog, sys; sys.exit('mmseg' in sys.modules)"

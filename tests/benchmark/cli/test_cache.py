@@ -106,6 +106,7 @@ def test_unfinished_cells_that_run_stay(capsys, home):
     assert not (home / "work/one").exists()
 
 
+@pytest.mark.integration
 def test_what_another_process_uses_stays_until_it_ends(capsys, home):
     """The world and the weights of a run, whose units read them again and again."""
     code = "import sys; from pathlib import Path; from common.locks import mark_in_use\n"

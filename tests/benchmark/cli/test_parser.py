@@ -120,6 +120,7 @@ def test_a_bad_file_is_one_line(tmp_path, refused, text, message):
     refused(f"run --config {tmp_path}/run.yaml", message)
 
 
+@pytest.mark.integration
 def test_the_shell_completes_options(capsys, tmp_path):
     assert main(["--completion", "bash"]) == 0
     script = tmp_path / "completion"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from reports.mlflow.run import Tracker
 from tests.benchmark.commands import run_command
 from tests.reports.synthetic import write_run
+
+pytestmark = pytest.mark.integration
 
 TASKS = dict.fromkeys(("voc/linear", "imagenet/linear"), 0.5)
 PROBE = {task: {"probe": "linear"} for task in TASKS}

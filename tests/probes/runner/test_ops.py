@@ -86,6 +86,7 @@ def test_other_operators_are_named_when_called():
         carafe(torch.randn(1, 4, 4, 4), torch.randn(1, 25, 8, 8), 5, 1, 2)
 
 
+@pytest.mark.integration
 def test_compiled_operators_are_used_where_they_exist(tmp_path):
     """A module in mmcv's path stands for a compiled one."""
     (tmp_path / "_ext.py").touch()

@@ -73,6 +73,7 @@ def test_latex_is_ascii_with_two_rows_of_headings(files):
     assert "Seeds: 1 to 3" in text and "\\textbf{" in text
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(LATEX is None, reason="no LaTeX: apt-get install texlive-latex-base")
 def test_latex_compiles(report, tmp_path):
     (study,) = report.studies

@@ -32,6 +32,7 @@ def test_a_file_comes_with_its_progress(source, tmp_path):
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["a.tar"], "nothing beside it"
 
 
+@pytest.mark.integration
 def test_a_killed_download_goes_on(source, tmp_path):
     """A process that is killed in the middle, on a connection that stands still."""
     file, part = tmp_path / "a.tar", tmp_path / "a.tar.part"
