@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.axes import SAMPLES, axes, read_values, split_variant, variants
+from benchmark.execution.progress import console
 from benchmark.options import DataOptions, ExecutionOptions, RunOptions
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in
@@ -134,9 +135,8 @@ def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]
     """Names of the backbones to run, and notes about them. Raises ``UserError`` if there are none.
 
     If there is exactly one name and it is a key of ``Suite.backbone_sets``, that set runs instead.
-    A set named after a backbone is the backbone plus its baselines (in ``mini``, ``cliptex`` runs
-    ``clip``, ``clip-ft`` and ``cliptex``); with ``--only`` or ``--weights``, only the backbone
-    runs.
+    A set that contains its own name is a backbone with its baselines (see ``Suite``); with
+    ``--only`` or ``--weights``, only the backbone runs.
     """
     names = list(dict.fromkeys(options.backbones)) or list(suite.default_backbones)
     if not names:
@@ -227,14 +227,23 @@ def plan_tasks(
     return [replace(task, encoded_layers=encoded) for task in tasks.values()]
 
 
+def print_notes(notes: Iterable[str]) -> None:
+    """Print the notes of a plan."""
+    for note in notes:
+        console.print(note, style="dim", markup=False)
+
+
 def decide_precision(
-    tasks: Sequence[PlannedTask], options: ExecutionOptions
+    tasks: Sequence[PlannedTask], options: ExecutionOptions, option: str = "--set"
 ) -> tuple[list[PlannedTask], list[str]]:
     """Tasks with bf16 in place of ``precision=auto`` where their device computes in it, else fp32;
     and a line that says so, if there are any.
 
     The device is that of ``options``; for ``auto`` on a cluster an accelerator, otherwise what this
     machine has.
+
+    Args:
+        option: of the command line that changes settings of tasks, for the line.
 
     Raises:
         UserError: torch knows no such device.
@@ -248,9 +257,11 @@ def decide_precision(
         device = planned_device("auto") if is_cluster else current_device()
     name = "the CPU" if not is_accelerator_name(str(device)) else str(device)
     if computes_in_bf16(device):
-        precision, note = "bf16", f"precision bf16, in which {name} computes (--set precision=fp32)"
+        precision = "bf16"
+        note = f"precision bf16, in which {name} computes ({option} precision=fp32)"
     else:
-        precision, note = "fp32", f"precision fp32: {name} only emulates bf16"
+        precision = "fp32"
+        note = f"precision fp32: {name} only emulates bf16"
     decided = [
         replace(task, settings=replace(task.settings, precision=precision))
         if task in automatic

@@ -77,9 +77,10 @@ class Suite:
         about: one line for ``list suites``.
         tasks: task → changes to its probe's settings, in the order of the report.
         default_backbones: used without ``--backbone``.
-        backbone_sets: name after ``--backbone`` → the backbones to run. If the name is itself a
-            backbone, its set is that backbone with its baselines: ``cliptex`` → (``clip``,
-            ``clip-ft``, ``cliptex``).
+        backbone_sets: name → the backbones that run if ``--backbone`` gives this name alone. A set
+            that contains its own name is a backbone with its baselines: ``cliptex`` → (``random``,
+            ``clip``, ``clip-ft``, ``cliptex``); ``--only`` leaves the baselines out. Other names
+            are of no backbone: ``ablation``.
         artifacts: (experiment, backbones, seeds) → the suite's own data and weights; creates
             nothing.
         training: (experiment, seed) → stage whose result is the ``SuiteTraining`` of a sweep.

@@ -37,8 +37,8 @@ CLIPTEX = RECIPES["cliptex"]
 DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
 
 
-def sweep_tasks(options: SweepOptions) -> list[PlannedTask]:
-    """The tasks of a sweep with their settings."""
+def sweep_tasks(options: SweepOptions) -> tuple[list[PlannedTask], list[str]]:
+    """The tasks of a sweep with their settings, and lines to print about them."""
     suite = find_suite(options.suite)
     inputs = options.init, options.pairs, options.labels
     if suite.training and any(inputs):
@@ -50,8 +50,8 @@ def sweep_tasks(options: SweepOptions) -> list[PlannedTask]:
         raise UserError(
             f"suite {suite.name!r} has no pairs of its own: give --init, --pairs and --labels"
         )
-    tasks, _ = decide_precision(plan_tasks(suite, options.tasks, options.task_overrides), options)
-    return tasks
+    tasks = plan_tasks(suite, options.tasks, options.task_overrides)
+    return decide_precision(tasks, options, "--set-task")
 
 
 def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:
@@ -112,7 +112,7 @@ class Bench:
     ) -> None:
         self.executor, self.tracker, self.training = executor, tracker, training
         self.labels = LabelStore(training.labels)
-        tasks = sweep_tasks(options)
+        tasks, _ = sweep_tasks(options)
         data = prepare_data(tasks, options.with_folders(training.data), executor.num_workers)
         # priority over trainings: a trial that is started is finished first
         self.probing = Probing(
@@ -204,7 +204,7 @@ async def prepare_bench(options: SweepOptions, executor: Executor, tracker: Trac
         UserError: data, pairs or labels are missing, incomplete or broken.
     """
     make_training = find_suite(options.suite).training
-    tasks = sweep_tasks(options)
+    tasks, _ = sweep_tasks(options)
     if make_training is not None:  # check the user's datasets before anything is trained
         tasks = [task for task in tasks if {task.spec.name, task.spec.folder} & set(options.data)]
     prepare_data(tasks, options, executor.num_workers)

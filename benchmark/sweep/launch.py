@@ -12,6 +12,7 @@ from pathlib import Path
 from backbones import UserError
 from backbones.cliptex.training.recipes import RECIPES, Recipe
 from benchmark.execution import Executor
+from benchmark.plan import print_notes
 from benchmark.results.outcome import check_writable
 from benchmark.stages.session import open_executor_and_tracker
 from benchmark.sweep.bench import (
@@ -49,7 +50,8 @@ def launch(options: SweepOptions) -> tuple[Sweep, Tracker]:
             or that another process drives.
         KeyboardInterrupt: interrupted; finished trials stay, the same command resumes.
     """
-    plan = make_plan(options)
+    plan, notes = make_plan(options)
+    print_notes(notes)
     check_writable(options.recipe_file, "--out")
     with suppress(NoSweep):  # before anything is prepared
         sweep = load_sweep(options.name, options.storage)
@@ -67,7 +69,8 @@ def launch(options: SweepOptions) -> tuple[Sweep, Tracker]:
 
 def preview(options: SweepOptions) -> None:
     """Print what ``launch`` would do; creates nothing. Raises ``UserError`` as it does."""
-    plan = make_plan(options)
+    plan, notes = make_plan(options)
+    print_notes(notes)
     try:
         sweep = load_sweep(options.name, options.storage)
     except NoSweep:
@@ -197,9 +200,10 @@ class Trials:
         return result, run.id
 
 
-def make_plan(options: SweepOptions) -> Plan:
-    """The plan without the content of its inputs. Raises ``UserError`` for wrong options."""
-    tasks, recipe = sweep_tasks(options), base_recipe(options)
+def make_plan(options: SweepOptions) -> tuple[Plan, list[str]]:
+    """The plan without the content of its inputs, and lines to print first. Raises ``UserError``
+    for wrong options."""
+    (tasks, notes), recipe = sweep_tasks(options), base_recipe(options)
     space = make_space(options, recipe)
     cells = [params for params in space.cells().values() if params]
     ends = [
@@ -228,7 +232,7 @@ def make_plan(options: SweepOptions) -> Plan:
         "fixed": {"recipe": CLIPTEX.name, **changes(recipe), "seed": options.seed},
         "zero_shot_loss": options.zero_shot_loss,
     }
-    return Plan(space, objectives, known_tasks, inputs, options.prune)
+    return Plan(space, objectives, known_tasks, inputs, options.prune), notes
 
 
 def _finish(sweep: Sweep, parent: Run, out: Path) -> None:

@@ -213,6 +213,18 @@ def test_commands_without_a_study(here, capsys, refused):
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize("options", ["--dry-run", "--data-root nowhere"])
+def test_the_precision_of_the_tasks_is_said_first(here, capsys, monkeypatch, options):
+    monkeypatch.setattr("benchmark.plan.computes_in_bf16", lambda device: True)
+    command = "sweep launch --suite paper --task voc/linear --device cpu --init random"
+    run_command(f"{command} --pairs pairs --labels labels {options}")
+    line = "precision bf16, in which the CPU computes (--set-task precision=fp32)"
+    assert capsys.readouterr().out.splitlines()[0] == line
+    command += " --set-task precision=fp32"
+    run_command(f"{command} --pairs pairs --labels labels {options}")
+    assert "precision" not in capsys.readouterr().out
+
+
 def test_the_base_recipe_is_the_suites_changed_by_a_file_and_by_options(tmp_path):
     (tmp_path / "mine.toml").write_text('lr = 2e-5\nlambda_seg = 5\nexperts = ["seg", "depth"]\n')
     options = SweepOptions(

@@ -122,7 +122,7 @@ def test_its_lambda_is_swept(labelled):
         pairs="pairs",
         labels="labels",
     )
-    plan = launch.make_plan(options)
+    plan, _ = launch.make_plan(options)
     varied = [name for name, setting in plan.space.settings.items() if setting.varied]
     assert varied == ["lambda_clip", "lambda_edges"]
     cells = {params["lambda_edges"]: params for params in plan.space.cells().values()}
