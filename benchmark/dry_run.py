@@ -23,7 +23,7 @@ from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
 from benchmark.memory import PlannedDevice, describe_unit
 from benchmark.options import RunOptions
-from benchmark.plan import RunPlan, make_plan
+from benchmark.plan import RunPlan, make_plan, print_notes
 from benchmark.probing.data import prepare_data, split_into_units
 from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.run import known_cells
@@ -73,12 +73,11 @@ def dry_run(options: RunOptions, device_memory: float | None = None) -> None:
     """
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
     plan, planned = make_plan(options), PlannedDevice.of(options.device, device_memory)
-    for note in plan.notes:
-        _print(note)
+    print_notes(plan.notes)
     tracker = Tracker.existing(plan.experiment)
     stages, data, sources = _look_up(plan, cached_only=True)
     for stage in stages:
-        _print_pending(stage.title, stage.units)
+        _print_pending(stage.title, max(1, len(stage.units)))
     units = [[task] for task in plan.tasks] if data is None else split_into_units(plan.tasks, data)
     median_seconds = cache(lambda task: _median_seconds(tracker, options.executor_spec, task))
     counts, memory = Counter({"done": 0, "to do": 0}), dict[tuple[str, ...], str]()

@@ -8,18 +8,18 @@ seed whose tasks are scored on the same images.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from benchmark.execution import Executor
-from benchmark.execution.estimate import load_seconds, save_seconds, unit_type
+from benchmark.execution.estimate import load_seconds, save_seconds
 from benchmark.execution.progress import console
 from benchmark.options import RunOptions
-from benchmark.plan import RunPlan, make_plan
+from benchmark.plan import RunPlan, make_plan, print_notes
 from benchmark.probing.cell import failed_cells, failure_reason, finished_cell, log_backbone
 from benchmark.probing.data import prepare_data
 from benchmark.probing.parents import Parent
-from benchmark.probing.submit import SOON, Probing
+from benchmark.probing.submit import SOON, Probing, unit_name
 from benchmark.probing.unit import describe_backbone, forget_backbone
 from benchmark.records import BackboneInfo, Cell, PlannedTask
 from benchmark.results.outcome import RunResult, as_json, check_writable, suite_average
@@ -50,8 +50,7 @@ async def run_async(options: RunOptions) -> RunResult:
             command resumes them.
     """
     plan = make_plan(options)
-    for note in plan.notes:
-        console.print(note, style="dim", markup=False)
+    print_notes(plan.notes)
     if options.json:
         check_writable(options.json)
     if options.weights:
@@ -108,9 +107,8 @@ def known_cells(
     return cells
 
 
-def probe_type(tasks: Sequence[PlannedTask]) -> str:
-    """Type of the units that probe ``tasks``."""
-    return unit_type("probe", " + ".join(task.name for task in tasks))
+def _unit_names(backbone: str, seed: int, units: Iterable[Sequence[PlannedTask]]) -> list[str]:
+    return [unit_name(backbone, seed, tasks) for tasks in units]
 
 
 class _PlanRunner:
@@ -147,17 +145,19 @@ class _PlanRunner:
                     await self.probing.describe(plan.backbone_arguments(name, plan.options.seed))
         estimate = executor.overview.estimate
         estimate.table = load_seconds(plan.suite.name)
-        estimate.expected.update(map(probe_type, len(keys) * list(self.probing.units)))
+        for name, seed in keys:
+            estimate.announce("probe", _unit_names(name, seed, self.probing.units))
         for stage, result in find_results(self.artifacts.backbones.values()).items():
-            if result is None and stage.unit_type:
-                estimate.expected[stage.unit_type] += stage.units
+            if result is None:
+                estimate.announce(stage.kind, stage.units)
         # A local worker keeps one backbone in memory, so at most as many backbones as workers at a
         # time; remote executors have no such limit.
         self.semaphore = asyncio.Semaphore(len(keys) if executor.is_remote else executor.slots)
         rows = await asyncio.gather(*(self._backbone(name, seed) for name, seed in keys))
         cells = [cell for row, _ in rows for cell in row]
         run_ids = {key: run_id for key, (_, run_id) in zip(keys, rows, strict=True) if run_id}
-        is_usual = not plan.overrides and not plan.options.limit
+        # with ``force``, features are read that an earlier run has encoded
+        is_usual = not (plan.overrides or options.limit or options.force)
         if is_usual and not any(cell.status == "failed" for cell in cells):
             save_seconds(plan.suite.name, estimate)
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
@@ -178,6 +178,10 @@ class _PlanRunner:
         except Exception as error:
             reason = f"{problem}: {self._failure_reason(error)}"
             return failed_cells(name, seed, self.plan.tasks, reason), ""
+        finally:
+            # units that a failed training prevents
+            names = _unit_names(name, seed, self.probing.units)
+            self.executor.overview.estimate.withdraw(names)
 
     async def _probe(
         self, backbone: BackboneInfo, source: BackboneSource, seed: int
@@ -188,9 +192,9 @@ class _PlanRunner:
         cells = known_cells(plan, tracker, self.data, backbone, seed)
         pending = [[task for task in tasks if task.name not in cells] for tasks in units]
         pending = [tasks for tasks in pending if tasks]
-        # withdraw what is finished
-        executor.overview.estimate.expected.subtract(map(probe_type, units))
-        executor.overview.estimate.expected.update(map(probe_type, pending))
+        # units that are finished, or become smaller ones
+        others = [tasks for tasks in units if tasks not in pending]
+        executor.overview.estimate.withdraw(_unit_names(backbone.name, seed, others))
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
             console.print(
                 f"{backbone.name} · seed {seed}: {len(cached)} of {len(plan.tasks)} tasks are"

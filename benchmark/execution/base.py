@@ -158,7 +158,7 @@ class Executor(ABC):
         cores (``threads_per_unit``). With a GPU, it is one more than the number of loading
         processes, each of which gets a core.
         """
-        if kind == "render":
+        if kind in ("render", "manual"):
             return {"cpus": 1, "gpus": 0}
         if is_accelerator_name(self.device) or (self.device == "auto" and self.has_gpus):
             return {"cpus": self.num_workers + 1, "gpus": 1}
@@ -197,7 +197,7 @@ class Executor(ABC):
         folder = home().absolute() / "tasks" / uuid.uuid4().hex
         name = name or function.__name__
         unit = Unit(function, args, name, folder, cpus, gpus, unit_type(kind, name))
-        self.overview.estimate.submitted[unit.type] += 1
+        self.overview.estimate.add_submitted(name, unit.type)
         return self._enqueue(unit, priority)
 
     def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
@@ -371,7 +371,8 @@ class Executor(ABC):
             self._show(queued, flush=True)
         queued.line.end()
         seconds = time.monotonic() - queued.started if queued.started else 0.0
-        self.overview.estimate.add_done(queued.unit.type, seconds)
+        measures = bool(queued.started) and error is None and not queued.line.is_resumed
+        self.overview.estimate.add_done(queued.unit.type, seconds, measures)
         remove(queued.unit.folder)
         if queued.future.set_running_or_notify_cancel():
             if error is not None:

@@ -30,24 +30,57 @@ def unit_type(kind: str, name: str) -> str:
 
 
 class Estimate:
-    """Counts the units of a run by type, and their seconds."""
+    """Counts the units of a run by type, and their seconds.
+
+    Attributes:
+        table: unit type → usual seconds.
+        expected: name → type of units that are announced and not yet submitted.
+        submitted, finished: number of units by type.
+        measured, seconds: number by type of finished units that did all of their work, and their
+            seconds together.
+        worked: seconds of all finished units.
+    """
 
     def __init__(self) -> None:
         self.table: Mapping[str, float] = {}
-        self.expected, self.submitted = Counter[str](), Counter[str]()
-        self.finished, self.seconds = Counter[str](), Counter[str]()
+        self.expected: dict[str, str] = {}
+        self.submitted, self.finished = Counter[str](), Counter[str]()
+        self.measured, self.seconds = Counter[str](), Counter[str]()
+        self.worked = 0.0
         self.started = time.monotonic()
 
     @property
     def units(self) -> Counter[str]:
-        """The run's units; not all are announced before they are submitted, nor the reverse."""
+        """The run's units by type; some are submitted that were not announced."""
         # copies, because other threads add to them meanwhile
-        return Counter(dict(self.expected)) | Counter(dict(self.submitted))
+        return Counter(dict(self.submitted)) + Counter(list(self.expected.values()))
 
-    def add_done(self, type_: str, seconds: float) -> None:
-        """Count a unit that has ended after ``seconds`` of work, failed ones included."""
+    def announce(self, kind: str, names: Iterable[str]) -> None:
+        """Expect units of one kind."""
+        self.expected.update({name: unit_type(kind, name) for name in names})
+
+    def withdraw(self, names: Iterable[str]) -> None:
+        """Expect these units no longer, unless they are submitted already."""
+        for name in names:
+            self.expected.pop(name, None)
+
+    def add_submitted(self, name: str, type_: str) -> None:
+        """Count a unit, announced or not."""
+        self.withdraw([name])
+        self.submitted[type_] += 1
+
+    def add_done(self, type_: str, seconds: float, measures: bool = True) -> None:
+        """Count a unit that has ended after ``seconds`` of work.
+
+        Args:
+            measures: whether ``seconds`` are what such a unit takes: it has not failed, and no part
+                of its work was done before.
+        """
         self.finished[type_] += 1
-        self.seconds[type_] += seconds  # type: ignore[assignment]
+        self.worked += seconds
+        if measures:
+            self.measured[type_] += 1
+            self.seconds[type_] += seconds  # type: ignore[assignment]
 
     def seconds_left(self, running: Iterable[tuple[str, float]]) -> float | None:
         """Seconds until the run ends; None while too little is known.
@@ -57,13 +90,13 @@ class Estimate:
         """
         units = self.units
         usual = {type_: self.table.get(type_, 0.0) for type_ in units}
-        planned = sum(usual[type_] * self.finished[type_] for type_ in usual)
+        planned = sum(usual[type_] * self.measured[type_] for type_ in usual)
         if not planned:
             return None
         slowness = sum(self.seconds[type_] for type_ in usual if usual[type_]) / planned
         unfinished = units - Counter(dict(self.finished))
         remaining = slowness * sum(count * usual[type_] for type_, count in unfinished.items())
-        done = float(self.seconds.total())
+        done = self.worked
         for type_, seconds in running:
             done += seconds
             remaining -= min(seconds, slowness * usual[type_])
@@ -74,12 +107,10 @@ class Estimate:
 
 
 def save_seconds(suite: str, estimate: Estimate) -> None:
-    """Keep the mean seconds of a run's units for the next, if they can be written."""
+    """Store the mean seconds of a run's units for the next, if they can be written."""
     path = home() / "unit_seconds.json"
     tables = read_json_object(path)
-    means = {
-        type_: estimate.seconds[type_] / estimate.finished[type_] for type_ in estimate.finished
-    }
+    means = {type_: estimate.seconds[type_] / n for type_, n in estimate.measured.items()}
     tables[suite] = {**load_seconds(suite), **{t: round(s, 1) for t, s in means.items()}}
     with suppress(OSError, UserError):
         write_json(path, tables)

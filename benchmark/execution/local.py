@@ -60,6 +60,7 @@ class LocalExecutor(Executor):
             return super()._enqueue(unit, priority)
         future: Future[Any] = Future()
         started = time.monotonic()
+        self.bar.is_resumed = False
         self._unit_here = [(self.bar, unit.type, started)]
         with threads(unit.cpus):
             try:  # errors keep their traceback, and an interruption is not caught
@@ -67,7 +68,8 @@ class LocalExecutor(Executor):
             except Exception as error:
                 future.set_exception(error)
         self._unit_here = []
-        self.overview.estimate.add_done(unit.type, time.monotonic() - started)
+        measures = future.exception() is None and not self.bar.is_resumed
+        self.overview.estimate.add_done(unit.type, time.monotonic() - started, measures)
         return future
 
     def _running_units(self) -> list[tuple[ProgressLine, str, float]]:

@@ -34,9 +34,10 @@ class Reporter(ABC):
 
     Attributes:
         prefix: put before the description of each new step.
+        is_resumed: a part of the unit's work was done before, by another process or attempt.
     """
 
-    prefix = ""
+    prefix, is_resumed = "", False
     _step_number, _done = 0, 0  # of the step in another process
 
     @abstractmethod
@@ -47,8 +48,13 @@ class Reporter(ABC):
     def advance(self, steps: int = 1) -> None:
         """Add ``steps`` finished parts."""
 
+    def mark_resumed(self) -> None:
+        """Set ``is_resumed``: the time of this unit says nothing about others like it."""
+        self.is_resumed = True
+
     def follow(self, status: Mapping[str, Any]) -> None:
         """Report the progress in the heartbeat of another process (see ``UnitProgress``)."""
+        self.is_resumed = status.get("is_resumed", False)
         if "step" not in status:
             return
         if status["number"] != self._step_number:
@@ -64,6 +70,9 @@ class UnitProgress(Reporter):
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat, self._steps = heartbeat, 0
+
+    def mark_resumed(self) -> None:
+        self._heartbeat.update(is_resumed=True)
 
     def start(self, description: str, total: int) -> None:
         self._steps += 1

@@ -207,6 +207,7 @@ def _child_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Contex
     resume = None
     if started is not None and started.info.status != "FINISHED":
         resume = started.info.run_id
+        reporter().mark_resumed()
     with context.tracker.run(
         task.name,
         tags=tags,

@@ -18,6 +18,11 @@ FIRST = 9  # priority of what others wait for
 SOON = 4  # of probes that wait for no training: the first numbers
 
 
+def unit_name(backbone: str, seed: int, tasks: Sequence[PlannedTask]) -> str:
+    """The name of the unit that probes ``tasks``."""
+    return f"{backbone} · seed {seed} · {' + '.join(task.name for task in tasks)}"
+
+
 @dataclass
 class Probing:
     """Tasks on their data, submitted as units of work.
@@ -100,7 +105,7 @@ class Probing:
             num_workers=self.executor.num_workers,
             force=self.force,
         )
-        name = f"{backbone.name} · seed {seed} · {' + '.join(keys)}"
+        name = unit_name(backbone.name, seed, tasks)
         if priority is None:
             priority = self.priority
         return await self.executor.run("probe", probe_unit, unit, name=name, priority=priority)

@@ -54,6 +54,7 @@ def probe_unit(unit: ProbeRequest) -> list[Cell]:
             cell = finished_cell(tracker, unit.backbone.name, name, unit.seed, key, parent)
             if cell is not None:
                 cells[name] = cell
+                reporter().mark_resumed()
         pending = [task for task in unit.tasks if task.name not in cells]
         if pending:
             cells |= {cell.task: cell for cell in _run_pending(unit, pending, tracker)}

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
-from backbones.cliptex.experts.training import train_expert
+from backbones.cliptex.experts.training import STATES, train_expert
 from backbones.cliptex.protocols import Silent
+from backbones.cliptex.training.states import States
 from backbones.cliptex.training.trainer import TrainContext
 from benchmark.execution.base import Executor
 from benchmark.execution.device import choose_device
@@ -66,12 +69,16 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
         UserError: as ``backbones.cliptex.experts.training.train_expert``.
     """
     with exclusive(training.out):
-        if training.find() is not None:
+        is_trained = training.find() is not None
+        if is_trained or States(training.out / STATES, "").steps():
+            reporter().mark_resumed()
+        if is_trained:
             return _train(training, Silent())
         tags = {
             "expert": training.name,
             "seed": str(training.seed),
             "device.kind": device_name(choose_device(training.device)),
+            "threads": str(torch.get_num_threads()),
         }
         title = f"expert {training.name} · seed {training.seed}"
         tracker = Tracker(training.experiment)

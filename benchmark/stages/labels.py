@@ -12,7 +12,7 @@ from typing import Any
 
 import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.data.source import FailureCounter, PairSource
+from backbones.cliptex.data.source import FailureCounter, PairSource, Shard
 from backbones.cliptex.experts.registry import load_experts
 from backbones.cliptex.labels.labeller import (
     LabelledShard,
@@ -87,6 +87,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
         for number, shard in enumerate(source.shards):
             if summary := writer.finished(shard.name, print_note):
                 _count_failures(failures, summary["failed"], len(source))
+                executor.overview.estimate.withdraw([_unit_name(shard)])
             else:
                 pending.append(number)
             await asyncio.sleep(0)
@@ -105,7 +106,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
 
             async def label(number: int) -> None:
                 unit = request, writer, number
-                name = f"label {source.shards[number].name}"
+                name = _unit_name(source.shards[number])
                 async with slots:
                     shard, device = await executor.run(
                         "label", label_unit, *unit, name=name, priority=request.priority
@@ -152,6 +153,8 @@ def label_unit(
     kind of device."""
     labeller = _labeller(request, writer.root, writer.key)
     shard = labeller.label(labeller.source.shards[number], reporter(), print_note)
+    if not shard.images:
+        reporter().mark_resumed()
     return shard, device_name(choose_device(request.device))
 
 
@@ -171,6 +174,10 @@ def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
 
 
 label_unit.forget = _labeller.cache_clear  # type: ignore[attr-defined]
+
+
+def _unit_name(shard: Shard) -> str:
+    return f"label {shard.name}"
 
 
 def _count_failures(failures: FailureCounter, failed: Any, total: int) -> None:

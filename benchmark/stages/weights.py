@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 import backbones
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.dataset import training_size
@@ -21,7 +23,13 @@ from backbones.cliptex.training.distributed import (
 )
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.states import States
-from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
+from backbones.cliptex.training.train import (
+    TrainContext,
+    TrainResult,
+    find_trained,
+    states_folder,
+    train,
+)
 from benchmark.execution.base import Executor
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
@@ -132,7 +140,7 @@ def preview_training(inputs: TrainingInputs) -> None:
         f"{recipe.name}: {count} of {len(pairs)} pairs in {len(pairs.shards)} shards ×"
         f" {recipe.epochs:g} epochs = {steps} steps of {recipe.batch_size}"
     )
-    saved = States(inputs.out.with_name(f"{inputs.out.name}.resume"), "").steps()
+    saved = States(states_folder(inputs.out), "").steps()
     if find_weights(inputs, None):
         line += f"; {inputs.out} holds these weights: nothing is to do"
     elif saved and saved[0] < steps:
@@ -154,6 +162,8 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
     tracker = Tracker(inputs.experiment)
     with exclusive(inputs.out):
         weights = find_weights(inputs, tracker)
+        if weights is not None or States(states_folder(inputs.out), "").steps():
+            reporter().mark_resumed()
         if weights is None:
             return _train_in_run(tracker, inputs)
         if torchrun_environment().get("WORLD_SIZE", 1) > 1:
@@ -193,6 +203,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         "experts": ",".join(recipe.tasks),
         "architecture": _architecture(inputs),
         "device.kind": device_name(choose_device(inputs.device)),
+        "threads": str(torch.get_num_threads()),
     }
     title = f"train {recipe.name} · seed {recipe.seed}"
     parent = Run(tracker, inputs.parent, "") if inputs.parent else None
@@ -205,7 +216,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         try:
             result = _train(inputs, log)
         except TrialPruned:
-            shutil.rmtree(inputs.out.with_name(f"{inputs.out.name}.resume"), ignore_errors=True)
+            shutil.rmtree(states_folder(inputs.out), ignore_errors=True)
             raise
         _log_result(run, inputs, result)
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))

@@ -17,7 +17,6 @@ from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import MANIFEST, LabelStore
 from backbones.cliptex.training.recipes import Recipe, find_recipe
 from benchmark.execution import Executor
-from benchmark.execution.estimate import unit_type
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
 from benchmark.mini.world import build_world, is_complete
@@ -52,7 +51,8 @@ class MiniPipeline:
             "render the mini world",
             find=lambda: self.root if is_complete(self.root, config) else None,
             make=partial(build_world, config),
-            units=len(chunks_of(config)),
+            kind="render",
+            units=[chunk.record for chunk in chunks_of(config)],
         )
         trainings = [self._expert_training(*item) for item in self.sizes.experts.items()]
         self.experts = tuple(map(self._expert_stage, trainings))
@@ -70,8 +70,8 @@ class MiniPipeline:
             find=self._find_labels,
             make=self._make_labels,
             needs=self.experts,
-            units=-(-config.pairs // config.shard_size),
-            unit_type="label",
+            kind="label",
+            units=[f"label {n:05d}" for n in range(-(-config.pairs // config.shard_size))],
         )
         key = content_key([self.root.name, SHARE, LABEL_VERSION], 8)
         self.manual = home() / "labels" / f"{self.root.name}-manual-{key}"
@@ -80,7 +80,8 @@ class MiniPipeline:
             find=lambda _: self._find_manual(),
             make=self._draw_manual,
             needs=(self.world,),
-            unit_type="render",
+            kind="manual",
+            units=["manual labels"],
         )
         self.backbone = cache(self._backbone_stage)
 
@@ -115,8 +116,8 @@ class MiniPipeline:
             return training.find() or await expert_stage(training, executor, priority=3)
 
         title = f"train expert {training.name}"
-        type_ = unit_type("expert", f"expert {training.name}")
-        return Stage(title, lambda _: training.find(), make, (self.world,), unit_type=type_)
+        needs, units = (self.world,), [f"expert {training.name}"]
+        return Stage(title, lambda _: training.find(), make, needs, "expert", units)
 
     def _find_labels(self, *experts: Any) -> LabelStore | None:
         _, writer = self.request.open(keep=False)
@@ -135,7 +136,7 @@ class MiniPipeline:
         if not self._find_manual():
             arguments = self.config, self.pairs, self.manual
             await executor.run(
-                "render", write_manual_labels, *arguments, name="manual labels", priority=3
+                "manual", write_manual_labels, *arguments, name="manual labels", priority=3
             )
         return LabelStore(self.manual)
 
@@ -193,7 +194,7 @@ class MiniPipeline:
             return source(weights, *results[1:])
 
         title = f"train {name} · seed {seed}"
-        return Stage(title, find, make, needs, unit_type=unit_type("train", title))
+        return Stage(title, find, make, needs, "train", [title])
 
     def _weights_path(self, recipe: Recipe, init: str, labels: Labels | None) -> Path:
         identity = {

@@ -31,9 +31,10 @@ def write_manual_labels(config: WorldConfig, pairs: str, out: Path) -> None:
     The scenes are rendered again, because the world keeps no ground truth of its pairs.
     """
     with exclusive(out), TemporaryDirectory() as folder:
+        progress = reporter()
         if (out / MANIFEST).is_file():
-            return
-        count, progress = round(SHARE * config.pairs), reporter()
+            return progress.mark_resumed()
+        count = round(SHARE * config.pairs)
         progress.start("drawing manual labels", count)
         for index in range(count):
             *_, target = draw_picture(Random(f"{config.seed}/pairs/{index}"), "home", config.size)

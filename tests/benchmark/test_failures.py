@@ -11,6 +11,7 @@ import pytest
 
 import benchmark.catalog  # noqa: F401
 from benchmark.execution import EXECUTORS, base
+from benchmark.execution.estimate import Estimate
 from benchmark.execution.local import LocalExecutor
 from benchmark.probing.parents import Parent
 from benchmark.stages.graph import Stage
@@ -44,13 +45,15 @@ class Buggy:
     )
     needs_text, splits = False, ("val",)
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception | None) -> None:
         self.error = error
 
     def config(self, context) -> str:
         return ""
 
     def run(self, context) -> TaskResult:
+        if self.error is None:
+            return TaskResult({"top1": 1.0})
         raise self.error
 
 
@@ -62,6 +65,14 @@ def suite_backbones(makes: dict) -> SuiteArtifacts:
     """Backbones of a suite that has none of them yet."""
     stages = {key: Stage("train", lambda: None, make) for key, make in makes.items()}
     return SuiteArtifacts(backbones=stages)
+
+
+@pytest.fixture
+def estimate(monkeypatch) -> Estimate:
+    """The estimate of the next command."""
+    estimate = Estimate()
+    monkeypatch.setattr("benchmark.execution.progress.Estimate", lambda: estimate)
+    return estimate
 
 
 @pytest.fixture
@@ -123,10 +134,15 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
     }
 
 
-def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
+def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys, estimate):
+    """Neither what it prevents nor itself is counted as work to come."""
+
     def artifacts(experiment, names, seeds):
-        training = Stage("train", find=lambda: None, make=mistake)
-        return SuiteArtifacts(backbones={(name, 0): training for name in names})
+        first = Stage("train", lambda: None, mistake, kind="train", units=["train clip"])
+        second = Stage(
+            "tune", lambda _: None, mistake, (first,), kind="train", units=["train clip-ft"]
+        )
+        return SuiteArtifacts(backbones={(name, 0): second for name in names})
 
     tasks = {"imagefolder/linear": {}}
     register_suite(
@@ -137,6 +153,23 @@ def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
     assert (
         shown.count("Traceback") == 1
         and shown.count("could not load its weights: ZeroDivisionError") == 3
+    )
+    assert estimate.units.total() == estimate.finished.total() == 0
+
+
+def test_a_unit_that_was_begun_before_is_not_measured(here, estimate):
+    probe = Buggy(KeyError("no such key"))
+    register_probe(probe)
+    tasks = {"imagefolder/buggy": {}, "imagefolder/linear": {}}
+    register_suite(Suite("begun", "for tests", tasks, ("random",)))
+    assert run_command(f"run --suite begun {FAST}") == 1
+    assert estimate.measured == {"backbone": 1, " + ".join(tasks): 1}
+    probe.error = None
+    assert run_command(f"run --suite begun {FAST}") == 0
+    assert estimate.units == estimate.finished, "of the second run one task"
+    assert (estimate.finished["imagefolder/buggy"], estimate.measured["imagefolder/buggy"]) == (
+        1,
+        0,
     )
 
 

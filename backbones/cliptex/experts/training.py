@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
 
 VERSION = 2
 CURVE_POINTS = 200
+STATES = "training-state"  # folder of a running training, in the expert's
 
 
 def train_expert(
@@ -44,8 +45,9 @@ def train_expert(
         settings: changes to the expert's settings, values or text.
 
     Returns:
-        ``expert.json`` of the folder: identity, ``accuracy``, ``images``, ``seconds`` and ``flops``
-        of the training. An expert from the same data, settings and seed is returned as it is.
+        ``expert.json`` of the folder: identity, ``accuracy``, ``images``, and ``seconds``,
+        ``flops`` and ``threads`` of the training. An expert from the same data, settings and seed
+        is returned as it is.
 
     Raises:
         UserError: unknown expert or setting, missing or unreadable data, ``out`` holds something
@@ -73,7 +75,7 @@ def train_expert(
     expert.source = f"trained on {data_root.name}, {len(train)} images, seed {seed}"
     steps = round(chosen.epochs * len(train) / chosen.batch_size)
     log_every = max(1, steps // CURVE_POINTS)
-    context = replace(context, resume_dir=out / "training-state", log_every=log_every)
+    context = replace(context, resume_dir=out / STATES, log_every=log_every)
     with report_out_of_memory("try a lower batch_size (--set batch_size=…)"):
         cost = expert.train_on(train, context, seed)
     expert.freeze(context.device)
@@ -89,6 +91,7 @@ def train_expert(
         accuracy=accuracy,
         seconds=round(cost["train_seconds"], 2),
         flops=cost["train_flops"],
+        threads=torch.get_num_threads(),  # the last bits of sums depend on them
     )
     return read_config(out)
 

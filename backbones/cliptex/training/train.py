@@ -32,7 +32,7 @@ from common.files import content_key
 from common.heap import return_freed_memory
 from common.out_of_memory import report_out_of_memory
 
-__all__ = ["TrainContext", "TrainResult", "find_trained", "train"]
+__all__ = ["TrainContext", "TrainResult", "find_trained", "states_folder", "train"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def train(
         key = _key(recipe, start, pairs, labels)
         if result := process.share(_finished(out, key) if process.first else None):
             return result
-        folder = context.resume_dir or out.with_name(f"{out.name}.resume")
+        folder = context.resume_dir or states_folder(out)
         context = replace(context, resume_dir=folder).on_rank(process)
         dataset = TrainDataset(
             pairs,
@@ -150,12 +150,18 @@ def train(
                 },
                 "metrics": trainer.metrics,
                 "cost": cost,
+                "threads": torch.get_num_threads(),  # the last bits of sums depend on them
                 "notes": notes,
             }
             export(out, weights, **extra)
             trainer.states.remove()
         process.wait()
         return TrainResult(out, state_sha256(weights), key, trainer.metrics, cost, notes)
+
+
+def states_folder(out: Path) -> Path:
+    """Where the training of the weights ``out`` saves its states by default."""
+    return out.with_name(f"{out.name}.resume")
 
 
 def find_trained(

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from benchmark.execution.estimate import Estimate, load_seconds, save_seconds, unit_type
 
-TABLE = {"render": 5.0, "train clip": 60.0, "mini-seg/linear": 20.0, "mini-det/mask-rcnn": 40.0}
-SLOWER = 1.7
+TABLE = {"train clip": 10.0, "voc/linear": 20.0}
+SHORT, LONG = "train clip", "voc/linear"
+
+
+@pytest.fixture
+def after(monkeypatch) -> Callable[[float], Estimate]:
+    """An estimate, so many seconds after the start of a run: one short and two long units are
+    announced, beside a short one that is submitted."""
+    clock = 0.0
+    monkeypatch.setattr("benchmark.execution.estimate.time.monotonic", lambda: clock)
+    estimate = Estimate()
+    estimate.table = TABLE
+    estimate.announce("train", ["train clip · seed 0", "train clip · seed 1"])
+    estimate.announce("probe", ["clip · seed 0 · voc/linear", "clip · seed 1 · voc/linear"])
+    estimate.add_submitted("train clip · seed 0", SHORT)
+
+    def wait(seconds: float) -> Estimate:
+        nonlocal clock
+        clock = seconds
+        return estimate
+
+    return wait
 
 
 def test_units_of_equal_cost_have_one_type():
@@ -15,40 +37,69 @@ def test_units_of_equal_cost_have_one_type():
     assert unit_type("train", "train cliptex · seed 0") == "train cliptex"
     assert unit_type("expert", "expert unet") == "expert unet"
     assert unit_type("render", "render 3/8") == "render"
+    assert unit_type("manual", "manual labels") == "manual labels"
 
 
-def test_the_time_left_is_right_from_a_third_of_the_run_on(monkeypatch):
-    """Two workers, which are never idle, on a slower machine."""
-    clock = 0.0
-    monkeypatch.setattr("benchmark.execution.estimate.time.monotonic", lambda: clock)
-    estimate = Estimate()
-    estimate.table = TABLE
-    units = ["render"] * 8 + ["train clip"] + ["mini-seg/linear", "mini-det/mask-rcnn"] * 4
-    estimate.expected.update(units[8:])
-    estimate.submitted["render"] = 8
-    lengths = [TABLE[type_] * SLOWER for type_ in units]
-    ends = [sum(lengths[: i + 1]) / 2 for i in range(len(units))]
-    for type_, seconds, clock in zip(units, lengths, ends, strict=True):
-        estimate.add_done(type_, seconds)
-        left = estimate.seconds_left([])
-        if clock > ends[-1] / 3:
-            assert left == pytest.approx(ends[-1] - clock)
-    assert left == 0
+def test_a_unit_counts_once_whether_announced_or_not(after):
+    estimate = after(0)
+    assert estimate.units == {SHORT: 2, LONG: 2}, "one of them is submitted"
+    estimate.add_submitted("load clip", "backbone")
+    estimate.withdraw(["train clip · seed 0", "train clip · seed 1"])
+    assert estimate.units == {SHORT: 1, LONG: 2, "backbone": 1}, "what is submitted stays"
 
 
-def test_nothing_is_said_of_units_that_never_ran():
-    estimate = Estimate()
-    estimate.submitted["train clip"] = 2
-    assert estimate.seconds_left([("train clip", 3.0)]) is None
+@pytest.mark.parametrize(
+    ("running", "expected"),
+    [
+        ([], 75.0),  # 10 s + 2 × 20 s of the table, half as long again, by one worker
+        ([(LONG, 15.0)], 30.0),  # 15 s of them are done, and two workers share the rest
+        ([(LONG, 60.0)], 9.0),  # 45 s of one long and one short unit, by five workers
+    ],
+)
+def test_the_time_left_counts_workers_and_what_runs(after, running, expected):
+    estimate = after(15)
+    estimate.add_done(SHORT, 15.0)
+    assert estimate.seconds_left(running) == pytest.approx(expected)
+
+
+def test_units_of_an_unknown_type_keep_workers_busy_and_say_nothing_of_the_speed(after):
+    estimate = after(15)
+    estimate.add_submitted("train other", "train other")
+    estimate.add_submitted("train another", "train another")
+    estimate.add_done("train other", 15.0)
+    assert estimate.seconds_left([]) is None, "no unit of the table has ended"
+    estimate.add_done(SHORT, 15.0)
+    assert estimate.seconds_left([]) == pytest.approx(75 / 2)
+
+
+def test_units_that_were_resumed_or_failed_say_nothing_of_the_speed(after):
+    estimate = after(15)
+    estimate.add_done(SHORT, 15.0)
+    estimate.add_submitted("train clip · seed 1", SHORT)
+    estimate.add_done(SHORT, 1.0, measures=False)
+    after(16)
+    assert estimate.units - estimate.finished == {LONG: 2}
+    assert estimate.seconds_left([]) == pytest.approx(60)
+
+
+def test_nothing_is_said_before_a_tenth_is_done(after):
+    estimate = after(5)
+    assert estimate.seconds_left([(SHORT, 5.0)]) is None, "the machine's speed is unknown"
+    estimate.announce("probe", [f"clip · seed {seed} · voc/linear" for seed in range(2, 9)])
+    estimate.add_done(SHORT, 5.0)  # of 100
+    assert estimate.seconds_left([]) is None
+    assert estimate.seconds_left([(LONG, 5.0)]) == pytest.approx(90 / 2)
 
 
 def test_a_run_leaves_its_seconds_to_the_next(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
     shipped = load_seconds("mini")
-    assert {"train clip", "train cliptex", "expert unet", "label"} <= set(shipped)
+    assert {"train clip", "train cliptex", "expert unet", "label", "manual labels"} <= set(shipped)
     estimate = Estimate()
     estimate.add_done("train clip", 30.0)
     estimate.add_done("train clip", 50.0)
+    estimate.add_done("train clip", 1.0, measures=False)
+    estimate.add_done("train cliptex", 1.0, measures=False)
     save_seconds("mini", estimate)
     assert load_seconds("mini") == {**shipped, "train clip": 40.0}
     assert load_seconds("smoke") == {}

@@ -125,6 +125,17 @@ def test_progress_and_output_are_shown_once(executor, request, output):
     assert executor.bar.calls == [("step", 3), 2]
 
 
+@everywhere()
+def test_only_units_that_did_all_of_their_work_are_measured(executor):
+    names = {name: getattr(units, name) for name in ("resume", "raise_bug", "number_of_threads")}
+    estimate = executor.overview.estimate
+    for name, function in names.items():
+        executor.submit(function, name=name, kind="train").exception(60)
+    counts = [(estimate.finished[name], estimate.measured[name]) for name in names]
+    assert counts == [(1, 0), (1, 0), (1, 1)]
+    assert estimate.worked > estimate.seconds["number_of_threads"] > 0
+
+
 @everywhere(REMOTE)
 def test_output_is_shown_line_by_line_while_a_unit_runs(executor, tmp_path, output):
     future = executor.submit(units.print_slowly, tmp_path / "go")

@@ -17,15 +17,21 @@ def test_a_line_now_and_then_without_a_terminal(monkeypatch, capsys):
     overview, render, train = Overview(bar), bar.line(), bar.line()
     overview.tick([])
     assert capsys.readouterr().out == ""
-    overview.estimate.expected["probe"] += 6
-    overview.estimate.submitted.update(("render", "train", "probe"))
+    names = [f"clip · seed {seed} · voc/linear" for seed in range(6)]
+    overview.estimate.announce("probe", names)
+    for name, type_ in (
+        ("render 1/1", "render"),
+        ("train clip", "train"),
+        (names[0], "voc/linear"),
+    ):
+        overview.estimate.add_submitted(name, type_)
     render.start("rendering", 400)
     render.advance(100)
     overview.tick([render, train])
     line = capsys.readouterr().out
     assert line.startswith("  units of work  0/8; ") and "; rendering  100/400 " in line
-    overview.estimate.expected["probe"] -= 4  # cached
-    overview.estimate.table = {"render": 10.0, "train": 20.0, "probe": 5.0}
+    overview.estimate.withdraw(names[2:])  # cached
+    overview.estimate.table = {"render": 10.0, "train": 20.0, "voc/linear": 5.0}
     overview.estimate.started -= 12.0
     overview.estimate.add_done("render", 12.0)
     overview.tick([render, train], [("train", 6.0)])
@@ -39,8 +45,9 @@ def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
     monkeypatch.setattr(progress, "console", terminal)
     with Bar() as bar:
         overview = Overview(bar)
-        overview.estimate.submitted["probe"] += 2
-        overview.estimate.add_done("probe", 1.0)
+        for seed in range(2):
+            overview.estimate.add_submitted(f"clip · seed {seed} · voc/linear", "voc/linear")
+        overview.estimate.add_done("voc/linear", 1.0)
         overview.tick([])
         (task,) = bar.progress.tasks
         assert (task.description, task.completed, task.total) == ("units of work", 1, 2)

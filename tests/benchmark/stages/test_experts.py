@@ -26,7 +26,13 @@ def world(tmp_path, monkeypatch) -> Path:
 
 def test_trained_once_with_a_run_of_its_own(world):
     inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
-    expert = run_on(lambda executor: expert_stage(inputs, executor))
+
+    async def train(executor):
+        expert = await expert_stage(inputs, executor)
+        return expert, executor.overview.estimate.measured.total()
+
+    expert, measured = run_on(train)
+    assert measured == 1
     assert expert == read_json("unet/expert.json")
     (run,) = runs_of("experts")
     assert (
@@ -36,7 +42,8 @@ def test_trained_once_with_a_run_of_its_own(world):
     )
     assert run.data.tags["weights.sha256"] == expert["sha256"]
     assert run.data.metrics["cost/train_flops"] == expert["flops"] > 0
-    assert run_on(lambda executor: expert_stage(inputs, executor)) == expert
+    assert run.data.tags["threads"] == str(expert["threads"]) == "1"
+    assert run_on(train) == (expert, 0)
     assert len(runs_of("experts")) == 1, "found, not trained again"
 
 

@@ -19,6 +19,7 @@ from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.protocols import Silent
+from benchmark.execution.progress import Reporter
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.commands import assert_same_weights, listing, run_command, runs_of, store
@@ -70,7 +71,9 @@ def in_a_new_python(*arguments: str) -> str:
     return done.stdout
 
 
-def test_training_killed_and_started_again(here, tmp_path):
+def test_training_killed_and_started_again(here, tmp_path, monkeypatch):
+    resumed = []
+    monkeypatch.setattr(Reporter, "mark_resumed", lambda reporter: resumed.append(reporter))
     words = f"{CLIPTEX} --out cut.safetensors --experiment cut"
     victim = Fork(command, *words.split(), "--save-every", "0", output=tmp_path / "output")
     victim.wait_for(here / "cut.safetensors.resume", "state-*.pt")
@@ -82,13 +85,15 @@ def test_training_killed_and_started_again(here, tmp_path):
         load_checkpoint(Path("cut.safetensors")).sha256
         == load_checkpoint(Path("whole.safetensors")).sha256
     )
-    assert not Path("cut.safetensors.resume").exists()
+    assert not Path("cut.safetensors.resume").exists() and len(resumed) == 1
     runs = {run.info.status: run for run in runs_of("cut")}
     assert set(runs) == {"KILLED", "FINISHED"} and len(runs_of("cut")) == 2
     (finished,) = [run for run in runs_of("whole") if run.data.tags["stage"] == "train"]
     done = runs["FINISHED"].data
     assert done.tags["weights.sha256"] == finished.data.tags["weights.sha256"]
     assert done.tags["experts"] == "seg,depth,normal"
+    threads = load_checkpoint(Path("cut.safetensors")).extra["threads"]
+    assert done.tags["threads"] == str(threads) == "1"
     assert done.metrics["cost/train_flops"] == finished.data.metrics["cost/train_flops"] > 0
     assert run_command(words) == 0 and len(runs_of("cut")) == 2  # nothing twice
 
