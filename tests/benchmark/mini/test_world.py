@@ -222,7 +222,7 @@ def test_two_builders_at_once_make_one_world(tiny, tmp_path, monkeypatch):
         submit = executor.submit
 
         def record(function, *args, **options):
-            submitted.extend(args[-1])
+            submitted.extend(args[2])
             return submit(function, *args, **options)
 
         monkeypatch.setattr(executor, "submit", record)
