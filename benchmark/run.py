@@ -193,8 +193,8 @@ class _PlanRunner:
         pending = [[task for task in tasks if task.name not in cells] for tasks in units]
         pending = [tasks for tasks in pending if tasks]
         # units that are finished, or become smaller ones
-        others = [tasks for tasks in units if tasks not in pending]
-        executor.overview.estimate.withdraw(_unit_names(backbone.name, seed, others))
+        obsolete = [tasks for tasks in units if tasks not in pending]
+        executor.overview.estimate.withdraw(_unit_names(backbone.name, seed, obsolete))
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
             console.print(
                 f"{backbone.name} · seed {seed}: {len(cached)} of {len(plan.tasks)} tasks are"
