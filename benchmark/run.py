@@ -159,7 +159,7 @@ class _PlanRunner:
         # with ``force``, features are read that an earlier run has encoded
         is_usual = not (plan.overrides or options.limit or options.force)
         if is_usual and not any(cell.status == "failed" for cell in cells):
-            save_seconds(plan.suite.name, estimate)
+            save_seconds(plan.suite.name, estimate.means())
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
 
     async def _backbone(self, name: str, seed: int) -> tuple[list[Cell], str]:

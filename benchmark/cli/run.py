@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat
@@ -79,6 +80,7 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
     Returns:
         a line with the page's path, or with the reason why there is none; the report, if any.
     """
+    from benchmark.execution.estimate import REPORT, save_seconds
     from reports.attach import report_line
     from reports.report import Request
     from reports.shared.merge import shipped
@@ -95,4 +97,8 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
     first_seeds: dict[str, str] = {}
     for (name, _), run_id in result.run_ids.items():
         first_seeds.setdefault(name, run_id)
-    return report_line(request, list(first_seeds.values()))
+    started = time.monotonic()
+    line, report = report_line(request, list(first_seeds.values()))
+    if report:
+        save_seconds(result.suite.name, {REPORT: time.monotonic() - started})
+    return line, report

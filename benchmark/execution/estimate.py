@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.files import home, read_json_object, write_json
 
 LEAST_SHARE = 0.1  # of the work must be finished before an estimate is given
+REPORT = "report"  # the type of what the main process does after the last unit
 PER_RUN = ("render", "label", "backbone")  # kinds whose units are alike
 
 
@@ -83,7 +84,9 @@ class Estimate:
             self.seconds[type_] += seconds  # type: ignore[assignment]
 
     def seconds_left(self, running: Iterable[tuple[str, float]]) -> float | None:
-        """Seconds until the run ends; None while too little is known.
+        """Seconds until the run ends, with its report; None while too little is known.
+
+        The last unit may run alone: the end is not before it.
 
         Args:
             running: type of each running unit, and since how many seconds it runs.
@@ -95,23 +98,28 @@ class Estimate:
             return None
         slowness = sum(self.seconds[type_] for type_ in usual if usual[type_]) / planned
         unfinished = units - Counter(dict(self.finished))
-        remaining = slowness * sum(count * usual[type_] for type_, count in unfinished.items())
-        done = self.worked
+        left, done = [], self.worked
         for type_, seconds in running:
             done += seconds
-            remaining -= min(seconds, slowness * usual[type_])
-        if done < LEAST_SHARE * (done + remaining):
+            left.append(max(slowness * usual[type_] - seconds, 0.0))
+            unfinished[type_] -= 1
+        for type_, count in unfinished.items():
+            left += [slowness * usual[type_]] * count
+        if done < LEAST_SHARE * (done + sum(left)):
             return None
         at_once = done / (time.monotonic() - self.started)
-        return remaining / at_once
+        return max(sum(left) / at_once, *left, 0.0) + slowness * self.table.get(REPORT, 0.0)
+
+    def means(self) -> dict[str, float]:
+        """Type → mean seconds of a measured unit."""
+        return {type_: self.seconds[type_] / n for type_, n in self.measured.items()}
 
 
-def save_seconds(suite: str, estimate: Estimate) -> None:
-    """Store the mean seconds of a run's units for the next, if they can be written."""
+def save_seconds(suite: str, seconds: Mapping[str, float]) -> None:
+    """Store what units of a run took, and its report, for the next run, if it can be written."""
     path = home() / "unit_seconds.json"
     tables = read_json_object(path)
-    means = {type_: estimate.seconds[type_] / n for type_, n in estimate.measured.items()}
-    tables[suite] = {**load_seconds(suite), **{t: round(s, 1) for t, s in means.items()}}
+    tables[suite] = {**load_seconds(suite), **{t: round(s, 1) for t, s in seconds.items()}}
     with suppress(OSError, UserError):
         write_json(path, tables)
 

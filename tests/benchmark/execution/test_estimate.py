@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmark.execution.estimate import Estimate, load_seconds, save_seconds, unit_type
+from benchmark.execution.estimate import REPORT, Estimate, load_seconds, save_seconds, unit_type
 
 TABLE = {"train clip": 10.0, "voc/linear": 20.0}
 SHORT, LONG = "train clip", "voc/linear"
@@ -53,13 +53,20 @@ def test_a_unit_counts_once_whether_announced_or_not(after):
     [
         ([], 75.0),  # 10 s + 2 × 20 s of the table, half as long again, by one worker
         ([(LONG, 15.0)], 30.0),  # 15 s of them are done, and two workers share the rest
-        ([(LONG, 60.0)], 9.0),  # 45 s of one long and one short unit, by five workers
+        ([(LONG, 60.0)], 30.0),  # of five workers one has the other long unit to do
     ],
 )
 def test_the_time_left_counts_workers_and_what_runs(after, running, expected):
     estimate = after(15)
     estimate.add_done(SHORT, 15.0)
     assert estimate.seconds_left(running) == pytest.approx(expected)
+
+
+def test_the_report_comes_after_the_last_unit(after):
+    estimate = after(15)
+    estimate.table = {**TABLE, REPORT: 8.0}
+    estimate.add_done(SHORT, 15.0)
+    assert estimate.seconds_left([]) == pytest.approx(75 + 12), "half as long again"
 
 
 def test_units_of_an_unknown_type_keep_workers_busy_and_say_nothing_of_the_speed(after):
@@ -100,6 +107,6 @@ def test_a_run_leaves_its_seconds_to_the_next(tmp_path, monkeypatch):
     estimate.add_done("train clip", 50.0)
     estimate.add_done("train clip", 1.0, measures=False)
     estimate.add_done("train cliptex", 1.0, measures=False)
-    save_seconds("mini", estimate)
+    save_seconds("mini", estimate.means())
     assert load_seconds("mini") == {**shipped, "train clip": 40.0}
     assert load_seconds("smoke") == {}
