@@ -89,6 +89,8 @@ def dry_run(options: RunOptions, device_memory: float | None = None) -> None:
             cells = known_cells(plan, tracker, data, info, seed)
         for cell in cells.values():
             counts["done" if cell.status == "cached" else cell.status] += 1
+            if cell.reason:
+                _print(f"  {cell.status} · {name} · seed {seed} · {cell.task}: {cell.reason}")
         for tasks in units:
             pending = [task for task in tasks if task.name not in cells]
             counts["to do"] += len(pending)

@@ -275,8 +275,9 @@ def pooled(output: Any) -> Tensor:
 
 def image_tower(model: Any) -> Any:
     """The part of a model that encodes images: of V-JEPA 2, all but its predictor."""
-    if hasattr(model, "vision_model"):
-        return model.vision_model
+    for name in ("vision_model", "vision_tower"):
+        if hasattr(model, name):
+            return getattr(model, name)
     return model.encoder if hasattr(model, "predictor") else model
 
 

@@ -32,6 +32,17 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "dpt": VIT,
     "hiera": PYRAMID,
     "idefics3_vision": VIT,
+    "internvl": {
+        "vision_config": VIT,
+        "text_config": {
+            "model_type": "qwen2",
+            **{key: TEXT[key] for key in ("hidden_size", "intermediate_size", "vocab_size")},
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        },
+        "image_token_id": 3,
+    },
     "mlcd_vision_model": VIT,
     "owlvit": CLIP,
     "pixio": VIT,

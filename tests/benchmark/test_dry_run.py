@@ -67,6 +67,13 @@ def test_dry_run_on_an_empty_home_names_every_unit(workdir, capsys):
     assert lines[-1] == "2 backbones × 8 tasks × 1 seeds: 0 done, 16 to do"
 
 
+def test_dry_run_says_why_a_task_does_not_apply(workdir, capsys):
+    words = f"{OWN} --task imagefolder/zero-shot --dry-run"
+    assert run_command(words) == 0
+    line = "not applicable · random · seed 0 · imagefolder/zero-shot: no text tower"
+    assert line in capsys.readouterr().out
+
+
 def test_dry_run_after_a_run_shows_what_is_done_and_how_long_the_rest_takes(workdir, capsys):
     assert run_command(LINEAR) == 0
     capsys.readouterr()
