@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+from common import plugins
 from common.errors import UserError, nearest
 from common.registry import Registry, instance_of
 from probes.base import Probe
@@ -24,7 +25,10 @@ def register_probe(probe: Probe) -> Probe:
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Add a dataset of the calling module. Raises ``UserError`` when its name is registered."""
     if not spec.module:
-        spec = replace(spec, module=sys._getframe(1).f_globals["__name__"])
+        module = sys._getframe(1).f_globals["__name__"]
+        if plugins.registering():  # not a module that configs can import: only a name
+            module = __name__
+        spec = replace(spec, module=module)
     return DATASETS.register(spec.name, spec)
 
 

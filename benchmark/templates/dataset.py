@@ -1,4 +1,4 @@
-"""A dataset of your own, here of leaves with diseased spots; it is read where it is. Try it:
+"""A dataset of your own, here images and label maps, which are read where they are. Try it:
 
 python -m benchmark run --plugin leaves.py --backbone random --task leaves/linear --data leaves=DIR
 """

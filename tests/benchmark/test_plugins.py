@@ -17,6 +17,7 @@ from benchmark.plugins import load_plugins
 from benchmark.suites.registry import find_suite
 from common import plugins
 from probes.datasets.base import PreparedDataset
+from probes.registry import DATASETS
 from tests.benchmark.commands import listing, runs_of
 from tests.probes.datasets.make import make_imagefolder
 
@@ -99,6 +100,7 @@ def test_what_a_plugin_computes_has_its_sha256_and_nothing_else_has(plugin):
     before = conditions("imagefolder/linear")
     network, recipe = backbones.create("random").identity(), find_recipe("cliptex").identity()
     load_plugins([plugin])
+    assert DATASETS["mine"].module == "probes.registry", "configs of other processes import it"
     digest = plugins.LOADED[plugin].sha256
     assert conditions("imagefolder/linear") == before
     assert backbones.create("random").identity() == network
