@@ -10,10 +10,10 @@ from common import plugins
 from common.errors import UserError
 from common.registry import Registry, instance_of
 
-THINGS: Registry[str] = Registry("thing", "no-such-group", instance_of(str, None))
-THINGS.register("ours", "a")
-THINGS.register_lazy("lazy", "no_such_module:THING", "ours, too")
-REGISTER = "from tests.common.test_plugins import THINGS\nTHINGS.register("
+ENTRIES: Registry[str] = Registry("thing", "no-such-group", instance_of(str, None))
+ENTRIES.register("ours", "a")
+ENTRIES.register_lazy("lazy", "no_such_module:THING", "ours, too")
+REGISTER = "from tests.common.test_plugins import ENTRIES\nENTRIES.register("
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def write(tmp_path):
             "more than 0.2 s",
         ),
         ("x = 1", ": it registers nothing"),
-        (f"{REGISTER}'two', 'a')\nTHINGS.register('two', 'b')", ":3: thing 'two' exists already"),
+        (f"{REGISTER}'two', 'a')\nENTRIES.register('two', 'b')", ":3: thing 'two' exists already"),
         (f"{REGISTER}'ours', 'b')", ":2: thing 'ours' exists already; choose another name"),
         (f"{REGISTER}'ours', 'a')", ":2: thing 'ours' exists already"),
         (f"{REGISTER}'lazy', 'b')", ":2: thing 'lazy' exists already"),
@@ -57,7 +57,7 @@ def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message, 
         plugins.load(path)
     assert f"plugin {path}" in str(raised.value) and message in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert list(THINGS) == ["ours"] and not plugins.loaded()
+    assert list(ENTRIES) == ["ours"] and not plugins.loaded()
 
 
 def test_a_missing_file_is_one_line(tmp_path):
@@ -68,31 +68,31 @@ def test_a_missing_file_is_one_line(tmp_path):
 def test_the_origin_of_an_entry_is_the_files_sha256(write):
     path = write(f"{REGISTER}'mine', 'a')")
     plugins.load(path)
-    (digest,) = THINGS.origin("mine").values()
-    assert THINGS.find("mine") == "a" and len(digest) == 64 and THINGS.origin("ours") == {}
+    (digest,) = ENTRIES.origin("mine").values()
+    assert ENTRIES.find("mine") == "a" and len(digest) == 64 and ENTRIES.origin("ours") == {}
     with pytest.raises(UserError, match=f"'mine' exists already, of plugin {path}"):
-        THINGS.register("mine", "ours, imported later")
-    del THINGS["mine"]
-    assert THINGS.register("mine", "b") and THINGS.origin("mine") == {}
+        ENTRIES.register("mine", "ours, imported later")
+    del ENTRIES["mine"]
+    assert ENTRIES.register("mine", "b") and ENTRIES.origin("mine") == {}
 
 
 def test_what_a_plugin_imports_is_not_of_the_plugin(write, tmp_path, monkeypatch):
     write(f"{REGISTER}'imported', 'c')", "imported_by_mine.py")
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins.load(write(f"import imported_by_mine\n{REGISTER}'mine', 'a')"))
-    assert THINGS.pop("imported") == "c" and THINGS.origin("imported") == {}
+    assert ENTRIES.pop("imported") == "c" and ENTRIES.origin("imported") == {}
 
 
 def test_an_edited_plugin_replaces_what_it_registered(write):
     path = write(f"{REGISTER}'mine', 'a')")
     plugins.load(path)
-    before = THINGS.origin("mine")
+    before = ENTRIES.origin("mine")
     plugins.load(path)
-    assert THINGS.origin("mine") == before
-    plugins.load(write(f"{REGISTER}'mine', 'b')\nTHINGS.register('more', 'c')"))
-    assert (THINGS["mine"], THINGS["more"]) == ("b", "c") and THINGS.origin("mine") != before
+    assert ENTRIES.origin("mine") == before
+    plugins.load(write(f"{REGISTER}'mine', 'b')\nENTRIES.register('more', 'c')"))
+    assert (ENTRIES["mine"], ENTRIES["more"]) == ("b", "c") and ENTRIES.origin("mine") != before
     plugins.load(write(f"{REGISTER}'mine', 'b')"))
-    assert "more" not in THINGS
+    assert "more" not in ENTRIES
 
 
 def test_another_process_needs_the_content_not_the_file(write):
@@ -102,13 +102,13 @@ def test_another_process_needs_the_content_not_the_file(write):
     plugins.LOADED[path].remove()
     path.unlink()
     plugins.load(name, source)
-    assert THINGS.find("mine") == "a"
+    assert ENTRIES.find("mine") == "a"
 
 
 def test_plugins_of_the_environment_are_imported_for_names_that_are_not_there(write, monkeypatch):
     paths = [write(f"{REGISTER}'{name}', 'a')", f"{name}.py") for name in ("first", "second")]
     monkeypatch.setenv(plugins.VARIABLE, os.pathsep.join(map(str, paths)))
-    assert THINGS.find("ours") == "a" and not plugins.loaded()
-    assert THINGS.find("second") == "a" and {"first", "second"} <= set(THINGS)
+    assert ENTRIES.find("ours") == "a" and not plugins.loaded()
+    assert ENTRIES.find("second") == "a" and {"first", "second"} <= set(ENTRIES)
     with pytest.raises(UserError, match="no thing 'third'"):
-        THINGS.find("third")
+        ENTRIES.find("third")
