@@ -145,7 +145,7 @@ def build(
     counted, notes = _same_as(request.same_as, without_studies(runs))
     backbones = list(request.backbones)
     if request.shared or request.companions:
-        merged = merge(request.shared, request.companions, counted, store)
+        merged = merge(request.shared, request.companions, backbones, counted, store)
         counted, notes = [*counted, *merged.runs], [*notes, *merged.notes]
         backbones += [name for name in merged.companions if backbones]
     selection = select(counted, experiments, backbones, request.baseline, request.tasks)

@@ -106,10 +106,11 @@ def companions_table(report: Report) -> Table:
         title_style="dim",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("backbone")
+    table.add_column("backbone", no_wrap=True)
     table.add_column("mean gain", justify="right")
     for head in report.overview.heads:
-        table.add_column(f"{head.column.title}\n{head.label} {head.arrow}", justify="right")
+        title = f"{head.column.title}\n{head.label} {head.arrow}"
+        table.add_column(title, justify="right", overflow="fold")
     values = {name: gain.typical.value for name, gain in gains.items()} | {report.baseline: 0.0}
     rows = sorted(report.overview.rows, key=lambda row: -values.get(row[0], -np.inf))
     for name, cells in rows:

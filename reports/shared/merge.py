@@ -84,7 +84,11 @@ def _fetch(url: str) -> bytes:
 
 
 def merge(
-    locations: Sequence[str], companions: Sequence[str], own: Sequence[StoredRun], store: Store
+    locations: Sequence[str],
+    companions: Sequence[str],
+    selected: Sequence[str],
+    own: Sequence[StoredRun],
+    store: Store,
 ) -> Merged:
     """The runs of shared files.
 
@@ -94,7 +98,9 @@ def merge(
 
     Args:
         companions: shipped names; only backbones of names that are new here, under the protocols
-            of ``own``.
+            of ``own``, and none if the file has all that are ``selected``: what ships needs no
+            others beside it.
+        selected: backbones that the report is about; empty means all.
         own: the runs of the store that the report is about.
 
     Raises:
@@ -108,7 +114,9 @@ def merge(
     before = set(merged.runs)
     for name in companions:
         for title, content in find_files(name):
-            merged.add(title, content, frozenset(names))
+            theirs = {run.tags["backbone"] for run in read_archive(content, title).runs}
+            if not (set(selected) or names) <= theirs:
+                merged.add(title, content, frozenset(names))
     added = [
         run.tags["backbone"]
         for key, run in merged.runs.items()
@@ -117,7 +125,7 @@ def merge(
     # older than all that is in the store, so that own results count where both have a cell
     runs = list(merged.runs.values())
     ordered = [replace(run, started=n - len(runs)) for n, run in enumerate(runs)]
-    return Merged(ordered, list(dict.fromkeys(added)), merged.notes)
+    return Merged(ordered, sorted(set(added)), merged.notes)
 
 
 class _Merger:

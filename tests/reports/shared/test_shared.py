@@ -221,4 +221,7 @@ def test_companions_are_backbones_of_new_names_under_the_same_protocols(
     monkeypatch.setattr("reports.shared.merge.find_files", lambda name: [(name, content)])
     request = {"experiments": ["paper"], "tracking_uri": mine.uri, "companions": ["both"]}
     assert build(Request(**request)).backbones == ["a", "b", "c"]
-    assert build(Request(**request, backbones=["b"], baseline="b")).backbones == ["b", "c"]
+    assert build(Request(**request, backbones=["a"], baseline="a")).backbones == ["a", "c"]
+    assert build(Request(**request, backbones=["b"], baseline="b")).backbones == ["b"], (
+        "what ships needs no companions"
+    )
