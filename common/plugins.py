@@ -38,7 +38,7 @@ class Plugin:
     """A plugin's file as this process has imported it.
 
     Attributes:
-        path: absolute.
+        path: absolute, without links.
         entries: (registry, name) of each entry that it registered.
     """
 
@@ -103,7 +103,7 @@ def load(path: str | Path, source: bytes | None = None) -> None:
         UserError: there is no such file, it raises, takes too long, registers nothing, or registers
             a name that exists; with its line.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(path).expanduser().resolve()
     limit = SECONDS if source is None else 0.0
     plugin = Plugin(path, _read(path) if source is None else source)
     with _lock:
@@ -128,7 +128,7 @@ def load(path: str | Path, source: bytes | None = None) -> None:
 def load_from_environment() -> None:
     """Import the plugins of ``$CLIPTEX_PLUGINS`` that this process has not imported yet."""
     for path in paths_in_environment():
-        if path.expanduser().absolute() not in LOADED:
+        if path.expanduser().resolve() not in LOADED:
             load(path)
 
 

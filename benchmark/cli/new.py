@@ -48,6 +48,9 @@ class New:
             raise UserError(
                 f"name {self.name!r}: use lower-case letters, digits and dashes, such as my-net"
             )
+        others = template(self.kind, NAMES[self.kind]).replace(_class_name(NAMES[self.kind]), "")
+        if re.search(rf"\b{_class_name(self.name)}\b", others):
+            raise UserError(f"name {self.name!r} means something else in the file; choose another")
         path = self.out or Path(f"{self.name}.py")
         if path.exists():
             raise UserError(f"{path} exists already; choose another name, or --out FILE")

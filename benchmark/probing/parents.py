@@ -130,8 +130,9 @@ class Parent:
             run.log_json(content, "run.json")
             options = yaml.safe_dump(plan.as_config_file(), sort_keys=False, allow_unicode=True)
             run.log_text(options, "options.yaml")
-            for path, source in plugins.loaded():
-                run.log_text(source.decode(errors="replace"), f"plugins/{Path(path).name}")
+            for number, (path, source) in enumerate(plugins.loaded()):  # names may be equal
+                name = f"plugins/{number}-{Path(path).name}"
+                run.log_text(source.decode(errors="replace"), name)
             run.log_models(inputs=[self.model])
             costs = {f"cost/{name}": value for name, value in self.source.cost.items()}
             run.log_new_metrics(costs)

@@ -26,7 +26,7 @@ from reports.shared.archive import (
 from reports.stats.per_image import ImageScores, agrees, image_scores
 
 COST = "cost/"
-IDENTITY = ("architecture", "model_config", "sha256", "data", "adapter")  # see Backbone.identity
+ABOUT = ("name", "source", "licence", "config")  # of a backbone in run.json, beside its identity
 
 
 def verify(results: SharedResults) -> dict[str, ImageScores]:
@@ -90,8 +90,7 @@ def _verify_task(results: SharedResults, run: SharedRun, parent: SharedRun) -> I
     dataset = conditions["dataset"]
     if conditions["task"] != tags["task"] or dataset["fingerprint"] != tags["data.fingerprint"]:
         raise _Refused("task or data fingerprint are not those of its protocol")
-    stored = results.json(f"{parent.id}/{ENVIRONMENT}")["backbone"]
-    identity = {name: stored[name] for name in IDENTITY}
+    identity = results.json(f"{parent.id}/{ENVIRONMENT}")["backbone"]
     if identity["sha256"] != tags["weights.sha256"]:
         raise _Refused("its weights are not those of its parent run")
     cell = {"backbone": identity, "protocol": conditions, "seed": int(tags["seed"])}

@@ -29,7 +29,7 @@ from reports.shared.archive import (
     SharedRun,
     write_archive,
 )
-from reports.shared.check import COST, IDENTITY
+from reports.shared.check import ABOUT, COST
 from reports.stats.per_image import agrees, image_scores
 
 
@@ -81,6 +81,7 @@ class _Exporter:
         self.runs: dict[str, SharedRun] = {}
         self.members: dict[str, bytes] = {}
         self.notes: list[str] = []
+        self.environments: dict[str, dict[str, Any]] = {}  # parent's id → its run.json
 
     def add(self, cell: Scored) -> None:
         """Add a task run and its parent; a note tells why one is left out."""
@@ -101,6 +102,8 @@ class _Exporter:
             reason = "its main metric cannot be computed from per-image scores"
         elif without_paths(conditions) != conditions:
             reason = "its settings name a file of this machine"
+        elif without_paths(identity := self._identity(parent)) != identity:
+            reason = "its backbone names a file of this machine"
         if reason or parent is None:
             label = f"{cell.backbone} · {cell.task} · seed {cell.seed}"
             self.notes.append(f"{label} is left out: {reason}")
@@ -125,10 +128,9 @@ class _Exporter:
     def _add_parent(self, parent: StoredRun) -> str:
         identity = content_key(["run", parent.tags["run.key"], parent.tags["backbone"]])
         if identity not in self.runs:
-            stored = _json(self.store, parent, ENVIRONMENT)
-            environment = stored.get("environment", {})
+            environment = self._environment(parent).get("environment", {})
             content = {
-                "backbone": {name: stored.get("backbone", {}).get(name) for name in IDENTITY},
+                "backbone": self._identity(parent),
                 "environment": {name: environment.get(name) for name in ("python", "packages")},
             }
             protocols = tuple(tag for tag in parent.tags if tag.startswith("protocol."))
@@ -139,6 +141,15 @@ class _Exporter:
             text = canonical_json(without_paths(content))
             self.members[f"{identity}/{ENVIRONMENT}"] = text.encode()
         return identity
+
+    def _environment(self, parent: StoredRun) -> dict[str, Any]:
+        if parent.id not in self.environments:
+            self.environments[parent.id] = _json(self.store, parent, ENVIRONMENT)
+        return self.environments[parent.id]
+
+    def _identity(self, parent: StoredRun) -> dict[str, Any]:
+        stored = self._environment(parent).get("backbone", {})
+        return {name: value for name, value in stored.items() if name not in ABOUT}
 
 
 def without_paths(value: Any) -> Any:

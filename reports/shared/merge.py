@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -46,6 +46,16 @@ def shipped() -> list[str]:
     return sorted(
         each.name.removesuffix(SUFFIX) for each in folder.iterdir() if each.name.endswith(SUFFIX)
     )
+
+
+def companions(suite: str, backbones: Collection[str]) -> list[str]:
+    """Names of the shipped files to compare with: that of the suite, unless ``backbones`` are all
+    in it."""
+    if suite not in shipped():
+        return []
+    ((title, content),) = find_files(suite)
+    theirs = {run.tags["backbone"] for run in read_archive(content, title).runs}
+    return [] if theirs.issuperset(backbones) else [suite]
 
 
 def find_files(location: str) -> list[tuple[str, bytes]]:
@@ -97,9 +107,8 @@ def merge(
     versions of libraries share its column.
 
     Args:
-        companions: shipped names; only backbones of names that are new here, under the protocols
-            of ``own``, and none if the file has all that are ``selected``: what ships needs no
-            others beside it.
+        companions: shipped names; only their backbones of other names than the selected, under the
+            protocols of ``own``.
         selected: backbones that the report is about; empty means all.
         own: the runs of the store that the report is about.
 
@@ -114,16 +123,14 @@ def merge(
     before = set(merged.runs)
     for name in companions:
         for title, content in find_files(name):
-            theirs = {run.tags["backbone"] for run in read_archive(content, title).runs}
-            if not (set(selected) or names) <= theirs:
-                merged.add(title, content, frozenset(names))
+            merged.add(title, content, frozenset(selected or names))
     added = [
         run.tags["backbone"]
         for key, run in merged.runs.items()
         if run.is_task and key not in before
     ]
     # older than all that is in the store, so that own results count where both have a cell
-    runs = list(merged.runs.values())
+    runs = sorted(merged.runs.values(), key=lambda run: run.tags["backbone"])
     ordered = [replace(run, started=n - len(runs)) for n, run in enumerate(runs)]
     return Merged(ordered, sorted(set(added)), merged.notes)
 

@@ -41,6 +41,8 @@ def joint_level(
         for estimate, moved, size in zip(estimates, deviations, sizes, strict=True)
         if estimate.variance > 0
     ]
+    # what is drawn belongs to a comparison, in whatever order the store has the runs
+    judged.sort(key=lambda each: (each[0].value, each[0].variance))
     if len(judged) < 2:
         return error_rate
     width = max((len(moved) for _, moved, _ in judged if moved is not None), default=1)

@@ -127,7 +127,7 @@ def test_a_run_in_two_workers_and_its_record(plugin, monkeypatch):
     assert set(again.frame.status) == {"cached"} and again.table().equals(results.table())
     (parent, *_) = [run for run in runs_of("my-suite") if "task" not in run.data.tags]
     folder = Path(parent.info.artifact_uri.removeprefix("file://"))
-    assert (folder / "plugins/mine.py").read_text() == PLUGIN
+    assert (folder / "plugins/0-mine.py").read_text() == PLUGIN
     assert yaml.safe_load((folder / "options.yaml").read_text())["plugin"] == [str(plugin)]
     plugin.write_text(PLUGIN + "# edited\n")
     edited = evaluate(

@@ -51,7 +51,8 @@ def write(tmp_path):
     ],
 )
 def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message, monkeypatch):
-    monkeypatch.setattr(plugins, "SECONDS", 0.2)
+    if "while True" in source:
+        monkeypatch.setattr(plugins, "SECONDS", 0.2)
     path = write(source)
     with pytest.raises(UserError) as raised:
         plugins.load(path)

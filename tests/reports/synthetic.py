@@ -159,6 +159,7 @@ def write_run(
         "sha256": sha,
         "data": {"size": [224, 224]},
         "adapter": {"version": 1},
+        "plugin": {"sha256": "c0ffee"},  # what an adapter adds is part of the identity, too
     }
     conditions = {task: conditions_of(task, protocol, libraries) for task in qualities}
     shared = {
@@ -183,7 +184,9 @@ def write_run(
     }
     with tracker.run(f"{backbone} · seed {seed}", tags=parent_tags) as parent:
         environment = {"python": "3.11", "packages": {"torch": "2"}}
-        parent.log_json({"backbone": identity, "environment": environment}, "run.json")
+        about = {"name": backbone, "source": "here", "licence": "none", "config": {}}
+        stored = {"backbone": {**identity, **about}, "environment": environment}
+        parent.log_json(stored, "run.json")
         parent.log_metrics({"cost/train_seconds": 10.0 + 5 * seed})
         for task, quality in qualities.items():
             kind = TASKS[task]

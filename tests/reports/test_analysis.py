@@ -86,7 +86,7 @@ def test_variants_of_a_task_do_not_cost_the_others_power(analysis_of):
 
     shares = ["voc/linear", "voc/linear:0.1", "voc/linear:0.01"]
     alone, varied = level("voc/linear", "ade20k/linear"), level(*shares, "ade20k/linear")
-    assert varied == pytest.approx(alone, rel=0.1)
+    assert varied == pytest.approx(alone, rel=0.25), "half, if they counted as separate tasks"
     assert level("voc/linear", "a/linear", "b/linear", "ade20k/linear") < 0.6 * alone
 
 
