@@ -134,7 +134,7 @@ def _look_up(
     if all(results[stage] is not None for stage in artifacts.data_stages):
         options = plan.options.with_folders(artifacts.data)
         with suppress(NotChecked):
-            data = prepare_data(plan.tasks, options, 0, cached_only)
+            data = prepare_data(plan.tasks, options, 0, cached_only, plan.suite.images)
     sources: dict[tuple[str, int], BackboneSource | None] = {}
     for seed in plan.seeds:
         for name in plan.backbones:

@@ -106,7 +106,7 @@ def make_plan(options: RunOptions) -> RunPlan:
         tasks, absent = _split_by_folder(suite, tasks, options)
         if absent:
             notes.append(
-                f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data:"
+                f"{len(absent)} of {len(tasks) + len(absent)} tasks of {suite.name} have no data:"
                 f" {_folders(absent)}"
             )
     seeds = range(options.seed, options.seed + options.seeds)

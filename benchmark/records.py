@@ -39,6 +39,10 @@ class PlannedTask:
     def probe(self) -> Probe:
         return find_task(self.name)[1]
 
+    def varies(self, axis: str) -> bool:
+        """Whether this is a variant of a task by an axis such as ``size``."""
+        return any(part.startswith(f"{axis}=") for part in self.name.split(":")[1:])
+
     @property
     def main_metric(self) -> str:
         return next(iter(self.probe.metrics))

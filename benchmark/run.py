@@ -126,7 +126,9 @@ class _PlanRunner:
         plan, executor = self.plan, self.executor
         await asyncio.gather(*map(self.stages.run, self.artifacts.data_stages))
         options = plan.options.with_folders(self.artifacts.data)
-        self.data = prepare_data(plan.tasks, options, executor.num_workers)
+        self.data = prepare_data(
+            plan.tasks, options, executor.num_workers, images=plan.suite.images
+        )
         self.probing = Probing(
             executor,
             plan.experiment,

@@ -12,10 +12,11 @@ from common.secrets import hide_secrets
 from reports.analysis import Analysis, analyse
 from reports.mlflow.query import STUDY_TAG, Store, StoredRun
 from reports.parts.average import average_lines
+from reports.parts.axes import axis_figures, axis_lines, mode_changes
 from reports.parts.caveats import caveats
 from reports.parts.classes import ClassTable, class_tables
 from reports.parts.costs import gain_against_cost
-from reports.parts.curves import learning_curves, training_curves
+from reports.parts.curves import training_curves
 from reports.parts.figures import Figure, Look, forest, looks, task_bars
 from reports.parts.gallery import Gallery, galleries
 from reports.parts.pairs import Pair, all_pairs
@@ -52,6 +53,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     power: list[str] = field(default_factory=list)
     averages: list[str] = field(default_factory=list)
+    axes: list[str] = field(default_factory=list)
     looks: dict[str, Look] = field(default_factory=dict)
 
     @property
@@ -176,6 +178,7 @@ def build(
         analysis=analysis,
         power=power_lines(analysis),
         averages=average_lines(analysis),
+        axes=axis_lines(store, analysis),
         overview=overview(analysis),
         tables=[*sections(analysis), *filter(None, [experts_table(analysis)])],
         classes=class_tables(analysis),
@@ -185,13 +188,13 @@ def build(
         figures={
             "forest": forest(analysis),
             "bars": task_bars(analysis),
-            "learning": learning_curves(analysis),
+            "axes": axis_figures(analysis),
             "costs": gain_against_cost(analysis),
             "curves": training_curves(store, analysis),
         },
         galleries=galleries(store, analysis),
         provenance=provenance(store, selection),
-        notes=[*caveats(analysis), *notes],
+        notes=[*mode_changes(store, analysis), *caveats(analysis), *notes],
         looks=looks(analysis),
     )
 

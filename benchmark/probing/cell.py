@@ -30,6 +30,7 @@ from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResu
 from probes.datasets.base import PreparedDataset
 from probes.datasets.share import with_share
 from probes.features import budget
+from probes.image_level.parts import part_features
 from probes.layers import at_layers
 from probes.predictor import FILE as HEAD
 from probes.predictor import write_head
@@ -39,6 +40,7 @@ from reports.metrics import DECLARED_TAG, declare
 from reports.mlflow.client import metric_key
 from reports.mlflow.models import logged_model
 from reports.mlflow.run import NOTE_TAG, Run, Tracker
+from reports.parts.axes import PARTS
 
 STARTED = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
 
@@ -291,7 +293,7 @@ def _log_result(
         # class names, for per-class tables; the one array here with an entry per class instead of
         # per image
         result.per_image["classes"] = np.array(data.classes)
-    _log_files(run, result)
+    _log_files(run, result, part_features(context) if task.varies("size") else {})
     # MMEngine's log is TIME/TIME.log or SUB/TIME/TIME.log: log it in the folder log or log/SUB
     for log in sorted(context.work_dir.rglob("*.log")):
         run.log_file(log, "/".join(["log", *log.relative_to(context.work_dir).parts[:-2]]))
@@ -307,11 +309,11 @@ def _log_result(
     )
 
 
-def _log_files(run: Run, result: TaskResult) -> None:
-    """Log per-image scores, detections, the head and pictures."""
+def _log_files(run: Run, result: TaskResult, parts: Mapping[str, np.ndarray]) -> None:
+    """Log per-image scores, parts of images, detections, the head and pictures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        arrays = {"per_image.npz": result.per_image}
+        arrays = {"per_image.npz": result.per_image, PARTS: parts}
         if result.detections is not None:
             arrays[DETECTIONS] = to_columns(result.detections)
         for file, columns in arrays.items():

@@ -15,11 +15,16 @@ from probes.protocols.base import check_required
 
 
 def prepare_data(
-    tasks: Sequence[PlannedTask], options: DataOptions, num_workers: int, cached_only: bool = False
+    tasks: Sequence[PlannedTask],
+    options: DataOptions,
+    num_workers: int,
+    cached_only: bool = False,
+    images: int | None = None,
 ) -> dict[str, PreparedDataset]:
     """Task → its dataset; each dataset and set of splits is checked once, and the result is cached.
 
     Args:
+        images: of each split at most, of a suite that is a quick look; None for all.
         cached_only: write nothing; a dataset that was never checked raises ``NotChecked``.
 
     Raises:
@@ -36,7 +41,9 @@ def prepare_data(
     for task in tasks:
         spec, splits = task.spec, task.probe.splits
         if (spec.name, splits) not in datasets:
-            limits = {split: options.limit if split == "val" else None for split in splits}
+            limits = {split: options.limit if split == "val" else images for split in splits}
+            if images and "val" in limits:
+                limits["val"] = min(images, options.limit or images)
             datasets[spec.name, splits] = prepare(
                 spec,
                 roots[spec.name],
@@ -53,7 +60,8 @@ def split_into_units(
     tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]
 ) -> list[list[PlannedTask]]:
     """The tasks of each unit of work: those that are scored on the same photographs (by their
-    names), such as three probes of VOC, or depth and normals of NYU. A detector is alone."""
+    names), such as three probes of VOC, or depth and normals of NYU. A detector is alone.
+    Variants of different sizes share no features and are apart."""
     stem_keys: dict[int, str] = {}  # by dataset object: listing a million names takes seconds
     units: dict[str, list[PlannedTask]] = {}
     for task in tasks:
@@ -64,5 +72,7 @@ def split_into_units(
             )
         is_detection = task.spec.kind == "detection"
         key = task.name if is_detection else stem_keys[id(dataset)]
+        if task.varies("size"):
+            key += f" {task.settings.size}"
         units.setdefault(key, []).append(task)
     return list(units.values())

@@ -26,8 +26,8 @@ FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
 
 
 def show(result: RunResult, report: Report | None = None) -> None:
-    """Print the table and the report's verdict, then averages, notes and missing values, a line
-    each."""
+    """Print the table and the report's verdict, then the best values of axes, averages, notes and
+    missing values, a line each."""
     report_numbers: dict[tuple[str, str, str], Number] = {}
     for part in report.tables if report else ():
         for _, row in part.rows:
@@ -41,13 +41,15 @@ def show(result: RunResult, report: Report | None = None) -> None:
         console.print(companions_table(report))
     if report and len(report.backbones) > 1:
         console.print(f"  {report.verdict.headline}", style="bold", markup=False)
+    for line in report.axes if report else ():
+        console.print(f"  {line}", markup=False)
     for name, seed in result.run_ids:
         average = result.average(name, seed)
         if average is not None:
             title = result.suite.average
             console.print(f"  {title} · {name} · seed {seed}: {average:.2f}", markup=False)
-    for task in result.absent:
-        console.print(f"  missing · {task.name}: no data", markup=False)
+    for name in dict.fromkeys(task.name.partition(":")[0] for task in result.absent):
+        console.print(f"  missing · {name}: no data", markup=False)
     for task in result.tasks:
         of_task = [cell for cell in result.cells if cell.task == task.name]
         for line in note_lines(of_task):

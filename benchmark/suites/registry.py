@@ -75,7 +75,8 @@ class Suite:
     Attributes:
         name: also the MLflow experiment.
         about: one line for ``list suites``.
-        tasks: task → changes to its probe's settings, in the order of the report.
+        tasks: task → changes to its probe's settings, in the order of the report. Text with commas
+            for an axis, such as ``"224,448"``, makes variants.
         default_backbones: used without ``--backbone``.
         backbone_sets: name → the backbones that run if ``--backbone`` gives this name alone. A set
             that contains its own name is a backbone with its baselines: ``cliptex`` → (``random``,
@@ -88,6 +89,7 @@ class Suite:
         skips_absent_data: leave out, and name, tasks whose dataset has no folder.
         average: title of the average, not its value: of the mean main metric of all tasks, if that
             is a published figure.
+        images: of each split that are read at most, evenly spaced; None for all.
         any_dataset: accept tasks on datasets of no suite, with the probes' own settings.
     """
 
@@ -103,6 +105,7 @@ class Suite:
     training_settings: Mapping[str, Any] = field(default_factory=dict)
     skips_absent_data: bool = False
     average: str = ""
+    images: int | None = None
     any_dataset: bool = False
 
 

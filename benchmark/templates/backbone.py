@@ -33,6 +33,7 @@ class MyNet(Backbone):
         # maps that dense probes read, shallow to deep: channels and stride (in pixels) of each
         self.channels, self.strides, layers = (width,) * 4, (8,) * 4, range(depth - 4, depth)
         self.divisor, self.embed_dim = 8, width  # callers pad height and width to the divisor
+        self.depth = depth  # of these layers --set layers=N reads any
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as it was trained
         self.data = DataConfig((64, 64), mean, std, layers=tuple(layers))
 

@@ -8,7 +8,9 @@ import pytest
 
 from backbones import UserError
 from benchmark.plan import plan_tasks
+from benchmark.probing.data import split_into_units
 from benchmark.suites.registry import find_suite
+from probes.datasets.base import PreparedDataset
 from reports.mlflow.client import metric_key
 from tests.benchmark.commands import listing, run_command
 from tests.probes.datasets.make import make_camvid
@@ -68,6 +70,17 @@ def test_a_suite_may_give_an_axis_several_values_and_the_user_others():
     assert all(task.settings.lr == 0.5 for task in tasks.values())
     (single,) = plan_tasks(suite, [], {"size": "32"})
     assert single.name == "camvid/linear"
+
+
+def test_sizes_are_units_of_their_own_and_layers_share_one(tmp_path):
+    tasks = plan_tasks(find_suite("profile"), ["camvid/patch-knn"], {})
+    data = PreparedDataset(tasks[0].spec, tmp_path, {"val": []})
+    units = split_into_units(tasks, {task.name: data for task in tasks})
+    assert [[task.settings.size for task in unit] for unit in units] == [
+        [size] * 4 for size in (224, 448, 672)
+    ]
+    assert {task.settings.layers for task in units[0]} == {"25%", "50%", "75%", "100%"}
+    assert {task.encoded_layers for task in tasks} == {("25%", "50%", "75%", "100%")}
 
 
 MANY = ",".join(map(str, range(100, 300)))

@@ -1,0 +1,68 @@
+"""How a few images look to a backbone, part by part: by this a report sees where features change
+mode between two sizes (``reports.stats.modes``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from backbones.base import Backbone
+from probes.base import Context
+from probes.features.cost import EncodeRun
+from probes.image_level.encode import Images, encode_batches
+from probes.image_level.settings import Encoding
+from probes.layers import position
+from probes.pictures import evenly
+
+IMAGES = 4
+GRID = 4  # parts along each side of an image
+_computed: WeakKeyDictionary[Backbone, dict[object, Tensor]] = WeakKeyDictionary()
+
+
+def part_features(context: Context) -> Mapping[str, np.ndarray]:
+    """The means of the feature map that a task reads (else the last one) over the parts of evenly
+    spaced images of ``val``, squeezed to squares of the task's size.
+
+    Returns:
+        ``image`` (IMAGES,) names and ``features`` (IMAGES, GRID², C) float16.
+    """
+    backbone, settings = context.backbone, context.settings
+    samples = context.data.samples["val"]
+    names = [samples[index].image for index in evenly(len(samples), IMAGES)]
+    size = settings.size or min(backbone.data.size)
+    side = math.ceil(size / backbone.divisor) * backbone.divisor
+    encoding = Encoding((side, side), settings.precision, 1)
+    paths = [context.data.root / name for name in names]
+    cached = _computed.setdefault(backbone, {})
+    key = encoding, *paths
+    if key not in cached:
+        cached[key] = _encode(backbone, paths, encoding, context.device)
+    layer = position(settings, backbone)
+    index = len(backbone.channels) - 1 if layer is None else layer
+    start = sum(backbone.channels[:index])
+    features = cached[key][..., start : start + backbone.channels[index]]
+    return {"image": np.array(names), "features": features.half().numpy()}
+
+
+def _encode(
+    backbone: Backbone, paths: list[Path], encoding: Encoding, device: torch.device
+) -> Tensor:
+    """(N, GRID², channels of all maps) float32 on the CPU."""
+
+    def encode(pixels: Tensor) -> Tensor:
+        parts = [adaptive_avg_pool2d(each.float(), GRID).flatten(2) for each in backbone(pixels)]
+        return torch.cat(parts, dim=1).transpose(1, 2)
+
+    assert encoding.size is not None
+    images = Images(paths, encoding.size, replace(backbone.data, squash=True))
+    run = EncodeRun(device, num_workers=0)
+    batches = encode_batches(images, None, backbone, encode, run, encoding)
+    return torch.cat([each.cpu() for each in batches])
