@@ -147,23 +147,18 @@ def _best(analysis: Analysis) -> Iterator[str]:
     for task, several in variants(analysis).items():
         named = [variant for variant in several if set(variant.values) - SAMPLES.keys()]
         for backbone in analysis.selection.backbones:
-            cells = {
-                variant: found
+            present = [
+                variant
                 for variant in named
-                if (found := analysis.selection.cells.get((backbone, variant.column)))
-            }
-            if len(cells) > 1:
-                yield _best_line(analysis, backbone, task, list(cells.values()), list(cells))
+                if (backbone, variant.column) in analysis.selection.cells
+            ]
+            if len(present) > 1:
+                yield _best_line(analysis, backbone, task, present)
 
 
-def _best_line(
-    analysis: Analysis,
-    backbone: str,
-    task: str,
-    cells: Sequence[Sequence[Scored]],
-    several: Sequence[Variant],
-) -> str:
+def _best_line(analysis: Analysis, backbone: str, task: str, several: Sequence[Variant]) -> str:
     column = several[0].column
+    cells = [analysis.selection.cells[backbone, each.column] for each in several]
     metric = column.metric(column.main)
     label, sign = metric.label or column.main, metric.direction
     held_out = [held_out_score(each, column.main, sign) for each in cells]
