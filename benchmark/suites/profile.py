@@ -21,11 +21,11 @@ PATCHES = {
 register_suite(
     Suite(
         name="profile",
-        about="which layer, which resolution: k-NN of patches at four depths × three sizes, on 32"
+        about="which layer, which resolution: k-NN of patches at four depths × three sizes, on 24"
         " images of each dataset that is present",
         tasks=cross(["camvid", "voc", "ade20k"], ["patch-knn"], **PATCHES),
         default_backbones=COMPARED,
         skips_absent_data=True,
-        images=32,
+        images=24,
     )
 )

@@ -32,7 +32,7 @@ def part_features(context: Context) -> Mapping[str, np.ndarray]:
     spaced images of ``val``, squeezed to squares of the task's size.
 
     Returns:
-        ``image`` (IMAGES,) names and ``features`` (IMAGES, GRID², C) float16.
+        ``image`` (IMAGES,) names and ``features`` (IMAGES, GRID², C) float32.
     """
     backbone, settings = context.backbone, context.settings
     samples = context.data.samples["val"]
@@ -49,7 +49,7 @@ def part_features(context: Context) -> Mapping[str, np.ndarray]:
     index = len(backbone.channels) - 1 if layer is None else layer
     start = sum(backbone.channels[:index])
     features = cached[key][..., start : start + backbone.channels[index]]
-    return {"image": np.array(names), "features": features.half().numpy()}
+    return {"image": np.array(names), "features": features.numpy()}
 
 
 def _encode(

@@ -30,7 +30,7 @@ class Variant:
     column: TaskProtocol
     values: Mapping[str, str]
 
-    def others(self, axis: str) -> tuple[tuple[str, str], ...]:
+    def fixed_values(self, axis: str) -> tuple[tuple[str, str], ...]:
         """The values on all axes but one."""
         return tuple((name, value) for name, value in self.values.items() if name != axis)
 
@@ -66,7 +66,7 @@ def _values(analysis: Analysis, column: TaskProtocol, sampled: bool) -> dict[str
 
 def axis_figures(analysis: Analysis) -> list[Figure]:
     """One for each task and axis: the main metric with intervals."""
-    figures = []
+    figures: list[Figure] = []
     for task, several in variants(analysis).items():
         axes = dict.fromkeys(axis for variant in several for axis in variant.values)
         for axis in axes:
@@ -84,7 +84,7 @@ def _figure(
     for backbone in analysis.selection.backbones:
         for variant in several:
             if (backbone, variant.column, variant.column.main) in analysis.estimates:
-                lines[backbone, _text(variant.others(axis))].append(variant)
+                lines[backbone, _text(variant.fixed_values(axis))].append(variant)
     values = sorted(
         {_number(variant.values[axis]): variant.values[axis] for variant in several}.items()
     )
@@ -92,8 +92,8 @@ def _figure(
     styles = _styles(analysis, list(lines))
     data: list[dict[str, Any]] = []
     alt = []
-    for (backbone, others), on_line in lines.items():
-        title = f"{backbone}, {others}" if others else backbone
+    for (backbone, fixed), on_line in lines.items():
+        title = f"{backbone}, {fixed}" if fixed else backbone
         by_value = {_number(variant.values[axis]): variant.column for variant in on_line}
         estimates = {
             x: analysis.estimates[backbone, by_value[x], by_value[x].main] for x in sorted(by_value)
@@ -101,7 +101,7 @@ def _figure(
         text = [f"{describe(each, 2)} at {ticks[x]}" for x, each in estimates.items()]
         alt.append(f"{title}: {', '.join(text)}")
         hover = [f"{title}: {words}" for words in text]
-        look, dash = styles[backbone, others]
+        look, dash = styles[backbone, fixed]
         line = points_of(title, look, [*estimates.values()], [*estimates], hover)
         data.append({**line, "mode": "lines+markers", "line": {"color": look.colour, "dash": dash}})
     column = several[0].column
@@ -131,10 +131,10 @@ def _styles(
             for number in range(len(lines))
         ]
         return {line: (look, "solid") for line, look in zip(lines, own, strict=True)}
-    style, rest = looks(analysis), list(dict.fromkeys(others for _, others in lines))
+    style, rest = looks(analysis), list(dict.fromkeys(fixed for _, fixed in lines))
     return {
-        (backbone, others): (style[backbone], DASHES[rest.index(others) % len(DASHES)])
-        for backbone, others in lines
+        (backbone, fixed): (style[backbone], DASHES[rest.index(fixed) % len(DASHES)])
+        for backbone, fixed in lines
     }
 
 
@@ -197,31 +197,31 @@ def mode_changes(store: Store, analysis: Analysis) -> list[str]:
     changes: dict[tuple[str, str, str, str], list[tuple[str, float]]] = defaultdict(list)
     for task, several in variants(analysis).items():
         for backbone in analysis.selection.backbones:
-            lines: dict[tuple, dict[float, np.ndarray]] = defaultdict(dict)
+            lines: dict[tuple[tuple[str, str], ...], dict[float, np.ndarray]] = defaultdict(dict)
             for variant in several:
                 cells = analysis.selection.cells.get((backbone, variant.column), [])
                 path = store.artifact(cells[0].run, PARTS) if cells else None
                 if path is not None and "size" in variant.values:
                     with np.load(path) as arrays:
                         features = arrays["features"].reshape(-1, arrays["features"].shape[-1])
-                    lines[variant.others("size")][_number(variant.values["size"])] = features
-            for others, sizes in lines.items():
+                    lines[variant.fixed_values("size")][_number(variant.values["size"])] = features
+            for fixed, sizes in lines.items():
                 for small, large in pairwise(sorted(sizes)):
-                    kept = likeness_kept(sizes[small], sizes[large])
-                    if not kept >= LEAST:
+                    share = likeness_kept(sizes[small], sizes[large])
+                    if share < LEAST:
                         key = backbone, task, f"{small:g}", f"{large:g}"
-                        changes[key].append((_text(others), kept))
+                        changes[key].append((_text(fixed), share))
     return [
         f"{backbone} · {task}: features change mode between {small} and {large} px"
-        f"{_listed([others for others, _ in kept])}: parts of images keep at most"
-        f" {100 * max(0.0, *(share for _, share in kept)):.0f} % of their likeness to themselves"
+        f"{_listed([fixed for fixed, _ in shares])}: parts of images keep at most"
+        f" {100 * max(0.0, *(share for _, share in shares)):.0f} % of their likeness to themselves"
         f" (usual: more than {100 * LEAST:.0f} %)."
-        for (backbone, task, small, large), kept in changes.items()
+        for (backbone, task, small, large), shares in changes.items()
     ]
 
 
-def _listed(others: Sequence[str]) -> str:
-    words = [each for each in others if each]
+def _listed(fixed: Sequence[str]) -> str:
+    words = [each for each in fixed if each]
     return f" at {'; '.join(words)}" if words else ""
 
 

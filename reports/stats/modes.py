@@ -36,6 +36,6 @@ def likeness_kept(small: np.ndarray, large: np.ndarray) -> float:
     same = (sides[0] * sides[1]).sum(axis=1).mean()
     count = len(small)
     pairs = count * (count - 1)
-    others = [(np.square(each.sum(axis=0)).sum() - count) / pairs for each in sides]
-    other = float(np.mean(others))
-    return float((same - other) / (1 - other)) if other < 1 - 1e-6 else float("nan")
+    references = [(np.square(each.sum(axis=0)).sum() - count) / pairs for each in sides]
+    reference = float(np.mean(references))
+    return float((same - reference) / (1 - reference)) if reference < 1 - 1e-6 else float("nan")
