@@ -159,8 +159,10 @@ class Backbone(nn.Module, ABC):
             view = copy.copy(self)
             view.data = self.data.with_layers(layers)
             device = next(chain(self.parameters(), self.buffers())).device
+            step = max(self.divisor, *self.strides)  # strides are exact on whole cells alone
+            size = self.fixed_size or tuple(-(-side // step) * step for side in self.data.size)
             with torch.inference_mode():
-                images = torch.zeros(1, 3, *self.data.size, device=device)
+                images = torch.zeros(1, 3, *size, device=device)
                 maps = view(images)
             view.channels = tuple(each.shape[1] for each in maps)
             view.strides = tuple(images.shape[-1] // each.shape[-1] for each in maps)

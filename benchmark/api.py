@@ -216,7 +216,7 @@ def evaluate(
         result.tracker.uri,
         result.tracker.experiment,
         tuple(result.run_ids.values()),
-        {**repeated, "settings": settings},
+        {**repeated, "tasks": tasks, "settings": settings},
     )
 
 
@@ -240,8 +240,8 @@ def compare(
     if evaluated:
         first = evaluated[0]
         options = {
-            **first.options,
             "tasks": list(dict.fromkeys(first.frame.task)),
+            **first.options,
             "tracking_uri": first.tracking_uri,
             "experiment": first.experiment,
             **options,

@@ -31,6 +31,13 @@ def axes(probe: Probe) -> dict[str, str]:
     return {**sample, **axes_of(probe.settings_type)}
 
 
+def sets_axis(own_axes: Mapping[str, str], key: str, text: str) -> bool:
+    """Whether ``--set KEY=TEXT`` is for a probe with these axes. A setting of another name (the
+    ``features`` of ``layers``) has its own words beside the numbers and shares of the axis."""
+    field = own_axes.get(key)
+    return field is not None and (field == key or set(text) <= set("0123456789%, "))
+
+
 def split_variant(name: str, probe: Probe) -> dict[str, str]:
     """The axes that a task's name fixes: ``voc/linear:0.1:size=224`` → ``{"train_share": "0.1",
     "size": "224"}``.

@@ -8,7 +8,7 @@ from typing import Any
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from benchmark.axes import SAMPLES, axes, read_values, split_variant, variants
+from benchmark.axes import SAMPLES, axes, read_values, sets_axis, split_variant, variants
 from benchmark.execution.progress import console
 from benchmark.options import DataOptions, ExecutionOptions, RunOptions
 from benchmark.records import PlannedTask
@@ -120,7 +120,10 @@ def _suite_of(tasks: Sequence[str]) -> Suite:
         find_task(task)  # suggests the nearest name if no suite can have it
     suites = SUITES.load_entry_points().values()
     candidates = [
-        suite for suite in suites if all(settings_in(suite, task) is not None for task in tasks)
+        suite
+        for suite in suites
+        if suite.images is None  # a quick look is asked for by its name
+        and all(settings_in(suite, task) is not None for task in tasks)
     ]
     if not candidates:
         raise UserError(
@@ -204,16 +207,16 @@ def plan_tasks(
         allowed |= fields | own_axes.keys()
         fixed = split_variant(name, probe)
         ranges = {axis: [value] for axis, value in fixed.items()}
-        options = {key: text for key, text in overrides.items() if key not in fixed}
         changes = {}
-        for key, text in (suite_ranges(suite, base) | options).items():
+        for key, text in (suite_ranges(suite, base) | overrides).items():
+            if key in fixed or not (key in fields or sets_axis(own_axes, key, text)):
+                continue
             if key in own_axes and ("," in text or key in SAMPLES):
                 ranges[key] = read_values(key, text)
-            elif key in own_axes or key in fields:
-                changes[own_axes.get(key, key)] = text
             else:
-                continue
+                changes[own_axes.get(key, key)] = text
             applied.add(key)
+        ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one name each
         for task in variants(plan_task(suite, base, changes), ranges):
             tasks[task.name] = task
     for key in overrides:

@@ -82,6 +82,7 @@ def check_layers(plan: RunPlan) -> None:
             backbone = describe_backbone(plan.backbone_arguments(name, plan.seeds[0]))
             for layer in layers:
                 layer_index(layer, backbone.depth, name)
+    forget_backbone()
 
 
 def known_cells(

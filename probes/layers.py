@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 
 from backbones.base import Backbone
 from common.errors import UserError
-from common.settings import Axis
+from common.settings import Axis, axes_of
 from probes.base import Context
 
 Layer = int | str  # a number from 1 on, or a share of the depth such as ``50%``
@@ -48,11 +48,9 @@ ImageFeatures = Annotated[
 
 def requested_layer(settings: Any) -> Layer | None:
     """The layer that a task's settings name by number or share; None if they name none."""
-    for field in ("layers", "features"):
-        value = getattr(settings, field, None)
-        if isinstance(value, int) or str(value).endswith("%"):
-            return value
-    return None
+    field = axes_of(type(settings)).get("layers")
+    value = getattr(settings, field) if field else None
+    return value if isinstance(value, int) or str(value).endswith("%") else None
 
 
 def layer_index(layer: Layer, depth: int, backbone: str) -> int:

@@ -22,13 +22,13 @@ def plan(tasks, changes, suite="own"):
 
 def test_every_combination_of_values_is_a_variant():
     tasks = plan(["camvid/linear"], {"size": "224,448", "lr": "0.001,0.01", "flip": "0"})
-    assert [(task.settings.size, task.settings.lr) for task in tasks.values()] == [
+    assert {(task.settings.size, task.settings.lr) for task in tasks.values()} == {
         (224, 0.001),
         (224, 0.01),
         (448, 0.001),
         (448, 0.01),
-    ]
-    assert "camvid/linear:size=448:lr=0.01" in tasks
+    }
+    assert "camvid/linear:lr=0.01:size=448" in tasks, "in the order of the settings"
     assert all(task.settings.flip == 0 for task in tasks.values())
 
 
@@ -70,6 +70,22 @@ def test_a_suite_may_give_an_axis_several_values_and_the_user_others():
     assert all(task.settings.lr == 0.5 for task in tasks.values())
     (single,) = plan_tasks(suite, [], {"size": "32"})
     assert single.name == "camvid/linear"
+    (requested,) = plan_tasks(suite, ["camvid/linear:size=64"], {})
+    assert requested.name == "camvid/linear:size=64"
+
+
+def test_the_order_of_options_does_not_name_a_variant():
+    first, second = {"size": "224,448", "layers": "3,6"}, {"layers": "3,6", "size": "224,448"}
+    assert set(plan(["camvid/linear"], first)) == set(plan(["camvid/linear"], second))
+
+
+def test_words_of_one_setting_are_not_those_of_another_that_shares_its_axis():
+    """Dense probes read ``last``, whole images have ``features``; numbers are for both."""
+    tasks = plan(["mini-seg/linear", "mini-class/linear"], {"layers": "last"}, "mini")
+    assert tasks["mini-seg/linear"].settings.layers == "last"
+    assert tasks["mini-class/linear"].settings.features == "projected"
+    tasks = plan(["mini-seg/linear", "mini-class/linear"], {"layers": "50%"}, "mini")
+    assert tasks["mini-class/linear"].settings.features == "50%"
 
 
 def test_sizes_are_units_of_their_own_and_layers_share_one(tmp_path):
