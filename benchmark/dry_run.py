@@ -26,7 +26,7 @@ from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan, print_notes
 from benchmark.probing.data import prepare_data, split_into_units
 from benchmark.records import BackboneInfo, PlannedTask
-from benchmark.run import known_cells
+from benchmark.run import check_fit, known_cells
 from benchmark.stages.graph import Stage, find_results
 from benchmark.suites.registry import BackboneSource
 from common.device import device_name
@@ -86,6 +86,8 @@ def dry_run(options: RunOptions, device_memory: float | None = None) -> None:
         cells = {}
         if source and backbone:
             info = BackboneInfo.of(backbone, source.create_arguments)
+            if data is not None:
+                check_fit(plan.tasks, data, info)
             cells = known_cells(plan, tracker, data, info, seed)
         for cell in cells.values():
             counts["done" if cell.status == "cached" else cell.status] += 1

@@ -16,13 +16,13 @@ from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite,
 from common import plugins
 from common.device import Device, computes_in_bf16, current_device, planned_device
 from common.errors import UserError, nearest
-from common.settings import field_names, with_changes
+from common.settings import field_names, setting_of, with_changes
 from common.visible_devices import is_accelerator_name
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
 from probes.layers import requested_layer
 from probes.protocols.base import find_preset
-from probes.registry import find_task
+from probes.registry import PROBES, find_task
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def plan_tasks(
         ranges = {axis: [value] for axis, value in fixed.items()}
         changes = {}
         for key, text in (suite_ranges(suite, base) | overrides).items():
-            if key in fixed or not (key in fields or sets_axis(own_axes, key, text)):
+            if key in fixed or not (setting_of(key) in fields or sets_axis(own_axes, key, text)):
                 continue
             if key in own_axes and ("," in text or key in SAMPLES):
                 ranges[key] = read_values(key, text)
@@ -222,6 +222,8 @@ def plan_tasks(
     for key in overrides:
         if key not in applied:
             hint = nearest(key, allowed)
+            if owners := _probes_with(setting_of(key)):
+                hint = f"it is a setting of {', '.join(owners)}"
             if key in allowed:
                 hint = "TASK:VALUE fixes it, and tasks without training do not have it"
             raise UserError(f"--set {key}: none of the tasks has this setting; {hint}")
@@ -234,6 +236,12 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print the notes of a plan."""
     for note in notes:
         console.print(note, style="dim", markup=False)
+
+
+def _probes_with(setting: str) -> list[str]:
+    """Names of the probes that have a setting."""
+    probes = PROBES.load_entry_points().values()
+    return sorted({probe.name for probe in probes if setting in field_names(probe.settings_type)})
 
 
 def decide_precision(
@@ -308,12 +316,15 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
     # not listed: the values come from tasks with other probes; drop settings that this probe lacks
     if name not in suite.tasks:
         fields = field_names(probe.settings_type)
-        values = {key: value for key, value in values.items() if key in fields}
+        values = {key: value for key, value in values.items() if setting_of(key) in fields}
     protocol = {**values, **changes}.get("protocol")
     if protocol is not None:
         values |= find_preset(protocol, spec, probe).settings
         values["protocol"] = protocol
-    settings = with_changes(probe.settings_type(), {**values, **changes})
+    defaults = with_changes(probe.settings_type(), getattr(probe, "defaults", {}))
+    settings = with_changes(defaults, {**values, **changes})
+    if check := getattr(probe, "check_settings", None):
+        check(settings)
     epochs = getattr(settings, "epochs", 0)
     if "max_iters" in changes and "epochs" not in changes and epochs:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,8 @@ class BackboneInfo:
 
     Attributes:
         create_arguments: keyword arguments of ``backbones.create`` that build it.
-        name, architecture, weights, has_text, has_dense_text, fixed_size, depth: as of
-            ``backbones.Backbone``.
+        name, architecture, weights, channels, strides, divisor, has_text, has_dense_text,
+            fixed_size, depth: as of ``backbones.Backbone``.
         identity: of ``Backbone.identity``.
         params: of its LoggedModel in MLflow.
     """
@@ -107,6 +107,9 @@ class BackboneInfo:
     architecture: str
     weights: Weights
     identity: Mapping[str, Any]
+    channels: Sequence[int]
+    strides: Sequence[float]
+    divisor: int
     has_text: bool
     has_dense_text: bool
     fixed_size: tuple[int, int] | None
@@ -121,6 +124,9 @@ class BackboneInfo:
             architecture=backbone.architecture,
             weights=backbone.weights,
             identity=backbone.identity(),
+            channels=backbone.channels,
+            strides=backbone.strides,
+            divisor=backbone.divisor,
             has_text=backbone.has_text,
             has_dense_text=backbone.has_dense_text,
             fixed_size=backbone.fixed_size,

@@ -112,6 +112,15 @@ def _unit_names(backbone: str, seed: int, units: Iterable[Sequence[PlannedTask]]
     return [unit_name(backbone, seed, tasks) for tasks in units]
 
 
+def check_fit(
+    tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset], backbone: BackboneInfo
+) -> None:
+    """Raise ``UserError`` where the probe of a task does not fit its dataset or the backbone."""
+    for task in tasks:
+        if check := getattr(task.probe, "check_backbone", None):
+            check(task.settings, data[task.name], backbone)
+
+
 class _PlanRunner:
     """Runs a plan: one parent run for each backbone and seed."""
 
@@ -142,10 +151,12 @@ class _PlanRunner:
         keys = [(name, seed) for seed in plan.seeds for name in plan.backbones]
         if len(keys) > 1:
             # With several backbones or seeds, load each backbone that the suite does not train once
-            # now, so that bad weights end the command here; a single one is loaded next anyway.
+            # now, so that bad weights, or probes that do not fit, end the command here; a single
+            # one is loaded next anyway.
             for name in plan.backbones:
                 if (name, plan.options.seed) not in self.artifacts.backbones:
-                    await self.probing.describe(plan.backbone_arguments(name, plan.options.seed))
+                    arguments = plan.backbone_arguments(name, plan.options.seed)
+                    check_fit(plan.tasks, self.data, await self.probing.describe(arguments))
         estimate = executor.overview.estimate
         estimate.table = load_seconds(plan.suite.name)
         for name, seed in keys:
@@ -176,6 +187,8 @@ class _PlanRunner:
                 source = await self.stages.run(self.artifacts.backbones[name, seed])
             async with self.semaphore:
                 backbone = await self.probing.describe(source.create_arguments)
+                problem = "could not check its tasks"
+                check_fit(self.plan.tasks, self.data, backbone)
                 problem = "could not write its parent run"
                 return await self._probe(backbone, source, seed)
         except Exception as error:

@@ -3,6 +3,7 @@ and changes to them as text (``--set key=value``)."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import types
@@ -29,6 +30,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 CONFIG = ConfigDict(allow_inf_nan=False)
+LITERALS = {"none": None, "true": True, "false": False}
 OPTIONS = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -168,21 +170,57 @@ def axes_of(settings_type: type) -> dict[str, str]:
 def with_changes(settings: T, changes: Mapping[str, Any]) -> T:
     """A copy of a settings dataclass with ``changes``; text is read as the type of its field.
 
+    A field that is a table takes entries: ``{"head.norm_cfg.type": "BN"}`` sets one, ``{"head":
+    {...}}`` several. Text in it is read as a Python literal where it is one.
+
     Raises:
         UserError: an unknown key (suggests the nearest), or a value that the field does not allow.
     """
     hints = typing.get_type_hints(type(settings), include_extras=True)
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in changes.items():
-        if key not in field_names(type(settings)):
+        name, *path = key.split(".")
+        is_table = name in hints and Mapping in origins(hints[name])
+        if name not in field_names(type(settings)) or (path and not is_table):
             raise UserError(f"no setting {key!r}; {nearest(key, field_names(type(settings)))}")
-        values[key] = read_value(key, value, hints[key])
+        if is_table:
+            value = _merged(values.get(name, getattr(settings, name)), path, _plain(value))
+            if not isinstance(value, Mapping):
+                raise UserError(f"{key}={value}: set its entries, such as {key}.type={value}")
+        values[name] = read_value(key, value, hints[name])
     try:
         return dataclasses.replace(settings, **values)  # type: ignore[type-var]
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"settings {values}: {error}") from error
+
+
+def setting_of(key: str) -> str:
+    """The setting that a key changes: ``head`` of ``head.norm_cfg.type``."""
+    return key.partition(".")[0]
+
+
+def _merged(table: Any, path: Sequence[str], value: Any) -> Any:
+    """``table`` with ``value`` at ``path``; entries of a table are added to those that exist."""
+    entries = table if isinstance(table, Mapping) else {}
+    if path:
+        return {**entries, path[0]: _merged(entries.get(path[0]), path[1:], value)}
+    return {**entries, **value} if isinstance(value, Mapping) else value
+
+
+def _plain(value: Any) -> Any:
+    """An entry of a table as JSON has it; text that is a literal is read as one."""
+    if isinstance(value, str):
+        if value.lower() in LITERALS:
+            return LITERALS[value.lower()]
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_value(key: str, value: Any, hint: Any) -> Any:

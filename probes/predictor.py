@@ -19,6 +19,7 @@ from PIL import Image
 
 import backbones
 from backbones import Backbone, UserError
+from common import plugins
 from common.device import prefers_bf16
 from probes.base import Context, Head
 from probes.image_level.attention_pool import create_head, token_encoder
@@ -215,8 +216,15 @@ class _MMLabPredictor(Predictor):
 
         metadata = head.metadata
         self.kind, self.scope = metadata["kind"], metadata["scope"]
+        plugins.load_from_environment()
         for module in metadata["imports"]:
-            import_module(module)
+            try:
+                import_module(module)
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"the head of {self.task} needs {module}; import it, or name its file in"
+                    f" {plugins.VARIABLE}"
+                ) from error
         bridge.share(metadata["backbone"], backbone)
         with DefaultScope.overwrite_default_scope(self.scope):
             self.model: Any = MODELS.build(Config({"model": metadata["model"]}).model)

@@ -1,9 +1,11 @@
-"""Probes by ``kind of dataset/name``, datasets by name: one file and one registration each."""
+"""Probes by ``kind of dataset/name``, datasets and dense heads by name: one file and one
+registration each."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 from common import plugins
 from common.errors import UserError, nearest
@@ -14,6 +16,8 @@ from probes.datasets.base import DatasetSpec
 PROBES: Registry[Probe] = Registry(
     "probe", "probes", instance_of(Probe, lambda probe: f"{probe.kind}/{probe.name}")
 )
+# ``probes.dense.probe.register_head`` fills it, and ``PROBES`` with the probes of each head
+HEADS: Registry[Any] = Registry("head", "heads")
 DATASETS: Registry[DatasetSpec] = Registry("dataset", "datasets", instance_of(DatasetSpec))
 
 
@@ -34,6 +38,7 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
 
 def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:
     """Every task, including those of other packages."""
+    HEADS.load_entry_points()  # their probes too
     probes = PROBES.load_entry_points().values()
     return {
         f"{spec.name}/{probe.name}": (spec, _on(probe, spec))

@@ -16,6 +16,7 @@ NAMES = {
     "backbone": "my-net",
     "dataset": "leaves",
     "probe": "nearest-mean",
+    "head": "sum-of-maps",
     "task": "edges",
     "expert": "ground-plane",
 }
@@ -23,8 +24,8 @@ NAMES = {
 
 @options_dataclass
 class New:
-    """Write a commented file to begin a plugin from: a backbone, dataset, probe, task of CLIPTeX or
-    expert of your own.
+    """Write a commented file to begin a plugin from: a backbone, dataset, probe, dense head,
+    task of CLIPTeX or expert of your own.
 
     examples:
       python -m benchmark new backbone my-net
@@ -32,7 +33,7 @@ class New:
     """
 
     kind: Positional[str]
-    """backbone, dataset, probe, task, expert"""
+    """backbone, dataset, probe, head, task, expert"""
     name: Positional[str]
     """what to call it, in lower-case letters, digits and dashes"""
     out: Path | None = None

@@ -3,9 +3,6 @@ whose maps are brought to one stride and concatenated."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,14 +13,15 @@ import probes.dense.metrics
 import probes.features.crops
 import probes.runner.schedules  # noqa: F401  registers what configs name
 from backbones.base import Backbone
-from common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, Lister, PreparedDataset, Split
 from probes.dense.data import pipelines
-from probes.dense.decode_heads.base import DenseHead, FeatureMaps
+from probes.dense.decode_heads.base import DenseHead
+from probes.dense.fit import check, feature_maps, reads_class_token, round_up
 from probes.dense.heads import head_config
 from probes.dense.settings import DenseSettings, in_iterations
-from probes.layers import position
+from probes.dense.trial import try_head
+from probes.features.crops import image_size
 from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
 
@@ -48,15 +46,14 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         probe: a ``DenseProbe``.
         held_out: training images to score instead of ``val``; training leaves them out.
     """
-    check(probe, context)
     data, backbone = context.data, context.backbone
     spec, classes = data.spec, len(data.classes)
     images = sum(sample.image not in held_out for sample in data.samples["train"])
     settings: DenseSettings = in_iterations(context.settings, images)
 
     prepare = preprocessor(backbone)
-    crop = tuple(round_up(side, backbone.divisor) for side in settings.crop or (settings.size,) * 2)
-    maps, layer = feature_maps(settings, backbone, min(crop)), position(settings, backbone)
+    head = checked_head(probe.head, context.settings, data, backbone)
+    crop = feature_maps(settings, backbone).crop
 
     test: dict[str, Any] = {"mode": "whole", "flip": settings.flip_test}
     if settings.slide:
@@ -70,7 +67,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         }
         # windows end with the image, which is padded where it is smaller than a window
         prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
-    objective, scores = objective_and_scores(settings, spec, classes)
+    _, scores = objective_and_scores(settings, spec, classes)
     model = {
         "type": "DenseSegmenter" if probe.kind == "segmentation" else "DenseRegressor",
         "data_preprocessor": prepare,
@@ -81,25 +78,20 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
             **({"class_token": True} if reads_class_token(settings, backbone) else {}),
             **context.backbone_config,
         },
-        "neck": {
-            "type": "ResizeConcat",
-            "strides": list(maps.strides),
-            "stride": maps.stride,
-            **({} if layer is None else {"index": layer}),
-        },
-        "decode_head": head_config(probe.head, settings, maps, objective),
+        **head,
         "train_cfg": {},
         "test_cfg": test,
     }
     outputs = classes or OUTPUTS[spec.kind]
     train_pipeline, test_pipeline = pipelines(spec, classes, settings, crop, prepare["mean"])
 
-    # importing it registers the dataset that the config names
+    # importing them registers the dataset and the head that the config names
     declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
+    modules = [*OWN_MODULES, declared_in, probe.head.declared_in]
     config = Config(
         {
             "default_scope": "mmseg",
-            "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
+            "custom_imports": {"imports": list(filter(None, modules))},
             "model": model,
             "train_dataloader": {
                 "batch_size": settings.batch_size,
@@ -127,6 +119,36 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     from probes.dense.cached import cached
 
     return cached(config, settings.cache, settings.fixed_crops, settings.flip, context.device)
+
+
+def checked_head(
+    head: DenseHead, settings: DenseSettings, data: PreparedDataset, backbone: Any
+) -> dict[str, Any]:
+    """``head_config`` of a head that fits.
+
+    Args:
+        backbone: see ``feature_maps``.
+
+    Raises:
+        UserError: dataset, settings or backbone do not fit the head.
+    """
+    check(head, settings, data, backbone)
+    maps = feature_maps(settings, backbone)
+    objective, _ = objective_and_scores(settings, data.spec, len(data.classes))
+    config = head_config(head, settings, maps, objective)
+    if head.config is not None:
+        sizes = [maps.crop, test_size(settings, data, backbone.divisor)]
+        try_head(config["decode_head"], settings.batch_size, sizes)
+    return config
+
+
+def test_size(settings: DenseSettings, data: PreparedDataset, divisor: int) -> tuple[int, int]:
+    """(height, width) of the first test image, or of a window of it, as the backbone gets it."""
+    if settings.slide:
+        return (round_up(settings.slide[0], divisor),) * 2
+    width, height = image_size(data.root / data.samples["val"][0].image)
+    factor = settings.size / min(width, height) if settings.size else 1
+    return round_up(round(factor * height), divisor), round_up(round(factor * width), divisor)
 
 
 def preprocessor(backbone: Backbone) -> dict[str, Any]:
@@ -170,37 +192,6 @@ def _listed(list_samples: Lister, root: Path, split: Split, fingerprint: str) ->
     return tuple(sample.image for sample in list_samples(root, split))
 
 
-def feature_maps(settings: DenseSettings, backbone: Backbone, side: int) -> FeatureMaps:
-    """The maps that a head reads of training crops with this shorter side."""
-    layer = -1 if settings.layers == "last" else position(settings, backbone)
-    channels, strides = backbone.channels, backbone.strides
-    if layer is not None:
-        channels, strides = (channels[layer],), (strides[layer],)
-    if reads_class_token(settings, backbone):
-        channels = tuple(2 * width for width in channels)
-    stride = settings.feature_stride or native_stride(strides)
-    return FeatureMaps(tuple(channels), tuple(strides), stride, side)
-
-
-def native_stride(strides: Sequence[float]) -> float:
-    """The finest of ``strides`` that is 8 or more (at 4, of CNNs, a head costs four times what it
-    does at 8); else the coarsest."""
-    return min((stride for stride in strides if stride >= 8), default=max(strides))
-
-
-def reads_class_token(settings: DenseSettings, backbone: Backbone) -> bool:
-    """Whether maps have class tokens, by the setting ``class_token``."""
-    if settings.class_token == "concat-dino":
-        names = f"{backbone.name} {backbone.architecture} {backbone.weights.source}"
-        return bool(re.search(r"(?<![a-z0-9])dino(v2)?(?![a-z0-9])", names))
-    return settings.class_token != "none"
-
-
-def round_up(side: int, divisor: int) -> int:
-    """``side``, rounded up to a multiple of ``divisor``."""
-    return math.ceil(side / divisor) * divisor
-
-
 def objective_and_scores(
     settings: Any, spec: DatasetSpec, classes: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -224,31 +215,3 @@ def objective_and_scores(
     else:
         loss = {"type": "DepthObjective", **bounds, "silog_lambda": settings.silog_lambda}
     return {"loss_decode": loss}, {"type": "DepthScores", **bounds, "crop": crop}
-
-
-def check(probe: Any, context: Context) -> None:
-    """Raise ``UserError`` where dataset, settings or backbone do not fit the probe."""
-    settings, spec, backbone = context.settings, context.data.spec, context.backbone
-    check_head(probe.head, settings, backbone)
-    if spec.kind == "segmentation" and len(context.data.classes) < 2:
-        raise UserError(f"dataset {spec.name!r} has one class; segmentation needs 2 or more")
-    for name in ("depth_scale", "min_depth", "max_depth") if spec.kind == "depth" else ():
-        if name not in spec.extra:
-            raise UserError(f"dataset {spec.name!r} does not declare {name}; add it to its extra")
-
-
-def check_head(head: DenseHead, settings: DenseSettings, backbone: Backbone) -> None:
-    """Raise ``UserError`` where settings or the backbone's maps do not fit a head."""
-    if settings.batch_size < head.min_batch:
-        raise UserError(
-            f"{head.name} normalises pooled features over the batch: batch_size must be"
-            f" {head.min_batch} or more"
-        )
-    if settings.class_token == "project" and not head.projects_class_token:
-        raise UserError(f"class_token=project is of dpt, not of {head.name}; use concat")
-    maps = len(backbone.channels) if settings.layers == "all" else 1
-    if head.maps not in (None, maps):
-        raise UserError(
-            f"{head.name} fuses {head.maps} feature maps, and {backbone.name!r} gives {maps}"
-            f" (layers={settings.layers}); choose another probe or backbone"
-        )

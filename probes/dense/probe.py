@@ -7,14 +7,19 @@ probes in the head.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from common.errors import UserError
 from probes.base import Context, Probe, TaskResult
-from probes.datasets.base import Kind, Split
+from probes.datasets.base import Kind, PreparedDataset, Split
 from probes.dense.decode_heads.base import SHIPPED, DenseHead
+from probes.dense.fit import check
 from probes.dense.settings import METRICS, SETTINGS
-from probes.registry import register_probe
+from probes.layers import requested_layer
+from probes.registry import HEADS, register_probe
 from reports.metrics import Metric
 
 
@@ -30,9 +35,53 @@ class DenseProbe:
     splits: tuple[Split, ...] = ("train", "val")
     name: str = field(init=False)
     version: int = field(init=False)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name, self.version = self.head.name, self.head.version
+        if self.head.config is not None:
+            self.defaults = {"head": self.head.config}
+
+    def check_settings(self, settings: Any) -> None:
+        """Check, before any work, what follows from the settings alone.
+
+        Raises:
+            UserError: no such head, or options that it does not know.
+        """
+        if self.head.config is None:
+            return
+        name, own = settings.head.get("type"), self.head.config.get("type")
+        if not name:
+            raise UserError(
+                "head.type is missing: name a head of mmseg's registry, such as --set"
+                " head.type=UPerHead"
+            )
+        if own and name != own:
+            raise UserError(f"head.type={name}: probe {self.name} is {own}; use probe head")
+        if not own and name in HEADS:
+            raise UserError(f"head.type={name}: {name} is a probe of its own, DATASET/{name}")
+        from probes.dense.decode_heads.module import check_settings
+
+        check_settings(settings.head, self.kind)
+
+    def check_backbone(self, settings: Any, data: PreparedDataset, backbone: Any) -> None:
+        """Check, before any work, that the head fits dataset and backbone.
+
+        Args:
+            backbone: see ``probes.dense.fit.feature_maps``.
+
+        Raises:
+            UserError: the head cannot be built for the backbone's maps, fails, or returns other
+                shapes than the task has.
+        """
+        if requested_layer(settings) is not None:  # only its unit reads the layer's map
+            return
+        if self.head.config is None:
+            check(self.head, settings, data, backbone)
+            return
+        from probes.dense.config import checked_head
+
+        checked_head(self.head, settings, data, backbone)
 
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
@@ -71,6 +120,44 @@ class DenseProbe:
         return result
 
 
-for _head in SHIPPED:
-    for _kind in _head.kinds:
-        register_probe(DenseProbe(_head, _kind, SETTINGS[_kind], METRICS[_kind]))
+def register_head(
+    name: str,
+    module: str | type,
+    *,
+    kinds: Sequence[Kind] = tuple(SETTINGS),
+    version: int = 1,
+    **options: Any,
+) -> DenseHead:
+    """Add a head: the probe ``name`` on every dataset of some kinds, whose options are the setting
+    ``head``.
+
+    Args:
+        module: a head of mmseg's registry, by its name; or a module. It is created with
+            ``in_channels``, a list with the channels of each map of the backbone;
+            ``out_channels``, the number of outputs of a pixel (classes of segmentation; 1, or the
+            bins, of depth; 3 or 4 of normals); ``strides``, a list, if it has a parameter of this
+            name; and the options. It is called with the list of maps (N, in_channels[i], H /
+            strides[i], W / strides[i]), and returns (N, out_channels, h, w) of any resolution.
+        kinds: of datasets.
+        version: raise it when the same options give other numbers.
+        options: defaults of its other options.
+
+    Raises:
+        ValueError: there is a head or a probe of this name.
+    """
+    config = {"type": module if isinstance(module, str) else name, **options}
+    declared_in = sys._getframe(1).f_globals["__name__"]
+    return _register(
+        DenseHead(name, module, version, kinds, config=config, declared_in=declared_in)
+    )
+
+
+def _register(head: DenseHead) -> DenseHead:
+    HEADS.register(head.name, head)
+    for kind in head.kinds:
+        register_probe(DenseProbe(head, kind, head.settings_type(kind), METRICS[kind]))
+    return head
+
+
+for _head in (*SHIPPED, DenseHead("head", config={})):
+    _register(_head)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Literal, TypeVar
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -196,6 +196,20 @@ class ShippedHeadSettings:
 
 
 @settings_dataclass
+class ModuleHeadSettings:
+    """Of heads of mmseg's registry and modules of plugins.
+
+    Attributes:
+        head: ``type``, the name of a head in mmseg's registry, and the head's options, as a config
+            of mmseg has them; what follows from backbone and dataset (channels, classes) is left
+            out. A head that reads one map gets all of them, resized to ``feature_stride`` and
+            concatenated, unless ``in_index`` names one.
+    """
+
+    head: Mapping[str, Any] = field(default_factory=dict)
+
+
+@settings_dataclass
 class SegmentationFields(DenseSettings):
     """Defaults: mmseg's 512 px, 40k iterations of 16 images, scale 0.5–2.
 
@@ -276,6 +290,28 @@ SETTINGS: Mapping[Kind, type[DenseSettings]] = {
     "segmentation": SegmentationSettings,
     "depth": DepthSettings,
     "normals": NormalSettings,
+}
+
+
+@settings_dataclass
+class SegmentationHeadSettings(SegmentationFields, ModuleHeadSettings):
+    """Of another head that segments."""
+
+
+@settings_dataclass
+class DepthHeadSettings(DepthFields, ModuleHeadSettings):
+    """Of another head for depth."""
+
+
+@settings_dataclass
+class NormalHeadSettings(NormalFields, ModuleHeadSettings):
+    """Of another head for normals."""
+
+
+HEAD_SETTINGS: Mapping[Kind, type[DenseSettings]] = {
+    "segmentation": SegmentationHeadSettings,
+    "depth": DepthHeadSettings,
+    "normals": NormalHeadSettings,
 }
 Some = TypeVar("Some", bound=DenseSettings)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -92,3 +93,39 @@ def test_pairs():
         parse_pairs(["a"])
     with pytest.raises(UserError, match="given twice"):
         parse_pairs(["a=1", "a=2"])
+
+
+@settings_dataclass
+class WithTable:
+    head: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    size: int = 1
+
+
+def test_a_table_takes_entries_as_text_or_as_values():
+    settings = WithTable({"type": "A", "norm": {"type": "BN", "eps": 0.1}})
+    changed = with_changes(
+        settings,
+        {
+            "head.norm.eps": "1e-3",
+            "head.in_index": "0,1",
+            "head.strides": "[4]",
+            "head.bias": "none",
+            "head": {"type": "B", "name": "1"},
+            "size": "3",
+        },
+    )
+    assert changed.head == {
+        "type": "B",
+        "norm": {"type": "BN", "eps": 1e-3},
+        "in_index": [0, 1],
+        "strides": [4],
+        "bias": None,
+        "name": 1,
+    }
+    assert with_changes(settings, {"head": str(dict(changed.head))}).head == changed.head
+    for changes, message in (
+        ({"size.x": "3"}, "no setting 'size.x'"),
+        ({"head": "B"}, "such as head.type=B"),
+    ):
+        with pytest.raises(UserError, match=message):
+            with_changes(settings, changes)

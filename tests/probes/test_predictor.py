@@ -51,12 +51,14 @@ def stored_predictor(
         ("segmentation", "linear", {"fixed_crops": 2, "cache": "fp16"}),
         ("depth", "linear", {"flip_test": True}),
         ("normals", "linear", {}),
+        ("segmentation", "head", {"head": {"type": "UPerHead", "channels": 8}}),
     ],
 )
 def test_dense_heads(tmp_path, kind, name, changes):
     data = tiny_dense.make(tmp_path / "data", kind)
     probe = PROBES[f"{kind}/{name}"]
-    settings = probe.settings_type(**{**DENSE, **changes})
+    shared = {name: value for name, value in DENSE.items() if hasattr(probe.settings_type, name)}
+    settings = probe.settings_type(**{**shared, **changes})
     result = probe.run(context(tmp_path / "work", data, settings))
     predictor = stored_predictor(result, tmp_path)
     assert predictor.task == data.spec.name and predictor.classes == tuple(data.classes)

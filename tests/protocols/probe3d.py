@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.device import prefers_bf16
 from probes.datasets.download.nyu import millimetres
-from probes.dense.config import native_stride, reads_class_token, round_up
+from probes.dense.fit import native_stride, reads_class_token, round_up
 from probes.dense.ground_truth import LoadGroundTruth
 from probes.dense.metrics import DepthScores, NormalScores
 from probes.dense.objectives import NormalObjective

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from probes.datasets.base import Kind
-from probes.dense.settings import SETTINGS
+from probes.dense.settings import HEAD_SETTINGS, SETTINGS, DenseSettings
 
 FOLDER = "probes.dense.decode_heads"
 
@@ -20,13 +20,15 @@ class FeatureMaps:
     Attributes:
         channels, strides: of each map, shallow to deep.
         stride: that they are brought to where a head reads them concatenated.
-        side: shorter side of a training crop in pixels.
+        crop: height and width of a training crop in pixels.
+        index: of the only map that is read of those of the backbone, where a layer is named.
     """
 
     channels: tuple[int, ...]
     strides: tuple[float, ...]
     stride: float
-    side: int
+    crop: tuple[int, int]
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,35 @@ class DenseHead:
     """A head, which is the probe of its name on datasets of some kinds.
 
     Attributes:
-        module: ``MODULE:CLASS``, imported when the head is built: a decode head of mmseg with a
-            static method ``options(settings, maps)``, its config for settings and
-            ``FeatureMaps``.
+        module: ``MODULE:CLASS``, imported when the head is built, or the class: a decode head of
+            mmseg with a static method ``options(settings, maps)``, its config for settings and
+            ``FeatureMaps``; with ``config`` see ``probes.dense.probe.register_head``.
         version: of the probe.
         kinds: of datasets.
         maps: number of maps that it fuses; None for any.
         min_batch: images of a batch at least.
-        projects_class_token: whether it knows ``class_token=project``.
+        projects_class_token: whether it reads ``class_token=project``.
+        config: of a head that is configured by the setting ``head``: its default.
+        declared_in: importing this module registers the head.
     """
 
     name: str
-    module: str
+    module: str | type = ""
     version: int = 1
     kinds: Sequence[Kind] = tuple(SETTINGS)
     maps: int | None = None
     min_batch: int = 1
     projects_class_token: bool = False
+    config: Mapping[str, Any] | None = None
+    declared_in: str = ""
+
+    def settings_type(self, kind: Kind) -> type[DenseSettings]:
+        return (SETTINGS if self.config is None else HEAD_SETTINGS)[kind]
 
     def load(self) -> Any:
         """The class."""
+        if isinstance(self.module, type):
+            return self.module
         module, _, name = self.module.partition(":")
         return getattr(import_module(module), name)
 

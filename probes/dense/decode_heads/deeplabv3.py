@@ -18,7 +18,7 @@ class DeepLabV3Head(ASPPHead):
 
     @staticmethod
     def options(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
-        return {**convolutional(settings), "dilations": aspp_dilations(maps.side, maps.stride)}
+        return {**convolutional(settings), "dilations": aspp_dilations(min(maps.crop), maps.stride)}
 
 
 def aspp_dilations(size: int, stride: float) -> tuple[int, int, int, int]:

@@ -26,9 +26,10 @@ from common.out_of_memory import Halving
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 from probes.dense.cached import CachedDense
-from probes.dense.config import dataset_config, native_stride, preprocessor, round_up
+from probes.dense.config import dataset_config, preprocessor
 from probes.dense.constant import constant_note
 from probes.dense.data import test_pipeline
+from probes.dense.fit import native_stride, round_up
 from probes.dense.metrics import SegmentationScores
 from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows

@@ -31,7 +31,11 @@ SURE = {"loss_decode": {"type": "NormalObjective", "uncertainty": True}}
 
 
 def maps_of(*channels: int) -> FeatureMaps:
-    return FeatureMaps(channels, (8,) * len(channels), stride=8, side=64)
+    return FeatureMaps(channels, (8,) * len(channels), stride=8, crop=(64, 64))
+
+
+def decode_head(name, settings, maps, objective):
+    return head_config(HEADS[name], settings, maps, objective)["decode_head"]
 
 
 def test_dilations_are_the_papers_at_its_size():
@@ -95,7 +99,7 @@ def test_every_head_learns_one_batch(probe, objective, field, outputs):
     if probe == "dpt-probe3d" and objective is SEGMENT:
         pytest.skip("for depth and normals")
     chosen = SegmentationSettings(channels=8, dropout=0.0)
-    head = MODELS.build(head_config(HEADS[probe], chosen, maps_of(1, 2, 2, 1), objective))
+    head = MODELS.build(decode_head(probe, chosen, maps_of(1, 2, 2, 1), objective))
     head.init_weights()
     features = torch.randn(2, 6, 8, 8)
     target = {
@@ -237,7 +241,7 @@ def test_uncertain_normals_are_scored_by_angmf():
     "objective", [DEPTH, BINS, NORMAL, SURE], ids=["depth", "bins", "normals", "uncertain"]
 )
 def test_training_begins_where_the_objective_says(objective):
-    head = MODELS.build(head_config(HEADS["linear"], SegmentationSettings(), maps_of(6), objective))
+    head = MODELS.build(decode_head("linear", SegmentationSettings(), maps_of(6), objective))
     for _ in range(2):  # a second initialisation begins there too
         head._is_init = False
         head.init_weights()
@@ -283,7 +287,7 @@ def test_the_other_dpt_is_probe3ds():
     """Written again, step by step, from probe3d's description of its head."""
     torch.manual_seed(0)
     settings = SegmentationSettings(channels=8)
-    head = MODELS.build(head_config(HEADS["dpt-probe3d"], settings, maps_of(1, 2, 3, 4), NORMAL))
+    head = MODELS.build(decode_head("dpt-probe3d", settings, maps_of(1, 2, 3, 4), NORMAL))
     maps = [torch.randn(2, channels, 3, 5) for channels in (1, 2, 3, 4)]
 
     def conv(layer, x):

@@ -18,8 +18,9 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from common.errors import UserError
-from probes.dense.config import dense_config, native_stride
+from probes.dense.config import dense_config
 from probes.dense.decode_heads.base import SHIPPED
+from probes.dense.fit import native_stride
 from probes.dense.settings import (
     METRICS,
     DepthSettings,

@@ -1,0 +1,205 @@
+"""Heads of mmseg's registry and modules of plugins, as heads of the dense probes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import PixelData
+from torch import nn
+
+from benchmark.cli.new import template
+from common import plugins
+from common.errors import UserError
+from common.settings import with_changes
+from probes.dense.config import dense_config
+from probes.dense.decode_heads.base import DenseHead
+from probes.dense.probe import DenseProbe
+from probes.dense.settings import HEAD_SETTINGS, METRICS, SETTINGS
+from probes.memory.predict import predict
+from probes.registry import HEADS, PROBES
+from tests.probes import tiny_dense
+from tests.probes.tiny_mmlab import context
+
+from mmseg.registry import MODELS  # isort: skip
+from mmseg.structures import SegDataSample  # isort: skip
+
+UPERNET_TOO = """
+register_head("upernet", "UPerHead", channels=128, norm_cfg={"type": "BN"})
+"""
+SMALL = {"size": 48, "batch_size": 2, "max_iters": 2, "scale_range": (1.0, 1.0), "warmup": 0.0}
+UPERNET = {"type": "UPerHead", "channels": 8, "norm_cfg": {"type": "BN"}}
+FCN = {"type": "FCNHead", "channels": 8}
+ENC = {"type": "EncHead", "channels": 8, "num_codes": 4, "norm_cfg": {"type": "BN"}}
+TWO_LOSSES = [{"type": "CrossEntropyLoss"}, {"type": "DiceLoss"}]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plugin") / "heads.py"
+    path.write_text(template("head", "sum-of-maps") + UPERNET_TOO)
+    plugins.load(path)
+    yield
+    plugins.LOADED[path].remove()
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    return {kind: tiny_dense.make(tmp_path_factory.mktemp(kind), kind) for kind in HEAD_SETTINGS}
+
+
+def planned(kind, name="head", head=None, **changes):
+    """A probe and its settings, as a plan makes them."""
+    probe = PROBES[f"{kind}/{name}"]
+    settings = with_changes(probe.settings_type(**SMALL), probe.defaults)
+    return probe, with_changes(settings, {"head": head or {}, **changes})
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("kind", "name", "head", "changes"),
+    [
+        ("segmentation", "head", UPERNET, {}),
+        ("segmentation", "head", FCN, {"fixed_crops": 1, "cache": "fp16"}),
+        ("segmentation", "head", ENC, {}),
+        ("segmentation", "head", {**FCN, "loss_decode": TWO_LOSSES}, {}),
+        ("segmentation", "sum-of-maps", {"width": 8}, {"fixed_crops": 1, "cache": "fp16"}),
+        ("depth", "head", UPERNET, {"bins": 8}),
+        ("depth", "sum-of-maps", {"width": 8}, {}),
+        ("normals", "upernet", {"channels": 8}, {"uncertainty": True}),
+    ],
+)
+def test_heads_train_and_score(tmp_path, datasets, kind, name, head, changes):
+    probe, settings = planned(kind, name, head, **changes)
+    task = context(tmp_path, datasets[kind], settings)
+    probe.check_settings(settings)
+    probe.check_backbone(settings, task.data, task.backbone)
+    result = probe.run(task)
+    assert set(METRICS[kind]) <= set(result.metrics)
+    assert all(np.isfinite(value) for value in result.metrics.values())
+    assert any(name.startswith("decode_head.module.") for name in result.head.tensors)
+    assert predict([(probe, task)], None)[0].device > 0
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("kind", "metric", "better"),
+    [("segmentation", "mIoU", 80.0), ("depth", "abs_rel", 0.15), ("normals", "normal_mean", 30.0)],
+)
+def test_a_module_learns_what_is_in_the_colours(tmp_path, datasets, kind, metric, better):
+    changes = {"lr": 0.02, "max_iters": 40}
+    probe, settings = planned(kind, "sum-of-maps", {"width": 32}, **changes)
+    result = probe.run(context(tmp_path, datasets[kind], settings))
+    sign = METRICS[kind][metric].direction
+    assert sign * result.metrics[metric] > sign * better
+
+
+def model_of(folder, data, head, **changes):
+    probe, settings = planned("segmentation", head=head, **changes)
+    task = context(folder, data, settings)
+    return dense_config(probe, task).model
+
+
+def test_a_head_of_mmseg_gets_the_maps_as_its_own_configs_give_them(tmp_path, datasets):
+    """Outputs and losses are those of mmseg's own head with the same weights."""
+    torch.manual_seed(0)
+    ours = MODELS.build(model_of(tmp_path, datasets["segmentation"], UPERNET).decode_head)
+    theirs = MODELS.build(
+        {
+            **UPERNET,
+            "in_channels": [8, 16, 24, 32],
+            "in_index": [0, 1, 2, 3],
+            "num_classes": 3,
+            "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
+        }
+    )
+    theirs.load_state_dict(ours.module.state_dict())
+    maps = [torch.randn(2, 8 * (i + 1), 16 // 2**i, 16 // 2**i) for i in range(4)]
+    sample = SegDataSample()
+    sample.set_data({"gt_sem_seg": PixelData(data=torch.randint(0, 3, (1, 64, 64)))})
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(maps), theirs(maps))
+    losses = [head.loss(maps, [sample] * 2, {}) for head in (ours, theirs)]
+    torch.testing.assert_close(losses[0]["loss_ce"], losses[1]["loss_ce"])
+
+
+def test_a_head_of_one_map_gets_them_concatenated_unless_it_names_one(tmp_path, datasets):
+    data = datasets["segmentation"]
+    model = model_of(tmp_path, data, FCN)
+    assert model.neck.stride == 8 and model.decode_head.in_channels == [8 + 16 + 24 + 32]
+    model = model_of(tmp_path, data, {**FCN, "in_index": 2})
+    assert "neck" not in model
+    assert MODELS.build(model.decode_head).module.in_channels == 24
+    assert "neck" not in model_of(tmp_path, data, UPERNET)
+    fpn = MODELS.build(model_of(tmp_path, data, {"type": "FPNHead", "channels": 8}).decode_head)
+    assert fpn.module.feature_strides == [4, 8, 16, 32]
+
+
+class Failing(nn.Module):
+    def __init__(self, in_channels, out_channels, returns=None):
+        super().__init__()
+        self.conv, self.returns = nn.Conv2d(8, out_channels, 1), returns
+
+    def forward(self, maps):
+        if self.returns == "classes":
+            return self.conv(maps[0]).argmax(dim=1)
+        if self.returns == "square":
+            return self.conv(maps[0]).view(len(maps[0]), -1, 24, 24)
+        return self.conv(maps[-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "changes", "message"),
+    [
+        ("segmentation", {}, {}, "head.type is missing"),
+        ("segmentation", {"type": "UPerHed"}, {}, "did you mean UPerHead"),
+        ("segmentation", {"type": "UPerHead"}, {}, "missing 1 required.*'channels'"),
+        ("segmentation", {**UPERNET, "widht": 3}, {}, "unexpected keyword argument 'widht'"),
+        ("segmentation", {**UPERNET, "in_channels": [768] * 4}, {}, "give .8, 16, 24, 32."),
+        ("segmentation", {**UPERNET, "num_classes": 150}, {}, "dataset give 3; leave it out"),
+        ("segmentation", {**UPERNET, "in_index": [0, 1, 2, 4]}, {}, "gives 4 maps"),
+        ("segmentation", {**UPERNET, "norm_cfg.type": "GN"}, {}, "unexpected keyword"),
+        ("segmentation", UPERNET, {"batch_size": 1}, "more than 1 value per channel"),
+        ("segmentation", {"type": "ANNHead", "channels": 8, "project_channels": 8}, {}, "== 2"),
+        ("segmentation", {"type": "OCRHead", "channels": 8}, {}, "of another head"),
+        ("segmentation", {"type": "Mask2FormerHead"}, {}, "predicts masks"),
+        ("segmentation", {"type": "upernet"}, {}, "DATASET/upernet"),
+        ("segmentation", UPERNET, {"feature_stride": 8}, "reads each at its own stride"),
+        ("depth", ENC, {}, "for segmentation"),
+        ("depth", {**FCN, "loss_decode": TWO_LOSSES}, {}, "loss of depth is its own"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(tmp_path, datasets, kind, head, changes, message):
+    probe, settings = planned(kind, head=head, **changes)
+    task = context(tmp_path, datasets[kind], settings)
+    with pytest.raises(UserError, match=message) as error:
+        probe.check_settings(settings)
+        probe.check_backbone(settings, task.data, task.backbone)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [
+        (None, "to have 8 channels, but got 32"),
+        ("classes", r"it must return \(2, 3, height, width\), and returns \(2, 24, 24\)"),
+        ("square", r"returns \(1, 4, 24, 24\)"),  # of a test image, 96 × 128 px
+    ],
+)
+def test_a_module_that_does_not_fit_is_refused(tmp_path, datasets, returns, message):
+    head = DenseHead("failing", Failing, config={"type": "failing", "returns": returns})
+    HEADS.register("failing", head)
+    try:
+        settings = HEAD_SETTINGS["segmentation"](**{**SMALL, "size": 96}, head=head.config)
+        probe = DenseProbe(head, "segmentation", type(settings), METRICS["segmentation"])
+        task = context(tmp_path, datasets["segmentation"], settings)
+        with pytest.raises(UserError, match=message):
+            probe.check_backbone(settings, task.data, task.backbone)
+    finally:
+        del HEADS["failing"]
+
+
+def test_the_settings_of_shipped_heads_are_not_those_of_others():
+    for kind, settings_type in SETTINGS.items():
+        assert not hasattr(settings_type(), "head")
+        assert not hasattr(HEAD_SETTINGS[kind](), "channels")
