@@ -30,10 +30,9 @@ class MyNet(Backbone):
         # the family, and what builds the same network again: both are stored with weights
         self.architecture, self.model_config = "my/my-net", {"width": width, "depth": depth}
         self.model = Net(width, depth)  # the suite freezes it
-        # maps that dense probes read, shallow to deep: channels and stride (in pixels) of each
+        # of maps that dense probes read, shallow to deep: channels, stride in pixels, layer
         self.channels, self.strides, layers = (width,) * 4, (8,) * 4, range(depth - 4, depth)
-        self.divisor, self.embed_dim = 8, width  # callers pad height and width to the divisor
-        self.depth = depth  # of these layers --set layers=N reads any
+        self.divisor, self.embed_dim, self.depth = 8, width, depth  # images: padded to the divisor
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as it was trained
         self.data = DataConfig((64, 64), mean, std, layers=tuple(layers))
 
