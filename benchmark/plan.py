@@ -208,7 +208,7 @@ def plan_tasks(
         fixed = split_variant(name, probe)
         ranges = {axis: [value] for axis, value in fixed.items()}
         changes = {}
-        for key, text in (suite_ranges(suite, base) | overrides).items():
+        for key, text in {**suite_ranges(suite, base), **overrides}.items():
             if key in fixed or not (setting_of(key) in fields or sets_axis(own_axes, key, text)):
                 continue
             if key in own_axes and ("," in text or key in SAMPLES):

@@ -48,7 +48,7 @@ ImageFeatures = Annotated[
 
 def requested_layer(settings: Any) -> Layer | None:
     """The layer that a task's settings name by number or share; None if they name none."""
-    field = axes_of(type(settings)).get("layers")
+    field = axes_of(type(settings)).get("layers")  # type: ignore[arg-type]
     value = getattr(settings, field) if field else None
     return value if isinstance(value, int) or str(value).endswith("%") else None
 
