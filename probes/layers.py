@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
-from backbones.base import Backbone
 from common.errors import UserError
 from common.settings import Axis, axes_of
-from probes.base import Context
+
+if TYPE_CHECKING:  # settings are read without torch
+    from backbones.base import Backbone
+    from probes.base import Context
 
 Layer = int | str  # a number from 1 on, or a share of the depth such as ``50%``
 

@@ -50,6 +50,7 @@ SMALL: dict[str, Any] = {
     "epoch_length": 3,
     "epochs": 1,
     "fc_out_channels": 64,
+    "head": {"type": "FCNHead", "channels": 8, "num_convs": 1},
     "held_out": 2,
     "holdout": 0.25,
     "iterations": 5,
@@ -76,7 +77,7 @@ SMALL: dict[str, Any] = {
     "warmup": 0.0,
     "weight_decays": (0.0,),
 }
-REQUIRED = {"batch_size", "max_iters", "size"}  # small even where the default is none
+REQUIRED = {"batch_size", "head", "max_iters", "size"}  # small even where the default is none
 
 
 def small(probe: Probe, changes: Mapping[str, Any]) -> Any:
@@ -87,7 +88,7 @@ def small(probe: Probe, changes: Mapping[str, Any]) -> Any:
         value = getattr(settings, name)
         if isinstance(value, int | float) and isinstance(SMALL[name], tuple):
             values[name] = SMALL[name][-1]
-        elif value or (name in REQUIRED and value is None):
+        elif value or (name in REQUIRED and value in (None, {})):
             values[name] = SMALL[name]
     return with_changes(settings, values)
 
