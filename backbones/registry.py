@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from backbones.base import Backbone, Weights, state_sha256
-from backbones.checkpoint import Checkpoint, load_checkpoint
 from common.errors import UserError, error_summary
 from common.registry import Registry, instance_of
+
+if TYPE_CHECKING:  # names are listed without torch
+    from torch import Tensor
+
+    from backbones.base import Backbone, Weights
+    from backbones.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ class Request:
             source, licence = f"random(seed={self.seed})", "none"
         elif self.licence != "unknown":
             licence = self.licence
+        from backbones.base import Weights, state_sha256
+
         return Weights(source, state_sha256(state), licence)
 
 
-Builder = Callable[[Request], Backbone]
+Builder = Callable[[Request], "Backbone"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,10 @@ def create(
         UserError: unknown name; weights that cannot be had without network; a file that is missing,
             damaged, not finite or of another architecture.
     """
+    import torch
+
+    from backbones.checkpoint import load_checkpoint
+
     random = name.startswith("random/")
     base = name.removeprefix("random/")
     entry = find(base)

@@ -58,10 +58,10 @@ COMMAND = List
 
 def backbones() -> Rows:
     """Named backbones, then families of names."""
-    import backbones
-    from backbones.registry import FAMILIES
+    import backbones.named  # noqa: F401 – registers them
+    from backbones.registry import FAMILIES, find, names
 
-    entries = [(name, backbones.find(name)) for name in backbones.names()]
+    entries = [(name, find(name)) for name in names()]
     rows = [(name, f"{entry.about} [{entry.licence}]") for name, entry in entries]
     rows += [(family.pattern, family.about) for family in FAMILIES.values()]
     return [*rows, ("random/NAME", "any of these, randomly initialised from the seed")]

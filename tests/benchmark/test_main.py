@@ -74,7 +74,7 @@ HEAVY = "mmengine mmcv mmseg mmdet torchvision timm open_clip transformers mlflo
     [
         ("list tasks", f"{HEAVY} torch"),
         ("list protocols", f"{HEAVY} torch"),
-        ("list backbones", HEAVY),
+        ("list backbones", f"{HEAVY} torch"),
         ("list experts", HEAVY),
         ("list recipes", HEAVY),
         ("--help", f"{HEAVY} torch"),
