@@ -166,8 +166,10 @@ class Tracker:
             run_id = created.info.run_id
         run = Run(self, run_id, name)
         try:
-            if params and not resume:
-                run.log_params(params)
+            # a process that was killed may have written none; what is written does not change
+            stored = self.client.get_run(run_id).data.params if params and resume else {}
+            if missing := {key: v for key, v in (params or {}).items() if key not in stored}:
+                run.log_params(missing)
             beats = heartbeat.repeating(
                 lambda: self.client.set_tags(run_id, heartbeat.tags()), MLFLOW_BEAT
             )

@@ -80,6 +80,14 @@ def test_an_error_ends_the_run(tracker, error, status, reason):
     assert stored(run).data.metrics == {"train/loss": 3.0}
 
 
+def test_a_resumed_run_gets_the_params_that_a_killed_process_did_not_write(tracker):
+    with tracker.run("x", params={"a": 1}) as run:
+        pass
+    with tracker.run("x", params={"a": 2, "b": 3}, resume=run.id):
+        pass
+    assert tracker.client.get_run(run.id).data.params == {"a": "1", "b": "3"}
+
+
 def test_resume_continues_the_same_run(tracker, monkeypatch):
     with pytest.raises(RuntimeError), tracker.run("r") as run:
         raise RuntimeError("first try")
