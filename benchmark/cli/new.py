@@ -49,8 +49,8 @@ class New:
             raise UserError(
                 f"name {self.name!r}: use lower-case letters, digits and dashes, such as my-net"
             )
-        others = template(self.kind, NAMES[self.kind]).replace(_class_name(NAMES[self.kind]), "")
-        if re.search(rf"\b{_class_name(self.name)}\b", others):
+        text = template(self.kind, NAMES[self.kind]).replace(_class_name(NAMES[self.kind]), "")
+        if re.search(rf"\b{_class_name(self.name)}\b", text):
             raise UserError(f"name {self.name!r} means something else in the file; choose another")
         path = self.out or Path(f"{self.name}.py")
         if path.exists():

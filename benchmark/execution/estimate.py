@@ -98,17 +98,18 @@ class Estimate:
             return None
         slowness = sum(self.seconds[type_] for type_ in usual if usual[type_]) / planned
         unfinished = units - Counter(dict(self.finished))
-        left, done = [], self.worked
+        remaining, done = [], self.worked
         for type_, seconds in running:
             done += seconds
-            left.append(max(slowness * usual[type_] - seconds, 0.0))
+            remaining.append(max(slowness * usual[type_] - seconds, 0.0))
             unfinished[type_] -= 1
         for type_, count in unfinished.items():
-            left += [slowness * usual[type_]] * count
-        if done < LEAST_SHARE * (done + sum(left)):
+            remaining += [slowness * usual[type_]] * count
+        if done < LEAST_SHARE * (done + sum(remaining)):
             return None
         at_once = done / (time.monotonic() - self.started)
-        return max(sum(left) / at_once, *left, 0.0) + slowness * self.table.get(REPORT, 0.0)
+        report = slowness * self.table.get(REPORT, 0.0)
+        return max(sum(remaining) / at_once, *remaining, 0.0) + report
 
     def means(self) -> dict[str, float]:
         """Type → mean seconds of a measured unit."""
