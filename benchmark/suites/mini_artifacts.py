@@ -9,7 +9,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.data.dataset import Labels
 from backbones.cliptex.experts.training import VERSION as EXPERT_VERSION
 from backbones.cliptex.labels.labeller import VERSION as LABEL_VERSION
@@ -33,6 +32,7 @@ from benchmark.stages.weights import (
 from benchmark.suites.mini_manual import SHARE, write_manual_labels
 from benchmark.suites.mini_sizes import LABELLED, SIZES, TRAINED
 from benchmark.suites.registry import BackboneSource, SuiteArtifacts, SuiteTraining
+from common.dense_maps.geometry import AXES
 from common.files import content_key, home
 from common.locks import mark_in_use
 from reports.mlflow.run import Tracker

@@ -1,4 +1,4 @@
-"""Reading dense ground truth: labels, metres and normals from the files of a dataset."""
+"""Dense ground truth in MMLab's pipelines."""
 
 from __future__ import annotations
 
@@ -7,80 +7,15 @@ from typing import Any
 import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
-import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
-from PIL import Image
 
+from common.dense_maps.read import read_depth, read_labels, read_normals
 from common.errors import UserError
-from common.images import IMAGE_ERRORS
 from probes.datasets.base import DatasetSpec
 
 FARTHEST = 10_000  # mm, of depths that mask normals
-
-
-def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.ndarray:
-    """A label map, (H, W) uint16 class indices or ``ignore_index``.
-
-    Args:
-        path: single-channel or palette PNG; 8 or 16 bits.
-        offset: added to stored values; a value that would fall below 0 is ignored, as is a stored
-            ``ignore_index``.
-        ignore_index: value of pixels that are not scored, in the file and in the result.
-        classes: number of classes.
-
-    Raises:
-        UserError: the file cannot be read, or holds a label that is no class.
-    """
-    try:
-        with Image.open(path) as file:
-            stored = np.asarray(file)
-    except IMAGE_ERRORS as error:
-        raise UserError(f"cannot read label map {path}: {error}") from error
-    if stored.ndim != 2:
-        raise UserError(
-            f"label map {path} has {stored.shape[-1]} channels; it must hold one class index a"
-            " pixel"
-        )
-    labels = stored.astype(np.int32) + offset
-    labels[(stored == ignore_index) | (labels < 0)] = ignore_index
-    wrong = (labels >= classes) & (labels != ignore_index)
-    if wrong.any():
-        raise UserError(
-            f"label map {path} holds {labels[wrong][0] - offset}, which is none of the {classes}"
-            " classes"
-        )
-    return labels.astype(np.uint16)
-
-
-def read_depth(path: str, scale: float) -> np.ndarray:
-    """A depth PNG (8 or 16 bits, stored 0 = unknown) × ``scale`` → (H, W) float32 metres, 0 where
-    unknown."""
-    stored = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    if stored is None or stored.ndim != 2:
-        raise UserError(f"cannot read depth map {path}; it must be a PNG with one channel")
-    return stored.astype(np.float32) * np.float32(scale)
-
-
-def read_normals(path: str) -> np.ndarray:
-    """An 8-bit RGB PNG with n = value / 127.5 - 1 → (H, W, 3) float32 unit vectors; stored (0, 0,
-    0) stays (0, 0, 0).
-
-    A stored vector shorter than a half counts as unknown, too: its direction is noise.
-    """
-    stored = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if stored is None:
-        raise UserError(f"cannot read normal map {path}; it must be an 8-bit RGB PNG")
-    stored = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)
-    normals = stored.astype(np.float32)
-    normals /= 127.5
-    normals -= 1
-    # without linalg.norm and where, which take longer than reading the file
-    length = np.sqrt(np.einsum("hwc,hwc->hw", normals, normals))
-    valid = ((stored[..., 0] > 0) | (stored[..., 1] > 0) | (stored[..., 2] > 0)) & (length > 0.5)
-    normals *= np.where(valid, 1 / np.maximum(length, 1e-6), 0)[..., None]
-    return normals
 
 
 @TRANSFORMS.register_module()

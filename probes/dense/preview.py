@@ -14,20 +14,17 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
-from probes.datasets.base import Kind
-from probes.dense.data import FIELDS
-from probes.pictures import (
-    GALLERY,
+from common.dense_maps.pictures import (
     class_legend,
     depth_picture,
-    evenly,
     label_picture,
     normal_picture,
     palette,
     scale_bar,
-    write_gallery,
-    write_preview,
 )
+from probes.datasets.base import Kind
+from probes.dense.data import FIELDS
+from probes.pictures import GALLERY, evenly, write_gallery, write_preview
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from probes.dense.ground_truth import read_labels
+from common.dense_maps.read import read_labels
 from probes.dense.metrics import class_areas, segmentation_scores
 from tests.protocols import dense
 from tests.protocols.dense import (

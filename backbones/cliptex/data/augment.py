@@ -2,9 +2,6 @@
 
 Crops are square in pixels, so that surface normals keep their meaning: a crop and a uniform change
 of size leave them as they are, a flip negates x.
-
-``AXES`` are the axes of every normal in this project: in the datasets' files, in what probes and
-experts predict, and in stored labels. Positions in an image count y downwards; normals do not.
 """
 
 from __future__ import annotations
@@ -18,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.dense_maps.geometry import MIRRORED
+
 IGNORE = -100
-AXES = "x right, y up, z towards the camera"
 
 
 @dataclass(frozen=True)
@@ -130,13 +128,14 @@ def warp_depth(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -
 
 
 def warp_normals(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-    """Normal maps (3, H, W) each, axes ``AXES``, zero where unknown → (N, 3, size, size).
+    """Normal maps (3, H, W) each, axes ``dense_maps.geometry.AXES``, zero where unknown → (N, 3,
+    size, size).
 
     Nearest; x is negated by a flip.
     """
     sampled = _warp([m.float() for m in maps], geometry, size, "nearest")
-    x = torch.where(geometry.flip[:, None, None], -sampled[:, 0], sampled[:, 0])
-    return torch.cat([x[:, None], sampled[:, 1:]], 1)
+    signs = torch.where(geometry.flip[:, None], torch.tensor(MIRRORED), 1.0)
+    return sampled * signs[:, :, None, None]
 
 
 def _warp(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, mode: str) -> Tensor:

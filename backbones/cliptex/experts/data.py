@@ -68,7 +68,7 @@ class ExpertData:
 
         The targets are seg (B, S, S) uint8, 0 background, 1 + category, 255 ignore; depth (B, S, S)
         float32 inverse depth in 1/m, NaN unknown; or normal (B, 3, S, S) float32 unit vectors
-        (axes: ``augment.AXES``), zero unknown.
+        (axes: ``dense_maps.geometry.AXES``), zero unknown.
 
         Raises:
             UserError: a file is missing or damaged.

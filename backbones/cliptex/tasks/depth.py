@@ -17,6 +17,7 @@ from torch import Tensor
 
 from backbones.cliptex.data.augment import Geometry, warp_depth
 from backbones.cliptex.tasks.base import Summed, Task, grey
+from common.dense_maps.read import DEEP, read_stored
 
 FLAT = 1e-6
 MIN_SPREAD = 1e-2  # of a prediction: heads begin at 0.02 to 0.2
@@ -46,12 +47,8 @@ class Depth(Task):
 
     def read(self, path: Path) -> np.ndarray:
         """A 16-bit PNG in millimetres, 0 unknown → inverse depth in 1/m."""
-        with Image.open(path) as image:
-            if image.mode not in ("I", "I;16"):
-                raise ValueError(
-                    f"a depth map is a 16-bit grey PNG in millimetres, this one is {image.mode}"
-                )
-            metres = np.asarray(image, np.float32) / 1000
+        stored = read_stored(path, DEEP, "a depth map is a 16-bit grey PNG in millimetres")
+        metres = stored.astype(np.float32) / 1000
         return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
 
     def encode(self, label: np.ndarray) -> bytes:

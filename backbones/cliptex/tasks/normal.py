@@ -1,6 +1,6 @@
 """``normal``: surface normals.
 
-A label is (3, H, W) float32 unit vectors, axes ``augment.AXES``, zero where unknown.
+A label is (3, H, W) float32 unit vectors, axes ``dense_maps.geometry.AXES``, zero where unknown.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from backbones.cliptex.data.augment import Geometry, warp_normals
 from backbones.cliptex.tasks.angmf import angle, expected_angle
 from backbones.cliptex.tasks.base import Summed, Task
+from common.dense_maps.pictures import normal_picture
+from common.dense_maps.read import read_rgb
 
 
 class Normal(Task):
@@ -53,11 +55,8 @@ class Normal(Task):
         return warp_normals([each.float() / 127 for each in maps], geometry, size)
 
     def read(self, path: Path) -> np.ndarray:
-        """An 8-bit RGB PNG, n = png / 127.5 - 1, axes ``augment.AXES``; (0, 0, 0) is unknown."""
-        with Image.open(path) as image:
-            if image.mode not in ("RGB", "RGBA"):
-                raise ValueError(f"a map of normals is an 8-bit RGB PNG, this one is {image.mode}")
-            code = np.asarray(image.convert("RGB"))
+        """An 8-bit RGB PNG, n = png / 127.5 - 1, axes as of labels; (0, 0, 0) is unknown."""
+        code = read_rgb(path)
         normal = code.astype(np.float32) / 127.5 - 1
         normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
         return np.moveaxis(np.where(code.any(-1, keepdims=True), normal, 0), -1, 0)
@@ -115,9 +114,7 @@ class Normal(Task):
         return metrics
 
     def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """(n + 1) / 2 as a colour."""
-        valid = np.linalg.norm(label, axis=0) > 0.5
-        return np.moveaxis((label + 1) * 127.5 * valid, 0, -1).astype(np.uint8)
+        return normal_picture(label)
 
 
 def _valid(target: Tensor) -> Tensor:

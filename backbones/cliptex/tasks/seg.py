@@ -3,7 +3,6 @@ where nothing is valid."""
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from torch.nn import functional as F
 
 from backbones.cliptex.data.augment import IGNORE, Geometry, warp_classes
 from backbones.cliptex.tasks.base import Summed, Task
+from common.dense_maps.pictures import palette
+from common.dense_maps.read import read_classes
 
 
 class Segmentation(Task):
@@ -47,20 +48,19 @@ class Segmentation(Task):
 
     def read(self, path: Path) -> np.ndarray:
         """A palette or grey PNG of class numbers, 8 or 16 bits; 255 (or 65535) is unknown."""
-        with Image.open(path) as image:
-            return _classes(image)
+        return read_classes(path)
 
     def encode(self, label: np.ndarray) -> bytes:
         """A PNG: of 8 bits with PASCAL VOC's palette, or of 16 bits, grey."""
         image = Image.fromarray(label)
         if label.dtype == np.uint8:
-            image.putpalette(voc_palette()[: int(label.max(initial=0)) + 1].tobytes())
+            image.putpalette(palette(256)[: int(label.max(initial=0)) + 1].tobytes())
         file = io.BytesIO()
         image.save(file, "PNG", bits=8)
         return file.getvalue()
 
     def decode(self, data: bytes) -> np.ndarray:
-        return _classes(Image.open(io.BytesIO(data)))
+        return read_classes(io.BytesIO(data))
 
     def to_tensor(self, label: np.ndarray) -> Tensor:
         """int16, ``IGNORE`` where unknown."""
@@ -96,35 +96,10 @@ class Segmentation(Task):
 
     def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Classes in PASCAL VOC's colours over the image."""
-        colours = voc_palette()[label.astype(int) % 256]
+        colours = palette(256)[label.astype(int) % 256]
         small = np.asarray(Image.fromarray(image).resize(label.shape[::-1]))
         blend = np.where((label > 0)[..., None], 0.3 * small + 0.7 * colours, small)
         return np.where((label == np.iinfo(label.dtype).max)[..., None], 0, blend).astype(np.uint8)
-
-
-def _classes(image: Image.Image) -> np.ndarray:
-    if image.mode not in ("P", "L", "1", "I", "I;16"):
-        raise ValueError(
-            f"a mask has one number a pixel (palette or grey), this one is {image.mode}"
-        )
-    values = np.array(image)
-    return values.astype(np.uint16 if image.mode in ("I", "I;16") else np.uint8)
-
-
-@functools.cache
-def voc_palette() -> np.ndarray:
-    """(256, 3) uint8, PASCAL VOC's colours.
-
-    Three bits of the label at a time set one bit of each channel, from the highest down.
-    """
-    labels = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
-    return colours
 
 
 TASK = Segmentation()

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 import benchmark.mini.datasets  # noqa: F401  (registers them)
-from backbones.cliptex.data.augment import AXES, Geometry, warp_normals
+from backbones.cliptex.data.augment import Geometry, warp_normals
 from backbones.cliptex.tasks import find_task
 from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import draw_picture
+from common.dense_maps.geometry import AXES
+from common.dense_maps.read import read_normals
 from probes.dense.augment import FlipNormals
-from probes.dense.ground_truth import read_normals
 from probes.registry import DATASETS
 
 

@@ -11,10 +11,10 @@ import pytest
 from mmengine.registry import DefaultScope
 
 import probes.dense.augment  # noqa: F401  registers the transforms
+from common.dense_maps.read import read_depth, read_normals
 from probes.dense import data as dense_data
 from probes.dense.constant import best_constant, constant_note
 from probes.dense.data import DenseDataset
-from probes.dense.ground_truth import read_depth, read_normals
 from probes.dense.settings import METRICS
 from tests.probes import tiny_dense
 
