@@ -105,7 +105,7 @@ for _family in (
         runs_code=True,
     ),
 ):
-    FAMILIES[_family.prefix] = _family
+    FAMILIES.register(_family.prefix, _family)
 
 # name, about, licence of the weights, open_clip's architecture and tag, repository; of a ViT four
 # evenly spaced blocks are read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,9 @@ class Family:
 
 
 BACKBONES: Registry[Entry] = Registry("backbone", "backbones", instance_of(Entry))
-FAMILIES: dict[str, Family] = {}
+FAMILIES: Registry[Family] = Registry(
+    "backbone family", "families", instance_of(Family, attrgetter("prefix"))
+)
 
 
 def register(entry: Entry) -> Entry:
@@ -126,8 +129,8 @@ def find(name: str) -> Entry:
         UserError: no such backbone (suggests the nearest), or its package is broken.
     """
     prefix, _, rest = name.partition("/")
-    if rest and prefix in FAMILIES:
-        return Entry(name, FAMILIES[prefix].about, "unknown", FAMILIES[prefix].build)
+    if rest and (family := _find_family(prefix)):
+        return Entry(name, family.about, "unknown", family.build)
     patterns = ", ".join(family.pattern for family in FAMILIES.values())
     return BACKBONES.find(name, also=f"; also {patterns}, random/NAME")
 
@@ -172,7 +175,9 @@ def create(
     checkpoint = load_checkpoint(weights) if weights is not None else None
     build, settings = entry.build, entry.settings
     remembered = checkpoint.architecture if checkpoint else None
+    architecture = base
     if checkpoint and remembered and (any_architecture or entry.any_architecture):
+        architecture = remembered
         build = _family_of(checkpoint.path, remembered, base).build
         settings = {"architecture": remembered, "model_config": checkpoint.model_config}
     request = Request(base, settings, checkpoint, random, seed, entry.licence)
@@ -189,13 +194,19 @@ def create(
                 f"{checkpoint.path} remembers a model or layers that cannot be built here"
                 f" ({error_summary(error)}); save it again with this version"
             ) from error
-    backbone.name, backbone.origin = name, BACKBONES.origin(base)
+    family, slash, _ = architecture.partition("/")
+    family_origin = FAMILIES.origin(family) if slash else {}
+    backbone.name, backbone.origin = name, {**BACKBONES.origin(base), **family_origin}
     backbone.freeze()
     return backbone.at_layers(layers) if layers else backbone
 
 
+def _find_family(prefix: str) -> Family | None:
+    return FAMILIES.get(prefix) or FAMILIES.load_entry_points().get(prefix)
+
+
 def _family_of(path: Path, architecture: str, requested: str) -> Family:
-    family = FAMILIES.get(architecture.partition("/")[0])
+    family = _find_family(architecture.partition("/")[0])
     if family is None:
         raise UserError(
             f"{path} remembers an architecture of no known family, {architecture!r}; install the"

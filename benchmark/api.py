@@ -23,9 +23,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from benchmark.plugins import load_plugins
 from common.errors import UserError, nearest
-from common.settings import as_list, field_names
+from common.plugins import load_plugins
+from common.settings import as_list, as_text, field_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +171,8 @@ def evaluate(
         tasks: ``dataset/probe``, one or several; by default all of the suite.
         name, images: of a module: its name (by default that of its class) and how its images are
             prepared.
-        settings: changes to the tasks' settings, as with ``--set``.
+        settings: changes to the tasks' settings, as with ``--set``; several values of an axis, such
+            as ``{"layers": [3, 6]}``, make variants.
         tracking_uri: MLflow store; by default as MLflow itself decides.
         **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``,
             ``partial``, ``limit``, ``force``, ``experiment``, ``device``, ``jobs``,
@@ -203,7 +204,7 @@ def evaluate(
         run_options = RunOptions(
             backbones=names,
             tasks=tasks,
-            overrides={key: str(value) for key, value in (settings or {}).items()},
+            overrides={key: as_text(key, value) for key, value in (settings or {}).items()},
             **{"only": True, **options},
         )
         result = _run_to_end(run_async(run_options))

@@ -28,7 +28,7 @@ class PluginOptions:
 
 
 @options_dataclass
-class FolderOptions:
+class FolderOptions(PluginOptions):
     """Where datasets are."""
 
     data_root: Folder | None = None

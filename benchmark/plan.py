@@ -239,9 +239,14 @@ def print_notes(notes: Iterable[str]) -> None:
 
 
 def _probes_with(setting: str) -> list[str]:
-    """Names of the probes that have a setting."""
+    """Names of the probes that have a setting or an axis."""
     probes = PROBES.load_entry_points().values()
-    return sorted({probe.name for probe in probes if setting in field_names(probe.settings_type)})
+    names = {
+        probe.name
+        for probe in probes
+        if setting in field_names(probe.settings_type) or setting in axes(probe)
+    }
+    return sorted(names)
 
 
 def decide_precision(

@@ -4,6 +4,10 @@ files of this project use.
 A process imports those that ``load`` is given, and, when it first looks for a name that it does not
 have, those of ``$CLIPTEX_PLUGINS``. A registry records which plugin an entry came from
 (``Registry.origin``).
+
+``load`` first imports what registers this project's own entries, by name, because these modules
+build on this one: a name that exists is refused at the plugin's line, and their time is not the
+plugin's.
 """
 
 from __future__ import annotations
@@ -14,10 +18,11 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType, ModuleType
@@ -27,6 +32,7 @@ from common.errors import UserError, error_summary
 
 VARIABLE = "CLIPTEX_PLUGINS"  # files, separated as in PATH
 SECONDS = 10.0  # that importing one may take
+OWN = ("backbones.named", "benchmark.catalog", "benchmark.execution", "probes.experts")
 
 
 class _TookTooLong(BaseException):
@@ -91,21 +97,31 @@ def loaded() -> tuple[tuple[str, bytes], ...]:
     return tuple((str(plugin.path), plugin.source) for plugin in LOADED.values())
 
 
+def load_plugins(paths: Iterable[str | Path]) -> None:
+    """Import the plugins of ``$CLIPTEX_PLUGINS`` and these, in this order.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    for path in [*paths_in_environment(), *paths]:
+        load(path)
+
+
 def load(path: str | Path, source: bytes | None = None) -> None:
     """Import a plugin. One that this process has is imported again only if its content has changed;
     what it registered before is then gone.
 
     Args:
-        source: its content as another process read it; by default that of the file, which must be
-            imported within ``SECONDS``.
+        source: its content as another process read it; by default that of the file.
 
     Raises:
         UserError: there is no such file, it raises, takes too long, registers nothing, or registers
             a name that exists; with its line.
     """
     path = Path(path).expanduser().resolve()
-    limit = SECONDS if source is None else 0.0
     plugin = Plugin(path, _read(path) if source is None else source)
+    for module in OWN:
+        import_module(module)
     with _lock:
         if earlier := LOADED.get(path):
             if earlier.source == plugin.source:
@@ -113,7 +129,7 @@ def load(path: str | Path, source: bytes | None = None) -> None:
             earlier.remove()
         LOADED[path] = plugin
         try:
-            with _time_limit(limit):
+            with _time_limit(SECONDS):
                 plugin.execute()
             if not plugin.entries:
                 raise UserError("it registers nothing; see `python -m benchmark new --help`")
@@ -174,8 +190,8 @@ def _reason(error: BaseException) -> str:
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """Raise ``_TookTooLong`` in the block after ``seconds``, and every second from then on. Only
-    the main thread can be interrupted; in others, and for 0, there is no limit."""
-    if not seconds or threading.current_thread() is not threading.main_thread():
+    the main thread can be interrupted; in others there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 

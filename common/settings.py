@@ -150,6 +150,14 @@ def parse_pairs(pairs: Iterable[str], option: str = "--set") -> dict[str, str]:
     return parsed
 
 
+def as_text(key: str, value: Any) -> str:
+    """A setting's value as ``--set KEY=`` takes it: items of a list are separated by commas, except
+    of an entry of a table (``head.in_index``), which is a literal."""
+    if isinstance(value, list | tuple) and "." not in key:
+        return ",".join(as_text(key, item) for item in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def field_names(settings_type: type) -> set[str]:
     """Names of the settings of a dataclass."""
     return {field.name for field in dataclasses.fields(settings_type)}

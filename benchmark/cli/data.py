@@ -12,7 +12,7 @@ from rich.text import Text
 import benchmark.catalog  # noqa: F401 – registers every dataset
 from benchmark.cli.parser import JsonOptions, Positionals
 from benchmark.execution.progress import Bar, console
-from benchmark.options import FolderOptions, PluginOptions
+from benchmark.options import FolderOptions
 from common.errors import UserError
 from common.settings import Folder, options_dataclass
 from probes.datasets.download import hub
@@ -31,7 +31,7 @@ STYLES = {
 
 
 @options_dataclass
-class Check(FolderOptions, JsonOptions, PluginOptions):
+class Check(FolderOptions, JsonOptions):
     """Show which datasets are complete.
 
     examples:

@@ -63,7 +63,7 @@ def backbones() -> Rows:
 
     entries = [(name, find(name)) for name in names()]
     rows = [(name, f"{entry.about} [{entry.licence}]") for name, entry in entries]
-    rows += [(family.pattern, family.about) for family in FAMILIES.values()]
+    rows += [(family.pattern, family.about) for family in FAMILIES.load_entry_points().values()]
     return [*rows, ("random/NAME", "any of these, randomly initialised from the seed")]
 
 

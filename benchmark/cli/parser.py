@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from benchmark.plugins import load_plugins
 from common.errors import UserError, first_line, nearest
 from common.files import write_text
-from common.settings import options_dataclass, origins, parse_pairs
+from common.plugins import load_plugins
+from common.settings import as_text, options_dataclass, origins, parse_pairs
 
 T = TypeVar("T")
 Positional = Annotated[T, {"nargs": 1}]
@@ -177,14 +177,8 @@ def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, list[str]]:
         if key not in names:
             raise UserError(f"--config {file}: no option {option!r}; {nearest(key, names)}")
         if isinstance(value, Mapping):
-            value = [f"{key}={_text(each)}" for key, each in value.items()]
+            value = [f"{key}={as_text(key, each)}" for key, each in value.items()]
         words[names[key]] = [
-            _text(each) for each in (value if isinstance(value, list) else [value])
+            as_text(key, each) for each in (value if isinstance(value, list) else [value])
         ]
     return words
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_text, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)

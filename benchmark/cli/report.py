@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark.cli.parser import ConfigOptions
-from benchmark.options import TrackingOptions
+from benchmark.options import PluginOptions, TrackingOptions
 from common.settings import Folder, Names, options_dataclass
 
 
 @options_dataclass
-class Report(ConfigOptions, TrackingOptions):
+class Report(ConfigOptions, TrackingOptions, PluginOptions):
     """Compare the results in MLflow: a page, and tables for a paper.
 
     examples:

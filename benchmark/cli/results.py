@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark.cli.parser import Positional
-from benchmark.options import TrackingOptions
+from benchmark.options import PluginOptions, TrackingOptions
 from common.settings import Folder, Names, options_dataclass
 
 
 @options_dataclass
-class Export(TrackingOptions):
+class Export(TrackingOptions, PluginOptions):
     """Write the results of an experiment into one file that others can compare with.
 
     examples:
@@ -48,7 +48,7 @@ class Export(TrackingOptions):
 
 
 @options_dataclass
-class Check:
+class Check(PluginOptions):
     """Verify a file of shared results: checksums, identities, and every metric, computed again.
 
     examples:
@@ -79,7 +79,7 @@ class Check:
 
 
 @options_dataclass
-class Page:
+class Page(PluginOptions):
     """Write a leaderboard of shared results: one page that needs no server and no network.
 
     examples:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,12 +35,15 @@ ABANDONED = 30 * 86400.0  # seconds without a heartbeat after which a unit's fol
 
 @dataclass(frozen=True)
 class _PickledCall:
-    """Function and arguments of a unit in another process, and the plugins that they need there."""
+    """Function and arguments of a unit in another process, and the plugins that they need there.
+    The function's module is imported first: what it imports does not count as a plugin's time."""
 
+    module: str
     plugins: tuple[tuple[str, bytes], ...]
     content: bytes
 
     def load(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        import_module(self.module)
         for path, source in self.plugins:
             plugins.load(path, source)
         return pickle.loads(self.content)
@@ -71,7 +75,8 @@ class Unit:
     software: Mapping[str, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        call = _PickledCall(plugins.loaded(), pickle.dumps((self.function, self.args)))
+        content = pickle.dumps((self.function, self.args))
+        call = _PickledCall(self.function.__module__, plugins.loaded(), content)
         return {**vars(self), "function": call, "args": ()}
 
     def call(self) -> Any:

@@ -20,7 +20,7 @@ from reports.mlflow.client import metric_key
 from reports.mlflow.environment import environment
 from reports.mlflow.models import MODEL_TAG
 from reports.mlflow.run import Run, Tracker
-from reports.mlflow.views import MAIN_TAG
+from reports.mlflow.views import MAIN_TAG, main_tag
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Parent:
             # the experts of CLIPTeX and its ablations, '' for other backbones; the report computes
             # the gain of each expert from them
             "experts": ",".join(subsets().get(backbone.name, ())),
-            MAIN_TAG: ",".join(f"{task.name}/{task.main_metric}" for task in plan.tasks),
+            MAIN_TAG: main_tag([f"{task.name}/{task.main_metric}" for task in plan.tasks]),
             **self._protocol_tags,
         }
         params = {

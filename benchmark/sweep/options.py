@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
-from benchmark.options import DataOptions, ExecutionOptions
+from benchmark.options import DataOptions, ExecutionOptions, PluginOptions
 from common.settings import Names, options_dataclass
 from sweeps.space import SearchRequest
 
@@ -25,7 +25,7 @@ ValidationMetric = Literal[
 
 
 @options_dataclass
-class StudyOptions:
+class StudyOptions(PluginOptions):
     """Which study."""
 
     study: str | None = None

@@ -22,6 +22,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "failure"
 PAGE = 1000  # results a request
+MAX_TAG = 5000  # characters of a tag that MLflow stores
 PREFIX = "cliptex."  # of this package's tags in MLflow; the code names tags without it
 BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 # MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
@@ -138,10 +139,11 @@ class Client:
             ) from error
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        """Set tags in one request for every 100; values are cut at 5,000 characters."""
+        """Set tags in one request for every 100; values are cut at
+        ``MAX_TAG`` characters."""
         from mlflow.entities import RunTag
 
-        entities = [RunTag(tag_key(name), str(value)[:5000]) for name, value in tags.items()]
+        entities = [RunTag(tag_key(name), str(value)[:MAX_TAG]) for name, value in tags.items()]
         for start in range(0, len(entities), 100):
             self.log_batch(run_id, tags=entities[start : start + 100])
 

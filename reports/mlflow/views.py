@@ -11,21 +11,35 @@ import base64
 import json
 import time
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
-from reports.mlflow.client import PREFIX, Client, metric_key
+from reports.mlflow.client import MAX_TAG, PREFIX, Client, metric_key
 
 VIEW = "cliptex"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-MAIN_TAG = "metrics.main"  # of a parent run: TASK/METRIC of its tasks, in the suite's order
+MAIN_TAG = "metrics.main"  # of a parent run, see ``main_tag``
 MOST = 100  # columns; MLflow accepts 20,000 characters
+
+
+def main_tag(names: Sequence[str]) -> str:
+    """TASK/METRIC of a run's tasks, in the suite's order, separated by commas; as many as a tag
+    holds, and then how many are left out: ``120 more``."""
+    text = ",".join(names)
+    if len(text) <= MAX_TAG:
+        return text
+    fitting = text[: MAX_TAG - 20].split(",")[:-1]
+    return ",".join([*fitting, f"{len(names) - len(fitting)} more"])
 
 
 def save_view(client: Client, experiment_id: str) -> None:
     """Write the view of an experiment, with the tasks of its newest parent runs."""
     runs = client.search_runs([experiment_id], f"tags.`{MAIN_TAG}` != ''", max_results=200)
     names = dict.fromkeys(
-        metric_key(name) for run in runs for name in run.data.tags[MAIN_TAG].split(",")
+        metric_key(name)
+        for run in runs
+        for name in run.data.tags[MAIN_TAG].split(",")
+        if "/" in name
     )
     state = json.dumps(_state(list(names)[:MOST]))
     now = int(time.time() * 1000)

@@ -116,6 +116,7 @@ MANY = ",".join(map(str, range(100, 300)))
             "make 180 variants",
         ),
         ("camvid/linear", {"flip": "0,1"}, "flip=0,1"),
+        ("camvid/linear", {"k": "5,20"}, "it is a setting of in-context, knn, patch-knn"),
         ("camvid/linear:depth=3", {}, "camvid/linear has no axis 'depth', only train_share, "),
         ("camvid/linear:size=224", {"size": "448"}, "fixes it"),
     ],

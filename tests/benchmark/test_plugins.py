@@ -13,9 +13,9 @@ from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
 from benchmark.cli.main import main
 from benchmark.plan import plan_tasks
-from benchmark.plugins import load_plugins
 from benchmark.suites.registry import find_suite
 from common import plugins
+from common.plugins import load_plugins
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS
 from tests.benchmark.commands import listing, runs_of
@@ -114,6 +114,23 @@ def test_what_a_plugin_computes_has_its_sha256_and_nothing_else_has(plugin):
     assert preset["preset_origin"] == {"plugin": digest}
     changed = find_recipe("cliptex", ["experts=depth,distance"]).identity()
     assert changed["plugins"] == {"distance": digest}
+
+
+def test_a_plugin_may_be_a_family_of_backbones(plugin, capsys, monkeypatch):
+    plugin.write_text(
+        "from dataclasses import replace\nimport backbones\n"
+        "from backbones.registry import FAMILIES, Family\n"
+        "RANDOM = backbones.find('random')\n"
+        "def build(request):\n"
+        "    return RANDOM.build(replace(request, settings=RANDOM.settings))\n"
+        "FAMILIES.register('my', Family('my', 'my/SIZE', 'mine', build))\n"
+    )
+    monkeypatch.setenv(plugins.VARIABLE, str(plugin))
+    backbone = backbones.create("random/my/small")
+    digest = plugins.LOADED[plugin].sha256
+    assert backbone.identity() == {**backbones.create("random").identity(), "plugin": digest}
+    assert main(["list", "backbones", "SIZE"]) == 0
+    assert capsys.readouterr().out.split() == ["my/SIZE", "mine"]
 
 
 @pytest.mark.integration

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -94,6 +96,30 @@ def test_an_edited_plugin_replaces_what_it_registered(write):
     assert (ENTRIES["mine"], ENTRIES["more"]) == ("b", "c") and ENTRIES.origin("mine") != before
     plugins.load(write(f"{REGISTER}'mine', 'b')"))
     assert "more" not in ENTRIES
+
+
+def test_an_entry_of_this_project_is_refused_though_nothing_has_imported_it(tmp_path):
+    """A lookup in ``$CLIPTEX_PLUGINS`` imports the project's entries first."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from probes.datasets.base import DatasetSpec\nfrom probes.registry import DATASETS\n"
+        "DATASETS.register('voc', DatasetSpec('voc', 'mine', 'segmentation', 'voc', None))"
+    )
+    code = "from probes.registry import DATASETS; DATASETS.find('mine')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, plugins.VARIABLE: str(path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "mine.py:3: dataset 'voc' exists already" in done.stderr
+
+
+def test_the_content_has_the_time_limit_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "SECONDS", 0.2)
+    with pytest.raises(UserError, match=r"mine.py:1: its import takes more than 0.2 s"):
+        plugins.load(tmp_path / "mine.py", b"while True: pass")
 
 
 def test_another_process_needs_the_content_not_the_file(write):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from common.errors import UserError
-from common.settings import parse_pairs, read_value, settings_dataclass, with_changes
+from common.settings import as_text, parse_pairs, read_value, settings_dataclass, with_changes
 
 
 @settings_dataclass
@@ -47,6 +47,20 @@ def test_strings_take_the_type_of_their_field():
     )
     assert changed == Settings(7, 1e-3, False, 224, "bf16", (1.0, 0.5), (1.0, 2.0))
     assert with_changes(changed, {"size": "none"}).size is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("size", [224, 448], "224,448"),
+        ("flip", True, "true"),
+        ("lr", 1e-3, "0.001"),
+        ("head.in_index", [3], "[3]"),
+        ("head", {"in_index": [3]}, "{'in_index': [3]}"),
+    ],
+)
+def test_values_from_python_and_files_as_text(key, value, text):
+    assert as_text(key, value) == text
 
 
 def test_settings_are_frozen_hashable_and_equal_after_json_and_pickle():

@@ -37,13 +37,13 @@ from benchmark.cli.train import Train
 from benchmark.cli.watch import Watch
 from benchmark.execution import EXECUTORS
 from benchmark.plan import make_plan, plan_tasks
-from benchmark.plugins import load_plugins
 from benchmark.records import Cell
 from benchmark.results.outcome import RunResult, as_json
 from benchmark.suites.registry import find_suite
 from benchmark.sweep import launch
 from common import plugins
 from common.errors import UserError
+from common.plugins import load_plugins
 from common.settings import with_changes
 from probes.datasets.download.table import ENTRIES
 from probes.datasets.specs.webdataset import list_candidates

@@ -34,6 +34,15 @@ def test_examples_of_the_help_parse(example):
     assert parse(shlex.split(example))
 
 
+def test_commands_that_read_names_take_plugins():
+    without = {
+        each.prog.removeprefix("python -m benchmark ")
+        for each in parsers(parser())
+        if each.get_default("command") and "--plugin" not in each._option_string_actions
+    }
+    assert without == {"new", "data get", "ui", "cache ls", "cache rm"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

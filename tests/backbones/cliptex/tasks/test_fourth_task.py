@@ -22,12 +22,12 @@ from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.recipes import find_recipe, subsets
 from benchmark.cli.main import main
 from benchmark.cli.new import template
-from benchmark.plugins import load_plugins
 from benchmark.sweep import launch
 from benchmark.sweep.bench import base_recipe
 from benchmark.sweep.options import SweepOptions
 from common import plugins
 from common.errors import UserError
+from common.plugins import load_plugins
 from common.settings import parse_pairs
 from reports.mlflow.client import Client
 from reports.parts.study import parameter_label
