@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from backbones.cliptex.protocols import Progress, RunLog
+from backbones.cliptex.protocols import Progress, RunLog, Silent
 from probes.cost import Cost
 from probes.datasets.base import DatasetSpec, Kind, PreparedDataset, Split
 from reports.metrics import Metric
@@ -22,7 +22,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Context:
+class EncodeRun:
+    """The resources that encode images.
+
+    Attributes:
+        device: the device that computes.
+        num_workers: loading processes (0 = in this one); by itself never changes a result.
+        progress: of the progress bar.
+        cost: counts the images that are encoded, and seconds.
+    """
+
+    device: torch.device
+    num_workers: int = 2
+    progress: Progress = field(default_factory=Silent)
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context(EncodeRun):
     """Everything that a probe needs for one task.
 
     Attributes:
@@ -32,11 +49,9 @@ class Context:
         data: the checked dataset.
         settings: an instance of the probe's ``settings_type``.
         seed: of everything random.
-        device: the device that computes.
         work_dir: scratch folder of the cell until it is finished, with the state to resume from.
-        log, progress: of curves and of the progress bar.
-        num_workers: loading processes (0 = in this one); by itself never changes a result.
-        cost: counts what the task costs; the caller records it.
+        log: of curves.
+        cost: what the task costs; the caller records it.
     """
 
     backbone: Backbone
@@ -44,12 +59,8 @@ class Context:
     data: PreparedDataset
     settings: Any
     seed: int
-    device: torch.device
     work_dir: Path
     log: RunLog
-    progress: Progress
-    num_workers: int = 2
-    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import backbones
 from backbones import Backbone, UserError
 from common import plugins
 from common.device import prefers_bf16
-from probes.base import Context, Head
+from probes.base import Context, EncodeRun, Head
 from probes.image_level.attention_pool import create_head, token_encoder
 from probes.image_level.embeddings import layer_columns
 from probes.image_level.encode import encoder
@@ -276,7 +276,6 @@ class _ImageLevelPredictor(Predictor):
 
     @torch.inference_mode()
     def __call__(self, image: Picture) -> np.ndarray:
-        from probes.features.cost import EncodeRun
         from probes.image_level.encode import encode_paths
 
         with TemporaryDirectory() as folder:

@@ -23,11 +23,10 @@ from mmseg.registry import DATASETS, MODELS
 from torch import Tensor
 
 from common.files import content_key
-from probes.base import Progress
+from probes.base import EncodeRun, Progress
 from probes.dense.data import FIELDS, channels_first, dense_sample
 from probes.dense.ground_truth import LoadGroundTruth
 from probes.features.content_hashes import content_hashes
-from probes.features.cost import EncodeRun
 from probes.features.crops import Crop, all_crops, draw_crop
 from probes.features.feature_dataset import FeatureDataset, Part, part_of, use_cached_features
 from probes.features.store import DTYPES, Builder, CacheKey

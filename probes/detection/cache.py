@@ -17,9 +17,9 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 
 from common.files import content_key
+from probes.base import EncodeRun
 from probes.features import crops  # noqa: F401  registers LoadBlank
 from probes.features.content_hashes import content_hashes
-from probes.features.cost import EncodeRun
 from probes.features.feature_dataset import FeatureDataset, use_cached_features
 from probes.features.store import Builder, CacheKey
 

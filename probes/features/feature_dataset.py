@@ -26,8 +26,7 @@ from common.device import is_accelerator, takes_pinned_memory
 from common.errors import NonFiniteLoss, UserError
 from common.files import content_key
 from common.out_of_memory import Halving
-from probes.base import Context
-from probes.features.cost import EncodeRun
+from probes.base import Context, EncodeRun
 from probes.features.store import (
     DTYPES,
     Builder,

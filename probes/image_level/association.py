@@ -14,7 +14,6 @@ import torch
 from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeRun
 from probes.image_level.embeddings import encode_split
 from probes.image_level.encode import encode_texts
 
@@ -29,7 +28,7 @@ def run(context: Context) -> TaskResult:
     order = sorted(instances)
     prompts = [prompt(instances[number][0][1]) for number in order]
     precision = context.settings.precision
-    texts = encode_texts(context.backbone, prompts, EncodeRun.of(context), precision)
+    texts = encode_texts(context.backbone, prompts, context, precision)
     scores = []
     for number, text in zip(order, normalize(texts, dim=1), strict=True):
         indices, _, belongs = zip(*instances[number], strict=True)

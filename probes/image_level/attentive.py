@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from common.files import derive_seed
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeRun
 from probes.image_level.attention_pool import create_head, token_encoder
 from probes.image_level.classification import score, targets, top1
 from probes.image_level.crop_training import train_on_crops
@@ -109,9 +108,9 @@ def create_heads(context: Context) -> AttentiveHeads:
 def predict(context: Context, heads: AttentiveHeads, paths: Sequence[Path]) -> list[Tensor]:
     """(N, classes) float32 logits of each head, on the CPU."""
     backbone, encoding = context.backbone, context.settings.encoding(context.device.type)
-    encode, run = token_encoder(backbone, context.settings.pool), EncodeRun.of(context)
+    encode = token_encoder(backbone, context.settings.pool)
     batches = [
         torch.stack(heads.eval()(tokens)).cpu()
-        for tokens in encode_paths(paths, backbone, encode, run, encoding)
+        for tokens in encode_paths(paths, backbone, encode, context, encoding)
     ]
     return list(torch.cat(batches, dim=1))

@@ -66,7 +66,7 @@ def score(context: Context, logits: Tensor) -> TaskResult:
         "label": labels.numpy(),
         "prediction": prediction.numpy(),
     }
-    if samples and all(sample.group is not None for sample in samples):
+    if all(sample.group is not None for sample in samples):
         per_image["group"] = np.array([sample.group for sample in samples])
         groups = torch.from_numpy(np.unique(per_image["group"], return_inverse=True)[1])
         sizes = torch.bincount(groups).double()

@@ -9,7 +9,6 @@ Similarities are interpolated bilinearly between patches before the best is take
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -24,8 +23,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeRun
-from probes.image_level.encode import Images, encode_batches
+from probes.image_level.encode import Images, encode_batches, square_side
 from probes.image_level.settings import CorrespondenceSettings
 
 ALPHAS = ("0.05", "0.1")
@@ -91,16 +89,16 @@ def feature_maps(context: Context, names: Sequence[str]) -> dict[str, Tensor]:
             f"backbone {backbone.name!r} has {len(backbone.channels)} feature maps, no layer"
             f" {layer}"
         )
-    size = settings.size or min(backbone.data.size)
-    side = math.ceil(size / backbone.divisor) * backbone.divisor
+    side = square_side(settings, backbone)
     paths = [context.data.root / name for name in names]
     images = Images(paths, (side, side), replace(backbone.data, squash=True))
-    encoding, run = settings.encoding(context.device.type), EncodeRun.of(context)
-    maps: list[Tensor] = []
-    for batch in encode_batches(
-        images, None, backbone, lambda pixels: backbone(pixels)[layer], run, encoding
-    ):
-        maps += batch.half()
+    encoding = settings.encoding(context.device.type)
+
+    def encode(pixels: Tensor) -> Tensor:
+        return backbone(pixels)[layer]
+
+    batches = encode_batches(images, None, backbone, encode, context, encoding)
+    maps = [each for batch in batches for each in batch.half()]
     return dict(zip(names, maps, strict=True))
 
 

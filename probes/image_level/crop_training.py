@@ -21,7 +21,6 @@ from common.errors import NonFiniteLoss
 from common.files import atomic_write, derive_seed
 from common.pacing import Pace
 from probes.base import Context
-from probes.features.cost import EncodeRun
 from probes.image_level.encode import Images, encode_batches, input_size
 from probes.image_level.linear import cosine, train_step
 
@@ -88,7 +87,7 @@ def train_on_crops(
     """
     paths, labels = images
     settings, backbone, device = context.settings, context.backbone, context.device
-    run, encoding = EncodeRun.of(context), settings.encoding(device.type)
+    encoding = settings.encoding(device.type)
     crops = RandomCrops(paths, input_size(encoding.size, backbone), backbone.data, context.seed)
     file, iterations = context.work_dir / "heads.pt", settings.epochs * epoch_length
     warmup = round(getattr(settings, "warmup", 0.0) * iterations)
@@ -103,7 +102,7 @@ def train_on_crops(
     context.progress.advance(iteration)
     size, saving = settings.batch_size, Pace(SAVE_EVERY)
     batches = [range(i * size, (i + 1) * size) for i in range(iteration, iterations)]
-    features = encode_batches(crops, batches, backbone, encode, run, encoding)
+    features = encode_batches(crops, batches, backbone, encode, context, encoding)
     for items, inputs in zip(batches, features, strict=True):
         targets = upload(labels[[crops.index(item) for item in items]], device)
         share = cosine(iteration, iterations, warmup)

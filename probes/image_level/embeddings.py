@@ -5,22 +5,20 @@ They are cached in float32, as they were computed, so that caching changes no nu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from backbones.base import Backbone
 from backbones.versions import WHOLE_IMAGES, versions
 from common.files import content_key
-from probes.base import Context
+from probes.base import Context, EncodeRun
 from probes.datasets.base import Split
 from probes.features.budget import CacheFull
 from probes.features.content_hashes import content_hashes
-from probes.features.cost import EncodeRun
-from probes.features.store import CacheKey, get_or_build
+from probes.features.store import CacheKey, Metadata, get_or_build
 from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
 from probes.layers import position
@@ -32,7 +30,7 @@ def encode_split(context: Context, split: Split, members: Tensor | None = None) 
     Args:
         members: indices of samples; None for all.
     """
-    data, settings = context.data, context.settings
+    data = context.data
     samples, name = data.encoded(split), str(split)
     if members is not None:
         samples = [data.samples[split][index] for index in members]
@@ -40,8 +38,8 @@ def encode_split(context: Context, split: Split, members: Tensor | None = None) 
     embeddings = cached_embeddings(
         context.backbone,
         [data.root / sample.image for sample in samples],
-        EncodeRun.of(context),
-        settings.encoding(context.device.type),
+        context,
+        context.settings.encoding(context.device.type),
         f"{data.spec.name} ({name})",
     )
     embeddings = embeddings[:, layer_columns(context)]
@@ -69,16 +67,12 @@ def cached_embeddings(
         (len(paths), D) float32 on the CPU; memory-mapped where it is a single file.
     """
 
-    def build(
-        shards: Sequence[Sequence[int]],
-    ) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
+    def build(shards: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Metadata]]:
         for shard in shards:
             embeddings = encode_images(backbone, [paths[item] for item in shard], run, encoding)
             for item, embedding in zip(shard, embeddings, strict=True):
                 yield item, [embedding], {}
 
-    if not paths:
-        return encode_images(backbone, paths, run, encoding)
     identity = {
         "backbone": backbone.identity(),
         "images": content_key(content_hashes(paths), 64),

@@ -6,6 +6,7 @@ and normalised on the device, so that the loader is not the bottleneck.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,19 +24,16 @@ from common.errors import NonFiniteLoss, UserError
 from common.images import to_rgb
 from common.out_of_memory import Halving
 from common.settings import Precision
-from probes.features.cost import EncodeRun
+from probes.base import EncodeRun
 from probes.features.members import image_source
-from probes.image_level.settings import Encoding
+from probes.image_level.settings import EncodeSettings, Encoding
 
-DEFAULT_ENCODING = Encoding()
+TEXTS = 256  # that the backbone sees at once
 
 
 @torch.inference_mode()
 def encode_images(
-    backbone: Backbone,
-    paths: Sequence[Path],
-    run: EncodeRun,
-    encoding: Encoding = DEFAULT_ENCODING,
+    backbone: Backbone, paths: Sequence[Path], run: EncodeRun, encoding: Encoding
 ) -> Tensor:
     """Features of whole images, in the order of ``paths``.
 
@@ -45,10 +43,8 @@ def encode_images(
         UserError: an image cannot be read, or the size does not fit the backbone.
         NonFiniteLoss: the backbone gives an embedding that is not finite.
     """
-    encode = encoder(backbone, encoding)
-    batches = encode_paths(paths, backbone, encode, run, encoding)
-    parts = [embedded.cpu() for embedded in batches]
-    embeddings = torch.cat(parts) if parts else torch.empty(0, backbone.embed_dim)
+    batches = encode_paths(paths, backbone, encoder(backbone, encoding), run, encoding)
+    embeddings = torch.cat([embedded.cpu() for embedded in batches])
     return check_finite(embeddings, f"image embeddings of {backbone.name}")
 
 
@@ -104,14 +100,14 @@ def encoder(backbone: Backbone, encoding: Encoding) -> Callable[[Tensor], Tensor
     tokens; ``layers`` are the class tokens of the layers read, shallow to deep.
     """
 
-    def concatenated_tokens(images: Tensor) -> Tensor:
+    def class_tokens(images: Tensor) -> Tensor:
+        if not encoding.blocks:
+            return torch.cat([token for token, _ in backbone.encode_layers(images)], dim=1)
         layers = backbone.encode_tokens(images, encoding.blocks)
         return torch.cat([*(token for token, _ in layers), layers[-1][1].mean(dim=1)], dim=1)
 
-    if encoding.blocks:
-        return concatenated_tokens
-    if encoding.features == "layers":
-        return lambda images: torch.cat([token for token, _ in backbone.encode_layers(images)], 1)
+    if encoding.blocks or encoding.features == "layers":
+        return class_tokens
     if encoding.features == "pre_projection":
         return backbone.encode_features
     return backbone.encode_image
@@ -174,7 +170,6 @@ def encode_texts(
     texts: Sequence[str],
     run: EncodeRun,
     precision: Precision = "fp32",
-    batch_size: int = 256,
 ) -> Tensor:
     """Embeddings of texts, in their order.
 
@@ -186,9 +181,9 @@ def encode_texts(
     """
     run.progress.start("encoding texts", len(texts))
     parts = []
-    in_parts = Halving(batch_size, "encoding texts", run.cost.notes)
-    for start in range(0, len(texts), batch_size):
-        batch = texts[start : start + batch_size]
+    in_parts = Halving(TEXTS, "encoding texts", run.cost.notes)
+    for start in range(0, len(texts), TEXTS):
+        batch = texts[start : start + TEXTS]
         with run.cost.phase("text"), autocast(run.device, precision):
             parts += in_parts(lambda part: backbone.encode_text(part).float().cpu(), batch)
         run.progress.advance(len(batch))
@@ -244,6 +239,13 @@ def eval_transform(size: tuple[int, int], data: DataConfig) -> Callable[[Image.I
         crop_mode="squash" if data.squash else "center",
         normalize=False,
     )
+
+
+def square_side(settings: EncodeSettings, backbone: Backbone) -> int:
+    """Side of the square that images are squeezed to: the size of the settings, or the backbone's
+    own, rounded up to its divisor."""
+    size = settings.size or min(backbone.data.size)
+    return math.ceil(size / backbone.divisor) * backbone.divisor
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

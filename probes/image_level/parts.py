@@ -3,7 +3,6 @@ mode between two sizes (``reports.stats.modes``)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from backbones.base import Backbone
-from probes.base import Context
-from probes.features.cost import EncodeRun
-from probes.image_level.encode import Images, encode_batches
+from probes.base import Context, EncodeRun
+from probes.image_level.encode import Images, encode_batches, square_side
 from probes.image_level.settings import Encoding
 from probes.layers import position
 from probes.pictures import evenly
@@ -37,8 +35,7 @@ def part_features(context: Context) -> Mapping[str, np.ndarray]:
     backbone, settings = context.backbone, context.settings
     samples = context.data.samples["val"]
     names = [samples[index].image for index in evenly(len(samples), IMAGES)]
-    size = settings.size or min(backbone.data.size)
-    side = math.ceil(size / backbone.divisor) * backbone.divisor
+    side = square_side(settings, backbone)
     encoding = Encoding((side, side), settings.precision, 1)
     paths = [context.data.root / name for name in names]
     cached = _computed.setdefault(backbone, {})

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeRun
 from probes.image_level.embeddings import encode_split
 from probes.image_level.encode import encode_texts
 from probes.image_level.settings import RECALL_AT, RetrievalSettings
@@ -41,7 +40,7 @@ def run(context: Context) -> TaskResult:
     owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.target])
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     images = encode_split(context, "val")
-    captions = encode_texts(context.backbone, texts, EncodeRun.of(context), settings.precision)
+    captions = encode_texts(context.backbone, texts, context, settings.precision)
     text_numbers = torch.tensor([numbers[text] for text in texts])
     i2t, t2i = retrieval_ranks(images, captions, owner, text_numbers)
     per_image = {
@@ -60,9 +59,7 @@ def retrieval_ranks(
     images: Tensor,
     captions: Tensor,
     owner: Tensor,
-    text: Tensor | None = None,
-    *,
-    cells: int = CELLS,
+    text: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Rank of the first right answer for every query, 0 for the first; see ``first_right``.
 
@@ -70,34 +67,30 @@ def retrieval_ranks(
         images: (N, D) and captions: (M, D) embeddings of any length; every image has at least one
             caption.
         owner: (M,) index of the image that each caption describes.
-        text: (M,) number of each caption's text, the same for the same text; None where all differ.
-        cells: of the similarity matrix, which are in memory at once (but for a single query's);
-            never changes a rank.
+        text: (M,) number of each caption's text, the same for the same text.
     Returns:
         i2t (N,) and t2i (M,), float64.
     """
-    # float64, so that the order of summation, which depends on the cells, stays far below what
+    # float64, so that the order of summation, which depends on ``CELLS``, stays far below what
     # counts as a tie
     images, captions = normalize(images.double(), dim=1), normalize(captions.double(), dim=1)
-    index = np.arange(len(captions))
-    text_number = index if text is None else text.numpy()
-    counts = np.ones(len(captions))
+    index, counts = np.arange(len(captions)), np.ones(len(captions))
     # (images, captions): how many captions of the image have the same text
-    right = csr_array((counts, (owner.numpy(), text_number))) @ csr_array(
-        (counts, (text_number, index))
+    right = csr_array((counts, (owner.numpy(), text.numpy()))) @ csr_array(
+        (counts, (text.numpy(), index))
     )
-    i2t = first_right(images, captions, right, cells)
-    return i2t, first_right(captions, images, right.T.tocsr(), cells)
+    i2t = first_right(images, captions, right)
+    return i2t, first_right(captions, images, right.T.tocsr())
 
 
-def first_right(queries: Tensor, answers: Tensor, right: csr_array, cells: int) -> Tensor:
+def first_right(queries: Tensor, answers: Tensor, right: csr_array) -> Tensor:
     """(queries,) float64 expected rank of the first right answer over all orders of equals.
 
     With ``a`` wrong answers that are nearer than the nearest right one, and ``t`` wrong and ``r``
     right ones that are as near, it is ``a + t / (r + 1)``.
     """
     ranks = []
-    for rows in torch.arange(len(queries)).split(max(1, cells // len(answers))):
+    for rows in torch.arange(len(queries)).split(max(1, CELLS // len(answers))):
         similarity = queries[rows] @ answers.T
         is_right = torch.from_numpy(right[rows.numpy()].toarray() > 0)
         best = similarity.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)

@@ -13,7 +13,6 @@ from torch.nn.functional import normalize
 from common.errors import UserError, nearest
 from probes.base import Context, TaskResult
 from probes.datasets.base import DatasetSpec
-from probes.features.cost import EncodeRun
 from probes.image_level.classification import score
 from probes.image_level.embeddings import encode_split
 from probes.image_level.encode import encode_texts
@@ -85,6 +84,6 @@ def embed_names(context: Context, names: Sequence[str], templates: Sequence[Temp
     """
     prompts = [template(name) for name in names for template in templates]
     precision = context.settings.precision
-    embeddings = encode_texts(context.backbone, prompts, EncodeRun.of(context), precision)
+    embeddings = encode_texts(context.backbone, prompts, context, precision)
     by_name = normalize(embeddings, dim=1).unflatten(0, (-1, len(templates)))
     return normalize(by_name.mean(dim=1), dim=1)

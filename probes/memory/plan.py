@@ -12,9 +12,8 @@ from torch import Tensor
 
 from backbones.base import Backbone
 from common.live_bytes import LiveBytes
-from probes.base import Context, Probe
+from probes.base import Context, EncodeRun, Probe
 from probes.datasets.base import Split
-from probes.features.cost import EncodeRun
 from probes.features.search import nearest
 from probes.image_level.encode import encode_batches, encode_texts, encoder, input_size
 

@@ -4,6 +4,7 @@ of every task on it."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmengine.registry import DATASETS
@@ -13,7 +14,6 @@ from torch.utils.data import Dataset
 from common.files import content_key
 from probes.base import Context
 from probes.cost import Cost
-from probes.features.cost import EncodeRun
 from probes.runner.bridge import isolated_rng
 
 
@@ -91,7 +91,7 @@ class GroupDataset(Dataset):
         """
         notes: list[str] = []
         for dataset in self.datasets if self.has_features else ():
-            dataset.open(EncodeRun(context.device, context.num_workers, context.progress, cost))
+            dataset.open(replace(context, cost=cost))
             notes += dataset.notes
         return notes
 

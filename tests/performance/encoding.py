@@ -26,7 +26,7 @@ def encoding() -> list[Result]:
     import torch
 
     import backbones
-    from probes.features.cost import EncodeRun
+    from probes.base import EncodeRun
     from probes.image_level.encode import autocast, encode_images
     from probes.image_level.settings import Encoding
 

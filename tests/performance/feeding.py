@@ -37,7 +37,7 @@ def feeding(images: int = 10_000, pairs: int = 2048, size: int = 224, n: int = 3
     of a training that computes nothing, with a loading process for each core."""
     import torch
 
-    from probes.features.cost import EncodeRun
+    from probes.base import EncodeRun
     from probes.image_level.encode import Images, encode_paths
     from probes.image_level.settings import Encoding
     from tests.probes.whole_images import Colours

@@ -33,7 +33,6 @@ from probes.dense.patches.images import PatchImages
 from probes.dense.patches.knn import Voter
 from probes.dense.patches.logreg import fit, targets
 from probes.dense.patches.memory import class_count, held_out_images, remember, standardiser
-from probes.features.cost import EncodeRun
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
 from tests.probes.tiny_mmlab import context
@@ -313,7 +312,7 @@ def _scores(task: Context, predict: Any) -> list[Any]:
     """For each candidate mIoU in percent, and how many pixels each label is predicted for."""
     images = PatchImages(task, "val")
     totals: list[Any] = []
-    for patches in images.walk(EncodeRun.of(task)):
+    for patches in images.walk(task):
         labels = images.labels(patches)
         for number, prediction in enumerate(predict(patches)):
             counts = confusion(prediction, labels, class_count(task), 255)
@@ -419,7 +418,7 @@ def _suite_images(prepare: Any) -> dict[str, Any]:
     mean, std = (
         255 * torch.tensor(each)[:, None, None] for each in (segmented.MEAN, segmented.STD)
     )
-    (patches,) = images.walk(EncodeRun.of(task), [3])
+    (patches,) = images.walk(task, [3])
     held_out = held_out_images(task)
     frozen = images.dataset.encoder["backbone"]
     return {

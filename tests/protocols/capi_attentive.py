@@ -197,7 +197,6 @@ def source() -> dict[str, Any]:
 
 def normalised_black() -> torch.Tensor:
     """A black pixel as a backbone gets it that has a mean of its own."""
-    from probes.features.cost import EncodeRun
     from probes.image_level.encode import encode_paths
     from probes.image_level.settings import AttentiveSettings
     from tests.probes.tiny_mmlab import context
@@ -207,7 +206,7 @@ def normalised_black() -> torch.Tensor:
         Image.new("RGB", (8, 8)).save(path)
         task = context(Path(folder), backbone="tiny-vit")
         encoding = AttentiveSettings().encoding("cpu")
-        run = EncodeRun.of(task)
+        run = task
         (images,) = encode_paths([path], task.backbone, lambda batch: batch, run, encoding)
     return images[0, :, 0, 0]
 

@@ -26,7 +26,6 @@ from probes.dense.patches import crops, in_context
 from probes.dense.patches.images import PatchImages
 from probes.dense.patches.memory import class_count, rarest, remember
 from probes.dense.patches.pixels import Patches, class_shares
-from probes.features.cost import EncodeRun
 from probes.protocols.base import PROTOCOLS, find_preset
 from probes.registry import DATASETS, PROBES
 from tests.probes.tiny_mmlab import context
@@ -226,7 +225,7 @@ def _suite_fields(folder: Path) -> dict[str, Any]:
     mean, std = (
         255 * torch.tensor(each)[:, None, None] for each in (segmented.MEAN, segmented.STD)
     )
-    patches = next(images.walk(EncodeRun.of(task)))
+    patches = next(images.walk(task))
     stored = images.labels(patches)[SAMPLE, SAMPLE] + 1
     preset = PROTOCOLS["hummingbird"].presets[0].settings
     defaults = with_changes(PROBES[PROBE].settings_type(), preset)

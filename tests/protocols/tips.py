@@ -35,7 +35,6 @@ from probes.dense.augment import ShortSide
 from probes.dense.patches import open_vocabulary
 from probes.dense.patches.images import DenseEncoder, PatchImages
 from probes.dense.patches.pixels import Patches, average_windows, windows
-from probes.features.cost import EncodeRun
 from probes.image_level.zero_shot import embed_names, templates_for
 from probes.protocols.base import find_preset
 from probes.registry import DATASETS, PROBES
@@ -339,7 +338,7 @@ def _suite_scores(folder: Path, settings: Any) -> dict[str, Any]:
     with mock.patch.object(open_vocabulary, "evaluate", evaluate):
         result = open_vocabulary.run(task)
     images = PatchImages(task, "val", DenseEncoder(task.backbone, "fp32", settings.slide))
-    patches = next(each for each in images.walk(EncodeRun.of(task)) if each.index == 0)
+    patches = next(each for each in images.walk(task) if each.index == 0)
     templates = templates_for(settings.templates, spec)[1]
     return {
         "image": images.dataset.load(0)["inputs"][:, SAMPLE, SAMPLE] / 255,

@@ -23,7 +23,7 @@ from backbones.base import Backbone
 from backbones.pyramid import resize_concat
 from common.device import upload
 from common.out_of_memory import Halving
-from probes.base import Context, TaskResult
+from probes.base import Context, EncodeRun, TaskResult
 from probes.datasets.base import Split
 from probes.dense.cached import CachedDense
 from probes.dense.config import dataset_config, preprocessor
@@ -36,7 +36,6 @@ from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.settings import has_void_class
 from probes.dense.preview import Predicted, draw_preview
 from probes.features.budget import CacheFull
-from probes.features.cost import EncodeRun
 from probes.features.store import DTYPES, Builder, get_or_build
 from probes.layers import position
 from probes.pictures import GALLERY, evenly
@@ -272,7 +271,7 @@ def evaluate(
     pictures: dict[int, Predicted] = {}
     context.progress.start(f"segmenting {data.spec.name}", len(images))
     for patches, prediction in in_groups(
-        images.walk(EncodeRun.of(context)),
+        images.walk(context),
         lambda group: (label_map.cpu() for label_map in predict(group)),
         context.cost.notes,
     ):

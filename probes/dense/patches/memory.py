@@ -19,7 +19,6 @@ from probes.dense.metrics import class_areas, segmentation_scores
 from probes.dense.patches.images import PatchImages, in_groups
 from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
 from probes.dense.patches.settings import has_void_class
-from probes.features.cost import EncodeRun
 from probes.image_level.classification import on_device_if_small
 from probes.image_level.linear import Standardiser
 from probes.selection import held_out_by_content
@@ -96,7 +95,7 @@ def remember(context: Context, pixels: bool = False) -> Memory:
     limit, classes = max(1, settings.memory // len(images)), len(data.classes)
     stored: dict[str, Tensor] = {}
     count, most = 0, images.most_patches(limit)
-    for patches in images.walk(EncodeRun.of(context)):
+    for patches in images.walk(context):
         labels = images.labels(patches)
         shares, remembered = class_shares(
             labels,
@@ -191,7 +190,7 @@ def mean_iou(
             labels = images.labels(patches)
             yield [class_areas(each.cpu(), labels, classes, ignore_index) for each in maps]
 
-    walk = images.walk(EncodeRun.of(context), items)
+    walk = images.walk(context, items)
     for _, areas in in_groups(walk, areas_of, context.cost.notes):
         zero = [{name: torch.zeros_like(area[name]) for name in area} for area in areas]
         totals = [

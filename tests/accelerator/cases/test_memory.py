@@ -20,9 +20,8 @@ from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import find_recipe
 from backbones.cliptex.training.train import TrainContext, train
 from common.errors import OutOfMemory
-from probes.base import Context
+from probes.base import Context, EncodeRun
 from probes.datasets.check import prepare
-from probes.features.cost import EncodeRun
 from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
 from probes.memory.predict import predict

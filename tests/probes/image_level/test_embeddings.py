@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from backbones import registry
-from probes.features.cost import EncodeRun
+from probes.base import EncodeRun
 from probes.features.store import root
 from probes.image_level.embeddings import cached_embeddings
 from probes.image_level.encode import encode_images

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 
 from backbones.base import DataConfig
 from common.errors import NonFiniteLoss, UserError
-from probes.features.cost import EncodeRun
+from probes.base import EncodeRun
 from probes.image_level.encode import Images, encode_images, encode_texts, eval_transform
 from probes.image_level.settings import Encoding
 from tests.probes.datasets import make
@@ -117,10 +117,11 @@ def test_embeddings_that_are_not_finite_raise(paths):
         encode_texts(backbone, ["red"], EncodeRun(CPU))
 
 
-def test_texts_keep_their_order():
+def test_texts_keep_their_order(monkeypatch):
+    monkeypatch.setattr("probes.image_level.encode.TEXTS", 2)
     texts = ["red", "green", "blue", "white", "none"]
     singly = torch.cat([Colours().encode_text([text]) for text in texts])
-    embeddings = encode_texts(Colours(), texts, EncodeRun(CPU), batch_size=2)
+    embeddings = encode_texts(Colours(), texts, EncodeRun(CPU))
     torch.testing.assert_close(embeddings, singly)
 
 

@@ -2,6 +2,7 @@
 embeddings."""
 
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -67,7 +68,8 @@ cases = st.tuples(st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 5), 
 @settings(max_examples=80)
 @given(case=cases, cells=st.integers(1, 2500))
 def test_ranks_are_those_of_brute_force_however_many_at_once(case, cells):
-    ranks = retrieval_ranks(*embeddings(*case), cells=cells)
+    with patch("probes.image_level.retrieval.CELLS", cells):
+        ranks = retrieval_ranks(*embeddings(*case))
     for actual, expected in zip(ranks, brute_force(*embeddings(*case)), strict=True):
         assert actual.tolist() == pytest.approx(expected)
 
@@ -76,8 +78,8 @@ def test_ranks_are_those_of_brute_force_however_many_at_once(case, cells):
 @pytest.mark.parametrize("oracle", ["torchmetrics", "clip_benchmark"])
 def test_recall_agrees_with_other_packages(k, oracle):
     """Where no caption comes twice."""
-    images, captions, owner, _ = embeddings(0, 40, 5)
-    i2t, t2i = retrieval_ranks(images, captions, owner, cells=256)
+    images, captions, owner, text = embeddings(0, 40, 5)
+    i2t, t2i = retrieval_ranks(images, captions, owner, text)
     scores = cosines(images, captions).float()
     pairs = owner[None] == torch.arange(40)[:, None]
     for ranks, similarity, right in ((i2t, scores, pairs), (t2i, scores.T, pairs.T)):
@@ -91,7 +93,8 @@ def test_recall_agrees_with_other_packages(k, oracle):
 
 
 def test_equal_embeddings_have_the_mean_rank_of_chance():
-    i2t, t2i = retrieval_ranks(torch.ones(4, 3), torch.ones(12, 3), torch.arange(12) // 3)
+    texts = torch.arange(12)
+    i2t, t2i = retrieval_ranks(torch.ones(4, 3), torch.ones(12, 3), texts // 3, texts)
     assert i2t.tolist() == [9 / 4] * 4  # nine wrong captions and three right ones in any order
     assert t2i.tolist() == [3 / 2] * 12
     assert recall(i2t, 1) == recall(t2i, 1) == 0
@@ -103,7 +106,7 @@ def test_the_same_text_under_another_image_is_right():
     owner, text = torch.tensor([0, 1, 1, 2]), torch.tensor([7, 7, 8, 9])
     i2t, t2i = retrieval_ranks(images, captions, owner, text)
     assert i2t.tolist() == [0, 0, 0] and t2i.tolist() == [0, 0, 0, 0]
-    i2t, t2i = retrieval_ranks(images, captions, owner)  # different texts, equal embeddings
+    i2t, t2i = retrieval_ranks(images, captions, owner, torch.arange(4))  # different texts, equal embeddings
     assert i2t.tolist() == [0.5, 0, 0] and t2i.tolist() == [0, 1.5, 0, 0]
 
 
@@ -117,7 +120,8 @@ def test_memory_is_bounded(monkeypatch):
         return result
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
-    retrieval_ranks(*embeddings(0, 50, 5), cells=640)
+    monkeypatch.setattr("probes.image_level.retrieval.CELLS", 640)
+    retrieval_ranks(*embeddings(0, 50, 5))
     assert 0 < max(sizes) <= 640
 
 

@@ -23,7 +23,6 @@ from probes.dense.patches.memory import held_out_images, remember
 from probes.dense.patches.open_vocabulary import class_synonyms
 from probes.dense.patches.pixels import Patches, class_shares, label_map
 from probes.dense.patches.settings import InContextSettings, LogregSettings
-from probes.features.cost import EncodeRun
 from probes.features.store import root
 from probes.registry import PROBES
 from reports.stats.per_image import image_scores
@@ -203,7 +202,7 @@ def test_shares_of_the_ground_truth_score_well(tmp_path):
     _, task = prepare(tmp_path, "patch-knn", data=data, neighbours=(1,), distances=("cosine",))
     images = PatchImages(task, "train")
     areas = []
-    for patches in images.walk(EncodeRun.of(task)):
+    for patches in images.walk(task):
         labels = images.labels(patches)
         shares, _ = class_shares(labels, patches, 3, 255)
         areas.append(class_areas(label_map(shares, patches), labels, 3, 255))
