@@ -18,8 +18,8 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from common.files import content_key
 from probes.base import EncodeRun
-from probes.features import crops  # noqa: F401  registers LoadBlank
 from probes.features.content_hashes import content_hashes
+from probes.features.crops import without_images
 from probes.features.feature_dataset import FeatureDataset, use_cached_features
 from probes.features.store import Builder, CacheKey
 
@@ -66,15 +66,11 @@ class CachedInstances(FeatureDataset):
         flip: float,
         device: str,
     ) -> None:
-        pipeline = [dict(part) for part in dataset["pipeline"]]
-        without_images = [
-            {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part
-            for part in pipeline
-        ]
-        source: Any = DATASETS.build({**dataset, "pipeline": without_images})
+        source: Any = DATASETS.build(without_images(dataset))
         super().__init__(source, Path(source.ann_file).stem, encoder, dtype, device)
         self.flips = [*([False] if flip < 1 else []), *([True] if flip > 0 else [])]
-        self.image_only = [part for part in pipeline if part["type"] in OF_THE_IMAGE][:-1]
+        steps = [dict(step) for step in dataset["pipeline"] if step["type"] in OF_THE_IMAGE]
+        self.image_only = steps[:-1]
         pack = {"type": "PackInstances", "meta_keys": META_KEYS}
         with DefaultScope.overwrite_default_scope("mmdet"):
             self._pipelines = [

@@ -60,7 +60,6 @@ def pyramid(
             "out_channels": out_channels,
             "stride": stride,
             "out_strides": nominal,
-            "norm": "GN",
             "num_outs": len(nominal) + extra,
         }
         return (-1,), neck, list(map(float, SimpleFeaturePyramid(1, 1, stride, nominal).strides))

@@ -41,9 +41,8 @@ class DetectionProbe:
         from probes.runner.training import run_training
 
         data = context.data
-        member = run_training(
-            detection_config(context), context, description=f"{data.spec.name}/{self.name}"
-        )
+        config = detection_config(context)
+        member = run_training(config, context, f"{data.spec.name}/{self.name}")
         (scores,) = member.evaluator.metrics
         names = {sample.target: sample.image for sample in data.samples["val"]}
         if sorted(scores.image_ids) != sorted(names):

@@ -6,7 +6,7 @@ So each crop is encoded once, and all backbones and all tasks on the same images
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +107,15 @@ class LoadBlank(BaseTransform):
         results["img"] = np.zeros((height, width, 3), np.uint8)
         results["img_shape"] = results["ori_shape"] = (height, width)
         return results
+
+
+def without_images(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataset's config for its ground truth alone, with ``LoadBlank``."""
+    pipeline = [
+        {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part
+        for part in config["pipeline"]
+    ]
+    return {**config, "pipeline": pipeline}
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -111,7 +111,6 @@ class FeatureDataset(Dataset):
     ) -> None:
         self.source, self.name = source, name
         self.encoder, self.dtype, self.device = dict(encoder), dtype, device
-        source.full_init()
         self.stores: list[Store] = []
 
     @abstractmethod

@@ -36,8 +36,6 @@ def detector(plan: MemoryPlan) -> Phases:
             DATASETS.build(loader.dataset)
             for loader in (uncached.train_dataloader, uncached.val_dataloader)
         )
-        for dataset in (train, val):
-            dataset.full_init()
         sizes = shapes(train)
         largest = max(range(len(sizes)), key=lambda item: sizes[item][0] * sizes[item][1])
         encoder = None

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 import backbones
 from backbones.base import Backbone
-from backbones.pyramid import LayerNorm2d, SimpleFeaturePyramid, resize_concat
-from common.device import seed_devices
+from backbones.pyramid import SimpleFeaturePyramid, resize_concat
 from common.errors import UserError
 from common.files import content_key
 from probes.runner import ops
@@ -42,10 +41,6 @@ with redirect_stdout(io.StringIO()):  # both print that an optional package is a
     import mmseg.registry
 
 Maps = tuple[Tensor, ...]
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "LN": LayerNorm2d,
-    "GN": lambda channels: nn.GroupNorm(groups_of(channels), channels),
-}
 
 
 def in_both_scopes(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -75,14 +70,6 @@ def _build(config: Mapping[str, Any]) -> Backbone:
         with isolated_rng():  # building one must not change the random numbers that follow
             share(config, backbones.create(**config))
     return _shared[key]
-
-
-def seed_all(seed: int) -> None:
-    """Seed the generators of python, numpy and torch (on all devices in use) with ``seed`` (32
-    bits)."""
-    random.seed(seed)
-    np.random.seed(seed)
-    seed_devices(seed)
 
 
 @contextmanager
@@ -153,7 +140,7 @@ class FrozenBackbone(nn.Module):
         **create: arguments of ``backbones.create`` (``name``, ``weights``, ``seed`` …).
 
     Raises:
-        UserError: unknown precision or map, or from ``backbones.create``.
+        UserError: from ``backbones.create``.
     """
 
     def __init__(
@@ -166,18 +153,10 @@ class FrozenBackbone(nn.Module):
         **create: Any,
     ) -> None:
         super().__init__()
-        self.class_token = class_token
-        if precision not in ("fp32", "bf16"):
-            raise UserError(f"unknown precision {precision!r}; use fp32 or bf16")
-        self.precision, self.rounded = precision, rounded
+        self.class_token, self.precision, self.rounded = class_token, precision, rounded
         self._backbone = (_build(create),)  # a tuple: nn.Module does not look into it
-        maps = len(self.backbone.channels)
-        self.out_indices = tuple(range(maps) if out_indices is None else out_indices)
-        if not all(-maps <= index < maps for index in self.out_indices):
-            raise UserError(
-                f"backbone {self.backbone.name!r} has {maps} feature maps; there is no map"
-                f" {self.out_indices}"
-            )
+        every = range(len(self.backbone.channels))
+        self.out_indices = tuple(every if out_indices is None else out_indices)
         self.settings = id(self.backbone), precision, rounded, self.out_indices, class_token
 
     @property
@@ -205,19 +184,17 @@ class FrozenBackbone(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last)
         # set either way: the heads may run under autocast where the backbone must be exact
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            maps = self._maps(images)
+            if self.class_token:
+                maps: Sequence[Tensor] = [
+                    torch.cat([each, token[:, :, None, None].expand_as(each)], dim=1)
+                    for token, each in self.backbone.encode_layers(images)
+                ]
+            else:
+                maps = self.backbone(images)
         selected = [maps[index] for index in self.out_indices]
         if self.rounded == "fp16":
             selected = [each.half() for each in selected]
         return tuple(each.float().contiguous() for each in selected)
-
-    def _maps(self, images: Tensor) -> Sequence[Tensor]:
-        if not self.class_token:
-            return self.backbone(images)
-        return [
-            torch.cat([each, token[:, :, None, None].expand_as(each)], dim=1)
-            for token, each in self.backbone.encode_layers(images)
-        ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBackbone:
         self.backbone._apply(fn)
@@ -227,11 +204,11 @@ class FrozenBackbone(nn.Module):
 
 @in_both_scopes("SimpleFeaturePyramid")
 class SimpleFeaturePyramidNeck(nn.Module):
-    """``backbones.pyramid.SimpleFeaturePyramid`` as a trained neck on the last map of a plain ViT.
+    """``backbones.pyramid.SimpleFeaturePyramid``, normalised in ``groups_of`` groups, as a trained
+    neck on the last map of a plain ViT.
 
     Args:
         in_channels, out_channels, stride, out_strides: as there.
-        norm: ``LN`` (the paper's) or ``GN`` (in ``groups_of`` groups).
         num_outs: number of levels; those beyond ``out_strides`` take every second value of the
             level before, as FPN's do.
     """
@@ -241,15 +218,18 @@ class SimpleFeaturePyramidNeck(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: int,
-        out_strides: Sequence[int] = (4, 8, 16, 32),
-        norm: str = "LN",
-        num_outs: int | None = None,
+        out_strides: Sequence[int],
+        num_outs: int,
     ) -> None:
         super().__init__()
         self.pyramid = SimpleFeaturePyramid(
-            in_channels, out_channels, stride, tuple(out_strides), NORMS[norm]
+            in_channels,
+            out_channels,
+            stride,
+            tuple(out_strides),
+            lambda channels: nn.GroupNorm(groups_of(channels), channels),
         )
-        self.extra = (num_outs or len(out_strides)) - len(out_strides)
+        self.extra = num_outs - len(out_strides)
 
     def forward(self, maps: Sequence[Tensor]) -> Maps:
         """The backbone's maps, of which the last is used → ``num_outs`` maps (N, out_channels, H /

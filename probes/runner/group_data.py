@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from common.files import content_key
 from probes.base import Context
 from probes.cost import Cost
+from probes.features.crops import without_images
 from probes.runner.bridge import isolated_rng
 
 
@@ -28,6 +29,7 @@ class GroupDataset(Dataset):
 
     Attributes:
         datasets: the distinct ones.
+        cached: those of cached features, which are opened and closed.
         indices: which of them is each task's.
     """
 
@@ -36,10 +38,10 @@ class GroupDataset(Dataset):
         self.indices = [list(distinct).index(content_key(config)) for config in configs]
         first, *rest = distinct.values()
         self.datasets: list[Any] = [DATASETS.build(first)]
-        self.datasets += [DATASETS.build(_without_images(config)) for config in rest]
-        for dataset in self.datasets:
-            if hasattr(dataset, "full_init"):
-                dataset.full_init()
+        for config in rest:
+            is_cached = "pipeline" not in config
+            self.datasets.append(DATASETS.build(config if is_cached else without_images(config)))
+        self.cached = [dataset for dataset in self.datasets if hasattr(dataset, "open")]
         if len({len(dataset) for dataset in self.datasets}) > 1:
             raise ValueError("the datasets of a task group must be of the same photographs")
 
@@ -61,11 +63,6 @@ class GroupDataset(Dataset):
         if self.indices[task]:
             item["data_samples"] = more_samples[self.indices[task] - 1]
         return item
-
-    @property
-    def has_features(self) -> bool:
-        """Whether it loads cached features, not images."""
-        return hasattr(self.datasets[0], "open")
 
     @property
     def arrange(self) -> Any:
@@ -90,14 +87,14 @@ class GroupDataset(Dataset):
             NonFiniteLoss: a map is not finite.
         """
         notes: list[str] = []
-        for dataset in self.datasets if self.has_features else ():
+        for dataset in self.cached:
             dataset.open(replace(context, cost=cost))
             notes += dataset.notes
         return notes
 
     def close(self) -> None:
         """Release the features."""
-        for dataset in self.datasets if self.has_features else ():
+        for dataset in self.cached:
             dataset.close()
 
     def batches(
@@ -128,14 +125,3 @@ def rows_of(data: Mapping[str, Any], rows: slice) -> dict[str, Any]:
     if "more_samples" in data:
         part["more_samples"] = [samples[rows] for samples in data["more_samples"]]
     return part
-
-
-def _without_images(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A dataset's config for its ground truth alone: only the header of an image is read."""
-    if "pipeline" not in config:
-        return dict(config)
-    pipeline = [
-        {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part
-        for part in config["pipeline"]
-    ]
-    return {**config, "pipeline": pipeline}

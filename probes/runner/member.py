@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,23 +34,23 @@ from probes.runner.bridge import isolated_rng
 from probes.runner.sampling import seed_iteration
 
 STATE = "training-state.pth"
+STATES = 20  # of a training
 CHECK_EVERY = 20  # iterations between two checks of the losses: each waits for the device
 
 
 class Member:
     """A head, from its config to its trained model and its metrics.
 
-    The state in ``work_dir/training-state.pth`` holds the head's weights (the frozen backbone is
-    not part of them), optimizer, schedules, iteration and training time. It is replaced atomically,
-    never after a loss that is not finite, and read with ``weights_only=True``. A state is resumed
-    only by a head of the same config, seed, backbone, data and precision.
+    Its state is saved ``STATES`` times, the last time at the end, in
+    ``work_dir/training-state.pth``: the head's weights (the frozen backbone is not part of them),
+    optimizer, schedules, iteration and training time. It is replaced atomically, never after a loss
+    that is not finite, and read with ``weights_only=True``. A state is resumed only by a head of
+    the same config, seed, backbone, data and precision.
 
     Args:
         config: as for ``probes.runner.training.resolved``.
         context: of its task: seed, device, folder, log.
         leave_out: items of the training set that are not trained on.
-        checkpoint_every: iterations between two states; a twentieth of the training when None. The
-            last is always written.
 
     Attributes:
         index: of the head in its group.
@@ -77,12 +77,10 @@ class Member:
         self,
         config: Config,
         context: Context,
-        leave_out: tuple[int, ...] = (),
-        checkpoint_every: int | None = None,
+        leave_out: Sequence[int],
     ) -> None:
         self.config, self.context = config, context
         self.max_iters: int = config.train_cfg["max_iters"]
-        self.checkpoint_every = checkpoint_every or max(1, self.max_iters // 20)
         # boxes need more digits than bf16 has; logits do not, and their losses are in fp32
         self.autocast = prefers_bf16(context.device) and config.get("default_scope") == "mmseg"
         trained = {
@@ -94,7 +92,7 @@ class Member:
                 "seed": context.seed,
                 "backbone": context.backbone.identity(),
                 "data": context.data.fingerprint,
-                "leave_out": leave_out,
+                "leave_out": tuple(leave_out),
                 "precision": "bf16" if self.autocast else "fp32",
             }
         )
@@ -143,7 +141,8 @@ class Member:
         Raises:
             NonFiniteLoss: names the first iteration whose losses were not finite, and the losses.
         """
-        due = self.iteration % self.checkpoint_every == 0 or self.iteration == self.max_iters
+        every = max(1, self.max_iters // STATES)
+        due = self.iteration % every == 0 or self.iteration == self.max_iters
         if due or len(self._unchecked) >= CHECK_EVERY:
             self._check_losses()
         if due:

@@ -7,7 +7,6 @@ mmcv's wheels for current versions of torch come without the compiled module ``m
 from __future__ import annotations
 
 import sys
-from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
@@ -42,13 +41,13 @@ class TorchvisionOps(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return partial(_missing, name)
 
+        def missing(*_: Any, **__: Any) -> NoReturn:
+            raise NotImplementedError(
+                f"mmcv's operator {name!r} needs an mmcv that was built with its compiled operators"
+            )
 
-def _missing(name: str, *_: Any, **__: Any) -> NoReturn:
-    raise NotImplementedError(
-        f"mmcv's operator {name!r} needs an mmcv that was built with its compiled operators"
-    )
+        return missing
 
 
 def install() -> None:

@@ -7,24 +7,29 @@ iteration ``i`` by (seed, i).
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset, Sampler
 
+from common.device import seed_devices
 from common.files import derive_seed
-from probes.runner import bridge
+from probes.runner.bridge import isolated_rng
 
 
 def seed_iteration(seed: int, iteration: int) -> None:
     """Seed every generator by (seed, iteration): dropout repeats after a resume, and for each head
     of a group."""
-    bridge.seed_all(derive_seed("iteration", seed, 0, iteration) % 2**32)
+    number = derive_seed("iteration", seed, 0, iteration) % 2**32
+    random.seed(number)
+    np.random.seed(number)
+    seed_devices(number)
 
 
 @DATASETS.register_module()
@@ -43,15 +48,13 @@ class SeededSamples(Dataset):
 
     def __init__(
         self,
-        dataset: Mapping[str, Any] | BaseDataset | Dataset,
+        dataset: Mapping[str, Any] | Dataset,
         seed: int = 0,
         leave_out: Sequence[int] = (),
         shuffle: bool = True,
     ) -> None:
         self.shuffle = shuffle
         self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
-        if hasattr(self.dataset, "full_init"):
-            self.dataset.full_init()
         self.seed = seed
         self._items = np.setdiff1d(np.arange(len(self.dataset)), np.array(leave_out, np.int64))  # type: ignore[arg-type]
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
@@ -77,7 +80,7 @@ class SeededSamples(Dataset):
         return int(self._order[1][position])
 
     def __getitem__(self, number: int) -> Any:
-        with bridge.isolated_rng(derive_seed("sample", self.seed, number)):
+        with isolated_rng(derive_seed("sample", self.seed, number)):
             return self.dataset[self.index(number)]
 
 
@@ -86,18 +89,14 @@ class EndlessSampler(Sampler[int]):
     """Yields sample indices (of ``SeededSamples``) 0, 1, 2 … without end."""
 
     def __init__(self, dataset: SeededSamples, seed: int | None = None) -> None:
-        self.size = len(dataset)
-        self.start = 0
+        self.size, self.start = len(dataset), 0
 
     def skip(self, samples: int) -> None:
         """Begin after so many samples; mmengine's loop calls it when it resumes."""
         self.start = samples
 
     def __iter__(self) -> Iterator[int]:
-        number = self.start
-        while True:
-            yield number
-            number += 1
+        return itertools.count(self.start)
 
     def __len__(self) -> int:
         return self.size

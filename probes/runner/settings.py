@@ -100,36 +100,18 @@ def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
             " below 1"
         )
     warm = warm if warm >= 2 else 0  # mmengine's LinearLR divides by its length less one
-    parts = (
-        source_schedule(settings.schedule, warm)
-        if settings.schedule in RATES
-        else _warm_up_and_decay(settings, warm)
-    )
+    decay = {"eta_min": settings.min_lr, "begin": warm}
+    parts: list[dict[str, Any]]
+    if settings.schedule in RATES:
+        parts = source_schedule(settings.schedule, warm)
+    elif settings.schedule == "poly":
+        parts = [{"type": "PolyLR", "power": settings.power, **decay}]
+    elif settings.schedule == "cosine":
+        parts = [{"type": "CosineAnnealingLR", "T_max": end - warm, **decay}]
+    else:
+        milestones = [round(step * end) for step in settings.steps]
+        parts = [{"type": "MultiStepLR", "milestones": milestones, "gamma": 0.1}]
+    if warm and settings.schedule not in RATES:
+        start = settings.warmup_start
+        parts.insert(0, {"type": "LinearLR", "start_factor": start, "begin": 0, "end": warm})
     return [{"by_epoch": False, "begin": 0, "end": end, **part} for part in parts]
-
-
-def _warm_up_and_decay(settings: TrainingSettings, warm: int) -> list[dict[str, Any]]:
-    end = settings.max_iters
-    decay: dict[str, Any] = {
-        "poly": {
-            "type": "PolyLR",
-            "power": settings.power,
-            "eta_min": settings.min_lr,
-            "begin": warm,
-        },
-        "cosine": {
-            "type": "CosineAnnealingLR",
-            "T_max": end - warm,
-            "eta_min": settings.min_lr,
-            "begin": warm,
-        },
-        "steps": {
-            "type": "MultiStepLR",
-            "milestones": [round(step * end) for step in settings.steps],
-            "gamma": 0.1,
-        },
-    }[settings.schedule]
-    if not warm:
-        return [decay]
-    start = {"type": "LinearLR", "start_factor": settings.warmup_start, "begin": 0, "end": warm}
-    return [start, decay]

@@ -38,7 +38,7 @@ from probes.datasets.base import PreparedDataset
 from probes.runner import bridge
 from probes.runner.group_data import GroupDataset, rows_of
 from probes.runner.logs import logging_to
-from probes.runner.member import Member, failing_alone, failure_of
+from probes.runner.member import STATES, Member, failing_alone, failure_of
 from probes.runner.sampling import EndlessSampler, SeededSamples
 
 
@@ -49,17 +49,13 @@ def resolved(cfg: Config, context: Context) -> Config:
         cfg: a probe's config with ``default_scope``, ``model``, ``train_dataloader`` and
             ``val_dataloader`` (``batch_size``, ``dataset`` and further options), ``val_evaluator``,
             ``optim_wrapper``, ``param_scheduler`` (by iteration) and
-            ``train_cfg=dict(max_iters=…)``; ``custom_imports`` for modules of its own registered
-            types.
+            ``train_cfg=dict(max_iters=…)``; ``custom_imports`` of the modules that register its
+            own types.
         context: gives seed and loading processes.
     """
     cfg = copy.deepcopy(cfg)
     max_iters = cfg.train_cfg["max_iters"]
-    imports = [
-        "probes.runner.bridge",
-        "probes.runner.sampling",
-        *cfg.get("custom_imports", {}).get("imports", []),
-    ]
+    imports = ["probes.runner.bridge", "probes.runner.sampling", *cfg.custom_imports.imports]
     cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
     workers = context.num_workers
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
@@ -68,10 +64,10 @@ def resolved(cfg: Config, context: Context) -> Config:
         "type": "SeededSamples",
         "seed": context.seed,
         "dataset": cfg.train_dataloader.dataset,
-        "shuffle": _shuffles(context),
+        "shuffle": context.settings.shuffle,
     }
     cfg.train_dataloader.dataset, cfg.train_dataloader.sampler = samples, {"type": "EndlessSampler"}
-    cfg.val_dataloader.setdefault("sampler", {"type": "DefaultSampler", "shuffle": False})
+    cfg.val_dataloader.sampler = {"type": "DefaultSampler", "shuffle": False}
     cfg.train_cfg = {"type": "IterBasedTrainLoop", "val_interval": max_iters, **cfg.train_cfg}
     cfg.val_cfg = {"type": "ValLoop"}
     cfg.default_hooks = {
@@ -82,7 +78,7 @@ def resolved(cfg: Config, context: Context) -> Config:
         },
         "checkpoint": {
             "type": "CheckpointHook",
-            "interval": max(1, max_iters // 20),
+            "interval": max(1, max_iters // STATES),
             "by_epoch": False,
             "max_keep_ckpts": 1,
         },
@@ -96,17 +92,9 @@ def resolved(cfg: Config, context: Context) -> Config:
     return cfg
 
 
-def run_training(
-    cfg: Config,
-    context: Context,
-    *,
-    description: str = "training",
-    checkpoint_every: int | None = None,
-) -> Member:
+def run_training(cfg: Config, context: Context, description: str) -> Member:
     """``train_together`` of one head. Raises its error, ``NonFiniteLoss`` among others."""
-    (result,) = train_together(
-        [(cfg, context)], description=description, checkpoint_every=checkpoint_every
-    )
+    (result,) = train_together([(cfg, context)], description=description)
     if isinstance(result, Exception):
         raise result
     return result
@@ -117,7 +105,6 @@ def train_together(
     *,
     description: str,
     leave_out: Sequence[int] = (),
-    checkpoint_every: int | None = None,
     finish: Callable[[int, Member], Any] = lambda index, member: member,
 ) -> list[Any]:
     """Train all heads in one loop, on the same batches, and evaluate all in another.
@@ -142,8 +129,6 @@ def train_together(
     Args:
         description: of the progress bar, e.g. the tasks' names.
         leave_out: items of the training set that are not trained on.
-        checkpoint_every: iterations between two states; a twentieth of each head's training when
-            None.
         finish: called with the index and the member of each head while the data are still open.
 
     Raises:
@@ -167,7 +152,7 @@ def train_together(
         results: list[Any] = []
         for index, (cfg, each) in enumerate(heads):
             try:
-                member = Member(cfg, each, tuple(leave_out), checkpoint_every)
+                member = Member(cfg, each, leave_out)
             except Exception as error:
                 results.append(failure_of(error))
                 continue
@@ -178,7 +163,7 @@ def train_together(
             results.append(member)
         members = [member for member in results if isinstance(member, Member)]
         if any(member.trains for member in members):
-            samples = SeededSamples(train, context.seed, leave_out, _shuffles(context))
+            samples = SeededSamples(train, context.seed, leave_out, context.settings.shuffle)
             _train(members, train, samples, config, context, description)
         if trained := [member for member in members if member.error is None]:
             _evaluate(trained, val, config, context, description)
@@ -193,10 +178,6 @@ def train_together(
             results[index] = member.error or results[index]
     gc.collect()  # reference cycles hold loading processes and features
     return results
-
-
-def _shuffles(context: Context) -> bool:
-    return getattr(context.settings, "shuffle", True)
 
 
 def unused_items(dataset: Any, data: PreparedDataset) -> list[int]:
@@ -223,8 +204,7 @@ def _train(
     sampler = EndlessSampler(samples)
     sampler.skip(iteration * config.train_dataloader.batch_size)
     context.progress.start(description, max(member.max_iters for member in members))
-    if iteration:
-        context.progress.advance(iteration)
+    context.progress.advance(iteration)
     for member in members:
         member.model.train()
     preprocessor = members[0].model.data_preprocessor

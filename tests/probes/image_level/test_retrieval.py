@@ -106,7 +106,8 @@ def test_the_same_text_under_another_image_is_right():
     owner, text = torch.tensor([0, 1, 1, 2]), torch.tensor([7, 7, 8, 9])
     i2t, t2i = retrieval_ranks(images, captions, owner, text)
     assert i2t.tolist() == [0, 0, 0] and t2i.tolist() == [0, 0, 0, 0]
-    i2t, t2i = retrieval_ranks(images, captions, owner, torch.arange(4))  # different texts, equal embeddings
+    different_texts = torch.arange(4)  # of equal embeddings
+    i2t, t2i = retrieval_ranks(images, captions, owner, different_texts)
     assert i2t.tolist() == [0.5, 0, 0] and t2i.tolist() == [0, 1.5, 0, 0]
 
 

@@ -128,17 +128,9 @@ def test_building_a_backbone_does_not_change_the_random_numbers():
     assert numbers[0] == numbers[1]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"precision": "fp8"}, "unknown precision 'fp8'; use fp32 or bf16"),
-        ({"out_indices": (4,)}, "'tiny-cnn' has 4 feature maps"),
-        ({"name": "tiny-cn"}, "did you mean"),
-    ],
-)
-def test_wrong_options(options, message):
-    with pytest.raises(UserError, match=message):
-        frozen(**options)
+def test_an_unknown_backbone_is_named():
+    with pytest.raises(UserError, match="did you mean"):
+        frozen(name="tiny-cn")
 
 
 def test_a_size_that_the_backbone_cannot_take_is_named():
@@ -146,9 +138,9 @@ def test_a_size_that_the_backbone_cannot_take_is_named():
         frozen()(torch.zeros(1, 3, 64, 50))
 
 
-@pytest.mark.parametrize(("stride", "norm"), [(16, "LN"), (16, "GN"), (14, "LN")])
-def test_pyramid_neck(stride, norm):
-    neck = bridge.SimpleFeaturePyramidNeck(12, 32, stride, norm=norm, num_outs=5)
+@pytest.mark.parametrize("stride", [16, 14])
+def test_pyramid_neck(stride):
+    neck = bridge.SimpleFeaturePyramidNeck(12, 32, stride, (4, 8, 16, 32), num_outs=5)
     levels = neck((torch.zeros(1), torch.randn(2, 12, 8, 6)))
     sides = ((32, 24), (16, 12), (8, 6), (4, 3), (2, 2))
     assert [tuple(level.shape) for level in levels] == [(2, 32, *each) for each in sides]

@@ -61,10 +61,10 @@ def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind
 def test_a_state_of_another_precision_is_not_resumed(tmp_path, monkeypatch):
     data, probe = tiny_dense.make(tmp_path / "data", "depth"), PROBES["depth/linear"]
     config = dense_config(probe, task := context(tmp_path, data, probe.settings_type(**SMALL)))
-    assert run_training(config, task).resumed_at == 0
-    assert run_training(config, task).resumed_at == 20
+    assert run_training(config, task, "toy").resumed_at == 0
+    assert run_training(config, task, "toy").resumed_at == 20
     monkeypatch.setattr(member, "prefers_bf16", lambda device: True)
-    assert run_training(config, task).resumed_at == 0
+    assert run_training(config, task, "toy").resumed_at == 0
 
 
 @pytest.mark.gpu

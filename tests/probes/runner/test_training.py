@@ -9,6 +9,7 @@ import random
 import signal
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from common.errors import NonFiniteLoss
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.linear import LinearHead
 from probes.registry import PROBES
-from probes.runner.member import STATE
+from probes.runner.member import STATE, STATES
 from probes.runner.sampling import EndlessSampler, SeededSamples
 from probes.runner.training import resolved, run_training
 from tests.probes import tiny_dense
@@ -57,7 +58,9 @@ def config_and_task(data, folder, max_iters=20, **options):
 
 def train(data, folder, max_iters=20, checkpoint_every=None, **options):
     config, task = config_and_task(data, folder, max_iters, **options)
-    return run_training(config, task, description="toy", checkpoint_every=checkpoint_every)
+    states = max_iters // checkpoint_every if checkpoint_every else STATES
+    with patch("probes.runner.member.STATES", states):
+        return run_training(config, task, "toy")
 
 
 def same_head(a, b):
