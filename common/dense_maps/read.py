@@ -46,6 +46,18 @@ def read_classes(file: ImageFile) -> np.ndarray:
     return stored.astype(np.uint8 if stored.dtype in (np.uint8, np.bool_) else np.uint16)
 
 
+def read_scalars(file: ImageFile, low: float, high: float) -> np.ndarray:
+    """Numbers as a grey PNG of 8 or 16 bits stores them, black ``low`` and white ``high``, in even
+    steps: (H, W) float32.
+
+    Raises:
+        OSError, ValueError: it is no such file.
+    """
+    stored = read_stored(file, GREY, "a map of numbers is a grey PNG")
+    white = {np.bool_: 1, np.uint8: 255}.get(stored.dtype.type, 65535)
+    return (low + stored / white * (high - low)).astype(np.float32)
+
+
 def read_rgb(file: ImageFile) -> np.ndarray:
     """Vectors as an 8-bit RGB PNG codes them, (H, W, 3) uint8: n = value / 127.5 - 1.
 

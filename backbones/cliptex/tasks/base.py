@@ -1,4 +1,5 @@
 """A dense task of CLIPTeX: how it is labelled, stored, augmented, learned, measured and drawn.
+``shapes`` has bases for a class, a number or a direction for each pixel.
 
 A label is a map of one image, (H, W) or (C, H, W), that an expert predicted or a person drew. A
 target is a batch of them as the loss compares them, after crop and flip, with the task's own value
@@ -10,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -125,11 +126,3 @@ def resize_nearest(label: np.ndarray, side: int) -> np.ndarray:
         return ((np.arange(cells) + 0.5) * length / cells).astype(int)
 
     return label[..., centres(height)[:, None], centres(width)]
-
-
-def grey(values: np.ndarray) -> np.ndarray:
-    """(H, W) as (H, W, 3) uint8, scaled between its 1 % and 99 %; not finite is black."""
-    valid = np.isfinite(values)
-    low, high = np.quantile(values[valid], [0.01, 0.99]) if valid.any() else (0.0, 1.0)
-    scaled: Any = np.clip((np.nan_to_num(values) - low) / max(high - low, 1e-9), 0, 1) * 230 + 25
-    return np.repeat((scaled * valid)[..., None], 3, -1).astype(np.uint8)

@@ -1,49 +1,36 @@
-"""``depth``: relative inverse depth.
-
-A label is (H, W) float32, larger is nearer, any affine scale, NaN where unknown.
-"""
+"""``depth``: relative inverse depth, larger is nearer, of any affine scale."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from backbones.cliptex.data.augment import Geometry, warp_depth
-from backbones.cliptex.tasks.base import Summed, Task, grey
+from backbones.cliptex.tasks.base import Summed
+from backbones.cliptex.tasks.shapes import ScalarMap
 from common.dense_maps.read import DEEP, read_stored
 
 FLAT = 1e-6
 MIN_SPREAD = 1e-2  # of a prediction: heads begin at 0.02 to 0.2
-STEPS = 65534  # of a 16-bit file, whose 0 is unknown
 
 
-class Depth(Task):
+class Depth(ScalarMap):
     """Inverse depth up to scale and shift, learned by the loss of MiDaS."""
 
     name = "depth"
     quantisation = (
         "65535 steps of the square root of (d - min) / (max - min): over 0.3 to 10 m at most 0.3 mm"
     )
-    missing = torch.full((1, 1), math.nan)
-
-    def activate(self, output: Tensor) -> Tensor:
-        return output.squeeze(1)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
         return depth_loss(prediction, target)
 
     def count(self, target: Tensor) -> Tensor:
         return _align_target(target)[2].sum().float()
-
-    def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-        return warp_depth(maps, geometry, size)
 
     def read(self, path: Path) -> np.ndarray:
         """A 16-bit PNG in millimetres, 0 unknown → inverse depth in 1/m."""
@@ -52,28 +39,17 @@ class Depth(Task):
         return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
 
     def encode(self, label: np.ndarray) -> bytes:
-        """A 16-bit grey PNG, near is light, in even steps of the square root.
+        """In even steps of the square root of the label's own range, near is light.
 
         They are finest where inverse depth is small, where a step of it is many metres.
         """
-        valid = np.isfinite(label)
-        low, high = (
-            (float(label[valid].min()), float(label[valid].max())) if valid.any() else (0.0, 0.0)
-        )
-        unit = np.sqrt(np.where(valid, (label - low) / max(high - low, 1e-30), 0))
-        file = io.BytesIO()
-        Image.fromarray(np.where(valid, 1 + np.rint(unit * STEPS), 0).astype(np.uint16)).save(
-            file, "PNG"
-        )
-        return file.getvalue()
+        values = label[np.isfinite(label)]
+        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+        return super().encode(np.sqrt((label - low) / max(high - low, 1e-30)))
 
     def decode(self, data: bytes) -> np.ndarray:
         """In [0, 1]: 0 the farthest and 1 the nearest of the image."""
-        steps = np.array(Image.open(io.BytesIO(data)), np.float32)
-        return np.where(steps > 0, np.square((steps - 1) / STEPS), np.float32(np.nan))
-
-    def to_tensor(self, label: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(label, np.float32))
+        return np.square(super().decode(data))
 
     def score(
         self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
@@ -95,9 +71,6 @@ class Depth(Task):
             errors.append(np.mean(np.abs(ratio - 1)))
             deltas.append(np.mean(np.maximum(ratio, 1 / ratio) < 1.25))
         return {"abs_rel": float(np.mean(errors)), "delta1": 100 * float(np.mean(deltas))}
-
-    def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:
-        return grey(label)
 
 
 def depth_loss(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.dense_maps.read import read_depth, read_labels, read_normals
+from common.dense_maps.read import read_depth, read_labels, read_normals, read_scalars
 from common.errors import UserError
 
 
@@ -45,6 +45,16 @@ def test_bad_label_maps_are_named(tmp_path):
     for read in (lambda p: read_labels(p, 0, 255, 7), lambda p: read_depth(p, 1e-3), read_normals):
         with pytest.raises(UserError, match=r"cannot read .*label\.png"):
             read(str(path))
+
+
+def test_numbers_are_between_black_and_white(tmp_path):
+    path = tmp_path / "map.png"
+    for stored in (np.array([[0, 51, 255]], np.uint8), np.array([[0, 13107, 65535]], np.uint16)):
+        Image.fromarray(stored).save(path)
+        numbers = read_scalars(path, -1.0, 4.0)
+        assert numbers.dtype == np.float32 and numbers.tolist() == [[-1, 0, 4]]
+    Image.fromarray(np.array([[False, True]])).save(path)
+    assert read_scalars(path, -1.0, 4.0).tolist() == [[-1, 4]]
 
 
 def test_depth_is_in_metres_and_normals_are_unit(tmp_path):

@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.tasks.base import resize_nearest
+from backbones.cliptex.tasks.shapes import ScalarMap
 
 SIDES = st.tuples(st.integers(1, 70), st.integers(1, 70))
 FEW = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
@@ -50,6 +51,27 @@ def test_depth_error_is_that_of_sixteen_bits(side, scale, shift, seed, partly_un
     low, high = depth[valid].min(), depth[valid].max()
     target = (depth[valid] - low) / (high - low) if high > low else np.zeros(valid.sum())
     assert np.abs(np.sqrt(back[valid]) - np.sqrt(target)).max() < 0.51 / 65534
+
+
+class Temperature(ScalarMap):
+    name = "temperature"
+    value_range = (-20.0, 60.0)
+
+    loss = score = None
+
+
+@FEW
+@given(SIDES, st.integers(0, 2**32))
+def test_numbers_are_stored_in_even_steps_of_their_range(side, seed):
+    task, random = Temperature(), np.random.default_rng(seed)
+    label = random.uniform(-20, 60, side).astype(np.float32)
+    label[random.random(side) < 0.3] = np.nan
+    back = task.decode(task.encode(label))
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back, label, atol=0.51 * 80 / 65534)
+    np.testing.assert_allclose(task.decode(task.encode(np.float32([[-99, 99]]))), [[-20, 60]])
+    picture = task.picture(label, np.zeros((*side, 3), np.uint8))
+    np.testing.assert_array_equal(picture.any(-1), np.isfinite(label))
 
 
 def test_depth_in_metres_is_better_than_a_16_bit_png_of_millimetres():

@@ -82,14 +82,14 @@ def test_it_is_listed_and_has_a_lambda():
 def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     pairs, manifest = labelled
     assert list(manifest["tasks"]) == ["seg", "edges"]
-    assert manifest["tasks"]["edges"] == {"suffix": "edges.png", "lost": "254 steps"}
+    assert manifest["tasks"]["edges"] == {"suffix": "edges.png", "lost": "65535 steps of the range"}
     assert manifest["identity"]["plugins"] == {"edges": tasks.TASKS.origin("edges")["plugin"]}
     (expert,) = [each for each in manifest["identity"]["experts"] if each["task"] == "edges"]
     assert expert["plugin"] == EXPERTS.origin("edge-finder")["plugin"]
     label = LabelStore("labels").get(pairs.key(3))["edges"]
     image = torch.from_numpy(toy.scene(int(pairs.key(3).split("/")[1]))[0]).permute(2, 0, 1)[None]
     prediction = EXPERTS.find("edge-finder").load("finder").predict(image)["edges"]
-    assert np.abs(label - prediction[0]).max() < 0.5 / 254 + 1e-6 and label.max() > 0.5
+    assert np.abs(label - prediction[0]).max() < 0.51 / 65534 and label.max() > 0.5
     draw_labels(LabelStore("labels").root, pairs, tmp_path / "picture.png", 3)
     Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
     samples = [(tmp_path / "image.png", lambda: prediction[0] + 0.25)]
