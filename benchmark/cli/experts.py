@@ -23,7 +23,7 @@ class Train(ConfigOptions, ExecutionOptions, TrackingOptions):
     name: Positional[str]
     """the expert; see `list experts`"""
     data_root: Folder
-    """folder with coco/ (seg) or nyu/ (depth, normal), train and val"""
+    """folder with coco/ (seg), nyu/ (depth, normal) or TASK/ (of a plugin), train and val"""
     out: Folder
     """output folder"""
     overrides: Mapping[str, str] = field(default_factory=dict)

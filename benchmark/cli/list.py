@@ -126,7 +126,7 @@ def recipes() -> Rows:
 def experts() -> Rows:
     """Models that write pseudo-labels."""
     import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
-    from backbones.cliptex.experts.registry import EXPERTS
+    from backbones.cliptex.experts import EXPERTS
 
     return sorted(EXPERTS.descriptions().items())
 

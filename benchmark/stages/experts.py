@@ -31,7 +31,7 @@ class ExpertTraining:
 
     Attributes:
         name: of the expert.
-        data_root: with ``coco/`` (seg) or ``nyu/`` (depth, normal), train and val.
+        data_root: with the ground truth of its task, see ``Task.ground_truth``.
         out: its folder.
         settings: changes to its settings.
         experiment: in MLflow.

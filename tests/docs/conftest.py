@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmark.cli.new import NAMES, template
 from common import plugins
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +33,7 @@ def plugin_files(tmp_path):
     """The plugins that the pages name; what they register is gone after the test."""
     for kind, name in NAMES.items():
         (tmp_path / f"{name}.py").write_text(template(kind, name))
+    shutil.copytree(ROOT / "docs/examples", tmp_path, dirs_exist_ok=True)
     yield
     for plugin in list(plugins.LOADED.values()):
         plugin.remove()

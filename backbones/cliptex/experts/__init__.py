@@ -1,7 +1,7 @@
 """Task experts: models that write pseudo-labels. They are registered here, and imported lazily."""
 
-from backbones.cliptex.experts.base import Expert
-from backbones.cliptex.experts.registry import EXPERTS, find_expert, load_experts
+from backbones.cliptex.experts.base import EXPERTS, Expert, find_expert
+from backbones.cliptex.experts.registry import load_experts
 from backbones.cliptex.experts.training import evaluate, train_expert
 
 EXPERTS.register_lazy(

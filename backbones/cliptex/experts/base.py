@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,10 +19,11 @@ from torch.utils._pytree import tree_map_only
 
 from backbones.base import state_sha256
 from backbones.cliptex.experts.data import ExpertData
-from common import plugins
 from common.device import prefers_bf16
 from common.errors import UserError, first_line, report_malformed
 from common.files import atomic_write, read_json, write_json
+from common.registry import Registry, instance_of
+from common.settings import ShareRange, settings_dataclass
 
 if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
     from backbones.cliptex.training.trainer import TrainContext
@@ -31,6 +33,30 @@ BACKGROUND = "background"
 IGNORE = 255
 IGNORE_WIDE = 65535
 WEIGHTS, CONFIG = "weights.safetensors", "expert.json"
+
+
+@settings_dataclass
+class FitSettings:
+    """How an expert is trained.
+
+    Attributes:
+        size: side of its square input in pixels.
+        epochs: passes over the training set.
+        batch_size: images a step.
+        lr: peak learning rate of AdamW; warmed up over the first tenth, then a cosine to 0.
+        weight_decay: of AdamW.
+        crop_scale: share of the image that a random crop keeps, by area.
+        color_jitter: strength of the colour augmentation (0: none), which helps an expert on images
+            of another domain.
+    """
+
+    size: PositiveInt = 384
+    epochs: PositiveFloat = 30.0
+    batch_size: PositiveInt = 32
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    crop_scale: ShareRange = (0.5, 1.0)
+    color_jitter: NonNegativeFloat = 0.4
 
 
 class Expert(nn.Module, ABC):
@@ -93,15 +119,14 @@ class Expert(nn.Module, ABC):
 
     def identity(self) -> dict[str, Any]:
         """What makes two experts label alike: name, settings, classes, the weights' digest, and the
-        plugin that its class is of, if any."""
-        plugin = plugins.of_module(type(self).__module__)
+        plugin that registered its class, if any."""
         return {
             "name": self.name,
             "task": self.task,
             "settings": asdict(self.settings),
             "classes": list(self.classes),
             "sha256": state_sha256(self.state_dict()),
-            **({"plugin": plugin.sha256} if plugin else {}),
+            **EXPERTS.origin(self.name),
         }
 
     @property
@@ -163,6 +188,10 @@ class Expert(nn.Module, ABC):
             )
         expert.source = str(config["source"])
         return expert.freeze(device)
+
+
+EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", instance_of(Expert, subclass=True))
+find_expert = EXPERTS.find
 
 
 def read_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:

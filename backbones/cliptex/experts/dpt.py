@@ -10,11 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.cliptex.experts.base import CONFIG, Expert, resize
-from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.experts.fit import FitSettings
-from backbones.cliptex.experts.unet import Loss, UNetExpert
-from backbones.cliptex.tasks.depth import depth_loss
+from backbones.cliptex.experts.base import CONFIG, Expert, FitSettings, resize
+from backbones.cliptex.experts.unet import UNetExpert
 from common.errors import UserError, first_line
 
 SUGGESTED = "Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf"
@@ -122,18 +119,6 @@ class DPT(UNetExpert):
 
     name = "dpt"
     task = "depth"
-    channels = 1
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        return {"depth": self.outputs(images)[:, 0].cpu().numpy()}
-
-    def loss(self, data: ExpertData) -> Loss:
-        def mean_loss(output: Tensor, depth: Tensor) -> Tensor:
-            total, count = depth_loss(output[:, 0], depth)
-            return total / count.clamp(min=1)
-
-        return mean_loss
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Any:

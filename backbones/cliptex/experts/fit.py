@@ -1,4 +1,4 @@
-"""Training an expert on images with dense ground truth: settings, augmentation, loop."""
+"""Training an expert on images with dense ground truth: augmentation and loop."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import state_sha256
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.data.augment import (
-    random_geometry,
-    warp_classes,
-    warp_depth,
-    warp_images,
-    warp_normals,
-)
+from backbones.cliptex.data.augment import random_geometry, warp_images
 from backbones.cliptex.data.prefetch import computed_ahead
+from backbones.cliptex.experts.base import FitSettings
 from backbones.cliptex.experts.data import ExpertData
+from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.distributed import DistContext
 from backbones.cliptex.training.optimizer import build_optimizer
 from backbones.cliptex.training.trainer import (
@@ -33,34 +28,8 @@ from backbones.cliptex.training.trainer import (
 )
 from common.device import upload
 from common.files import content_key
-from common.settings import ShareRange, settings_dataclass
 
-_WARP = {"seg": warp_classes, "depth": warp_depth, "normal": warp_normals}
 Batch = tuple[Tensor, Tensor]
-
-
-@settings_dataclass
-class FitSettings:
-    """How an expert is trained.
-
-    Attributes:
-        size: side of its square input in pixels.
-        epochs: passes over the training set.
-        batch_size: images a step.
-        lr: peak learning rate of AdamW; warmed up over the first tenth, then a cosine to 0.
-        weight_decay: of AdamW.
-        crop_scale: share of the image that a random crop keeps, by area.
-        color_jitter: strength of the colour augmentation (0: none), which helps an expert on images
-            of another domain.
-    """
-
-    size: PositiveInt = 384
-    epochs: PositiveFloat = 30.0
-    batch_size: PositiveInt = 32
-    lr: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 1e-4
-    crop_scale: ShareRange = (0.5, 1.0)
-    color_jitter: NonNegativeFloat = 0.4
 
 
 class ExpertTrainer(Trainer):
@@ -151,7 +120,7 @@ def augmented_batch(data: ExpertData, settings: FitSettings, seed: int, step: in
     )
     images, targets = data.read(indices)
     images = warp_images(images, geometry, data.size) / 255
-    target = _WARP[data.task](list(targets), geometry, data.size)
+    target = find_task(data.task).warp(list(targets), geometry, data.size)
     return jitter(images, settings.color_jitter, np.random.default_rng([seed, 1, step])), target
 
 

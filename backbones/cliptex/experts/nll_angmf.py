@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.checkpoint import fit_state, load_checkpoint
-from backbones.cliptex.experts.base import Expert, resize
+from backbones.cliptex.experts.base import Expert, FitSettings, resize
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.experts.fit import FitSettings
 from backbones.cliptex.experts.uncertainty_guided import STRIDE, Norm, UncertaintyGuided
 from backbones.cliptex.experts.unet import Loss, UNetExpert, scaled
 from backbones.cliptex.tasks import angmf

@@ -1,16 +1,12 @@
-"""Experts by name: one file and one registration each."""
+"""Experts with their weights, as a command names them."""
 
 from __future__ import annotations
 
 import torch
 
-from backbones.cliptex.experts.base import Expert
+from backbones.cliptex.experts.base import EXPERTS, Expert
 from backbones.cliptex.tasks import ordered
 from common.errors import UserError
-from common.registry import Registry, instance_of
-
-EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", instance_of(Expert, subclass=True))
-find_expert = EXPERTS.find
 
 
 def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[Expert]:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from backbones.cliptex.experts.base import CONFIG, Expert, read_config
+from backbones.cliptex.experts.base import CONFIG, EXPERTS, Expert, read_config
 from backbones.cliptex.experts.data import ExpertData, load_data
-from backbones.cliptex.experts.registry import EXPERTS
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, origins
 from common.errors import UserError
@@ -39,8 +38,7 @@ def train_expert(
     """Train expert ``name``, measure it on the validation split and write it to the folder ``out``.
 
     Args:
-        data_root: with ``coco/`` (seg) or ``nyu/`` (depth, normal) in their official layouts, train
-            and val.
+        data_root: with the ground truth of the expert's task, see ``Task.ground_truth``.
         context: states are saved in ``out``.
         settings: changes to the expert's settings, values or text.
 

@@ -5,10 +5,9 @@ Also the base of the other experts that are one.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,12 +17,14 @@ from torch.nn import functional as F
 
 from backbones.base import state_sha256
 from backbones.cliptex.data.augment import IGNORE as UNLABELLED
-from backbones.cliptex.experts.base import IGNORE, Expert, resize
+from backbones.cliptex.experts.base import IGNORE, Expert, FitSettings, resize
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.experts.fit import ExpertTrainer, FitSettings
+from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.encoders import PACKAGED, Normalise, timm_encoder
-from backbones.cliptex.training.trainer import TrainContext
 from common.settings import settings_dataclass
+
+if TYPE_CHECKING:  # it imports open_clip and timm, which a plugin that is listed must not
+    from backbones.cliptex.training.trainer import TrainContext
 
 LONGEST = 8
 Loss = Callable[[Tensor, Tensor], Tensor]  # of (N, channels, H, W) and its target: a scalar
@@ -127,10 +128,11 @@ class LastOutput:
 
 
 class UNetExpert(Expert):
-    """An expert that is a ``UNet``; a subclass says what its outputs mean and how they are learned.
+    """An expert that is a ``UNet``, learned by the loss of its task. A subclass gives ``name``,
+    ``task`` and, where a label is not what the task's loss takes, ``labels``.
 
     Attributes:
-        channels: of the output; 0: one for each class.
+        channels: of the output; 0: those of the task's head.
 
     WHERE: a folder that ``experts train`` wrote.
     """
@@ -146,7 +148,7 @@ class UNetExpert(Expert):
         self.net = UNet(
             settings.encoder,
             pretrained=pretrained,
-            channels=self.channels or len(classes),
+            channels=self.channels or find_task(self.task).channels(classes),
             frozen=settings.frozen,
             width=settings.width,
             stride=settings.stride,
@@ -177,11 +179,27 @@ class UNetExpert(Expert):
         inner = scaled(size, self.settings.size)
         return resize(self.net(resize(images.to(self.device).float() / 255, inner)), size)
 
-    @abstractmethod
+    def labels(self, output: Tensor) -> Tensor:
+        """Labels of N images from the network's output, (N, channels, H, W)."""
+        return find_task(self.task).activate(output)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> dict[str, np.ndarray]:
+        return {self.task: self.labels(self.outputs(images)).cpu().numpy()}
+
     def loss(self, data: ExpertData) -> Loss:
         """The loss on a batch of ``data``, or of other images of the same classes."""
+        task = find_task(self.task)
+
+        def mean_loss(output: Tensor, target: Tensor) -> Tensor:
+            total, count = task.loss(task.activate(output), target)
+            return total / count.clamp(min=1)
+
+        return mean_loss
 
     def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
+        from backbones.cliptex.experts.fit import ExpertTrainer
+
         loss = self.to(context.device).loss(data)
 
         def loss_of(images: Tensor, target: Tensor) -> Tensor:
@@ -223,12 +241,11 @@ class UNetSeg(UNetExpert):
     settings_type = UNetSegSettings
     settings: UNetSegSettings
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        best, index = self.outputs(images).softmax(1).max(1)
+    def labels(self, output: Tensor) -> Tensor:
+        best, index = output.softmax(1).max(1)
         sure = best >= self.settings.score_threshold
-        labels = torch.where(sure, index, self.ignore_index).cpu().numpy()
-        return {"seg": labels.astype(np.uint8 if self.ignore_index == IGNORE else np.uint16)}
+        labels = torch.where(sure, index, self.ignore_index)
+        return labels.to(torch.uint8 if self.ignore_index == IGNORE else torch.uint16)
 
     def loss(self, data: ExpertData) -> Loss:
         weight = _class_weights(data, self.settings.balance).to(self.device)

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from backbones.cliptex.data.augment import Geometry
+from backbones.cliptex.data.ground_truth import MapFolders, Sample
 
 Summed = tuple[Tensor, Tensor]
 
@@ -32,6 +33,7 @@ class Task(ABC):
         quantisation: what ``encode`` loses, in words.
         has_classes: whether labels are numbers of classes, whose names a label store keeps.
         missing: ``to_tensor`` of an image without a label.
+        folders: of ground truth; None: ``NAME/images`` and ``NAME/annotations``.
     """
 
     name: ClassVar[str]
@@ -40,6 +42,7 @@ class Task(ABC):
     quantisation: ClassVar[str] = "none"
     has_classes: ClassVar[bool] = False
     missing: ClassVar[Tensor]
+    folders: ClassVar[MapFolders | None] = None
 
     # --- learning
 
@@ -64,9 +67,21 @@ class Task(ABC):
 
     @abstractmethod
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-        """Labels of N images, from ``to_tensor``, of any resolution → target (N, …, size, size)."""
+        """Labels of N images, from ``to_tensor`` (or, when an expert learns, as they are), of any
+        resolution → target (N, …, size, size)."""
 
     # --- labels
+
+    def ground_truth(self, root: Path, split: str) -> tuple[tuple[str, ...], list[Sample]]:
+        """What ``experts train`` learns from: names of the classes, and the samples of the
+        ``train`` or ``val`` split in a data root; by default the files of ``folders``.
+
+        Raises:
+            UserError: it is missing or malformed.
+        """
+        folders = self.folders or MapFolders(self.name)
+        names = folders.classes(root) if self.has_classes else ()
+        return names, folders.samples(root, split, self.read)
 
     def from_expert(self, output: np.ndarray) -> np.ndarray:
         """The label of one image from what its expert predicted for it."""

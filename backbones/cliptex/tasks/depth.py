@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones.cliptex.data.ground_truth import MapFolders
 from backbones.cliptex.tasks.base import Summed
 from backbones.cliptex.tasks.shapes import ScalarMap
 from common.dense_maps.read import DEEP, read_stored
@@ -22,6 +23,7 @@ class Depth(ScalarMap):
     """Inverse depth up to scale and shift, learned by the loss of MiDaS."""
 
     name = "depth"
+    folders = MapFolders("nyu", val="test")
     quantisation = (
         "65535 steps of the square root of (d - min) / (max - min): over 0.3 to 10 m at most 0.3 mm"
     )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones.cliptex.data.ground_truth import MapFolders
 from backbones.cliptex.tasks.angmf import angle, expected_angle
 from backbones.cliptex.tasks.base import Summed
 from backbones.cliptex.tasks.shapes import VectorMap
@@ -18,6 +19,7 @@ class Normal(VectorMap):
     """Directions, learned by their angle."""
 
     name = "normal"
+    folders = MapFolders("nyu", "normals", val="test")
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
         """Sum of angles in radians (Bae et al. 2021, ICCV, eq. 4) and number of labelled pixels."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.cliptex.data.augment import IGNORE
+from backbones.cliptex.data.ground_truth import Sample, coco_samples
 from backbones.cliptex.tasks.base import Summed
 from backbones.cliptex.tasks.shapes import ClassMap
 
@@ -17,6 +19,10 @@ class Segmentation(ClassMap):
     """Pixel-wise classes, learned by cross-entropy."""
 
     name = "seg"
+
+    def ground_truth(self, root: Path, split: str) -> tuple[tuple[str, ...], list[Sample]]:
+        """Instances of COCO: 0 is the background, crowds are unknown."""
+        return coco_samples(root, split)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
         """−log softmax(prediction)[target], summed over labelled pixels, and their number."""

@@ -59,7 +59,8 @@ class ClassMap(KnownShape):
         return target != IGNORE
 
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-        return warp_classes(maps, geometry, size, ignore=IGNORE)
+        ignore = IGNORE if maps[0].dtype.is_signed else torch.iinfo(maps[0].dtype).max
+        return warp_classes(maps, geometry, size, ignore=ignore)
 
     def read(self, path: Path) -> np.ndarray:
         """A palette or grey PNG of class numbers, 8 or 16 bits; 255 (or 65535) is unknown."""
@@ -163,7 +164,8 @@ class VectorMap(KnownShape):
         return (target * target).sum(1) > 0.25
 
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-        return warp_normals([each.float() / 127 for each in maps], geometry, size)
+        exact = [each if each.is_floating_point() else each.float() / 127 for each in maps]
+        return warp_normals(exact, geometry, size)
 
     def read(self, path: Path) -> np.ndarray:
         """An 8-bit RGB PNG, n = png / 127.5 - 1, axes as of labels; (0, 0, 0) is unknown."""

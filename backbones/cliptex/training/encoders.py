@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from common.errors import UserError, first_line, nearest
@@ -46,6 +44,9 @@ def timm_encoder(
     Raises:
         UserError: no such model, or its weights cannot be fetched.
     """
+    import timm
+    from timm.data import resolve_model_data_config
+
     if not timm.is_model(name):
         raise UserError(f"no timm encoder {name!r}; {nearest(name, timm.list_models())}")
     packaged = pretrained and name == PACKAGED

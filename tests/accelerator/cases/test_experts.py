@@ -66,12 +66,15 @@ def test_labels_are_those_of_the_cpu(name, tmp_path, device):
 
 
 def test_the_expert_of_the_documentation(device):
-    path = Path(__file__).parents[3] / "docs/examples/edge_finder.py"
-    plugins.load(path)
+    root = Path(__file__).parents[3]
+    paths = [root / "benchmark/templates/task.py", root / "docs/examples/edge_unet.py"]
+    for path in paths:
+        plugins.load(path)
     try:
-        check_labels(toy_experts.make_expert("edge-finder"), device)
+        check_labels(toy_experts.make_expert("edge-unet"), device)
     finally:
-        plugins.LOADED[path].remove()
+        for path in paths:
+            plugins.LOADED[path].remove()
 
 
 @pytest.mark.parametrize("name", slow_except(TRAINED, ["unet"]))

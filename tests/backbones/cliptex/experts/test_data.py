@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from backbones.cliptex.experts.data import ExpertData, load_data, paint
+from backbones.cliptex.data.augment import IGNORE, Geometry
+from backbones.cliptex.data.ground_truth import paint
+from backbones.cliptex.experts.data import ExpertData, load_data
 from backbones.cliptex.protocols import Silent
+from backbones.cliptex.tasks import TASKS, find_task
+from backbones.cliptex.tasks.shapes import ClassMap
 from common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 
@@ -41,6 +49,37 @@ def test_data(tmp_path):
     assert read_all(root, "seg", "val", 16)[0].shape == (2, 3, 16, 16)
     with pytest.raises(UserError, match="is missing in"):
         load_data(tmp_path / "nowhere", "seg", "train", 32, Silent())
+
+
+class Parts(ClassMap):
+    name = "parts"
+
+    loss = score = None
+
+
+def test_maps_of_classes_are_read_from_folders(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "parts", Parts())
+    root = toy_experts.write_truth(tmp_path, train=3, val=2)
+    numbers = np.zeros((32, 32), np.uint8)
+    numbers[:4], numbers[4:8] = 2, 255
+    for split, stems in (("train", range(3)), ("val", range(1000, 1002))):
+        (folder := root / f"parts/annotations/{split}").mkdir(parents=True)
+        for stem in stems:
+            Image.fromarray(numbers).save(folder / f"{stem:06d}.png")
+        shutil.copytree(root / f"coco/{split}2017", root / f"parts/images/{split}")
+    with pytest.raises(UserError, match=r"classes\.txt is missing"):
+        load_data(root, "parts", "train", 32, Silent())
+    names = root / "parts/classes.txt"
+    names.write_text("floor\nwall\n")
+    with pytest.raises(UserError, match="have class 2, but only 2 names"):
+        load_data(root, "parts", "train", 32, Silent())
+    names.write_text("floor\nwall\ncap\n")
+    data = load_data(root, "parts", "val", 32, Silent())
+    assert data.classes == ("floor", "wall", "cap") and len(data) == 2
+    unturned = Geometry(torch.tensor([[0.5, 0.5, 1, 1]] * 2), torch.tensor([False, True]))
+    target = find_task("parts").warp(list(data.read(range(2))[1]), unturned, 32)
+    expected = torch.from_numpy(numbers.astype(int))
+    assert (target == torch.where(expected == 255, IGNORE, expected)).all()
 
 
 def test_data_in_memory_are_bounded(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
-"""A task as `new task edges` writes it, and the expert of docs/examples, as plugins: labelled,
-trained, swept and reported."""
+"""A task as `new task edges` writes it, and the expert of docs/examples, as plugins: the expert is
+trained, the task labelled, learned, swept and reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from backbones.cliptex import tasks
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.experts import EXPERTS
+from backbones.cliptex.experts import EXPERTS, load_experts, train_expert
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.training import evaluate
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
@@ -20,6 +20,7 @@ from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.recipes import find_recipe, subsets
+from backbones.cliptex.training.trainer import TrainContext
 from benchmark.cli.main import main
 from benchmark.cli.new import template
 from benchmark.sweep import launch
@@ -32,7 +33,7 @@ from common.settings import parse_pairs
 from reports.mlflow.client import Client
 from reports.parts.study import parameter_label
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.experts.toy_experts import make_expert
+from tests.backbones.cliptex.experts.toy_experts import SMALL_UNET, make_expert
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +46,7 @@ def loaded(tmp_path):
     """The plugins; they are gone after the test."""
     path = tmp_path / "edges.py"
     path.write_text(template("task", "edges"))
-    load_plugins([path, ROOT / "docs/examples/edge_finder.py"])
+    load_plugins([path, ROOT / "docs/examples/edge_unet.py"])
     yield
     for plugin in list(plugins.LOADED.values()):
         plugin.remove()
@@ -53,12 +54,10 @@ def loaded(tmp_path):
 
 @pytest.fixture
 def labelled(tmp_path, monkeypatch):
-    """Pairs with labels of a random segmentation expert and of the plug-in's."""
+    """Pairs with labels of random experts, one of them the plug-in's."""
     monkeypatch.chdir(tmp_path)
     pairs = open_pairs(toy.write_pairs(tmp_path / "pairs", 24, 2))
-    finder = EXPERTS.find("edge-finder")
-    finder.create(finder.settings_type(), ()).freeze().save(tmp_path / "finder")
-    experts = [finder.load(str(tmp_path / "finder")), make_expert("unet")]
+    experts = [make_expert("edge-unet"), make_expert("unet")]
     writer = labels_writer(pairs, experts, LabelSettings(), tmp_path / "labels")
     for shard in pairs.shards:
         Labeller(pairs, experts, writer, LabelSettings(), batch_size=8).label(shard, Silent())
@@ -85,17 +84,38 @@ def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     assert manifest["tasks"]["edges"] == {"suffix": "edges.png", "lost": "65535 steps of the range"}
     assert manifest["identity"]["plugins"] == {"edges": tasks.TASKS.origin("edges")["plugin"]}
     (expert,) = [each for each in manifest["identity"]["experts"] if each["task"] == "edges"]
-    assert expert["plugin"] == EXPERTS.origin("edge-finder")["plugin"]
+    assert expert["plugin"] == EXPERTS.origin("edge-unet")["plugin"]
     label = LabelStore("labels").get(pairs.key(3))["edges"]
     image = torch.from_numpy(toy.scene(int(pairs.key(3).split("/")[1]))[0]).permute(2, 0, 1)[None]
-    prediction = EXPERTS.find("edge-finder").load("finder").predict(image)["edges"]
-    assert np.abs(label - prediction[0]).max() < 0.51 / 65534 and label.max() > 0.5
+    prediction = make_expert("edge-unet").predict(image)["edges"]
+    assert np.abs(label - prediction[0]).max() < 1e-4 and label.max() > label.min() > 0
     draw_labels(LabelStore("labels").root, pairs, tmp_path / "picture.png", 3)
     Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
     samples = [(tmp_path / "image.png", lambda: prediction[0] + 0.25)]
     data = ExpertData("edges", samples, prediction.shape[-1])
-    scores = evaluate(EXPERTS.find("edge-finder").load("finder"), data, Silent())
+    scores = evaluate(make_expert("edge-unet"), data, Silent())
     assert scores == {"edges_error": pytest.approx(0.25)}
+
+
+def test_its_expert_learns_from_folders_of_maps(tmp_path):
+    """Here a bright square is one large edge."""
+    for split, seeds in (("train", range(16)), ("val", range(100, 104))):
+        images, maps = (tmp_path / f"edges/{each}/{split}" for each in ("images", "annotations"))
+        images.mkdir(parents=True)
+        maps.mkdir(parents=True)
+        for seed in seeds:
+            y, x = np.random.default_rng(seed).integers(4, 16, 2)
+            edges = np.zeros((32, 32), np.uint8)
+            edges[y : y + 12, x : x + 12] = 255
+            Image.fromarray(edges // 2 + 60).convert("RGB").save(images / f"{seed}.png")
+            Image.fromarray(edges).save(maps / f"{seed}.png")
+    fast = {"width": 16, "batch_size": 4, "epochs": 8.0, "lr": 0.03, "color_jitter": 0.0}
+    settings = {**SMALL_UNET, **fast}
+    out = tmp_path / "expert"
+    expert = train_expert("edge-unet", tmp_path, out, TrainContext(), settings)
+    assert expert["accuracy"]["edges_error"] < 0.1, "no edge anywhere is an error of 0.14"
+    assert expert["plugin"] == EXPERTS.origin("edge-unet")["plugin"]
+    assert load_experts([f"edge-unet={out}"])[0].identity()["sha256"] == expert["sha256"]
 
 
 def test_it_is_trained_and_reported(labelled):

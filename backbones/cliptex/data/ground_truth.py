@@ -1,0 +1,139 @@
+"""Images with dense ground truth in the official layouts: COCO's instances, merged into one class
+map, and folders of maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.coco_masks import mask_error
+from common.errors import UserError, report_malformed
+from common.files import read_json
+
+IGNORE = 255
+COCO = {
+    "train": "annotations/instances_train2017.json",
+    "val": "annotations/instances_val2017.json",
+}
+CLASSES = "classes.txt"
+Sample = tuple[Path, Callable[[], np.ndarray]]  # image file; reads its label
+
+
+@dataclass(frozen=True)
+class MapFolders:
+    """Images ``FOLDER/images/SPLIT/STEM.jpg`` (or png) and maps ``FOLDER/MAPS/SPLIT/STEM.png``; of
+    maps of classes also ``FOLDER/classes.txt``, a name on each line.
+
+    Attributes:
+        folder: FOLDER, in the data root.
+        maps: MAPS.
+        val: SPLIT of the validation images; that of the others is ``train``.
+    """
+
+    folder: str
+    maps: str = "annotations"
+    val: str = "val"
+
+    def samples(self, root: Path, split: str, read: Callable[[Path], np.ndarray]) -> list[Sample]:
+        """The samples of ``train`` or ``val``; ``read`` makes the label of a map's file.
+
+        Raises:
+            UserError: a folder is missing or has no images.
+        """
+        name = self.val if split == "val" else split
+        folder = find_folder(root, self.folder, f"{self.maps}/{name}")
+        images = folder / "images" / name
+        paths = sorted(path for path in images.glob("*") if path.suffix in (".jpg", ".png"))
+        if not paths:
+            raise UserError(f"no images in {images}")
+        maps = folder / self.maps / name
+        return [(path, partial(read, maps / f"{path.stem}.png")) for path in paths]
+
+    def classes(self, root: Path) -> tuple[str, ...]:
+        """Names of the classes by number. Raises ``UserError`` if their file is missing."""
+        path = find_folder(root, self.folder, CLASSES) / CLASSES
+        return tuple(path.read_text(encoding="utf-8").strip().split("\n"))
+
+
+def find_folder(root: Path, name: str, content: str) -> Path:
+    """``root/name``, or ``root`` itself, whichever has ``content``.
+
+    Raises:
+        UserError: neither has it.
+    """
+    for folder in (root / name, root):
+        if (folder / content).exists():
+            return folder
+    raise UserError(
+        f"{content} is missing in {root / name}; give a data root in the official layouts"
+    )
+
+
+def coco_samples(root: Path, split: str) -> tuple[tuple[str, ...], list[Sample]]:
+    """Class names (``background`` first) and samples of a split of ``root/coco``.
+
+    Raises:
+        UserError: the annotation file is missing or malformed, or lists no images.
+    """
+    folder = find_folder(root, "coco", COCO[split])
+    names, images = coco_instances(folder / COCO[split])
+    return names, [
+        (folder / f"{split}2017" / image["file_name"], partial(paint, image)) for image in images
+    ]
+
+
+def coco_instances(path: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """Class names (``background`` first) and images of a COCO instance file.
+
+    Returns:
+        the names, and a dict for each image: ``file_name``, ``height``, ``width`` and
+        ``instances``, whose ``category_id`` is the class number, 1 … (0 is the background).
+
+    Raises:
+        UserError: the file is malformed or lists no images.
+    """
+    with report_malformed(f"{path} is not a COCO instance file"):
+        content = read_json(path)
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        numbers = {category["id"]: i for i, category in enumerate(categories, 1)}
+        images = {image["id"]: {**image, "instances": []} for image in content["images"]}
+        for annotation in content["annotations"]:
+            image = images[annotation["image_id"]]
+            size = image["height"], image["width"]
+            if problem := mask_error(annotation["segmentation"], *size):
+                raise UserError(f"{path} annotation {annotation.get('id')} has {problem}")
+            number = numbers[annotation["category_id"]]
+            image["instances"].append({**annotation, "category_id": number})
+        names = ("background", *(str(category["name"]) for category in categories))
+    if not images:
+        raise UserError(f"{path} lists no images")
+    return names, list(images.values())
+
+
+def paint(image: dict[str, Any]) -> np.ndarray:
+    """Instances merged into one (H, W) uint8 class map, small ones over large ones; crowds: 255."""
+    size = image["height"], image["width"]
+    merged = np.zeros(size, np.uint8)
+    for instance in sorted(image["instances"], key=lambda instance: -instance.get("area", 0)):
+        crowd = instance.get("iscrowd", 0)
+        mask = _mask(instance["segmentation"], *size)
+        merged[mask] = IGNORE if crowd else instance["category_id"]
+    return merged
+
+
+def _mask(code: Any, height: int, width: int) -> np.ndarray:
+    """(H, W) bool from COCO's polygons or run lengths."""
+    from pycocotools import mask as coco_mask
+
+    if not code:
+        return np.zeros((height, width), bool)
+    if isinstance(code, list):
+        code = coco_mask.merge(coco_mask.frPyObjects(code, height, width))
+    elif isinstance(code["counts"], list):
+        code = coco_mask.frPyObjects(code, height, width)
+    return coco_mask.decode(code).astype(bool)
