@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from backbones.cliptex.protocols import Progress, RunLog, Silent
 from probes.cost import Cost
-from probes.datasets.base import DatasetSpec, Kind, PreparedDataset, Split
+from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from reports.metrics import Metric
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Probe(Protocol):
     """
 
     name: str
-    kind: Kind
+    kind: str
     version: int
     settings_type: type
     metrics: Mapping[str, Metric]
@@ -188,7 +188,7 @@ class FeatureProbe:
     """
 
     name: str
-    kind: Kind
+    kind: str
     settings_type: type
     metrics: Mapping[str, Metric]
     module: str

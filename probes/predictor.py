@@ -22,6 +22,7 @@ from backbones import Backbone, UserError
 from common import plugins
 from common.device import prefers_bf16
 from probes.base import Context, EncodeRun, Head
+from probes.dense.tasks import DENSE_TASKS
 from probes.image_level.attention_pool import create_head, token_encoder
 from probes.image_level.embeddings import layer_columns
 from probes.image_level.encode import encoder
@@ -259,9 +260,8 @@ class _MMLabPredictor(Predictor):
                 for name, field in names.items()
                 if field in instances
             }
-        fields = {"segmentation": "sem_seg", "depth": "depth_map", "normals": "normal_map"}
-        maps = result.get(f"pred_{fields[self.kind]}").data.cpu().numpy()
-        return maps.transpose(1, 2, 0) if self.kind == "normals" else maps[0]
+        maps = result.get(f"pred_{DENSE_TASKS.find(self.kind).field}").data.cpu().numpy()
+        return maps[0] if len(maps) == 1 else maps.transpose(1, 2, 0)
 
 
 class _ImageLevelPredictor(Predictor):

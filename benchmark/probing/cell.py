@@ -29,6 +29,7 @@ from common.out_of_memory import out_of_memory
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.datasets.share import with_share
+from probes.dense.tasks import DENSE_TASKS
 from probes.features import budget
 from probes.image_level.parts import part_features
 from probes.layers import at_layers
@@ -289,7 +290,8 @@ def _log_result(
     )
     config = task.probe.config(context)
     run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
-    if task.spec.kind in ("segmentation", "detection"):
+    dense_task = DENSE_TASKS.get(task.spec.kind)
+    if task.spec.kind == "detection" or (dense_task and dense_task.has_classes):
         # class names, for per-class tables; the one array here with an entry per class instead of
         # per image
         result.per_image["classes"] = np.array(data.classes)

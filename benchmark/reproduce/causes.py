@@ -19,8 +19,8 @@ from torch import nn
 from backbones.base import Backbone
 from benchmark.reproduce.targets import Target
 from probes.datasets.base import PreparedDataset, Sample
+from probes.dense.tasks import DENSE_TASKS
 
-LABEL_MAPS = ("segmentation", "depth", "normals")
 LOOKED_AT = 50  # label maps
 FLOOR = 0.02  # share of the highest rate that counts as none
 UNLABELLED = {
@@ -80,7 +80,7 @@ def training_images(evidence: Evidence) -> str:
 def size_of_label_maps(evidence: Evidence) -> str:
     """Masks that are stored, and so scored, at 100 px instead of their photographs' size."""
     data, needed = evidence.data, min(_sides(evidence), default=0) // 2
-    if data.spec.kind not in LABEL_MAPS:
+    if data.spec.kind not in DENSE_TASKS:
         return ""
     for sample in _some(data.samples["val"]):
         if not str(sample.target).endswith(".png"):

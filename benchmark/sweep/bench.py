@@ -26,6 +26,7 @@ from benchmark.sweep.options import SweepOptions
 from common.files import content_key, home
 from common.locks import mark_in_use
 from probes.base import missing_capability
+from probes.dense.tasks import DENSE_TASKS
 from reports.mlflow.client import metric_key
 from reports.mlflow.run import Tracker
 from sweeps.driver import Evaluation
@@ -34,7 +35,6 @@ from sweeps.pruning import Pruning
 from sweeps.space import BASE
 
 CLIPTEX = RECIPES["cliptex"]
-DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
 
 
 def sweep_tasks(options: SweepOptions) -> tuple[list[PlannedTask], list[str]]:
@@ -59,7 +59,7 @@ def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:
     described = {}
     for task in tasks:
         group: Any = "linear"
-        if task.spec.kind in DENSE_KINDS:
+        if task.spec.kind == "detection" or task.spec.kind in DENSE_TASKS:
             group = "dense"
         elif task.probe.needs_text:
             group = "zero-shot"

@@ -7,18 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal[
-    "segmentation",
-    "depth",
-    "normals",
-    "detection",
-    "classification",
-    "image-text",
-    "association",
-    "correspondence",
-]
 Split = Literal["train", "val"]
 Lister = Callable[[Path, Split], list["Sample"]]
+
+
+class Unreadable(Exception):
+    """One sample cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +21,12 @@ class Sample:
 
     Attributes:
         image: path of the image, relative to the dataset's root, with forward slashes.
-        target: relative path of the label map (segmentation, depth, normals), class index
-            (classification), list of captions (image-text), image id in the annotation file
-            (detection), [instance, cue, whether it is associated] for each question that it is a
-            candidate of (association), or the pairs that it is the source of (correspondence): each
-            a mapping with the other ``image``, and ``source`` and ``target`` points (x, y in
-            pixels) with the object's ``box`` in the target.
+        target: relative path of the label map (dense tasks), class index (classification), list of
+            captions (image-text), image id in the annotation file (detection), [instance, cue,
+            whether it is associated] for each question that it is a candidate of (association), or
+            the pairs that it is the source of (correspondence): each a mapping with the other
+            ``image``, and ``source`` and ``target`` points (x, y in pixels) with the object's
+            ``box`` in the target.
         group: number of its group (a region of the world), where scores are by group.
     """
 
@@ -52,7 +46,9 @@ class DatasetSpec:
 
     Attributes:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
-        kind: what its ground truth is.
+        kind: what its ground truth is: a family of dense tasks (``probes.dense.tasks``),
+            ``detection``, ``classification``, ``image-text``, ``association`` or
+            ``correspondence``.
         folder: under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
         other_folders: other names of that folder.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is
@@ -80,7 +76,7 @@ class DatasetSpec:
     """
 
     name: str
-    kind: Kind
+    kind: str
     folder: str
     list_samples: Lister
     expected: Mapping[str, int] = field(default_factory=dict)

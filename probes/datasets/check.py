@@ -13,15 +13,15 @@ from typing import Any
 from backbones.cliptex.protocols import Progress, Silent
 from common.errors import UserError, nearest
 from common.files import content_key, home, read_json_object, write_json
-from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
-from probes.datasets.verify import Unreadable, coco_images, verify
+from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
+from probes.datasets.verify import coco_images, verify
+from probes.dense.tasks import DENSE_TASKS
 from probes.features import content_hashes
 from probes.features.members import state_of
 from probes.registry import DATASETS
 
 VERSION = 3  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
-DENSE = ("segmentation", "depth", "normals")
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
 CHUNK = 1000  # samples whose results are written together
 
@@ -198,7 +198,7 @@ class Inventory:
             inode = self._stat(split, sample.image)
             if inode is None:
                 missing.append(sample.image)
-            elif spec.kind in DENSE and self._stat(split, sample.target) is None:
+            elif spec.kind in DENSE_TASKS and self._stat(split, sample.target) is None:
                 missing.append(sample.target)
             else:
                 present.append(sample)
@@ -206,7 +206,7 @@ class Inventory:
         self.present[split], self.missing[split], self.images[split] = present, missing, images
         if spec.kind == "detection":
             self._stat(split, spec.annotations[split])
-        elif spec.kind not in DENSE:  # the ground truth is in the listing
+        elif spec.kind not in DENSE_TASKS:  # the ground truth is in the listing
             targets = content_key([sample.ground_truth for sample in samples])
             self.stats.append((f"{split}:{targets}", len(samples), 0))
 

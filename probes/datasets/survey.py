@@ -9,11 +9,11 @@ from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
 from common.errors import UserError
-from probes.datasets.base import DatasetSpec, Kind, Split
+from probes.datasets.base import DatasetSpec, Split
 from probes.datasets.check import SPLITS, Inventory, dataset_names, find_folder, prepare
 from probes.registry import DATASETS
 
-UNTRAINED: Mapping[Kind, str] = {  # probes that need no train split
+UNTRAINED: Mapping[str, str] = {  # probes that need no train split
     "classification": "zero-shot",
     "image-text": "retrieval",
     "association": "zero-shot",

@@ -13,19 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from common.coco_masks import mask_error
 from common.errors import UserError, report_malformed
 from common.files import canonical_json
-from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.base import DatasetSpec, Sample, Split, Unreadable
 from probes.datasets.layouts import file, read_json
+from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import read_and_hash
-
-
-class Unreadable(Exception):
-    """One sample cannot be used; the message says why."""
 
 
 def verify(
@@ -44,7 +40,7 @@ def verify(
     data, sha256 = read(image)
     _, size = decode(data, "image", size_only=True)
     digest = hashlib.sha256(sample.image.encode() + b"\0" + bytes.fromhex(sha256))
-    if spec.kind in LABEL_CHECKS:
+    if task := DENSE_TASKS.get(spec.kind):
         path = root / sample.target
         data, sha256 = read(path)
         label, label_size = decode(data, "label map")
@@ -53,7 +49,7 @@ def verify(
                 f"{path} is {label_size[0]}x{label_size[1]} but its image is {size[0]}x{size[1]};"
                 f" the label maps of {spec.name} do not belong to these images"
             )
-        LABEL_CHECKS[spec.kind](spec, classes, path, label)
+        task.check_file(spec, classes, path, label)
         digest.update(bytes.fromhex(sha256))
         return digest.hexdigest()
     if spec.kind == "classification":
@@ -105,61 +101,6 @@ def decode(
         reason = (str(error) or type(error).__name__).splitlines()[0].split(" <_io.")[0]
         raise Unreadable(f"{name} cannot be decoded: {reason}") from error
     return image, size
-
-
-def check_labels(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
-    """Every stored value is a class (after ``label_offset``), ignored or unlabelled."""
-    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-        raise UserError(
-            f"{path} is a colour picture ({image.mode}); {spec.name} stores a class index a pixel"
-        )
-    stored = np.unique(np.asarray(image).astype(np.int64))
-    label = stored + spec.label_offset
-    is_class = (label >= 0) & (label < classes)
-    is_unlabelled = (stored == spec.ignore_index) | (stored < -spec.label_offset)
-    invalid = stored[~(is_class | is_unlabelled)]
-    if len(invalid):
-        first, last = -spec.label_offset, classes - 1 - spec.label_offset
-        raise UserError(
-            f"{path} has label {', '.join(map(str, invalid[:5]))}; {spec.name} stores its {classes}"
-            f" classes as {first}-{last} and {spec.ignore_index} for ignore"
-        )
-
-
-def check_depth(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
-    """16 bits a pixel, and some of them within the valid range."""
-    if not image.mode.startswith("I"):
-        raise UserError(
-            f"{path} is not 16-bit ({image.mode}); {spec.name} stores depth in units of "
-            f"{spec.extra['depth_scale']} m as 16-bit PNG"
-        )
-    depth = np.asarray(image).astype(np.float64) * spec.extra["depth_scale"]
-    if not (measured := depth[depth > 0]).size:
-        raise Unreadable("no pixel has a depth")
-    low, high = spec.extra["min_depth"], spec.extra["max_depth"]
-    if not ((measured >= low) & (measured <= high)).any():
-        raise Unreadable(f"no depth within {low:g}-{high:g} m (median {np.median(measured):g} m)")
-
-
-def check_normals(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
-    """Some valid pixels, of unit length within 8-bit precision."""
-    encoding = spec.extra["encoding"]
-    if image.mode != "RGB":
-        raise UserError(
-            f"{path} is not an RGB picture ({image.mode}); {spec.name} stores {encoding}"
-        )
-    stored = np.asarray(image)[::4, ::4].reshape(-1, 3)  # a sample of the pixels
-    valid = stored[(stored != np.asarray(spec.extra["invalid"])).any(axis=1)]
-    if not len(valid):
-        raise Unreadable("no pixel has a normal")
-    length = float(np.median(np.linalg.norm(valid / 127.5 - 1, axis=1)))
-    if not 0.8 < length < 1.2:
-        raise UserError(
-            f"{path} does not hold normals: median length {length:.2f} instead of 1 with {encoding}"
-        )
-
-
-LABEL_CHECKS = {"segmentation": check_labels, "depth": check_depth, "normals": check_normals}
 
 
 def coco_images(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[str, Any]]:

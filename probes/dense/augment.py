@@ -107,16 +107,6 @@ class ScaleImage(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class FlipNormals(BaseTransform):
-    """Negate the x of the normals of a horizontally flipped image."""
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        if results.get("flip"):
-            results["gt_seg_map"] = results["gt_seg_map"] * np.array([-1, 1, 1], np.float32)
-        return results
-
-
-@TRANSFORMS.register_module()
 class RgbDistortion(PhotoMetricDistortion):
     """DINOv3's colours for segmentation: as mmseg's, but saturation is mixed with grey, and the hue
     takes any value."""

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from common.files import content_key
 from probes.base import EncodeRun, Progress
-from probes.dense.data import FIELDS, channels_first, dense_sample
-from probes.dense.ground_truth import LoadGroundTruth
+from probes.dense.data import channels_first, dense_sample, ground_truth_field
+from probes.dense.ground_truth import OF_GROUND_TRUTH, LoadGroundTruth
+from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import content_hashes
 from probes.features.crops import Crop, all_crops, draw_crop
 from probes.features.feature_dataset import FeatureDataset, Part, part_of, use_cached_features
@@ -82,13 +83,11 @@ class CachedDense(FeatureDataset):
         self.pipeline = [dict(part) for part in self.config["pipeline"]]
         # the same crops of the same images are the same features, whatever the task
         self.image_only = [
-            _image_only(part)
-            for part in self.pipeline
-            if part["type"] not in ("LoadGroundTruth", "FlipNormals")
+            _image_only(part) for part in self.pipeline if part["type"] not in OF_GROUND_TRUTH
         ]
         source = DATASETS.build({**self.config, "pipeline": self.image_only})
         super().__init__(source, f"{source.spec.name} ({source.split})", encoder, dtype, device)
-        self.field = FIELDS[source.spec.kind]
+        self.field = ground_truth_field(source.spec.kind)
         self.all_crops = all_crops(fixed_crops, flip) if fixed_crops else []
         options = part_of(self.pipeline, "LoadGroundTruth")
         self._load = LoadGroundTruth(**{k: v for k, v in options.items() if k != "type"})
@@ -151,13 +150,10 @@ class CachedDense(FeatureDataset):
         """The ground truth of each crop, cached because cropping it again means decoding it
         again."""
         spec, pipeline = self.source.spec, [_without_pixels(part) for part in self.pipeline]
-        dtype, channels = "fp32", 3 if spec.kind == "normals" else 1
-        if spec.kind == "segmentation":
-            classes = part_of(pipeline, "LoadGroundTruth")["classes"]
-            fits = classes <= 255 and 0 <= spec.ignore_index <= 255
-            dtype = "uint8" if fits else "uint16"
+        task = DENSE_TASKS.find(spec.kind)
+        dtype = task.stored_type(spec, len(self.source.metainfo["classes"]))
         side = crop_side(pipeline)
-        item_bytes = side**2 * channels * DTYPES[dtype].itemsize
+        item_bytes = side**2 * task.channels * DTYPES[dtype].itemsize
         hashes = content_hashes([Path(info["target_path"]) for info in infos])
         identity = {
             "images": images,

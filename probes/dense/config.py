@@ -14,12 +14,13 @@ import probes.features.crops
 import probes.runner.schedules  # noqa: F401  registers what configs name
 from backbones.base import Backbone
 from probes.base import Context
-from probes.datasets.base import DatasetSpec, Lister, PreparedDataset, Split
+from probes.datasets.base import Lister, PreparedDataset, Split
 from probes.dense.data import pipelines
 from probes.dense.decode_heads.base import DenseHead
 from probes.dense.fit import check, feature_maps, reads_class_token, round_up
 from probes.dense.heads import head_config
 from probes.dense.settings import DenseSettings, in_iterations
+from probes.dense.tasks import DENSE_TASKS
 from probes.dense.trial import try_head
 from probes.features.crops import image_size
 from probes.runner.batches import at_once
@@ -35,7 +36,6 @@ OWN_MODULES = (
     "probes.runner.schedules",
 )
 AT_ONCE = 32  # images of an evaluation's batch at most
-OUTPUTS = {"depth": 1, "normals": 4}  # numbers of a pixel
 
 
 def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
@@ -48,6 +48,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     """
     data, backbone = context.data, context.backbone
     spec, classes = data.spec, len(data.classes)
+    task = DENSE_TASKS.find(spec.kind)
     images = sum(sample.image not in held_out for sample in data.samples["train"])
     settings: DenseSettings = in_iterations(context.settings, images)
 
@@ -67,9 +68,8 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         }
         # windows end with the image, which is padded where it is smaller than a window
         prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
-    _, scores = objective_and_scores(settings, spec, classes)
     model = {
-        "type": "DenseSegmenter" if probe.kind == "segmentation" else "DenseRegressor",
+        "type": "DenseSegmenter" if task.has_classes else "DenseRegressor",
         "data_preprocessor": prepare,
         "backbone": {
             "type": "FrozenBackbone",
@@ -82,12 +82,12 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         "train_cfg": {},
         "test_cfg": test,
     }
-    outputs = classes or OUTPUTS[spec.kind]
+    outputs = classes or task.outputs
     train_pipeline, test_pipeline = pipelines(spec, classes, settings, crop, prepare["mean"])
 
     # importing them registers the dataset and the head that the config names
     declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
-    modules = [*OWN_MODULES, declared_in, probe.head.declared_in]
+    modules = [*OWN_MODULES, declared_in, task.module, probe.head.declared_in]
     config = Config(
         {
             "default_scope": "mmseg",
@@ -107,7 +107,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
                     only=held_out,
                 ),
             },
-            "val_evaluator": scores,
+            "val_evaluator": task.evaluator(settings, spec),
             "optim_wrapper": optimizer(settings),
             "param_scheduler": schedule(settings),
             "train_cfg": {"max_iters": settings.max_iters},
@@ -134,7 +134,8 @@ def checked_head(
     """
     check(head, settings, data, backbone)
     maps = feature_maps(settings, backbone)
-    objective, _ = objective_and_scores(settings, data.spec, len(data.classes))
+    task = DENSE_TASKS.find(data.spec.kind)
+    objective = task.objective(settings, data.spec, len(data.classes))
     config = head_config(head, settings, maps, objective)
     if head.config is not None:
         sizes = [maps.crop, test_size(settings, data, backbone.divisor)]
@@ -190,28 +191,3 @@ def dataset_config(
 def _listed(list_samples: Lister, root: Path, split: Split, fingerprint: str) -> tuple[str, ...]:
     """All images of a split; walking through a large dataset takes seconds."""
     return tuple(sample.image for sample in list_samples(root, split))
-
-
-def objective_and_scores(
-    settings: Any, spec: DatasetSpec, classes: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of the head, and the config of the evaluator, for a kind of dataset."""
-    if spec.kind == "segmentation":
-        loss = {
-            "type": "CrossEntropyLoss",
-            "use_sigmoid": False,
-            "avg_non_ignore": settings.loss_mean == "labelled",
-        }
-        head = {"num_classes": classes, "ignore_index": spec.ignore_index, "loss_decode": loss}
-        return head, {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
-    crop = settings.test_area or spec.extra.get("crop")
-    if spec.kind == "normals":
-        loss = {"type": "NormalObjective", "uncertainty": settings.uncertainty}
-        return {"loss_decode": loss}, {"type": "NormalScores", "crop": crop}
-    bounds = {"min_depth": spec.extra["min_depth"], "max_depth": spec.extra["max_depth"]}
-    if settings.bins:
-        kind = {"sig": "DepthBins", "probe3d": "Probe3dDepth"}[settings.bins_loss]
-        loss = {"type": kind, **bounds, "bins": settings.bins, "warmup": settings.sig_warmup}
-    else:
-        loss = {"type": "DepthObjective", **bounds, "silog_lambda": settings.silog_lambda}
-    return {"loss_decode": loss}, {"type": "DepthScores", **bounds, "crop": crop}

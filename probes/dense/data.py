@@ -1,10 +1,9 @@
-"""Images with dense ground truth for mmseg: one dataset class for every ``DatasetSpec`` of the
-kinds segmentation, depth and normals.
+"""Images with dense ground truth for mmseg: one dataset class for every ``DatasetSpec`` whose
+kind is a dense task.
 
 The transforms between loading and packing are mmcv's, mmseg's and ``probes.dense.augment``'s.
 Within a pipeline the ground truth is ``results["gt_seg_map"]``, the name that mmcv's transforms
-know: (H, W) uint16 labels, (H, W) float32 metres with 0 where unknown, or (H, W, 3) float32 unit
-normals with (0, 0, 0) where unknown.
+know, as ``DenseTask.read`` gives it.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from probes.datasets.base import DatasetSpec
 from probes.dense.augment import COLOURS, ReadArea, ShortSide
 from probes.dense.ground_truth import ground_truth_config
 from probes.dense.settings import DenseSettings
+from probes.dense.tasks import DENSE_TASKS
 from probes.features.crops import image_size
 from probes.registry import DATASETS
 
 META_KEYS = (
     *("image", "img_path", "ori_shape", "area", "img_shape", "pad_shape", "img_padding_size"),
 )
-FIELDS = {"segmentation": "gt_sem_seg", "depth": "gt_depth_map", "normals": "gt_normal_map"}
 
 
 @MMSEG_DATASETS.register_module()
@@ -67,7 +66,7 @@ class DenseDataset(BaseDataset):
     ) -> None:
         self.spec = DATASETS.find(dataset)
         self.root, self.split, self.exclude = Path(root), split, frozenset(exclude)
-        if self.spec.kind not in FIELDS:
+        if self.spec.kind not in DENSE_TASKS:
             raise UserError(
                 f"dataset {dataset!r} has no dense ground truth: it is for {self.spec.kind}"
             )
@@ -127,11 +126,10 @@ class DenseDataset(BaseDataset):
 @TRANSFORMS.register_module()
 class PackRGB(BaseTransform):
     """Tensors for the model: ``inputs`` (3, H, W) uint8 RGB and a ``SegDataSample`` with the ground
-    truth of ``kind``: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or
-    ``gt_normal_map`` (3, H, W) float32."""
+    truth of the dense task ``kind``: (1, H, W) int64 classes or (channels, H, W) float32."""
 
     def __init__(self, kind: str) -> None:
-        self.field = FIELDS[kind]
+        self.field = ground_truth_field(kind)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         # RGB here, at no cost: mmseg would swap channels by a list that it copies to the device
@@ -140,6 +138,11 @@ class PackRGB(BaseTransform):
         # features are made of images alone
         target = channels_first(results["gt_seg_map"]) if "gt_seg_map" in results else None
         return {"inputs": image, "data_samples": dense_sample(results, self.field, target)}
+
+
+def ground_truth_field(kind: str) -> str:
+    """The field of samples with the ground truth of a dense task."""
+    return f"gt_{DENSE_TASKS.find(kind).field}"
 
 
 def channels_first(ground_truth: np.ndarray) -> torch.Tensor:
@@ -152,7 +155,7 @@ class DenseSample(SegDataSample):
     """A sample whose ground truth a loader can pin, so that its copy to a GPU is asynchronous."""
 
     def pin_memory(self) -> DenseSample:
-        for field in set(FIELDS.values()) & set(self.keys()):
+        for field in [key for key in self.keys() if key.startswith("gt_")]:
             self.set_data({field: PixelData(data=self.get(field).data.pin_memory())})
         return self
 
@@ -164,7 +167,8 @@ def dense_sample(
     ``field``, with the names and shapes in ``metadata``."""
     sample = DenseSample(metainfo={key: metadata[key] for key in META_KEYS if key in metadata})
     if target is not None:
-        sample.set_data({field: PixelData(data=target.long() if field == "gt_sem_seg" else target)})
+        data = target if target.is_floating_point() else target.long()
+        sample.set_data({field: PixelData(data=data)})
     return sample
 
 
@@ -185,13 +189,12 @@ def pipelines(
 
     Args:
         spec: how the ground truth is stored.
-        classes: number of classes (segmentation).
+        classes: number of classes, if the task has some.
         settings: of sizes, crops and augmentation.
         crop: (height, width) in pixels.
         mean: RGB mean (0–255) of the backbone, the colour of the padding.
     """
-    is_segmentation = spec.kind == "segmentation"
-    ignored = spec.ignore_index if is_segmentation else 0
+    task = DENSE_TASKS.find(spec.kind)
     augment: list[dict[str, Any]] = []
     colours = [{"type": COLOURS[settings.colours]}] if settings.colours != "none" else []
     if settings.colours == "probe3d":  # the contrast is that of the complete image
@@ -214,21 +217,17 @@ def pipelines(
     else:
         augment += _random_crop(spec, settings, crop)
     augment += colours
-    if spec.kind == "normals":
-        augment.append({"type": "FlipNormals"})
+    augment.append({"type": "FollowImage", "kind": spec.kind})
     is_black = settings.padding == "black"
     pad = {
         "type": "PadCrop",
         "size": crop,
         "image": [0, 0, 0] if is_black else [round(value) for value in reversed(mean)],
-        "ground_truth": ignored,
+        "ground_truth": task.padding(spec),
     }
-    mask = getattr(settings, "mask", "normals")
-    load = ground_truth_config(spec, classes, mask)
+    load = ground_truth_config(spec, classes, settings)
     train = [LOAD, load, *augment, pad, {"type": "PackRGB", "kind": spec.kind}]
-    options = settings.size, settings.test_area, settings.interpolation, mask
-    test = test_pipeline(spec, classes, *options)
-    return train, test
+    return train, test_pipeline(spec, classes, settings.size, settings)
 
 
 def _random_crop(
@@ -244,9 +243,10 @@ def _random_crop(
     elif settings.scale_range != (1.0, 1.0):
         parts.append({"type": "ScaleImage", "ratio_range": settings.scale_range, **how})
     if degrees := getattr(settings, "rotation", 0):
-        parts.append({"type": "RandomRotate", "prob": 0.5, "degree": degrees, "seg_pad_val": 0})
+        fill = DENSE_TASKS.find(spec.kind).padding(spec)
+        parts.append({"type": "RandomRotate", "prob": 0.5, "degree": degrees, "seg_pad_val": fill})
     random_crop: dict[str, Any] = {"type": "RandomCrop", "crop_size": crop}
-    if spec.kind == "segmentation" and settings.max_class_share < 1:
+    if DENSE_TASKS.find(spec.kind).has_classes and settings.max_class_share < 1:
         random_crop["cat_max_ratio"] = settings.max_class_share
         random_crop["ignore_index"] = spec.ignore_index
     return [*parts, random_crop, {"type": "RandomFlip", "prob": settings.flip}]
@@ -263,19 +263,18 @@ def test_pipeline(
     spec: DatasetSpec,
     classes: int,
     size: int,
-    area: Sequence[int] = (),
-    interpolation: str = "bilinear",
-    mask: str = "normals",
+    settings: DenseSettings | None = None,
 ) -> list[dict[str, Any]]:
-    """Images (or their part ``area``), the short side at ``size``, and their ground truth at its
-    own resolution; see ``pipelines``."""
+    """Images (or their part ``test_area``), the short side at ``size``, and their ground truth at
+    its own resolution; see ``pipelines``."""
+    area = settings.test_area if settings else ()
     parts: list[dict[str, Any]] = [{"type": "ReadArea", "area": tuple(area)}] if area else []
     if size:
-        how = _interpolation(interpolation)
+        how = _interpolation(settings.interpolation if settings else "bilinear")
         resize = {"type": how.pop("resize_type"), "scale": (4 * size, size), "keep_ratio": True}
         parts.append({**resize, **how})
     pack = {"type": "PackRGB", "kind": spec.kind}
-    return [LOAD, *parts, ground_truth_config(spec, classes, mask), pack]
+    return [LOAD, *parts, ground_truth_config(spec, classes, settings), pack]
 
 
 # orientation tags are ignored: label maps lie over the stored pixels

@@ -11,6 +11,7 @@ from common.errors import UserError
 from probes.datasets.base import PreparedDataset
 from probes.dense.decode_heads.base import DenseHead, FeatureMaps
 from probes.dense.settings import DenseSettings
+from probes.dense.tasks import DENSE_TASKS
 from probes.layers import position
 
 
@@ -59,7 +60,6 @@ def check(head: DenseHead, settings: DenseSettings, data: PreparedDataset, backb
     Args:
         backbone: see ``feature_maps``.
     """
-    spec = data.spec
     if settings.batch_size < head.min_batch:
         raise UserError(
             f"{head.name} normalises pooled features over the batch: batch_size must be"
@@ -73,8 +73,4 @@ def check(head: DenseHead, settings: DenseSettings, data: PreparedDataset, backb
             f"{head.name} fuses {head.maps} feature maps, and {backbone.name!r} gives"
             f" {len(maps.channels)} (layers={settings.layers}); choose another probe or backbone"
         )
-    if spec.kind == "segmentation" and len(data.classes) < 2:
-        raise UserError(f"dataset {spec.name!r} has one class; segmentation needs 2 or more")
-    for name in ("depth_scale", "min_depth", "max_depth") if spec.kind == "depth" else ():
-        if name not in spec.extra:
-            raise UserError(f"dataset {spec.name!r} does not declare {name}; add it to its extra")
+    DENSE_TASKS.find(data.spec.kind).check_dataset(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
@@ -11,11 +13,9 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
-from common.dense_maps.read import read_depth, read_labels, read_normals
 from common.errors import UserError
 from probes.datasets.base import DatasetSpec
-
-FARTHEST = 10_000  # mm, of depths that mask normals
+from probes.dense.tasks import DENSE_TASKS
 
 
 @TRANSFORMS.register_module()
@@ -24,27 +24,16 @@ class LoadGroundTruth(BaseTransform):
     keeps the label's own resolution.
 
     Args:
-        kind: ``segmentation``, ``depth`` or ``normals``.
-        classes, label_offset, ignore_index: see ``read_labels`` (segmentation).
-        depth_scale: metres per stored unit (depth).
-        mask: ``depth`` for normals only where the image's depth is known too.
+        kind: name of the dense task.
+        **options: of its ``DenseTask.read``.
 
     Raises:
         UserError: the file cannot be read, its labels are out of range, or its size differs from
             the image's.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        classes: int = 0,
-        label_offset: int = 0,
-        ignore_index: int = 255,
-        depth_scale: float = 1.0,
-        mask: str = "normals",
-    ) -> None:
-        self.kind, self.depth_scale, self.mask = kind, depth_scale, mask
-        self.labels = (label_offset, ignore_index, classes)
+    def __init__(self, kind: str, **options: Any) -> None:
+        self.read: Callable[[str], np.ndarray] = partial(DENSE_TASKS.find(kind).read, **options)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         ground_truth = self.read(results["target_path"])
@@ -57,30 +46,25 @@ class LoadGroundTruth(BaseTransform):
         results["gt_seg_map"] = ground_truth
         return results
 
-    def read(self, path: str) -> np.ndarray:
-        """(H, W) labels or metres, or (H, W, 3) normals."""
-        if self.kind == "segmentation":
-            return read_labels(path, *self.labels)
-        if self.kind == "depth":
-            return read_depth(path, self.depth_scale)
-        normals = read_normals(path)
-        if self.mask == "depth":
-            stored = read_depth(path.replace("/normals/", "/annotations/"), 1.0)
-            normals[(stored == 0) | (stored > FARTHEST)] = 0
-        return normals
+
+@TRANSFORMS.register_module()
+class FollowImage(BaseTransform):
+    """Change values of ground truth whose pixels have followed a flipped or resized image, see
+    ``DenseTask.follow``."""
+
+    def __init__(self, kind: str) -> None:
+        self.follow = DENSE_TASKS.find(kind).follow
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        flipped, scale = bool(results.get("flip")), results.get("scale_factor", (1.0, 1.0))
+        results["gt_seg_map"] = self.follow(results["gt_seg_map"], flipped, scale)
+        return results
 
 
-def ground_truth_config(spec: DatasetSpec, classes: int, mask: str = "normals") -> dict[str, Any]:
-    """Config of the ``LoadGroundTruth`` of a dataset."""
-    config: dict[str, Any] = {"type": "LoadGroundTruth", "kind": spec.kind}
-    if spec.kind == "segmentation":
-        config |= {
-            "classes": classes,
-            "label_offset": spec.label_offset,
-            "ignore_index": spec.ignore_index,
-        }
-    if spec.kind == "depth":
-        config["depth_scale"] = spec.extra["depth_scale"]
-    if mask != "normals":
-        config["mask"] = mask
-    return config
+OF_GROUND_TRUTH = ("LoadGroundTruth", "FollowImage")  # transforms that leave the image as it is
+
+
+def ground_truth_config(spec: DatasetSpec, classes: int, settings: Any = None) -> dict[str, Any]:
+    """Config of the ``LoadGroundTruth`` of a dataset, for the settings of a probe."""
+    options = DENSE_TASKS.find(spec.kind).reading(spec, classes, settings)
+    return {"type": "LoadGroundTruth", "kind": spec.kind, **options}

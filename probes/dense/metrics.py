@@ -24,6 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from common.errors import UserError
+from probes.dense.tasks import DENSE_TASKS
 
 
 def confusion(prediction: Tensor, label: Tensor, classes: int, ignore_index: int) -> Tensor:
@@ -185,6 +186,26 @@ class PerImageMetric(BaseMetric):
     def summary(self) -> dict[str, float]:
         """Metrics of the set, from ``per_image``; may add to ``notes``."""
         raise NotImplementedError
+
+
+@METRICS.register_module()
+class TaskScores(PerImageMetric):
+    """The metrics of a ``DenseTask`` that has ``score``."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__()
+        self.task = DENSE_TASKS.find(task)
+
+    def score(self, sample: dict[str, Any]) -> dict[str, Any]:
+        prediction, target = (
+            sample[f"{name}_{self.task.field}"]["data"] for name in ("pred", "gt")
+        )
+        return self.task.score(prediction, target)
+
+    def summary(self) -> dict[str, float]:
+        sets = np.ones((1, len(self.per_image["image"])))
+        scores = self.task.summary(self.per_image, sets)
+        return {name: float(values[0]) for name, values in scores.items()}
 
 
 @METRICS.register_module()

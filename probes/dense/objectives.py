@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from probes.dense.tasks import DENSE_TASKS
+
 
 class Objective(nn.Module):
     """The meaning of a regressing head's raw outputs, and their loss.
@@ -30,7 +32,7 @@ class Objective(nn.Module):
         iterations: of training so far.
     """
 
-    field: ClassVar[str]
+    field: str
     loss_name: ClassVar[str]
     channels: int
     first_raw: tuple[float, ...]
@@ -62,6 +64,25 @@ class Objective(nn.Module):
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         """Loss of ``raw`` (as read) against ``target`` of the same size; a scalar."""
         raise NotImplementedError
+
+
+@MODELS.register_module()
+class TaskObjective(Objective):
+    """The objective of a ``DenseTask`` that has ``decode`` and ``loss``."""
+
+    loss_name = "loss_task"
+
+    def __init__(self, task: str) -> None:
+        super().__init__()
+        self.task = DENSE_TASKS.find(task)
+        self.field, self.channels = self.task.field, self.task.outputs
+        self.first_raw = (0.0,) * self.channels
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return self.task.decode(raw.float())
+
+    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
+        return self.task.loss(raw.float(), target)
 
 
 class Depth(Objective):

@@ -14,16 +14,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
-from common.dense_maps.pictures import (
-    class_legend,
-    depth_picture,
-    label_picture,
-    normal_picture,
-    palette,
-    scale_bar,
-)
-from probes.datasets.base import Kind
-from probes.dense.data import FIELDS
+from probes.dense.tasks import DENSE_TASKS
 from probes.pictures import GALLERY, evenly, write_gallery, write_preview
 
 
@@ -38,17 +29,15 @@ class Predicted:
 
 
 def draw_preview(
-    predicted: Callable[[int], Predicted], dataset: Any, kind: Kind, path: Path, images: int = 6
+    predicted: Callable[[int], Predicted], dataset: Any, kind: str, path: Path, images: int = 6
 ) -> Path:
     """Write evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) as a PNG, with
     ground truth and what is ``predicted``; and up to 48, the same among them, small, into
-    ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
-
-    Depth is coloured over one range for all pictures, the middle 96 % of the ground truth shown.
-    """
+    ``gallery.zip`` beside it (``probes.pictures.write_gallery``)."""
+    task, classes = DENSE_TASKS.find(kind), dataset.metainfo["classes"]
     gallery = evenly(len(dataset), GALLERY)
     large = {gallery[row]: predicted(gallery[row]) for row in evenly(len(gallery), images)}
-    draw, legend = drawing(dataset, kind, [image.target for image in large.values()])
+    draw, legend = task.drawing(classes, [image.target for image in large.values()])
     small = (large.get(index) or predicted(index) for index in gallery)
     pictures = (
         (
@@ -61,7 +50,7 @@ def draw_preview(
         )
         for image in small
     )
-    write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=kind == "segmentation")
+    write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=task.has_classes)
     return write_preview(
         path,
         ("image", "ground truth", "prediction"),
@@ -72,29 +61,13 @@ def draw_preview(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, item: Any, kind: Kind) -> Predicted:
+def predict(model: nn.Module, item: Any, kind: str) -> Predicted:
     """An item of a ``DenseDataset`` in test mode, and the model's prediction."""
     (sample,) = model.test_step(pseudo_collate([item]))  # type: ignore[operator]
     # mmcv swaps channels for plain "color" only
     photo = mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1]
+    name = DENSE_TASKS.find(kind).field
     target, prediction = (
-        sample.get(field).data.cpu().numpy()
-        for field in (FIELDS[kind], FIELDS[kind].replace("gt_", "pred_"))
+        sample.get(field).data.cpu().numpy() for field in (f"gt_{name}", f"pred_{name}")
     )
     return Predicted(sample.image, photo, target, prediction)
-
-
-def drawing(
-    dataset: Any, kind: Kind, targets: list[np.ndarray]
-) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]:
-    """How to colour maps of this kind, and their legend."""
-    if kind == "segmentation":
-        classes = dataset.metainfo["classes"]
-        colours = palette(len(classes))
-        legend = class_legend(classes, colours, width=780) if len(classes) <= 40 else None
-        return (lambda labels: label_picture(labels[0], colours)), legend
-    if kind == "depth":
-        metres = np.concatenate([target[target > 0] for target in targets])
-        low, high = np.percentile(metres, (2, 98)) if metres.size else (0.0, 1.0)
-        return (lambda depth: depth_picture(depth[0], low, high)), scale_bar(low, high)
-    return normal_picture, None

@@ -1,7 +1,7 @@
-"""The dense probes: semantic segmentation, depth and surface normals with each of the heads.
+"""The dense probes: each dense task (``probes.dense.tasks``) with each of the heads.
 
 One config is generated for all of them: mmseg's encoder-decoder over the frozen backbone, whose
-maps are brought to one stride and concatenated. Kinds differ in objective, ground truth and scores,
+maps are brought to one stride and concatenated. Tasks differ in ground truth, objective and scores,
 probes in the head.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 from common.errors import UserError
 from probes.base import Context, Probe, TaskResult
-from probes.datasets.base import Kind, PreparedDataset, Split
+from probes.datasets.base import PreparedDataset, Split
 from probes.dense.decode_heads.base import SHIPPED, DenseHead
 from probes.dense.fit import check
-from probes.dense.settings import METRICS, SETTINGS
+from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
 from probes.registry import HEADS, register_probe
 from reports.metrics import Metric
@@ -25,20 +25,23 @@ from reports.metrics import Metric
 
 @dataclass
 class DenseProbe:
-    """A head on datasets of one kind; see ``probes.base.Probe``."""
+    """A head on datasets of one dense task; see ``probes.base.Probe``."""
 
     head: DenseHead
-    kind: Kind
-    settings_type: type
-    metrics: Mapping[str, Metric]
+    task: DenseTask
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
     name: str = field(init=False)
     version: int = field(init=False)
+    kind: str = field(init=False)
+    settings_type: type = field(init=False)
+    metrics: Mapping[str, Metric] = field(init=False)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name, self.version = self.head.name, self.head.version
+        self.kind, self.metrics = self.task.name, self.task.metrics
+        self.settings_type = self.head.settings_type(self.task)
         if self.head.config is not None:
             self.defaults = {"head": self.head.config}
 
@@ -62,7 +65,7 @@ class DenseProbe:
             raise UserError(f"head.type={name}: {name} is a probe of its own, DATASET/{name}")
         from probes.dense.decode_heads.module import check_settings
 
-        check_settings(settings.head, self.kind)
+        check_settings(settings.head, self.task)
 
     def check_backbone(self, settings: Any, data: PreparedDataset, backbone: Any) -> None:
         """Check, before any work, that the head fits dataset and backbone.
@@ -124,12 +127,12 @@ def register_head(
     name: str,
     module: str | type,
     *,
-    kinds: Sequence[Kind] = tuple(SETTINGS),
+    kinds: Sequence[str] = (),
     version: int = 1,
     **options: Any,
 ) -> DenseHead:
-    """Add a head: the probe ``name`` on every dataset of some kinds, whose options are the setting
-    ``head``.
+    """Add a head: the probe ``name`` on every dataset of some dense tasks, whose options are the
+    setting ``head``.
 
     Args:
         module: a head of mmseg's registry, by its name; or a module. It is created with
@@ -138,7 +141,7 @@ def register_head(
             bins, of depth; 3 or 4 of normals); ``strides``, a list, if it has a parameter of this
             name; and the options. It is called with the list of maps (N, in_channels[i], H /
             strides[i], W / strides[i]), and returns (N, out_channels, h, w) of any resolution.
-        kinds: of datasets.
+        kinds: names of dense tasks; empty for all.
         version: raise it when the same options give other numbers.
         options: defaults of its other options.
 
@@ -154,9 +157,27 @@ def register_head(
 
 def _register(head: DenseHead) -> DenseHead:
     HEADS.register(head.name, head)
-    for kind in head.kinds:
-        register_probe(DenseProbe(head, kind, head.settings_type(kind), METRICS[kind]))
+    for task in DENSE_TASKS.values():
+        if task.name in (head.kinds or DENSE_TASKS):
+            register_probe(DenseProbe(head, task))
     return head
+
+
+def register_dense_task(task: DenseTask) -> DenseTask:
+    """Add a family of dense tasks: each head is a probe of its datasets, and reports resample its
+    scores.
+
+    Raises:
+        UserError: its name is taken.
+    """
+    from reports.stats.per_image import SCORERS
+
+    DENSE_TASKS.register(task.name, task)
+    SCORERS[task.name] = task.image_scores
+    for head in HEADS.values():
+        if task.name in (head.kinds or DENSE_TASKS):
+            register_probe(DenseProbe(head, task))
+    return task
 
 
 for _head in (*SHIPPED, DenseHead("head", config={})):

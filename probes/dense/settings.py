@@ -1,4 +1,4 @@
-"""Settings and metrics of the dense probes."""
+"""Settings that all dense probes have, and those of their heads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from common.errors import UserError
 from common.settings import Axis, Probability, Share, settings_dataclass
-from probes.datasets.base import Kind
 from probes.layers import DenseLayers
 from probes.runner.settings import TrainingSettings
-from reports.metrics import Metric
 
 ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
@@ -23,29 +21,6 @@ RANDOM_CROPS = (
     *("interpolation", "train_area", "test_area", "crop", "max_class_share", "enlarge"),
     *("colours", "rotation"),
 )
-METRICS: Mapping[Kind, Mapping[str, Metric]] = {
-    "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
-    "depth": {
-        "abs_rel": Metric(-1, "", 0.0, None, "AbsRel"),
-        "rmse": Metric(-1, "m", 0.0, None, "RMSE", True),
-        "log10": Metric(-1, "", 0.0, None),
-        "delta1": Metric(label="δ < 1.25", shown=True),
-        "delta2": Metric(label="δ < 1.25²"),
-        "delta3": Metric(label="δ < 1.25³"),
-    },
-    "normals": {
-        "normal_mean": Metric(-1, "°", 0.0, 180.0, "mean angle"),
-        "normal_median": Metric(-1, "°", 0.0, 180.0, "median angle", True),
-        "normal_11.25": Metric(label="within 11.25°", shown=True),
-        "normal_22.5": Metric(label="within 22.5°"),
-        "normal_30": Metric(label="within 30°"),
-        "normal_image_mean": Metric(-1, "°", 0.0, 180.0, "mean angle of an image"),
-        "normal_image_rmse": Metric(-1, "°", 0.0, 180.0, "RMSE of an image"),
-        "normal_image_11.25": Metric(label="within 11.25° of an image"),
-        "normal_image_22.5": Metric(label="within 22.5° of an image"),
-        "normal_image_30": Metric(label="within 30° of an image"),
-    },
-}
 
 
 @settings_dataclass
@@ -210,109 +185,15 @@ class ModuleHeadSettings:
 
 
 @settings_dataclass
-class SegmentationFields(DenseSettings):
-    """Defaults: mmseg's 512 px, 40k iterations of 16 images, scale 0.5–2.
-
-    Attributes:
-        loss_mean: over the ``labelled`` pixels, or ``all``, so that those without a label shrink
-            the loss of a crop.
-    """
-
-    loss_mean: Literal["labelled", "all"] = "labelled"
+class PlainSettings(DenseSettings, ShippedHeadSettings):
+    """Of a shipped head, for a task without settings of its own."""
 
 
 @settings_dataclass
-class DepthFields(DenseSettings):
-    """Range, file scale and evaluation crop are the dataset's own protocol (``DatasetSpec.extra``).
-
-    Defaults: NYU-v2's 480 px, 20k iterations. Images are not scaled at random: enlarging one
-        changes the depth it shows.
-
-    Attributes:
-        bins: outputs of a pixel, each for a depth; see ``probes.dense.objectives.DepthBins``. 0 for
-            one bounded output (``DepthObjective``).
-        silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
-            free).
-        bins_loss: ``sig``, or ``probe3d``: see ``probes.dense.objectives.Probe3dDepth``.
-        sig_warmup: iterations at the start without the variance in the loss of ``bins``.
-        rotation: half of the training images are turned by up to so many degrees.
-    """
-
-    size: Annotated[NonNegativeInt, Axis()] = 480
-    scale_range: FactorRange = (1.0, 1.0)
-    max_iters: Annotated[PositiveInt, Axis()] = 20_000
-    bins: NonNegativeInt = 0
-    silog_lambda: Probability = 0.5
-    bins_loss: Literal["sig", "probe3d"] = "sig"
-    sig_warmup: NonNegativeInt = 0
-    rotation: NonNegativeFloat = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bins == 1:
-            raise UserError("bins=1: must be 2 or more, or 0 for one bounded output")
+class PlainHeadSettings(DenseSettings, ModuleHeadSettings):
+    """Of another head, for a task without settings of its own."""
 
 
-@settings_dataclass
-class NormalFields(DenseSettings):
-    """Defaults: NYU-v2's 480 px, 20k iterations, without random scaling as for depth.
-
-    Attributes:
-        uncertainty: learn each pixel's concentration κ too, by the likelihood of AngMF (Bae et al.
-            2021); without it the loss is the angle.
-        mask: pixels count where the ``normals`` are known, or where the ``depth`` is too (of
-            ``annotations/`` beside ``normals/``, at most 10 m).
-    """
-
-    size: Annotated[NonNegativeInt, Axis()] = 480
-    scale_range: FactorRange = (1.0, 1.0)
-    max_iters: Annotated[PositiveInt, Axis()] = 20_000
-    uncertainty: bool = False
-    mask: Literal["normals", "depth"] = "normals"
-
-
-@settings_dataclass
-class SegmentationSettings(SegmentationFields, ShippedHeadSettings):
-    """Of a shipped head that segments."""
-
-
-@settings_dataclass
-class DepthSettings(DepthFields, ShippedHeadSettings):
-    """Of a shipped head for depth."""
-
-
-@settings_dataclass
-class NormalSettings(NormalFields, ShippedHeadSettings):
-    """Of a shipped head for normals."""
-
-
-SETTINGS: Mapping[Kind, type[DenseSettings]] = {
-    "segmentation": SegmentationSettings,
-    "depth": DepthSettings,
-    "normals": NormalSettings,
-}
-
-
-@settings_dataclass
-class SegmentationHeadSettings(SegmentationFields, ModuleHeadSettings):
-    """Of another head that segments."""
-
-
-@settings_dataclass
-class DepthHeadSettings(DepthFields, ModuleHeadSettings):
-    """Of another head for depth."""
-
-
-@settings_dataclass
-class NormalHeadSettings(NormalFields, ModuleHeadSettings):
-    """Of another head for normals."""
-
-
-HEAD_SETTINGS: Mapping[Kind, type[DenseSettings]] = {
-    "segmentation": SegmentationHeadSettings,
-    "depth": DepthHeadSettings,
-    "normals": NormalHeadSettings,
-}
 Some = TypeVar("Some", bound=DenseSettings)
 
 

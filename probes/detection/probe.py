@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from probes.base import Context, TaskResult
-from probes.datasets.base import Kind, Split
+from probes.datasets.base import Split
 from reports.metrics import Metric
 
 
@@ -20,7 +20,7 @@ class DetectionProbe:
     name: str
     settings_type: type
     metrics: Mapping[str, Metric]
-    kind: Kind = "detection"
+    kind: str = "detection"
     version: int = 3
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")

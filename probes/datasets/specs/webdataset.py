@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError, report_malformed
-from probes.datasets.base import DatasetSpec, Kind, Sample, Split
+from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, folder, read_json, read_lines
 from probes.features.members import IMAGES, members, read_bytes
 from probes.registry import DATASETS, register_dataset
@@ -54,7 +54,7 @@ class Task:
     title: str
     size: int
     extra: Mapping[str, Any]
-    kind: Kind = "classification"
+    kind: str = "classification"
     also: tuple[str, ...] = ()
 
 
@@ -229,11 +229,11 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
     return [Sample(images[name], target) for name, target in targets.items()]
 
 
-def kind_of(root: Path) -> Kind:
+def kind_of(root: Path) -> str:
     """What the folder says it is. Raises ``UserError`` for a type that cannot be scored here."""
     path = Path(root) / "dataset_type.txt"
     text = read_lines(path)[0].lower() if path.is_file() else "classification"
-    kinds: dict[str, Kind] = {"classification": "classification", "retrieval": "image-text"}
+    kinds: dict[str, str] = {"classification": "classification", "retrieval": "image-text"}
     if text not in kinds:
         raise UserError(f"{path} says {text!r}; only {' and '.join(kinds)} are known here")
     return kinds[text]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from probes.datasets.base import Kind
-from probes.dense.settings import HEAD_SETTINGS, SETTINGS, DenseSettings
+from probes.dense.settings import DenseSettings
+from probes.dense.tasks import DenseTask
 
 FOLDER = "probes.dense.decode_heads"
 
@@ -33,14 +33,14 @@ class FeatureMaps:
 
 @dataclass(frozen=True)
 class DenseHead:
-    """A head, which is the probe of its name on datasets of some kinds.
+    """A head, which is the probe of its name on datasets of some dense tasks.
 
     Attributes:
         module: ``MODULE:CLASS``, imported when the head is built, or the class: a decode head of
             mmseg with a static method ``options(settings, maps)``, its config for settings and
             ``FeatureMaps``; with ``config`` see ``probes.dense.probe.register_head``.
         version: of the probe.
-        kinds: of datasets.
+        kinds: names of dense tasks; empty for all.
         maps: number of maps that it fuses; None for any.
         min_batch: images of a batch at least.
         projects_class_token: whether it reads ``class_token=project``.
@@ -51,15 +51,15 @@ class DenseHead:
     name: str
     module: str | type = ""
     version: int = 1
-    kinds: Sequence[Kind] = tuple(SETTINGS)
+    kinds: Sequence[str] = ()
     maps: int | None = None
     min_batch: int = 1
     projects_class_token: bool = False
     config: Mapping[str, Any] | None = None
     declared_in: str = ""
 
-    def settings_type(self, kind: Kind) -> type[DenseSettings]:
-        return (SETTINGS if self.config is None else HEAD_SETTINGS)[kind]
+    def settings_type(self, task: DenseTask) -> type[DenseSettings]:
+        return task.settings if self.config is None else task.head_settings
 
     def load(self) -> Any:
         """The class."""

@@ -17,8 +17,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from common.errors import UserError, error_summary, nearest
-from probes.datasets.base import Kind
 from probes.dense.decode_heads.base import FeatureMaps
+from probes.dense.tasks import DenseTask
 from probes.registry import HEADS
 
 LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")
@@ -48,17 +48,19 @@ def find_class(name: str) -> Any:
     return classes[name]
 
 
-def check_settings(head: Mapping[str, Any], kind: Kind) -> None:
-    """Raise ``UserError`` where the setting ``head`` fits no backbone and no dataset of a kind."""
+def check_settings(head: Mapping[str, Any], task: DenseTask) -> None:
+    """Raise ``UserError`` where the setting ``head`` fits no backbone and no dataset of a task."""
     options = {name: value for name, value in head.items() if name != "type"}
     module = find_class(head["type"])
     input_transform(module, options)
-    if kind == "segmentation":
+    if task.has_classes:
         return
     if has_own_loss(module):
         raise UserError(f"head {head['type']} has a loss of classes: it is for segmentation")
     if losses := options.keys() & {*LOSS_OPTIONS}:
-        raise UserError(f"head.{min(losses)} is of segmentation; the loss of {kind} is its own")
+        raise UserError(
+            f"head.{min(losses)} is of segmentation; the loss of {task.name} is its own"
+        )
 
 
 def has_own_loss(head: type[nn.Module]) -> bool:

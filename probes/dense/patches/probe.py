@@ -12,12 +12,13 @@ from probes.dense.patches.settings import (
     OpenVocabularySettings,
     PatchKnnSettings,
 )
-from probes.dense.settings import METRICS
+from probes.dense.tasks import DENSE_TASKS
 from probes.registry import register_probe
 from reports.metrics import Metric
 
 FOLDER = "probes.dense.patches"
-patch_probe = partial(FeatureProbe, kind="segmentation", metrics=METRICS["segmentation"])
+METRICS = DENSE_TASKS["segmentation"].metrics
+patch_probe = partial(FeatureProbe, kind="segmentation", metrics=METRICS)
 
 register_probe(
     patch_probe("patch-knn", settings_type=PatchKnnSettings, module=f"{FOLDER}.knn", version=2)
@@ -30,7 +31,7 @@ register_probe(
         "in-context",
         settings_type=InContextSettings,
         module=f"{FOLDER}.in_context",
-        metrics={**METRICS["segmentation"], "mIoU_hungarian": Metric()},
+        metrics={**METRICS, "mIoU_hungarian": Metric()},
     )
 )
 register_probe(

@@ -15,7 +15,7 @@ from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import draw_picture
 from common.dense_maps.geometry import AXES
 from common.dense_maps.read import read_normals
-from probes.dense.augment import FlipNormals
+from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS
 
 
@@ -39,9 +39,9 @@ def test_experts_and_probes_read_the_same_normals(tmp_path):
 def test_labels_and_probes_flip_alike():
     normals = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    probed = FlipNormals().transform({"flip": True, "gt_seg_map": normals[:, ::-1]})
+    probed = DENSE_TASKS["normals"].follow(normals[:, ::-1], True, (1.0, 1.0))
     flip = Geometry(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([True]))
-    np.testing.assert_allclose(warped(normals, flip, 8), probed["gt_seg_map"], atol=1e-6)
+    np.testing.assert_allclose(warped(normals, flip, 8), probed, atol=1e-6)
 
 
 def warped(normals: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:

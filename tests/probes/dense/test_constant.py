@@ -15,7 +15,8 @@ from common.dense_maps.read import read_depth, read_normals
 from probes.dense import data as dense_data
 from probes.dense.constant import best_constant, constant_note
 from probes.dense.data import DenseDataset
-from probes.dense.settings import METRICS
+from probes.dense.tasks import DENSE_TASKS
+from probes.dense.tasks.normals import NormalSettings
 from tests.probes import tiny_dense
 
 EVALUATORS = {
@@ -47,18 +48,18 @@ def test_no_other_constant_does_better_on_the_training_truth(tmp_path):
     assert (normals @ mean).mean() >= (normals @ random.T).mean(axis=0).max()
 
 
-@pytest.mark.parametrize("kind", METRICS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_a_probe_that_is_no_better_gets_a_note(tmp_path, kind):
     data = tiny_dense.make(tmp_path, kind)
-    main, sign = next((name, metric.direction) for name, metric in METRICS[kind].items())
+    main, metric = next(iter(DENSE_TASKS[kind].metrics.items()))
     areas = np.array([[30, 60, 10], [20, 70, 10]])
     scored = scored_dataset(data)
 
     def note(score):
         return constant_note(data, {main: score}, {"label": areas}, *scored)
 
-    assert note(sign * 1e6) == note(float("nan")) == []
-    (line,) = note(-sign * 1e6)
+    assert note(metric.direction * 1e6) == note(float("nan")) == []
+    (line,) = note(-metric.direction * 1e6)
     assert line.startswith(f"does not beat the best constant prediction: {main}")
     if kind == "segmentation":
         label = int(best_constant(data))
@@ -76,14 +77,14 @@ def test_a_constant_is_scored_where_the_probe_is(tmp_path):
         stored.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(stored), depth)
     lines = [
-        constant_note(data, {"normal_mean": 1e6}, {}, *scored_dataset(data, mask=mask))
-        for mask in ("normals", "depth")
+        constant_note(data, {"normal_mean": 1e6}, {}, *scored_dataset(data, settings))
+        for settings in (NormalSettings(), NormalSettings(mask="depth"))
     ]
     assert lines[0] != lines[1]
 
 
-def scored_dataset(data, **options):
-    pipeline = dense_data.test_pipeline(data.spec, len(data.classes), size=0, **options)
+def scored_dataset(data, settings=None):
+    pipeline = dense_data.test_pipeline(data.spec, len(data.classes), 0, settings)
     with DefaultScope.overwrite_default_scope("mmseg"):
         val = DenseDataset(data.spec.name, str(data.root), "val", pipeline, test_mode=True)
     loader = {"dataset": {"pipeline": pipeline}}

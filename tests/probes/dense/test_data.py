@@ -11,7 +11,8 @@ from PIL import Image
 from common.errors import UserError
 from probes.dense.data import DenseDataset, pipelines
 from probes.dense.segmentors import at_own_size
-from probes.dense.settings import DepthSettings, SegmentationSettings
+from probes.dense.tasks.depth import DepthSettings
+from probes.dense.tasks.segmentation import SegmentationSettings
 from tests.probes import tiny_dense
 
 from mmengine.registry import DefaultScope  # isort: skip

@@ -17,7 +17,7 @@ from probes.dense.decode_heads.deeplabv3 import aspp_dilations
 from probes.dense.decode_heads.linear import LinearHead
 from probes.dense.heads import head_config
 from probes.dense.objectives import DepthBins, DepthObjective, NormalObjective
-from probes.dense.settings import SegmentationSettings
+from probes.dense.tasks.segmentation import SegmentationSettings
 
 from mmseg.registry import MODELS  # isort: skip
 from mmseg.structures import SegDataSample  # isort: skip

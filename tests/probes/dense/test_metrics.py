@@ -19,7 +19,7 @@ from probes.dense.metrics import (
     histogram_median,
     segmentation_scores,
 )
-from probes.dense.settings import METRICS
+from probes.dense.tasks import DENSE_TASKS
 
 from mmseg.evaluation.metrics import DepthMetric, IoUMetric  # isort: skip
 
@@ -242,7 +242,7 @@ def test_the_median_of_a_histogram_is_within_half_a_bin(values):
 
 def test_normals_without_any_truth_have_no_score():
     metric, scores = normals([np.ones((3, 4, 4))], [np.zeros((3, 4, 4))])
-    assert set(scores) == set(METRICS["normals"]) and all(
+    assert set(scores) == set(DENSE_TASKS["normals"].metrics) and all(
         np.isnan(value) for value in scores.values()
     )
     assert "1 of 1" in metric.notes[0]

@@ -21,13 +21,11 @@ from common.errors import UserError
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.base import SHIPPED
 from probes.dense.fit import native_stride
-from probes.dense.settings import (
-    METRICS,
-    DepthSettings,
-    NormalSettings,
-    SegmentationSettings,
-    in_iterations,
-)
+from probes.dense.settings import in_iterations
+from probes.dense.tasks import DENSE_TASKS
+from probes.dense.tasks.depth import DepthSettings
+from probes.dense.tasks.normals import NormalSettings
+from probes.dense.tasks.segmentation import SegmentationSettings
 from probes.registry import PROBES as REGISTERED
 from probes.runner.settings import schedule as schedule_of
 from tests.probes import tiny_dense
@@ -37,7 +35,7 @@ from mmseg.registry import DATASETS, MODELS  # isort: skip
 
 pytestmark = pytest.mark.integration
 
-KINDS = tuple(METRICS)
+KINDS = ("segmentation", "depth", "normals")
 SMALL = {"size": 48, "batch_size": 4, "channels": 8, "scale_range": (1.0, 1.0), "warmup": 0.0}
 
 
@@ -56,7 +54,7 @@ def test_every_probe_runs(tmp_path, kind, name):
     if f"{kind}/{name}" not in REGISTERED:
         pytest.skip("for depth and normals")
     result, task = run(tmp_path, kind, name)
-    assert set(METRICS[kind]) <= set(result.metrics)
+    assert set(DENSE_TASKS[kind].metrics) <= set(result.metrics)
     assert task.cost.metrics()["train_seconds"] > 0
     assert all(np.isfinite(value) for value in result.metrics.values())
     assert result.per_image["image"].tolist() == [
@@ -120,7 +118,7 @@ def test_the_panel_shows_images_in_their_colours(tmp_path):
 )
 def test_the_linear_probe_learns_what_is_in_the_colours(tmp_path, kind, metric, better):
     after, task = run(tmp_path, kind, "linear", lr=0.05, max_iters=40, feature_stride=4)
-    sign = METRICS[kind][metric].direction
+    sign = DENSE_TASKS[kind].metrics[metric].direction
     assert sign * after.metrics[metric] > sign * better, after.metrics
     curve = task.log.curve("train/loss")
     assert np.mean(curve[-5:]) < np.mean(curve[:5])

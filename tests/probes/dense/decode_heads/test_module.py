@@ -15,7 +15,7 @@ from common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.base import DenseHead
 from probes.dense.probe import DenseProbe
-from probes.dense.settings import HEAD_SETTINGS, METRICS, SETTINGS
+from probes.dense.tasks import DENSE_TASKS
 from probes.memory.predict import predict
 from probes.registry import HEADS, PROBES
 from tests.probes import tiny_dense
@@ -24,6 +24,7 @@ from tests.probes.tiny_mmlab import context
 from mmseg.registry import MODELS  # isort: skip
 from mmseg.structures import SegDataSample  # isort: skip
 
+SHIPPED = ("segmentation", "depth", "normals")
 UPERNET_TOO = """
 register_head("upernet", "UPerHead", channels=128, norm_cfg={"type": "BN"})
 """
@@ -45,7 +46,7 @@ def plugin(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    return {kind: tiny_dense.make(tmp_path_factory.mktemp(kind), kind) for kind in HEAD_SETTINGS}
+    return {kind: tiny_dense.make(tmp_path_factory.mktemp(kind), kind) for kind in SHIPPED}
 
 
 def planned(kind, name="head", head=None, **changes):
@@ -75,7 +76,7 @@ def test_heads_train_and_score(tmp_path, datasets, kind, name, head, changes):
     probe.check_settings(settings)
     probe.check_backbone(settings, task.data, task.backbone)
     result = probe.run(task)
-    assert set(METRICS[kind]) <= set(result.metrics)
+    assert set(probe.metrics) <= set(result.metrics)
     assert all(np.isfinite(value) for value in result.metrics.values())
     assert any(name.startswith("decode_head.module.") for name in result.head.tensors)
     assert predict([(probe, task)], None)[0].device > 0
@@ -90,7 +91,7 @@ def test_a_module_learns_what_is_in_the_colours(tmp_path, datasets, kind, metric
     changes = {"lr": 0.02, "max_iters": 40}
     probe, settings = planned(kind, "sum-of-maps", {"width": 32}, **changes)
     result = probe.run(context(tmp_path, datasets[kind], settings))
-    sign = METRICS[kind][metric].direction
+    sign = probe.metrics[metric].direction
     assert sign * result.metrics[metric] > sign * better
 
 
@@ -190,8 +191,8 @@ def test_a_module_that_does_not_fit_is_refused(tmp_path, datasets, returns, mess
     head = DenseHead("failing", Failing, config={"type": "failing", "returns": returns})
     HEADS.register("failing", head)
     try:
-        settings = HEAD_SETTINGS["segmentation"](**{**SMALL, "size": 96}, head=head.config)
-        probe = DenseProbe(head, "segmentation", type(settings), METRICS["segmentation"])
+        probe = DenseProbe(head, DENSE_TASKS["segmentation"])
+        settings = probe.settings_type(**{**SMALL, "size": 96}, head=head.config)
         task = context(tmp_path, datasets["segmentation"], settings)
         with pytest.raises(UserError, match=message):
             probe.check_backbone(settings, task.data, task.backbone)
@@ -200,6 +201,6 @@ def test_a_module_that_does_not_fit_is_refused(tmp_path, datasets, returns, mess
 
 
 def test_the_settings_of_shipped_heads_are_not_those_of_others():
-    for kind, settings_type in SETTINGS.items():
-        assert not hasattr(settings_type(), "head")
-        assert not hasattr(HEAD_SETTINGS[kind](), "channels")
+    for task in DENSE_TASKS.values():
+        assert not hasattr(task.settings(), "head")
+        assert not hasattr(task.head_settings(), "channels")

@@ -1,0 +1,16 @@
+"""Families of dense tasks by the kind of their datasets: one file and one registration each.
+
+Importing this imports neither torch nor mmseg.
+"""
+
+from __future__ import annotations
+
+from common.registry import Registry, instance_of
+from probes.dense.tasks.base import DenseTask
+from probes.dense.tasks.depth import Depth
+from probes.dense.tasks.normals import Normals
+from probes.dense.tasks.segmentation import Segmentation
+
+DENSE_TASKS: Registry[DenseTask] = Registry("dense task", "dense_tasks", instance_of(DenseTask))
+for task in (Segmentation(), Depth(), Normals()):
+    DENSE_TASKS.register(task.name, task)

@@ -1,0 +1,206 @@
+"""A family of dense tasks: one object that says what its ground truth is, how a head learns it, and
+how predictions are scored and drawn.
+
+Importing this imports neither torch nor mmseg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from common.dense_maps.pictures import scalar_picture
+from probes.datasets.base import DatasetSpec, PreparedDataset
+from probes.dense.settings import DenseSettings, PlainHeadSettings, PlainSettings
+from reports.metrics import Metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reports.stats.per_image import ImageScores
+
+Draw = Callable[[np.ndarray], np.ndarray]
+
+
+class DenseTask:
+    """A family of dense tasks; ``probes.dense.probe.register_dense_task`` makes probes of it with
+    every head.
+
+    A subclass that is learned by a loss of its own, without classes, gives ``name``, ``field``,
+    ``metrics``, ``loss`` and ``score``; what else differs from these defaults it overrides.
+
+    Attributes:
+        name: the ``kind`` of its datasets.
+        field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` the prediction.
+        metrics: see ``probes.base.Probe``; the main metric first.
+        settings, head_settings: of the shipped heads, and of those that the setting ``head`` names.
+        has_classes: whether the ground truth is numbers of classes.
+        channels: numbers of a pixel of the ground truth.
+        outputs: numbers of a pixel that a head puts out.
+        unknown: value of pixels without ground truth, a number.
+    """
+
+    name: ClassVar[str]
+    field: ClassVar[str]
+    metrics: ClassVar[Mapping[str, Metric]]
+    settings: ClassVar[type[DenseSettings]] = PlainSettings
+    head_settings: ClassVar[type[DenseSettings]] = PlainHeadSettings
+    has_classes: ClassVar[bool] = False
+    channels: ClassVar[int] = 1
+    outputs: ClassVar[int] = 1
+    unknown: ClassVar[float] = 0.0
+
+    @property
+    def module(self) -> str:
+        """Importing this registers the task."""
+        return type(self).__module__
+
+    # --- ground truth
+
+    def check_dataset(self, data: PreparedDataset) -> None:
+        """Raise ``UserError`` where a dataset does not declare what the task needs."""
+
+    def check_file(self, spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
+        """Check a decoded file of ground truth, whose size is that of its photograph.
+
+        Raises:
+            Unreadable: the sample cannot be used.
+            UserError: the dataset is not what its declaration says.
+        """
+
+    def reading(self, spec: DatasetSpec, classes: int, settings: Any = None) -> dict[str, Any]:
+        """Options of ``read`` for a dataset and, unless None, the settings of a probe."""
+        return {}
+
+    def read(self, path: str, **options: Any) -> np.ndarray:
+        """The ground truth of an image, (H, W) or (H, W, channels), float32 unless it is classes.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        raise NotImplementedError
+
+    def padding(self, spec: DatasetSpec) -> float:
+        """The value that crops of small images are filled up with."""
+        return self.unknown
+
+    def stored_type(self, spec: DatasetSpec, classes: int) -> str:
+        """How the ground truth of crops is cached; a key of ``probes.features.store.DTYPES``."""
+        return "fp32"
+
+    def follow(
+        self, ground_truth: np.ndarray, flipped: bool, scale: tuple[float, float]
+    ) -> np.ndarray:
+        """Ground truth whose pixels have followed the image, with the values that follow, too.
+
+        Args:
+            flipped: the image was mirrored, left to right.
+            scale: factors of width and height by which it was resized.
+        """
+        return ground_truth
+
+    # --- learning
+
+    def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
+        """Options of the decode head: ``num_classes`` and the loss of a segmenter, or
+        ``loss_decode`` with the config of a ``probes.dense.objectives.Objective``."""
+        return {"loss_decode": {"type": "TaskObjective", "task": self.name}}
+
+    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        """The mean loss, a scalar, of a head's outputs (N, outputs, H, W) at the resolution of the
+        ground truth (N, channels, H, W); a sum of 0 where nothing is known."""
+        raise NotImplementedError
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """A head's outputs, (N, outputs, H, W) → predictions (N, channels, H, W)."""
+        return raw.float()
+
+    # --- scores
+
+    def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
+        """Config of the metric of mmengine that scores it; see ``probes.dense.metrics``."""
+        return {"type": "TaskScores", "task": self.name}
+
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Statistics of one image, from which ``summary`` computes the metrics.
+
+        Args:
+            prediction, target: (channels, H, W), at the resolution of the ground truth.
+        """
+        raise NotImplementedError
+
+    def summary(self, arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, Any]:
+        """The metrics of sets of images: here the mean of each image's metric of that name, without
+        NaN. Reports resample images by it.
+
+        Args:
+            arrays: the statistics of N images.
+            weights: (R, N) how often each image is in each set.
+
+        Returns:
+            metric → (R,).
+        """
+        metrics = {}
+        for name in self.metrics:
+            valid = ~np.isnan(arrays[name])
+            count = weights @ valid.astype(np.float64)
+            total = weights @ np.where(valid, arrays[name], 0.0)
+            metrics[name] = np.divide(
+                total, count, out=np.full(len(total), np.nan), where=count > 0
+            )
+        return metrics
+
+    def image_scores(
+        self, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
+    ) -> ImageScores:
+        """The statistics of a report, by ``summary``."""
+        from reports.stats.per_image import ImageScores
+
+        main, metric = next(iter(self.metrics.items()))
+        one = np.ones((1, 1))
+        each = [
+            self.summary({key: values[[row]] for key, values in arrays.items()}, one)[main][0]
+            for row in range(len(images))
+        ]
+        metrics: Any = {
+            name: lambda weights, name=name: self.summary(arrays, weights)[name]
+            for name in self.metrics
+        }
+        return ImageScores(images, metrics, np.array(each), main, metric.direction)
+
+    def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
+        """The best prediction for every pixel, here the mean.
+
+        Args:
+            pixels: (n,) or (n, channels) ground truth of pixels of ``train``.
+        """
+        known = pixels[pixels != self.unknown]
+        return float(known.mean()) if known.size else 0.0
+
+    def constant_score(self, constant: Any, per_image: Mapping[str, np.ndarray]) -> float | None:
+        """The main metric of a constant prediction where it follows from what an evaluation
+        counted, else None: then it is scored like any prediction."""
+        return None
+
+    def constant_name(self, constant: Any, data: PreparedDataset) -> str:
+        """A constant in words."""
+        return f"{constant:.3g}"
+
+    # --- pictures
+
+    def drawing(
+        self, classes: Sequence[str], targets: Sequence[np.ndarray]
+    ) -> tuple[Draw, np.ndarray | None]:
+        """How a map (channels, H, W) is drawn as (H, W, 3) uint8 RGB, and a legend: here the first
+        channel in viridis over the range of ``targets``, grey where unknown."""
+        known = np.concatenate([target[target != self.unknown] for target in targets])
+        low, high = np.percentile(known, (1, 99)) if known.size else (0.0, 1.0)
+
+        def draw(values: np.ndarray) -> np.ndarray:
+            return scalar_picture(values[0], low, high, values[0] != self.unknown)
+
+        return draw, None
