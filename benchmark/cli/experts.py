@@ -51,8 +51,9 @@ class Train(ConfigOptions, ExecutionOptions, TrackingOptions):
         opened = open_executor_and_tracker(self.executor_spec, self.experiment)
         with using(self.tracking_uri), opened as (executor, _):
             asyncio.run(expert_stage(inputs, executor))
-        arguments = f"--experts {self.name}={self.out} --pairs … --out …"
-        console.print(f"label with it: python -m benchmark labels predict {arguments}")
+        options = [f"--plugin {path}" for path in self.plugins]
+        options.append(f"--experts {self.name}={self.out} --pairs … --out …")
+        console.print("label with it: python -m benchmark labels predict", *options, markup=False)
         return 0
 
 

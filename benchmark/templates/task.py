@@ -14,7 +14,7 @@ from backbones.cliptex.tasks.base import Summed
 from backbones.cliptex.tasks.shapes import ScalarMap
 
 
-class Edges(ScalarMap):  # a number for each pixel; or ClassMap, VectorMap, or Task for what is else
+class Edges(ScalarMap):  # a number a pixel; there are ClassMap, VectorMap and Task, too
     name = "edges"  # of what its expert predicts, of its files KEY.edges.png and its λ
     about = "one line for lists"
     value_range = (0, 1)  # of labels, NaN where unknown
@@ -26,7 +26,7 @@ class Edges(ScalarMap):  # a number for each pixel; or ClassMap, VectorMap, or T
         return torch.where(valid, each, 0.0).sum(), valid.sum().float()
 
     def score(self, outputs, target, classes=0) -> dict[str, float]:  # of an expert's predictions
-        return {"edges_error": float(np.nanmean(np.abs(outputs["edges"] - target)))}
+        return {"edges_error": float(np.nanmean(np.abs(outputs[self.name] - target)))}
 
 
 TASKS.register("edges", Edges())

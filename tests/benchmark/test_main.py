@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,7 @@ def test_a_bug_beside_an_error_of_the_disk_is_a_bug(command):
         command(bug)
 
 
+ROOT = Path(__file__).parents[2]
 HEAVY = "mmengine mmcv mmseg mmdet torchvision timm open_clip transformers mlflow optuna ray"
 
 
@@ -75,7 +77,7 @@ HEAVY = "mmengine mmcv mmseg mmdet torchvision timm open_clip transformers mlflo
         ("list tasks", f"{HEAVY} torch"),
         ("list protocols", f"{HEAVY} torch"),
         ("list backbones", f"{HEAVY} torch"),
-        ("list experts", HEAVY),
+        (f"list experts --plugin {ROOT / 'docs/examples/edge_unet.py'}", HEAVY),
         ("list recipes", HEAVY),
         ("--help", f"{HEAVY} torch"),
     ],

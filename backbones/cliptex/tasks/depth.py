@@ -62,7 +62,7 @@ class Depth(ScalarMap):
         Ranftl et al. 2020). The target is in 1/m, NaN unknown.
         """
         errors, deltas = [], []
-        for predicted, real in zip(outputs["depth"], target, strict=True):
+        for predicted, real in zip(outputs[self.name], target, strict=True):
             valid = np.isfinite(real)
             if valid.sum() < 2:
                 continue

@@ -35,7 +35,7 @@ class Normal(VectorMap):
         to compare with ``normal_mean``.
         """
         valid = np.square(target).sum(1) > 0.25
-        chord = np.linalg.norm(outputs["normal"] - target, axis=1)[valid]
+        chord = np.linalg.norm(outputs[self.name] - target, axis=1)[valid]
         angles = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
         metrics = {
             "normal_mean": float(angles.mean()),

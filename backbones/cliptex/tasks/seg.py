@@ -39,7 +39,7 @@ class Segmentation(ClassMap):
         ``object_acc`` (over pixels of objects), ``labelled`` (share not unknown) and
         ``labelled_acc`` (correct among those).
         """
-        labels, scored = outputs["seg"], target < classes
+        labels, scored = outputs[self.name], target < classes
         predicted, real = labels[scored].astype(np.int64), target[scored].astype(np.int64)
         # unknown is a column of its own
         predicted = np.where(predicted == np.iinfo(labels.dtype).max, classes, predicted)
