@@ -105,24 +105,6 @@ class TaskResult:
     notes: list[str] = field(default_factory=list)
 
 
-def settings_json(name: str, context: Context) -> str:
-    """The ``config`` of a probe without a Runner: its settings, the backbone and the data."""
-    return json.dumps(
-        {
-            "task": f"{context.data.spec.name}/{name}",
-            "settings": asdict(context.settings),
-            "seed": context.seed,
-            "backbone": {
-                "config": dict(context.backbone_config),
-                "identity": context.backbone.identity(),
-            },
-            "dataset": {"fingerprint": context.data.fingerprint, "partial": context.data.partial},
-        },
-        indent=2,
-        default=lambda value: str(value) if isinstance(value, Path) else repr(value),
-    )
-
-
 def missing_capability(probe: Probe, backbone: Backbone, settings: Any) -> str:
     """What a backbone lacks for a probe with these settings; empty where it lacks nothing."""
     if probe.needs_text and not backbone.has_text:
@@ -200,7 +182,18 @@ class FeatureProbe:
 
     def config(self, context: Context) -> str:
         """The settings, the backbone and the data, as JSON."""
-        return settings_json(self.name, context)
+        data, backbone = context.data, context.backbone
+        content = {
+            "task": f"{data.spec.name}/{self.name}",
+            "settings": asdict(context.settings),
+            "seed": context.seed,
+            "backbone": {
+                "config": dict(context.backbone_config),
+                "identity": backbone.identity(),
+            },
+            "dataset": {"fingerprint": data.fingerprint, "partial": data.partial},
+        }
+        return json.dumps(content, indent=2, default=str)
 
     def run(self, context: Context) -> TaskResult:
         """Encode what is not cached, train what there is to train, and score ``val``."""

@@ -129,14 +129,12 @@ def _read(kind: str) -> Iterator[CacheEntry]:
 def _describe(kind: str, path: Path) -> CacheEntry:
     files = [path, *path.rglob("*")]
     size = sum(file.stat().st_size for file in files if file.is_file())
-    # features: the file that every use touches, and a manifest (while it is built, a key)
-    used = path / "used" if (path / "used").exists() else path
     about = KINDS[kind]
-    for name in ("key.json", "manifest.json"):
+    for name in ("key.json", "manifest.json"):  # features have a manifest; while built, a key
         with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads((path / name).read_text(encoding="utf-8"))
             about = f"{content['kind']}: {content['about']}"
-    return CacheEntry(kind, path.name, path, size, used.stat().st_mtime, about)
+    return CacheEntry(kind, path.name, path, size, path.stat().st_mtime, about)
 
 
 def _show(entries: Sequence[CacheEntry]) -> None:

@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from common.files import content_key
 from probes.base import EncodeRun
 from probes.features.content_hashes import content_hashes
-from probes.features.crops import without_images
+from probes.features.crops import flips, without_images
 from probes.features.feature_dataset import FeatureDataset, use_cached_features
 from probes.features.store import Builder, CacheKey
 
@@ -68,7 +68,7 @@ class CachedInstances(FeatureDataset):
     ) -> None:
         source: Any = DATASETS.build(without_images(dataset))
         super().__init__(source, Path(source.ann_file).stem, encoder, dtype, device)
-        self.flips = [*([False] if flip < 1 else []), *([True] if flip > 0 else [])]
+        self.flips = flips(flip)
         steps = [dict(step) for step in dataset["pipeline"] if step["type"] in OF_THE_IMAGE]
         self.image_only = steps[:-1]
         pack = {"type": "PackInstances", "meta_keys": META_KEYS}

@@ -8,7 +8,7 @@ in this package because MMDetection is used here; ``probes.experts`` registers i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -174,10 +174,9 @@ class MaskRCNN(Expert):
             raise UserError(f"{path} is no .py config; other formats can run code unseen")
         try:
             config = Config.fromfile(path)
-            model = config.model.to_dict()
-            for part in _parts(model):  # the checkpoint has all weights: nothing is downloaded
-                part.pop("init_cfg", None)
-                part.pop("pretrained", None)
+            # the checkpoint has all weights: nothing is downloaded
+            text = canonical_json(config.model.to_dict())
+            model = json.loads(text, object_hook=_without_initial_weights)
             model["pipeline"] = _pipeline(config)
             return cls(MaskRCNNSettings(), (BACKGROUND, *_class_names(config)), model)
         except UserError:
@@ -245,16 +244,8 @@ def find_config(name: str) -> Path:
     raise UserError(f"no MMDetection config {name!r}; {hint}, or give the path of a config file")
 
 
-def _parts(model: Any) -> Iterator[dict[str, Any]]:
-    """All dictionaries of a config, the outer ones first."""
-    values: Iterable[Any] = ()
-    if isinstance(model, dict):
-        yield model
-        values = model.values()
-    elif isinstance(model, list | tuple):
-        values = model
-    for value in values:
-        yield from _parts(value)
+def _without_initial_weights(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: part[name] for name in part if name not in ("init_cfg", "pretrained")}
 
 
 def _pipeline(config: Config) -> list[dict[str, Any]]:

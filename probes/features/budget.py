@@ -87,16 +87,15 @@ def size_of(store: Path) -> int:
 
 
 def touch(store: Path) -> None:
-    """Record that the store is used now."""
+    """Record that the store is used now, by the time of its folder."""
     with suppress(OSError):
-        (store / "used").touch()
+        os.utime(store)
 
 
 def last_used(store: Path) -> float:
-    """When the store was used last, in seconds since the epoch; 0 when unknown."""
-    for name in ("used", "."):
-        with suppress(OSError):
-            return (store / name).stat().st_mtime
+    """When the store was used last, in seconds since the epoch; 0 if another process deletes it."""
+    with suppress(OSError):
+        return store.stat().st_mtime
     return 0.0
 
 

@@ -33,8 +33,13 @@ class Crop(NamedTuple):
 
 def all_crops(fixed_crops: int, flip: float) -> list[Crop]:
     """Every crop that may be drawn, in the order of the cached features."""
-    flips = [flipped for flipped in (False, True) if (flip > 0 if flipped else flip < 1)]
-    return [Crop(number, flipped) for number in range(fixed_crops) for flipped in flips]
+    return [Crop(number, flipped) for number in range(fixed_crops) for flipped in flips(flip)]
+
+
+def flips(probability: float) -> list[bool]:
+    """Whether an image is flipped: what may be drawn with this probability of a flip."""
+    possible = {False: probability < 1, True: probability > 0}
+    return [flipped for flipped, is_possible in possible.items() if is_possible]
 
 
 def draw_crop(fixed_crops: int, flip: float) -> Crop:

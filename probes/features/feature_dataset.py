@@ -146,10 +146,6 @@ class FeatureDataset(Dataset):
         metadata = self.features.metadata(index)
         return *metadata["pad_shape"][:2], *metadata["img_shape"][:2]
 
-    def key(self) -> str:
-        """The identity of the features, cached or not."""
-        return next(self.keys(EncodeRun(torch.device(self.device))))[0].digest
-
     def open(self, run: EncodeRun | None = None) -> None:
         """Open the stores, building missing ones. Raises as ``get_or_build`` and ``encoded``."""
         self.close()
@@ -275,7 +271,7 @@ def features_key(config: Any, context: Context) -> str:
             DATASETS.build(loader.dataset)
             for loader in (config.train_dataloader, config.val_dataloader)
         ]
-        return content_key([dataset.key() for dataset in datasets])
+        return content_key([next(each.keys(context))[0].digest for each in datasets])
 
 
 @bridge.in_both_scopes("CachedFeatures")

@@ -137,8 +137,6 @@ class Store:
 
     def _find(self, item: int) -> tuple[int, int]:
         """(shard, index in it) of an item."""
-        if not 0 <= item < self._items:
-            raise IndexError(f"item {item} of {self._items}")
         shard = bisect_right(self._starts, item) - 1
         return shard, item - self._starts[shard]
 

@@ -21,9 +21,9 @@ from common.files import derive_seed
 from probes.base import Context, TaskResult
 from probes.image_level.attention_pool import create_head, token_encoder
 from probes.image_level.classification import score, targets, top1
-from probes.image_level.crop_training import train_on_crops
 from probes.image_level.encode import autocast, encode_paths, input_size
 from probes.image_level.linear import pair_name
+from probes.image_level.random_crops import train_on_crops
 from probes.image_level.settings import AttentiveSettings
 from probes.predictor import attentive_head
 from probes.selection import Candidate, log_scores, select, stratified_split
@@ -46,7 +46,7 @@ def run(context: Context) -> TaskResult:
         for split in ("train", "val")
     )
     with context.cost.phase("train"):
-        heads = create_heads(context)
+        heads = create_heads(context).to(context.device)
         train_on_crops(
             context,
             heads,
@@ -76,16 +76,12 @@ def adamw(heads: AttentiveHeads, settings: AttentiveSettings) -> torch.optim.Ada
     """An optimizer in which each head has the rate and the decay of its pair."""
     groups = []
     for head, (rate, decay) in zip(heads, settings.grid, strict=True):
-        rates = {"lr": rate, "initial_lr": rate}
-        if settings.decay_biases:
-            groups.append({"params": [*head.parameters()], "weight_decay": decay, **rates})
-            continue
         for is_bias in (False, True):
             named = head.named_parameters()
             parameters = [each for name, each in named if name.endswith("bias") == is_bias]
-            groups.append(
-                {"params": parameters, "weight_decay": 0.0 if is_bias else decay, **rates}
-            )
+            decays = settings.decay_biases or not is_bias
+            rates = {"lr": rate, "initial_lr": rate, "weight_decay": decay if decays else 0.0}
+            groups.append({"params": parameters, **rates})
     return torch.optim.AdamW(groups, betas=(0.9, settings.beta2), eps=settings.epsilon)
 
 
@@ -101,7 +97,7 @@ def create_heads(context: Context) -> AttentiveHeads:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("attentive", context.seed))
             heads.append(create_head(settings.pool, tokens.shape[2], len(context.data.classes)))
-    return heads.to(context.device)
+    return heads
 
 
 @torch.no_grad()

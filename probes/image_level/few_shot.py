@@ -9,8 +9,6 @@ strength is 2¹⁰, which big_vision always uses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
@@ -26,35 +24,29 @@ BIAS = 100.0
 DEFAULT_L2 = 2.0**10
 
 
-@dataclass
 class LeastSquares:
     """Least squares on whitened features with a bias, for any strength of the penalty; float64.
 
     With X X' = Q diag(e) Q' (or X'X, where that is the smaller) the weights are
     ``basis`` (diag(e) + λ)⁻¹ ``projections``.
+
+    Args:
+        features: (N, D). labels: (N,).
+        classes: number of classes.
     """
 
-    mean: Tensor
-    std: Tensor
-    basis: Tensor
-    projections: Tensor
-    eigenvalues: Tensor
-    inputs: Tensor
-    targets: Tensor
-
-    @classmethod
-    def decompose(cls, features: Tensor, labels: Tensor, classes: int) -> LeastSquares:
-        """The fits to (N, D) features and (N,) labels."""
+    def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
         features = features.double()
-        mean, std = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-5
-        x, y = _with_bias((features - mean) / std), 2 * one_hot(labels, classes).double() - 1
+        self.mean, self.std = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-5
+        self.inputs = x = _with_bias((features - self.mean) / self.std)
+        self.targets = y = 2 * one_hot(labels, classes).double() - 1
         if len(x) >= x.shape[1]:
-            eigenvalues, q = torch.linalg.eigh(x.T @ x)
-            basis, projections = q, q.T @ (x.T @ y)
+            eigenvalues, self.basis = torch.linalg.eigh(x.T @ x)
+            self.projections = self.basis.T @ (x.T @ y)
         else:
             eigenvalues, q = torch.linalg.eigh(x @ x.T)
-            basis, projections = x.T @ q, q.T @ y
-        return cls(mean, std, basis, projections, eigenvalues.clamp_min(0), x, y)
+            self.basis, self.projections = x.T @ q, q.T @ y
+        self.eigenvalues = eigenvalues.clamp_min(0)
 
     def weights(self, l2: float) -> Tensor:
         """(D + 1, classes)."""
@@ -91,7 +83,7 @@ def run(context: Context) -> TaskResult:
     shots = sample_shots(labels, settings.shots, context.seed)
     with context.cost.phase("train"):
         shot_labels = labels[shots].to(device)
-        fits = LeastSquares.decompose(train[shots].to(device), shot_labels, classes)
+        fits = LeastSquares(train[shots].to(device), shot_labels, classes)
         l2, reason = choose(fits, shot_labels, settings)
     logits = [fits.scores(part.to(device), l2).cpu() for part in val.split(4096)]
     result = score(context, torch.cat(logits))

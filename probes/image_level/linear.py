@@ -7,8 +7,9 @@ scores of all. Each comes out as if it had been trained alone (tested).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +61,7 @@ class Samples:
             yield self.batch(indices, device)
 
 
-@dataclass
-class Standardiser:
+class Standardiser(nn.Module):
     """Shift and scale each feature to mean 0 and variance 1 over the training features.
 
     It is a BatchNorm without affine part whose statistics are exact. Features that do not vary
@@ -70,6 +70,11 @@ class Standardiser:
 
     mean: Tensor
     scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
 
     @classmethod
     def fit(cls, samples: Samples) -> Standardiser:
@@ -94,11 +99,7 @@ class Standardiser:
         """Change nothing."""
         return cls(torch.zeros(width), torch.ones(width))
 
-    def to(self, device: torch.device) -> Standardiser:
-        """The same for features on ``device``."""
-        return Standardiser(self.mean.to(device), self.scale.to(device))
-
-    def __call__(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         return (features - self.mean) * self.scale
 
 
@@ -131,17 +132,23 @@ class LinearHeads(nn.Module):
         return (product.unflatten(1, biases.shape) + biases).transpose(0, 1)
 
 
-def sgd_groups(heads: LinearHeads, grid: Sequence[Pair], batch_size: int) -> list[dict]:
-    """Parameter groups of SGD: each head has the learning rate and weight decay of its pair.
+def sgd(
+    grids: Iterable[Any], settings: LinearSettings, pairs: Sequence[Pair], batch_size: int
+) -> torch.optim.SGD:
+    """An optimizer in which each head of a grid has the learning rate and weight decay of its pair.
 
     Rates are scaled with the batch (Goyal et al. 2017); biases do not decay.
+
+    Args:
+        grids: ``LinearHeads``, each with a head for each pair.
     """
     groups: list[dict] = []
-    for weight, bias, (rate, decay) in zip(heads.weights, heads.biases, grid, strict=True):
-        rates = {"lr": rate * batch_size / 256, "initial_lr": rate * batch_size / 256}
-        groups += [{"params": [weight], "weight_decay": decay, **rates}]
-        groups += [{"params": [bias], **rates}]
-    return groups
+    for heads in grids:
+        for weight, bias, (rate, decay) in zip(heads.weights, heads.biases, pairs, strict=True):
+            rates = dict.fromkeys(("lr", "initial_lr"), rate * batch_size / 256)
+            groups.append({"params": [weight], "weight_decay": decay, **rates})
+            groups.append({"params": [bias], **rates})
+    return torch.optim.SGD(groups, momentum=settings.momentum)
 
 
 def cosine(step: int, steps: int, warmup: int = 0) -> float:
@@ -203,8 +210,8 @@ def train_linear(
     if settings.standardise:
         standardise = Standardiser.fit(samples)
     zeros = [torch.zeros(width, samples.classes, device=device) for _ in grid]
-    heads = LinearHeads(standardise.to(device), zeros).to(device)
-    optimizer = torch.optim.SGD(sgd_groups(heads, grid, batch_size), momentum=settings.momentum)
+    heads = LinearHeads(standardise, zeros).to(device)
+    optimizer = sgd([heads], settings, grid, batch_size)
     order = torch.Generator().manual_seed(seed)
     steps = math.ceil(len(samples) / batch_size)
     for epoch in range(settings.epochs):

@@ -1,4 +1,5 @@
-"""``linear`` classification on random crops: linear heads on the tokens of a frozen backbone.
+"""Training of several heads at once on one frozen pass over fresh random crops; and ``linear``
+classification by it: linear heads on the tokens of a frozen backbone.
 
 DINOv2's linear classification of ImageNet (Oquab et al. 2024; ``dinov2/eval/linear.py`` of
 facebookresearch/dinov2): heads on the class tokens of the last n blocks, without and with the mean
@@ -13,32 +14,144 @@ would cost another pass.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import (
+    Compose,
+    InterpolationMode,
+    PILToTensor,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+)
 
-from common.files import derive_seed
+from backbones.base import DataConfig
+from common.device import upload
+from common.errors import NonFiniteLoss
+from common.files import atomic_write, derive_seed
+from common.pacing import Pace
 from probes.base import Context, TaskResult
 from probes.image_level.classification import score, targets
-from probes.image_level.crop_training import train_on_crops
 from probes.image_level.embeddings import encode_split
-from probes.image_level.encode import encoder, input_size
+from probes.image_level.encode import Images, encode_batches, encoder, input_size
 from probes.image_level.linear import (
     LinearHeads,
     Pair,
     Samples,
     Standardiser,
+    cosine,
     evaluate_grid,
-    sgd_groups,
+    sgd,
+    train_step,
 )
 from probes.image_level.settings import LinearSettings
 from probes.predictor import linear_head
 from probes.selection import Candidate, log_scores, select, stratified_split
 
+SAVE_EVERY = 300.0  # seconds of training between two states, or more where they take long
+
+
+class RandomCrops(Images):
+    """Random crops (3, H, W) uint8 without end: item k is the k-th crop that training draws.
+
+    The images come in one shuffled order after the other. Order and crops depend on the seed and k
+    alone, whatever process loads them and wherever training resumes.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig, seed: int
+    ) -> None:
+        super().__init__(paths, size, data)
+        self.seed = seed
+        self.transform = Compose(
+            [
+                RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
+                RandomHorizontalFlip(),
+                PILToTensor(),
+            ]
+        )
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def index(self, item: int) -> int:
+        """The image of an item."""
+        epoch, position = divmod(item, len(self.paths))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+            self._order = epoch, torch.randperm(len(self.paths), generator=generator).tolist()
+        return self._order[1][position]
+
+    def __getitem__(self, item: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("crop", self.seed, item))
+            return super().__getitem__(item)
+
+    def path(self, item: int) -> str:
+        return self.paths[self.index(item)]
+
+
+def train_on_crops(
+    context: Context,
+    heads: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    encode: Callable[[Tensor], Tensor],
+    images: tuple[Sequence[Path], Tensor],
+    epoch_length: int,
+) -> None:
+    """Train heads for ``epochs`` of the settings, resuming from ``work_dir/heads.pt``.
+
+    Logs ``train/loss``, the mean of an epoch of the best head.
+
+    Args:
+        heads: what ``encode`` gives → the logits (N, C) of each head.
+        encode: normalised images → what the heads read.
+        images: paths and (N,) classes.
+        epoch_length: iterations of an epoch.
+    Raises:
+        NonFiniteLoss: every head diverged. A single one that diverges is not chosen.
+    """
+    paths, labels = images
+    settings, backbone, device = context.settings, context.backbone, context.device
+    encoding = settings.encoding(device.type)
+    crops = RandomCrops(paths, input_size(encoding.size, backbone), backbone.data, context.seed)
+    file, iterations = context.work_dir / "heads.pt", settings.epochs * epoch_length
+    warmup = round(getattr(settings, "warmup", 0.0) * iterations)
+    iteration, losses = 0, torch.zeros((), device=device)
+    if file.is_file():
+        # on the CPU, where AdamW counts its steps: it would wait for a count on the device
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        heads.load_state_dict(state["heads"])
+        optimizer.load_state_dict(state["optimizer"])
+        iteration, losses = state["iteration"], state["losses"].to(device)
+    context.progress.start("training heads on random crops", iterations)
+    context.progress.advance(iteration)
+    size, saving = settings.batch_size, Pace(SAVE_EVERY)
+    batches = [range(i * size, (i + 1) * size) for i in range(iteration, iterations)]
+    features = encode_batches(crops, batches, backbone, encode, context, encoding)
+    for items, inputs in zip(batches, features, strict=True):
+        classes = upload(labels[[crops.index(item) for item in items]], device)
+        share = cosine(iteration, iterations, warmup)
+        losses = losses + train_step(heads, optimizer, inputs, classes, share)
+        iteration += 1
+        context.progress.advance()
+        if epoch_ends := iteration % epoch_length == 0:
+            mean = losses / epoch_length
+            if not bool(mean.isfinite().any()):
+                raise NonFiniteLoss(f"the loss of every head is not finite at {iteration=}")
+            best = mean.nan_to_num(torch.inf).min().item()
+            context.log.log_metrics({"train/loss": best}, iteration)
+            losses = torch.zeros_like(losses)
+        if epoch_ends or saving.is_due:
+            state = {"heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
+            with saving.timed(), atomic_write(file) as temporary:
+                torch.save({**state, "iteration": iteration, "losses": losses}, temporary)
+
 
 class TokenHeads(nn.ModuleList):
-    """Several ``LinearHeads``, each on its own columns of the tokens."""
+    """Grids of ``LinearHeads``, each on its own columns of the tokens."""
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
         """(N, D) → the logits (N, C) of each head."""
@@ -55,15 +168,12 @@ def run(context: Context) -> TaskResult:
     train = context.data.samples["train"]
     paths = [context.data.root / train[index].image for index in training]
     epoch_length = settings.epoch_length or math.ceil(len(paths) / settings.batch_size)
-    grids = create_heads(context)
-    groups = [
-        group for heads in grids for group in sgd_groups(heads, settings.grid, settings.batch_size)
-    ]
+    grids: Any = create_heads(context).to(device)
     with context.cost.phase("train"):
         train_on_crops(
             context,
-            TokenHeads(grids),
-            torch.optim.SGD(groups, momentum=settings.momentum),
+            grids,
+            sgd(grids, settings, settings.grid, settings.batch_size),
             encoder(context.backbone, settings.encoding(device.type)),
             (paths, labels[training]),
             epoch_length,
@@ -85,7 +195,7 @@ def run(context: Context) -> TaskResult:
     return result
 
 
-def create_heads(context: Context) -> list[LinearHeads]:
+def create_heads(context: Context) -> TokenHeads:
     """Untrained heads; the initial weights of each depend on the seed and its own name alone."""
     settings: LinearSettings = context.settings
     encoding, device = settings.encoding(context.device.type), context.device
@@ -95,7 +205,7 @@ def create_heads(context: Context) -> list[LinearHeads]:
             torch.zeros(1, 3, *size, device=device), encoding.blocks
         )
     widths = [token.shape[1] for token, _ in tokens]
-    grids = []
+    grids = TokenHeads()
     for blocks, pooled in product(settings.blocks, settings.average_pool):
         name = f"blocks_{blocks}" + ("_avgpool" if pooled else "")
         start = sum(widths[: encoding.blocks - blocks])
@@ -106,6 +216,6 @@ def create_heads(context: Context) -> list[LinearHeads]:
             generator = torch.Generator().manual_seed(seed)
             weight = torch.empty(width, len(context.data.classes))
             weights.append(weight.normal_(0, 0.01, generator=generator))
-        identity = Standardiser.identity(width).to(device)
-        grids.append(LinearHeads(identity, weights, columns, f"{name}_").to(device))
+        standardise = Standardiser.identity(width)
+        grids.append(LinearHeads(standardise, weights, columns, f"{name}_"))
     return grids

@@ -17,6 +17,7 @@ RECALL_AT = (1, 5, 10)
 Features = Literal["projected", "pre_projection", "layers"]
 
 Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Decays = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class LinearSettings(EmbeddingSettings):
     batch_size: PositiveInt = 256
     momentum: float = 0.9
     learning_rates: Rates = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    weight_decays: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (0.0,)
+    weight_decays: Decays = (0.0,)
     holdout: Fraction = 0.1
     standardise: bool = True
     random_crops: bool = False
@@ -209,7 +210,7 @@ class AttentiveSettings(EncodeSettings):
     epoch_length: NonNegativeInt = 0
     batch_size: PositiveInt = 256
     learning_rates: Rates = (0.0001, 0.0003, 0.001, 0.003)
-    weight_decays: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (0.01,)
+    weight_decays: Decays = (0.01,)
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta2: Fraction = 0.999
     epsilon: PositiveFloat = 1e-8

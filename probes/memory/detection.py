@@ -44,7 +44,7 @@ def detector(plan: MemoryPlan) -> Phases:
             both = (train, train, val)  # each image of train and its mirror image
             encode_maps(encoder, [shape for dataset in both for shape in shapes(dataset)])
             yield "encoding"
-        head = FakeHead.build(config, plan)
+        head = FakeHead(config, plan)
         model, size = head.model, uncached.train_dataloader.batch_size
         with real_tensors():
             samples = [train[largest]] * size
@@ -52,7 +52,7 @@ def detector(plan: MemoryPlan) -> Phases:
         for _ in range(2):
             batch = model.data_preprocessor(collated(samples, encoder), True)
             maps = model.extract_feat(batch["inputs"])
-            outputs = _outputs(model, maps, settings, size, settings_of_training(settings))
+            outputs = _outputs(model, maps, settings, size, True)
             _assign(outputs, objects, size)
             loss = sum(output.float().mean() for output in outputs)
             head.optimizer.update_params(loss)
@@ -64,7 +64,7 @@ def detector(plan: MemoryPlan) -> Phases:
                     samples = [val[item] for item in items]
                 batch = model.data_preprocessor(collated(samples, encoder), False)
                 maps = model.extract_feat(batch["inputs"])
-                _outputs(model, maps, settings, len(items), settings_of_evaluation(settings))
+                _outputs(model, maps, settings, len(items), False)
                 if isinstance(settings, MaskRCNNSettings):
                     _paste(samples, settings.detections)
         yield "evaluation"
@@ -72,30 +72,21 @@ def detector(plan: MemoryPlan) -> Phases:
 
 def one_by_one(config: Config) -> Config:
     """``config`` before ``per_shape``: the frozen backbone on batches of one shape."""
-    parts = config.model
-    preprocess = {**parts.data_preprocessor, "type": "DetDataPreprocessor"}
-    model = {"backbone": parts.backbone.backbone, "data_preprocessor": preprocess}
+    preprocess = {**config.model.data_preprocessor, "type": "DetDataPreprocessor"}
+    model = {"backbone": config.model.backbone.backbone, "data_preprocessor": preprocess}
     return Config({"model": model, "default_scope": "mmdet"})
 
 
-def settings_of_training(settings: Any) -> tuple[int, int]:
-    """Regions of an image that the box head and the mask head see, of Mask R-CNN."""
-    regions = getattr(settings, "rois_per_image", 0)
-    return regions, regions // 4
-
-
-def settings_of_evaluation(settings: Any) -> tuple[int, int]:
-    """Likewise."""
-    return getattr(settings, "proposals", 0), getattr(settings, "detections", 0)
-
-
 def _outputs(
-    model: Any, maps: tuple[Tensor, ...], settings: Any, images: int, regions: tuple[int, int]
+    model: Any, maps: tuple[Tensor, ...], settings: Any, images: int, training: bool
 ) -> list[Tensor]:
     """All that the heads put out for a batch."""
     if not isinstance(settings, MaskRCNNSettings):
         scores, boxes = model.bbox_head(maps)
-        return [*_joined(scores, model.bbox_head.cls_out_channels), *_joined(boxes, 4)]
+        return [_joined(scores, model.bbox_head.cls_out_channels), _joined(boxes, 4)]
+    regions = settings.proposals, settings.detections  # of the box head, of the mask head
+    if training:
+        regions = settings.rois_per_image, settings.rois_per_image // 4
     scores, boxes = model.rpn_head(maps)
     for_boxes, for_masks = (torch.empty(images * count, 5) for count in regions)
     of_boxes = model.roi_head._bbox_forward(maps, for_boxes)
@@ -103,10 +94,10 @@ def _outputs(
     return [*scores, *boxes, of_boxes["cls_score"], of_boxes["bbox_pred"], of_masks["mask_preds"]]
 
 
-def _joined(levels: list[Tensor], channels: int) -> list[Tensor]:
+def _joined(levels: list[Tensor], channels: int) -> Tensor:
     """The outputs of all levels, (N, anchors, channels)."""
     flat = [each.permute(0, 2, 3, 1).reshape(len(each), -1, channels) for each in levels]
-    return [torch.cat(flat, dim=1)]
+    return torch.cat(flat, dim=1)
 
 
 def _assign(outputs: list[Tensor], objects: int, images: int) -> None:
@@ -121,7 +112,6 @@ def _paste(samples: list[Any], detections: int) -> None:
     """The masks of a batch at the resolution of the image files."""
     masks = []
     for sample in samples:
-        rows, columns = sample["data_samples"].ori_shape
-        grid = torch.empty(detections, rows, columns, 2)
+        grid = torch.empty(detections, *sample["data_samples"].ori_shape, 2)
         small = torch.empty(detections, 1, MASK_SIDE, MASK_SIDE)
         masks.append(torch.nn.functional.grid_sample(small, grid)[:, 0] >= 0.5)

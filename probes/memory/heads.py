@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import DefaultSampler, pseudo_collate
+from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATA_SAMPLERS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
@@ -25,7 +25,6 @@ from probes.dense.config import dense_config
 from probes.dense.lr_grid import with_rate
 from probes.memory.plan import MemoryPlan, Phases
 from probes.runner import bridge
-from probes.runner.batches import SameShapeBatches
 from probes.runner.group_data import GroupDataset
 
 BATCH = 32  # images that are encoded at once, see ``probes.features.feature_dataset``
@@ -33,25 +32,17 @@ SAMPLED = 2000  # images of val whose sizes are read
 Sizes = Sequence[tuple[int, ...]]
 
 
-@dataclass
 class FakeHead:
     """A head of a group, of fake tensors; it does what a ``Member`` does in a step."""
 
-    config: Config
-    model: Any
-    optimizer: Any
-    precision: Any
-
-    @classmethod
-    def build(cls, config: Config, plan: MemoryPlan) -> FakeHead:
-        model = MODELS.build(config.model)
+    def __init__(self, config: Config, plan: MemoryPlan) -> None:
+        self.config, self.model = config, MODELS.build(config.model)
         wrapper = {**config.optim_wrapper, "type": "QuietOptimWrapper"}
-        is_bf16 = prefers_bf16(plan.context.device) and config.default_scope == "mmseg"
-        precision = (lambda: torch.autocast("cpu", torch.bfloat16)) if is_bf16 else nullcontext
-        return cls(config, model, build_optim_wrapper(model, wrapper), precision)
+        self.optimizer: Any = build_optim_wrapper(self.model, wrapper)
+        self.is_bf16 = prefers_bf16(plan.context.device) and config.default_scope == "mmseg"
 
     def step(self, data: Mapping[str, Any]) -> None:
-        with self.precision():
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.is_bf16):
             losses = self.model._run_forward(data, mode="loss")
         total, _ = self.model.parse_losses(losses)
         self.optimizer.update_params(total)
@@ -60,7 +51,7 @@ class FakeHead:
         data = {**data, "data_samples": [sample.clone() for sample in data["data_samples"]]}
         evaluator = Evaluator(self.config.val_evaluator)
         evaluator.dataset_meta = classes
-        with self.precision():
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.is_bf16):
             predictions = self.model._run_forward(data, mode="predict")
         evaluator.process(data_samples=predictions[:1], data_batch=data)
 
@@ -87,7 +78,7 @@ def dense(plans: Sequence[MemoryPlan]) -> Phases:
             crops = [sample["inputs"].shape[1:]] * (len(train) * plan.settings.fixed_crops)
             encode_maps(encoder, [*crops, *shapes(val)])
             yield "encoding"
-        heads = [FakeHead.build(config, plan) for config in configs]
+        heads = [FakeHead(config, plan) for config in configs]
         preprocess = heads[0].model.data_preprocessor
         for _ in range(2):
             samples = [sample] * plan.settings.batch_size
@@ -124,21 +115,19 @@ def collated(samples: Sequence[Any], encoder: Config | None) -> dict[str, Any]:
 
 def copied(sample: Mapping[str, Any]) -> dict[str, Any]:
     """A sample with tensors that are counted, as those that are copied to a device."""
-    copies = {
-        "inputs": torch.empty_like(sample["inputs"]),
-        "data_samples": _copied(sample["data_samples"]),
-    }
+
+    def copy(data: Any) -> Any:
+        data = data.clone()
+        for value in data.values():
+            if "data" in value:
+                value.data = torch.empty_like(value.data)
+        return data
+
+    copies = {**sample, "inputs": torch.empty_like(sample["inputs"])}
+    copies["data_samples"] = copy(sample["data_samples"])
     if "more_samples" in sample:
-        copies["more_samples"] = [_copied(each) for each in sample["more_samples"]]
+        copies["more_samples"] = list(map(copy, sample["more_samples"]))
     return copies
-
-
-def _copied(data: Any) -> Any:
-    data = data.clone()
-    for value in data.values():
-        if "data" in value:
-            value.data = torch.empty_like(value.data)
-    return data
 
 
 def encode_maps(config: Config, sizes: Sizes, frozen: Any = None) -> None:
@@ -160,37 +149,34 @@ def encoded(config: Config, images: Sequence[Tensor], frozen: Any = None) -> lis
     return [each.half() for each in frozen(batch["inputs"])]
 
 
+class FirstImages:
+    """The indices of the first images of a dataset, as of a sampler."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(min(len(self.dataset), SAMPLED)))
+
+
 def shapes(dataset: Any) -> list[tuple[int, ...]]:
     """Of the first images of a dataset."""
-    return [tuple(dataset.shape(item)) for item in range(min(len(dataset), SAMPLED))]
+    return [tuple(dataset.shape(item)) for item in FirstImages(dataset)]
 
 
 def largest_batches(dataset: Any, loader: Config) -> list[list[int]]:
     """Of an evaluation: the batches with most pixels of images and of their files."""
-    part = Head(dataset)
-    options = {name: value for name, value in loader.batch_sampler.items() if name != "type"}
-    sampler = SameShapeBatches(DefaultSampler(part, shuffle=False), loader.batch_size, **options)
+    default_args = {"sampler": FirstImages(dataset), "batch_size": loader.batch_size}
+    sampler = DATA_SAMPLERS.build(loader.batch_sampler, default_args=default_args)
 
     def padded(items: Sequence[int]) -> int:
-        height, width = part.shape(items[0])[:2]
-        return len(items) * height * width
+        return len(items) * math.prod(dataset.shape(items[0])[:2])
 
     def outputs(items: Sequence[int]) -> int:
-        return sum(width * height for width, height in map(part.own_size, items))
+        return sum(map(math.prod, map(dataset.own_size, items)))
 
     batches = sampler.batches()
     largest = [max(batches, key=padded)]
     if sampler.outputs and (batch := max(batches, key=outputs)) != largest[0]:
         largest.append(batch)
     return largest
-
-
-class Head:
-    """The first images of a dataset."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset, self.shape = dataset, dataset.shape
-        self.own_size: Any = getattr(dataset, "own_size", None)
-
-    def __len__(self) -> int:
-        return min(len(self.dataset), SAMPLED)

@@ -6,15 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from probes.image_level.attention_pool import create_head, token_encoder
-from probes.image_level.attentive import AttentiveHeads, adamw
+from probes.features.search import nearest
+from probes.image_level.attention_pool import token_encoder
+from probes.image_level.attentive import adamw
+from probes.image_level.attentive import create_heads as create_attentive_heads
 from probes.image_level.correspondence import folder_of
+from probes.image_level.encode import square_side
 from probes.image_level.few_shot import LeastSquares
 from probes.image_level.linear import (
     LinearHeads,
@@ -22,10 +24,10 @@ from probes.image_level.linear import (
     Samples,
     Standardiser,
     evaluate_grid,
-    sgd_groups,
+    sgd,
     train_step,
 )
-from probes.image_level.random_crops import TokenHeads
+from probes.image_level.random_crops import create_heads
 from probes.image_level.zero_shot import templates_for
 from probes.memory.plan import CPU, MemoryPlan, Phases
 
@@ -38,8 +40,7 @@ def linear(plan: MemoryPlan) -> Phases:
         return
     width = plan.embed("train", "val")
     yield "encoding"
-    train = _samples(plan, plan.images("train"), width)
-    val = _samples(plan, plan.images("val"), width)
+    train, val = (_samples(plan, plan.images(split), width) for split in ("train", "val"))
     if len(settings.grid) > 1:
         heads = _train_linear(plan, train, settings.grid)
         evaluate_grid(heads, settings.grid, _first(train, 2**16), CPU)
@@ -57,8 +58,7 @@ def _train_linear(plan: MemoryPlan, samples: Samples, grid: Sequence[Pair]) -> L
     width, size = samples.features.shape[1], min(plan.settings.batch_size, len(samples))
     weights = [torch.zeros(width, samples.classes) for _ in grid]
     heads = LinearHeads(Standardiser.identity(width), weights)
-    groups = sgd_groups(heads, grid, size)
-    optimizer = torch.optim.SGD(groups, momentum=plan.settings.momentum)
+    optimizer = sgd([heads], plan.settings, grid, size)
     for _ in range(2):
         inputs, targets = samples.batch(torch.empty(size, dtype=torch.int64), CPU)
         train_step(heads, optimizer, inputs, targets, 1.0)
@@ -78,21 +78,8 @@ def _first(samples: Samples, count: int) -> Samples:
 def random_crops(plan: MemoryPlan) -> Phases:
     """See ``probes.image_level.random_crops``."""
     settings = plan.settings
-    encoding = settings.encoding(plan.context.device.type)
-    tokens = plan.backbone.encode_tokens(plan.one_image(), encoding.blocks)
-    widths = [token.shape[1] for token, _ in tokens]
-    del tokens
-    grids = []
-    for blocks, pooled in product(settings.blocks, settings.average_pool):
-        start = sum(widths[: encoding.blocks - blocks])
-        columns = slice(start, sum(widths) + (widths[-1] if pooled else 0))
-        width = columns.stop - start
-        weights = [torch.empty(width, plan.classes) for _ in settings.grid]
-        grids.append(LinearHeads(Standardiser.identity(width), weights, columns))
-    groups = [
-        group for heads in grids for group in sgd_groups(heads, settings.grid, settings.batch_size)
-    ]
-    _train_on_crops(plan, TokenHeads(grids), torch.optim.SGD(groups, momentum=settings.momentum))
+    grids = create_heads(plan.on_cpu)
+    _train_on_crops(plan, grids, sgd(grids, settings, settings.grid, settings.batch_size))
     yield "training"
     plan.embed("train", "val")
     yield "encoding"
@@ -101,11 +88,7 @@ def random_crops(plan: MemoryPlan) -> Phases:
 def attentive(plan: MemoryPlan) -> Phases:
     """See ``probes.image_level.attentive``."""
     encode = token_encoder(plan.backbone, plan.settings.pool)
-    with torch.no_grad():
-        width = encode(plan.one_image()).shape[2]
-    heads = AttentiveHeads(
-        [create_head(plan.settings.pool, width, plan.classes) for _ in plan.settings.grid]
-    )
+    heads = create_attentive_heads(plan.on_cpu)
     _train_on_crops(plan, heads, adamw(heads, plan.settings), encode)
     yield "training"
     held_out = math.ceil(plan.settings.holdout * plan.images("train"))
@@ -150,7 +133,7 @@ def _rows(count: int) -> Tensor:
 
 def _vote(plan: MemoryPlan, queries: Tensor, memory: Tensor) -> None:
     part = queries[:4096]
-    similar, _ = plan.search(part, memory, max(plan.settings.neighbours))
+    similar, _ = nearest(part, memory, max(plan.settings.neighbours), prepare=torch.clone)
     weights = similar.double().exp()
     ballot = torch.zeros(len(part), plan.classes, dtype=torch.float64)
     ballot.scatter_add_(1, torch.empty(weights.shape, dtype=torch.int64), weights)
@@ -162,7 +145,7 @@ def few_shot(plan: MemoryPlan) -> Phases:
     yield "encoding"
     targets = Counter(sample.target for sample in plan.context.data.samples["train"])
     shots = sum(min(count, plan.settings.shots) for count in targets.values())
-    fits = LeastSquares.decompose(torch.empty(shots, width), _rows(shots), plan.classes)
+    fits = LeastSquares(torch.empty(shots, width), _rows(shots), plan.classes)
     if len(plan.settings.l2) > 1:
         fits.leave_one_out(1.0)
     yield "fit"
@@ -190,8 +173,8 @@ def _count_texts(plan: MemoryPlan) -> int:
 
 def keypoints(plan: MemoryPlan) -> Phases:
     """See ``probes.image_level.correspondence``."""
-    settings, divisor = plan.settings, plan.backbone.divisor
-    side = math.ceil((settings.size or min(plan.backbone.data.size)) / divisor) * divisor
+    settings = plan.settings
+    side = square_side(settings, plan.backbone)
     plan.context = replace(plan.context, settings=replace(settings, size=side))
     samples = plan.context.data.samples["val"]
     images = max(Counter(folder_of((each.image, {})) for each in samples).values())

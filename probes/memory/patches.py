@@ -16,6 +16,7 @@ from probes.dense.patches.knn import key_maker, vote
 from probes.dense.patches.memory import MOMENT_ROWS, ROWS, class_count
 from probes.dense.patches.open_vocabulary import class_synonyms
 from probes.dense.patches.pixels import Patches, average_windows, label_map
+from probes.features.search import nearest
 from probes.image_level.linear import Standardiser
 from probes.image_level.zero_shot import templates_for
 from probes.memory.heads import Sizes, encode_maps, encoded
@@ -85,7 +86,7 @@ def patch_knn(plan: MemoryPlan) -> Phases:
         offset = torch.empty(len(features)) if distance == "l2" else None
         group = _queries(images, features.shape[1])
         queries = make_keys(torch.cat([patches.features for patches in group]))
-        _, index = plan.search(queries, features, count, _uploaded(make_keys), offset=offset)
+        _, index = nearest(queries, features, count, offset, prepare=_uploaded(make_keys))
         for patches in group[:1]:
             neighbour_labels = labels[index[: len(patches.features)]]
             if settings.votes == "shares":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from backbones.base import Backbone
 from common.live_bytes import LiveBytes
 from probes.base import Context, EncodeRun, Probe
 from probes.datasets.base import Split
-from probes.features.search import nearest
 from probes.image_level.encode import encode_batches, encode_texts, encoder, input_size
 
 CPU = torch.device("cpu")
@@ -77,10 +76,10 @@ class MemoryPlan:
         encode = encode or encoder(self.backbone, encoding)
         yield from encode_batches(blanks, batches, self.backbone, encode, self.run, encoding)
 
-    def one_image(self) -> Tensor:
-        """A normalised image as the backbone sees it, (1, 3, H, W)."""
-        encoding = self.settings.encoding(self.context.device.type)
-        return torch.empty(1, 3, *input_size(encoding.size, self.backbone))
+    @property
+    def on_cpu(self) -> Context:
+        """The context of what creates modules, on the CPU like all fake tensors."""
+        return replace(self.context, device=CPU)
 
     def embed(self, *splits: Split) -> int:
         """Encode the images of splits; the width of their embeddings."""
@@ -94,17 +93,6 @@ class MemoryPlan:
         """Encode so many texts, or a batch of them."""
         prompts = ["a photo of something."] * min(texts, 256)
         encode_texts(self.backbone, prompts, self.run, self.settings.precision)
-
-    def search(
-        self,
-        queries: Tensor,
-        memory: Tensor,
-        k: int,
-        prepare: Callable[[Tensor], Tensor] = torch.clone,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """``probes.features.search.nearest`` as on the planned device."""
-        return nearest(queries, memory, k, prepare=prepare, **options)
 
 
 class Blanks:

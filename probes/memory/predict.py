@@ -14,6 +14,7 @@ from probes.dense.probe import DenseProbe
 from probes.memory.plan import MemoryPlan, Phases
 
 Task = tuple[Probe, Context]
+Run = Callable[[Sequence[MemoryPlan]], Phases]
 # probe → where its phases are; dense probes that are trained have theirs in ``heads``
 FUNCTIONS: Mapping[str, str] = {
     "classification/linear": "image_level.linear",
@@ -64,23 +65,23 @@ def predict(tasks: Sequence[Task], capacity: int | None) -> list[Peak]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of addresses, which fake tensors lack
             return [
-                _predict(group, capacity) for group in together(tasks) if phases_of(group[0][0])
+                _predict(group, phases, capacity)
+                for group in together(tasks)
+                if (phases := phases_of(group[0][0]))
             ]
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _predict(group: Sequence[Task], capacity: int | None) -> Peak:
+def _predict(group: Sequence[Task], phases: Run, capacity: int | None) -> Peak:
     """The peak of tasks that are trained together."""
-    function = phases_of(group[0][0])
-    assert function is not None
     with counting(group[0][1].device) as counter:
         backbone = fake_copy(group[0][1].backbone)
         plans = [
             MemoryPlan(probe, replace(context, backbone=backbone), counter, capacity)
             for probe, context in group
         ]
-        by_phase = {phase: counter.take_peak() for phase in function(plans)}
+        by_phase = {phase: counter.take_peak() for phase in phases(plans)}
     names = " + ".join(f"{context.data.spec.name}/{probe.name}" for probe, context in group)
     worst = max(by_phase, key=by_phase.__getitem__)
     return Peak(names, by_phase[worst], worst, sum(plan.host for plan in plans))
@@ -95,11 +96,12 @@ def together(tasks: Sequence[Task]) -> list[list[Task]]:
     return list(lists.values())
 
 
-def phases_of(probe: Probe) -> Callable[[Sequence[MemoryPlan]], Phases] | None:
+def phases_of(probe: Probe) -> Run | None:
     """The function that runs the phases of tasks of a probe; None if it is a plug-in's."""
-    name = FUNCTIONS.get(f"{probe.kind}/{probe.name}")
-    if name is not None:
-        module, function = name.split(".")
-        phases = getattr(import_module(f"probes.memory.{module}"), function)
-        return lambda plans: phases(plans[0])
-    return import_module("probes.memory.heads").dense if isinstance(probe, DenseProbe) else None
+    if isinstance(probe, DenseProbe):
+        return import_module("probes.memory.heads").dense
+    if not (name := FUNCTIONS.get(f"{probe.kind}/{probe.name}")):
+        return None
+    module, function = name.split(".")
+    phases = getattr(import_module(f"probes.memory.{module}"), function)
+    return lambda plans: phases(plans[0])

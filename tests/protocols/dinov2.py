@@ -158,10 +158,9 @@ def call_keywords(function: Any, name: str) -> dict[str, str]:
 def suite() -> dict[str, dict[str, Any]]:
     """The fields, by this suite."""
     import backbones
-    from probes.image_level.crop_training import RandomCrops
     from probes.image_level.encode import encoder
-    from probes.image_level.linear import LinearHeads, Standardiser, cosine, sgd_groups, train_step
-    from probes.image_level.random_crops import TokenHeads, create_heads
+    from probes.image_level.linear import LinearHeads, Standardiser, cosine, sgd, train_step
+    from probes.image_level.random_crops import RandomCrops, create_heads
     from probes.protocols.base import find_preset
     from probes.registry import find_task
 
@@ -186,18 +185,15 @@ def suite() -> dict[str, dict[str, Any]]:
         for heads in grids:
             for weight in heads.weights:
                 weight.copy_(weights(len(weight)).T)
-    groups = [
-        group for heads in grids for group in sgd_groups(heads, settings.grid, settings.batch_size)
-    ]
-    optimizer = torch.optim.SGD(groups, momentum=settings.momentum)
+    optimizer = sgd(grids, settings, settings.grid, settings.batch_size)
     losses = [
-        train_step(TokenHeads(grids), optimizer, columns, labels(), cosine(step, LENGTH))
+        train_step(grids, optimizer, columns, labels(), cosine(step, LENGTH))
         for step in range(STEPS)
     ]
     length = settings.epochs * settings.epoch_length
     rates = []
     probe_heads = LinearHeads(Standardiser.identity(1), [torch.zeros(1, 2)])
-    single = torch.optim.SGD(sgd_groups(probe_heads, settings.grid[:1], settings.batch_size))
+    single = sgd([probe_heads], settings, settings.grid[:1], settings.batch_size)
     for iteration in range(0, length, length // 25):
         train_step(
             probe_heads, single, torch.ones(1, 1), torch.zeros(1).long(), cosine(iteration, length)

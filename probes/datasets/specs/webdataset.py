@@ -20,7 +20,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,42 +53,42 @@ class Task:
     name: str
     title: str
     size: int
-    extra: Mapping[str, Any]
+    extra: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "classification"
     also: tuple[str, ...] = ()
 
 
 TASKS = (
     Task("vtab-caltech101", "Caltech-101", 6085, PER_CLASS),
-    Task("cifar10", "CIFAR-10", 10000, {}, also=("wds_vtab-cifar10",)),
-    Task("vtab-cifar100", "CIFAR-100", 10000, {}),
-    Task("vtab-clevr_count_all", "CLEVR Counts", 15000, {}),
-    Task("vtab-clevr_closest_object_distance", "CLEVR Distance", 15000, {}),
-    Task("country211", "Country211", 21100, {}),
-    Task("vtab-dtd", "Describable Textures", 1880, {}),
-    Task("vtab-eurosat", "EuroSAT", 5400, {}),
+    Task("cifar10", "CIFAR-10", 10000, also=("wds_vtab-cifar10",)),
+    Task("vtab-cifar100", "CIFAR-100", 10000),
+    Task("vtab-clevr_count_all", "CLEVR Counts", 15000),
+    Task("vtab-clevr_closest_object_distance", "CLEVR Distance", 15000),
+    Task("country211", "Country211", 21100),
+    Task("vtab-dtd", "Describable Textures", 1880),
+    Task("vtab-eurosat", "EuroSAT", 5400),
     Task("fgvc_aircraft", "FGVC Aircraft", 3333, PER_CLASS),
-    Task("food101", "Food-101", 25250, {}),
-    Task("gtsrb", "GTSRB", 12630, {}),
-    Task("imagenet1k", "ImageNet 1k", 50000, {}),
-    Task("imagenet_sketch", "ImageNet Sketch", 50889, {}),
-    Task("imagenetv2", "ImageNet v2", 10000, {}),
-    Task("imagenet-a", "ImageNet-A", 7500, {}),
-    Task("imagenet-o", "ImageNet-O", 2000, {}),
-    Task("imagenet-r", "ImageNet-R", 30000, {}),
-    Task("vtab-kitti_closest_vehicle_distance", "KITTI Vehicle Distance", 711, {}),
-    Task("mnist", "MNIST", 10000, {}),
-    Task("objectnet", "ObjectNet", 18574, {}),
+    Task("food101", "Food-101", 25250),
+    Task("gtsrb", "GTSRB", 12630),
+    Task("imagenet1k", "ImageNet 1k", 50000),
+    Task("imagenet_sketch", "ImageNet Sketch", 50889),
+    Task("imagenetv2", "ImageNet v2", 10000),
+    Task("imagenet-a", "ImageNet-A", 7500),
+    Task("imagenet-o", "ImageNet-O", 2000),
+    Task("imagenet-r", "ImageNet-R", 30000),
+    Task("vtab-kitti_closest_vehicle_distance", "KITTI Vehicle Distance", 711),
+    Task("mnist", "MNIST", 10000),
+    Task("objectnet", "ObjectNet", 18574),
     Task("vtab-flowers", "Oxford Flowers-102", 6149, PER_CLASS),
     Task("vtab-pets", "Oxford-IIIT Pet", 3669, PER_CLASS),
-    Task("voc2007", "Pascal VOC 2007", 14976, {}),
-    Task("vtab-pcam", "PatchCamelyon", 32768, {}),
-    Task("renderedsst2", "Rendered SST2", 1821, {}),
-    Task("vtab-resisc45", "RESISC45", 6300, {}),
-    Task("cars", "Stanford Cars", 8041, {}),
-    Task("stl10", "STL-10", 8000, {}),
-    Task("sun397", "SUN397", 108754, {}),
-    Task("vtab-svhn", "SVHN", 26032, {}),
+    Task("voc2007", "Pascal VOC 2007", 14976),
+    Task("vtab-pcam", "PatchCamelyon", 32768),
+    Task("renderedsst2", "Rendered SST2", 1821),
+    Task("vtab-resisc45", "RESISC45", 6300),
+    Task("cars", "Stanford Cars", 8041),
+    Task("stl10", "STL-10", 8000),
+    Task("sun397", "SUN397", 108754),
+    Task("vtab-svhn", "SVHN", 26032),
     Task(
         "retrieval-flickr_1k_test_image_text_retrieval",
         "Flickr",
@@ -105,9 +105,9 @@ TASKS = (
         "image-text",
         ("wds_mscoco_captions",),
     ),
-    Task("misc-winogavil", "WinoGAViL", 0, {}, "association", ("wds_winogavil",)),
+    Task("misc-winogavil", "WinoGAViL", 0, kind="association", also=("wds_winogavil",)),
     Task("wilds-iwildcam", "iWildCam", 42791, {"main_metric": "f1_macro"}),
-    Task("wilds-camelyon17", "Camelyon17", 85054, {}),
+    Task("wilds-camelyon17", "Camelyon17", 85054),
     # WILDS leaves the region "Other" (four images of the test set) out; DataComp's code, and so the
     # published numbers, do not
     Task("wilds-fmow", "FMoW", 22108, {"main_metric": "worst_group_top1", "group": 0}),
@@ -134,9 +134,8 @@ def tars(root: Path, split: Split) -> list[str]:
     split_folder = folder(root, FOLDERS[split])
     if (count := split_folder / "nshards.txt").is_file():
         (line,) = read_lines(count)[:1]
-        if not line.isdecimal() or len(line) > 6:
-            raise UserError(f"{count} must hold the number of shards, not {line[:20]!r}")
-        names = [f"{number}.tar" for number in range(int(line))]
+        with report_malformed(f"{count} must hold the number of shards"):
+            names = [f"{number}.tar" for number in range(int(line))]
         if missing := [name for name in names if not (split_folder / name).is_file()]:
             raise UserError(
                 f"{len(missing)} of {line} shards are missing in {split_folder}, such as"
@@ -173,20 +172,10 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
                     f"{root / tar}: {name} has no {label}; dataset_type.txt says what {root.name}"
                     " is (classification where there is none, or retrieval)"
                 )
-            try:
+            kind = "text in UTF-8" if captions else "class number"
+            with report_malformed(f"{root / tar}: {label} holds no {kind}"):
                 text = read_bytes(root / tar / label).decode()
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{root / tar}: {label} is not UTF-8; get the shard again"
-                ) from error
-            if captions:
-                target: Any = text.splitlines()
-            elif text.strip().isdecimal() and len(text.strip()) < 10:
-                target = int(text)
-            else:
-                raise UserError(
-                    f"{root / tar}: {label} holds {text[:20]!r}, which is no class number"
-                )
+                target = text.splitlines() if captions else int(text)
             samples.append(Sample(f"{tar}/{name}", target))
     return samples
 

@@ -18,7 +18,7 @@ from backbones.cliptex.experts.data import load_data
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.trainer import TrainContext
-from probes.image_level import crop_training
+from probes.image_level import random_crops
 from probes.registry import PROBES
 from probes.runner.member import Member
 from tests.accelerator.cases.tasks import make_task, small, write_data
@@ -120,7 +120,7 @@ def resumed(name: str, unit: str, **changes: Any) -> Loop:
     def loop(folder: Path, device: torch.device, length: int) -> None:
         which, task = probe_task(name, changes, {unit: length}, folder, device)
         with (
-            mock.patch.object(crop_training, "SAVE_EVERY", 0.0),
+            mock.patch.object(random_crops, "SAVE_EVERY", 0.0),
             contextlib.suppress(KeyboardInterrupt),
         ):
             which.run(replace(task, progress=Recorder(die_at=2)))

@@ -77,7 +77,7 @@ def test_rm_takes_names_kinds_and_ages(refused, home):
     assert run_command(f"cache rm {first.folder.name[:12]} --yes") == 0
     assert not first.folder.exists() and second.folder.exists()
     assert run_command("cache rm --older-than 1") == 0 and second.folder.exists()
-    os.utime(second.folder / "used", (1000, 1000))
+    os.utime(second.folder, (1000, 1000))
     assert run_command("cache rm --older-than 1 --kind features --yes") == 0
     assert not second.folder.exists() and (home / "mini" / "abc").exists()
     assert run_command("cache rm mini/abc --dry-run") == 0 and (home / "mini" / "abc").exists()

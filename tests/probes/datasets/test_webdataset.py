@@ -143,7 +143,7 @@ def test_the_linear_probe_and_k_nearest_neighbours_work_on_the_same_folders(tmp_
         ("classnames.txt", "one\n", "has class 1, but cifar10 has 1 classes"),
         ("classnames.txt", None, "classnames.txt is missing"),
         ("zeroshot_classification_templates.txt", "a photo\n", "no place {c}"),
-        ("test/0.tar", {"s.png": b"", "s.cls": b"cat"}, "no class number"),
+        ("test/0.tar", {"s.png": b"", "s.cls": b"cat"}, "holds no class number"),
     ],
 )
 def test_errors_in_a_folder_are_reported(tmp_path, file, content, message):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import probes.catalog  # noqa: F401
-from probes.image_level import crop_training
+from probes.image_level import random_crops
 from probes.image_level.probe import ATTENTIVE, LINEAR
 from probes.predictor import load_predictor, write_head
 from probes.registry import DATASETS
@@ -76,7 +76,7 @@ def test_its_head_predicts_again(root, tmp_path, pool):
 
 
 def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch):
-    monkeypatch.setattr(crop_training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(random_crops, "SAVE_EVERY", 0.0)
     settings = {**SMALL, "epochs": 3}
     complete = task_of(root, **settings)
     expected = ATTENTIVE.run(complete)

@@ -29,7 +29,7 @@ def solve(x, y, l2):
 @pytest.mark.parametrize("l2", [0.01, 1.0, 1024.0])
 def test_one_decomposition_serves_every_penalty(images, l2):
     features, labels = random_samples(images)
-    fits = LeastSquares.decompose(features, labels, 3)
+    fits = LeastSquares(features, labels, 3)
     x = features.double()
     x = pad((x - x.mean(dim=0)) / (x.std(dim=0, correction=0) + 1e-5), (0, 1), value=100)
     y = 2 * one_hot(labels, 3).double() - 1
@@ -52,7 +52,7 @@ def test_shots_are_of_each_class_and_nested():
 
 def test_one_shot_takes_the_default_penalty():
     features, labels = random_samples(3)[0], torch.arange(3)
-    fits = LeastSquares.decompose(features, labels, 3)
+    fits = LeastSquares(features, labels, 3)
     assert choose(fits, labels, FewShotSettings())[0] == DEFAULT_L2
 
 

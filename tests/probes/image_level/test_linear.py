@@ -19,7 +19,7 @@ from probes.image_level.linear import (
     Samples,
     Standardiser,
     cosine,
-    sgd_groups,
+    sgd,
     train_linear,
     train_step,
 )
@@ -80,7 +80,7 @@ def test_a_step_is_torch_sgd_on_a_linear_layer_with_a_cosine():
     layer = nn.Linear(6, 5)
     nn.init.zeros_(layer.bias)
     heads = LinearHeads(Standardiser.identity(6), [layer.weight.T.detach().clone()])
-    ours = torch.optim.SGD(sgd_groups(heads, [(0.5, 0.01)], batch_size=8), momentum=0.9)
+    ours = sgd([heads], LinearSettings(), [(0.5, 0.01)], batch_size=8)
     groups = [{"params": [layer.weight], "weight_decay": 0.01}, {"params": [layer.bias]}]
     optimizer = torch.optim.SGD(groups, lr=0.5 * 8 / 256, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5, eta_min=0)

@@ -11,9 +11,9 @@ import torch
 import backbones
 import probes.catalog  # noqa: F401
 from common.errors import UserError
-from probes.image_level import crop_training, random_crops
-from probes.image_level.crop_training import RandomCrops
+from probes.image_level import random_crops
 from probes.image_level.probe import LINEAR
+from probes.image_level.random_crops import RandomCrops
 from probes.protocols.base import find_preset
 from probes.registry import DATASETS, find_task
 from tests.probes.datasets import make
@@ -63,7 +63,7 @@ def test_end_to_end(root):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch, workers):
-    monkeypatch.setattr(crop_training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(random_crops, "SAVE_EVERY", 0.0)
     complete = crops_task(root)
     expected = LINEAR.run(complete)
 
