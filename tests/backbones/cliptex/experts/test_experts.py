@@ -87,6 +87,25 @@ def test_save_and_load(name, tmp_path):
     assert changed.identity() != expert.identity()
 
 
+REGISTERS_A_CLASS_OF_ANOTHER_FILE = """
+from backbones.cliptex.experts import EXPERTS
+from backbones.cliptex.experts.dpt import DPT
+EXPERTS.register("my-dpt", type("MyDPT", (DPT,), {"name": "my-dpt", "__module__": DPT.__module__}))
+"""
+
+
+def test_the_plugin_that_registers_an_expert_is_in_its_identity(tmp_path):
+    path = tmp_path / "my-dpt.py"
+    path.write_text(REGISTERS_A_CLASS_OF_ANOTHER_FILE)
+    plugins.load(path)
+    try:
+        expert = toy_experts.make_expert("my-dpt")
+        assert expert.identity()["plugin"] == plugins.LOADED[path].sha256
+        assert "plugin" not in toy_experts.make_expert("dpt").identity()
+    finally:
+        plugins.LOADED[path].remove()
+
+
 def test_damaged_and_wrong_experts(tmp_path):
     folder = tmp_path / "e"
     toy_experts.make_expert("dpt").save(folder)
