@@ -45,20 +45,30 @@ class Difference:
 
     Attributes:
         fields: that differ, as the golden record of the protocol names them
-            (``tests/protocols/records``).
+            (``tests/protocols/records``), separated by commas.
         text: a phrase.
         effect: how far it moves the number, and on what data, where that was measured.
         probe: the preset that differs (``segmentation/logreg``), or the kind of several
             (``segmentation``); empty for all.
     """
 
-    fields: tuple[str, ...]
+    fields: str
     text: str
     effect: str = ""
     probe: str = ""
 
     def __str__(self) -> str:
         return f"{self.text} ({self.effect})" if self.effect else self.text
+
+
+NORMALISED_BLACK = Difference(
+    "normalised black", "images of every backbone have ImageNet's mean and deviation, here its own"
+)
+HEAD_PRECISION = Difference(
+    "head precision", "its heads compute in fp32, on a GPU those here in bf16"
+)
+# settings of dense probes, of sources that encode each image anew and have one learning rate
+TRAINED_ON_IMAGES = {"flip_test": False, "fixed_crops": 0, "cache": "none", "lr_grid": ()}
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,15 @@ A linear head on the last layer, which (of a ViT) has passed the backbone's own 
 the class token. What the paper and its files leave open is the probe's own default.
 """
 
-from __future__ import annotations
-
-from probes.protocols.base import Difference, Preset, Protocol, register_protocol
+from probes.protocols.base import (
+    HEAD_PRECISION,
+    NORMALISED_BLACK,
+    TRAINED_ON_IMAGES,
+    Difference,
+    Preset,
+    Protocol,
+    register_protocol,
+)
 
 SHARED = {
     "padding": "mean",
@@ -49,10 +55,7 @@ SEGMENTATION = Preset(
         "dropout": 0.1,
         "dropout_first": True,
         "slide": (512, 341),
-        "flip_test": False,
-        "fixed_crops": 0,
-        "cache": "none",
-        "lr_grid": (),
+        **TRAINED_ON_IMAGES,
         **SHARED,
         "max_class_share": 0.75,
         "loss_images": None,
@@ -109,49 +112,44 @@ register_protocol(
         " facebookresearch/dinov3",
         (SEGMENTATION, DEPTH),
         differs=(
+            NORMALISED_BLACK,
+            HEAD_PRECISION,
             Difference(
-                ("normalised black",),
-                "images of every backbone have ImageNet's mean and deviation, here its own",
-            ),
-            Difference(
-                ("head precision",), "its heads compute in fp32, on a GPU those here in bf16"
-            ),
-            Difference(
-                ("validations",),
+                "validations",
                 "the best of eight validations on val is reported, here the last is scored",
                 probe=SEGMENTATION.probe,
             ),
             Difference(
-                ("test sizes",),
+                "test sizes",
                 "the long side of images has no limit, here it is at most four times the short one,"
                 " in training, too",
                 "none on usual photographs",
                 probe=SEGMENTATION.probe,
             ),
             Difference(
-                ("resized labels",),
+                "resized labels",
                 "resized labels are read at the corner of a pixel, here at its middle",
                 probe=SEGMENTATION.probe,
             ),
             Difference(
-                ("padding",),
+                "padding",
                 "crops are padded with the mean colour, here with it as whole numbers",
                 "at most 0.009 of a standard deviation",
                 probe=SEGMENTATION.probe,
             ),
             Difference(
-                ("turned image",),
+                "turned image",
                 "images are turned as real numbers, here by OpenCV, whose weights are multiples of"
                 " 1/32, to whole numbers, and mixed with black at their edges in another way",
                 probe=DEPTH.probe,
             ),
             Difference(
-                ("trained pixels",),
+                "trained pixels",
                 "all known depths are trained on, here those in the range that is scored",
                 probe=DEPTH.probe,
             ),
             Difference(
-                ("padding to patches of 14",),
+                "padding to patches of 14",
                 "images that are no whole number of patches are padded on all sides, and the"
                 " prediction of all is squeezed into the image; here images are padded at the right"
                 " and the bottom, which is cut off, and crops to train on are enlarged",
@@ -159,11 +157,11 @@ register_protocol(
                 probe=DEPTH.probe,
             ),
             Difference(
-                ("final norm of ConvNeXt",),
+                "final norm of ConvNeXt",
                 "the last map of a ConvNeXt passes its final norm, here it does not",
             ),
             Difference(
-                ("backbone in training",),
+                "backbone in training",
                 "for the first 1,600 iterations a ViT's positions are rescaled at random, here"
                 " never",
                 probe=DEPTH.probe,

@@ -6,8 +6,6 @@ github.com/vpariza/open-hummingbird-eval: the table of README.md (memory of 1024
 passes, 512 px) and ``hbird/hbird_eval.py``. Its metric is ``mIoU_hungarian``.
 """
 
-from __future__ import annotations
-
 from probes.protocols.base import Difference, Preset, Protocol, register_protocol
 
 PROBE = "segmentation/in-context"
@@ -39,37 +37,37 @@ register_protocol(
         ),
         differs=(
             Difference(
-                ("normalised black",),
+                "normalised black",
                 "images of every backbone have ImageNet's mean and deviation, of blue 0.255, here"
                 " its own",
             ),
             Difference(
-                ("labels of VOC",),
+                "labels of VOC",
                 "of VOC all training labels are those of SBD's list, here VOC's own where it has"
                 " them",
             ),
             Difference(
-                ("precision",),
+                "precision",
                 "unless a function for the features is given, a GPU computes the backbone in"
                 " float16, here in float32",
             ),
             Difference(
-                ("remembered shares",),
+                "remembered shares",
                 "the classes' shares of a remembered patch are float32, here float16",
                 "0.0005 of a share",
             ),
             Difference(
-                ("seeds of crops",),
+                "seeds of crops",
                 "crops, colours and the noise that patches are remembered by come from one"
                 " generator (seeded by eval.py, not by hbird_evaluation), here crops and colours"
                 " follow from the image alone",
             ),
             Difference(
-                ("classes of COCO",),
+                "classes of COCO",
                 "COCO has 15 supercategories of stuff or 12 of things, here 171 classes; it has no"
                 " CamVid: on these only the recipe is Hummingbird's",
             ),
-            Difference(("search",), "neighbours are searched approximately (ScaNN), here exactly"),
+            Difference("search", "neighbours are searched approximately (ScaNN), here exactly"),
         ),
         commit="5e79da2",
         version=3,

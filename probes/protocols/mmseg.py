@@ -11,11 +11,17 @@ class token. On VOC it trains on the 10,582 images of ``trainaug``.
 The auxiliary head, which trains the backbone's third stage, is not used: the backbone is frozen.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
-from probes.protocols.base import Difference, Preset, Protocol, register_protocol
+from probes.protocols.base import (
+    HEAD_PRECISION,
+    NORMALISED_BLACK,
+    TRAINED_ON_IMAGES,
+    Difference,
+    Preset,
+    Protocol,
+    register_protocol,
+)
 
 SHARED: dict[str, Any] = {
     "size": 512,
@@ -39,10 +45,7 @@ SHARED: dict[str, Any] = {
     "channels": 512,
     "dropout": 0.1,
     "slide": (),
-    "flip_test": False,
-    "fixed_crops": 0,
-    "cache": "none",
-    "lr_grid": (),
+    **TRAINED_ON_IMAGES,
 }
 DPT: dict[str, Any] = {
     **SHARED,
@@ -80,25 +83,20 @@ register_protocol(
         " onedl-mmsegmentation 1.4.2",
         (*HEADS, Preset("segmentation/dpt", DPT, ("ade20k",))),
         differs=(
+            NORMALISED_BLACK,
             Difference(
-                ("normalised black",),
-                "images of every backbone have ImageNet's mean and deviation, here its own",
-            ),
-            Difference(
-                ("backbone",),
+                "backbone",
                 "the backbone is trained too, that of DeepLabv3 and PSPNet dilated to stride 8 and "
                 "with an auxiliary head on its third stage",
             ),
             Difference(
-                ("final norm",),
+                "final norm",
                 "DPT's maps have not passed the backbone's final norm",
                 probe="segmentation/dpt",
             ),
+            HEAD_PRECISION,
             Difference(
-                ("head precision",), "its heads compute in fp32, on a GPU those here in bf16"
-            ),
-            Difference(
-                ("padding",),
+                "padding",
                 "crops on ADE20K are padded with the mean colour, here with it as whole numbers",
                 "at most 0.009 of a standard deviation",
             ),

@@ -9,11 +9,16 @@ their configs, data and models; ``eval_knn.py``.
 of ``trainaug``, NYU 24,231 images; masks of ADE20K and VOC are those that its README links to.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
-from probes.protocols.base import Difference, Preset, Protocol, register_protocol
+from probes.protocols.base import (
+    NORMALISED_BLACK,
+    TRAINED_ON_IMAGES,
+    Difference,
+    Preset,
+    Protocol,
+    register_protocol,
+)
 
 EIGEN = (45, 471, 41, 601)
 SHARED: dict[str, Any] = {
@@ -34,10 +39,7 @@ SHARED: dict[str, Any] = {
     "align_corners": True,
     "slide": (256, 170),
     "slide_padded": True,
-    "flip_test": False,
-    "fixed_crops": 0,
-    "cache": "none",
-    "lr_grid": (),
+    **TRAINED_ON_IMAGES,
 }
 SEGMENTATION = {
     **SHARED,
@@ -110,43 +112,40 @@ register_protocol(
         (*DENSE, KNN),
         differs=(
             Difference(
-                ("chosen_on",),
+                "chosen_on",
                 "the number of neighbours is chosen on val, here on a held-out part of train",
                 probe=KNN.probe,
             ),
             Difference(
-                ("precision",),
+                "precision",
                 "the backbone computes in bf16, here in fp32 (--set precision=bf16)",
                 probe=KNN.probe,
             ),
+            NORMALISED_BLACK,
             Difference(
-                ("normalised black",),
-                "images of every backbone have ImageNet's mean and deviation, here its own",
+                "validations", "the best of 60 validations on val is reported, here the last"
             ),
             Difference(
-                ("validations",), "the best of 60 validations on val is reported, here the last"
-            ),
-            Difference(
-                ("backbone precision",),
+                "backbone precision",
                 "the backbone computes in bf16, here in fp32 (--set precision=bf16)",
             ),
             Difference(
-                ("initial weights",),
+                "initial weights",
                 "layers start with torch's random weights, here the last one with a deviation of "
                 "0.01, and depth with a bias of -1.1",
             ),
             Difference(
-                ("mIoU with an absent class",),
+                "mIoU with an absent class",
                 "classes that are in neither labels nor predictions count as 0, here not at all",
                 "none on the full ADE20K and VOC",
             ),
             Difference(
-                ("output",),
+                "output",
                 "depth is 10 m times a sigmoid, here 1 mm and 9.999 m times a sigmoid",
                 "at most 1 mm",
             ),
             Difference(
-                ("scored pixels",),
+                "scored pixels",
                 "depths of exactly 1 mm and 10 m are scored, and images with less than ten pixels "
                 "are left out",
             ),

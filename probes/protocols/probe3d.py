@@ -16,11 +16,16 @@ GPU (``num_gpus: 1``, its default) images are not shuffled, as here. ``train_dep
 them: its authors' own runs may have been shuffled.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
-from probes.protocols.base import Difference, Preset, Protocol, register_protocol
+from probes.protocols.base import (
+    HEAD_PRECISION,
+    TRAINED_ON_IMAGES,
+    Difference,
+    Preset,
+    Protocol,
+    register_protocol,
+)
 
 CENTRE = (0, 480, 80, 560)
 SHARED: dict[str, Any] = {
@@ -53,10 +58,7 @@ SHARED: dict[str, Any] = {
     "dropout": 0.0,
     "align_corners": False,
     "slide": (),
-    "flip_test": False,
-    "fixed_crops": 0,
-    "cache": "none",
-    "lr_grid": (),
+    **TRAINED_ON_IMAGES,
 }
 DEPTH = Preset(
     "depth/dpt-probe3d",
@@ -77,89 +79,87 @@ register_protocol(
         (DEPTH, NORMALS),
         differs=(
             Difference(
-                ("data",),
+                "data",
                 "it trains on 30,814 images of GeoNet, in the order of their names, and tests on"
                 " images with a white border (those of `data get nyu-24k` have a black one, and are"
                 " JPEG files)",
             ),
             Difference(
-                ("test depth",),
+                "test depth",
                 "depth to test on is not rounded, here to 1 mm",
                 "at most 0.5 mm, with `data get nyu-24k` 1 mm",
                 probe=DEPTH.probe,
             ),
             Difference(
-                ("scored pixels",),
+                "scored pixels",
                 "depths of up to 1 mm and of exactly 10 m are scored, here not",
                 "none expected on NYU",
                 probe=DEPTH.probe,
             ),
             Difference(
-                ("iterations",),
+                "iterations",
                 "the last batch of an epoch has the images that are left, here batches go on into"
                 " the next epoch",
             ),
-            Difference(("tokens",), "its blocks are taken before the backbone's final norm"),
+            Difference("tokens", "its blocks are taken before the backbone's final norm"),
             Difference(
-                ("mean colour",),
+                "mean colour",
                 "images of every backbone have ImageNet's mean and deviation, here its own",
             ),
+            HEAD_PRECISION,
             Difference(
-                ("head precision",), "its heads compute in fp32, on a GPU those here in bf16"
-            ),
-            Difference(
-                ("strides",),
+                "strides",
                 "maps of a CNN are brought to stride 16, here to 8",
             ),
             Difference(
-                ("padding",),
+                "padding",
                 "images that are no whole number of patches are padded on all sides with the mean"
                 " colour, and the output is not cut to the image (normals are resized to it by"
                 " cubic interpolation)",
                 "none with patches of 16; with those of 14 predictions move by up to 5 of 480 px",
             ),
             Difference(
-                ("initial weights",),
+                "initial weights",
                 "the last convolution starts as torch makes it, here with weights of σ = 0.01 and"
                 " normals that face the camera",
             ),
             Difference(
-                ("scale-invariant scores",),
+                "scale-invariant scores",
                 "depth is scored after the best scale and shift of each image, too",
                 probe=DEPTH.probe,
             ),
             Difference(
-                ("scores without valid pixels",),
+                "scores without valid pixels",
                 "an image without valid pixels counts as 0, here not at all",
             ),
             Difference(
-                ("loss of small angles",),
+                "loss of small angles",
                 "angles below 0.81° have no gradient, here below 0.08°",
                 probe=NORMALS.probe,
             ),
             Difference(
-                ("pixels without a normal",),
+                "pixels without a normal",
                 "a pixel with a depth and without a normal is scored as 90° off, and is in the"
                 " loss, here it is in neither",
                 probe=NORMALS.probe,
             ),
             Difference(
-                ("stored normals",),
+                "stored normals",
                 "normals are not rounded, here their components to 1/127.5",
                 "0.2° a pixel",
                 probe=NORMALS.probe,
             ),
             Difference(
-                ("SigLIP's blocks",),
+                "SigLIP's blocks",
                 "SigLIP's blocks are run twice and maps are taken in the second pass, so its"
                 " published numbers are not comparable",
             ),
             Difference(
-                ("MAE's blocks",),
+                "MAE's blocks",
                 "MAE's maps are taken one block earlier, and its position embedding is computed"
                 " for 30 × 30 patches, here it is resized",
             ),
-            Difference(("seed",), "its runs are not seeded (no code reads its random_seed of 8)"),
+            Difference("seed", "its runs are not seeded (no code reads its random_seed of 8)"),
         ),
         commit="1fff822",
         version=3,

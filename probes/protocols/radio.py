@@ -8,9 +8,7 @@ MMSegmentation's recipe for 80k iterations with AdamW: batch normalisation and o
 the last map, without decay and dropout. With patches of 14 px crops are 518 px.
 """
 
-from __future__ import annotations
-
-from probes.protocols.base import Difference, Preset, Protocol, register_protocol
+from probes.protocols.base import TRAINED_ON_IMAGES, Difference, Preset, Protocol, register_protocol
 
 SEGMENTATION = Preset(
     "segmentation/linear",
@@ -45,10 +43,7 @@ SEGMENTATION = Preset(
         "dropout": 0.0,
         "align_corners": False,
         "slide": (),
-        "flip_test": False,
-        "fixed_crops": 0,
-        "cache": "none",
-        "lr_grid": (),
+        **TRAINED_ON_IMAGES,
     },
     datasets=("ade20k",),
 )
@@ -72,17 +67,15 @@ register_protocol(
         (SEGMENTATION, KNN),
         differs=(
             Difference(
-                ("crop",),
+                "crop",
                 "crops of 512 px are padded to 518 px for patches of 14, here they have 518 px",
             ),
             Difference(
-                ("edge of a class",),
+                "edge of a class",
                 "predictions of val are squeezed with their padding, here that is cut off",
                 "perfect predictions would have 84.9 mIoU on CamVid; none with patches of 16",
             ),
-            Difference(
-                ("head precision",), "its head computes in fp32, on a GPU that here in bf16"
-            ),
+            Difference("head precision", "its head computes in fp32, on a GPU that here in bf16"),
         ),
         commit="c0f3701",
     )

@@ -35,7 +35,7 @@ def test_a_preset_gives_what_its_source_gives_or_lists_the_difference(protocol: 
             field
             for difference in protocol.differs
             if probe.startswith(difference.probe)
-            for field in difference.fields
+            for field in difference.fields.split(", ")
             if field in fields[probe] or difference.probe
         }
         assert set(names) == listed, probe

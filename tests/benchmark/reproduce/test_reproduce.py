@@ -63,7 +63,7 @@ def golden(workdir, monkeypatch):
         monkeypatch.setattr(registry, "data", dict(registry.data))
     register_dataset(spec)
     preset = Preset("segmentation/linear", SETTINGS, ("golden",))
-    protocol = Protocol("golden", "a test", (preset,), (Difference((), "nothing"),))
+    protocol = Protocol("golden", "a test", (preset,), (Difference("", "nothing"),))
     PROTOCOLS["golden"] = protocol
     register(Entry("vit-without-norm", "", "none", without_norm, {"architecture": VIT[7:]}, ""))
     tiny_dense.make(workdir / "golden", "segmentation", TRAIN, VAL, SIZE)
