@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 import backbones
@@ -25,7 +26,7 @@ from probes.base import Context, EncodeRun, Head
 from probes.dense.tasks import DENSE_TASKS
 from probes.image_level.attention_pool import create_head, token_encoder
 from probes.image_level.embeddings import layer_columns
-from probes.image_level.encode import encoder
+from probes.image_level.encode import encode_paths, encoder
 from probes.image_level.linear import LinearHeads, Standardiser
 from probes.image_level.settings import Encoding
 from probes.layers import position
@@ -89,9 +90,7 @@ def load_predictor(
             f"{backbone.name!r} has weights {sha256[:12]}, the head of {metadata['task']} was"
             f" trained on {expected[:12]}; give that backbone"
         )
-    kind: type[Predictor] = _MMLabPredictor
-    if "encoding" in metadata:
-        kind = _AttentivePredictor if "pool" in metadata else _LinearPredictor
+    kind = _ImageLevelPredictor if "encoding" in metadata else _MMLabPredictor
     return kind(head, backbone, torch.device(device))
 
 
@@ -211,10 +210,6 @@ class _MMLabPredictor(Predictor):
         super().__init__(head, backbone, device)
         from probes.runner import bridge
 
-        # isort: split
-        from mmengine.dataset import Compose
-        from mmengine.registry import MODELS, DefaultScope
-
         metadata = head.metadata
         self.kind, self.scope = metadata["kind"], metadata["scope"]
         plugins.load_from_environment()
@@ -236,9 +231,6 @@ class _MMLabPredictor(Predictor):
 
     @torch.no_grad()
     def __call__(self, image: Picture) -> Any:
-        from mmengine.dataset import pseudo_collate
-        from mmengine.registry import DefaultScope
-
         sample: dict[str, Any] = {"img_id": 0, "image": "", "img_path": ""}
         if isinstance(image, np.ndarray):
             shape = image.shape[:2]
@@ -249,7 +241,7 @@ class _MMLabPredictor(Predictor):
         is_half = self.scope == "mmseg" and prefers_bf16(self.device)
         with (
             DefaultScope.overwrite_default_scope(self.scope),
-            torch.autocast(self.device.type, torch.bfloat16) if is_half else nullcontext(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=is_half),
         ):
             (result,) = self.model.test_step(pseudo_collate([self.prepare(sample)]))
         if self.kind == "detection":
@@ -265,19 +257,27 @@ class _MMLabPredictor(Predictor):
 
 
 class _ImageLevelPredictor(Predictor):
-    """A head on what ``encode`` gives for an image."""
+    """A head on the embedding of an image, or an attentive one on its tokens."""
 
-    encode: Callable[[torch.Tensor], torch.Tensor]
-    heads: torch.nn.Module
-
+    @torch.no_grad()
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
         super().__init__(head, backbone, device)
-        self.encoding = Encoding(**head.metadata["encoding"])
+        metadata, tensors = head.metadata, head.tensors
+        self.encoding = Encoding(**metadata["encoding"])
+        if pool := metadata.get("pool"):
+            self.heads = create_head(pool, metadata["channels"], len(self.classes))
+            self.heads.load_state_dict(dict(tensors))
+            self.encode = token_encoder(self.backbone, pool)
+        else:
+            standardise = Standardiser(tensors["mean"], tensors["scale"])
+            columns = slice(*metadata["columns"])
+            self.heads = LinearHeads(standardise, [tensors["weight"]], columns)
+            self.heads.biases[0].copy_(tensors["bias"])
+            self.encode = encoder(self.backbone, self.encoding)
+        self.heads.to(device).eval()
 
     @torch.inference_mode()
     def __call__(self, image: Picture) -> np.ndarray:
-        from probes.image_level.encode import encode_paths
-
         with TemporaryDirectory() as folder:
             path = Path(folder, "image.png")
             if isinstance(image, np.ndarray):
@@ -287,25 +287,3 @@ class _ImageLevelPredictor(Predictor):
             run = EncodeRun(self.device, num_workers=0)
             (features,) = encode_paths([path], self.backbone, self.encode, run, self.encoding)
         return self.heads(features.float().to(self.device)).flatten().cpu().numpy()
-
-
-class _LinearPredictor(_ImageLevelPredictor):
-    @torch.no_grad()
-    def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
-        super().__init__(head, backbone, device)
-        tensors = {name: tensor.to(device) for name, tensor in head.tensors.items()}
-        standardise = Standardiser(tensors["mean"], tensors["scale"])
-        columns = slice(*head.metadata["columns"])
-        self.heads = LinearHeads(standardise, [tensors["weight"]], columns).to(device)
-        self.heads.biases[0].copy_(tensors["bias"])
-        self.encode = encoder(self.backbone, self.encoding)
-
-
-class _AttentivePredictor(_ImageLevelPredictor):
-    def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
-        super().__init__(head, backbone, device)
-        pool = head.metadata["pool"]
-        self.heads = create_head(pool, head.metadata["channels"], len(self.classes))
-        self.heads.load_state_dict(dict(head.tensors))
-        self.heads.to(device).eval()
-        self.encode = token_encoder(self.backbone, pool)

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
@@ -129,8 +130,7 @@ class MaskRCNN(Expert):
         # MMDetection's images are BGR
         pixels = images.flip(1).permute(0, 2, 3, 1).cpu().contiguous().numpy()
         prepared = [self.prepare({"img": image, "img_id": 0}) for image in pixels]
-        batch = {key: [each[key] for each in prepared] for key in ("inputs", "data_samples")}
-        instances = [result.pred_instances for result in self.net.test_step(batch)]
+        instances = [each.pred_instances for each in self.net.test_step(pseudo_collate(prepared))]
         return [
             {"masks": each.masks.bool(), "scores": each.scores, "labels": each.labels + 1}
             for each in instances

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -230,13 +231,7 @@ class FeatureDataset(Dataset):
 
         def encode(part: Sequence[tuple[int, Any]]) -> tuple[list[Tensor], list[Any]]:
             """The maps of loaded items, on the CPU, and their samples."""
-            batch = preprocess(
-                {
-                    "inputs": [packed["inputs"] for _, packed in part],
-                    "data_samples": [packed["data_samples"] for _, packed in part],
-                },
-                False,
-            )
+            batch = preprocess(pseudo_collate([packed for _, packed in part]), False)
             maps = frozen(batch["inputs"])
             if not all_finite(maps):
                 raise NonFiniteLoss(f"feature maps of {about} are not finite")
