@@ -10,6 +10,7 @@ from common.errors import UserError
 
 if TYPE_CHECKING:
     from backbones.base import Backbone, DataConfig, Weights
+    from backbones.bridges import as_eva, as_mteb, as_torchgeo_bench
     from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from backbones.registry import BACKBONES, Entry, create, find, names, register
 
@@ -21,6 +22,9 @@ __all__ = [
     "Entry",
     "UserError",
     "Weights",
+    "as_eva",
+    "as_mteb",
+    "as_torchgeo_bench",
     "create",
     "find",
     "load_checkpoint",
@@ -36,6 +40,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     modules = [
-        import_module(f"backbones.{each}") for each in ("named", "registry", "base", "checkpoint")
+        import_module(f"backbones.{each}")
+        for each in ("named", "registry", "base", "checkpoint", "bridges")
     ]
     return next(getattr(module, name) for module in modules if hasattr(module, name))

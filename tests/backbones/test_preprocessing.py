@@ -1,0 +1,41 @@
+"""Images in memory are prepared as the probes prepare files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import backbones
+from backbones.preprocessing import Preprocessing, in_memory_format
+from probes.image_level.encode import Images, preparation
+
+CHANGES = {
+    "crops": {"crop_pct": 0.875},
+    "squashes": {"squash": True, "crop_pct": 0.875},
+    "is not square": {"size": (64, 96), "crop_pct": 0.9, "interpolation": "bilinear"},
+}
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return backbones.create("random/timm/resnet18")
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_pixels_are_those_of_the_probes(tmp_path, backbone, change, mode):
+    rng = np.random.default_rng(0)
+    shape = {"RGB": (50, 90, 3), "RGBA": (50, 90, 4), "I;16": (50, 90)}[mode]
+    high, dtype = (65536, np.uint16) if mode == "I;16" else (256, np.uint8)
+    Image.fromarray(rng.integers(0, high, shape).astype(dtype)).save(tmp_path / "0.png")
+    backbone.data = replace(backbone.data, **change)
+    pixels = Images([tmp_path / "0.png"], backbone.data.size, backbone.data)[0]
+    expected = preparation(backbone, torch.device("cpu"))(pixels[None])
+    with Image.open(tmp_path / "0.png") as image:
+        prepared = in_memory_format(Preprocessing(backbone.data)(image)[None], backbone)
+    assert torch.equal(prepared, expected) and prepared.stride() == expected.stride()
+    assert prepared.shape[-2:] == backbone.data.size and prepared.std() > 0.1
