@@ -24,9 +24,15 @@ from benchmark.execution.progress import console
 from benchmark.memory import PlannedDevice, describe_unit
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan, print_notes
-from benchmark.probing.data import prepare_data, split_into_units
+from benchmark.probing.data import (
+    check_fit,
+    check_trained,
+    declared_data,
+    prepare_data,
+    split_into_units,
+)
 from benchmark.records import BackboneInfo, PlannedTask
-from benchmark.run import check_fit, known_cells
+from benchmark.run import known_cells
 from benchmark.stages.graph import Stage, find_results
 from benchmark.suites.registry import BackboneSource
 from common.device import device_name
@@ -74,10 +80,13 @@ def dry_run(options: RunOptions, device_memory: float | None = None) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
     plan, planned = make_plan(options), PlannedDevice.of(options.device, device_memory)
     print_notes(plan.notes)
+    created = plan.artifacts()
+    check_trained(plan.tasks, options, created)
     tracker = Tracker.existing(plan.experiment)
     stages, data, sources = _look_up(plan, cached_only=True)
     for stage in stages:
         _print_pending(stage.title, max(1, len(stage.units)))
+    declared = declared_data(plan.tasks, options, created.data)
     units = [[task] for task in plan.tasks] if data is None else split_into_units(plan.tasks, data)
     median_seconds = cache(lambda task: _median_seconds(tracker, options.executor_spec, task))
     counts, memory = Counter({"done": 0, "to do": 0}), dict[tuple[str, ...], str]()
@@ -86,8 +95,7 @@ def dry_run(options: RunOptions, device_memory: float | None = None) -> None:
         cells = {}
         if source and backbone:
             info = BackboneInfo.of(backbone, source.create_arguments)
-            if data is not None:
-                check_fit(plan.tasks, data, info)
+            check_fit(plan.tasks, data or declared, info)
             cells = known_cells(plan, tracker, data, info, seed)
         for cell in cells.values():
             counts["done" if cell.status == "cached" else cell.status] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,9 +126,10 @@ def _suite_of(tasks: Sequence[str]) -> Suite:
         and all(settings_in(suite, task) is not None for task in tasks)
     ]
     if not candidates:
+        homes = {task: _suite_of([task]).name for task in tasks if len(tasks) > 1}
+        listed = ", ".join(f"{task} of {name}" for task, name in homes.items()) or tasks[0]
         raise UserError(
-            f"no suite has all of these tasks ({', '.join(tasks)}); run those of one suite at a"
-            " time"
+            f"no suite has all of these tasks ({listed}); run those of one suite at a time"
         )
     names = {task.partition(":")[0] for task in tasks}
     return next((suite for suite in candidates if names <= set(suite.tasks)), candidates[0])
@@ -218,6 +219,7 @@ def plan_tasks(
             applied.add(key)
         ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one name each
         for task in variants(plan_task(suite, base, changes), ranges):
+            _check_settings(task, {*changes, *ranges})
             tasks[task.name] = task
     for key in overrides:
         if key not in applied:
@@ -327,13 +329,17 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
         values |= find_preset(protocol, spec, probe).settings
         values["protocol"] = protocol
     defaults = with_changes(probe.settings_type(), getattr(probe, "defaults", {}))
-    settings = with_changes(defaults, {**values, **changes})
-    if check := getattr(probe, "check_settings", None):
-        check(settings)
-    epochs = getattr(settings, "epochs", 0)
-    if "max_iters" in changes and "epochs" not in changes and epochs:
+    return PlannedTask(name, with_changes(defaults, {**values, **changes}))
+
+
+def _check_settings(task: PlannedTask, changed: Collection[str]) -> None:
+    """Raise ``UserError`` where settings of a task contradict each other; ``changed``: those that
+    the user, or an axis, sets."""
+    if check := getattr(task.probe, "check_settings", None):
+        check(task.settings)
+    epochs = getattr(task.settings, "epochs", 0)
+    if "max_iters" in changed and "epochs" not in changed and epochs:
         raise UserError(
-            f"--set max_iters changes nothing in {name}, whose length is epochs={epochs:g}; set"
-            " epochs=0 as well, or epochs"
+            f"--set max_iters changes nothing in {task.name}, whose length is epochs={epochs:g};"
+            " set epochs=0 as well, or epochs"
         )
-    return PlannedTask(name, settings)

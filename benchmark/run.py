@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from benchmark.execution import Executor
 from benchmark.execution.estimate import load_seconds, save_seconds
@@ -17,7 +18,7 @@ from benchmark.execution.progress import console
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan, print_notes
 from benchmark.probing.cell import failed_cells, failure_reason, finished_cell, log_backbone
-from benchmark.probing.data import prepare_data
+from benchmark.probing.data import check_fit, check_trained, declared_data, prepare_data
 from benchmark.probing.parents import Parent
 from benchmark.probing.submit import SOON, Probing, unit_name
 from benchmark.probing.unit import describe_backbone, forget_backbone
@@ -30,7 +31,6 @@ from common.files import write_json
 from common.locks import lock_path, locked_async, mark_in_use
 from probes.base import missing_capability
 from probes.datasets.base import PreparedDataset
-from probes.layers import layer_index
 from reports.mlflow.run import Tracker
 from reports.parts.average import TITLE_TAG
 
@@ -56,12 +56,14 @@ async def run_async(options: RunOptions) -> RunResult:
     if options.weights:
         mark_in_use(options.weights)
     try:
-        check_layers(plan)
+        described = check_architectures(plan)
         with open_executor_and_tracker(options.executor_spec, plan.experiment) as (
             executor,
             tracker,
         ):
-            result = await _PlanRunner(plan, tracker, executor).run()
+            if not executor.in_this_process:
+                forget_backbone()
+            result = await _PlanRunner(plan, tracker, executor, described).run()
     finally:
         forget_backbone()
     if options.json:
@@ -69,20 +71,27 @@ async def run_async(options: RunOptions) -> RunResult:
     return result
 
 
-def check_layers(plan: RunPlan) -> None:
-    """Build the backbones whose layers tasks name, if any do, before anything is written.
+def check_architectures(plan: RunPlan) -> dict[tuple[str, int], BackboneInfo]:
+    """Check, before anything is written, the layers and heads that tasks name, and all that the
+    suite would train a backbone for.
+
+    Returns:
+        (name, seed) → the record of each backbone that was built for this.
 
     Raises:
-        UserError: a backbone has no such layer.
+        UserError: a backbone has no such layer, or a probe does not fit it or its dataset.
     """
-    layers = {layer for task in plan.tasks for layer in task.encoded_layers}
-    trained = plan.artifacts().backbones if layers else {}
-    for name in plan.backbones if layers else ():
-        if (name, plan.seeds[0]) not in trained:
-            backbone = describe_backbone(plan.backbone_arguments(name, plan.seeds[0]))
-            for layer in layers:
-                layer_index(layer, backbone.depth, name)
-    forget_backbone()
+    artifacts = plan.artifacts()
+    check_trained(plan.tasks, plan.options, artifacts)
+    described = {}
+    if any(task.encoded_layers or getattr(task.settings, "head", None) for task in plan.tasks):
+        data = declared_data(plan.tasks, plan.options, artifacts.data)
+        for name in plan.backbones:
+            key = name, plan.seeds[0]
+            if key not in artifacts.backbones:
+                described[key] = describe_backbone(plan.backbone_arguments(*key))
+                check_fit(plan.tasks, data, described[key])
+    return described
 
 
 def known_cells(
@@ -95,8 +104,6 @@ def known_cells(
     """Task → cell, of tasks that are finished or that the backbone cannot do."""
     cells = {}
     for task in plan.tasks:
-        for layer in task.encoded_layers:
-            layer_index(layer, backbone.depth, backbone.name)
         reason = missing_capability(task.probe, backbone, task.settings)  # type: ignore[arg-type]
         if reason:
             cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason=reason)
@@ -112,20 +119,22 @@ def _unit_names(backbone: str, seed: int, units: Iterable[Sequence[PlannedTask]]
     return [unit_name(backbone, seed, tasks) for tasks in units]
 
 
-def check_fit(
-    tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset], backbone: BackboneInfo
-) -> None:
-    """Raise ``UserError`` where the probe of a task does not fit its dataset or the backbone."""
-    for task in tasks:
-        if check := getattr(task.probe, "check_backbone", None):
-            check(task.settings, data[task.name], backbone)
-
-
 class _PlanRunner:
-    """Runs a plan: one parent run for each backbone and seed."""
+    """Runs a plan: one parent run for each backbone and seed.
 
-    def __init__(self, plan: RunPlan, tracker: Tracker, executor: Executor) -> None:
+    Args:
+        described: of ``check_architectures``.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        tracker: Tracker,
+        executor: Executor,
+        described: dict[tuple[str, int], BackboneInfo],
+    ) -> None:
         self.plan, self.tracker, self.executor = plan, tracker, executor
+        self.described = described
         self.artifacts = plan.artifacts()
         self.stages = Runner(executor)
         # error → reason; backbones that wait for one training fail with the same error
@@ -156,7 +165,8 @@ class _PlanRunner:
             for name in plan.backbones:
                 if (name, plan.options.seed) not in self.artifacts.backbones:
                     arguments = plan.backbone_arguments(name, plan.options.seed)
-                    check_fit(plan.tasks, self.data, await self.probing.describe(arguments))
+                    backbone = await self._describe(name, plan.options.seed, arguments)
+                    check_fit(plan.tasks, self.data, backbone)
         estimate = executor.overview.estimate
         estimate.table = load_seconds(plan.suite.name)
         for name, seed in keys:
@@ -176,6 +186,14 @@ class _PlanRunner:
             save_seconds(plan.suite.name, estimate.means())
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
 
+    async def _describe(
+        self, name: str, seed: int, create_arguments: Mapping[str, Any]
+    ) -> BackboneInfo:
+        """The record of a backbone, which is built once for it."""
+        if (name, seed) not in self.described:
+            self.described[name, seed] = await self.probing.describe(create_arguments)
+        return self.described[name, seed]
+
     async def _backbone(self, name: str, seed: int) -> tuple[list[Cell], str]:
         """The cells of one backbone and seed and the id of their parent run; if its weights cannot
         be made or loaded or its parent run cannot be written, all cells are failed and the id is
@@ -186,7 +204,7 @@ class _PlanRunner:
             if (name, seed) in self.artifacts.backbones:
                 source = await self.stages.run(self.artifacts.backbones[name, seed])
             async with self.semaphore:
-                backbone = await self.probing.describe(source.create_arguments)
+                backbone = await self._describe(name, seed, source.create_arguments)
                 problem = "could not check its tasks"
                 check_fit(self.plan.tasks, self.data, backbone)
                 problem = "could not write its parent run"

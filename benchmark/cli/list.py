@@ -47,6 +47,8 @@ class List(JsonOptions, PluginOptions):
             row for row, line in lines.items() if all(word.lower() in line for word in self.words)
         ][: self.limit]
         if not self.output_json([{"name": name, "about": about} for name, about in rows]):
+            if not rows:
+                console.print("nothing; --plugin FILE.py adds what a plugin registers", style="dim")
             width = max((len(name) for name, _ in rows), default=0)
             for name, about in rows:
                 console.print(f"{name:<{width}}  {about}")
@@ -68,12 +70,18 @@ def backbones() -> Rows:
 
 
 def tasks() -> Rows:
-    """Kind, main metric and suites of each task."""
+    """Kind, main metric and suites of each task: those that list it, or else accept it."""
     suites = SUITES.load_entry_points().values()
+    accepting: dict[str, list[str]] = {}  # dataset → suites that list tasks on it
+    for suite in suites:
+        for dataset in {task.partition("/")[0] for task in suite.tasks}:
+            accepting.setdefault(dataset, []).append(suite.name)
+    own = [suite.name for suite in suites if suite.any_dataset]
     rows = []
     for task, (spec, probe) in registered_tasks().items():
-        members = ", ".join(suite.name for suite in suites if task in suite.tasks)
-        rows.append((task, f"{spec.kind}, {next(iter(probe.metrics))} [{members}]"))
+        members = [suite.name for suite in suites if task in suite.tasks]
+        names = ", ".join(members or accepting.get(spec.name, own))
+        rows.append((task, f"{spec.kind}, {next(iter(probe.metrics))} [{names}]"))
     return rows
 
 

@@ -71,6 +71,7 @@ class Executor(ABC):
         about: one line for ``list executors``.
         options: ``--executor-arg`` keys → descriptions; ``None`` accepts any key.
         is_remote: units may run on other machines.
+        in_this_process: units run one after the other in the submitting process.
         slots: estimated number of concurrent units (one per GPU if there are GPUs).
         cpu_slots: estimated number of concurrent units of one core each without a GPU.
         has_gpus: whether a unit can have a GPU.
@@ -81,6 +82,7 @@ class Executor(ABC):
     about: ClassVar[str] = ""
     options: ClassVar[Mapping[str, str] | None] = {}
     is_remote: bool = False
+    in_this_process: bool = False
     slots: int = 1
     cpu_slots: int = 1
     has_gpus: bool = False

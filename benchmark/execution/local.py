@@ -45,7 +45,7 @@ class LocalExecutor(Executor):
         self._set_capacity(self._cpus, len(self._gpus))
         # ``slots`` is 1 with one GPU too, but without ``--jobs 1`` workers are needed: units
         # without a GPU run beside the one on the GPU
-        self._in_this_process = self.slots == 1 and (spec.jobs == 1 or not self._gpus)
+        self.in_this_process = self.slots == 1 and (spec.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
         self._unit_here: list[tuple[ProgressLine, str, float]] = []  # at most one
 
@@ -53,10 +53,10 @@ class LocalExecutor(Executor):
     def device(self) -> str:
         """As in the base class, except that units in this process, which sees all GPUs, get the
         GPU's number too."""
-        return self.spec.device if self._in_this_process else super().device
+        return self.spec.device if self.in_this_process else super().device
 
     def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
-        if not self._in_this_process:
+        if not self.in_this_process:
             return super()._enqueue(unit, priority)
         future: Future[Any] = Future()
         started = time.monotonic()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmark.execution.progress import reporter
 from benchmark.options import DataOptions
-from benchmark.records import PlannedTask
+from benchmark.records import BackboneInfo, PlannedTask
+from benchmark.suites.registry import SuiteArtifacts
 from common.files import content_key
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import find_folder, prepare
+from probes.layers import layer_index
 from probes.protocols.base import check_required
 
 
@@ -54,6 +57,41 @@ def prepare_data(
                 cached_only=cached_only,
             )
     return {task.name: datasets[task.spec.name, task.probe.splits] for task in tasks}
+
+
+def declared_data(
+    tasks: Sequence[PlannedTask], options: DataOptions, created: Mapping[str, Path]
+) -> dict[str, PreparedDataset]:
+    """Task → its dataset before it is checked, without samples; ``created``: dataset → folder, of
+    those that the suite creates, perhaps later."""
+    data = {}
+    for task in tasks:
+        root = created.get(task.spec.name)
+        root = root or find_folder(task.spec, options.data_root, options.data)
+        data[task.name] = PreparedDataset(task.spec.at(root), root, {})
+    return data
+
+
+def check_fit(
+    tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset], backbone: BackboneInfo
+) -> None:
+    """Raise ``UserError`` where a backbone has no layer that tasks name, or the probe of a task
+    does not fit its dataset or the backbone."""
+    for task in tasks:
+        for layer in task.encoded_layers:
+            layer_index(layer, backbone.depth, backbone.name)
+        if check := getattr(task.probe, "check_backbone", None):
+            check(task.settings, data[task.name], backbone)
+
+
+def check_trained(
+    tasks: Sequence[PlannedTask], options: DataOptions, artifacts: SuiteArtifacts
+) -> None:
+    """Raise ``UserError`` where a task does not fit the architecture that a suite trains."""
+    if artifacts.backbones and artifacts.architecture:
+        name, _ = next(iter(artifacts.backbones))
+        backbone = replace(BackboneInfo.of(artifacts.architecture(), {}), name=name)
+        check_fit(tasks, declared_data(tasks, options, artifacts.data), backbone)
 
 
 def split_into_units(

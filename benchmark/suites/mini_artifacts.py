@@ -9,11 +9,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from backbones.base import Backbone
 from backbones.cliptex.data.dataset import Labels
 from backbones.cliptex.experts.training import VERSION as EXPERT_VERSION
 from backbones.cliptex.labels.labeller import VERSION as LABEL_VERSION
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import MANIFEST, LabelStore
+from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import Recipe, find_recipe
 from benchmark.execution import Executor
 from benchmark.mini import datasets
@@ -89,7 +91,13 @@ class MiniPipeline:
         """The world's datasets, and the stages of those backbones that the suite trains."""
         trained = [(name, seed) for seed in seeds for name in TRAINED if name in names]
         stages = {key: self.backbone(*key) for key in trained}
-        return SuiteArtifacts(self.data, [self.world], stages)
+        return SuiteArtifacts(self.data, [self.world], stages, self._architecture)
+
+    def _architecture(self) -> Backbone:
+        settings = self.sizes.clip
+        return load_pretrained_clip(
+            "random", settings["model"], image_size=settings.get("image_size", 0)
+        )
 
     def training(self, seed: int) -> Stage:
         """What a sweep trains on."""

@@ -14,6 +14,7 @@ from common.registry import Registry, instance_of
 from probes.registry import find_task
 
 if TYPE_CHECKING:
+    from backbones.base import Backbone
     from benchmark.stages.graph import Stage
 
 
@@ -42,11 +43,13 @@ class SuiteArtifacts:
         data_stages: create these folders.
         backbones: (name, seed) → stage that trains that backbone; its result is a
             ``BackboneSource``.
+        architecture: builds the architecture of all of them, untrained.
     """
 
     data: Mapping[str, Path] = field(default_factory=dict)
     data_stages: Sequence[Stage] = ()
     backbones: Mapping[tuple[str, int], Stage] = field(default_factory=dict)
+    architecture: Callable[[], Backbone] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A dataset of your own, here images and label maps, which are read where they are. Try it:
 
-python -m benchmark run --plugin leaves.py --backbone random --task leaves/linear --data leaves=DIR
+python -m benchmark run --plugin leaves.py --backbone random --task leaves/linear \\
+    --set max_iters=50 --set size=64 --data leaves=DIR
 """
 
 from probes.datasets.base import DatasetSpec

@@ -1,8 +1,8 @@
 """A dense head of your own: each map is projected, and all are brought to the finest and added. Try
 it:
 
-python -m benchmark run --plugin sum-of-maps.py --backbone random --suite own \\
-    --task camvid/sum-of-maps --set head.width=128 --data camvid=DIR
+python -m benchmark run --plugin sum-of-maps.py --backbone random --task camvid/sum-of-maps \\
+    --set head.width=128 --set max_iters=50 --set size=64 --data camvid=DIR
 """
 
 import torch

@@ -138,8 +138,9 @@ def checked_head(
     objective = task.objective(settings, data.spec, len(data.classes))
     config = head_config(head, settings, maps, objective)
     if head.config is not None:
-        sizes = [maps.crop, test_size(settings, data, backbone.divisor)]
-        try_head(config["decode_head"], settings.batch_size, sizes)
+        # without samples where the data are not checked yet
+        test = test_size(settings, data, backbone.divisor) if data.samples else maps.crop
+        try_head(config["decode_head"], settings.batch_size, [maps.crop, test])
     return config
 
 

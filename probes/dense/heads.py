@@ -53,7 +53,8 @@ def head_config(
         if settings.feature_stride and not reads_one:
             raise UserError(
                 f"feature_stride={settings.feature_stride} is of heads that read the maps"
-                f" concatenated; {settings.head['type']} reads each at its own stride"
+                f" concatenated; {settings.head['type']} reads each at its own stride: set"
+                " feature_stride=none"
             )
         model = {"decode_head": {"type": f"module-{outputs}", **options}}
         return model if maps.index is None and not reads_one else {"neck": concat, **model}

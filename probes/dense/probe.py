@@ -49,8 +49,14 @@ class DenseProbe:
         """Check, before any work, what follows from the settings alone.
 
         Raises:
-            UserError: no such head, or options that it does not know.
+            UserError: no such head, options that it does not know, or one layer where it reads
+                several.
         """
+        if self.head.maps and settings.layers != "all":
+            raise UserError(
+                f"layers={settings.layers}: {self.name} fuses {self.head.maps} feature maps, not"
+                " one; leave layers out, or choose another probe"
+            )
         if self.head.config is None:
             return
         name, own = settings.head.get("type"), self.head.config.get("type")

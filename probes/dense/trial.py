@@ -40,8 +40,11 @@ def try_head(config: Mapping[str, Any], batch: int, sizes: Sizes) -> None:
 @functools.lru_cache(maxsize=64)  # a task is checked several times
 def _try_head(text: str, batch: int, sizes: Sizes) -> None:
     config = json.loads(text)
-    channels = config["in_channels"]
-    about = f"head {config['module']['type']} on maps of {', '.join(map(str, channels))} channels"
+    channels, options = config["in_channels"], dict(config["module"])
+    about = (
+        f"head {options.pop('type')} with {options or 'its defaults'} on maps of"
+        f" {', '.join(map(str, channels))} channels"
+    )
     try:
         try:
             with real_tensors(), counting(torch.device("cpu")):

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from backbones import UserError
+from backbones import BACKBONES, Entry, UserError, find, register
 from benchmark.plan import plan_tasks
 from benchmark.probing.data import split_into_units
 from benchmark.suites.registry import find_suite
 from probes.datasets.base import PreparedDataset
 from reports.mlflow.client import metric_key
 from tests.benchmark.commands import listing, run_command
-from tests.probes.datasets.make import make_camvid
+from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 
 def plan(tasks, changes, suite="own"):
@@ -117,6 +117,7 @@ MANY = ",".join(map(str, range(100, 300)))
         ),
         ("camvid/linear", {"flip": "0,1"}, "flip=0,1"),
         ("camvid/linear", {"k": "5,20"}, "it is a setting of in-context, knn, patch-knn"),
+        ("camvid/dpt", {"layers": "3,6"}, "dpt fuses 4 feature maps, not one"),
         ("camvid/linear:depth=3", {}, "camvid/linear has no axis 'depth', only train_share, "),
         ("camvid/linear:size=224", {"size": "448"}, "fixes it"),
     ],
@@ -144,6 +145,42 @@ def test_layers_that_do_not_exist_end_the_command_before_anything_is_written(
     command = "run --task camvid/in-context --backbone random/timm/test_vit --data-root ."
     assert run_command(f"{command} --set layers={values}") == 2
     assert message in capsys.readouterr().err and listing(workdir) == before
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("mini-seg/linear --set layers=3", "layers=3: backbone 'clip' has 2 layers"),
+        ("mini-seg/head --set head.type=UPerHead --set head.channels=8", "feature_stride=none"),
+        ("mini-depth/dpt", "dpt fuses 4 feature maps, and 'clip' gives 2"),
+    ],
+)
+@pytest.mark.parametrize("option", ["", "--dry-run"])
+def test_what_does_not_fit_a_backbone_that_the_suite_trains_is_refused_before_its_training(
+    words, message, option, workdir, refused
+):
+    refused(f"run --suite smoke --backbone cliptex --task {words} {option}", message)
+    assert not listing(workdir)
+
+
+@pytest.mark.integration
+def test_a_backbone_whose_layers_are_named_is_built_once(workdir):
+    built = []
+
+    def build(request):
+        built.append(request.name)
+        return random.build(replace(request, settings=random.settings))
+
+    random = find("random")
+    register(Entry("counted", "for tests", "none", build))
+    make_imagefolder(workdir / "imagefolder", n_train=4, n_val=4)
+    command = "run --task imagefolder/knn --backbone counted --data-root . --jobs 1"
+    try:
+        assert run_command(f"{command} --set size=32 --set layers=2,4 --num-workers 0") == 0
+    finally:
+        BACKBONES.pop("counted")
+    assert built == ["counted"]
 
 
 def test_names_of_variants_are_names_that_mlflow_accepts():

@@ -113,7 +113,7 @@ def test_wrong_tasks_and_settings(suite, tasks, changes, message):
     [
         (
             {"tasks": ["camvid/linear", "voc/linear"]},
-            r"camvid/linear, voc/linear\); run those of one suite at a time",
+            r"camvid/linear of own, voc/linear of paper\); run those of one suite at a time",
         ),
         ({"suite": "companion"}, "companion has no default backbones; give --backbone NAME"),
         ({"seeds": 0}, "seeds=0"),

@@ -197,6 +197,10 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
         ("--search tpe --prune val/loss", "val/t2i_R@10"),
         ("--storage sweeps.db", "is not supported; use sqlite:"),
         ("--recipe clip", "give cliptex or a recipe file"),
+        (
+            "--task mini-class/linear --set-task layers=9",
+            "layers=9: backbone 'cliptex' has 2 layers",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_before_any_work(here, refused, options, message):
