@@ -14,6 +14,9 @@ import numpy as np
 from PIL import Image
 
 from common.dense_maps.pictures import scalar_picture
+from common.dense_maps.read import read_scalars
+from common.errors import UserError
+from common.images import IMAGE_ERRORS
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import DenseSettings, PlainHeadSettings, PlainSettings
 from reports.metrics import Metric
@@ -41,6 +44,7 @@ class DenseTask:
         has_classes: whether the ground truth is numbers of classes.
         channels: numbers of a pixel of the ground truth.
         outputs: numbers of a pixel that a head puts out.
+        value_range: smallest and largest value of ground truth that is a number a pixel.
         unknown: value of pixels without ground truth, a number.
     """
 
@@ -52,6 +56,7 @@ class DenseTask:
     has_classes: ClassVar[bool] = False
     channels: ClassVar[int] = 1
     outputs: ClassVar[int] = 1
+    value_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     unknown: ClassVar[float] = 0.0
 
     @property
@@ -77,12 +82,16 @@ class DenseTask:
         return {}
 
     def read(self, path: str, **options: Any) -> np.ndarray:
-        """The ground truth of an image, (H, W) or (H, W, channels), float32 unless it is classes.
+        """The ground truth of an image, (H, W) or (H, W, channels), float32 unless it is classes;
+        here a grey PNG, black the smallest value and white the largest.
 
         Raises:
             UserError: it cannot be read.
         """
-        raise NotImplementedError
+        try:
+            return read_scalars(path, *self.value_range)
+        except IMAGE_ERRORS as error:
+            raise UserError(f"cannot read ground truth {path}: {error}") from error
 
     def padding(self, spec: DatasetSpec) -> float:
         """The value that crops of small images are filled up with."""

@@ -1,0 +1,120 @@
+"""Boundaries of objects, a family of dense tasks: probes, a task of CLIPTeX, and its expert.
+
+``python edges.py COCO DIR`` writes the boundaries of the instances of a COCO folder to DIR/edges.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbones.cliptex.experts import EXPERTS
+from backbones.cliptex.experts.unet import UNetExpert
+from backbones.cliptex.tasks import TASKS
+from backbones.cliptex.tasks.base import Summed
+from backbones.cliptex.tasks.shapes import ScalarMap
+from probes.datasets.base import DatasetSpec
+from probes.datasets.layouts import mirrored
+from probes.dense.probe import register_dense_task
+from probes.dense.tasks import DenseTask
+from probes.registry import register_dataset
+from reports.metrics import Metric
+
+METRICS = {"ODS": Metric()}  # F at the best threshold of all images together
+STEPS = np.arange(1, 20) / 20  # thresholds
+COUNTED = ("predicted", "right", "true", "recalled")
+
+
+def entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy summed over valid pixels; an edge counts four times, as edges are rare."""
+    loss = F.binary_cross_entropy_with_logits
+    return loss(logits[valid], target[valid], pos_weight=logits.new_tensor(4.0), reduction="sum")
+
+
+def counts(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Pixels of N images at each threshold, (N, thresholds): edges predicted and true, and those
+    with one of the other map nearby (BSDS assigns them one to one instead)."""
+    reach = max(1, round(0.0075 * float(np.hypot(*target.shape[-2:]))))
+    steps = torch.from_numpy(STEPS).to(prediction)[:, None, None]
+    predicted = prediction[:, None] > steps
+    true = (target > 0.5)[:, None].expand_as(predicted)
+    near = [F.max_pool2d(each.float(), 2 * reach + 1, 1, reach) > 0 for each in (predicted, true)]
+    maps = predicted, predicted & near[1], true, true & near[0]
+    return {name: each.sum((2, 3)) for name, each in zip(COUNTED, maps, strict=True)}
+
+
+def f_measure(sums: dict[str, np.ndarray]) -> np.ndarray:
+    """F in per cent of precision and recall, from ``counts`` that were summed over images."""
+    precision = sums["right"] / np.maximum(sums["predicted"], 1)
+    recall = sums["recalled"] / np.maximum(sums["true"], 1)
+    return 200 * precision * recall / np.maximum(precision + recall, 1e-9)
+
+
+class EdgeProbe(DenseTask):
+    name, field, unknown = "edges", "edge_map", -1.0
+    metrics = METRICS
+
+    def loss(self, raw, target):
+        valid = target >= 0
+        return entropy(raw, target, valid) / valid.sum().clamp(min=1)
+
+    def decode(self, raw):
+        return raw.sigmoid()
+
+    def score(self, prediction, target):
+        return {name: each[0] for name, each in counts(prediction, target).items()}
+
+    def summary(self, arrays, weights):
+        return {"ODS": f_measure({name: weights @ arrays[name] for name in COUNTED}).max(1)}
+
+
+class EdgeLabels(ScalarMap):
+    name, about = "edges", "boundaries of objects, 0 to 1"
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Summed:
+        return entropy(prediction.float(), target, self.valid(target)), self.count(target)
+
+    def score(self, outputs, target, classes=0):
+        pixels = counts(torch.from_numpy(outputs["edges"]), torch.from_numpy(target))
+        return {"ODS": float(f_measure({k: v.sum(0).numpy() for k, v in pixels.items()}).max())}
+
+
+class EdgeExpert(UNetExpert):
+    name, task, about = "edge-unet", "edges", "boundaries of objects; a U-Net"
+
+    def labels(self, output: Tensor) -> Tensor:
+        return output[:, 0].sigmoid()
+
+
+register_dense_task(EdgeProbe())
+register_dataset(
+    DatasetSpec("edges", "edges", "edges", mirrored("images/{part}", "annotations/{part}"))
+)
+TASKS.register("edges", EdgeLabels())
+EXPERTS.register("edge-unet", EdgeExpert)
+
+
+def write_boundaries(coco: Path, out: Path) -> None:
+    for part in ("train", "val"):
+        index, folder = COCO(coco / f"annotations/instances_{part}2017.json"), out / "edges"
+        for image in index.imgs.values():
+            instance, edge = np.zeros((2, image["height"], image["width"]), np.uint16)
+            for number, annotation in enumerate(index.imgToAnns[image["id"]], start=1):
+                instance[index.annToMask(annotation) > 0] = number
+            edge[1:] |= instance[1:] != instance[:-1]
+            edge[:, 1:] |= instance[:, 1:] != instance[:, :-1]
+            for name in ("images", "annotations"):
+                (folder / name / part).mkdir(parents=True, exist_ok=True)
+            photo = Path(image["file_name"])
+            shutil.copy(coco / f"{part}2017" / photo, folder / "images" / part / photo)
+            Image.fromarray(65535 * edge).save(folder / "annotations" / part / f"{photo.stem}.png")
+
+
+if __name__ == "__main__":
+    write_boundaries(*map(Path, sys.argv[1:]))
