@@ -103,8 +103,9 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
             run = f"  MLflow run {weights.run}" if weights.run else ""
             console.print(f"{recipe.name} {action}: {self.out}  sha256 {weights.sha256[:16]}{run}")
             name = recipe.name if recipe.name in backbones.names() else "cliptex"
-            arguments = f"--backbone {name} --weights {self.out} --suite paper --data-root DIR"
-            console.print(f"probe it: python -m benchmark run {arguments}")
+            options = [f"--plugin {path}" for path in self.plugins]
+            options.append(f"--backbone {name} --weights {self.out} --suite paper --data-root DIR")
+            console.print("probe it: python -m benchmark run", *options, markup=False)
         return 0
 
     def _check_output(self) -> None:

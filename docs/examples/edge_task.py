@@ -1,6 +1,6 @@
 """Boundaries of objects, a family of dense tasks: probes, a task of CLIPTeX, and its expert.
 
-``python edges.py COCO DIR`` writes the boundaries of the instances of a COCO folder to DIR/edges.
+``python edge_task.py COCO DIR`` writes the boundaries of COCO's instances to DIR/edges.
 """
 
 import shutil

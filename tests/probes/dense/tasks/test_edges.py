@@ -1,0 +1,94 @@
+"""The family of dense tasks in docs/examples: one plugin, from the ground truth to the report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmark.cli.main import main
+from common import plugins
+from probes.dense.tasks import DENSE_TASKS
+from probes.predictor import load_predictor
+from reports.mlflow.client import Client
+from reports.stats.per_image import image_scores
+from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.experts.toy_experts import SMALL_UNET
+from tests.probes import tiny_coco
+
+pytestmark = pytest.mark.integration
+
+PLUGIN = Path(__file__).parents[4] / "docs/examples/edge_task.py"
+
+
+@pytest.fixture
+def edges(tmp_path, monkeypatch):
+    """The plugin, and DIR/edges from a small COCO folder; what it registers is gone after."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    plugins.load(PLUGIN)
+    write = sys.modules[plugins.LOADED[PLUGIN].module].write_boundaries
+    write(tiny_coco.write(tmp_path / "coco", train=8, val=5, side=48), tmp_path)
+    yield DENSE_TASKS["edges"]
+    plugins.LOADED[PLUGIN].remove()
+
+
+def run(command: str, *settings: str) -> None:
+    changes = [word for setting in settings for word in ("--set", setting)]
+    common = f"--plugin {PLUGIN} --device cpu --jobs 1".split()
+    assert main([*command.split(), *common, *changes]) == 0
+
+
+def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
+    unet = [f"{name}={value}".lower() for name, value in SMALL_UNET.items()]
+    run("experts train edge-unet --data-root . --out expert", *unet, "epochs=1", "batch_size=4")
+    toy.write_pairs(Path("pairs"), 16)
+    run("labels predict --pairs pairs --experts edge-unet=expert --out labels")
+    learning = ["experts=edges", "lambda_edges=1", "model=tiny", "epochs=1", "batch_size=8"]
+    run(
+        "train --recipe cliptex --init random --pairs pairs --labels labels --out w.safetensors",
+        *learning,
+    )
+    probing = ["size=48", "max_iters=4", "batch_size=2"]
+    task = "--task edges/linear --data-root . --partial --num-workers 0"
+    run(f"run --backbone cliptex --weights w.safetensors --only {task}", *probing)
+
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")
+    (trained,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
+    assert trained.data.metrics["train/loss_edges"] > 0
+    (probed,) = client.search_runs(
+        [client.get_experiment_by_name("own").experiment_id], "tags.`cliptex.task` != ''"
+    )
+    assert 0 < probed.data.metrics["ODS"] <= 100
+    page = next(Path("mlruns").rglob("report/index.html")).read_text(encoding="utf-8")
+    assert "edges/linear" in page and "ODS" in page
+
+    image = next(Path("edges/images/val").iterdir())
+    values = load_predictor(probed.info.run_id)(image)
+    assert values.shape == np.asarray(Image.open(image)).shape[:2]
+    assert 0 <= values.min() <= values.max() <= 1
+
+
+def test_a_report_resamples_what_a_run_scored(edges):
+    """Its statistics are those of the evaluation, and perfect edges have F 100."""
+    rng = torch.Generator().manual_seed(0)
+    target = (torch.rand((6, 1, 24, 24), generator=rng) > 0.97).float()
+    noise = torch.rand(target.shape, generator=rng)
+    for prediction, perfect in ((target, True), (noise, False)):
+        pairs = zip(prediction, target, strict=True)
+        each = [edges.score(*pair) for pair in pairs]
+        arrays = {name: np.stack([scores[name].numpy() for scores in each]) for name in each[0]}
+        arrays["image"] = np.array([f"{number}.png" for number in range(6)])
+        scores = image_scores("edges", dict(arrays))
+        everything = edges.summary(arrays, np.ones((1, 6)))["ODS"][0]
+        assert scores.value("ODS") == pytest.approx(everything)
+        assert (everything > 99.99) == perfect
+        half = np.array([[2.0, 0, 1, 1, 0, 2]])
+        repeated = {name: np.repeat(arrays[name], half[0].astype(int), axis=0) for name in arrays}
+        again = edges.summary(repeated, np.ones((1, 6)))["ODS"]
+        np.testing.assert_allclose(scores.metrics["ODS"](half), again)
+        assert scores.each.shape == (6,)
