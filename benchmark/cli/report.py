@@ -66,6 +66,8 @@ class Report(ConfigOptions, TrackingOptions, PluginOptions):
             experiments = ", ".join(report.analysis.selection.experiments)
             console.print(f"experiment {experiments}", style="dim")
         console.print(report.verdict.headline, style="bold")
+        for line in report.axes:
+            console.print(line, markup=False)
         for note in report.notes:
             console.print(f"  note · {note}", style="dim")
         console.print(f"report: {', '.join(map(str, files))}")

@@ -15,6 +15,7 @@ from common.files import content_key
 from probes.pictures import write_gallery
 from reports.detections import FILE, to_columns
 from reports.metrics import DECLARED_TAG, Metric, declare
+from reports.mlflow.client import metric_key
 from reports.mlflow.query import StoredRun
 from reports.mlflow.run import Run, Tracker
 from reports.stats.per_image import image_scores
@@ -136,6 +137,11 @@ def conditions_of(task: str, protocol: str, libraries: dict[str, str] | None) ->
     }
 
 
+def kind_of(task: str) -> str:
+    """The kind of a task's dataset, also of a variant's."""
+    return TASKS[task.partition(":")[0]]
+
+
 def write_run(
     tracker: Tracker,
     backbone: str,
@@ -174,10 +180,10 @@ def write_run(
         "architecture": "toy",
         "git.commit": "abc123",
         "metrics.main": ",".join(
-            f"{task}/{next(iter(METRICS[TASKS[task]]))}" for task in qualities
+            f"{task}/{next(iter(METRICS[kind_of(task)]))}" for task in qualities
         ),
         **{
-            f"protocol.{task.replace('/', '.')}": content_key(conditions[task])
+            metric_key(f"protocol.{task.replace('/', '.')}"): content_key(conditions[task])
             for task in qualities
         },
         **(tags or {}),
@@ -189,7 +195,7 @@ def write_run(
         parent.log_json(stored, "run.json")
         parent.log_metrics({"cost/train_seconds": 10.0 + 5 * seed})
         for task, quality in qualities.items():
-            kind = TASKS[task]
+            kind = kind_of(task)
             child_tags = {
                 **shared,
                 "task": task,

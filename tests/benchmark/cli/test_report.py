@@ -52,6 +52,17 @@ def test_a_single_backbone_has_nothing_to_compare(out, capsys):
     assert "nothing to compare" in capsys.readouterr().out
 
 
+def test_the_best_value_of_a_single_backbone_stands_below_the_verdict(tmp_path, capsys):
+    with chdir(tmp_path):
+        tracker = Tracker("sizes", f"sqlite:///{tmp_path}/mlflow.db")
+        write_run(tracker, "clip", 0, {"voc/linear:size=64": 0.5, "voc/linear:size=96": 0.6})
+        assert run_command("report") == 0
+        page = Path("report/index.html").read_text()
+    line = "clip · voc/linear: mIoU on val is best at size=96"
+    assert line in " ".join(capsys.readouterr().out.split())
+    assert page.index("nothing to compare") < page.index(line) < page.index("Caveats")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
