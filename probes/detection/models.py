@@ -10,6 +10,7 @@ from typing import Any
 from probes.runner import bridge  # before mmdet, which it prepares
 
 # isort: split
+import mmdet
 from mmdet.models import SSDHead
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
@@ -178,5 +179,5 @@ class PredictingSSDHead(SSDHead):
 
 def _mmdet_model(file: str) -> ConfigDict:
     """A model config that comes with MMDetection."""
-    folder = Path(bridge.mmdet.__file__).parent / ".mim/configs/_base_/models"
+    folder = Path(mmdet.__file__).parent / ".mim/configs/_base_/models"
     return Config.fromfile(folder / file).model

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probes.runner import bridge  # before mmdet, which it prepares
+import probes.runner.bridge  # noqa: F401  before mmdet, which it prepares
 
 # isort: split
 import torch
@@ -39,7 +39,7 @@ def per_shape(model: Part) -> Part:
     }
 
 
-@bridge.in_both_scopes("PerShape")
+@MODELS.register_module()
 class PerShape(BaseModule):
     """A backbone and a neck on images of several shapes, those of one shape together.
 
@@ -73,7 +73,7 @@ class PerShape(BaseModule):
         return tuple(map(stacked, zip(*levels, strict=True)))
 
 
-@bridge.in_both_scopes("UnstackedDetPreprocessor")
+@MODELS.register_module()
 class UnstackedDetPreprocessor(DetDataPreprocessor):
     """``DetDataPreprocessor`` whose ``inputs`` are a list of images (3, H, W), each padded to
     ``pad_size_divisor`` only; cached maps are not changed."""

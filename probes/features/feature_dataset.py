@@ -269,7 +269,7 @@ def features_key(config: Any, context: Context) -> str:
         return content_key([next(each.keys(context))[0].digest for each in datasets])
 
 
-@bridge.in_both_scopes("CachedFeatures")
+@MODELS.register_module()
 class CachedFeatures(nn.Module):
     """Replaces ``FrozenBackbone``: its inputs are the cached maps, its outputs float32 maps."""
 

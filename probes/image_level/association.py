@@ -27,8 +27,7 @@ def run(context: Context) -> TaskResult:
     images = normalize(encode_split(context, "val"), dim=1)
     order = sorted(instances)
     prompts = [prompt(instances[number][0][1]) for number in order]
-    precision = context.settings.precision
-    texts = encode_texts(context.backbone, prompts, context, precision)
+    texts = encode_texts(context, prompts)
     scores = []
     for number, text in zip(order, normalize(texts, dim=1), strict=True):
         indices, _, belongs = zip(*instances[number], strict=True)

@@ -9,7 +9,6 @@ disk: none are cached.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,11 +38,10 @@ class AttentiveHeads(nn.ModuleList):
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     settings: AttentiveSettings = context.settings
-    labels, root = targets(context, "train"), context.data.root
+    data, labels = context.data, targets(context, "train")
     training, held_out = stratified_split(labels, settings.holdout, context.seed, "holdout=0.5")
     train, val = (
-        [root / sample.image for sample in context.data.samples[split]]
-        for split in ("train", "val")
+        [data.root / sample.image for sample in data.samples[split]] for split in ("train", "val")
     )
     with context.cost.phase("train"):
         heads = create_heads(context).to(context.device)
@@ -52,8 +50,7 @@ def run(context: Context) -> TaskResult:
             heads,
             adamw(heads, settings),
             token_encoder(context.backbone, settings.pool),
-            ([train[index] for index in training], labels[training]),
-            settings.epoch_length or math.ceil(len(training) / settings.batch_size),
+            training,
         )
     candidates = []
     logits_of_heads = predict(context, heads, [train[index] for index in held_out])

@@ -24,7 +24,7 @@ from common.errors import NonFiniteLoss, UserError
 from common.images import to_rgb
 from common.out_of_memory import Halving
 from common.settings import Precision
-from probes.base import EncodeRun
+from probes.base import Context, EncodeRun
 from probes.features.members import image_source
 from probes.image_level.settings import EncodeSettings, Encoding
 
@@ -165,13 +165,8 @@ def load_batches(
 
 
 @torch.inference_mode()
-def encode_texts(
-    backbone: Backbone,
-    texts: Sequence[str],
-    run: EncodeRun,
-    precision: Precision = "fp32",
-) -> Tensor:
-    """Embeddings of texts, in their order.
+def encode_texts(context: Context, texts: Sequence[str]) -> Tensor:
+    """Embeddings of texts by the backbone of a task, in their order.
 
     Returns:
         (len(texts), D) float32 on the CPU, not normalised to unit length.
@@ -179,14 +174,15 @@ def encode_texts(
         UserError: the backbone has no text tower.
         NonFiniteLoss: an embedding is not finite.
     """
-    run.progress.start("encoding texts", len(texts))
+    backbone, progress, cost = context.backbone, context.progress, context.cost
+    progress.start("encoding texts", len(texts))
     parts = []
-    in_parts = Halving(TEXTS, "encoding texts", run.cost.notes)
+    in_parts = Halving(TEXTS, "encoding texts", cost.notes)
     for start in range(0, len(texts), TEXTS):
         batch = texts[start : start + TEXTS]
-        with run.cost.phase("text"), autocast(run.device, precision):
+        with cost.phase("text"), autocast(context.device, context.settings.precision):
             parts += in_parts(lambda part: backbone.encode_text(part).float().cpu(), batch)
-        run.progress.advance(len(batch))
+        progress.advance(len(batch))
     return check_finite(torch.cat(parts), f"text embeddings of {backbone.name}")
 
 

@@ -98,25 +98,26 @@ def train_on_crops(
     heads: nn.Module,
     optimizer: torch.optim.Optimizer,
     encode: Callable[[Tensor], Tensor],
-    images: tuple[Sequence[Path], Tensor],
-    epoch_length: int,
-) -> None:
-    """Train heads for ``epochs`` of the settings, resuming from ``work_dir/heads.pt``.
+    training: Tensor,
+) -> int:
+    """Train heads for ``epochs`` of the settings, resuming from ``work_dir/heads.pt``; returns the
+    number of iterations.
 
     Logs ``train/loss``, the mean of an epoch of the best head.
 
     Args:
         heads: what ``encode`` gives → the logits (N, C) of each head.
         encode: normalised images → what the heads read.
-        images: paths and (N,) classes.
-        epoch_length: iterations of an epoch.
+        training: indices of the images of train that they are trained on.
     Raises:
         NonFiniteLoss: every head diverged. A single one that diverges is not chosen.
     """
-    paths, labels = images
+    data, labels = context.data, targets(context, "train")[training]
+    paths = [data.root / data.samples["train"][index].image for index in training]
     settings, backbone, device = context.settings, context.backbone, context.device
     encoding = settings.encoding(device.type)
     crops = RandomCrops(paths, input_size(encoding.size, backbone), backbone.data, context.seed)
+    epoch_length = settings.epoch_length or math.ceil(len(paths) / settings.batch_size)
     file, iterations = context.work_dir / "heads.pt", settings.epochs * epoch_length
     warmup = round(getattr(settings, "warmup", 0.0) * iterations)
     iteration, losses = 0, torch.zeros((), device=device)
@@ -148,6 +149,7 @@ def train_on_crops(
             state = {"heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
             with saving.timed(), atomic_write(file) as temporary:
                 torch.save({**state, "iteration": iteration, "losses": losses}, temporary)
+    return iterations
 
 
 class TokenHeads(nn.ModuleList):
@@ -165,25 +167,21 @@ def run(context: Context) -> TaskResult:
     training, held_out = stratified_split(
         labels, settings.holdout, context.seed, "random_crops=false"
     )
-    train = context.data.samples["train"]
-    paths = [context.data.root / train[index].image for index in training]
-    epoch_length = settings.epoch_length or math.ceil(len(paths) / settings.batch_size)
     grids: Any = create_heads(context).to(device)
     with context.cost.phase("train"):
-        train_on_crops(
+        iterations = train_on_crops(
             context,
             grids,
             sgd(grids, settings, settings.grid, settings.batch_size),
             encoder(context.backbone, settings.encoding(device.type)),
-            (paths, labels[training]),
-            epoch_length,
+            training,
         )
     features = encode_split(context, "train", held_out)
     samples = Samples(features, labels[held_out], len(context.data.classes))
     candidates: list[Candidate[Pair]] = []
     for heads in grids:
         candidates += evaluate_grid(heads, settings.grid, samples, device)
-    log_scores(context.log, "top1", candidates, settings.epochs * epoch_length)
+    log_scores(context.log, "top1", candidates, iterations)
     best, reason = select(candidates, "top1", len(held_out))
     choice, number = divmod(candidates.index(best), len(settings.grid))
     val = encode_split(context, "val")

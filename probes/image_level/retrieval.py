@@ -40,7 +40,7 @@ def run(context: Context) -> TaskResult:
     owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.target])
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     images = encode_split(context, "val")
-    captions = encode_texts(context.backbone, texts, context, settings.precision)
+    captions = encode_texts(context, texts)
     text_numbers = torch.tensor([numbers[text] for text in texts])
     i2t, t2i = retrieval_ranks(images, captions, owner, text_numbers)
     per_image = {

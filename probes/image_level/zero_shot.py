@@ -83,7 +83,5 @@ def embed_names(context: Context, names: Sequence[str], templates: Sequence[Temp
     Float32 on the CPU.
     """
     prompts = [template(name) for name in names for template in templates]
-    precision = context.settings.precision
-    embeddings = encode_texts(context.backbone, prompts, context, precision)
-    by_name = normalize(embeddings, dim=1).unflatten(0, (-1, len(templates)))
+    by_name = normalize(encode_texts(context, prompts), dim=1).unflatten(0, (-1, len(templates)))
     return normalize(by_name.mean(dim=1), dim=1)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backbones.base import Backbone
+from backbones.cliptex.protocols import Silent
 from common.live_bytes import LiveBytes
-from probes.base import Context, EncodeRun, Probe
+from probes.base import Context, Probe
+from probes.cost import Cost
 from probes.datasets.base import Split
 from probes.image_level.encode import encode_batches, encode_texts, encoder, input_size
 
@@ -37,7 +39,6 @@ class MemoryPlan:
     counter: LiveBytes
     capacity: int | None
     host: int = 0
-    run: EncodeRun = field(default_factory=lambda: EncodeRun(CPU, num_workers=0))
 
     @property
     def settings(self) -> Any:
@@ -74,12 +75,12 @@ class MemoryPlan:
         blanks: Any = Blanks(input_size(encoding.size, self.backbone))
         batches = [range(size)] * min(2, math.ceil(images / size))
         encode = encode or encoder(self.backbone, encoding)
-        yield from encode_batches(blanks, batches, self.backbone, encode, self.run, encoding)
+        yield from encode_batches(blanks, batches, self.backbone, encode, self.on_cpu, encoding)
 
     @property
     def on_cpu(self) -> Context:
-        """The context of what creates modules, on the CPU like all fake tensors."""
-        return replace(self.context, device=CPU)
+        """The context in which fake tensors are computed: all of them are on the CPU."""
+        return replace(self.context, device=CPU, num_workers=0, progress=Silent(), cost=Cost())
 
     def embed(self, *splits: Split) -> int:
         """Encode the images of splits; the width of their embeddings."""
@@ -92,7 +93,7 @@ class MemoryPlan:
     def embed_texts(self, texts: int) -> None:
         """Encode so many texts, or a batch of them."""
         prompts = ["a photo of something."] * min(texts, 256)
-        encode_texts(self.backbone, prompts, self.run, self.settings.precision)
+        encode_texts(self.on_cpu, prompts)
 
 
 class Blanks:

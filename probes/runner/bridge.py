@@ -1,4 +1,5 @@
-"""The bridge to MMSegmentation and MMDetection: importing it registers our modules with both.
+"""The bridge to MMSegmentation and MMDetection: importing it registers our modules with mmengine,
+whose registries are the parents of both.
 
 A config with ``custom_imports = dict(imports=['probes.runner.bridge'])`` can name
 ``FrozenBackbone``, ``SimpleFeaturePyramid`` and ``ResizeConcat`` as types under either library's
@@ -32,28 +33,13 @@ with redirect_stdout(io.StringIO()):  # both print that an optional package is a
     import mmdet.datasets
     import mmdet.engine
     import mmdet.evaluation
-    import mmdet.models
-    import mmdet.registry
+    import mmdet.models  # noqa: F401
     import mmseg.datasets
     import mmseg.engine
     import mmseg.evaluation
-    import mmseg.models
-    import mmseg.registry
+    import mmseg.models  # noqa: F401
 
 Maps = tuple[Tensor, ...]
-
-
-def in_both_scopes(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Register a module as ``name`` for mmengine, ``mmdet.name`` and ``mmseg.name``."""
-
-    def register(module: type[nn.Module]) -> type[nn.Module]:
-        for registry in (MODELS, mmdet.registry.MODELS, mmseg.registry.MODELS):
-            registry.register_module(name=name, module=module)
-        return module
-
-    return register
-
-
 _shared: dict[str, Backbone] = {}  # the last backbone, by its config
 
 
@@ -123,7 +109,7 @@ def computed_once(forward: Callable[[Any, Any], Maps]) -> Callable[[Any, Any], M
     return memoized
 
 
-@in_both_scopes("FrozenBackbone")
+@MODELS.register_module()
 class FrozenBackbone(nn.Module):
     """A backbone of the registry as a module of an MMSeg or MMDet model: no gradient, no
     statistics, nothing to save.
@@ -202,7 +188,7 @@ class FrozenBackbone(nn.Module):
         return self
 
 
-@in_both_scopes("SimpleFeaturePyramid")
+@MODELS.register_module("SimpleFeaturePyramid")
 class SimpleFeaturePyramidNeck(nn.Module):
     """``backbones.pyramid.SimpleFeaturePyramid``, normalised in ``groups_of`` groups, as a trained
     neck on the last map of a plain ViT.
@@ -246,7 +232,7 @@ def groups_of(channels: int) -> int:
     return math.gcd(32, channels, max(channels // 8, 1))
 
 
-@in_both_scopes("ResizeConcat")
+@MODELS.register_module()
 class ResizeConcat(nn.Module):
     """Resize every map to one size (bilinear) and concatenate them: the input of a dense head.
 

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, folder, image_folder, read_lines
 from probes.registry import register_dataset
@@ -29,15 +29,10 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     ``meta/<split>.txt``."""
     if any(entry.is_dir() for entry in folder(root, split).iterdir()):
         return image_folder(root, split, wnids())
-    path, samples = file(root, f"meta/{split}.txt"), []
-    for number, line in enumerate(read_lines(path), start=1):
-        name, _, label = line.rpartition(" ")
-        if not (name and label.isdecimal() and int(label) < 1000):
-            raise UserError(
-                f"{path} line {number}: expected '<file> <class 0-999>', found {line!r}"
-            )
-        samples.append(Sample(f"{split}/{name}", int(label)))
-    return samples
+    path = file(root, f"meta/{split}.txt")
+    with report_malformed(f"{path} needs lines of a file and its class, 0 to 999"):
+        pairs = [line.rsplit(" ", 1) for line in read_lines(path)]
+        return [Sample(f"{split}/{name}", int(label)) for name, label in pairs]
 
 
 register_dataset(

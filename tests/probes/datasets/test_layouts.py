@@ -63,8 +63,8 @@ def test_imagenet_uses_official_indices_in_both_layouts(tmp_path):
     names = spec.class_names(flat)
     assert len(names) == 1000
     assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet paper")
-    (flat / "meta/val.txt").write_text("ILSVRC2012_val_00000001.JPEG 1000\n")
-    with pytest.raises(UserError, match=r"val\.txt line 1"):
+    (flat / "meta/val.txt").write_text("ILSVRC2012_val_00000001.JPEG cat\n")
+    with pytest.raises(UserError, match=r"val\.txt needs lines"):
         spec.list_samples(flat, "val")
 
 

@@ -2,6 +2,7 @@
 loader processes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from torchvision.transforms import InterpolationMode
 
 from backbones.base import DataConfig
 from common.errors import NonFiniteLoss, UserError
-from probes.base import EncodeRun
+from probes.base import Context, EncodeRun
+from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.image_level.encode import Images, encode_images, encode_texts, eval_transform
-from probes.image_level.settings import Encoding
+from probes.image_level.settings import EncodeSettings, Encoding
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours
 from tests.recorder import Recorder
@@ -42,6 +44,20 @@ def paths(tmp_path_factory):
 
 def encode(backbone, paths, workers=0, **options):
     return encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(**options))
+
+
+def task(backbone):
+    spec = DatasetSpec("toy", "image-text", "", lambda root, split: [])
+    return Context(
+        CPU,
+        backbone=backbone,
+        backbone_config={},
+        data=PreparedDataset(spec, Path("nowhere"), {}),
+        settings=EncodeSettings(),
+        seed=0,
+        work_dir=Path("nowhere"),
+        log=Recorder(),
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -114,14 +130,14 @@ def test_embeddings_that_are_not_finite_raise(paths):
     with pytest.raises(NonFiniteLoss, match="image embeddings of colours"):
         encode(backbone, paths)
     with pytest.raises(NonFiniteLoss, match="text embeddings of colours"):
-        encode_texts(backbone, ["red"], EncodeRun(CPU))
+        encode_texts(task(backbone), ["red"])
 
 
 def test_texts_keep_their_order(monkeypatch):
     monkeypatch.setattr("probes.image_level.encode.TEXTS", 2)
     texts = ["red", "green", "blue", "white", "none"]
     singly = torch.cat([Colours().encode_text([text]) for text in texts])
-    embeddings = encode_texts(Colours(), texts, EncodeRun(CPU))
+    embeddings = encode_texts(task(Colours()), texts)
     torch.testing.assert_close(embeddings, singly)
 
 
