@@ -83,8 +83,10 @@ class DenseProbe:
             UserError: the head cannot be built for the backbone's maps, fails, or returns other
                 shapes than the task has.
         """
-        if requested_layer(settings) is not None:  # only its unit reads the layer's map
-            return
+        if requested_layer(settings) is not None:
+            if len({*zip(backbone.channels, backbone.strides, strict=True)}) > 1:
+                return  # only the unit that reads the layer knows its map
+            settings = replace(settings, layers="last")  # a plain ViT's maps are alike
         if self.head.config is None:
             check(self.head, settings, data, backbone)
             return

@@ -99,6 +99,7 @@ def test_sizes_are_units_of_their_own_and_layers_share_one(tmp_path):
     assert {task.encoded_layers for task in tasks} == {("25%", "50%", "75%", "100%")}
 
 
+HEAD = "--task camvid/head --set head.type=FCNHead --set head.channels=8"
 MANY = ",".join(map(str, range(100, 300)))
 
 
@@ -135,6 +136,7 @@ def test_wrong_axes_are_one_line(task, changes, message):
         ("3,7", "layers=7: backbone 'random/timm/test_vit' has 6 layers; choose 1 to 6"),
         ("3,first", "layers=first: must be auto, last, all, the number of a layer"),
         ("3,", "two or more different values"),
+        (f"3,4 {HEAD} --set head.in_index=2", "head.in_index=2: the backbone gives 1 maps"),
     ],
 )
 def test_layers_that_do_not_exist_end_the_command_before_anything_is_written(

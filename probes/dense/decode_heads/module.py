@@ -92,7 +92,9 @@ def input_transform(head: type[nn.Module], options: Mapping[str, Any]) -> str | 
     except StopIteration:
         return selected[0]
     except Exception as error:
-        raise UserError(f"head {head.__name__}: {summary(error)}") from error
+        raise UserError(
+            f"head {head.__name__}: {summary(error)}; set its options by --set head.NAME=VALUE"
+        ) from error
     raise UserError(f"head {head.__name__} does not say which maps it reads; mmseg's heads do")
 
 
