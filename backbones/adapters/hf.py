@@ -118,7 +118,7 @@ def _file(repo: str, names: Sequence[str], backbone: str) -> Path:
     """The first of ``names`` in a local folder or a hub repository. Raises ``UserError`` if there
     is none."""
     if not Path(repo).is_dir():
-        return hub_file(repo, names, backbone=backbone)
+        return hub_file(repo, names, backbone=backbone, weights=names == WEIGHTS)
     for name in names:
         if (path := Path(repo, name)).is_file():
             return path
