@@ -1,7 +1,5 @@
-"""Backbones as encoders of other evaluation suites, with the embeddings that they have here.
-
-A suite's package is imported when its function is called.
-"""
+"""Backbones as encoders of other evaluation suites, with the embeddings that they have here. A
+suite's package is imported when its function is called."""
 
 from __future__ import annotations
 
