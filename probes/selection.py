@@ -7,7 +7,7 @@ probes all choose here. Few-shot chooses by leaving each image out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -76,26 +76,29 @@ def select(
     return best, note
 
 
+def shuffled_classes(labels: Tensor, seed: int) -> Iterator[Tensor]:
+    """Shuffled indices of each class's samples, by ``seed`` and the labels alone."""
+    generator = torch.Generator().manual_seed(seed)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().squeeze(1)
+        yield members[torch.randperm(len(members), generator=generator)]
+
+
 def stratified_split(
     labels: Tensor, share: float, seed: int, setting: str
 ) -> tuple[Tensor, Tensor]:
     """Indices (training, held out), each sorted.
 
     About ``share`` of every class is held out, at least one image of two or more, and never all.
-    The split depends on ``seed`` and the labels alone.
-
     Args:
         labels: (N,) classes.
         setting: that fixes the choice, such as ``learning_rates=0.1``, for the error.
     Raises:
         UserError: every class has a single image.
     """
-    generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().squeeze(1)
-        number = min(len(members) - 1, max(1, round(share * len(members))))
-        held_out[members[torch.randperm(len(members), generator=generator)[:number]]] = True
+    for members in shuffled_classes(labels, seed):
+        held_out[members[: min(len(members) - 1, max(1, round(share * len(members))))]] = True
     if not held_out.any():
         raise UserError(
             "every class has only one training image, which leaves none to choose a setting on;"

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.device import is_accelerator
 from common.live_bytes import device_of
 
-# similarities in memory at once: 512 MiB, 16 MiB
+# similarities in memory at once: 512 MiB, 16 MiB; they change nothing but the order of equal ones
 GPU_CELLS, CPU_CELLS = 2**27, 2**22
 
 
@@ -22,7 +22,6 @@ def nearest(
     *,
     prepare: Callable[[Tensor], Tensor] | None = None,
     skip: Tensor | None = None,
-    cells: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` rows of ``memory`` with the largest inner product (plus ``offset``), in order.
 
@@ -35,12 +34,10 @@ def nearest(
         offset: (M,).
         prepare: makes the keys of some rows of the memory, float32 on the device.
         skip: (M,) whether a row is left out.
-        cells: similarities in memory at once; 0 for the device's default. It changes nothing but
-            the order of equal similarities.
     Returns:
         similarities (N, k) float32 and indices (N, k) int64, on the device; all M if M < ``k``.
     """
-    cells = cells or (GPU_CELLS if is_accelerator(device_of(queries)) else CPU_CELLS)
+    cells = GPU_CELLS if is_accelerator(device_of(queries)) else CPU_CELLS
     columns = max(min(k, len(memory)), min(len(memory), 2**16))
     parts = queries.split(max(1, cells // columns))
     best = [part.new_empty(len(part), 0) for part in parts]

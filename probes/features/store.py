@@ -190,7 +190,10 @@ def _build(key: CacheKey, build: Builder) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     for temporary in folder.glob(".*.tmp"):  # of a process that was killed
         temporary.unlink()
-    entries = [read_json_object(entry_path(folder, number)) for number in range(len(shards))]
+    paths = [folder / shard_name(number) for number in range(len(shards))]
+    # a shard's entry of the manifest, before there is a manifest
+    entry_paths = [path.with_suffix(".json") for path in paths]
+    entries = [read_json_object(path) for path in entry_paths]
     if any(entries) and integrity_error(folder, {"shards": filter(None, entries)}):
         entries = [{} for _ in shards]
     pending = [number for number, entry in enumerate(entries) if not entry]
@@ -205,9 +208,9 @@ def _build(key: CacheKey, build: Builder) -> dict[str, Any]:
             for item, tensors, metadata in islice(stream, len(shards[number]))
         }
         ordered = [items[item] for item in shards[number]]
-        entry = _write_shard(folder / shard_name(number), key, ordered)
+        entry = _write_shard(paths[number], key, ordered)
         entries[number] = {**entry, "first": shards[number].start}
-        write_json(entry_path(folder, number), entries[number])
+        write_json(entry_paths[number], entries[number])
     manifest = {
         **about,
         "key": key.digest,
@@ -240,11 +243,6 @@ def _write_shard(
 
 def shard_name(number: int) -> str:
     return f"{number:05d}.safetensors"
-
-
-def entry_path(folder: Path, number: int) -> Path:
-    """Where a shard's entry of the manifest is before there is a manifest."""
-    return folder / f"{number:05d}.json"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -280,16 +278,11 @@ def lock_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def in_use(folder: Path) -> bool:
-    """Whether a process has the store open. The caller holds the store's lock."""
-    return any(map(is_locked, (folder / "readers").glob("*.lock")))
-
-
 def remove(folder: Path) -> bool:
     """Delete a store unless a process uses or builds it; returns whether it is gone."""
     try:
         with locked(lock_path(folder), wait=False):
-            if in_use(folder):
+            if any(map(is_locked, (folder / "readers").glob("*.lock"))):
                 return False
             (folder / "manifest.json").unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from probes.base import Context, TaskResult
 from probes.image_level.classification import score, targets
 from probes.image_level.embeddings import encode_split
 from probes.image_level.settings import FewShotSettings
-from probes.selection import Candidate, select
+from probes.selection import Candidate, select, shuffled_classes
 
 BIAS = 100.0
 DEFAULT_L2 = 2.0**10
@@ -101,11 +101,7 @@ def sample_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
 
     The images of fewer shots are among those of more.
     """
-    generator = torch.Generator().manual_seed(seed)
-    parts = []
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().squeeze(1)
-        parts.append(members[torch.randperm(len(members), generator=generator)[:shots]])
+    parts = [members[:shots] for members in shuffled_classes(labels, seed)]
     return torch.cat(parts).sort().values
 
 

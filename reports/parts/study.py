@@ -81,19 +81,23 @@ class Study:
     def best(self) -> Trial | None:
         """The best trial by the first objective, if possible one that satisfies the constraint."""
         return max(
-            self.complete, key=lambda trial: (trial.allowed, self._values(trial)[0]), default=None
+            self.complete,
+            key=lambda trial: (trial.allowed, self.signed(trial)[0]),
+            default=None,
         )
 
-    def _values(self, trial: Trial) -> list[float]:
+    def signed(self, trial: Trial) -> list[float]:
         """A trial's objectives, signed so that higher is better."""
         return [sign * trial.objectives[name] for name, sign in self.directions.items()]
 
     def front(self) -> list[Trial]:
         """The Pareto front: trials that no other one beats in every objective."""
-        values = np.array([self._values(trial) for trial in self.complete])
+        values = np.array([self.signed(trial) for trial in self.complete])
         no_worse = np.all(values[:, None] <= values, axis=2)
         beaten = np.any(no_worse & np.any(values[:, None] < values, axis=2), axis=1)
-        return [trial for trial, lost in zip(self.complete, beaten, strict=True) if not lost]
+        return [
+            trial for trial, is_beaten in zip(self.complete, beaten, strict=True) if not is_beaten
+        ]
 
     @property
     def headline(self) -> str:
@@ -216,7 +220,7 @@ def study_frame(study: Study) -> pd.DataFrame:
     Columns: trial, parameters, objectives, state, run.
     """
     front = {trial.run.id for trial in study.front()} if len(study.directions) > 1 else set()
-    complete = sorted(study.complete, key=lambda trial: (-study._values(trial)[0], trial.name))
+    complete = sorted(study.complete, key=lambda trial: (-study.signed(trial)[0], trial.name))
     broken = [trial for trial in study.trials if not trial.objectives]
     names = study.varied or list(study.trials[0].params)
     return pd.DataFrame(

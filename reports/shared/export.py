@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from reports.detections import FILE as DETECTIONS
 from reports.detections import TYPES
 from reports.mlflow.query import Scored, Store, StoredRun
 from reports.npz import read_npz
+from reports.parts.provenance import read_json
 from reports.selection import Selection, select, without_studies
 from reports.shared.archive import (
     ENVIRONMENT,
@@ -94,7 +94,7 @@ class _Exporter:
             for name, value in cell.metrics.items()
             if scores is not None and name in scores.metrics and agrees(scores.value(name), value)
         }
-        conditions = _json(self.store, cell.run, PROTOCOL)
+        conditions = read_json(self.store, cell.run, PROTOCOL)
         reason = ""
         if parent is None:
             reason = "its parent run is missing"
@@ -144,7 +144,7 @@ class _Exporter:
 
     def _environment(self, parent: StoredRun) -> dict[str, Any]:
         if parent.id not in self.environments:
-            self.environments[parent.id] = _json(self.store, parent, ENVIRONMENT)
+            self.environments[parent.id] = read_json(self.store, parent, ENVIRONMENT)
         return self.environments[parent.id]
 
     def _identity(self, parent: StoredRun) -> dict[str, Any]:
@@ -165,11 +165,6 @@ def without_paths(value: Any) -> Any:
 
 def _tags(run: StoredRun, names: Sequence[str]) -> dict[str, str]:
     return {name: without_paths(run.tags[name]) for name in names if name in run.tags}
-
-
-def _json(store: Store, run: StoredRun, name: str) -> Any:
-    path = store.artifact(run, name)
-    return json.loads(path.read_text(encoding="utf-8")) if path else {}
 
 
 def _arrays(store: Store, run: StoredRun, name: str) -> dict[str, np.ndarray]:

@@ -9,9 +9,10 @@ from torch.nn.functional import normalize
 from probes.features.search import nearest
 
 
-@pytest.mark.parametrize("cells", [0, 40, 700])
+@pytest.mark.parametrize("cells", [2**22, 40, 700])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_neighbours_are_scikit_learns(metric, cells, monkeypatch):
+    monkeypatch.setattr("probes.features.search.CPU_CELLS", cells)
     random = torch.Generator().manual_seed(0)
     queries, memory = torch.randn(31, 5, generator=random), torch.randn(97, 5, generator=random)
     _, expected = (
@@ -20,14 +21,12 @@ def test_neighbours_are_scikit_learns(metric, cells, monkeypatch):
         .kneighbors(queries.numpy())
     )
     if metric == "cosine":
-        similar, index = nearest(
-            normalize(queries, dim=1), normalize(memory, dim=1), 7, cells=cells
-        )
+        similar, index = nearest(normalize(queries, dim=1), normalize(memory, dim=1), 7)
         assert torch.allclose(
             similar, (normalize(queries, dim=1) @ normalize(memory, dim=1).T).gather(1, index)
         )
     else:
-        similar, index = nearest(queries, memory, 7, -memory.square().sum(dim=1) / 2, cells=cells)
+        similar, index = nearest(queries, memory, 7, -memory.square().sum(dim=1) / 2)
     assert np.array_equal(index.numpy(), expected)
     assert bool((similar.diff(dim=1) <= 0).all())
 
