@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # settings are read without torch
 Layer = int | str  # a number from 1 on, or a share of the depth such as ``50%``
 
 
-def _read_layer(value: Any, names: Sequence[str] = ()) -> Layer:
+def _read_layer(value: Any, names: Sequence[str]) -> Layer:
     text = str(value)
     if text in names:
         return text

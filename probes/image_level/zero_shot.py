@@ -56,17 +56,13 @@ def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]
     }
     own = spec.extra.get("templates", ())
     if own:
-        sets["dataset"] = [partial(_fill, text) for text in own]
+        sets["dataset"] = [partial(text.replace, "{c}") for text in own]
     if name == "auto":
         default = "openai" if spec.name == "imagenet" else "photo"
         name = "dataset" if own else default
     if name not in sets:
         raise UserError(f"zero-shot: no templates {name!r}; {nearest(name, ['auto', *sets])}")
     return name, sets[name]
-
-
-def _fill(template: str, name: str) -> str:
-    return template.replace("{c}", name)
 
 
 def class_names(context: Context) -> tuple[str, ...]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
 from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
 from common.errors import DISK_FULL, UserError
+from probes.features.budget import free_bytes
 
 BLOCK = 1 << 20  # bytes at a time
 MB = 1e6
@@ -107,21 +106,19 @@ class MegabyteBar:
 
 def require_space(folder: Path, size: int, about: str) -> None:
     """Raise ``UserError`` if ``size`` bytes do not fit on the disk of ``folder``."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    if (free := shutil.disk_usage(existing).free) < size:
+    if (free := free_bytes(folder.absolute())) < size:
         raise UserError(
             f"{about} needs {size / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; "
             "free some space or choose another folder with --to"
         )
 
 
-def checksums(path: Path, algorithms: Iterable[str], progress: Progress) -> dict[str, str]:
-    """Algorithm (``sha256``, ``sha1``, ``md5``) → hex digest of a file, which is read once."""
-    hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+def checksum(path: Path, algorithm: str, progress: Progress) -> str:
+    """Hex digest of a file by ``sha256``, ``sha1`` or ``md5``."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     bar = MegabyteBar(progress, f"checking {path.name}", path.stat().st_size)
     with path.open("rb") as file:
         while data := file.read(BLOCK):
-            for each in hashes.values():
-                each.update(data)
+            digest.update(data)
             bar.update(file.tell())
-    return {name: each.hexdigest() for name, each in hashes.items()}
+    return digest.hexdigest()

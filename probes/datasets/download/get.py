@@ -123,7 +123,7 @@ def verify(
         UserError: it is another file, which is deleted if ``delete``.
     """
     algorithm, _, published = archive.checksum.partition(":")
-    (digest,) = fetch.checksums(path, [algorithm or "sha256"], progress).values()
+    digest = fetch.checksum(path, algorithm or "sha256", progress)
     if not algorithm:
         log(f"{archive.name}: sha256 {digest} (its source publishes no checksum)")
     elif digest == published:
