@@ -87,7 +87,7 @@ class CocoInstances(CocoDataset):
         dropped_empty: how many images ``drop_empty`` left out.
 
     Raises:
-        UserError: a class is not in the file, a selected image is not in it, or no image remains.
+        UserError: a class is not in the file, or no image remains.
     """
 
     COCOAPI = _OrderedCOCO
@@ -110,12 +110,7 @@ class CocoInstances(CocoDataset):
         if self.image_ids is None:
             return images
         ids = set(self.image_ids)
-        selected = [image for image in images if image["img_id"] in ids]
-        if len(selected) < len(ids):
-            raise UserError(
-                f"{self.ann_file} has only {len(selected)} of the {len(ids)} selected images"
-            )
-        return selected
+        return [image for image in images if image["img_id"] in ids]
 
     def filter_data(self) -> list[dict[str, Any]]:
         images = self.data_list

@@ -29,6 +29,7 @@ from probes.features.members import image_source
 from probes.image_level.settings import EncodeSettings, Encoding
 
 TEXTS = 256  # that the backbone sees at once
+Encode = Callable[[Tensor], Tensor]  # what the backbone takes → features, on the device
 
 
 @torch.inference_mode()
@@ -51,7 +52,7 @@ def encode_images(
 def encode_paths(
     paths: Sequence[Path],
     backbone: Backbone,
-    encode: Callable[[Tensor], Tensor],
+    encode: Encode,
     run: EncodeRun,
     encoding: Encoding,
 ) -> Iterator[Tensor]:
@@ -67,7 +68,7 @@ def encode_batches(
     images: Images,
     batches: Sequence[Sequence[int]] | None,
     backbone: Backbone,
-    encode: Callable[[Tensor], Tensor],
+    encode: Encode,
     run: EncodeRun,
     encoding: Encoding,
 ) -> Iterator[Tensor]:
@@ -80,20 +81,27 @@ def encode_batches(
         items = range(len(images))
         size = encoding.batch_size
         batches = [items[start : start + size] for start in items[::size]]
-    in_parts = Halving(encoding.batch_size, "encoding images", run.cost.notes)
-    prepare = preparation(backbone, run.device)
-    for pixels in run.cost.timed("encode", load_batches(images, batches, run)):
-        with (
-            run.cost.phase("encode"),
-            torch.no_grad(),
-            autocast(run.device, encoding.precision),
-        ):
+    workers, device, cost = min(run.num_workers, len(batches)), run.device, run.cost
+    loader = DataLoader(
+        images,
+        batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
+        num_workers=workers,
+        collate_fn=default_convert,  # ``Images`` makes complete batches itself
+        pin_memory=takes_pinned_memory(device),
+        prefetch_factor=max(2, 256 // max(map(len, batches))) if workers else None,
+    )
+    in_parts = Halving(encoding.batch_size, "encoding images", cost.notes)
+    prepare = preparation(backbone, device)
+    for pixels in cost.timed("encode", loader):
+        if isinstance(pixels, str):
+            raise UserError(pixels)
+        with cost.phase("encode"), torch.no_grad(), autocast(device, encoding.precision):
             parts = in_parts(lambda part: encode(prepare(part)).float(), pixels)
-        run.cost.images["encode"] += len(pixels)
+        cost.images["encode"] += len(pixels)
         yield torch.cat(parts)
 
 
-def encoder(backbone: Backbone, encoding: Encoding) -> Callable[[Tensor], Tensor]:
+def encoder(backbone: Backbone, encoding: Encoding) -> Encode:
     """The function from normalised images to features (N, D).
 
     With ``blocks`` these are the class tokens of the blocks, then the mean of the last patch
@@ -143,25 +151,6 @@ def preparation(backbone: Backbone, device: torch.device) -> Callable[[Tensor], 
         return pixels.contiguous(memory_format=memory_format)
 
     return prepare
-
-
-def load_batches(
-    images: Images, batches: Sequence[Sequence[int]], run: EncodeRun
-) -> Iterator[Tensor]:
-    """Batches of items, in order: (N, 3, H, W) uint8, pinned where that helps the device."""
-    prefetch = max(2, 256 // max(map(len, batches))) if run.num_workers and batches else None
-    loader = DataLoader(
-        images,
-        batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
-        num_workers=min(run.num_workers, len(batches)),
-        collate_fn=default_convert,  # ``Images`` makes complete batches itself
-        pin_memory=takes_pinned_memory(run.device),
-        prefetch_factor=prefetch,
-    )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise UserError(batch)
-        yield batch
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ would cost another pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from common.pacing import Pace
 from probes.base import Context, TaskResult
 from probes.image_level.classification import score, targets
 from probes.image_level.embeddings import encode_split
-from probes.image_level.encode import Images, encode_batches, encoder, input_size
+from probes.image_level.encode import Encode, Images, encode_batches, encoder, input_size
 from probes.image_level.linear import (
     LinearHeads,
     Pair,
@@ -97,7 +97,7 @@ def train_on_crops(
     context: Context,
     heads: nn.Module,
     optimizer: torch.optim.Optimizer,
-    encode: Callable[[Tensor], Tensor],
+    encode: Encode,
     training: Tensor,
 ) -> int:
     """Train heads for ``epochs`` of the settings, resuming from ``work_dir/heads.pt``; returns the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from probes.image_level.attention_pool import token_encoder
 from probes.image_level.attentive import adamw
 from probes.image_level.attentive import create_heads as create_attentive_heads
 from probes.image_level.correspondence import folder_of
-from probes.image_level.encode import square_side
+from probes.image_level.encode import Encode, square_side
 from probes.image_level.few_shot import LeastSquares
 from probes.image_level.linear import (
     LinearHeads,
@@ -103,7 +103,7 @@ def _train_on_crops(
     plan: MemoryPlan,
     heads: nn.Module,
     optimizer: torch.optim.Optimizer,
-    encode: Callable[[Tensor], Tensor] | None = None,
+    encode: Encode | None = None,
 ) -> None:
     size = plan.settings.batch_size
     for inputs in plan.encode(2 * size, encode, size):

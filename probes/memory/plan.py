@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from common.live_bytes import LiveBytes
 from probes.base import Context, Probe
 from probes.cost import Cost
 from probes.datasets.base import Split
-from probes.image_level.encode import encode_batches, encode_texts, encoder, input_size
+from probes.image_level.encode import Encode, encode_batches, encode_texts, encoder, input_size
 
 CPU = torch.device("cpu")
 Phases = Iterator[str]  # the names of phases, each when it is over
@@ -67,7 +67,7 @@ class MemoryPlan:
             return torch.empty(shape, dtype=dtype)
 
     def encode(
-        self, images: int, encode: Callable[[Tensor], Tensor] | None = None, batch_size: int = 0
+        self, images: int, encode: Encode | None = None, batch_size: int = 0
     ) -> Iterator[Tensor]:
         """Features of ``images`` images, of at most two batches, see ``encode_batches``."""
         encoding = self.settings.encoding(self.context.device.type)
