@@ -290,18 +290,18 @@ def maps_bytes(backbone: Backbone, layers: Sequence[int], size: tuple[int, ...],
     return sum(cells) * DTYPES[dtype].itemsize
 
 
-class _Items(Dataset[tuple[int, Any]]):
+class _Items(Dataset[Any]):
     """Loaded items. A ``UserError`` is returned: raised in a loading process it would come as a
     page of traceback."""
 
     def __init__(self, load: Callable[[int], dict[str, Any]]) -> None:
         self.load = load
 
-    def __getitem__(self, item: int) -> tuple[int, Any]:
+    def __getitem__(self, item: int) -> Any:
         try:
-            return item, self.load(item)
+            return self.load(item)
         except UserError as error:
-            return item, error
+            return error
 
 
 def _load(
@@ -317,7 +317,7 @@ def _load(
         pin_memory=takes_pinned_memory(run.device),
         prefetch_factor=max(2, 2 * BATCH // workers) if workers else None,
     )
-    for item, packed in items:
+    for item, packed in zip(order, items, strict=True):
         if isinstance(packed, UserError):
             raise packed
         yield item, packed

@@ -93,11 +93,13 @@ class Protocol:
 
     def preset(self, spec: DatasetSpec, probe: Probe) -> Preset | None:
         """The preset of a task, or None."""
-        of_probe = [each for each in self.presets if each.probe == f"{probe.kind}/{probe.name}"]
-        for preset in of_probe:
-            if spec.name in preset.datasets:
-                return preset
-        return next((preset for preset in of_probe if not preset.datasets), None)
+        presets = [
+            preset
+            for preset in self.presets
+            if preset.probe == f"{probe.kind}/{probe.name}"
+            and (not preset.datasets or spec.name in preset.datasets)
+        ]
+        return max(presets, key=lambda preset: bool(preset.datasets), default=None)
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol", "protocols", instance_of(Protocol))
