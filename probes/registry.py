@@ -73,4 +73,9 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
         DATASETS.find(dataset)
     if dataset in DATASETS and (key := f"{DATASETS[dataset].kind}/{probe}") in PROBES.broken:
         PROBES.find(key)
+    kinds = {each.kind for each in PROBES.values()}
+    if dataset in DATASETS and (kind := DATASETS[dataset].kind) not in kinds:
+        raise UserError(
+            f"dataset {dataset!r} is of kind {kind!r}, which no probe is for; {nearest(kind, kinds)}"
+        )
     raise UserError(f"no task {name!r}; {nearest(name, all_tasks)}")

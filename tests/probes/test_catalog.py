@@ -9,6 +9,7 @@ import pytest
 import probes.catalog  # noqa: F401
 from common.errors import UserError
 from common.files import canonical_json
+from probes.datasets.base import DatasetSpec
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS, PROBES, find_task
 
@@ -35,6 +36,15 @@ def test_every_task_of_the_paper_exists(datasets, names):
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(UserError, match="voc/pspnet"):
         find_task("voc/pspent")
+
+
+def test_a_dataset_of_a_kind_that_no_probe_is_for():
+    DATASETS["leaves"] = DatasetSpec("leaves", "segmentations", "leaves", lambda root, split: [])
+    try:
+        with pytest.raises(UserError, match="'segmentations'.*did you mean segmentation"):
+            find_task("leaves/linear")
+    finally:
+        del DATASETS["leaves"]
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -166,7 +166,8 @@ class DenseTask:
     def image_scores(
         self, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
     ) -> ImageScores:
-        """The statistics of a report, by ``summary``."""
+        """The statistics of a report, by ``summary``. (Those of the shipped tasks are in
+        ``reports.stats.per_image``, since reports are made without probes.)"""
         from reports.stats.per_image import ImageScores
 
         main, metric = next(iter(self.metrics.items()))
