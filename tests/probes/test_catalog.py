@@ -41,7 +41,7 @@ def test_an_unknown_task_names_the_nearest():
 def test_a_dataset_of_a_kind_that_no_probe_is_for():
     DATASETS["leaves"] = DatasetSpec("leaves", "segmentations", "leaves", lambda root, split: [])
     try:
-        with pytest.raises(UserError, match="'segmentations'.*did you mean segmentation"):
+        with pytest.raises(UserError, match=r"'segmentations'.*did you mean segmentation"):
             find_task("leaves/linear")
     finally:
         del DATASETS["leaves"]
