@@ -1,5 +1,4 @@
-"""Images in memory as a backbone takes them: the arithmetic of ``probes.image_level.encode``, which
-reads files."""
+"""Images as a backbone takes them: resized, cropped, normalised."""
 
 from __future__ import annotations
 
@@ -17,14 +16,18 @@ from common.images import to_rgb
 class Preprocessing:
     """An image → (3, H, W) float32 at the backbone's own size, normalised.
 
+    Args:
+        device: of the pixels that ``normalise`` is given, usually.
+
     Attributes:
         resize: an RGB image → (3, H, W) uint8, resized and cropped.
     """
 
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(self, data: DataConfig, device: torch.device | None = None) -> None:
         self.resize = resizing(data, data.interpolation)
         self.mean, self.std = (
-            255 * torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std)
+            255 * torch.tensor(values, device=device).view(3, 1, 1)
+            for values in (data.mean, data.std)
         )
 
     def __call__(self, image: Image.Image) -> Tensor:

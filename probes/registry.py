@@ -76,6 +76,6 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     kinds = {each.kind for each in PROBES.values()}
     if dataset in DATASETS and (kind := DATASETS[dataset].kind) not in kinds:
         raise UserError(
-            f"dataset {dataset!r} is of kind {kind!r}, which no probe is for; {nearest(kind, kinds)}"
+            f"dataset {dataset!r} has kind {kind!r}, which no probe is for; {nearest(kind, kinds)}"
         )
     raise UserError(f"no task {name!r}; {nearest(name, all_tasks)}")

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
 from backbones.base import Backbone, DataConfig
+from backbones.preprocessing import Preprocessing, in_memory_format, resizing
 from common.device import takes_pinned_memory
 from common.errors import NonFiniteLoss, UserError
 from common.images import to_rgb
@@ -136,19 +137,11 @@ def input_size(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, i
 
 def preparation(backbone: Backbone, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The function from images (N, 3, H, W) uint8 to what the backbone takes, on the device."""
-    # a plain ViT has one stride; everything else is convolutional, and convolutions are faster on
-    # channels-last images
-    memory_format = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
-    mean, std = (
-        255 * torch.tensor(values, device=device).view(3, 1, 1)
-        for values in (backbone.data.mean, backbone.data.std)
-    )
-
-    pinned = takes_pinned_memory(device)
+    preprocessing, pinned = Preprocessing(backbone.data, device), takes_pinned_memory(device)
 
     def prepare(images: Tensor) -> Tensor:
-        pixels = (images.to(device, non_blocking=pinned).float() - mean) / std
-        return pixels.contiguous(memory_format=memory_format)
+        pixels = preprocessing.normalise(images.to(device, non_blocking=pinned))
+        return in_memory_format(pixels, backbone)
 
     return prepare
 
@@ -180,7 +173,7 @@ class Images(Dataset[Tensor]):
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig) -> None:
         self.paths = [str(path) for path in paths]
-        self.transform = eval_transform(size, data)
+        self.transform = resizing(replace(data, size=size), data.interpolation)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -209,21 +202,6 @@ class Images(Dataset[Tensor]):
         # channels last, as they lie in memory, and at once into memory that processes share
         batch: Tensor = default_collate([image.permute(1, 2, 0) for image in images])
         return batch.permute(0, 3, 1, 2)
-
-
-def eval_transform(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], Tensor]:
-    """timm's evaluation transform: an RGB image → (3, H, W) uint8.
-
-    The image is resized so that the centre crop of ``size`` keeps the share ``crop_pct`` of the
-    side that fits tighter. With ``squash`` it is resized to ``size`` and changes its shape.
-    """
-    return create_transform(
-        (3, *size),
-        interpolation=data.interpolation,
-        crop_pct=1.0 if data.squash else data.crop_pct,
-        crop_mode="squash" if data.squash else "center",
-        normalize=False,
-    )
 
 
 def square_side(settings: EncodeSettings, backbone: Backbone) -> int:

@@ -10,12 +10,12 @@ from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader
 
 import benchmark.catalog  # noqa: F401
+from backbones.preprocessing import resizing
 from benchmark.suites.registry import SUITES
 from common.errors import UserError
 from probes.datasets.base import Sample
 from probes.datasets.check import find_folder, prepare
 from probes.datasets.specs import webdataset
-from probes.image_level.encode import eval_transform as transform_of
 from probes.registry import DATASETS, find_task
 from reports.stats.per_image import image_scores
 from tests.probes.datasets import make
@@ -59,7 +59,7 @@ def clip_benchmark_data(name, root, collate=None):
     from clip_benchmark.datasets.builder import build_wds_dataset
 
     data = Noisy().data
-    pixels = transform_of(data.size, data)
+    pixels = resizing(data, data.interpolation)
     mean, std = (255 * torch.tensor(each).view(3, 1, 1) for each in (data.mean, data.std))
 
     def transform(image):

@@ -14,10 +14,11 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from backbones.base import DataConfig
+from backbones.preprocessing import resizing
 from common.errors import NonFiniteLoss, UserError
 from probes.base import Context, EncodeRun
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.image_level.encode import Images, encode_images, encode_texts, eval_transform
+from probes.image_level.encode import Images, encode_images, encode_texts
 from probes.image_level.settings import EncodeSettings, Encoding
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours
@@ -150,7 +151,8 @@ def test_texts_keep_their_order(monkeypatch):
 )
 def test_the_crop_is_covered_without_padding(width, height, size, crop_pct):
     white = Image.new("RGB", (width, height), (255, 255, 255))
-    fitted = eval_transform(size, replace(PLAIN, crop_pct=crop_pct))(white)
+    data = replace(PLAIN, size=size, crop_pct=crop_pct)
+    fitted = resizing(data, data.interpolation)(white)
     assert fitted.shape == (3, *size) and fitted.dtype == torch.uint8
     assert fitted.min() == 255  # CenterCrop would pad with black
 
