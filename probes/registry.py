@@ -12,6 +12,7 @@ from common.errors import UserError, nearest
 from common.registry import Registry, instance_of
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
+from probes.dense.tasks import DENSE_TASKS
 
 PROBES: Registry[Probe] = Registry(
     "probe", "probes", instance_of(Probe, lambda probe: f"{probe.kind}/{probe.name}")
@@ -38,7 +39,8 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
 
 def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:
     """Every task, including those of other packages."""
-    HEADS.load_entry_points()  # their probes too
+    for registry in (DENSE_TASKS, HEADS):
+        registry.load_entry_points()  # their probes too
     probes = PROBES.load_entry_points().values()
     return {
         f"{spec.name}/{probe.name}": (spec, _on(probe, spec))
