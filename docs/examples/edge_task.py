@@ -42,10 +42,10 @@ def counts(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     with one of the other map nearby (BSDS assigns them one to one instead)."""
     reach = max(1, round(0.0075 * float(np.hypot(*target.shape[-2:]))))
     steps = torch.from_numpy(STEPS).to(prediction)[:, None, None]
-    predicted = prediction[:, None] > steps
-    true = (target > 0.5)[:, None].expand_as(predicted)
-    near = [F.max_pool2d(each.float(), 2 * reach + 1, 1, reach) > 0 for each in (predicted, true)]
-    maps = predicted, predicted & near[1], true, true & near[0]
+    values, true = prediction[:, None], (target > 0.5)[:, None]
+    near = [F.max_pool2d(each, 2 * reach + 1, 1, reach) for each in (values, true.float())]
+    predicted, recalled = values > steps, true & (near[0] > steps)
+    maps = predicted, predicted & (near[1] > 0), true.expand_as(predicted), recalled
     return {name: each.sum((2, 3)) for name, each in zip(COUNTED, maps, strict=True)}
 
 
