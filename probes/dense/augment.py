@@ -183,11 +183,10 @@ class Enlarge(BaseTransform):
         return results
 
 
-COLOURS = {
+COLOURS = {  # of crops
     "mmseg": "PhotoMetricDistortion",
     "dinov3": "RgbDistortion",
     "dinov3-depth": "GammaDistortion",
-    "probe3d": "ColorJitter",
 }
 
 

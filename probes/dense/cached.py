@@ -19,16 +19,16 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import FUNCTIONS, DefaultScope
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from torch import Tensor
 
 from common.files import content_key
 from probes.base import EncodeRun, Progress
 from probes.dense.data import channels_first, dense_sample, ground_truth_field
-from probes.dense.ground_truth import OF_GROUND_TRUTH, LoadGroundTruth
+from probes.dense.ground_truth import OF_GROUND_TRUTH
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import content_hashes
-from probes.features.crops import Crop, all_crops, draw_crop
+from probes.features.crops import all_crops, draw_crop
 from probes.features.feature_dataset import FeatureDataset, Part, part_of, use_cached_features
 from probes.features.store import DTYPES, Builder, CacheKey
 
@@ -88,28 +88,25 @@ class CachedDense(FeatureDataset):
         source = DATASETS.build({**self.config, "pipeline": self.image_only})
         super().__init__(source, f"{source.spec.name} ({source.split})", encoder, dtype, device)
         self.field = ground_truth_field(source.spec.kind)
-        self.all_crops = all_crops(fixed_crops, flip) if fixed_crops else []
-        options = part_of(self.pipeline, "LoadGroundTruth")
-        self._load = LoadGroundTruth(**{k: v for k, v in options.items() if k != "type"})
+        self.all_crops = all_crops(fixed_crops, flip)
+        self.crop = next((part["crop"] for part in self.pipeline if "crop" in part), 0)
+        self.load_ground_truth = TRANSFORMS.build(part_of(self.pipeline, "LoadGroundTruth"))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         features, item, info = self.features, index, self.source.get_data_info(index)
         if self.fixed_crops:
-            item = self.item_of(index, draw_crop(self.fixed_crops, self.flip))
+            crop = self.all_crops.index(draw_crop(self.fixed_crops, self.flip))
+            item = index * len(self.all_crops) + crop
             metadata = {name: info[name] for name in ("image", "img_path")}
             metadata |= _tuples(self.stores[1].metadata(item))
             (target,) = self.stores[1][item]
         else:
             metadata = {**info, **_tuples(features.metadata(index))}
-            target = channels_first(self.load_ground_truth(metadata))
+            target = channels_first(self.load_ground_truth(metadata)["gt_seg_map"])
         return {
             "inputs": tuple(features[item]),
             "data_samples": dense_sample(metadata, self.field, target),
         }
-
-    def item_of(self, index: int, crop: Crop) -> int:
-        """The item of the features of a crop of an image."""
-        return index * len(self.all_crops) + self.all_crops.index(crop)
 
     def own_size(self, index: int) -> tuple[int, int]:
         return self.source.own_size(index)
@@ -126,13 +123,8 @@ class CachedDense(FeatureDataset):
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each item: a crop, or a complete image as it is resized for tests."""
         if self.fixed_crops:
-            side = crop_side(self.pipeline)
-            return [(side, side)] * (len(self) * len(self.all_crops))
+            return [(self.crop, self.crop)] * (len(self) * len(self.all_crops))
         return [self.source.shape(index) for index in range(len(self))]
-
-    def load_ground_truth(self, metadata: Mapping[str, Any]) -> Any:
-        """The ground truth of a sample at its own resolution, as ``LoadGroundTruth`` gives it."""
-        return self._load.transform(dict(metadata))["gt_seg_map"]
 
     def load(self, item: int) -> dict[str, Any]:
         return self.source.pipeline(self._info(item))
@@ -152,8 +144,7 @@ class CachedDense(FeatureDataset):
         spec, pipeline = self.source.spec, [_without_pixels(part) for part in self.pipeline]
         task = DENSE_TASKS.find(spec.kind)
         dtype = task.stored_type(spec, len(self.source.metainfo["classes"]))
-        side = crop_side(pipeline)
-        item_bytes = side**2 * task.channels * DTYPES[dtype].itemsize
+        item_bytes = self.crop**2 * task.channels * DTYPES[dtype].itemsize
         hashes = content_hashes([Path(info["target_path"]) for info in infos])
         identity = {
             "images": images,
@@ -177,11 +168,6 @@ class CachedDense(FeatureDataset):
 
         sizes = [item_bytes] * (len(infos) * len(self.all_crops))
         return CacheKey("ground truth", self.name, identity, (dtype,), sizes), build
-
-
-def crop_side(pipeline: Sequence[Part]) -> int:
-    """The side of the square crops that a pipeline makes."""
-    return next(part["crop"] for part in pipeline if "crop" in part)
 
 
 def _without_pixels(part: Part) -> Part:

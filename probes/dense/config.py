@@ -69,7 +69,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         # windows end with the image, which is padded where it is smaller than a window
         prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
     model = {
-        "type": "DenseSegmenter" if task.has_classes else "DenseRegressor",
+        "type": "DenseModel",
         "data_preprocessor": prepare,
         "backbone": {
             "type": "FrozenBackbone",

@@ -14,7 +14,6 @@ from mmseg.registry import METRICS as EVALUATORS
 
 import probes.dense.metrics  # noqa: F401  registers what an evaluator's config names
 from probes.datasets.base import PreparedDataset
-from probes.dense.ground_truth import LoadGroundTruth, ground_truth_config
 from probes.dense.tasks import DENSE_TASKS
 
 # of train, and of each of its images, evenly spread: a constant needs no more
@@ -64,15 +63,14 @@ def constant_note(
 
 def best_constant(data: PreparedDataset) -> Any:
     """The best prediction for every pixel of ``train``, see ``DenseTask.best_constant``."""
-    config = ground_truth_config(data.spec, len(data.classes))
-    del config["type"]
-    samples, load = data.samples["train"], LoadGroundTruth(**config)
+    task, samples = DENSE_TASKS.find(data.spec.kind), data.samples["train"]
+    options = task.reading(data.spec, len(data.classes))
     pixels = []
     for sample in samples[:: max(1, len(samples) // IMAGES)]:
-        ground_truth = load.read(str(data.root / sample.target))
+        ground_truth = task.read(str(data.root / sample.target), **options)
         flat = ground_truth.reshape(-1, *ground_truth.shape[2:])
         pixels.append(flat[:: max(1, len(flat) // PIXELS)])
-    return DENSE_TASKS.find(data.spec.kind).best_constant(np.concatenate(pixels), data)
+    return task.best_constant(np.concatenate(pixels), data)
 
 
 def _score(val: Any, field: str, evaluator: Any, constant: Any) -> dict[str, float]:
@@ -82,7 +80,6 @@ def _score(val: Any, field: str, evaluator: Any, constant: Any) -> dict[str, flo
         sample = val[index]["data_samples"]
         target = sample.get(f"gt_{field}").data
         prediction = torch.as_tensor(constant).reshape(-1, 1, 1).expand_as(target)
-        maps = {f"gt_{field}": target, f"pred_{field}": prediction}
-        arrays = {name: {"data": values} for name, values in maps.items()}
-        metric.process(None, [{"image": sample.image, **arrays}])
+        maps = {f"gt_{field}": {"data": target}, f"pred_{field}": {"data": prediction}}
+        metric.process(None, [{"image": sample.image, **maps}])
     return metric.compute_metrics(metric.results)

@@ -25,7 +25,6 @@ from mmseg.registry import DATASETS as MMSEG_DATASETS
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 
-from common.errors import UserError
 from probes.datasets.base import DatasetSpec
 from probes.dense.augment import COLOURS, ReadArea, ShortSide
 from probes.dense.ground_truth import ground_truth_config
@@ -34,9 +33,8 @@ from probes.dense.tasks import DENSE_TASKS
 from probes.features.crops import image_size
 from probes.registry import DATASETS
 
-META_KEYS = (
-    *("image", "img_path", "ori_shape", "area", "img_shape", "pad_shape", "img_padding_size"),
-)
+Part = dict[str, Any]  # of a config
+META_KEYS = ("image", "img_path", "ori_shape", "area", "img_shape", "pad_shape", "img_padding_size")
 
 
 @MMSEG_DATASETS.register_module()
@@ -52,7 +50,7 @@ class DenseDataset(BaseDataset):
         test_mode: as in mmengine: no retry with another sample.
 
     Raises:
-        UserError: the dataset is not known, is of another kind, or has nothing left in this split.
+        UserError: the dataset is not known.
     """
 
     def __init__(
@@ -64,14 +62,8 @@ class DenseDataset(BaseDataset):
         exclude: Sequence[str] = (),
         test_mode: bool = False,
     ) -> None:
-        self.spec = DATASETS.find(dataset)
         self.root, self.split, self.exclude = Path(root), split, frozenset(exclude)
-        if self.spec.kind not in DENSE_TASKS:
-            raise UserError(
-                f"dataset {dataset!r} has no dense ground truth: it is for {self.spec.kind}"
-            )
-        if self.spec.adapt is not None:
-            self.spec = self.spec.adapt(self.spec, self.root)
+        self.spec = DATASETS.find(dataset).at(self.root)
         # a sample that fails is never replaced by another one, which would change the metrics;
         # not serialised: mmengine would collect garbage, which takes longer than all else here
         super().__init__(
@@ -83,7 +75,7 @@ class DenseDataset(BaseDataset):
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        samples = [
+        return [
             {
                 "img_path": str(self.root / sample.image),
                 "target_path": str(self.root / sample.target),
@@ -93,12 +85,6 @@ class DenseDataset(BaseDataset):
             for sample in self.spec.list_samples(self.root, self.split)  # type: ignore[arg-type]
             if sample.image not in self.exclude
         ]
-        if not samples:
-            raise UserError(
-                f"dataset {self.spec.name!r} has no usable image in split {self.split!r} at"
-                f" {self.root}"
-            )
-        return samples
 
     def prepare_data(self, index: int) -> Any:
         return self.pipeline(self.get_data_info(index))
@@ -178,14 +164,14 @@ def pipelines(
     settings: DenseSettings,
     crop: tuple[int, ...],
     mean: Sequence[float],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Part], list[Part]]:
     """Train and test pipelines as configs.
 
     Train: the part ``train_area``, short side to ``size`` × a random factor of ``scale_range``,
     rotation, random crop, random horizontal flip, colours, pad to the crop; with ``fixed_crops``
-    resizing, crop and flip are one ``FixedCrop``. Test: short side to ``size`` with the image's own
-    aspect, ground truth untouched at its own resolution. (As in mmseg's configs the long side stays
-    within 4 × ``size``.)
+    resizing, crop and flip are one ``FixedCrop``. Test: the part ``test_area``, short side to
+    ``size``, ground truth untouched. (As in mmseg's configs the long side stays within 4 ×
+    ``size``.)
 
     Args:
         spec: how the ground truth is stored.
@@ -194,30 +180,51 @@ def pipelines(
         crop: (height, width) in pixels.
         mean: RGB mean (0–255) of the backbone, the colour of the padding.
     """
-    task = DENSE_TASKS.find(spec.kind)
-    augment: list[dict[str, Any]] = []
-    colours = [{"type": COLOURS[settings.colours]}] if settings.colours != "none" else []
+    task, size, scale_range = DENSE_TASKS.find(spec.kind), settings.size, settings.scale_range
+    load = ground_truth_config(spec, classes, settings)
+    train: list[Part] = [LOAD, load]
+    test: list[Part] = []
     if settings.colours == "probe3d":  # the contrast is that of the complete image
-        augment += colours
-        colours = []
-    if settings.train_area:
-        augment.append({"type": "ReadArea", "area": settings.train_area})
+        train.append({"type": "ColorJitter"})
+    for area, parts in ((settings.train_area, train), (settings.test_area, test)):
+        if area:
+            parts.append({"type": "ReadArea", "area": area})
     if settings.enlarge < 1:
-        augment.append({"type": "Enlarge", "least": settings.enlarge})
+        train.append({"type": "Enlarge", "least": settings.enlarge})
+    resize, options = "Resize", {}
+    if settings.interpolation != "bilinear":
+        resize = "PillowResize"
+        options = {"interpolation": settings.interpolation.removeprefix("pillow-")}
+    scale = {"scale": (4 * size, size), "keep_ratio": True}
+    if size:
+        test.append({"type": resize, **scale, **options})
     if settings.fixed_crops:
         fixed_crop = {
             "type": "FixedCrop",
-            "size": settings.size,
+            "size": size,
             "crop": crop[0],
-            "scale_range": settings.scale_range,
+            "scale_range": scale_range,
             "fixed_crops": settings.fixed_crops,
             "flip": settings.flip,
         }
-        augment.append(fixed_crop)
+        train.append(fixed_crop)
     else:
-        augment += _random_crop(spec, settings, crop)
-    augment += colours
-    augment.append({"type": "FollowImage", "kind": spec.kind})
+        random_scale = {"ratio_range": scale_range, "resize_type": resize, **options}
+        if size:
+            train.append({"type": "RandomResize", **scale, **random_scale})
+        elif scale_range != (1.0, 1.0):
+            train.append({"type": "ScaleImage", **random_scale})
+        if degrees := getattr(settings, "rotation", 0):
+            turn = {"type": "RandomRotate", "prob": 0.5, "degree": degrees}
+            train.append({**turn, "seg_pad_val": task.padding(spec)})
+        random_crop: Part = {"type": "RandomCrop", "crop_size": crop}
+        if task.has_classes and settings.max_class_share < 1:
+            random_crop["cat_max_ratio"] = settings.max_class_share
+            random_crop["ignore_index"] = spec.ignore_index
+        train += [random_crop, {"type": "RandomFlip", "prob": settings.flip}]
+    if settings.colours in COLOURS:
+        train.append({"type": COLOURS[settings.colours]})
+    train.append({"type": "FollowImage", "kind": spec.kind})
     is_black = settings.padding == "black"
     pad = {
         "type": "PadCrop",
@@ -225,56 +232,8 @@ def pipelines(
         "image": [0, 0, 0] if is_black else [round(value) for value in reversed(mean)],
         "ground_truth": task.padding(spec),
     }
-    load = ground_truth_config(spec, classes, settings)
-    train = [LOAD, load, *augment, pad, {"type": "PackRGB", "kind": spec.kind}]
-    return train, test_pipeline(spec, classes, settings.size, settings)
-
-
-def _random_crop(
-    spec: DatasetSpec, settings: DenseSettings, crop: tuple[int, ...]
-) -> list[dict[str, Any]]:
-    """Configs of random size, rotation, crop and flip."""
-    parts: list[dict[str, Any]] = []
-    how = _interpolation(settings.interpolation)
-    if settings.size:
-        scale = (4 * settings.size, settings.size)
-        resize = {"type": "RandomResize", "scale": scale, "keep_ratio": True}
-        parts.append({**resize, "ratio_range": settings.scale_range, **how})
-    elif settings.scale_range != (1.0, 1.0):
-        parts.append({"type": "ScaleImage", "ratio_range": settings.scale_range, **how})
-    if degrees := getattr(settings, "rotation", 0):
-        fill = DENSE_TASKS.find(spec.kind).padding(spec)
-        parts.append({"type": "RandomRotate", "prob": 0.5, "degree": degrees, "seg_pad_val": fill})
-    random_crop: dict[str, Any] = {"type": "RandomCrop", "crop_size": crop}
-    if DENSE_TASKS.find(spec.kind).has_classes and settings.max_class_share < 1:
-        random_crop["cat_max_ratio"] = settings.max_class_share
-        random_crop["ignore_index"] = spec.ignore_index
-    return [*parts, random_crop, {"type": "RandomFlip", "prob": settings.flip}]
-
-
-def _interpolation(name: str) -> dict[str, Any]:
-    """The transform that resizes, and its options, for the setting ``interpolation``."""
-    if name == "bilinear":
-        return {"resize_type": "Resize"}
-    return {"resize_type": "PillowResize", "interpolation": name.removeprefix("pillow-")}
-
-
-def test_pipeline(
-    spec: DatasetSpec,
-    classes: int,
-    size: int,
-    settings: DenseSettings | None = None,
-) -> list[dict[str, Any]]:
-    """Images (or their part ``test_area``), the short side at ``size``, and their ground truth at
-    its own resolution; see ``pipelines``."""
-    area = settings.test_area if settings else ()
-    parts: list[dict[str, Any]] = [{"type": "ReadArea", "area": tuple(area)}] if area else []
-    if size:
-        how = _interpolation(settings.interpolation if settings else "bilinear")
-        resize = {"type": how.pop("resize_type"), "scale": (4 * size, size), "keep_ratio": True}
-        parts.append({**resize, **how})
     pack = {"type": "PackRGB", "kind": spec.kind}
-    return [LOAD, *parts, ground_truth_config(spec, classes, settings), pack]
+    return [*train, pad, pack], [LOAD, *test, load, pack]
 
 
 # orientation tags are ignored: label maps lie over the stored pixels

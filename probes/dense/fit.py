@@ -65,7 +65,7 @@ def check(head: DenseHead, settings: DenseSettings, data: PreparedDataset, backb
             f"{head.name} normalises pooled features over the batch: batch_size must be"
             f" {head.min_batch} or more"
         )
-    if settings.class_token == "project" and not head.projects_class_token:
+    if settings.class_token == "project" and head.name != "dpt":
         raise UserError(f"class_token=project is of dpt, not of {head.name}; use concat")
     maps = feature_maps(settings, backbone)
     if head.maps not in (None, len(maps.channels)):

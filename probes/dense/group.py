@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 
 from common.files import content_key
 from probes.base import Context, Probe, TaskResult
@@ -56,38 +57,32 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
     Returns, in the order of the tasks, the result of each or its error.
 
     An index counts all ``tasks``. Tasks that fail before the training have no head, so
-    ``train_together`` numbers the remaining heads anew: head ``number`` belongs to task
-    ``indices[number]``.
+    ``train_together`` numbers the remaining heads anew.
 
     Raises:
         Exception: what failed for all tasks: an image that cannot be read, for example.
     """
-    results: list[Any] = [None] * len(tasks)
-    contexts = [context for _, context in tasks]
-    choices: dict[int, Choice] = {}
+    results: dict[int, TaskResult | Exception] = {}
+    heads: dict[int, tuple[Config, Context]] = {}
     for index, (probe, context) in enumerate(tasks):
         try:
-            dense_config(probe, context)
+            heads[index] = dense_config(probe, context), context
         except Exception as error:
             results[index] = error
-    valid = [index for index, error in enumerate(results) if error is None]
     names = " + ".join(
-        f"{contexts[index].data.spec.name}/{tasks[index][0].name}" for index in valid
+        f"{context.data.spec.name}/{tasks[index][0].name}" for index, (_, context) in heads.items()
     )
-    grids = [index for index in valid if contexts[index].settings.lr_grid]
-    if grids:
-        grid_choices = choose([tasks[index] for index in grids], f"{names}: learning rates")
-        for index, choice in zip(grids, grid_choices, strict=True):
+    choices: dict[int, Choice] = {}
+    if grids := [index for index in heads if tasks[index][1].settings.lr_grid]:
+        chosen = choose([tasks[index] for index in grids], f"{names}: learning rates")
+        for index, choice in zip(grids, chosen, strict=True):
             if isinstance(choice, Exception):
                 results[index] = choice
+                del heads[index]
                 continue
-            choices[index] = choice
-            contexts[index] = with_rate(contexts[index], choice.rate)
-    heads = {
-        index: (dense_config(tasks[index][0], contexts[index]), contexts[index])
-        for index in valid
-        if results[index] is None
-    }
+            choices[index], (probe, context) = choice, tasks[index]
+            context = with_rate(context, choice.rate)
+            heads[index] = dense_config(probe, context), context
     indices = list(heads)
 
     def finish(number: int, member: Member) -> TaskResult:
@@ -96,9 +91,8 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
 
     if heads:
         trained = train_together(list(heads.values()), description=names, finish=finish)
-        for index, result in zip(indices, trained, strict=True):
-            results[index] = result
-    return results
+        results |= zip(indices, trained, strict=True)
+    return [results[index] for index in range(len(tasks))]
 
 
 def _result(probe: Probe, member: Member, choice: Choice | None) -> TaskResult:
@@ -111,9 +105,8 @@ def _result(probe: Probe, member: Member, choice: Choice | None) -> TaskResult:
     if context.data.spec.units:
         units = context.data.spec.units(context.data.root)
         per_image["unit"] = np.array([units.get(image, image) for image in images])
-    notes = [*scores.notes]
     scored = member.metrics, per_image, member.config, member.val_dataset
-    notes += constant_note(context.data, *scored)
+    notes = [*scores.notes, *constant_note(context.data, *scored)]
     if choice:
         context.cost.add(choice.cost)
         notes += choice.notes

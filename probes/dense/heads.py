@@ -48,7 +48,16 @@ def head_config(
         "loss_images": settings.loss_images,
         **objective,
     }
-    if head.config is not None:
+    if head.config is None:
+        name, reads_one = head.name, True
+        options = {
+            "in_channels": sum(maps.channels),
+            "in_index": 0,
+            **shared,
+            **head.load().options(settings, maps),
+        }
+    else:
+        name = "module"
         reads_one, options = module_config(settings.head, maps, shared)
         if settings.feature_stride and not reads_one:
             raise UserError(
@@ -56,15 +65,5 @@ def head_config(
                 f" concatenated; {settings.head['type']} reads each at its own stride: set"
                 " feature_stride=none"
             )
-        model = {"decode_head": {"type": f"module-{outputs}", **options}}
-        return model if maps.index is None and not reads_one else {"neck": concat, **model}
-    return {
-        "neck": concat,
-        "decode_head": {
-            "type": f"{head.name}-{outputs}",
-            "in_channels": sum(maps.channels),
-            "in_index": 0,
-            **shared,
-            **head.load().options(settings, maps),
-        },
-    }
+    model = {"decode_head": {"type": f"{name}-{outputs}", **options}}
+    return {"neck": concat, **model} if reads_one or maps.index is not None else model

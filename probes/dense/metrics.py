@@ -42,15 +42,9 @@ def confusion(prediction: Tensor, label: Tensor, classes: int, ignore_index: int
     return counts[:-1].view(classes, classes)
 
 
-def class_areas(
-    prediction: Tensor, label: Tensor, classes: int, ignore_index: int
-) -> dict[str, Tensor]:
-    """Pixel counts of one image, each (classes,) int64: ``intersection``, ``prediction`` and
-    ``label``; see ``confusion``."""
-    return _areas(confusion(prediction, label, classes, ignore_index))
-
-
-def _areas(counts: Tensor) -> dict[str, Tensor]:
+def class_areas(counts: Tensor) -> dict[str, Tensor]:
+    """``intersection``, ``prediction`` and ``label`` in pixels, each (classes,) int64, of what
+    ``confusion`` counts."""
     return {
         "intersection": counts.diagonal().clone(),
         "prediction": counts.sum(dim=0),
@@ -58,7 +52,7 @@ def _areas(counts: Tensor) -> dict[str, Tensor]:
     }
 
 
-def segmentation_scores(areas: Mapping[str, np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
+def segmentation_scores(areas: Mapping[str, Any]) -> tuple[dict[str, float], np.ndarray]:
     """mIoU, mAcc and aAcc in percent, and the IoU of each class (NaN where a class is in neither
     ground truth nor prediction).
 
@@ -68,7 +62,7 @@ def segmentation_scores(areas: Mapping[str, np.ndarray]) -> tuple[dict[str, floa
 
     Args:
         areas: ``intersection``, ``prediction``, ``label`` in pixels, each (classes,) or (images,
-            classes).
+            classes), tensors or arrays.
     """
     names = ("intersection", "prediction", "label")
     hit, predicted, true = (
@@ -227,7 +221,7 @@ class SegmentationScores(PerImageMetric):
         counts = confusion(prediction, label, classes, self.ignore_index)
         if self.hungarian:
             self.counts = counts if self.counts is None else self.counts + counts
-        return _areas(counts)
+        return class_areas(counts)
 
     def summary(self) -> dict[str, float]:
         metrics, ious = segmentation_scores(self.per_image)

@@ -1,8 +1,7 @@
-"""Objectives of regressing heads, depth and normals: they decode raw outputs and compute the loss.
+"""Objectives: what a head's raw outputs mean, and the loss of those that regress.
 
-Raw outputs are resized to the label's resolution first and decoded there, as segmentation logits
-are; what ``read`` does (the mean over bins of depth) comes before that, at the resolution of the
-features.
+Raw outputs are resized to the label's resolution first and decoded there; what ``read`` does (the
+mean over bins of depth) comes before that, at the resolution of the features.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from probes.dense.tasks import DENSE_TASKS
 
 
 class Objective(nn.Module):
-    """The meaning of a regressing head's raw outputs, and their loss.
+    """The meaning of a head's raw outputs, and their loss.
 
     Attributes:
         field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` its prediction.
@@ -58,12 +57,25 @@ class Objective(nn.Module):
         return values
 
     def decode(self, raw: Tensor) -> Tensor:
-        """``raw`` (as read) → (N, 1, H, W) metres or (N, 3, H, W) unit vectors."""
+        """``raw`` (as read) → predictions, (N, channels of the ground truth, H, W)."""
         raise NotImplementedError
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         """Loss of ``raw`` (as read) against ``target`` of the same size; a scalar."""
         raise NotImplementedError
+
+
+class Classes(Objective):
+    """Logits of classes, whose loss is mmseg's."""
+
+    field = "sem_seg"
+
+    def averaged(self, raw: Tensor) -> Tensor:
+        return raw.softmax(dim=1)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """(N, classes, H, W) logits → (N, 1, H, W) int64 class indices."""
+        return raw.argmax(dim=1, keepdim=True)
 
 
 @MODELS.register_module()

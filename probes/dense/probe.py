@@ -8,8 +8,9 @@ probes in the head.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from common.errors import UserError
@@ -20,30 +21,21 @@ from probes.dense.fit import check
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
 from probes.registry import HEADS, register_probe
-from reports.metrics import Metric
 
 
-@dataclass
 class DenseProbe:
     """A head on datasets of one dense task; see ``probes.base.Probe``."""
 
-    head: DenseHead
-    task: DenseTask
-    needs_text: bool = False
+    needs_text = False
     splits: tuple[Split, ...] = ("train", "val")
-    name: str = field(init=False)
-    version: int = field(init=False)
-    kind: str = field(init=False)
-    settings_type: type = field(init=False)
-    metrics: Mapping[str, Metric] = field(init=False)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.name, self.version = self.head.name, self.head.version
-        self.kind, self.metrics = self.task.name, self.task.metrics
-        self.settings_type = self.head.settings_type(self.task)
-        if self.head.config is not None:
-            self.defaults = {"head": self.head.config}
+    def __init__(self, head: DenseHead, task: DenseTask) -> None:
+        self.head, self.task = head, task
+        self.name, self.version = head.name, head.version
+        self.kind, self.metrics = task.name, task.metrics
+        is_shipped = head.config is None
+        self.settings_type: type = task.settings if is_shipped else task.head_settings
+        self.defaults = {} if is_shipped else {"head": head.config}
 
     def check_settings(self, settings: Any) -> None:
         """Check, before any work, what follows from the settings alone.
@@ -165,10 +157,14 @@ def register_head(
 
 def _register(head: DenseHead) -> DenseHead:
     HEADS.register(head.name, head)
-    for task in DENSE_TASKS.values():
+    _register_probes([head], DENSE_TASKS.values())
+    return head
+
+
+def _register_probes(heads: Iterable[DenseHead], tasks: Iterable[DenseTask]) -> None:
+    for head, task in product(heads, tasks):
         if task.name in (head.kinds or DENSE_TASKS):
             register_probe(DenseProbe(head, task))
-    return head
 
 
 def register_dense_task(task: DenseTask) -> DenseTask:
@@ -182,9 +178,7 @@ def register_dense_task(task: DenseTask) -> DenseTask:
 
     DENSE_TASKS.register(task.name, task)
     SCORERS[task.name] = task.image_scores
-    for head in HEADS.values():
-        if task.name in (head.kinds or DENSE_TASKS):
-            register_probe(DenseProbe(head, task))
+    _register_probes(HEADS.values(), [task])
     return task
 
 

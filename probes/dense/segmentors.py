@@ -1,5 +1,4 @@
-"""mmseg's encoder-decoder with predictions at the resolution of the image files, for segmentation
-and regression."""
+"""mmseg's encoder-decoder with predictions at the resolution of the image files."""
 
 from __future__ import annotations
 
@@ -18,19 +17,27 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 
-class FlipTest(EncoderDecoder):
-    """mmseg's encoder-decoder, which averages the outputs of an image and of its mirror image where
-    ``test_cfg.flip`` is set, and pads sliding crops where ``test_cfg.padded`` is."""
+@MODELS.register_module()
+class DenseModel(EncoderDecoder):
+    """mmseg's encoder-decoder, whose head has an ``objective`` (``probes.dense.objectives``).
+
+    It averages the outputs of an image and of its mirror image where ``test_cfg.flip`` is set, and
+    pads sliding crops where ``test_cfg.padded`` is. Predictions are ``pred_FIELD``, as the
+    objective decodes them at the resolution of the image file; images of one shape are decoded
+    together, and outputs are not kept.
+    """
 
     def inference(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
         raw = super().inference(inputs, metas)
         if not self.test_cfg.get("flip"):
             return raw
-        return (raw + self.mirror(super().inference(inputs.flip(-1), metas))) / 2
+        mirrored = super().inference(inputs.flip(-1), metas)
+        return (raw + self.decode_head.objective.mirror(mirrored)) / 2
 
     def slide_inference(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
         if not self.test_cfg.get("padded"):
             return super().slide_inference(inputs, metas)
+        objective = self.decode_head.objective
         (height, width), (down, across) = self.test_cfg.crop_size, self.test_cfg.stride
         rows, columns = inputs.shape[2:]
         padded = F.pad(inputs, (0, width, 0, height))
@@ -41,59 +48,12 @@ class FlipTest(EncoderDecoder):
             for x in range(0, columns, across):
                 window = slice(y, y + height), slice(x, x + width)
                 raw = self.encode_decode(padded[:, :, *window], metas)
-                total[:, :, *window] += self.averaged(raw)
+                total[:, :, *window] += objective.averaged(raw)
                 count[*window] += 1
-        return self.from_average((total / count)[:, :, :rows, :columns])
+        return objective.from_average((total / count)[:, :, :rows, :columns])
 
-    def averaged(self, raw: Tensor) -> Tensor:
-        """What is averaged where padded crops overlap."""
-        return raw
-
-    def from_average(self, values: Tensor) -> Tensor:
-        """Outputs from an average."""
-        return values
-
-    def mirror(self, raw: Tensor) -> Tensor:
-        """Outputs for a mirrored image → for the image itself."""
-        return raw.flip(-1)
-
-
-@MODELS.register_module()
-class DenseSegmenter(FlipTest):
-    """mmseg's encoder-decoder: predictions are ``pred_sem_seg`` (1, H, W; int64 class indices) at
-    the resolution of the image file. Images of one shape are decoded together; logits are not
-    kept."""
-
-    def averaged(self, raw: Tensor) -> Tensor:
-        return raw.softmax(dim=1)
-
-    def postprocess_result(self, logits: Tensor, samples: list[Any] | None = None) -> Any:
-        if samples is None:
-            return super().postprocess_result(logits)
-        for indices, part in at_own_size(logits, samples, self.align_corners):
-            for index, labels in zip(indices, part.argmax(dim=1, keepdim=True), strict=True):
-                samples[index].set_data({"pred_sem_seg": PixelData(data=labels)})
-        return samples
-
-
-@MODELS.register_module()
-class DenseRegressor(FlipTest):
-    """mmseg's encoder-decoder with a regressing head: predictions are ``pred_depth_map`` (1, H, W;
-    metres) or ``pred_normal_map`` (3, H, W; unit length), at the resolution of the image file."""
-
-    def averaged(self, raw: Tensor) -> Tensor:
-        return self.decode_head.loss_decode.averaged(raw)
-
-    def from_average(self, values: Tensor) -> Tensor:
-        return self.decode_head.loss_decode.from_average(values)
-
-    def mirror(self, raw: Tensor) -> Tensor:
-        return self.decode_head.loss_decode.mirror(raw)
-
-    def postprocess_result(self, raw: Tensor, samples: list[Any] | None = None) -> Any:
-        objective = self.decode_head.loss_decode
-        if samples is None:
-            return objective.decode(raw)
+    def postprocess_result(self, raw: Tensor, samples: list[Any]) -> list[Any]:
+        objective = self.decode_head.objective
         for indices, part in at_own_size(raw, samples, self.align_corners):
             for index, decoded in zip(indices, objective.decode(part), strict=True):
                 samples[index].set_data({f"pred_{objective.field}": PixelData(data=decoded)})

@@ -6,18 +6,18 @@ import functools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import PixelData
 from torch import Tensor
 
 import probes.dense.heads  # noqa: F401  registers what the config names
 from common.errors import UserError
 from common.live_bytes import counting, real_tensors
-from probes.dense.data import DenseSample
-from probes.dense.decode_heads.module import ModuleHead, has_own_loss, summary
+from probes.dense.data import dense_sample
+from probes.dense.decode_heads.module import has_own_loss, summary
 from probes.runner.bridge import isolated_rng
 
 Sizes = Sequence[tuple[int, int]]
@@ -45,19 +45,13 @@ def _try_head(text: str, batch: int, sizes: Sizes) -> None:
         f"head {options.pop('type')} with {options or 'its defaults'} on maps of"
         f" {', '.join(map(str, channels))} channels"
     )
-    try:
-        try:
-            with real_tensors(), counting(torch.device("cpu")):
-                _run(config, batch, sizes)
-        except UserError:
-            raise
-        except Exception:  # perhaps only because fake tensors have no values
-            with real_tensors():
-                _run(config, batch, sizes)
-    except UserError as error:
-        raise UserError(f"{about}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{about}: {summary(error)}") from error
+    with real_tensors():
+        with suppress(Exception), counting(torch.device("cpu")):
+            return _run(config, batch, sizes)
+        try:  # fake tensors have no values, which some heads read
+            _run(config, batch, sizes)
+        except Exception as error:
+            raise UserError(f"{about}: {summary(error)}") from error
 
 
 @torch.no_grad()
@@ -75,25 +69,18 @@ def _run(config: Mapping[str, Any], batch: int, sizes: Sizes) -> None:
             ]
             is_training = size is sizes[0]
             head.train(is_training)
+            meta = {"img_shape": size, "pad_shape": size}
             if not has_own_loss(type(head.module)):
-                _check_outputs(head, head.module(maps), images)
+                outputs = head.module(maps)
             elif is_training:
-                head.loss(maps, [_unlabelled(size) for _ in range(images)], {})
+                labels = torch.zeros(1, *size, dtype=torch.long)
+                head.loss(maps, [dense_sample(meta, "gt_sem_seg", labels)] * images, {})
+                continue
             else:
-                meta = {"img_shape": size, "pad_shape": size}
-                _check_outputs(head, head.predict(maps, [meta], {}), images)
-
-
-def _check_outputs(head: ModuleHead, outputs: Any, images: int) -> None:
-    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    expected = (images, head.num_classes)
-    if not isinstance(outputs, Tensor) or outputs.ndim != 4 or outputs.shape[:2] != expected:
-        raise UserError(
-            f"it must return ({expected[0]}, {expected[1]}, height, width), and returns {shape}"
-        )
-
-
-def _unlabelled(size: tuple[int, int]) -> DenseSample:
-    sample = DenseSample(metainfo={"img_shape": size, "pad_shape": size})
-    sample.set_data({"gt_sem_seg": PixelData(data=torch.zeros(1, *size, dtype=torch.long))})
-    return sample
+                outputs = head.predict(maps, [meta], {})
+            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            if len(shape) != 4 or shape[:2] != (images, head.num_classes):
+                raise UserError(
+                    f"it must return ({images}, {head.num_classes}, height, width), and returns"
+                    f" {shape}"
+                )

@@ -26,7 +26,7 @@ import probes.catalog  # noqa: F401
 from common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.linear import LinearHead
-from probes.dense.segmentors import DenseRegressor, DenseSegmenter
+from probes.dense.segmentors import DenseModel
 from probes.dense.tasks import DENSE_TASKS
 from probes.protocols.base import find_preset
 from probes.registry import find_task
@@ -288,12 +288,11 @@ class Averager(nn.Module):
 
 def slid(config: Config, images: Tensor, last: float = 0.0) -> Tensor:
     """The outputs of ``Averager`` (of a regressor its first) in the windows of a config."""
-    kind = {"DenseSegmenter": DenseSegmenter, "DenseRegressor": DenseRegressor}[config.model.type]
-    model, averager = kind.__new__(kind), Averager(last)
+    model, averager = DenseModel.__new__(DenseModel), Averager(last)
     nn.Module.__init__(model)
-    model.test_cfg, model.out_channels = config.model.test_cfg, CLASSES
-    if kind is DenseRegressor:
-        model.out_channels, model.decode_head = 1, head(config)
+    model.test_cfg, model.decode_head = config.model.test_cfg, head(config)
+    is_segmenter = model.decode_head.objective.field == "sem_seg"
+    model.out_channels = CLASSES if is_segmenter else 1
     model.encode_decode = lambda crop, metas: averager(crop)[:, : model.out_channels]
     padded, _ = stack_batch([*images], **config.model.data_preprocessor.test_cfg)
     height, width = images.shape[2:]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from common.dense_maps.read import read_labels
-from probes.dense.metrics import class_areas, segmentation_scores
+from probes.dense.metrics import class_areas, confusion, segmentation_scores
 from tests.protocols import dense
 from tests.protocols.dense import (
     CHANNELS,
@@ -175,7 +175,7 @@ def suite() -> dict[str, Any]:
     images = [np.zeros((height, width, 3), np.uint8) for width, height in SIZES]
     shapes = [dense.transform(test_resize, image)["img"].shape for image in images]
     areas = [
-        class_areas(prediction, stored_labels(target), CLASSES, 255)
+        class_areas(confusion(prediction, stored_labels(target), CLASSES, 255))
         for prediction, target in predictions()
     ]
     totals = {name: np.stack([each[name] for each in areas]) for name in areas[0]}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.device import prefers_bf16
-from probes.dense.metrics import class_areas, depth_scores, segmentation_scores
+from probes.dense.metrics import class_areas, confusion, depth_scores, segmentation_scores
 from tests.protocols import dense, nearest, pixio_source
 from tests.protocols.dense import (
     CHANNELS,
@@ -168,7 +168,7 @@ HEAD_PRECISION = "bf16" if prefers_bf16("cuda") else "fp32"  # on a GPU
 
 
 def areas(predicted: Tensor, target: Tensor) -> dict[str, np.ndarray]:
-    counts = class_areas(predicted, target, CLASSES, 255)
+    counts = class_areas(confusion(predicted, target, CLASSES, 255))
     return {name: value.numpy() for name, value in counts.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from probes.dense.segmentors import DenseSegmenter
+from probes.dense.objectives import Classes
+from probes.dense.segmentors import DenseModel
 from tests.protocols import dense, nearest
 from tests.protocols.dense import CHANNELS, CLASSES, summary
 from tests.protocols.mmseg import FLOAT, LABELS, MAPS, curves, settings_of, short, test_sizes
@@ -74,7 +76,7 @@ def suite() -> dict[str, dict[str, Any]]:
                 config.model.test_cfg.mode,
                 *test_sizes(config.val_dataloader.dataset.pipeline),
             ],
-            "edge of a class": edge(DenseSegmenter, {"img_padding_size": (0, 2, 0, 0)}),
+            "edge of a class": edge(DenseModel, {"img_padding_size": (0, 2, 0, 0)}),
             "head precision": FLOAT,
         },
         nearest.PROBE: nearest.suite("radio"),
@@ -111,7 +113,7 @@ def edge(kind: type, metainfo: dict[str, Any]) -> int:
     model = kind.__new__(kind)
     nn.Module.__init__(model)
     model.align_corners = False
-    model.decode_head = type("Head", (), {"threshold": None})()
+    model.decode_head = SimpleNamespace(threshold=None, objective=Classes())
     model.out_channels = 2
     sample = SegDataSample(metainfo={"ori_shape": (14, 26), "img_shape": (14, 28), **metainfo})
     (result,) = model.postprocess_result(logits, [sample])

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from probes.dense.settings import DenseSettings
-from probes.dense.tasks import DenseTask
-
 FOLDER = "probes.dense.decode_heads"
 
 
@@ -43,7 +40,6 @@ class DenseHead:
         kinds: names of dense tasks; empty for all.
         maps: number of maps that it fuses; None for any.
         min_batch: images of a batch at least.
-        projects_class_token: whether it reads ``class_token=project``.
         config: of a head that is configured by the setting ``head``: its default.
         declared_in: importing this module registers the head.
     """
@@ -54,12 +50,8 @@ class DenseHead:
     kinds: Sequence[str] = ()
     maps: int | None = None
     min_batch: int = 1
-    projects_class_token: bool = False
     config: Mapping[str, Any] | None = None
     declared_in: str = ""
-
-    def settings_type(self, task: DenseTask) -> type[DenseSettings]:
-        return task.settings if self.config is None else task.head_settings
 
     def load(self) -> Any:
         """The class."""
@@ -74,7 +66,7 @@ SHIPPED = (
     DenseHead("deeplabv3", f"{FOLDER}.deeplabv3:DeepLabV3Head", version=4, min_batch=2),
     DenseHead("pspnet", f"{FOLDER}.pspnet:PSPNetHead", version=4, min_batch=2),
     # dpt 4 was probe3d's head
-    DenseHead("dpt", f"{FOLDER}.dpt:DPTHead", version=5, maps=4, projects_class_token=True),
+    DenseHead("dpt", f"{FOLDER}.dpt:DPTHead", version=5, maps=4),
     DenseHead(
         "dpt-probe3d",
         f"{FOLDER}.probe3d:Probe3dHead",

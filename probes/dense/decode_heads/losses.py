@@ -1,13 +1,13 @@
 """Losses of decode heads: mix-ins that make a segmenter or a regressor of one, whose raw outputs
-are read by an *objective* (``probes.dense.objectives``)."""
+are read by its ``objective``."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import probes.runner.bridge
+import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
 import torch
@@ -16,8 +16,8 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-import probes.dense.objectives  # noqa: F401  registers what a regressor's config names
 from probes.dense.decode_heads.resized_loss import resized_cross_entropy
+from probes.dense.objectives import Classes, Objective
 
 Losses = dict[str, Tensor]
 
@@ -38,6 +38,7 @@ class Segmentation:
     the percentage of right pixels, by ``resized_loss``. Any other loss is computed by
     mmseg."""
 
+    objective: ClassVar[Objective] = Classes()
     loss_decode: Any
     sampler: Any
     ignore_index: int
@@ -100,6 +101,10 @@ class Regression:
         super().__init__(loss_decode=loss_decode, **options)  # type: ignore[call-arg]
         self.out_channels = objective.read(torch.zeros(1, objective.channels, 1, 1)).shape[1]
         self.loss_images = loss_images
+
+    @property
+    def objective(self) -> Objective:
+        return self.loss_decode
 
     def init_weights(self) -> None:
         """mmseg's initialisation, but for the bias of the last convolution."""

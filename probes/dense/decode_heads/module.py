@@ -25,42 +25,42 @@ LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")
 LOSS_OPTIONS = ("loss_decode", "sampler")
 
 
-def find_class(name: str) -> Any:
-    """The class of a head: of a plugin, or of mmseg's registry.
+def parse_head(head: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The class of a head, of a plugin or of mmseg's registry, and its options.
 
     Raises:
-        UserError: no such head, or one that refines what another head predicts.
+        UserError: no such head, or one that predicts no logits by itself.
     """
+    name, options = head["type"], {key: value for key, value in head.items() if key != "type"}
     if name in HEADS and isinstance(HEADS[name].module, type):
-        return HEADS[name].module
-    registered = {
+        return HEADS[name].module, options
+    classes = {
         key: each
         for key, each in MODELS.module_dict.items()
         if inspect.isclass(each) and each.__module__.startswith("mmseg.models.decode_heads.")
     }
-    classes = {key: each for key, each in registered.items() if issubclass(each, BaseDecodeHead)}
-    if name in registered and name not in classes:
-        raise UserError(f"{name} predicts masks, not logits of each pixel; choose another head")
     if name not in classes:
         raise UserError(f"mmseg has no head {name!r}; {nearest(name, classes)}")
-    if issubclass(classes[name], BaseCascadeDecodeHead):
-        raise UserError(f"{name} refines the output of another head, so it cannot be one alone")
-    return classes[name]
+    kind = classes[name]
+    if not issubclass(kind, BaseDecodeHead) or issubclass(kind, BaseCascadeDecodeHead):
+        raise UserError(
+            f"{name} predicts masks, or refines the output of another head; choose one that"
+            " predicts logits of each pixel"
+        )
+    return kind, options
 
 
 def check_settings(head: Mapping[str, Any], task: DenseTask) -> None:
     """Raise ``UserError`` where the setting ``head`` fits no backbone and no dataset of a task."""
-    options = {name: value for name, value in head.items() if name != "type"}
-    module = find_class(head["type"])
-    input_transform(module, options)
+    kind, options = parse_head(head)
+    reads_several(kind, options)
     if task.has_classes:
         return
-    if has_own_loss(module):
+    if has_own_loss(kind):
         raise UserError(f"head {head['type']} has a loss of classes: it is for segmentation")
-    if losses := options.keys() & {*LOSS_OPTIONS}:
-        raise UserError(
-            f"head.{min(losses)} is of segmentation; the loss of {task.name} is its own"
-        )
+    for name in LOSS_OPTIONS:
+        if name in options:
+            raise UserError(f"head.{name} is of segmentation; the loss of {task.name} is its own")
 
 
 def has_own_loss(head: type[nn.Module]) -> bool:
@@ -70,15 +70,14 @@ def has_own_loss(head: type[nn.Module]) -> bool:
     )
 
 
-def input_transform(head: type[nn.Module], options: Mapping[str, Any]) -> str | None:
-    """How a head reads the maps: ``multiple_select`` for several, ``resize_concat`` for several
-    that it concatenates, None for one.
+def reads_several(head: type[nn.Module], options: Mapping[str, Any]) -> bool:
+    """Whether a head reads several maps.
 
     Raises:
         UserError: options that the head does not know, or lacks.
     """
     if not issubclass(head, BaseDecodeHead):
-        return "multiple_select"
+        return True
     selected: list[str | None] = []
 
     def record(self: Any, in_channels: Any, in_index: Any, transform: str | None) -> None:
@@ -90,7 +89,7 @@ def input_transform(head: type[nn.Module], options: Mapping[str, Any]) -> str | 
     try:
         recorder(**options)
     except StopIteration:
-        return selected[0]
+        return selected[0] is not None
     except Exception as error:
         raise UserError(
             f"head {head.__name__}: {summary(error)}; set its options by --set head.NAME=VALUE"
@@ -99,7 +98,10 @@ def input_transform(head: type[nn.Module], options: Mapping[str, Any]) -> str | 
 
 
 def summary(error: Exception) -> str:
-    """``error_summary``; of an assertion without a message the line that failed."""
+    """``error_summary``; the message alone of what a user can correct, and of an assertion without
+    a message the line that failed."""
+    if isinstance(error, UserError):
+        return str(error)
     if str(error):
         return error_summary(error)
     line = traceback.extract_tb(error.__traceback__)[-1].line
@@ -121,9 +123,8 @@ def module_config(
         head: the setting ``head``.
         shared: arguments that do not depend on the head; its own losses replace theirs.
     """
-    options = {name: value for name, value in head.items() if name != "type"}
-    kind = find_class(head["type"])
-    reads_one = input_transform(kind, options) is None and "in_index" not in options
+    kind, options = parse_head(head)
+    reads_one = not reads_several(kind, options) and "in_index" not in options
     losses = {} if has_own_loss(kind) else {n: options.pop(n) for n in LOSS_OPTIONS if n in options}
     return reads_one, {
         **shared,
@@ -132,47 +133,6 @@ def module_config(
         "in_channels": [sum(maps.channels)] if reads_one else list(maps.channels),
         "strides": [maps.stride] if reads_one else list(maps.strides),
     }
-
-
-def build_module(
-    config: Mapping[str, Any],
-    channels: Sequence[int],
-    strides: Sequence[float],
-    **outputs: Any,
-) -> nn.Module:
-    """A head from its config.
-
-    Args:
-        channels, strides: of the maps.
-        outputs: ``num_classes``, the number of outputs of a pixel, and other arguments of mmseg's
-            heads.
-
-    Raises:
-        UserError: the config contradicts the maps or the outputs.
-    """
-    options = {name: value for name, value in config.items() if name != "type"}
-    kind = find_class(config["type"])
-    if issubclass(kind, BaseDecodeHead):
-        several = input_transform(kind, options) is not None
-        index = options.setdefault("in_index", list(range(len(channels))) if several else 0)
-        if any(not -len(channels) <= i < len(channels) for i in (index if several else [index])):
-            raise UserError(f"head.in_index={index}: the backbone gives {len(channels)} maps")
-        strides = [strides[i] for i in index] if several else [strides[index]]
-        in_channels = [channels[i] for i in index] if several else channels[index]
-        fixed = {"in_channels": in_channels, "num_classes": outputs.pop("num_classes")}
-        defaults = {**outputs, **with_strides(kind, strides)}
-        if fixed["num_classes"] == 1:  # mmseg warns, though only binary segmentation uses it
-            defaults["threshold"] = 0.0
-    else:
-        fixed = {"in_channels": list(channels), "out_channels": outputs["num_classes"]}
-        defaults = with_strides(kind, strides)
-    for name, value in fixed.items():
-        if options.get(name, value) != value:
-            raise UserError(
-                f"head.{name}={options[name]} does not fit: backbone and dataset give {value};"
-                " leave it out"
-            )
-    return kind(**{**defaults, **options, **fixed})
 
 
 class OutputOffset(nn.Module):
@@ -192,7 +152,8 @@ class ModuleHead(BaseDecodeHead):
     """A head of mmseg, or any module from a list of maps to logits.
 
     Args:
-        module: its config, see ``find_class`` and ``build_module``.
+        module: its config: ``type`` (see ``parse_head``) and options; those that follow from the
+            maps and the number of outputs may be left out.
         in_channels, strides: of the maps.
         **kwargs: of mmseg's ``BaseDecodeHead``.
     """
@@ -214,12 +175,23 @@ class ModuleHead(BaseDecodeHead):
             **kwargs,
         )
         self.conv_seg = OutputOffset(self.num_classes)
-        outputs = {
-            "num_classes": self.num_classes,
-            "ignore_index": self.ignore_index,
-            "align_corners": self.align_corners,
-        }
-        self.module: Any = build_module(module, in_channels, strides, **outputs)
+        kind, options = parse_head(module)
+        if issubclass(kind, BaseDecodeHead):
+            several = reads_several(kind, options)
+            index = options.setdefault("in_index", list(range(len(in_channels))) if several else 0)
+            strides = [strides[i] for i in (index if several else [index])]
+            options = {
+                "in_channels": [in_channels[i] for i in index] if several else in_channels[index],
+                "num_classes": self.num_classes,
+                "ignore_index": self.ignore_index,
+                "align_corners": self.align_corners,
+                "threshold": 0.0,  # of binary segmentation; mmseg warns without one
+                **options,
+            }
+        else:
+            shapes = {"in_channels": list(in_channels), "out_channels": self.num_classes}
+            options = {**shapes, **options}
+        self.module: Any = kind(**{**with_strides(kind, strides), **options})
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (N, C_i, h_i, w_i) → logits (N, outputs, h, w), of any resolution."""

@@ -28,8 +28,9 @@ from probes.datasets.base import Split
 from probes.dense.cached import CachedDense
 from probes.dense.config import dataset_config, preprocessor
 from probes.dense.constant import constant_note
-from probes.dense.data import test_pipeline
+from probes.dense.data import LOAD
 from probes.dense.fit import native_stride, round_up
+from probes.dense.ground_truth import ground_truth_config
 from probes.dense.metrics import SegmentationScores
 from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows
@@ -117,21 +118,24 @@ class PatchImages:
         }
         bridge.share(context.backbone_config, backbone)
         self.score_side = settings.score_size
-        pipeline = test_pipeline(data.spec, len(data.classes), settings.size)
+        side = settings.size
+        resize: dict[str, Any] = {"type": "Resize", "scale": (4 * side, side), "keep_ratio": True}
         if settings.resize == "short-side-bicubic":
-            pipeline[1] = {"type": "ShortSide", "side": settings.size}
+            resize = {"type": "ShortSide", "side": side}
         if settings.is_square:
-            side = settings.size // backbone.divisor * backbone.divisor
+            side = side // backbone.divisor * backbone.divisor
             self.score_side = (self.score_side or 0) // backbone.divisor * backbone.divisor
-            pipeline[1] = {
+            resize = {
                 "type": "Resize",
                 "scale": (side, side),
                 "keep_ratio": False,
                 "backend": "pillow",
                 "interpolation": settings.resize.removeprefix("square-"),
             }
-            if crops:
-                pipeline[1] = {"type": "JitteredCrop", "crop": side}
+        if crops:
+            resize = {"type": "JitteredCrop", "crop": side}
+        load = ground_truth_config(data.spec, len(data.classes))
+        pipeline = [LOAD, resize, load, {"type": "PackRGB", "kind": data.spec.kind}]
         prepare = preprocessor(backbone)
         if encoder is not None and encoder.slide:
             prepare["test_cfg"] = {"size_divisor": 1}  # windows show the image alone, no padding
@@ -178,7 +182,8 @@ class PatchImages:
     def labels(self, patches: Patches) -> Tensor:
         """(H, W) int64, of the patches' ``size``."""
         info = self.dataset.source.get_data_info(patches.index)
-        labels = self.dataset.load_ground_truth({**info, "ori_shape": patches.original})
+        sample = self.dataset.load_ground_truth({**info, "ori_shape": patches.original})
+        labels = sample["gt_seg_map"]
         if patches.crop is not None:
             region = region_of(info["img_path"], patches.crop, *patches.original)
             pixels = torch.from_numpy(labels.astype("int64"))[None]

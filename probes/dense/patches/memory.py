@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from common.device import CPU, float64_device
 from common.files import derive_seed
 from probes.base import Context
-from probes.dense.metrics import class_areas, segmentation_scores
+from probes.dense.metrics import class_areas, confusion, segmentation_scores
 from probes.dense.patches.images import PatchImages, in_groups
 from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
 from probes.dense.patches.settings import has_void_class
@@ -182,21 +183,18 @@ def mean_iou(
     """
     context = images.context
     classes, ignore_index = class_count(context), context.data.spec.ignore_index
-    totals: list[dict[str, Tensor]] = []
 
-    def areas_of(group: Sequence[Patches]) -> Iterator[list[dict[str, Tensor]]]:
+    def counts_of(group: Sequence[Patches]) -> Iterator[Tensor]:
         """Of each image and candidate: full maps of all images of a group would take much."""
         for patches, maps in zip(group, predict(group), strict=True):
             labels = images.labels(patches)
-            yield [class_areas(each.cpu(), labels, classes, ignore_index) for each in maps]
+            yield torch.stack(
+                [confusion(each.cpu(), labels, classes, ignore_index) for each in maps]
+            )
 
+    totals: Any = 0
     walk = images.walk(context, items)
-    for _, areas in in_groups(walk, areas_of, context.cost.notes):
-        zero = [{name: torch.zeros_like(area[name]) for name in area} for area in areas]
-        totals = [
-            {name: total[name] + area[name] for name in area}
-            for total, area in zip(totals or zero, areas, strict=True)
-        ]
+    for _, counts in in_groups(walk, counts_of, context.cost.notes):
+        totals = totals + counts
         context.progress.advance()
-    scores = [{name: area.numpy() for name, area in areas.items()} for areas in totals]
-    return [segmentation_scores(areas)[0]["mIoU"] for areas in scores]
+    return [segmentation_scores(class_areas(each))[0]["mIoU"] for each in totals]

@@ -12,9 +12,8 @@ from mmengine.registry import DefaultScope
 
 import probes.dense.augment  # noqa: F401  registers the transforms
 from common.dense_maps.read import read_depth, read_normals
-from probes.dense import data as dense_data
 from probes.dense.constant import best_constant, constant_note
-from probes.dense.data import DenseDataset
+from probes.dense.data import DenseDataset, pipelines
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.normals import NormalSettings
 from tests.probes import tiny_dense
@@ -84,7 +83,8 @@ def test_a_constant_is_scored_where_the_probe_is(tmp_path):
 
 
 def scored_dataset(data, settings=None):
-    pipeline = dense_data.test_pipeline(data.spec, len(data.classes), 0, settings)
+    settings = settings or DENSE_TASKS[data.spec.kind].settings()
+    _, pipeline = pipelines(data.spec, len(data.classes), settings, (64, 64), (0, 0, 0))
     with DefaultScope.overwrite_default_scope("mmseg"):
         val = DenseDataset(data.spec.name, str(data.root), "val", pipeline, test_mode=True)
     loader = {"dataset": {"pipeline": pipeline}}

@@ -16,6 +16,7 @@ from probes.dense.metrics import (
     SegmentationScores,
     angles,
     class_areas,
+    confusion,
     histogram_median,
     segmentation_scores,
 )
@@ -98,7 +99,7 @@ def test_areas_are_mmsegs(seed, classes):
     random = np.random.default_rng(seed)
     label, prediction = (torch.from_numpy(random.integers(0, classes, (9, 13))) for _ in range(2))
     label[torch.from_numpy(random.random((9, 13)) < 0.2)] = 255
-    ours = class_areas(prediction, label, classes, 255)
+    ours = class_areas(confusion(prediction, label, classes, 255))
     hit, _, predicted, true = IoUMetric.intersect_and_union(prediction, label, classes, 255)
     for name, theirs in (("intersection", hit), ("prediction", predicted), ("label", true)):
         assert ours[name].tolist() == theirs.tolist()

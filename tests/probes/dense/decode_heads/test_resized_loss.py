@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from probes.dense.decode_heads import resized_loss
 from probes.dense.decode_heads.linear import LinearHead
 from probes.dense.decode_heads.resized_loss import resized_cross_entropy
-from probes.dense.segmentors import DenseSegmenter, at_own_size
+from probes.dense.objectives import Classes
+from probes.dense.segmentors import DenseModel, at_own_size
 
 from mmseg.models import EncoderDecoder  # isort: skip
 from mmseg.models.decode_heads import PSPHead  # isort: skip
@@ -115,11 +116,12 @@ def test_labels_are_those_that_mmseg_predicts():
     logits = torch.randn(3, 5, 16, 16)
     shapes, padding = [(16, 12), (40, 30), (16, 12)], (0, 4, 0, 0)
     predicted = []
-    for kind in (DenseSegmenter, EncoderDecoder):
+    for kind in (DenseModel, EncoderDecoder):
         packed = samples([torch.zeros(shape, dtype=torch.int64) for shape in shapes])
         for sample in packed:
             sample.set_metainfo({"img_padding_size": padding})
         head = LinearHead(in_channels=5, in_index=0, num_classes=5)
+        head.objective = Classes()
         model = kind.__new__(kind)
         torch.nn.Module.__init__(model)
         model.decode_head, model.align_corners = head, False

@@ -15,7 +15,7 @@ import probes.catalog  # noqa: F401
 from common.dense_maps.read import read_labels
 from common.errors import UserError
 from common.live_bytes import counting
-from probes.dense.metrics import class_areas, segmentation_scores
+from probes.dense.metrics import class_areas, confusion, segmentation_scores
 from probes.dense.patches.images import PatchImages
 from probes.dense.patches.in_context import attend
 from probes.dense.patches.logreg import fit
@@ -205,7 +205,7 @@ def test_shares_of_the_ground_truth_score_well(tmp_path):
     for patches in images.walk(task):
         labels = images.labels(patches)
         shares, _ = class_shares(labels, patches, 3, 255)
-        areas.append(class_areas(label_map(shares, patches), labels, 3, 255))
+        areas.append(class_areas(confusion(label_map(shares, patches), labels, 3, 255)))
         file = task.data.root / data.samples["train"][patches.index].target
         assert np.array_equal(labels.numpy(), read_labels(str(file), 0, 255, 3))
     total = {name: torch.stack([area[name] for area in areas]).numpy() for name in areas[0]}
