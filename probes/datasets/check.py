@@ -44,7 +44,11 @@ def find_folder(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[st
         DatasetNotFound: no folder is given, or it does not exist.
         UserError: an unknown NAME, or a DIR that does not exist.
     """
-    allowed = dataset_names() | {spec.name, spec.folder}
+    allowed = {
+        name
+        for each in (spec, *DATASETS.load_entry_points().values())
+        for name in (each.name, each.folder, *each.other_folders)
+    }
     for name in data_dirs:
         if name not in allowed:
             raise UserError(f"--data {name}=…: no dataset {name!r}; {nearest(name, allowed)}")
@@ -67,15 +71,6 @@ def find_folder(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[st
         f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass"
         f" --data {spec.name}=DIR"
     )
-
-
-def dataset_names() -> set[str]:
-    """What ``--data`` accepts: names and folders of all datasets."""
-    return {
-        name
-        for spec in DATASETS.load_entry_points().values()
-        for name in (spec.name, spec.folder, *spec.other_folders)
-    }
 
 
 def prepare(
@@ -284,7 +279,6 @@ def check_samples(
     progress.start(f"checking {spec.name}", sum(map(len, inventory.present.values())))
     for split, samples in inventory.present.items():
         instances = coco_images(spec, root, split) if spec.kind == "detection" else {}
-        check_captions(spec, split, samples)
 
         def check(sample: Sample, instances: Mapping[Any, Any] = instances) -> tuple[str, str]:
             try:
@@ -356,15 +350,3 @@ def equal_images(inventory: Inventory, skipped: Mapping[str, Sequence[tuple[str,
         hashes[split] = content_hashes.content_hashes(paths)
     train = set(hashes["train"])
     return overlap_note(sum(sha256 in train for sha256 in hashes["val"]), len(hashes["val"]))
-
-
-def check_captions(spec: DatasetSpec, split: Split, samples: Sequence[Sample]) -> None:
-    """Raise ``UserError`` unless each image has the official number of captions: retrieval scores
-    are comparable only over the same captions."""
-    expected = spec.extra.get("captions_per_image")
-    for sample in samples:
-        if expected is not None and len(sample.target) != expected:
-            raise UserError(
-                f"{spec.name}: {sample.image} in {split} has {len(sample.target)} captions instead"
-                f" of {expected}; get the annotation file again"
-            )

@@ -10,7 +10,7 @@ from pathlib import Path
 from backbones.cliptex.protocols import Progress
 from common.errors import UserError
 from probes.datasets.base import DatasetSpec, Split
-from probes.datasets.check import SPLITS, Inventory, dataset_names, find_folder, prepare
+from probes.datasets.check import SPLITS, DatasetNotFound, Inventory, find_folder, prepare
 from probes.registry import DATASETS
 
 UNTRAINED: Mapping[str, str] = {  # probes that need no train split
@@ -65,9 +65,7 @@ def survey(
             continue
         try:
             root = find_folder(spec, data_root, data_dirs)
-        except UserError:
-            if {spec.name, spec.folder} & set(data_dirs) or set(data_dirs) - dataset_names():
-                raise
+        except DatasetNotFound:
             hint = f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
             if deeper := sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []:
                 hint = f"found elsewhere: --data {spec.name}={deeper[0]}"

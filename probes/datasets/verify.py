@@ -60,8 +60,16 @@ def verify(
         digest.update(str(sample.ground_truth).encode())
         return digest.hexdigest()
     annotation = sample.target
-    if spec.kind == "image-text" and not all(caption.strip() for caption in annotation):
-        raise Unreadable("an empty caption")
+    if spec.kind == "image-text":
+        # retrieval scores are comparable only over the same captions
+        expected = spec.extra.get("captions_per_image", len(annotation))
+        if len(annotation) != expected:
+            raise UserError(
+                f"{image} has {len(annotation)} captions instead of {expected}; get the annotation"
+                " file again"
+            )
+        if not all(caption.strip() for caption in annotation):
+            raise Unreadable("an empty caption")
     if spec.kind == "detection":
         entry = instances[sample.target]
         if size != entry["size"]:

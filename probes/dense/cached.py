@@ -93,15 +93,16 @@ class CachedDense(FeatureDataset):
         self.load_ground_truth = TRANSFORMS.build(part_of(self.pipeline, "LoadGroundTruth"))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        features, item, info = self.features, index, self.source.get_data_info(index)
+        features, item = self.features, index
         if self.fixed_crops:
             crop = self.all_crops.index(draw_crop(self.fixed_crops, self.flip))
             item = index * len(self.all_crops) + crop
-            metadata = {name: info[name] for name in ("image", "img_path")}
-            metadata |= _tuples(self.stores[1].metadata(item))
-            (target,) = self.stores[1][item]
+        store = self.stores[-1]
+        shapes = {name: tuple(shape) for name, shape in store.metadata(item).items()}
+        metadata = {**self.source.get_data_info(index), **shapes}
+        if self.fixed_crops:
+            (target,) = store[item]
         else:
-            metadata = {**info, **_tuples(features.metadata(index))}
             target = channels_first(self.load_ground_truth(metadata)["gt_seg_map"])
         return {
             "inputs": tuple(features[item]),
@@ -204,7 +205,3 @@ class StackFeatures(BaseDataPreprocessor):
             "inputs": self.cast_data(maps),
             "data_samples": self.cast_data(data.get("data_samples")),
         }
-
-
-def _tuples(shapes: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) for key, value in shapes.items()}

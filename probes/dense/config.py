@@ -26,15 +26,6 @@ from probes.features.crops import image_size
 from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
 
-OWN_MODULES = (
-    "probes.runner.bridge",
-    "probes.dense.heads",
-    "probes.dense.data",
-    "probes.features.crops",
-    "probes.dense.metrics",
-    "probes.runner.batches",
-    "probes.runner.schedules",
-)
 AT_ONCE = 32  # images of an evaluation's batch at most
 
 
@@ -50,7 +41,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     spec, classes = data.spec, len(data.classes)
     task = DENSE_TASKS.find(spec.kind)
     images = sum(sample.image not in held_out for sample in data.samples["train"])
-    settings: DenseSettings = in_iterations(context.settings, images)
+    settings = in_iterations(context.settings, images)
 
     prepare = preprocessor(backbone)
     head = checked_head(probe.head, context.settings, data, backbone)
@@ -85,9 +76,9 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     outputs = classes or task.outputs
     train_pipeline, test_pipeline = pipelines(spec, classes, settings, crop, prepare["mean"])
 
-    # importing them registers the dataset and the head that the config names
+    # importing them registers what the config names
     declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
-    modules = [*OWN_MODULES, declared_in, task.module, probe.head.declared_in]
+    modules = [__name__, declared_in, task.module, probe.head.declared_in]
     config = Config(
         {
             "default_scope": "mmseg",

@@ -69,14 +69,16 @@ def _choose(
     main, metric = next(iter(probe.metrics.items()))
     candidates, notes, cost = [], list[str](), Cost()
     for rate, result in results.items():
+        score = math.nan
         if isinstance(result, Exception):
             notes.append(f"learning rate {rate:g} failed: {result}")
         else:
+            score = result.metrics[main]
             cost.add(result.cost)
-        score = result.metrics[main] if isinstance(result, Member) else math.nan
         candidates.append(Candidate(rate, f"lr_{rate:g}", score, coordinate=rate))
-    if not any(isinstance(result, Member) for result in results.values()):
-        return next(error for error in results.values() if isinstance(error, Exception))
+    first = next(iter(results.values()))
+    if isinstance(first, Exception) and len(notes) == len(results):
+        return first
     log_scores(context.log, main, candidates, context.settings.max_iters)
     best, reason = select(candidates, main, held_out, metric.direction)
     context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)

@@ -172,7 +172,7 @@ class PerImageMetric(BaseMetric):
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         self.per_image = {
-            key: np.array([_plain(result[key]) for result in results]) for key in results[0]
+            key: np.array([np.asarray(result[key]) for result in results]) for key in results[0]
         }
         self.notes = []
         return self.summary()
@@ -373,10 +373,6 @@ def _note_empty(metric: PerImageMetric) -> None:
         metric.notes.append(
             f"{count} images have no valid pixel and are not scored: {', '.join(empty[:5])}"
         )
-
-
-def _plain(value: Any) -> Any:
-    return value.numpy() if isinstance(value, Tensor) else value
 
 
 def _mean(values: np.ndarray) -> float:

@@ -38,23 +38,18 @@ def draw_preview(
     gallery = evenly(len(dataset), GALLERY)
     large = {gallery[row]: predicted(gallery[row]) for row in evenly(len(gallery), images)}
     draw, legend = task.drawing(classes, [image.target for image in large.values()])
+
+    def panels(image: Predicted) -> dict[str, np.ndarray]:
+        target, prediction = draw(image.target), draw(image.prediction)
+        return {"image": image.photo, "truth": target, "prediction": prediction}
+
     small = (large.get(index) or predicted(index) for index in gallery)
-    pictures = (
-        (
-            image.name,
-            {
-                "image": image.photo,
-                "truth": draw(image.target),
-                "prediction": draw(image.prediction),
-            },
-        )
-        for image in small
-    )
+    pictures = ((image.name, panels(image)) for image in small)
     write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=task.has_classes)
     return write_preview(
         path,
         ("image", "ground truth", "prediction"),
-        [[image.photo, draw(image.target), draw(image.prediction)] for image in large.values()],
+        [[*panels(image).values()] for image in large.values()],
         [image.name for image in large.values()],
         legend,
     )

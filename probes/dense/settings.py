@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -194,10 +194,7 @@ class PlainHeadSettings(DenseSettings, ModuleHeadSettings):
     """Of another head, for a task without settings of its own."""
 
 
-Some = TypeVar("Some", bound=DenseSettings)
-
-
-def in_iterations(settings: Some, images: int) -> Some:
+def in_iterations(settings: DenseSettings, images: int) -> DenseSettings:
     """``settings`` with the length of training on so many ``images`` as ``max_iters``."""
     if not settings.epochs:
         return settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 FOLDER = "probes.dense.decode_heads"
@@ -55,10 +55,7 @@ class DenseHead:
 
     def load(self) -> Any:
         """The class."""
-        if isinstance(self.module, type):
-            return self.module
-        module, _, name = self.module.partition(":")
-        return getattr(import_module(module), name)
+        return self.module if isinstance(self.module, type) else resolve_name(self.module)
 
 
 SHIPPED = (

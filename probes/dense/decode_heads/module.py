@@ -192,17 +192,9 @@ class ModuleHead(BaseDecodeHead):
             shapes = {"in_channels": list(in_channels), "out_channels": self.num_classes}
             options = {**shapes, **options}
         self.module: Any = kind(**{**with_strides(kind, strides), **options})
+        if has_own_loss(kind):
+            self.loss, self.predict = self.module.loss, self.module.predict
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (N, C_i, h_i, w_i) → logits (N, outputs, h, w), of any resolution."""
         return self.conv_seg(self.module(list(inputs)))
-
-    def loss(self, inputs: Any, samples: Any, train_cfg: Any) -> Any:
-        if has_own_loss(type(self.module)):
-            return self.module.loss(inputs, samples, train_cfg)
-        return super().loss(inputs, samples, train_cfg)
-
-    def predict(self, inputs: Any, metas: Any, test_cfg: Any) -> Any:
-        if has_own_loss(type(self.module)):
-            return self.module.predict(inputs, metas, test_cfg)
-        return super().predict(inputs, metas, test_cfg)

@@ -61,15 +61,12 @@ class DenseEncoder(torch.nn.Module):
         maps = []
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             for window in windows(images.shape[2:], self.slide):
-                maps.append(self._encode(images[:, :, *window]).float())
+                part = images[:, :, *window]
+                size = [round_up(side, self.backbone.divisor) for side in part.shape[2:]]
+                if size != list(part.shape[2:]):  # patches do not divide it
+                    part = interpolate(part, size=size, mode="bicubic")
+                maps.append(self.backbone.encode_dense(part).float())
         return (torch.cat(maps, dim=1),)
-
-    def _encode(self, images: Tensor) -> Tensor:
-        """Patches of images, which are enlarged where patches do not divide them."""
-        size = [round_up(side, self.backbone.divisor) for side in images.shape[2:]]
-        if size != list(images.shape[2:]):
-            images = interpolate(images, size=size, mode="bicubic")
-        return self.backbone.encode_dense(images)
 
 
 class PatchImages:
@@ -208,24 +205,19 @@ class PatchImages:
         cells = batches[0][0]
         if self.stride is not None:
             cells = resize_concat(batches, self.strides, self.stride)[0]
-        extent = tuple(
-            count * int(side) / int(padded)
-            for count, side, padded in zip(
-                cells.shape[1:], metadata["img_shape"], metadata["pad_shape"], strict=False
-            )
-        )
-        rows, columns = map(math.ceil, extent)
-        height, width = original = int(metadata["ori_shape"][0]), int(metadata["ori_shape"][1])
+        shown, padded = metadata["img_shape"], metadata["pad_shape"]
+        down, across = (cells.shape[1 + i] * shown[i] / padded[i] for i in (0, 1))
+        rows, columns = math.ceil(down), math.ceil(across)
+        height, width = metadata["ori_shape"][:2]
         index, crop = divmod(item, self.crops) if self.crops else (item, None)
-        if side := metadata["img_shape"][0] if self.crops else self.score_side:
-            height = width = int(side)
+        side = shown[0] if self.crops else self.score_side
         return Patches(
             index,
             cells[:, :rows, :columns].flatten(1).T.contiguous(),
             (rows, columns),
-            (extent[0], extent[1]),
+            (down, across),
+            (side, side) if side else (height, width),
             (height, width),
-            original,
             crop,
         )
 

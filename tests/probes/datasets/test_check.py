@@ -287,7 +287,7 @@ def test_captions_are_counted(tmp_path):
     assert skipped == (("images/test0000.jpg", "an empty caption"),)
     first["sentences"].pop()
     path.write_text(json.dumps(content))
-    check_error("test0000.jpg in val has 4 captions instead of 5", "flickr30k", root)
+    check_error("test0000.jpg has 4 captions instead of 5", "flickr30k", root)
 
 
 def test_a_damaged_verdict_is_rebuilt(tmp_path):
