@@ -24,8 +24,7 @@ from torch import Tensor
 
 from common.files import content_key
 from probes.base import EncodeRun, Progress
-from probes.dense.data import channels_first, dense_sample, ground_truth_field
-from probes.dense.ground_truth import OF_GROUND_TRUTH
+from probes.dense.data import OF_GROUND_TRUTH, channels_first, dense_sample, ground_truth_field
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import content_hashes
 from probes.features.crops import all_crops, draw_crop

@@ -17,11 +17,11 @@ from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split
 from probes.dense.data import pipelines
 from probes.dense.decode_heads.base import DenseHead
+from probes.dense.decode_heads.module import try_head
 from probes.dense.fit import check, feature_maps, reads_class_token, round_up
 from probes.dense.heads import head_config
 from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
-from probes.dense.trial import try_head
 from probes.features.crops import image_size
 from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule

@@ -12,7 +12,7 @@ from common.files import content_key
 from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
-from probes.dense.ground_truth import OF_GROUND_TRUTH
+from probes.dense.data import OF_GROUND_TRUTH
 from probes.dense.lr_grid import Choice, choose, with_rate
 from probes.dense.preview import draw_preview, predict
 from probes.features.feature_dataset import features_key

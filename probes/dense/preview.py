@@ -17,6 +17,8 @@ from torch import nn
 from probes.dense.tasks import DENSE_TASKS
 from probes.pictures import GALLERY, evenly, write_gallery, write_preview
 
+IMAGES = 6  # of the preview
+
 
 @dataclass
 class Predicted:
@@ -29,14 +31,14 @@ class Predicted:
 
 
 def draw_preview(
-    predicted: Callable[[int], Predicted], dataset: Any, kind: str, path: Path, images: int = 6
+    predicted: Callable[[int], Predicted], dataset: Any, kind: str, path: Path
 ) -> Path:
     """Write evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) as a PNG, with
     ground truth and what is ``predicted``; and up to 48, the same among them, small, into
     ``gallery.zip`` beside it (``probes.pictures.write_gallery``)."""
     task, classes = DENSE_TASKS.find(kind), dataset.metainfo["classes"]
     gallery = evenly(len(dataset), GALLERY)
-    large = {gallery[row]: predicted(gallery[row]) for row in evenly(len(gallery), images)}
+    large = {gallery[row]: predicted(gallery[row]) for row in evenly(len(gallery), IMAGES)}
     draw, legend = task.drawing(classes, [image.target for image in large.values()])
 
     def panels(image: Predicted) -> dict[str, np.ndarray]:

@@ -28,9 +28,8 @@ from probes.datasets.base import Split
 from probes.dense.cached import CachedDense
 from probes.dense.config import dataset_config, preprocessor
 from probes.dense.constant import constant_note
-from probes.dense.data import LOAD
+from probes.dense.data import LOAD, ground_truth_config
 from probes.dense.fit import native_stride, round_up
-from probes.dense.ground_truth import ground_truth_config
 from probes.dense.metrics import SegmentationScores
 from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows

@@ -82,17 +82,14 @@ class Voter:
             prepare=self.make_keys,
             skip=self.skip,
         )
-        for patches, neighbours in zip(
-            images, index.split([len(patches.features) for patches in images]), strict=True
-        ):
+        sizes = [len(patches.features) for patches in images]
+        for patches, neighbours in zip(images, index.split(sizes), strict=True):
             labels = self.memory.labels[neighbours.to(self.memory.labels.device)]
-            labels = labels.to(queries.device)
+            nearest_labels = [labels.to(queries.device)[:, :count] for count in counts]
             if self.context.settings.votes == "shares":
-                shares = labels.float()
-                yield [label_map(shares[:, :count].mean(dim=1), patches) for count in counts]
+                yield [label_map(each.float().mean(dim=1), patches) for each in nearest_labels]
             else:
-                votes = [vote(labels[:, :count], self.context) for count in counts]
-                yield [pixel_map(labels, patches) for labels in votes]
+                yield [pixel_map(vote(each, self.context), patches) for each in nearest_labels]
 
 
 def vote(labels: Tensor, context: Context) -> Tensor:

@@ -20,7 +20,7 @@ from backbones import registry
 from common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
-from probes.dense.ground_truth import LoadGroundTruth
+from probes.dense.data import LoadGroundTruth
 from probes.features.budget import stores
 from probes.features.store import remove, root
 from probes.registry import PROBES
