@@ -171,13 +171,11 @@ class Enlarge(BaseTransform):
             height, width = results["img"].shape[:2]
             factor = np.random.uniform(self.least, 1) ** 0.5
             rows, columns = round(factor * height), round(factor * width)
-            top = np.random.randint(height - rows + 1)
-            left = np.random.randint(width - columns + 1)
+            y = np.random.randint(height - rows + 1)
+            x = np.random.randint(width - columns + 1)
             for name in IMAGE:
                 if name in results:
-                    part = np.ascontiguousarray(
-                        results[name][top : top + rows, left : left + columns]
-                    )
+                    part = np.ascontiguousarray(results[name][y : y + rows, x : x + columns])
                     size = (width, height)
                     results[name] = cv2.resize(part, size, interpolation=cv2.INTER_NEAREST)
         return results

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from common.files import content_key
 from probes.base import EncodeRun, Progress
-from probes.dense.data import OF_GROUND_TRUTH, channels_first, dense_sample, ground_truth_field
+from probes.dense.data import channels_first, dense_sample, image_only
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import content_hashes
 from probes.features.crops import all_crops, draw_crop
@@ -80,13 +80,10 @@ class CachedDense(FeatureDataset):
     ) -> None:
         self.config, self.fixed_crops, self.flip = dict(dataset), fixed_crops, flip
         self.pipeline = [dict(part) for part in self.config["pipeline"]]
-        # the same crops of the same images are the same features, whatever the task
-        self.image_only = [
-            _image_only(part) for part in self.pipeline if part["type"] not in OF_GROUND_TRUTH
-        ]
+        self.image_only = image_only(self.pipeline)
         source = DATASETS.build({**self.config, "pipeline": self.image_only})
         super().__init__(source, f"{source.spec.name} ({source.split})", encoder, dtype, device)
-        self.field = ground_truth_field(source.spec.kind)
+        self.field = f"gt_{DENSE_TASKS.find(source.spec.kind).field}"
         self.all_crops = all_crops(fixed_crops, flip)
         self.crop = next((part["crop"] for part in self.pipeline if "crop" in part), 0)
         self.load_ground_truth = TRANSFORMS.build(part_of(self.pipeline, "LoadGroundTruth"))
@@ -175,13 +172,6 @@ def _without_pixels(part: Part) -> Part:
     if part["type"] == "LoadImageFromFile":
         return {"type": "LoadBlank"}
     return {**part, "image": [0, 0, 0]} if part["type"] == "PadCrop" else part
-
-
-def _image_only(part: Part) -> Part:
-    """A transform's config without what only concerns the ground truth."""
-    if part["type"] == "PackRGB":
-        return {**part, "kind": "segmentation"}
-    return {**part, "ground_truth": 0} if part["type"] == "PadCrop" else part
 
 
 @FUNCTIONS.register_module()

@@ -153,7 +153,15 @@ class FollowImage(BaseTransform):
         return results
 
 
-OF_GROUND_TRUTH = ("LoadGroundTruth", "FollowImage")  # transforms that leave the image as it is
+def image_only(pipeline: Sequence[Part]) -> list[Part]:
+    """A pipeline without what only concerns the ground truth: equal for all tasks with the same
+    crops of the same images."""
+    fixed = {"kind": "segmentation", "ground_truth": 0}
+    return [
+        {**part, **{name: fixed[name] for name in fixed.keys() & part.keys()}}
+        for part in pipeline
+        if part["type"] not in ("LoadGroundTruth", "FollowImage")
+    ]
 
 
 def ground_truth_config(spec: DatasetSpec, classes: int, settings: Any = None) -> dict[str, Any]:
@@ -168,7 +176,7 @@ class PackRGB(BaseTransform):
     truth of the dense task ``kind``: (1, H, W) int64 classes or (channels, H, W) float32."""
 
     def __init__(self, kind: str) -> None:
-        self.field = ground_truth_field(kind)
+        self.field = f"gt_{DENSE_TASKS.find(kind).field}"
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         # RGB here, at no cost: mmseg would swap channels by a list that it copies to the device
@@ -177,11 +185,6 @@ class PackRGB(BaseTransform):
         # features are made of images alone
         target = channels_first(results["gt_seg_map"]) if "gt_seg_map" in results else None
         return {"inputs": image, "data_samples": dense_sample(results, self.field, target)}
-
-
-def ground_truth_field(kind: str) -> str:
-    """The field of samples with the ground truth of a dense task."""
-    return f"gt_{DENSE_TASKS.find(kind).field}"
 
 
 def channels_first(ground_truth: np.ndarray) -> torch.Tensor:
@@ -268,8 +271,8 @@ def pipelines(
         elif scale_range != (1.0, 1.0):
             train.append({"type": "ScaleImage", **random_scale})
         if degrees := getattr(settings, "rotation", 0):
-            turn = {"type": "RandomRotate", "prob": 0.5, "degree": degrees}
-            train.append({**turn, "seg_pad_val": task.padding(spec)})
+            rotation = {"type": "RandomRotate", "prob": 0.5, "degree": degrees}
+            train.append({**rotation, "seg_pad_val": task.padding(spec)})
         random_crop: Part = {"type": "RandomCrop", "crop_size": crop}
         if task.has_classes and settings.max_class_share < 1:
             random_crop["cat_max_ratio"] = settings.max_class_share

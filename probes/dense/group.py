@@ -12,7 +12,7 @@ from common.files import content_key
 from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
-from probes.dense.data import OF_GROUND_TRUTH
+from probes.dense.data import image_only
 from probes.dense.lr_grid import Choice, choose, with_rate
 from probes.dense.preview import draw_preview, predict
 from probes.features.feature_dataset import features_key
@@ -43,11 +43,7 @@ def group_key(probe: Probe, context: Context) -> str:
         split: [sample.image for sample in samples]
         for split, samples in context.data.samples.items()
     }
-    geometry = [
-        {name: value for name, value in part.items() if name not in ("kind", "ground_truth")}
-        for part in (*train["pipeline"], *val["pipeline"])
-        if part["type"] not in OF_GROUND_TRUTH
-    ]
+    geometry = image_only([*train["pipeline"], *val["pipeline"]])
     return content_key([*shared, str(context.data.root.resolve()), images, geometry])
 
 

@@ -57,11 +57,11 @@ class Objective(nn.Module):
         return values
 
     def decode(self, raw: Tensor) -> Tensor:
-        """``raw`` (as read) → predictions, (N, channels of the ground truth, H, W)."""
-        raise NotImplementedError
+        """``raw`` (as read), float32 → predictions, (N, channels of the ground truth, H, W)."""
+        return raw
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Loss of ``raw`` (as read) against ``target`` of the same size; a scalar."""
+        """Loss of ``raw`` (as read), float32, against ``target`` of the same size; a scalar."""
         raise NotImplementedError
 
 
@@ -91,10 +91,10 @@ class TaskObjective(Objective):
         self.first_raw = (0.0,) * self.channels
 
     def decode(self, raw: Tensor) -> Tensor:
-        return self.task.decode(raw.float())
+        return self.task.decode(raw)
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
-        return self.task.loss(raw.float(), target)
+        return self.task.loss(raw, target)
 
 
 class Depth(Objective):
@@ -153,7 +153,7 @@ class DepthObjective(Depth):
 
     def decode(self, raw: Tensor) -> Tensor:
         """(N, 1, H, W) raw outputs → (N, 1, H, W) metres in [min_depth, max_depth]."""
-        return self.min_depth + (self.max_depth - self.min_depth) * raw.float().sigmoid()
+        return self.min_depth + (self.max_depth - self.min_depth) * raw.sigmoid()
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         """Mean loss over images of ``raw`` against ``target``, both (N, 1, H, W); the target in
@@ -203,17 +203,13 @@ class DepthBins(Depth):
         bins = torch.linspace(self.min_depth, self.max_depth, self.channels, device=raw.device)
         return torch.einsum("nkhw,k->nhw", share, bins)[:, None] / share.sum(dim=1, keepdim=True)
 
-    def decode(self, raw: Tensor) -> Tensor:
-        """Metres, as they were read."""
-        return raw.float()
-
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         """Loss of ``raw`` against ``target`` (both (N, 1, H, W) metres; 0 = unknown); a scalar, 0
         where less than two pixels are valid."""
         valid = self.valid(target)
         if valid.sum() < 2:
             return raw.sum() * 0.0
-        g = (raw.float()[valid] + self.EPS).log() - (target[valid] + self.EPS).log()
+        g = (raw[valid] + self.EPS).log() - (target[valid] + self.EPS).log()
         variance = g.var() * (self.iterations >= self.warmup) if self.warmup else g.var()
         return (variance + 0.15 * g.mean().square()).clamp(min=1e-8).sqrt()
 
@@ -229,7 +225,7 @@ class Probe3dDepth(DepthBins):
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         valid = self.valid(target)
-        prediction, depth = (torch.where(valid, each.float(), 1.0) for each in (raw, target))
+        prediction, depth = (torch.where(valid, each, 1.0) for each in (raw, target))
         g = (prediction + self.EPS).log() - (depth + self.EPS).log()
         count = valid.sum().clamp(min=1)
         square = g.square().sum() / count - 0.85 * (g.sum() / count).square()
@@ -277,7 +273,7 @@ class NormalObjective(Objective):
     def decode(self, raw: Tensor) -> Tensor:
         """(N, 3 or 4, H, W) raw outputs → (N, 3, H, W) unit vectors (x right, y up, z towards the
         camera for our datasets)."""
-        return F.normalize(raw[:, :3].float(), dim=1, eps=1e-6)
+        return F.normalize(raw[:, :3], dim=1, eps=1e-6)
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         """Mean loss over the valid pixels of ``raw`` (N, 3 or 4, H, W) against unit ``target`` (N,
@@ -285,11 +281,11 @@ class NormalObjective(Objective):
         valid = target.square().sum(dim=1) > 0.25
         # the cosine without the unit vectors, which cost four times as much to make; the least
         # length bounds the gradient of a raw output that happens to be (0, 0, 0)
-        vector = raw[:, :3].float()
+        vector = raw[:, :3]
         cosine = (vector * target).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
         loss = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
         if self.uncertainty:
-            kappa = F.elu(raw[:, 3].float()) + 1.01
+            kappa = F.elu(raw[:, 3]) + 1.01
             loss = (
                 kappa * loss
                 + torch.log1p(torch.exp(-kappa * math.pi))

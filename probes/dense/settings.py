@@ -141,8 +141,12 @@ class DenseSettings(TrainingSettings):
                 f"cache={self.cache} caches maps of complete, upright images; set slide=,"
                 " flip_test=false and class_token=none"
             )
-        fields = [name for name in RANDOM_CROPS if hasattr(self, name)]
-        changed = [name for name in fields if getattr(self, name) != getattr(type(self), name)]
+        defaults = type(self)
+        changed = [
+            name
+            for name in RANDOM_CROPS
+            if getattr(self, name, None) != getattr(defaults, name, None)
+        ]
         if self.fixed_crops and changed:
             raise UserError(
                 f"fixed_crops={self.fixed_crops} are square, of the whole image, and keep their"

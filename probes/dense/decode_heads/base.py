@@ -74,10 +74,10 @@ SHIPPED = (
 )
 
 
-def convolutional(settings: Any, dropout: float = 0.1) -> dict[str, Any]:
+def convolutional(settings: Any) -> dict[str, Any]:
     """Width, dropout (unless it is set) and batch normalisation of mmseg's convolutional heads."""
     return {
         "channels": settings.channels,
-        "dropout_ratio": dropout if settings.dropout is None else settings.dropout,
+        "dropout_ratio": 0.1 if settings.dropout is None else settings.dropout,
         "norm_cfg": {"type": "BN", "requires_grad": True},  # not SyncBN: one process
     }

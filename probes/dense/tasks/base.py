@@ -125,8 +125,8 @@ class DenseTask:
         raise NotImplementedError
 
     def decode(self, raw: Tensor) -> Tensor:
-        """A head's outputs, (N, outputs, H, W) → predictions (N, channels, H, W)."""
-        return raw.float()
+        """A head's outputs, (N, outputs, H, W) float32 → predictions (N, channels, H, W)."""
+        return raw
 
     # --- scores
 
@@ -171,9 +171,9 @@ class DenseTask:
         from reports.stats.per_image import ImageScores
 
         main, metric = next(iter(self.metrics.items()))
-        one = np.ones((1, 1))
+        alone = np.ones((1, 1))
         each = [
-            self.summary({key: values[[row]] for key, values in arrays.items()}, one)[main][0]
+            self.summary({key: values[[row]] for key, values in arrays.items()}, alone)[main][0]
             for row in range(len(images))
         ]
         metrics: Any = {
@@ -188,8 +188,8 @@ class DenseTask:
         Args:
             pixels: (n,) or (n, channels) ground truth of pixels of ``train``.
         """
-        known = pixels[pixels != self.unknown]
-        return float(known.mean()) if known.size else 0.0
+        values = pixels[pixels != self.unknown]
+        return float(values.mean()) if values.size else 0.0
 
     def constant_score(self, constant: Any, per_image: Mapping[str, np.ndarray]) -> float | None:
         """The main metric of a constant prediction where it follows from what an evaluation
@@ -207,10 +207,10 @@ class DenseTask:
     ) -> tuple[Draw, np.ndarray | None]:
         """How a map (channels, H, W) is drawn as (H, W, 3) uint8 RGB, and a legend: here the first
         channel in viridis over the range of ``targets``, grey where unknown."""
-        known = np.concatenate([target[target != self.unknown] for target in targets])
-        low, high = np.percentile(known, (1, 99)) if known.size else (0.0, 1.0)
+        values = np.concatenate([target[target != self.unknown] for target in targets])
+        low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
 
-        def draw(values: np.ndarray) -> np.ndarray:
-            return scalar_picture(values[0], low, high, values[0] != self.unknown)
+        def draw(maps: np.ndarray) -> np.ndarray:
+            return scalar_picture(maps[0], low, high, maps[0] != self.unknown)
 
         return draw, None
