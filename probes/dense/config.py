@@ -66,7 +66,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
             "type": "FrozenBackbone",
             "precision": settings.precision,
             "out_indices": [-1] if settings.layers == "last" else None,
-            **({"class_token": True} if reads_class_token(settings, backbone) else {}),
+            "class_token": reads_class_token(settings, backbone),
             **context.backbone_config,
         },
         **head,

@@ -8,7 +8,7 @@ know, as ``DenseTask.read`` gives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,6 @@ class DenseDataset(BaseDataset):
             if sample.image not in self.exclude
         ]
 
-    def prepare_data(self, index: int) -> Any:
-        return self.pipeline(self.get_data_info(index))
-
     def shape(self, index: int) -> tuple[int, int]:
         """(height, width) of an image as the test pipeline resizes it."""
         width, height = self.own_size(index)
@@ -125,7 +122,7 @@ class LoadGroundTruth(BaseTransform):
     """
 
     def __init__(self, kind: str, **options: Any) -> None:
-        self.read: Callable[[str], np.ndarray] = partial(DENSE_TASKS.find(kind).read, **options)
+        self.read: Any = partial(DENSE_TASKS.find(kind).read, **options)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         ground_truth = self.read(results["target_path"])

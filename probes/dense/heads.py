@@ -41,7 +41,7 @@ def head_config(
         "type": "ResizeConcat",
         "strides": list(maps.strides),
         "stride": maps.stride,
-        **({} if maps.index is None else {"index": maps.index}),
+        "index": maps.index,
     }
     shared = {
         "align_corners": settings.align_corners,
