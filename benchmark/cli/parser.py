@@ -109,7 +109,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
     settings: dict[str, Any] = {"action": "append"}
     for each in field.metadata:
         settings |= each if isinstance(each, dict) else {}
-    about = " ".join(field.description.split())
+    about = " ".join(field.description.split()).replace("%", "%%")
     if isinstance(field.default, int | float | str | Path) and field.default is not False:
         about += f" (default: {field.default})"
     if field.is_required():

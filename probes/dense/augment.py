@@ -171,6 +171,7 @@ class Enlarge(BaseTransform):
             height, width = results["img"].shape[:2]
             factor = np.random.uniform(self.least, 1) ** 0.5
             rows, columns = round(factor * height), round(factor * width)
+            results["enlarged"] = width / columns, height / rows
             y = np.random.randint(height - rows + 1)
             x = np.random.randint(width - columns + 1)
             for name in IMAGE:

@@ -148,6 +148,7 @@ class CachedDense(FeatureDataset):
             "ground truth": content_key(hashes, 64),
             "pipeline": pipeline,
             "crops": self.all_crops,
+            **DENSE_TASKS.origin(spec.kind),
         }
 
         def build(shards: Sequence[Sequence[int]]) -> Any:

@@ -53,7 +53,7 @@ def constant_note(
         if key not in _scores:
             _scores[key] = float(_score(val, task.field, config.val_evaluator, constant)[main])
         score = _scores[key]
-    if metric.direction * metrics[main] > metric.direction * score:
+    if not np.isfinite(score) or metric.direction * metrics[main] > metric.direction * score:
         return []
     return [
         f"does not beat the best constant prediction: {main} {metrics[main]:.4g}, and {score:.4g}"

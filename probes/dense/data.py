@@ -129,8 +129,8 @@ class LoadGroundTruth(BaseTransform):
         if ground_truth.shape[:2] != results["ori_shape"]:
             sizes = [f"{x}×{y}" for y, x in (results["ori_shape"], ground_truth.shape[:2])]
             raise UserError(
-                f"{results['img_path']} is {sizes[0]} px but its label map {sizes[1]}; they must be"
-                " equal"
+                f"{results['img_path']} is {sizes[0]} px but its ground truth {sizes[1]}; they must"
+                " be equal"
             )
         results["gt_seg_map"] = ground_truth
         return results
@@ -138,15 +138,19 @@ class LoadGroundTruth(BaseTransform):
 
 @TRANSFORMS.register_module()
 class FollowImage(BaseTransform):
-    """Change values of ground truth whose pixels have followed a flipped or resized image, see
-    ``DenseTask.follow``."""
+    """Multiply values of ground truth whose pixels have followed a mirrored or resized image by
+    ``DenseTask.factors``."""
 
     def __init__(self, kind: str) -> None:
-        self.follow = DENSE_TASKS.find(kind).follow
+        self.factors = DENSE_TASKS.find(kind).factors
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        flipped, scale = bool(results.get("flip")), results.get("scale_factor", (1.0, 1.0))
-        results["gt_seg_map"] = self.follow(results["gt_seg_map"], flipped, scale)
+        resized, enlarged = (results.get(key, (1.0, 1.0)) for key in ("scale_factor", "enlarged"))
+        scale = resized[0] * enlarged[0], resized[1] * enlarged[1]
+        factors = self.factors(bool(results.get("flip")), scale)
+        if any(factor != 1 for factor in factors):
+            ground_truth = results["gt_seg_map"]
+            results["gt_seg_map"] = ground_truth * np.array(factors, ground_truth.dtype)
         return results
 
 

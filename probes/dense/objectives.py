@@ -7,6 +7,7 @@ mean over bins of depth) comes before that, at the resolution of the features.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
@@ -60,6 +61,11 @@ class Objective(nn.Module):
         """``raw`` (as read), float32 → predictions, (N, channels of the ground truth, H, W)."""
         return raw
 
+    def at_own_scale(self, prediction: Tensor, scale: tuple[float, float]) -> Tensor:
+        """A prediction (channels, H, W) of an image that was resized by factors of width and height
+        → of the image itself."""
+        return prediction
+
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         """Loss of ``raw`` (as read), float32, against ``target`` of the same size; a scalar."""
         raise NotImplementedError
@@ -90,11 +96,26 @@ class TaskObjective(Objective):
         self.field, self.channels = self.task.field, self.task.outputs
         self.first_raw = (0.0,) * self.channels
 
+    def mirror(self, raw: Tensor) -> Tensor:
+        return _multiplied(raw.flip(-1), self.task.factors(True, (1.0, 1.0)), dim=1)
+
     def decode(self, raw: Tensor) -> Tensor:
         return self.task.decode(raw)
 
+    def at_own_scale(self, prediction: Tensor, scale: tuple[float, float]) -> Tensor:
+        factors = self.task.factors(False, (1 / scale[0], 1 / scale[1]))
+        return _multiplied(prediction, factors, dim=0)
+
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         return self.task.loss(raw, target)
+
+
+def _multiplied(values: Tensor, factors: Sequence[float], dim: int) -> Tensor:
+    """The first channels, which are along ``dim``, by a factor each."""
+    if all(factor == 1 for factor in factors):
+        return values
+    first, rest = values.split([len(factors), values.shape[dim] - len(factors)], dim)
+    return torch.cat([first * values.new_tensor(factors).view(-1, 1, 1), rest], dim)
 
 
 class Depth(Objective):

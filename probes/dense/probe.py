@@ -20,7 +20,7 @@ from probes.dense.decode_heads.base import SHIPPED, DenseHead
 from probes.dense.fit import check
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
-from probes.registry import HEADS, register_probe
+from probes.registry import HEADS, PROBES, register_probe
 
 
 class DenseProbe:
@@ -172,12 +172,17 @@ def register_dense_task(task: DenseTask) -> DenseTask:
     scores.
 
     Raises:
-        UserError: its name is taken.
+        UserError: its name is taken, or it lacks something.
+        Exception: what its own methods raise when they are tried on zeros.
     """
+    from probes.dense.tasks.trial import try_task
     from reports.stats.per_image import SCORERS
 
+    if task.name in {probe.kind for probe in PROBES.values()}:
+        raise UserError(f"there are datasets of kind {task.name!r} already; choose another name")
+    try_task(task)
     DENSE_TASKS.register(task.name, task)
-    SCORERS[task.name] = task.image_scores
+    SCORERS.register(task.name, task.image_scores)
     _register_probes(HEADS.values(), [task])
     return task
 

@@ -56,8 +56,16 @@ class DenseModel(EncoderDecoder):
         objective = self.decode_head.objective
         for indices, part in at_own_size(raw, samples, self.align_corners):
             for index, decoded in zip(indices, objective.decode(part), strict=True):
-                samples[index].set_data({f"pred_{objective.field}": PixelData(data=decoded)})
+                own = objective.at_own_scale(decoded, _scale(samples[index]))
+                samples[index].set_data({f"pred_{objective.field}": PixelData(data=own)})
         return samples
+
+
+def _scale(sample: Any) -> tuple[float, float]:
+    """Factors of width and height by which an image, or its ``area``, was resized for the model."""
+    y1, y2, x1, x2 = sample.metainfo.get("area", (0, sample.ori_shape[0], 0, sample.ori_shape[1]))
+    height, width = sample.img_shape[:2]
+    return width / (x2 - x1), height / (y2 - y1)
 
 
 def at_own_size(

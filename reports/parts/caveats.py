@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from reports.analysis import Analysis
 from reports.parts.tables import count
 from reports.stats.intervals import FEW
+from reports.stats.per_image import why_unscored
 
 SMALL = 100  # images: tasks with fewer are named
 
@@ -82,6 +83,17 @@ def _noise(analysis: Analysis) -> Iterator[str]:
         for (_, column, metric), estimate in analysis.estimates.items()
         if metric == column.main and not estimate.images
     )
+    of_plugins = [
+        column
+        for column in analysis.selection.columns
+        if column.title in without and "plugin" in why_unscored(column.kind)
+    ]
+    if of_plugins:
+        kinds = ", ".join(sorted({column.kind for column in of_plugins}))
+        yield (
+            f"The scores of images of {kinds} need the plugin that these runs had: report --plugin"
+            " FILE."
+        )
     if without:
         single_seed = min(len(each) for each in analysis.selection.seeds.values()) == 1
         unseen = ", which one seed does not show" if single_seed else ""

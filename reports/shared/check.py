@@ -23,7 +23,7 @@ from reports.shared.archive import (
     SharedResults,
     SharedRun,
 )
-from reports.stats.per_image import ImageScores, agrees, image_scores
+from reports.stats.per_image import ImageScores, agrees, image_scores, why_unscored
 
 COST = "cost/"
 ABOUT = ("name", "source", "licence", "config")  # of a backbone in run.json, beside its identity
@@ -100,7 +100,7 @@ def _verify_task(results: SharedResults, run: SharedRun, parent: SharedRun) -> I
         )
     scores = run_scores(tags["kind"], results.members, run.id)
     if scores is None:
-        raise _Refused("it has no per-image scores")
+        raise _Refused(why_unscored(tags["kind"]))
     metrics = {name: value for name, value in run.metrics.items() if not name.startswith(COST)}
     main = next(iter(declared(tags)))
     if main not in metrics:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from common.files import canonical_json, content_key
 from common.secrets import hide_secrets
 from reports.detections import FILE as DETECTIONS
@@ -30,7 +31,7 @@ from reports.shared.archive import (
     write_archive,
 )
 from reports.shared.check import ABOUT, COST
-from reports.stats.per_image import agrees, image_scores
+from reports.stats.per_image import agrees, image_scores, why_unscored
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def export(
 
     Raises:
         TrackingError: no finished run.
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or no run can be shared.
     """
     runs = without_studies(store.runs(experiments))
     selection = select(runs, experiments, backbones, tasks=tasks)
@@ -67,6 +68,8 @@ def export(
         for cell in cells:
             exporter.add(cell)
     shared = list(exporter.runs.values())
+    if not shared:
+        raise UserError("; ".join(["nothing to share", *exporter.notes[:3]]))
     write_archive(path, source, version("cliptex-benchmark"), shared, exporter.members)
     names = dict.fromkeys(run.tags["backbone"] for run in shared)
     count = sum(run.parent is not None for run in shared)
@@ -98,6 +101,8 @@ class _Exporter:
         reason = ""
         if parent is None:
             reason = "its parent run is missing"
+        elif scores is None:
+            reason = why_unscored(cell.kind)
         elif next(iter(cell.declared)) not in verified:
             reason = "its main metric cannot be computed from per-image scores"
         elif without_paths(conditions) != conditions:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
+from common.registry import Registry
 from reports.detections import FILE as DETECTIONS
 from reports.detections import TYPES, Columns
 from reports.errors import damaged
@@ -155,7 +156,12 @@ def image_scores(
     if kind not in SCORERS:
         return None
     units = arrays.pop("unit", None)
-    scores = SCORERS[kind](images, arrays)
+    try:
+        scores = SCORERS[kind](images, arrays)
+    except Exception:
+        if not SCORERS.origin(kind):
+            raise
+        return None  # another version of the plugin than the one that it ran with
     return scores if units is None else scores.resampled_by(units)
 
 
@@ -360,7 +366,11 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
     )
 
 
-SCORERS = {
+# kind of task → the scores of its arrays
+SCORERS: Registry[Callable[[tuple[str, ...], dict[str, np.ndarray]], ImageScores]] = Registry(
+    "scorer of images", "scorers"
+)
+for _kind, _scorer in {
     "segmentation": _segmentation,
     "depth": _depth,
     "normals": _normals,
@@ -368,4 +378,12 @@ SCORERS = {
     "image-text": _retrieval,
     "association": _association,
     "correspondence": _correspondence,
-}
+}.items():
+    SCORERS.register(_kind, _scorer)
+
+
+def why_unscored(kind: str) -> str:
+    """Why a run of a kind of task has no per-image scores here."""
+    if kind == "detection" or (kind in SCORERS and not SCORERS.origin(kind)):
+        return "it has no per-image scores"
+    return f"its per-image scores need the plugin of {kind!r} that it ran with (--plugin FILE)"

@@ -78,8 +78,12 @@ class ExpertData:
         path, read_label = self.samples[index]
         try:
             with Image.open(path) as image:
-                pixels = square(np.asarray(to_rgb(image)), self.size, nearest=False)
+                photo = np.asarray(to_rgb(image))
             label = read_label()
+            if photo.shape[:2] != label.shape[-2:]:
+                sizes = [f"{x}×{y}" for y, x in (label.shape[-2:], photo.shape[:2])]
+                raise ValueError(f"it has {sizes[0]} px, and the image {sizes[1]}")
+            pixels = square(photo, self.size, nearest=False)
             target = square(label if label.ndim == 2 else np.moveaxis(label, 0, -1), self.size)
         except IMAGE_ERRORS as error:
             raise UserError(

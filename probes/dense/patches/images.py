@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from backbones.base import Backbone
+from backbones.cliptex.protocols import Silent
 from backbones.pyramid import resize_concat
 from common.device import upload
 from common.out_of_memory import Halving
@@ -152,8 +154,11 @@ class PatchImages:
     def __len__(self) -> int:
         return len(self.items)
 
-    def walk(self, run: EncodeRun, items: Sequence[int] = ()) -> Iterator[Patches]:
-        """All items, or some; in their order where their features are cached.
+    def walk(
+        self, run: EncodeRun, items: Sequence[int] = (), counted: bool = False
+    ) -> Iterator[Patches]:
+        """All items, or some; in their order where their features are cached. ``counted``: the
+        caller shows the progress.
 
         Raises:
             UserError, NonFiniteLoss: see ``FeatureDataset.encoded``.
@@ -161,7 +166,8 @@ class PatchImages:
         dataset, store, items = self.dataset, None, items or self.items
         build: Builder
         if self.encoder is not None:
-            build = partial(dataset.encoded, frozen=self.encoder, sizes=dataset.sizes(), run=run)
+            quiet = replace(run, progress=Silent()) if counted else run
+            build = partial(dataset.encoded, frozen=self.encoder, sizes=dataset.sizes(), run=quiet)
         else:
             key, build = next(dataset.keys(run))
             message = f"waiting for the process that encodes {dataset.name}"
@@ -265,12 +271,13 @@ def evaluate(
     gallery = set(evenly(len(images), GALLERY))
     scores: dict[int, dict[str, Any]] = {}
     pictures: dict[int, Predicted] = {}
-    context.progress.start(f"segmenting {data.spec.name}", len(images))
     for patches, prediction in in_groups(
-        images.walk(context),
+        images.walk(context, counted=True),
         lambda group: (label_map.cpu() for label_map in predict(group)),
         context.cost.notes,
     ):
+        if not scores:  # what encodes has its own progress before
+            context.progress.start(f"segmenting {data.spec.name}", len(images))
         labels = images.labels(patches)
         info = images.dataset.source.get_data_info(patches.index)
         sample = {

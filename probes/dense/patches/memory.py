@@ -193,7 +193,7 @@ def mean_iou(
             )
 
     totals: Any = 0
-    walk = images.walk(context, items)
+    walk = images.walk(context, items, counted=True)
     for _, counts in in_groups(walk, counts_of, context.cost.notes):
         totals = totals + counts
         context.progress.advance()

@@ -41,7 +41,7 @@ class DenseTask:
         field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` the prediction.
         metrics: see ``probes.base.Probe``; the main metric first.
         settings, head_settings: of the shipped heads, and of those that the setting ``head`` names.
-        has_classes: whether the ground truth is numbers of classes.
+        has_classes: whether the ground truth is numbers of classes: of ``Segmentation``.
         channels: numbers of a pixel of the ground truth.
         outputs: numbers of a pixel that a head puts out.
         value_range: smallest and largest value of ground truth that is a number a pixel.
@@ -101,16 +101,20 @@ class DenseTask:
         """How the ground truth of crops is cached; a key of ``probes.features.store.DTYPES``."""
         return "fp32"
 
-    def follow(
-        self, ground_truth: np.ndarray, flipped: bool, scale: tuple[float, float]
-    ) -> np.ndarray:
-        """Ground truth whose pixels have followed the image, with the values that follow, too.
+    def factors(self, flipped: bool, scale: tuple[float, float]) -> Sequence[float]:
+        """What the values of each channel are multiplied by where the image is mirrored (left to
+        right) or resized, as the x of a normal and both components of a flow are; empty for
+        nothing.
 
         Args:
-            flipped: the image was mirrored, left to right.
-            scale: factors of width and height by which it was resized.
+            scale: factors of width and height.
         """
-        return ground_truth
+        return ()
+
+    def known(self, values: np.ndarray) -> np.ndarray:
+        """Which pixels, (n,) or (n, channels), have ground truth: (n,) bool."""
+        known = np.isfinite(values) & (values != self.unknown)
+        return known if values.ndim == 1 else known.any(axis=1)
 
     # --- learning
 
@@ -166,8 +170,7 @@ class DenseTask:
     def image_scores(
         self, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
     ) -> ImageScores:
-        """The statistics of a report, by ``summary``. (Those of the shipped tasks are in
-        ``reports.stats.per_image``, since reports are made without probes.)"""
+        """The statistics of a report, by ``summary``."""
         from reports.stats.per_image import ImageScores
 
         main, metric = next(iter(self.metrics.items()))
@@ -188,8 +191,8 @@ class DenseTask:
         Args:
             pixels: (n,) or (n, channels) ground truth of pixels of ``train``.
         """
-        values = pixels[pixels != self.unknown]
-        return float(values.mean()) if values.size else 0.0
+        values = pixels[self.known(pixels)]
+        return values.mean(axis=0, dtype=np.float64) if len(values) else np.zeros(self.channels)
 
     def constant_score(self, constant: Any, per_image: Mapping[str, np.ndarray]) -> float | None:
         """The main metric of a constant prediction where it follows from what an evaluation
@@ -198,7 +201,7 @@ class DenseTask:
 
     def constant_name(self, constant: Any, data: PreparedDataset) -> str:
         """A constant in words."""
-        return f"{constant:.3g}"
+        return ", ".join(f"{value:.3g}" for value in np.atleast_1d(constant))
 
     # --- pictures
 
@@ -207,10 +210,23 @@ class DenseTask:
     ) -> tuple[Draw, np.ndarray | None]:
         """How a map (channels, H, W) is drawn as (H, W, 3) uint8 RGB, and a legend: here the first
         channel in viridis over the range of ``targets``, grey where unknown."""
-        values = np.concatenate([target[target != self.unknown] for target in targets])
+
+        def known(maps: np.ndarray) -> np.ndarray:
+            return self.known(maps.reshape(len(maps), -1).T).reshape(maps.shape[1:])
+
+        values = np.concatenate([target[0][known(target)] for target in targets])
         low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
 
         def draw(maps: np.ndarray) -> np.ndarray:
-            return scalar_picture(maps[0], low, high, maps[0] != self.unknown)
+            return scalar_picture(np.nan_to_num(maps[0]), low, high, known(maps))
 
         return draw, None
+
+
+def shipped_scores(
+    kind: str, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
+) -> ImageScores:
+    """The statistics of a shipped task, which reports compute without probes."""
+    from reports.stats.per_image import SCORERS
+
+    return SCORERS[kind](images, dict(arrays))

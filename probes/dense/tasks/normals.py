@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -22,8 +22,11 @@ from probes.dense.settings import (
     ModuleHeadSettings,
     ShippedHeadSettings,
 )
-from probes.dense.tasks.base import DenseTask, Draw
+from probes.dense.tasks.base import DenseTask, Draw, shipped_scores
 from reports.metrics import Metric
+
+if TYPE_CHECKING:
+    from reports.stats.per_image import ImageScores
 
 FARTHEST = 10_000  # mm, of depths that mask normals
 
@@ -107,11 +110,9 @@ class Normals(DenseTask):
             normals[(stored == 0) | (stored > FARTHEST)] = 0
         return normals
 
-    def follow(
-        self, ground_truth: np.ndarray, flipped: bool, scale: tuple[float, float]
-    ) -> np.ndarray:
+    def factors(self, flipped: bool, scale: tuple[float, float]) -> Sequence[float]:
         """In a mirror x points the other way."""
-        return ground_truth * np.array(MIRRORED, np.float32) if flipped else ground_truth
+        return MIRRORED if flipped else ()
 
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
         loss = {"type": "NormalObjective", "uncertainty": settings.uncertainty}
@@ -119,6 +120,11 @@ class Normals(DenseTask):
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         return {"type": "NormalScores", "crop": settings.test_area or spec.extra.get("crop")}
+
+    def image_scores(
+        self, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
+    ) -> ImageScores:
+        return shipped_scores("normals", images, arrays)
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The mean normal, (3,), of unit length."""

@@ -15,7 +15,7 @@ from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import draw_picture
 from common.dense_maps.geometry import AXES
 from common.dense_maps.read import read_normals
-from probes.dense.tasks import DENSE_TASKS
+from probes.dense.data import FollowImage
 from probes.registry import DATASETS
 
 
@@ -39,7 +39,8 @@ def test_experts_and_probes_read_the_same_normals(tmp_path):
 def test_labels_and_probes_flip_alike():
     normals = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    probed = DENSE_TASKS["normals"].follow(normals[:, ::-1], True, (1.0, 1.0))
+    flipped = {"flip": True, "gt_seg_map": normals[:, ::-1]}
+    probed = FollowImage("normals").transform(flipped)["gt_seg_map"]
     flip = Geometry(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([True]))
     np.testing.assert_allclose(warped(normals, flip, 8), probed, atol=1e-6)
 

@@ -34,6 +34,11 @@ def test_examples_of_the_help_parse(example):
     assert parse(shlex.split(example))
 
 
+@pytest.mark.parametrize("command", parsers(parser()), ids=lambda each: each.prog)
+def test_every_command_has_a_help(command):
+    assert "show this help" in command.format_help()
+
+
 def test_commands_that_read_names_take_plugins():
     without = {
         each.prog.removeprefix("python -m benchmark ")

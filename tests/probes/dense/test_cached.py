@@ -20,6 +20,7 @@ import backbones
 import probes.catalog  # noqa: F401  registers the probes
 from probes.dense.cached import CachedDense
 from probes.dense.config import dense_config
+from probes.dense.tasks import DENSE_TASKS
 from probes.features.crops import Crop, all_crops
 from probes.features.store import root
 from probes.registry import PROBES
@@ -307,3 +308,19 @@ def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
     Image.fromarray(pixels).save(path)
     changed = features()
     assert changed[0] != base[0] and changed[1] == base[1]  # a single image of train
+
+
+def test_cached_ground_truth_is_that_of_the_plugin_that_reads_it(tmp_path, monkeypatch):
+    data = tiny_dense.make(tmp_path / "data", "depth")
+
+    def folders() -> list[str]:
+        train, _ = sets(*prepare(tmp_path / "w", "depth", data, cache="fp32"))
+        train.open()
+        names = [store.folder.name for store in train.stores]
+        train.close()
+        return names
+
+    features, ground_truth = folders()
+    monkeypatch.setattr(DENSE_TASKS, "origin", lambda name: {"plugin": name})
+    assert folders()[0] == features
+    assert folders()[1] != ground_truth

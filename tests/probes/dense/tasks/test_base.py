@@ -6,15 +6,47 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common.errors import UserError
+from probes.dense.data import FollowImage
+from probes.dense.objectives import TaskObjective
+from probes.dense.probe import register_dense_task
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.base import DenseTask
+from probes.dense.tasks.segmentation import Segmentation
 from reports.metrics import Metric
 from tests.probes import tiny_dense
 
 METRICS = {"error": Metric(-1, ""), "share": Metric()}
+
+
+class Flow(DenseTask):
+    name, field, metrics, channels, outputs = "flow", "flow_map", {"epe": Metric(-1, "px")}, 2, 2
+
+    def factors(self, flipped, scale):
+        return (-scale[0] if flipped else scale[0], scale[1])
+
+    def loss(self, raw, target):
+        return (raw[:, :2] - target).abs().mean()
+
+    def score(self, prediction, target):
+        return {"epe": (prediction - target).square().sum(0).sqrt().mean()}
+
+    def summary(self, arrays, weights):
+        return {"epe": weights @ arrays["epe"] / weights.sum(1)}
+
+
+class Parts(Segmentation):
+    name = "parts"
+
+
+@pytest.fixture
+def flow():
+    DENSE_TASKS["flow"] = Flow()
+    yield
+    del DENSE_TASKS["flow"]
 
 
 class Alpha(DenseTask):
@@ -41,23 +73,68 @@ def test_metrics_are_means_over_the_images_of_a_resample():
     assert scores.each_sign == -1 and set(scores.metrics) == set(METRICS)
 
 
+def test_the_statistics_of_a_subclass_are_those_of_its_task():
+    areas = np.array([[3, 1], [0, 4]])
+    arrays = dict.fromkeys(("intersection", "prediction", "label"), areas)
+    scores = Parts().image_scores(("a", "b"), arrays)
+    assert scores.value("mIoU") == 100 and scores.classes is not None
+
+
+def test_a_vector_follows_the_image_and_comes_back(flow):
+    """In training to the size of the crop; of a prediction to the image's own; in a mirror."""
+    target = np.ones((2, 4, 2), np.float32)
+    resized = {"scale_factor": (2.0, 3.0), "enlarged": (1.0, 2.0), "flip": True}
+    followed = FollowImage("flow").transform({**resized, "gt_seg_map": target})["gt_seg_map"]
+    assert followed[0, 0].tolist() == [-2, 6] and followed.dtype == np.float32
+    objective = TaskObjective("flow")
+    raw = torch.stack([torch.full((2, 4), 4.0), torch.full((2, 4), 6.0)])
+    assert objective.at_own_scale(raw, (2.0, 3.0))[:, 0, 0].tolist() == [2, 2]
+    assert objective.mirror(raw[None])[0, :, 0, 0].tolist() == [-4, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "my flow/x"}, "letters, digits and hyphens"),
+        ({"name": "detection"}, "of kind 'detection' already"),
+        ({"name": "depth"}, "of kind 'depth' already"),
+        ({"field": ""}, "needs a field"),
+        ({"metrics": {}}, "needs a field and metrics"),
+        ({"metrics": {"epe": Metric(), "Fw": Metric()}}, "summary gives no Fw"),
+        ({"loss": DenseTask.loss}, "has no loss"),
+        ({"score": DenseTask.score}, "has no score"),
+        ({"outputs": 3}, r"decode gives \(3, 64, 64\)"),
+        ({"has_classes": True}, "subclass of Segmentation"),
+    ],
+)
+def test_what_a_family_lacks_is_said_when_it_is_registered(change, message):
+    task = type("Changed", (Flow,), change)()
+    with pytest.raises(UserError, match=message):
+        register_dense_task(task)
+    assert DENSE_TASKS.get(task.name) is not task
+
+
 def test_unknown_pixels_are_in_no_constant_and_grey_in_pictures():
     target = np.array([[[0.5, -1, 1.5]]])
     assert Alpha().best_constant(target.ravel(), None) == 1
     draw, legend = Alpha().drawing((), [target])
     assert draw(target)[0, 1].tolist() == [128] * 3 and legend is None
+    vectors = np.array([[1.0, 3.0], [-1, -1], [np.nan, np.nan], [3, 5]])
+    constant = Alpha().best_constant(vectors, None)
+    assert constant.tolist() == [2, 4] and Alpha().constant_name(constant, None) == "2, 4"
 
 
 @pytest.mark.parametrize("name", ["segmentation", "depth", "normals"])
-def test_a_file_is_read_followed_and_drawn(tmp_path, name):
+def test_a_file_is_read_mirrored_and_drawn(tmp_path, name):
     task, data = DENSE_TASKS[name], tiny_dense.make(tmp_path, name)
     path = data.root / data.samples["val"][0].target
     values = task.read(str(path), **task.reading(data.spec, len(data.classes)))
     height, width = values.shape[:2]
     assert values.ndim == (2 if task.channels == 1 else 3)
-    mirrored = task.follow(values[:, ::-1], True, (1.0, 1.0))
-    assert mirrored.shape == values.shape
-    np.testing.assert_array_equal(task.follow(mirrored[:, ::-1], True, (1.0, 1.0)), values)
+    results = {"flip": True, "gt_seg_map": values[:, ::-1]}
+    mirrored = FollowImage(name).transform(results)["gt_seg_map"]
+    again = FollowImage(name).transform({"flip": True, "gt_seg_map": mirrored[:, ::-1]})
+    np.testing.assert_array_equal(again["gt_seg_map"], values)
     channels = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
     draw, _ = task.drawing(data.classes, [channels])
     picture = draw(channels)

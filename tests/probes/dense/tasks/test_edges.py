@@ -67,6 +67,14 @@ def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
     page = next(Path("mlruns").rglob("report/index.html")).read_text(encoding="utf-8")
     assert "edges/linear" in page and "ODS" in page
 
+    plugins.LOADED[PLUGIN].remove()
+    assert main(["report", "--out", "without"]) == 0
+    without = Path("without/index.html").read_text(encoding="utf-8")
+    assert "need the plugin that these runs had" in without
+    assert main(["results", "export", "--experiment", "own", "--out", "shared.zip"]) == 2
+    assert not Path("shared.zip").exists()
+    plugins.load(PLUGIN)
+
     image = next(Path("edges/images/val").iterdir())
     values = load_predictor(probed.info.run_id)(image)
     assert values.shape == np.asarray(Image.open(image)).shape[:2]
