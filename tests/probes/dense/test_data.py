@@ -130,7 +130,7 @@ def test_a_mask_of_another_size_is_an_error(tmp_path):
     data = tiny_dense.make(tmp_path, "segmentation")
     path = tmp_path / data.samples["train"][0].target
     cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[:, :20])
-    with pytest.raises(UserError, match="is 64×48 px but its label map 20×48"):
+    with pytest.raises(UserError, match="is 64×48 px but its ground truth 20×48"):
         dataset(tmp_path, data)[0]
 
 

@@ -119,7 +119,7 @@ def test_labels_are_those_that_mmseg_predicts():
     for kind in (DenseModel, EncoderDecoder):
         packed = samples([torch.zeros(shape, dtype=torch.int64) for shape in shapes])
         for sample in packed:
-            sample.set_metainfo({"img_padding_size": padding})
+            sample.set_metainfo({"img_padding_size": padding, "img_shape": (16, 12)})
         head = LinearHead(in_channels=5, in_index=0, num_classes=5)
         head.objective = Classes()
         model = kind.__new__(kind)
