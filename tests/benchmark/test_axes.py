@@ -136,7 +136,7 @@ def test_wrong_axes_are_one_line(task, changes, message):
         ("3,7", "layers=7: backbone 'random/timm/test_vit' has 6 layers; choose 1 to 6"),
         ("3,first", "layers=first: must be auto, last, all, the number of a layer"),
         ("3,", "two or more different values"),
-        (f"3,4 {HEAD} --set head.in_index=2", "head.in_index=2: the backbone gives 1 maps"),
+        (f"3,4 {HEAD} --set head.in_index=2", "head.in_index: leave it out"),
     ],
 )
 def test_layers_that_do_not_exist_end_the_command_before_anything_is_written(

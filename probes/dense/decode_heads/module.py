@@ -31,6 +31,7 @@ from probes.registry import HEADS
 
 LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")
 LOSS_OPTIONS = ("loss_decode", "sampler")
+OF_BACKBONE = ("in_channels", "in_index", "num_classes", "feature_strides")
 
 
 def parse_head(head: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -236,7 +237,9 @@ def _try_head(text: str, batch: int, sizes: Sequence[tuple[int, int]]) -> None:
         try:  # fake tensors have no values, which some heads read
             _run(config, batch, sizes)
         except Exception as error:
-            raise UserError(f"{about}: {summary(error)}") from error
+            given = [f"head.{name}" for name in OF_BACKBONE if name in options]
+            hint = f"; {', '.join(given)}: leave it out, the backbone decides" if given else ""
+            raise UserError(f"{about}: {summary(error)}{hint}") from error
 
 
 @torch.no_grad()
