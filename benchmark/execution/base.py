@@ -70,8 +70,7 @@ class Executor(ABC):
     Attributes:
         about: one line for ``list executors``.
         options: ``--executor-arg`` keys → descriptions; ``None`` accepts any key.
-        is_remote: units may run on other machines.
-        in_this_process: units run one after the other in the submitting process.
+        is_remote, in_this_process: units may run on other machines; run one by one in this process.
         slots: estimated number of concurrent units (one per GPU if there are GPUs).
         cpu_slots: estimated number of concurrent units of one core each without a GPU.
         has_gpus: whether a unit can have a GPU.
@@ -149,9 +148,8 @@ class Executor(ABC):
         computing threads (``needs``), on which the last bits of sums that are computed on the CPU
         may depend.
         """
-        if self.spec.num_workers is None:
-            return self.default_loading_processes
-        return self.spec.num_workers
+        number = self.spec.num_workers
+        return self.default_loading_processes if number is None else number
 
     def needs(self, kind: str) -> dict[str, Any]:
         """``cpus`` and ``gpus`` of a unit, whatever else is running.

@@ -63,9 +63,10 @@ class DenseModel(EncoderDecoder):
 
 def _scale(sample: Any) -> tuple[float, float]:
     """Factors of width and height by which an image, or its ``area``, was resized for the model."""
-    y1, y2, x1, x2 = sample.metainfo.get("area", (0, sample.ori_shape[0], 0, sample.ori_shape[1]))
+    rows, columns = sample.ori_shape[:2]
+    y1, y2, x1, x2 = sample.metainfo.get("area", (0, rows, 0, columns))
     height, width = sample.img_shape[:2]
-    return width / (x2 - x1), height / (y2 - y1)
+    return width / (min(x2, columns) - x1), height / (min(y2, rows) - y1)
 
 
 def at_own_size(

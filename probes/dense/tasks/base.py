@@ -46,6 +46,8 @@ class DenseTask:
         outputs: numbers of a pixel that a head puts out.
         value_range: smallest and largest value of ground truth that is a number a pixel.
         unknown: value of pixels without ground truth, a number.
+        scored_as: kind of task whose statistics in ``reports.stats.per_image`` are its own; empty
+            for those by ``summary``.
     """
 
     name: ClassVar[str]
@@ -58,6 +60,7 @@ class DenseTask:
     outputs: ClassVar[int] = 1
     value_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     unknown: ClassVar[float] = 0.0
+    scored_as: ClassVar[str] = ""
 
     @property
     def module(self) -> str:
@@ -111,10 +114,10 @@ class DenseTask:
         """
         return ()
 
-    def known(self, values: np.ndarray) -> np.ndarray:
+    def valid(self, values: np.ndarray) -> np.ndarray:
         """Which pixels, (n,) or (n, channels), have ground truth: (n,) bool."""
-        known = np.isfinite(values) & (values != self.unknown)
-        return known if values.ndim == 1 else known.any(axis=1)
+        valid = np.isfinite(values) & (values != self.unknown)
+        return valid if values.ndim == 1 else valid.any(axis=1)
 
     # --- learning
 
@@ -170,9 +173,11 @@ class DenseTask:
     def image_scores(
         self, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
     ) -> ImageScores:
-        """The statistics of a report, by ``summary``."""
-        from reports.stats.per_image import ImageScores
+        """The statistics of a report."""
+        from reports.stats.per_image import SCORERS, ImageScores
 
+        if self.scored_as:
+            return SCORERS[self.scored_as](images, dict(arrays))
         main, metric = next(iter(self.metrics.items()))
         alone = np.ones((1, 1))
         each = [
@@ -191,7 +196,7 @@ class DenseTask:
         Args:
             pixels: (n,) or (n, channels) ground truth of pixels of ``train``.
         """
-        values = pixels[self.known(pixels)]
+        values = pixels[self.valid(pixels)]
         return values.mean(axis=0, dtype=np.float64) if len(values) else np.zeros(self.channels)
 
     def constant_score(self, constant: Any, per_image: Mapping[str, np.ndarray]) -> float | None:
@@ -211,22 +216,13 @@ class DenseTask:
         """How a map (channels, H, W) is drawn as (H, W, 3) uint8 RGB, and a legend: here the first
         channel in viridis over the range of ``targets``, grey where unknown."""
 
-        def known(maps: np.ndarray) -> np.ndarray:
-            return self.known(maps.reshape(len(maps), -1).T).reshape(maps.shape[1:])
+        def mask(maps: np.ndarray) -> np.ndarray:
+            return self.valid(maps.reshape(len(maps), -1).T).reshape(maps.shape[1:])
 
-        values = np.concatenate([target[0][known(target)] for target in targets])
+        values = np.concatenate([target[0][mask(target)] for target in targets])
         low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
 
         def draw(maps: np.ndarray) -> np.ndarray:
-            return scalar_picture(np.nan_to_num(maps[0]), low, high, known(maps))
+            return scalar_picture(np.nan_to_num(maps[0]), low, high, mask(maps))
 
         return draw, None
-
-
-def shipped_scores(
-    kind: str, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
-) -> ImageScores:
-    """The statistics of a shipped task, which reports compute without probes."""
-    from reports.stats.per_image import SCORERS
-
-    return SCORERS[kind](images, dict(arrays))

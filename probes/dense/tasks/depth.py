@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -24,11 +24,8 @@ from probes.dense.settings import (
     ModuleHeadSettings,
     ShippedHeadSettings,
 )
-from probes.dense.tasks.base import DenseTask, Draw, shipped_scores
+from probes.dense.tasks.base import DenseTask, Draw
 from reports.metrics import Metric
-
-if TYPE_CHECKING:
-    from reports.stats.per_image import ImageScores
 
 
 @settings_dataclass
@@ -75,6 +72,7 @@ class Depth(DenseTask):
     """Metres between the bounds of a dataset; its statistics are the metrics of each image."""
 
     name, field = "depth", "depth_map"
+    scored_as = "depth"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "abs_rel": Metric(-1, "", 0.0, None, "AbsRel"),
         "rmse": Metric(-1, "m", 0.0, None, "RMSE", True),
@@ -126,11 +124,6 @@ class Depth(DenseTask):
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         crop = settings.test_area or spec.extra.get("crop")
         return {"type": "DepthScores", **_bounds(spec), "crop": crop}
-
-    def image_scores(
-        self, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
-    ) -> ImageScores:
-        return shipped_scores("depth", images, arrays)
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The depth with the least mean |c - t| / t, which is the median weighted with 1 / t."""

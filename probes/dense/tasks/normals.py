@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -22,11 +22,8 @@ from probes.dense.settings import (
     ModuleHeadSettings,
     ShippedHeadSettings,
 )
-from probes.dense.tasks.base import DenseTask, Draw, shipped_scores
+from probes.dense.tasks.base import DenseTask, Draw
 from reports.metrics import Metric
-
-if TYPE_CHECKING:
-    from reports.stats.per_image import ImageScores
 
 FARTHEST = 10_000  # mm, of depths that mask normals
 
@@ -63,6 +60,7 @@ class Normals(DenseTask):
     """Unit vectors; their statistics are the metrics of each image and a histogram of angles."""
 
     name, field = "normals", "normal_map"
+    scored_as = "normals"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "normal_mean": Metric(-1, "°", 0.0, 180.0, "mean angle"),
         "normal_median": Metric(-1, "°", 0.0, 180.0, "median angle", True),
@@ -120,11 +118,6 @@ class Normals(DenseTask):
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         return {"type": "NormalScores", "crop": settings.test_area or spec.extra.get("crop")}
-
-    def image_scores(
-        self, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
-    ) -> ImageScores:
-        return shipped_scores("normals", images, arrays)
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The mean normal, (3,), of unit length."""

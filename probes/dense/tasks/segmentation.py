@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,11 +15,8 @@ from common.errors import UserError
 from common.settings import settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
-from probes.dense.tasks.base import DenseTask, Draw, shipped_scores
+from probes.dense.tasks.base import DenseTask, Draw
 from reports.metrics import Metric
-
-if TYPE_CHECKING:
-    from reports.stats.per_image import ImageScores
 
 LEGEND = 40  # classes at most of a legend
 
@@ -50,6 +47,7 @@ class Segmentation(DenseTask):
     """One class a pixel, learned by cross-entropy; its statistics are areas of classes."""
 
     name, field = "segmentation", "sem_seg"
+    scored_as = "segmentation"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "mIoU": Metric(),
         "mAcc": Metric(shown=True),
@@ -108,11 +106,6 @@ class Segmentation(DenseTask):
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         return {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
-
-    def image_scores(
-        self, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
-    ) -> ImageScores:
-        return shipped_scores("segmentation", images, arrays)
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The most frequent class."""

@@ -30,13 +30,15 @@ def try_task(task: DenseTask) -> None:
     if isinstance(task, Segmentation) and task.field != Segmentation.field:
         raise UserError(f"dense task {task.name!r}: the field of classes is {Segmentation.field!r}")
     kind = type(task)
-    own = {name for name in ("objective", "evaluator") if _overrides(kind, name)}
-    needed = [name for name, by in (("loss", "objective"), ("score", "evaluator")) if by not in own]
+    overridden = {name for name in ("objective", "evaluator") if _overrides(kind, name)}
+    needed = [
+        name for name, by in (("loss", "objective"), ("score", "evaluator")) if by not in overridden
+    ]
     if missing := [name for name in needed if not _overrides(kind, name)]:
         raise UserError(f"dense task {task.name!r} has no {' and no '.join(missing)}")
     target = torch.zeros(2, task.channels, SIDE, SIDE)
     prediction = target
-    if "objective" not in own:
+    if "objective" not in overridden:
         raw = torch.zeros(2, task.outputs, SIDE, SIDE, requires_grad=True)
         task.loss(raw, target).backward()
         prediction = task.decode(raw.detach())
@@ -45,7 +47,7 @@ def try_task(task: DenseTask) -> None:
                 f"dense task {task.name!r}: decode gives {tuple(prediction.shape[1:])}, and the"
                 f" ground truth is {tuple(target.shape[1:])}"
             )
-    if "evaluator" not in own:
+    if "evaluator" not in overridden:
         scores = [task.score(*pair) for pair in zip(prediction, target, strict=True)]
         arrays = {name: np.stack([each[name].numpy() for each in scores]) for name in scores[0]}
         summary = task.summary(arrays, np.ones((1, 2)))
