@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from typing import NoReturn
@@ -9,6 +10,10 @@ from typing import NoReturn
 
 def entry() -> NoReturn:
     """Run the process's command and exit with its code; secrets are redacted in its output."""
+    # Registered first, called last: from then on Python's own handlers would end the process by
+    # the signal, and the exit code of a finished command would be lost.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        atexit.register(signal.signal, number, signal.SIG_IGN)
     # During the imports there is nothing to save: Ctrl-C ends the process at once, without a
     # traceback.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))

@@ -41,6 +41,17 @@ os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(10)
 """
 
+ENDS = """
+import os, signal, sys
+from benchmark.__main__ import entry
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.{name}):
+        kill(pid, number)
+last = Last()
+sys.argv[1:] = {arguments}
+entry()
+"""
+
 
 def run_script(script, **environment):
     return subprocess.run(
@@ -63,6 +74,14 @@ def test_a_signal_waits_for_the_end_of_an_import(tmp_path, name):
 def test_a_second_signal_while_a_process_leaves_is_quiet():
     done = run_script(LEAVES)
     assert (done.returncode, done.stderr) == (143, "")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--version"], 0), (["list", "nothing"], 2)], ids=["done", "refused"]
+)
+def test_a_signal_while_python_ends_keeps_the_exit_code(name, arguments, code):
+    assert run_script(ENDS.format(name=name, arguments=arguments)).returncode == code
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5])
