@@ -80,6 +80,9 @@ class Tracker:
                 " gc`, then try again"
             )
         self.experiment_id = stored.experiment_id
+        # A process's first temporary file takes a lock. A loading process that is forked while the
+        # thread below holds it would wait for ever; after this line nothing takes it.
+        tempfile.TemporaryDirectory().cleanup()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
 
     @classmethod

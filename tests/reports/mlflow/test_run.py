@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import tempfile
 import threading
 import time
 
@@ -192,6 +193,14 @@ def test_a_slow_server_blocks_nothing_and_gets_all_in_order(tracker, monkeypatch
             raise error
     assert steps == list(range(2200))
     assert stored(run).info.status == ("FAILED" if error else "FINISHED")
+
+
+def test_a_process_forked_while_artifacts_are_written_can_use_temporary_files(uri, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)  # as in a process that has used none
+    monkeypatch.setattr(tempfile, "_name_sequence", None)
+    Tracker("own", uri)
+    monkeypatch.setattr(tempfile, "_once_lock", None)  # taking it fails
+    tempfile.TemporaryDirectory().cleanup()
 
 
 def test_names_that_mlflow_accepts():
