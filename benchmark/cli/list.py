@@ -114,8 +114,8 @@ def protocols() -> Rows:
             text = " ".join(f"{key}={_plain(value)}" for key, value in settings.items())
             datasets = f" ({', '.join(preset.datasets)})" if preset.datasets else ""
             rows.append((f"{protocol.name} {preset.probe}{datasets}", text))
-        for difference in protocol.differs:
-            rows.append((f"{protocol.name} {difference.probe}, not here", str(difference)))
+        for probe, differences in protocol.differs.items():
+            rows += [(f"{protocol.name} {probe}, not here", text) for text in differences.values()]
     return rows
 
 

@@ -39,36 +39,40 @@ class Preset:
     images: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """What the source does and this suite does not.
-
-    Attributes:
-        fields: that differ, as the golden record of the protocol names them
-            (``tests/protocols/records``), separated by commas.
-        text: a phrase.
-        effect: how far it moves the number, and on what data, where that was measured.
-        probe: the preset that differs (``segmentation/logreg``), or the kind of several
-            (``segmentation``); empty for all.
-    """
-
-    fields: str
-    text: str
-    effect: str = ""
-    probe: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.text} ({self.effect})" if self.effect else self.text
-
-
-NORMALISED_BLACK = Difference(
-    "normalised black", "images of every backbone have ImageNet's mean and deviation, here its own"
-)
-HEAD_PRECISION = Difference(
-    "head precision", "its heads compute in fp32, on a GPU those here in bf16"
-)
-# settings of dense probes, of sources that encode each image anew and have one learning rate
-TRAINED_ON_IMAGES = {"flip_test": False, "fixed_crops": 0, "cache": "none", "lr_grid": ()}
+NORMALISED_BLACK = {
+    "normalised black": (
+        "images of every backbone have ImageNet's mean and deviation, here its own"
+    ),
+}
+HEAD_PRECISION = {"head precision": "its heads compute in fp32, on a GPU those here in bf16"}
+# what sources of dense probes share: they flip images, encode each anew and have one learning rate
+TRAINED_ON_IMAGES: dict[str, Any] = {
+    "flip": 0.5,
+    "flip_test": False,
+    "fixed_crops": 0,
+    "cache": "none",
+    "lr_grid": (),
+    "epochs": 0.0,
+    "clip_norm": 0.0,
+    "precision": "fp32",
+    "layers": "last",
+    "slide": (),
+}
+ADAMW: dict[str, Any] = {
+    **TRAINED_ON_IMAGES,
+    "optimizer": "adamw",
+    "betas": (0.9, 0.999),
+    "feature_stride": None,
+    "dropout": 0.0,
+}
+CROPS_512 = {
+    "size": 512,
+    "crop": (512, 512),
+    "scale_range": (0.5, 2.0),
+    "loss_mean": "all",
+    "batch_size": 16,
+}
+NEIGHBOURS = {"precision": "fp32", "temperature": 0.07, "features": "projected"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,11 @@ class Protocol:
         name: as in ``--set protocol=NAME``.
         source: the paper and its code (``facebookresearch/dinov3``, files).
         presets: of its probes. Of several for one probe, the one that names the dataset is used.
-        differs: fields in which this package differs from the source.
+        differs: what the source does and this package does not: the preset's probe
+            (``segmentation/linear``), the kind of several (``segmentation``), or '' for all →
+            fields, as the golden record of the protocol names them (``tests/protocols/records``),
+            separated by commas → a phrase; in brackets how far that moves the number, and on what
+            data, where it was measured.
         commit: of the source's code that the presets follow.
         version: raised whenever a preset gives other numbers; part of a task's identity.
     """
@@ -87,7 +95,7 @@ class Protocol:
     name: str
     source: str
     presets: tuple[Preset, ...] = ()
-    differs: tuple[Difference, ...] = ()
+    differs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     commit: str = ""
     version: int = 1
 

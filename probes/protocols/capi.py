@@ -7,7 +7,7 @@ and ImageNet-1k alone; on other datasets only the recipe is CAPI's. Batches and 
 attentive heads are those of the eight GPUs of its ``benchmark.py``.
 """
 
-from probes.protocols.base import NORMALISED_BLACK, Difference, Preset, Protocol, register_protocol
+from probes.protocols.base import NORMALISED_BLACK, Preset, Protocol, register_protocol
 
 SHARED = {
     "size": 224,
@@ -69,68 +69,57 @@ register_protocol(
                 },
             ),
         ),
-        differs=(
-            Difference(
-                "held-out images",
-                "the tenth that settings are chosen on is drawn by numpy's generator, here by the"
-                " images' content",
-                probe=SEGMENTATION,
-            ),
-            Difference(
-                "held-out split",
-                "the tenth that heads are chosen on is drawn once for all whatever the classes, and"
-                " the first of equal heads is taken; here a tenth of each class is drawn by the"
-                " run's seed, and of equal heads that of the lower loss is taken",
-                probe=ATTENTIVE,
-            ),
-            Difference(
-                "size of test images",
-                "images to choose and to score on are resized to 256 px and cropped to 224, here as"
-                " the backbone's own transform does",
-                "none where that is bicubic and crops 0.875 of the side",
-                probe=ATTENTIVE,
-            ),
-            Difference(
-                "samplers, first weights",
-                "images come in the order of seed 42 and each head starts from weights of its own,"
-                " here in an order by the run's seed, and all from the same weights",
-                probe=ATTENTIVE,
-            ),
-            Difference(
-                "patches to standardise by",
-                "mean and deviation of features are those of the other nine tenths, here of all"
-                " of train",
-                "0.00 mIoU on CamVid",
-                probe=SEGMENTATION,
-            ),
-            NORMALISED_BLACK,
-            Difference(
-                "TF32",
-                "on a GPU products of matrices are rounded to TF32, here they are exact",
-            ),
-            Difference(
-                "precision on ADE20K",
-                "on ADE20K its k-NN computes in bfloat16, here in float32",
-                "0.02 mIoU on CamVid",
-                probe="segmentation/patch-knn",
-            ),
-            Difference(
-                "line search",
-                "cuML's L-BFGS searches a line by Armijo's rule in up to 50 steps, and stops where"
-                " the gradient's largest entry is at most tolerance × max(loss, tolerance) or ten"
-                " iterations change the loss little; here PyTorch's searches by the strong Wolfe"
-                " conditions, takes 1,250 gradients at most, and stops by absolute tolerances of"
-                " the gradient, the slope, one step and its change of the loss",
-                "at most 0.04 % of samples on a small problem",
-                probe="segmentation/logreg",
-            ),
-            Difference(
-                "two classes",
-                "of two classes cuML fits one vector, whose penalty is twice as strong",
-                "none with more classes",
-                probe="segmentation/logreg",
-            ),
-        ),
+        differs={
+            "segmentation": {
+                "held-out images": (
+                    "the tenth that settings are chosen on is drawn by numpy's generator, here by"
+                    " the images' content"
+                ),
+                "patches to standardise by": (
+                    "mean and deviation of features are those of the other nine tenths, here of all"
+                    " of train (0.00 mIoU on CamVid)"
+                ),
+            },
+            "classification/attentive": {
+                "held-out split": (
+                    "the tenth that heads are chosen on is drawn once for all whatever the classes,"
+                    " and the first of equal heads is taken; here a tenth of each class is drawn by"
+                    " the run's seed, and of equal heads that of the lower loss is taken"
+                ),
+                "size of test images": (
+                    "images to choose and to score on are resized to 256 px and cropped to 224,"
+                    " here as the backbone's own transform does (none where that is bicubic and"
+                    " crops 0.875 of the side)"
+                ),
+                "samplers, first weights": (
+                    "images come in the order of seed 42 and each head starts from weights of its"
+                    " own, here in an order by the run's seed, and all from the same weights"
+                ),
+            },
+            "": {
+                **NORMALISED_BLACK,
+                "TF32": "on a GPU products of matrices are rounded to TF32, here they are exact",
+            },
+            "segmentation/patch-knn": {
+                "precision on ADE20K": (
+                    "on ADE20K its k-NN computes in bfloat16, here in float32 (0.02 mIoU on CamVid)"
+                ),
+            },
+            "segmentation/logreg": {
+                "line search": (
+                    "cuML's L-BFGS searches a line by Armijo's rule in up to 50 steps, and stops"
+                    " where the gradient's largest entry is at most tolerance × max(loss,"
+                    " tolerance) or ten iterations change the loss little; here PyTorch's searches"
+                    " by the strong Wolfe conditions, takes 1,250 gradients at most, and stops by"
+                    " absolute tolerances of the gradient, the slope, one step and its change of"
+                    " the loss (at most 0.04 % of samples on a small problem)"
+                ),
+                "two classes": (
+                    "of two classes cuML fits one vector, whose penalty is twice as strong (none"
+                    " with more classes)"
+                ),
+            },
+        },
         commit="98b4fa1",
         version=4,
     )

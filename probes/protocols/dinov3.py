@@ -10,10 +10,10 @@ the class token. What the paper and its files leave open is the probe's own defa
 """
 
 from probes.protocols.base import (
+    ADAMW,
+    CROPS_512,
     HEAD_PRECISION,
     NORMALISED_BLACK,
-    TRAINED_ON_IMAGES,
-    Difference,
     Preset,
     Protocol,
     register_protocol,
@@ -26,37 +26,25 @@ SHARED = {
     "shuffle": True,
     "align_corners": False,
     "test_area": (),
+    "class_token": "none",
 }
 
 SEGMENTATION = Preset(
     "segmentation/linear",
     {
-        "size": 512,
-        "crop": (512, 512),
-        "scale_range": (0.5, 2.0),
+        **ADAMW,
+        **CROPS_512,
+        **SHARED,
         "interpolation": "pillow-bilinear",
-        "flip": 0.5,
         "colours": "dinov3",
-        "loss_mean": "all",
         "max_iters": 40_000,
-        "epochs": 0.0,
-        "batch_size": 16,
-        "optimizer": "adamw",
         "lr": 1e-3,
         "weight_decay": 1e-3,
-        "betas": (0.9, 0.999),
-        "clip_norm": 0.0,
         "schedule": "dinov3-segmentation",
         "warmup": 1_500 / 40_000,
-        "precision": "fp32",
-        "layers": "last",
-        "class_token": "none",
-        "feature_stride": None,
         "dropout": 0.1,
         "dropout_first": True,
         "slide": (512, 341),
-        **TRAINED_ON_IMAGES,
-        **SHARED,
         "max_class_share": 0.75,
         "loss_images": None,
         "slide_padded": False,
@@ -67,37 +55,26 @@ SEGMENTATION = Preset(
 DEPTH = Preset(
     "depth/linear",
     {
+        **ADAMW,
+        **SHARED,
         "size": 0,
         "train_area": (45, 472, 43, 608),
         "crop": (416, 544),
         "scale_range": (1.0, 1.0),
         "rotation": 2.5,
-        "flip": 0.5,
         "colours": "dinov3-depth",
         "max_iters": 38_400,
-        "epochs": 0.0,
         "batch_size": 16,
-        "optimizer": "adamw",
         "lr": 3e-4,
         "weight_decay": 1e-4,
         "betas": (0.9, 0.99),
         "clip_norm": 35.0,
         "schedule": "dinov3-depth",
         "warmup": 12_800 / 38_400,
-        "precision": "fp32",
-        "layers": "last",
-        "class_token": "none",
-        "feature_stride": None,
-        "dropout": 0.0,
         "bins": 256,
         "loss_images": 2,
         "sig_warmup": 100,
-        "slide": (),
         "flip_test": True,
-        "fixed_crops": 0,
-        "cache": "none",
-        "lr_grid": (),
-        **SHARED,
         "bins_loss": "sig",
     },
     datasets=("nyu-depth",),
@@ -111,62 +88,50 @@ register_protocol(
         "DINOv3 (Siméoni et al. 2025), dinov3/eval/segmentation and dinov3/eval/depth of"
         " facebookresearch/dinov3",
         (SEGMENTATION, DEPTH),
-        differs=(
-            NORMALISED_BLACK,
-            HEAD_PRECISION,
-            Difference(
-                "validations",
-                "the best of eight validations on val is reported, here the last is scored",
-                probe=SEGMENTATION.probe,
-            ),
-            Difference(
-                "test sizes",
-                "the long side of images has no limit, here it is at most four times the short one,"
-                " in training, too",
-                "none on usual photographs",
-                probe=SEGMENTATION.probe,
-            ),
-            Difference(
-                "resized labels",
-                "resized labels are read at the corner of a pixel, here at its middle",
-                probe=SEGMENTATION.probe,
-            ),
-            Difference(
-                "padding",
-                "crops are padded with the mean colour, here with it as whole numbers",
-                "at most 0.009 of a standard deviation",
-                probe=SEGMENTATION.probe,
-            ),
-            Difference(
-                "turned image",
-                "images are turned as real numbers, here by OpenCV, whose weights are multiples of"
-                " 1/32, to whole numbers, and mixed with black at their edges in another way",
-                probe=DEPTH.probe,
-            ),
-            Difference(
-                "trained pixels",
-                "all known depths are trained on, here those in the range that is scored",
-                probe=DEPTH.probe,
-            ),
-            Difference(
-                "padding to patches of 14",
-                "images that are no whole number of patches are padded on all sides, and the"
-                " prediction of all is squeezed into the image; here images are padded at the right"
-                " and the bottom, which is cut off, and crops to train on are enlarged",
-                "none with patches of 16",
-                probe=DEPTH.probe,
-            ),
-            Difference(
-                "final norm of ConvNeXt",
-                "the last map of a ConvNeXt passes its final norm, here it does not",
-            ),
-            Difference(
-                "backbone in training",
-                "for the first 1,600 iterations a ViT's positions are rescaled at random, here"
-                " never",
-                probe=DEPTH.probe,
-            ),
-        ),
+        differs={
+            "": {
+                **NORMALISED_BLACK,
+                **HEAD_PRECISION,
+                "final norm of ConvNeXt": (
+                    "the last map of a ConvNeXt passes its final norm, here it does not"
+                ),
+            },
+            "segmentation/linear": {
+                "validations": (
+                    "the best of eight validations on val is reported, here the last is scored"
+                ),
+                "test sizes": (
+                    "the long side of images has no limit, here it is at most four times the short"
+                    " one, in training, too (none on usual photographs)"
+                ),
+                "resized labels": (
+                    "resized labels are read at the corner of a pixel, here at its middle"
+                ),
+                "padding": (
+                    "crops are padded with the mean colour, here with it as whole numbers (at most"
+                    " 0.009 of a standard deviation)"
+                ),
+            },
+            "depth/linear": {
+                "turned image": (
+                    "images are turned as real numbers, here by OpenCV, whose weights are multiples"
+                    " of 1/32, to whole numbers, and mixed with black at their edges in another way"
+                ),
+                "trained pixels": (
+                    "all known depths are trained on, here those in the range that is scored"
+                ),
+                "padding to patches of 14": (
+                    "images that are no whole number of patches are padded on all sides, and the"
+                    " prediction of all is squeezed into the image; here images are padded at the"
+                    " right and the bottom, which is cut off, and crops to train on are enlarged"
+                    " (none with patches of 16)"
+                ),
+                "backbone in training": (
+                    "for the first 1,600 iterations a ViT's positions are rescaled at random, here"
+                    " never"
+                ),
+            },
+        },
         commit="6876159",
         version=3,
     )

@@ -6,7 +6,7 @@ github.com/vpariza/open-hummingbird-eval: the table of README.md (memory of 1024
 passes, 512 px) and ``hbird/hbird_eval.py``. Its metric is ``mIoU_hungarian``.
 """
 
-from probes.protocols.base import Difference, Preset, Protocol, register_protocol
+from probes.protocols.base import Preset, Protocol, register_protocol
 
 PROBE = "segmentation/in-context"
 SETTINGS = {
@@ -35,40 +35,36 @@ register_protocol(
             # the stored 0 is a class: 151 of them
             Preset(PROBE, {**SETTINGS, "void": "class"}, ("ade20k",)),
         ),
-        differs=(
-            Difference(
-                "normalised black",
-                "images of every backbone have ImageNet's mean and deviation, of blue 0.255, here"
-                " its own",
-            ),
-            Difference(
-                "labels of VOC",
-                "of VOC all training labels are those of SBD's list, here VOC's own where it has"
-                " them",
-            ),
-            Difference(
-                "precision",
-                "unless a function for the features is given, a GPU computes the backbone in"
-                " float16, here in float32",
-            ),
-            Difference(
-                "remembered shares",
-                "the classes' shares of a remembered patch are float32, here float16",
-                "0.0005 of a share",
-            ),
-            Difference(
-                "seeds of crops",
-                "crops, colours and the noise that patches are remembered by come from one"
-                " generator (seeded by eval.py, not by hbird_evaluation), here crops and colours"
-                " follow from the image alone",
-            ),
-            Difference(
-                "classes of COCO",
-                "COCO has 15 supercategories of stuff or 12 of things, here 171 classes; it has no"
-                " CamVid: on these only the recipe is Hummingbird's",
-            ),
-            Difference("search", "neighbours are searched approximately (ScaNN), here exactly"),
-        ),
+        differs={
+            "": {
+                "normalised black": (
+                    "images of every backbone have ImageNet's mean and deviation, of blue 0.255,"
+                    " here its own"
+                ),
+                "labels of VOC": (
+                    "of VOC all training labels are those of SBD's list, here VOC's own where it"
+                    " has them"
+                ),
+                "precision": (
+                    "unless a function for the features is given, a GPU computes the backbone in"
+                    " float16, here in float32"
+                ),
+                "remembered shares": (
+                    "the classes' shares of a remembered patch are float32, here float16 (0.0005 of"
+                    " a share)"
+                ),
+                "seeds of crops": (
+                    "crops, colours and the noise that patches are remembered by come from one"
+                    " generator (seeded by eval.py, not by hbird_evaluation), here crops and"
+                    " colours follow from the image alone"
+                ),
+                "classes of COCO": (
+                    "COCO has 15 supercategories of stuff or 12 of things, here 171 classes; it has"
+                    " no CamVid: on these only the recipe is Hummingbird's"
+                ),
+                "search": "neighbours are searched approximately (ScaNN), here exactly",
+            },
+        },
         commit="5e79da2",
         version=3,
     )

@@ -7,7 +7,7 @@ weight decay 1e-4 for 16 images, 500 iterations of warm-up, a tenth of the rate 
 of 12 epochs; 1333 × 800 px, batches by aspect ratio, images below 32 px left out.
 """
 
-from probes.protocols.base import Difference, Preset, Protocol, register_protocol
+from probes.protocols.base import Preset, Protocol, register_protocol
 
 BATCH = 16
 LENGTH = 12 * -(-117_266 // BATCH)  # the images of train2017 that have an object, 7,330 batches
@@ -48,15 +48,16 @@ register_protocol(
                 datasets=("coco",),
             ),
         ),
-        differs=(
-            Difference("frozen", "its backbone is trained from the second stage on, here frozen"),
-            Difference(
-                "fpn_norm",
-                "its FPN is not normalised, here by groups, since the scale of frozen features"
-                " differs between backbones; a plain ViT has ViTDet's pyramid",
-            ),
-            Difference("boxes_below_1_px", "boxes below 1 px are left out here"),
-        ),
+        differs={
+            "": {
+                "frozen": "its backbone is trained from the second stage on, here frozen",
+                "fpn_norm": (
+                    "its FPN is not normalised, here by groups, since the scale of frozen features"
+                    " differs between backbones; a plain ViT has ViTDet's pyramid"
+                ),
+                "boxes_below_1_px": "boxes below 1 px are left out here",
+            },
+        },
         commit="v3.5.1",
         version=2,  # the last batch of an epoch counts
     )

@@ -12,9 +12,9 @@ of ``trainaug``, NYU 24,231 images; masks of ADE20K and VOC are those that its R
 from typing import Any
 
 from probes.protocols.base import (
+    ADAMW,
+    NEIGHBOURS,
     NORMALISED_BLACK,
-    TRAINED_ON_IMAGES,
-    Difference,
     Preset,
     Protocol,
     register_protocol,
@@ -22,24 +22,16 @@ from probes.protocols.base import (
 
 EIGEN = (45, 471, 41, 601)
 SHARED: dict[str, Any] = {
+    **ADAMW,
     "size": 0,
     "crop": (256, 256),
-    "flip": 0.5,
     "colours": "none",
-    "epochs": 0.0,
-    "optimizer": "adamw",
     "weight_decay": 0.01,
-    "betas": (0.9, 0.999),
-    "clip_norm": 0.0,
     "schedule": "pixio",
-    "precision": "fp32",
     "class_token": "concat",
-    "feature_stride": None,
-    "dropout": 0.0,
     "align_corners": True,
     "slide": (256, 170),
     "slide_padded": True,
-    **TRAINED_ON_IMAGES,
 }
 SEGMENTATION = {
     **SHARED,
@@ -96,13 +88,7 @@ DENSE = tuple(
 
 KNN = Preset(
     "classification/knn",
-    {
-        "size": 256,
-        "precision": "fp32",
-        "neighbours": (10, 20, 100, 200),
-        "temperature": 0.07,
-        "features": "projected",
-    },
+    {**NEIGHBOURS, "size": 256, "neighbours": (10, 20, 100, 200)},
 )
 
 register_protocol(
@@ -110,46 +96,37 @@ register_protocol(
         "pixio",
         "Pixio (Yang et al. 2025), evaluation of facebookresearch/pixio",
         (*DENSE, KNN),
-        differs=(
-            Difference(
-                "chosen_on",
-                "the number of neighbours is chosen on val, here on a held-out part of train",
-                probe=KNN.probe,
-            ),
-            Difference(
-                "precision",
-                "the backbone computes in bf16, here in fp32 (--set precision=bf16)",
-                probe=KNN.probe,
-            ),
-            NORMALISED_BLACK,
-            Difference(
-                "validations", "the best of 60 validations on val is reported, here the last"
-            ),
-            Difference(
-                "backbone precision",
-                "the backbone computes in bf16, here in fp32 (--set precision=bf16)",
-            ),
-            Difference(
-                "initial weights",
-                "layers start with torch's random weights, here the last one with a deviation of "
-                "0.01, and depth with a bias of -1.1",
-            ),
-            Difference(
-                "mIoU with an absent class",
-                "classes that are in neither labels nor predictions count as 0, here not at all",
-                "none on the full ADE20K and VOC",
-            ),
-            Difference(
-                "output",
-                "depth is 10 m times a sigmoid, here 1 mm and 9.999 m times a sigmoid",
-                "at most 1 mm",
-            ),
-            Difference(
-                "scored pixels",
-                "depths of exactly 1 mm and 10 m are scored, and images with less than ten pixels "
-                "are left out",
-            ),
-        ),
+        differs={
+            "classification/knn": {
+                "chosen_on": (
+                    "the number of neighbours is chosen on val, here on a held-out part of train"
+                ),
+                "precision": "the backbone computes in bf16, here in fp32 (--set precision=bf16)",
+            },
+            "": {
+                **NORMALISED_BLACK,
+                "validations": "the best of 60 validations on val is reported, here the last",
+                "backbone precision": (
+                    "the backbone computes in bf16, here in fp32 (--set precision=bf16)"
+                ),
+                "initial weights": (
+                    "layers start with torch's random weights, here the last one with a deviation"
+                    " of 0.01, and depth with a bias of -1.1"
+                ),
+                "mIoU with an absent class": (
+                    "classes that are in neither labels nor predictions count as 0, here not at all"
+                    " (none on the full ADE20K and VOC)"
+                ),
+                "output": (
+                    "depth is 10 m times a sigmoid, here 1 mm and 9.999 m times a sigmoid (at most"
+                    " 1 mm)"
+                ),
+                "scored pixels": (
+                    "depths of exactly 1 mm and 10 m are scored, and images with less than ten"
+                    " pixels are left out"
+                ),
+            },
+        },
         commit="b83555d",
     )
 )

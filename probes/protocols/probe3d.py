@@ -19,9 +19,8 @@ them: its authors' own runs may have been shuffled.
 from typing import Any
 
 from probes.protocols.base import (
+    ADAMW,
     HEAD_PRECISION,
-    TRAINED_ON_IMAGES,
-    Difference,
     Preset,
     Protocol,
     register_protocol,
@@ -29,6 +28,7 @@ from probes.protocols.base import (
 
 CENTRE = (0, 480, 80, 560)
 SHARED: dict[str, Any] = {
+    **ADAMW,
     "size": 480,
     "train_area": CENTRE,
     "test_area": CENTRE,
@@ -42,23 +42,15 @@ SHARED: dict[str, Any] = {
     "epochs": 10.0,
     "batch_size": 8,
     "loss_images": None,
-    "optimizer": "adamw",
     "lr": 5e-4,
     "weight_decay": 0.01,
     "decay_all": True,
-    "betas": (0.9, 0.999),
-    "clip_norm": 0.0,
     "schedule": "probe3d",
     "warmup": 0.15,
-    "precision": "fp32",
     "layers": "all",
     "class_token": "concat-dino",
-    "feature_stride": None,
     "channels": 512,
-    "dropout": 0.0,
     "align_corners": False,
-    "slide": (),
-    **TRAINED_ON_IMAGES,
 }
 DEPTH = Preset(
     "depth/dpt-probe3d",
@@ -77,90 +69,70 @@ register_protocol(
         "Probing the 3D Awareness of Visual Foundation Models (El Banani et al., CVPR 2024),"
         " mbanani/probe3d",
         (DEPTH, NORMALS),
-        differs=(
-            Difference(
-                "data",
-                "it trains on 30,814 images of GeoNet, in the order of their names, and tests on"
-                " images with a white border (those of `data get nyu-24k` have a black one, and are"
-                " JPEG files)",
-            ),
-            Difference(
-                "test depth",
-                "depth to test on is not rounded, here to 1 mm",
-                "at most 0.5 mm, with `data get nyu-24k` 1 mm",
-                probe=DEPTH.probe,
-            ),
-            Difference(
-                "scored pixels",
-                "depths of up to 1 mm and of exactly 10 m are scored, here not",
-                "none expected on NYU",
-                probe=DEPTH.probe,
-            ),
-            Difference(
-                "iterations",
-                "the last batch of an epoch has the images that are left, here batches go on into"
-                " the next epoch",
-            ),
-            Difference("tokens", "its blocks are taken before the backbone's final norm"),
-            Difference(
-                "mean colour",
-                "images of every backbone have ImageNet's mean and deviation, here its own",
-            ),
-            HEAD_PRECISION,
-            Difference(
-                "strides",
-                "maps of a CNN are brought to stride 16, here to 8",
-            ),
-            Difference(
-                "padding",
-                "images that are no whole number of patches are padded on all sides with the mean"
-                " colour, and the output is not cut to the image (normals are resized to it by"
-                " cubic interpolation)",
-                "none with patches of 16; with those of 14 predictions move by up to 5 of 480 px",
-            ),
-            Difference(
-                "initial weights",
-                "the last convolution starts as torch makes it, here with weights of σ = 0.01 and"
-                " normals that face the camera",
-            ),
-            Difference(
-                "scale-invariant scores",
-                "depth is scored after the best scale and shift of each image, too",
-                probe=DEPTH.probe,
-            ),
-            Difference(
-                "scores without valid pixels",
-                "an image without valid pixels counts as 0, here not at all",
-            ),
-            Difference(
-                "loss of small angles",
-                "angles below 0.81° have no gradient, here below 0.08°",
-                probe=NORMALS.probe,
-            ),
-            Difference(
-                "pixels without a normal",
-                "a pixel with a depth and without a normal is scored as 90° off, and is in the"
-                " loss, here it is in neither",
-                probe=NORMALS.probe,
-            ),
-            Difference(
-                "stored normals",
-                "normals are not rounded, here their components to 1/127.5",
-                "0.2° a pixel",
-                probe=NORMALS.probe,
-            ),
-            Difference(
-                "SigLIP's blocks",
-                "SigLIP's blocks are run twice and maps are taken in the second pass, so its"
-                " published numbers are not comparable",
-            ),
-            Difference(
-                "MAE's blocks",
-                "MAE's maps are taken one block earlier, and its position embedding is computed"
-                " for 30 × 30 patches, here it is resized",
-            ),
-            Difference("seed", "its runs are not seeded (no code reads its random_seed of 8)"),
-        ),
+        differs={
+            "": {
+                "data": (
+                    "it trains on 30,814 images of GeoNet, in the order of their names, and tests"
+                    " on images with a white border (those of `data get nyu-24k` have a black one,"
+                    " and are JPEG files)"
+                ),
+                "iterations": (
+                    "the last batch of an epoch has the images that are left, here batches go on"
+                    " into the next epoch"
+                ),
+                "tokens": "its blocks are taken before the backbone's final norm",
+                "mean colour": (
+                    "images of every backbone have ImageNet's mean and deviation, here its own"
+                ),
+                **HEAD_PRECISION,
+                "strides": "maps of a CNN are brought to stride 16, here to 8",
+                "padding": (
+                    "images that are no whole number of patches are padded on all sides with the"
+                    " mean colour, and the output is not cut to the image (normals are resized to"
+                    " it by cubic interpolation) (none with patches of 16; with those of 14"
+                    " predictions move by up to 5 of 480 px)"
+                ),
+                "initial weights": (
+                    "the last convolution starts as torch makes it, here with weights of σ = 0.01"
+                    " and normals that face the camera"
+                ),
+                "scores without valid pixels": (
+                    "an image without valid pixels counts as 0, here not at all"
+                ),
+                "SigLIP's blocks": (
+                    "SigLIP's blocks are run twice and maps are taken in the second pass, so its"
+                    " published numbers are not comparable"
+                ),
+                "MAE's blocks": (
+                    "MAE's maps are taken one block earlier, and its position embedding is computed"
+                    " for 30 × 30 patches, here it is resized"
+                ),
+                "seed": "its runs are not seeded (no code reads its random_seed of 8)",
+            },
+            "depth/dpt-probe3d": {
+                "test depth": (
+                    "depth to test on is not rounded, here to 1 mm (at most 0.5 mm, with `data get"
+                    " nyu-24k` 1 mm)"
+                ),
+                "scored pixels": (
+                    "depths of up to 1 mm and of exactly 10 m are scored, here not (none expected"
+                    " on NYU)"
+                ),
+                "scale-invariant scores": (
+                    "depth is scored after the best scale and shift of each image, too"
+                ),
+            },
+            "normals/dpt-probe3d": {
+                "loss of small angles": "angles below 0.81° have no gradient, here below 0.08°",
+                "pixels without a normal": (
+                    "a pixel with a depth and without a normal is scored as 90° off, and is in the"
+                    " loss, here it is in neither"
+                ),
+                "stored normals": (
+                    "normals are not rounded, here their components to 1/127.5 (0.2° a pixel)"
+                ),
+            },
+        },
         commit="1fff822",
         version=3,
     )

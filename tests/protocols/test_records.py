@@ -33,13 +33,13 @@ def test_a_preset_gives_what_its_source_gives_or_lists_the_difference(protocol: 
     for probe, names in differing.items():
         listed = {
             field
-            for difference in protocol.differs
-            if probe.startswith(difference.probe)
-            for field in difference.fields.split(", ")
-            if field in fields[probe] or difference.probe
+            for subject, differences in protocol.differs.items()
+            if probe.startswith(subject)
+            for field in ", ".join(differences).split(", ")
+            if field in fields[probe] or subject
         }
         assert set(names) == listed, probe
-    assert all(difference.fields for difference in protocol.differs)
+    assert all(all(differences) for differences in protocol.differs.values())
 
 
 @pytest.mark.parametrize("name", EXPERTS)

@@ -15,7 +15,7 @@ from backbones.registry import Entry, register
 from benchmark.reproduce import targets as targets_module
 from probes.datasets.base import DatasetSpec
 from probes.datasets.layouts import mirrored
-from probes.protocols.base import PROTOCOLS, Difference, Preset, Protocol
+from probes.protocols.base import PROTOCOLS, Preset, Protocol
 from probes.registry import DATASETS, register_dataset
 from reports.parts.published import PublishedNumber
 from tests.benchmark.commands import run_command
@@ -63,7 +63,7 @@ def golden(workdir, monkeypatch):
         monkeypatch.setattr(registry, "data", dict(registry.data))
     register_dataset(spec)
     preset = Preset("segmentation/linear", SETTINGS, ("golden",))
-    protocol = Protocol("golden", "a test", (preset,), (Difference("", "nothing"),))
+    protocol = Protocol("golden", "a test", (preset,), {"": {"": "nothing"}})
     PROTOCOLS["golden"] = protocol
     register(Entry("vit-without-norm", "", "none", without_norm, {"architecture": VIT[7:]}, ""))
     tiny_dense.make(workdir / "golden", "segmentation", TRAIN, VAL, SIZE)
