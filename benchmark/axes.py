@@ -35,7 +35,12 @@ def sets_axis(own_axes: Mapping[str, str], key: str, text: str) -> bool:
     """Whether ``--set KEY=TEXT`` is for a probe with these axes. A setting of another name (the
     ``features`` of ``layers``) has its own words beside the numbers and shares of the axis."""
     field = own_axes.get(key)
-    return field is not None and (field == key or set(text) <= set("0123456789%, "))
+    return field is not None and (field == key or is_numeric(text))
+
+
+def is_numeric(text: str) -> bool:
+    """Whether a text has no words, only numbers and shares."""
+    return set(text) <= set("0123456789.%, ")
 
 
 def split_variant(name: str, probe: Probe) -> dict[str, str]:

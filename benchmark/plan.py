@@ -8,7 +8,15 @@ from typing import Any
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from benchmark.axes import SAMPLES, axes, read_values, sets_axis, split_variant, variants
+from benchmark.axes import (
+    SAMPLES,
+    axes,
+    is_numeric,
+    read_values,
+    sets_axis,
+    split_variant,
+    variants,
+)
 from benchmark.execution.progress import console
 from benchmark.options import DataOptions, ExecutionOptions, RunOptions
 from benchmark.records import PlannedTask
@@ -221,11 +229,13 @@ def plan_tasks(
         for task in variants(plan_task(suite, base, changes), ranges):
             _check_settings(task, {*changes, *ranges})
             tasks[task.name] = task
-    for key in overrides:
+    for key, text in overrides.items():
         if key not in applied:
             hint = nearest(key, allowed)
             if owners := _probes_with(setting_of(key)):
                 hint = f"it is a setting of {', '.join(owners)}"
+            if key in allowed and not is_numeric(text):
+                raise UserError(f"--set {key}={text}: the tasks take numbers or shares for {key}")
             if key in allowed:
                 hint = "TASK:VALUE fixes it, and tasks without training do not have it"
             raise UserError(f"--set {key}: none of the tasks has this setting; {hint}")

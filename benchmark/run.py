@@ -72,20 +72,21 @@ async def run_async(options: RunOptions) -> RunResult:
 
 
 def check_architectures(plan: RunPlan) -> dict[tuple[str, int], BackboneInfo]:
-    """Check, before anything is written, the layers and heads that tasks name, and all that the
-    suite would train a backbone for.
+    """Check, before anything is written, the folders of the data, the layers and heads that tasks
+    name, and all that the suite would train a backbone for.
 
     Returns:
         (name, seed) → the record of each backbone that was built for this.
 
     Raises:
-        UserError: a backbone has no such layer, or a probe does not fit it or its dataset.
+        UserError: a folder is missing, a backbone has no such layer, or a probe does not fit it or
+            its dataset.
     """
     artifacts = plan.artifacts()
     check_trained(plan.tasks, plan.options, artifacts)
     described = {}
+    data = declared_data(plan.tasks, plan.options, artifacts.data)
     if any(task.encoded_layers or getattr(task.settings, "head", None) for task in plan.tasks):
-        data = declared_data(plan.tasks, plan.options, artifacts.data)
         for name in plan.backbones:
             key = name, plan.seeds[0]
             if key not in artifacts.backbones:

@@ -234,6 +234,11 @@ def test_a_file_that_is_missing_is_a_missing_value_and_a_full_disk_the_users_to_
         assert not Path("out.json").exists()
 
 
+def test_a_missing_dataset_ends_a_run_before_anything_is_written(workdir, refused):
+    refused("run --data-root . --backbone random --task camvid/linear", "no folder camvid")
+    assert not list(workdir.iterdir())
+
+
 VANISH = """
 import os, signal
 from dataclasses import dataclass

@@ -95,6 +95,7 @@ def test_precision_is_that_of_the_device_units_will_have(options, device, monkey
         ("own", ["imagefolder/few-shot:0.5"], {}, "shots=0.5"),
         ("own", ["imagefolder/zero-shot:0.5"], {}, "trains on nothing"),
         ("own", ["imagefolder/zero-shot"], {"train_share": "0.5"}, "none of the tasks has"),
+        ("own", ["imagefolder/knn"], {"k": "5,many"}, "--set k=5,many: the tasks take numbers"),
         (
             "own",
             ["imagefolder/linear:0.1"],
