@@ -75,6 +75,22 @@ class Head:
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, context: Context, tensors: Mapping[str, torch.Tensor], **metadata: Any) -> Head:
+        """The head of a task; ``metadata`` are those of its kind."""
+        backbone = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in context.backbone_config.items()
+        }
+        shared = {
+            "task": context.data.spec.name,
+            "kind": context.data.spec.kind,
+            "classes": tuple(context.data.classes),
+            "backbone": backbone,
+            "weights.sha256": context.backbone.weights.sha256,
+        }
+        return cls(dict(tensors), shared | metadata)
+
 
 @dataclass
 class TaskResult:

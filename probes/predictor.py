@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,12 +23,10 @@ from common import plugins
 from common.device import prefers_bf16
 from probes.base import Context, EncodeRun, Head
 from probes.dense.tasks import DENSE_TASKS
-from probes.image_level.attention_pool import create_head, token_encoder
-from probes.image_level.embeddings import layer_columns
+from probes.image_level.attentive import create_head, token_encoder
 from probes.image_level.encode import encode_paths, encoder
 from probes.image_level.linear import LinearHeads, Standardiser
 from probes.image_level.settings import Encoding
-from probes.layers import position
 
 FILE = "head/head.safetensors"  # of a task's run
 Picture = str | Path | np.ndarray  # a file, or (H, W, 3) uint8 RGB
@@ -131,46 +128,6 @@ def read_head(path: Path) -> Head:
         raise UserError(f"{path} is no head of a task's run ({type(error).__name__})") from error
 
 
-def head_metadata(context: Context, **extra: Any) -> dict[str, Any]:
-    """The metadata of any head; the values are Python literals."""
-    backbone = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in context.backbone_config.items()
-    }
-    return {
-        "task": context.data.spec.name,
-        "kind": context.data.spec.kind,
-        "classes": tuple(context.data.classes),
-        "backbone": backbone,
-        "weights.sha256": context.backbone.weights.sha256,
-        **extra,
-    }
-
-
-def linear_head(heads: LinearHeads, number: int, context: Context) -> Head:
-    """One classifier of a grid."""
-    tensors = {
-        "mean": heads.standardise.mean,
-        "scale": heads.standardise.scale,
-        "weight": heads.weights[number],
-        "bias": heads.biases[number],
-    }
-    encoding = asdict(context.settings.encoding(context.device.type))
-    columns = heads.columns
-    if position(context.settings, context.backbone) is not None:
-        columns = layer_columns(context)
-    ends = (columns.start, columns.stop)
-    return Head(tensors, head_metadata(context, encoding=encoding, columns=ends))
-
-
-def attentive_head(head: torch.nn.Module, context: Context) -> Head:
-    """A head of ``attention_pool.create_head``."""
-    encoding = asdict(context.settings.encoding(context.device.type))
-    channels = head[-1].in_features  # type: ignore[index]
-    metadata = {"encoding": encoding, "pool": context.settings.pool, "channels": channels}
-    return Head(dict(head.state_dict()), head_metadata(context, **metadata))
-
-
 def mmlab_head(model: torch.nn.Module, config: Config, context: Context) -> Head:
     """The head of a model that MMEngine trained: everything but the frozen backbone.
 
@@ -185,14 +142,14 @@ def mmlab_head(model: torch.nn.Module, config: Config, context: Context) -> Head
         if parts["data_preprocessor"]["type"] == "StackFeatures":
             parts["data_preprocessor"] = encoder["data_preprocessor"]
         data = data["dataset"]
-    metadata = head_metadata(
+    return Head.of(
         context,
+        model.state_dict(),
         scope=config.default_scope,
         imports=list(config.custom_imports.imports),
         model=parts,
         pipeline=[part for part in data["pipeline"] if part["type"] != "LoadGroundTruth"],
     )
-    return Head(dict(model.state_dict()), metadata)
 
 
 def _with_backbone(parts: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, Any]:

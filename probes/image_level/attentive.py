@@ -10,22 +10,71 @@ disk: none are cached.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
+from backbones.base import Backbone
 from common.files import derive_seed
-from probes.base import Context, TaskResult
-from probes.image_level.attention_pool import create_head, token_encoder
+from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import score, targets, top1
-from probes.image_level.encode import autocast, encode_paths, input_size
+from probes.image_level.encode import Encode, autocast, encode_paths, input_size
 from probes.image_level.linear import pair_name
 from probes.image_level.random_crops import train_on_crops
 from probes.image_level.settings import AttentiveSettings
-from probes.predictor import attentive_head
 from probes.selection import Candidate, log_scores, select, stratified_split
+
+
+class QueryPool(nn.Module):
+    """One learned query attends to tokens (N, L, C) → (N, C), as in CAPI's ``eval_classification``.
+
+    Keys and values are one linear layer; the result is not projected.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.empty(channels))
+        self.key_value = nn.Linear(channels, 2 * channels)
+        for weight in (self.query, self.key_value.weight):
+            nn.init.trunc_normal_(weight, std=0.02)
+        nn.init.zeros_(self.key_value.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        heads = self.key_value(tokens).unflatten(2, (2, self.num_heads, -1))
+        key, value = heads.permute(2, 0, 3, 1, 4)
+        query = self.query.view(1, self.num_heads, 1, -1).expand(len(tokens), -1, -1, -1)
+        return F.scaled_dot_product_attention(query, key, value).flatten(1)
+
+
+def create_head(pool: str, channels: int, classes: int) -> nn.Module:
+    """An untrained head: tokens (N, L, channels) → logits (N, classes)."""
+    num_heads = next(
+        number for number in (channels // 64, 8, 4, 2, 1) if number and channels % number == 0
+    )
+    if pool == "latent":
+        latent = AttentionPoolLatent(channels, num_heads=num_heads)
+        classifier = nn.Linear(channels, classes)
+        return nn.Sequential(nn.LayerNorm(channels), latent, classifier)
+    query, classifier = QueryPool(channels, num_heads), nn.Linear(channels, classes)
+    nn.init.trunc_normal_(classifier.weight, std=0.02)
+    nn.init.zeros_(classifier.bias)
+    return nn.Sequential(query, classifier)
+
+
+def token_encoder(backbone: Backbone, pool: str) -> Encode:
+    """Normalised images → patch tokens of the last block, (N, L, C); for the ``latent`` pool the
+    class token comes first."""
+
+    def encode(images: Tensor) -> Tensor:
+        token, patches = backbone.encode_tokens(images, 1)[0]
+        return patches if pool == "query" else torch.cat([token[:, None], patches], dim=1)
+
+    return encode
 
 
 class AttentiveHeads(nn.ModuleList):
@@ -63,10 +112,10 @@ def run(context: Context) -> TaskResult:
     log_scores(context.log, "top1", candidates, 0)
     best, reason = select(candidates, "top1", len(held_out))
     (logits,) = predict(context, AttentiveHeads([best.value]), val)
-    result = score(context, logits)
-    result.head = attentive_head(best.value, context)
-    result.notes = [f"learning rate {best.coordinate:g}: {reason}"]
-    return result
+    encoding, width = asdict(settings.encoding(context.device.type)), best.value[-1].in_features
+    tensors = best.value.state_dict()
+    head = Head.of(context, tensors, encoding=encoding, pool=settings.pool, channels=width)
+    return score(context, logits, [f"learning rate {best.coordinate:g}: {reason}"], head)
 
 
 def adamw(heads: AttentiveHeads, settings: AttentiveSettings) -> torch.optim.AdamW:

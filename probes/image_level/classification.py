@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.device import is_accelerator, memory
-from probes.base import Context, TaskResult
+from probes.base import Context, Head, TaskResult
 from probes.datasets.base import Split
 
 
@@ -42,7 +44,9 @@ def top1(logits: Tensor, labels: Tensor) -> float:
     return 100 * (ranks(logits, labels) == 0).double().mean().item()
 
 
-def score(context: Context, logits: Tensor) -> TaskResult:
+def score(
+    context: Context, logits: Tensor, notes: Sequence[str] = (), head: Head | None = None
+) -> TaskResult:
     """Scores in percent of (N, C) logits of ``val``.
 
     ``top1`` and, with more than five classes, ``top5``; ``mean_per_class_recall`` and ``f1_macro``
@@ -72,4 +76,4 @@ def score(context: Context, logits: Tensor) -> TaskResult:
         sizes = torch.bincount(groups).double()
         for name, hit in hits.items():
             metrics[f"worst_group_{name}"] = (torch.bincount(groups, hit) / sizes).min().item()
-    return TaskResult(metrics, per_image)
+    return TaskResult(metrics, per_image, head=head, notes=list(notes))

@@ -86,14 +86,10 @@ def run(context: Context) -> TaskResult:
         fits = LeastSquares(train[shots].to(device), shot_labels, classes)
         l2, reason = choose(fits, shot_labels, settings)
     logits = [fits.scores(part.to(device), l2).cpu() for part in val.split(4096)]
-    result = score(context, torch.cat(logits))
-    result.notes = [f"{len(shots)} training images, λ = {l2:g}: {reason}"]
-    fewer = int((torch.bincount(labels, minlength=classes) < settings.shots).sum())
-    if fewer:
-        result.notes.append(
-            f"{fewer} of {classes} classes have fewer than {settings.shots} training images"
-        )
-    return result
+    notes = [f"{len(shots)} training images, λ = {l2:g}: {reason}"]
+    if fewer := int((torch.bincount(labels, minlength=classes) < settings.shots).sum()):
+        notes += [f"{fewer} of {classes} classes have fewer than {settings.shots} training images"]
+    return score(context, torch.cat(logits), notes)
 
 
 def sample_shots(labels: Tensor, shots: int, seed: int) -> Tensor:

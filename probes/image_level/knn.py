@@ -35,9 +35,7 @@ def run(context: Context) -> TaskResult:
         neighbours, reason = choose(train, labels, context)
     (logits,) = votes(val, train, labels, [neighbours], settings.temperature, classes)
     context.progress.advance()
-    result = score(context, logits)
-    result.notes = [f"{neighbours} neighbours: {reason}"]
-    return result
+    return score(context, logits, [f"{neighbours} neighbours: {reason}"])
 
 
 def choose(train: Tensor, labels: Tensor, context: Context) -> tuple[int, str]:

@@ -1,25 +1,40 @@
-"""Linear classifiers on features: a grid of learning rates and weight decays trained at once.
+"""``linear`` classification: a grid of learning rates and weight decays trained at once.
 
 All classifiers of a grid see the same batches in the same order, and one matrix product gives the
-scores of all. Each comes out as if it had been trained alone (tested).
+scores of all. Each comes out as if it had been trained alone (tested). The best pair is chosen on a
+held-out part of train. The labels of ``val`` are used once, to score the classifier that was chosen
+without them.
+
+Features are encoded once; or, with ``random_crops``, heads read the tokens of fresh random crops,
+as in DINOv2's linear classification of ImageNet (Oquab et al. 2024; ``dinov2/eval/linear.py`` of
+facebookresearch/dinov2): the class tokens of the last n blocks, without and with the mean of the
+last patch tokens, one for each learning rate; ``RandomResizedCrop`` and a flip, SGD with momentum,
+a cosine to zero, no weight decay. Weights start from N(0, 0.01²). DINOv2 chooses the best head on
+the validation set. Here no head is trained on the part of train that decides; the chosen one is not
+trained again on it, which would cost another pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.device import float64_device, upload
 from common.errors import NonFiniteLoss
-from probes.image_level.classification import ranks
+from common.files import derive_seed
+from probes.base import Context, Head, TaskResult
+from probes.image_level.classification import on_device_if_small, ranks, score, targets
+from probes.image_level.embeddings import encode_split, layer_columns
+from probes.image_level.encode import encoder, input_size
+from probes.image_level.random_crops import cosine, train_on_crops, train_step
 from probes.image_level.settings import LinearSettings
-from probes.selection import Candidate
+from probes.selection import Candidate, log_scores, select, stratified_split
 
 ROWS = 8192  # samples at once when the statistics of all features are measured
 Pair = tuple[float, float]  # learning rate for a batch of 256, weight decay
@@ -151,66 +166,33 @@ def sgd(
     return torch.optim.SGD(groups, momentum=settings.momentum)
 
 
-def cosine(step: int, steps: int, warmup: int = 0) -> float:
-    """The share of the highest rate: a cosine to zero, after ``warmup`` steps from zero to one.
-
-    With a warm-up the first and the last step of both parts are at their ends, as in CAPI.
-    """
-    if not warmup:
-        return 0.5 * (1 + math.cos(math.pi * (step / steps)))
-    if step < warmup:
-        return step / max(warmup - 1, 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup - 1, 1)))
-
-
-def train_step(
-    heads: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    targets: Tensor,
-    share: float,
-) -> Tensor:
-    """One step of all heads, whose gradients are each head's own.
-
-    Args:
-        heads: inputs → the logits (N, C) of each head.
-        share: of the highest rates, as of ``cosine``.
-    Returns:
-        (heads,) mean cross-entropies before the step.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * share
-    optimizer.zero_grad()
-    losses = torch.stack([F.cross_entropy(logits, targets) for logits in heads(inputs)])
-    losses.sum().backward()
-    optimizer.step()
-    return losses.detach()
-
-
-def train_linear(
-    samples: Samples,
-    grid: Sequence[Pair],
-    settings: LinearSettings,
-    seed: int,
-    device: torch.device,
-    on_epoch: Callable[[int, list[float], LinearHeads], None] | None = None,
+def zero_heads(
+    samples: Samples, count: int, settings: LinearSettings, device: torch.device
 ) -> LinearHeads:
-    """Train one classifier for each pair of a grid, from zero weights.
-
-    Args:
-        settings: epochs, batch_size, momentum and standardise are used.
-        seed: of the order of samples, which is the same for every classifier.
-        on_epoch: called after each epoch with its number from 1, the mean loss of each classifier,
-            and the classifiers.
-    Raises:
-        NonFiniteLoss: every classifier diverged. A single one that diverges is not chosen.
-    """
-    batch_size, width = min(settings.batch_size, len(samples)), samples.features.shape[1]
+    """Classifiers with zero weights on the features of ``samples``, standardised where the settings
+    say so."""
+    width = samples.features.shape[1]
     standardise = Standardiser.identity(width)
     if settings.standardise:
         standardise = Standardiser.fit(samples)
-    zeros = [torch.zeros(width, samples.classes, device=device) for _ in grid]
-    heads = LinearHeads(standardise, zeros).to(device)
+    zeros = [torch.zeros(width, samples.classes, device=device) for _ in range(count)]
+    return LinearHeads(standardise, zeros).to(device)
+
+
+def train_linear(
+    heads: LinearHeads, samples: Samples, grid: Sequence[Pair], settings: LinearSettings, seed: int
+) -> Iterator[tuple[int, list[float]]]:
+    """Train classifiers, each with its pair of a grid.
+
+    Args:
+        settings: epochs, batch_size and momentum are used.
+        seed: of the order of samples, which is the same for every classifier.
+    Yields:
+        after each epoch its number from 1, and the mean loss of each classifier.
+    Raises:
+        NonFiniteLoss: every classifier diverged. A single one that diverges is not chosen.
+    """
+    batch_size, device = min(settings.batch_size, len(samples)), heads.biases[0].device
     optimizer = sgd([heads], settings, grid, batch_size)
     order = torch.Generator().manual_seed(seed)
     steps = math.ceil(len(samples) / batch_size)
@@ -219,18 +201,16 @@ def train_linear(
         indices_of_epoch = torch.randperm(len(samples), generator=order)
         batches = upload(indices_of_epoch, samples.features.device).split(batch_size)
         for step, indices in enumerate(batches):
-            inputs, targets = samples.batch(indices, device)
+            inputs, classes = samples.batch(indices, device)
             share = cosine(epoch * steps + step, settings.epochs * steps)
-            losses += len(indices) * train_step(heads, optimizer, inputs, targets, share)
+            losses += len(indices) * train_step(heads, optimizer, inputs, classes, share)
         mean = (losses / len(samples)).tolist()
         if not any(map(math.isfinite, mean)):
             raise NonFiniteLoss(
                 f"linear: every loss of the grid is not finite in epoch {epoch + 1} of"
                 f" {settings.epochs}"
             )
-        if on_epoch:
-            on_epoch(epoch + 1, mean, heads)
-    return heads
+        yield epoch + 1, mean
 
 
 @torch.no_grad()
@@ -258,3 +238,119 @@ def evaluate_grid(
 def pair_name(pair: Pair) -> str:
     """``lr_0.05``, ``lr_0.05_wd_0.001``."""
     return f"lr_{pair[0]:g}" + (f"_wd_{pair[1]:g}" if pair[1] else "")
+
+
+def run(context: Context) -> TaskResult:
+    """See ``probes.base.FeatureProbe``."""
+    settings: LinearSettings = context.settings
+    train = train_on_tokens if settings.random_crops else train_on_features
+    heads, number, notes = train(context)
+    val = encode_split(context, "val")
+    with torch.no_grad():
+        logits = [heads(part.to(context.device))[number].cpu() for part in val.split(4096)]
+    tensors = {
+        "mean": heads.standardise.mean,
+        "scale": heads.standardise.scale,
+        "weight": heads.weights[number],
+        "bias": heads.biases[number],
+    }
+    columns = heads.columns if settings.random_crops else layer_columns(context)
+    encoding = asdict(settings.encoding(context.device.type))
+    ends = (columns.start, columns.stop)
+    head = Head.of(context, tensors, encoding=encoding, columns=ends)
+    return score(context, torch.cat(logits), notes, head)
+
+
+def train_on_features(context: Context) -> tuple[LinearHeads, int, list[str]]:
+    """Heads, the number of the one that is chosen, and notes; for each image its one embedding."""
+    settings, data = context.settings, context.data
+    features = on_device_if_small(encode_split(context, "train"), context.device)
+    train = Samples(features, targets(context, "train"), len(data.classes))
+    with context.cost.phase("train"):
+        pair, reason = choose(train, context)
+        context.progress.start("training the linear classifier", settings.epochs)
+        heads = zero_heads(train, 1, settings, context.device)
+        for epoch, losses in train_linear(heads, train, [pair], settings, context.seed):
+            context.log.log_metrics({"train/loss": losses[0]}, epoch)
+            context.progress.advance()
+    return heads, 0, [f"learning rate {pair[0]:g}, weight decay {pair[1]:g}: {reason}"]
+
+
+def choose(train: Samples, context: Context) -> tuple[Pair, str]:
+    """The pair with the best top-1 on a held-out part of train, and why.
+
+    Logs ``select/top1/lr_…`` after each epoch.
+    """
+    settings: LinearSettings = context.settings
+    grid, device = settings.grid, context.device
+    if len(grid) == 1:
+        return grid[0], "fixed"
+    split = stratified_split(
+        train.labels.cpu(), settings.holdout, context.seed, "learning_rates=0.1"
+    )
+    training, held_out = (replace(train, members=part) for part in split)
+    context.progress.start(f"choosing among {len(grid)} linear classifiers", settings.epochs)
+    heads = zero_heads(training, len(grid), settings, device)
+    for epoch, _ in train_linear(heads, training, grid, settings, context.seed):
+        candidates = evaluate_grid(heads, grid, held_out, device)
+        log_scores(context.log, "top1", candidates, epoch)
+        context.progress.advance()
+    best, reason = select(candidates, "top1", len(held_out))
+    return best.value, reason
+
+
+def train_on_tokens(context: Context) -> tuple[LinearHeads, int, list[str]]:
+    """As ``train_on_features``, on the tokens of random crops."""
+    settings, device, labels = context.settings, context.device, targets(context, "train")
+    training, held_out = stratified_split(
+        labels, settings.holdout, context.seed, "random_crops=false"
+    )
+    grids: Any = create_heads(context).to(device)
+    optimizer = sgd(grids, settings, settings.grid, settings.batch_size)
+    encode = encoder(context.backbone, settings.encoding(device.type))
+    with context.cost.phase("train"):
+        iterations = train_on_crops(context, grids, optimizer, encode, training)
+    features = encode_split(context, "train", held_out)
+    samples = Samples(features, labels[held_out], len(context.data.classes))
+    candidates: list[Candidate[Pair]] = []
+    for heads in grids:
+        candidates += evaluate_grid(heads, settings.grid, samples, device)
+    log_scores(context.log, "top1", candidates, iterations)
+    best, reason = select(candidates, "top1", len(held_out))
+    choice, number = divmod(candidates.index(best), len(settings.grid))
+    notes = [f"{best.name}: {reason}", "DINOv2 itself chooses the head on val"]
+    return grids[choice], number, notes
+
+
+class TokenHeads(nn.ModuleList):
+    """Grids of ``LinearHeads``, each on its own columns of the tokens."""
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        """(N, D) → the logits (N, C) of each head."""
+        return [logits for heads in self for logits in heads(tokens)]
+
+
+def create_heads(context: Context) -> TokenHeads:
+    """Untrained heads; the initial weights of each depend on the seed and its own name alone."""
+    settings: LinearSettings = context.settings
+    encoding, device = settings.encoding(context.device.type), context.device
+    size = input_size(encoding.size, context.backbone)
+    with torch.inference_mode():
+        tokens = context.backbone.encode_tokens(
+            torch.zeros(1, 3, *size, device=device), encoding.blocks
+        )
+    widths = [token.shape[1] for token, _ in tokens]
+    grids = TokenHeads()
+    for blocks, pooled in product(settings.blocks, settings.average_pool):
+        name = f"blocks_{blocks}" + ("_avgpool" if pooled else "")
+        start = sum(widths[: encoding.blocks - blocks])
+        columns = slice(start, sum(widths) + (widths[-1] if pooled else 0))
+        width, weights = columns.stop - start, []
+        for pair in settings.grid:
+            seed = derive_seed("head", context.seed, name, *map(repr, pair))
+            generator = torch.Generator().manual_seed(seed)
+            weight = torch.empty(width, len(context.data.classes))
+            weights.append(weight.normal_(0, 0.01, generator=generator))
+        standardise = Standardiser.identity(width)
+        grids.append(LinearHeads(standardise, weights, columns, f"{name}_"))
+    return grids

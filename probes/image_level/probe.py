@@ -48,7 +48,7 @@ classification = partial(
 zero_shot = partial(FeatureProbe, "zero-shot", splits=("val",), needs_text=True)
 
 LINEAR = classification(
-    "linear", settings_type=LinearSettings, module=f"{FOLDER}.linear_probe", version=2
+    "linear", settings_type=LinearSettings, module=f"{FOLDER}.linear", version=2
 )
 KNN = classification("knn", settings_type=KnnSettings, module=f"{FOLDER}.knn")
 FEW_SHOT = classification("few-shot", settings_type=FewShotSettings, module=f"{FOLDER}.few_shot")

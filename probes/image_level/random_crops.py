@@ -1,25 +1,14 @@
-"""Training of several heads at once on one frozen pass over fresh random crops; and ``linear``
-classification by it: linear heads on the tokens of a frozen backbone.
-
-DINOv2's linear classification of ImageNet (Oquab et al. 2024; ``dinov2/eval/linear.py`` of
-facebookresearch/dinov2): heads on the class tokens of the last n blocks, without and with the mean
-of the last patch tokens, one for each learning rate; ``RandomResizedCrop`` and a flip, SGD with
-momentum, a cosine to zero, no weight decay. Weights start from N(0, 0.01²).
-
-DINOv2 chooses the best head on the validation set. Here a part of train decides that no head was
-trained on, so that ``val`` is used once. The chosen head is not trained again on that part, which
-would cost another pass.
-"""
+"""Training of several heads at once, each with its own rates, on one frozen pass over fresh random
+crops."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import (
     Compose,
@@ -34,23 +23,9 @@ from common.device import upload
 from common.errors import NonFiniteLoss
 from common.files import atomic_write, derive_seed
 from common.pacing import Pace
-from probes.base import Context, TaskResult
-from probes.image_level.classification import score, targets
-from probes.image_level.embeddings import encode_split
-from probes.image_level.encode import Encode, Images, encode_batches, encoder, input_size
-from probes.image_level.linear import (
-    LinearHeads,
-    Pair,
-    Samples,
-    Standardiser,
-    cosine,
-    evaluate_grid,
-    sgd,
-    train_step,
-)
-from probes.image_level.settings import LinearSettings
-from probes.predictor import linear_head
-from probes.selection import Candidate, log_scores, select, stratified_split
+from probes.base import Context
+from probes.image_level.classification import targets
+from probes.image_level.encode import Encode, Images, encode_batches, input_size
 
 SAVE_EVERY = 300.0  # seconds of training between two states, or more where they take long
 
@@ -152,68 +127,37 @@ def train_on_crops(
     return iterations
 
 
-class TokenHeads(nn.ModuleList):
-    """Grids of ``LinearHeads``, each on its own columns of the tokens."""
+def cosine(step: int, steps: int, warmup: int = 0) -> float:
+    """The share of the highest rate: a cosine to zero, after ``warmup`` steps from zero to one.
 
-    def forward(self, tokens: Tensor) -> list[Tensor]:
-        """(N, D) → the logits (N, C) of each head."""
-        return [logits for heads in self for logits in heads(tokens)]
-
-
-def run(context: Context) -> TaskResult:
-    """See ``probes.base.FeatureProbe``."""
-    settings: LinearSettings = context.settings
-    device, labels = context.device, targets(context, "train")
-    training, held_out = stratified_split(
-        labels, settings.holdout, context.seed, "random_crops=false"
-    )
-    grids: Any = create_heads(context).to(device)
-    with context.cost.phase("train"):
-        iterations = train_on_crops(
-            context,
-            grids,
-            sgd(grids, settings, settings.grid, settings.batch_size),
-            encoder(context.backbone, settings.encoding(device.type)),
-            training,
-        )
-    features = encode_split(context, "train", held_out)
-    samples = Samples(features, labels[held_out], len(context.data.classes))
-    candidates: list[Candidate[Pair]] = []
-    for heads in grids:
-        candidates += evaluate_grid(heads, settings.grid, samples, device)
-    log_scores(context.log, "top1", candidates, iterations)
-    best, reason = select(candidates, "top1", len(held_out))
-    choice, number = divmod(candidates.index(best), len(settings.grid))
-    val = encode_split(context, "val")
-    with torch.no_grad():
-        logits = [grids[choice](part.to(device))[number].cpu() for part in val.split(1024)]
-    result = score(context, torch.cat(logits))
-    result.head = linear_head(grids[choice], number, context)
-    result.notes = [f"{best.name}: {reason}", "DINOv2 itself chooses the head on val"]
-    return result
+    With a warm-up the first and the last step of both parts are at their ends, as in CAPI.
+    """
+    if not warmup:
+        return 0.5 * (1 + math.cos(math.pi * (step / steps)))
+    if step < warmup:
+        return step / max(warmup - 1, 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup - 1, 1)))
 
 
-def create_heads(context: Context) -> TokenHeads:
-    """Untrained heads; the initial weights of each depend on the seed and its own name alone."""
-    settings: LinearSettings = context.settings
-    encoding, device = settings.encoding(context.device.type), context.device
-    size = input_size(encoding.size, context.backbone)
-    with torch.inference_mode():
-        tokens = context.backbone.encode_tokens(
-            torch.zeros(1, 3, *size, device=device), encoding.blocks
-        )
-    widths = [token.shape[1] for token, _ in tokens]
-    grids = TokenHeads()
-    for blocks, pooled in product(settings.blocks, settings.average_pool):
-        name = f"blocks_{blocks}" + ("_avgpool" if pooled else "")
-        start = sum(widths[: encoding.blocks - blocks])
-        columns = slice(start, sum(widths) + (widths[-1] if pooled else 0))
-        width, weights = columns.stop - start, []
-        for pair in settings.grid:
-            seed = derive_seed("head", context.seed, name, *map(repr, pair))
-            generator = torch.Generator().manual_seed(seed)
-            weight = torch.empty(width, len(context.data.classes))
-            weights.append(weight.normal_(0, 0.01, generator=generator))
-        standardise = Standardiser.identity(width)
-        grids.append(LinearHeads(standardise, weights, columns, f"{name}_"))
-    return grids
+def train_step(
+    heads: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    share: float,
+) -> Tensor:
+    """One step of all heads, whose gradients are each head's own.
+
+    Args:
+        heads: inputs → the logits (N, C) of each head.
+        share: of the highest rates, as of ``cosine``.
+    Returns:
+        (heads,) mean cross-entropies before the step.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * share
+    optimizer.zero_grad()
+    losses = torch.stack([F.cross_entropy(logits, targets) for logits in heads(inputs)])
+    losses.sum().backward()
+    optimizer.step()
+    return losses.detach()

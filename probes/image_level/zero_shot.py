@@ -38,9 +38,9 @@ def run(context: Context) -> TaskResult:
     set_name, templates = templates_for(context.settings.templates, context.data.spec)
     weights = embed_names(context, class_names(context), templates)
     images = normalize(encode_split(context, "val"), dim=1)
-    result = score(context, torch.cat([part @ weights.T for part in images.split(4096)]))
-    result.notes = [f"prompts: {set_name} ({len(templates)} for each of {len(weights)} classes)"]
-    return result
+    logits = torch.cat([part @ weights.T for part in images.split(4096)])
+    prompts = f"prompts: {set_name} ({len(templates)} for each of {len(weights)} classes)"
+    return score(context, logits, [prompts])
 
 
 def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from probes.features.search import nearest
-from probes.image_level.attention_pool import token_encoder
-from probes.image_level.attentive import adamw
+from probes.image_level.attentive import adamw, token_encoder
 from probes.image_level.attentive import create_heads as create_attentive_heads
 from probes.image_level.correspondence import folder_of
 from probes.image_level.encode import Encode, square_side
@@ -23,17 +22,17 @@ from probes.image_level.linear import (
     Pair,
     Samples,
     Standardiser,
+    create_heads,
     evaluate_grid,
     sgd,
-    train_step,
 )
-from probes.image_level.random_crops import create_heads
+from probes.image_level.random_crops import train_step
 from probes.image_level.zero_shot import templates_for
 from probes.memory.plan import CPU, MemoryPlan, Phases
 
 
 def linear(plan: MemoryPlan) -> Phases:
-    """See ``probes.image_level.linear_probe``."""
+    """See ``probes.image_level.linear``."""
     settings = plan.settings
     if settings.random_crops:
         yield from random_crops(plan)

@@ -159,8 +159,8 @@ def suite() -> dict[str, dict[str, Any]]:
     """The fields, by this suite."""
     import backbones
     from probes.image_level.encode import encoder
-    from probes.image_level.linear import LinearHeads, Standardiser, cosine, sgd, train_step
-    from probes.image_level.random_crops import RandomCrops, create_heads
+    from probes.image_level.linear import LinearHeads, Standardiser, create_heads, sgd
+    from probes.image_level.random_crops import RandomCrops, cosine, train_step
     from probes.protocols.base import find_preset
     from probes.registry import find_task
 

@@ -18,12 +18,12 @@ from probes.image_level.linear import (
     LinearHeads,
     Samples,
     Standardiser,
-    cosine,
     sgd,
     train_linear,
-    train_step,
+    zero_heads,
 )
 from probes.image_level.probe import LINEAR
+from probes.image_level.random_crops import cosine, train_step
 from probes.image_level.settings import LinearSettings
 from probes.registry import DATASETS
 from tests.probes.datasets import make
@@ -46,7 +46,11 @@ def blobs(samples=120, width=16, classes=5):
 
 def train(grid, features, labels, epochs=4, batch_size=32):
     settings = LinearSettings(epochs=epochs, batch_size=batch_size)
-    return train_linear(Samples(features, labels, 5), grid, settings, 0, CPU)
+    samples = Samples(features, labels, 5)
+    heads = zero_heads(samples, len(grid), settings, CPU)
+    for _ in train_linear(heads, samples, grid, settings, 0):
+        pass
+    return heads
 
 
 def test_together_equals_alone():

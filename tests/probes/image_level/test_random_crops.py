@@ -12,6 +12,7 @@ import backbones
 import probes.catalog  # noqa: F401
 from common.errors import UserError
 from probes.image_level import random_crops
+from probes.image_level.linear import create_heads
 from probes.image_level.probe import LINEAR
 from probes.image_level.random_crops import RandomCrops
 from probes.protocols.base import find_preset
@@ -93,10 +94,8 @@ def test_crops_depend_on_the_seed_and_their_number_alone(root):
 
 
 def test_a_head_starts_the_same_alone_and_among_others(root):
-    among = random_crops.create_heads(crops_task(root))
-    alone = random_crops.create_heads(
-        crops_task(root, blocks=(2,), average_pool=(True,), learning_rates=(0.1,))
-    )
+    among = create_heads(crops_task(root))
+    alone = create_heads(crops_task(root, blocks=(2,), average_pool=(True,), learning_rates=(0.1,)))
     assert {heads.name: heads.columns for heads in among} == {
         "blocks_1_": slice(3, 6),
         "blocks_1_avgpool_": slice(3, 9),
@@ -135,6 +134,6 @@ def test_the_preset_dinov2_builds_its_heads_for_each_kind_of_backbone(root, name
     rates = [base * 10.0**power for power in range(-5, -1) for base in (1, 2, 5)] + [0.1]
     assert settings.learning_rates == pytest.approx(rates)
     assert settings.epochs * settings.epoch_length == 12_500 and settings.batch_size == 1024
-    grids = random_crops.create_heads(task)
+    grids = create_heads(task)
     assert tuple(heads.weights[0].shape[0] for heads in grids) == widths
     assert sum(len(heads.weights) for heads in grids) == 52
