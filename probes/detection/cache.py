@@ -11,8 +11,6 @@ import probes.runner.bridge  # noqa: F401  before mmdet, which it prepares
 
 # isort: split
 import numpy as np
-import torch
-from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 
@@ -20,26 +18,11 @@ from common.files import content_key
 from probes.base import EncodeRun
 from probes.features.content_hashes import content_hashes
 from probes.features.crops import flips, without_images
-from probes.features.feature_dataset import FeatureDataset, use_cached_features
+from probes.features.feature_dataset import FeatureDataset
 from probes.features.store import Builder, CacheKey
 
 OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackInstances")
 META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")
-
-
-def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Config:
-    """``config`` (of ``probes.detection.probe``, before ``per_shape``) on features that are cached
-    in ``dtype``."""
-    config.custom_imports.imports = [*config.custom_imports.imports, "probes.detection.cache"]
-    return use_cached_features(
-        config,
-        dtype,
-        device,
-        "CachedInstances",
-        train={"flip": flip},
-        val={"flip": 0.0},
-        stack=config.model.data_preprocessor,
-    )
 
 
 @DATASETS.register_module()

@@ -105,22 +105,19 @@ class CocoInstances(CocoDataset):
         self.aspect_groups, self.min_size = aspect_groups, min_size
         super().__init__(*args, **kwargs)
 
-    def load_data_list(self) -> list[dict[str, Any]]:
-        images = super().load_data_list()
-        if self.image_ids is None:
-            return images
-        ids = set(self.image_ids)
-        return [image for image in images if image["img_id"] in ids]
-
     def filter_data(self) -> list[dict[str, Any]]:
         images = self.data_list
+        if self.image_ids is not None:
+            ids = set(self.image_ids)
+            images = [image for image in images if image["img_id"] in ids]
         if self.drop_empty:
+            count = len(images)
             images = [
                 image
                 for image in images
                 if not all(instance["ignore_flag"] for instance in image["instances"])
             ]
-            self.dropped_empty = len(self.data_list) - len(images)
+            self.dropped_empty = count - len(images)
         images = [
             image for image in images if min(image["width"], image["height"]) >= self.min_size
         ]

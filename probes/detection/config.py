@@ -10,10 +10,10 @@ from mmengine.config import Config
 from common.device import is_accelerator
 from probes.base import Context
 from probes.datasets.base import PreparedDataset, Split
-from probes.detection import cache, coco  # noqa: F401  coco registers types that the config names
+from probes.detection import cache, coco, per_shape  # noqa: F401  they register types
 from probes.detection.models import detector
-from probes.detection.per_shape import per_shape
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
+from probes.features.feature_dataset import use_cached_features
 from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
 
@@ -61,9 +61,21 @@ def detection_config(context: Context) -> Config:
         },
         format_python_code=False,  # yapf takes a second, and is hardly easier to read
     )
+    model = config.model
     if settings.cache != "none":
-        config = cache.cached(config, settings.cache, settings.flip, context.device)
-    config.model = per_shape(config.model)
+        config.custom_imports.imports.append("probes.detection.cache")
+        config = use_cached_features(
+            config,
+            settings.cache,
+            context.device,
+            "CachedInstances",
+            train={"flip": settings.flip},
+            val={"flip": 0.0},
+            stack=model.data_preprocessor,
+        )
+        model = config.model
+    model.backbone = {"type": "PerShape", "backbone": model.backbone, "neck": model.pop("neck")}
+    model.data_preprocessor.type = "UnstackedDetPreprocessor"
     config.val_dataloader |= at_once(AT_ONCE, context.device)
     if is_accelerator(context.device):  # a GPU that can train on a batch can evaluate as many
         is_ssd = isinstance(settings, SSDSettings)

@@ -22,18 +22,6 @@ from probes.detection.settings import MaskRCNNSettings, SSDSettings
 Part = dict[str, Any]
 
 
-def preprocessor(backbone: Backbone, masks: bool) -> Part:
-    """Images as the backbone wants them: RGB, its statistics, padded at the right and bottom to its
-    divisor."""
-    return {
-        "type": "DetDataPreprocessor",
-        "mean": [255 * value for value in backbone.data.mean],
-        "std": [255 * value for value in backbone.data.std],
-        "pad_mask": masks,
-        "pad_size_divisor": backbone.divisor,
-    }
-
-
 def pyramid(
     backbone: Backbone, finest: int, out_channels: int, extra: int
 ) -> tuple[tuple[int, ...], Part, list[float]]:
@@ -82,7 +70,8 @@ def group_norm(out_channels: int) -> Part:
 
 
 def detector(backbone: Backbone, frozen: Part, classes: int, settings: Any) -> Part:
-    """Config of a detector.
+    """Config of a detector, on images as the backbone wants them: RGB, its statistics, padded at
+    the right and bottom to its divisor.
 
     Args:
         frozen: config of the ``FrozenBackbone``, without ``out_indices``.
@@ -90,9 +79,16 @@ def detector(backbone: Backbone, frozen: Part, classes: int, settings: Any) -> P
     """
     masks = isinstance(settings, MaskRCNNSettings)
     model, out_indices = (mask_rcnn if masks else ssd)(backbone, classes, settings)
+    prepare = {
+        "type": "DetDataPreprocessor",
+        "mean": [255 * value for value in backbone.data.mean],
+        "std": [255 * value for value in backbone.data.std],
+        "pad_mask": masks,
+        "pad_size_divisor": backbone.divisor,
+    }
     return {
         **model.to_dict(),
-        "data_preprocessor": preprocessor(backbone, masks),
+        "data_preprocessor": prepare,
         "backbone": {**frozen, "out_indices": out_indices},
     }
 

@@ -28,17 +28,6 @@ Part = dict[str, Any]  # of a config
 Maps = Sequence[Tensor]  # (C, h, w), of one image
 
 
-def per_shape(model: Part) -> Part:
-    """The config of a detector whose backbone and neck see images of one shape at a time."""
-    model = dict(model)
-    neck = model.pop("neck")
-    return {
-        **model,
-        "data_preprocessor": {**model["data_preprocessor"], "type": "UnstackedDetPreprocessor"},
-        "backbone": {"type": "PerShape", "backbone": model["backbone"], "neck": neck},
-    }
-
-
 @MODELS.register_module()
 class PerShape(BaseModule):
     """A backbone and a neck on images of several shapes, those of one shape together.

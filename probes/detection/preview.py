@@ -19,6 +19,8 @@ IMAGES = 6
 SIDE = 400  # longest side of a picture, pixels
 SMALL = 256  # of a picture in the gallery: names must be readable
 SCORE_THRESHOLD = 0.3
+# text, colour, COCO's box in pixels, mask (H, W; uint8 of 0 and 1)
+Instance = tuple[str, tuple[int, ...], Sequence[float], np.ndarray | None]
 
 
 def draw_preview(
@@ -45,6 +47,14 @@ def draw_preview(
     for detection in detections:
         detections_of[detection["image_id"]].append(detection)
 
+    def described(instance: Mapping[str, Any]) -> Instance:
+        category = instance["category_id"]
+        text = names[category] + (" (crowd)" if instance.get("iscrowd") else "")
+        text += f" {instance['score']:.2f}" if "score" in instance else ""
+        has_mask = masks and instance.get("segmentation")
+        mask = ground_truth.annToMask(instance) if has_mask else None
+        return text, tuple(colours[category]), instance["bbox"], mask
+
     def draw(image: int, side: int) -> dict[str, np.ndarray]:
         with Image.open(Path(root, images[image])) as opened:
             photo = to_rgb(opened)
@@ -53,16 +63,10 @@ def draw_preview(
             "truth": ground_truth.imgToAnns[image],
             "prediction": best(detections_of[image]),
         }
-        pictures = {}
-        for role, instances in objects.items():
-            labels = [names[instance["category_id"]] for instance in instances]
-            colours_of = [tuple(colours[instance["category_id"]]) for instance in instances]
-            masks_of = [
-                ground_truth.annToMask(instance) if masks and instance.get("segmentation") else None
-                for instance in instances
-            ]
-            pictures[role] = annotate(photo, instances, labels, colours_of, masks_of, side)
-        return pictures
+        return {
+            role: annotate(photo, list(map(described, instances)), side)
+            for role, instances in objects.items()
+        }
 
     with_objects = [image for image in images if ground_truth.imgToAnns[image]] or list(images)
     gallery = [with_objects[index] for index in evenly(len(with_objects), GALLERY)]
@@ -85,16 +89,9 @@ def best(detections: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sure[-10:] or ranked[-3:]
 
 
-def annotate(
-    photo: Image.Image,
-    instances: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    colours: Sequence[tuple[int, ...]],
-    masks: Sequence[np.ndarray | None],
-    longest: int = SIDE,
-) -> np.ndarray:
-    """Draw instances of COCO's format with boxes, names, scores and masks (H, W; uint8 of 0 and 1)
-    onto ``photo``, resized to a longest side of ``longest`` px.
+def annotate(photo: Image.Image, instances: Sequence[Instance], longest: int = SIDE) -> np.ndarray:
+    """Draw instances with boxes, texts and masks onto ``photo``, resized to a longest side of
+    ``longest`` px.
 
     Not by torchvision, whose names cover small objects and end at the edge of the picture, and
     which paints overlapping masks black.
@@ -102,17 +99,15 @@ def annotate(
     factor = longest / max(photo.size)
     size = max(1, round(photo.width * factor)), max(1, round(photo.height * factor))
     canvas = photo.resize(size, Image.Resampling.BICUBIC)
-    for colour, mask in zip(colours, masks, strict=True):
+    for _, colour, _, mask in instances:
         if mask is not None:
             half = Image.fromarray(mask * 127).resize(size, Image.Resampling.NEAREST)
             canvas.paste(colour, mask=half)
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(13 if longest >= SIDE else 10)
-    for instance, name, colour in zip(instances, names, colours, strict=True):
-        x, y, width, height = (value * factor for value in instance["bbox"])
+    for text, colour, box, _ in instances:
+        x, y, width, height = (value * factor for value in box)
         pen.rectangle((x, y, x + width, y + height), outline=colour, width=2)
-        text = name + (" (crowd)" if instance.get("iscrowd") else "")
-        text += f" {instance['score']:.2f}" if "score" in instance else ""
         *_, text_width, text_height = pen.textbbox((0, 0), text, font=font)
         x = min(max(x, 0), max(canvas.width - text_width - 4, 0))
         y = min(max(y - text_height - 3, 0), canvas.height - text_height - 3)

@@ -18,22 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError
 from probes.base import Context, TaskResult
+from probes.features.crops import image_size
 from probes.image_level.encode import Images, encode_batches, square_side
 from probes.image_level.settings import CorrespondenceSettings
 
 ALPHAS = ("0.05", "0.1")
 STEPS = 8  # positions from one patch to the next
 Pair = tuple[str, Mapping[str, Any]]  # source image, and the rest as in ``Sample.target``
+View = tuple[Tensor, tuple[int, int]]
 
 
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
-    spec, root = context.data.spec, context.data.root
     usable = {sample.image for sample in context.data.samples["val"]}
     pairs = [
         (sample.image, pair)
@@ -46,19 +46,18 @@ def run(context: Context) -> TaskResult:
     for _, category in groupby(sorted(pairs, key=folder_of), folder_of):
         group = list(category)
         images = {name for source, pair in group for name in (source, pair["image"])}
-        maps = feature_maps(context, sorted(images))
+        views = feature_maps(context, sorted(images))
         for source, pair in group:
             context.progress.advance()
-            source_view, target_view = (
-                (maps[name], image_size(root / name)) for name in (source, pair["image"])
-            )
             x1, y1, x2, y2 = pair["box"]
-            distances = pixel_errors(source_view, target_view, pair["source"], pair["target"])
+            both = views[source], views[pair["image"]]
+            distances = pixel_errors(*both, pair["source"], pair["target"])
             errors.append(distances / max(x2 - x1, y2 - y1))
             names.append(f"{source} → {pair['image']}")
             units.append((source, pair["image"]))
     if not errors:
-        raise UserError(f"{spec.name} has no pair to match; download the dataset again")
+        name = context.data.spec.name
+        raise UserError(f"{name} has no pair to match; download the dataset again")
     points = np.array([len(distances) for distances in errors])
     correct = {
         alpha: np.array([(distances <= float(alpha)).sum() for distances in errors])
@@ -80,8 +79,8 @@ def folder_of(pair: Pair) -> str:
 
 
 @torch.inference_mode()
-def feature_maps(context: Context, names: Sequence[str]) -> dict[str, Tensor]:
-    """Image → its feature map, (C, h, w) float16 on the device."""
+def feature_maps(context: Context, names: Sequence[str]) -> dict[str, View]:
+    """Image → its feature map, (C, h, w) float16 on the device, and (width, height) in pixels."""
     settings: CorrespondenceSettings = context.settings
     backbone, layer = context.backbone, settings.layer
     if not -len(backbone.channels) <= layer < len(backbone.channels):
@@ -99,26 +98,20 @@ def feature_maps(context: Context, names: Sequence[str]) -> dict[str, Tensor]:
 
     batches = encode_batches(images, None, backbone, encode, context, encoding)
     maps = [each for batch in batches for each in batch.half()]
-    return dict(zip(names, maps, strict=True))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels."""
-    with Image.open(path) as image:
-        return image.size
+    return dict(zip(names, zip(maps, map(image_size, paths), strict=True), strict=True))
 
 
 @torch.inference_mode()
 def pixel_errors(
-    source: tuple[Tensor, tuple[int, int]],
-    target: tuple[Tensor, tuple[int, int]],
+    source: View,
+    target: View,
     source_points: Sequence[Sequence[float]],
     target_points: Sequence[Sequence[float]],
 ) -> np.ndarray:
     """Distance of each match from the true point, (K,) pixels of the target's file.
 
     Args:
-        source, target: feature map (C, h, w), and (width, height) of the image.
+        source, target: see ``feature_maps``.
         source_points, target_points: K points (x, y) in pixels.
     """
     (source_map, source_size), (target_map, target_size) = source, target

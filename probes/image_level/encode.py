@@ -92,12 +92,17 @@ def encode_batches(
         prefetch_factor=max(2, 256 // max(map(len, batches))) if workers else None,
     )
     in_parts = Halving(encoding.batch_size, "encoding images", cost.notes)
-    prepare = preparation(backbone, device)
+    normalise = Preprocessing(backbone.data, device).normalise
+
+    def encode_part(pixels: Tensor) -> Tensor:
+        normalised = normalise(pixels.to(device, non_blocking=takes_pinned_memory(device)))
+        return encode(in_memory_format(normalised, backbone)).float()
+
     for pixels in cost.timed("encode", loader):
         if isinstance(pixels, str):
             raise UserError(pixels)
         with cost.phase("encode"), torch.no_grad(), autocast(device, encoding.precision):
-            parts = in_parts(lambda part: encode(prepare(part)).float(), pixels)
+            parts = in_parts(encode_part, pixels)
         cost.images["encode"] += len(pixels)
         yield torch.cat(parts)
 
@@ -133,17 +138,6 @@ def input_size(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, i
             f" {backbone.divisor}"
         )
     return size
-
-
-def preparation(backbone: Backbone, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The function from images (N, 3, H, W) uint8 to what the backbone takes, on the device."""
-    preprocessing, pinned = Preprocessing(backbone.data, device), takes_pinned_memory(device)
-
-    def prepare(images: Tensor) -> Tensor:
-        pixels = preprocessing.normalise(images.to(device, non_blocking=pinned))
-        return in_memory_format(pixels, backbone)
-
-    return prepare
 
 
 @torch.inference_mode()

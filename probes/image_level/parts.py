@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -35,31 +34,22 @@ def part_features(context: Context) -> Mapping[str, np.ndarray]:
     backbone, settings = context.backbone, context.settings
     samples = context.data.samples["val"]
     names = [samples[index].image for index in evenly(len(samples), IMAGES)]
-    side = square_side(settings, backbone)
-    encoding = Encoding((side, side), settings.precision, 1)
     paths = [context.data.root / name for name in names]
-    cached = _computed.setdefault(backbone, {})
-    key = encoding, *paths
-    if key not in cached:
-        cached[key] = _encode(backbone, paths, encoding, context.device)
-    layer = position(settings, backbone)
-    index = len(backbone.channels) - 1 if layer is None else layer
-    start = sum(backbone.channels[:index])
-    features = cached[key][..., start : start + backbone.channels[index]]
-    return {"image": np.array(names), "features": features.numpy()}
-
-
-def _encode(
-    backbone: Backbone, paths: list[Path], encoding: Encoding, device: torch.device
-) -> Tensor:
-    """(N, GRID², channels of all maps) float32 on the CPU."""
+    size = (square_side(settings, backbone),) * 2
+    encoding = Encoding(size, settings.precision, 1)
 
     def encode(pixels: Tensor) -> Tensor:
+        """(N, GRID², channels of all maps)."""
         parts = [adaptive_avg_pool2d(each.float(), GRID).flatten(2) for each in backbone(pixels)]
         return torch.cat(parts, dim=1).transpose(1, 2)
 
-    assert encoding.size is not None
-    images = Images(paths, encoding.size, replace(backbone.data, squash=True))
-    run = EncodeRun(device, num_workers=0)
-    batches = encode_batches(images, None, backbone, encode, run, encoding)
-    return torch.cat([each.cpu() for each in batches])
+    cached = _computed.setdefault(backbone, {})
+    key = encoding, *paths
+    if key not in cached:
+        images = Images(paths, size, replace(backbone.data, squash=True))
+        run = EncodeRun(context.device, num_workers=0)
+        batches = encode_batches(images, None, backbone, encode, run, encoding)
+        cached[key] = torch.cat([each.cpu() for each in batches])
+    layer = position(settings, backbone)
+    maps = cached[key].split(backbone.channels, dim=2)
+    return {"image": np.array(names), "features": maps[-1 if layer is None else layer].numpy()}

@@ -18,6 +18,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 
 from probes.base import Context, TaskResult
 from probes.image_level.embeddings import encode_split
@@ -56,10 +57,7 @@ def run(context: Context) -> TaskResult:
 
 
 def retrieval_ranks(
-    images: Tensor,
-    captions: Tensor,
-    owner: Tensor,
-    text: Tensor,
+    images: Tensor, captions: Tensor, owner: Tensor, text: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Rank of the first right answer for every query, 0 for the first; see ``first_right``.
 
@@ -109,10 +107,5 @@ def recall(ranks: Tensor, k: int) -> float:
 
 def by_image(ranks: Tensor, owner: Tensor, images: int) -> np.ndarray:
     """(M,) caption ranks → (images, captions of an image), filled with -1."""
-    groups: list[list[float]] = [[] for _ in range(images)]
-    for rank, image in zip(ranks.tolist(), owner.tolist(), strict=True):
-        groups[image].append(rank)
-    table = np.full((images, max(map(len, groups))), -1.0)
-    for row, group in zip(table, groups, strict=True):
-        row[: len(group)] = group
-    return table
+    groups = ranks[owner.argsort(stable=True)].split(owner.bincount(minlength=images).tolist())
+    return pad_sequence(list(groups), batch_first=True, padding_value=-1.0).double().numpy()

@@ -71,7 +71,7 @@ def detector(plan: MemoryPlan) -> Phases:
 
 
 def one_by_one(config: Config) -> Config:
-    """``config`` before ``per_shape``: the frozen backbone on batches of one shape."""
+    """``config`` without ``PerShape``: the frozen backbone on batches of one shape."""
     preprocess = {**config.model.data_preprocessor, "type": "DetDataPreprocessor"}
     model = {"backbone": config.model.backbone.backbone, "data_preprocessor": preprocess}
     return Config({"model": model, "default_scope": "mmdet"})

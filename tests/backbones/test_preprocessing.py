@@ -11,7 +11,9 @@ from PIL import Image
 
 import backbones
 from backbones.preprocessing import Preprocessing, in_memory_format
-from probes.image_level.encode import Images, preparation
+from probes.base import EncodeRun
+from probes.image_level.encode import encode_paths
+from probes.image_level.settings import Encoding
 
 CHANGES = {
     "crops": {"crop_pct": 0.875},
@@ -33,8 +35,8 @@ def test_pixels_are_those_of_the_probes(tmp_path, backbone, change, mode):
     high, dtype = (65536, np.uint16) if mode == "I;16" else (256, np.uint8)
     Image.fromarray(rng.integers(0, high, shape).astype(dtype)).save(tmp_path / "0.png")
     backbone.data = replace(backbone.data, **change)
-    pixels = Images([tmp_path / "0.png"], backbone.data.size, backbone.data)[0]
-    expected = preparation(backbone, torch.device("cpu"))(pixels[None])
+    run, paths = EncodeRun(torch.device("cpu"), num_workers=0), [tmp_path / "0.png"]
+    (expected,) = encode_paths(paths, backbone, lambda images: images, run, Encoding())
     with Image.open(tmp_path / "0.png") as image:
         prepared = in_memory_format(Preprocessing(backbone.data)(image)[None], backbone)
     assert torch.equal(prepared, expected) and prepared.stride() == expected.stride()
