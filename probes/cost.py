@@ -57,13 +57,11 @@ class Cost:
 
         Without ``encode`` where every feature came from the cache.
         """
-        cached = not self.images.get("encode")
-        seconds = {
-            name: value for name, value in self.seconds.items() if not (name == "encode" and cached)
-        }
-        speeds = {
-            f"{name}_images_per_second": self.images[name] / value
-            for name, value in seconds.items()
-            if value and self.images.get(name)
-        }
-        return {f"{name}_seconds": value for name, value in seconds.items()} | speeds
+        metrics = {}
+        for name, seconds in self.seconds.items():
+            images = self.images.get(name)
+            if images or name != "encode":
+                metrics[f"{name}_seconds"] = seconds
+            if images and seconds:
+                metrics[f"{name}_images_per_second"] = images / seconds
+        return metrics

@@ -27,7 +27,7 @@ def to_columns(detections: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]
     Args:
         detections: with ``image_id``, ``category_id``, ``bbox``, ``score``, perhaps
             ``segmentation`` as a compressed run-length code, and their matches (see
-            ``probes.detection.matches``). A missing field is 0.
+            ``probes.detection.coco``). A missing field is 0.
 
     Returns:
         Each field; ``bbox`` (N, 4) float32; of masks ``mask_size`` (N, 2), the bytes of all codes,

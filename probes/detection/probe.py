@@ -10,6 +10,8 @@ import numpy as np
 
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
+from probes.detection.settings import MaskRCNNSettings, SSDSettings
+from probes.registry import register_probe
 from reports.metrics import Metric
 
 
@@ -79,3 +81,16 @@ class DetectionProbe:
             head=mmlab_head(member.model, member.config, context),
             notes=notes,
         )
+
+
+_SIZES = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+BOXES, MASKS = (
+    {
+        f"{kind}_{name}": Metric(label=f"{word} {name.replace('_', ' ')}", shown=name == "mAP")
+        for name in _SIZES
+    }
+    for kind, word in (("bbox", "box"), ("segm", "mask"))
+)
+
+register_probe(DetectionProbe("mask-rcnn", MaskRCNNSettings, {**BOXES, **MASKS}))
+register_probe(DetectionProbe("ssd", SSDSettings, BOXES))

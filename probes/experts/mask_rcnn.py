@@ -20,10 +20,10 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 import probes.runner.bridge  # noqa: F401  gives mmcv the operators that mmdet's import asks for
-from backbones.checkpoint import Checkpoint, load_checkpoint
+from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
 from backbones.cliptex.experts.base import BACKGROUND, IGNORE, Expert
-from common.errors import UserError, nearest
+from common.errors import UserError, first_line, nearest
 from common.files import canonical_json
 from common.settings import Probability, settings_dataclass
 
@@ -147,7 +147,9 @@ class MaskRCNN(Expert):
         Raises:
             UserError: a file is missing, or the weights are those of another model.
         """
-        if ":" not in source and Path(source).suffix in (".pth", ".pt", ".safetensors"):
+        name, colon, checkpoint = source.partition(":")
+        if not colon and Path(source).suffix in (".pth", ".pt", ".safetensors"):
+            model_name = "torchvision's Mask R-CNN"
             weights = load_checkpoint(source)
             if (model := torchvision.describe(weights)) is None:
                 raise UserError(
@@ -156,16 +158,25 @@ class MaskRCNN(Expert):
                 )
             names = [name for name in torchvision.classes(model["num_classes"]) if name != "N/A"]
             expert = cls(MaskRCNNSettings(), (BACKGROUND, *names[1:]), model)
-            return expert._filled(weights, "torchvision's Mask R-CNN", source).freeze(device)
-        name, colon, checkpoint = source.partition(":")
-        path = find_config(name)
-        if not colon:
+        else:
+            path = find_config(name)
+            model_name = path.stem
+            if not colon:
+                raise UserError(
+                    f"mask-rcnn needs the weights of {model_name}: download its .pth from"
+                    f" MMDetection's model zoo and give mask-rcnn={name}:FILE"
+                )
+            weights = load_checkpoint(checkpoint)
+            expert = cls._from_config(path)
+        try:
+            expert.net.load_state_dict(weights.state)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[1].strip()[:150]
             raise UserError(
-                f"mask-rcnn needs the weights of {path.stem}: download its .pth from MMDetection's"
-                f" model zoo and give mask-rcnn={name}:FILE"
-            )
-        weights = load_checkpoint(checkpoint)
-        return cls._from_config(path)._filled(weights, path.stem, source).freeze(device)
+                f"{weights.path} does not hold the weights of {model_name} ({reason}); check both"
+            ) from error
+        expert.source = source
+        return expert.freeze(device)
 
     @classmethod
     def _from_config(cls, path: Path) -> Self:
@@ -182,21 +193,8 @@ class MaskRCNN(Expert):
         except UserError:
             raise
         except Exception as error:  # a config is a program, and may raise anything
-            reason = (str(error).strip() or "no message").splitlines()[0][:150]
-            raise UserError(
-                f"{path} is no usable config of a model ({type(error).__name__}: {reason})"
-            ) from error
-
-    def _filled(self, weights: Checkpoint, name: str, source: str) -> Self:
-        try:
-            self.net.load_state_dict(weights.state)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[1].strip()[:150]
-            raise UserError(
-                f"{weights.path} does not hold the weights of {name} ({reason}); check both"
-            ) from error
-        self.source = source
-        return self
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{path} is no usable config of a model ({reason})") from error
 
 
 def merge(

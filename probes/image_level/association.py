@@ -14,8 +14,7 @@ import torch
 from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
-from probes.image_level.embeddings import encode_split
-from probes.image_level.encode import encode_texts
+from probes.image_level.encode import encode_split, encode_texts
 
 
 def run(context: Context) -> TaskResult:

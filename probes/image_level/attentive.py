@@ -26,7 +26,7 @@ from probes.image_level.encode import Encode, autocast, encode_paths, input_size
 from probes.image_level.linear import pair_name
 from probes.image_level.random_crops import train_on_crops
 from probes.image_level.settings import AttentiveSettings
-from probes.selection import Candidate, log_scores, select, stratified_split
+from probes.selection import Candidate, log_scores, select
 
 
 class QueryPool(nn.Module):
@@ -88,19 +88,14 @@ def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     settings: AttentiveSettings = context.settings
     data, labels = context.data, targets(context, "train")
-    training, held_out = stratified_split(labels, settings.holdout, context.seed, "holdout=0.5")
     train, val = (
         [data.root / sample.image for sample in data.samples[split]] for split in ("train", "val")
     )
     with context.cost.phase("train"):
         heads = create_heads(context).to(context.device)
-        train_on_crops(
-            context,
-            heads,
-            adamw(heads, settings),
-            token_encoder(context.backbone, settings.pool),
-            training,
-        )
+        encode = token_encoder(context.backbone, settings.pool)
+        optimizer = adamw(heads, settings)
+        _, held_out = train_on_crops(context, heads, optimizer, encode, "holdout=0.5")
     candidates = []
     logits_of_heads = predict(context, heads, [train[index] for index in held_out])
     several_decays = len(settings.weight_decays) > 1

@@ -1,5 +1,8 @@
 """Whole images and texts to embeddings, by a frozen backbone.
 
+Features of images are encoded once and shared by probes, seeds and runs. They are cached in
+float32, as they were computed, so that caching changes no number.
+
 Loader processes decode and resize while the model computes. Images travel as bytes and are scaled
 and normalised on the device, so that the loader is not the bottleneck.
 """
@@ -9,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,100 @@ from torch.utils.data import DataLoader, Dataset, default_collate, default_conve
 
 from backbones.base import Backbone, DataConfig
 from backbones.preprocessing import Preprocessing, in_memory_format, resizing
+from backbones.versions import WHOLE_IMAGES, versions
 from common.device import takes_pinned_memory
 from common.errors import NonFiniteLoss, UserError
+from common.files import content_key
 from common.images import to_rgb
 from common.out_of_memory import Halving
 from common.settings import Precision
 from probes.base import Context, EncodeRun
+from probes.datasets.base import Split
+from probes.features.budget import CacheFull
+from probes.features.content_hashes import content_hashes
 from probes.features.members import image_source
+from probes.features.store import CacheKey, Metadata, get_or_build
 from probes.image_level.settings import EncodeSettings, Encoding
+from probes.layers import position
 
 TEXTS = 256  # that the backbone sees at once
 Encode = Callable[[Tensor], Tensor]  # what the backbone takes → features, on the device
+
+
+def encode_split(context: Context, split: Split, members: Tensor | None = None) -> Tensor:
+    """Features of the images of a split, in the order of its samples; see ``cached_embeddings``.
+
+    Args:
+        members: indices of samples; None for all.
+    """
+    data = context.data
+    samples, name = data.encoded(split), str(split)
+    if members is not None:
+        samples = [data.samples[split][index] for index in members]
+        name = f"held-out part of {split}"
+    embeddings = cached_embeddings(
+        context.backbone,
+        [data.root / sample.image for sample in samples],
+        context,
+        context.settings.encoding(context.device.type),
+        f"{data.spec.name} ({name})",
+    )
+    embeddings = embeddings[:, layer_columns(context)]
+    return embeddings[list(data.train_indices)] if samples is data.full_train else embeddings
+
+
+def layer_columns(context: Context) -> slice:
+    """The columns of the features that a task reads: those of its layer, or all."""
+    layer = position(context.settings, context.backbone)
+    if layer is None:
+        return slice(None)
+    channels = context.backbone.channels
+    start = sum(channels[:layer])
+    return slice(start, start + channels[layer])
+
+
+def cached_embeddings(
+    backbone: Backbone, paths: Sequence[Path], run: EncodeRun, encoding: Encoding, name: str
+) -> Tensor:
+    """``encode_images`` through the feature cache; without caching where the disk has no room.
+
+    Args:
+        name: of the set of images, for people.
+    Returns:
+        (len(paths), D) float32 on the CPU; memory-mapped where it is a single file.
+    """
+
+    def build(shards: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Metadata]]:
+        for shard in shards:
+            embeddings = encode_images(backbone, [paths[item] for item in shard], run, encoding)
+            for item, embedding in zip(shard, embeddings, strict=True):
+                yield item, [embedding], {}
+
+    identity = {
+        "backbone": backbone.identity(),
+        "images": content_key(content_hashes(paths), 64),
+        **asdict(encoding),
+        "size": encoding.size or backbone.data.size,
+        "device": run.device.type,
+        "libraries": versions(*WHOLE_IMAGES),
+    }
+    # disk space: as long as the embedding, or a token for each block and a mean
+    width = max(backbone.embed_dim, *backbone.channels)
+    if encoding.features == "layers":
+        width = sum(backbone.channels)
+    if encoding.blocks:
+        width = (encoding.blocks + 1) * max(backbone.channels)
+    sizes = [4 * width] * len(paths)
+    key = CacheKey("embeddings", f"{backbone.name} on {name}", identity, ("fp32",), sizes)
+    with run.cost.phase("encode"):
+        try:
+            store = get_or_build(key, build)
+        except CacheFull:
+            return encode_images(backbone, paths, run, encoding)
+    try:
+        return store.stacked()
+    finally:
+        store.close()
 
 
 @torch.inference_mode()

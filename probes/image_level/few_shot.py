@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot, pad
 from common.device import float64_device
 from probes.base import Context, TaskResult
 from probes.image_level.classification import score, targets
-from probes.image_level.embeddings import encode_split
+from probes.image_level.encode import encode_split
 from probes.image_level.settings import FewShotSettings
 from probes.selection import Candidate, select, shuffled_classes
 

@@ -16,7 +16,7 @@ from common.device import float64_device
 from probes.base import Context, TaskResult
 from probes.features.search import nearest
 from probes.image_level.classification import on_device_if_small, score, targets, top1
-from probes.image_level.embeddings import encode_split
+from probes.image_level.encode import encode_split
 from probes.image_level.settings import KnnSettings
 from probes.selection import Candidate, log_scores, select, stratified_split
 

@@ -30,8 +30,7 @@ from common.errors import NonFiniteLoss
 from common.files import derive_seed
 from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import on_device_if_small, ranks, score, targets
-from probes.image_level.embeddings import encode_split, layer_columns
-from probes.image_level.encode import encoder, input_size
+from probes.image_level.encode import encode_split, encoder, input_size, layer_columns
 from probes.image_level.random_crops import cosine, train_on_crops, train_step
 from probes.image_level.settings import LinearSettings
 from probes.selection import Candidate, log_scores, select, stratified_split
@@ -301,16 +300,14 @@ def choose(train: Samples, context: Context) -> tuple[Pair, str]:
 
 def train_on_tokens(context: Context) -> tuple[LinearHeads, int, list[str]]:
     """As ``train_on_features``, on the tokens of random crops."""
-    settings, device, labels = context.settings, context.device, targets(context, "train")
-    training, held_out = stratified_split(
-        labels, settings.holdout, context.seed, "random_crops=false"
-    )
+    settings, device = context.settings, context.device
     grids: Any = create_heads(context).to(device)
     optimizer = sgd(grids, settings, settings.grid, settings.batch_size)
     encode = encoder(context.backbone, settings.encoding(device.type))
     with context.cost.phase("train"):
-        iterations = train_on_crops(context, grids, optimizer, encode, training)
-    features = encode_split(context, "train", held_out)
+        setting = "random_crops=false"
+        iterations, held_out = train_on_crops(context, grids, optimizer, encode, setting)
+    features, labels = encode_split(context, "train", held_out), targets(context, "train")
     samples = Samples(features, labels[held_out], len(context.data.classes))
     candidates: list[Candidate[Pair]] = []
     for heads in grids:

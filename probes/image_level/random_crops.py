@@ -26,6 +26,7 @@ from common.pacing import Pace
 from probes.base import Context
 from probes.image_level.classification import targets
 from probes.image_level.encode import Encode, Images, encode_batches, input_size
+from probes.selection import stratified_split
 
 SAVE_EVERY = 300.0  # seconds of training between two states, or more where they take long
 
@@ -73,21 +74,24 @@ def train_on_crops(
     heads: nn.Module,
     optimizer: torch.optim.Optimizer,
     encode: Encode,
-    training: Tensor,
-) -> int:
+    setting: str,
+) -> tuple[int, Tensor]:
     """Train heads for ``epochs`` of the settings, resuming from ``work_dir/heads.pt``; returns the
-    number of iterations.
+    number of iterations and the indices of the images of train that no head is trained on.
 
     Logs ``train/loss``, the mean of an epoch of the best head.
 
     Args:
         heads: what ``encode`` gives → the logits (N, C) of each head.
         encode: normalised images → what the heads read.
-        training: indices of the images of train that they are trained on.
+        setting: see ``stratified_split``.
     Raises:
         NonFiniteLoss: every head diverged. A single one that diverges is not chosen.
     """
-    data, labels = context.data, targets(context, "train")[training]
+    data, labels = context.data, targets(context, "train")
+    share = context.settings.holdout
+    training, held_out = stratified_split(labels, share, context.seed, setting)
+    labels = labels[training]
     paths = [data.root / data.samples["train"][index].image for index in training]
     settings, backbone, device = context.settings, context.backbone, context.device
     encoding = settings.encoding(device.type)
@@ -124,7 +128,7 @@ def train_on_crops(
             state = {"heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
             with saving.timed(), atomic_write(file) as temporary:
                 torch.save({**state, "iteration": iteration, "losses": losses}, temporary)
-    return iterations
+    return iterations, held_out
 
 
 def cosine(step: int, steps: int, warmup: int = 0) -> float:

@@ -21,8 +21,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from probes.base import Context, TaskResult
-from probes.image_level.embeddings import encode_split
-from probes.image_level.encode import encode_texts
+from probes.image_level.encode import encode_split, encode_texts
 from probes.image_level.settings import RECALL_AT, RetrievalSettings
 
 CELLS = 2**24  # of the similarity matrix that are in memory at once (128 MiB)

@@ -14,8 +14,7 @@ from common.errors import UserError, nearest
 from probes.base import Context, TaskResult
 from probes.datasets.base import DatasetSpec
 from probes.image_level.classification import score
-from probes.image_level.embeddings import encode_split
-from probes.image_level.encode import encode_texts
+from probes.image_level.encode import encode_split, encode_texts
 
 Template = Callable[[str], str]
 

@@ -39,5 +39,5 @@ def test_pixels_are_those_of_the_probes(tmp_path, backbone, change, mode):
     (expected,) = encode_paths(paths, backbone, lambda images: images, run, Encoding())
     with Image.open(tmp_path / "0.png") as image:
         prepared = in_memory_format(Preprocessing(backbone.data)(image)[None], backbone)
-    assert torch.equal(prepared, expected) and prepared.stride() == expected.stride()
+    assert torch.equal(prepared, expected) and prepared.stride()[1:] == expected.stride()[1:]
     assert prepared.shape[-2:] == backbone.data.size and prepared.std() > 0.1

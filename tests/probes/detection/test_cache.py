@@ -13,9 +13,9 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-import probes.detection  # noqa: F401  registers
-from probes.detection import MaskRCNNSettings, SSDSettings
+import probes.detection.probe  # noqa: F401  registers
 from probes.detection.config import detection_config
+from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from probes.detection.matches import add_matches
+from probes.detection.coco import add_matches
 from tests.coco_reference import as_coco, evaluate
 from tests.reports.stats.test_average_precision import CATEGORIES, scene
 

@@ -11,9 +11,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import backbones.named  # noqa: F401  registers
-from probes.detection import MaskRCNNSettings
 from probes.detection.coco import CocoInstances
 from probes.detection.config import detection_config
+from probes.detection.settings import MaskRCNNSettings
 from probes.runner.sampling import SeededSamples
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import context

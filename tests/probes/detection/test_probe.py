@@ -16,9 +16,11 @@ from PIL import Image
 from common.errors import UserError
 from common.settings import with_changes
 from probes.base import TaskResult
-from probes.detection import BOXES, MASKS, MaskRCNNSettings, SSDSettings, models
+from probes.detection import models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap
 from probes.detection.config import coco_set
+from probes.detection.probe import BOXES, MASKS
+from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.registry import PROBES
 from probes.runner.member import STATE
 from reports.detections import to_columns

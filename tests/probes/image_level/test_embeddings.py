@@ -10,8 +10,7 @@ from PIL import Image
 from backbones import registry
 from probes.base import EncodeRun
 from probes.features.store import root
-from probes.image_level.embeddings import cached_embeddings
-from probes.image_level.encode import encode_images
+from probes.image_level.encode import cached_embeddings, encode_images
 from probes.image_level.settings import Encoding
 
 CPU = torch.device("cpu")
@@ -74,7 +73,7 @@ def test_other_images_are_encoded_anew(paths):
 def test_another_version_of_a_library_encodes_anew(paths, monkeypatch):
     encode(paths)
     monkeypatch.setattr(
-        "probes.image_level.embeddings.versions", lambda *names: dict.fromkeys(names, "0.0")
+        "probes.image_level.encode.versions", lambda *names: dict.fromkeys(names, "0.0")
     )
     assert encode(paths)[1]
 
