@@ -16,6 +16,8 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 import backbones
 from backbones import Backbone, UserError
@@ -107,8 +109,6 @@ def _download(run: str, tracking_uri: str | None) -> Head:
 
 def write_head(head: Head, path: Path) -> None:
     """Write safetensors, with the metadata as a Python literal in the header."""
-    from safetensors.torch import save_file
-
     tensors = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in head.tensors.items()
     }
@@ -117,9 +117,6 @@ def write_head(head: Head, path: Path) -> None:
 
 def read_head(path: Path) -> Head:
     """A head that ``write_head`` wrote. Raises ``UserError`` for any other file."""
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
     try:
         with safe_open(path, "pt") as file:
             metadata = ast.literal_eval(file.metadata()["head"])

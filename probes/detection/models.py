@@ -78,7 +78,7 @@ def detector(backbone: Backbone, frozen: Part, classes: int, settings: Any) -> P
         settings: ``MaskRCNNSettings`` or ``SSDSettings``.
     """
     masks = isinstance(settings, MaskRCNNSettings)
-    model, out_indices = (mask_rcnn if masks else ssd)(backbone, classes, settings)
+    model = (mask_rcnn if masks else ssd)(backbone, classes, settings)
     prepare = {
         "type": "DetDataPreprocessor",
         "mean": [255 * value for value in backbone.data.mean],
@@ -89,19 +89,16 @@ def detector(backbone: Backbone, frozen: Part, classes: int, settings: Any) -> P
     return {
         **model.to_dict(),
         "data_preprocessor": prepare,
-        "backbone": {**frozen, "out_indices": out_indices},
+        "backbone": {**frozen, **model.backbone},
     }
 
 
-def mask_rcnn(
-    backbone: Backbone, classes: int, settings: MaskRCNNSettings
-) -> tuple[ConfigDict, tuple[int, ...]]:
-    """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) as in mmdet's 1x configs; and the maps
-    of the backbone that it reads."""
+def mask_rcnn(backbone: Backbone, classes: int, settings: MaskRCNNSettings) -> ConfigDict:
+    """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) as in mmdet's 1x configs."""
     channels, proposals = settings.out_channels, settings.proposals
     indices, neck, strides = pyramid(backbone, 4, channels, extra=1)
     model = _mmdet_model("mask-rcnn_r50_fpn.py")
-    model.neck = neck
+    model.backbone, model.neck = {"out_indices": indices}, neck
     rpn, roi, train, test = model.rpn_head, model.roi_head, model.train_cfg, model.test_cfg
     rpn.update(in_channels=channels, feat_channels=channels)
     rpn.anchor_generator.update(scales=[settings.anchor_scale], strides=[*strides, 2 * strides[-1]])
@@ -116,14 +113,12 @@ def mask_rcnn(
     train.rcnn.sampler.num = settings.rois_per_image
     test.rpn.update(nms_pre=proposals, max_per_img=proposals)
     test.rcnn.max_per_img = settings.detections
-    return model, indices
+    return model
 
 
-def ssd(
-    backbone: Backbone, classes: int, settings: SSDSettings
-) -> tuple[ConfigDict, tuple[int, ...]]:
+def ssd(backbone: Backbone, classes: int, settings: SSDSettings) -> ConfigDict:
     """SSD (Liu et al., ECCV 2016) on square images, with levels from stride 8 down to a map of one
-    cell; and the maps of the backbone that it reads.
+    cell.
 
     The first levels come from the backbone, each of the others from the level before by a 3×3
     convolution of stride 2; a 1×1 convolution with group norm brings all to ``out_channels``
@@ -148,7 +143,8 @@ def ssd(
         "num_outs": levels,
     }
     model = _mmdet_model("ssd300.py")
-    model.neck = mapper  # a backbone with several strides needs no pyramid
+    # a backbone with several strides needs no pyramid
+    model.backbone, model.neck = {"out_indices": indices}, mapper
     if neck["type"] == "SimpleFeaturePyramid":
         model.neck = [neck, {**mapper, "in_channels": [out_channels] * len(strides)}]
     model.bbox_head.update(
@@ -162,7 +158,7 @@ def ssd(
         input_size=size,  # not used where sizes are given, but printed
     )
     model.test_cfg.max_per_img = 100
-    return model, indices
+    return model
 
 
 @MODELS.register_module()

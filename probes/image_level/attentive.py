@@ -107,10 +107,11 @@ def run(context: Context) -> TaskResult:
     log_scores(context.log, "top1", candidates, 0)
     best, reason = select(candidates, "top1", len(held_out))
     (logits,) = predict(context, AttentiveHeads([best.value]), val)
-    encoding, width = asdict(settings.encoding(context.device.type)), best.value[-1].in_features
-    tensors = best.value.state_dict()
-    head = Head.of(context, tensors, encoding=encoding, pool=settings.pool, channels=width)
-    return score(context, logits, [f"learning rate {best.coordinate:g}: {reason}"], head)
+    tensors: dict[str, Tensor] = best.value.state_dict()
+    encoding = asdict(settings.encoding(context.device.type))
+    width = best.value[-1].in_features  # type: ignore[index]
+    stored = Head.of(context, tensors, encoding=encoding, pool=settings.pool, channels=width)
+    return score(context, logits, [f"learning rate {best.coordinate:g}: {reason}"], stored)
 
 
 def adamw(heads: AttentiveHeads, settings: AttentiveSettings) -> torch.optim.AdamW:

@@ -261,41 +261,39 @@ def run(context: Context) -> TaskResult:
 
 
 def train_on_features(context: Context) -> tuple[LinearHeads, int, list[str]]:
-    """Heads, the number of the one that is chosen, and notes; for each image its one embedding."""
-    settings, data = context.settings, context.data
-    features = on_device_if_small(encode_split(context, "train"), context.device)
+    """Train on one embedding of each image, after a choice on a held-out part of train.
+
+    Logs ``select/top1/lr_…`` after each epoch of the choice.
+
+    Returns:
+        heads, the number of the one that is chosen, and notes.
+    """
+    settings, data, device = context.settings, context.data, context.device
+    features = on_device_if_small(encode_split(context, "train"), device)
     train = Samples(features, targets(context, "train"), len(data.classes))
+    grid, reason = settings.grid, "fixed"
     with context.cost.phase("train"):
-        pair, reason = choose(train, context)
+        if len(grid) > 1:
+            split = stratified_split(
+                train.labels.cpu(), settings.holdout, context.seed, "learning_rates=0.1"
+            )
+            training, held_out = (replace(train, members=part) for part in split)
+            message = f"choosing among {len(grid)} linear classifiers"
+            context.progress.start(message, settings.epochs)
+            heads = zero_heads(training, len(grid), settings, device)
+            for epoch, _ in train_linear(heads, training, grid, settings, context.seed):
+                candidates = evaluate_grid(heads, grid, held_out, device)
+                log_scores(context.log, "top1", candidates, epoch)
+                context.progress.advance()
+            best, reason = select(candidates, "top1", len(held_out))
+            grid = [best.value]
         context.progress.start("training the linear classifier", settings.epochs)
-        heads = zero_heads(train, 1, settings, context.device)
-        for epoch, losses in train_linear(heads, train, [pair], settings, context.seed):
+        heads = zero_heads(train, 1, settings, device)
+        for epoch, losses in train_linear(heads, train, grid, settings, context.seed):
             context.log.log_metrics({"train/loss": losses[0]}, epoch)
             context.progress.advance()
-    return heads, 0, [f"learning rate {pair[0]:g}, weight decay {pair[1]:g}: {reason}"]
-
-
-def choose(train: Samples, context: Context) -> tuple[Pair, str]:
-    """The pair with the best top-1 on a held-out part of train, and why.
-
-    Logs ``select/top1/lr_…`` after each epoch.
-    """
-    settings: LinearSettings = context.settings
-    grid, device = settings.grid, context.device
-    if len(grid) == 1:
-        return grid[0], "fixed"
-    split = stratified_split(
-        train.labels.cpu(), settings.holdout, context.seed, "learning_rates=0.1"
-    )
-    training, held_out = (replace(train, members=part) for part in split)
-    context.progress.start(f"choosing among {len(grid)} linear classifiers", settings.epochs)
-    heads = zero_heads(training, len(grid), settings, device)
-    for epoch, _ in train_linear(heads, training, grid, settings, context.seed):
-        candidates = evaluate_grid(heads, grid, held_out, device)
-        log_scores(context.log, "top1", candidates, epoch)
-        context.progress.advance()
-    best, reason = select(candidates, "top1", len(held_out))
-    return best.value, reason
+    rate, decay = grid[0]
+    return heads, 0, [f"learning rate {rate:g}, weight decay {decay:g}: {reason}"]
 
 
 def train_on_tokens(context: Context) -> tuple[LinearHeads, int, list[str]]:
