@@ -10,7 +10,6 @@ from probes.datasets.specs import (  # noqa: F401
     imagefolder,
     imagenet,
     nyu,
-    places365,
     spair,
     voc,
     webdataset,

@@ -62,7 +62,7 @@ class DatasetSpec:
         ignore_index: label value that is not scored (segmentation).
         label_offset: added to the stored label (ADE20K: -1; its stored 0 is 'unlabelled' and
             becomes ``ignore_index``).
-        annotations: split → annotation file relative to the root (detection, image-text).
+        annotations: split → annotation file relative to the root (detection).
         extra: the dataset's part of the protocol: depth range in metres and file scale, evaluation
             crop, main metric if it is not the probe's (``main_metric``), prompts (``templates``,
             ``{c}`` for the class) …; part of a task's identity.
@@ -141,8 +141,3 @@ class PreparedDataset:
     def without_unused(self) -> PreparedDataset:
         """The dataset with no more of train than the share that is trained on."""
         return replace(self, full_train=(), train_indices=())
-
-    @property
-    def unused_indices(self) -> list[int]:
-        """Indices in ``full_train`` of samples that are not trained on."""
-        return sorted(set(range(len(self.full_train))) - set(self.train_indices))

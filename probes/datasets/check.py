@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -233,11 +233,6 @@ class Inventory:
             text += f"; {len(missing)} listed files missing, such as {missing[0]}"
         return text
 
-    def linked_images(self) -> str:
-        """A note if images of val are links to images of train (or the same files)."""
-        val = self.images.get("val", set())
-        return overlap_note(len(val & self.images.get("train", set())), len(val))
-
     def validate_splits(self) -> None:
         """Raise ``UserError`` for an empty split or an image that is listed twice."""
         seen: dict[str, Split] = {}
@@ -255,11 +250,14 @@ class Inventory:
                 seen[sample.image] = split
 
 
-def overlap_note(shared: int, total: int) -> str:
-    """One line about images of val that are in train too; empty if there are none."""
-    if not shared:
-        return ""
-    return f"{shared} of {total} val images are in train too: scores on them are not of new images"
+def overlap(images: Mapping[Split, Collection[Hashable]]) -> list[str]:
+    """A line about images of val that are in train too, if there are any."""
+    train, val = set(images.get("train", ())), images.get("val", ())
+    if not (shared := sum(image in train for image in val)):
+        return []
+    return [
+        f"{shared} of {len(val)} val images are in train too: scores on them are not of new images"
+    ]
 
 
 def check_samples(
@@ -272,8 +270,9 @@ def check_samples(
     """
     spec, root = inventory.spec, inventory.root
     classes = len(spec.class_names(root))
-    digests: dict[str, list[str]] = {}
-    skipped: dict[str, list[tuple[str, str]]] = {}
+    digests: dict[Split, list[str]] = {}
+    hashes: dict[Split, list[str]] = {}
+    skipped: dict[Split, list[tuple[str, str]]] = {}
     checked = read_journal(journal)
     journal.parent.mkdir(parents=True, exist_ok=True)
     progress.start(f"checking {spec.name}", sum(map(len, inventory.present.values())))
@@ -283,35 +282,35 @@ def check_samples(
         def check(sample: Sample, instances: Mapping[Any, Any] = instances) -> tuple[str, str]:
             try:
                 return verify(spec, classes, root, sample, instances), ""
-            except Unreadable as error:
-                return "", str(error)
+            except (Unreadable, OSError) as error:
+                return "", getattr(error, "strerror", None) or str(error)
 
-        pending = [sample for sample in samples if f"{split}:{sample.image}" not in checked]
+        pending = [sample for sample in samples if sample.image not in checked]
         progress.advance(len(samples) - len(pending))
-        with ThreadPoolExecutor(max(1, workers)) as pool:  # decoding and hashing release the GIL
+        # decoding and hashing release the GIL
+        with ThreadPoolExecutor(max(1, workers)) as pool, journal.open("a") as file:
             for start in range(0, len(pending), CHUNK):
                 chunk = pending[start : start + CHUNK]
-                results: dict[str, tuple[str, str]] = {}
                 try:
                     for sample, result in zip(chunk, pool.map(check, chunk), strict=True):
-                        results[f"{split}:{sample.image}"] = result
+                        checked[sample.image] = result
+                        file.write(json.dumps([sample.image, *result]) + "\n")
                         progress.advance()
                 finally:
-                    checked |= results
-                    with journal.open("a", encoding="utf-8") as file:
-                        for name, result in results.items():
-                            file.write(json.dumps([name, *result]) + "\n")
+                    file.flush()
                     content_hashes.save()
-        images = [(sample.image, *checked[f"{split}:{sample.image}"]) for sample in samples]
-        digests[split] = [digest for _, digest, reason in images if not reason]
-        skipped[split] = [(image, reason) for image, _, reason in images if reason]
+        usable = [sample.image for sample in samples if not checked[sample.image][1]]
+        digests[split] = [checked[image][0] for image in usable]
+        reasons = [(sample.image, checked[sample.image][1]) for sample in samples]
+        skipped[split] = [(image, reason) for image, reason in reasons if reason]
         if not spec.expected:  # of an official dataset, missing files make it partial
             skipped[split] += [(path, "missing") for path in inventory.missing[split]]
-        limit_unreadable(inventory, split, len(digests[split]), skipped[split])
+        limit_unreadable(inventory, split, len(usable), skipped[split])
+        hashes[split] = content_hashes.content_hashes([root / image for image in usable])
     return {
         "fingerprint": content_key([protocol(spec, root), digests], length=32),
         "skipped": skipped,
-        "notes": list(filter(None, [equal_images(inventory, skipped)])),
+        "notes": overlap(hashes),
     }
 
 
@@ -338,15 +337,3 @@ def limit_unreadable(
         f"{inventory.spec.name}: {len(skipped)} of {total} {split} samples cannot be used, more"
         f" than 1 %: {examples}; get them again or remove them (in {inventory.root})"
     )
-
-
-def equal_images(inventory: Inventory, skipped: Mapping[str, Sequence[tuple[str, str]]]) -> str:
-    """A note if images of val have the same content as images of train."""
-    hashes: dict[str, list[str]] = {"train": [], "val": []}
-    for split, samples in inventory.present.items():
-        unreadable = {path for path, _ in skipped[split]}
-        usable = [sample.image for sample in samples if sample.image not in unreadable]
-        paths = [inventory.root / image for image in usable]
-        hashes[split] = content_hashes.content_hashes(paths)
-    train = set(hashes["train"])
-    return overlap_note(sum(sha256 in train for sha256 in hashes["val"]), len(hashes["val"]))

@@ -81,7 +81,7 @@ def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:
     return sorted(paths)
 
 
-def mirrored(images: str, targets: str, **parts: str) -> Lister:
+def mirrored(images: str, targets: str, suffix: str = ".png", **parts: str) -> Lister:
     """A lister of two folders with the same (perhaps nested) names: ``images/a/b.jpg`` and
     ``targets/a/b.png``.
 
@@ -89,23 +89,24 @@ def mirrored(images: str, targets: str, **parts: str) -> Lister:
 
     Args:
         images, targets: the folders, relative to the root; ``{part}`` in them becomes the split.
+        suffix: what the names of label maps have in place of ``.jpg``.
         parts: split → its name in the folders, if that differs (``val="test"``).
     """
-    return partial(_mirrored, images, targets, parts)
+    return partial(_mirrored, images, targets, suffix, parts)
 
 
 def _mirrored(
-    images: str, targets: str, parts: Mapping[str, str], root: Path, split: Split
+    images: str, targets: str, suffix: str, parts: Mapping[str, str], root: Path, split: Split
 ) -> list[Sample]:
     part = parts.get(split, split)
     images, targets = images.format(part=part), targets.format(part=part)
     names = walk(root, images, IMAGE_SUFFIXES)
     stems = {name.rpartition(".")[0] for name in names}
-    suffix = names[0].rpartition(".")[2] if names else "jpg"
-    labels = [label.rpartition(".")[0] for label in walk(root, targets, (".png",))]
-    names += [f"{stem}.{suffix}" for stem in labels if stem not in stems]
+    image_suffix = names[0].rpartition(".")[2] if names else "jpg"
+    labels = [label[: -len(suffix)] for label in walk(root, targets, (suffix.lower(),))]
+    names += [f"{stem}.{image_suffix}" for stem in labels if stem not in stems]
     return [
-        Sample(f"{images}/{name}", f"{targets}/{name.rpartition('.')[0]}.png")
+        Sample(f"{images}/{name}", f"{targets}/{name.rpartition('.')[0]}{suffix}")
         for name in sorted(names)
     ]
 

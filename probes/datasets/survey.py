@@ -10,7 +10,7 @@ from pathlib import Path
 from backbones.cliptex.protocols import Progress
 from common.errors import UserError
 from probes.datasets.base import DatasetSpec, Split
-from probes.datasets.check import SPLITS, DatasetNotFound, Inventory, find_folder, prepare
+from probes.datasets.check import SPLITS, DatasetNotFound, Inventory, find_folder, overlap, prepare
 from probes.registry import DATASETS
 
 UNTRAINED: Mapping[str, str] = {  # probes that need no train split
@@ -97,15 +97,13 @@ def look_at(
 ) -> tuple[str, dict[str, int], list[str]]:
     """State, samples by split and messages (see ``Row``), without decoding anything."""
     inventory = Inventory(spec, root)
-    counts: dict[str, int] = {}
     messages = []
     for split in splits:
         try:
             inventory.add_split(split)
         except UserError as error:
             messages.append(str(error))
-            continue
-        counts[split] = len(inventory.present[split])
+    counts: dict[str, int] = {split: len(each) for split, each in inventory.present.items()}
     if any(inventory.missing.values()) or 0 in counts.values():
         messages.append(inventory.counts())
     if all(counts.get(split) for split in splits):
@@ -117,7 +115,7 @@ def look_at(
         messages.append(f"val alone: {probe} runs, nothing can be trained")
     else:
         state = "broken"
-    messages += filter(None, [inventory.linked_images()])
+    messages += overlap(inventory.images)  # links to images of train, or the same files
     if train_list := spec.extra.get("train_list"):
         messages.append(f"train list: {train_list}")
     if state == "available":

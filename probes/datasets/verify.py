@@ -33,16 +33,18 @@ def verify(
         classes: number of classes.
         instances: for detection, the result of ``coco_images``; otherwise unused.
     Raises:
+        OSError: a file cannot be read.
         Unreadable: this sample cannot be decoded, or has no ground truth.
         UserError: the dataset is not what its declaration says.
     """
     image = root / sample.image
-    data, sha256 = read(image)
+    data, sha256 = read_and_hash(image)
     _, size = decode(data, "image", size_only=True)
-    digest = hashlib.sha256(sample.image.encode() + b"\0" + bytes.fromhex(sha256))
+    content = sample.image.encode() + b"\0" + bytes.fromhex(sha256)
+    ground_truth = canonical_json(sample.target).encode()
     if task := DENSE_TASKS.get(spec.kind):
         path = root / sample.target
-        data, sha256 = read(path)
+        data, sha256 = read_and_hash(path)
         label, label_size = decode(data, "label map")
         if label_size != size:
             raise UserError(
@@ -50,27 +52,25 @@ def verify(
                 f" the label maps of {spec.name} do not belong to these images"
             )
         task.check_file(spec, classes, path, label)
-        digest.update(bytes.fromhex(sha256))
-        return digest.hexdigest()
-    if spec.kind == "classification":
+        ground_truth = bytes.fromhex(sha256)
+    elif spec.kind == "classification":
         if not 0 <= sample.target < classes:
             raise UserError(
                 f"{image} has class {sample.target}, but {spec.name} has {classes} classes"
             )
-        digest.update(str(sample.ground_truth).encode())
-        return digest.hexdigest()
-    annotation = sample.target
-    if spec.kind == "image-text":
+        ground_truth = str(sample.ground_truth).encode()
+    elif spec.kind == "image-text":
+        captions = sample.target
         # retrieval scores are comparable only over the same captions
-        expected = spec.extra.get("captions_per_image", len(annotation))
-        if len(annotation) != expected:
+        expected = spec.extra.get("captions_per_image", len(captions))
+        if len(captions) != expected:
             raise UserError(
-                f"{image} has {len(annotation)} captions instead of {expected}; get the annotation"
+                f"{image} has {len(captions)} captions instead of {expected}; get the annotation"
                 " file again"
             )
-        if not all(caption.strip() for caption in annotation):
+        if not all(caption.strip() for caption in captions):
             raise Unreadable("an empty caption")
-    if spec.kind == "detection":
+    elif spec.kind == "detection":
         entry = instances[sample.target]
         if size != entry["size"]:
             raise UserError(
@@ -78,17 +78,8 @@ def verify(
                 f" {entry['size'][0]}x{entry['size'][1]}; the images of {spec.name} do not belong"
                 " to these annotations"
             )
-        annotation = entry["annotations"]
-    digest.update(canonical_json(annotation).encode())
-    return digest.hexdigest()
-
-
-def read(path: Path) -> tuple[bytes, str]:
-    """A file and its sha256, which is stored for later use."""
-    try:
-        return read_and_hash(path)
-    except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from error
+        ground_truth = canonical_json(entry["annotations"]).encode()
+    return hashlib.sha256(content + ground_truth).hexdigest()
 
 
 def decode(

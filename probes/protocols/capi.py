@@ -22,8 +22,6 @@ SHARED = {
     "held_out": None,
     "cache": "fp32",
 }
-SEGMENTATION, ATTENTIVE = "segmentation", "classification/attentive"
-
 # for a batch of 256
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 
@@ -50,7 +48,7 @@ register_protocol(
                 },
             ),
             Preset(
-                ATTENTIVE,
+                "classification/attentive",
                 {
                     "size": 224,
                     "precision": "fp32",

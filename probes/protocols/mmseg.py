@@ -11,8 +11,6 @@ class token. On VOC it trains on the 10,582 images of ``trainaug``.
 The auxiliary head, which trains the backbone's third stage, is not used: the backbone is frozen.
 """
 
-from typing import Any
-
 from probes.protocols.base import (
     ADAMW,
     CROPS_512,
@@ -24,8 +22,8 @@ from probes.protocols.base import (
     register_protocol,
 )
 
-IMAGES: dict[str, Any] = {**CROPS_512, "colours": "mmseg", "schedule": "poly"}
-SGD: dict[str, Any] = {
+IMAGES = {**CROPS_512, "colours": "mmseg", "schedule": "poly"}
+SGD = {
     **TRAINED_ON_IMAGES,
     **IMAGES,
     "optimizer": "sgd",
@@ -37,14 +35,14 @@ SGD: dict[str, Any] = {
     "channels": 512,
     "dropout": 0.1,
 }
-POLY_ADAMW: dict[str, Any] = {
+POLY_ADAMW = {
     **ADAMW,
     **IMAGES,
     "power": 1.0,
     "min_lr": 0.0,
     "warmup_start": 1e-6,
 }
-DPT: dict[str, Any] = {
+DPT = {
     **POLY_ADAMW,
     "max_iters": 160_000,
     "lr": 6e-5,

@@ -9,8 +9,6 @@ their configs, data and models; ``eval_knn.py``.
 of ``trainaug``, NYU 24,231 images; masks of ADE20K and VOC are those that its README links to.
 """
 
-from typing import Any
-
 from probes.protocols.base import (
     ADAMW,
     NEIGHBOURS,
@@ -21,7 +19,7 @@ from probes.protocols.base import (
 )
 
 EIGEN = (45, 471, 41, 601)
-SHARED: dict[str, Any] = {
+SHARED = {
     **ADAMW,
     "size": 0,
     "crop": (256, 256),
@@ -58,7 +56,7 @@ NYU = {
     "loss_images": 4,
     "warmup": 0.1,
 }
-HEADS: dict[str, dict[str, Any]] = {
+HEADS = {
     "linear": {"lr": 2e-4, "layers": "last", "dropout_first": False},
     "dpt": {
         "lr": 1e-4,

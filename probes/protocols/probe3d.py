@@ -16,8 +16,6 @@ GPU (``num_gpus: 1``, its default) images are not shuffled, as here. ``train_dep
 them: its authors' own runs may have been shuffled.
 """
 
-from typing import Any
-
 from probes.protocols.base import (
     ADAMW,
     HEAD_PRECISION,
@@ -27,7 +25,7 @@ from probes.protocols.base import (
 )
 
 CENTRE = (0, 480, 80, 560)
-SHARED: dict[str, Any] = {
+SHARED = {
     **ADAMW,
     "size": 480,
     "train_area": CENTRE,

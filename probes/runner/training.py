@@ -183,11 +183,11 @@ def train_together(
 def unused_items(dataset: Any, data: PreparedDataset) -> list[int]:
     """Items of a training set that are not in the share of train to train on; see
     ``PreparedDataset.full_train``."""
-    if not data.unused_indices:
+    if not data.full_train:
         return []
-    unused = {str(data.root / data.full_train[index].image) for index in data.unused_indices}
+    used = {str(data.root / sample.image) for sample in data.samples["train"]}
     return [
-        item for item in range(len(dataset)) if dataset.get_data_info(item)["img_path"] in unused
+        item for item in range(len(dataset)) if dataset.get_data_info(item)["img_path"] not in used
     ]
 
 

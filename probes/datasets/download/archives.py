@@ -52,15 +52,11 @@ def move_children(source: Path, to: Path) -> None:
         path.replace(to / path.name)
 
 
-def unchanged(below: str = "") -> Unpacker:
-    """An unpacker of archives that hold the layout, below a folder."""
-
-    def unpack(files: Mapping[str, Path], to: Path) -> None:
-        for archive in files.values():
-            with extracted(archive, to, below) as source:
-                move_children(source, to)
-
-    return unpack
+def unchanged(below: str, files: Mapping[str, Path], to: Path) -> None:
+    """Archives that hold the layout in their folder ``below``."""
+    for archive in files.values():
+        with extracted(archive, to, below) as source:
+            move_children(source, to)
 
 
 def voc(files: Mapping[str, Path], to: Path) -> None:

@@ -7,6 +7,7 @@ import http.client
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
@@ -74,14 +75,10 @@ def _receive(url: str, part: Path, progress: Progress) -> None:
         if response.status != 206:
             done = 0
         total = done + int(response.headers.get("Content-Length", 0))
-        bar = MegabyteBar(progress, part.stem, total)
-        bar.update(done)
         with part.open("ab" if done else "wb") as file:
-            while data := response.read(BLOCK):
-                file.write(data)
-                done += len(data)
-                bar.update(done)
-    if done < total:
+            for block in blocks(response.read, part.stem, done, total, progress):
+                file.write(block)
+    if file_size(part) < total:
         raise ConnectionError("the connection ended early")
 
 
@@ -90,18 +87,20 @@ def file_size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-class MegabyteBar:
-    """Progress of a number of bytes, in MB."""
-
-    def __init__(self, progress: Progress, about: str, total: int) -> None:
-        self._progress, self._steps = progress, 0
-        progress.start(f"{about}, MB", max(1, round(total / MB)))
-
-    def update(self, done: int) -> None:
-        """Show ``done`` bytes."""
-        if (steps := int(done / MB) - self._steps) > 0:
-            self._progress.advance(steps)
-            self._steps += steps
+def blocks(
+    read: Callable[[int], bytes], about: str, done: int, total: int, progress: Progress
+) -> Iterator[bytes]:
+    """What is left to read of ``total`` bytes, with a bar in MB that begins at ``done``."""
+    progress.start(f"{about}, MB", max(1, round(total / MB)))
+    shown = 0
+    while True:
+        if steps := int(done / MB) - shown:
+            progress.advance(steps)
+            shown += steps
+        if not (block := read(BLOCK)):
+            return
+        yield block
+        done += len(block)
 
 
 def require_space(folder: Path, size: int, about: str) -> None:
@@ -116,9 +115,7 @@ def require_space(folder: Path, size: int, about: str) -> None:
 def checksum(path: Path, algorithm: str, progress: Progress) -> str:
     """Hex digest of a file by ``sha256``, ``sha1`` or ``md5``."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
-    bar = MegabyteBar(progress, f"checking {path.name}", path.stat().st_size)
     with path.open("rb") as file:
-        while data := file.read(BLOCK):
-            digest.update(data)
-            bar.update(file.tell())
+        for block in blocks(file.read, f"checking {path.name}", 0, file_size(path), progress):
+            digest.update(block)
     return digest.hexdigest()

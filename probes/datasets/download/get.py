@@ -157,11 +157,9 @@ def move_into(staging: Path, target: Path) -> None:
     if not target.exists():
         staging.replace(target)
         return
-    new = [path for path in sorted(staging.iterdir()) if not _equal(path, target / path.name)]
-    require_absent(target, [path.name for path in new])
-    for path in new:
-        path.replace(target / path.name)
-
-
-def _equal(first: Path, second: Path) -> bool:
-    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
+    names = sorted(path.name for path in staging.iterdir())
+    equal, _, _ = filecmp.cmpfiles(staging, target, names, shallow=False)
+    new = [name for name in names if name not in equal]
+    require_absent(target, new)
+    for name in new:
+        (staging / name).replace(target / name)

@@ -57,16 +57,15 @@ def get_webdataset(name: str, to: Path, train: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    folder = to / name
     repository, commit, files = hub_files(name, train)
     try:
-        folder = Path(
-            snapshot_download(
-                repository,
-                repo_type="dataset",
-                revision=commit,
-                local_dir=to / name,
-                allow_patterns=[file.rfilename for file in files],
-            )
+        snapshot_download(
+            repository,
+            repo_type="dataset",
+            revision=commit,
+            local_dir=folder,
+            allow_patterns=[file.rfilename for file in files],
         )
     except (HfHubHTTPError, OSError) as error:
         raise UserError(

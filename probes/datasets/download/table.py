@@ -16,10 +16,9 @@ from common.errors import UserError, nearest
 from probes.datasets.download import archives, nyu
 from probes.datasets.download.archives import Unpacker
 
-COCO = "http://images.cocodataset.org"
 KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 HORATIO = "http://horatio.cs.nyu.edu/mit/silberman"
-IMAGENET = (
+LOGIN = (
     "log in at https://image-net.org/download-images.php, accept its terms, and get it under ILSVRC"
     " 2012"
 )
@@ -60,7 +59,7 @@ class Entry:
         unpack: fills the folder.
         unpacked: bytes of the unpacked files, about.
         creates: what must not exist in the folder before; other files may.
-        package: a Python package that ``unpack`` imports, and the extra that installs it.
+        package: a Python package that ``unpack`` imports; the extra called ``name`` installs it.
     """
 
     name: str
@@ -71,15 +70,34 @@ class Entry:
     unpack: Unpacker
     unpacked: int
     creates: tuple[str, ...] = ()
-    package: tuple[str, str] | None = None
+    package: str = ""
 
     def require_package(self) -> None:
         """Raise ``UserError`` if the package is not installed."""
-        if self.package and not find_spec(self.package[0]):
-            package, extra = self.package
-            raise UserError(f"{self.name} needs {package}: pip install -e '.[{extra}]'")
+        if self.package and not find_spec(self.package):
+            raise UserError(f"{self.name} needs {self.package}: pip install -e '.[{self.name}]'")
 
 
+COCO = tuple(
+    Archive(f"http://images.cocodataset.org/{path}.zip", size, f"sha1:{sha1}")
+    for path, size, sha1 in (
+        ("zips/train2017", 19_336_861_798, "10ad623668ab00c62c096f0ed636d6aff41faca5"),
+        ("zips/val2017", 815_585_330, "4950dc9d00dbe1c933ee0170f5797584351d2a41"),
+        (
+            "annotations/annotations_trainval2017",
+            252_907_541,
+            "8551ee4bb5860311e79dace7e79cb91e432e78b3",
+        ),
+    )
+)
+IMAGENET = tuple(
+    Archive(name, size, f"md5:{md5}", LOGIN)
+    for name, size, md5 in (
+        ("ILSVRC2012_devkit_t12.tar.gz", 2_568_145, "fa75699e90414af021442c21a62c3abf"),
+        ("ILSVRC2012_img_val.tar", 6_744_924_160, "29b22e2961454d5413ddabcf34fc5622"),
+        ("ILSVRC2012_img_train.tar", 147_897_477_120, "1d675b47d978889d74fa0da5fadfb00e"),
+    )
+)
 _ENTRIES = (
     Entry(
         "voc",
@@ -121,7 +139,7 @@ _ENTRIES = (
                 "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",
             ),
         ),
-        archives.unchanged("ADEChallengeData2016"),
+        partial(archives.unchanged, "ADEChallengeData2016"),
         1_100_000_000,
         ("images", "annotations"),
     ),
@@ -130,24 +148,8 @@ _ENTRIES = (
         "COCO 2017 boxes and masks",
         "coco",
         ("coco",),
-        (
-            Archive(
-                f"{COCO}/zips/train2017.zip",
-                19_336_861_798,
-                "sha1:10ad623668ab00c62c096f0ed636d6aff41faca5",
-            ),
-            Archive(
-                f"{COCO}/zips/val2017.zip",
-                815_585_330,
-                "sha1:4950dc9d00dbe1c933ee0170f5797584351d2a41",
-            ),
-            Archive(
-                f"{COCO}/annotations/annotations_trainval2017.zip",
-                252_907_541,
-                "sha1:8551ee4bb5860311e79dace7e79cb91e432e78b3",
-            ),
-        ),
-        archives.unchanged(),
+        COCO,
+        partial(archives.unchanged, ""),
         21_000_000_000,
         ("train2017", "val2017", "annotations"),
     ),
@@ -167,7 +169,7 @@ _ENTRIES = (
         nyu.labelled,
         1_200_000_000,
         ("images", "annotations"),
-        ("h5py", "nyu"),
+        "h5py",
     ),
     Entry(
         "nyu-24k",
@@ -213,26 +215,7 @@ _ENTRIES = (
         "ImageNet-1k (ILSVRC 2012), from --archive; without the training images zero-shot runs",
         "imagenet",
         ("imagenet",),
-        (
-            Archive(
-                "ILSVRC2012_devkit_t12.tar.gz",
-                2_568_145,
-                "md5:fa75699e90414af021442c21a62c3abf",
-                IMAGENET,
-            ),
-            Archive(
-                "ILSVRC2012_img_val.tar",
-                6_744_924_160,
-                "md5:29b22e2961454d5413ddabcf34fc5622",
-                IMAGENET,
-            ),
-            Archive(
-                "ILSVRC2012_img_train.tar",
-                147_897_477_120,
-                "md5:1d675b47d978889d74fa0da5fadfb00e",
-                IMAGENET,
-            ),
-        ),
+        IMAGENET,
         archives.imagenet,
         155_000_000_000,
     ),

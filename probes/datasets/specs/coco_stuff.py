@@ -5,35 +5,19 @@ MMSegmentation's layout.
 """
 
 from functools import partial
-from pathlib import Path
 
-from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import IMAGE_SUFFIXES, mmlab_classes, walk
+from probes.datasets.base import DatasetSpec
+from probes.datasets.layouts import mirrored, mmlab_classes
 from probes.registry import register_dataset
-
-SUFFIX = "_labelTrainIds.png"
-
-
-def list_samples(root: Path, split: Split) -> list[Sample]:
-    """Images and label maps of one name; either without the other is listed too, so that it is
-    missed."""
-    part = f"{split}2017"
-    stems = {name.rpartition(".")[0] for name in walk(root, f"images/{part}", IMAGE_SUFFIXES)}
-    stems |= {
-        name.removesuffix(SUFFIX) for name in walk(root, f"annotations/{part}", (SUFFIX.lower(),))
-    }
-    return [
-        Sample(f"images/{part}/{stem}.jpg", f"annotations/{part}/{stem}{SUFFIX}")
-        for stem in sorted(stems)
-    ]
-
 
 register_dataset(
     DatasetSpec(
         name="coco-stuff",
         kind="segmentation",
         folder="coco_stuff164k",
-        list_samples=list_samples,
+        list_samples=mirrored(
+            "images/{part}2017", "annotations/{part}2017", suffix="_labelTrainIds.png"
+        ),
         expected={"train": 118287, "val": 5000},
         classes=partial(mmlab_classes, "mmseg.datasets", "COCOStuffDataset"),
         about=(

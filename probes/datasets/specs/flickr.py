@@ -44,7 +44,6 @@ FLICKR30K, FLICKR8K = (
             folder=title.lower(),
             list_samples=partial(samples_of, title.lower()),
             expected={"train": train, "val": 1000},
-            annotations=dict.fromkeys(("train", "val"), f"dataset_{title.lower()}.json"),
             extra={"captions_per_image": 5, "split": "Karpathy test"},
             about=(
                 f"{title} with five captions an image, Karpathy's json"

@@ -56,12 +56,8 @@ DEPTH = register_dataset(
             "depth_scale": 1e-3,  # metres per stored unit
             "min_depth": 1e-3,  # metres; values outside the range are not scored
             "max_depth": 10.0,
-            "crop": (
-                45,
-                471,
-                41,
-                601,
-            ),  # Eigen et al. 2014: rows 45-470, columns 41-600 of 480 x 640
+            # Eigen et al. 2014: rows 45-470, columns 41-600 of 480 x 640
+            "crop": (45, 471, 41, 601),
             "split": "official 795/654",
         },
         adapt=adapt,

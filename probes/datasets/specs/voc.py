@@ -21,20 +21,15 @@ def augmented(root: Path) -> bool:
 def list_samples(root: Path, split: Split) -> list[Sample]:
     folder(root, "JPEGImages")
     folder(root, "SegmentationClass")
-    official = read_lines(file(root, f"{LISTS}/{split}.txt"))
-    if split == "val" or not augmented(root):
-        return [sample(name, "SegmentationClass") for name in official]
+    names = official = read_lines(file(root, f"{LISTS}/{split}.txt"))
+    if split == "train" and augmented(root):
+        names = read_lines(file(root, f"{LISTS}/trainaug.txt"))
     # VOC's own label maps are finer than SBD's: they are kept for the images that have them
-    own = set(official)
-    names = read_lines(file(root, f"{LISTS}/trainaug.txt"))
+    suffixes = dict.fromkeys(names, "Aug") | dict.fromkeys(official, "")
     return [
-        sample(name, "SegmentationClass" if name in own else "SegmentationClassAug")
+        Sample(f"JPEGImages/{name}.jpg", f"SegmentationClass{suffixes[name]}/{name}.png")
         for name in names
     ]
-
-
-def sample(name: str, labels: str) -> Sample:
-    return Sample(f"JPEGImages/{name}.jpg", f"{labels}/{name}.png")
 
 
 def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:

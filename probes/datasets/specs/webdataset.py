@@ -3,12 +3,12 @@
 
 ::
 
-    wds_NAME/classnames.txt                            one class a line, in the order of the labels
-    wds_NAME/zeroshot_classification_templates.txt     one prompt a line, ``{c}`` stands for the
-    class wds_NAME/dataset_type.txt                          ``retrieval`` where images have
-    captions in place of classes wds_NAME/test/nshards.txt, 0.tar, 1.tar …          KEY.webp (png,
-    jpg) with KEY.cls, KEY.txt, and KEY.npy (its groups) wds_NAME/train/…
-    likewise, for probes that train
+    wds_NAME/classnames.txt                        one class a line, in the order of the labels
+    wds_NAME/zeroshot_classification_templates.txt one prompt a line, ``{c}`` stands for the class
+    wds_NAME/dataset_type.txt                      ``retrieval``: captions in place of classes
+    wds_NAME/test/nshards.txt, 0.tar, 1.tar …      KEY.webp (png, jpg) with KEY.cls, KEY.txt, and
+                                                   KEY.npy (its groups)
+    wds_NAME/train/…                               likewise, for probes that train
 
 A ``/`` in a name is ``-`` in the folder, and DataComp's own folders end in ``_test``. The 38 tasks,
 their sizes and main metrics are those of DataComp's ``tasklist.yml``; OpenCLIP's table has the
@@ -20,7 +20,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,104 +28,17 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError, report_malformed
-from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.base import DatasetSpec, Lister, Sample, Split
 from probes.datasets.layouts import file, folder, read_json, read_lines
 from probes.features.members import IMAGES, members, read_bytes
 from probes.registry import DATASETS, register_dataset
 
 FOLDERS: Mapping[Split, str] = {"train": "train", "val": "test"}
 PER_CLASS = {"main_metric": "mean_per_class_recall"}
-RECALL = {"main_metric": "mean_R@1"}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One of the 38.
-
-    Attributes:
-        name: DataComp's, with ``-`` for ``/``; ``title``: as OpenCLIP's table has it; ``size``:
-            images of its test set.
-        extra: of its ``DatasetSpec``; without ``main_metric`` it is top-1 accuracy. ``group`` is
-            the column of KEY.npy by which it is scored.
-        also: other names of its folder.
-    """
-
-    name: str
-    title: str
-    size: int
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    kind: str = "classification"
-    also: tuple[str, ...] = ()
-
-
-TASKS = (
-    Task("vtab-caltech101", "Caltech-101", 6085, PER_CLASS),
-    Task("cifar10", "CIFAR-10", 10000, also=("wds_vtab-cifar10",)),
-    Task("vtab-cifar100", "CIFAR-100", 10000),
-    Task("vtab-clevr_count_all", "CLEVR Counts", 15000),
-    Task("vtab-clevr_closest_object_distance", "CLEVR Distance", 15000),
-    Task("country211", "Country211", 21100),
-    Task("vtab-dtd", "Describable Textures", 1880),
-    Task("vtab-eurosat", "EuroSAT", 5400),
-    Task("fgvc_aircraft", "FGVC Aircraft", 3333, PER_CLASS),
-    Task("food101", "Food-101", 25250),
-    Task("gtsrb", "GTSRB", 12630),
-    Task("imagenet1k", "ImageNet 1k", 50000),
-    Task("imagenet_sketch", "ImageNet Sketch", 50889),
-    Task("imagenetv2", "ImageNet v2", 10000),
-    Task("imagenet-a", "ImageNet-A", 7500),
-    Task("imagenet-o", "ImageNet-O", 2000),
-    Task("imagenet-r", "ImageNet-R", 30000),
-    Task("vtab-kitti_closest_vehicle_distance", "KITTI Vehicle Distance", 711),
-    Task("mnist", "MNIST", 10000),
-    Task("objectnet", "ObjectNet", 18574),
-    Task("vtab-flowers", "Oxford Flowers-102", 6149, PER_CLASS),
-    Task("vtab-pets", "Oxford-IIIT Pet", 3669, PER_CLASS),
-    Task("voc2007", "Pascal VOC 2007", 14976),
-    Task("vtab-pcam", "PatchCamelyon", 32768),
-    Task("renderedsst2", "Rendered SST2", 1821),
-    Task("vtab-resisc45", "RESISC45", 6300),
-    Task("cars", "Stanford Cars", 8041),
-    Task("stl10", "STL-10", 8000),
-    Task("sun397", "SUN397", 108754),
-    Task("vtab-svhn", "SVHN", 26032),
-    Task(
-        "retrieval-flickr_1k_test_image_text_retrieval",
-        "Flickr",
-        1000,
-        RECALL,
-        "image-text",
-        ("wds_flickr30k",),
-    ),
-    Task(
-        "retrieval-mscoco_2014_5k_test_image_text_retrieval",
-        "MSCOCO",
-        5000,
-        RECALL,
-        "image-text",
-        ("wds_mscoco_captions",),
-    ),
-    Task("misc-winogavil", "WinoGAViL", 0, kind="association", also=("wds_winogavil",)),
-    Task("wilds-iwildcam", "iWildCam", 42791, {"main_metric": "f1_macro"}),
-    Task("wilds-camelyon17", "Camelyon17", 85054),
-    # WILDS leaves the region "Other" (four images of the test set) out; DataComp's code, and so the
-    # published numbers, do not
-    Task("wilds-fmow", "FMoW", 22108, {"main_metric": "worst_group_top1", "group": 0}),
-    Task(
-        "fairness-dollar_street",
-        "Dollar Street",
-        3503,
-        {"main_metric": "worst_group_top5", "group": 0},
-        also=("wds_dollar_street",),
-    ),
-    Task(
-        "fairness-geode",
-        "GeoDE",
-        12488,
-        {"main_metric": "worst_group_top1", "group": 0},
-        also=("wds_geode",),
-    ),
-)
+RETRIEVAL: dict[str, Any] = {"kind": "image-text", "main_metric": "mean_R@1"}
+TYPES: Mapping[str, dict[str, Any]] = {"classification": {}, "retrieval": RETRIEVAL}
+WORST_TOP1: dict[str, Any] = {"main_metric": "worst_group_top1", "group": 0}
+WORST_TOP5: dict[str, Any] = {"main_metric": "worst_group_top5", "group": 0}
 
 
 def tars(root: Path, split: Split) -> list[str]:
@@ -150,16 +63,16 @@ def tars(root: Path, split: Split) -> list[str]:
     return [f"{FOLDERS[split]}/{name}" for name in names]
 
 
-def list_samples(root: Path, split: Split) -> list[Sample]:
-    """Images with what stands beside them: captions (KEY.txt) or class (KEY.cls), and the group
-    where one is asked for.
+def list_samples(root: Path, split: Split, column: int | None = None) -> list[Sample]:
+    """Images with what stands beside them: captions (KEY.txt) or class (KEY.cls), and with a
+    ``column``, its number in KEY.npy as their group.
 
     Raises:
         UserError: a shard is missing or damaged, an image has no label, or the labels are not what
             the type says.
     """
     root, samples = Path(root), []
-    captions = kind_of(root) == "image-text"
+    captions = type_of(root) == "retrieval"
     for tar in tars(root, split):
         names = members(root / tar)
         for name in names:
@@ -176,23 +89,20 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
             with report_malformed(f"{root / tar}: {label} holds no {kind}"):
                 text = read_bytes(root / tar / label).decode()
                 target = text.splitlines() if captions else int(text)
-            samples.append(Sample(f"{tar}/{name}", target))
+            group = None if column is None else read_group(root / tar / f"{key}.npy", column)
+            samples.append(Sample(f"{tar}/{name}", target, group))
     return samples
 
 
-def in_groups(column: int, root: Path, split: Split) -> list[Sample]:
-    """``list_samples`` with the number in ``column`` of each image's KEY.npy as its group."""
-    grouped = []
-    for sample in list_samples(root, split):
-        path = Path(root) / f"{sample.image.rpartition('.')[0]}.npy"
-        try:
-            values = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False).reshape(-1)
-            grouped.append(replace(sample, group=int(values[column])))
-        except (OSError, ValueError, IndexError) as error:
-            raise UserError(
-                f"{path} must hold the groups of its image, {column + 1} or more numbers"
-            ) from error
-    return grouped
+def read_group(path: Path, column: int) -> int:
+    """The number in a column of an image's groups. Raises ``UserError`` if there is none."""
+    try:
+        values = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False).reshape(-1)
+        return int(values[column])
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{path} must hold the groups of its image, {column + 1} or more numbers"
+        ) from error
 
 
 def list_candidates(root: Path, split: Split) -> list[Sample]:
@@ -218,14 +128,13 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
     return [Sample(images[name], target) for name, target in targets.items()]
 
 
-def kind_of(root: Path) -> str:
+def type_of(root: Path) -> str:
     """What the folder says it is. Raises ``UserError`` for a type that cannot be scored here."""
-    path = Path(root) / "dataset_type.txt"
+    path = root / "dataset_type.txt"
     text = read_lines(path)[0].lower() if path.is_file() else "classification"
-    kinds: dict[str, str] = {"classification": "classification", "retrieval": "image-text"}
-    if text not in kinds:
-        raise UserError(f"{path} says {text!r}; only {' and '.join(kinds)} are known here")
-    return kinds[text]
+    if text not in TYPES:
+        raise UserError(f"{path} says {text!r}; only {' and '.join(TYPES)} are known here")
+    return text
 
 
 def classes(root: Path) -> tuple[str, ...]:
@@ -243,27 +152,42 @@ def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
     return replace(spec, extra={**spec.extra, "templates": templates})
 
 
-def spec_of(task: Task) -> DatasetSpec:
-    """The dataset of a task."""
-    folders = [f"wds_{task.name}", *task.also]
-    listers: dict[str, Any] = {"association": list_candidates}
-    lister = listers.get(task.kind, list_samples)
-    if (column := task.extra.get("group")) is not None:
-        lister = partial(in_groups, column)
+def webdataset(
+    name: str,
+    title: str,
+    size: int = 0,
+    *,
+    kind: str = "classification",
+    also: str = "",
+    **extra: Any,
+) -> DatasetSpec:
+    """The dataset in ``wds_NAME``.
+
+    Args:
+        name: DataComp's, with ``-`` for ``/``.
+        title: as OpenCLIP's table has it.
+        size: images of its test set, 0 if there is no official number.
+        also: another name of its folder.
+        extra: of its spec; without ``main_metric`` it is top-1 accuracy. ``group`` is the column of
+            KEY.npy by which it is scored.
+    """
+    folders = [f"wds_{name}", *filter(None, [also])]
+    lister: Lister = list_candidates if kind == "association" else list_samples
+    if "group" in extra:
+        lister = partial(list_samples, column=extra["group"])
     return DatasetSpec(
-        name=task.name,
-        kind=task.kind,
+        name=name,
+        kind=kind,
         folder=folders[0],
         other_folders=(*folders[1:], *(f"{each}_test" for each in folders)),
         list_samples=lister,
-        expected={"val": task.size} if task.size else {},
+        expected={"val": size} if size else {},
         allows_subsets=True,
-        classes=classes if task.kind == "classification" else (),
-        extra=task.extra,
-        module=__name__,
-        adapt=adapt if task.kind == "classification" else None,
+        classes=classes if kind == "classification" else (),
+        extra=extra,
+        adapt=adapt if kind == "classification" else None,
         about=(
-            f"{task.title}: webdataset folder {folders[0]} (huggingface.co/clip-benchmark,"
+            f"{title}: webdataset folder {folders[0]} (huggingface.co/clip-benchmark,"
             " huggingface.co/djghosh)"
         ),
     )
@@ -277,11 +201,9 @@ def register_folders(data_root: Path | None) -> list[str]:
         name = path.name.removeprefix("wds_")
         if path.is_dir() and not datasets_of(path.name) and name not in DATASETS:
             with suppress(UserError):
-                kind = kind_of(path)
-                task = Task(name, name, 0, RECALL if kind == "image-text" else {}, kind)
-                register_dataset(
-                    replace(spec_of(task), other_folders=(), about=f"webdataset folder {path.name}")
-                )
+                spec = webdataset(name, name, **TYPES[type_of(path)])
+                about = f"webdataset folder {path.name}"
+                register_dataset(replace(spec, other_folders=(), about=about))
                 registered.append(name)
     return registered
 
@@ -293,5 +215,60 @@ def datasets_of(folder_name: str) -> list[str]:
     ]
 
 
-for _task in TASKS:
-    register_dataset(spec_of(_task))
+_SPECS = (
+    webdataset("vtab-caltech101", "Caltech-101", 6085, **PER_CLASS),
+    webdataset("cifar10", "CIFAR-10", 10000, also="wds_vtab-cifar10"),
+    webdataset("vtab-cifar100", "CIFAR-100", 10000),
+    webdataset("vtab-clevr_count_all", "CLEVR Counts", 15000),
+    webdataset("vtab-clevr_closest_object_distance", "CLEVR Distance", 15000),
+    webdataset("country211", "Country211", 21100),
+    webdataset("vtab-dtd", "Describable Textures", 1880),
+    webdataset("vtab-eurosat", "EuroSAT", 5400),
+    webdataset("fgvc_aircraft", "FGVC Aircraft", 3333, **PER_CLASS),
+    webdataset("food101", "Food-101", 25250),
+    webdataset("gtsrb", "GTSRB", 12630),
+    webdataset("imagenet1k", "ImageNet 1k", 50000),
+    webdataset("imagenet_sketch", "ImageNet Sketch", 50889),
+    webdataset("imagenetv2", "ImageNet v2", 10000),
+    webdataset("imagenet-a", "ImageNet-A", 7500),
+    webdataset("imagenet-o", "ImageNet-O", 2000),
+    webdataset("imagenet-r", "ImageNet-R", 30000),
+    webdataset("vtab-kitti_closest_vehicle_distance", "KITTI Vehicle Distance", 711),
+    webdataset("mnist", "MNIST", 10000),
+    webdataset("objectnet", "ObjectNet", 18574),
+    webdataset("vtab-flowers", "Oxford Flowers-102", 6149, **PER_CLASS),
+    webdataset("vtab-pets", "Oxford-IIIT Pet", 3669, **PER_CLASS),
+    webdataset("voc2007", "Pascal VOC 2007", 14976),
+    webdataset("vtab-pcam", "PatchCamelyon", 32768),
+    webdataset("renderedsst2", "Rendered SST2", 1821),
+    webdataset("vtab-resisc45", "RESISC45", 6300),
+    webdataset("cars", "Stanford Cars", 8041),
+    webdataset("stl10", "STL-10", 8000),
+    webdataset("sun397", "SUN397", 108754),
+    webdataset("vtab-svhn", "SVHN", 26032),
+    webdataset(
+        "retrieval-flickr_1k_test_image_text_retrieval",
+        "Flickr",
+        1000,
+        also="wds_flickr30k",
+        **RETRIEVAL,
+    ),
+    webdataset(
+        "retrieval-mscoco_2014_5k_test_image_text_retrieval",
+        "MSCOCO",
+        5000,
+        also="wds_mscoco_captions",
+        **RETRIEVAL,
+    ),
+    webdataset("misc-winogavil", "WinoGAViL", kind="association", also="wds_winogavil"),
+    webdataset("wilds-iwildcam", "iWildCam", 42791, main_metric="f1_macro"),
+    webdataset("wilds-camelyon17", "Camelyon17", 85054),
+    # WILDS leaves the region "Other" (four images of the test set) out; DataComp's code, and so the
+    # published numbers, do not
+    webdataset("wilds-fmow", "FMoW", 22108, **WORST_TOP1),
+    webdataset(
+        "fairness-dollar_street", "Dollar Street", 3503, also="wds_dollar_street", **WORST_TOP5
+    ),
+    webdataset("fairness-geode", "GeoDE", 12488, also="wds_geode", **WORST_TOP1),
+)
+TASKS = tuple(map(register_dataset, _SPECS))  # the 38

@@ -66,6 +66,15 @@ def test_every_layout_is_listed_decoded_and_fingerprinted(tmp_path, name):
     assert prepare(spec, root, partial=True).fingerprint != data.fingerprint
 
 
+def test_annotations_of_an_image_are_in_the_fingerprint(tmp_path):
+    spec, root = DATASETS["spair"], make.make_spair(tmp_path)
+    first = prepare(spec, root, splits=["val"]).fingerprint
+    path = next((root / "PairAnnotation/test").iterdir())
+    pair = json.loads(path.read_text())
+    path.write_text(json.dumps({**pair, "trg_bndbox": [15, 16, 116, 96]}))
+    assert prepare(spec, root, splits=["val"]).fingerprint != first
+
+
 def test_complete_or_partial(tmp_path):
     spec = dataclasses.replace(DATASETS["voc"], expected={"train": 4, "val": 3})
     root = make.make_voc(tmp_path, 4, 3)

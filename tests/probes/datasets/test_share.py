@@ -40,8 +40,6 @@ def test_a_share_is_nested_stratified_and_depends_on_the_content(tmp_path):
         assert np.bincount(targets).tolist() == [count] * len(data.classes)
         assert targets == sorted(targets)
         assert [part.full_train[index] for index in part.train_indices] == part.samples["train"]
-        indices = sorted({*part.train_indices, *part.unused_indices})
-        assert indices == list(range(len(train)))
         assert part.samples["val"] == data.samples["val"]
         assert part.encoded("train") == tuple(train)
     assert set(tenth.train_indices) < set(half.train_indices)

@@ -274,7 +274,7 @@ def test_winogavil(tmp_path):
 def test_the_suite_of_38_datasets():
     tasks = SUITES["zeroshot38"].tasks
     assert len(tasks) == len(webdataset.TASKS) == 38
-    assert len({task.title for task in webdataset.TASKS}) == 38
+    assert len({spec.about for spec in webdataset.TASKS}) == 38
     main = Counter(next(iter(find_task(task)[1].metrics)) for task in tasks)
     assert main == {
         "top1": 27,
