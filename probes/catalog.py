@@ -1,32 +1,16 @@
 """Importing this module registers every dataset, probe and protocol of this package; nothing
-else does."""
+else does. Each file in ``probes.datasets.specs`` and ``probes.protocols`` registers its own."""
 
-from probes.datasets.specs import (  # noqa: F401
-    ade20k,
-    camvid,
-    coco,
-    coco_stuff,
-    flickr,
-    imagefolder,
-    imagenet,
-    nyu,
-    spair,
-    voc,
-    webdataset,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
+from probes import protocols
+from probes.datasets import specs
 from probes.dense import probe as dense  # noqa: F401
 from probes.dense.patches import probe as patches  # noqa: F401
 from probes.detection import probe as detection  # noqa: F401
 from probes.image_level import probe as image_level  # noqa: F401
-from probes.protocols import (  # noqa: F401
-    capi,
-    dinov2,
-    dinov3,
-    hummingbird,
-    mmdet1x,
-    mmseg,
-    pixio,
-    probe3d,
-    radio,
-    tips,
-)
+
+for package in (specs, protocols):
+    for module in iter_modules(package.__path__, f"{package.__name__}."):
+        import_module(module.name)

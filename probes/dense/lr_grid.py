@@ -12,8 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from probes.base import Context, Probe, RunLog
-from probes.cost import Cost
+from probes.base import Context, Cost, Probe, RunLog
 from probes.dense.config import dense_config
 from probes.runner.training import Member, train_together
 from probes.selection import Candidate, held_out_by_content, log_scores, select

@@ -25,9 +25,7 @@ from pycocotools.cocoeval import COCOeval
 from torch.utils.data import Sampler
 
 from common.errors import UserError
-
-# in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``
-STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+from probes.detection.settings import STATS
 
 BITS = 1 << np.arange(10)  # one for each IoU threshold 0.5, 0.55 … 0.95
 
@@ -113,13 +111,12 @@ class CocoInstances(CocoDataset):
             ids = set(self.image_ids)
             images = [image for image in images if image["img_id"] in ids]
         if self.drop_empty:
-            count = len(images)
-            images = [
+            occupied = [
                 image
                 for image in images
                 if not all(instance["ignore_flag"] for instance in image["instances"])
             ]
-            self.dropped_empty = count - len(images)
+            self.dropped_empty, images = len(images) - len(occupied), occupied
         images = [
             image for image in images if min(image["width"], image["height"]) >= self.min_size
         ]

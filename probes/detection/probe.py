@@ -10,7 +10,7 @@ import numpy as np
 
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
-from probes.detection.settings import MaskRCNNSettings, SSDSettings
+from probes.detection.settings import STATS, MaskRCNNSettings, SSDSettings
 from probes.registry import register_probe
 from reports.metrics import Metric
 
@@ -83,11 +83,10 @@ class DetectionProbe:
         )
 
 
-_SIZES = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 BOXES, MASKS = (
     {
         f"{kind}_{name}": Metric(label=f"{word} {name.replace('_', ' ')}", shown=name == "mAP")
-        for name in _SIZES
+        for name in STATS
     }
     for kind, word in (("bbox", "box"), ("segm", "mask"))
 )

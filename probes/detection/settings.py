@@ -10,6 +10,8 @@ from common.errors import UserError
 from common.settings import Axis, settings_dataclass
 from probes.runner.settings import Schedule, TrainingSettings
 
+# in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``
+STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 ImageSize = Annotated[int, Field(ge=32)]
 
 

@@ -186,8 +186,8 @@ class MaskRCNN(Expert):
         try:
             config = Config.fromfile(path)
             # the checkpoint has all weights: nothing is downloaded
-            text = canonical_json(config.model.to_dict())
-            model = json.loads(text, object_hook=_without_initial_weights)
+            model = config.model.to_dict()
+            model = json.loads(canonical_json(model), object_hook=_without_initial_weights)
             model["pipeline"] = _pipeline(config)
             return cls(MaskRCNNSettings(), (BACKGROUND, *_class_names(config)), model)
         except UserError:

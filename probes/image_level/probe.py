@@ -45,7 +45,7 @@ FOLDER = "probes.image_level"
 classification = partial(
     FeatureProbe, kind="classification", metrics=TOP, other_metrics=OTHER_METRICS
 )
-zero_shot = partial(FeatureProbe, "zero-shot", splits=("val",), needs_text=True)
+untrained = partial(FeatureProbe, splits=("val",))
 
 LINEAR = classification(
     "linear", settings_type=LinearSettings, module=f"{FOLDER}.linear", version=2
@@ -55,32 +55,28 @@ FEW_SHOT = classification("few-shot", settings_type=FewShotSettings, module=f"{F
 ATTENTIVE = classification(
     "attentive", settings_type=AttentiveSettings, module=f"{FOLDER}.attentive"
 )
-ZERO_SHOT = zero_shot(
-    "classification",
-    ZeroShotSettings,
-    TOP,
-    f"{FOLDER}.zero_shot",
-    other_metrics=OTHER_METRICS,
+ZERO_SHOT = classification(
+    "zero-shot",
+    settings_type=ZeroShotSettings,
+    module=f"{FOLDER}.zero_shot",
+    splits=("val",),
+    needs_text=True,
 )
-ASSOCIATION = zero_shot("association", EncodeSettings, JACCARD, f"{FOLDER}.association")
-RETRIEVAL = FeatureProbe(
+ASSOCIATION = untrained(
+    "zero-shot", "association", EncodeSettings, JACCARD, f"{FOLDER}.association", needs_text=True
+)
+RETRIEVAL = untrained(
     "retrieval",
     "image-text",
     RetrievalSettings,
     RECALLS,
     f"{FOLDER}.retrieval",
-    splits=("val",),
     needs_text=True,
     version=2,
     other_metrics={"mean_R@1": Metric(label="mean R@1")},
 )
-KEYPOINTS = FeatureProbe(
-    "keypoints",
-    "correspondence",
-    CorrespondenceSettings,
-    PCK,
-    f"{FOLDER}.correspondence",
-    splits=("val",),
+KEYPOINTS = untrained(
+    "keypoints", "correspondence", CorrespondenceSettings, PCK, f"{FOLDER}.correspondence"
 )
 for _probe in (LINEAR, RETRIEVAL, ZERO_SHOT, KNN, FEW_SHOT, ATTENTIVE, ASSOCIATION, KEYPOINTS):
     register_probe(_probe)

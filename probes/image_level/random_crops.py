@@ -88,12 +88,11 @@ def train_on_crops(
     Raises:
         NonFiniteLoss: every head diverged. A single one that diverges is not chosen.
     """
-    data, labels = context.data, targets(context, "train")
-    share = context.settings.holdout
-    training, held_out = stratified_split(labels, share, context.seed, setting)
+    data, settings, labels = context.data, context.settings, targets(context, "train")
+    training, held_out = stratified_split(labels, settings.holdout, context.seed, setting)
     labels = labels[training]
     paths = [data.root / data.samples["train"][index].image for index in training]
-    settings, backbone, device = context.settings, context.backbone, context.device
+    backbone, device = context.backbone, context.device
     encoding = settings.encoding(device.type)
     crops = RandomCrops(paths, input_size(encoding.size, backbone), backbone.data, context.seed)
     epoch_length = settings.epoch_length or math.ceil(len(paths) / settings.batch_size)

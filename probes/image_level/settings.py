@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
-from common.settings import Axis, Fraction, Precision, settings_dataclass
+from common.settings import Axis, Fraction, Precision, Share, settings_dataclass
 from common.visible_devices import is_accelerator_name
 from probes.layers import ImageFeatures, requested_layer
 
@@ -18,6 +18,7 @@ Features = Literal["projected", "pre_projection", "layers"]
 
 Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 Decays = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)]
+Neighbours = Annotated[tuple[PositiveInt, ...], Field(min_length=1), Axis("k")]
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ class AttentiveSettings(EncodeSettings):
     batch_size: PositiveInt = 256
     learning_rates: Rates = (0.0001, 0.0003, 0.001, 0.003)
     weight_decays: Decays = (0.01,)
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup: Share = 0.0
     beta2: Fraction = 0.999
     epsilon: PositiveFloat = 1e-8
     decay_biases: bool = True
@@ -234,12 +235,7 @@ class KnnSettings(EmbeddingSettings):
             votes.
     """
 
-    neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1), Axis("k")] = (
-        10,
-        20,
-        100,
-        200,
-    )
+    neighbours: Neighbours = (10, 20, 100, 200)
     temperature: PositiveFloat = 0.07
     holdout: Fraction = 0.1
 

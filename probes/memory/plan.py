@@ -13,8 +13,7 @@ from torch import Tensor
 from backbones.base import Backbone
 from backbones.cliptex.protocols import Silent
 from common.live_bytes import LiveBytes
-from probes.base import Context, Probe
-from probes.cost import Cost
+from probes.base import Context, Cost, Probe
 from probes.datasets.base import Split
 from probes.image_level.encode import Encode, encode_batches, encode_texts, encoder, input_size
 

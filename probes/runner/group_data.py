@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common.files import content_key
-from probes.base import Context
-from probes.cost import Cost
+from probes.base import Context, Cost
 from probes.features.crops import without_images
 from probes.runner.bridge import isolated_rng
 

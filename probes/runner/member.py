@@ -28,8 +28,7 @@ from common.device import is_out_of_memory, prefers_bf16, takes_pinned_memory
 from common.errors import NonFiniteLoss, OutOfMemory
 from common.files import atomic_write, content_key
 from common.out_of_memory import out_of_memory
-from probes.base import Context
-from probes.cost import Cost
+from probes.base import Context, Cost
 from probes.runner.bridge import isolated_rng
 from probes.runner.sampling import seed_iteration
 

@@ -32,8 +32,7 @@ import probes.runner.schedules  # noqa: F401  registers what configs name
 from common.device import is_out_of_memory, takes_pinned_memory
 from common.errors import OutOfMemory
 from common.out_of_memory import log
-from probes.base import Context
-from probes.cost import Cost
+from probes.base import Context, Cost
 from probes.datasets.base import PreparedDataset
 from probes.runner import bridge
 from probes.runner.group_data import GroupDataset, rows_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import probes.catalog  # noqa: F401
-from probes.cost import Cost
+from probes.base import Cost
 from probes.datasets.check import prepare
 from probes.datasets.share import with_share
 from probes.registry import DATASETS, PROBES

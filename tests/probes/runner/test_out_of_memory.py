@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from common.errors import OutOfMemory
-from probes.base import TaskResult
-from probes.cost import Cost
+from probes.base import Cost, TaskResult
 from probes.registry import PROBES
 from probes.runner import training
 from probes.runner.group_data import GroupDataset
