@@ -263,10 +263,7 @@ class FeatureProbe:
             "task": f"{data.spec.name}/{self.name}",
             "settings": asdict(context.settings),
             "seed": context.seed,
-            "backbone": {
-                "config": dict(context.backbone_config),
-                "identity": backbone.identity(),
-            },
+            "backbone": {"config": dict(context.backbone_config), "identity": backbone.identity()},
             "dataset": {"fingerprint": data.fingerprint, "partial": data.partial},
         }
         return json.dumps(content, indent=2, default=str)

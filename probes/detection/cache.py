@@ -51,7 +51,7 @@ class CachedInstances(FeatureDataset):
     ) -> None:
         source: Any = DATASETS.build(without_images(dataset))
         super().__init__(source, Path(source.ann_file).stem, encoder, dtype, device)
-        self.flips = flips(flip)
+        self.flips, self.dropped_empty = flips(flip), source.dropped_empty
         steps = [dict(step) for step in dataset["pipeline"] if step["type"] in OF_THE_IMAGE]
         self.image_only = steps[:-1]
         pack = {"type": "PackInstances", "meta_keys": META_KEYS}
@@ -61,10 +61,6 @@ class CachedInstances(FeatureDataset):
                 for flipped in self.flips
             ]
         self._by_id = {info["img_id"]: index for index, info in enumerate(self.infos())}
-
-    @property
-    def dropped_empty(self) -> int:
-        return self.source.dropped_empty
 
     def shape(self, index: int) -> tuple[int, int]:
         """Height and width of an image as the backbone sees it, without padding."""

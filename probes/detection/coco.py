@@ -198,20 +198,16 @@ class CocoMeanAP(BaseMetric):
             corners = predicted["bboxes"].cpu().double()
             boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
             labels, scores = predicted["labels"].tolist(), predicted["scores"].double().tolist()
+            image = int(sample["img_id"])
             detections: list[dict[str, Any]] = [
-                {
-                    "image_id": int(sample["img_id"]),
-                    "category_id": label,
-                    "bbox": box,
-                    "score": score,
-                }
+                {"image_id": image, "category_id": label, "bbox": box, "score": score}
                 for label, box, score in zip(labels, boxes, scores, strict=True)
             ]
             if self.masks:
                 masks = predicted["masks"].cpu().numpy()
                 for detection, mask in zip(detections, masks, strict=True):
                     detection["segmentation"] = encode_mask(mask)
-            self.results.append({"image_id": int(sample["img_id"]), "detections": detections})
+            self.results.append({"image_id": image, "detections": detections})
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         ground_truth = COCO(self.ann_file)

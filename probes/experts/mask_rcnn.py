@@ -258,10 +258,8 @@ def _pipeline(config: Config) -> list[dict[str, Any]]:
 
 def _class_names(config: Config) -> tuple[str, ...]:
     """Class names of a config's dataset, or COCO's; ``KeyError`` for a model without masks."""
-    if "roi_head" in config.model:
-        head = config.model.roi_head["mask_head"]
-    else:
-        head = config.model["bbox_head"]
+    model = config.model
+    head = model.roi_head["mask_head"] if "roi_head" in model else model["bbox_head"]
     dataset = config.get("test_dataloader", config.get("val_dataloader", {})).get("dataset", {})
     if names := dataset.get("metainfo", {}).get("classes"):
         return (names,) if isinstance(names, str) else tuple(names)

@@ -42,7 +42,7 @@ def run(context: Context) -> TaskResult:
         if pair["image"] in usable  # unreadable images are reported with the data
     ]
     context.progress.start("matching keypoints", len(pairs))
-    names, units, errors = [], [], []
+    units, errors = [], []
     for _, category in groupby(sorted(pairs, key=folder_of), folder_of):
         group = list(category)
         images = {name for source, pair in group for name in (source, pair["image"])}
@@ -53,7 +53,6 @@ def run(context: Context) -> TaskResult:
             both = views[source], views[pair["image"]]
             distances = pixel_errors(*both, pair["source"], pair["target"])
             errors.append(distances / max(x2 - x1, y2 - y1))
-            names.append(f"{source} → {pair['image']}")
             units.append((source, pair["image"]))
     if not errors:
         name = context.data.spec.name
@@ -67,7 +66,8 @@ def run(context: Context) -> TaskResult:
         f"PCK@{alpha}": 100 * float((counts / points).mean()) for alpha, counts in correct.items()
     }
     metrics["PCK@0.1_point"] = 100 * float(correct["0.1"].sum() / points.sum())
-    per_image = {"image": np.array(names), "unit": np.array(units), "points": points}
+    names = np.array([f"{source} → {target}" for source, target in units])
+    per_image = {"image": names, "unit": np.array(units), "points": points}
     per_image |= {f"right_{alpha}": counts for alpha, counts in correct.items()}
     notes = [f"{len(errors)} pairs, {points.sum()} points"]
     return TaskResult(metrics, per_image, notes=notes)

@@ -38,7 +38,7 @@ class LeastSquares:
     def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
         features = features.double()
         self.mean, self.std = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-5
-        self.inputs = x = _with_bias((features - self.mean) / self.std)
+        self.inputs = x = self.whitened(features)
         self.targets = y = 2 * one_hot(labels, classes).double() - 1
         if len(x) >= x.shape[1]:
             eigenvalues, self.basis = torch.linalg.eigh(x.T @ x)
@@ -48,13 +48,17 @@ class LeastSquares:
             self.basis, self.projections = x.T @ q, q.T @ y
         self.eigenvalues = eigenvalues.clamp_min(0)
 
+    def whitened(self, features: Tensor) -> Tensor:
+        """(M, D + 1), with the bias."""
+        return pad((features - self.mean) / self.std, (0, 1), value=BIAS)
+
     def weights(self, l2: float) -> Tensor:
         """(D + 1, classes)."""
         return (self.basis / (self.eigenvalues + l2)) @ self.projections
 
     def scores(self, features: Tensor, l2: float) -> Tensor:
         """(M, classes) of (M, D) features."""
-        return _with_bias((features.double() - self.mean) / self.std) @ self.weights(l2)
+        return self.whitened(features.double()) @ self.weights(l2)
 
     def leave_one_out(self, l2: float) -> Tensor:
         """(N, classes): each image by the fit to all others.
@@ -68,10 +72,6 @@ class LeastSquares:
             square /= self.eigenvalues.clamp_min(1e-12)
         leverage = (square / (self.eigenvalues + l2)).sum(dim=1, keepdim=True).clamp_max(1 - 1e-9)
         return self.targets - (self.targets - self.inputs @ self.weights(l2)) / (1 - leverage)
-
-
-def _with_bias(x: Tensor) -> Tensor:
-    return pad(x, (0, 1), value=BIAS)
 
 
 def run(context: Context) -> TaskResult:

@@ -44,17 +44,12 @@ def choose(train: Tensor, labels: Tensor, context: Context) -> tuple[int, str]:
     memory, held_out = stratified_split(
         labels.cpu(), settings.holdout, context.seed, "neighbours=10"
     )
-    ballots = votes(
-        train[held_out],
-        train[memory],
-        labels[memory],
-        settings.neighbours,
-        settings.temperature,
-        len(context.data.classes),
-    )
+    counts, classes = settings.neighbours, len(context.data.classes)
+    known = train[memory], labels[memory]
+    ballots = votes(train[held_out], *known, counts, settings.temperature, classes)
     candidates = [
         Candidate(k, f"k_{k}", top1(ballot, labels[held_out].cpu()))
-        for k, ballot in zip(settings.neighbours, ballots, strict=True)
+        for k, ballot in zip(counts, ballots, strict=True)
     ]
     log_scores(context.log, "top1", candidates, 1)
     best, reason = select(candidates, "top1", len(held_out))

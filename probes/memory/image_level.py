@@ -39,7 +39,7 @@ def linear(plan: MemoryPlan) -> Phases:
         return
     width = plan.embed("train", "val")
     yield "encoding"
-    train, val = (_samples(plan, plan.images(split), width) for split in ("train", "val"))
+    train = _samples(plan, plan.images("train"), width)
     if len(settings.grid) > 1:
         heads = _train_linear(plan, train, settings.grid)
         evaluate_grid(heads, settings.grid, _first(train, 2**16), CPU)
@@ -47,8 +47,7 @@ def linear(plan: MemoryPlan) -> Phases:
     heads = _train_linear(plan, train, settings.grid[:1])
     yield "training"
     with torch.no_grad():
-        for features, _ in _first(val, 4096).batches(4096, CPU):
-            heads(features)
+        heads(torch.empty(min(4096, plan.images("val")), width))
     yield "scoring"
 
 
