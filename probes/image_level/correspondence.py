@@ -29,7 +29,7 @@ from probes.image_level.settings import CorrespondenceSettings
 ALPHAS = ("0.05", "0.1")
 STEPS = 8  # positions from one patch to the next
 Pair = tuple[str, Mapping[str, Any]]  # source image, and the rest as in ``Sample.target``
-View = tuple[Tensor, tuple[int, int]]
+View = tuple[Tensor, tuple[int, int]]  # see ``feature_maps``
 
 
 def run(context: Context) -> TaskResult:

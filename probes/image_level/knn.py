@@ -45,8 +45,8 @@ def choose(train: Tensor, labels: Tensor, context: Context) -> tuple[int, str]:
         labels.cpu(), settings.holdout, context.seed, "neighbours=10"
     )
     counts, classes = settings.neighbours, len(context.data.classes)
-    known = train[memory], labels[memory]
-    ballots = votes(train[held_out], *known, counts, settings.temperature, classes)
+    labelled = train[memory], labels[memory]
+    ballots = votes(train[held_out], *labelled, counts, settings.temperature, classes)
     candidates = [
         Candidate(k, f"k_{k}", top1(ballot, labels[held_out].cpu()))
         for k, ballot in zip(counts, ballots, strict=True)
