@@ -130,10 +130,9 @@ def _describe(kind: str, path: Path) -> CacheEntry:
     files = [path, *path.rglob("*")]
     size = sum(file.stat().st_size for file in files if file.is_file())
     about = KINDS[kind]
-    for name in ("key.json", "manifest.json"):  # features have a manifest; while built, a key
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads((path / name).read_text(encoding="utf-8"))
-            about = f"{content['kind']}: {content['about']}"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads((path / "key.json").read_text(encoding="utf-8"))
+        about = f"{content['kind']}: {content['about']}"
     return CacheEntry(kind, path.name, path, size, path.stat().st_mtime, about)
 
 

@@ -3,10 +3,10 @@ embeddings.
 
 A *store* is a folder ``$CLIPTEX_HOME/features/KEY`` of memory-mapped safetensors files. KEY is a
 hash of everything that the tensors follow from (see ``CacheKey``). Each shard is written beside its
-path and renamed, then its entry; the manifest, with every shard's size and sha256, comes last. So
-an interrupted build never counts as complete, and resumes after its last complete shard. A damaged
-store is reported, deleted and rebuilt. One process builds a store while others wait, and each open
-store holds a lock that keeps it from being deleted.
+path and renamed, then its entry, with size and sha256. A store is complete when every shard has its
+entry, so an interrupted build resumes after its last complete shard. A damaged store is reported
+and rebuilt. One process builds a store while others wait, and each open store holds a lock that
+keeps it from being deleted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from common.errors import UserError
 from common.files import atomic_write, content_key, home, read_json_object, sha256_file, write_json
 from common.locks import acquire_reader_lock, is_locked, locked, release_reader_lock
 from probes.features import budget
-from probes.features.content_hashes import hash_file, store_hashes, stored_hashes
+from probes.features.content_hashes import content_hashes, hash_file, store_hashes
 from probes.features.members import state_of
 
 VERSION = 4  # raised whenever the same key would give other bytes
@@ -79,7 +80,7 @@ class CacheKey:
     def folder(self) -> Path:
         return root() / self.digest
 
-    @property
+    @cached_property
     def shards(self) -> list[range]:
         """The items of each shard; about ``SHARD_BYTES`` each."""
         shards, start, size = [], 0, 0
@@ -89,6 +90,11 @@ class CacheKey:
                 start, size = item, 0
             size += more
         return [*shards, range(start, len(self.item_bytes))]
+
+    def entry(self, number: int) -> dict[str, Any]:
+        """What is recorded of a complete shard; empty if it is not complete."""
+        entry = read_json_object(self.folder / entry_name(number))
+        return entry if entry.get("first") == self.shards[number].start else {}
 
 
 def root() -> Path:
@@ -104,12 +110,10 @@ class Store:
         notes: what was damaged and rebuilt, one line each.
     """
 
-    def __init__(
-        self, folder: Path, manifest: Mapping[str, Any], lock: FileLock, notes: Sequence[str] = ()
-    ) -> None:
-        self.folder, self.notes, self._lock = folder, notes, lock
-        self._kinds, self._items = len(manifest["dtypes"]), manifest["items"]
-        self._starts = [shard["first"] for shard in manifest["shards"]]
+    def __init__(self, key: CacheKey, lock: FileLock, notes: Sequence[str]) -> None:
+        self.folder, self.notes, self._lock = key.folder, notes, lock
+        self._kinds, self._items = len(key.dtypes), len(key.item_bytes)
+        self._starts = [shard.start for shard in key.shards]
         self._loaded: dict[int, tuple[list[Sequence[Tensor]], list[dict[str, Any]]]] = {}
 
     def __len__(self) -> int:
@@ -169,57 +173,38 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
     """
     folder, notes = key.folder, list[str]()
     with locked(lock_path(folder), wait or (lambda: None)):
-        manifest = read_manifest(folder)
-        if manifest and (error := integrity_error(folder, manifest)):
+        entries = [key.entry(number) for number in range(len(key.shards))]
+        if error := integrity_error(folder, list(filter(None, entries))):
             notes.append(f"cached {key.kind} of {key.about} were damaged ({error}) and are rebuilt")
             log.warning("%s (%s)", notes[-1], folder)
-            # without manifest and entries nothing counts; shards are replaced one by one, so that
-            # a process that has the store open can go on reading
+            # without entries nothing counts; shards are replaced one by one, so that a process that
+            # has the store open can go on reading
             for file in folder.glob("*.json"):
                 file.unlink()
-            manifest = None
-        if manifest is None:
-            manifest = _build(key, build)
+            entries = [{} for _ in entries]
+        if not all(entries):
+            _build(key, build, [number for number, entry in enumerate(entries) if not entry])
         budget.touch(folder)
-        return Store(folder, manifest, acquire_reader_lock(folder / "readers"), notes)
+        return Store(key, acquire_reader_lock(folder / "readers"), notes)
 
 
-def _build(key: CacheKey, build: Builder) -> dict[str, Any]:
-    """Write the missing shards, then the manifest. The caller holds the lock."""
-    folder, shards = key.folder, key.shards
+def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> None:
+    """Write the pending shards. The caller holds the lock."""
+    folder, shards = key.folder, [key.shards[number] for number in pending]
     folder.mkdir(parents=True, exist_ok=True)
     for temporary in folder.glob(".*.tmp"):  # of a process that was killed
         temporary.unlink()
-    paths = [folder / shard_name(number) for number in range(len(shards))]
-    # a shard's entry of the manifest, before there is a manifest
-    entry_paths = [path.with_suffix(".json") for path in paths]
-    entries = [read_json_object(path) for path in entry_paths]
-    if any(entries) and integrity_error(folder, {"shards": filter(None, entries)}):
-        entries = [{} for _ in shards]
-    pending = [number for number, entry in enumerate(entries) if not entry]
-    size = sum(key.item_bytes[item] for number in pending for item in shards[number])
+    size = sum(key.item_bytes[item] for shard in shards for item in shard)
     budget.make_room(root(), size, key.about, remove)
     about = {"kind": key.kind, "about": key.about, "identity": key.identity}
     write_json(folder / "key.json", about)
-    stream = iter(build([shards[number] for number in pending]))
-    for number in pending:
+    stream = iter(build(shards))
+    for number, shard in zip(pending, shards, strict=True):
         items = {
-            item: (tensors, metadata)
-            for item, tensors, metadata in islice(stream, len(shards[number]))
+            item: (tensors, metadata) for item, tensors, metadata in islice(stream, len(shard))
         }
-        ordered = [items[item] for item in shards[number]]
-        entry = _write_shard(paths[number], key, ordered)
-        entries[number] = {**entry, "first": shards[number].start}
-        write_json(entry_paths[number], entries[number])
-    manifest = {
-        **about,
-        "key": key.digest,
-        "dtypes": list(key.dtypes),
-        "items": len(key.item_bytes),
-        "shards": entries,
-    }
-    write_json(folder / "manifest.json", {**manifest, "sha256": content_key(manifest, 64)})
-    return manifest
+        entry = _write_shard(folder / shard_name(number), key, [items[item] for item in shard])
+        write_json(folder / entry_name(number), {**entry, "first": shard.start})
 
 
 def _write_shard(
@@ -245,31 +230,29 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.safetensors"
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a complete store; None if there is none or it is damaged."""
-    manifest = read_json_object(folder / "manifest.json")
-    sha256 = manifest.pop("sha256", "")
-    return manifest if content_key(manifest, 64) == sha256 else None
+def entry_name(number: int) -> str:
+    return f"{number:05d}.json"
 
 
-def integrity_error(folder: Path, manifest: Mapping[str, Any]) -> str:
-    """What is wrong with the first damaged shard; empty if all are intact.
+def integrity_error(folder: Path, entries: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong with the first damaged shard of some entries; empty if all are intact.
 
     Contents are hashed the first time, and again whenever size, time or inode have changed.
     """
-    hashes = stored_hashes(folder)
-    for entry in manifest["shards"]:
-        shard = folder / entry["file"]
+    for entry in entries:
         try:
-            state = state_of(shard)
-            if state[0] != entry["bytes"]:
-                return f"{shard.name} has {state[0]} bytes instead of {entry['bytes']}"
-            if hashes.get(shard.name) != (state, entry["sha256"]):
-                if sha256_file(shard) != entry["sha256"]:
-                    return f"the content of {shard.name} has changed"
-                store_hashes([(shard, state, entry["sha256"])])
+            size = (folder / entry["file"]).stat().st_size
         except OSError as error:
-            return f"{shard.name} cannot be read ({error.strerror})"
+            return f"{entry['file']} cannot be read ({error.strerror})"
+        if size != entry["bytes"]:
+            return f"{entry['file']} has {size} bytes instead of {entry['bytes']}"
+    try:
+        hashes = content_hashes([folder / entry["file"] for entry in entries])
+    except UserError as error:
+        return str(error)
+    for entry, sha256 in zip(entries, hashes, strict=True):
+        if sha256 != entry["sha256"]:
+            return f"the content of {entry['file']} has changed"
     return ""
 
 
@@ -284,7 +267,8 @@ def remove(folder: Path) -> bool:
         with locked(lock_path(folder), wait=False):
             if any(map(is_locked, (folder / "readers").glob("*.lock"))):
                 return False
-            (folder / "manifest.json").unlink(missing_ok=True)
+            for entry in folder.glob("*.json"):  # first: then it is not complete
+                entry.unlink()
             shutil.rmtree(folder, ignore_errors=True)
             hash_file(folder).unlink(missing_ok=True)
     except Timeout:
