@@ -55,14 +55,13 @@ def make_room(folder: Path, size: int, about: str, delete: Callable[[Path], bool
         CacheFull: the stores in use leave too little, or the disk is full.
     """
     global reserved_bytes
-    limit = size_limit(folder)
-    used = sum(map(size_of, stores(folder)))
-    for store in sorted(stores(folder), key=last_used):
+    limit, sizes = size_limit(folder), {store: size_of(store) for store in stores(folder)}
+    used = sum(sizes.values())
+    for store in sorted(sizes, key=last_used):
         if used + size <= limit:
             break
-        freed = size_of(store)
         if delete(store):
-            used -= freed
+            used -= sizes[store]
     free = free_bytes(folder)
     if used + size > limit or size > free:
         raise CacheFull(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import content_key, home
-from probes.features.members import FileState, read_bytes, sha256_file, state_of
+from probes.features.members import FileState, read_bytes, state_of
 
 _pending: list[tuple[Path, FileState, str]] = []
 
@@ -64,6 +64,10 @@ def read_and_hash(path: Path) -> tuple[bytes, str]:
 def save() -> None:
     """Store the hashes that ``read_and_hash`` has computed."""
     store_hashes(_pending.pop() for _ in range(len(_pending)))
+
+
+def sha256_file(path: Path) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 @lru_cache(maxsize=2**17)

@@ -11,7 +11,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 import torch
@@ -127,11 +127,6 @@ class FeatureDataset(Dataset):
     def metainfo(self) -> dict[str, Any]:
         return self.source.metainfo
 
-    @property
-    def notes(self) -> list[str]:
-        """What was damaged and rebuilt."""
-        return [note for store in self.stores for note in store.notes]
-
     def __len__(self) -> int:
         return len(self.source)
 
@@ -148,7 +143,10 @@ class FeatureDataset(Dataset):
         return *metadata["pad_shape"][:2], *metadata["img_shape"][:2]
 
     def open(self, run: EncodeRun | None = None) -> None:
-        """Open the stores, building missing ones. Raises as ``get_or_build`` and ``encoded``."""
+        """Open the stores, building missing ones, and lock them against removal until ``close``.
+
+        Raises as ``get_or_build`` and ``encoded``.
+        """
         self.close()
         run = run or EncodeRun(torch.device(self.device))
         message = f"waiting for the process that encodes {self.name}"
@@ -229,27 +227,27 @@ class FeatureDataset(Dataset):
         loaded = _load(self.load, [item for order in orders for item in order], run)
         in_parts = Halving(BATCH, f"encoding {self.name}", run.cost.notes)
 
-        def encode(part: Sequence[tuple[int, Any]]) -> tuple[list[Tensor], list[Any]]:
-            """The maps of loaded items, on the CPU, and their samples."""
+        def encode(part: Sequence[tuple[int, Any]]) -> list[tuple[int, list[Tensor], Metadata]]:
             batch = preprocess(pseudo_collate([packed for _, packed in part]), False)
             maps = frozen(batch["inputs"])
             if not all_finite(maps):
                 raise NonFiniteLoss(f"feature maps of {about} are not finite")
             cast = [each.cpu() for each in as_dtype(maps, self.dtype, about)]
-            return cast, batch["data_samples"]
+            return [
+                (item, [each[index] for each in cast], _shapes(sample.metainfo))
+                for index, ((item, _), sample) in enumerate(
+                    zip(part, batch["data_samples"], strict=True)
+                )
+            ]
 
         for order in orders:
             same_shape = groupby(islice(loaded, len(order)), lambda entry: entry[1]["inputs"].shape)
             for shape, entries in same_shape:
                 size = min(BATCH, max(2, CPU_PIXELS // shape[1:].numel())) if on_cpu else BATCH
                 while part := list(islice(entries, size)):
-                    items = iter(item for item, _ in part)
                     results = in_parts(encode, part)
                     run.cost.images["encode"] += len(part)
-                    for cast, samples in results:
-                        for index, sample in enumerate(samples):
-                            maps = [each[index] for each in cast]
-                            yield next(items), maps, _shapes(sample.metainfo)
+                    yield from chain.from_iterable(results)
                     run.progress.advance(len(part))
 
 

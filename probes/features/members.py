@@ -5,14 +5,12 @@ A path is that of a plain file unless a folder in it ends in ``.tar``.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from functools import lru_cache
 from pathlib import Path
 
 from backbones.cliptex.data.tar_index import index_tar, read_member, tar_identity
-from common import files
 
 FileState = tuple[int, int, int]  # size, time of the last change in ns, inode
 IMAGES = ("webp", "png", "jpg", "jpeg")
@@ -25,13 +23,6 @@ def read_bytes(path: Path | str) -> bytes:
         return Path(path).read_bytes()
     tar, offset, size = member
     return read_member(tar, tar_identity(tar)[2], offset, size)
-
-
-def sha256_file(path: Path) -> str:
-    """Of the content of a file or a member. Raises as ``read_bytes`` does."""
-    if _locate(str(path)) is None:
-        return files.sha256_file(path)
-    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def image_source(path: Path | str) -> Path | io.BytesIO:

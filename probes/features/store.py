@@ -93,7 +93,7 @@ class CacheKey:
 
     def entry(self, number: int) -> dict[str, Any]:
         """What is recorded of a complete shard; empty if it is not complete."""
-        entry = read_json_object(self.folder / entry_name(number))
+        entry = read_json_object((self.folder / shard_name(number)).with_suffix(".json"))
         return entry if entry.get("first") == self.shards[number].start else {}
 
 
@@ -203,8 +203,9 @@ def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> None:
         items = {
             item: (tensors, metadata) for item, tensors, metadata in islice(stream, len(shard))
         }
-        entry = _write_shard(folder / shard_name(number), key, [items[item] for item in shard])
-        write_json(folder / entry_name(number), {**entry, "first": shard.start})
+        path = folder / shard_name(number)
+        entry = _write_shard(path, key, [items[item] for item in shard])
+        write_json(path.with_suffix(".json"), {**entry, "first": shard.start})
 
 
 def _write_shard(
@@ -228,10 +229,6 @@ def _write_shard(
 
 def shard_name(number: int) -> str:
     return f"{number:05d}.safetensors"
-
-
-def entry_name(number: int) -> str:
-    return f"{number:05d}.json"
 
 
 def integrity_error(folder: Path, entries: Sequence[Mapping[str, Any]]) -> str:

@@ -6,75 +6,56 @@ many regions as they have at most: neck, heads, regions of interest and masks.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from mmdet.structures.bbox import bbox_overlaps
-from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 
-from common.live_bytes import real_tensors
 from probes.detection.config import detection_config
 from probes.detection.settings import MaskRCNNSettings
-from probes.memory.heads import FakeHead, collated, encode_maps, largest_batches, shapes
+from probes.memory.dense import FakeHead, Sizes, shapes, together
 from probes.memory.plan import MemoryPlan, Phases
-from probes.runner import bridge
 
 MASK_SIDE = 28  # of a predicted mask
 
 
-def detector(plan: MemoryPlan) -> Phases:
+def probe(plan: MemoryPlan) -> Phases:
     """See ``probes.detection.probe``."""
-    context, settings = plan.context, plan.settings
-    bridge.share(context.backbone_config, plan.backbone)
-    config = detection_config(context)
-    uncached = detection_config(replace(context, settings=replace(settings, cache="none")))
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        train, val = (
-            DATASETS.build(loader.dataset)
-            for loader in (uncached.train_dataloader, uncached.val_dataloader)
-        )
+    return together(plan, [detection_config(plan.context)], FakeDetector)
+
+
+class FakeDetector(FakeHead):
+    """A detector of fake tensors."""
+
+    one_batch = nullcontext  # it is alone
+
+    @staticmethod
+    def largest(train: Any) -> int:
         sizes = shapes(train)
-        largest = max(range(len(sizes)), key=lambda item: sizes[item][0] * sizes[item][1])
-        encoder = None
-        if settings.cache != "none":
-            encoder = one_by_one(uncached)
-            both = (train, train, val)  # each image of train and its mirror image
-            encode_maps(encoder, [shape for dataset in both for shape in shapes(dataset)])
-            yield "encoding"
-        head = FakeHead(config, plan)
-        model, size = head.model, uncached.train_dataloader.batch_size
-        with real_tensors():
-            samples = [train[largest]] * size
-        objects = max(len(sample["data_samples"].gt_instances) for sample in samples)
-        for _ in range(2):
-            batch = model.data_preprocessor(collated(samples, encoder), True)
-            maps = model.extract_feat(batch["inputs"])
-            outputs = _outputs(model, maps, settings, size, True)
-            _assign(outputs, objects, size)
-            loss = sum(output.float().mean() for output in outputs)
-            head.optimizer.update_params(loss)
-            del maps, outputs, loss
-        yield "training"
-        with torch.no_grad():
-            for items in largest_batches(val, uncached.val_dataloader):
-                with real_tensors():
-                    samples = [val[item] for item in items]
-                batch = model.data_preprocessor(collated(samples, encoder), False)
-                maps = model.extract_feat(batch["inputs"])
-                _outputs(model, maps, settings, len(items), False)
-                if isinstance(settings, MaskRCNNSettings):
-                    _paste(samples, settings.detections)
-        yield "evaluation"
+        return max(range(len(sizes)), key=lambda item: sizes[item][0] * sizes[item][1])
 
+    @staticmethod
+    def encoded_sizes(train: Any, crop: Tensor, settings: Any) -> Sizes:
+        return 2 * shapes(train)  # each image and its mirror image
 
-def one_by_one(config: Config) -> Config:
-    """``config`` without ``PerShape``: the frozen backbone on batches of one shape."""
-    preprocess = {**config.model.data_preprocessor, "type": "DetDataPreprocessor"}
-    model = {"backbone": config.model.backbone.backbone, "data_preprocessor": preprocess}
-    return Config({"model": model, "default_scope": "mmdet"})
+    def step(self, data: Mapping[str, Any]) -> None:
+        samples = data["data_samples"]
+        maps = self.model.extract_feat(data["inputs"])
+        outputs = _outputs(self.model, maps, self.settings, len(samples), True)
+        objects = max(len(sample.gt_instances) for sample in samples)
+        _assign(outputs, objects, len(samples))
+        loss = sum(output.float().mean() for output in outputs)
+        self.optimizer.update_params(loss)
+
+    def score(self, data: Mapping[str, Any], classes: Mapping[str, Any]) -> None:
+        samples = data["data_samples"]
+        maps = self.model.extract_feat(data["inputs"])
+        _outputs(self.model, maps, self.settings, len(samples), False)
+        if isinstance(self.settings, MaskRCNNSettings):
+            _paste(samples, self.settings.detections)
 
 
 def _outputs(
@@ -112,6 +93,6 @@ def _paste(samples: list[Any], detections: int) -> None:
     """The masks of a batch at the resolution of the image files."""
     masks = []
     for sample in samples:
-        grid = torch.empty(detections, *sample["data_samples"].ori_shape, 2)
+        grid = torch.empty(detections, *sample.ori_shape, 2)
         small = torch.empty(detections, 1, MASK_SIDE, MASK_SIDE)
         masks.append(torch.nn.functional.grid_sample(small, grid)[:, 0] >= 0.5)

@@ -39,7 +39,8 @@ def linear(plan: MemoryPlan) -> Phases:
         return
     width = plan.embed("train", "val")
     yield "encoding"
-    train = _samples(plan, plan.images("train"), width)
+    count = plan.images("train")
+    train = Samples(plan.resident(count, width), _rows(count), plan.classes)
     if len(settings.grid) > 1:
         heads = _train_linear(plan, train, settings.grid)
         evaluate_grid(heads, settings.grid, _first(train, 2**16), CPU)
@@ -58,19 +59,13 @@ def _train_linear(plan: MemoryPlan, samples: Samples, grid: Sequence[Pair]) -> L
     heads = LinearHeads(Standardiser.identity(width), weights)
     optimizer = sgd([heads], plan.settings, grid, size)
     for _ in range(2):
-        inputs, targets = samples.batch(torch.empty(size, dtype=torch.int64), CPU)
+        inputs, targets = samples.batch(_rows(size), CPU)
         train_step(heads, optimizer, inputs, targets, 1.0)
     return heads
 
 
-def _samples(plan: MemoryPlan, count: int, width: int) -> Samples:
-    features = plan.resident(count, width)
-    return Samples(features, torch.empty(count, dtype=torch.int64), plan.classes)
-
-
 def _first(samples: Samples, count: int) -> Samples:
-    members = torch.empty(min(len(samples), count), dtype=torch.int64)
-    return replace(samples, members=members)
+    return replace(samples, members=_rows(min(len(samples), count)))
 
 
 def random_crops(plan: MemoryPlan) -> Phases:
@@ -105,7 +100,7 @@ def _train_on_crops(
 ) -> None:
     size = plan.settings.batch_size
     for inputs in plan.encode(2 * size, encode, size):
-        train_step(heads, optimizer, inputs, torch.empty(size, dtype=torch.int64), 1.0)
+        train_step(heads, optimizer, inputs, _rows(size), 1.0)
 
 
 def knn(plan: MemoryPlan) -> Phases:
@@ -159,6 +154,9 @@ def with_texts(plan: MemoryPlan) -> Phases:
     yield "encoding"
 
 
+zero_shot = association = retrieval = with_texts
+
+
 def _count_texts(plan: MemoryPlan) -> int:
     samples, kind = plan.context.data.samples["val"], plan.probe.kind
     if kind == "classification":
@@ -169,7 +167,7 @@ def _count_texts(plan: MemoryPlan) -> int:
     return sum(len(sample.target) for sample in samples)
 
 
-def keypoints(plan: MemoryPlan) -> Phases:
+def correspondence(plan: MemoryPlan) -> Phases:
     """See ``probes.image_level.correspondence``."""
     settings = plan.settings
     side = square_side(settings, plan.backbone)

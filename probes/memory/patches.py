@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -19,7 +19,7 @@ from probes.dense.patches.pixels import Patches, average_windows, label_map
 from probes.features.search import nearest
 from probes.image_level.linear import Standardiser
 from probes.image_level.zero_shot import templates_for
-from probes.memory.heads import Sizes, encode_maps, encoded
+from probes.memory.dense import encode_maps, encoded
 from probes.memory.plan import MemoryPlan, Phases
 
 HISTORY = 16  # vectors as long as the parameters that L-BFGS with a history of 5 remembers
@@ -31,8 +31,9 @@ def remember(plan: MemoryPlan) -> tuple[PatchImages, Tensor, Tensor]:
     passes = getattr(settings, "passes", 0)
     train = PatchImages(plan.context, "train", crops=passes)
     val = PatchImages(plan.context, "val")
-    for images in (train, val):
-        encode_maps(_encoder(images), images.dataset.sizes())
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        for images in (train, val):
+            encode_maps(images.dataset.encoder, images.dataset.sizes())
     rows = train.most_patches(max(1, settings.memory // len(train)))
     width = sum(plan.backbone.channels[-len(train.strides) :])
     if getattr(settings, "votes", "shares") == "pixels":
@@ -41,11 +42,6 @@ def remember(plan: MemoryPlan) -> tuple[PatchImages, Tensor, Tensor]:
     else:
         labels = plan.resident(rows, class_count(plan.context), dtype=torch.float16)
     return val, plan.resident(rows, width, dtype=train.dtype), labels
-
-
-def _encoder(images: PatchImages) -> Config:
-    encoder = images.dataset.encoder
-    return Config({"model": {key: encoder[key] for key in ("backbone", "data_preprocessor")}})
 
 
 def _patches(images: PatchImages) -> tuple[int, tuple[int, int], tuple[int, int]]:
@@ -74,7 +70,7 @@ def _standardise(features: Tensor) -> Standardiser:
     return Standardiser.identity(features.shape[1])
 
 
-def patch_knn(plan: MemoryPlan) -> Phases:
+def knn(plan: MemoryPlan) -> Phases:
     """See ``probes.dense.patches.knn``."""
     settings = plan.settings
     images, features, labels = remember(plan)
@@ -142,14 +138,12 @@ def open_vocabulary(plan: MemoryPlan) -> Phases:
     yield "encoding texts"
     encoder = DenseEncoder(plan.backbone, settings.precision, settings.slide)
     images = PatchImages(context, "val", encoder)
-    sizes: Sizes = images.dataset.sizes()
-    with torch.inference_mode():
-        encode_maps(_encoder(images), sizes, encoder)
+    config, sizes = images.dataset.encoder, images.dataset.sizes()
+    with torch.inference_mode(), DefaultScope.overwrite_default_scope("mmseg"):
+        encode_maps(config, sizes, encoder)
         yield "encoding"
         count, grid, size = _patches(images)
-        (single,) = encoded(
-            _encoder(images), [torch.empty(3, *sizes[0], dtype=torch.uint8)], encoder
-        )
+        (single,) = encoded(config, [torch.empty(3, *sizes[0], dtype=torch.uint8)], encoder)
         windows = single.shape[1] // plan.backbone.embed_dim
         features = torch.empty(count, windows, plan.backbone.embed_dim)
         similar = features @ torch.empty(plan.backbone.embed_dim, names)

@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 
 from common.live_bytes import counting, fake_copy
-from probes.base import Context, GroupedProbe, Probe
-from probes.dense.probe import DenseProbe
+from probes.base import Context, FeatureProbe, GroupedProbe, Probe
 from probes.memory.plan import MemoryPlan, Phases
 
 Task = tuple[Probe, Context]
-Run = Callable[[Sequence[MemoryPlan]], Phases]
-# probe → where its phases are; dense probes that are trained have theirs in ``heads``
-FUNCTIONS: Mapping[str, str] = {
-    "classification/linear": "image_level.linear",
-    "classification/knn": "image_level.knn",
-    "classification/few-shot": "image_level.few_shot",
-    "classification/attentive": "image_level.attentive",
-    "classification/zero-shot": "image_level.with_texts",
-    "association/zero-shot": "image_level.with_texts",
-    "image-text/retrieval": "image_level.with_texts",
-    "correspondence/keypoints": "image_level.keypoints",
-    "segmentation/patch-knn": "patches.patch_knn",
-    "segmentation/in-context": "patches.in_context",
-    "segmentation/logreg": "patches.logreg",
-    "segmentation/open-vocabulary": "patches.open_vocabulary",
-    "detection/mask-rcnn": "detection.detector",
-    "detection/ssd": "detection.detector",
-}
+Run = Callable[..., Phases]  # of the plans of tasks
 
 
 @dataclass(frozen=True)
@@ -39,12 +21,10 @@ class Peak:
     """Most bytes of tasks that are trained together.
 
     Attributes:
-        tasks: their names.
         phase: in which ``device`` bytes are taken in the memory of the device.
         host: of large tensors that stay in the memory of the host.
     """
 
-    tasks: str
     device: int
     phase: str
     host: int
@@ -81,10 +61,9 @@ def _predict(group: Sequence[Task], phases: Run, capacity: int | None) -> Peak:
             MemoryPlan(probe, replace(context, backbone=backbone), counter, capacity)
             for probe, context in group
         ]
-        by_phase = {phase: counter.take_peak() for phase in phases(plans)}
-    names = " + ".join(f"{context.data.spec.name}/{probe.name}" for probe, context in group)
+        by_phase = {phase: counter.take_peak() for phase in phases(*plans)}
     worst = max(by_phase, key=by_phase.__getitem__)
-    return Peak(names, by_phase[worst], worst, sum(plan.host for plan in plans))
+    return Peak(by_phase[worst], worst, sum(plan.host for plan in plans))
 
 
 def together(tasks: Sequence[Task]) -> list[list[Task]]:
@@ -97,11 +76,13 @@ def together(tasks: Sequence[Task]) -> list[list[Task]]:
 
 
 def phases_of(probe: Probe) -> Run | None:
-    """The function that runs the phases of tasks of a probe; None if it is a plug-in's."""
-    if isinstance(probe, DenseProbe):
-        return import_module("probes.memory.heads").dense
-    if not (name := FUNCTIONS.get(f"{probe.kind}/{probe.name}")):
+    """The function that runs the phases of tasks of a probe; None if it is a plug-in's.
+
+    Those of ``probes.image_level.knn`` are ``probes.memory.image_level.knn``, and so on.
+    """
+    module = probe.module if isinstance(probe, FeatureProbe) else type(probe).__module__
+    if not module.startswith("probes."):
         return None
-    module, function = name.split(".")
-    phases = getattr(import_module(f"probes.memory.{module}"), function)
-    return lambda plans: phases(plans[0])
+    folder, name = module.split(".")[-2:]
+    run: Run = getattr(import_module(f"probes.memory.{folder}"), name)
+    return run

@@ -29,7 +29,7 @@ def at_once(images: int, device: torch.device, channels: int = 0) -> dict[str, A
 
 @DATA_SAMPLERS.register_module()
 class SameShapeBatches(Sampler[list[int]]):
-    """Batches of neighbours of one shape, in the order of the dataset.
+    """Batches of neighbours of one shape, in the order of the dataset, which does not change.
 
     Args:
         sampler: gives the order; its ``dataset`` has ``shape(index)``, which must be equal within a
@@ -48,29 +48,23 @@ class SameShapeBatches(Sampler[list[int]]):
         pixels: int = PIXELS,
         outputs: int | None = None,
     ) -> None:
-        self.sampler, self.batch_size = sampler, batch_size
-        self.pixels, self.outputs = pixels, outputs
-        self._batches: list[list[int]] = []
-
-    def batches(self) -> list[list[int]]:
-        """All batches, built once: the order of an evaluation does not change."""
-        if not self._batches:
-            dataset: Any = self.sampler.dataset  # type: ignore[attr-defined]
-            last, total = None, 0
-            for index in self.sampler:
-                shape = dataset.shape(index)
-                own = math.prod(dataset.own_size(index)) if self.outputs else 0
-                limit = min(self.batch_size, self.pixels // (shape[0] * shape[1]))
-                is_full = self._batches and len(self._batches[-1]) >= max(1, limit)
-                if shape != last or is_full or total + own > (self.outputs or 0):
-                    self._batches.append([])
-                    total = 0
-                self._batches[-1].append(index)
-                last, total = shape, total + own
-        return self._batches
+        dataset: Any = sampler.dataset  # type: ignore[attr-defined]
+        self.batches: list[list[int]] = []
+        self.outputs = outputs
+        last, total = None, 0
+        for index in sampler:
+            shape = dataset.shape(index)
+            own = math.prod(dataset.own_size(index)) if outputs else 0
+            limit = min(batch_size, pixels // (shape[0] * shape[1]))
+            is_full = self.batches and len(self.batches[-1]) >= max(1, limit)
+            if shape != last or is_full or total + own > (outputs or 0):
+                self.batches.append([])
+                total = 0
+            self.batches[-1].append(index)
+            last, total = shape, total + own
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches())
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self.batches())
+        return len(self.batches)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 # (iteration, iterations of warm-up, iterations of training) → share of the highest rate, or beta 1
 Curve = Callable[[int, int, int], float]
@@ -57,11 +56,3 @@ RATES: dict[str, Curve] = {
     "probe3d": probe3d,
 }
 BETAS: dict[str, Curve] = {"dinov3-depth": dinov3_depth_beta}
-
-
-def source_schedule(source: str, warm: int) -> list[dict[str, Any]]:
-    """Configs of the schedulers of a source, by iteration."""
-    parts = [{"type": "SourceLR", "source": source, "warm": warm}]
-    if source in BETAS:
-        parts.append({"type": "SourceMomentum", "source": source, "warm": warm})
-    return parts

@@ -4,7 +4,6 @@ of every task on it."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from mmengine.registry import DATASETS
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common.files import content_key
-from probes.base import Context, Cost
 from probes.features.crops import without_images
 from probes.runner.bridge import isolated_rng
 
@@ -67,34 +65,6 @@ class GroupDataset(Dataset):
     def arrange(self) -> Any:
         """How the first dataset arranges an epoch, or None; see ``SeededSamples``."""
         return getattr(self.datasets[0], "arrange", None)
-
-    def shape(self, index: int) -> tuple[int, ...]:
-        """What images of one batch have in common; see ``probes.runner.batches``."""
-        return self.datasets[0].shape(index)
-
-    def own_size(self, index: int) -> tuple[int, int]:
-        """(width, height) of an image file."""
-        return self.datasets[0].own_size(index)
-
-    def open(self, context: Context, cost: Cost) -> list[str]:
-        """Encode the features that are missing, with progress, and lock all of them against removal
-        until ``close``. Returns notes for the user.
-
-        Raises:
-            UserError: they do not fit together (see ``probes.features.budget``), or an image cannot
-                be read.
-            NonFiniteLoss: a map is not finite.
-        """
-        notes: list[str] = []
-        for dataset in self.cached:
-            dataset.open(replace(context, cost=cost))
-            notes += dataset.notes
-        return notes
-
-    def close(self) -> None:
-        """Release the features."""
-        for dataset in self.cached:
-            dataset.close()
 
     def batches(
         self, preprocessor: nn.Module, data: Mapping[str, Any], training: bool

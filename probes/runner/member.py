@@ -10,12 +10,12 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
@@ -30,6 +30,7 @@ from common.files import atomic_write, content_key
 from common.out_of_memory import out_of_memory
 from probes.base import Context, Cost
 from probes.runner.bridge import isolated_rng
+from probes.runner.group_data import GroupDataset
 from probes.runner.sampling import seed_iteration
 
 STATE = "training-state.pth"
@@ -50,9 +51,9 @@ class Member:
         config: as for ``probes.runner.training.resolved``.
         context: of its task: seed, device, folder, log.
         leave_out: items of the training set that are not trained on.
+        index: of the head in its group; train, val: the group's data.
 
     Attributes:
-        index: of the head in its group.
         model: complete, as the config says: it can predict without the group.
         evaluator: of its predictions; its metric objects keep per-image scores.
         iteration: number of finished iterations; resumed_at: how many of them earlier processes
@@ -66,10 +67,6 @@ class Member:
         notes: on the features, for the user.
     """
 
-    index: int
-    train_dataset: Any
-    val_dataset: Any
-    val_item: Callable[[int], dict[str, Any]]
     notes: list[str]
 
     def __init__(
@@ -77,8 +74,14 @@ class Member:
         config: Config,
         context: Context,
         leave_out: Sequence[int],
+        index: int,
+        train: GroupDataset,
+        val: GroupDataset,
     ) -> None:
-        self.config, self.context = config, context
+        self.config, self.context, self.index = config, context, index
+        self.train_dataset = train.datasets[train.indices[index]]
+        self.val_dataset = val.datasets[val.indices[index]]
+        self.val_item = partial(val.item_of, index)
         self.max_iters: int = config.train_cfg["max_iters"]
         # boxes need more digits than bf16 has; logits do not, and their losses are in fp32
         self.autocast = prefers_bf16(context.device) and config.get("default_scope") == "mmseg"
@@ -147,16 +150,6 @@ class Member:
         if due:
             self._save()
 
-    @property
-    def device_bytes(self) -> int:
-        """Of its parameters, their gradients and the state of its optimizer."""
-        optimizer = self.optim_wrapper.optimizer
-        tensors = list(self.model.parameters())
-        tensors += [param.grad for param in tensors if param.grad is not None]
-        for state in optimizer.state.values():
-            tensors += [value for value in state.values() if isinstance(value, Tensor)]
-        return sum(tensor.nbytes for tensor in tensors)
-
     def release(self) -> None:
         """Free what only its training takes on the device, for the heads that go on."""
         self.optim_wrapper.zero_grad()
@@ -215,10 +208,8 @@ class Member:
                 print_log(f"Iter(train) [{iteration}/{self.max_iters}]  {text}", "current")
         self._unchecked.clear()
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if not self.autocast:
-            return nullcontext()
-        return torch.autocast(self.context.device.type, torch.bfloat16)
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.autocast)
 
     def _resume(self) -> None:
         path = Path(self.context.work_dir, STATE)
@@ -246,7 +237,7 @@ class Member:
             "iteration": self.iteration,
             "model": self.model.state_dict(),
             "optimizer": self.optim_wrapper.state_dict(),
-            "schedulers": [_plain(scheduler.state_dict()) for scheduler in self.schedulers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "seconds": self.cost.seconds["train"],
         }
         with atomic_write(Path(self.context.work_dir, STATE)) as temporary:
@@ -282,12 +273,3 @@ class QuietOptimWrapper(OptimWrapper):
         params = [param for group in groups for param in group["params"] if param.grad is not None]
         if params:
             self.clip_func(params, **self.clip_grad_kwargs)
-
-
-def _plain(value: Any) -> Any:
-    """Convert numpy scalars to python's, which ``weights_only=True`` reads."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value

@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from common.errors import UserError
 from common.settings import Axis, Fraction, Precision, Probability, Share, settings_dataclass
-from probes.runner.curves import RATES, source_schedule
+from probes.runner.curves import BETAS, RATES
 
 Schedule = Literal[
     "poly", "cosine", "steps", "dinov3-segmentation", "dinov3-depth", "pixio", "probe3d"
@@ -103,7 +103,9 @@ def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
     decay = {"eta_min": settings.min_lr, "begin": warm}
     parts: list[dict[str, Any]]
     if settings.schedule in RATES:
-        parts = source_schedule(settings.schedule, warm)
+        tables = {"SourceLR": RATES, "SourceMomentum": BETAS}
+        kinds = [kind for kind, curves in tables.items() if settings.schedule in curves]
+        parts = [{"type": kind, "source": settings.schedule, "warm": warm} for kind in kinds]
     elif settings.schedule == "poly":
         parts = [{"type": "PolyLR", "power": settings.power, **decay}]
     elif settings.schedule == "cosine":

@@ -16,7 +16,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -24,7 +24,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS, FUNCTIONS, DefaultScope
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -143,38 +143,31 @@ def train_together(
     ):
         train = GroupDataset([cfg.train_dataloader.dataset.to_dict() for cfg, _ in heads])
         val = GroupDataset([cfg.val_dataloader.dataset.to_dict() for cfg, _ in heads])
-        encoding, notes = Cost(), list[str]()
-        for dataset in (train, val):  # open till the end: no other process can remove the features
-            stack.callback(dataset.close)
-            notes += dataset.open(context, encoding)
+        encoding, notes = replace(context, cost=Cost()), list[str]()
+        for dataset in (*train.cached, *val.cached):
+            stack.callback(dataset.close)  # till then no other process can remove the features
+            dataset.open(encoding)
+            notes += [note for store in dataset.stores for note in store.notes]
         leave_out = sorted({*leave_out, *unused_items(train.datasets[0], context.data)})
         results: list[Any] = []
         for index, (cfg, each) in enumerate(heads):
             try:
-                member = Member(cfg, each, leave_out)
+                results.append(Member(cfg, each, leave_out, index, train, val))
             except Exception as error:
                 results.append(failure_of(error))
-                continue
-            member.index = index
-            member.train_dataset = train.datasets[train.indices[index]]
-            member.val_dataset = val.datasets[val.indices[index]]
-            member.val_item = partial(val.item_of, index)
-            results.append(member)
         members = [member for member in results if isinstance(member, Member)]
         if any(member.trains for member in members):
             samples = SeededSamples(train, context.seed, leave_out, context.settings.shuffle)
-            _train(members, train, samples, config, context, description)
+            _train(members, train, samples, description)
         if trained := [member for member in members if member.error is None]:
-            _evaluate(trained, val, config, context, description)
-        for index, member in enumerate(results):
-            if not isinstance(member, Member):
-                continue
+            _evaluate(trained, val, description)
+        for member in members:
             member.notes = notes
-            member.cost.add(encoding, 1 / len(heads))
+            member.cost.add(encoding.cost, 1 / len(heads))
             with failing_alone(member):
                 if member.error is None:
-                    results[index] = finish(index, member)
-            results[index] = member.error or results[index]
+                    results[member.index] = finish(member.index, member)
+            results[member.index] = member.error or results[member.index]
     gc.collect()  # reference cycles hold loading processes and features
     return results
 
@@ -191,24 +184,20 @@ def unused_items(dataset: Any, data: PreparedDataset) -> list[int]:
 
 
 def _train(
-    members: Sequence[Member],
-    dataset: GroupDataset,
-    samples: SeededSamples,
-    config: Config,
-    context: Context,
-    description: str,
+    members: Sequence[Member], dataset: GroupDataset, samples: SeededSamples, description: str
 ) -> None:
     """Train all members on the samples of one loader."""
+    context, loader = members[0].context, members[0].config.train_dataloader
     iteration = min(member.iteration for member in members if member.trains)
     sampler = EndlessSampler(samples)
-    sampler.skip(iteration * config.train_dataloader.batch_size)
+    sampler.skip(iteration * loader.batch_size)
     context.progress.start(description, max(member.max_iters for member in members))
     context.progress.advance(iteration)
     for member in members:
         member.model.train()
     preprocessor = members[0].model.data_preprocessor
     finished_at = time.perf_counter()
-    with _batches(_loader(config.train_dataloader, samples, sampler, context)) as loaded:
+    with _batches(_loader(loader, samples, sampler, context)) as loaded:
         while any(member.trains for member in members):
             data = next(loaded)
             current = [each for each in members if each.trains and each.iteration == iteration]
@@ -234,7 +223,7 @@ def _train(
 def _prepare(
     members: Sequence[Member], dataset: GroupDataset, preprocessor: nn.Module, data: Any
 ) -> list[dict[str, Any]]:
-    """A batch for training. While it does not fit, the head that takes most memory leaves."""
+    """A batch for training. While it does not fit, the head with most parameters leaves."""
     while training := [member for member in members if member.trains]:
         try:
             return dataset.batches(preprocessor, data, True)
@@ -242,24 +231,20 @@ def _prepare(
             if not is_out_of_memory(error):
                 raise
             failure = failure_of(error)
-        largest = max(training, key=lambda member: member.device_bytes)
+        largest = max(
+            training, key=lambda member: sum(map(Tensor.numel, member.model.parameters()))
+        )
         largest.error = failure
         largest.discard()
     return []
 
 
 @torch.no_grad()
-def _evaluate(
-    members: Sequence[Member],
-    dataset: GroupDataset,
-    config: Config,
-    context: Context,
-    description: str,
-) -> None:
+def _evaluate(members: Sequence[Member], dataset: GroupDataset, description: str) -> None:
     """Score members, all on the same batches."""
-    started = time.perf_counter()
-    sampler = DefaultSampler(dataset, shuffle=False)
-    loader = _loader(config.val_dataloader, dataset, sampler, context)
+    context, started = members[0].context, time.perf_counter()
+    sampler = DefaultSampler(dataset.datasets[0], shuffle=False)
+    loader = _loader(members[0].config.val_dataloader, dataset, sampler, context)
     for member in members:
         member.model.eval()
         member.evaluator.dataset_meta = member.val_dataset.metainfo
