@@ -30,7 +30,7 @@ def probe(plan: MemoryPlan) -> Phases:
 class FakeDetector(FakeHead):
     """A detector of fake tensors."""
 
-    one_batch = nullcontext  # it is alone
+    one_batch = nullcontext  # there is one head, with which nothing is shared
 
     @staticmethod
     def largest(train: Any) -> int:
