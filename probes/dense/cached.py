@@ -11,15 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseDataPreprocessor
-from mmengine.registry import FUNCTIONS, DefaultScope
-from mmseg.registry import DATASETS, MODELS, TRANSFORMS
+from mmengine.registry import DATASETS, FUNCTIONS, MODELS, TRANSFORMS, DefaultScope
 from torch import Tensor
 
 from common.files import content_key
@@ -27,8 +23,8 @@ from probes.base import EncodeRun, Progress
 from probes.dense.data import channels_first, dense_sample, image_only
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import content_hashes
-from probes.features.crops import all_crops, draw_crop
-from probes.features.feature_dataset import FeatureDataset, Part, part_of, use_cached_features
+from probes.features.crops import all_crops, draw_crop, without_images
+from probes.features.feature_dataset import FeatureDataset, part_of, use_cached_features
 from probes.features.store import DTYPES, Builder, CacheKey
 
 
@@ -138,7 +134,11 @@ class CachedDense(FeatureDataset):
     ) -> tuple[CacheKey, Builder]:
         """The ground truth of each crop, cached because cropping it again means decoding it
         again."""
-        spec, pipeline = self.source.spec, [_without_pixels(part) for part in self.pipeline]
+        # a transform of ground truth needs the size of the image alone
+        spec, pipeline = self.source.spec, without_images(self.config)["pipeline"]
+        pipeline = [
+            {**part, "image": [0, 0, 0]} if part["type"] == "PadCrop" else part for part in pipeline
+        ]
         task = DENSE_TASKS.find(spec.kind)
         dtype = task.stored_type(spec, len(self.source.metainfo["classes"]))
         item_bytes = self.crop**2 * task.channels * DTYPES[dtype].itemsize
@@ -166,13 +166,6 @@ class CachedDense(FeatureDataset):
 
         sizes = [item_bytes] * (len(infos) * len(self.all_crops))
         return CacheKey("ground truth", self.name, identity, (dtype,), sizes), build
-
-
-def _without_pixels(part: Part) -> Part:
-    """A transform's config for ground truth, which needs the size of the image alone."""
-    if part["type"] == "LoadImageFromFile":
-        return {"type": "LoadBlank"}
-    return {**part, "image": [0, 0, 0]} if part["type"] == "PadCrop" else part
 
 
 @FUNCTIONS.register_module()

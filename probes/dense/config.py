@@ -3,23 +3,29 @@ whose maps are brought to one stride and concatenated."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 import probes.dense.metrics
+import probes.dense.segmentors
 import probes.features.crops
 import probes.runner.schedules  # noqa: F401  registers what configs name
 from backbones.base import Backbone
+from common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split
 from probes.dense.data import pipelines
-from probes.dense.decode_heads.base import DenseHead
-from probes.dense.decode_heads.module import try_head
+from probes.dense.decode_heads.base import SHIPPED, DenseHead, FeatureMaps
+from probes.dense.decode_heads.losses import Regression, Segmentation
+from probes.dense.decode_heads.module import ModuleHead, module_config, try_head
 from probes.dense.fit import check, feature_maps, reads_class_token, round_up
-from probes.dense.heads import head_config
 from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.crops import image_size
@@ -27,6 +33,10 @@ from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
 
 AT_ONCE = 32  # images of an evaluation's batch at most
+_classes = {**{head.name: head.load() for head in SHIPPED}, "module": ModuleHead}
+for (_name, _class), _loss in product(_classes.items(), (Segmentation, Regression)):
+    _type = f"{_name}-{_loss.__name__.lower()}"  # linear-segmentation, linear-regression …
+    MODELS.register_module(name=_type, module=type(_type, (_loss, _class), {}))
 
 
 def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
@@ -131,8 +141,41 @@ def checked_head(
     if head.config is not None:
         # without samples where the data are not checked yet
         test = test_size(settings, data, backbone.divisor) if data.samples else maps.crop
-        try_head(config["decode_head"], settings.batch_size, [maps.crop, test])
+        try_head(json.dumps(config["decode_head"]), settings.batch_size, (maps.crop, test))
     return config
+
+
+def head_config(
+    head: DenseHead, settings: Any, maps: FeatureMaps, objective: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Configs of the ``decode_head`` and, where it reads the maps concatenated, of the ``neck``.
+
+    Args:
+        settings: a ``DenseSettings``.
+        objective: ``num_classes`` and the loss of a segmenter, or ``loss_decode`` with an
+            objective's config.
+    """
+    outputs = "segmentation" if "num_classes" in objective else "regression"
+    losses = {"align_corners": settings.align_corners, "loss_images": settings.loss_images}
+    losses |= objective
+    if head.options:
+        name, reads_one = head.name, True
+        options = {"in_channels": sum(maps.channels), "in_index": 0, **losses}
+        options |= head.options(settings, maps)
+    else:
+        name = "module"
+        reads_one, options = module_config(settings.head, maps, losses)
+        if settings.feature_stride and not reads_one:
+            raise UserError(
+                f"feature_stride={settings.feature_stride} is of heads that read the maps"
+                f" concatenated; {settings.head['type']} reads each at its own stride: set"
+                " feature_stride=none"
+            )
+    model: dict[str, Any] = {"decode_head": {"type": f"{name}-{outputs}", **options}}
+    if reads_one or maps.index is not None:
+        strides = {"strides": list(maps.strides), "stride": maps.stride}
+        model["neck"] = {"type": "ResizeConcat", **strides, "index": maps.index}
+    return model
 
 
 def test_size(settings: DenseSettings, data: PreparedDataset, divisor: int) -> tuple[int, int]:

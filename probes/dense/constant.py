@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import probes.runner.bridge
-
-# isort: split
 import numpy as np
 import torch
-from mmseg.registry import METRICS as EVALUATORS
 
-import probes.dense.metrics  # noqa: F401  registers what an evaluator's config names
 from probes.datasets.base import PreparedDataset
+from probes.dense.metrics import METRICS as EVALUATORS
 from probes.dense.tasks import DENSE_TASKS
 
 # of train, and of each of its images, evenly spread: a constant needs no more

@@ -13,7 +13,7 @@ from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
 from probes.dense.data import image_only
-from probes.dense.lr_grid import Choice, choose, with_rate
+from probes.dense.lr_grid import choose, with_rate
 from probes.dense.preview import draw_preview, predict
 from probes.features.feature_dataset import features_key
 from probes.predictor import mmlab_head
@@ -68,7 +68,7 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
     names = " + ".join(
         f"{context.data.spec.name}/{tasks[index][0].name}" for index, (_, context) in heads.items()
     )
-    choices: dict[int, Choice] = {}
+    notes: dict[int, list[str]] = {}
     if grids := [index for index in heads if tasks[index][1].settings.lr_grid]:
         chosen = choose([tasks[index] for index in grids], f"{names}: learning rates")
         for index, choice in zip(grids, chosen, strict=True):
@@ -76,14 +76,15 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
                 results[index] = choice
                 del heads[index]
                 continue
-            choices[index], (probe, context) = choice, tasks[index]
-            context = with_rate(context, choice.rate)
+            rate, notes[index] = choice
+            probe, context = tasks[index]
+            context = with_rate(context, rate)
             heads[index] = dense_config(probe, context), context
     indices = list(heads)
 
     def finish(number: int, member: Member) -> TaskResult:
         index = indices[number]
-        return _result(tasks[index][0], member, choices.get(index))
+        return _result(tasks[index][0], member, notes.get(index, []))
 
     if heads:
         trained = train_together(list(heads.values()), description=names, finish=finish)
@@ -91,7 +92,7 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
     return [results[index] for index in range(len(tasks))]
 
 
-def _result(probe: Probe, member: Member, choice: Choice | None) -> TaskResult:
+def _result(probe: Probe, member: Member, chosen: Sequence[str]) -> TaskResult:
     context, (scores,) = member.context, member.evaluator.metrics
     images = [sample.image for sample in context.data.samples["val"]]
     if list(scores.per_image["image"]) != images:
@@ -102,10 +103,7 @@ def _result(probe: Probe, member: Member, choice: Choice | None) -> TaskResult:
         units = context.data.spec.units(context.data.root)
         per_image["unit"] = np.array([units.get(image, image) for image in images])
     scored = member.metrics, per_image, member.config, member.val_dataset
-    notes = [*scores.notes, *constant_note(context.data, *scored)]
-    if choice:
-        context.cost.add(choice.cost)
-        notes += choice.notes
+    notes = [*scores.notes, *constant_note(context.data, *scored), *chosen, *member.notes]
     return TaskResult(
         metrics=member.metrics,
         per_image=per_image,
@@ -116,5 +114,5 @@ def _result(probe: Probe, member: Member, choice: Choice | None) -> TaskResult:
             context.work_dir / "preview.png",
         ),
         head=mmlab_head(member.model, member.config, context),
-        notes=[*notes, *member.notes],
+        notes=notes,
     )

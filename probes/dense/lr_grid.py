@@ -10,21 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from probes.base import Context, Cost, Probe, RunLog
+from probes.base import Context, Probe, RunLog
 from probes.dense.config import dense_config
 from probes.runner.training import Member, train_together
 from probes.selection import Candidate, held_out_by_content, log_scores, select
 
-
-@dataclass(frozen=True)
-class Choice:
-    """The best rate, notes for the user, and the cost of all heads of the grid."""
-
-    rate: float
-    notes: list[str]
-    cost: Cost
+Choice = tuple[float, list[str]]  # the best rate, notes for the user
 
 
 def with_rate(context: Context, rate: float) -> Context:
@@ -38,7 +31,7 @@ def choose(tasks: Sequence[tuple[Probe, Context]], description: str) -> list[Cho
     the lower rate wins; a head that fails is left out, and a task of which all fail has the error
     of the first.
 
-    Each task's log gets ``select/METRIC/lr_…`` and ``select/lr``.
+    Each task's log gets ``select/METRIC/lr_…`` and ``select/lr``, and its cost that of its heads.
     """
     held_out = held_out_by_content(tasks[0][1])
     heads = []
@@ -66,14 +59,14 @@ def _choose(
     probe: Probe, context: Context, results: Mapping[float, Member | Exception], held_out: int
 ) -> Choice | Exception:
     main, metric = next(iter(probe.metrics.items()))
-    candidates, notes, cost = [], list[str](), Cost()
+    candidates, notes = [], list[str]()
     for rate, result in results.items():
         score = math.nan
         if isinstance(result, Exception):
             notes.append(f"learning rate {rate:g} failed: {result}")
         else:
             score = result.metrics[main]
-            cost.add(result.cost)
+            context.cost.add(result.cost)
         candidates.append(Candidate(rate, f"lr_{rate:g}", score, coordinate=rate))
     first = next(iter(results.values()))
     if isinstance(first, Exception) and len(notes) == len(results):
@@ -82,7 +75,7 @@ def _choose(
     best, reason = select(candidates, main, held_out, metric.direction)
     context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)
     notes.insert(0, f"learning rate {best.value:g}: {reason}; then trained on all")
-    return Choice(best.value, notes, cost)
+    return best.value, notes
 
 
 class _SuffixedLog:

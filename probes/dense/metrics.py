@@ -131,9 +131,9 @@ def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
     return pixels[..., y1:y2, x1:x2]
 
 
-def summable(maps: Tensor) -> Tensor:
-    """Maps where they can be summed in float64: on their device, or on the CPU if it cannot."""
-    return maps.to(float64_device(maps.device))
+def summable(maps: Tensor, crop: Sequence[int] | None) -> Tensor:
+    """``cropped`` where it can be summed in float64: on its device, or on the CPU if it cannot."""
+    return cropped(maps, crop).to(float64_device(maps.device))
 
 
 def angles(prediction: Tensor, target: Tensor) -> Tensor:
@@ -149,26 +149,31 @@ def angles(prediction: Tensor, target: Tensor) -> Tensor:
     return torch.rad2deg(torch.atan2(cross, px * tx + py * ty + pz * tz))
 
 
-class PerImageMetric(BaseMetric):
+@METRICS.register_module()
+class TaskScores(BaseMetric):
     """A metric whose results are one dict of tensors for each image, with ``image`` its relative
-    path."""
+    path. ``score`` and ``summary`` are those of a ``DenseTask``, unless a subclass has its own.
+
+    Args:
+        task: name of the dense task.
+    """
 
     default_prefix = ""  # mmengine warns of None
 
-    def __init__(self) -> None:
+    def __init__(self, task: str) -> None:
         super().__init__(collect_device="cpu")
+        self.task = DENSE_TASKS.find(task)
         self.per_image: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        self.results += [
-            {"image": sample["image"], **self.score(sample)} for sample in data_samples
-        ]
+        for sample in data_samples:
+            maps = (sample[f"{which}_{self.task.field}"]["data"] for which in ("pred", "gt"))
+            self.results.append({"image": sample["image"], **self.score(*maps)})
 
-    def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Tensors of one image: a SegDataSample as a dict, with ground truth and prediction at the
-        label's resolution."""
-        raise NotImplementedError
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
+        """Tensors of one image, from its (channels, H, W) at the label's resolution."""
+        return self.task.score(prediction, target)
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         self.per_image = {
@@ -179,31 +184,13 @@ class PerImageMetric(BaseMetric):
 
     def summary(self) -> dict[str, float]:
         """Metrics of the set, from ``per_image``; may add to ``notes``."""
-        raise NotImplementedError
-
-
-@METRICS.register_module()
-class TaskScores(PerImageMetric):
-    """The metrics of a ``DenseTask`` that has ``score``."""
-
-    def __init__(self, task: str) -> None:
-        super().__init__()
-        self.task = DENSE_TASKS.find(task)
-
-    def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        prediction, target = (
-            sample[f"{name}_{self.task.field}"]["data"] for name in ("pred", "gt")
-        )
-        return self.task.score(prediction, target)
-
-    def summary(self) -> dict[str, float]:
         sets = np.ones((1, len(self.per_image["image"])))
         scores = self.task.summary(self.per_image, sets)
         return {name: float(values[0]) for name, values in scores.items()}
 
 
 @METRICS.register_module()
-class SegmentationScores(PerImageMetric):
+class SegmentationScores(TaskScores):
     """mIoU, mAcc, aAcc; see ``segmentation_scores``. ``per_image`` has (images, classes) areas.
 
     Args:
@@ -211,14 +198,13 @@ class SegmentationScores(PerImageMetric):
     """
 
     def __init__(self, ignore_index: int = 255, hungarian: bool = False) -> None:
-        super().__init__()
+        super().__init__("segmentation")
         self.ignore_index, self.hungarian = ignore_index, hungarian
         self.counts: Tensor | None = None
 
-    def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        prediction, label = (sample[key]["data"][0] for key in ("pred_sem_seg", "gt_sem_seg"))
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
         classes = len(self.dataset_meta["classes"])
-        counts = confusion(prediction, label, classes, self.ignore_index)
+        counts = confusion(prediction[0], target[0], classes, self.ignore_index)
         if self.hungarian:
             self.counts = counts if self.counts is None else self.counts + counts
         return class_areas(counts)
@@ -242,7 +228,7 @@ class SegmentationScores(PerImageMetric):
 
 
 @METRICS.register_module()
-class DepthScores(PerImageMetric):
+class DepthScores(TaskScores):
     """The means over images of ``depth_scores``, as mmseg and most papers on NYU-v2 report them.
 
     Scored are pixels with min_depth < ground truth < max_depth inside the crop; images without any
@@ -257,14 +243,11 @@ class DepthScores(PerImageMetric):
     def __init__(
         self, min_depth: float, max_depth: float, crop: Sequence[int] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__("depth")
         self.min_depth, self.max_depth, self.crop = min_depth, max_depth, crop
 
-    def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        prediction, target = (
-            summable(cropped(sample[key]["data"][0], self.crop))
-            for key in ("pred_depth_map", "gt_depth_map")
-        )
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
+        prediction, target = (summable(each[0], self.crop) for each in (prediction, target))
         valid = (target > self.min_depth) & (target < self.max_depth)
         return depth_scores(prediction, target, valid) | {"pixels": valid.sum()}
 
@@ -278,7 +261,7 @@ class DepthScores(PerImageMetric):
 
 
 @METRICS.register_module()
-class NormalScores(PerImageMetric):
+class NormalScores(TaskScores):
     """Angular errors over all valid pixels of the set together, as Fouhey et al. 2013 and later
     papers report them.
 
@@ -305,15 +288,12 @@ class NormalScores(PerImageMetric):
     WITHIN = (11.25, 22.5, 30)
 
     def __init__(self, crop: Sequence[int] | None = None) -> None:
-        super().__init__()
+        super().__init__("normals")
         self.crop = crop
         self.histogram: Tensor | None = None  # (BINS,) of all pixels so far
 
-    def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        prediction, target = (
-            summable(cropped(sample[key]["data"], self.crop))
-            for key in ("pred_normal_map", "gt_normal_map")
-        )
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
+        prediction, target = (summable(each, self.crop) for each in (prediction, target))
         valid = target.any(dim=0).flatten()
         error, pixels = angles(prediction, target).flatten(), valid.sum().double()
         if self.histogram is None:
@@ -366,7 +346,7 @@ def _bin(error: Tensor, bins: int) -> Tensor:
     return (error.nan_to_num() * (bins / 180)).long().clamp(0, bins - 1)
 
 
-def _note_empty(metric: PerImageMetric) -> None:
+def _note_empty(metric: TaskScores) -> None:
     empty = metric.per_image["image"][metric.per_image["pixels"] == 0]
     if len(empty):
         count = f"{len(empty)} of {len(metric.per_image['image'])}"

@@ -10,19 +10,21 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from probes.dense.tasks import DENSE_TASKS
 
 
+@MODELS.register_module(name="TaskObjective")
 class Objective(nn.Module):
-    """The meaning of a head's raw outputs, and their loss.
+    """The meaning of a head's raw outputs, and their loss: those of a ``DenseTask``, unless a
+    subclass has its own.
+
+    Args:
+        task: name of the dense task.
 
     Attributes:
         field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` its prediction.
@@ -32,14 +34,15 @@ class Objective(nn.Module):
         iterations: of training so far.
     """
 
-    field: str
-    loss_name: ClassVar[str]
-    channels: int
+    loss_name: ClassVar[str] = "loss_task"
     first_raw: tuple[float, ...]
     iterations: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, task: str) -> None:
         super().__init__()
+        self.task = DENSE_TASKS.find(task)
+        self.field, self.channels = self.task.field, self.task.outputs
+        self.first_raw = (0.0,) * self.channels
         self.register_buffer("iterations", torch.zeros((), dtype=torch.long))
 
     def read(self, raw: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ class Objective(nn.Module):
 
     def mirror(self, raw: Tensor) -> Tensor:
         """``raw`` (as read) of a mirrored image → of the image itself."""
-        return raw.flip(-1)
+        return _multiplied(raw.flip(-1), self.task.factors(True, (1.0, 1.0)), dim=1)
 
     def averaged(self, raw: Tensor) -> Tensor:
         """What is averaged where padded sliding crops overlap; ``from_average`` undoes it."""
@@ -59,22 +62,24 @@ class Objective(nn.Module):
 
     def decode(self, raw: Tensor) -> Tensor:
         """``raw`` (as read), float32 → predictions, (N, channels of the ground truth, H, W)."""
-        return raw
+        return self.task.decode(raw)
 
     def at_own_scale(self, prediction: Tensor, scale: tuple[float, float]) -> Tensor:
         """A prediction (channels, H, W) of an image that was resized by factors of width and height
         → of the image itself."""
-        return prediction
+        factors = self.task.factors(False, (1 / scale[0], 1 / scale[1]))
+        return _multiplied(prediction, factors, dim=0)
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         """Loss of ``raw`` (as read), float32, against ``target`` of the same size; a scalar."""
-        raise NotImplementedError
+        return self.task.loss(raw, target)
 
 
 class Classes(Objective):
     """Logits of classes, whose loss is mmseg's."""
 
-    field = "sem_seg"
+    def __init__(self) -> None:
+        super().__init__("segmentation")
 
     def averaged(self, raw: Tensor) -> Tensor:
         return raw.softmax(dim=1)
@@ -82,32 +87,6 @@ class Classes(Objective):
     def decode(self, raw: Tensor) -> Tensor:
         """(N, classes, H, W) logits → (N, 1, H, W) int64 class indices."""
         return raw.argmax(dim=1, keepdim=True)
-
-
-@MODELS.register_module()
-class TaskObjective(Objective):
-    """The objective of a ``DenseTask`` that has ``decode`` and ``loss``."""
-
-    loss_name = "loss_task"
-
-    def __init__(self, task: str) -> None:
-        super().__init__()
-        self.task = DENSE_TASKS.find(task)
-        self.field, self.channels = self.task.field, self.task.outputs
-        self.first_raw = (0.0,) * self.channels
-
-    def mirror(self, raw: Tensor) -> Tensor:
-        return _multiplied(raw.flip(-1), self.task.factors(True, (1.0, 1.0)), dim=1)
-
-    def decode(self, raw: Tensor) -> Tensor:
-        return self.task.decode(raw)
-
-    def at_own_scale(self, prediction: Tensor, scale: tuple[float, float]) -> Tensor:
-        factors = self.task.factors(False, (1 / scale[0], 1 / scale[1]))
-        return _multiplied(prediction, factors, dim=0)
-
-    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
-        return self.task.loss(raw, target)
 
 
 def _multiplied(values: Tensor, factors: Sequence[float], dim: int) -> Tensor:
@@ -126,10 +105,8 @@ class Depth(Objective):
         min_depth, max_depth: metres, 0 < min_depth < max_depth.
     """
 
-    field = "depth_map"
-
     def __init__(self, min_depth: float, max_depth: float) -> None:
-        super().__init__()
+        super().__init__("depth")
         self.min_depth, self.max_depth = min_depth, max_depth
 
     def valid(self, target: Tensor) -> Tensor:
@@ -156,15 +133,14 @@ class DepthObjective(Depth):
     """
 
     loss_name = "loss_silog"
-    channels = 1
-    # Where training begins: raw 0 is the middle of the range, but rooms and streets have most of
-    # their depth near a quarter of it, and a bias is slow to learn when batch normalisation leaves
-    # the other inputs without a mean.
-    first_raw = (-math.log(3),)  # sigmoid = 1/4
 
     def __init__(self, min_depth: float, max_depth: float, silog_lambda: float = 0.5) -> None:
         super().__init__(min_depth, max_depth)
         self.silog_lambda = silog_lambda
+        # Where training begins: raw 0 is the middle of the range, but rooms and streets have most
+        # of their depth near a quarter of it, and a bias is slow to learn when batch normalisation
+        # leaves the other inputs without a mean.
+        self.first_raw = (-math.log(3),)  # sigmoid = 1/4
 
     def averaged(self, raw: Tensor) -> Tensor:
         return raw.float().sigmoid()
@@ -274,22 +250,16 @@ class NormalObjective(Objective):
             of AngMF's density but for a constant (Bae, Budvytis, Cipolla, ICCV 2021).
     """
 
-    field = "normal_map"
     loss_name = "loss_angle"
 
     def __init__(self, uncertainty: bool = False) -> None:
-        super().__init__()
+        super().__init__("normals")
         self.uncertainty = uncertainty
         self.channels = 4 if uncertainty else 3
         # Training begins with normals that face the camera: most do, more or less. Near (0, 0, 0) a
         # direction is noise, and its gradient turns a pixel without making it any surer, however
         # good the features are.
         self.first_raw = (0.0, 0.0, 1.0, 0.0)[: self.channels]
-
-    def mirror(self, raw: Tensor) -> Tensor:
-        """In a mirror x points the other way."""
-        raw = raw.flip(-1)
-        return torch.cat([-raw[:, :1], raw[:, 1:]], dim=1)
 
     def decode(self, raw: Tensor) -> Tensor:
         """(N, 3 or 4, H, W) raw outputs → (N, 3, H, W) unit vectors (x right, y up, z towards the

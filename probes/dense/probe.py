@@ -34,7 +34,7 @@ class DenseProbe:
         self.name, self.version = head.name, head.version
         self.kind, self.metrics = task.name, task.metrics
         is_shipped = head.config is None
-        self.settings_type: type = task.settings if is_shipped else task.head_settings
+        self.settings_type: type = task.shipped_settings if is_shipped else task.head_settings
         self.defaults = {} if is_shipped else {"head": head.config}
 
     def check_settings(self, settings: Any) -> None:

@@ -188,16 +188,6 @@ class ModuleHeadSettings:
     head: Mapping[str, Any] = field(default_factory=dict)
 
 
-@settings_dataclass
-class PlainSettings(DenseSettings, ShippedHeadSettings):
-    """Of a shipped head, for a task without settings of its own."""
-
-
-@settings_dataclass
-class PlainHeadSettings(DenseSettings, ModuleHeadSettings):
-    """Of another head, for a task without settings of its own."""
-
-
 def in_iterations(settings: DenseSettings, images: int) -> DenseSettings:
     """``settings`` with the length of training on so many ``images`` as ``max_iters``."""
     if not settings.epochs:

@@ -15,8 +15,6 @@ from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import dpt_head
 from torch import Tensor, nn
 
-from probes.dense.decode_heads.base import FeatureMaps, convolutional
-
 
 class DPTHead(dpt_head.DPTHead):
     """MMSegmentation's DPT head; its 1×1 convolutions take maps of any widths, so that stages of a
@@ -34,16 +32,6 @@ class DPTHead(dpt_head.DPTHead):
             class token, the same at each position.
         **kwargs: of mmseg's ``DPTHead``; without its ``norm_cfg`` the convolutions have biases.
     """
-
-    @staticmethod
-    def options(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
-        return {
-            **convolutional(settings),
-            **({} if settings.dpt_norm else {"norm_cfg": None}),
-            "map_channels": maps.channels,
-            "widths": settings.dpt_widths,
-            "readout_type": "project" if settings.class_token == "project" else "ignore",
-        }
 
     def __init__(
         self,

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from common.device import is_accelerator
 from common.live_bytes import device_of
-from probes.dense.decode_heads.base import FeatureMaps
 
 
 class LinearHead(BaseDecodeHead):
@@ -25,13 +24,6 @@ class LinearHead(BaseDecodeHead):
     Args:
         dropout_first: dropout before the normalisation, not after it.
     """
-
-    @staticmethod
-    def options(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
-        return {
-            "dropout_ratio": settings.dropout or 0.0,
-            "dropout_first": settings.dropout_first,
-        }
 
     def __init__(self, dropout_first: bool = False, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "channels": kwargs["in_channels"]})

@@ -12,9 +12,10 @@ import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 # isort: split
 import torch
 import torch.nn.functional as F
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from probes.dense.decode_heads.resized_loss import resized_cross_entropy
 from probes.dense.objectives import Classes, Objective
@@ -33,16 +34,12 @@ def in_fp32(function: Callable[..., Any]) -> Callable[..., Any]:
     return exact
 
 
-class Segmentation:
+class Segmentation(BaseDecodeHead):
     """Mix-in before an mmseg decode head: the plain cross-entropy at the label's resolution, and
     the percentage of right pixels, by ``resized_loss``. Any other loss is computed by
     mmseg."""
 
     objective: ClassVar[Objective] = Classes()
-    loss_decode: Any
-    sampler: Any
-    ignore_index: int
-    align_corners: bool
 
     def __init__(self, loss_images: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -52,7 +49,7 @@ class Segmentation:
     def loss_by_feat(self, logits: Tensor, samples: list[Any]) -> Losses:
         loss = self.loss_decode
         if self.sampler is not None or not _is_plain(loss):
-            return super().loss_by_feat(logits, samples)  # type: ignore[misc]
+            return super().loss_by_feat(logits, samples)
         labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
         images = self.loss_images or len(labels)
         options = self.ignore_index, self.align_corners, not loss.avg_non_ignore
@@ -68,7 +65,7 @@ class Segmentation:
 
     @in_fp32
     def predict_by_feat(self, logits: Tensor, metas: list[dict[str, Any]]) -> Tensor:
-        return super().predict_by_feat(logits, metas)  # type: ignore[misc]
+        return super().predict_by_feat(logits, metas)
 
 
 def _is_plain(loss: Any) -> bool:
@@ -83,13 +80,9 @@ def _is_plain(loss: Any) -> bool:
     )
 
 
-class Regression:
+class Regression(BaseDecodeHead):
     """Mix-in before an mmseg decode head: an objective in ``loss_decode`` replaces the loss over
     classes."""
-
-    loss_decode: Any
-    align_corners: bool
-    conv_seg: nn.Conv2d
 
     def __init__(
         self, loss_decode: dict[str, Any], loss_images: int | None = None, **kwargs: Any
@@ -98,7 +91,7 @@ class Regression:
         # mmseg warns about a single output channel without a threshold, which only binary
         # segmentation uses
         options = {"num_classes": objective.channels, "threshold": 0.0, **kwargs}
-        super().__init__(loss_decode=loss_decode, **options)  # type: ignore[call-arg]
+        super().__init__(loss_decode=loss_decode, **options)
         self.out_channels = objective.read(torch.zeros(1, objective.channels, 1, 1)).shape[1]
         self.loss_images = loss_images
 
@@ -108,14 +101,14 @@ class Regression:
 
     def init_weights(self) -> None:
         """mmseg's initialisation, but for the bias of the last convolution."""
-        super().init_weights()  # type: ignore[misc]
+        super().init_weights()
         with torch.no_grad():
-            self.conv_seg.bias.copy_(torch.tensor(self.loss_decode.first_raw))  # type: ignore[union-attr]
+            self.conv_seg.bias.copy_(torch.tensor(self.loss_decode.first_raw))
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Maps of the backbone → what the objective reads from the head's outputs, (N,
         out_channels, h, w)."""
-        return self.loss_decode.read(super().forward(inputs))  # type: ignore[misc]
+        return self.loss_decode.read(super().forward(inputs))
 
     @in_fp32
     def loss_by_feat(self, raw: Tensor, samples: list[Any]) -> Losses:

@@ -209,22 +209,18 @@ class ModuleHead(BaseDecodeHead):
         return self.conv_seg(self.module(list(inputs)))
 
 
-def try_head(config: Mapping[str, Any], batch: int, sizes: Sequence[tuple[int, int]]) -> None:
+@functools.lru_cache(maxsize=64)  # a task is checked several times
+def try_head(text: str, batch: int, sizes: tuple[tuple[int, int], ...]) -> None:
     """Build a head, and run it on a training batch and on a test image.
 
     Args:
-        config: of a ``ModuleHead``.
+        text: config of a ``ModuleHead`` as JSON.
         batch: images of a training batch.
         sizes: (height, width) of training crops, then of a test image, as the backbone gets them.
 
     Raises:
         UserError: the head cannot be built, fails, or returns other shapes.
     """
-    _try_head(json.dumps(config), batch, tuple(sizes))
-
-
-@functools.lru_cache(maxsize=64)  # a task is checked several times
-def _try_head(text: str, batch: int, sizes: Sequence[tuple[int, int]]) -> None:
     config = json.loads(text)
     channels, options = config["in_channels"], dict(config["module"])
     about = (

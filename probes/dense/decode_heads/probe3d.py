@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
-from probes.dense.decode_heads.base import FeatureMaps
-
 
 class Residual(nn.Module):
     """Two 3×3 convolutions, each with a ReLU after it, around which the input goes too; shapes
@@ -47,14 +45,6 @@ class Probe3dHead(BaseDecodeHead):
         channels: width of the head.
         **kwargs: of mmseg's ``BaseDecodeHead``.
     """
-
-    @staticmethod
-    def options(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
-        return {
-            "channels": settings.channels,
-            "dropout_ratio": settings.dropout or 0.0,
-            "map_channels": maps.channels,
-        }
 
     def __init__(self, map_channels: Sequence[int], channels: int, **kwargs: Any) -> None:
         super().__init__(channels=channels, **kwargs)

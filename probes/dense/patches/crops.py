@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import probes.runner.bridge as bridge
-
-# isort: split
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -27,6 +24,7 @@ from torchvision.transforms.functional import resized_crop, to_tensor
 
 from common.files import derive_seed
 from probes.features.content_hashes import content_hash
+from probes.runner import bridge
 
 AREA, ASPECT = (0.5, 2.0), (3 / 4, 4 / 3)  # of a crop: share of the image's area, width / height
 COLOURS = Compose(

@@ -10,10 +10,6 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
-# first: it gives mmcv the operators that mmseg's import asks for
-import probes.runner.bridge as bridge
-
-# isort: split
 import mmcv
 import torch
 from mmengine.registry import DefaultScope
@@ -41,6 +37,7 @@ from probes.features.budget import CacheFull
 from probes.features.store import DTYPES, Builder, get_or_build
 from probes.layers import position
 from probes.pictures import GALLERY, evenly
+from probes.runner import bridge
 
 T = TypeVar("T")
 QUERIES = 2**14  # patches that are predicted at once, at least
@@ -256,12 +253,14 @@ def evaluate(
     context: Context,
     images: PatchImages,
     predict: Callable[[Sequence[Patches]], Iterable[Tensor]],
+    notes: Sequence[str],
     hungarian: bool = False,
 ) -> TaskResult:
-    """Score predictions on ``val``; the notes are those of the scores.
+    """Score predictions on ``val``.
 
     Args:
         predict: images → the (H, W) label map of each, where ``len(classes)`` is void.
+        notes: those of the scores follow them.
         hungarian: see ``SegmentationScores``.
     """
     data = context.data
@@ -280,12 +279,8 @@ def evaluate(
             context.progress.start(f"segmenting {data.spec.name}", len(images))
         labels = images.labels(patches)
         info = images.dataset.source.get_data_info(patches.index)
-        sample = {
-            "image": info["image"],
-            "gt_sem_seg": {"data": labels[None]},
-            "pred_sem_seg": {"data": prediction[None]},
-        }
-        scores[patches.index] = {"image": info["image"], **metric.score(sample)}
+        areas = metric.score(prediction[None], labels[None])
+        scores[patches.index] = {"image": info["image"], **areas}
         if patches.index in gallery:
             photo = mmcv.imread(info["img_path"], "color_ignore_orientation")[..., ::-1]
             photo = mmcv.imresize(photo, patches.size[::-1])
@@ -293,7 +288,7 @@ def evaluate(
             pictures[patches.index] = Predicted(info["image"], photo, *maps)
         context.progress.advance()
     metrics = metric.compute_metrics([scores[index] for index in range(len(images))])
-    notes = list(metric.notes)
+    notes = [*notes, *metric.notes]
     if "train" in data.samples:
         notes += constant_note(data, metrics, metric.per_image)
     preview = draw_preview(

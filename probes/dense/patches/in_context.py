@@ -37,9 +37,8 @@ def run(context: Context) -> TaskResult:
         for patches, scores in zip(images, shares.split(sizes), strict=True):
             yield label_map(scores, patches)
 
-    result = evaluate(context, PatchImages(context, "val"), predict, hungarian=True)
-    result.notes = [f"{len(memory)} patches remembered", *result.notes]
-    return result
+    notes = [f"{len(memory)} patches remembered"]
+    return evaluate(context, PatchImages(context, "val"), predict, notes, hungarian=True)
 
 
 def attend(

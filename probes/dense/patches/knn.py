@@ -116,17 +116,12 @@ def run(context: Context) -> TaskResult:
         if len(pairs) > 1:
             (neighbours, distance), reason = choose(memory, standardise, pairs, context)
         voter = Voter(memory, standardise, distance, context)
-    result = evaluate(
+    return evaluate(
         context,
         PatchImages(context, "val"),
         lambda images: (maps[0] for maps in voter.label_maps(images, [neighbours])),
+        [f"{neighbours} neighbours by {distance}: {reason}", f"{len(memory)} patches remembered"],
     )
-    result.notes = [
-        f"{neighbours} neighbours by {distance}: {reason}",
-        f"{len(memory)} patches remembered",
-        *result.notes,
-    ]
-    return result
 
 
 def choose(

@@ -146,17 +146,12 @@ def run(context: Context) -> TaskResult:
             standardise,
         )
         context.progress.advance()
-    result = evaluate(
+    return evaluate(
         context,
         PatchImages(context, "val"),
         lambda images: (model.label_map(patches, standardise, settings) for patches in images),
+        [f"C = {c:.3g}: {reason}", f"{len(memory)} patches, {model.passes} passes"],
     )
-    result.notes = [
-        f"C = {c:.3g}: {reason}",
-        f"{len(memory)} patches, {model.passes} passes",
-        *result.notes,
-    ]
-    return result
 
 
 def targets(memory: Memory, context: Context, held_out: Sequence[int] = ()) -> Tensor:

@@ -59,8 +59,6 @@ def run(context: Context) -> TaskResult:
             probabilities = average_windows(maps, size, settings.slide)[None]
             yield interpolate(probabilities, size=patches.size, mode="bilinear")[0].argmax(dim=0)
 
-    with torch.inference_mode():
-        result = evaluate(context, split, predict)
     prompts = f"prompts: {set_name} ({len(templates)} for each of {len(texts)} names)"
-    result.notes = [prompts, *result.notes]
-    return result
+    with torch.inference_mode():
+        return evaluate(context, split, predict, [prompts])

@@ -3,7 +3,7 @@ patches, by class texts."""
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 from probes.base import FeatureProbe
 from probes.dense.patches.settings import (
@@ -16,31 +16,15 @@ from probes.dense.tasks import DENSE_TASKS
 from probes.registry import register_probe
 from reports.metrics import Metric
 
-FOLDER = "probes.dense.patches"
 METRICS = DENSE_TASKS["segmentation"].metrics
-patch_probe = partial(FeatureProbe, kind="segmentation", metrics=METRICS)
+HUNGARIAN = {**METRICS, "mIoU_hungarian": Metric()}
+ON_TEXT: Any = {"splits": ("val",), "needs_text": True, "needs_dense_text": True}
 
-register_probe(
-    patch_probe("patch-knn", settings_type=PatchKnnSettings, module=f"{FOLDER}.knn", version=2)
-)
-register_probe(
-    patch_probe("logreg", settings_type=LogregSettings, module=f"{FOLDER}.logreg", version=3)
-)
-register_probe(
-    patch_probe(
-        "in-context",
-        settings_type=InContextSettings,
-        module=f"{FOLDER}.in_context",
-        metrics={**METRICS, "mIoU_hungarian": Metric()},
-    )
-)
-register_probe(
-    patch_probe(
-        "open-vocabulary",
-        settings_type=OpenVocabularySettings,
-        module=f"{FOLDER}.open_vocabulary",
-        splits=("val",),
-        needs_text=True,
-        needs_dense_text=True,
-    )
-)
+for _name, _module, _settings, _metrics, _options in (
+    ("patch-knn", "knn", PatchKnnSettings, METRICS, {"version": 2}),
+    ("logreg", "logreg", LogregSettings, METRICS, {"version": 3}),
+    ("in-context", "in_context", InContextSettings, HUNGARIAN, {}),
+    ("open-vocabulary", "open_vocabulary", OpenVocabularySettings, METRICS, ON_TEXT),
+):
+    _path = f"probes.dense.patches.{_module}"
+    register_probe(FeatureProbe(_name, "segmentation", _settings, _metrics, _path, **_options))

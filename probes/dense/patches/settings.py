@@ -8,9 +8,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
 from common.settings import Axis, Precision, settings_dataclass
+from probes.dense.settings import ImageSize
 from probes.layers import PatchLayers
-
-Size = Annotated[int, Field(ge=16)]
 
 
 @settings_dataclass
@@ -33,11 +32,11 @@ class ImageSettings:
     """
 
     protocol: str = "own"
-    size: Annotated[Size, Axis()] = 512
+    size: Annotated[ImageSize, Axis()] = 512
     resize: Literal["short-side", "short-side-bicubic", "square-bicubic", "square-bilinear"] = (
         "short-side"
     )
-    score_size: Size | None = None
+    score_size: ImageSize | None = None
     precision: Precision = "fp32"
 
     @property
@@ -201,10 +200,10 @@ class OpenVocabularySettings(ImageSettings):
             complete image.
     """
 
-    size: Annotated[Size, Axis()] = 336
+    size: Annotated[ImageSize, Axis()] = 336
     templates: Literal["openai", "openai-7", "photo", "tcl"] = "openai"
     background: tuple[str, ...] = BACKGROUND
-    slide: tuple[()] | tuple[Size, PositiveInt] = ()
+    slide: tuple[()] | tuple[ImageSize, PositiveInt] = ()
 
     def __post_init__(self) -> None:
         if self.slide and self.slide[0] < self.slide[1]:

@@ -17,8 +17,9 @@ from common.dense_maps.pictures import scalar_picture
 from common.dense_maps.read import read_scalars
 from common.errors import UserError
 from common.images import IMAGE_ERRORS
+from common.settings import settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.dense.settings import DenseSettings, PlainHeadSettings, PlainSettings
+from probes.dense.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
 from reports.metrics import Metric
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from reports.stats.per_image import ImageScores
 
-Draw = Callable[[np.ndarray], np.ndarray]
+Drawing = tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]
 
 
 class DenseTask:
@@ -40,7 +41,9 @@ class DenseTask:
         name: the ``kind`` of its datasets.
         field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` the prediction.
         metrics: see ``probes.base.Probe``; the main metric first.
-        settings, head_settings: of the shipped heads, and of those that the setting ``head`` names.
+        settings: of its probes, besides those of their heads.
+        shipped_settings, head_settings: of the shipped heads, and of those that the setting
+            ``head`` names: ``settings`` and theirs.
         has_classes: whether the ground truth is numbers of classes: of ``Segmentation``.
         channels: numbers of a pixel of the ground truth.
         outputs: numbers of a pixel that a head puts out.
@@ -53,14 +56,23 @@ class DenseTask:
     name: ClassVar[str]
     field: ClassVar[str]
     metrics: ClassVar[Mapping[str, Metric]]
-    settings: ClassVar[type[DenseSettings]] = PlainSettings
-    head_settings: ClassVar[type[DenseSettings]] = PlainHeadSettings
+    settings: ClassVar[type[DenseSettings]] = DenseSettings
+    shipped_settings: ClassVar[type[DenseSettings]]
+    head_settings: ClassVar[type[DenseSettings]]
     has_classes: ClassVar[bool] = False
     channels: ClassVar[int] = 1
     outputs: ClassVar[int] = 1
     value_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     unknown: ClassVar[float] = 0.0
     scored_as: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        heads = {"shipped_settings": ShippedHeadSettings, "head_settings": ModuleHeadSettings}
+        for name, of_head in heads.items():
+            # named by where it is found, so that it can be pickled
+            names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.{name}"}
+            setattr(cls, name, settings_dataclass(type(name, (cls.settings, of_head), names)))
 
     @property
     def module(self) -> str:
@@ -210,9 +222,7 @@ class DenseTask:
 
     # --- pictures
 
-    def drawing(
-        self, classes: Sequence[str], targets: Sequence[np.ndarray]
-    ) -> tuple[Draw, np.ndarray | None]:
+    def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:
         """How a map (channels, H, W) is drawn as (H, W, 3) uint8 RGB, and a legend: here the first
         channel in viridis over the range of ``targets``, grey where unknown."""
 

@@ -18,18 +18,13 @@ from common.dense_maps.read import read_depth
 from common.errors import UserError
 from common.settings import Axis, Probability, settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
-from probes.dense.settings import (
-    DenseSettings,
-    FactorRange,
-    ModuleHeadSettings,
-    ShippedHeadSettings,
-)
-from probes.dense.tasks.base import DenseTask, Draw
+from probes.dense.settings import DenseSettings, FactorRange
+from probes.dense.tasks.base import DenseTask, Drawing
 from reports.metrics import Metric
 
 
 @settings_dataclass
-class DepthFields(DenseSettings):
+class DepthSettings(DenseSettings):
     """Defaults: NYU-v2's 480 px, 20k iterations. Images are not scaled at random: enlarging one
         changes the depth it shows.
 
@@ -58,16 +53,6 @@ class DepthFields(DenseSettings):
             raise UserError("bins=1: must be 2 or more, or 0 for one bounded output")
 
 
-@settings_dataclass
-class DepthSettings(DepthFields, ShippedHeadSettings):
-    """Of a shipped head for depth."""
-
-
-@settings_dataclass
-class DepthHeadSettings(DepthFields, ModuleHeadSettings):
-    """Of another head for depth."""
-
-
 class Depth(DenseTask):
     """Metres between the bounds of a dataset; its statistics are the metrics of each image."""
 
@@ -81,7 +66,7 @@ class Depth(DenseTask):
         "delta2": Metric(label="δ < 1.25²"),
         "delta3": Metric(label="δ < 1.25³"),
     }
-    settings, head_settings = DepthSettings, DepthHeadSettings
+    settings = DepthSettings
 
     def check_dataset(self, data: PreparedDataset) -> None:
         for name in ("depth_scale", "min_depth", "max_depth"):
@@ -138,9 +123,7 @@ class Depth(DenseTask):
     def constant_name(self, constant: Any, data: PreparedDataset) -> str:
         return f"{constant:.3g} m"
 
-    def drawing(
-        self, classes: Sequence[str], targets: Sequence[np.ndarray]
-    ) -> tuple[Draw, np.ndarray | None]:
+    def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:
         """Over one range for all pictures, the middle 96 % of the ground truth shown."""
         metres = np.concatenate([target[target > 0] for target in targets])
         low, high = np.percentile(metres, (2, 98)) if metres.size else (0.0, 1.0)

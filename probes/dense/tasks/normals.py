@@ -16,20 +16,15 @@ from common.dense_maps.read import read_depth, read_normals
 from common.errors import UserError
 from common.settings import Axis, settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
-from probes.dense.settings import (
-    DenseSettings,
-    FactorRange,
-    ModuleHeadSettings,
-    ShippedHeadSettings,
-)
-from probes.dense.tasks.base import DenseTask, Draw
+from probes.dense.settings import DenseSettings, FactorRange
+from probes.dense.tasks.base import DenseTask, Drawing
 from reports.metrics import Metric
 
 FARTHEST = 10_000  # mm, of depths that mask normals
 
 
 @settings_dataclass
-class NormalFields(DenseSettings):
+class NormalSettings(DenseSettings):
     """Defaults: NYU-v2's 480 px, 20k iterations, without random scaling as for depth.
 
     Attributes:
@@ -44,16 +39,6 @@ class NormalFields(DenseSettings):
     max_iters: Annotated[PositiveInt, Axis()] = 20_000
     uncertainty: bool = False
     mask: Literal["normals", "depth"] = "normals"
-
-
-@settings_dataclass
-class NormalSettings(NormalFields, ShippedHeadSettings):
-    """Of a shipped head for normals."""
-
-
-@settings_dataclass
-class NormalHeadSettings(NormalFields, ModuleHeadSettings):
-    """Of another head for normals."""
 
 
 class Normals(DenseTask):
@@ -73,7 +58,7 @@ class Normals(DenseTask):
         "normal_image_22.5": Metric(label="within 22.5° of an image"),
         "normal_image_30": Metric(label="within 30° of an image"),
     }
-    settings, head_settings = NormalSettings, NormalHeadSettings
+    settings = NormalSettings
     channels, outputs = 3, 4
 
     def check_file(self, spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
@@ -127,7 +112,5 @@ class Normals(DenseTask):
     def constant_name(self, constant: Any, data: PreparedDataset) -> str:
         return "the mean normal"
 
-    def drawing(
-        self, classes: Sequence[str], targets: Sequence[np.ndarray]
-    ) -> tuple[Draw, np.ndarray | None]:
+    def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:
         return normal_picture, None

@@ -14,15 +14,15 @@ from common.dense_maps.read import read_labels
 from common.errors import UserError
 from common.settings import settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.dense.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
-from probes.dense.tasks.base import DenseTask, Draw
+from probes.dense.settings import DenseSettings
+from probes.dense.tasks.base import DenseTask, Drawing
 from reports.metrics import Metric
 
 LEGEND = 40  # classes at most of a legend
 
 
 @settings_dataclass
-class SegmentationFields(DenseSettings):
+class SegmentationSettings(DenseSettings):
     """Defaults: mmseg's 512 px, 40k iterations of 16 images, scale 0.5–2.
 
     Attributes:
@@ -31,16 +31,6 @@ class SegmentationFields(DenseSettings):
     """
 
     loss_mean: Literal["labelled", "all"] = "labelled"
-
-
-@settings_dataclass
-class SegmentationSettings(SegmentationFields, ShippedHeadSettings):
-    """Of a shipped head that segments."""
-
-
-@settings_dataclass
-class SegmentationHeadSettings(SegmentationFields, ModuleHeadSettings):
-    """Of another head that segments."""
 
 
 class Segmentation(DenseTask):
@@ -53,7 +43,7 @@ class Segmentation(DenseTask):
         "mAcc": Metric(shown=True),
         "aAcc": Metric(),
     }
-    settings, head_settings = SegmentationSettings, SegmentationHeadSettings
+    settings = SegmentationSettings
     has_classes = True
 
     def check_dataset(self, data: PreparedDataset) -> None:
@@ -120,9 +110,7 @@ class Segmentation(DenseTask):
     def constant_name(self, constant: Any, data: PreparedDataset) -> str:
         return f"{data.classes[constant]!r}"
 
-    def drawing(
-        self, classes: Sequence[str], targets: Sequence[np.ndarray]
-    ) -> tuple[Draw, np.ndarray | None]:
+    def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:
         colours = palette(len(classes))
         legend = class_legend(classes, colours, width=780) if len(classes) <= LEGEND else None
         return (lambda labels: label_picture(labels[0], colours)), legend

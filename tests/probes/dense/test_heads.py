@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from mmengine.structures import PixelData
 from torch.nn import functional as F
 
-from probes.dense.decode_heads.base import SHIPPED, FeatureMaps
-from probes.dense.decode_heads.deeplabv3 import aspp_dilations
+from probes.dense.config import head_config
+from probes.dense.decode_heads.base import SHIPPED, FeatureMaps, aspp_dilations
 from probes.dense.decode_heads.linear import LinearHead
-from probes.dense.heads import head_config
 from probes.dense.objectives import DepthBins, DepthObjective, NormalObjective
-from probes.dense.tasks.segmentation import SegmentationSettings
+from probes.dense.tasks.segmentation import Segmentation
 
 from mmseg.registry import MODELS  # isort: skip
 from mmseg.structures import SegDataSample  # isort: skip
@@ -98,7 +97,7 @@ def test_every_head_learns_one_batch(probe, objective, field, outputs):
     torch.manual_seed(0)
     if probe == "dpt-probe3d" and objective is SEGMENT:
         pytest.skip("for depth and normals")
-    chosen = SegmentationSettings(channels=8, dropout=0.0)
+    chosen = Segmentation.shipped_settings(channels=8, dropout=0.0)
     head = MODELS.build(decode_head(probe, chosen, maps_of(1, 2, 2, 1), objective))
     head.init_weights()
     features = torch.randn(2, 6, 8, 8)
@@ -241,7 +240,9 @@ def test_uncertain_normals_are_scored_by_angmf():
     "objective", [DEPTH, BINS, NORMAL, SURE], ids=["depth", "bins", "normals", "uncertain"]
 )
 def test_training_begins_where_the_objective_says(objective):
-    head = MODELS.build(decode_head("linear", SegmentationSettings(), maps_of(6), objective))
+    head = MODELS.build(
+        decode_head("linear", Segmentation.shipped_settings(), maps_of(6), objective)
+    )
     for _ in range(2):  # a second initialisation begins there too
         head._is_init = False
         head.init_weights()
@@ -286,7 +287,7 @@ def test_dpt_is_mmsegs():
 def test_the_other_dpt_is_probe3ds():
     """Written again, step by step, from probe3d's description of its head."""
     torch.manual_seed(0)
-    settings = SegmentationSettings(channels=8)
+    settings = Segmentation.shipped_settings(channels=8)
     head = MODELS.build(decode_head("dpt-probe3d", settings, maps_of(1, 2, 3, 4), NORMAL))
     maps = [torch.randn(2, channels, 3, 5) for channels in (1, 2, 3, 4)]
 

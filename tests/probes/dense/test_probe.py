@@ -25,8 +25,8 @@ from probes.dense.fit import native_stride
 from probes.dense.settings import in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.depth import DepthSettings
-from probes.dense.tasks.normals import NormalSettings
-from probes.dense.tasks.segmentation import SegmentationSettings
+from probes.dense.tasks.normals import Normals
+from probes.dense.tasks.segmentation import Segmentation, SegmentationSettings
 from probes.registry import PROBES as REGISTERED
 from probes.runner.settings import schedule as schedule_of
 from tests.probes import tiny_dense
@@ -81,7 +81,7 @@ def test_the_backbone_gets_its_own_normalised_rgb(tmp_path):
     for split in ("train", "val"):
         pixels = np.broadcast_to(np.array([200, 100, 50], np.uint8), (48, 48, 3))
         Image.fromarray(pixels).save(tmp_path / "data" / data.samples[split][0].image)
-    task = context(tmp_path / "work", data, SegmentationSettings(**{**SMALL, "size": 40}))
+    task = context(tmp_path / "work", data, Segmentation.shipped_settings(**{**SMALL, "size": 40}))
     config = dense_config(REGISTERED["segmentation/linear"], task)
     with DefaultScope.overwrite_default_scope("mmseg"):
         prepare = MODELS.build(config.model.data_preprocessor)
@@ -180,7 +180,7 @@ def test_scores_do_not_depend_on_where_images_are_skipped(tmp_path):
 def test_the_config_runs_with_plain_mmengine(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "normals")
     probe = REGISTERED["normals/deeplabv3"]
-    task = context(tmp_path / "work", data, NormalSettings(**{**SMALL, "max_iters": 2}))
+    task = context(tmp_path / "work", data, Normals.shipped_settings(**{**SMALL, "max_iters": 2}))
     task = dataclasses.replace(task, backbone_config={"name": "efficientnet-lite0"})
     import backbones
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mmengine.structures import PixelData
 from torch.nn import functional as F
 
-import probes.dense.heads  # noqa: F401  registers the heads
+import probes.dense.config  # noqa: F401  registers the heads
 from probes.dense.decode_heads import resized_loss
 from probes.dense.decode_heads.linear import LinearHead
 from probes.dense.decode_heads.resized_loss import resized_cross_entropy

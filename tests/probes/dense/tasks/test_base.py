@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+import probes.catalog  # noqa: F401  registers the kinds of all probes
 from common.errors import UserError
 from probes.dense.data import FollowImage
-from probes.dense.objectives import TaskObjective
+from probes.dense.objectives import Objective
 from probes.dense.probe import register_dense_task
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.base import DenseTask
@@ -86,7 +87,7 @@ def test_a_vector_follows_the_image_and_comes_back(flow):
     resized = {"scale_factor": (2.0, 3.0), "enlarged": (1.0, 2.0), "flip": True}
     followed = FollowImage("flow").transform({**resized, "gt_seg_map": target})["gt_seg_map"]
     assert followed[0, 0].tolist() == [-2, 6] and followed.dtype == np.float32
-    objective = TaskObjective("flow")
+    objective = Objective("flow")
     raw = torch.stack([torch.full((2, 4), 4.0), torch.full((2, 4), 6.0)])
     assert objective.at_own_scale(raw, (2.0, 3.0))[:, 0, 0].tolist() == [2, 2]
     assert objective.mirror(raw[None])[0, :, 0, 0].tolist() == [-4, 6]
