@@ -4,28 +4,22 @@ whose maps are brought to one stride and concatenated."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS
 
 import probes.dense.metrics
 import probes.dense.segmentors
 import probes.features.crops
 import probes.runner.schedules  # noqa: F401  registers what configs name
 from backbones.base import Backbone
-from common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split
 from probes.dense.data import pipelines
-from probes.dense.decode_heads.base import SHIPPED, DenseHead, FeatureMaps
-from probes.dense.decode_heads.losses import Regression, Segmentation
-from probes.dense.decode_heads.module import ModuleHead, module_config, try_head
-from probes.dense.fit import check, feature_maps, reads_class_token, round_up
+from probes.dense.decode_heads.base import DenseHead, feature_maps, reads_class_token, round_up
+from probes.dense.decode_heads.module import head_config, try_head
 from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.crops import image_size
@@ -33,10 +27,6 @@ from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
 
 AT_ONCE = 32  # images of an evaluation's batch at most
-_classes = {**{head.name: head.load() for head in SHIPPED}, "module": ModuleHead}
-for (_name, _class), _loss in product(_classes.items(), (Segmentation, Regression)):
-    _type = f"{_name}-{_loss.__name__.lower()}"  # linear-segmentation, linear-regression …
-    MODELS.register_module(name=_type, module=type(_type, (_loss, _class), {}))
 
 
 def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
@@ -73,11 +63,8 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         "type": "DenseModel",
         "data_preprocessor": prepare,
         "backbone": {
-            "type": "FrozenBackbone",
-            "precision": settings.precision,
-            "out_indices": [-1] if settings.layers == "last" else None,
+            **frozen_backbone(context, [-1] if settings.layers == "last" else None),
             "class_token": reads_class_token(settings, backbone),
-            **context.backbone_config,
         },
         **head,
         "train_cfg": {},
@@ -88,7 +75,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
 
     # importing them registers what the config names
     declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
-    modules = [__name__, declared_in, task.module, probe.head.declared_in]
+    modules = [__name__, declared_in, type(task).__module__, probe.head.declared_in]
     config = Config(
         {
             "default_scope": "mmseg",
@@ -133,7 +120,7 @@ def checked_head(
     Raises:
         UserError: dataset, settings or backbone do not fit the head.
     """
-    check(head, settings, data, backbone)
+    head.check(settings, data, backbone)
     maps = feature_maps(settings, backbone)
     task = DENSE_TASKS.find(data.spec.kind)
     objective = task.objective(settings, data.spec, len(data.classes))
@@ -145,39 +132,6 @@ def checked_head(
     return config
 
 
-def head_config(
-    head: DenseHead, settings: Any, maps: FeatureMaps, objective: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Configs of the ``decode_head`` and, where it reads the maps concatenated, of the ``neck``.
-
-    Args:
-        settings: a ``DenseSettings``.
-        objective: ``num_classes`` and the loss of a segmenter, or ``loss_decode`` with an
-            objective's config.
-    """
-    outputs = "segmentation" if "num_classes" in objective else "regression"
-    losses = {"align_corners": settings.align_corners, "loss_images": settings.loss_images}
-    losses |= objective
-    if head.options:
-        name, reads_one = head.name, True
-        options = {"in_channels": sum(maps.channels), "in_index": 0, **losses}
-        options |= head.options(settings, maps)
-    else:
-        name = "module"
-        reads_one, options = module_config(settings.head, maps, losses)
-        if settings.feature_stride and not reads_one:
-            raise UserError(
-                f"feature_stride={settings.feature_stride} is of heads that read the maps"
-                f" concatenated; {settings.head['type']} reads each at its own stride: set"
-                " feature_stride=none"
-            )
-    model: dict[str, Any] = {"decode_head": {"type": f"{name}-{outputs}", **options}}
-    if reads_one or maps.index is not None:
-        strides = {"strides": list(maps.strides), "stride": maps.stride}
-        model["neck"] = {"type": "ResizeConcat", **strides, "index": maps.index}
-    return model
-
-
 def test_size(settings: DenseSettings, data: PreparedDataset, divisor: int) -> tuple[int, int]:
     """(height, width) of the first test image, or of a window of it, as the backbone gets it."""
     if settings.slide:
@@ -185,6 +139,12 @@ def test_size(settings: DenseSettings, data: PreparedDataset, divisor: int) -> t
     width, height = image_size(data.root / data.samples["val"][0].image)
     factor = settings.size / min(width, height) if settings.size else 1
     return round_up(round(factor * height), divisor), round_up(round(factor * width), divisor)
+
+
+def frozen_backbone(context: Context, out_indices: list[int] | None) -> dict[str, Any]:
+    """Config of the backbone; ``out_indices`` are those of the maps that it gives, None for all."""
+    indices = {"out_indices": out_indices, "precision": context.settings.precision}
+    return {"type": "FrozenBackbone", **indices, **context.backbone_config}
 
 
 def preprocessor(backbone: Backbone) -> dict[str, Any]:

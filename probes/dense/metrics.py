@@ -113,12 +113,13 @@ def depth_scores(prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str,
 
 
 def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
-    """(…, H, W) inside ``crop`` = (top, bottom, left, right), bottom and right exclusive; all of it
-    when None.
+    """(…, H, W) inside ``crop`` = (top, bottom, left, right) in pixels, bottom and right exclusive;
+    all of it when None. On a device that can sum it in float64: its own, else the CPU.
 
     Raises:
         UserError: the crop does not fit.
     """
+    pixels = pixels.to(float64_device(pixels.device))
     if crop is None:
         return pixels
     y1, y2, x1, x2 = crop
@@ -129,11 +130,6 @@ def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
             f" {width}×{height} label map; the dataset must be at its official resolution"
         )
     return pixels[..., y1:y2, x1:x2]
-
-
-def summable(maps: Tensor, crop: Sequence[int] | None) -> Tensor:
-    """``cropped`` where it can be summed in float64: on its device, or on the CPU if it cannot."""
-    return cropped(maps, crop).to(float64_device(maps.device))
 
 
 def angles(prediction: Tensor, target: Tensor) -> Tensor:
@@ -236,8 +232,7 @@ class DepthScores(TaskScores):
 
     Args:
         min_depth, max_depth: valid range of the ground truth, metres.
-        crop: (top, bottom, left, right) in pixels of the label map, bottom and right exclusive;
-            None for the whole map.
+        crop: see ``cropped``.
     """
 
     def __init__(
@@ -247,7 +242,7 @@ class DepthScores(TaskScores):
         self.min_depth, self.max_depth, self.crop = min_depth, max_depth, crop
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        prediction, target = (summable(each[0], self.crop) for each in (prediction, target))
+        prediction, target = (cropped(each[0], self.crop) for each in (prediction, target))
         valid = (target > self.min_depth) & (target < self.max_depth)
         return depth_scores(prediction, target, valid) | {"pixels": valid.sum()}
 
@@ -272,15 +267,13 @@ class NormalScores(TaskScores):
     ground truth is not (0, 0, 0).
 
     The median is that of all pixels, counted in bins of 180° / 2²² = 0.00004°, which is about what
-    float32 predictions
-    resolve: right within half a bin, in 16 MB for a set of any size, where NYU's 654 images have
-    650 MB of errors. ``per_image`` has ``normal_mean`` and shares of each image and ``pixels``:
-    weighted by them they give back the metrics; the median of any draw of images follows from
-    ``error_histogram``, (images, 1800) pixels by error in bins of 0.1°.
+    float32 predictions resolve: right within half a bin, in 16 MB for a set of any size, where
+    NYU's 654 images have 650 MB of errors. ``per_image`` has ``normal_mean`` and shares of each
+    image and ``pixels``: weighted by them they give back the metrics; the median of any draw of
+    images follows from ``error_histogram``, (images, 1800) pixels by error in bins of 0.1°.
 
     Args:
-        crop: (top, bottom, left, right) in pixels of the label map, bottom and right exclusive;
-            None for the whole map.
+        crop: see ``cropped``.
     """
 
     BINS = 2**22
@@ -293,7 +286,7 @@ class NormalScores(TaskScores):
         self.histogram: Tensor | None = None  # (BINS,) of all pixels so far
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        prediction, target = (summable(each, self.crop) for each in (prediction, target))
+        prediction, target = (cropped(each, self.crop) for each in (prediction, target))
         valid = target.any(dim=0).flatten()
         error, pixels = angles(prediction, target).flatten(), valid.sum().double()
         if self.histogram is None:

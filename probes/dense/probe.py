@@ -17,7 +17,6 @@ from common.errors import UserError
 from probes.base import Context, Probe, TaskResult
 from probes.datasets.base import PreparedDataset, Split
 from probes.dense.decode_heads.base import SHIPPED, DenseHead
-from probes.dense.fit import check
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
 from probes.registry import HEADS, PROBES, register_probe
@@ -69,7 +68,7 @@ class DenseProbe:
         """Check, before any work, that the head fits dataset and backbone.
 
         Args:
-            backbone: see ``probes.dense.fit.feature_maps``.
+            backbone: see ``probes.dense.decode_heads.base.feature_maps``.
 
         Raises:
             UserError: the head cannot be built for the backbone's maps, fails, or returns other
@@ -80,7 +79,7 @@ class DenseProbe:
                 return  # only the unit that reads the layer knows its map
             settings = replace(settings, layers="last")  # a plain ViT's maps are alike
         if self.head.config is None:
-            check(self.head, settings, data, backbone)
+            self.head.check(settings, data, backbone)
             return
         from probes.dense.config import checked_head
 
@@ -90,7 +89,7 @@ class DenseProbe:
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
         first rate."""
         from probes.dense.config import dense_config
-        from probes.dense.lr_grid import with_rate
+        from probes.dense.group import with_rate
         from probes.runner.training import resolved
 
         context = replace(context, data=context.data.without_unused)
@@ -150,9 +149,8 @@ def register_head(
     """
     config = {"type": module if isinstance(module, str) else name, **options}
     declared_in = sys._getframe(1).f_globals["__name__"]
-    return _register(
-        DenseHead(name, module, version, kinds, config=config, declared_in=declared_in)
-    )
+    head = DenseHead(name, module, version, kinds, config=config, declared_in=declared_in)
+    return _register(head)
 
 
 def _register(head: DenseHead) -> DenseHead:

@@ -54,7 +54,7 @@ class DenseSettings(TrainingSettings):
             ``max_iters``.
         lr_grid: learning rates to choose from, instead of ``lr``: a head is trained with each on
             nine tenths of the training images, and the best one on the rest is scored; see
-            ``probes.dense.lr_grid``. Empty: ``lr``.
+            ``probes.dense.group``. Empty: ``lr``.
         loss_images: the loss is the mean over groups of so many images, as over the GPUs of a
             source; none for the whole batch (for each image of depth without bins).
         layers: ``all`` of the backbone's feature maps, the ``last`` only, or one layer: a number
@@ -141,11 +141,10 @@ class DenseSettings(TrainingSettings):
                 f"cache={self.cache} caches maps of complete, upright images; set slide=,"
                 " flip_test=false and class_token=none"
             )
-        defaults = type(self)
         changed = [
             name
             for name in RANDOM_CROPS
-            if getattr(self, name, None) != getattr(defaults, name, None)
+            if getattr(self, name, None) != getattr(type(self), name, None)
         ]
         if self.fixed_crops and changed:
             raise UserError(

@@ -22,7 +22,7 @@ import probes.runner.member  # noqa: F401  registers the wrapper of optimizers
 from common.device import prefers_bf16
 from common.live_bytes import real_tensors
 from probes.dense.config import dense_config
-from probes.dense.lr_grid import with_rate
+from probes.dense.group import with_rate
 from probes.memory.plan import MemoryPlan, Phases
 from probes.runner import bridge
 from probes.runner.group_data import GroupDataset

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from probes.dense.fit import round_up
+from probes.dense.decode_heads.base import round_up
 from probes.dense.metrics import cropped, depth_scores
 from probes.dense.objectives import DepthBins
 from tests.protocols import dense

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.device import prefers_bf16
 from probes.datasets.download.nyu import millimetres
 from probes.dense.data import LoadGroundTruth
-from probes.dense.fit import native_stride, reads_class_token, round_up
+from probes.dense.decode_heads.base import native_stride, reads_class_token, round_up
 from probes.dense.metrics import DepthScores, NormalScores
 from probes.dense.objectives import NormalObjective
 from probes.dense.settings import in_iterations

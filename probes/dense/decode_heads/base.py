@@ -1,12 +1,19 @@
-"""The heads of dense probes by name: one entry of ``SHIPPED`` each. Those that mmseg has need no
-class of their own."""
+"""The heads of dense probes by name, one entry of ``SHIPPED`` each, and the maps that a backbone
+gives them. Heads that mmseg has need no class of their own."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pkgutil import resolve_name
 from typing import Any
+
+from common.errors import UserError
+from probes.datasets.base import PreparedDataset
+from probes.dense.settings import DenseSettings
+from probes.dense.tasks import DENSE_TASKS
+from probes.layers import position
 
 FOLDER = "probes.dense.decode_heads"
 
@@ -27,6 +34,45 @@ class FeatureMaps:
     stride: float
     crop: tuple[int, int]
     index: int | None = None
+
+
+def feature_maps(settings: DenseSettings, backbone: Any) -> FeatureMaps:
+    """The maps that a head reads of training crops.
+
+    Args:
+        backbone: a ``Backbone``, or a record with its names, weights, channels, strides and
+            divisor.
+    """
+    index = position(settings, backbone)
+    layer = -1 if settings.layers == "last" else index
+    channels, strides = backbone.channels, backbone.strides
+    if layer is not None:
+        channels, strides = (channels[layer],), (strides[layer],)
+    if reads_class_token(settings, backbone):
+        channels = tuple(2 * width for width in channels)
+    stride = settings.feature_stride or native_stride(strides)
+    height, width = settings.crop or (settings.size,) * 2
+    crop = round_up(height, backbone.divisor), round_up(width, backbone.divisor)
+    return FeatureMaps(tuple(channels), tuple(strides), stride, crop, index)
+
+
+def native_stride(strides: Sequence[float]) -> float:
+    """The finest of ``strides`` that is 8 or more (at 4, of CNNs, a head costs four times what it
+    does at 8); else the coarsest."""
+    return min((stride for stride in strides if stride >= 8), default=max(strides))
+
+
+def reads_class_token(settings: DenseSettings, backbone: Any) -> bool:
+    """Whether maps have class tokens, by the setting ``class_token``."""
+    if settings.class_token == "concat-dino":
+        names = f"{backbone.name} {backbone.architecture} {backbone.weights.source}"
+        return bool(re.search(r"(?<![a-z0-9])dino(v2)?(?![a-z0-9])", names))
+    return settings.class_token != "none"
+
+
+def round_up(side: int, divisor: int) -> int:
+    """``side``, rounded up to a multiple of ``divisor``."""
+    return math.ceil(side / divisor) * divisor
 
 
 @dataclass(frozen=True)
@@ -55,11 +101,30 @@ class DenseHead:
     declared_in: str = ""
     options: Callable[[Any, FeatureMaps], dict[str, Any]] | None = None
 
-    def load(self) -> Any:
-        """The class."""
-        return self.module if isinstance(self.module, type) else resolve_name(self.module)
+    def check(self, settings: DenseSettings, data: PreparedDataset, backbone: Any) -> None:
+        """Raise ``UserError`` where dataset, settings or backbone do not fit it.
+
+        Args:
+            backbone: see ``feature_maps``.
+        """
+        if settings.batch_size < self.min_batch:
+            raise UserError(
+                f"{self.name} normalises pooled features over the batch: batch_size must be"
+                f" {self.min_batch} or more"
+            )
+        if settings.class_token == "project" and self.name != "dpt":
+            raise UserError(f"class_token=project is of dpt, not of {self.name}; use concat")
+        maps = feature_maps(settings, backbone)
+        if self.maps not in (None, len(maps.channels)):
+            raise UserError(
+                f"{self.name} fuses {self.maps} feature maps, and {backbone.name!r} gives"
+                f" {len(maps.channels)} (layers={settings.layers}); choose another probe or"
+                f" backbone"
+            )
+        DENSE_TASKS.find(data.spec.kind).check_dataset(data)
 
 
+# what each of the shipped heads has as its ``options``
 def linear(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
     return {"dropout_ratio": settings.dropout or 0.0, "dropout_first": settings.dropout_first}
 

@@ -1,5 +1,5 @@
-"""Heads of mmseg's registry, and modules of plugins, as heads of the dense probes; such a head is
-run on maps without data before anything is trained."""
+"""Configs of heads. Heads of mmseg's registry, and modules of plugins, are heads of the dense
+probes too; such a head is run on maps without data before anything is trained."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import product
+from pkgutil import resolve_name
 from typing import Any
 
 from probes.runner.bridge import isolated_rng  # first: it prepares mmseg
@@ -25,7 +27,8 @@ from torch import Tensor, nn
 from common.errors import UserError, error_summary, nearest
 from common.live_bytes import counting, real_tensors
 from probes.dense.data import dense_sample
-from probes.dense.decode_heads.base import FeatureMaps
+from probes.dense.decode_heads.base import SHIPPED, DenseHead, FeatureMaps
+from probes.dense.decode_heads.losses import Regression, Segmentation
 from probes.dense.tasks import DenseTask
 from probes.registry import HEADS
 
@@ -123,27 +126,6 @@ def with_strides(head: type[nn.Module], strides: Sequence[float]) -> dict[str, A
     return {name: list(strides) for name in names}
 
 
-def module_config(
-    head: Mapping[str, Any], maps: FeatureMaps, shared: Mapping[str, Any]
-) -> tuple[bool, dict[str, Any]]:
-    """Whether the maps come concatenated, and the arguments of ``ModuleHead``.
-
-    Args:
-        head: the setting ``head``.
-        shared: arguments that do not depend on the head; its own losses replace theirs.
-    """
-    kind, options = parse_head(head)
-    reads_one = not reads_several(kind, options) and "in_index" not in options
-    losses = {} if has_own_loss(kind) else {n: options.pop(n) for n in LOSS_OPTIONS if n in options}
-    return reads_one, {
-        **shared,
-        **losses,
-        "module": {"type": head["type"], **options},
-        "in_channels": [sum(maps.channels)] if reads_one else list(maps.channels),
-        "strides": [maps.stride] if reads_one else list(maps.strides),
-    }
-
-
 class OutputOffset(nn.Module):
     """A constant added to the outputs, at which a regressor begins."""
 
@@ -209,6 +191,53 @@ class ModuleHead(BaseDecodeHead):
         return self.conv_seg(self.module(list(inputs)))
 
 
+_classes = {head.name: resolve_name(str(head.module)) for head in SHIPPED} | {"module": ModuleHead}
+for (_name, _class), _loss in product(_classes.items(), (Segmentation, Regression)):
+    _type = f"{_name}-{_loss.__name__.lower()}"  # linear-segmentation, linear-regression …
+    MODELS.register_module(name=_type, module=type(_type, (_loss, _class), {}))
+
+
+def head_config(
+    head: DenseHead, settings: Any, maps: FeatureMaps, objective: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Configs of the ``decode_head`` and, where it reads the maps concatenated, of the ``neck``.
+
+    Args:
+        settings: a ``DenseSettings``.
+        objective: ``num_classes`` and the loss of a segmenter, or ``loss_decode`` with an
+            objective's config.
+    """
+    outputs = "segmentation" if "num_classes" in objective else "regression"
+    losses = {"align_corners": settings.align_corners, "loss_images": settings.loss_images}
+    losses |= objective
+    if head.options:
+        name, reads_one = head.name, True
+        options = {"in_channels": sum(maps.channels), "in_index": 0, **losses}
+        options |= head.options(settings, maps)
+    else:
+        name, (kind, own) = "module", parse_head(settings.head)
+        reads_one = not reads_several(kind, own) and "in_index" not in own
+        if settings.feature_stride and not reads_one:
+            raise UserError(
+                f"feature_stride={settings.feature_stride} is of heads that read the maps"
+                f" concatenated; {settings.head['type']} reads each at its own stride: set"
+                " feature_stride=none"
+            )
+        if not has_own_loss(kind):
+            losses |= {option: own.pop(option) for option in LOSS_OPTIONS if option in own}
+        options = {
+            **losses,
+            "module": {"type": settings.head["type"], **own},
+            "in_channels": [sum(maps.channels)] if reads_one else list(maps.channels),
+            "strides": [maps.stride] if reads_one else list(maps.strides),
+        }
+    model: dict[str, Any] = {"decode_head": {"type": f"{name}-{outputs}", **options}}
+    if reads_one or maps.index is not None:
+        strides = {"strides": list(maps.strides), "stride": maps.stride}
+        model["neck"] = {"type": "ResizeConcat", **strides, "index": maps.index}
+    return model
+
+
 @functools.lru_cache(maxsize=64)  # a task is checked several times
 def try_head(text: str, batch: int, sizes: tuple[tuple[int, int], ...]) -> None:
     """Build a head, and run it on a training batch and on a test image.
@@ -233,8 +262,8 @@ def try_head(text: str, batch: int, sizes: tuple[tuple[int, int], ...]) -> None:
         try:  # fake tensors have no values, which some heads read
             _run(config, batch, sizes)
         except Exception as error:
-            given = [f"head.{name}" for name in OF_BACKBONE if name in options]
-            hint = f"; {', '.join(given)}: leave it out, the backbone decides" if given else ""
+            decided = [f"head.{name}" for name in OF_BACKBONE if name in options]
+            hint = f"; {', '.join(decided)}: leave it out, the backbone decides" if decided else ""
             raise UserError(f"{about}: {summary(error)}{hint}") from error
 
 

@@ -50,9 +50,8 @@ class Probe3dHead(BaseDecodeHead):
         super().__init__(channels=channels, **kwargs)
         self.map_channels = tuple(map_channels)
         self.project = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in map_channels)
-        self.before = nn.ModuleList(
-            Residual(channels) for _ in self.map_channels[:-1]
-        )  # the deepest has nothing to meet
+        # the deepest has nothing to meet
+        self.before = nn.ModuleList(Residual(channels) for _ in self.map_channels[:-1])
         self.after = nn.ModuleList(Residual(channels) for _ in self.map_channels)
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv_seg = nn.Conv2d(channels, self.out_channels, 3, padding=1)

@@ -24,10 +24,10 @@ from common.out_of_memory import Halving
 from probes.base import Context, EncodeRun, TaskResult
 from probes.datasets.base import Split
 from probes.dense.cached import CachedDense
-from probes.dense.config import dataset_config, preprocessor
+from probes.dense.config import dataset_config, frozen_backbone, preprocessor
 from probes.dense.constant import constant_note
 from probes.dense.data import LOAD, ground_truth_config
-from probes.dense.fit import native_stride, round_up
+from probes.dense.decode_heads.base import native_stride, round_up
 from probes.dense.metrics import SegmentationScores
 from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows
@@ -105,12 +105,6 @@ class PatchImages:
             self.stride = settings.feature_stride or native_stride(self.strides)
         is_cached = encoder is None and self.strides == (self.stride,)
         self.dtype = DTYPES[settings.cache] if is_cached else torch.float32
-        frozen = {
-            "type": "FrozenBackbone",
-            "precision": settings.precision,
-            "out_indices": out_indices,
-            **context.backbone_config,
-        }
         bridge.share(context.backbone_config, backbone)
         self.score_side = settings.score_size
         side = settings.size
@@ -137,16 +131,18 @@ class PatchImages:
         with DefaultScope.overwrite_default_scope("mmseg"):
             self.dataset = CachedDense(
                 dataset_config(data, split, pipeline, test_mode=True),
-                {"backbone": frozen, "data_preprocessor": prepare},
+                {
+                    "backbone": frozen_backbone(context, out_indices),
+                    "data_preprocessor": prepare,
+                },
                 "fp32" if encoder else settings.cache,
                 crops,
                 0.0,
                 context.device.type,
             )
         images = (split == "train" and data.train_indices) or range(len(self.dataset))
-        self.items = [
-            image * max(crops, 1) + crop for image in images for crop in range(max(crops, 1))
-        ]
+        each = max(crops, 1)
+        self.items = [image * each + crop for image in images for crop in range(each)]
 
     def __len__(self) -> int:
         return len(self.items)

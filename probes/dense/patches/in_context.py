@@ -3,8 +3,7 @@
 
 Keys are the memory's features, values the part of a patch that each class has; the softmax is over
 the cosines of the 30 nearest divided by 0.02, as in Open-Hummingbird (Pariza, Salehi, Asano 2024).
-Nothing is trained and nothing chosen.
-``mIoU_hungarian`` is Open-Hummingbird's metric.
+Nothing is trained and nothing chosen. ``mIoU_hungarian`` is Open-Hummingbird's metric.
 """
 
 from __future__ import annotations

@@ -156,8 +156,7 @@ def rarest(shares: Tensor, noise: Tensor, count: int) -> Tensor:
 
 def order_labels(labels: Tensor, context: Context) -> Tensor:
     """Labels as a vote orders them, of which the first of equals wins: as they are stored, void
-    first where it is stored as 0, else last.
-    Void that is background is of the first class."""
+    first where it is stored as 0, else last. Void that is background is of the first class."""
     classes, spec = len(context.data.classes), context.data.spec
     void = 0 if context.settings.void == "background" else classes
     labels = torch.where(labels == spec.ignore_index, void, labels)

@@ -74,11 +74,6 @@ class DenseTask:
             names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.{name}"}
             setattr(cls, name, settings_dataclass(type(name, (cls.settings, of_head), names)))
 
-    @property
-    def module(self) -> str:
-        """Importing this registers the task."""
-        return type(self).__module__
-
     # --- ground truth
 
     def check_dataset(self, data: PreparedDataset) -> None:

@@ -83,9 +83,7 @@ class Normals(DenseTask):
         mask = getattr(settings, "mask", "normals")
         return {} if mask == "normals" else {"mask": mask}
 
-    def read(  # type: ignore[override]
-        self, path: str, mask: str = "normals"
-    ) -> np.ndarray:
+    def read(self, path: str, mask: str = "normals") -> np.ndarray:  # type: ignore[override]
         """With ``mask="depth"`` only where the image's depth is known too."""
         normals = read_normals(path)
         if mask == "depth":

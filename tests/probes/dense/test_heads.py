@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mmengine.structures import PixelData
 from torch.nn import functional as F
 
-from probes.dense.config import head_config
 from probes.dense.decode_heads.base import SHIPPED, FeatureMaps, aspp_dilations
 from probes.dense.decode_heads.linear import LinearHead
+from probes.dense.decode_heads.module import head_config
 from probes.dense.objectives import DepthBins, DepthObjective, NormalObjective
 from probes.dense.tasks.segmentation import Segmentation
 

@@ -20,8 +20,7 @@ from PIL import Image
 import probes.dense.probe  # noqa: F401  registers the probes
 from common.errors import UserError
 from probes.dense.config import dense_config
-from probes.dense.decode_heads.base import SHIPPED
-from probes.dense.fit import native_stride
+from probes.dense.decode_heads.base import SHIPPED, native_stride
 from probes.dense.settings import in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.depth import DepthSettings

@@ -10,9 +10,9 @@ from mmengine.structures import PixelData
 from torch.nn import functional as F
 
 import probes.dense.config  # noqa: F401  registers the heads
-from probes.dense.decode_heads import resized_loss
+from probes.dense.decode_heads import losses as loss_module
 from probes.dense.decode_heads.linear import LinearHead
-from probes.dense.decode_heads.resized_loss import resized_cross_entropy
+from probes.dense.decode_heads.losses import resized_cross_entropy
 from probes.dense.objectives import Classes
 from probes.dense.segmentors import DenseModel, at_own_size
 
@@ -43,11 +43,11 @@ def test_it_is_torchs(seed, low, high, classes, align, cached):
     large = F.interpolate(logits, high, mode="bilinear", align_corners=align)
     expected = F.cross_entropy(large, labels, ignore_index=255)
     (gradient,) = torch.autograd.grad(2 * expected, logits)
-    before, resized_loss.CACHED_BYTES = resized_loss.CACHED_BYTES, cached  # how many images at once
+    before, loss_module.CACHED_BYTES = loss_module.CACHED_BYTES, cached  # how many images at once
     try:
         loss, right, scored = resized_cross_entropy(logits, labels, 255, align)
     finally:
-        resized_loss.CACHED_BYTES = before
+        loss_module.CACHED_BYTES = before
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
         torch.autograd.grad(2 * loss, logits)[0], gradient, rtol=1e-4, atol=1e-6
