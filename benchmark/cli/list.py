@@ -115,7 +115,8 @@ def protocols() -> Rows:
             datasets = f" ({', '.join(preset.datasets)})" if preset.datasets else ""
             rows.append((f"{protocol.name} {preset.probe}{datasets}", text))
         for probe, differences in protocol.differs.items():
-            rows += [(f"{protocol.name} {probe}, not here", text) for text in differences.values()]
+            subject = f"{protocol.name} {probe}".strip()
+            rows += [(f"{subject}, not here", text) for text in differences.values()]
     return rows
 
 

@@ -116,7 +116,8 @@ class CocoInstances(CocoDataset):
                 for image in images
                 if not all(instance["ignore_flag"] for instance in image["instances"])
             ]
-            self.dropped_empty, images = len(images) - len(occupied), occupied
+            self.dropped_empty = len(images) - len(occupied)
+            images = occupied
         images = [
             image for image in images if min(image["width"], image["height"]) >= self.min_size
         ]

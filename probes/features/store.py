@@ -44,6 +44,7 @@ DTYPES = {
     "uint8": torch.uint8,
     "uint16": torch.uint16,
 }
+ENTRY_KEYS = {"file", "bytes", "sha256", "first"}  # of a complete shard; ``first``: its first item
 Metadata = Mapping[str, Any]  # of an item, JSON-able
 # Computes items: given the items of each shard to write, it yields (item, tensors, metadata), all
 # items of one shard before any of the next, in any order within.
@@ -94,7 +95,8 @@ class CacheKey:
     def entry(self, number: int) -> dict[str, Any]:
         """What is recorded of a complete shard; empty if it is not complete."""
         entry = read_json_object((self.folder / shard_name(number)).with_suffix(".json"))
-        return entry if entry.get("first") == self.shards[number].start else {}
+        is_intact = entry.keys() >= ENTRY_KEYS and entry["first"] == self.shards[number].start
+        return entry if is_intact else {}
 
 
 def root() -> Path:

@@ -119,7 +119,7 @@ class DenseHead:
             raise UserError(
                 f"{self.name} fuses {self.maps} feature maps, and {backbone.name!r} gives"
                 f" {len(maps.channels)} (layers={settings.layers}); choose another probe or"
-                f" backbone"
+                " backbone"
             )
         DENSE_TASKS.find(data.spec.kind).check_dataset(data)
 

@@ -39,6 +39,7 @@ def test_protocols_show_their_source_and_settings(capsys):
     output = capsys.readouterr().out
     for text in ("facebookresearch/dinov3", "slide=512,341", "onedl-mmsegmentation"):
         assert text in output
+    assert "radio, not here" in output
 
 
 def test_every_task_names_the_suites_that_have_it(capsys):

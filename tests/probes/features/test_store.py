@@ -123,7 +123,7 @@ def test_a_damaged_store_is_reported_and_rebuilt(change, caplog):
     assert "00002.safetensors" in rebuilt.notes[0] and rebuilt.notes[0] in caplog.text
 
 
-@pytest.mark.parametrize("content", ['{"file": ', '{"first": 0}', "[]"])
+@pytest.mark.parametrize("content", ['{"file": ', '{"first": 0}', '{"first": 3}', "[]", ""])
 def test_a_shard_whose_entry_is_damaged_is_built_again(content):
     store = get_or_build(cache_key(), builder())
     store.close()
