@@ -23,7 +23,7 @@ from probes.registry import DATASETS
 VERSION = 3  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
-CHUNK = 1000  # samples whose results are written together
+CHUNK = 1000  # samples whose hashes are stored together
 
 
 class DatasetNotFound(UserError):
@@ -287,8 +287,9 @@ def check_samples(
 
         pending = [sample for sample in samples if sample.image not in checked]
         progress.advance(len(samples) - len(pending))
-        # decoding and hashing release the GIL
-        with ThreadPoolExecutor(max(1, workers)) as pool, journal.open("a") as file:
+        # Decoding and hashing release the GIL. Lines are written whole, since other processes may
+        # append theirs: halves of two lines could be a wrong digest.
+        with ThreadPoolExecutor(max(1, workers)) as pool, journal.open("a", buffering=1) as file:
             for start in range(0, len(pending), CHUNK):
                 chunk = pending[start : start + CHUNK]
                 try:
@@ -297,7 +298,6 @@ def check_samples(
                         file.write(json.dumps([sample.image, *result]) + "\n")
                         progress.advance()
                 finally:
-                    file.flush()
                     content_hashes.save()
         usable = [sample.image for sample in samples if not checked[sample.image][1]]
         digests[split] = [checked[image][0] for image in usable]

@@ -338,6 +338,21 @@ def test_an_interrupted_check_resumes(tmp_path, monkeypatch):
     assert [path.suffix for path in folder.iterdir()] == [".json"]
 
 
+def test_the_journal_of_a_check_has_complete_lines_at_any_time(tmp_path):
+    root = make.make_imagefolder(tmp_path, 8)
+
+    class Reader(Recorder):
+        def advance(self, steps: int = 1) -> None:
+            super().advance(steps)
+            journals = (home() / "datasets").glob("*.part")
+            lines = [line for journal in journals for line in journal.read_text().splitlines()]
+            assert len(lines) == self.advanced and all(map(json.loads, lines))
+
+    bar = Reader()
+    prepare(DATASETS["imagefolder"], root, progress=bar)
+    assert bar.advanced
+
+
 def test_folders_of_datasets(tmp_path):
     voc, depth, normal = DATASETS["voc"], DATASETS["nyu-depth"], DATASETS["nyu-normal"]
     root, mine = tmp_path / "root", tmp_path / "mine"
