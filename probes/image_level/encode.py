@@ -181,8 +181,9 @@ def encode_batches(
     normalise = Preprocessing(backbone.data, device).normalise
 
     def encode_part(pixels: Tensor) -> Tensor:
-        normalised = normalise(pixels.to(device, non_blocking=takes_pinned_memory(device)))
-        return encode(in_memory_format(normalised, backbone)).float()
+        pixels = pixels.to(device, non_blocking=takes_pinned_memory(device))
+        pixels = in_memory_format(normalise(pixels), backbone)  # nothing else stays in memory
+        return encode(pixels).float()
 
     for pixels in cost.timed("encode", loader):
         if isinstance(pixels, str):

@@ -167,8 +167,13 @@ def encoded(encoder: Encoder, images: Sequence[Tensor], frozen: Any = None) -> l
     """Maps of images in fp16, by the ``backbone`` of an encoder's config or by ``frozen``."""
     preprocess = MODELS.build(encoder["data_preprocessor"])
     frozen = frozen or MODELS.build(encoder["backbone"])
+    # padded here: mmengine pads by values, which fake tensors have not
+    divisor = getattr(preprocess, "pad_size_divisor", 1)
+    sides = (max(image.shape[side] for image in images) for side in (1, 2))
+    height, width = (-(-side // divisor) * divisor for side in sides)
+    padded = [torch.empty(3, height, width, dtype=torch.uint8) for _ in images]
     samples = [BaseDataElement() for _ in images]
-    batch = preprocess({"inputs": list(images), "data_samples": samples}, False)
+    batch = preprocess({"inputs": padded, "data_samples": samples}, False)
     return [each.half() for each in frozen(batch["inputs"])]
 
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import probes.runner.bridge  # noqa: F401  before mmdet, which it prepares
+
+# isort: split
 import torch
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import probes.runner.bridge  # noqa: F401  installs the operators
+import probes.runner.bridge  # installs the operators
 from probes.runner import ops
 
 # isort: split
@@ -62,6 +64,27 @@ def test_nms(boxes_and_scores, threshold, offset):
     detections, indices = nms(boxes, scores, threshold, offset=offset)
     assert indices.tolist() == reference_nms(boxes, scores, threshold, offset)
     assert torch.equal(detections, torch.cat([boxes, scores[:, None]], dim=1)[indices])
+
+
+def imports(path: Path) -> list[str]:
+    """What a module imports at its top, in order."""
+    names = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def test_operators_are_installed_before_mmlab_is_imported():
+    root, late = Path(probes.__path__[0]), []
+    for path in root.rglob("*.py"):
+        relevant = ("probes.runner.bridge", "mmdet.", "mmseg.", "mmcv.ops")
+        first = next((name for name in imports(path) if name.startswith(relevant)), "")
+        if first.startswith("mm") and path != root / "runner" / "bridge.py":
+            late.append(f"{path}: {first}")
+    assert not late
 
 
 def test_roi_align_is_torchvisions():
