@@ -293,8 +293,8 @@ def _log_result(
     dense_task = DENSE_TASKS.get(task.spec.kind)
     if task.spec.kind == "detection" or (dense_task and dense_task.has_classes):
         # class names, for per-class tables; the one array here with an entry per class instead of
-        # per image
-        result.per_image["classes"] = np.array(data.classes)
+        # per image (a probe that scores more than the dataset's gives its own)
+        result.per_image.setdefault("classes", np.array(data.classes))
     _log_files(run, result, part_features(context) if task.varies("size") else {})
     # MMEngine's log is TIME/TIME.log or SUB/TIME/TIME.log: log it in the folder log or log/SUB
     for log in sorted(context.work_dir.rglob("*.log")):

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import mmcv
+import numpy as np
 import torch
 from mmengine.registry import DefaultScope
 from torch import Tensor
@@ -290,4 +291,5 @@ def evaluate(
     preview = draw_preview(
         pictures.__getitem__, images.dataset, "segmentation", context.work_dir / "preview.png"
     )
-    return TaskResult(metrics, metric.per_image, preview=preview, notes=notes)
+    per_image = {**metric.per_image, "classes": np.array(names)}
+    return TaskResult(metrics, per_image, preview=preview, notes=notes)

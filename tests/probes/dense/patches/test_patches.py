@@ -100,6 +100,13 @@ def test_images_that_do_not_fit_together_are_predicted_one_by_one(tmp_path, name
     assert alone.metrics == together.metrics
 
 
+@pytest.mark.parametrize("name", ["patch-knn", "in-context"])
+def test_void_that_can_be_predicted_has_a_score_in_reports(tmp_path, name):
+    probe, task = prepare(tmp_path, name, void="vote" if name == "patch-knn" else "class")
+    scores = image_scores("segmentation", probe.run(task).per_image).classes
+    assert scores.names == (*task.data.classes, "void") and len(scores.values) == len(scores.names)
+
+
 @pytest.mark.parametrize("backbone", ["tiny-cnn", "tiny-vit14"])
 @pytest.mark.parametrize("name", list(SMALL))
 def test_it_learns_what_colours_mean(tmp_path, name, backbone):
