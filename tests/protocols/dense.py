@@ -27,7 +27,6 @@ from common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.linear import LinearHead
 from probes.dense.segmentors import DenseModel
-from probes.dense.tasks import DENSE_TASKS
 from probes.protocols.base import find_preset
 from probes.registry import find_task
 from probes.runner.bridge import isolated_rng
@@ -108,7 +107,7 @@ def _data(kind: str) -> Any:
 def preset_settings(protocol: str, task: str, **changes: Any) -> Any:
     spec, probe = find_task(task)
     preset = find_preset(protocol, spec, probe).settings
-    return with_changes(DENSE_TASKS[spec.kind].settings(), {**preset, **changes})
+    return with_changes(probe.settings_type(), {**preset, **changes})
 
 
 @lru_cache

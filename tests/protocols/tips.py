@@ -327,13 +327,13 @@ def _suite_scores(folder: Path, settings: Any) -> dict[str, Any]:
     maps: list[Tensor] = []
     score = open_vocabulary.evaluate
 
-    def evaluate(context: Any, images: PatchImages, predict: Any) -> Any:
+    def evaluate(context: Any, images: PatchImages, predict: Any, notes: Any) -> Any:
         def recorded(group: Sequence[Patches]) -> Iterator[Tensor]:
             for patches, labels in zip(group, predict(group), strict=True):
                 maps.append((patches.index, labels))
                 yield labels
 
-        return score(context, images, recorded)
+        return score(context, images, recorded, notes)
 
     with mock.patch.object(open_vocabulary, "evaluate", evaluate):
         result = open_vocabulary.run(task)
