@@ -70,7 +70,8 @@ class Executor(ABC):
     Attributes:
         about: one line for ``list executors``.
         options: ``--executor-arg`` keys → descriptions; ``None`` accepts any key.
-        is_remote, in_this_process: units may run on other machines; run one by one in this process.
+        is_remote: units may run on other machines.
+        in_this_process: units run one after the other in the submitting process.
         slots: estimated number of concurrent units (one per GPU if there are GPUs).
         cpu_slots: estimated number of concurrent units of one core each without a GPU.
         has_gpus: whether a unit can have a GPU.
@@ -142,11 +143,9 @@ class Executor(ABC):
 
     @property
     def num_workers(self) -> int:
-        """Loading processes of a unit.
-
-        By itself, their number never changes a result. On a GPU, though, it sets the number of
-        computing threads (``needs``), on which the last bits of sums that are computed on the CPU
-        may depend.
+        """Loading processes of a unit. Their number changes no result, except on a GPU, where it
+        sets the number of computing threads (``needs``): the last bits of sums on the CPU may
+        depend on it.
         """
         number = self.spec.num_workers
         return self.default_loading_processes if number is None else number

@@ -1,9 +1,9 @@
-"""``train/<class>/`` and ``val/<class>/``, classes are the sorted folder names: a user's own
-classification set, and Places365-Standard in its 'easy directory' form.
+"""A user's own classification set: ``train/<class>/`` and ``val/<class>/``; classes are the sorted
+folder names.
 
-Readable names of a user's classes for prompts come from ``classnames.json`` (folder → name, or a
-list in folder order) or ``wnid_to_name.txt`` (``<folder><tab><name>[, synonyms]``) in the root;
-WordNet ids of ImageNet-1k are known without either.
+Readable names for prompts come from ``classnames.json`` (folder → name, or a list in folder order)
+or ``wnid_to_name.txt`` (``<folder><tab><name>[, synonyms]``) in the root; WordNet ids of
+ImageNet-1k are known without either.
 """
 
 from pathlib import Path
@@ -56,10 +56,6 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     return image_folder(root, split, folder_names(root))
 
 
-def scenes(root: Path) -> tuple[str, ...]:
-    return tuple(name.replace("_", " ").replace("-", " ") for name in folder_names(root))
-
-
 register_dataset(
     DatasetSpec(
         name="imagefolder",
@@ -69,20 +65,6 @@ register_dataset(
         classes=classes,
         about=(
             "your own images: train/<class>/, val/<class>/ (place them with --data imagefolder=DIR)"
-        ),
-    )
-)
-register_dataset(
-    DatasetSpec(
-        name="places365",
-        kind="classification",
-        folder="places365",
-        list_samples=list_samples,
-        expected={"train": 1803460, "val": 36500},
-        classes=scenes,
-        about=(
-            "Places365-Standard, 365 scenes, 256 px (places365standard_easyformat.tar from"
-            " places2.csail.mit.edu)"
         ),
     )
 )
