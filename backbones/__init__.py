@@ -6,7 +6,7 @@ other processes, do without.
 
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 if TYPE_CHECKING:
     from backbones.base import Backbone, DataConfig, Weights

@@ -17,9 +17,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from backbones.versions import versions
-from common.errors import UserError
-from common.files import content_key
-from common.settings import settings_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
+from cliptex_common.settings import settings_dataclass
 
 
 @settings_dataclass

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.serialization import safe_globals
 
 from backbones.base import DataConfig, state_sha256
-from common.errors import UserError, first_line
-from common.files import atomic_write
+from cliptex_common.errors import UserError, first_line
+from cliptex_common.files import atomic_write
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from backbones.cliptex.training.recipes import subsets
 from backbones.registry import FAMILIES, Entry, Family, Request, register
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

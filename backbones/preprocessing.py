@@ -10,7 +10,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from backbones.base import Backbone, DataConfig
-from common.images import to_rgb
+from cliptex_common.images import to_rgb
 
 
 class Preprocessing:

@@ -8,8 +8,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError, error_summary
-from common.registry import Registry, instance_of
+from cliptex_common.errors import UserError, error_summary
+from cliptex_common.registry import Registry, instance_of
 
 if TYPE_CHECKING:  # names are listed without torch
     from torch import Tensor

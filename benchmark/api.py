@@ -23,9 +23,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.errors import UserError, nearest
-from common.plugins import load_plugins
-from common.settings import as_list, as_text, field_names
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.plugins import load_plugins
+from cliptex_common.settings import as_list, as_text, field_names
 
 if TYPE_CHECKING:
     import pandas as pd

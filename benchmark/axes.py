@@ -9,8 +9,8 @@ from itertools import product
 from typing import Any
 
 from benchmark.records import PlannedTask
-from common.errors import UserError
-from common.settings import axes_of, field_names, read_value, with_changes
+from cliptex_common.errors import UserError
+from cliptex_common.settings import axes_of, field_names, read_value, with_changes
 from probes.base import Probe
 
 MOST_VARIANTS = 100  # of a task

@@ -35,7 +35,7 @@ from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.run import known_cells
 from benchmark.stages.graph import Stage, find_results
 from benchmark.suites.registry import BackboneSource
-from common.device import device_name
+from cliptex_common.device import device_name
 from probes.base import Context
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotChecked

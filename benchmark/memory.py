@@ -14,9 +14,9 @@ from backbones.cliptex.training.memory import training_peak
 from backbones.cliptex.training.models import load_pretrained_clip
 from benchmark.execution.device import choose_device
 from benchmark.stages.weights import TrainingInputs, open_labels
-from common.device import is_accelerator, is_available, memory, planned_device
-from common.errors import error_summary
-from common.visible_devices import is_accelerator_name
+from cliptex_common.device import is_accelerator, is_available, memory, planned_device
+from cliptex_common.errors import error_summary
+from cliptex_common.visible_devices import is_accelerator_name
 from probes.memory.predict import Task, predict
 
 GB = 1e9

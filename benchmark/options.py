@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from common.errors import UserError
-from common.files import MAX_SEED
-from common.settings import Folder, Names, Seed, as_list, field_names, options_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.files import MAX_SEED
+from cliptex_common.settings import Folder, Names, Seed, as_list, field_names, options_dataclass
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec

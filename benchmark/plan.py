@@ -21,11 +21,11 @@ from benchmark.execution.progress import console
 from benchmark.options import DataOptions, ExecutionOptions, RunOptions
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in
-from common import plugins
-from common.device import Device, computes_in_bf16, current_device, planned_device
-from common.errors import UserError, nearest
-from common.settings import field_names, setting_of, with_changes
-from common.visible_devices import is_accelerator_name
+from cliptex_common import plugins
+from cliptex_common.device import Device, computes_in_bf16, current_device, planned_device
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.settings import field_names, setting_of, with_changes
+from cliptex_common.visible_devices import is_accelerator_name
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
 from probes.layers import requested_layer

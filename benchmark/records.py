@@ -9,8 +9,8 @@ from typing import Any
 
 from backbones.base import Backbone, Weights
 from backbones.versions import PROBING, versions
-from common.files import content_key
-from common.settings import field_names
+from cliptex_common.files import content_key
+from cliptex_common.settings import field_names
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.layers import Layer

@@ -27,8 +27,8 @@ from benchmark.results.outcome import RunResult, as_json, check_writable, suite_
 from benchmark.stages.graph import Runner, find_results
 from benchmark.stages.session import open_executor_and_tracker
 from benchmark.suites.registry import BackboneSource
-from common.files import write_json
-from common.locks import lock_path, locked_async, mark_in_use
+from cliptex_common.files import write_json
+from cliptex_common.locks import lock_path, locked_async, mark_in_use
 from probes.base import missing_capability
 from probes.datasets.base import PreparedDataset
 from reports.mlflow.run import Tracker

@@ -18,7 +18,7 @@ import numpy as np
 
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.suites.mini_sizes import SUBSETS
-from common.files import write_text
+from cliptex_common.files import write_text
 from probes.registry import find_task
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from benchmark.options import WatchOptions
 from benchmark.plan import RunPlan, make_plan
 from benchmark.results.outcome import RunResult
 from benchmark.run import run
-from common.errors import UserError
-from common.locks import lock_path, locked
+from cliptex_common.errors import UserError
+from cliptex_common.locks import lock_path, locked
 from reports.mlflow.run import Tracker
 
 

@@ -206,8 +206,8 @@ class Probe(Protocol):
         name: second half of a task's name (``linear``, ``pspnet``, ``mask-rcnn`` …).
         kind: of dataset.
         version: raised whenever the same settings give other numbers; part of a task's identity.
-        settings_type: ``common.settings.settings_dataclass`` of JSON-able fields, all of which are
-            part of a task's identity; the defaults are the paper's.
+        settings_type: ``cliptex_common.settings.settings_dataclass`` of JSON-able fields, all of
+            which are part of a task's identity; the defaults are the paper's.
         metrics: name → unit, range, direction and label, recorded with each number; the main metric
             first.
         needs_text: whether the backbone must have a text tower. A probe may have

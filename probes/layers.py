@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
-from common.errors import UserError
-from common.settings import Axis, axes_of
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Axis, axes_of
 
 if TYPE_CHECKING:  # settings are read without torch
     from backbones.base import Backbone

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from common.dense_maps.pictures import INK, PAPER
-from common.files import atomic_write
+from cliptex_common.dense_maps.pictures import INK, PAPER
+from cliptex_common.files import atomic_write
 
 GAP = 8
 TILE = 256  # longest side of a picture, pixels

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 import backbones
 from backbones import Backbone, UserError
-from common import plugins
-from common.device import prefers_bf16
+from cliptex_common import plugins
+from cliptex_common.device import prefers_bf16
 from probes.base import Context, EncodeRun, Head
 from probes.dense.tasks import DENSE_TASKS
 from probes.image_level.attentive import create_head, token_encoder

@@ -7,9 +7,9 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from common import plugins
-from common.errors import UserError, nearest
-from common.registry import Registry, instance_of
+from cliptex_common import plugins
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.registry import Registry, instance_of
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
 from probes.dense.tasks import DENSE_TASKS

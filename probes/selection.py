@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-from common.files import content_key
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
 from probes.base import Context, RunLog
 from probes.features.content_hashes import content_hashes
 

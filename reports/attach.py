@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import first_line
+from cliptex_common.errors import first_line
 from reports.mlflow.client import connect, tracking_uri
 from reports.mlflow.models import register
 from reports.mlflow.query import local_folder

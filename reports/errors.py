@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.errors import UserError, first_line
+from cliptex_common.errors import UserError, first_line
 
 
 class TrackingError(UserError):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from common.secrets import hide_secrets
+from cliptex_common.secrets import hide_secrets
 from reports.analysis import Analysis, analyse
 from reports.mlflow.query import STUDY_TAG, Store, StoredRun
 from reports.parts.average import average_lines

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from common.errors import nearest
+from cliptex_common.errors import nearest
 from reports.errors import TrackingError
 from reports.metrics import Metric
 from reports.mlflow.client import metric_key

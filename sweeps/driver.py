@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import TrialState
 
-from common.errors import error_summary, user_error_message
+from cliptex_common.errors import error_summary, user_error_message
 from reports.mlflow.run import Run, Tracker
 from sweeps.errors import TrialPruned
 from sweeps.objective import task_gains

@@ -1,6 +1,6 @@
 """The errors of a sweep."""
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 
 class NoSweep(UserError):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.errors import UserError, nearest
+from cliptex_common.errors import UserError, nearest
 from reports.stats.gains import interquartile_mean, relative_gain
 
 Metrics = Mapping[str, Mapping[str, float]]

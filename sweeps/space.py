@@ -13,8 +13,8 @@ from pydantic import PositiveInt, TypeAdapter
 
 from backbones.cliptex.tasks import PAPER, task_names
 from backbones.cliptex.training.recipes import LAMBDA, Recipe
-from common.errors import UserError
-from common.settings import Names, Numbers, Seed, options_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Names, Numbers, Seed, options_dataclass
 
 Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
 SAMPLED = ("tpe", "random", "cmaes")

@@ -13,9 +13,9 @@ from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from common.errors import UserError, first_line
-from common.locks import lock_path, locked
-from common.secrets import hide_secrets, redact, remember_secrets
+from cliptex_common.errors import UserError, first_line
+from cliptex_common.locks import lock_path, locked
+from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from sweeps.errors import NoSweep
 
 DEFAULT_STORAGE = "sqlite:///sweeps.db"

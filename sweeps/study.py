@@ -18,9 +18,9 @@ from filelock import Timeout
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from common.errors import UserError
-from common.locks import lock_path, locked
-from common.secrets import hide_secrets
+from cliptex_common.errors import UserError
+from cliptex_common.locks import lock_path, locked
+from cliptex_common.secrets import hide_secrets
 from reports.mlflow import heartbeat
 from sweeps.errors import NoSweep
 from sweeps.objective import Metrics, Objective, ObjectiveTask, make_objectives

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ["benchmark", "sweeps", "probes", "backbones", "reports", "common"]
-DEVICE_LAYER = {ROOT / "common/device.py", ROOT / "common/visible_devices.py"}
+PACKAGES = ["benchmark", "sweeps", "probes", "backbones", "reports", "cliptex_common"]
+DEVICE_LAYER = {ROOT / "cliptex_common/device.py", ROOT / "cliptex_common/visible_devices.py"}
 ACCELERATORS = re.compile(r"cuda|nccl|\b(rocm|xpu|mps)\b", re.IGNORECASE)
 
 

@@ -21,7 +21,7 @@ from backbones.adapters.hub import hub_file
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
-from common.errors import UserError, first_line
+from cliptex_common.errors import UserError, first_line
 
 WEIGHTS = (
     "model.safetensors",

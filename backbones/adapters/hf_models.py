@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from backbones.adapters.hub import load_tokenizer
 from backbones.adapters.layers import TokenBackbone, evenly_spaced, layers_of, with_mean
 from backbones.base import Backbone, DataConfig
-from common.errors import UserError, first_line
+from cliptex_common.errors import UserError, first_line
 
 ADVICE = "take it from timm or open_clip, or write a plugin (`new backbone`)"
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)  # of inputs that a model does not take

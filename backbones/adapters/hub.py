@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from common.errors import UserError, first_line
+from cliptex_common.errors import UserError, first_line
 
 T = TypeVar("T")
 TIMEOUT = 3.0  # seconds until the hub counts as unreachable

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry
-from common.errors import UserError
-from common.files import content_key
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
 
 IMAGENET = DataConfig((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -35,7 +35,7 @@ from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
-from common.errors import UserError, nearest
+from cliptex_common.errors import UserError, nearest
 
 _HUB_FILES = (
     "open_clip_model.safetensors",

@@ -17,7 +17,7 @@ from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
-from common.errors import UserError, error_summary, nearest
+from cliptex_common.errors import UserError, error_summary, nearest
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 

@@ -25,7 +25,7 @@ from backbones.adapters.layers import TokenBackbone, evenly_spaced, with_mean
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
-from common.errors import UserError, error_summary
+from cliptex_common.errors import UserError, error_summary
 
 
 class HubBackbone(TokenBackbone):

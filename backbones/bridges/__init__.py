@@ -7,7 +7,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from backbones.preprocessing import Preprocessing, in_memory_format
 from backbones.registry import create
-from common.device import current_device
+from cliptex_common.device import current_device
 
 
 class MtebEncoder(AbsEncoder):

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from backbones.preprocessing import Preprocessing, in_memory_format
 from backbones.registry import create
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 RGB = [BandSpec("aerial", name, name, 127.5, 74.0, 0.0, 255.0) for name in ("red", "green", "blue")]
 

@@ -16,10 +16,10 @@ from pydantic import NonNegativeFloat
 
 from benchmark.cli.parser import JsonOptions, Positionals
 from benchmark.execution.progress import console
-from common.errors import UserError, nearest
-from common.files import home
-from common.locks import guard_removal, lock_path, locked
-from common.settings import options_dataclass
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.files import home
+from cliptex_common.locks import guard_removal, lock_path, locked
+from cliptex_common.settings import options_dataclass
 
 # folder under $CLIPTEX_HOME → what each entry is
 KINDS = {

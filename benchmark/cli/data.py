@@ -13,8 +13,8 @@ import benchmark.catalog  # noqa: F401 – registers every dataset
 from benchmark.cli.parser import JsonOptions, Positionals
 from benchmark.execution.progress import Bar, console
 from benchmark.options import FolderOptions
-from common.errors import UserError
-from common.settings import Folder, options_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Folder, options_dataclass
 from probes.datasets.download import hub
 from probes.datasets.download.get import get
 from probes.datasets.download.table import ENTRIES, find_entry

@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmark.cli.parser import JsonOptions
 from benchmark.options import FolderOptions, TrackingOptions
-from common.errors import UserError, first_line, user_error_message
-from common.settings import options_dataclass
+from cliptex_common.errors import UserError, first_line, user_error_message
+from cliptex_common.settings import options_dataclass
 
 GB = 1e9
 STYLES = {"ok": "green", "warn": "yellow", "bad": "red"}
@@ -88,8 +88,8 @@ def torch(options: Doctor) -> Iterator[Finding]:
     """torch and its accelerators."""
     import torch
 
-    from common import device
-    from common.visible_devices import DRIVER_TOOLS
+    from cliptex_common import device
+    from cliptex_common.visible_devices import DRIVER_TOOLS
 
     value, count = f"{torch.__version__}, {device.toolkit()}", device.device_count()
     if count or not any(map(shutil.which, DRIVER_TOOLS)):
@@ -103,8 +103,8 @@ def torch(options: Doctor) -> Iterator[Finding]:
 
 def _accelerator(accelerator: Any) -> Finding:
     """An accelerator, with its free memory where the backend can tell."""
-    from common import device
-    from common.visible_devices import VARIABLES
+    from cliptex_common import device
+    from cliptex_common.visible_devices import VARIABLES
 
     value, memory = device.device_name(accelerator), device.memory(accelerator)
     if memory is None:
@@ -137,7 +137,7 @@ def mlflow(options: Doctor) -> Iterator[Finding]:
     """The MLflow store; none is created."""
     from urllib.request import urlopen
 
-    from common.secrets import hide_secrets
+    from cliptex_common.secrets import hide_secrets
     from reports.mlflow.client import check_database, tracking_uri
 
     uri = tracking_uri(options.tracking_uri)
@@ -158,8 +158,8 @@ def mlflow(options: Doctor) -> Iterator[Finding]:
 
 def home(options: Doctor) -> Iterator[Finding]:
     """Space and locks in ``$CLIPTEX_HOME``."""
-    from common.files import home
-    from common.locks import lock_path, locked
+    from cliptex_common.files import home
+    from cliptex_common.locks import lock_path, locked
 
     folder, remedy = home(), "set CLIPTEX_HOME to another folder"
     try:

@@ -8,7 +8,7 @@ from dataclasses import field
 
 from benchmark.cli.parser import ConfigOptions, Positional
 from benchmark.options import ExecutionOptions, TrackingOptions
-from common.settings import Folder, Seed, options_dataclass
+from cliptex_common.settings import Folder, Seed, options_dataclass
 
 
 @options_dataclass

@@ -14,8 +14,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from benchmark.cli.parser import ConfigOptions, Positional
 from benchmark.execution.progress import Bar, console
 from benchmark.options import ExecutionOptions, PairsOptions, PluginOptions, TrackingOptions
-from common.errors import UserError
-from common.settings import Folder, Names, options_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Folder, Names, options_dataclass
 
 
 @options_dataclass
@@ -47,7 +47,7 @@ class Predict(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
         from backbones.cliptex.labels.labeller import LabelSettings
         from benchmark.stages.labels import LabelRequest, label_stage, preview_labels
         from benchmark.stages.session import open_executor_and_tracker
-        from common.settings import with_changes
+        from cliptex_common.settings import with_changes
         from reports.mlflow.client import using
 
         if "RANK" in os.environ:

@@ -13,8 +13,8 @@ from benchmark.execution import EXECUTORS
 from benchmark.execution.progress import console
 from benchmark.options import PluginOptions
 from benchmark.suites.registry import SUITES
-from common.errors import UserError, nearest
-from common.settings import options_dataclass
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.settings import options_dataclass
 from probes.protocols.base import PROTOCOLS
 from probes.registry import DATASETS, PROBES
 from probes.registry import tasks as registered_tasks

@@ -18,9 +18,9 @@ from typing import Any
 
 from benchmark.cli.parser import Parser, add_command, read_options
 from benchmark.execution import interrupts
-from common.errors import user_error_message
-from common.files import shorten_socket_paths
-from common.secrets import hide_secrets
+from cliptex_common.errors import user_error_message
+from cliptex_common.files import shorten_socket_paths
+from cliptex_common.secrets import hide_secrets
 
 # Waiting OpenMP threads spin by default. Beside loading processes on two cores that made a forward
 # pass eleven times slower. torch reads the variable when it is imported, so it is set here.

@@ -7,9 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from benchmark.cli.parser import Positional
-from common.errors import UserError, nearest
-from common.files import write_text
-from common.settings import options_dataclass
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.files import write_text
+from cliptex_common.settings import options_dataclass
 
 # kind, which is also the name of the template → the name that it registers
 NAMES = {

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from common.errors import UserError, first_line, nearest
-from common.files import write_text
-from common.plugins import load_plugins
-from common.settings import as_text, options_dataclass, origins, parse_pairs
+from cliptex_common.errors import UserError, first_line, nearest
+from cliptex_common.files import write_text
+from cliptex_common.plugins import load_plugins
+from cliptex_common.settings import as_text, options_dataclass, origins, parse_pairs
 
 T = TypeVar("T")
 Positional = Annotated[T, {"nargs": 1}]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import PluginOptions, TrackingOptions
-from common.settings import Folder, Names, options_dataclass
+from cliptex_common.settings import Folder, Names, options_dataclass
 
 
 @options_dataclass

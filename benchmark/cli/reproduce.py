@@ -10,8 +10,8 @@ from pydantic import PositiveInt
 
 from benchmark.cli.parser import ConfigOptions, Positionals
 from benchmark.options import DataOptions, ExecutionOptions, RunOptions, TrackingOptions
-from common.errors import UserError
-from common.settings import Names, Seed, options_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Names, Seed, options_dataclass
 
 if TYPE_CHECKING:
     from benchmark.reproduce.compare import Comparison

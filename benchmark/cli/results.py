@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmark.cli.parser import Positional
 from benchmark.options import PluginOptions, TrackingOptions
-from common.settings import Folder, Names, options_dataclass
+from cliptex_common.settings import Folder, Names, options_dataclass
 
 
 @options_dataclass
@@ -97,7 +97,7 @@ class Page(PluginOptions):
         """Exit code 2 with the reason if a file is refused; nothing is written then."""
         from benchmark.execution.progress import Bar, console
         from benchmark.execution.unit import threads
-        from common.files import write_text
+        from cliptex_common.files import write_text
         from reports.shared.archive import read_archive
         from reports.shared.merge import find_files
         from reports.shared.page import leaderboard

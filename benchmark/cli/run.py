@@ -9,8 +9,8 @@ from pydantic import PositiveFloat
 
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import RunOptions, TrackingOptions
-from common.errors import UserError
-from common.settings import options_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import options_dataclass
 
 if TYPE_CHECKING:
     from benchmark.results.outcome import RunResult
@@ -40,7 +40,7 @@ class Run(ConfigOptions, RunOptions, TrackingOptions):
         from benchmark.execution.progress import console
         from benchmark.results.table import show
         from benchmark.run import run
-        from common.secrets import hide_secrets
+        from cliptex_common.secrets import hide_secrets
         from reports.mlflow.client import using
 
         if self.device_memory and not self.dry_run:

@@ -9,8 +9,8 @@ from benchmark.cli.parser import ConfigOptions, JsonOptions
 from benchmark.options import TrackingOptions
 from benchmark.sweep import table
 from benchmark.sweep.options import StudyOptions, SweepOptions
-from common.files import write_json
-from common.settings import options_dataclass
+from cliptex_common.files import write_json
+from cliptex_common.settings import options_dataclass
 from sweeps.study import Sweep, load_sweep
 
 
@@ -31,7 +31,7 @@ class Launch(ConfigOptions, SweepOptions, TrackingOptions):
     def main(self) -> int:
         """Exit code 1 if cells failed or are pending."""
         from benchmark.sweep import launch
-        from common.secrets import hide_secrets
+        from cliptex_common.secrets import hide_secrets
         from reports.attach import report_line
         from reports.mlflow.client import using
         from reports.report import Request

@@ -13,8 +13,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import ExecutionOptions, PairsOptions, TrackingOptions
-from common.errors import UserError
-from common.settings import Names, options_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Names, options_dataclass
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec

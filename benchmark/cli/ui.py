@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from benchmark.options import TrackingOptions
-from common.settings import options_dataclass
+from cliptex_common.settings import options_dataclass
 
 
 @options_dataclass
@@ -31,7 +31,7 @@ class Ui(TrackingOptions):
     def main(self) -> int:
         """Run ``mlflow ui`` until it is interrupted, or print the address of a server."""
         from benchmark.execution.progress import console
-        from common.secrets import HIDDEN, hide_secrets
+        from cliptex_common.secrets import HIDDEN, hide_secrets
         from reports.errors import TrackingError
         from reports.mlflow.client import connect, tracking_uri
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import TrackingOptions, WatchOptions
-from common.settings import options_dataclass
+from cliptex_common.settings import options_dataclass
 
 
 @options_dataclass

@@ -33,10 +33,10 @@ from benchmark.execution.unit import (
     software,
     threads_per_unit,
 )
-from common.errors import UserError, nearest
-from common.files import home
-from common.registry import Registry, instance_of
-from common.visible_devices import is_accelerator_name
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.files import home
+from cliptex_common.registry import Registry, instance_of
+from cliptex_common.visible_devices import is_accelerator_name
 from reports.mlflow.heartbeat import read
 
 MAX_LOST = 2  # times that a unit whose worker died is run again

@@ -7,9 +7,9 @@ import os
 import torch
 
 from benchmark.execution.unit import GPUS
-from common.device import current_device, is_accelerator, is_available
-from common.errors import UserError
-from common.visible_devices import visibility
+from cliptex_common.device import current_device, is_accelerator, is_available
+from cliptex_common.errors import UserError
+from cliptex_common.visible_devices import visibility
 
 
 def check_device(name: str, is_local: bool) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from common.errors import UserError
-from common.files import home, read_json_object, write_json
+from cliptex_common.errors import UserError
+from cliptex_common.files import home, read_json_object, write_json
 
 LEAST_SHARE = 0.1  # of the work must be finished before an estimate is given
 REPORT = "report"  # the type of what the main process does after the last unit

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 
 from benchmark.execution.progress import reporter
-from common.locks import lock_path, locked, locked_async
+from cliptex_common.locks import lock_path, locked, locked_async
 
 
 def exclusive(out: Path) -> AbstractContextManager[None]:

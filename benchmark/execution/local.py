@@ -24,8 +24,8 @@ from benchmark.execution.base import Executor
 from benchmark.execution.progress import Bar, ProgressLine
 from benchmark.execution.spec import ExecutorSpec
 from benchmark.execution.unit import Outcome, Unit, execute, threads
-from common.errors import UserError
-from common.visible_devices import cores, hiding_all, showing_only, visible
+from cliptex_common.errors import UserError
+from cliptex_common.visible_devices import cores, hiding_all, showing_only, visible
 
 
 class LocalExecutor(Executor):
@@ -202,7 +202,7 @@ def _select_gpus(spec: ExecutorSpec) -> tuple[str, list[str]]:
     """The type of the GPUs to use, and their numbers: all that this process sees, or one."""
     if not spec.uses_gpus:
         return "", []
-    from common.device import current_device, device_count
+    from cliptex_common.device import current_device, device_count
 
     kind, count = current_device().type, device_count()
     gpus = visible(kind, count)

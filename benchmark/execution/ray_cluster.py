@@ -16,8 +16,8 @@ from benchmark.execution.base import Executor
 from benchmark.execution.progress import Bar, console
 from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import Outcome, Unit, execute, threads_per_unit
-from common.errors import UserError, first_line
-from common.visible_devices import cores
+from cliptex_common.errors import UserError, first_line
+from cliptex_common.visible_devices import cores
 
 # prefixes of environment variables that units on a cluster need
 FORWARDED = (

@@ -19,9 +19,9 @@ from benchmark.execution.interrupts import STOP_SIGNALS
 from benchmark.execution.progress import Bar
 from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import Outcome, Unit, execute, threads_per_unit
-from common.errors import UserError
-from common.files import home
-from common.visible_devices import cores
+from cliptex_common.errors import UserError
+from cliptex_common.files import home
+from cliptex_common.visible_devices import cores
 
 QUERY_SECONDS = 3.0  # between two queries of the controller
 RESULT_SECONDS = 90.0  # for the result of an ended job to appear (NFS caches missing files)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.errors import UserError
-from common.visible_devices import is_accelerator_name
+from cliptex_common.errors import UserError
+from cliptex_common.visible_devices import is_accelerator_name
 
 
 class WorkerLost(RuntimeError):

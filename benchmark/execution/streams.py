@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from common.secrets import redact
+from cliptex_common.secrets import redact
 
 
 class RedactingStream:

@@ -21,10 +21,10 @@ from typing import Any, Literal
 from benchmark.execution.interrupts import STOP_SIGNALS, interruptible, received
 from benchmark.execution.progress import UnitProgress, console, reporting
 from benchmark.execution.streams import RedactingStream, redacting
-from common import plugins
-from common.errors import UserError, user_error_message
-from common.heap import return_freed_memory
-from common.visible_devices import hiding_all
+from cliptex_common import plugins
+from cliptex_common.errors import UserError, user_error_message
+from cliptex_common.heap import return_freed_memory
+from cliptex_common.visible_devices import hiding_all
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat, repeating
 

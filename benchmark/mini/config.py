@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from benchmark.mini.captions import CaptionNoise
-from common.files import content_key
+from cliptex_common.files import content_key
 
 VERSION = 5  # raise it when the same config gives other pictures or captions
 CHUNK = 100  # pictures a chunk, except for pairs, whose chunks are shards

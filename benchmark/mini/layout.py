@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from benchmark.mini.render import IGNORE, GroundTruth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
-from common.dense_maps.pictures import palette
+from cliptex_common.dense_maps.pictures import palette
 
 VOC = "VOCdevkit/VOC2012"
 DEPTH_UNITS = 1000  # stored depth is in millimetres, as in mmseg's NYUDataset

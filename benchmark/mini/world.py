@@ -24,9 +24,9 @@ from benchmark.mini.captions import clean_captions, seen_objects, web_caption
 from benchmark.mini.config import DENSE, SPLITS, Chunk, WorldConfig, chunks_of
 from benchmark.mini.render import draw_picture
 from benchmark.mini.shapes import CLASSES
-from common.errors import UserError
-from common.files import home, write_text
-from common.locks import mark_in_use
+from cliptex_common.errors import UserError
+from cliptex_common.files import home, write_text
+from cliptex_common.locks import mark_in_use
 
 PIECES = 4  # units per worker, so that all end at about the same time
 MANIFEST = "manifest.json"

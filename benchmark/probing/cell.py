@@ -21,11 +21,11 @@ from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
 from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
 from benchmark.results.table import format_number
-from common.device import device_name, is_out_of_memory
-from common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
-from common.files import content_key, home, read_json_object, write_json
-from common.locks import lock_path, locked
-from common.out_of_memory import out_of_memory
+from cliptex_common.device import device_name, is_out_of_memory
+from cliptex_common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
+from cliptex_common.files import content_key, home, read_json_object, write_json
+from cliptex_common.locks import lock_path, locked
+from cliptex_common.out_of_memory import out_of_memory
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.datasets.share import with_share

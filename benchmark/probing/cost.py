@@ -17,7 +17,7 @@ import torch
 from backbones import Backbone
 from backbones.cliptex.cost import count_flops
 from backbones.versions import versions
-from common.device import (
+from cliptex_common.device import (
     counts_peak_memory,
     device_name,
     is_accelerator,
@@ -26,7 +26,7 @@ from common.device import (
     reset_peak_memory,
     synchronize,
 )
-from common.files import content_key, home, read_json_object, write_json
+from cliptex_common.files import content_key, home, read_json_object, write_json
 
 TIMED_SECONDS = 0.3  # of passes, after a first one that does not count
 MAX_PASSES = 10

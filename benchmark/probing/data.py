@@ -10,7 +10,7 @@ from benchmark.execution.progress import reporter
 from benchmark.options import DataOptions
 from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.suites.registry import SuiteArtifacts
-from common.files import content_key
+from cliptex_common.files import content_key
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import find_folder, prepare
 from probes.layers import layer_index

@@ -14,8 +14,8 @@ from backbones.cliptex.training.recipes import subsets
 from benchmark.plan import RunPlan
 from benchmark.records import BackboneInfo, Cell
 from benchmark.suites.registry import BackboneSource
-from common import plugins
-from common.files import content_key
+from cliptex_common import plugins
+from cliptex_common.files import content_key
 from reports.mlflow.client import metric_key
 from reports.mlflow.environment import environment
 from reports.mlflow.models import MODEL_TAG

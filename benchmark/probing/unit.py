@@ -19,9 +19,9 @@ from benchmark.execution.progress import reporter
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
 from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
-from common.device import using
-from common.errors import UserError
-from common.files import content_key
+from cliptex_common.device import using
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
 from probes.base import GroupedProbe
 from probes.datasets.specs.webdataset import register_folders
 from reports.mlflow.run import Run, Tracker

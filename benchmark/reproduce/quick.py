@@ -10,8 +10,8 @@ from benchmark.axes import sample_axis
 from benchmark.options import RunOptions
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
-from common.errors import UserError
-from common.settings import field_names
+from cliptex_common.errors import UserError
+from cliptex_common.settings import field_names
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.protocols.base import PROTOCOLS
 from probes.registry import tasks

@@ -9,7 +9,7 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and pr
 from benchmark.plan import plan_task
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import find_suite
-from common.errors import UserError, nearest
+from cliptex_common.errors import UserError, nearest
 from probes.protocols.base import PROTOCOLS, Preset, find_preset
 from reports.parts.published import PublishedNumber, published_numbers
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmark.records import Cell, PlannedTask
 from benchmark.suites.registry import Suite
-from common.errors import UserError
-from common.files import json_output_path
-from common.secrets import hide_secrets
+from cliptex_common.errors import UserError
+from cliptex_common.files import json_output_path
+from cliptex_common.secrets import hide_secrets
 from probes.registry import find_task
 from reports.mlflow.run import Tracker
 

@@ -21,7 +21,7 @@ from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
 from benchmark.stages.stage import stage_run
-from common.device import device_name
+from cliptex_common.device import device_name
 from reports.mlflow.run import Tracker
 
 

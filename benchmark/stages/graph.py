@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark.execution.base import Executor
-from common.heap import return_freed_memory
+from cliptex_common.heap import return_freed_memory
 
 
 @dataclass(frozen=True, eq=False)

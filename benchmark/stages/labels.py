@@ -28,9 +28,9 @@ from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive_async
 from benchmark.execution.progress import console, reporter
 from benchmark.stages.stage import print_note, stage_run
-from common.device import device_name
-from common.errors import UserError
-from common.files import home
+from cliptex_common.device import device_name
+from cliptex_common.errors import UserError
+from cliptex_common.files import home
 from reports.mlflow.run import Run, Tracker
 
 

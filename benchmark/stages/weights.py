@@ -35,8 +35,8 @@ from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
 from benchmark.stages.stage import print_note, stage_run
-from common.device import device_name
-from common.secrets import hide_secrets
+from cliptex_common.device import device_name
+from cliptex_common.secrets import hide_secrets
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker

@@ -34,9 +34,9 @@ from benchmark.stages.weights import (
 from benchmark.suites.mini_manual import SHARE, write_manual_labels
 from benchmark.suites.mini_sizes import LABELLED, SIZES, TRAINED
 from benchmark.suites.registry import BackboneSource, SuiteArtifacts, SuiteTraining
-from common.dense_maps.geometry import AXES
-from common.files import content_key, home
-from common.locks import mark_in_use
+from cliptex_common.dense_maps.geometry import AXES
+from cliptex_common.files import content_key, home
+from cliptex_common.locks import mark_in_use
 from reports.mlflow.run import Tracker
 
 

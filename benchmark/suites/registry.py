@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.registry import Registry, instance_of
+from cliptex_common.registry import Registry, instance_of
 from probes.registry import find_task
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from benchmark.stages.graph import Runner
 from benchmark.stages.weights import TrainingInputs, train_stage
 from benchmark.suites.registry import SuiteTraining, find_suite
 from benchmark.sweep.options import SweepOptions
-from common.files import content_key, home
-from common.locks import mark_in_use
+from cliptex_common.files import content_key, home
+from cliptex_common.locks import mark_in_use
 from probes.base import missing_capability
 from probes.dense.tasks import DENSE_TASKS
 from reports.mlflow.client import metric_key

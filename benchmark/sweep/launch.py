@@ -28,9 +28,9 @@ from benchmark.sweep.bench import (
 )
 from benchmark.sweep.options import SweepOptions
 from benchmark.sweep.table import print_line, show_state, summary_text
-from common.errors import error_summary, user_error_message
-from common.files import write_json
-from common.secrets import hide_secrets
+from cliptex_common.errors import error_summary, user_error_message
+from cliptex_common.files import write_json
+from cliptex_common.secrets import hide_secrets
 from reports.mlflow.run import Run, Tracker
 from sweeps.driver import Evaluation, drive
 from sweeps.errors import NoSweep

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat, NonNegativeInt
 
 from benchmark.options import DataOptions, ExecutionOptions, PluginOptions
-from common.settings import Names, options_dataclass
+from cliptex_common.settings import Names, options_dataclass
 from sweeps.space import SearchRequest
 
 ValidationMetric = Literal[

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmark.execution.progress import console
 from benchmark.results.table import format_number
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from sweeps.space import short
 from sweeps.study import Sweep
 from sweeps.summary import (

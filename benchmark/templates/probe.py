@@ -6,7 +6,7 @@ python -m benchmark run --plugin nearest-mean.py --backbone random --suite own \
 
 from torch.nn.functional import normalize, one_hot
 
-from common.settings import settings_dataclass
+from cliptex_common.settings import settings_dataclass
 from probes.base import Context, FeatureProbe, Metric, TaskResult
 from probes.image_level.classification import score, targets
 from probes.image_level.encode import encode_split

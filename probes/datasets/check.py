@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from backbones.cliptex.protocols import Progress, Silent
-from common.errors import UserError, nearest
-from common.files import content_key, home, read_json_object, write_json
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.files import content_key, home, read_json_object, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
 from probes.datasets.verify import coco_images, verify
 from probes.dense.tasks import DENSE_TASKS

@@ -15,8 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from common import files
-from common.errors import UserError
+from cliptex_common import files
+from cliptex_common.errors import UserError
 from probes.datasets.base import Lister, Sample, Split
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")

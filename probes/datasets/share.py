@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
-from common.files import content_key
+from cliptex_common.files import content_key
 from probes.datasets.base import PreparedDataset
 from probes.features.content_hashes import content_hashes
 

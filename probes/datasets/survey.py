@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec, Split
 from probes.datasets.check import SPLITS, DatasetNotFound, Inventory, find_folder, overlap, prepare
 from probes.registry import DATASETS

@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-from common.coco_masks import mask_error
-from common.errors import UserError, report_malformed
-from common.files import canonical_json
+from cliptex_common.coco_masks import mask_error
+from cliptex_common.errors import UserError, report_malformed
+from cliptex_common.files import canonical_json
 from probes.datasets.base import DatasetSpec, Sample, Split, Unreadable
 from probes.datasets.layouts import file, read_json
 from probes.dense.tasks import DENSE_TASKS

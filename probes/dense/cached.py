@@ -18,7 +18,7 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, TRANSFORMS, DefaultScope
 from torch import Tensor
 
-from common.files import content_key
+from cliptex_common.files import content_key
 from probes.base import EncodeRun, Progress
 from probes.dense.data import channels_first, dense_sample, image_only
 from probes.dense.tasks import DENSE_TASKS

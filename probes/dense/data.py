@@ -26,7 +26,7 @@ from mmseg.registry import DATASETS as MMSEG_DATASETS
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec
 from probes.dense.augment import COLOURS, ReadArea, ShortSide
 from probes.dense.settings import DenseSettings

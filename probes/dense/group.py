@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
-from common.files import content_key
+from cliptex_common.files import content_key
 from probes.base import Context, Probe, RunLog, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-from common.device import float64_device
+from cliptex_common.device import float64_device
 
 # isort: split
 import numpy as np
@@ -23,7 +23,7 @@ from mmseg.registry import METRICS
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.dense.tasks import DENSE_TASKS
 
 

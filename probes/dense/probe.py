@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.base import Context, Probe, TaskResult
 from probes.datasets.base import PreparedDataset, Split
 from probes.dense.decode_heads.base import SHIPPED, DenseHead

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common.errors import UserError
-from common.settings import Axis, Probability, Share, settings_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Axis, Probability, Share, settings_dataclass
 from probes.layers import DenseLayers
 from probes.runner.settings import TrainingSettings
 

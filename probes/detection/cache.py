@@ -14,7 +14,7 @@ import numpy as np
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 
-from common.files import content_key
+from cliptex_common.files import content_key
 from probes.base import EncodeRun
 from probes.features.content_hashes import content_hashes
 from probes.features.crops import flips, without_images

@@ -24,7 +24,7 @@ from pycocotools import mask as mask_api
 from pycocotools.cocoeval import COCOeval
 from torch.utils.data import Sampler
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.detection.settings import STATS
 
 BITS = 1 << np.arange(10)  # one for each IoU threshold 0.5, 0.55 … 0.95

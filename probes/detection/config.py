@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from common.device import is_accelerator
+from cliptex_common.device import is_accelerator
 from probes.base import Context
 from probes.datasets.base import PreparedDataset, Split
 from probes.detection import cache, coco, per_shape  # noqa: F401  they register types

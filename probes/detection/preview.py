@@ -11,8 +11,8 @@ import numpy as np
 from faster_coco_eval import COCO
 from PIL import Image, ImageDraw, ImageFont
 
-from common.dense_maps.pictures import palette
-from common.images import to_rgb
+from cliptex_common.dense_maps.pictures import palette
+from cliptex_common.images import to_rgb
 from probes.pictures import GALLERY, evenly, write_gallery, write_preview
 
 IMAGES = 6

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common.errors import UserError
-from common.settings import Axis, settings_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Axis, settings_dataclass
 from probes.runner.settings import Schedule, TrainingSettings
 
 # in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``

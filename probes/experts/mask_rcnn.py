@@ -23,9 +23,9 @@ import probes.runner.bridge  # noqa: F401  gives mmcv the operators that mmdet's
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
 from backbones.cliptex.experts.base import BACKGROUND, IGNORE, Expert
-from common.errors import UserError, first_line, nearest
-from common.files import canonical_json
-from common.settings import Probability, settings_dataclass
+from cliptex_common.errors import UserError, first_line, nearest
+from cliptex_common.files import canonical_json
+from cliptex_common.settings import Probability, settings_dataclass
 
 # isort: split
 import mmdet

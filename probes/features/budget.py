@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0

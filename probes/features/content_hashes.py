@@ -16,8 +16,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from common.errors import UserError
-from common.files import content_key, home
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key, home
 from probes.features.members import FileState, read_bytes, state_of
 
 _pending: list[tuple[Path, FileState, str]] = []

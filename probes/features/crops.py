@@ -18,9 +18,9 @@ from mmcv.transforms import BaseTransform, Resize
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from common.errors import UserError
-from common.files import derive_seed
-from common.images import IMAGE_ERRORS
+from cliptex_common.errors import UserError
+from cliptex_common.files import derive_seed
+from cliptex_common.images import IMAGE_ERRORS
 from probes.features.content_hashes import content_hash
 
 

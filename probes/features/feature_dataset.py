@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import Backbone
 from backbones.versions import DENSE, versions
-from common.device import is_accelerator, takes_pinned_memory
-from common.errors import NonFiniteLoss, UserError
-from common.files import content_key
-from common.out_of_memory import Halving
+from cliptex_common.device import is_accelerator, takes_pinned_memory
+from cliptex_common.errors import NonFiniteLoss, UserError
+from cliptex_common.files import content_key
+from cliptex_common.out_of_memory import Halving
 from probes.base import Context, EncodeRun
 from probes.features.store import (
     DTYPES,

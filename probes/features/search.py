@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from common.device import is_accelerator
-from common.live_bytes import device_of
+from cliptex_common.device import is_accelerator
+from cliptex_common.live_bytes import device_of
 
 # similarities in memory at once: 512 MiB, 16 MiB; they change nothing but the order of equal ones
 GPU_CELLS, CPU_CELLS = 2**27, 2**22

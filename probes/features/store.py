@@ -28,9 +28,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.errors import UserError
-from common.files import atomic_write, content_key, home, read_json_object, sha256_file, write_json
-from common.locks import acquire_reader_lock, is_locked, locked, release_reader_lock
+from cliptex_common.errors import UserError
+from cliptex_common.files import (
+    atomic_write,
+    content_key,
+    home,
+    read_json_object,
+    sha256_file,
+    write_json,
+)
+from cliptex_common.locks import acquire_reader_lock, is_locked, locked, release_reader_lock
 from probes.features import budget
 from probes.features.content_hashes import content_hashes, hash_file, store_hashes
 from probes.features.members import state_of

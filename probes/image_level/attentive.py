@@ -19,7 +19,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from common.files import derive_seed
+from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import score, targets, top1
 from probes.image_level.encode import Encode, autocast, encode_paths, input_size

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.device import is_accelerator, memory
+from cliptex_common.device import is_accelerator, memory
 from probes.base import Context, Head, TaskResult
 from probes.datasets.base import Split
 

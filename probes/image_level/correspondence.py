@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.features.crops import image_size
 from probes.image_level.encode import Images, encode_batches, square_side

@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate, default_conve
 from backbones.base import Backbone, DataConfig
 from backbones.preprocessing import Preprocessing, in_memory_format, resizing
 from backbones.versions import WHOLE_IMAGES, versions
-from common.device import takes_pinned_memory
-from common.errors import NonFiniteLoss, UserError
-from common.files import content_key
-from common.images import to_rgb
-from common.out_of_memory import Halving
-from common.settings import Precision
+from cliptex_common.device import takes_pinned_memory
+from cliptex_common.errors import NonFiniteLoss, UserError
+from cliptex_common.files import content_key
+from cliptex_common.images import to_rgb
+from cliptex_common.out_of_memory import Halving
+from cliptex_common.settings import Precision
 from probes.base import Context, EncodeRun
 from probes.datasets.base import Split
 from probes.features.budget import CacheFull

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
-from common.device import float64_device
+from cliptex_common.device import float64_device
 from probes.base import Context, TaskResult
 from probes.image_level.classification import score, targets
 from probes.image_level.encode import encode_split

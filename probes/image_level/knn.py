@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from common.device import float64_device
+from cliptex_common.device import float64_device
 from probes.base import Context, TaskResult
 from probes.features.search import nearest
 from probes.image_level.classification import on_device_if_small, score, targets, top1

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.device import float64_device, upload
-from common.errors import NonFiniteLoss
-from common.files import derive_seed
+from cliptex_common.device import float64_device, upload
+from cliptex_common.errors import NonFiniteLoss
+from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import on_device_if_small, ranks, score, targets
 from probes.image_level.encode import encode_split, encoder, input_size, layer_columns

@@ -19,10 +19,10 @@ from torchvision.transforms import (
 )
 
 from backbones.base import DataConfig
-from common.device import upload
-from common.errors import NonFiniteLoss
-from common.files import atomic_write, derive_seed
-from common.pacing import Pace
+from cliptex_common.device import upload
+from cliptex_common.errors import NonFiniteLoss
+from cliptex_common.files import atomic_write, derive_seed
+from cliptex_common.pacing import Pace
 from probes.base import Context
 from probes.image_level.classification import targets
 from probes.image_level.encode import Encode, Images, encode_batches, input_size

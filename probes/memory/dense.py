@@ -19,8 +19,8 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 import probes.runner.member  # noqa: F401  registers the wrapper of optimizers
-from common.device import prefers_bf16
-from common.live_bytes import real_tensors
+from cliptex_common.device import prefers_bf16
+from cliptex_common.live_bytes import real_tensors
 from probes.dense.config import dense_config
 from probes.dense.group import with_rate
 from probes.memory.plan import MemoryPlan, Phases

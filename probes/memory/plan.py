@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backbones.base import Backbone
 from backbones.cliptex.protocols import Silent
-from common.live_bytes import LiveBytes
+from cliptex_common.live_bytes import LiveBytes
 from probes.base import Context, Cost, Probe
 from probes.datasets.base import Split
 from probes.image_level.encode import Encode, encode_batches, encode_texts, encoder, input_size
@@ -23,7 +23,7 @@ Phases = Iterator[str]  # the names of phases, each when it is over
 
 @dataclass
 class MemoryPlan:
-    """A task whose steps run on fake tensors, see ``common.live_bytes``.
+    """A task whose steps run on fake tensors, see ``cliptex_common.live_bytes``.
 
     Attributes:
         probe, context: of the task; the backbone is a fake copy, the device is the planned one, on

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 
-from common.live_bytes import counting, fake_copy
+from cliptex_common.live_bytes import counting, fake_copy
 from probes.base import Context, FeatureProbe, GroupedProbe, Probe
 from probes.memory.plan import MemoryPlan, Phases
 

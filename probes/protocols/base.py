@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.errors import UserError
-from common.registry import Registry, instance_of
+from cliptex_common.errors import UserError
+from cliptex_common.registry import Registry, instance_of
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
 from probes.registry import tasks

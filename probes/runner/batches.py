@@ -10,7 +10,7 @@ import torch
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
-from common.device import is_accelerator
+from cliptex_common.device import is_accelerator
 
 # of a batch: on a GPU the time around a batch is long compared to that of its images
 PIXELS, GPU_PIXELS = 2**18, 2**22

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import backbones
 from backbones.base import Backbone
 from backbones.pyramid import SimpleFeaturePyramid, resize_concat
-from common.errors import UserError
-from common.files import content_key
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
 from probes.runner import ops
 
 ops.install()  # mmdet imports mmcv's operators

@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from common.files import content_key
+from cliptex_common.files import content_key
 from probes.features.crops import without_images
 from probes.runner.bridge import isolated_rng
 

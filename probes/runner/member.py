@@ -24,10 +24,10 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import Tensor
 
-from common.device import is_out_of_memory, prefers_bf16, takes_pinned_memory
-from common.errors import NonFiniteLoss, OutOfMemory
-from common.files import atomic_write, content_key
-from common.out_of_memory import out_of_memory
+from cliptex_common.device import is_out_of_memory, prefers_bf16, takes_pinned_memory
+from cliptex_common.errors import NonFiniteLoss, OutOfMemory
+from cliptex_common.files import atomic_write, content_key
+from cliptex_common.out_of_memory import out_of_memory
 from probes.base import Context, Cost
 from probes.runner.bridge import isolated_rng
 from probes.runner.group_data import GroupDataset

@@ -18,8 +18,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset, Sampler
 
-from common.device import seed_devices
-from common.files import derive_seed
+from cliptex_common.device import seed_devices
+from cliptex_common.files import derive_seed
 from probes.runner.bridge import isolated_rng
 
 

@@ -6,8 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from common.errors import UserError
-from common.settings import Axis, Fraction, Precision, Probability, Share, settings_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import (
+    Axis,
+    Fraction,
+    Precision,
+    Probability,
+    Share,
+    settings_dataclass,
+)
 from probes.runner.curves import BETAS, RATES
 
 Schedule = Literal[

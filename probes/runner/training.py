@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import probes.runner.schedules  # noqa: F401  registers what configs name
-from common.device import is_out_of_memory, takes_pinned_memory
-from common.errors import OutOfMemory
-from common.out_of_memory import log
+from cliptex_common.device import is_out_of_memory, takes_pinned_memory
+from cliptex_common.errors import OutOfMemory
+from cliptex_common.out_of_memory import log
 from probes.base import Context, Cost
 from probes.datasets.base import PreparedDataset
 from probes.runner import bridge

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import first_line
-from common.locks import lock_path, locked
-from common.secrets import hide_secrets, redact, remember_secrets
+from cliptex_common.errors import first_line
+from cliptex_common.locks import lock_path, locked
+from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 from reports.errors import TrackingError
 
 DEFAULT_URI = "sqlite:///mlflow.db"

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from common.visible_devices import toolkit_versions
+from cliptex_common.visible_devices import toolkit_versions
 
 PACKAGES = (
     "cliptex-benchmark",

@@ -23,8 +23,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from common.files import home, read_json_object
-from common.locks import acquire_reader_lock, is_locked, lock_path, locked
+from cliptex_common.files import home, read_json_object
+from cliptex_common.locks import acquire_reader_lock, is_locked, lock_path, locked
 
 EVERY = 1.0  # seconds between two writes of a status file
 LIMIT = 600.0  # age in seconds at which a time stamp of another machine no longer counts

@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlparse
 
 import pandas as pd
 
-from common.errors import nearest
-from common.files import home
+from cliptex_common.errors import nearest
+from cliptex_common.files import home
 from reports.errors import TrackingError
 from reports.metrics import Metric, declared
 from reports.mlflow.client import (

@@ -20,8 +20,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePath
 from typing import Any
 
-from common.errors import first_line
-from common.secrets import hide_secrets, redact
+from cliptex_common.errors import first_line
+from cliptex_common.secrets import hide_secrets, redact
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
 from reports.mlflow.client import (

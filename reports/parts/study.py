@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.errors import nearest
+from cliptex_common.errors import nearest
 from reports.errors import TrackingError
 from reports.mlflow.query import STUDY_TAG, Store, StoredRun, failure_reason
 from reports.parts.figures import Figure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from common.files import write_text
+from cliptex_common.files import write_text
 from reports.errors import TrackingError
 from reports.mlflow.query import tidy
 from reports.parts.study import study_frame, summary_frame

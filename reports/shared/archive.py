@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from common.files import atomic_write, canonical_json
+from cliptex_common.files import atomic_write, canonical_json
 from reports.errors import TrackingError
 
 MANIFEST, RUNS = "manifest.json", "runs.json"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.files import content_key
+from cliptex_common.files import content_key
 from reports.detections import FILE as DETECTIONS
 from reports.errors import TrackingError
 from reports.metrics import declared

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
-from common.files import canonical_json, content_key
-from common.secrets import hide_secrets
+from cliptex_common.errors import UserError
+from cliptex_common.files import canonical_json, content_key
+from cliptex_common.secrets import hide_secrets
 from reports.detections import FILE as DETECTIONS
 from reports.detections import TYPES
 from reports.mlflow.query import Scored, Store, StoredRun

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from common.errors import first_line
-from common.files import content_key, home
-from common.secrets import hide_secrets, redact
+from cliptex_common.errors import first_line
+from cliptex_common.files import content_key, home
+from cliptex_common.secrets import hide_secrets, redact
 from reports.errors import TrackingError
 from reports.mlflow.client import PARENT_TAG
 from reports.mlflow.query import Store, StoredRun

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from common.files import content_key
+from cliptex_common.files import content_key
 from reports.metrics import Metric, declared
 from reports.shared.archive import ENVIRONMENT, PROTOCOL, SharedResults, SharedRun
 from reports.shared.check import verify

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
-from common.registry import Registry
+from cliptex_common.registry import Registry
 from reports.detections import FILE as DETECTIONS
 from reports.detections import TYPES, Columns
 from reports.errors import damaged

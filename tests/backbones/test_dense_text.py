@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 import backbones
 from backbones.adapters.dense_text import _encode_timm, can_be_dense
 from backbones.adapters.open_clip import OpenClipBackbone, _data, build_model
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

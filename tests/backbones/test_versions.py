@@ -34,7 +34,7 @@ def test_the_versions_of_all_libraries_that_probes_import_are_part_of_a_number_s
     no_numbers = {
         "probes",
         "backbones",
-        "common",
+        "cliptex_common",
         "reports",
         "filelock",
         "pydantic",

@@ -20,7 +20,7 @@ import backbones
 from backbones import registry
 from backbones.cliptex.training.recipes import subsets
 from benchmark.cli.new import template
-from common import plugins
+from cliptex_common import plugins
 from tests.backbones.hub_repo import HUB_REPO
 from tests.kinds import slow_except
 

@@ -172,7 +172,7 @@ def test_an_interrupt_in_a_notebook_stops_the_work(work, monkeypatch, tmp_path):
 
 def test_a_device_number_leaves_the_callers_gpus_alone(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("common.device.device_count", lambda: 2)
+    monkeypatch.setattr("cliptex_common.device.device_count", lambda: 2)
     spec = ExecutorSpec(jobs=1, device="cuda:1")
     with make_executor(spec, Bar()) as executor:
         assert executor.device == "cuda:1"

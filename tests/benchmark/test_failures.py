@@ -16,7 +16,7 @@ from benchmark.execution.local import LocalExecutor
 from benchmark.probing.parents import Parent
 from benchmark.stages.graph import Stage
 from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
-from common.errors import NonFiniteLoss
+from cliptex_common.errors import NonFiniteLoss
 from probes.base import Metric, TaskResult
 from probes.registry import register_probe
 from tests.benchmark.commands import read_json, run_command, runs_of

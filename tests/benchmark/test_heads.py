@@ -8,7 +8,7 @@ import yaml
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan, plan_tasks
 from benchmark.suites.registry import find_suite
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
 from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.probes.datasets.make import make_camvid

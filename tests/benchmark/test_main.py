@@ -13,7 +13,7 @@ import pytest
 
 from benchmark.cli import ui
 from benchmark.cli.main import main
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 pytestmark = pytest.mark.integration
 

@@ -71,7 +71,7 @@ def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path,
 def test_precision_is_that_of_the_device_units_will_have(options, device, monkeypatch):
     devices = []
     monkeypatch.setattr("benchmark.plan.computes_in_bf16", lambda name: devices.append(str(name)))
-    monkeypatch.setattr("common.device.current_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("benchmark.plan.current_device", lambda: torch.device("cpu"))
     make_plan(RunOptions(suite="paper", tasks=["voc/linear"], **options))
     assert devices == [device]

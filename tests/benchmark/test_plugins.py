@@ -14,8 +14,8 @@ from benchmark import evaluate
 from benchmark.cli.main import main
 from benchmark.plan import plan_tasks
 from benchmark.suites.registry import find_suite
-from common import plugins
-from common.plugins import load_plugins
+from cliptex_common import plugins
+from cliptex_common.plugins import load_plugins
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS
 from tests.benchmark.commands import listing, runs_of
@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import backbones
 from backbones.cliptex.tasks import TASKS, find_task
 from benchmark.suites.registry import Suite, register_suite
-from common.settings import settings_dataclass
+from cliptex_common.settings import settings_dataclass
 from probes.base import FeatureProbe
 from probes.protocols.base import Preset, Protocol, register_protocol
 from probes.registry import DATASETS, PROBES, register_dataset, register_probe

@@ -18,7 +18,7 @@ from benchmark.probing.data import prepare_data
 from benchmark.probing.unit import describe_backbone, probe_unit
 from benchmark.records import BackboneInfo, ProbeRequest
 from benchmark.suites.registry import find_suite
-from common.settings import parse_pairs
+from cliptex_common.settings import parse_pairs
 from reports.mlflow.run import Tracker
 from tests.benchmark.commands import read_json, runs_of
 from tests.forks import Fork, command

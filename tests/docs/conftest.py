@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.cli.new import NAMES, template
-from common import plugins
+from cliptex_common import plugins
 
 ROOT = Path(__file__).parents[2]
 

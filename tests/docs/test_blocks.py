@@ -41,10 +41,10 @@ from benchmark.records import Cell
 from benchmark.results.outcome import RunResult, as_json
 from benchmark.suites.registry import find_suite
 from benchmark.sweep import launch
-from common import plugins
-from common.errors import UserError
-from common.plugins import load_plugins
-from common.settings import with_changes
+from cliptex_common import plugins
+from cliptex_common.errors import UserError
+from cliptex_common.plugins import load_plugins
+from cliptex_common.settings import with_changes
 from probes.datasets.download.table import ENTRIES
 from probes.datasets.specs.webdataset import list_candidates
 from reports.render.export import FORMATS

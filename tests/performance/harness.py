@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import write_json, write_text
+from cliptex_common.files import write_json, write_text
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def segmentation(
 
     import backbones
     import benchmark.catalog  # noqa: F401
-    from common.device import computes_in_bf16, current_device
+    from cliptex_common.device import computes_in_bf16, current_device
     from probes.features.store import root
     from probes.runner.bridge import share
     from tests.performance.toys import context, dense

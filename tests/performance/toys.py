@@ -61,14 +61,12 @@ def context(
     work.mkdir(parents=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Context(
-        backbone.to(device),
-        config,
-        data,
-        settings,
-        0,
-        device,
-        work,
-        Silent(),
-        Silent(),
-        num_workers=2,
+        device=device,
+        backbone=backbone.to(device),
+        backbone_config=config,
+        data=data,
+        settings=settings,
+        seed=0,
+        work_dir=work,
+        log=Silent(),
     )

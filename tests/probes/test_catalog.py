@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import probes.catalog  # noqa: F401
-from common.errors import UserError
-from common.files import canonical_json
+from cliptex_common.errors import UserError
+from cliptex_common.files import canonical_json
 from probes.datasets.base import DatasetSpec
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS, PROBES, find_task

@@ -10,7 +10,7 @@ import torch
 import backbones
 import probes.catalog  # noqa: F401
 from backbones import UserError
-from common.settings import with_changes
+from cliptex_common.settings import with_changes
 from probes.layers import at_layers, layer_index
 from probes.registry import find_task
 from tests.probes import tiny_dense, tiny_mmlab

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from common.dense_maps.pictures import scale_bar
+from cliptex_common.dense_maps.pictures import scale_bar
 from probes.pictures import evenly, write_gallery, write_preview
 
 

@@ -12,7 +12,7 @@ import torch
 import backbones
 import probes.catalog  # noqa: F401 - registers every probe
 from backbones.base import Backbone
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.base import TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.detection.settings import SSDSettings

@@ -9,8 +9,8 @@ import torch
 
 import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
-from common.errors import UserError
-from common.settings import field_names, with_changes
+from cliptex_common.errors import UserError
+from cliptex_common.settings import field_names, with_changes
 from probes.protocols.base import (
     OWN,
     PROTOCOLS,

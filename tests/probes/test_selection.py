@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.selection import Candidate, log_scores, select, stratified_split
 from tests.recorder import Recorder
 

@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 import probes.catalog  # noqa: F401
 from benchmark.probing.unit import computing_on
-from common.settings import with_changes
+from cliptex_common.settings import with_changes
 from probes.base import Context
 from probes.dense.metrics import confusion, segmentation_scores
 from probes.dense.patches.images import PatchImages

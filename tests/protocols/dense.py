@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
-from common.settings import with_changes
+from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.linear import LinearHead
 from probes.dense.segmentors import DenseModel

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.device import prefers_bf16
+from cliptex_common.device import prefers_bf16
 from tests.protocols.dense import (
     CHANNELS,
     IMAGES,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common.dense_maps.read import read_labels
+from cliptex_common.dense_maps.read import read_labels
 from probes.dense.metrics import class_areas, confusion, segmentation_scores
 from tests.protocols import dense
 from tests.protocols.dense import (

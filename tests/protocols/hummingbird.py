@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import probes.catalog  # noqa: F401
-from common.settings import with_changes
+from cliptex_common.settings import with_changes
 from probes.base import Context
 from probes.dense.metrics import hungarian_miou
 from probes.dense.patches import crops, in_context

@@ -50,7 +50,7 @@ def suite() -> dict[str, dict[str, Any]]:
     from mmengine.config import Config
 
     import backbones.named  # noqa: F401  registers the families of names
-    from common.settings import with_changes
+    from cliptex_common.settings import with_changes
     from probes.protocols.base import find_preset
     from probes.registry import find_task
     from tests.probes import tiny_coco

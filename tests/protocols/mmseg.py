@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from common.device import prefers_bf16
+from cliptex_common.device import prefers_bf16
 from probes.protocols.base import find_preset
 from probes.registry import find_task
 from tests.protocols import dense

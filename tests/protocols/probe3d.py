@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.device import prefers_bf16
+from cliptex_common.device import prefers_bf16
 from probes.datasets.download.nyu import millimetres
 from probes.dense.data import LoadGroundTruth
 from probes.dense.decode_heads.base import native_stride, reads_class_token, round_up

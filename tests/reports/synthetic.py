@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from common.files import content_key
+from cliptex_common.files import content_key
 from probes.pictures import write_gallery
 from reports.detections import FILE, to_columns
 from reports.metrics import DECLARED_TAG, Metric, declare

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from reports.mlflow.heartbeat import LIMIT, LOCK_TAG, MACHINE_TAG, TIME_TAG
 from sweeps.driver import FAILURES, Evaluation
 from sweeps.study import load_sweep

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from sweeps.objective import make_objectives, task_gains
 from tests.sweeps.cheap import BASELINE, TASKS, measure
 

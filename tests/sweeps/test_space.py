@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbones.cliptex.training.recipes import RECIPES
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from sweeps.space import BASE, LAMBDAS, SearchRequest, Space, make_space, short
 
 RECIPE = RECIPES["cliptex"].changed(BASE)

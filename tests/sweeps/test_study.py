@@ -10,7 +10,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from sweeps.driver import Evaluation
 from sweeps.plots import plots
 from sweeps.storage import storage_url

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.dense_maps.geometry import MIRRORED
+from cliptex_common.dense_maps.geometry import MIRRORED
 
 IGNORE = -100
 

@@ -28,8 +28,8 @@ from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import Recipe
-from common.device import takes_pinned_memory
-from common.errors import UserError
+from cliptex_common.device import takes_pinned_memory
+from cliptex_common.errors import UserError
 
 MEMORY_BYTES = 1 << 30
 MAX_REPLACEMENTS = 100  # unreadable pairs in a row

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from common.coco_masks import mask_error
-from common.errors import UserError, report_malformed
-from common.files import read_json
+from cliptex_common.coco_masks import mask_error
+from cliptex_common.errors import UserError, report_malformed
+from cliptex_common.files import read_json
 
 IGNORE = 255
 COCO = {

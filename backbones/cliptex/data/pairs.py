@@ -34,9 +34,9 @@ from backbones.cliptex.data.table import TablePairs
 from backbones.cliptex.data.tables import Contents, cached_table
 from backbones.cliptex.data.tar_index import read_member, tar_identity, walk_tar
 from backbones.cliptex.protocols import Progress, Silent
-from common.errors import UserError, first_line
-from common.files import content_key
-from common.secrets import hide_secrets
+from cliptex_common.errors import UserError, first_line
+from cliptex_common.files import content_key
+from cliptex_common.secrets import hide_secrets
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 MEMBERS = (("image", np.int64, 2), ("caption", np.int64, 2))  # offset and size

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.errors import UserError
-from common.images import to_rgb
+from cliptex_common.errors import UserError
+from cliptex_common.images import to_rgb
 
 MAX_BAD_SHARE = 0.01
 FULL_HASH_BYTES = 1 << 29  # sources up to this size are hashed completely

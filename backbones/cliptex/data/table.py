@@ -14,7 +14,7 @@ from backbones.cliptex.data.source import (
     PairSource,
     Shard,
 )
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 IMAGE_COLUMNS = ("filepath", "image", "path", "image_path")
 CAPTION_COLUMNS = ("caption", "title", "text")

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from common.files import atomic_write, content_key, home, read_json_object, write_json
-from common.locks import lock_path, locked
+from cliptex_common.files import atomic_write, content_key, home, read_json_object, write_json
+from cliptex_common.locks import lock_path, locked
 
 ARRAYS = "arrays"  # key of the metadata: the arrays' names
 Contents = tuple[Mapping[str, np.ndarray], dict[str, Any]]  # arrays and metadata

@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from backbones.cliptex.data.tables import Contents, Table, cached_table
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 VERSION = 4  # of the cached index
 

@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_map_only
 
 from backbones.base import state_sha256
 from backbones.cliptex.experts.data import ExpertData
-from common.device import prefers_bf16
-from common.errors import UserError, first_line, report_malformed
-from common.files import atomic_write, read_json, write_json
-from common.registry import Registry, instance_of
-from common.settings import ShareRange, settings_dataclass
+from cliptex_common.device import prefers_bf16
+from cliptex_common.errors import UserError, first_line, report_malformed
+from cliptex_common.files import atomic_write, read_json, write_json
+from cliptex_common.registry import Registry, instance_of
+from cliptex_common.settings import ShareRange, settings_dataclass
 
 if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
     from backbones.cliptex.training.trainer import TrainContext

@@ -17,10 +17,10 @@ from torch import Tensor
 from backbones.cliptex.data.ground_truth import IGNORE, Sample
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
-from common.errors import UserError
-from common.files import content_key
-from common.images import IMAGE_ERRORS, to_rgb
-from common.visible_devices import cores
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
+from cliptex_common.images import IMAGE_ERRORS, to_rgb
+from cliptex_common.visible_devices import cores
 
 MEMORY = 2 * 2**30
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backbones.cliptex.experts.base import CONFIG, Expert, FitSettings, resize
 from backbones.cliptex.experts.unet import UNetExpert
-from common.errors import UserError, first_line
+from cliptex_common.errors import UserError, first_line
 
 SUGGESTED = "Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf"
 

@@ -26,8 +26,8 @@ from backbones.cliptex.training.trainer import (
     copy_buffers,
     restore_buffers,
 )
-from common.device import upload
-from common.files import content_key
+from cliptex_common.device import upload
+from cliptex_common.files import content_key
 
 Batch = tuple[Tensor, Tensor]
 

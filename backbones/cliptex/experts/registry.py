@@ -6,7 +6,7 @@ import torch
 
 from backbones.cliptex.experts.base import EXPERTS, Expert
 from backbones.cliptex.tasks import ordered
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 
 def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[Expert]:

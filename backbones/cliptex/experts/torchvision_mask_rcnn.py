@@ -21,7 +21,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbones.checkpoint import Checkpoint
-from common.files import sha256_file
+from cliptex_common.files import sha256_file
 
 TYPE = "torchvision.MaskRCNN"
 # the start of the sha256 of the published file, as in its name

@@ -14,10 +14,10 @@ from backbones.cliptex.experts.base import CONFIG, EXPERTS, Expert, read_config
 from backbones.cliptex.experts.data import ExpertData, load_data
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, origins
-from common.errors import UserError
-from common.files import content_key
-from common.out_of_memory import report_out_of_memory
-from common.settings import with_changes
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
+from cliptex_common.out_of_memory import report_out_of_memory
+from cliptex_common.settings import with_changes
 
 if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
     from backbones.cliptex.training.trainer import TrainContext

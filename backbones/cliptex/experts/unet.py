@@ -21,7 +21,7 @@ from backbones.cliptex.experts.base import IGNORE, Expert, FitSettings, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.encoders import PACKAGED, Normalise, timm_encoder
-from common.settings import settings_dataclass
+from cliptex_common.settings import settings_dataclass
 
 if TYPE_CHECKING:  # it imports open_clip and timm, which a plugin that is listed must not
     from backbones.cliptex.training.trainer import TrainContext

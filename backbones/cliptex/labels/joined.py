@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from backbones.cliptex.data.dataset import Labels
-from common.errors import UserError
-from common.files import content_key
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
 
 
 class JoinedLabels:

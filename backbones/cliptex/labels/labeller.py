@@ -30,9 +30,9 @@ from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, stor
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, origins
 from backbones.cliptex.tasks.base import resize_nearest
-from common.errors import UserError
-from common.out_of_memory import Halving
-from common.settings import settings_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.out_of_memory import Halving
+from cliptex_common.settings import settings_dataclass
 
 VERSION = 2
 Labelling = Sequence[Expert | ManualLabels]

@@ -12,9 +12,9 @@ import numpy as np
 
 from backbones.cliptex.data.source import BadPair
 from backbones.cliptex.tasks import find_task
-from common.errors import UserError
-from common.files import sha256_file
-from common.images import IMAGE_ERRORS
+from cliptex_common.errors import UserError
+from cliptex_common.files import sha256_file
+from cliptex_common.images import IMAGE_ERRORS
 
 ASPECT = 0.05  # by how much a label's width over height may differ from its image's
 

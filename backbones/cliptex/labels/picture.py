@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageOps
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.tasks import find_task
-from common.errors import UserError
-from common.files import atomic_write
+from cliptex_common.errors import UserError
+from cliptex_common.files import atomic_write
 
 TILE = 160
 GAP = 4

@@ -15,7 +15,7 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from common.files import atomic_write, read_json, sha256_file, write_json
+from cliptex_common.files import atomic_write, read_json, sha256_file, write_json
 
 VERSION = 3
 SUMMARY = {"identity", "sha256", "bytes", "pairs", "failed"}

@@ -31,9 +31,9 @@ from backbones.cliptex.labels.shards import (
     writing_shard,
 )
 from backbones.cliptex.tasks import find_task, ordered
-from common.errors import UserError, report_malformed
-from common.files import content_key, read_json, write_json
-from common.images import IMAGE_ERRORS
+from cliptex_common.errors import UserError, report_malformed
+from cliptex_common.files import content_key, read_json, write_json
+from cliptex_common.images import IMAGE_ERRORS
 
 MANIFEST = "manifest.json"
 FIELDS = {"key", "tasks", "classes", "shards", "failed", "pairs_in", "pairs_out"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from common.registry import Registry, instance_of
+from cliptex_common.registry import Registry, instance_of
 
 if TYPE_CHECKING:
     from backbones.cliptex.tasks.base import Task

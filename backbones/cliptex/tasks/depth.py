@@ -13,7 +13,7 @@ from torch import Tensor
 from backbones.cliptex.data.ground_truth import MapFolders
 from backbones.cliptex.tasks.base import Summed
 from backbones.cliptex.tasks.shapes import ScalarMap
-from common.dense_maps.read import DEEP, read_stored
+from cliptex_common.dense_maps.read import DEEP, read_stored
 
 FLAT = 1e-6
 MIN_SPREAD = 1e-2  # of a prediction: heads begin at 0.02 to 0.2

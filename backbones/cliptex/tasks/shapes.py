@@ -25,8 +25,8 @@ from backbones.cliptex.data.augment import (
     warp_normals,
 )
 from backbones.cliptex.tasks.base import Task
-from common.dense_maps.pictures import normal_picture, palette, scalar_picture
-from common.dense_maps.read import read_classes, read_rgb, read_scalars
+from cliptex_common.dense_maps.pictures import normal_picture, palette, scalar_picture
+from cliptex_common.dense_maps.read import read_classes, read_rgb, read_scalars
 
 STEPS = 65534  # of a 16-bit file, whose 0 is unknown
 

@@ -26,7 +26,7 @@ from backbones.cliptex.training.trainer import (
     copy_buffers,
     restore_buffers,
 )
-from common.device import takes_pinned_memory
+from cliptex_common.device import takes_pinned_memory
 
 MAX_LOGIT_SCALE = math.log(100)
 FEW_EPOCHS = 1.5  # a training that reads its samples no more often does not cache them

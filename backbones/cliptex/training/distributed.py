@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from backbones.cliptex.training.contrastive import world
-from common.device import is_accelerator, select
+from cliptex_common.device import is_accelerator, select
 
 
 @dataclass(frozen=True)

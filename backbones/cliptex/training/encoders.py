@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError, first_line, nearest
+from cliptex_common.errors import UserError, first_line, nearest
 
 PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights are installed with this project
 Colour = tuple[float, float, float]

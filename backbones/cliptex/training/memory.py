@@ -1,5 +1,5 @@
 """The most memory that a training takes on its device, counted on fake tensors; see
-``common.live_bytes``."""
+``cliptex_common.live_bytes``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.step import TrainStep
 from backbones.cliptex.training.train import build_heads, label_side
 from backbones.cliptex.training.trainer import copy_buffers
-from common.live_bytes import counting, fake_copy, real_tensors
+from cliptex_common.live_bytes import counting, fake_copy, real_tensors
 
 CPU = torch.device("cpu")
 

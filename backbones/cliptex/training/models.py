@@ -26,8 +26,8 @@ from backbones.adapters.positions import set_image_size
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.heads import TaskHeads
-from common.errors import UserError, nearest
-from common.files import read_json
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.files import read_json
 
 # A CLIP that learns within minutes on two cores: 64 px, 3.4 M parameters in the image tower, whose
 # ImageNet weights (``--init imagenet``) are installed with this project. A small ViT from nothing

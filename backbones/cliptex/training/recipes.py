@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from backbones.cliptex.tasks import PAPER, find_task, ordered, origins, task_names
-from common.errors import UserError, nearest
-from common.files import content_key, read_json, read_text
-from common.settings import (
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.files import content_key, read_json, read_text
+from cliptex_common.settings import (
     Probability,
     Share,
     ShareRange,
@@ -26,7 +26,7 @@ from common.settings import (
 )
 
 if TYPE_CHECKING:
-    from common.device import Device
+    from cliptex_common.device import Device
 
 VERSION = 4  # raised whenever the same recipe would give other weights
 LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}  # the paper's
@@ -152,7 +152,9 @@ class Recipe:
 
     def with_precision(self, device: Device) -> Recipe:
         """The recipe with the precision that ``auto`` means on ``device``."""
-        from common.device import prefers_bf16  # with torch, which listing recipes does not need
+        from cliptex_common.device import (
+            prefers_bf16,
+        )  # with torch, which listing recipes does not need
 
         if self.precision != "auto":
             return self

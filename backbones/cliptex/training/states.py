@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from common.files import atomic_write
+from cliptex_common.files import atomic_write
 
 MAX_STATES = 2  # one more than is needed, should the newest be damaged
 

@@ -24,8 +24,8 @@ from backbones.cliptex.training.contrastive import (
 from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import copy_buffers, restore_buffers
-from common.device import is_accelerator, random_state, set_random_state
-from common.errors import UserError
+from cliptex_common.device import is_accelerator, random_state, set_random_state
+from cliptex_common.errors import UserError
 
 Losses = dict[str, Tensor]
 

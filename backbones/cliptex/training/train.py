@@ -26,11 +26,11 @@ from backbones.cliptex.training.heads import TaskHeads
 from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import TrainContext
-from common.device import is_accelerator
-from common.errors import UserError
-from common.files import content_key
-from common.heap import return_freed_memory
-from common.out_of_memory import report_out_of_memory
+from cliptex_common.device import is_accelerator
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
+from cliptex_common.heap import return_freed_memory
+from cliptex_common.out_of_memory import report_out_of_memory
 
 __all__ = ["TrainContext", "TrainResult", "find_trained", "states_folder", "train"]
 

@@ -20,9 +20,9 @@ from backbones.cliptex.protocols import Progress, RunLog, Silent
 from backbones.cliptex.training.contrastive import sum_over_ranks
 from backbones.cliptex.training.distributed import DistContext
 from backbones.cliptex.training.states import States
-from common.device import skips_fused_steps
-from common.errors import NonFiniteLoss
-from common.pacing import Pace
+from cliptex_common.device import skips_fused_steps
+from cliptex_common.errors import NonFiniteLoss
+from cliptex_common.pacing import Pace
 
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
 Step = tuple[int, dict[str, Tensor], Tensor]  # number from 1, losses, norm of the gradient

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 Unpacker = Callable[[Mapping[str, Path], Path], None]  # (name of an archive → its path, folder)
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
-from common.errors import DISK_FULL, UserError
+from cliptex_common.errors import DISK_FULL, UserError
 from probes.features.budget import free_bytes
 
 BLOCK = 1 << 20  # bytes at a time

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
-from common.errors import UserError
-from common.locks import lock_path, locked
+from cliptex_common.errors import UserError
+from cliptex_common.locks import lock_path, locked
 from probes.datasets.download import fetch
 from probes.datasets.download.table import Archive, Entry
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import UserError, first_line
-from common.files import sha256_file
+from cliptex_common.errors import UserError, first_line
+from cliptex_common.files import sha256_file
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

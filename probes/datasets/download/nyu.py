@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.download.archives import extracted
 
 MAT, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"

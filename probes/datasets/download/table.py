@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from common.errors import UserError, nearest
+from cliptex_common.errors import UserError, nearest
 from probes.datasets.download import archives, nyu
 from probes.datasets.download.archives import Unpacker
 

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from common.errors import report_malformed
+from cliptex_common.errors import report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, folder, mmlab_classes, read_json
 from probes.registry import register_dataset

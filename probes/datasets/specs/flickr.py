@@ -9,7 +9,7 @@ target is the list of its raw captions.
 from functools import partial
 from pathlib import Path
 
-from common.errors import UserError, report_malformed
+from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, read_json
 from probes.registry import register_dataset

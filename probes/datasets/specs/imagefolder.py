@@ -8,7 +8,7 @@ ImageNet-1k are known without either.
 
 from pathlib import Path
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import class_folders, image_folder, read_json, read_lines
 from probes.registry import register_dataset

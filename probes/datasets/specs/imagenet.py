@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from common.errors import report_malformed
+from cliptex_common.errors import report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, folder, image_folder, read_lines
 from probes.registry import register_dataset

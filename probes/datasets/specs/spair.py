@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError, report_malformed
+from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, folder, read_json, read_lines
 from probes.registry import register_dataset

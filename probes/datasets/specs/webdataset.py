@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError, report_malformed
+from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Lister, Sample, Split
 from probes.datasets.layouts import file, folder, read_json, read_lines
 from probes.features.members import IMAGES, members, read_bytes

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
 from probes.dense.settings import DenseSettings
 from probes.dense.tasks import DENSE_TASKS

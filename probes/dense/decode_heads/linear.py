@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
-from common.device import is_accelerator
-from common.live_bytes import device_of
+from cliptex_common.device import is_accelerator
+from cliptex_common.live_bytes import device_of
 
 
 class LinearHead(BaseDecodeHead):

@@ -24,8 +24,8 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from common.device import is_accelerator
-from common.live_bytes import cached_tensors, device_of
+from cliptex_common.device import is_accelerator
+from cliptex_common.live_bytes import cached_tensors, device_of
 from probes.dense.objectives import Classes, Objective
 
 Losses = dict[str, Tensor]

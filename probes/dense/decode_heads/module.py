@@ -24,8 +24,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from common.errors import UserError, error_summary, nearest
-from common.live_bytes import counting, real_tensors
+from cliptex_common.errors import UserError, error_summary, nearest
+from cliptex_common.live_bytes import counting, real_tensors
 from probes.dense.data import dense_sample
 from probes.dense.decode_heads.base import SHIPPED, DenseHead, FeatureMaps
 from probes.dense.decode_heads.losses import Regression, Segmentation

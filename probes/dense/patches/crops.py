@@ -22,7 +22,7 @@ from torchvision.transforms import (
 )
 from torchvision.transforms.functional import resized_crop, to_tensor
 
-from common.files import derive_seed
+from cliptex_common.files import derive_seed
 from probes.features.content_hashes import content_hash
 from probes.runner import bridge
 

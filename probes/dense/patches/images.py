@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate, normalize
 from backbones.base import Backbone
 from backbones.cliptex.protocols import Silent
 from backbones.pyramid import resize_concat
-from common.device import upload
-from common.out_of_memory import Halving
+from cliptex_common.device import upload
+from cliptex_common.out_of_memory import Halving
 from probes.base import Context, EncodeRun, TaskResult
 from probes.datasets.base import Split
 from probes.dense.cached import CachedDense

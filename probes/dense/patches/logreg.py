@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from common.device import upload
-from common.errors import NonFiniteLoss
+from cliptex_common.device import upload
+from cliptex_common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.patches.images import PatchImages, evaluate
 from probes.dense.patches.memory import (

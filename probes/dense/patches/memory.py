@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.device import CPU, float64_device
-from common.files import derive_seed
+from cliptex_common.device import CPU, float64_device
+from cliptex_common.files import derive_seed
 from probes.base import Context
 from probes.dense.metrics import class_areas, confusion, segmentation_scores
 from probes.dense.patches.images import PatchImages, in_groups

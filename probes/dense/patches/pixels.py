@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from common.device import upload
-from common.errors import UserError
-from common.live_bytes import cached_tensors
+from cliptex_common.device import upload
+from cliptex_common.errors import UserError
+from cliptex_common.live_bytes import cached_tensors
 
 
 @dataclass(frozen=True)

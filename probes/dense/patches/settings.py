@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from common.errors import UserError
-from common.settings import Axis, Precision, settings_dataclass
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Axis, Precision, settings_dataclass
 from probes.dense.settings import ImageSize
 from probes.layers import PatchLayers
 

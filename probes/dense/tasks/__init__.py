@@ -5,7 +5,7 @@ Importing this imports neither torch nor mmseg.
 
 from __future__ import annotations
 
-from common.registry import Registry, instance_of
+from cliptex_common.registry import Registry, instance_of
 from probes.dense.tasks.base import DenseTask
 from probes.dense.tasks.depth import Depth
 from probes.dense.tasks.normals import Normals

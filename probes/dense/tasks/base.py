@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from common.dense_maps.pictures import scalar_picture
-from common.dense_maps.read import read_scalars
-from common.errors import UserError
-from common.images import IMAGE_ERRORS
-from common.settings import settings_dataclass
+from cliptex_common.dense_maps.pictures import scalar_picture
+from cliptex_common.dense_maps.read import read_scalars
+from cliptex_common.errors import UserError
+from cliptex_common.images import IMAGE_ERRORS
+from cliptex_common.settings import settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
 from reports.metrics import Metric

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from common.dense_maps.pictures import depth_picture, scale_bar
-from common.dense_maps.read import read_depth
-from common.errors import UserError
-from common.settings import Axis, Probability, settings_dataclass
+from cliptex_common.dense_maps.pictures import depth_picture, scale_bar
+from cliptex_common.dense_maps.read import read_depth
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Axis, Probability, settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
 from probes.dense.settings import DenseSettings, FactorRange
 from probes.dense.tasks.base import DenseTask, Drawing

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
-from common.dense_maps.geometry import MIRRORED
-from common.dense_maps.pictures import normal_picture
-from common.dense_maps.read import read_depth, read_normals
-from common.errors import UserError
-from common.settings import Axis, settings_dataclass
+from cliptex_common.dense_maps.geometry import MIRRORED
+from cliptex_common.dense_maps.pictures import normal_picture
+from cliptex_common.dense_maps.read import read_depth, read_normals
+from cliptex_common.errors import UserError
+from cliptex_common.settings import Axis, settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
 from probes.dense.settings import DenseSettings, FactorRange
 from probes.dense.tasks.base import DenseTask, Drawing

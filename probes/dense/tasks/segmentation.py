@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from common.dense_maps.pictures import class_legend, label_picture, palette
-from common.dense_maps.read import read_labels
-from common.errors import UserError
-from common.settings import settings_dataclass
+from cliptex_common.dense_maps.pictures import class_legend, label_picture, palette
+from cliptex_common.dense_maps.read import read_labels
+from cliptex_common.errors import UserError
+from cliptex_common.settings import settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import DenseSettings
 from probes.dense.tasks.base import DenseTask, Drawing

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import torch
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.dense.tasks.base import DenseTask
 from probes.dense.tasks.segmentation import Segmentation
 

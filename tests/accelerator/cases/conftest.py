@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.device import current_device
+from cliptex_common.device import current_device
 from tests.accelerator.pretended import DEVICE, Events, counting
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import probes.catalog  # noqa: F401  registers probes, datasets and protocols
-from common.settings import field_names, with_changes
+from cliptex_common.settings import field_names, with_changes
 from probes.base import Context, Probe
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import prepare

@@ -14,7 +14,7 @@ from backbones.cliptex.labels.store import LabelStore
 from benchmark import evaluate
 from benchmark.cli.main import main
 from benchmark.execution.device import choose_device
-from common.device import device_name
+from cliptex_common.device import device_name
 from tests.accelerator.cases.devices import is_pretended
 from tests.backbones.cliptex.experts import toy_experts
 from tests.backbones.cliptex.labels.test_labeller import label

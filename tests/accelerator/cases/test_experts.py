@@ -12,8 +12,8 @@ import probes.experts  # noqa: F401  registers those that need MMDetection
 from backbones.cliptex.experts import EXPERTS, Expert, load_experts, train_expert
 from backbones.cliptex.training.encoders import PACKAGED
 from backbones.cliptex.training.trainer import TrainContext
-from common import plugins
-from common.device import CPU
+from cliptex_common import plugins
+from cliptex_common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts

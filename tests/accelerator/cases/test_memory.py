@@ -19,7 +19,7 @@ from backbones.cliptex.training.memory import training_peak
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import find_recipe
 from backbones.cliptex.training.train import TrainContext, train
-from common.errors import OutOfMemory
+from cliptex_common.errors import OutOfMemory
 from probes.base import Context, EncodeRun
 from probes.datasets.check import prepare
 from probes.image_level.encode import encode_images

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common import device as layer
+from cliptex_common import device as layer
 from tests.accelerator.pretended import MEMORY, counting, memory_limit
 
 pytestmark = pytest.mark.usefixtures("pretended")

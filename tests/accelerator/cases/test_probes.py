@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.device import CPU
-from common.settings import field_names
+from cliptex_common.device import CPU
+from cliptex_common.settings import field_names
 from probes.base import Probe, TaskResult
 from probes.predictor import load_predictor, write_head
 from probes.registry import PROBES

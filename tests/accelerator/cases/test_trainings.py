@@ -17,7 +17,7 @@ from backbones.cliptex.data.pairs import PairSource, open_pairs
 from backbones.cliptex.training.models import TINY_CLIP
 from backbones.cliptex.training.recipes import RECIPES, Recipe
 from backbones.cliptex.training.train import TrainResult
-from common.device import CPU
+from cliptex_common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.training.test_step import check_both_passes_drop_the_same

@@ -17,7 +17,15 @@ import torch
 ROOT = Path(__file__).parents[3]
 PROJECT = tuple(
     f"{ROOT / folder}/"
-    for folder in ("backbones", "benchmark", "common", "probes", "reports", "sweeps", "tests")
+    for folder in (
+        "backbones",
+        "benchmark",
+        "cliptex_common",
+        "probes",
+        "reports",
+        "sweeps",
+        "tests",
+    )
 )
 HERE = f"{Path(__file__).parent}/"
 

@@ -13,8 +13,8 @@ from backbones.cliptex.data.augment import Geometry, warp_normals
 from backbones.cliptex.tasks import find_task
 from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import draw_picture
-from common.dense_maps.geometry import AXES
-from common.dense_maps.read import read_normals
+from cliptex_common.dense_maps.geometry import AXES
+from cliptex_common.dense_maps.read import read_normals
 from probes.dense.data import FollowImage
 from probes.registry import DATASETS
 

@@ -109,7 +109,7 @@ def test_unfinished_cells_that_run_stay(capsys, home):
 @pytest.mark.integration
 def test_what_another_process_uses_stays_until_it_ends(capsys, home):
     """The world and the weights of a run, whose units read them again and again."""
-    code = "import sys; from pathlib import Path; from common.locks import mark_in_use\n"
+    code = "import sys; from pathlib import Path; from cliptex_common.locks import mark_in_use\n"
     code += f"mark_in_use(Path({str(home / 'mini/abc')!r}))\nprint(1, flush=True); sys.stdin.read()"
     user = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE

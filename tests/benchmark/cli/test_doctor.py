@@ -76,10 +76,10 @@ def test_a_broken_library(diagnose, monkeypatch):
 
 def test_a_gpu_in_use(diagnose, monkeypatch):
     free = [70e9, 10e9]
-    monkeypatch.setattr("common.device.current_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("common.device.device_count", lambda: 2)
-    monkeypatch.setattr("common.device.device_name", lambda device: "H100")
-    monkeypatch.setattr("common.device.memory", lambda device: (free[device.index], 80e9))
+    monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("cliptex_common.device.device_count", lambda: 2)
+    monkeypatch.setattr("cliptex_common.device.device_name", lambda device: "H100")
+    monkeypatch.setattr("cliptex_common.device.memory", lambda device: (free[device.index], 80e9))
     _, findings = diagnose()
     assert "70 of 80 GB" in findings["cuda:0"]["value"]
     assert findings["cuda:1"]["state"] == "warn"
@@ -87,10 +87,10 @@ def test_a_gpu_in_use(diagnose, monkeypatch):
 
 
 def test_an_accelerator_that_does_not_tell_its_memory(diagnose, monkeypatch):
-    monkeypatch.setattr("common.device.current_device", lambda: torch.device("mps"))
-    monkeypatch.setattr("common.device.device_count", lambda: 1)
-    monkeypatch.setattr("common.device.device_name", lambda device: "M2")
-    monkeypatch.setattr("common.device.memory", lambda device: None)
+    monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("mps"))
+    monkeypatch.setattr("cliptex_common.device.device_count", lambda: 1)
+    monkeypatch.setattr("cliptex_common.device.device_name", lambda device: "M2")
+    monkeypatch.setattr("cliptex_common.device.memory", lambda device: None)
     _, findings = diagnose()
     assert findings["mps:0"]["state"] == "ok" and findings["mps:0"]["value"] == "M2"
 

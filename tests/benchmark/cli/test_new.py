@@ -9,8 +9,8 @@ import pytest
 
 from benchmark.cli.main import main
 from benchmark.cli.new import NAMES
-from common import plugins
-from common.plugins import load_plugins
+from cliptex_common import plugins
+from cliptex_common.plugins import load_plugins
 
 
 @pytest.mark.parametrize("kind", NAMES)

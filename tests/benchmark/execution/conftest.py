@@ -3,7 +3,7 @@ import io
 import pytest
 
 from benchmark.execution.progress import console
-from common.files import home
+from cliptex_common.files import home
 from tests.cluster import ray_cluster, slurm, slurm_config
 
 __all__ = ["ray_cluster", "slurm", "slurm_config"]

@@ -7,7 +7,7 @@ import torch
 
 from benchmark.execution import device
 from benchmark.execution.unit import GPUS
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 CPU, XPU = torch.device("cpu"), torch.device("xpu")
 

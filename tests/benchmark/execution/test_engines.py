@@ -18,8 +18,8 @@ import torch
 from benchmark.execution import Bar, Executor, ExecutorSpec, WorkerLost, base, make_executor, unit
 from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor
-from common.errors import UserError
-from common.files import home
+from cliptex_common.errors import UserError
+from cliptex_common.files import home
 from tests.benchmark.execution import units
 from tests.benchmark.execution.helpers import have_ended, is_running, peak_cores, until_true
 
@@ -37,8 +37,8 @@ def need(name, request):
 
 def see_gpus(count, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
-    monkeypatch.setattr("common.device.current_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("common.device.device_count", lambda: count)
+    monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("cliptex_common.device.device_count", lambda: count)
 
 
 def test_one_job_runs_in_this_process():

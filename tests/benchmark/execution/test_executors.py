@@ -16,8 +16,8 @@ import pytest
 
 from benchmark.execution import EXECUTORS, ExecutorSpec, WorkerLost, base, make_executor
 from benchmark.execution.progress import reporter
-from common import plugins
-from common.errors import UserError, user_error_message
+from cliptex_common import plugins
+from cliptex_common.errors import UserError, user_error_message
 from tests.benchmark.execution import units
 from tests.benchmark.execution.helpers import RecordingBar, have_ended, peak_cores, until_true
 

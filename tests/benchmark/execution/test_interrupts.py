@@ -90,7 +90,9 @@ def test_a_command_interrupted_while_it_starts_exits_with_130(after):
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while "common.errors" not in process.stderr.readline():  # until then Python itself handles it
+    while (
+        "cliptex_common.errors" not in process.stderr.readline()
+    ):  # until then Python itself handles it
         assert process.poll() is None
     time.sleep(after)
     process.send_signal(signal.SIGINT)

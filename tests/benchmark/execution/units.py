@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 
 def doubled(number, seconds=0.0):

@@ -12,7 +12,7 @@ from benchmark.results.outcome import as_json
 from benchmark.results.table import show
 from benchmark.run import run
 from benchmark.suites.registry import SUITES, Suite, register_suite
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from reports.report import Request, build
 from tests.probes.datasets.make import make_wds
 

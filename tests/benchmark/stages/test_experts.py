@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.stages.experts import ExpertTraining, expert_stage, expert_unit
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.executors import run_on

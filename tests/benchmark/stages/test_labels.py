@@ -17,7 +17,7 @@ import torch
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from benchmark.stages.labels import LabelRequest, label_stage
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.commands import listing, run_command, runs_of, store
 from tests.executors import run_on

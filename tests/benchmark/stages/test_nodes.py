@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import home
+from cliptex_common.files import home
 from reports.mlflow.client import Client
 from tests.backbones.cliptex import toy
 from tests.benchmark.commands import assert_same_weights, run_command, runs_of

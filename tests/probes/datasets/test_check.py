@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import probes.catalog  # noqa: F401
-from common.errors import UserError
-from common.files import home
+from cliptex_common.errors import UserError
+from cliptex_common.files import home
 from probes.datasets import check
 from probes.datasets.check import find_folder, prepare
 from probes.datasets.survey import survey

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import probes.catalog  # noqa: F401
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.base import Sample
 from probes.datasets.check import prepare
 from probes.registry import DATASETS

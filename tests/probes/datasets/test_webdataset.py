@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 import benchmark.catalog  # noqa: F401
 from backbones.preprocessing import resizing
 from benchmark.suites.registry import SUITES
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.base import Sample
 from probes.datasets.check import find_folder, prepare
 from probes.datasets.specs import webdataset

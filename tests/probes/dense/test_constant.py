@@ -11,7 +11,7 @@ import pytest
 from mmengine.registry import DefaultScope
 
 import probes.dense.augment  # noqa: F401  registers the transforms
-from common.dense_maps.read import read_depth, read_normals
+from cliptex_common.dense_maps.read import read_depth, read_normals
 from probes.dense.constant import best_constant, constant_note
 from probes.dense.data import DenseDataset, pipelines
 from probes.dense.tasks import DENSE_TASKS

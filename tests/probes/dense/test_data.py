@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.dense.data import DenseDataset, pipelines
 from probes.dense.segmentors import at_own_size
 from probes.dense.tasks.depth import DepthSettings

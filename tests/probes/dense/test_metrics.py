@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.dense.metrics import (
     DepthScores,
     NormalScores,

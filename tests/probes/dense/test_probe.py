@@ -18,7 +18,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 import probes.dense.probe  # noqa: F401  registers the probes
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.base import SHIPPED, native_stride
 from probes.dense.settings import in_iterations

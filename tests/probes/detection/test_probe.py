@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.errors import UserError
-from common.settings import with_changes
+from cliptex_common.errors import UserError
+from cliptex_common.settings import with_changes
 from probes.base import TaskResult
 from probes.detection import models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap

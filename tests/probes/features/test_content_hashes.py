@@ -8,8 +8,8 @@ import os
 import pytest
 
 import probes.catalog  # noqa: F401
-from common.errors import UserError
-from common.files import home
+from cliptex_common.errors import UserError
+from cliptex_common.files import home
 from probes.datasets.check import prepare
 from probes.features import content_hashes as hashing
 from probes.features.content_hashes import content_hash, content_hashes

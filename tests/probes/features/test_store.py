@@ -14,7 +14,7 @@ import traceback
 import pytest
 import torch
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.features import budget
 from probes.features import store as feature_store
 from probes.features.store import CacheKey, get_or_build, remove

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import probes.catalog  # noqa: F401
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.image_level.correspondence import pixel_errors
 from probes.image_level.probe import KEYPOINTS
 from probes.registry import DATASETS

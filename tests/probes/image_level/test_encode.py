@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 
 from backbones.base import DataConfig
 from backbones.preprocessing import resizing
-from common.errors import NonFiniteLoss, UserError
+from cliptex_common.errors import NonFiniteLoss, UserError
 from probes.base import Context, EncodeRun
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.image_level.encode import Images, encode_images, encode_texts

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.image_level.knn import votes
 from probes.image_level.probe import KNN
 from probes.registry import DATASETS

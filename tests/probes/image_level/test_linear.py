@@ -11,7 +11,7 @@ from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 
 import probes.catalog  # noqa: F401
-from common.errors import NonFiniteLoss
+from cliptex_common.errors import NonFiniteLoss
 from probes.datasets.base import Sample
 from probes.image_level.classification import ranks, score
 from probes.image_level.linear import (

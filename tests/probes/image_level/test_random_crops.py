@@ -10,7 +10,7 @@ import torch
 
 import backbones
 import probes.catalog  # noqa: F401
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.image_level import random_crops
 from probes.image_level.linear import create_heads
 from probes.image_level.probe import LINEAR

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 import probes.catalog  # noqa: F401
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.image_level.probe import RETRIEVAL
 from probes.image_level.retrieval import by_image, recall, retrieval_ranks
 from probes.registry import DATASETS

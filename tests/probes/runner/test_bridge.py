@@ -11,7 +11,7 @@ import torch
 from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import load_state_dict
 
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.runner import bridge
 from tests.probes.tiny_mmlab import TinyBackbone
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import OutOfMemory
+from cliptex_common.errors import OutOfMemory
 from probes.base import Cost, TaskResult
 from probes.registry import PROBES
 from probes.runner import training

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import probes.dense.probe  # noqa: F401 – registers the probes
-from common.device import current_device
+from cliptex_common.device import current_device
 from probes.base import TaskResult
 from probes.dense.config import dense_config
 from probes.registry import PROBES

@@ -17,7 +17,7 @@ import torch
 
 import probes.dense.probe  # noqa: F401 – registers the probes
 from backbones import registry
-from common.errors import NonFiniteLoss
+from cliptex_common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.data import LoadGroundTruth

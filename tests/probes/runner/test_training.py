@@ -21,7 +21,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 import probes.dense.probe  # noqa: F401  registers the probes
-from common.errors import NonFiniteLoss
+from cliptex_common.errors import NonFiniteLoss
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.linear import LinearHead
 from probes.registry import PROBES

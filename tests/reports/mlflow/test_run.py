@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from common.files import write_text
+from cliptex_common.files import write_text
 from reports.errors import TrackingError
 from reports.mlflow.client import FAILURE_TAG, PARENT_TAG, metric_key, metric_name
 from reports.mlflow.environment import git_commit

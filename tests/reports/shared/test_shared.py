@@ -10,7 +10,7 @@ from contextlib import chdir
 import numpy as np
 import pytest
 
-from common.files import content_key
+from cliptex_common.files import content_key
 from reports.errors import TrackingError
 from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker

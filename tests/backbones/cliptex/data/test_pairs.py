@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import backbones.cliptex.data.pairs as module
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.probes.datasets import make
 

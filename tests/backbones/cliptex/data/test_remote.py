@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backbones.cliptex.data.pairs import open_pairs
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.servers import FileServer, free_port
 

@@ -15,7 +15,7 @@ from backbones.cliptex.experts.data import ExpertData, load_data
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.tasks import TASKS, find_task
 from backbones.cliptex.tasks.shapes import ClassMap
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 
 

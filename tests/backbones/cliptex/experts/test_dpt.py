@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from backbones.cliptex.experts import load_experts
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
 DECODER = {"neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}

@@ -16,8 +16,8 @@ from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.trainer import TrainContext
 from benchmark.cli.new import template
-from common import plugins
-from common.errors import NonFiniteLoss, UserError
+from cliptex_common import plugins
+from cliptex_common.errors import NonFiniteLoss, UserError
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 

@@ -19,8 +19,8 @@ from torchvision.models.detection import (
 
 import probes.experts  # noqa: F401  (registers it)
 from backbones.cliptex.experts import load_experts, torchvision_mask_rcnn
-from common.errors import UserError
-from common.files import sha256_file
+from cliptex_common.errors import UserError
+from cliptex_common.files import sha256_file
 from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
 from tests.backbones.cliptex.experts.small_mask_rcnn import shrink, write_mmdet
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from backbones.cliptex.experts import load_experts
 from backbones.cliptex.experts.nll_angmf import PublishedNllAngMF
 from backbones.cliptex.experts.uncertainty_guided import UncertaintyGuided, _Up
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 pytestmark = pytest.mark.integration
 

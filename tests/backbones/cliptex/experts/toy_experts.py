@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from backbones.cliptex.experts import Expert, find_expert
-from common.settings import field_names
+from cliptex_common.settings import field_names
 from tests.probes.datasets.make import encoded, write_tar
 
 SMALL_UNET = {"size": 32, "encoder": "resnet10t", "pretrained": False, "width": 8, "stride": 4}

@@ -17,7 +17,7 @@ from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_la
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.cliptex.protocols import Silent
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 from tests.forks import Fork
 

@@ -12,7 +12,7 @@ from backbones.cliptex.labels.labeller import LabelSettings, make_labels
 from backbones.cliptex.labels.manual import ManualLabels
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.cliptex.protocols import Silent
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.probes.datasets.make import encoded
 

@@ -16,7 +16,7 @@ from webdataset import WebDataset
 
 from backbones.cliptex.labels.shards import tar_path
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelStore, LabelWriter, check_labels, encode
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from tests.forks import Fork
 
 TASKS = ("seg", "depth", "normal")

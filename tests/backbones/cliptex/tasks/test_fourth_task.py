@@ -26,10 +26,10 @@ from benchmark.cli.new import template
 from benchmark.sweep import launch
 from benchmark.sweep.bench import base_recipe
 from benchmark.sweep.options import SweepOptions
-from common import plugins
-from common.errors import UserError
-from common.plugins import load_plugins
-from common.settings import parse_pairs
+from cliptex_common import plugins
+from cliptex_common.errors import UserError
+from cliptex_common.plugins import load_plugins
+from cliptex_common.settings import parse_pairs
 from reports.mlflow.client import Client
 from reports.parts.study import parameter_label
 from tests.backbones.cliptex import toy

@@ -17,8 +17,8 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training import clip_trainer, trainer
 from backbones.cliptex.training.step import TrainStep
 from backbones.cliptex.training.train import TrainResult
-from common import device
-from common.errors import NonFiniteLoss
+from cliptex_common import device
+from cliptex_common.errors import NonFiniteLoss
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.training.test_train import CLIPTEX, other_tower, run
 from tests.forks import Fork

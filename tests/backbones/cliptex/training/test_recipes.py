@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backbones.cliptex.tasks import PAPER
 from backbones.cliptex.training.recipes import RECIPES, find_recipe, subsets
-from common.errors import UserError
+from cliptex_common.errors import UserError
 
 
 def test_the_three_differ_only_in_configuration():

@@ -21,7 +21,7 @@ from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
 from backbones.cliptex.training.train import TrainContext, find_trained, train
 from backbones.named import efficientnet_lite_state
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.probes.datasets import make
 

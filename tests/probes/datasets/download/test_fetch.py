@@ -11,7 +11,7 @@ import time
 import pytest
 
 from backbones.cliptex.protocols import Silent
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.download.fetch import checksum, download
 from tests.recorder import Recorder
 

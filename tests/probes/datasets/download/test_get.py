@@ -20,7 +20,7 @@ from torchvision.datasets import imagenet
 import probes.catalog  # noqa: F401
 from backbones.cliptex.protocols import Silent
 from benchmark.cli.main import main
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.download import table
 from probes.datasets.download.get import get, match_archives

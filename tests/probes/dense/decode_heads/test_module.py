@@ -9,9 +9,9 @@ from mmengine.structures import PixelData
 from torch import nn
 
 from benchmark.cli.new import template
-from common import plugins
-from common.errors import UserError
-from common.settings import with_changes
+from cliptex_common import plugins
+from cliptex_common.errors import UserError
+from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.base import DenseHead
 from probes.dense.probe import DenseProbe

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 import probes.catalog  # noqa: F401
-from common.dense_maps.read import read_labels
-from common.errors import UserError
-from common.live_bytes import counting
+from cliptex_common.dense_maps.read import read_labels
+from cliptex_common.errors import UserError
+from cliptex_common.live_bytes import counting
 from probes.dense.metrics import class_areas, confusion, segmentation_scores
 from probes.dense.patches.images import PatchImages
 from probes.dense.patches.in_context import attend

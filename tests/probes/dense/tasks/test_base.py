@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import probes.catalog  # noqa: F401  registers the kinds of all probes
-from common.errors import UserError
+from cliptex_common.errors import UserError
 from probes.dense.data import FollowImage
 from probes.dense.objectives import Objective
 from probes.dense.probe import register_dense_task

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmark.cli.main import main
-from common import plugins
+from cliptex_common import plugins
 from probes.dense.tasks import DENSE_TASKS
 from probes.predictor import load_predictor
 from reports.mlflow.client import Client

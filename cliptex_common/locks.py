@@ -17,8 +17,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from common.errors import UserError
-from common.files import content_key, home, read_json_object, write_json
+from cliptex_common.errors import UserError
+from cliptex_common.files import content_key, home, read_json_object, write_json
 
 
 def lock_path(name: str, subject: object) -> Path:

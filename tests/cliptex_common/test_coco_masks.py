@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from common.coco_masks import mask_error
+from cliptex_common.coco_masks import mask_error
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common import visible_devices
+from cliptex_common import visible_devices
 
 
 @pytest.mark.parametrize(

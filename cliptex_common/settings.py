@@ -22,8 +22,8 @@ from pydantic import (
     ValidationError,
 )
 
-from common.errors import UserError, nearest
-from common.files import MAX_SEED
+from cliptex_common.errors import UserError, nearest
+from cliptex_common.files import MAX_SEED
 
 T = TypeVar("T")
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from backbones.cliptex.data.source import decode_image
-from common.dense_maps.read import read_normals
-from common.images import to_rgb
+from cliptex_common.dense_maps.read import read_normals
+from cliptex_common.images import to_rgb
 
 COLUMNS, ROWS = np.meshgrid(np.arange(60), np.arange(40))
 COLOURS = np.stack([COLUMNS * 4, ROWS * 6, (COLUMNS + ROWS) * 2], -1).astype(np.uint8)

@@ -1,8 +1,8 @@
 """Registries by name: backbones, experts, datasets, probes, suites and executors.
 
 Others add entries by a plugin, a file that calls what the files of this project call
-(``common.plugins``), or, in an installed package, by an entry point of the registry's group in its
-setup.cfg::
+(``cliptex_common.plugins``), or, in an installed package, by an entry point of the registry's group
+in its setup.cfg::
 
     [options.entry_points]
     cliptex_benchmark.suites =
@@ -20,8 +20,8 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from common import plugins
-from common.errors import UserError, error_summary, nearest
+from cliptex_common import plugins
+from cliptex_common.errors import UserError, error_summary, nearest
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.dense_maps.pictures import (
+from cliptex_common.dense_maps.pictures import (
     IGNORED,
     UNKNOWN,
     depth_picture,

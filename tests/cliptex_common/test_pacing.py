@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from common import pacing
-from common.pacing import Pace
+from cliptex_common import pacing
+from cliptex_common.pacing import Pace
 
 
 class Clock:

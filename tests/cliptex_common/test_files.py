@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import UserError, user_error_message
-from common.files import atomic_write, content_key, json_output_path, write_text
+from cliptex_common.errors import UserError, user_error_message
+from cliptex_common.files import atomic_write, content_key, json_output_path, write_text
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):
@@ -125,8 +125,8 @@ def test_sockets_of_multiprocessing_fit_below_a_long_temporary_folder(tmp_path):
     folder = tmp_path / ("x" * 90)
     folder.mkdir()
     script = (
-        "import multiprocessing.util, common.files;"
-        " common.files.shorten_socket_paths(); print(multiprocessing.util.get_temp_dir())"
+        "import multiprocessing.util, cliptex_common.files;"
+        " cliptex_common.files.shorten_socket_paths(); print(multiprocessing.util.get_temp_dir())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

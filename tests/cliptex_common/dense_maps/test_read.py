@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.dense_maps.read import read_depth, read_labels, read_normals, read_scalars
-from common.errors import UserError
+from cliptex_common.dense_maps.read import read_depth, read_labels, read_normals, read_scalars
+from cliptex_common.errors import UserError
 
 
 @settings(max_examples=30)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import DISK_FULL, UserError
+from cliptex_common.errors import DISK_FULL, UserError
 
 MAX_SEED = 2**31 - 1  # the largest seed that every library accepts
 MAX_SOCKET_PATH = 107  # bytes, on Linux

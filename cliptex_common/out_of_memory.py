@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from common.device import is_out_of_memory
-from common.errors import OutOfMemory, UserError, first_line
+from cliptex_common.device import is_out_of_memory
+from cliptex_common.errors import OutOfMemory, UserError, first_line
 
 T = TypeVar("T")
 log = logging.getLogger("cliptex.memory")

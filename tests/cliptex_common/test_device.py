@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common import device
-from common.errors import OutOfMemory, UserError
+from cliptex_common import device
+from cliptex_common.errors import OutOfMemory, UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("xpu", 1)
 

@@ -1,6 +1,6 @@
 """Reading maps from files of the official layouts: classes, depth, normals.
 
-Pixels are as stored: orientation tags are ignored, as in ``common.images``.
+Pixels are as stored: orientation tags are ignored, as in ``cliptex_common.images``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from common.errors import UserError
-from common.images import IMAGE_ERRORS
+from cliptex_common.errors import UserError
+from cliptex_common.images import IMAGE_ERRORS
 
 DEEP = ("I", "I;16")  # Pillow's modes of 16-bit grey
 GREY = ("L", "1", *DEEP)

@@ -13,8 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from common.errors import UserError
-from common.settings import as_text, parse_pairs, read_value, settings_dataclass, with_changes
+from cliptex_common.errors import UserError
+from cliptex_common.settings import (
+    as_text,
+    parse_pairs,
+    read_value,
+    settings_dataclass,
+    with_changes,
+)
 
 
 @settings_dataclass

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from common import plugins
-from common.errors import UserError
-from common.registry import Registry, instance_of
+from cliptex_common import plugins
+from cliptex_common.errors import UserError
+from cliptex_common.registry import Registry, instance_of
 
 ENTRIES: Registry[str] = Registry("thing", "no-such-group", instance_of(str, None))
 ENTRIES.register("ours", "a")
 ENTRIES.register_lazy("lazy", "no_such_module:THING", "ours, too")
-REGISTER = "from tests.common.test_plugins import ENTRIES\nENTRIES.register("
+REGISTER = "from tests.cliptex_common.test_plugins import ENTRIES\nENTRIES.register("
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from common.live_bytes import cached_tensors, counting, device_of, fake_copy, real_tensors
+from cliptex_common.live_bytes import cached_tensors, counting, device_of, fake_copy, real_tensors
 
 GPU = torch.device("cuda:0")  # planned for; this machine need not have one
 

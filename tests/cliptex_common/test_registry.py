@@ -13,7 +13,7 @@ from backbones.cliptex.experts import EXPERTS
 from backbones.registry import BACKBONES
 from benchmark.execution import EXECUTORS
 from benchmark.suites.registry import SUITES
-from common.registry import Registry
+from cliptex_common.registry import Registry
 from probes.dense.data import DenseDataset
 from probes.registry import DATASETS, PROBES, find_task, tasks
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from common import secrets
-from common.secrets import hide_secrets, redact, remember_secrets
+from cliptex_common import secrets
+from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 
 
 @pytest.mark.parametrize(

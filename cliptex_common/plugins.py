@@ -28,7 +28,7 @@ from traceback import walk_tb
 from types import FrameType, ModuleType
 from typing import Any
 
-from common.errors import UserError, error_summary
+from cliptex_common.errors import UserError, error_summary
 
 VARIABLE = "CLIPTEX_PLUGINS"  # files, separated as in PATH
 SECONDS = 10.0  # that importing one may take

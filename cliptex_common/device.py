@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import OutOfMemory, UserError
-from common.visible_devices import DEVICE_NAMES, is_accelerator_name
+from cliptex_common.errors import OutOfMemory, UserError
+from cliptex_common.visible_devices import DEVICE_NAMES, is_accelerator_name
 
 CPU = torch.device("cpu")
 Device = torch.device | str
