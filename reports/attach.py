@@ -1,4 +1,4 @@
-"""A report at the end of a run or a sweep, stored with its numbers in MLflow."""
+"""A report at the end of a run or a sweep: its page in MLflow, beside its numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 
 from cliptex_common.errors import first_line
 from reports.mlflow.client import connect, tracking_uri
-from reports.mlflow.models import register
 from reports.mlflow.query import local_folder
-from reports.mlflow.views import save_view
 from reports.render.export import write
 from reports.report import Report, Request, build
 
@@ -22,9 +20,6 @@ def attach_report(
 ) -> Path:
     """Store a report's page as ``report/index.html`` in each of the runs; returns its path.
 
-    The backbones that it compared go to the model registry, and the experiment's saved view gets
-    its tasks.
-
     Args:
         store: tracking URI.
         fallback: folder for a copy where the store's artifacts are on another machine.
@@ -33,13 +28,6 @@ def attach_report(
         TrackingError: the store cannot be read or written.
     """
     client = connect(tracking_uri(store))
-    if report.analysis is not None:
-        selection = report.analysis.selection
-        gains = {name: gain.typical.value for name, gain in report.analysis.gains.items()}
-        register(client, selection.parents, selection.baseline, gains)
-        own = [run for run in selection.parents.values() if not run.source]
-        for experiment in {run.experiment_id for run in own}:
-            save_view(client, experiment)
     with tempfile.TemporaryDirectory() as folder:
         (page,) = write(report, Path(folder))
         for run_id in run_ids:

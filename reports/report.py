@@ -106,9 +106,7 @@ class Request:
     """The subject of a report; see ``python -m benchmark report --help``.
 
     Attributes:
-        shared: files, folders, URLs or shipped names of results that others shared.
-        companions: shipped names; their backbones are added where they have the same protocols,
-            unless the store has backbones of these names.
+        shared: files, folders or URLs of results that others shared.
         same_as: ids of parent runs: only numbers under their protocols and, of their backbones and
             seeds, only of their weights. Default: all.
     """
@@ -122,7 +120,6 @@ class Request:
     ui_url: str = ""
     same_as: Sequence[str] = ()
     shared: Sequence[str] = ()
-    companions: Sequence[str] = ()
 
 
 def build(
@@ -145,12 +142,10 @@ def build(
     experiments = list(request.experiments) or default_experiments(store)
     runs = store.runs(experiments)
     counted, notes = _same_as(request.same_as, without_studies(runs))
-    backbones = list(request.backbones)
-    if request.shared or request.companions:
-        merged = merge(request.shared, request.companions, backbones, counted, store)
+    if request.shared:
+        merged = merge(request.shared, counted, store)
         counted, notes = [*counted, *merged.runs], [*notes, *merged.notes]
-        backbones += [name for name in merged.companions if backbones]
-    selection = select(counted, experiments, backbones, request.baseline, request.tasks)
+    selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
     names = sorted({run.tags[STUDY_TAG] for run in runs if STUDY_TAG in run.tags})

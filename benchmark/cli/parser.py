@@ -120,7 +120,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
         settings["metavar"] = "KEY=VALUE"
     elif Sequence in types:
         settings["metavar"] = "A[,B]"
-    if settings.get("nargs") in (1, "*"):
+    if settings.get("nargs") in (1, "*", "+"):
         parser.add_argument(name, nargs=settings["nargs"], metavar=name.upper(), help=about)
     else:
         parser.add_argument(_flag(name), dest=name, help=about, **settings)

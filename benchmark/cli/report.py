@@ -28,7 +28,7 @@ class Report(ConfigOptions, TrackingOptions, PluginOptions):
     tasks: Names = ()
     """only these tasks; see `list tasks`"""
     shared: Names = ()
-    """results of others: files or folders of `results export`, URLs, shipped names (mini)"""
+    """results of others: files or folders of `results export`, URLs"""
     study: str | None = None
     """report on this λ sweep instead"""
     format: Names = ("html",)

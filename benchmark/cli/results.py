@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from benchmark.cli.parser import Positional
 from benchmark.options import PluginOptions, TrackingOptions
 from cliptex_common.settings import Folder, Names, options_dataclass
+
+Files = Annotated[Names, {"nargs": "+"}]
 
 
 @options_dataclass
@@ -49,24 +51,24 @@ class Export(TrackingOptions, PluginOptions):
 
 @options_dataclass
 class Check(PluginOptions):
-    """Verify a file of shared results: checksums, identities, and every metric, computed again.
+    """Verify files of shared results: checksums, identities, and every metric, computed again.
 
     examples:
-      python -m benchmark results check my-net.zip
+      python -m benchmark results check my-net.zip others/
     """
 
-    file: Positional[str]
-    """a file, a folder of files, a URL, or the name of a shipped file"""
+    files: Files
+    """files or folders of `results export`, URLs"""
 
     def main(self) -> int:
-        """Exit code 2 with the reason if the file is refused."""
+        """Exit code 2 with the reason if a file is refused."""
         from benchmark.execution.progress import console
         from benchmark.execution.unit import threads
         from reports.shared.archive import read_archive
         from reports.shared.check import verify
         from reports.shared.merge import find_files
 
-        for title, content in find_files(self.file):
+        for title, content in [file for path in self.files for file in find_files(path)]:
             results = read_archive(content, title)
             with threads(1):  # several spend twice the time on products as small as these
                 scores = verify(results)
@@ -83,11 +85,11 @@ class Page(PluginOptions):
     """Write a leaderboard of shared results: one page that needs no server and no network.
 
     examples:
-      python -m benchmark results page --with results/ --out site/
+      python -m benchmark results page results/ --out site/
     """
 
-    shared: Names
-    """files or folders of `results export`, URLs, shipped names (mini)"""
+    files: Files
+    """files or folders of `results export`, URLs"""
     out: Folder = Path("site")
     """output folder"""
     title: str = "Leaderboard of frozen vision backbones"
@@ -103,7 +105,7 @@ class Page(PluginOptions):
         from reports.shared.page import leaderboard
         from reports.shared.standings import Standings
 
-        files = [file for location in self.shared for file in find_files(location)]
+        files = [file for location in self.files for file in find_files(location)]
         results = Standings()
         with Bar() as bar, threads(1):
             bar.start("shared results", len(files))

@@ -83,17 +83,14 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
     from benchmark.execution.estimate import REPORT, save_seconds
     from reports.attach import report_line
     from reports.report import Request
-    from reports.shared.merge import companions
 
     cells = [cell for cell in result.cells if cell.status != "not applicable"]
-    backbones = list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics))
     request = Request(
         experiments=[result.tracker.experiment],
-        backbones=backbones,
+        backbones=list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics)),
         tasks=list(dict.fromkeys(cell.task for cell in cells)),
         tracking_uri=result.tracker.uri,
         same_as=list(result.run_ids.values()),  # only runs with the same settings
-        companions=companions(result.suite.name, backbones),
     )
     first_seeds: dict[str, str] = {}
     for (name, _), run_id in result.run_ids.items():

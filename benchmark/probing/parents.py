@@ -20,7 +20,7 @@ from reports.mlflow.client import metric_key
 from reports.mlflow.environment import environment
 from reports.mlflow.models import MODEL_TAG
 from reports.mlflow.run import Run, Tracker
-from reports.mlflow.views import MAIN_TAG, main_tag
+from reports.mlflow.views import MAIN_TAG, main_tag, save_view
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Parent:
 
     @contextmanager
     def open(self, earlier: Any | None, device: str) -> Iterator[Run]:
-        """The run, new or resumed, with all that is known before the first cell."""
+        """The run, new or resumed, with all that is known before the first cell; the experiment's
+        saved view gets its tasks."""
         plan, backbone, suite = self.plan, self.backbone, self.plan.suite.name
         weights, limit = backbone.weights, plan.options.limit
         tags = {
@@ -136,6 +137,7 @@ class Parent:
             run.log_models(inputs=[self.model])
             costs = {f"cost/{name}": value for name, value in self.source.cost.items()}
             run.log_new_metrics(costs)
+            save_view(self.tracker.client, self.tracker.experiment_id)
             yield run
 
     def log_cells(self, run: Run, cells: Sequence[Cell]) -> None:

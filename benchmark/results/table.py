@@ -37,8 +37,6 @@ def show(result: RunResult, report: Report | None = None) -> None:
         options = console.options.update(width=1000)
         console.width = max(console.width, Measurement.get(console, options, table).maximum)
     console.print(table)
-    if report and report.analysis and report.analysis.selection.shared:
-        console.print(companions_table(report))
     if report and len(report.backbones) > 1:
         console.print(f"  {report.verdict.headline}", style="bold", markup=False)
     for line in report.axes if report else ():
@@ -95,32 +93,6 @@ def results_table(result: RunResult, report_numbers: ReportNumbers) -> Table:
                     texts[best] = Text(str(texts[best]), style="bold")
             table.add_row(label, f"{metric} {'↑' if about.direction > 0 else '↓'}", *texts)
             label = ""
-    return table
-
-
-def companions_table(report: Report) -> Table:
-    """Own and shared backbones, the main metric of each task; the best mean gain first."""
-    assert report.overview is not None and report.analysis is not None
-    gains, shared = report.analysis.gains, report.analysis.selection.shared
-    table = Table(
-        title=f"beside results that ship with the suite (*); against {report.baseline} as above",
-        title_justify="left",
-        title_style="dim",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("backbone", no_wrap=True)
-    table.add_column("mean gain", justify="right")
-    for head in report.overview.heads:
-        title = f"{head.column.title}\n{head.label} {head.arrow}"
-        table.add_column(title, justify="right", overflow="fold")
-    values = {name: gain.typical.value for name, gain in gains.items()} | {report.baseline: 0.0}
-    rows = sorted(report.overview.rows, key=lambda row: -values.get(row[0], -np.inf))
-    for name, cells in rows:
-        gain = f"{values[name]:+.1f} %" if name in gains else ""
-        texts = [
-            f"{cell.text} {MARKS[cell.verdict]}" if not cell.missing else "–" for cell in cells
-        ]
-        table.add_row(f"{name} *" if name in shared else name, gain, *texts)
     return table
 
 

@@ -224,7 +224,7 @@ def scored(runs: Sequence[StoredRun]) -> list[Scored]:
     for parent in runs:
         backbone = parent.tags.get("backbone", "")
         for tag, child in parent.tags.items():
-            reused = tag.startswith(("cached.", "reused.")) and child in by_id
+            reused = tag.startswith("cached.") and child in by_id
             if reused and (child, backbone) not in cells:
                 cells[child, backbone] = _scored(by_id[child], backbone, parent.id)
     return list(cells.values())

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,35 +30,15 @@ class Merged:
     """Runs of shared files as a report reads them.
 
     Attributes:
-        companions: names of the backbones that were added as companions.
         notes: what a reader must know of them.
     """
 
     runs: list[StoredRun]
-    companions: list[str]
     notes: list[str]
 
 
-def shipped() -> list[str]:
-    """Names of the files that the suite ships."""
-    folder = files("reports.shared")
-    return sorted(
-        each.name.removesuffix(SUFFIX) for each in folder.iterdir() if each.name.endswith(SUFFIX)
-    )
-
-
-def companions(suite: str, backbones: Collection[str]) -> list[str]:
-    """Names of the shipped files to compare with: that of the suite, unless ``backbones`` are all
-    in it."""
-    if suite not in shipped():
-        return []
-    ((title, content),) = find_files(suite)
-    theirs = {run.tags["backbone"] for run in read_archive(content, title).runs}
-    return [] if theirs.issuperset(backbones) else [suite]
-
-
 def find_files(location: str) -> list[tuple[str, bytes]]:
-    """Title and content of each file at ``location``: a file, a folder, a URL, or a shipped name.
+    """Title and content of each file at ``location``: a file, a folder, or a URL.
 
     Raises:
         TrackingError: there is none.
@@ -74,11 +53,8 @@ def find_files(location: str) -> list[tuple[str, bytes]]:
         return [(each.stem, each.read_bytes()) for each in paths]
     if path.is_file():
         return [(path.stem, path.read_bytes())]
-    if location in shipped():
-        return [(location, (files("reports.shared") / f"{location}{SUFFIX}").read_bytes())]
     raise TrackingError(
-        f"no shared results at {location}; give a file or folder of `results export`, a URL, or a"
-        f" shipped name ({', '.join(shipped()) or 'none'})"
+        f"no shared results at {location}; give a file or folder of `results export`, or a URL"
     )
 
 
@@ -93,13 +69,7 @@ def _fetch(url: str) -> bytes:
         raise TrackingError(f"cannot fetch {hide_secrets(url)}: {reason}; check the URL") from error
 
 
-def merge(
-    locations: Sequence[str],
-    companions: Sequence[str],
-    selected: Sequence[str],
-    own: Sequence[StoredRun],
-    store: Store,
-) -> Merged:
+def merge(locations: Sequence[str], own: Sequence[StoredRun], store: Store) -> Merged:
     """The runs of shared files.
 
     A backbone that has other weights here, or in an earlier file, under the same name and seed gets
@@ -107,9 +77,6 @@ def merge(
     versions of libraries share its column.
 
     Args:
-        companions: shipped names; only their backbones of other names than the selected, under the
-            protocols of ``own``.
-        selected: backbones that the report is about; empty means all.
         own: the runs of the store that the report is about.
 
     Raises:
@@ -119,20 +86,10 @@ def merge(
     for location in locations:
         for title, content in find_files(location):
             merged.add(title, content)
-    names = {run.tags.get("backbone", "") for run in [*own, *merged.runs.values()]}
-    before = set(merged.runs)
-    for name in companions:
-        for title, content in find_files(name):
-            merged.add(title, content, frozenset(selected or names))
-    added = [
-        run.tags["backbone"]
-        for key, run in merged.runs.items()
-        if run.is_task and key not in before
-    ]
     # older than all that is in the store, so that own results count where both have a cell
     runs = sorted(merged.runs.values(), key=lambda run: run.tags["backbone"])
     ordered = [replace(run, started=n - len(runs)) for n, run in enumerate(runs)]
-    return Merged(ordered, sorted(set(added)), merged.notes)
+    return Merged(ordered, merged.notes)
 
 
 class _Merger:
@@ -152,15 +109,9 @@ class _Merger:
         entry = protocol, conditions.get("libraries", {})
         return self.protocols.setdefault(settings_key(conditions), entry)
 
-    def add(self, title: str, content: bytes, present: frozenset[str] | None = None) -> None:
-        """Add the runs of one file.
-
-        Args:
-            present: names of backbones; adds only others, and only task runs under protocols that
-                are present, too.
-        """
+    def add(self, title: str, content: bytes) -> None:
+        """Add the runs of one file."""
         results, folder = unpack(title, content)
-        own_protocols = {protocol for protocol, _ in self.protocols.values()}
         seeds = {_seed(run.tags): run.tags["weights.sha256"] for run in results.runs}
         ambiguous = {
             name
@@ -175,11 +126,6 @@ class _Merger:
             for tag, value in tags.items():
                 if tag == "protocol" or tag.startswith("protocol."):
                     tags[tag] = protocols.get(value, value)
-            if present is not None and (
-                run.tags["backbone"] in present
-                or (run.parent and tags["protocol"] not in own_protocols)
-            ):
-                continue
             if run.parent:
                 tags[PARENT_TAG] = run.parent
             self.weights.setdefault(_seed(tags), tags["weights.sha256"])

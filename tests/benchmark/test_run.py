@@ -81,7 +81,7 @@ def test_run_writes_every_number_and_reuses_it(workdir, camvid, capsys):
 
 
 def check_models(results: dict) -> None:
-    """MLflow's Models page has a row for each backbone, the registry its versions."""
+    """MLflow's Models page has a row for each backbone."""
     client = store()
     experiment = client.get_experiment_by_name("own")
     models = client.search_logged_models([experiment.experiment_id])
@@ -92,11 +92,6 @@ def check_models(results: dict) -> None:
         for task, metrics in results[model.name].items():
             for metric, value in metrics.items():
                 assert values[task, metric] == pytest.approx(value)
-        registered = client.get_registered_model(model.name)
-        assert {"best"} <= set(registered.aliases) <= {"best", "baseline"}
-        (version,) = client.search_model_versions(f"name = '{model.name}'")
-        assert version.tags["cliptex.weights.sha256"] == model.tags["cliptex.weights.sha256"]
-    assert client.get_model_version_by_alias("random", "baseline").version
     view = json.loads(experiment.tags["mlflow.sharedViewState.cliptex"])
     state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
     assert "metrics.`camvid/linear/mIoU`" in state["selectedColumns"]

@@ -28,12 +28,12 @@ def test_from_one_home_to_another(workdir, capsys, refused):
     assert "Shared results, not made here: clip (from lab)." in capsys.readouterr().out
     assert "clip (shared: lab)" in (workdir / "report/report.md").read_text()
 
-    assert run_command("results page --with shared --out site") == 0
+    assert run_command("results page shared --out site") == 0
     assert "1 backbones, 2 tasks, 1 files: site/index.html" in capsys.readouterr().out
     content = bytearray((workdir / "shared/clip.zip").read_bytes())
     content[len(content) // 2] ^= 1
     (workdir / "shared/clip.zip").write_bytes(content)
     refused("results check shared", "clip")
-    refused("results page --with shared --out other", "clip")
+    refused("results page shared --out other", "clip")
     refused("report --experiment mine --with nowhere.zip", "no shared results at nowhere.zip")
     assert not (workdir / "other").exists()

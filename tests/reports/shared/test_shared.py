@@ -18,7 +18,7 @@ from reports.report import Request, build
 from reports.shared.archive import read_archive, write_archive
 from reports.shared.check import verify
 from reports.shared.export import export, without_paths
-from reports.shared.merge import companions, find_files
+from reports.shared.merge import find_files
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.integration
@@ -209,22 +209,3 @@ def test_other_weights_of_the_same_name_are_told_apart(folder, mine):
     request = {"experiments": ["paper"], "tracking_uri": mine.uri, "baseline": "a"}
     report = build(Request(**request, shared=[str(folder / "theirs.zip")]))
     assert report.backbones == ["a", "b", "a (theirs)"]
-
-
-def test_companions_are_backbones_of_new_names_under_the_same_protocols(
-    folder, mine, shared_file, monkeypatch
-):
-    both = tracker_with(folder / "both", "bc", weights="trained elsewhere")
-    write_run(both, "d", 0, dict.fromkeys(TASKS, 0.5), protocol="quick")
-    export(Store(both.uri), ["paper"], folder / "both.zip")
-    content = (folder / "both.zip").read_bytes()
-    monkeypatch.setattr("reports.shared.merge.find_files", lambda name: [(name, content)])
-    request = {"experiments": ["paper"], "tracking_uri": mine.uri, "companions": ["both"]}
-    assert build(Request(**request)).backbones == ["a", "b", "c"]
-    assert build(Request(**request, backbones=["b"], baseline="b")).backbones == ["b", "c"]
-    other_b = build(Request(**request, backbones=["a"], baseline="a")).backbones
-    assert other_b == ["a", "b (both)", "c"], "not only what is new in the store"
-    monkeypatch.setattr("reports.shared.merge.shipped", lambda: ["both"])
-    assert companions("both", ["a", "b"]) == ["both"]
-    assert companions("both", ["b", "c"]) == [], "what ships needs no others beside it"
-    assert companions("smoke", ["a"]) == []
