@@ -101,7 +101,9 @@ class Family:
     runs_code: bool = False
 
 
-BACKBONES: Registry[Entry] = Registry("backbone", "backbones", instance_of(Entry))
+BACKBONES: Registry[Entry] = Registry(
+    "backbone", "backbones", instance_of(Entry), ("backbones.named",)
+)
 FAMILIES: Registry[Family] = Registry(
     "backbone family", "families", instance_of(Family, attrgetter("prefix"))
 )

@@ -23,9 +23,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.plugins import load_plugins
-from cliptex_common.settings import as_list, as_text, field_names
+from cliptex_common.settings import as_list, as_text, field_names, one_line_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ class Results:
         if rows.empty:
             raise UserError(
                 f"no finished cell of {task!r} for that backbone and seed;"
-                f" {nearest(task, {*self.frame.task})}"
+                f" {suggest(task, {*self.frame.task})}"
             )
         with TemporaryDirectory() as folder:
             path = mlflow.artifacts.download_artifacts(
@@ -192,7 +192,7 @@ def evaluate(
     allowed = field_names(RunOptions)
     for option in options:
         if option not in allowed:
-            raise UserError(f"evaluate has no option {option!r}; {nearest(option, allowed)}")
+            raise UserError(f"evaluate has no option {option!r}; {suggest(option, allowed)}")
     repeated = {key: value for key, value in options.items() if key not in ("weights", "force")}
     if not isinstance(backbone, str | Sequence) and options.setdefault("jobs", 1) != 1:
         raise UserError(
@@ -201,12 +201,13 @@ def evaluate(
         )
     load_plugins(as_list(options.get("plugins", ())))
     with _named(backbone, name, images) as names, using(tracking_uri):
-        run_options = RunOptions(
-            backbones=names,
-            tasks=tasks,
-            overrides={key: as_text(key, value) for key, value in (settings or {}).items()},
-            **{"only": True, **options},
-        )
+        with one_line_errors():
+            run_options = RunOptions(
+                backbones=names,
+                tasks=tasks,
+                overrides={key: as_text(key, value) for key, value in (settings or {}).items()},
+                **{"only": True, **options},
+            )
         result = _run_to_end(run_async(run_options))
     rows = []
     for cell in result.cells:

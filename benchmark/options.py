@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from cliptex_common.errors import UserError
 from cliptex_common.files import MAX_SEED
@@ -17,12 +17,17 @@ from cliptex_common.settings import Folder, Names, Seed, as_list, field_names, o
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
 
+BackboneNames = Annotated[Names, Field(alias="backbone")]
+TaskNames = Annotated[Names, Field(alias="task")]
+Changes = Annotated[Mapping[str, str], Field(alias="set")]
+TaskChanges = Annotated[Mapping[str, str], Field(alias="set-task")]
+
 
 @options_dataclass
 class PluginOptions:
     """Where names come from."""
 
-    plugins: Annotated[Sequence[Path], BeforeValidator(as_list)] = ()
+    plugins: Annotated[Sequence[Path], BeforeValidator(as_list), Field(alias="plugin")] = ()
     """a Python file that registers your own backbones, datasets, probes … (repeatable; those of
     $CLIPTEX_PLUGINS too); see `new`"""
 
@@ -99,13 +104,13 @@ class PairsOptions:
 class ProbeOptions(DataOptions, ExecutionOptions):
     """What is probed, and where."""
 
-    backbones: Names = ()
+    backbones: BackboneNames = ()
     """backbones to probe; see `list backbones`"""
     suite: str | None = None
     """a named list of tasks; see `list suites` (default: mini, or the first with the tasks)"""
-    tasks: Names = ()
+    tasks: TaskNames = ()
     """only these tasks; see `list tasks`"""
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Changes = field(default_factory=dict)
     """change a setting of the tasks (repeatable)"""
     seed: Seed = 0
     """random seed"""
@@ -140,7 +145,7 @@ class RunOptions(ProbeOptions):
 class WatchOptions(ProbeOptions):
     """Options of a watch."""
 
-    backbones: Names
+    backbones: BackboneNames
     """backbone of the checkpoints: cliptex, open_clip/ARCH …"""
     dir: Path
     """folder of checkpoints; the last number in a file's name is its step"""

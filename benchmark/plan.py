@@ -23,7 +23,7 @@ from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, SuiteArtifacts, find_suite, settings_in
 from cliptex_common import plugins
 from cliptex_common.device import Device, computes_in_bf16, current_device, planned_device
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.settings import field_names, setting_of, with_changes
 from cliptex_common.visible_devices import is_accelerator_name
 from probes.datasets.check import DatasetNotFound, find_folder
@@ -231,7 +231,7 @@ def plan_tasks(
             tasks[task.name] = task
     for key, text in overrides.items():
         if key not in applied:
-            hint = nearest(key, allowed)
+            hint = suggest(key, allowed)
             if owners := _probes_with(setting_of(key)):
                 hint = f"it is a setting of {', '.join(owners)}"
             if key in allowed and not is_numeric(text):
@@ -305,7 +305,7 @@ def _requested_tasks(suite: Suite, requested: Sequence[str]) -> list[str]:
         find_task(name)  # suggests the nearest name if there is no such task
         if settings_in(suite, name) is None:
             raise UserError(
-                f"suite {suite.name!r} has no task {name!r}; {nearest(name, suite.tasks)}"
+                f"suite {suite.name!r} has no task {name!r}; {suggest(name, suite.tasks)}"
             )
     if not requested:
         return list(suite.tasks)

@@ -64,19 +64,13 @@ def is_available(device: Device) -> bool:
         raise UserError(f"no device {str(device)!r}; use {DEVICE_NAMES}") from None
 
 
+@functools.cache
 def device_name(device: torch.device) -> str:
     """Name of the hardware, for comparing speeds: ``NVIDIA H100 80GB HBM3``,
     ``Intel(R) Xeon(R) Platinum 8480C``."""
-    return _device_name(device)
-
-
-@functools.cache
-def _device_name(device: torch.device) -> str:
     if is_accelerator(device):
         read_name = getattr(torch.get_device_module(device), "get_device_name", None)
-        if read_name is not None:
-            return read_name(device)
-        return f"{device.type} of {_device_name(CPU)}"
+        return read_name(device) if read_name else f"{device.type} of {device_name(CPU)}"
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -95,7 +89,7 @@ def toolkit() -> str:
     return f"{kind.type.upper()} {version}".strip()
 
 
-def using(device: torch.device) -> AbstractContextManager[Any]:
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
     """Make ``device`` the current one of its type while the block runs."""
     module = torch.get_device_module(device)
     if is_accelerator(device) and hasattr(module, "device"):
@@ -103,7 +97,7 @@ def using(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def select(device: torch.device) -> None:
+def set_device(device: torch.device) -> None:
     """Make ``device`` the current one of its type in this process."""
     module = torch.get_device_module(device)
     if hasattr(module, "set_device"):
@@ -113,7 +107,7 @@ def select(device: torch.device) -> None:
 def synchronize(device: torch.device) -> None:
     """Wait until all work on ``device`` is done."""
     if is_accelerator(device):
-        with using(device):
+        with on_device(device):
             torch.get_device_module(device).synchronize()
 
 
@@ -121,7 +115,7 @@ def random_state(device: torch.device) -> list[Tensor]:
     """States of the generators that work on ``device`` draws from: the CPU's, then its own."""
     states = [torch.get_rng_state()]
     if is_accelerator(device):
-        with using(device):
+        with on_device(device):
             states.append(torch.get_device_module(device).get_rng_state())
     return states
 
@@ -130,7 +124,7 @@ def set_random_state(states: list[Tensor], device: torch.device) -> None:
     """Restore what ``random_state`` returned."""
     torch.set_rng_state(states[0])
     if len(states) > 1:
-        with using(device):
+        with on_device(device):
             torch.get_device_module(device).set_rng_state(states[1])
 
 
@@ -192,25 +186,17 @@ def counts_peak_memory(device: torch.device) -> bool:
 
 
 def prefers_bf16(device: Device) -> bool:
-    """Whether to compute in bf16 where digits matter little: on accelerators that can.
-
-    One that this machine does not have, but on which work planned here will run, is taken to.
-    """
-    device = torch.device(device)
-    if not is_accelerator(device):
-        return False
-    return not is_available(device) or _computes_in(torch.bfloat16, device.type)
+    """Whether to compute in bf16 where digits matter little: on accelerators that can."""
+    return is_accelerator(device) and computes_in_bf16(device)
 
 
 def computes_in_bf16(device: Device) -> bool:
-    """Whether the hardware has bf16 arithmetic: a CPU without it emulates bf16, which takes twice
-    the time of float32. Accelerators are judged as by ``prefers_bf16``."""
-    if is_available(device) and not is_accelerator(device):
-        return _cpu_computes_in_bf16()
-    return prefers_bf16(device)
-
-
-def _cpu_computes_in_bf16() -> bool:
+    """Whether the hardware has bf16 arithmetic: emulated bf16 takes twice the time of float32. An
+    accelerator of another machine, for which this one plans work, counts as one that has."""
+    if not is_available(device):
+        return True
+    if is_accelerator(device):
+        return _computes_in(torch.bfloat16, torch.device(device).type)
     if platform.machine() in ("x86_64", "AMD64"):
         # oneDNN's own answer is yes with any AVX-512, on which it emulates bf16
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -240,25 +226,28 @@ def _computes_in(dtype: torch.dtype, kind: str) -> bool:
     return True
 
 
-def skips_fused_steps(device: torch.device) -> bool:
-    """Whether a fused optimizer on ``device`` skips a step where its ``found_inf`` is 1."""
-    return _skips_fused_steps(device.type)
-
-
 @functools.cache
-def _skips_fused_steps(kind: str) -> bool:
-    """By trial: kernels of MPS take ``found_inf`` and ignore it."""
-    weight = torch.nn.Parameter(torch.ones(1, device=kind))
+def skips_fused_steps(device: torch.device) -> bool:
+    """Whether a fused optimizer on ``device`` skips a step where its ``found_inf`` is 1. By trial:
+    kernels of MPS take ``found_inf`` and ignore it."""
+    weight = torch.nn.Parameter(torch.ones(1, device=device))
     weight.grad = torch.ones_like(weight)
     optimizer = torch.optim.AdamW([weight], fused=True)
-    optimizer.found_inf = torch.ones((), device=kind)  # type: ignore[attr-defined]
+    optimizer.found_inf = torch.ones((), device=device)  # type: ignore[attr-defined]
     optimizer.step()
     return weight.item() == 1
 
 
+@functools.cache
 def takes_pinned_memory(device: torch.device) -> bool:
     """Whether copies from page-locked memory of the host to ``device`` need not be waited for."""
-    return is_accelerator(device) and _pins(device.type)
+    if not is_accelerator(device):
+        return False
+    try:
+        pinned = torch.empty(1).pin_memory()
+    except (RuntimeError, TypeError):
+        return False
+    return pinned.device == CPU
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -267,12 +256,3 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device == CPU and takes_pinned_memory(device):
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-@functools.cache
-def _pins(kind: str) -> bool:
-    try:
-        pinned = torch.empty(1).pin_memory()
-    except (RuntimeError, TypeError):
-        return False
-    return pinned.device.type == "cpu"

@@ -17,7 +17,7 @@ class UserError(ValueError):
     """The user's input is wrong. The message is one line: what is wrong, and what to do."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def suggest(name: str, choices: Iterable[str]) -> str:
     """A hint for an unknown ``name``: ``did you mean a, b?``, or up to 50 of the ``choices``."""
     choices = sorted(choices)
     if close := difflib.get_close_matches(name, choices, n=3, cutoff=0.5):
@@ -61,20 +61,17 @@ def user_error_message(error: BaseException) -> str | None:
     Considers the error and its causes (``raise … from``), not its context: a bug while cleaning up
     after a full disk is a bug.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return " ".join(str(cause).split())
-        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
-            advice = "choose another folder" if cause.errno == errno.EROFS else "free some space"
-            return (
-                f"cannot write {cause.filename or 'a file'}: {cause.strerror}; {advice} and run the"
-                " command again"
-            )
-        if isinstance(cause, OSError) and cause.errno in UNUSABLE and cause.filename is not None:
-            return f"cannot use {cause.filename}: {cause.strerror}; fix that, or name another path"
-        cause = cause.__cause__
-    return None
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        advice = "choose another folder" if error.errno == errno.EROFS else "free some space"
+        return (
+            f"cannot write {error.filename or 'a file'}: {error.strerror}; {advice} and run the"
+            " command again"
+        )
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}; fix that, or name another path"
+    return user_error_message(error.__cause__) if error.__cause__ else None
 
 
 class NonFiniteLoss(RuntimeError):

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from cliptex_common.errors import UserError
-from cliptex_common.files import content_key, home, read_json_object, write_json
+from cliptex_common.files import content_key, home
 
 
 def lock_path(name: str, subject: object) -> Path:
@@ -86,29 +86,34 @@ async def locked_async(
         yield
 
 
-def acquire_reader_lock(folder: Path) -> FileLock:
-    """A new lock in ``folder`` for one reader; while any lock there is held, the data is in use.
+def acquire_liveness_lock(folder: Path) -> FileLock:
+    """A new lock of this process in ``folder``: while it is held, the process is alive and uses
+    what the folder stands for. Locks there of processes that have ended are removed, so call it
+    under a lock of the folder.
 
     Not one of filelock's shared locks: ``ReadWriteLock`` is an SQLite database that a forked
     process (a data loader) may not open, and ``SoftReadWriteLock`` outlives a killed process.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.lock"):
+        if not is_locked(path):
+            path.unlink(missing_ok=True)
     path = folder / f"{os.getpid()}-{uuid.uuid4().hex}.lock"
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     lock.acquire()
     return lock
 
 
-def release_reader_lock(lock: FileLock) -> None:
-    """Release a lock of ``acquire_reader_lock``; does nothing in a forked child."""
+def release_liveness_lock(lock: FileLock) -> None:
+    """Release a lock of ``acquire_liveness_lock``; does nothing in a forked child."""
     if lock.is_locked:
         Path(lock.lock_file).unlink(missing_ok=True)  # nobody waits for it
         lock.release()
 
 
-def is_locked(reader: Path) -> bool:
-    """Whether a process holds a lock of ``acquire_reader_lock``."""
-    lock = FileLock(reader, fallback_to_soft=False)
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock of ``acquire_liveness_lock``."""
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
     except OSError:  # includes Timeout
@@ -117,31 +122,29 @@ def is_locked(reader: Path) -> bool:
     return False
 
 
-_in_use: dict[tuple[int, Path], tuple[FileLock, set[str]]] = {}  # by process and folder
+def is_in_use(folder: Path) -> bool:
+    """Whether a process holds a liveness lock in ``folder``."""
+    return any(map(is_locked, folder.glob("*.lock")))
+
+
+_in_use: dict[tuple[int, Path], FileLock] = {}  # by process and path
 
 
 def mark_in_use(path: Path) -> None:
     """Keep ``path`` from being removed until this process ends (see ``guard_removal``)."""
-    key = os.getpid(), home().absolute() / "users"
+    key = os.getpid(), path.absolute()
     with locked(lock_path("users", "")):
         if key not in _in_use:
-            _in_use[key] = acquire_reader_lock(key[1]), set()
-        lock, paths = _in_use[key]
-        if str(path.absolute()) not in paths:
-            paths.add(str(path.absolute()))
-            write_json(Path(lock.lock_file).with_suffix(".json"), {"paths": sorted(paths)})
+            _in_use[key] = acquire_liveness_lock(_users(path))
 
 
 @contextmanager
 def guard_removal(path: Path) -> Iterator[bool]:
     """Yield whether ``path`` may be removed: no process uses it, or starts to during the block."""
     with locked(lock_path("users", "")):
-        used: set[str] = set()
-        for reader in (home().absolute() / "users").glob("*.lock"):
-            paths = reader.with_suffix(".json")
-            if is_locked(reader):
-                used |= set(read_json_object(paths).get("paths", ()))
-            else:  # its process has ended
-                paths.unlink(missing_ok=True)
-                reader.unlink(missing_ok=True)
-        yield str(path.absolute()) not in used
+        yield not is_in_use(_users(path))
+
+
+def _users(path: Path) -> Path:
+    """Folder of the liveness locks of the processes that use ``path``."""
+    return home() / "users" / content_key(str(path.absolute()))

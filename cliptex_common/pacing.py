@@ -10,8 +10,8 @@ MAX_SHARE = 0.02  # of the time
 
 
 class Pace:
-    """Something is due ``seconds`` after the last time, or later, where it takes so long that it
-    would be more than ``MAX_SHARE`` of the time; with 0 seconds it is always due."""
+    """Says when something is due: ``seconds`` after it was last done. What would take more than
+    ``MAX_SHARE`` of the time is due less often, and with 0 seconds it is always due."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

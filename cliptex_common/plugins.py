@@ -4,10 +4,6 @@ files of this project use.
 A process imports those that ``load`` is given, and, when it first looks for a name that it does not
 have, those of ``$CLIPTEX_PLUGINS``. A registry records which plugin an entry came from
 (``Registry.origin``).
-
-``load`` first imports what registers this project's own entries, by name, because these modules
-build on this one: a name that exists is refused at the plugin's line, and their time is not the
-plugin's.
 """
 
 from __future__ import annotations
@@ -15,11 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -31,12 +25,6 @@ from typing import Any
 from cliptex_common.errors import UserError, error_summary
 
 VARIABLE = "CLIPTEX_PLUGINS"  # files, separated as in PATH
-SECONDS = 10.0  # that importing one may take
-OWN = ("backbones.named", "benchmark.catalog", "benchmark.execution", "probes.experts")
-
-
-class _TookTooLong(BaseException):
-    """Not an ``Exception``, which a plugin may catch."""
 
 
 @dataclass(eq=False)
@@ -89,6 +77,9 @@ class Plugin:
 
 LOADED: dict[Path, Plugin] = {}  # by path
 _lock = threading.RLock()
+# modules that register this project's entries, imported before a plugin: it is then refused at the
+# line where it registers a name of theirs
+CATALOGS: list[str] = []
 
 
 def loaded() -> tuple[tuple[str, bytes], ...]:
@@ -103,8 +94,20 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
     Raises:
         UserError: as ``load``.
     """
-    for path in [*paths_in_environment(), *paths]:
+    for path in [*_paths_in_environment(), *paths]:
         load(path)
+
+
+def load_from_environment() -> None:
+    """Import the plugins of ``$CLIPTEX_PLUGINS`` that this process has not imported yet."""
+    for path in _paths_in_environment():
+        if path not in LOADED:
+            load(path)
+
+
+def _paths_in_environment() -> list[Path]:
+    names = os.environ.get(VARIABLE, "").split(os.pathsep)
+    return [Path(name).expanduser().resolve() for name in names if name]
 
 
 def load(path: str | Path, source: bytes | None = None) -> None:
@@ -115,12 +118,17 @@ def load(path: str | Path, source: bytes | None = None) -> None:
         source: its content as another process read it; by default that of the file.
 
     Raises:
-        UserError: there is no such file, it raises, takes too long, registers nothing, or registers
-            a name that exists; with its line.
+        UserError: there is no such file, it raises, registers nothing, or registers a name that
+            exists; with its line.
     """
     path = Path(path).expanduser().resolve()
-    plugin = Plugin(path, _read(path) if source is None else source)
-    for module in OWN:
+    try:
+        plugin = Plugin(path, path.read_bytes() if source is None else source)
+    except OSError as error:
+        raise UserError(
+            f"cannot read plugin {path}: {error.strerror}; give a Python file"
+        ) from error
+    for module in CATALOGS:
         import_module(module)
     with _lock:
         if earlier := LOADED.get(path):
@@ -129,79 +137,25 @@ def load(path: str | Path, source: bytes | None = None) -> None:
             earlier.remove()
         LOADED[path] = plugin
         try:
-            with _time_limit(SECONDS):
-                plugin.execute()
+            plugin.execute()
             if not plugin.entries:
                 raise UserError("it registers nothing; see `python -m benchmark new --help`")
-        except KeyboardInterrupt:
-            plugin.remove()
-            raise
         except BaseException as error:  # also SystemExit: it must not end the command silently
             plugin.remove()
-            raise UserError(f"plugin {path}{plugin.line_of(error)}: {_reason(error)}") from error
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            reason = str(error) if isinstance(error, UserError) else error_summary(error)
+            raise UserError(f"plugin {path}{plugin.line_of(error)}: {reason}") from error
 
 
-def load_from_environment() -> None:
-    """Import the plugins of ``$CLIPTEX_PLUGINS`` that this process has not imported yet."""
-    for path in paths_in_environment():
-        if path.expanduser().resolve() not in LOADED:
-            load(path)
+def calling_plugin() -> Plugin | None:
+    """The plugin whose module-level code calls the caller.
 
-
-def paths_in_environment() -> list[Path]:
-    """The files of ``$CLIPTEX_PLUGINS``."""
-    return [Path(text) for text in os.environ.get(VARIABLE, "").split(os.pathsep) if text]
-
-
-def registering() -> Plugin | None:
-    """The plugin whose import calls the caller; None if another module's does, even if a plugin
-    imports that module."""
+    It is read from the call stack: a plugin's import imports other modules, and what these register
+    is not the plugin's.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "<module>":
         frame = frame.f_back
-    return of_module(frame.f_globals.get("__name__", "")) if frame is not None else None
-
-
-def of_module(name: str) -> Plugin | None:
-    """The plugin that is the module ``name``."""
+    name = frame.f_globals.get("__name__") if frame is not None else None
     return next((plugin for plugin in LOADED.values() if plugin.module == name), None)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"cannot read plugin {path}: {error.strerror}; give a Python file"
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, _TookTooLong):
-        return (
-            f"its import takes more than {SECONDS:g} s; do the work in functions, which are called"
-            " when they are needed"
-        )
-    if isinstance(error, UserError):
-        return str(error)
-    return error_summary(error)
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise ``_TookTooLong`` in the block after ``seconds``, and every second from then on. Only
-    the main thread can be interrupted; in others there is no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _TookTooLong
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    others_delay, others_interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, others_delay, others_interval)
-        signal.signal(signal.SIGALRM, handler)

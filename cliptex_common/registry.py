@@ -15,13 +15,13 @@ this package stays quick.
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, TypeVar
 
 from cliptex_common import plugins
-from cliptex_common.errors import UserError, error_summary, nearest
+from cliptex_common.errors import UserError, error_summary, suggest
 
 T = TypeVar("T")
 
@@ -34,15 +34,24 @@ class Registry(UserDict[str, T]):
         group: its entry points are ``cliptex_benchmark.GROUP``.
         check: takes name and object of a plugin or an entry point; returns the entry, or raises if
             the object is not one.
+        catalogs: modules that register this project's entries.
     """
 
-    def __init__(self, kind: str, group: str, check: Callable[[str, Any], T] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        check: Callable[[str, Any], T] = lambda name, entry: entry,
+        catalogs: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.kind, self.group = kind, f"cliptex_benchmark.{group}"
-        self._check = check or (lambda name, entry: entry)
+        self._check = check
         self._plugins: dict[str, plugins.Plugin] = {}  # name → the plugin that registered it
-        self._lazy: dict[str, tuple[EntryPoint, str]] = {}
+        self._lazy: dict[str, EntryPoint] = {}
+        self._about: dict[str, str] = {}  # of lazy entries
         self.broken: dict[str, str] = {}  # name → why an entry point could not be loaded
+        plugins.CATALOGS.extend(catalogs)
 
     def register(self, name: str, entry: T) -> T:
         """Add an entry.
@@ -51,7 +60,7 @@ class Registry(UserDict[str, T]):
             UserError: the name is taken.
             TypeError, ValueError: what a plugin registers is no such entry.
         """
-        plugin = plugins.registering()
+        plugin = plugins.calling_plugin()
         exists = name in self.data or (plugin is not None and name in self._points())
         is_same = self.data.get(name) is entry and self._plugins.get(name) is plugin
         if exists and not is_same:  # a module may be imported twice
@@ -64,19 +73,19 @@ class Registry(UserDict[str, T]):
         self.data[name] = entry
         return entry
 
-    def origin(self, name: str) -> dict[str, str]:
-        """``{"plugin": sha256}`` of an entry that a plugin registered, a part of the identity of
-        what it computes; ``{}`` of others."""
-        return {"plugin": self._plugins[name].sha256} if name in self._plugins else {}
+    def register_lazy(self, name: str, value: str, about: str) -> None:
+        """Add ``MODULE:OBJECT``, which is imported on first use; ``about`` describes it in one
+        line."""
+        self._lazy[name], self._about[name] = EntryPoint(name, value, self.group), about
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
         self._plugins.pop(name, None)
 
-    def register_lazy(self, name: str, value: str, about: str) -> None:
-        """Add ``MODULE:OBJECT``, which is imported on first use; ``about`` describes it in one
-        line."""
-        self._lazy[name] = EntryPoint(name, value, self.group), about
+    def origin(self, name: str) -> dict[str, str]:
+        """``{"plugin": sha256}`` of an entry that a plugin registered, a part of the identity of
+        what it computes; ``{}`` of others."""
+        return {"plugin": self._plugins[name].sha256} if name in self._plugins else {}
 
     def find(self, name: str, also: str = "") -> T:
         """The entry called ``name``.
@@ -98,7 +107,7 @@ class Registry(UserDict[str, T]):
                 f"{self.kind} {name!r} cannot be loaded: {self.broken[name]}; fix or uninstall the"
                 " package that brings it"
             )
-        raise UserError(f"no {self.kind} {name!r}; {nearest(name, {*self.data, *points})}{also}")
+        raise UserError(f"no {self.kind} {name!r}; {suggest(name, {*self.data, *points})}{also}")
 
     def load_entry_points(self) -> Registry[T]:
         """Import all entry points; a failure is remembered, and raised only by ``find``."""
@@ -111,25 +120,24 @@ class Registry(UserDict[str, T]):
         """Name → one line about the entry, without importing entry points."""
         plugins.load_from_environment()
         about = {name: f"plug-in {point.value}" for name, point in self._points().items()}
-        about |= {name: text for name, (_, text) in self._lazy.items()}
+        about |= self._about
         for name, entry in self.items():
             about[name] = getattr(entry, "about", "") or about.get(name, "")
         return about
 
     def _points(self) -> dict[str, EntryPoint]:
-        installed = {point.name: point for point in entry_points(group=self.group)}
-        return {**installed, **{name: point for name, (point, _) in self._lazy.items()}}
+        """Entries that are imported on first use: those of other packages, and our lazy ones."""
+        return {point.name: point for point in entry_points(group=self.group)} | self._lazy
 
     def _load(self, point: EntryPoint) -> None:
         if point.name in self.data:
-            return
-        if point.name in self._lazy:  # ours: an error in it is a bug
-            self.data[point.name] = point.load()
             return
         try:
             self.data[point.name] = self._check(point.name, point.load())
             self.broken.pop(point.name, None)
         except (Exception, SystemExit) as error:  # another package must not break the others
+            if point.name in self._lazy:  # ours: a bug
+                raise
             self.broken[point.name] = error_summary(error)
 
 

@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
@@ -22,16 +23,14 @@ from pydantic import (
     ValidationError,
 )
 
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import MAX_SEED
 
 T = TypeVar("T")
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-CONFIG = ConfigDict(allow_inf_nan=False)
-LITERALS = {"none": None, "true": True, "false": False}
-OPTIONS = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
+FINITE = ConfigDict(allow_inf_nan=False)
 
 
 def as_list(values: Any) -> Any:
@@ -101,10 +100,11 @@ def settings_dataclass(cls: type[T]) -> type[T]:
     ``UserError``. Numbers must be finite; lists become tuples where the field is a tuple.
 
     Raises (on construction):
-        UserError: a value of the wrong type or out of range: one line with name, value and what is
-            allowed.
+        pydantic.ValidationError: a value of the wrong type or out of range. Where it is a user's,
+            ``one_line_errors`` reports it.
     """
-    return _one_line_errors(pydantic.dataclasses.dataclass(cls, frozen=True, config=CONFIG))
+    create: Any = pydantic.dataclasses.dataclass(frozen=True, config=FINITE)
+    return create(cls)
 
 
 @dataclass_transform(
@@ -112,24 +112,31 @@ def settings_dataclass(cls: type[T]) -> type[T]:
 )
 def options_dataclass(cls: type[T]) -> type[T]:
     """A ``settings_dataclass`` with the options of a command: keyword-only, and the docstring below
-    a field is its help."""
-    return _one_line_errors(
-        pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config=OPTIONS)
-    )
+    a field is its help. A field's alias is the option's name where the two differ."""
+    config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True, populate_by_name=True)
+    create: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)
+    return create(cls)
 
 
-def _one_line_errors(created: Any) -> Any:
-    """Let the class raise ``UserError`` in place of pydantic's errors."""
-    validate = created.__init__
+@contextmanager
+def one_line_errors(name: str = "") -> Iterator[None]:
+    """Report what pydantic refuses in the block in one line: name, value and what is allowed.
 
-    def __init__(self: Any, *args: Any, **values: Any) -> None:
-        try:
-            validate(self, *args, **values)
-        except ValidationError as error:
-            raise UserError(_message(error)) from error
+    Args:
+        name: of the value, if it is not a field.
 
-    created.__init__ = __init__
-    return created
+    Raises:
+        UserError: a value is refused.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = first["msg"].removeprefix("Value error, ").partition(", unable to")[0]
+        name = name or str(next(iter(first["loc"]), ""))
+        if name:  # else the error of ``__post_init__``
+            reason = f"{name}={first['input']}: {reason.replace('Input should be', 'must be')}"
+        raise UserError(reason) from error
 
 
 def parse_pairs(pairs: Iterable[str], option: str = "--set") -> dict[str, str]:
@@ -139,7 +146,7 @@ def parse_pairs(pairs: Iterable[str], option: str = "--set") -> dict[str, str]:
         UserError: a pair has no ``=``, or a key comes twice with different values.
     """
     parsed: dict[str, str] = {}
-    for pair in pairs:
+    for pair in as_list(pairs):
         key, equals, value = pair.partition("=")
         key, value = key.strip(), value.strip()
         if not equals or not key:
@@ -151,8 +158,8 @@ def parse_pairs(pairs: Iterable[str], option: str = "--set") -> dict[str, str]:
 
 
 def as_text(key: str, value: Any) -> str:
-    """A setting's value as ``--set KEY=`` takes it: items of a list are separated by commas, except
-    of an entry of a table (``head.in_index``), which is a literal."""
+    """A setting's value as ``--set KEY=`` takes it. Items of a list are separated by commas; a list
+    in a table (``head.in_index``) is written as a Python literal."""
     if isinstance(value, list | tuple) and "." not in key:
         return ",".join(as_text(key, item) for item in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -188,20 +195,16 @@ def with_changes(settings: T, changes: Mapping[str, Any]) -> T:
     values: dict[str, Any] = {}
     for key, value in changes.items():
         name, *path = key.split(".")
-        is_table = name in hints and Mapping in origins(hints[name])
+        is_table = name in hints and Mapping in value_types(hints[name])
         if name not in field_names(type(settings)) or (path and not is_table):
-            raise UserError(f"no setting {key!r}; {nearest(key, field_names(type(settings)))}")
+            raise UserError(f"no setting {key!r}; {suggest(key, field_names(type(settings)))}")
         if is_table:
             value = _merged(values.get(name, getattr(settings, name)), path, _plain(value))
             if not isinstance(value, Mapping):
                 raise UserError(f"{key}={value}: set its entries, such as {key}.type={value}")
         values[name] = read_value(key, value, hints[name])
-    try:
+    with one_line_errors():
         return dataclasses.replace(settings, **values)  # type: ignore[type-var]
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"settings {values}: {error}") from error
 
 
 def setting_of(key: str) -> str:
@@ -220,10 +223,9 @@ def _merged(table: Any, path: Sequence[str], value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """An entry of a table as JSON has it; text that is a literal is read as one."""
     if isinstance(value, str):
-        if value.lower() in LITERALS:
-            return LITERALS[value.lower()]
+        words = {"none": None, "true": True, "false": False}
         try:
-            value = ast.literal_eval(value)
+            value = ast.literal_eval(value) if value.lower() not in words else words[value.lower()]
         except (ValueError, SyntaxError):
             return value
     if isinstance(value, Mapping):
@@ -239,31 +241,20 @@ def read_value(key: str, value: Any, hint: Any) -> Any:
         UserError: the value does not fit the type.
     """
     if isinstance(value, str):
-        classes = origins(hint)
-        if type(None) in classes and value.lower() == "none":
+        types_ = value_types(hint)
+        if type(None) in types_ and value.lower() == "none":
             value = None
-        elif tuple in classes:
+        elif tuple in types_:
             value = [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
-    try:
-        return TypeAdapter(hint, config=CONFIG).validate_python(value)
-    except ValidationError as error:
-        raise UserError(_message(error, key)) from error
+    with one_line_errors(key):
+        return TypeAdapter(hint, config=FINITE).validate_python(value)
 
 
-def origins(hint: Any) -> set[Any]:
+def value_types(hint: Any) -> set[Any]:
     """The classes that values of a type hint can have, through Annotated and unions."""
     origin = typing.get_origin(hint)
-    if origin is typing.Annotated:
-        return origins(typing.get_args(hint)[0])
+    if origin is Annotated:
+        return value_types(typing.get_args(hint)[0])
     if origin in (typing.Union, types.UnionType):
-        return set().union(*map(origins, typing.get_args(hint)))
+        return set().union(*map(value_types, typing.get_args(hint)))
     return {origin or hint}
-
-
-def _message(error: ValidationError, key: str = "") -> str:
-    first = error.errors(include_url=False)[0]
-    name = key or next(iter(first["loc"]), "")
-    reason = first["msg"].removeprefix("Value error, ").partition(", unable to")[0]
-    if not name:  # raised by __post_init__
-        return reason
-    return f"{name}={first['input']}: {reason.replace('Input should be', 'must be')}"

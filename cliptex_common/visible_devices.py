@@ -14,8 +14,6 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "cuda": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
     "xpu": ("ZE_AFFINITY_MASK",),
 }
-# variables that hide all accelerators when they are empty; an empty ZE_AFFINITY_MASK shows all
-HIDING = VARIABLES["cuda"]
 DRIVER_TOOLS = ("nvidia-smi", "amd-smi", "rocm-smi", "xpu-smi")  # installed with a driver
 
 
@@ -29,27 +27,23 @@ def is_accelerator_name(name: str) -> bool:
     return name.partition(":")[0] not in ("auto", "cpu")
 
 
-def visible(kind: str, count: int) -> list[str]:
-    """What the variables of this process say for each of its ``count`` accelerators of a type."""
-    numbers = list(map(str, range(count)))
+def accelerator_ids(kind: str, count: int) -> list[str]:
+    """What the variables call each of the ``count`` accelerators of a type that this process
+    sees."""
     for variable in reversed(VARIABLES.get(kind, ())):
         if os.environ.get(variable):
             return os.environ[variable].split(",")[:count]
-    return numbers
+    return list(map(str, range(count)))
 
 
-def showing_only(kind: str, number: str) -> dict[str, str]:
-    """The environment of a process that sees only the accelerator ``number`` (of ``visible``)."""
-    return dict.fromkeys(VARIABLES.get(kind, ()), number)
+def restrict_accelerators(kind: str = "", number: str = "") -> dict[str, str]:
+    """Variables with which a process sees only the accelerator ``number`` (of ``accelerator_ids``);
+    by default none, where a variable can hide them: an empty ZE_AFFINITY_MASK shows all."""
+    return dict.fromkeys(VARIABLES.get(kind or "cuda", ()), number)
 
 
-def hiding_all() -> dict[str, str]:
-    """The environment of a process that sees no accelerator, where a variable can hide them."""
-    return dict.fromkeys(HIDING, "")
-
-
-def visibility() -> str:
-    """The variables of this process as ``NAME=value``, those that are set."""
+def set_variables() -> str:
+    """The variables that are set in this process, as ``NAME=value``."""
     names = (name for names in VARIABLES.values() for name in names if name in os.environ)
     return ", ".join(f"{name}={os.environ[name]}" for name in names)
 

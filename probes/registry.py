@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from cliptex_common import plugins
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.registry import Registry, instance_of
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
@@ -19,7 +19,9 @@ PROBES: Registry[Probe] = Registry(
 )
 # ``probes.dense.probe.register_head`` fills it, and ``PROBES`` with the probes of each head
 HEADS: Registry[Any] = Registry("head", "heads")
-DATASETS: Registry[DatasetSpec] = Registry("dataset", "datasets", instance_of(DatasetSpec))
+DATASETS: Registry[DatasetSpec] = Registry(
+    "dataset", "datasets", instance_of(DatasetSpec), ("probes.catalog", "probes.experts")
+)
 
 
 def register_probe(probe: Probe) -> Probe:
@@ -31,7 +33,7 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Add a dataset of the calling module. Raises ``UserError`` when its name is registered."""
     if not spec.module:
         module = sys._getframe(1).f_globals["__name__"]
-        if plugins.registering():  # not a module that configs can import: only a name
+        if plugins.calling_plugin():  # not a module that configs can import: only a name
             module = __name__
         spec = replace(spec, module=module)
     return DATASETS.register(spec.name, spec)
@@ -78,6 +80,6 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     kinds = {each.kind for each in PROBES.values()}
     if dataset in DATASETS and (kind := DATASETS[dataset].kind) not in kinds:
         raise UserError(
-            f"dataset {dataset!r} has kind {kind!r}, which no probe is for; {nearest(kind, kinds)}"
+            f"dataset {dataset!r} has kind {kind!r}, which no probe is for; {suggest(kind, kinds)}"
         )
-    raise UserError(f"no task {name!r}; {nearest(name, all_tasks)}")
+    raise UserError(f"no task {name!r}; {suggest(name, all_tasks)}")

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from cliptex_common.errors import nearest
+from cliptex_common.errors import suggest
 from reports.errors import TrackingError
 from reports.metrics import Metric
 from reports.mlflow.client import metric_key
@@ -159,7 +159,7 @@ def select(
     for task in tasks if task_names else ():
         if task not in task_names:
             raise TrackingError(
-                f"no run of task {task!r} in experiment {shown}; {nearest(task, task_names)}"
+                f"no run of task {task!r} in experiment {shown}; {suggest(task, task_names)}"
             )
     every = [cell for cell in every if not tasks or cell.task in tasks]
     if not any(cell.metrics for cell in every):

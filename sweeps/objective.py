@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from reports.stats.gains import interquartile_mean, relative_gain
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -120,5 +120,5 @@ def make_objectives(
     names = names or ("dense" if "dense" in choices else "gain",)
     for name in names:
         if name not in choices:
-            raise UserError(f"--objective {name}: {nearest(name, choices)}")
+            raise UserError(f"--objective {name}: {suggest(name, choices)}")
     return tuple(choices[name] for name in dict.fromkeys(names))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import Field, PositiveInt, TypeAdapter
 
 from backbones.cliptex.tasks import PAPER, task_names
 from backbones.cliptex.training.recipes import LAMBDA, Recipe
@@ -35,7 +35,7 @@ class SearchRequest:
     """λs that are varied, the others stay at their base (default: all four)"""
     values: Numbers = (0.1, 1.0, 10.0)
     """values of each λ in linear and grid search (default: 0.1,1,10)"""
-    between: Numbers = (0.01, 100.0)
+    between: Annotated[Numbers, Field(alias="range")] = (0.01, 100.0)
     """range of each λ for samplers, on a log scale (default: 0.01,100)"""
     vary: Mapping[str, str] = field(default_factory=dict)
     """also vary a recipe setting: lr=1e-4,1e-3 or 'experts=seg|seg,depth' in grids, for samplers a

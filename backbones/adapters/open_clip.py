@@ -35,7 +35,7 @@ from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 
 _HUB_FILES = (
     "open_clip_model.safetensors",
@@ -291,7 +291,7 @@ def _library_config(arch: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     config = open_clip.get_model_config(arch) if ":" not in arch else None
     if config is None:
         raise UserError(
-            f"open_clip has no model {arch!r}; {nearest(arch, open_clip.list_models())}"
+            f"open_clip has no model {arch!r}; {suggest(arch, open_clip.list_models())}"
         )
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, Mapping) else value

@@ -17,7 +17,7 @@ from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
-from cliptex_common.errors import UserError, error_summary, nearest
+from cliptex_common.errors import UserError, error_summary, suggest
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -171,7 +171,7 @@ def build(request: Request) -> Backbone:
 def _check_name(arch: str, tag: str) -> None:
     """Raises ``UserError`` with the nearest names if timm has no such model or weights."""
     if not timm.is_model(arch):
-        raise UserError(f"timm has no model {arch!r}; {nearest(arch, timm.list_models())}")
+        raise UserError(f"timm has no model {arch!r}; {suggest(arch, timm.list_models())}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
     if tag and tag not in tags:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -14,10 +13,11 @@ from pathlib import Path
 from filelock import Timeout
 from pydantic import NonNegativeFloat
 
+from benchmark.cli.output import print_table
 from benchmark.cli.parser import JsonOptions, Positionals
 from benchmark.execution.progress import console
-from cliptex_common.errors import UserError, nearest
-from cliptex_common.files import home
+from cliptex_common.errors import UserError, suggest
+from cliptex_common.files import home, read_json_object
 from cliptex_common.locks import guard_removal, lock_path, locked
 from cliptex_common.settings import options_dataclass
 
@@ -54,14 +54,14 @@ class KindOptions:
 
     def entries(self) -> list[CacheEntry]:
         """Those of the kind, in order of their names."""
+        if self.kind and self.kind not in KINDS:
+            raise UserError(f"unknown --kind {self.kind}; {suggest(self.kind, KINDS)}")
         kinds = [self.kind] if self.kind else [*KINDS]
-        if kinds[0] not in KINDS:
-            raise UserError(f"unknown --kind {self.kind}; {nearest(kinds[0], KINDS)}")
         return [entry for kind in kinds for entry in _read(kind)]
 
 
 @options_dataclass
-class List(KindOptions, JsonOptions):
+class ListCache(KindOptions, JsonOptions):
     """List what is cached, its size and when it was last used.
 
     examples:
@@ -78,7 +78,7 @@ class List(KindOptions, JsonOptions):
 
 
 @options_dataclass
-class Remove(KindOptions):
+class RemoveFromCache(KindOptions):
     """Remove entries by name (a unique prefix suffices), kind or age; asks first.
 
     examples:
@@ -108,41 +108,36 @@ class Remove(KindOptions):
         _show(entries)
         if self.dry_run or not entries or not (self.yes or _confirm("remove these? [y/N] ")):
             return 0
-        in_use = [entry for entry in entries if not remove(entry)]
+        in_use = [entry for entry in entries if not _remove(entry)]
         for entry in in_use:
             console.print(f"in use: {entry.kind}/{entry.name}")
         console.print(f"removed {len(entries) - len(in_use)}")
         return 1 if in_use else 0
 
 
-COMMAND = {"ls": List, "rm": Remove}
+COMMAND = {"ls": ListCache, "rm": RemoveFromCache}
 
 
 def _read(kind: str) -> Iterator[CacheEntry]:
     """The entries of a kind, in order of their names."""
     for path in sorted((home() / kind).glob("[!.]*")):
-        if path.suffix != ".lock":
-            with suppress(FileNotFoundError):  # removed by another process meanwhile
-                yield _describe(kind, path)
-
-
-def _describe(kind: str, path: Path) -> CacheEntry:
-    files = [path, *path.rglob("*")]
-    size = sum(file.stat().st_size for file in files if file.is_file())
-    about = KINDS[kind]
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads((path / "key.json").read_text(encoding="utf-8"))
-        about = f"{content['kind']}: {content['about']}"
-    return CacheEntry(kind, path.name, path, size, path.stat().st_mtime, about)
+        if path.suffix == ".lock":
+            continue
+        with suppress(FileNotFoundError):  # removed by another process meanwhile
+            files = [path, *path.rglob("*")]
+            size = sum(file.stat().st_size for file in files if file.is_file())
+            key = read_json_object(path / "key.json")
+            about = f"{key['kind']}: {key['about']}" if key else KINDS[kind]
+            yield CacheEntry(kind, path.name, path, size, path.stat().st_mtime, about)
 
 
 def _show(entries: Sequence[CacheEntry]) -> None:
     """Print a line for each entry, and the total."""
-    width = max((len(entry.name) for entry in entries), default=0)
+    rows = []
     for entry in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        size = _size(entry.size)
-        console.print(f"{entry.kind:<9} {entry.name:<{width}} {size:>9}  {used}  {entry.about}")
+        rows.append((entry.kind, entry.name, f"{_size(entry.size):>9}", used, entry.about))
+    print_table(rows)
     console.print(f"{_size(sum(entry.size for entry in entries))} in {home()}")
 
 
@@ -152,25 +147,23 @@ def _confirm(question: str) -> bool:
     return input(question).strip().lower() in ("y", "yes")
 
 
-def remove(entry: CacheEntry) -> bool:
+def _remove(entry: CacheEntry) -> bool:
     """Remove an entry unless a process creates or uses it; returns whether it is removed."""
     from probes.features import store
 
+    path = entry.path
     if entry.kind == "features":
-        return store.remove(entry.path)
+        return store.remove(path)
     # a training's checkpoint is under the lock of its weights
-    lock = ("make", str(entry.path.absolute()).removesuffix(".resume"))
+    lock = ("make", str(path.absolute()).removesuffix(".resume"))
     if entry.kind == "work":
         lock = ("cell", entry.name)
-    with suppress(Timeout), locked(lock_path(*lock), wait=False), guard_removal(entry.path) as free:
-        if not free:
-            return False
-        if entry.path.is_dir():
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            entry.path.unlink(missing_ok=True)
-        return not entry.path.exists()
-    return False
+    with suppress(Timeout), locked(lock_path(*lock), wait=False), guard_removal(path) as is_free:
+        if is_free and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif is_free:
+            path.unlink(missing_ok=True)
+    return not path.exists()
 
 
 def _find(entries: Sequence[CacheEntry], name: str) -> CacheEntry:
@@ -181,7 +174,7 @@ def _find(entries: Sequence[CacheEntry], name: str) -> CacheEntry:
     if len(matches) > 1:
         raise UserError(f"{len(matches)} cached entries begin with {name!r}; give a longer prefix")
     if not matches:
-        hint = nearest(name, [entry.name for entry in entries])
+        hint = suggest(name, [entry.name for entry in entries])
         raise UserError(f"no cached entry {name!r}; {hint}")
     return matches[0]
 

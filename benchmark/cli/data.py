@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import NonNegativeInt
-from rich.text import Text
 
 import benchmark.catalog  # noqa: F401 – registers every dataset
+from benchmark.cli.output import print_state, print_table
 from benchmark.cli.parser import JsonOptions, Positionals
 from benchmark.execution.progress import Bar, console
 from benchmark.options import FolderOptions
@@ -31,7 +31,7 @@ STYLES = {
 
 
 @options_dataclass
-class Check(FolderOptions, JsonOptions):
+class CheckDatasets(FolderOptions, JsonOptions):
     """Show which datasets are complete.
 
     examples:
@@ -58,14 +58,14 @@ class Check(FolderOptions, JsonOptions):
             absent = [row for row in rows if row.state == "absent"]
             if self.data_root:  # without the 38 of zeroshot38
                 present += [row for row in absent if "no folder wds_" not in row.message]
-            show(present)
+            _show(present)
             if absent:
                 console.print("`data get` downloads datasets", style="dim")
         return 1 if any(row.state == "broken" for row in rows) else 0
 
 
 @options_dataclass
-class Get:
+class GetDatasets:
     """Download datasets into the layout that `check` expects; without names, list them.
 
     examples:
@@ -87,12 +87,14 @@ class Get:
     def main(self) -> int:
         """Download, unpack and check datasets; a failure does not stop the others."""
         if not self.names:
+            rows = []
             for entry in ENTRIES.values():
                 size = sum(archive.size for archive in entry.archives) / 1e9
-                console.print(f"{entry.name:<10} {size:6.1f} GB  {entry.about}")
+                rows.append((entry.name, f"{size:6.1f} GB", entry.about))
             about = "a webdataset folder of huggingface.co/clip-benchmark or huggingface.co/djghosh"
-            console.print(f"{'wds_NAME':<21} {about}")
-            console.print(f"{'zeroshot38':<21} the 38 of OpenCLIP's zero-shot tasks")
+            rows.append(("wds_NAME", "", about))
+            rows.append(("zeroshot38", "", "the 38 of OpenCLIP's zero-shot tasks"))
+            print_table(rows)
             return 0
         if self.archive and len(self.names) > 1:
             raise UserError("--archive needs a single NAME; run the command for each")
@@ -135,23 +137,21 @@ class Get:
             with Bar() as bar:
                 folder = get(entry, self.to, self.archive, bar, console.print)
         console.print(f"{name} is in {folder}")
-        show(survey(self.to, {}, only=datasets_of(name) if is_webdataset else entry.datasets))
+        _show(survey(self.to, {}, only=datasets_of(name) if is_webdataset else entry.datasets))
 
 
-COMMAND = {"check": Check, "get": Get}
+COMMAND = {"check": CheckDatasets, "get": GetDatasets}
 
 
-def show(rows: Sequence[Row]) -> None:
+def _show(rows: Sequence[Row]) -> None:
     """Print state and counts of datasets."""
     for row in rows:
         counts = []
         for split, count in row.counts.items():
             total = f" of {row.expected[split]}" if split in row.expected else ""
             counts.append(f"{split} {count}{total}")
-        line = Text(f"{row.name:<12} {row.state:<9}", style=STYLES[row.state])
-        console.print(line.append(f" {', '.join(counts)}", "default"))
-        if row.message:
-            console.print(f"{'':<13}{row.message}")
+        state = f"{row.name:<12} {row.state:<9}"
+        print_state(state, STYLES[row.state], ", ".join(counts), row.message)
     if any(row.state == "partial" for row in rows):
         console.print(
             "partial datasets run with --partial; their results are not comparable with published"

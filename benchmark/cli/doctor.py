@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmark.cli.output import print_state
 from benchmark.cli.parser import JsonOptions
 from benchmark.options import FolderOptions, TrackingOptions
 from cliptex_common.errors import UserError, first_line, user_error_message
@@ -49,18 +50,15 @@ class Doctor(JsonOptions, FolderOptions, TrackingOptions):
 
     def main(self) -> int:
         """Print the findings; exit code 1 if one is bad."""
-        from rich.text import Text
-
-        from benchmark.execution.progress import console
-
-        findings = [finding for check in CHECKS for finding in _run(check, self)]
+        findings = [
+            finding for name, check in CHECKS.items() for finding in _run(name, check, self)
+        ]
         ready = all(finding.state != "bad" for finding in findings)
         if not self.output_json({"ok": ready, "findings": [asdict(each) for each in findings]}):
-            for finding in findings:
-                line = Text(f"{finding.state:<4}", style=STYLES[finding.state])
-                console.print(line.append(f" {finding.name:<14} {finding.value}", "default"))
-                if finding.remedy:
-                    console.print(f"{'':<19} → {finding.remedy}")
+            for each in findings:
+                remedy = each.remedy and f"→ {each.remedy}"
+                text = f"{each.name:<14} {each.value}"
+                print_state(f"{each.state:<4}", STYLES[each.state], text, remedy)
         return 0 if ready else 1
 
 
@@ -68,23 +66,23 @@ COMMAND = Doctor
 Check = Callable[[Doctor], Iterator[Finding]]
 
 
-def _run(check: Check, options: Doctor) -> list[Finding]:
+def _run(name: str, check: Check, options: Doctor) -> list[Finding]:
     """The findings of a check; an error is one, too: broken libraries are what is looked for."""
     try:
         return list(check(options))
     except Exception as error:
         value = user_error_message(error) or f"{type(error).__name__}: {first_line(error)}"
         remedy = "fix that, or reinstall the suite in a new virtual environment"
-        return [Finding(check.__name__, "bad", value, remedy)]
+        return [Finding(name, "bad", value, remedy)]
 
 
-def python(options: Doctor) -> Iterator[Finding]:
+def _python(options: Doctor) -> Iterator[Finding]:
     """The suite and the interpreter."""
     suite = f"suite {metadata.version('cliptex-benchmark')} in {Path(__file__).parents[2]}"
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable}), {suite}")
 
 
-def torch(options: Doctor) -> Iterator[Finding]:
+def _torch(options: Doctor) -> Iterator[Finding]:
     """torch and its accelerators."""
     import torch
 
@@ -118,7 +116,7 @@ def _accelerator(accelerator: Any) -> Finding:
     return Finding(str(accelerator), "warn", value, f"another process uses it{hide}")
 
 
-def mmlab(options: Doctor) -> Iterator[Finding]:
+def _mmlab(options: Doctor) -> Iterator[Finding]:
     """The distributions of OpenMMLab: two of one library write the same files."""
     for name in ("mmengine", "mmcv", "mmdetection", "mmsegmentation"):
         installed = [
@@ -133,7 +131,7 @@ def mmlab(options: Doctor) -> Iterator[Finding]:
         yield Finding(name, state, versions or "not installed", remedy)
 
 
-def mlflow(options: Doctor) -> Iterator[Finding]:
+def _mlflow(options: Doctor) -> Iterator[Finding]:
     """The MLflow store; none is created."""
     from urllib.request import urlopen
 
@@ -156,7 +154,7 @@ def mlflow(options: Doctor) -> Iterator[Finding]:
         yield Finding("mlflow", "bad", f"{value}: {first_line(error)}", remedy)
 
 
-def home(options: Doctor) -> Iterator[Finding]:
+def _home(options: Doctor) -> Iterator[Finding]:
     """Space and locks in ``$CLIPTEX_HOME``."""
     from cliptex_common.files import home
     from cliptex_common.locks import lock_path, locked
@@ -174,7 +172,7 @@ def home(options: Doctor) -> Iterator[Finding]:
     yield Finding("home", state, f"{folder}, {free / GB:.0f} GB free", remedy)
 
 
-def executors(options: Doctor) -> Iterator[Finding]:
+def _executors(options: Doctor) -> Iterator[Finding]:
     """Which executors can run."""
     for name, module in (("slurm", "submitit"), ("ray", "ray")):
         if find_spec(module):
@@ -184,7 +182,7 @@ def executors(options: Doctor) -> Iterator[Finding]:
             yield Finding(name, "ok", f"{module} is not installed", remedy)
 
 
-def datasets(options: Doctor) -> Iterator[Finding]:
+def _datasets(options: Doctor) -> Iterator[Finding]:
     """The validation splits; ``data check`` looks at everything."""
     import benchmark.catalog  # noqa: F401 – registers every dataset
     from probes.datasets.specs.webdataset import register_folders
@@ -205,4 +203,12 @@ def datasets(options: Doctor) -> Iterator[Finding]:
             yield Finding(row.name, "ok", value)
 
 
-CHECKS: tuple[Check, ...] = (python, torch, mmlab, mlflow, home, executors, datasets)
+CHECKS: dict[str, Check] = {
+    "python": _python,
+    "torch": _torch,
+    "mmlab": _mmlab,
+    "mlflow": _mlflow,
+    "home": _home,
+    "executors": _executors,
+    "datasets": _datasets,
+}

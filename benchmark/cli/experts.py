@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import field
 
 from benchmark.cli.parser import ConfigOptions, Positional
-from benchmark.options import ExecutionOptions, TrackingOptions
+from benchmark.options import Changes, ExecutionOptions, TrackingOptions
 from cliptex_common.settings import Folder, Seed, options_dataclass
 
 
@@ -26,7 +25,7 @@ class Train(ConfigOptions, ExecutionOptions, TrackingOptions):
     """folder with coco/ (seg), nyu/ (depth, normal) or TASK/ (of a plugin), train and val"""
     out: Folder
     """output folder"""
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Changes = field(default_factory=dict)
     """change a setting of its training (repeatable): size, epochs, lr …"""
     seed: Seed = 0
     """random seed"""

@@ -7,15 +7,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from benchmark.cli.parser import ConfigOptions, Positional
 from benchmark.execution.progress import Bar, console
-from benchmark.options import ExecutionOptions, PairsOptions, PluginOptions, TrackingOptions
+from benchmark.options import (
+    Changes,
+    ExecutionOptions,
+    PairsOptions,
+    PluginOptions,
+    TrackingOptions,
+)
 from cliptex_common.errors import UserError
-from cliptex_common.settings import Folder, Names, options_dataclass
+from cliptex_common.settings import Folder, Names, options_dataclass, with_changes
 
 
 @options_dataclass
@@ -33,7 +39,7 @@ class Predict(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
     """mask-rcnn=WEIGHTS, dpt=…, nll-angmf=…; see `list experts`"""
     out: Folder
     """the label store"""
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Changes = field(default_factory=dict)
     """change a label setting (repeatable): input_side, label_side"""
     batch_size: PositiveInt = 32
     """images per batch"""
@@ -47,7 +53,6 @@ class Predict(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
         from backbones.cliptex.labels.labeller import LabelSettings
         from benchmark.stages.labels import LabelRequest, label_stage, preview_labels
         from benchmark.stages.session import open_executor_and_tracker
-        from cliptex_common.settings import with_changes
         from reports.mlflow.client import using
 
         if "RANK" in os.environ:
@@ -83,7 +88,7 @@ class Make(ConfigOptions, PairsOptions, PluginOptions):
         --label-side 0 --out mine/
     """
 
-    folders: Mapping[str, Folder]
+    folders: Annotated[Mapping[str, Folder], Field(alias="from")]
     """seg=DIR: masks of class numbers, 255 unknown; depth=DIR: 16-bit PNGs in millimetres, 0
     unknown; normal=DIR: RGB PNGs, n = png / 127.5 - 1, x right, y up, z to the camera, black
     unknown. Files are named like their pairs (repeatable)"""
@@ -109,7 +114,7 @@ class Make(ConfigOptions, PairsOptions, PluginOptions):
             ManualLabels(task, folder, names if find_task(task).has_classes else ())
             for task, folder in self.folders.items()
         ]
-        settings = LabelSettings(label_side=self.label_side)
+        settings = with_changes(LabelSettings(), {"label_side": self.label_side})
         with Bar() as bar, exclusive(self.out):
             source = open_pairs(self.pairs, bar)
             manifest = make_labels(source, labels, self.out, settings, bar, print_note)

@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import PositiveInt
 
 import benchmark.catalog  # noqa: F401 – registers datasets, probes, protocols and suites
+from benchmark.cli.output import print_table
 from benchmark.cli.parser import JsonOptions, Positional, Positionals
 from benchmark.execution import EXECUTORS
-from benchmark.execution.progress import console
 from benchmark.options import PluginOptions
 from benchmark.suites.registry import SUITES
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.settings import options_dataclass
 from probes.protocols.base import PROTOCOLS
 from probes.registry import DATASETS, PROBES
@@ -23,7 +23,7 @@ Rows = list[tuple[str, str]]
 
 
 @options_dataclass
-class List(JsonOptions, PluginOptions):
+class ListNames(JsonOptions, PluginOptions):
     """List backbones, tasks, suites, datasets, probes, protocols, recipes, experts or executors.
 
     examples:
@@ -41,35 +41,33 @@ class List(JsonOptions, PluginOptions):
     def main(self) -> int:
         """Print names and descriptions."""
         if self.what not in LISTS:
-            raise UserError(f"cannot list {self.what!r}; {nearest(self.what, LISTS)}")
-        lines = {row: " ".join(row).lower() for row in LISTS[self.what]()}
+            raise UserError(f"cannot list {self.what!r}; {suggest(self.what, LISTS)}")
+        words = [word.lower() for word in self.words]
         rows = [
-            row for row, line in lines.items() if all(word.lower() in line for word in self.words)
+            row
+            for row in LISTS[self.what]()
+            if all(word in " ".join(row).lower() for word in words)
         ][: self.limit]
         if not self.output_json([{"name": name, "about": about} for name, about in rows]):
-            if not rows:
-                console.print("nothing; --plugin FILE.py adds what a plugin registers", style="dim")
-            width = max((len(name) for name, _ in rows), default=0)
-            for name, about in rows:
-                console.print(f"{name:<{width}}  {about}")
+            print_table(rows or [("nothing; --plugin FILE.py adds what a plugin registers",)])
         return 0
 
 
-COMMAND = List
+COMMAND = ListNames
 
 
-def backbones() -> Rows:
+def _backbones() -> Rows:
     """Named backbones, then families of names."""
     import backbones.named  # noqa: F401 – registers them
     from backbones.registry import FAMILIES, find, names
 
-    entries = [(name, find(name)) for name in names()]
-    rows = [(name, f"{entry.about} [{entry.licence}]") for name, entry in entries]
+    entries = map(find, names())
+    rows = [(entry.name, f"{entry.about} [{entry.licence}]") for entry in entries]
     rows += [(family.pattern, family.about) for family in FAMILIES.load_entry_points().values()]
     return [*rows, ("random/NAME", "any of these, randomly initialised from the seed")]
 
 
-def tasks() -> Rows:
+def _tasks() -> Rows:
     """Kind, main metric and suites of each task: those that list it, or else accept it."""
     suites = SUITES.load_entry_points().values()
     accepting: dict[str, list[str]] = {}  # dataset → suites that list tasks on it
@@ -85,25 +83,25 @@ def tasks() -> Rows:
     return rows
 
 
-def suites() -> Rows:
+def _suites() -> Rows:
     """Named lists of tasks."""
     suites = SUITES.load_entry_points().values()
     return [(suite.name, f"{suite.about} [{len(suite.tasks)} tasks]") for suite in suites]
 
 
-def datasets() -> Rows:
+def _datasets() -> Rows:
     """Datasets that can be read; ``data check`` shows which are present."""
     specs = DATASETS.load_entry_points().values()
     return [(spec.name, f"{spec.kind}: {spec.about}") for spec in specs]
 
 
-def probes() -> Rows:
+def _probes() -> Rows:
     """What is trained on, or computed from, a frozen backbone."""
     probes = PROBES.load_entry_points().values()
     return [(probe.name, f"for {probe.kind}: {', '.join(probe.metrics)}") for probe in probes]
 
 
-def protocols() -> Rows:
+def _protocols() -> Rows:
     """The source of each protocol, the settings it fixes, and its differences from the source."""
     rows = []
     for protocol in PROTOCOLS.load_entry_points().values():
@@ -120,7 +118,7 @@ def protocols() -> Rows:
     return rows
 
 
-def recipes() -> Rows:
+def _recipes() -> Rows:
     """How weights are trained, and the λ of each loss."""
     from backbones.cliptex.training.recipes import find_recipe, recipe_names
 
@@ -132,7 +130,7 @@ def recipes() -> Rows:
     return rows
 
 
-def experts() -> Rows:
+def _experts() -> Rows:
     """Models that write pseudo-labels."""
     import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
     from backbones.cliptex.experts import EXPERTS
@@ -140,13 +138,22 @@ def experts() -> Rows:
     return sorted(EXPERTS.descriptions().items())
 
 
-def executors() -> Rows:
+def _executors() -> Rows:
     """Where units of work can run."""
     return list(EXECUTORS.descriptions().items())
 
 
-KINDS = (backbones, tasks, suites, datasets, probes, protocols, recipes, experts, executors)
-LISTS = {kind.__name__: kind for kind in KINDS}
+LISTS = {
+    "backbones": _backbones,
+    "tasks": _tasks,
+    "suites": _suites,
+    "datasets": _datasets,
+    "probes": _probes,
+    "protocols": _protocols,
+    "recipes": _recipes,
+    "experts": _experts,
+    "executors": _executors,
+}
 
 
 def _plain(value: Any) -> str:

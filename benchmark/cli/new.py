@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from benchmark.cli.parser import Positional
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import write_text
 from cliptex_common.settings import options_dataclass
 
@@ -44,7 +44,7 @@ class New:
         from benchmark.execution.progress import console
 
         if self.kind not in NAMES:
-            raise UserError(f"no template for {self.kind!r}; {nearest(self.kind, NAMES)}")
+            raise UserError(f"no template for {self.kind!r}; {suggest(self.kind, NAMES)}")
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", self.name):
             raise UserError(
                 f"name {self.name!r}: use lower-case letters, digits and dashes, such as my-net"

@@ -1,7 +1,7 @@
 """Commands from options dataclasses.
 
 A command is an options dataclass with a method ``main`` that returns the exit code; its docstring
-is its help, and each field is an option.
+is its help, and each field is an option, called by its alias if it has one.
 """
 
 from __future__ import annotations
@@ -15,26 +15,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from cliptex_common.errors import UserError, first_line, nearest
+from pydantic import BeforeValidator
+
+from cliptex_common.errors import UserError, first_line, suggest
 from cliptex_common.files import write_text
 from cliptex_common.plugins import load_plugins
-from cliptex_common.settings import as_text, options_dataclass, origins, parse_pairs
+from cliptex_common.settings import (
+    as_list,
+    as_text,
+    one_line_errors,
+    options_dataclass,
+    parse_pairs,
+    value_types,
+)
 
 T = TypeVar("T")
-Positional = Annotated[T, {"nargs": 1}]
-Positionals = Annotated[T, {"nargs": "*"}]
-
-# field → option, where they differ
-FLAGS = {
-    "backbones": "backbone",
-    "tasks": "task",
-    "overrides": "set",
-    "task_overrides": "set-task",
-    "between": "range",
-    "folders": "from",
-    "plugins": "plugin",
-    "shared": "with",
-}
+# dictionaries in annotations are arguments of ``add_argument``
+Positional = Annotated[T, {"nargs": None}]
+Positionals = Annotated[T, {"nargs": "*"}, BeforeValidator(as_list)]
 
 
 @options_dataclass
@@ -49,7 +47,7 @@ class ConfigOptions:
 class JsonOptions:
     """Output as JSON."""
 
-    json: Annotated[str | None, {"nargs": "?", "const": "-"}] = None
+    json: Annotated[str | None, {"const": "-"}] = None
     """write JSON to this file, or print it instead of the lines"""
 
     def output_json(self, value: Any) -> bool:
@@ -77,87 +75,83 @@ class Parser(argparse.ArgumentParser):
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            hint = f"; {nearest(flag, self._option_string_actions)}" if flag[0] == "-" else ""
+            hint = f"; {suggest(flag, self._option_string_actions)}" if flag[0] == "-" else ""
             self.error(f"unknown argument {flag}{hint}")
         return namespace, unknown
 
 
 def add_command(parser: argparse.ArgumentParser, command: Any) -> None:
     """Let a parser parse a command, or one of several by name."""
-    parser.description = inspect.getdoc(command)
     if isinstance(command, Mapping):
-        parser.description = None
         commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
         for name, each in command.items():
             add_command(commands.add_parser(name, help=each.__doc__.partition("\n")[0]), each)
         return
+    parser.description = inspect.getdoc(command)
     parser.set_defaults(command=command)
-    # in the order of definition, the command's own first
+    fields: dict[str, Any] = {}  # in the order of definition, the command's own first
     for cls in command.__mro__:
         for name in vars(cls).get("__annotations__", ()):
-            if name not in {action.dest for action in parser._actions}:
-                _add_option(parser, name, cls.__pydantic_fields__[name])
+            fields.setdefault(name, cls.__pydantic_fields__[name])
+    for name, field in fields.items():
+        _add_option(parser, name, field)
 
 
-def _flag(name: str) -> str:
-    return "--" + FLAGS.get(name, name).replace("_", "-")
+def _flag(name: str, field: Any) -> str:
+    return "--" + (field.alias or name).replace("_", "-")
 
 
 def _add_option(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
-    types = origins(field.annotation)
-    # every option collects a list of words; ``read_options`` decides which count
-    settings: dict[str, Any] = {"action": "append"}
-    for each in field.metadata:
-        settings |= each if isinstance(each, dict) else {}
+    types = value_types(field.annotation)
     about = " ".join(field.description.split()).replace("%", "%%")
     if isinstance(field.default, int | float | str | Path) and field.default is not False:
         about += f" (default: {field.default})"
     if field.is_required():
         about += " (required)"
+    settings: dict[str, Any] = {"help": about, "default": argparse.SUPPRESS}
+    for each in field.metadata:
+        settings |= each if isinstance(each, dict) else {}
+    if "nargs" in settings:
+        parser.add_argument(name, metavar=name.upper(), **settings)
+        return
     if bool in types:
-        settings = {"action": "append_const", "const": "true"}
-    elif Mapping in types:
-        settings["metavar"] = "KEY=VALUE"
-    elif Sequence in types:
-        settings["metavar"] = "A[,B]"
-    if settings.get("nargs") in (1, "*", "+"):
-        parser.add_argument(name, nargs=settings["nargs"], metavar=name.upper(), help=about)
-    else:
-        parser.add_argument(_flag(name), dest=name, help=about, **settings)
+        settings["action"] = "store_true"
+    elif Mapping in types or Sequence in types:
+        settings["action"] = "append"
+        settings["metavar"] = "KEY=VALUE" if Mapping in types else "A[,B]"
+    elif "const" in settings:
+        settings["nargs"] = "?"
+    parser.add_argument(_flag(name, field), dest=name, **settings)
 
 
-def read_options(words: Mapping[str, Any]) -> Any:
+def read_options(typed: Mapping[str, Any]) -> Any:
     """A command with the options of the command line and of its ``--config`` file.
 
     Args:
-        words: ``command`` → the dataclass, and field name → the words given for it.
+        typed: ``command`` → the dataclass, and field name → the words typed for it.
 
     Raises:
         UserError: an option is missing or not allowed, or the file cannot be read.
     """
-    command = words["command"]
-    file = (words.get("config") or [None])[-1]
-    stored = _read_file(Path(file), command.__pydantic_fields__) if file else {}
-    values = {}
-    for name, field in command.__pydantic_fields__.items():
-        typed, saved, flag = words.get(name) or [], stored.get(name, []), _flag(name)
-        types = origins(field.annotation)
-        value: Any = typed or saved
-        if Mapping in types:
-            value = {**parse_pairs(saved, flag), **parse_pairs(typed, flag)}
-        elif Sequence not in types:  # the last counts
-            value = ",".join(typed[-1:] or saved)
-        if value:
-            values[name] = value
-        elif field.is_required():
+    command, fields = typed["command"], typed["command"].__pydantic_fields__
+    stored = _read_file(Path(typed["config"]), fields) if "config" in typed else {}
+    options = {name: words for name, words in {**stored, **typed}.items() if words}
+    for name, field in fields.items():
+        flag = _flag(name, field)
+        if Mapping in value_types(field.annotation):
+            pairs = [parse_pairs(source.get(name, ()), flag) for source in (stored, typed)]
+            options[name] = {**pairs[0], **pairs[1]}
+        if field.is_required() and not options.get(name):
             raise UserError(f"{flag} is missing")
-    if "plugins" in command.__pydantic_fields__:
-        load_plugins(values.get("plugins", ()))
-    return command(**values)
+    del options["command"]
+    if "plugins" in fields:
+        load_plugins(as_list(options.get("plugins", ())))
+    with one_line_errors():
+        return command(**options)
 
 
-def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Field → words of an options file."""
+def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Field → text or texts of an options file."""
     import yaml
 
     try:
@@ -170,15 +164,16 @@ def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, list[str]]:
     if not isinstance(options, dict):
         raise UserError(f"--config {file} must be a table of options, such as `suite: paper`")
     names = {name.replace("_", "-"): name for name in fields}
-    names |= {_flag(name).removeprefix("--"): name for name in fields}
-    words = {}
+    names |= {_flag(name, field).removeprefix("--"): name for name, field in fields.items()}
+    words: dict[str, Any] = {}
     for option, value in options.items():
         key = option.replace("_", "-")
         if key not in names:
-            raise UserError(f"--config {file}: no option {option!r}; {nearest(key, names)}")
+            raise UserError(f"--config {file}: no option {option!r}; {suggest(key, names)}")
         if isinstance(value, Mapping):
-            value = [f"{key}={as_text(key, each)}" for key, each in value.items()]
-        words[names[key]] = [
-            as_text(key, each) for each in (value if isinstance(value, list) else [value])
-        ]
+            words[names[key]] = [f"{each}={as_text(each, value[each])}" for each in value]
+        elif isinstance(value, list):
+            words[names[key]] = [as_text(key, each) for each in value]
+        else:
+            words[names[key]] = as_text(key, value)
     return words

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from benchmark.cli.parser import ConfigOptions
-from benchmark.options import PluginOptions, TrackingOptions
+from benchmark.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
 from cliptex_common.settings import Folder, Names, options_dataclass
 
 
@@ -21,13 +24,13 @@ class Report(ConfigOptions, TrackingOptions, PluginOptions):
 
     experiment: Names = ()
     """MLflow experiments (default: the latest with results)"""
-    backbones: Names = ()
+    backbones: BackboneNames = ()
     """only these, in this order (default: all); NAME@SHA selects weights by their sha256"""
     baseline: str | None = None
     """what the others are compared with (default: clip-ft, clip, random, or the first)"""
-    tasks: Names = ()
+    tasks: TaskNames = ()
     """only these tasks; see `list tasks`"""
-    shared: Names = ()
+    shared: Annotated[Names, Field(alias="with")] = ()
     """results of others: files or folders of `results export`, URLs"""
     study: str | None = None
     """report on this λ sweep instead"""

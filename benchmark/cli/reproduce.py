@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveInt
 
 from benchmark.cli.parser import ConfigOptions, Positionals
-from benchmark.options import DataOptions, ExecutionOptions, RunOptions, TrackingOptions
+from benchmark.options import DataOptions, ExecutionOptions, RunOptions, TaskNames, TrackingOptions
 from cliptex_common.errors import UserError
-from cliptex_common.settings import Names, Seed, options_dataclass
+from cliptex_common.settings import Seed, field_names, one_line_errors, options_dataclass
 
 if TYPE_CHECKING:
-    from benchmark.reproduce.compare import Comparison
     from benchmark.reproduce.targets import Target
 
 
@@ -33,7 +32,7 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
     """names as in `list protocols`; all of them for --list and --quick"""
     backbone: str | None = None
     """whose published numbers to reproduce; with --quick any (default: a small random ViT)"""
-    tasks: Names = ()
+    tasks: TaskNames = ()
     """only these tasks"""
     list: bool = False
     """print what can be reproduced: published value, hours on one GPU, what to bring"""
@@ -51,7 +50,7 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
 
         if self.quick:
             with using(self.tracking_uri):
-                return _try(self.protocols, self.run_options)
+                return _try(self.protocols, self.run_options("reproduce-quick"))
         if not self.list and not (self.protocols and self.backbone):
             raise UserError(
                 "name a protocol and --backbone; `reproduce --list` shows what can be reproduced"
@@ -60,80 +59,60 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
         if self.list:
             _print_targets(targets)
             return 0
+        options = self.run_options("reproduce")
         with using(self.tracking_uri) as uri:
-            codes = [
+            return max(
                 _compare([each for each in targets if each.number.preset == name], options, uri)
-                for name, options in ((name, self.run_options) for name in self.protocols)
-            ]
-        return max(codes)
+                for name in self.protocols
+            )
 
-    @property
-    def run_options(self) -> RunOptions:
+    def run_options(self, experiment: str) -> RunOptions:
         """The options of the run."""
-        return RunOptions(
-            backbones=[self.backbone] if self.backbone else [],
-            data_root=self.data_root,
-            data=self.data,
-            partial=self.partial,
-            limit=self.limit,
-            executor=self.executor,
-            executor_arg=self.executor_arg,
-            jobs=self.jobs,
-            num_workers=self.num_workers,
-            device=self.device,
-            seed=self.seed,
-            seeds=self.seeds,
-            only=True,
-            experiment="reproduce-quick" if self.quick else "reproduce",
-        )
+        shared = field_names(DataOptions) | field_names(ExecutionOptions) | {"seed", "seeds"}
+        with one_line_errors():
+            return RunOptions(
+                **{name: getattr(self, name) for name in shared},
+                backbones=self.backbone or (),
+                only=True,
+                experiment=experiment,
+            )
 
 
 COMMAND = Reproduce
 
 
 def _print_targets(targets: list[Target]) -> None:
-    from benchmark.execution.progress import console
+    from benchmark.cli.output import print_table
 
     rows = [("protocol", "backbone", "task", "published", "GPU hours", "bring")]
     for target in targets:
         number, spec = target.number, target.task.spec
         images = {**spec.expected, **target.preset.images}
         counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
-        hours = target.hours()
-        rows.append(
-            (
-                number.preset,
-                target.backbone,
-                number.task,
-                f"{number.metric} {number.value:g}",
-                f"{max(hours, 0.1):.1f}" if hours else "?",
-                f"{spec.name}: {counts}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        console.print(line, markup=False, soft_wrap=True)
+        published = f"{number.metric} {number.value:g}"
+        hours = f"{max(target.hours(), 0.1):.1f}" if target.hours() else "?"
+        bring = f"{spec.name}: {counts}"
+        rows.append((number.preset, target.backbone, number.task, published, hours, bring))
+    print_table(rows)
 
 
 def _try(protocols: Sequence[str], options: RunOptions) -> int:
     from benchmark.execution.progress import console
     from benchmark.reproduce.quick import quick
 
-    results = list(quick(protocols, options))
-    for result in results:
-        outcome = result.reason or "in place"
-        console.print(
-            f"{result.protocol:<12} {result.task:<26} {result.seconds:6.1f} s  {outcome}",
-            markup=False,
-        )
-    return 1 if any(result.reason for result in results) else 0
+    failed = False
+    for each in quick(protocols, options):
+        failed = failed or bool(each.reason)
+        line = f"{each.protocol:<12} {each.task:<26} {each.seconds:6.1f} s"
+        console.print(f"{line}  {each.reason or 'in place'}")
+    return 1 if failed else 0
 
 
 def _compare(targets: list[Target], options: RunOptions, uri: str) -> int:
+    """Run the targets of one protocol, and print each verdict and the causes of a difference."""
     from benchmark.cli.run import write_report
     from benchmark.execution.progress import console
-    from benchmark.reproduce.compare import compare
+    from benchmark.reproduce.compare import judge_targets
     from benchmark.run import run
     from reports.mlflow.query import Store
 
@@ -144,25 +123,18 @@ def _compare(targets: list[Target], options: RunOptions, uri: str) -> int:
     if report is None or report.analysis is None:
         console.print(line)
         return 1
-    for comparison in compare(targets, options, report.analysis, Store(uri)):
-        _print(comparison)
+    for judged in judge_targets(targets, options, report.analysis, Store(uri)):
+        number = judged.target.number
+        console.print(
+            f"{number.task} {number.metric}: ours {judged.ours:.4g}, theirs {number.value:g},"
+            f" difference {judged.difference:+.3g}, tolerance {judged.tolerance:.2g}"
+            f" → {judged.verdict}"
+        )
+        for name, text in judged.causes.items():
+            console.print(f"  {name}: {text}")
+        if judged.verdict == "differs" and not judged.causes:
+            console.print("  none of the known causes fits")
+        if judged.unknown:
+            console.print(f"  not judged: {judged.unknown}", style="dim")
     console.print(line)
     return 1 if result.failed else 0
-
-
-def _print(comparison: Comparison) -> None:
-    from benchmark.execution.progress import console
-
-    number = comparison.target.number
-    console.print(
-        f"{number.task} {number.metric}: ours {comparison.ours:.4g}, theirs {number.value:g},"
-        f" difference {comparison.difference:+.3g}, tolerance {comparison.tolerance:.2g}"
-        f" → {comparison.verdict}",
-        markup=False,
-    )
-    for name, text in comparison.causes.items():
-        console.print(f"  {name}: {text}", markup=False)
-    if comparison.verdict == "differs" and not comparison.causes:
-        console.print("  none of the known causes fits", markup=False)
-    if comparison.unknown:
-        console.print(f"  not judged: {comparison.unknown}", style="dim", markup=False)

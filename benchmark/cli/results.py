@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from benchmark.options import PluginOptions, TrackingOptions
+from benchmark.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
 from cliptex_common.settings import Folder, Names, options_dataclass
 
 Files = Annotated[Names, {"nargs": "+"}]
@@ -22,9 +22,9 @@ class Export(TrackingOptions, PluginOptions):
 
     experiment: Names = ()
     """MLflow experiments (default: the latest with results)"""
-    backbones: Names = ()
+    backbones: BackboneNames = ()
     """only these (default: all)"""
-    tasks: Names = ()
+    tasks: TaskNames = ()
     """only these tasks"""
     source: str = ""
     """who shares them, in a few words; reports show it"""

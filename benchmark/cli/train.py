@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from benchmark.cli.parser import ConfigOptions
-from benchmark.options import ExecutionOptions, PairsOptions, TrackingOptions
+from benchmark.options import Changes, ExecutionOptions, PairsOptions, TrackingOptions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Names, options_dataclass
 
@@ -39,7 +38,7 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
     imagenet (the recipe's model, its timm image tower with ImageNet weights)"""
     labels: Path | None = None
     """pseudo-labels of the pairs, from `labels predict`"""
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Changes = field(default_factory=dict)
     """change a setting of the recipe (repeatable)"""
     out: Path
     """file of the trained weights (.safetensors)"""

@@ -33,7 +33,7 @@ from benchmark.execution.unit import (
     software,
     threads_per_unit,
 )
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import home
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.visible_devices import is_accelerator_name
@@ -102,7 +102,7 @@ class Executor(ABC):
         self._scheduler = threading.Thread(target=self._schedule, name="scheduler", daemon=True)
         for key in spec.settings:
             if self.options is not None and key not in self.options:
-                hint = nearest(key, self.options)
+                hint = suggest(key, self.options)
                 raise UserError(f"--executor-arg {key}: {spec.name} has no such setting; {hint}")
 
     @abstractmethod

@@ -25,7 +25,7 @@ from benchmark.execution.progress import Bar, ProgressLine
 from benchmark.execution.spec import ExecutorSpec
 from benchmark.execution.unit import Outcome, Unit, execute, threads
 from cliptex_common.errors import UserError
-from cliptex_common.visible_devices import cores, hiding_all, showing_only, visible
+from cliptex_common.visible_devices import accelerator_ids, cores, restrict_accelerators
 
 
 class LocalExecutor(Executor):
@@ -91,7 +91,7 @@ class LocalExecutor(Executor):
             if not free:
                 return None
             number = free[0]
-            environment = showing_only(self._gpu_kind, number) if number else hiding_all()
+            environment = restrict_accelerators(self._gpu_kind if number else "", number)
             worker = _Worker(number, environment)
             self._workers.append(worker)
         try:
@@ -205,7 +205,7 @@ def _select_gpus(spec: ExecutorSpec) -> tuple[str, list[str]]:
     from cliptex_common.device import current_device, device_count
 
     kind, count = current_device().type, device_count()
-    gpus = visible(kind, count)
+    gpus = accelerator_ids(kind, count)
     number = spec.device.partition(":")[2]
     if not number:
         return kind, gpus

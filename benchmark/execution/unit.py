@@ -24,7 +24,7 @@ from benchmark.execution.streams import RedactingStream, redacting
 from cliptex_common import plugins
 from cliptex_common.errors import UserError, user_error_message
 from cliptex_common.heap import return_freed_memory
-from cliptex_common.visible_devices import hiding_all
+from cliptex_common.visible_devices import restrict_accelerators
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat, repeating
 
@@ -157,7 +157,7 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
                 _check_node(unit.folder, unit.software)
             unit.folder.mkdir(parents=True, exist_ok=True)
             if not unit.gpus:
-                os.environ.update(hiding_all())
+                os.environ.update(restrict_accelerators())
             with suppress(OSError):
                 os.chdir(unit.cwd)
             stack.enter_context(threads(unit.cpus))

@@ -19,7 +19,7 @@ from benchmark.execution.progress import reporter
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
 from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
-from cliptex_common.device import using
+from cliptex_common.device import on_device
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.base import GroupedProbe
@@ -104,7 +104,7 @@ def computing_on(device: torch.device) -> Iterator[None]:
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with using(device):
+        with on_device(device):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -21,7 +21,7 @@ from benchmark.reproduce.targets import Target
 from probes.datasets.base import PreparedDataset, Sample
 from probes.dense.tasks import DENSE_TASKS
 
-LOOKED_AT = 50  # label maps
+MAX_MAPS = 50  # label maps that are read of a split
 FLOOR = 0.02  # share of the highest rate that counts as none
 UNLABELLED = {
     "background or other",
@@ -213,7 +213,7 @@ def find_causes(evidence: Evidence) -> dict[str, str]:
     return {name: text for name, text in causes.items() if text}
 
 
-def environment(evidence: Evidence) -> str:
+def describe_unjudged(evidence: Evidence) -> str:
     """What cannot be judged here, but is often the reason: precision, versions, positions."""
     trained = evidence.backbone.data.size[0]
     parts = [
@@ -233,7 +233,7 @@ def _sides(evidence: Evidence) -> tuple[int, ...]:
 
 
 def _some(samples: Sequence[Sample]) -> Sequence[Sample]:
-    return samples[:: max(1, len(samples) // LOOKED_AT)]
+    return samples[:: max(1, len(samples) // MAX_MAPS)]
 
 
 def _size(backbone: Backbone) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from backbones.base import Backbone
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan
 from benchmark.probing.data import prepare_data
-from benchmark.reproduce.causes import BLOCKING, Evidence, environment, find_causes
+from benchmark.reproduce.causes import BLOCKING, Evidence, describe_unjudged, find_causes
 from benchmark.reproduce.targets import Target
 from probes.datasets.base import PreparedDataset
 from reports.analysis import Analysis
@@ -21,7 +21,7 @@ from reports.mlflow.query import Store
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Reproduction:
     """A published number and ours.
 
     Attributes:
@@ -45,22 +45,22 @@ class Comparison:
         return self.ours - self.target.number.value
 
 
-def judge(evidence: Evidence) -> Comparison:
+def judge(evidence: Evidence) -> Reproduction:
     """The verdict on one number; causes are listed where it is not reproduced."""
     target, ours, tolerance = evidence.target, evidence.ours, evidence.tolerance
     causes = find_causes(evidence)
     if any(name in causes for name in BLOCKING):
         verdict = "not comparable"
     elif abs(ours - target.number.value) <= tolerance:
-        return Comparison(target, ours, tolerance, "reproduced")
+        return Reproduction(target, ours, tolerance, "reproduced")
     else:
         verdict = "differs"
-    return Comparison(target, ours, tolerance, verdict, causes, environment(evidence))
+    return Reproduction(target, ours, tolerance, verdict, causes, describe_unjudged(evidence))
 
 
-def compare(
+def judge_targets(
     targets: Sequence[Target], options: RunOptions, analysis: Analysis, store: Store
-) -> Iterator[Comparison]:
+) -> Iterator[Reproduction]:
     """Judge the numbers of a finished run.
 
     Args:
@@ -73,7 +73,7 @@ def compare(
     backbone = backbones.create(**plan.backbone_arguments(plan.backbones[0], options.seed))
     for target in targets:
         evidence = _evidence(target, data[target.task.name], backbone, analysis, store)
-        yield Comparison(target) if evidence is None else judge(evidence)
+        yield Reproduction(target) if evidence is None else judge(evidence)
 
 
 def _evidence(

@@ -9,7 +9,7 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and pr
 from benchmark.plan import plan_task
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import find_suite
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from probes.protocols.base import PROTOCOLS, Preset, find_preset
 from reports.parts.published import PublishedNumber, published_numbers
 
@@ -77,7 +77,7 @@ def find_targets(
     names = protocol_names()
     for protocol in protocols:
         if protocol not in names:
-            raise UserError(f"no protocol {protocol!r}; {nearest(protocol, names)}")
+            raise UserError(f"no protocol {protocol!r}; {suggest(protocol, names)}")
     numbers = [number for number in published_numbers() if number.preset in (protocols or names)]
     targets = []
     for number in numbers:

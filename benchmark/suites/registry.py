@@ -112,7 +112,7 @@ class Suite:
     any_dataset: bool = False
 
 
-SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite))
+SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite), ("benchmark.catalog",))
 
 
 def register_suite(suite: Suite) -> Suite:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
-from benchmark.options import DataOptions, ExecutionOptions, PluginOptions
+from benchmark.options import (
+    Changes,
+    DataOptions,
+    ExecutionOptions,
+    PluginOptions,
+    TaskChanges,
+    TaskNames,
+)
 from cliptex_common.settings import Names, options_dataclass
 from sweeps.space import SearchRequest
 
@@ -41,11 +47,11 @@ class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, SearchRequest):
 
     suite: str = "sweep"
     """tasks to choose λs by; see `list suites`"""
-    tasks: Names = ()
+    tasks: TaskNames = ()
     """only these tasks; see `list tasks`"""
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Changes = field(default_factory=dict)
     """change a setting of the recipe, for all trials (repeatable)"""
-    task_overrides: Mapping[str, str] = field(default_factory=dict)
+    task_overrides: TaskChanges = field(default_factory=dict)
     """change a setting of the tasks (repeatable)"""
     recipe: str = "cliptex"
     """cliptex, or a .json or .toml file"""

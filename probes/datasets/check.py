@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.cliptex.protocols import Progress, Silent
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import content_key, home, read_json_object, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
 from probes.datasets.verify import coco_images, verify
@@ -51,7 +51,7 @@ def find_folder(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[st
     }
     for name in data_dirs:
         if name not in allowed:
-            raise UserError(f"--data {name}=…: no dataset {name!r}; {nearest(name, allowed)}")
+            raise UserError(f"--data {name}=…: no dataset {name!r}; {suggest(name, allowed)}")
     if explicit := data_dirs.get(spec.name) or data_dirs.get(spec.folder):
         parts = Path(spec.folder).parts
         candidates = [Path(explicit).joinpath(*parts[start:]) for start in range(len(parts) + 1)]

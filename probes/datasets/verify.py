@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from cliptex_common.coco_masks import mask_error
+from cliptex_common.dense_maps.coco_masks import mask_error
 from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import canonical_json
 from probes.datasets.base import DatasetSpec, Sample, Split, Unreadable

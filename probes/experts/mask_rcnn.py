@@ -23,7 +23,7 @@ import probes.runner.bridge  # noqa: F401  gives mmcv the operators that mmdet's
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
 from backbones.cliptex.experts.base import BACKGROUND, IGNORE, Expert
-from cliptex_common.errors import UserError, first_line, nearest
+from cliptex_common.errors import UserError, first_line, suggest
 from cliptex_common.files import canonical_json
 from cliptex_common.settings import Probability, settings_dataclass
 
@@ -238,7 +238,7 @@ def find_config(name: str) -> Path:
     for stem, path in configs.items():
         if stem.replace("_", "-") == stem_of_name:
             return path
-    hint = nearest(name, [stem for stem in configs if "mask" in stem])
+    hint = suggest(name, [stem for stem in configs if "mask" in stem])
     raise UserError(f"no MMDetection config {name!r}; {hint}, or give the path of a config file")
 
 

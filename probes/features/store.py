@@ -37,7 +37,7 @@ from cliptex_common.files import (
     sha256_file,
     write_json,
 )
-from cliptex_common.locks import acquire_reader_lock, is_locked, locked, release_reader_lock
+from cliptex_common.locks import acquire_liveness_lock, is_in_use, locked, release_liveness_lock
 from probes.features import budget
 from probes.features.content_hashes import content_hashes, hash_file, store_hashes
 from probes.features.members import state_of
@@ -146,7 +146,7 @@ class Store:
     def close(self) -> None:
         """Release the files, so that other processes may delete them."""
         self._loaded.clear()
-        release_reader_lock(self._lock)
+        release_liveness_lock(self._lock)
 
     def _find(self, item: int) -> tuple[int, int]:
         """(shard, index in it) of an item."""
@@ -194,7 +194,7 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
         if not all(entries):
             _build(key, build, [number for number, entry in enumerate(entries) if not entry])
         budget.touch(folder)
-        return Store(key, acquire_reader_lock(folder / "readers"), notes)
+        return Store(key, acquire_liveness_lock(folder / "readers"), notes)
 
 
 def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> None:
@@ -271,7 +271,7 @@ def remove(folder: Path) -> bool:
     """Delete a store unless a process uses or builds it; returns whether it is gone."""
     try:
         with locked(lock_path(folder), wait=False):
-            if any(map(is_locked, (folder / "readers").glob("*.lock"))):
+            if is_in_use(folder / "readers"):
                 return False
             for entry in folder.glob("*.json"):  # first: then it is not complete
                 entry.unlink()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from probes.base import Context, TaskResult
 from probes.datasets.base import DatasetSpec
 from probes.image_level.classification import score
@@ -60,7 +60,7 @@ def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]
         default = "openai" if spec.name == "imagenet" else "photo"
         name = "dataset" if own else default
     if name not in sets:
-        raise UserError(f"zero-shot: no templates {name!r}; {nearest(name, ['auto', *sets])}")
+        raise UserError(f"zero-shot: no templates {name!r}; {suggest(name, ['auto', *sets])}")
     return name, sets[name]
 
 

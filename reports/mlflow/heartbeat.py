@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock
 
 from cliptex_common.files import home, read_json_object
-from cliptex_common.locks import acquire_reader_lock, is_locked, lock_path, locked
+from cliptex_common.locks import acquire_liveness_lock, is_locked, lock_path, locked
 
 EVERY = 1.0  # seconds between two writes of a status file
 LIMIT = 600.0  # age in seconds at which a time stamp of another machine no longer counts
@@ -99,12 +99,8 @@ def tags() -> dict[str, str]:
 @functools.cache
 def _process_lock(pid: int) -> FileLock:
     """The lock of the process ``pid``, this one, which the cache keeps until it ends."""
-    folder = home().absolute() / "processes"
     with locked(lock_path("processes", "")):
-        for path in folder.glob("*.lock"):
-            if not is_locked(path):
-                path.unlink(missing_ok=True)
-        return acquire_reader_lock(folder)
+        return acquire_liveness_lock(home().absolute() / "processes")
 
 
 def alive(run_tags: Mapping[str, str]) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 
 import pandas as pd
 
-from cliptex_common.errors import nearest
+from cliptex_common.errors import suggest
 from cliptex_common.files import home
 from reports.errors import TrackingError
 from reports.metrics import Metric, declared
@@ -131,7 +131,7 @@ class Store:
         for name in names:
             if name not in ids:
                 raise TrackingError(
-                    f"no experiment {name!r} in the MLflow store; {nearest(name, ids)}"
+                    f"no experiment {name!r} in the MLflow store; {suggest(name, ids)}"
                 )
         return {name: ids[name] for name in names}
 

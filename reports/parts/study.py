@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cliptex_common.errors import nearest
+from cliptex_common.errors import suggest
 from reports.errors import TrackingError
 from reports.mlflow.query import STUDY_TAG, Store, StoredRun, failure_reason
 from reports.parts.figures import Figure
@@ -143,7 +143,7 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
     if not runs:
         every = store.runs(searched, f"tags.{STUDY_TAG} != ''")
         names = {run.tags.get(STUDY_TAG, "") for run in every} - {""}
-        raise TrackingError(f"no study {name!r} in the MLflow store; {nearest(name, names)}")
+        raise TrackingError(f"no study {name!r} in the MLflow store; {suggest(name, names)}")
     study = build_study(name, runs, store)
     if not study.complete:
         raise TrackingError(

@@ -105,3 +105,17 @@ def test_the_console_script_redacts_secrets():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
     )
     assert process.returncode == 2 and "hunter2" not in process.stderr
+
+
+def test_no_file_of_the_working_folder_takes_the_place_of_a_package(tmp_path):
+    """``python -m`` puts the working folder first on Python's path."""
+    (tmp_path / "common.py").write_text("raise RuntimeError('not mine')")
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmark", "list", "suites"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == 0 and "paper" in process.stdout, process.stderr

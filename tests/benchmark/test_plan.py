@@ -13,6 +13,7 @@ from backbones import UserError
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan, plan_tasks
 from benchmark.suites.registry import find_suite, settings_in
+from cliptex_common.settings import one_line_errors
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS
 
@@ -124,7 +125,7 @@ def test_wrong_tasks_and_settings(suite, tasks, changes, message):
     ],
 )
 def test_wrong_options(options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message), one_line_errors():
         make_plan(RunOptions(**options))
 
 

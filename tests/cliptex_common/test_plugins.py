@@ -37,24 +37,16 @@ def write(tmp_path):
     [
         ("x = 1\nimport no_such_module", ":2: ModuleNotFoundError: No module named"),
         ("def f():\n    1 / 0\n\nf()", ":2: ZeroDivisionError"),
-        ("import json\njson.loads('{')", ":2: JSONDecodeError"),
         ("x = 1\ndef (", ":2: SyntaxError"),
         ("raise SystemExit(0)", ":1: SystemExit"),
-        (
-            "while True:\n    try:\n        pass\n    except Exception:\n        pass",
-            "more than 0.2 s",
-        ),
         ("x = 1", ": it registers nothing"),
         (f"{REGISTER}'two', 'a')\nENTRIES.register('two', 'b')", ":3: thing 'two' exists already"),
         (f"{REGISTER}'ours', 'b')", ":2: thing 'ours' exists already; choose another name"),
-        (f"{REGISTER}'ours', 'a')", ":2: thing 'ours' exists already"),
         (f"{REGISTER}'lazy', 'b')", ":2: thing 'lazy' exists already"),
         (f"{REGISTER}'number', 3)", ":2: TypeError: 'number' is 3, no builtins.str"),
     ],
 )
-def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message, monkeypatch):
-    if "while True" in source:
-        monkeypatch.setattr(plugins, "SECONDS", 0.2)
+def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message):
     path = write(source)
     with pytest.raises(UserError) as raised:
         plugins.load(path)
@@ -114,12 +106,6 @@ def test_an_entry_of_this_project_is_refused_though_nothing_has_imported_it(tmp_
         timeout=120,
     )
     assert "mine.py:3: dataset 'voc' exists already" in done.stderr
-
-
-def test_the_content_has_the_time_limit_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(plugins, "SECONDS", 0.2)
-    with pytest.raises(UserError, match=r"mine.py:1: its import takes more than 0.2 s"):
-        plugins.load(tmp_path / "mine.py", b"while True: pass")
 
 
 def test_another_process_needs_the_content_not_the_file(write):

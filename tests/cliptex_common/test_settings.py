@@ -16,6 +16,7 @@ from pydantic import Field
 from cliptex_common.errors import UserError
 from cliptex_common.settings import (
     as_text,
+    one_line_errors,
     parse_pairs,
     read_value,
     settings_dataclass,
@@ -30,7 +31,6 @@ class Settings:
     flip: bool = True
     size: Annotated[int, Field(ge=16)] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
-    lrs: tuple[float, ...] = (0.1,)
     scale: tuple[float, float] = (0.5, 2.0)
 
     def __post_init__(self) -> None:
@@ -39,19 +39,9 @@ class Settings:
 
 
 def test_strings_take_the_type_of_their_field():
-    changed = with_changes(
-        Settings(),
-        {
-            "max_iters": "7",
-            "lr": "1e-3",
-            "flip": "false",
-            "size": "224",
-            "precision": "bf16",
-            "lrs": "1,0.5",
-            "scale": "1,2",
-        },
-    )
-    assert changed == Settings(7, 1e-3, False, 224, "bf16", (1.0, 0.5), (1.0, 2.0))
+    text = {"max_iters": "7", "lr": "1e-3", "flip": "false", "size": "224", "precision": "bf16"}
+    changed = with_changes(Settings(), {**text, "scale": "1,2"})
+    assert changed == Settings(7, 1e-3, False, 224, "bf16", (1.0, 2.0))
     assert with_changes(changed, {"size": "none"}).size is None
 
 
@@ -69,13 +59,11 @@ def test_values_from_python_and_files_as_text(key, value, text):
     assert as_text(key, value) == text
 
 
-def test_settings_are_frozen_hashable_and_equal_after_json_and_pickle():
-    settings = Settings(lrs=(1.0, 2.0))
+def test_settings_are_hashable_and_equal_after_json_and_pickle():
+    settings = Settings(scale=(1.0, 2.0))
     assert Settings(**json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
     assert pickle.loads(pickle.dumps(settings)) == settings
-    assert hash(settings) == hash(Settings(lrs=(1.0, 2.0)))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        settings.lr = 1.0
+    assert hash(settings) == hash(Settings(scale=(1.0, 2.0)))
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
@@ -90,29 +78,27 @@ def test_every_finite_float_survives(value):
         ({"max_iters": "7.5"}, "max_iters=7.5: must be a valid integer"),
         ({"max_iters": "0"}, "max_iters=0: must be greater than or equal to 1"),
         ({"lr": "nan"}, "lr=nan: must be a finite number"),
-        ({"flip": "maybe"}, "flip=maybe: must be a valid boolean"),
         ({"precision": "fp8"}, "precision=fp8: must be 'fp32' or 'bf16'"),
-        ({"scale": "2,1"}, "low,high"),
+        ({"scale": "2,1"}, "^scale must be low,high$"),
     ],
 )
 def test_wrong_values_are_one_line(changes, message):
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(UserError, match=message):
         with_changes(Settings(), changes)
-    assert "\n" not in str(raised.value)
 
 
-def test_read_value():
-    assert read_value("lambda_seg", "0.5", float) == 0.5
+def test_what_is_constructed_from_a_users_values_is_reported_in_one_line():
+    with pytest.raises(UserError, match="max_iters=0: must be greater"), one_line_errors():
+        Settings(max_iters=0)
     with pytest.raises(UserError, match="lambda_seg=much: must be a valid number"):
         read_value("lambda_seg", "much", float)
 
 
 def test_pairs():
     assert parse_pairs(["a=1", "b = x=y", "a=1"]) == {"a": "1", "b": "x=y"}
-    with pytest.raises(UserError, match="not of the form"):
-        parse_pairs(["a"])
-    with pytest.raises(UserError, match="given twice"):
-        parse_pairs(["a=1", "a=2"])
+    for pairs, message in ((["a"], "not of the form"), (["a=1", "a=2"], "given twice")):
+        with pytest.raises(UserError, match=message):
+            parse_pairs(pairs)
 
 
 @settings_dataclass
@@ -123,17 +109,9 @@ class WithTable:
 
 def test_a_table_takes_entries_as_text_or_as_values():
     settings = WithTable({"type": "A", "norm": {"type": "BN", "eps": 0.1}})
-    changed = with_changes(
-        settings,
-        {
-            "head.norm.eps": "1e-3",
-            "head.in_index": "0,1",
-            "head.strides": "[4]",
-            "head.bias": "none",
-            "head": {"type": "B", "name": "1"},
-            "size": "3",
-        },
-    )
+    changes = {"norm.eps": "1e-3", "in_index": "0,1", "strides": "[4]", "bias": "none"}
+    changes = {f"head.{name}": value for name, value in changes.items()}
+    changed = with_changes(settings, {**changes, "head": {"type": "B", "name": "1"}, "size": "3"})
     assert changed.head == {
         "type": "B",
         "norm": {"type": "BN", "eps": 1e-3},
@@ -143,9 +121,9 @@ def test_a_table_takes_entries_as_text_or_as_values():
         "name": 1,
     }
     assert with_changes(settings, {"head": str(dict(changed.head))}).head == changed.head
-    for changes, message in (
+    for wrong, message in (
         ({"size.x": "3"}, "no setting 'size.x'"),
         ({"head": "B"}, "such as head.type=B"),
     ):
         with pytest.raises(UserError, match=message):
-            with_changes(settings, changes)
+            with_changes(settings, wrong)

@@ -32,18 +32,14 @@ def test_a_part_of_what_a_process_sees_is_named_as_the_process_got_it(
             monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert visible_devices.visible(kind, 2) == expected
+    assert visible_devices.accelerator_ids(kind, 2) == expected
     assert all(
-        f"{name}={value}" in visible_devices.visibility() for name, value in environment.items()
+        f"{name}={value}" in visible_devices.set_variables() for name, value in environment.items()
     )
 
 
-def test_one_accelerator_is_shown_by_the_variables_of_its_type():
-    assert visible_devices.showing_only("xpu", "3") == {"ZE_AFFINITY_MASK": "3"}
-    assert visible_devices.showing_only("cuda", "3")["CUDA_VISIBLE_DEVICES"] == "3"
-    assert visible_devices.showing_only("mps", "0") == {}
-
-
-def test_all_are_hidden_by_empty_variables():
-    assert visible_devices.hiding_all()["CUDA_VISIBLE_DEVICES"] == ""
-    assert "ZE_AFFINITY_MASK" not in visible_devices.hiding_all(), "an empty one shows all"
+def test_one_or_all_are_hidden_by_the_variables_of_their_type():
+    restrict = visible_devices.restrict_accelerators
+    assert restrict("xpu", "3") == {"ZE_AFFINITY_MASK": "3"} and restrict("mps", "0") == {}
+    assert restrict("cuda", "3")["CUDA_VISIBLE_DEVICES"] == "3"
+    assert restrict() == {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cliptex_common.coco_masks import mask_error
+from cliptex_common.dense_maps.coco_masks import mask_error
 from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import read_json
 

@@ -23,7 +23,7 @@ from cliptex_common.device import prefers_bf16
 from cliptex_common.errors import UserError, first_line, report_malformed
 from cliptex_common.files import atomic_write, read_json, write_json
 from cliptex_common.registry import Registry, instance_of
-from cliptex_common.settings import ShareRange, settings_dataclass
+from cliptex_common.settings import ShareRange, one_line_errors, settings_dataclass
 
 if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
     from backbones.cliptex.training.trainer import TrainContext
@@ -174,7 +174,8 @@ class Expert(nn.Module, ABC):
             UserError: no such folder, another expert's, or damaged weights.
         """
         config = read_config(source, cls.name)
-        expert = cls(cls.settings_type(**config["settings"]), tuple(config["classes"]))
+        with one_line_errors():
+            expert = cls(cls.settings_type(**config["settings"]), tuple(config["classes"]))
         path = Path(source) / WEIGHTS
         try:
             expert.load_state_dict(load_file(path))

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from backbones.cliptex.training.contrastive import world
-from cliptex_common.device import is_accelerator, select
+from cliptex_common.device import is_accelerator, set_device
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def processes(device: str | torch.device) -> Iterator[DistContext]:
     device, environment = torch.device(device), torchrun_environment()
     if is_accelerator(device) and "LOCAL_RANK" in environment:
         device = torch.device(device.type, environment["LOCAL_RANK"])
-        select(device)
+        set_device(device)
     created = environment.get("WORLD_SIZE", 1) > 1 and not distributed.is_initialized()
     if created:
         distributed.init_process_group(distributed.get_default_backend_for_device(device))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cliptex_common.errors import UserError, first_line, nearest
+from cliptex_common.errors import UserError, first_line, suggest
 
 PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights are installed with this project
 Colour = tuple[float, float, float]
@@ -48,7 +48,7 @@ def timm_encoder(
     from timm.data import resolve_model_data_config
 
     if not timm.is_model(name):
-        raise UserError(f"no timm encoder {name!r}; {nearest(name, timm.list_models())}")
+        raise UserError(f"no timm encoder {name!r}; {suggest(name, timm.list_models())}")
     packaged = pretrained and name == PACKAGED
     options: dict[str, Any] = {"features_only": True} if features_only else {"num_classes": 0}
     try:

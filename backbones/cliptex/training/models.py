@@ -26,7 +26,7 @@ from backbones.adapters.positions import set_image_size
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.heads import TaskHeads
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import read_json
 
 # A CLIP that learns within minutes on two cores: 64 px, 3.4 M parameters in the image tower, whose
@@ -137,7 +137,7 @@ def _model_config(name: str) -> dict[str, Any]:
         return config
     config = open_clip.get_model_config(name.removeprefix("open_clip/"))
     if config is None:
-        raise UserError(f"no model {name!r}; {nearest(name, [*MODELS, *open_clip.list_models()])}")
+        raise UserError(f"no model {name!r}; {suggest(name, [*MODELS, *open_clip.list_models()])}")
     return config
 
 

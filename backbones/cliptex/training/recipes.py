@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from backbones.cliptex.tasks import PAPER, find_task, ordered, origins, task_names
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import content_key, read_json, read_text
 from cliptex_common.settings import (
     Probability,
@@ -141,14 +141,14 @@ class Recipe:
         """
         names = setting_names()
         if unknown := [name for name in changes if name not in names]:
-            raise UserError(f"no setting {unknown[0]!r}; {nearest(unknown[0], names)}")
+            raise UserError(f"no setting {unknown[0]!r}; {suggest(unknown[0], names)}")
         lambdas = {
             name.removeprefix(LAMBDA): read_value(name, value, NonNegativeFloat)
             for name, value in changes.items()
             if name.startswith(LAMBDA)
         }
         rest = {name: value for name, value in changes.items() if not name.startswith(LAMBDA)}
-        return with_changes(replace(self, lambdas={**self.lambdas, **lambdas}), rest)
+        return with_changes(self, {**rest, "lambdas": lambdas})
 
     def with_precision(self, device: Device) -> Recipe:
         """The recipe with the precision that ``auto`` means on ``device``."""
@@ -228,7 +228,7 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
         recipe = read_recipe(Path(name))
     else:
         raise UserError(
-            f"no recipe {name!r}; {nearest(name, recipe_names())}, or a .json or .toml file"
+            f"no recipe {name!r}; {suggest(name, recipe_names())}, or a .json or .toml file"
         )
     return recipe.changed(parse_pairs(changes))
 
@@ -246,7 +246,7 @@ def read_recipe(path: Path) -> Recipe:
     settings = dict(settings)
     base = settings.pop("recipe", "cliptex")
     if base not in RECIPES:
-        raise UserError(f"recipe {path} builds on {base!r}; {nearest(base, RECIPES)}")
+        raise UserError(f"recipe {path} builds on {base!r}; {suggest(base, RECIPES)}")
     try:
         return RECIPES[base].changed({"name": path.stem, **settings})
     except UserError as error:

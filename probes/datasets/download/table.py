@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from cliptex_common.errors import UserError, nearest
+from cliptex_common.errors import UserError, suggest
 from probes.datasets.download import archives, nyu
 from probes.datasets.download.archives import Unpacker
 
@@ -227,7 +227,7 @@ def find_entry(name: str) -> Entry:
     """The entry called ``name``. Raises ``UserError`` naming the nearest if there is none."""
     if name not in ENTRIES:
         raise UserError(
-            f"cannot download dataset {name!r}; {nearest(name, ENTRIES)} (or wds_NAME, a webdataset"
+            f"cannot download dataset {name!r}; {suggest(name, ENTRIES)} (or wds_NAME, a webdataset"
             " folder)"
         )
     return ENTRIES[name]

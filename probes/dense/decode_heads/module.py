@@ -24,7 +24,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from cliptex_common.errors import UserError, error_summary, nearest
+from cliptex_common.errors import UserError, error_summary, suggest
 from cliptex_common.live_bytes import counting, real_tensors
 from probes.dense.data import dense_sample
 from probes.dense.decode_heads.base import SHIPPED, DenseHead, FeatureMaps
@@ -52,7 +52,7 @@ def parse_head(head: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         if inspect.isclass(each) and each.__module__.startswith("mmseg.models.decode_heads.")
     }
     if name not in classes:
-        raise UserError(f"mmseg has no head {name!r}; {nearest(name, classes)}")
+        raise UserError(f"mmseg has no head {name!r}; {suggest(name, classes)}")
     kind = classes[name]
     if not issubclass(kind, BaseDecodeHead) or issubclass(kind, BaseCascadeDecodeHead):
         raise UserError(

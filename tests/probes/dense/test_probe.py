@@ -221,7 +221,7 @@ def test_the_config_runs_with_plain_mmengine(tmp_path):
     ],
 )
 def test_impossible_settings_are_refused(change, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         DepthSettings(**change)
 
 

@@ -177,7 +177,7 @@ def test_steps_are_skipped_on_the_device_as_on_the_host(pairs, tmp_path, monkeyp
             patch.setattr(clip_trainer, "build_optimizer", build_fused)
             if not skips:
                 patch.setattr(torch, "_fused_adamw_", fused_adamw)
-            device._skips_fused_steps.cache_clear()
+            device.skips_fused_steps.cache_clear()
             recipe = replace(CLIPTEX, ema=0.9)
             return run(recipe, pairs, tmp_path / f"{fused}-{skips}.safetensors", log_every=100)
 
