@@ -169,20 +169,15 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start measuring ``peak_memory`` anew."""
-    if counts_peak_memory(device):
+    if peak_memory(device) is not None:
         torch.get_device_module(device).reset_peak_memory_stats(device)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Most bytes that tensors have taken since ``reset_peak_memory``, where they are counted."""
-    return torch.get_device_module(device).max_memory_allocated(device)
-
-
-def counts_peak_memory(device: torch.device) -> bool:
-    """Whether the backend knows its own peak."""
-    return is_accelerator(device) and hasattr(
-        torch.get_device_module(device), "max_memory_allocated"
-    )
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that tensors have taken since ``reset_peak_memory``; None where the backend does
+    not count them."""
+    count = getattr(torch.get_device_module(device), "max_memory_allocated", None)
+    return count(device) if count and is_accelerator(device) else None
 
 
 def prefers_bf16(device: Device) -> bool:

@@ -18,7 +18,6 @@ from backbones import Backbone
 from backbones.cliptex.cost import count_flops
 from backbones.versions import versions
 from cliptex_common.device import (
-    counts_peak_memory,
     device_name,
     is_accelerator,
     is_out_of_memory,
@@ -43,9 +42,10 @@ def reset_peak(device: torch.device) -> None:
 def peak_mb(device: torch.device) -> float:
     """Peak memory in MB since ``reset_peak``: of an accelerator that counts it, otherwise resident
     memory of this process without its loading processes."""
-    if counts_peak_memory(device):
-        return peak_memory(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak = peak_memory(device)
+    if peak is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak / 1e6
 
 
 def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, float]:

@@ -6,9 +6,9 @@ inferred from the number alone, except ``classes_averaged``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ from torch import nn
 
 from backbones.base import Backbone
 from benchmark.reproduce.targets import Target
-from probes.datasets.base import PreparedDataset, Sample
+from probes.datasets.base import PreparedDataset
 from probes.dense.tasks import DENSE_TASKS
 
 MAX_MAPS = 50  # label maps that are read of a split
 FLOOR = 0.02  # share of the highest rate that counts as none
-UNLABELLED = {
+UNLABELLED = [
     "background or other",
     "ignore",
     "other",
@@ -31,8 +31,9 @@ UNLABELLED = {
     "unlabeled",
     "unlabelled",
     "void",
-}
+]
 FINAL_NORMS = ("norm", "ln_post", "layernorm", "post_layernorm", "final_norm", "norm_post")
+NORMALISED = ("", "visual", "visual.trunk", "vision_model", "model")  # modules that end with one
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,11 @@ def training_images(evidence: Evidence) -> str:
 def size_of_label_maps(evidence: Evidence) -> str:
     """Masks that are stored, and so scored, at 100 px instead of their photographs' size."""
     data, needed = evidence.data, min(_sides(evidence), default=0) // 2
-    if data.spec.kind not in DENSE_TASKS:
-        return ""
-    for sample in _some(data.samples["val"]):
-        if not str(sample.target).endswith(".png"):
-            return ""
-        width, height = Image.open(data.root / sample.target).size
-        if max(width, height) < needed:
-            return f"label maps of val have {width} × {height} px, at which they are scored"
+    if data.spec.kind in DENSE_TASKS:
+        for label_map in _label_maps(data, "val"):
+            width, height = label_map.size
+            if max(width, height) < needed:
+                return f"label maps of val have {width} × {height} px, at which they are scored"
     return ""
 
 
@@ -103,9 +101,8 @@ def label_zero(evidence: Evidence) -> str:
             return f"label 0 ({classes[0]}) is scored as one of {len(classes)} classes"
         return ""
     stored: set[int] = set()
-    for split in ("train", "val"):
-        for sample in _some(data.samples.get(split, [])):
-            stored |= set(np.unique(np.asarray(Image.open(data.root / sample.target))).tolist())
+    for label_map in chain(_label_maps(data, "train"), _label_maps(data, "val")):
+        stored.update(np.unique(np.asarray(label_map)).tolist())
     if data.spec.ignore_index in stored and 0 in stored and len(classes) not in stored:
         return (
             f"label maps hold 0 to {len(classes) - 1} and {data.spec.ignore_index}, so label 0 was"
@@ -120,10 +117,8 @@ def classes_averaged(evidence: Evidence) -> str:
     published = evidence.target.number.value
     if "intersection" not in scores or abs(evidence.ours - published) <= evidence.tolerance:
         return ""
-    hits, predicted, labels = (
-        scores[name].sum(axis=0).astype(float) for name in ("intersection", "prediction", "label")
-    )
-    union = predicted + labels - hits
+    hits, labels = (scores[name].sum(axis=0).astype(float) for name in ("intersection", "label"))
+    union = scores["prediction"].sum(axis=0) + labels - hits
     iou = 100 * hits / np.maximum(union, 1)
     means = {
         "over all classes, absent ones as 0": iou.mean(),
@@ -141,29 +136,24 @@ def final_norm(evidence: Evidence) -> str:
     backbone = evidence.backbone
     if getattr(evidence.settings, "layers", "last") != "last":
         return ""
-    norms = [
-        module
-        for name, module in backbone.model.named_modules()
-        if name.rpartition(".")[2] in FINAL_NORMS
-        and name.rpartition(".")[0] in ("", "visual", "visual.trunk", "vision_model", "model")
-    ]
+    norms = []
+    for name, module in backbone.model.named_modules():
+        parent, _, own = name.rpartition(".")
+        if own in FINAL_NORMS and parent in NORMALISED:
+            norms.append(module)
     if not norms:
         return ""
-    if all(isinstance(norm, nn.Identity) for norm in norms):
+    norms = [norm for norm in norms if not isinstance(norm, nn.Identity)]
+    if not norms:
         return "the backbone's final norm is an identity"
-    calls: list[str] = []
-    hooks = [
-        norm.register_forward_hook(lambda module, _, __: calls.append(type(module).__name__))
-        for norm in norms
-        if not isinstance(norm, nn.Identity)
-    ]
+    calls: list[nn.Module] = []
+    hooks = [norm.register_forward_hook(lambda norm, *_: calls.append(norm)) for norm in norms]
     device = next(backbone.parameters()).device
-    try:
-        with torch.inference_mode():
-            backbone(torch.zeros(1, 3, *_size(backbone), device=device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    sides = (max(1, side // backbone.divisor) * backbone.divisor for side in backbone.data.size)
+    with torch.inference_mode():
+        backbone(torch.zeros(1, 3, *sides, device=device))
+    for hook in hooks:
+        hook.remove()
     return "" if calls else "features do not pass the backbone's final norm"
 
 
@@ -209,21 +199,18 @@ BLOCKING = ("settings", "training images")
 
 def find_causes(evidence: Evidence) -> dict[str, str]:
     """Cause → what was seen, of those that fit."""
-    causes = {name: check(evidence) for name, check in CAUSES.items()}
-    return {name: text for name, text in causes.items() if text}
+    return {name: text for name, check in CAUSES.items() if (text := check(evidence))}
 
 
 def describe_unjudged(evidence: Evidence) -> str:
     """What cannot be judged here, but is often the reason: precision, versions, positions."""
     trained = evidence.backbone.data.size[0]
-    parts = [
-        f"precision {getattr(evidence.settings, 'precision', 'float32')}",
-        f"torch {torch.__version__.partition('+')[0]}",
-    ]
+    precision = getattr(evidence.settings, "precision", "float32")
+    text = f"precision {precision}, torch {torch.__version__.partition('+')[0]}"
     sides = _sides(evidence)
     if sides and sides[0] != trained:
-        parts.append(f"position embeddings interpolated from {trained} to {sides[0]} px")
-    return ", ".join(parts)
+        text += f", position embeddings interpolated from {trained} to {sides[0]} px"
+    return text
 
 
 def _sides(evidence: Evidence) -> tuple[int, ...]:
@@ -232,10 +219,9 @@ def _sides(evidence: Evidence) -> tuple[int, ...]:
     return tuple(crop or filter(None, [getattr(evidence.settings, "size", 0)]))
 
 
-def _some(samples: Sequence[Sample]) -> Sequence[Sample]:
-    return samples[:: max(1, len(samples) // MAX_MAPS)]
-
-
-def _size(backbone: Backbone) -> tuple[int, int]:
-    height, width = (side // backbone.divisor * backbone.divisor for side in backbone.data.size)
-    return max(height, backbone.divisor), max(width, backbone.divisor)
+def _label_maps(data: PreparedDataset, split: str) -> Iterator[Image.Image]:
+    """Some of the files, evenly spaced; none where labels are no pictures."""
+    samples = data.samples.get(split, [])
+    for sample in samples[:: max(1, len(samples) // MAX_MAPS)]:
+        if str(sample.target).endswith(".png"):
+            yield Image.open(data.root / sample.target)

@@ -11,7 +11,6 @@ from benchmark.options import RunOptions
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
 from cliptex_common.errors import UserError
-from cliptex_common.settings import field_names
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.protocols.base import PROTOCOLS
 from probes.registry import tasks
@@ -59,12 +58,8 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult
         )
     for name, task in applicable:
         planned = plan_preset(name, task)
-        settings, needs_text = planned.settings, getattr(planned.probe, "needs_text", False)
-        changes = {
-            key: value
-            for key, value in FEW.items()
-            if key in field_names(type(settings)) and getattr(settings, key)
-        }
+        needs_text = getattr(planned.probe, "needs_text", False)
+        changes = {key: FEW[key] for key in FEW if getattr(planned.settings, key, None)}
         if "epoch_length" in changes:
             changes["epochs"] = "1"
         if sample_axis(planned.probe) == "train_share":

@@ -86,7 +86,7 @@ def test_only_accelerators_in_use_are_seeded(backend, monkeypatch, in_use):
 
 def test_memory_where_the_backend_can_tell(backend):
     assert device.memory(GPU) is None
-    assert not device.counts_peak_memory(GPU) and not device.counts_peak_memory(CPU)
+    assert device.peak_memory(GPU) is None and device.peak_memory(CPU) is None
     backend.recommended_max_memory, backend.driver_allocated_memory = lambda: 10, lambda: 4
     assert device.memory(GPU) == (6, 10)
     backend.mem_get_info = lambda of: (of.index, 8)
@@ -94,7 +94,7 @@ def test_memory_where_the_backend_can_tell(backend):
     backend.mem_get_info = lambda of: torch.empty(-1)
     assert device.memory(GPU) is None, "an integrated GPU cannot tell"
     backend.max_memory_allocated = lambda of: 7
-    assert device.counts_peak_memory(GPU) and device.peak_memory(GPU) == 7
+    assert device.peak_memory(GPU) == 7
 
 
 @pytest.mark.parametrize(

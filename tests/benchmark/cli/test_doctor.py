@@ -43,10 +43,8 @@ def test_datasets(diagnose, tmp_path):
 def test_a_ready_machine(diagnose, capsys, tmp_path):
     code, findings = diagnose()
     assert code == 0
-    assert {findings[name]["state"] for name in ("python", "torch", "mmcv", "home")} <= {
-        "ok",
-        "warn",
-    }
+    states = {findings[name]["state"] for name in ("python", "torch", "mmcv", "home")}
+    assert states <= {"ok", "warn"}
     assert "first run creates it" in findings["mlflow"]["value"]
     assert not list(tmp_path.glob("mlflow.db*"))
     assert main(["doctor"]) == 0
@@ -74,25 +72,19 @@ def test_a_broken_library(diagnose, monkeypatch):
     assert findings["ray"]["state"] == "ok", "the rest is checked"
 
 
-def test_a_gpu_in_use(diagnose, monkeypatch):
-    free = [70e9, 10e9]
-    monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("cliptex_common.device.device_count", lambda: 2)
-    monkeypatch.setattr("cliptex_common.device.device_name", lambda device: "H100")
-    monkeypatch.setattr("cliptex_common.device.memory", lambda device: (free[device.index], 80e9))
-    _, findings = diagnose()
-    assert "70 of 80 GB" in findings["cuda:0"]["value"]
-    assert findings["cuda:1"]["state"] == "warn"
-    assert "CUDA_VISIBLE_DEVICES" in findings["cuda:1"]["remedy"]
-
-
-def test_an_accelerator_that_does_not_tell_its_memory(diagnose, monkeypatch):
-    monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("mps"))
-    monkeypatch.setattr("cliptex_common.device.device_count", lambda: 1)
-    monkeypatch.setattr("cliptex_common.device.device_name", lambda device: "M2")
-    monkeypatch.setattr("cliptex_common.device.memory", lambda device: None)
-    _, findings = diagnose()
-    assert findings["mps:0"]["state"] == "ok" and findings["mps:0"]["value"] == "M2"
+@pytest.mark.parametrize(
+    ("free", "state", "text"),
+    [(70e9, "ok", "70 of 80 GB"), (10e9, "warn", "10 of 80 GB"), (None, "ok", "H100")],
+)
+def test_accelerators(diagnose, monkeypatch, free, state, text):
+    device = "cliptex_common.device"
+    monkeypatch.setattr(f"{device}.current_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(f"{device}.device_count", lambda: 1)
+    monkeypatch.setattr(f"{device}.device_name", lambda device: "H100")
+    monkeypatch.setattr(f"{device}.memory", lambda device: free and (free, 80e9))
+    finding = diagnose()[1]["cuda:0"]
+    assert finding["state"] == state and text in finding["value"]
+    assert ("CUDA_VISIBLE_DEVICES" in finding["remedy"]) == (state == "warn")
 
 
 def test_two_distributions_of_one_library(diagnose, monkeypatch):

@@ -24,8 +24,6 @@ from tests.benchmark.commands import run_command
     ],
 )
 def test_list(kind, name, capsys):
-    assert run_command(f"list {kind}") == 0
-    assert name in capsys.readouterr().out
     assert run_command(f"list {kind} {name}") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(name in line for line in lines)

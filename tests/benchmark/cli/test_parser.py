@@ -52,10 +52,8 @@ def test_commands_that_read_names_take_plugins():
     ("words", "message"),
     [
         ("run --bakbone clip", "unknown argument --bakbone; did you mean --backbone"),
-        ("run --back clip", "unknown argument --back; did you mean --backbone"),  # no abbreviation
         ("lst", "invalid choice: 'lst' (choose from 'run', 'watch', 'list'"),
         ("list taks", "cannot list 'taks'; did you mean tasks"),
-        ("cache ls --kind feature", "unknown --kind feature; did you mean features"),
         ("labels check a b", "unknown argument b; see python -m benchmark labels check"),
         ("run --json", "argument --json: expected one argument"),
         ("watch --backbone clip", "--dir is missing"),
@@ -125,12 +123,10 @@ def test_a_file_may_have_required_options(tmp_path):
         ("seeds: many", "seeds=many: must be a valid integer"),
         ("- a", "must be a table of options"),
         ("a: [", "cannot read --config"),
-        (None, "cannot read --config"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path, refused, text, message):
-    if text is not None:
-        (tmp_path / "run.yaml").write_text(text)
+    (tmp_path / "run.yaml").write_text(text)
     refused(f"run --config {tmp_path}/run.yaml", message)
 
 

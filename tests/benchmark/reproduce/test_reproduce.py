@@ -72,20 +72,8 @@ def golden(workdir, monkeypatch):
         Image.fromarray(np.where(labels == 255, 0, labels + 1).astype(np.uint8)).save(path)
 
     def reproduce(published: float, backbone: str = VIT) -> int:
-        number = PublishedNumber(
-            "golden",
-            (backbone,),
-            "",
-            "golden/linear",
-            "mIoU",
-            published,
-            "",
-            "",
-            "",
-            "golden",
-            "",
-            1.0,
-        )
+        task, texts = ("golden/linear", "mIoU", published), ("", "", "", "golden", "")
+        number = PublishedNumber("golden", (backbone,), "", *task, *texts, 1.0)
         monkeypatch.setattr(targets_module, "published_numbers", lambda: [number])
         return run_command(f"{COMMAND} --backbone {backbone} --data golden=golden")
 
