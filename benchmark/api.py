@@ -70,6 +70,8 @@ class Results:
         import numpy as np
         import pandas as pd
 
+        from reports.artifacts import PER_IMAGE
+
         rows = self.frame.query("task == @task and run != ''")
         if backbone is not None:
             rows = rows.query("backbone == @backbone")
@@ -83,7 +85,7 @@ class Results:
         with TemporaryDirectory() as folder:
             path = mlflow.artifacts.download_artifacts(
                 run_id=rows.run.iloc[0],
-                artifact_path="per_image.npz",
+                artifact_path=PER_IMAGE,
                 dst_path=folder,
                 tracking_uri=self.tracking_uri,
             )

@@ -1,21 +1,21 @@
-"""Records that the parts of a run hand to each other: plain values that any process can read."""
+"""What the parts of a run hand to each other: plain values that any process can read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from backbones.base import Backbone, Weights
 from backbones.versions import PROBING, versions
-from cliptex_common.files import content_key
 from cliptex_common.settings import field_names
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.layers import Layer
 from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
 from probes.registry import DATASETS, PROBES, find_task
+from reports.cell import cell_key
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class BackboneInfo:
 
     def cell_key(self, conditions: Mapping[str, Any], seed: int) -> str:
         """Identity of a cell: backbone weights and layers, conditions of the task and seed."""
-        return content_key({"backbone": self.identity, "protocol": conditions, "seed": seed})
+        return cell_key(self.identity, conditions, seed)
 
 
 @dataclass(frozen=True)
@@ -183,27 +183,3 @@ class ProbeRequest:
         """The dataset of a task, with its spec."""
         data = self.data[task.name]
         return replace(data, spec=task.spec.at(data.root))
-
-
-@dataclass
-class Cell:
-    """The numbers of one backbone, task and seed.
-
-    Attributes:
-        status: ``done``, ``cached`` (finished in an earlier run and reused), ``failed``
-            or ``not applicable``.
-        reason: why it failed or does not apply.
-        seconds: duration; 0 if it was cached.
-        run_id: of its MLflow run.
-        notes: what the user should know of it, one line each.
-    """
-
-    backbone: str
-    task: str
-    seed: int
-    status: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    seconds: float = 0.0
-    run_id: str = ""
-    notes: list[str] = field(default_factory=list)

@@ -17,13 +17,13 @@ from benchmark.execution.estimate import load_seconds, save_seconds
 from benchmark.execution.progress import console
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan, print_notes
-from benchmark.probing.cell import failed_cells, failure_reason, finished_cell, log_backbone
+from benchmark.probing.cell import failed_cells, failure_reason, finished_cell
 from benchmark.probing.data import check_fit, check_trained, declared_data, prepare_data
-from benchmark.probing.parents import Parent
+from benchmark.probing.parents import Parent, log_backbone
 from benchmark.probing.submit import SOON, Probing, unit_name
 from benchmark.probing.unit import describe_backbone, forget_backbone
-from benchmark.records import BackboneInfo, Cell, PlannedTask
-from benchmark.results.outcome import RunResult, as_json, check_writable, suite_average
+from benchmark.records import BackboneInfo, PlannedTask
+from benchmark.results.run_result import RunResult, as_json, check_writable
 from benchmark.stages.graph import Runner, find_results
 from benchmark.stages.session import open_executor_and_tracker
 from benchmark.suites.registry import BackboneSource
@@ -31,8 +31,8 @@ from cliptex_common.files import write_json
 from cliptex_common.locks import lock_path, locked_async, mark_in_use
 from probes.base import missing_capability
 from probes.datasets.base import PreparedDataset
+from reports.cell import Cell
 from reports.mlflow.run import Tracker
-from reports.parts.average import TITLE_TAG
 
 
 def run(options: RunOptions) -> RunResult:
@@ -107,10 +107,16 @@ def known_cells(
     for task in plan.tasks:
         reason = missing_capability(task.probe, backbone, task.settings)  # type: ignore[arg-type]
         if reason:
-            cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason=reason)
+            cells[task.name] = Cell(
+                backbone=backbone.name,
+                task=task.name,
+                seed=seed,
+                status="not applicable",
+                reason=reason,
+            )
         elif tracker is not None and data is not None and not plan.options.force:
             key = backbone.cell_key(task.conditions(data[task.name]), seed)
-            cell = finished_cell(tracker, backbone.name, task.name, seed, key)
+            cell = finished_cell(tracker, key, backbone.name)
             if cell is not None:
                 cells[task.name] = cell
     return cells
@@ -240,21 +246,17 @@ class _PlanRunner:
         parent = Parent(tracker, plan, backbone, source, seed, self.probing.conditions, model)
         with ExitStack() as stack:
             # until the run is RUNNING, another command could resume it as well
-            lock = lock_path("parent", [tracker.uri, plan.experiment, parent.key])
+            lock = lock_path("parent", [tracker.uri, plan.experiment, parent.record.run_key])
             async with locked_async(lock):
                 earlier = None if plan.options.force else parent.find_earlier()
                 if not pending and earlier and parent.is_complete(earlier, cells.values()):
-                    return list(cells.values()), earlier.info.run_id
+                    return list(cells.values()), earlier.run_id
                 run = stack.enter_context(parent.open(earlier, executor.device))
             running = [self._unit(tasks, backbone, seed, run.id, model) for tasks in pending]
             for unit_cells in await asyncio.gather(*running):
                 cells |= {cell.task: cell for cell in unit_cells}
             ordered = [cells[task.name] for task in plan.tasks]
             parent.log_cells(run, ordered)
-            average = suite_average(plan.suite, ordered)
-            if average is not None:
-                run.log_metrics({"average": average})
-                run.set_tags({TITLE_TAG: plan.suite.average})
         return ordered, run.id
 
     async def _unit(

@@ -13,7 +13,7 @@ from backbones.checkpoint import load_checkpoint
 from benchmark.execution.progress import console
 from benchmark.options import WatchOptions
 from benchmark.plan import RunPlan, make_plan
-from benchmark.results.outcome import RunResult
+from benchmark.results.run_result import RunResult
 from benchmark.run import run
 from cliptex_common.errors import UserError
 from cliptex_common.locks import lock_path, locked

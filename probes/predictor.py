@@ -29,8 +29,8 @@ from probes.image_level.attentive import create_head, token_encoder
 from probes.image_level.encode import encode_paths, encoder
 from probes.image_level.linear import LinearHeads, Standardiser
 from probes.image_level.settings import Encoding
+from reports.artifacts import HEAD
 
-FILE = "head/head.safetensors"  # of a task's run
 Picture = str | Path | np.ndarray  # a file, or (H, W, 3) uint8 RGB
 
 
@@ -98,13 +98,13 @@ def _download(run: str, tracking_uri: str | None) -> Head:
     from reports.mlflow.client import tracking_uri as default_uri
 
     client = connect(default_uri(tracking_uri))
-    if FILE not in [artifact.path for artifact in client.list_artifacts(run, "head")]:
+    if HEAD not in [artifact.path for artifact in client.list_artifacts(run, "head")]:
         raise UserError(
             f"run {run} has no head; name a finished run of a task whose probe trains one (not a"
             " parent run)"
         )
     with TemporaryDirectory() as folder:
-        return read_head(Path(client.download_artifacts(run, FILE, folder)))
+        return read_head(Path(client.download_artifacts(run, HEAD, folder)))
 
 
 def write_head(head: Head, path: Path) -> None:

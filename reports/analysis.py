@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from reports.mlflow.query import Scored, Store
+from reports.cell import Cell
+from reports.mlflow.query import Store
 from reports.selection import Selection, TaskProtocol
 from reports.stats.gains import (
     by_task,
@@ -142,13 +143,13 @@ def analyse(
     analysis = Analysis(selection)
     for column in selection.columns:
         in_column = selection.column_cells(column)
-        loaded = parallel(lambda cell: load_scores(store, cell.run, cell.kind), in_column)
-        by_run = {cell.run.id: scores for cell, scores in zip(in_column, loaded, strict=True)}
+        loaded = parallel(lambda cell: load_scores(store, cell), in_column)
+        by_run = {cell.run_id: scores for cell, scores in zip(in_column, loaded, strict=True)}
         for backbone in selection.backbones:
             cells = selection.cells.get((backbone, column), [])
             if cells:
-                scores = [each for cell in cells if (each := by_run[cell.run.id]) is not None]
-                if first := by_run[cells[0].run.id]:
+                scores = [each for cell in cells if (each := by_run[cell.run_id]) is not None]
+                if first := by_run[cells[0].run_id]:
                     analysis.scores[backbone, column] = first
                 analysis.classes[backbone, column] = [s.classes for s in scores if s.classes]
                 complete = len(scores) == len(cells) and len({s.units for s in scores}) == 1
@@ -172,7 +173,7 @@ def _sample(
     analysis: Analysis,
     backbone: str,
     column: TaskProtocol,
-    cells: Sequence[Scored],
+    cells: Sequence[Cell],
     scores: Sequence[ImageScores],
 ) -> None:
     """Add the samples of a backbone's column.

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-FILE = "detections.npz"
 Columns = Mapping[str, np.ndarray]
 TYPES = {
     "image_id": np.int64,

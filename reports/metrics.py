@@ -5,11 +5,7 @@ Reports have no list of metrics of their own.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-
-DECLARED_TAG = "metrics.declared"
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -38,20 +34,3 @@ class Metric:
         One point of a score, next to nothing of other metrics.
         """
         return 1.0 if self.unit == "%" else 1e-6
-
-
-def declare(metrics: Mapping[str, Metric]) -> str:
-    """Metrics, the main one first, as text for the run's tag ``DECLARED_TAG``."""
-    default = asdict(Metric())
-    changed = {
-        name: {key: value for key, value in asdict(metric).items() if value != default[key]}
-        for name, metric in metrics.items()
-    }
-    return json.dumps(changed, ensure_ascii=False, separators=(",", ":"))
-
-
-def declared(tags: Mapping[str, str]) -> dict[str, Metric]:
-    """The metrics that a run declares, the main one first."""
-    return {
-        name: Metric(**fields) for name, fields in json.loads(tags.get(DECLARED_TAG, "{}")).items()
-    }

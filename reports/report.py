@@ -10,7 +10,8 @@ from itertools import chain
 
 from cliptex_common.secrets import hide_secrets
 from reports.analysis import Analysis, analyse
-from reports.mlflow.query import STUDY_TAG, Store, StoredRun
+from reports.cell import Cell, ParentRun, Record
+from reports.mlflow.query import Store
 from reports.parts.average import average_lines
 from reports.parts.axes import axis_figures, axis_lines, mode_changes
 from reports.parts.caveats import caveats
@@ -26,7 +27,7 @@ from reports.parts.study import Study, build_study, find_study, parameter_label
 from reports.parts.tables import Table, count, experts_table, overview, sections
 from reports.parts.verdict import Verdict, power_lines, verdict
 from reports.selection import TaskProtocol, default_experiments, select, without_studies
-from reports.shared.merge import merge
+from reports.shared.merge import read_shared
 
 
 @dataclass
@@ -143,15 +144,14 @@ def build(
     runs = store.runs(experiments)
     counted, notes = _same_as(request.same_as, without_studies(runs))
     if request.shared:
-        merged = merge(request.shared, counted, store)
-        counted, notes = [*counted, *merged.runs], [*notes, *merged.notes]
+        shared, about_shared = read_shared(request.shared, counted, store)
+        counted, notes = [*counted, *shared], [*notes, *about_shared]
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
-    names = sorted({run.tags[STUDY_TAG] for run in runs if STUDY_TAG in run.tags})
     studies = [
-        build_study(name, [run for run in runs if run.tags.get(STUDY_TAG) == name], store)
-        for name in names
+        build_study(name, [run for run in runs if run.study == name], store)
+        for name in sorted({run.study for run in runs} - {""})
     ]
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
     date = _now()
@@ -194,37 +194,32 @@ def build(
     )
 
 
-def _same_as(parents: Sequence[str], runs: list[StoredRun]) -> tuple[list[StoredRun], list[str]]:
+def _same_as(parents: Sequence[str], runs: list[Record]) -> tuple[list[Record], list[str]]:
     """The runs with the protocols and weights of ``parents``, and notes about the others.
 
     So a page that is attached to a run agrees with that run.
     """
-    own = [run for run in runs if run.id in parents]
-    protocols = {
-        value for run in own for tag, value in run.tags.items() if tag.startswith("protocol.")
-    }
+    own = [run for run in runs if isinstance(run, ParentRun) and run.run_id in parents]
+    protocols = {protocol for run in own for protocol in run.protocols.values()}
     if not protocols:
         return runs, []
-    weights = {_identity(run): run.tags.get("weights.sha256") for run in own}
+    weights = {(run.backbone, run.seed): run.weights for run in own}
+    backbones = {backbone for backbone, _ in weights}
 
-    def has_same_weights(run: StoredRun) -> bool:
-        sha256 = run.tags.get("weights.sha256")
-        return sha256 is None or weights.get(_identity(run), sha256) == sha256
+    def has_same_weights(run: Record) -> bool:
+        if not isinstance(run, Cell | ParentRun):
+            return True
+        return weights.get((run.backbone, run.seed), run.weights) == run.weights
 
     same_weights = list(filter(has_same_weights, runs))
-    same = [run for run in same_weights if run.tags.get("protocol", "") in {"", *protocols}]
-    backbones = {backbone for backbone, _ in weights}
-    own_backbones = [run for run in same_weights if run.tags.get("backbone") in backbones]
-    foreign = {run.tags.get("protocol", "") for run in own_backbones} - {"", *protocols}
-    subjects = [f"Runs under {count(len(foreign), 'other protocol')}"] if foreign else []
+    cells = [run for run in same_weights if isinstance(run, Cell)]
+    others = {cell.protocol for cell in cells if cell.backbone in backbones} - protocols
+    same = [run for run in same_weights if not isinstance(run, Cell) or run.protocol in protocols]
+    subjects = [f"Runs under {count(len(others), 'other protocol')}"] if others else []
     if len(same_weights) < len(runs):
         subjects.append("Runs of other weights under the same names")
     ending = "are left out here; python -m benchmark report shows them."
     return same, [f"{subject} {ending}" for subject in subjects]
-
-
-def _identity(run: StoredRun) -> tuple[str, str]:
-    return run.tags.get("backbone", ""), run.tags.get("seed", "")
 
 
 def _study_report(store: Store, request: Request, name: str) -> Report:

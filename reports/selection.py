@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from cliptex_common.errors import suggest
+from reports.cell import Cell, ParentRun, Record, task_tag
 from reports.errors import TrackingError
 from reports.metrics import Metric
-from reports.mlflow.client import metric_key
-from reports.mlflow.query import STUDY_TAG, Scored, Store, StoredRun, scored
-from reports.mlflow.views import MAIN_TAG
+from reports.mlflow.query import Store
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 
@@ -69,6 +68,7 @@ class Selection:
         missing: (backbone, column) → why there is no number.
         seeds: backbone → its seeds.
         parents: (backbone, seed) → the newest parent run.
+        runs: id → every run of the experiments.
         notes: what was left out and why, one line each.
     """
 
@@ -76,14 +76,14 @@ class Selection:
     backbones: list[str]
     baseline: str
     columns: list[TaskProtocol]
-    cells: dict[tuple[str, TaskProtocol], list[Scored]]
+    cells: dict[tuple[str, TaskProtocol], list[Cell]]
     missing: dict[tuple[str, TaskProtocol], str]
     seeds: dict[str, list[int]]
-    parents: dict[tuple[str, int], StoredRun]
-    runs: dict[str, StoredRun]
+    parents: dict[tuple[str, int], ParentRun]
+    runs: dict[str, Record]
     notes: list[str] = field(default_factory=list)
 
-    def parent(self, backbone: str) -> StoredRun | None:
+    def parent(self, backbone: str) -> ParentRun | None:
         """The parent run of a backbone's first seed, if it is stored."""
         return next((run for (name, _), run in self.parents.items() if name == backbone), None)
 
@@ -92,14 +92,14 @@ class Selection:
         """Backbone → who shared its results, of backbones without results in the store."""
         sources: dict[str, set[str]] = defaultdict(set)
         for (name, _), cells in self.cells.items():
-            sources[name] |= {cell.run.source for cell in cells}
+            sources[name] |= {cell.source for cell in cells}
         return {
             name: ", ".join(sorted(sources[name]))
             for name in self.backbones
             if name in sources and "" not in sources[name]
         }
 
-    def column_cells(self, column: TaskProtocol) -> list[Scored]:
+    def column_cells(self, column: TaskProtocol) -> list[Cell]:
         """The cells of a column, by backbone and seed."""
         return [cell for name in self.backbones for cell in self.cells.get((name, column), ())]
 
@@ -125,16 +125,16 @@ def default_experiments(store: Store) -> list[str]:
     )
 
 
-def without_studies(runs: Sequence[StoredRun]) -> list[StoredRun]:
+def without_studies(runs: Sequence[Record]) -> list[Record]:
     """The runs that are not part of a sweep: a trial's tasks are compared with other trials."""
-    in_study = {run.id for run in runs if STUDY_TAG in run.tags}
-    while more := {run.id for run in runs if run.parent in in_study} - in_study:
+    in_study = {run.run_id for run in runs if run.study}
+    while more := {run.run_id for run in runs if run.parent in in_study} - in_study:
         in_study |= more
-    return [run for run in runs if run.id not in in_study]
+    return [run for run in runs if run.run_id not in in_study]
 
 
 def select(
-    runs: Sequence[StoredRun],
+    runs: Sequence[Record],
     experiments: Sequence[str],
     backbones: Sequence[str] = (),
     baseline: str | None = None,
@@ -154,7 +154,7 @@ def select(
         TrackingError: no finished run, or a backbone, baseline or task without one.
     """
     shown = ", ".join(experiments)
-    every = scored(runs)
+    every = _cells(runs)
     task_names = {cell.task for cell in every}
     for task in tasks if task_names else ():
         if task not in task_names:
@@ -163,7 +163,7 @@ def select(
             )
     every = [cell for cell in every if not tasks or cell.task in tasks]
     if not any(cell.metrics for cell in every):
-        reasons = Counter(cell.reason for cell in every if cell.reason).most_common(1)
+        reasons = Counter(cell.failure for cell in every if cell.failure).most_common(1)
         why = f" ({len(every)} tasks: {reasons[0][0]})" if reasons else ""
         raise TrackingError(
             f"no finished task in experiment {shown}{why}; run `python -m benchmark run` first"
@@ -177,16 +177,18 @@ def select(
     newest, notes = _newest(cells, runs)
     unfinished = [cell for cell in cells if not cell.metrics]
     columns = _columns(newest, unfinished, _task_order(runs))
-    grid: dict[tuple[str, TaskProtocol], list[Scored]] = defaultdict(list)
+    grid: dict[tuple[str, TaskProtocol], list[Cell]] = defaultdict(list)
     by_protocol = {(column.task, column.protocol): column for column in columns}
     for cell in sorted(newest, key=lambda cell: cell.seed):
         grid[cell.backbone, by_protocol[cell.task, cell.protocol]].append(cell)
-    by_id = {run.id: run for run in runs}
-    parents: dict[tuple[str, int], StoredRun] = {}
+    by_id = {run.run_id: run for run in runs}
+    parents: dict[tuple[str, int], ParentRun] = {}
     for cell in newest:
         key = cell.backbone, cell.seed
         run = by_id.get(cell.parent)
-        if run and (key not in parents or run.started > parents[key].started):
+        if isinstance(run, ParentRun) and (
+            key not in parents or run.started > parents[key].started
+        ):
             parents[key] = run
     missing = {
         (name, column): _missing_reason(name, column, cells, newest, runs)
@@ -208,9 +210,23 @@ def select(
     )
 
 
-def _backbones(
-    cells: Sequence[Scored], backbones: Sequence[str], baseline: str | None
-) -> list[str]:
+def _parents(runs: Sequence[Record]) -> list[ParentRun]:
+    return [run for run in runs if isinstance(run, ParentRun)]
+
+
+def _cells(runs: Sequence[Record]) -> list[Cell]:
+    """The cells among ``runs``, also under the backbones of parents that reused them."""
+    by_id = {run.run_id: run for run in runs if isinstance(run, Cell)}
+    cells = {(cell.run_id, cell.backbone): cell for cell in by_id.values()}
+    for parent in _parents(runs):
+        for child in parent.reused.values():
+            if child in by_id and (child, parent.backbone) not in cells:
+                changes = {"backbone": parent.backbone, "parent": parent.run_id}
+                cells[child, parent.backbone] = by_id[child].model_copy(update=changes)
+    return list(cells.values())
+
+
+def _backbones(cells: Sequence[Cell], backbones: Sequence[str], baseline: str | None) -> list[str]:
     finished = list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics))
     names = list(dict.fromkeys(backbones)) or list(finished)
     if baseline and baseline not in names:
@@ -224,37 +240,34 @@ def _backbones(
     return names
 
 
-def _cells_of(cells: Sequence[Scored], name: str) -> list[Scored]:
+def _cells_of(cells: Sequence[Cell], name: str) -> list[Cell]:
     """The cells of a backbone, or of ``NAME@SHA``, under that name."""
     backbone, at, sha = name.rpartition("@")
     if not at:
         return [cell for cell in cells if cell.backbone == name]
     return [
-        replace(cell, backbone=name)
+        cell.model_copy(update={"backbone": name})
         for cell in cells
         if cell.backbone == backbone and cell.weights.startswith(sha)
     ]
 
 
-def _newest(cells: Sequence[Scored], runs: Sequence[StoredRun]) -> tuple[list[Scored], list[str]]:
+def _newest(cells: Sequence[Cell], runs: Sequence[Record]) -> tuple[list[Cell], list[str]]:
     """The newest of equal cells, with the weights that the backbone's seed ran last.
 
     No row mixes two sets of weights. A run that finds its cells finished writes no new ones, so the
     time of the parent runs decides which weights ran last.
     """
     finished = sorted(
-        (cell for cell in cells if cell.metrics), key=lambda cell: (cell.run.started, cell.run.id)
+        (cell for cell in cells if cell.metrics), key=lambda cell: (cell.started, cell.run_id)
     )
-    identities = {(cell.backbone, str(cell.seed), cell.weights) for cell in finished}
-    used = [(cell.run.started, cell.backbone, str(cell.seed), cell.weights) for cell in finished]
-    for run in runs:
-        backbone, seed, sha256 = (
-            run.tags.get(tag, "") for tag in ("backbone", "seed", "weights.sha256")
-        )
-        if run.is_parent and (backbone, seed, sha256) in identities:
-            used.append((run.started, backbone, seed, sha256))
-    weights = {(backbone, int(seed)): sha for _, backbone, seed, sha in sorted(used)}
-    newest: dict[tuple, Scored] = {}
+    identities = {(cell.backbone, cell.seed, cell.weights) for cell in finished}
+    used = [(cell.started, cell.backbone, cell.seed, cell.weights) for cell in finished]
+    for run in _parents(runs):
+        if (run.backbone, run.seed, run.weights) in identities:
+            used.append((run.started, run.backbone, run.seed, run.weights))
+    weights = {(backbone, seed): sha256 for _, backbone, seed, sha256 in sorted(used)}
+    newest: dict[tuple, Cell] = {}
     older = Counter[str]()
     for cell in finished:
         if cell.weights == weights[cell.backbone, cell.seed]:
@@ -269,30 +282,26 @@ def _newest(cells: Sequence[Scored], runs: Sequence[StoredRun]) -> tuple[list[Sc
     return list(newest.values()), notes
 
 
-def _task_order(runs: Sequence[StoredRun]) -> list[str]:
+def _task_order(runs: Sequence[Record]) -> list[str]:
     """Tasks in the suite's order, as parent runs record it; the one with most tasks decides."""
-    recorded = [
-        run.tags[MAIN_TAG].split(",")
-        for run in sorted(runs, key=lambda run: -run.started)
-        if run.is_parent and MAIN_TAG in run.tags
-    ]
+    recorded = [run.main_metrics for run in sorted(_parents(runs), key=lambda run: -run.started)]
     longest_first = sorted(recorded, key=len, reverse=True)
     return list(dict.fromkeys(name.rpartition("/")[0] for names in longest_first for name in names))
 
 
 def _columns(
-    finished: Sequence[Scored], unfinished: Sequence[Scored], order: Sequence[str]
+    finished: Sequence[Cell], unfinished: Sequence[Cell], order: Sequence[str]
 ) -> list[TaskProtocol]:
     """One for each task and protocol; several protocols of a task get letters, oldest first.
 
     A task that nobody finished is a column without numbers, under its last protocol. Tasks that are
     not in ``order`` come last.
     """
-    first: dict[tuple[str, str], Scored] = {}
-    for cell in sorted(finished, key=lambda cell: cell.run.started):
+    first: dict[tuple[str, str], Cell] = {}
+    for cell in sorted(finished, key=lambda cell: cell.started):
         first.setdefault((cell.task, cell.protocol), cell)
     scored_tasks = {task for task, _ in first}
-    latest = {cell.task: cell for cell in sorted(unfinished, key=lambda cell: cell.run.started)}
+    latest = {cell.task: cell for cell in sorted(unfinished, key=lambda cell: cell.started)}
     for task, cell in latest.items():
         if task not in scored_tasks:
             first[task, cell.protocol] = cell
@@ -312,27 +321,25 @@ def _columns(
 def _missing_reason(
     name: str,
     column: TaskProtocol,
-    cells: Sequence[Scored],
-    newest: Sequence[Scored],
-    runs: Sequence[StoredRun],
+    cells: Sequence[Cell],
+    newest: Sequence[Cell],
+    runs: Sequence[Record],
 ) -> str:
     mine = [cell for cell in cells if cell.backbone == name and cell.task == column.task]
-    unfinished = sorted(
-        (cell for cell in mine if not cell.metrics), key=lambda cell: cell.run.started
-    )
+    unfinished = sorted((cell for cell in mine if not cell.metrics), key=lambda cell: cell.started)
     same_protocol = [cell for cell in unfinished if cell.protocol == column.protocol]
     if same_protocol:
-        return same_protocol[-1].reason or "no value on this data"
+        return same_protocol[-1].failure or "no value on this data"
     if any(cell.protocol == column.protocol for cell in mine):
         return "only with older weights"
     if any(cell.task == column.task for cell in newest if cell.backbone == name):
         return "other protocol"
     if unfinished:
-        return f"other protocol: {unfinished[-1].reason or 'no value'}"
+        return f"other protocol: {unfinished[-1].failure or 'no value'}"
     backbone = name.rpartition("@")[0] or name
-    planned = metric_key(f"protocol.{column.task.replace('/', '.')}")
-    for run in runs:
-        finished = run.is_parent and run.status == "FINISHED"
-        if finished and run.tags.get("backbone") == backbone and planned in run.tags:
-            return "not applicable"
-    return "not run"
+    planned = any(
+        run.backbone == backbone and task_tag(column.task) in run.protocols
+        for run in _parents(runs)
+        if run.is_finished
+    )
+    return "not applicable" if planned else "not run"

@@ -12,7 +12,7 @@ Files = Annotated[Names, {"nargs": "+"}]
 
 
 @options_dataclass
-class Export(TrackingOptions, PluginOptions):
+class ExportResults(TrackingOptions, PluginOptions):
     """Write the results of an experiment into one file that others can compare with.
 
     examples:
@@ -36,11 +36,13 @@ class Export(TrackingOptions, PluginOptions):
         from benchmark.execution.progress import console
         from reports.mlflow.query import Store
         from reports.selection import default_experiments
-        from reports.shared.export import export
+        from reports.shared.export import export_results
 
         store = Store(self.tracking_uri)
         experiments = self.experiment or default_experiments(store)
-        written = export(store, experiments, self.out, self.backbones, self.tasks, self.source)
+        written = export_results(
+            store, experiments, self.out, self.backbones, self.tasks, self.source
+        )
         for note in written.notes:
             console.print(f"  note · {note}", style="dim", markup=False)
         names = ", ".join(written.backbones)
@@ -50,7 +52,7 @@ class Export(TrackingOptions, PluginOptions):
 
 
 @options_dataclass
-class Check(PluginOptions):
+class CheckResults(PluginOptions):
     """Verify files of shared results: checksums, identities, and every metric, computed again.
 
     examples:
@@ -65,14 +67,14 @@ class Check(PluginOptions):
         from benchmark.execution.progress import console
         from benchmark.execution.unit import threads
         from reports.shared.archive import read_archive
-        from reports.shared.check import verify
+        from reports.shared.check import check_results
         from reports.shared.merge import find_files
 
         for title, content in [file for path in self.files for file in find_files(path)]:
             results = read_archive(content, title)
             with threads(1):  # several spend twice the time on products as small as these
-                scores = verify(results)
-            names = {run.tags["backbone"] for run in results.runs}
+                scores = check_results(results)
+            names = {cell.backbone for cell in results.cells}
             console.print(
                 f"{title}: {len(scores)} results of {len(names)} backbones agree with their"
                 " per-image scores"
@@ -81,7 +83,7 @@ class Check(PluginOptions):
 
 
 @options_dataclass
-class Page(PluginOptions):
+class LeaderboardPage(PluginOptions):
     """Write a leaderboard of shared results: one page that needs no server and no network.
 
     examples:
@@ -121,4 +123,4 @@ class Page(PluginOptions):
         return 0
 
 
-COMMAND = {"export": Export, "check": Check, "page": Page}
+COMMAND = {"export": ExportResults, "check": CheckResults, "page": LeaderboardPage}

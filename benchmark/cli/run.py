@@ -13,7 +13,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import options_dataclass
 
 if TYPE_CHECKING:
-    from benchmark.results.outcome import RunResult
+    from benchmark.results.run_result import RunResult
     from reports.report import Report
 
 

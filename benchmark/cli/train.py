@@ -110,7 +110,7 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
     def _check_output(self) -> None:
         """Raise ``UserError`` if ``--out`` is the initial weights or not written by a training."""
         from backbones.checkpoint import is_suite_checkpoint
-        from benchmark.results.outcome import check_writable
+        from benchmark.results.run_result import check_writable
 
         if not self.out.is_file():
             if not self.dry_run:

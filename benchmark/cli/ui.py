@@ -69,7 +69,7 @@ def _link(ui: str, uri: str, experiment: str | None) -> str:
     """The list of an experiment's runs; MLflow opens an experiment on its language-model view."""
     from reports.errors import TrackingError
     from reports.mlflow.query import Store
-    from reports.mlflow.views import runs_link, save_view
+    from reports.mlflow.views import save_view, view_link
     from reports.selection import default_experiments
 
     store = Store(uri)
@@ -79,4 +79,4 @@ def _link(ui: str, uri: str, experiment: str | None) -> str:
         return ui
     identity = store.experiment_ids([name])[name]
     save_view(store.client, identity)
-    return runs_link(ui, store.client, identity)
+    return view_link(ui, identity)

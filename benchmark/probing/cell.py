@@ -1,4 +1,4 @@
-"""One cell – backbone × task × seed – as a child run in MLflow: run, or read back if finished."""
+"""Cells – backbone × task × seed – as runs in MLflow: computed, or read back if finished."""
 
 from __future__ import annotations
 
@@ -19,31 +19,27 @@ from benchmark.execution import WorkerLost
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
-from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
-from benchmark.results.table import format_number
+from benchmark.records import PlannedTask, ProbeRequest
 from cliptex_common.device import device_name, is_out_of_memory
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
 from cliptex_common.files import content_key, home, read_json_object, write_json
 from cliptex_common.locks import lock_path, locked
 from cliptex_common.out_of_memory import out_of_memory
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
-from probes.datasets.base import PreparedDataset
 from probes.datasets.share import with_share
 from probes.dense.tasks import DENSE_TASKS
 from probes.features import budget
 from probes.image_level.parts import part_features
 from probes.layers import at_layers
-from probes.predictor import FILE as HEAD
 from probes.predictor import write_head
-from reports.detections import FILE as DETECTIONS
+from reports import artifacts
+from reports.cell import COST, Cell
 from reports.detections import to_columns
-from reports.metrics import DECLARED_TAG, declare
-from reports.mlflow.client import metric_key
-from reports.mlflow.models import logged_model
-from reports.mlflow.run import NOTE_TAG, Run, Tracker
-from reports.parts.axes import PARTS
+from reports.mlflow.client import PARENT_TAG
+from reports.mlflow.query import read_run
+from reports.mlflow.run import Run, Tracker
 
-STARTED = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
+RUN_FILE = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
 
 
 @dataclass(frozen=True)
@@ -76,24 +72,19 @@ class CellContext:
         return at_layers(context, task.encoded_layers)
 
 
-def finished_cell(
-    tracker: Tracker, backbone: str, task: str, seed: int, key: str, parent: str = ""
-) -> Cell | None:
+def finished_cell(tracker: Tracker, key: str, backbone: str, parent: str = "") -> Cell | None:
     """The finished cell with identity ``key``, or None.
 
     Args:
+        backbone: name under which it is asked for; equal weights may have another one, too.
         parent: accept only a run under this parent run; '' accepts any.
     """
-    tags = {"cell": key, **({"mlflow.parentRunId": parent} if parent else {})}
+    tags = {"cell": key, **({PARENT_TAG: parent} if parent else {})}
     run = tracker.finished(**tags)
     if run is None:
         return None
-    metrics = {
-        name: run.data.metrics[metric_key(name)]
-        for name in run.data.tags.get("metrics", "").split(",")
-        if metric_key(name) in run.data.metrics
-    }
-    return Cell(backbone, task, seed, "cached", metrics, run_id=run.info.run_id)
+    changes = {"backbone": backbone, "status": "cached", "costs": {}}
+    return read_run(run).model_copy(update=changes)  # type: ignore[return-value]
 
 
 def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
@@ -111,9 +102,9 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
     cells: list[Cell] = []
     started, bytes_before = time.perf_counter(), budget.reserved_bytes
     with ExitStack() as stack:
-        opened = [stack.enter_context(_child_run(context, task)) for task in tasks]
+        opened = [stack.enter_context(_open(context, task)) for task in tasks]
         reset_peak(context.device)
-        contexts = [probe_context for probe_context, _ in opened]
+        contexts = [probe_context for _, probe_context, _ in opened]
         probes = [task.probe for task in tasks]
         results = _run_probes(list(zip(probes, contexts, strict=True)))
         shared_cost = {
@@ -121,20 +112,23 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
             "disk_bytes": (budget.reserved_bytes - bytes_before) / len(tasks),
             "peak_memory_mb": peak_mb(context.device),
         }
-        for task, (probe_context, run), result in zip(tasks, opened, results, strict=True):
-            cost = {**probe_context.cost.metrics(), **shared_cost}
+        for task, (cell, probe_context, run), result in zip(tasks, opened, results, strict=True):
+            costs = {**probe_context.cost.metrics(), **shared_cost}
             try:
                 if isinstance(result, Exception):
                     raise result
-                cell = _log_result(task, probe_context, run, result, cost, context.unit.model)
-                value = format_number(cell.metrics.get(task.main_metric))
+                cell = _with_result(cell, task, probe_context, result, costs)
+                _log(cell, run, context.unit.model)
+                _log_files(task, probe_context, run, result)
+                value = cell.metrics.get(cell.main, np.nan)
                 console.print(
-                    f"  {cell.backbone} · seed {cell.seed} · {task.name}: {task.main_metric}"
-                    f" {value}  {cell.seconds:.0f} s"
+                    f"  {cell.backbone} · seed {cell.seed} · {cell.task}: {cell.main}"
+                    f" {value:.4g}  {cell.seconds:.0f} s"
                 )
             except Exception as error:
                 reason = failure_reason(error)
-                (cell,) = failed_cells(context.backbone.name, context.unit.seed, [task], reason)
+                failed = {"status": "failed", "reason": reason, "metrics": {}, "costs": {}}
+                cell = cell.model_copy(update=failed)
                 run.fail(reason)
             cells.append(cell)
     for cell in cells:
@@ -172,165 +166,138 @@ def failure_reason(error: Exception) -> str:
 
 def failed_cells(backbone: str, seed: int, tasks: Sequence[PlannedTask], reason: str) -> list[Cell]:
     """The cells of tasks that have no result."""
-    return [Cell(backbone, task.name, seed, "failed", reason=reason) for task in tasks]
+    return [
+        Cell(backbone=backbone, task=task.name, seed=seed, status="failed", reason=reason)
+        for task in tasks
+    ]
 
 
 @contextmanager
-def _child_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Context, Run]]:
-    """The context of a cell's probe and its MLflow run."""
+def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Context, Run]]:
+    """A cell without result, the context of its probe, and its MLflow run."""
     unit, data = context.unit, context.unit.dataset(task)
-    backbone, key, conditions = unit.backbone, unit.cell_keys[task.name], task.conditions(data)
-    tags = {
-        "task": task.name,
-        "dataset": task.spec.name,
-        "kind": task.spec.kind,
-        "probe": task.probe.name,
-        "backbone": backbone.name,
-        "weights.sha256": backbone.weights.sha256,
-        "seed": str(unit.seed),
-        "suite": unit.suite,
-        "device.kind": device_name(context.device),
-        "threads": str(torch.get_num_threads()),
-        "protocol": content_key(conditions),
-        "cell": key,
-        "data.fingerprint": data.fingerprint,
-        "data.partial": str(data.partial).lower(),
-        "preset": getattr(task.settings, "protocol", "own"),
-        "differs": task.deviations(data),
-        "metrics": ",".join(task.probe.metrics),
-        DECLARED_TAG: declare(task.probe.metrics),
-    }
+    backbone, conditions = unit.backbone, task.conditions(data)
+    cell = Cell(
+        name=task.name,
+        backbone=backbone.name,
+        weights=backbone.weights.sha256,
+        task=task.name,
+        dataset=task.spec.name,
+        kind=task.spec.kind,
+        probe=task.probe.name,
+        seed=unit.seed,
+        suite=unit.suite,
+        device=device_name(context.device),
+        threads=str(torch.get_num_threads()),
+        protocol=content_key(conditions),
+        key=unit.cell_keys[task.name],
+        fingerprint=data.fingerprint,
+        partial=data.partial,
+        preset=getattr(task.settings, "protocol", "own"),
+        differs=task.deviations(data),
+        declared=dict(task.probe.metrics),
+    )
     params = {"backbone": backbone.name, "seed": unit.seed, **conditions["settings"]}
     if task.train_share < 1:
         params["train_share"] = task.train_share
-    work_dir = _work_dir(key)
+    work_dir = _work_dir(cell.key)
     work_dir.mkdir(parents=True, exist_ok=True)
     # an interrupted or failed cell continues in its own run, so that its curves are complete
-    started = context.tracker.find_run(read_json_object(work_dir / STARTED).get("run"))
+    started = context.tracker.find_run(read_json_object(work_dir / RUN_FILE).get("run"))
     resume = None
     if started is not None and started.info.status != "FINISHED":
         resume = started.info.run_id
         reporter().mark_resumed()
     with context.tracker.run(
         task.name,
-        tags=tags,
+        tags=cell.to_tags(),
         params=params,
         parent=context.parent,
         resume=resume,
         monitored=True,
     ) as run:
-        write_json(work_dir / STARTED, {"cell": key, "run": run.id})
-        log_dataset(run, data)
+        write_json(work_dir / RUN_FILE, {"cell": cell.key, "run": run.id})
+        run.log_dataset(
+            data.spec.name,
+            data.fingerprint,
+            "probing",
+            source=str(data.root.resolve()),
+            **{split: len(samples) for split, samples in data.samples.items()},
+        )
         run.log_models(inputs=[unit.model])
-        run.log_json(conditions, "protocol.json")
-        yield context.of_task(task, work_dir, run, reporter()), run
+        run.log_json(conditions, artifacts.PROTOCOL)
+        cell = cell.model_copy(update={"run_id": run.id})
+        yield cell, context.of_task(task, work_dir, run, reporter()), run
 
 
-def _work_dir(cell: str) -> Path:
+def _work_dir(key: str) -> Path:
     """A cell's scratch folder, from which it resumes; removed when the cell is finished."""
-    return home() / "work" / cell
+    return home() / "work" / key
 
 
-def log_backbone(tracker: Tracker, backbone: BackboneInfo, trained_by: str = "") -> str:
-    """The id of the backbone's LoggedModel, which is created if the experiment has none of these
-    weights. ``trained_by`` is the run that trained them."""
-    weights = backbone.weights
-    tags = {
-        "backbone": backbone.name,
-        "weights.source": weights.source,
-        "weights.licence": weights.licence,
-    }
-    return logged_model(tracker, backbone.name, weights.sha256, backbone.params, tags, trained_by)
-
-
-def log_dataset(run: Run, data: PreparedDataset) -> None:
-    """Log a dataset, with the sizes of its splits, as an input of a run."""
-    sizes = {split: len(samples) for split, samples in data.samples.items()}
-    run.log_dataset(
-        data.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()), **sizes
-    )
-
-
-def _log_result(
-    task: PlannedTask,
-    context: Context,
-    run: Run,
-    result: TaskResult,
-    cost: Mapping[str, float],
-    model: str,
+def _with_result(
+    cell: Cell, task: PlannedTask, context: Context, result: TaskResult, costs: Mapping[str, float]
 ) -> Cell:
-    """Log a result into the cell's run: the metrics that the probe declares, files, notes.
-    Returns the cell."""
+    """The cell with the metrics that the probe declares, and its notes."""
     data = context.data
-    metrics = {name: result.metrics[name] for name in task.probe.metrics if name in result.metrics}
-    finite = [name for name, value in metrics.items() if np.isfinite(value)]
-    notes = [
-        *result.notes,
-        *context.cost.notes,
-        *filter(None, [task.deviations(data)]),
-        *data.notes,
-    ]
+    metrics = {name: result.metrics[name] for name in cell.declared if name in result.metrics}
+    notes = [*result.notes, *context.cost.notes, *filter(None, [cell.differs]), *data.notes]
     if data.skipped:
         path, reason = data.skipped[0]
         count = len(data.skipped)
         notes.append(f"{count} unreadable samples were skipped, the first is {path} ({reason})")
-    conditions = task.conditions(data)
+    return cell.model_copy(update={"metrics": metrics, "costs": dict(costs), "notes": tuple(notes)})
+
+
+def _log(cell: Cell, run: Run, model: str) -> None:
+    """Log the numbers and notes of a cell; ``model`` is the id of the backbone's LoggedModel."""
     # the Models page has one column for each "dataset": one task under the same conditions
     scored = {
         "model_id": model,
-        "dataset_name": task.name,
-        "dataset_digest": content_key(conditions)[:36],
+        "dataset_name": cell.task,
+        "dataset_digest": cell.protocol,
     }
-    run.log_metrics(metrics, scored=scored)
-    run.log_metrics({f"cost/{name}": value for name, value in cost.items()})
-    description = {NOTE_TAG: "\n".join(f"* {note}" for note in notes)} if notes else {}
-    run.set_tags({"metrics": ",".join(finite), **description})
-    run.log_json(
-        {name: metrics[name] if name in finite else None for name in metrics}, "metrics.json"
-    )
+    run.log_metrics(cell.metrics, scored=scored)
+    run.log_metrics({f"{COST}{name}": value for name, value in cell.costs.items()})
+    if cell.notes:
+        run.describe("\n".join(f"* {note}" for note in cell.notes))
+    finite = {name: v if np.isfinite(v) else None for name, v in cell.metrics.items()}
+    run.log_json(finite, artifacts.METRICS)
+
+
+def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult) -> None:
+    """Log config, per-image scores, parts of images, detections, the head, pictures and logs."""
     config = task.probe.config(context)
     run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
+    per_image = dict(result.per_image)
     dense_task = DENSE_TASKS.get(task.spec.kind)
     if task.spec.kind == "detection" or (dense_task and dense_task.has_classes):
-        # class names, for per-class tables; the one array here with an entry per class instead of
-        # per image (a probe that scores more than the dataset's gives its own)
-        result.per_image.setdefault("classes", np.array(data.classes))
-    _log_files(run, result, part_features(context) if task.varies("size") else {})
-    # MMEngine's log is TIME/TIME.log or SUB/TIME/TIME.log: log it in the folder log or log/SUB
-    for log in sorted(context.work_dir.rglob("*.log")):
-        run.log_file(log, "/".join(["log", *log.relative_to(context.work_dir).parts[:-2]]))
-    return Cell(
-        context.backbone.name,
-        task.name,
-        context.seed,
-        "done",
-        metrics,
-        seconds=cost["seconds"],
-        run_id=run.id,
-        notes=notes,
-    )
-
-
-def _log_files(run: Run, result: TaskResult, parts: Mapping[str, np.ndarray]) -> None:
-    """Log per-image scores, parts of images, detections, the head and pictures."""
+        # class names, for per-class tables: the one array here with an entry for each class, not
+        # for each image; a probe with classes of its own has set it
+        per_image.setdefault("classes", np.array(context.data.classes))
+    arrays: dict[str, Mapping[str, np.ndarray]] = {artifacts.PER_IMAGE: per_image}
+    if task.varies("size"):
+        arrays[artifacts.PARTS] = part_features(context)
+    if result.detections is not None:
+        arrays[artifacts.DETECTIONS] = to_columns(result.detections)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        arrays = {"per_image.npz": result.per_image, PARTS: parts}
-        if result.detections is not None:
-            arrays[DETECTIONS] = to_columns(result.detections)
         for file, columns in arrays.items():
             if columns:
                 np.savez_compressed(folder / file, **columns)  # type: ignore[arg-type]
                 run.log_file(folder / file)
         if result.head is not None:
-            path = PurePath(HEAD)
+            path = PurePath(artifacts.HEAD)
             write_head(result.head, folder / path.name)
             run.log_file(folder / path.name, str(path.parent))
     if result.preview is not None:
-        run.log_file(result.preview, "pictures")
-        gallery = result.preview.with_name("gallery.zip")
-        if gallery.is_file():  # the report shows backbones side by side
-            run.log_file(gallery, "pictures")
+        gallery = result.preview.with_name(PurePath(artifacts.GALLERY).name)
+        # the gallery, which the report shows of all backbones side by side, is not of every probe
+        for picture in filter(Path.is_file, (result.preview, gallery)):
+            run.log_file(picture, artifacts.PICTURES)
+    # MMEngine's log is TIME/TIME.log or SUB/TIME/TIME.log: log it in the folder log or log/SUB
+    for log in sorted(context.work_dir.rglob("*.log")):
+        run.log_file(log, "/".join(["log", *log.relative_to(context.work_dir).parts[:-2]]))
 
 
 @contextmanager

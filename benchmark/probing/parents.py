@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,31 @@ import yaml
 
 from backbones.cliptex.training.recipes import subsets
 from benchmark.plan import RunPlan
-from benchmark.records import BackboneInfo, Cell
+from benchmark.records import BackboneInfo
+from benchmark.results.run_result import suite_average
 from benchmark.suites.registry import BackboneSource
 from cliptex_common import plugins
 from cliptex_common.files import content_key
+from reports import artifacts
+from reports.cell import COST, TAGS, Cell, ParentRun, reused_tags, task_tag
 from reports.mlflow.client import metric_key
 from reports.mlflow.environment import environment
-from reports.mlflow.models import MODEL_TAG
+from reports.mlflow.models import logged_model
+from reports.mlflow.query import read_run
 from reports.mlflow.run import Run, Tracker
-from reports.mlflow.views import MAIN_TAG, main_tag, save_view
+from reports.mlflow.views import main_tag, save_view
+
+
+def log_backbone(tracker: Tracker, backbone: BackboneInfo, trained_by: str = "") -> str:
+    """The id of the backbone's LoggedModel, which is created if the experiment has none of these
+    weights. ``trained_by`` is the run that trained them."""
+    weights = backbone.weights
+    tags = {
+        "backbone": backbone.name,
+        "weights.source": weights.source,
+        "weights.licence": weights.licence,
+    }
+    return logged_model(tracker, backbone.name, weights.sha256, backbone.params, tags, trained_by)
 
 
 @dataclass(frozen=True)
@@ -41,115 +58,109 @@ class Parent:
     conditions: Mapping[str, Mapping[str, Any]]
     model: str
 
-    @property
-    def key(self) -> str:
-        """Its identity: a run with the same key is resumed. A run with ``--limit`` is never the
+    @cached_property
+    def record(self) -> ParentRun:
+        """The run's record. A run with the same key is resumed; one with ``--limit`` is never the
         same as one on all images."""
-        return content_key(
-            {
-                "suite": self.plan.suite.name,
-                "seed": self.seed,
-                "backbone": self.backbone.identity,
-                "name": self.backbone.name,
-                "set": self.plan.overrides,
-                "limit": self.plan.options.limit,
-            }
+        plan, backbone = self.plan, self.backbone
+        suite, limit = plan.suite.name, plan.options.limit
+        identity = {
+            "suite": suite,
+            "seed": self.seed,
+            "backbone": backbone.identity,
+            "name": backbone.name,
+            "set": plan.overrides,
+            "limit": limit,
+        }
+        name = f"{backbone.name} · {suite} · seed {self.seed}"
+        main_metrics = main_tag([f"{task.name}/{task.main_metric}" for task in plan.tasks])
+        return ParentRun(
+            name=f"{name} · only {limit} images" if limit else name,
+            backbone=backbone.name,
+            architecture=backbone.architecture,
+            suite=suite,
+            seed=self.seed,
+            weights=backbone.weights.sha256,
+            weights_source=backbone.weights.source,
+            licence=backbone.weights.licence,
+            run_key=content_key(identity),
+            model=self.model,
+            train_run=self.source.run,
+            experts=subsets().get(backbone.name, ()),
+            main_metrics=tuple(main_metrics.split(",")),
+            protocols={task_tag(task): content_key(c) for task, c in self.conditions.items()},
+            costs=dict(self.source.cost),
         )
 
-    @property
-    def _protocol_tags(self) -> dict[str, str]:
-        return {
-            metric_key(f"protocol.{task.replace('/', '.')}"): content_key(conditions)
-            for task, conditions in self.conditions.items()
-        }
-
-    def find_earlier(self) -> Any | None:
+    def find_earlier(self) -> ParentRun | None:
         """The newest run to resume, or None.
 
-        It must not be RUNNING, because another process writes it then, and all its numbers of these
+        It must not be running, because another process writes it then, and all its numbers of these
         tasks must have been measured under the same conditions (on the same data, for example).
         """
-        tags = self._protocol_tags
-        for run in self.tracker.search(f"tags.`run.key` = '{self.key}'"):
-            agrees = all(run.data.tags.get(tag, value) == value for tag, value in tags.items())
-            if agrees and run.info.status != "RUNNING":
+        protocols = self.record.protocols.items()
+        for stored in self.tracker.search(f"tags.`run.key` = '{self.record.run_key}'"):
+            run = read_run(stored)
+            assert isinstance(run, ParentRun)
+            agrees = all(run.protocols.get(task, value) == value for task, value in protocols)
+            if agrees and run.status != "still running":
                 return run
         return None
 
-    def is_complete(self, earlier: Any, cells: Iterable[Cell]) -> bool:
-        """Whether an earlier run is FINISHED and has all metrics of the cells; a cell may have been
+    def is_complete(self, earlier: ParentRun, cells: Iterable[Cell]) -> bool:
+        """Whether an earlier run is finished and has all metrics of the cells; a cell may have been
         computed under another parent, and its metrics may then be missing here."""
-        logged = {metric_key(name) for name in _metrics(cells)} <= earlier.data.metrics.keys()
-        return earlier.info.status == "FINISHED" and logged
+        logged = set(map(metric_key, earlier.metrics))
+        return earlier.is_finished and set(map(metric_key, _metrics(cells))) <= logged
 
     @contextmanager
-    def open(self, earlier: Any | None, device: str) -> Iterator[Run]:
+    def open(self, earlier: ParentRun | None, device: str) -> Iterator[Run]:
         """The run, new or resumed, with all that is known before the first cell; the experiment's
         saved view gets its tasks."""
-        plan, backbone, suite = self.plan, self.backbone, self.plan.suite.name
-        weights, limit = backbone.weights, plan.options.limit
-        tags = {
-            "backbone": backbone.name,
-            "architecture": backbone.architecture,
-            "suite": suite,
-            "seed": str(self.seed),
-            "weights.sha256": weights.sha256,
-            "weights.source": weights.source,
-            "weights.licence": weights.licence,
-            "run.key": self.key,
-            MODEL_TAG: self.model,
-            "train.run": self.source.run,
-            # the experts of CLIPTeX and its ablations, '' for other backbones; the report computes
-            # the gain of each expert from them
-            "experts": ",".join(subsets().get(backbone.name, ())),
-            MAIN_TAG: main_tag([f"{task.name}/{task.main_metric}" for task in plan.tasks]),
-            **self._protocol_tags,
-        }
+        plan, backbone, record = self.plan, self.backbone, self.record
+        limit = plan.options.limit
         params = {
-            "backbone": backbone.name,
-            "suite": suite,
-            "seed": self.seed,
+            "backbone": record.backbone,
+            "suite": record.suite,
+            "seed": record.seed,
             "device": device,
             **({"limit": limit} if limit else {}),
             **plan.overrides,
         }
-        title = f"{backbone.name} · {suite} · seed {self.seed}"
-        if limit:
-            title += f" · only {limit} images"
-        resume = earlier.info.run_id if earlier is not None else None
         content = {
             "backbone": {
                 **backbone.identity,
                 "name": backbone.name,
-                "source": weights.source,
-                "licence": weights.licence,
+                "source": record.weights_source,
+                "licence": record.licence,
                 "config": {key: str(value) for key, value in backbone.create_arguments.items()},
             },
             "environment": environment(),
         }
-        with self.tracker.run(title, tags=tags, params=params, resume=resume) as run:
-            run.log_json(content, "run.json")
+        resume = earlier.run_id if earlier else None
+        tags = record.to_tags()
+        with self.tracker.run(record.name, tags=tags, params=params, resume=resume) as run:
+            run.log_json(content, artifacts.PARENT)
             options = yaml.safe_dump(plan.as_config_file(), sort_keys=False, allow_unicode=True)
-            run.log_text(options, "options.yaml")
+            run.log_text(options, artifacts.OPTIONS)
             for number, (path, source) in enumerate(plugins.loaded()):  # names may be equal
                 name = f"plugins/{number}-{Path(path).name}"
                 run.log_text(source.decode(errors="replace"), name)
             run.log_models(inputs=[self.model])
-            costs = {f"cost/{name}": value for name, value in self.source.cost.items()}
-            run.log_new_metrics(costs)
+            run.log_new_metrics({f"{COST}{name}": v for name, v in record.costs.items()})
             save_view(self.tracker.client, self.tracker.experiment_id)
             yield run
 
     def log_cells(self, run: Run, cells: Sequence[Cell]) -> None:
-        """Log the metrics of all cells; mark the run FAILED if a cell failed."""
+        """Log the metrics of all cells and the suite's average, if there is one; mark the run
+        FAILED if a cell failed."""
         run.log_new_metrics(_metrics(cells))
-        run.set_tags(
-            {
-                metric_key(f"cached.{cell.task.replace('/', '.')}"): cell.run_id
-                for cell in cells
-                if cell.status == "cached"
-            }
-        )
+        cached = [cell for cell in cells if cell.status == "cached"]
+        run.set_tags(reused_tags({task_tag(cell.task): cell.run_id for cell in cached}))
+        average = suite_average(self.plan.suite, cells)
+        if average is not None:
+            run.log_metrics({"average": average})
+            run.set_tags({TAGS["average"]: self.plan.suite.average})
         if failed := [cell for cell in cells if cell.status == "failed"]:
             run.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in failed))
 

@@ -11,8 +11,9 @@ from typing import Any
 from benchmark.execution import Executor
 from benchmark.probing.data import split_into_units
 from benchmark.probing.unit import describe_backbone, probe_unit
-from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
+from benchmark.records import BackboneInfo, PlannedTask, ProbeRequest
 from probes.datasets.base import PreparedDataset
+from reports.cell import Cell
 
 FIRST = 9  # priority of what others wait for
 SOON = 4  # of probes that wait for no training: the first numbers

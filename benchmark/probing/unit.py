@@ -18,12 +18,13 @@ from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
-from benchmark.records import BackboneInfo, Cell, PlannedTask, ProbeRequest
+from benchmark.records import BackboneInfo, PlannedTask, ProbeRequest
 from cliptex_common.device import on_device
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.base import GroupedProbe
 from probes.datasets.specs.webdataset import register_folders
+from reports.cell import Cell
 from reports.mlflow.run import Run, Tracker
 
 
@@ -51,7 +52,7 @@ def probe_unit(unit: ProbeRequest) -> list[Cell]:
     cells: dict[str, Cell] = {}
     with cell_locks(unit.cell_keys.values()):
         for name, key in unit.cell_keys.items():
-            cell = finished_cell(tracker, unit.backbone.name, name, unit.seed, key, parent)
+            cell = finished_cell(tracker, key, unit.backbone.name, parent)
             if cell is not None:
                 cells[name] = cell
                 reporter().mark_resumed()

@@ -44,7 +44,7 @@ class Evidence:
         ours, tolerance: our value, and how far from the published one it may be by noise.
         data: that it was trained and scored on.
         backbone: built again.
-        tags: of the cell's run in MLflow.
+        differs: of the cell.
         rates: (iteration, learning rate) as logged, oldest first.
         per_image: arrays of the cell.
     """
@@ -54,7 +54,7 @@ class Evidence:
     tolerance: float
     data: PreparedDataset
     backbone: Backbone
-    tags: Mapping[str, str] = field(default_factory=dict)
+    differs: str = ""
     rates: Sequence[tuple[int, float]] = ()
     per_image: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class Evidence:
 
 def settings_changed(evidence: Evidence) -> str:
     """Settings or facts of the dataset that are not the preset's: layers, class token, …"""
-    return evidence.tags.get("differs", "")
+    return evidence.differs
 
 
 def training_images(evidence: Evidence) -> str:

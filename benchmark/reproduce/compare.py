@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 import backbones
 from backbones.base import Backbone
 from benchmark.options import RunOptions
@@ -17,6 +15,7 @@ from benchmark.reproduce.causes import BLOCKING, Evidence, describe_unjudged, fi
 from benchmark.reproduce.targets import Target
 from probes.datasets.base import PreparedDataset
 from reports.analysis import Analysis
+from reports.artifacts import PER_IMAGE
 from reports.mlflow.query import Store
 
 
@@ -83,16 +82,15 @@ def _evidence(
     for (name, column), cells in analysis.selection.cells.items():
         if name == backbone.name and column.task == target.task.name and cells:
             estimate = analysis.estimates[name, column, target.number.metric]
-            run = cells[0].run
-            per_image = store.artifact(run, "per_image.npz")
+            cell = cells[0]
             return Evidence(
                 target,
                 ours=estimate.value,
                 tolerance=(estimate.reach if estimate.has_interval else 0.0) + target.half_digit,
                 data=data,
                 backbone=backbone,
-                tags=run.tags,
-                rates=list(zip(*store.history(run.id, "train/lr"), strict=True)),
-                per_image=dict(np.load(per_image)) if per_image else {},
+                differs=cell.differs,
+                rates=list(zip(*store.history(cell.run_id, "train/lr"), strict=True)),
+                per_image=store.arrays(cell, PER_IMAGE),
             )
     return None

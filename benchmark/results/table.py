@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmark.execution.progress import console
-from benchmark.records import Cell
-from benchmark.results.outcome import RunResult
+from benchmark.results.run_result import RunResult
+from reports.cell import Cell
 from reports.parts.tables import MARKS, Number
 
 if TYPE_CHECKING:

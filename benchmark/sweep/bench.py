@@ -15,8 +15,8 @@ from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_rec
 from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
 from benchmark.plan import decide_precision, plan_tasks
-from benchmark.probing.cell import log_backbone
 from benchmark.probing.data import prepare_data
+from benchmark.probing.parents import log_backbone
 from benchmark.probing.submit import Probing
 from benchmark.records import PlannedTask
 from benchmark.stages.graph import Runner
@@ -27,7 +27,7 @@ from cliptex_common.files import content_key, home
 from cliptex_common.locks import mark_in_use
 from probes.base import missing_capability
 from probes.dense.tasks import DENSE_TASKS
-from reports.mlflow.client import metric_key
+from reports.cell import reused_tags, task_tag
 from reports.mlflow.run import Tracker
 from sweeps.driver import Evaluation
 from sweeps.objective import ObjectiveTask
@@ -190,9 +190,8 @@ class Bench:
         }
         if weights.run:
             tags["train.run"] = weights.run
-        for cell in cells:
-            if cell.status == "cached":
-                tags[metric_key(f"cached.{cell.task.replace('/', '.')}")] = cell.run_id
+        cached = [cell for cell in cells if cell.status == "cached"]
+        tags |= reused_tags({task_tag(cell.task): cell.run_id for cell in cached})
         costs = {**weights.train_cost, "probe_seconds": sum(cell.seconds for cell in cells)}
         return Evaluation({cell.task: cell.metrics for cell in cells}, tags, costs)
 

@@ -14,7 +14,7 @@ from backbones.cliptex.training.recipes import RECIPES, Recipe
 from benchmark.execution import Executor
 from benchmark.plan import print_notes
 from benchmark.probing.data import check_trained
-from benchmark.results.outcome import check_writable
+from benchmark.results.run_result import check_writable
 from benchmark.stages.session import open_executor_and_tracker
 from benchmark.suites.registry import find_suite
 from benchmark.sweep.bench import (

@@ -14,7 +14,7 @@ from typing import Any
 from reports.mlflow.client import tag_key
 from reports.mlflow.run import Tracker
 
-MODEL_TAG, SHA_TAG = "model.id", "weights.sha256"
+SHA_TAG = "weights.sha256"
 
 
 def model_name(name: str) -> str:

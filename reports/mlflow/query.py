@@ -1,23 +1,26 @@
-"""Reading an MLflow store: plain runs and one tidy table.
+"""Reading an MLflow store: records of runs, and one tidy table.
 
 Runs come in bulk requests; artifacts are fetched one by one when they are needed.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import zipfile
+import zlib
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import numpy as np
 import pandas as pd
 
 from cliptex_common.errors import suggest
 from cliptex_common.files import home
-from reports.errors import TrackingError
-from reports.metrics import Metric, declared
+from reports.cell import TAGS, Cell, Record, read_record
+from reports.errors import TrackingError, damaged
 from reports.mlflow.client import (
     FAILURE_TAG,
     PARENT_TAG,
@@ -27,71 +30,16 @@ from reports.mlflow.client import (
     metric_name,
     tracking_uri,
 )
+from reports.npz import read_npz
 
-STUDY_TAG = "study"  # of every run of a sweep; trials also have ``trial``
-STATUS_WORDS = {
+# of runs in MLflow → of records
+STATUSES = {
+    "FINISHED": "done",
     "FAILED": "failed",
     "KILLED": "interrupted",
     "RUNNING": "still running",
     "SCHEDULED": "not started",
 }
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A run as it is in MLflow, with metric names as the field writes them (``i2t_R@1``).
-
-    Attributes:
-        source: where it was shared, if it is not in the store (see ``reports.shared``).
-    """
-
-    id: str
-    name: str
-    experiment: str
-    experiment_id: str
-    status: str
-    started: int
-    artifacts: str
-    tags: Mapping[str, str]
-    params: Mapping[str, str]
-    metrics: Mapping[str, float]
-    source: str = ""
-
-    @property
-    def parent(self) -> str:
-        return self.tags.get(PARENT_TAG, "")
-
-    @property
-    def is_task(self) -> bool:
-        """Whether it is a child run with one task's numbers."""
-        return bool(self.parent and self.tags.get("task") and self.tags.get("protocol"))
-
-    @property
-    def is_parent(self) -> bool:
-        """Whether it is the run of one backbone, suite and seed."""
-        return "run.key" in self.tags
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A child run as reports see it: one task's numbers of one backbone and one seed.
-
-    Attributes:
-        metrics, declared: name → value, and the metric's declaration; the main one first.
-        reason: why it has no numbers; only finished runs have.
-    """
-
-    run: StoredRun
-    backbone: str
-    parent: str
-    weights: str
-    task: str
-    kind: str
-    protocol: str
-    seed: int
-    reason: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    declared: Mapping[str, Metric] = field(default_factory=dict)
 
 
 class Store:
@@ -135,16 +83,16 @@ class Store:
                 )
         return {name: ids[name] for name in names}
 
-    def runs(self, experiments: Sequence[str], filter_string: str = "") -> list[StoredRun]:
-        """Runs of the named experiments that match an MLflow filter, oldest first.
+    def runs(self, experiments: Sequence[str], filter_string: str = "") -> list[Record]:
+        """Records of the runs of the named experiments that match an MLflow filter, oldest first.
 
         Raises:
             TrackingError: an experiment does not exist.
         """
         names = {identity: name for name, identity in self.experiment_ids(experiments).items()}
         search = all_pages(self.client.search_runs, list(names), filter_string)
-        runs = [_stored_run(run, names) for run in search]
-        return sorted(runs, key=lambda run: (run.started, run.id))
+        runs = [read_run(run, names[run.info.experiment_id]) for run in search]
+        return sorted(runs, key=lambda run: (run.started, run.run_id))
 
     def history(self, run_id: str, metric: str, most: int = 160) -> tuple[list[int], list[float]]:
         """Steps and values of a training curve, thinned to about ``most`` points.
@@ -161,7 +109,7 @@ class Store:
             thinned.append(curve[-1])
         return [step for step, _ in thinned], [value for _, value in thinned]
 
-    def artifact(self, run: StoredRun, name: str) -> Path | None:
+    def artifact(self, run: Record, name: str) -> Path | None:
         """A file of a run on this disk, or None where the run has none.
 
         Files fetched from elsewhere are cached for later reports if the run is finished.
@@ -169,21 +117,51 @@ class Store:
         local = local_folder(run.artifacts)
         if local is not None:
             return local / name if (local / name).is_file() else None
-        cache = home() / "artifacts" if run.status == "FINISHED" else Path(self._scratch.name)
-        path = cache / run.id / name
+        cache = home() / "artifacts" if run.is_finished else Path(self._scratch.name)
+        path = cache / run.run_id / name
         if path.is_file():
             return path
         # artifact stores report a missing file in many ways: list before fetching
         folder = name.rpartition("/")[0]
-        if (run.id, folder) not in self._listed:
-            listed = self.client.list_artifacts(run.id, folder or None)
-            self._listed[run.id, folder] = {file.path for file in listed}
-        if name not in self._listed[run.id, folder]:
+        if (run.run_id, folder) not in self._listed:
+            listed = self.client.list_artifacts(run.run_id, folder or None)
+            self._listed[run.run_id, folder] = {file.path for file in listed}
+        if name not in self._listed[run.run_id, folder]:
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache / run.id) as scratch:
-            Path(self.client.download_artifacts(run.id, name, scratch)).replace(path)
+        with tempfile.TemporaryDirectory(dir=cache / run.run_id) as scratch:
+            Path(self.client.download_artifacts(run.run_id, name, scratch)).replace(path)
         return path
+
+    def json(self, run: Record, name: str) -> Any:
+        """A JSON artifact; {} where the run has none.
+
+        Raises:
+            TrackingError: it exists but cannot be read.
+        """
+        path = self.artifact(run, name)
+        if path is None:
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise damaged(name, run.run_id, run.name, error) from error
+
+    def arrays(
+        self, run: Record, name: str, fields: Container[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The arrays of an npz artifact, of them those in ``fields``; {} where the run has none.
+
+        Raises:
+            TrackingError: it exists but cannot be read.
+        """
+        path = self.artifact(run, name)
+        if path is None:
+            return {}
+        try:
+            return read_npz(path.read_bytes(), fields)
+        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise damaged(name, run.run_id, run.name, error) from error
 
 
 def local_folder(uri: str) -> Path | None:
@@ -192,71 +170,32 @@ def local_folder(uri: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
 
 
-def _stored_run(run: Any, experiments: Mapping[str, str]) -> StoredRun:
+def read_run(run: Any, experiment: str = "") -> Record:
+    """The record of an MLflow run; ``experiment`` is the name of its experiment."""
     info, data = run.info, run.data
-    names = declared(data.tags)
+    declared = json.loads(data.tags.get(TAGS["declared"], "{}"))
     metrics = {
-        metric_name(key, names): value
+        metric_name(key, declared): value
         for key, value in data.metrics.items()
         if not key.startswith("system/")
     }
-    return StoredRun(
-        info.run_id,
-        info.run_name or "",
-        experiments[info.experiment_id],
-        info.experiment_id,
-        info.status,
-        info.start_time or 0,
-        info.artifact_uri or "",
+    return read_record(
         data.tags,
         data.params,
         metrics,
+        run_id=info.run_id,
+        name=info.run_name or "",
+        parent=data.tags.get(PARENT_TAG, ""),
+        status=STATUSES.get(info.status, info.status.lower()),
+        reason=data.tags.get(FAILURE_TAG, ""),
+        experiment=experiment,
+        experiment_id=info.experiment_id,
+        artifacts=info.artifact_uri or "",
+        started=info.start_time or 0,
     )
 
 
-def scored(runs: Sequence[StoredRun]) -> list[Scored]:
-    """The task runs among ``runs``, oldest first, and those that parents reused.
-
-    A parent may reuse a task run under another backbone's name.
-    """
-    by_id = {run.id: run for run in runs if run.is_task}
-    cells = {(run.id, run.tags.get("backbone", "")): _scored(run) for run in by_id.values()}
-    for parent in runs:
-        backbone = parent.tags.get("backbone", "")
-        for tag, child in parent.tags.items():
-            reused = tag.startswith("cached.") and child in by_id
-            if reused and (child, backbone) not in cells:
-                cells[child, backbone] = _scored(by_id[child], backbone, parent.id)
-    return list(cells.values())
-
-
-def _scored(run: StoredRun, backbone: str = "", parent: str = "") -> Scored:
-    tags = run.tags
-    metrics = declared(tags)
-    finished = run.status == "FINISHED"
-    return Scored(
-        run,
-        backbone or tags.get("backbone", "?"),
-        parent or run.parent,
-        tags.get("weights.sha256", ""),
-        tags["task"],
-        tags.get("kind", ""),
-        tags["protocol"],
-        int(tags.get("seed", 0)),
-        "" if finished else failure_reason(run),
-        {name: run.metrics[name] for name in metrics if name in run.metrics} if finished else {},
-        metrics,
-    )
-
-
-def failure_reason(run: StoredRun) -> str:
-    """Why a run that is not finished has no number."""
-    status = STATUS_WORDS.get(run.status, run.status.lower())
-    reason = run.tags.get(FAILURE_TAG, "")
-    return f"{status}: {reason}" if reason and reason != status else status
-
-
-def tidy(cells: Sequence[Scored]) -> pd.DataFrame:
+def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
     """One row for each metric of each finished cell.
 
     Columns: backbone, weights (sha256), task, kind, protocol, seed (int), metric, value (float;
@@ -274,10 +213,10 @@ def tidy(cells: Sequence[Scored]) -> pd.DataFrame:
             "metric": name,
             "value": value,
             "direction": cell.declared[name].direction,
-            "cost_seconds": cell.run.metrics.get("cost/seconds", float("nan")),
-            "run_id": cell.run.id,
+            "cost_seconds": cell.costs.get("seconds", float("nan")),
+            "run_id": cell.run_id,
             "parent_id": cell.parent,
-            "experiment": cell.run.experiment,
+            "experiment": cell.experiment,
         }
         for cell in cells
         for name, value in cell.metrics.items()

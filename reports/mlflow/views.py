@@ -14,11 +14,12 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from reports.cell import TAGS
 from reports.mlflow.client import MAX_TAG, PREFIX, Client, metric_key
 
 VIEW = "cliptex"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-MAIN_TAG = "metrics.main"  # of a parent run, see ``main_tag``
+MAIN_TAG = TAGS["main_metrics"]
 MOST = 100  # columns; MLflow accepts 20,000 characters
 
 
@@ -48,13 +49,10 @@ def save_view(client: Client, experiment_id: str) -> None:
     client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(view))
 
 
-def runs_link(ui: str, client: Client, experiment_id: str) -> str:
-    """The address of an experiment's runs in the UI at ``ui``, in the saved view if it has one."""
-    saved = VIEW_TAG in client.get_experiment(experiment_id).tags
-    view = f"&viewStateShareKey={VIEW}" if saved else ""
-    return (
-        f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
-    )
+def view_link(ui: str, experiment_id: str) -> str:
+    """The address of an experiment's saved view in the UI at ``ui``."""
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
 def _state(metrics: list[str]) -> dict[str, Any]:

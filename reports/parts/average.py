@@ -7,12 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from reports.analysis import Analysis
-from reports.mlflow.views import MAIN_TAG
 from reports.parts.figures import describe
 from reports.stats.intervals import Estimate, combine
 from reports.stats.resampling import Contrast, contrast
-
-TITLE_TAG = "average.title"  # of parent runs that have a number for every task of the suite
 
 
 def average_lines(analysis: Analysis) -> list[str]:
@@ -23,12 +20,11 @@ def average_lines(analysis: Analysis) -> list[str]:
         complete = [
             run
             for (backbone, _), run in selection.parents.items()
-            if backbone == name and TITLE_TAG in run.tags
+            if backbone == name and run.average
         ]
         if not complete:
             continue
-        tags = complete[0].tags
-        tasks = {task.rpartition("/")[0] for task in tags[MAIN_TAG].split(",")}
+        tasks = {task.rpartition("/")[0] for task in complete[0].main_metrics}
         samples = {
             c: analysis.samples[name, c, c.main]
             for c in selection.columns
@@ -37,7 +33,7 @@ def average_lines(analysis: Analysis) -> list[str]:
         if len(samples) != len(tasks):
             continue  # several protocols of a task, or some tasks were not selected
         average = _mean([Contrast((sample,)) for sample in samples.values()])
-        text = f"{tags[TITLE_TAG]}: {name} {describe(average, 2)}"
+        text = f"{complete[0].average}: {name} {describe(average, 2)}"
         if name != base and all((base, c, c.main) in analysis.samples for c in samples):
             gap = _mean(
                 [contrast(own, analysis.samples[base, c, c.main]) for c, own in samples.items()]

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from reports.analysis import Analysis
+from reports.artifacts import PARTS
+from reports.cell import Cell
 from reports.mlflow.client import metric_key
-from reports.mlflow.query import Scored, Store
+from reports.mlflow.query import Store
 from reports.parts.figures import COLOURS, SYMBOLS, Figure, Look, describe, looks, make_layout
 from reports.parts.figures import points as points_of
 from reports.selection import TaskProtocol
 from reports.stats.modes import LEAST, likeness_kept
 
-PARTS = "parts.npz"
 SAMPLES = {"train_share": "share of train", "shots": "training images of each class"}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
@@ -58,7 +59,7 @@ def _parts(column: TaskProtocol) -> list[str]:
 def _values(analysis: Analysis, column: TaskProtocol, sampled: bool) -> dict[str, str]:
     values = dict(part.split("=", 1) for part in _parts(column) if "=" in part)
     if sampled:
-        params = analysis.selection.column_cells(column)[0].run.params
+        params = analysis.selection.column_cells(column)[0].params
         name = "shots" if "shots" in params else "train_share"
         values[name] = params.get(name, "1")
     return values
@@ -179,13 +180,13 @@ def _best_line(analysis: Analysis, backbone: str, task: str, several: Sequence[V
     )
 
 
-def held_out_score(cells: Sequence[Scored], main: str, sign: int) -> float | None:
+def held_out_score(cells: Sequence[Cell], main: str, sign: int) -> float | None:
     """The best score that a probe's own choice reached on held-out training images, the mean over
     seeds; None where it chose nothing."""
-    prefix = f"select/{metric_key(main)}/"
+    prefix = f"{metric_key(main)}/"
     best = []
     for cell in cells:
-        scores = [value for name, value in cell.run.metrics.items() if name.startswith(prefix)]
+        scores = [value for name, value in cell.held_out.items() if name.startswith(prefix)]
         if not scores:
             return None
         best.append(sign * max(sign * score for score in scores))
@@ -200,10 +201,9 @@ def mode_changes(store: Store, analysis: Analysis) -> list[str]:
             lines: dict[tuple[tuple[str, str], ...], dict[float, np.ndarray]] = defaultdict(dict)
             for variant in several:
                 cells = analysis.selection.cells.get((backbone, variant.column), [])
-                path = store.artifact(cells[0].run, PARTS) if cells else None
-                if path is not None and "size" in variant.values:
-                    with np.load(path) as arrays:
-                        features = arrays["features"].reshape(-1, arrays["features"].shape[-1])
+                arrays = store.arrays(cells[0], PARTS) if cells else {}
+                if arrays and "size" in variant.values:
+                    features = arrays["features"].reshape(-1, arrays["features"].shape[-1])
                     lines[variant.fixed_values("size")][_number(variant.values["size"])] = features
             for fixed, sizes in lines.items():
                 for small, large in pairwise(sorted(sizes)):

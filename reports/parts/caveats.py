@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from reports.analysis import Analysis
 from reports.parts.tables import count
@@ -47,18 +48,14 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
 
 
 def _data(analysis: Analysis) -> Iterator[str]:
-    runs = [cell.run for cells in analysis.selection.cells.values() for cell in cells]
-    partial = {
-        run.tags.get("dataset", "") for run in runs if run.tags.get("data.partial") == "true"
-    }
+    cells = list(chain.from_iterable(analysis.selection.cells.values()))
+    partial = {cell.dataset for cell in cells if cell.partial}
     if partial:
         yield (
             f"Partial data: {', '.join(sorted(partial))}. These numbers cannot be compared with"
             " published ones."
         )
-    presets = {
-        tuple(run.tags.get(tag, "") for tag in ("task", "preset", "differs")) for run in runs
-    }
+    presets = {(cell.task, cell.preset, cell.differs) for cell in cells}
     for task, preset, differs in sorted(presets):
         if preset not in ("", "own"):
             yield (
@@ -153,7 +150,7 @@ def _code(analysis: Analysis) -> Iterator[str]:
         yield f"Shared results, not made here: {', '.join(names)} (from {source})."
     if selection.missing:
         yield f"{count(len(selection.missing), 'missing number')}: the tables give the reasons."
-    commits = {run.tags.get("git.commit", "") for run in selection.parents.values()} - {""}
+    commits = {run.commit for run in selection.parents.values()} - {""}
     if any(commit.endswith("+dirty") for commit in commits):
         yield "Some runs were made with uncommitted changes in the code."
     if len(commits) > 1:

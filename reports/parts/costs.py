@@ -11,10 +11,10 @@ from reports.parts.tables import number
 from reports.stats.intervals import Estimate
 
 PARTS = {
-    "experts": "cost/experts_seconds",
-    "labelling": "cost/label_seconds",
-    "training": "cost/train_seconds",
-}  # part → metric of parent runs
+    "experts": "experts_seconds",
+    "labelling": "label_seconds",
+    "training": "train_seconds",
+}  # part → cost of parent runs
 
 
 def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
@@ -28,10 +28,10 @@ def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
     shared = shared_columns(analysis, selection.backbones)
     for name in selection.backbones:
         parents = [run for (backbone, _), run in selection.parents.items() if backbone == name]
-        means = pd.DataFrame([run.metrics for run in parents]).mean()
+        means = pd.DataFrame([run.costs for run in parents]).mean()
         parts = {part: float(means[metric]) for part, metric in PARTS.items() if metric in means}
         seconds = [
-            (column.task, column.letter, cell.run.metrics.get("cost/seconds", np.nan))
+            (column.task, column.letter, cell.costs.get("seconds", np.nan))
             for column in shared
             for cell in selection.cells[name, column]
         ]

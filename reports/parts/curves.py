@@ -14,13 +14,13 @@ def training_curves(store: Store, analysis: Analysis) -> list[Figure]:
     selection, style = analysis.selection, looks(analysis)
     data, ends = [], []
     for (name, seed), parent in list(selection.parents.items())[:MOST_CURVES]:
-        run = selection.runs.get(parent.tags.get("train.run", ""))
+        run = selection.runs.get(parent.train_run)
         metrics = run.metrics if run else {}
         metric = next((m for m in ("train/loss_clip", "train/loss") if m in metrics), None)
         if run is None or metric is None:
             continue
         label = f"{name}, seed {seed}"
-        steps, values = store.history(run.id, metric)
+        steps, values = store.history(run.run_id, metric)
         ends.append(f"{label} ends at {values[-1]:.4g}")
         data.append(
             {

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.analysis import Analysis
+from reports.artifacts import GALLERY
+from reports.cell import Cell
 from reports.errors import damaged
-from reports.mlflow.query import Store, StoredRun
+from reports.mlflow.query import Store
 from reports.selection import TaskProtocol
 
 EVEN, WORST, DIFFERENT = 4, 2, 2  # rows of each kind
 BUDGET = 2_600_000  # bytes of pictures in a page, before base64
-ARTIFACT = "pictures/gallery.zip"
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,15 @@ class Gallery:
 class _Pack:
     """A run's zip file of pictures."""
 
-    def __init__(self, path: object, run: StoredRun) -> None:
-        self.run = run
+    def __init__(self, path: object, cell: Cell) -> None:
+        self.cell = cell
         try:
             self.files = zipfile.ZipFile(path)  # type: ignore[call-overload]
             index = json.loads(self.files.read("index.json"))
             self.images = {image["name"]: image for image in index["images"]}
             self.legend = index["legend"] or ""
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise damaged(ARTIFACT, run.id, run.name, error) from error
+            raise damaged(GALLERY, cell.run_id, cell.name, error) from error
 
     def size(self, image: str, role: str) -> int:
         return self.files.getinfo(self.images[image][role]).file_size
@@ -72,7 +73,7 @@ class _Pack:
         try:
             content = self.files.read(file)
         except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise damaged(ARTIFACT, self.run.id, self.run.name, error) from error
+            raise damaged(GALLERY, self.cell.run_id, self.cell.name, error) from error
         kind = "png" if file.endswith(".png") else "webp"
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -105,9 +106,9 @@ def _packs(store: Store, analysis: Analysis, column: TaskProtocol) -> dict[str, 
     packs = {}
     for name in analysis.selection.backbones:
         for cell in analysis.selection.cells.get((name, column), [])[:1]:
-            path = store.artifact(cell.run, ARTIFACT)
+            path = store.artifact(cell, GALLERY)
             if path is not None:
-                packs[name] = _Pack(path, cell.run)
+                packs[name] = _Pack(path, cell)
     return packs
 
 

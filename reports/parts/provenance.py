@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -10,9 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from reports.errors import damaged
-from reports.mlflow.query import Store, StoredRun
+from reports.artifacts import PARENT, PROTOCOL
+from reports.mlflow.query import Store
 from reports.selection import Selection, TaskProtocol
+
+HEADINGS = ("Architecture", "Parameters", "Resolution", "FLOPs an image", "Pretraining")
 
 
 @dataclass
@@ -45,12 +46,12 @@ def provenance(store: Store, selection: Selection) -> Provenance:
         {
             "backbone": name,
             "seed": seed,
-            "source": run.tags.get("weights.source", ""),
-            "sha256": run.tags.get("weights.sha256", ""),
-            "licence": run.tags.get("weights.licence", ""),
-            "commit": run.tags.get("git.commit", ""),
+            "source": run.weights_source,
+            "sha256": run.weights,
+            "licence": run.licence,
+            "commit": run.commit,
             "run": run,
-            "train": selection.runs.get(run.tags.get("train.run", "")),
+            "train": selection.runs.get(run.train_run),
         }
         for name in selection.backbones
         for (backbone, seed), run in sorted(selection.parents.items(), key=lambda item: item[0])
@@ -60,17 +61,15 @@ def provenance(store: Store, selection: Selection) -> Provenance:
     protocols: list[tuple[TaskProtocol, dict[str, Any]]] = []
     devices: set[str] = set()
     for column in selection.columns:
-        runs = [cell.run for cell in selection.column_cells(column)]
-        devices |= {run.tags.get("device.kind", "") for run in runs}
-        if runs:
-            tags = runs[0].tags
-            name, fingerprint = tags.get("dataset", ""), tags.get("data.fingerprint", "")
-            partial = tags.get("data.partial") == "true"
-            row = {"name": name, "fingerprint": fingerprint, "partial": partial}
+        cells = selection.column_cells(column)
+        devices |= {cell.device for cell in cells}
+        for cell in cells[:1]:
+            name, fingerprint = cell.dataset, cell.fingerprint
+            row = {"name": name, "fingerprint": fingerprint, "partial": cell.partial}
             data.setdefault((name, fingerprint), row)
-            protocols.append((column, read_json(store, runs[0], "protocol.json")))
+            protocols.append((column, store.json(cell, PROTOCOL)))
     newest = max(selection.parents.values(), key=lambda run: run.started, default=None)
-    environment = read_json(store, newest, "run.json").get("environment", {}) if newest else {}
+    environment = store.json(newest, PARENT).get("environment", {}) if newest else {}
     if named := sorted(devices - {""}):
         environment = {"devices": named, **environment}
     backbones = {name: _backbone(store, selection, name) for name in selection.backbones}
@@ -81,37 +80,23 @@ def provenance(store: Store, selection: Selection) -> Provenance:
 def _backbone(store: Store, selection: Selection, name: str) -> dict[str, str]:
     """Size and origin of a backbone."""
     run = selection.parent(name)
-    tags = run.tags if run else {}
-    metrics = run.metrics if run else {}
-    stored = read_json(store, run, "run.json").get("backbone", {}) if run else {}
-    source = tags.get("weights.source", "")
+    if run is None:
+        return dict.fromkeys(HEADINGS, "")
+    stored = store.json(run, PARENT).get("backbone", {})
+    source = run.weights_source
     pretraining = PurePath(source).name if source.startswith("/") else source
-    if train := selection.runs.get(tags.get("train.run", "")):
+    if train := selection.runs.get(run.train_run):
         pairs = PurePath(train.params.get("pairs", "")).name or "its pairs"
         pretraining = f"{train.tags.get('recipe', 'trained')} on {pairs}"
-    parameters, flops = metrics.get("cost/parameters"), metrics.get("cost/flops_per_image")
-    return {
-        "Architecture": tags.get("architecture", ""),
-        "Parameters": f"{parameters / 1e6:.1f} M" if parameters else "",
-        "Resolution": " × ".join(map(str, stored.get("data", {}).get("size", []))),
-        "FLOPs an image": f"{flops / 1e9:.3g} G" if flops else "",
-        "Pretraining": pretraining,
-    }
-
-
-def read_json(store: Store, run: StoredRun, name: str) -> Any:
-    """A JSON artifact; {} where the run has none.
-
-    Raises:
-        TrackingError: it exists but cannot be read.
-    """
-    path = store.artifact(run, name)
-    if path is None:
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged(name, run.id, run.name, error) from error
+    parameters, flops = run.costs.get("parameters"), run.costs.get("flops_per_image")
+    texts = (
+        run.architecture,
+        f"{parameters / 1e6:.1f} M" if parameters else "",
+        " × ".join(map(str, stored.get("data", {}).get("size", []))),
+        f"{flops / 1e9:.3g} G" if flops else "",
+        pretraining,
+    )
+    return dict(zip(HEADINGS, texts, strict=True))
 
 
 def _differences(

@@ -117,11 +117,9 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
         yield Published(name, "all", "", entry.metric, ours, *about)
         return
     architectures = {
-        run.tags.get("architecture")
-        for (backbone, _), run in selection.parents.items()
-        if backbone == name
+        run.architecture for (backbone, _), run in selection.parents.items() if backbone == name
     }
-    if entry.architecture and architectures - {entry.architecture, None}:
+    if entry.architecture and architectures - {entry.architecture, ""}:
         return
     for column in selection.columns:
         own = analysis.estimates.get((name, column, entry.metric))
@@ -141,13 +139,12 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
 
 def _differs(analysis: Analysis, name: str, column: TaskProtocol, entry: PublishedNumber) -> str:
     """``same protocol``, or how our runs differ from the source's, by what they record."""
-    runs = [cell.run for cell in analysis.selection.cells[name, column]]
-    partial = any(run.tags.get("data.partial") == "true" for run in runs)
-    differences = ["on a part of the data"] * partial
-    for run in runs:
-        preset = run.tags.get("preset", "own")
-        if run.tags.get("differs"):
-            differences.append(run.tags["differs"])
+    cells = analysis.selection.cells[name, column]
+    differences = ["on a part of the data"] * any(cell.partial for cell in cells)
+    for cell in cells:
+        preset = cell.preset or "own"
+        if cell.differs:
+            differences.append(cell.differs)
         elif preset != entry.preset:
             differences.append(f"settings of {preset}")
     differences = list(dict.fromkeys(filter(None, (*differences, entry.differs))))

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from cliptex_common.errors import suggest
+from reports.cell import Record
 from reports.errors import TrackingError
-from reports.mlflow.query import STUDY_TAG, Store, StoredRun, failure_reason
+from reports.mlflow.query import Store
 from reports.parts.figures import Figure
-from reports.parts.provenance import read_json
 from reports.parts.tables import number
 
 OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
@@ -41,7 +41,7 @@ class Trial:
         state: ``complete``, or why there is no value.
     """
 
-    run: StoredRun
+    run: Record
     name: str
     params: dict[str, float | str]
     objectives: dict[str, float]
@@ -65,7 +65,7 @@ class Study:
     """
 
     name: str
-    parent: StoredRun | None
+    parent: Record | None
     trials: list[Trial]
     directions: dict[str, int]
     varied: list[str]
@@ -139,10 +139,10 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
         TrackingError: it does not exist, or none of its trials is finished.
     """
     searched = list(experiments) or list(store.experiments())
-    runs = store.runs(searched, f"tags.{STUDY_TAG} = '{name}'")
+    runs = store.runs(searched, f"tags.study = '{name}'")
     if not runs:
-        every = store.runs(searched, f"tags.{STUDY_TAG} != ''")
-        names = {run.tags.get(STUDY_TAG, "") for run in every} - {""}
+        every = store.runs(searched, "tags.study != ''")
+        names = {run.study for run in every}
         raise TrackingError(f"no study {name!r} in the MLflow store; {suggest(name, names)}")
     study = build_study(name, runs, store)
     if not study.complete:
@@ -152,7 +152,7 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
     return study
 
 
-def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
+def build_study(name: str, runs: Sequence[Record], store: Store) -> Study:
     """A study from its runs: its trials, and its own run with summary and figures."""
     parent = next((run for run in reversed(runs) if run.tags.get("stage") == "sweep"), None)
     directions: dict[str, int] = {}
@@ -161,7 +161,7 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
             objective, _, sign = pair.rpartition(":")
             directions[objective] = int(sign)
     trials: dict[tuple, Trial] = {}
-    for run in sorted(runs, key=lambda run: (run.started, run.id)):
+    for run in sorted(runs, key=lambda run: (run.started, run.run_id)):
         if "trial" not in run.tags or not run.params:
             continue
         values = {
@@ -169,8 +169,8 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
             for objective in directions
             if f"objective/{objective}" in run.metrics
         }
-        complete = run.status == "FINISHED" and len(values) == len(directions)
-        state = "complete" if complete else failure_reason(run)
+        complete = run.is_finished and len(values) == len(directions)
+        state = "complete" if complete else run.failure
         params = {key: _number(run.params[key]) for key in sorted(run.params)}
         cell = tuple(params.items())
         if complete or cell not in trials or not trials[cell].objectives:
@@ -186,8 +186,8 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
         notes.append(
             f"{len(broken)} of {len(every)} trials have no value, the first: {broken[0].state}"
         )
-    summary = read_json(store, parent, "summary.json") if parent else []
-    plots = read_json(store, parent, "plots.json") if parent else []
+    summary = store.json(parent, "summary.json") if parent else []
+    plots = store.json(parent, "plots.json") if parent else []
     figures = [
         Figure(
             f"optuna-{name}-{index}",
@@ -219,7 +219,7 @@ def study_frame(study: Study) -> pd.DataFrame:
 
     Columns: trial, parameters, objectives, state, run.
     """
-    front = {trial.run.id for trial in study.front()} if len(study.directions) > 1 else set()
+    front = {trial.run.run_id for trial in study.front()} if len(study.directions) > 1 else set()
     complete = sorted(study.complete, key=lambda trial: (-study.signed(trial)[0], trial.name))
     broken = [trial for trial in study.trials if not trial.objectives]
     names = study.varied or list(study.trials[0].params)
@@ -231,8 +231,8 @@ def study_frame(study: Study) -> pd.DataFrame:
                 OBJECTIVES.get(name, name): trial.objectives.get(name, math.nan)
                 for name in study.directions
             },
-            "state": "on the Pareto front" if trial.run.id in front else trial.state,
-            "run": trial.run.id,
+            "state": "on the Pareto front" if trial.run.run_id in front else trial.state,
+            "run": trial.run.run_id,
         }
         for trial in [*complete, *broken]
     )

@@ -152,8 +152,8 @@ def experts_table(analysis: Analysis) -> Table | None:
     experts = {}
     for name in selection.backbones:
         run = selection.parent(name)
-        if run is not None and run.tags.get("experts"):
-            experts[name] = run.tags["experts"].split(",")
+        if run is not None and run.experts:
+            experts[name] = list(run.experts)
     if len(experts) < 2:
         return None
     names = sorted(experts, key=lambda name: (len(experts[name]), experts[name]))
@@ -189,7 +189,7 @@ def _number(analysis: Analysis, backbone: str, head: MetricColumn) -> Number:
     selection, column = analysis.selection, head.column
     key = (backbone, column, head.metric)
     cells = selection.cells.get((backbone, column), [])
-    runs = tuple(cell.run.id for cell in cells if not cell.run.source)
+    runs = tuple(cell.run_id for cell in cells if not cell.source)
     cell = Number(backbone, column.title, column.protocol, head.metric, head.sign, runs=runs)
     estimate = analysis.estimates.get(key)
     if estimate is None:

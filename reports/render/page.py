@@ -18,7 +18,7 @@ from reports.parts.verdict import gain_words
 from reports.stats.resampling import RESAMPLES
 
 if TYPE_CHECKING:
-    from reports.mlflow.query import StoredRun
+    from reports.cell import Record
     from reports.report import Report
 
 
@@ -59,9 +59,9 @@ def render(report: Report) -> str:
     )
 
 
-def run_link(ui_url: str, run: StoredRun) -> str:
+def run_link(ui_url: str, run: Record) -> str:
     """Address of a run in MLflow's UI; '' without a UI, and for a run that is not in the store."""
-    path = f"/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
+    path = f"/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.run_id)}"
     return ui_url.rstrip("/") + path if ui_url and not run.source else ""
 
 

@@ -1,8 +1,8 @@
 """The file of shared results: a zip with all that tables and paired intervals need.
 
-``manifest.json`` has the sha256 of every other member, ``runs.json`` the runs with their tags and
-metrics; below ``ID/`` are a task run's ``protocol.json``, ``per_image.npz`` and perhaps
-``detections.npz``, or a parent run's ``run.json``. Equal results give equal bytes.
+``manifest.json`` has the sha256 of every other member, ``runs.json`` the records of cells and of
+their parent runs, with tags and metrics as in MLflow; below ``ID/`` are files of the record with
+this id. Equal results give equal bytes.
 """
 
 from __future__ import annotations
@@ -15,44 +15,19 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cliptex_common.files import atomic_write, canonical_json
+from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PROTOCOL
+from reports.cell import Cell, ParentRun, Record, read_record
 from reports.errors import TrackingError
 
 MANIFEST, RUNS = "manifest.json", "runs.json"
-PROTOCOL, ENVIRONMENT, PER_IMAGE = "protocol.json", "run.json", "per_image.npz"
-MEMBER = re.compile(
-    r"runs\.json|[0-9a-f]{16}/(protocol\.json|run\.json|per_image\.npz|detections\.npz)"
-)
+FILES = "|".join(map(re.escape, (PROTOCOL, PARENT, PER_IMAGE, DETECTIONS)))
+MEMBER = re.compile(rf"{re.escape(RUNS)}|[0-9a-f]{{16}}/({FILES})")
 DATE = (1980, 1, 1, 0, 0, 0)
-TASK_TAGS = (
-    *("task", "dataset", "kind", "probe", "backbone", "weights.sha256", "seed", "suite"),
-    *("device.kind", "protocol", "cell", "data.fingerprint", "data.partial", "preset", "differs"),
-    *("metrics.declared", "git.commit"),
-)
-PARENT_TAGS = (
-    *("backbone", "architecture", "suite", "seed", "weights.sha256", "weights.source"),
-    *("weights.licence", "run.key", "experts", "metrics.main", "git.commit"),
-)
-PARAMS = ("shots", "train_share")  # by which learning curves are drawn
-
-Name = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-
-
-class SharedRun(BaseModel):
-    """A run of the file; a task run has the id of its ``parent``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: Name
-    parent: Name | None = None
-    name: str
-    tags: dict[str, str]
-    params: dict[str, str] = {}
-    metrics: dict[str, float]
 
 
 class Manifest(BaseModel):
@@ -78,24 +53,34 @@ class SharedResults:
 
     title: str
     manifest: Manifest
-    runs: list[SharedRun]
+    cells: list[Cell]
+    parents: dict[str, ParentRun]
     members: Mapping[str, bytes]
 
-    def json(self, name: str) -> Any:
-        """A JSON member."""
-        return json.loads(self.members[name])
+    def json(self, record: Record, name: str) -> Any:
+        """A JSON file of a record."""
+        return json.loads(self.members[f"{record.run_id}/{name}"])
+
+    def new_names(self, weights: Mapping[tuple[str, int], str]) -> dict[str, str]:
+        """Backbone → its name with the title of this file, of backbones that have other weights
+        here than in ``weights``: (backbone, seed) → sha256."""
+        return {
+            parent.backbone: f"{parent.backbone} ({self.title})"
+            for parent in self.parents.values()
+            if weights.get((parent.backbone, parent.seed), parent.weights) != parent.weights
+        }
 
 
 def write_archive(
-    path: Path, source: str, version: str, runs: Sequence[SharedRun], members: Mapping[str, bytes]
+    path: Path, source: str, version: str, records: Sequence[Record], members: Mapping[str, bytes]
 ) -> None:
     """Write a file of shared results.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    ordered = sorted(runs, key=lambda run: (run.parent is not None, run.name, run.id))
-    content = canonical_json([run.model_dump() for run in ordered]).encode()
+    ordered = sorted(records, key=lambda record: (record.parent != "", record.name, record.run_id))
+    content = canonical_json([_entry(record) for record in ordered]).encode()
     members = {**members, RUNS: content}
     digests = {name: hashlib.sha256(members[name]).hexdigest() for name in sorted(members)}
     manifest = Manifest(source=source, version=version, files=digests)
@@ -128,11 +113,31 @@ def read_archive(content: bytes, title: str) -> SharedResults:
                     f"{title}: {name} is not what was exported (its sha256 differs); export the"
                     " results again"
                 )
-        runs = TypeAdapter(list[SharedRun]).validate_json(members[RUNS])
+        records = [_read_entry(**entry) for entry in json.loads(members[RUNS])]
+    except TrackingError:
+        raise
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise TrackingError(f"{title}: {field}: {first['msg']}") from error
-    except (zipfile.BadZipFile, KeyError, OSError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, KeyError, OSError, EOFError, ValueError, TypeError) as error:
         raise TrackingError(f"{title} is not a file of `results export`: {error}") from error
-    return SharedResults(title, manifest, runs, members)
+    cells = [record for record in records if isinstance(record, Cell)]
+    parents = {record.run_id: record for record in records if isinstance(record, ParentRun)}
+    return SharedResults(title, manifest, cells, parents, members)
+
+
+def _entry(record: Record) -> dict[str, Any]:
+    """A record in the form in which MLflow holds it, too."""
+    return {
+        "id": record.run_id,
+        "parent": record.parent or None,
+        "name": record.name,
+        "tags": record.to_tags(),
+        "params": record.params,
+        "metrics": record.all_metrics(),
+    }
+
+
+def _read_entry(id: str, parent: str | None, name: str, **content: Any) -> Record:
+    return read_record(run_id=id, parent=parent or "", name=name, **content)

@@ -7,51 +7,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cliptex_common.errors import UserError
 from cliptex_common.files import canonical_json, content_key
 from cliptex_common.secrets import hide_secrets
-from reports.detections import FILE as DETECTIONS
+from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PROTOCOL
+from reports.cell import Cell, ParentRun
 from reports.detections import TYPES
-from reports.mlflow.query import Scored, Store, StoredRun
-from reports.npz import read_npz
-from reports.parts.provenance import read_json
-from reports.selection import Selection, select, without_studies
-from reports.shared.archive import (
-    ENVIRONMENT,
-    PARAMS,
-    PARENT_TAGS,
-    PER_IMAGE,
-    PROTOCOL,
-    TASK_TAGS,
-    SharedRun,
-    write_archive,
-)
-from reports.shared.check import ABOUT, COST
+from reports.mlflow.query import Store
+from reports.selection import select, without_studies
+from reports.shared.archive import write_archive
 from reports.stats.per_image import agrees, image_scores, why_unscored
+
+ABOUT = ("name", "source", "licence", "config")  # of a backbone in run.json, beside its identity
+R = TypeVar("R", Cell, ParentRun)
+# fields that hold only in this store
+LOCAL = ("threads", "model", "train_run", "average", "study")
 
 
 @dataclass(frozen=True)
-class Export:
-    """What was written: backbones, number of task runs, and why others were left out."""
+class ExportSummary:
+    """What was written: backbones, number of cells, and why others were left out."""
 
     backbones: list[str]
     cells: int
     notes: list[str]
 
 
-def export(
+def export_results(
     store: Store,
     experiments: Sequence[str],
     path: Path,
     backbones: Sequence[str] = (),
     tasks: Sequence[str] = (),
     source: str = "",
-) -> Export:
-    """Write the finished task runs of experiments that have per-image scores.
+) -> ExportSummary:
+    """Write the finished cells of experiments that have per-image scores.
 
     Args:
         backbones, tasks: only these; default: all.
@@ -59,102 +53,103 @@ def export(
 
     Raises:
         TrackingError: no finished run.
-        UserError: the file cannot be written, or no run can be shared.
+        UserError: the file cannot be written, or no cell can be shared.
     """
     runs = without_studies(store.runs(experiments))
     selection = select(runs, experiments, backbones, tasks=tasks)
-    exporter = _Exporter(store, selection)
+    exporter = _Exporter(store)
     for cells in selection.cells.values():
         for cell in cells:
-            exporter.add(cell)
-    shared = list(exporter.runs.values())
-    if not shared:
+            exporter.add(cell, selection.parents.get((cell.backbone, cell.seed)))
+    if not exporter.cells:
         raise UserError("; ".join(["nothing to share", *exporter.notes[:3]]))
-    write_archive(path, source, version("cliptex-benchmark"), shared, exporter.members)
-    names = dict.fromkeys(run.tags["backbone"] for run in shared)
-    count = sum(run.parent is not None for run in shared)
-    return Export(list(names), count, [*selection.notes, *exporter.notes])
+    records = [*exporter.parents.values(), *exporter.cells]
+    write_archive(path, source, version("cliptex-benchmark"), records, exporter.members)
+    names = dict.fromkeys(cell.backbone for cell in exporter.cells)
+    return ExportSummary(list(names), len(exporter.cells), [*selection.notes, *exporter.notes])
 
 
 class _Exporter:
-    """Collects runs and files."""
+    """Collects records and their files."""
 
-    def __init__(self, store: Store, selection: Selection) -> None:
-        self.store, self.selection = store, selection
-        self.runs: dict[str, SharedRun] = {}
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.parents: dict[str, ParentRun] = {}
+        self.cells: list[Cell] = []
         self.members: dict[str, bytes] = {}
         self.notes: list[str] = []
-        self.environments: dict[str, dict[str, Any]] = {}  # parent's id → its run.json
+        self.descriptions: dict[str, dict[str, Any]] = {}  # id of a parent run → its run.json
 
-    def add(self, cell: Scored) -> None:
-        """Add a task run and its parent; a note tells why one is left out."""
-        parent = self.selection.parents.get((cell.backbone, cell.seed))
-        arrays = _arrays(self.store, cell.run, PER_IMAGE)
-        detections = _arrays(self.store, cell.run, DETECTIONS)
+    def add(self, cell: Cell, parent: ParentRun | None) -> None:
+        """Add a cell and its parent; a note says why one is left out."""
+        arrays = self.store.arrays(cell, PER_IMAGE)
+        detections = self.store.arrays(cell, DETECTIONS)
         scores = image_scores(cell.kind, arrays, detections) if arrays else None
         verified = {
             name: value
             for name, value in cell.metrics.items()
             if scores is not None and name in scores.metrics and agrees(scores.value(name), value)
         }
-        conditions = read_json(self.store, cell.run, PROTOCOL)
+        conditions = self.store.json(cell, PROTOCOL)
         reason = ""
         if parent is None:
             reason = "its parent run is missing"
         elif scores is None:
             reason = why_unscored(cell.kind)
-        elif next(iter(cell.declared)) not in verified:
+        elif cell.main not in verified:
             reason = "its main metric cannot be computed from per-image scores"
         elif without_paths(conditions) != conditions:
             reason = "its settings name a file of this machine"
         elif without_paths(identity := self._identity(parent)) != identity:
             reason = "its backbone names a file of this machine"
         if reason or parent is None:
-            label = f"{cell.backbone} · {cell.task} · seed {cell.seed}"
-            self.notes.append(f"{label} is left out: {reason}")
+            self.notes.append(f"{cell.label} is left out: {reason}")
             return
-        costs = {name: v for name, v in cell.run.metrics.items() if name.startswith(COST)}
-        run = SharedRun(
-            id=content_key(["cell", cell.run.tags.get("cell", ""), cell.backbone]),
-            parent=self._add_parent(parent),
-            name=cell.task,
-            tags={**_tags(cell.run, TASK_TAGS), "backbone": cell.backbone},
-            params={name: cell.run.params[name] for name in PARAMS if name in cell.run.params},
-            metrics={**verified, **costs},
-        )
-        self.runs[run.id] = run
-        self.members[f"{run.id}/{PROTOCOL}"] = canonical_json(conditions).encode()
+        run_id = content_key(["cell", cell.key, cell.backbone])
+        shared = _shareable(cell, run_id, cell.task)
+        own = {"parent": self._add_parent(parent), "metrics": verified}
+        self.cells.append(shared.model_copy(update=own))
+        self.members[f"{run_id}/{PROTOCOL}"] = canonical_json(conditions).encode()
         compact = {name: _compact(values) for name, values in arrays.items()}
-        self.members[f"{run.id}/{PER_IMAGE}"] = _npz(compact)
+        self.members[f"{run_id}/{PER_IMAGE}"] = _npz(compact)
         if detections:
             columns = {name: values for name, values in detections.items() if name in TYPES}
-            self.members[f"{run.id}/{DETECTIONS}"] = _npz(columns)
+            self.members[f"{run_id}/{DETECTIONS}"] = _npz(columns)
 
-    def _add_parent(self, parent: StoredRun) -> str:
-        identity = content_key(["run", parent.tags["run.key"], parent.tags["backbone"]])
-        if identity not in self.runs:
-            environment = self._environment(parent).get("environment", {})
+    def _add_parent(self, parent: ParentRun) -> str:
+        run_id = content_key(["run", parent.run_key, parent.backbone])
+        if run_id not in self.parents:
+            environment = self._describe(parent).get("environment", {})
             content = {
                 "backbone": self._identity(parent),
                 "environment": {name: environment.get(name) for name in ("python", "packages")},
             }
-            protocols = tuple(tag for tag in parent.tags if tag.startswith("protocol."))
-            tags = _tags(parent, (*PARENT_TAGS, *protocols))
-            costs = {n: v for n, v in parent.metrics.items() if n.startswith(COST)}
-            name = f"{parent.tags['backbone']} · seed {parent.tags['seed']}"
-            self.runs[identity] = SharedRun(id=identity, name=name, tags=tags, metrics=costs)
+            name = f"{parent.backbone} · seed {parent.seed}"
+            shared = _shareable(parent, run_id, name)
+            own = {"parent": "", "metrics": {}, "reused": {}}
+            self.parents[run_id] = shared.model_copy(update=own)
             text = canonical_json(without_paths(content))
-            self.members[f"{identity}/{ENVIRONMENT}"] = text.encode()
-        return identity
+            self.members[f"{run_id}/{PARENT}"] = text.encode()
+        return run_id
 
-    def _environment(self, parent: StoredRun) -> dict[str, Any]:
-        if parent.id not in self.environments:
-            self.environments[parent.id] = read_json(self.store, parent, ENVIRONMENT)
-        return self.environments[parent.id]
+    def _describe(self, parent: ParentRun) -> dict[str, Any]:
+        if parent.run_id not in self.descriptions:
+            self.descriptions[parent.run_id] = self.store.json(parent, PARENT)
+        return self.descriptions[parent.run_id]
 
-    def _identity(self, parent: StoredRun) -> dict[str, Any]:
-        stored = self._environment(parent).get("backbone", {})
+    def _identity(self, parent: ParentRun) -> dict[str, Any]:
+        stored = self._describe(parent).get("backbone", {})
         return {name: value for name, value in stored.items() if name not in ABOUT}
+
+
+def _shareable(record: R, run_id: str, name: str) -> R:
+    """A record without what holds only in this store, and without paths and secrets."""
+    texts = {
+        field: "" if field in LOCAL else without_paths(value)
+        for field, value in record
+        if isinstance(value, str)
+    }
+    return record.model_copy(update={**texts, "run_id": run_id, "name": name})
 
 
 def without_paths(value: Any) -> Any:
@@ -166,15 +161,6 @@ def without_paths(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return PurePosixPath(value).name if value.startswith(("/", "~")) else hide_secrets(value)
-
-
-def _tags(run: StoredRun, names: Sequence[str]) -> dict[str, str]:
-    return {name: without_paths(run.tags[name]) for name in names if name in run.tags}
-
-
-def _arrays(store: Store, run: StoredRun, name: str) -> dict[str, np.ndarray]:
-    path = store.artifact(run, name)
-    return read_npz(path.read_bytes()) if path else {}
 
 
 def _compact(values: np.ndarray) -> np.ndarray:

@@ -1,12 +1,11 @@
-"""Shared results beside one's own: their runs join those of the store, so that one selection and
+"""Shared results beside one's own: their records join those of the store, so that one selection and
 one analysis see all."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,27 +13,15 @@ from urllib.parse import urlsplit
 from cliptex_common.errors import first_line
 from cliptex_common.files import content_key, home
 from cliptex_common.secrets import hide_secrets, redact
+from reports.artifacts import PROTOCOL
+from reports.cell import Cell, ParentRun, Record
 from reports.errors import TrackingError
-from reports.mlflow.client import PARENT_TAG
-from reports.mlflow.query import Store, StoredRun
-from reports.parts.provenance import read_json
-from reports.shared.archive import PROTOCOL, SharedResults, SharedRun, read_archive
-from reports.shared.check import verify
+from reports.mlflow.query import Store
+from reports.shared.archive import SharedResults, read_archive
+from reports.shared.check import check_results
 from reports.shared.standings import settings_key
 
 SUFFIX = ".zip"
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Runs of shared files as a report reads them.
-
-    Attributes:
-        notes: what a reader must know of them.
-    """
-
-    runs: list[StoredRun]
-    notes: list[str]
 
 
 def find_files(location: str) -> list[tuple[str, bytes]]:
@@ -69,8 +56,10 @@ def _fetch(url: str) -> bytes:
         raise TrackingError(f"cannot fetch {hide_secrets(url)}: {reason}; check the URL") from error
 
 
-def merge(locations: Sequence[str], own: Sequence[StoredRun], store: Store) -> Merged:
-    """The runs of shared files.
+def read_shared(
+    locations: Sequence[str], own: Sequence[Record], store: Store
+) -> tuple[list[Cell | ParentRun], list[str]]:
+    """The records of shared files as a report reads them, and what a reader must know of them.
 
     A backbone that has other weights here, or in an earlier file, under the same name and seed gets
     the file's title added to its name. Results whose protocol differs from one's own only in the
@@ -82,94 +71,73 @@ def merge(locations: Sequence[str], own: Sequence[StoredRun], store: Store) -> M
     Raises:
         TrackingError: a file cannot be read or is refused.
     """
-    merged = _Merger(own, store)
+    merger = _Merger(own, store)
     for location in locations:
         for title, content in find_files(location):
-            merged.add(title, content)
+            merger.add(title, content)
     # older than all that is in the store, so that own results count where both have a cell
-    runs = sorted(merged.runs.values(), key=lambda run: run.tags["backbone"])
-    ordered = [replace(run, started=n - len(runs)) for n, run in enumerate(runs)]
-    return Merged(ordered, merged.notes)
+    records = sorted(merger.records.values(), key=lambda record: record.backbone)
+    ordered = [
+        record.model_copy(update={"started": number - len(records)})
+        for number, record in enumerate(records)
+    ]
+    return ordered, merger.notes
 
 
 class _Merger:
-    """Collects the runs of files."""
+    """Collects the records of files."""
 
-    def __init__(self, own: Sequence[StoredRun], store: Store) -> None:
-        self.runs: dict[str, StoredRun] = {}
+    def __init__(self, own: Sequence[Record], store: Store) -> None:
+        self.records: dict[str, Cell | ParentRun] = {}
         self.notes: list[str] = []
-        tasks = [run for run in own if run.is_task and run.status == "FINISHED"]
-        self.weights = {_seed(run.tags): run.tags.get("weights.sha256", "") for run in tasks}
+        cells = [run for run in own if isinstance(run, Cell) and run.is_finished]
+        self.weights = {(cell.backbone, cell.seed): cell.weights for cell in cells}
         # task, settings and data → the protocol's hash and its libraries
         self.protocols: dict[str, tuple[str, dict[str, str]]] = {}
-        for run in {run.tags["protocol"]: run for run in tasks}.values():
-            self._protocol(run.tags["protocol"], read_json(store, run, PROTOCOL))
+        for cell in {cell.protocol: cell for cell in cells}.values():
+            self._protocol(cell.protocol, store.json(cell, PROTOCOL))
 
     def _protocol(self, protocol: str, conditions: dict[str, Any]) -> tuple[str, dict[str, str]]:
         entry = protocol, conditions.get("libraries", {})
         return self.protocols.setdefault(settings_key(conditions), entry)
 
     def add(self, title: str, content: bytes) -> None:
-        """Add the runs of one file."""
+        """Add the records of one file."""
         results, folder = unpack(title, content)
-        seeds = {_seed(run.tags): run.tags["weights.sha256"] for run in results.runs}
-        ambiguous = {
-            name
-            for (name, seed), sha in seeds.items()
-            if self.weights.get((name, seed), sha) != sha
-        }
-        renamed = {name: f"{name} ({title})" for name in sorted(ambiguous)}
-        protocols, versions = self._protocols(results)
-        for run in results.runs:
-            tags = dict(run.tags)
-            tags["backbone"] = renamed.get(tags["backbone"], tags["backbone"])
-            for tag, value in tags.items():
-                if tag == "protocol" or tag.startswith("protocol."):
-                    tags[tag] = protocols.get(value, value)
-            if run.parent:
-                tags[PARENT_TAG] = run.parent
-            self.weights.setdefault(_seed(tags), tags["weights.sha256"])
-            source = results.manifest.source or f"{title}{SUFFIX}"
-            self.runs.setdefault(run.id, _stored(run, tags, title, folder / run.id, source))
-        if versions:
-            self.notes.append(
-                f"results shared in {title} were made with other versions of"
-                f" {', '.join(sorted(versions))}; they share a column where all else agrees"
-            )
+        names = results.new_names(self.weights)
+        protocols = self._protocols(results)
+        source = results.manifest.source or f"{title}{SUFFIX}"
+        records: list[Cell | ParentRun] = [*results.parents.values(), *results.cells]
+        for record in records:
+            name = names.get(record.backbone, record.backbone)
+            changes: dict[str, Any] = {
+                "backbone": name,
+                "experiment": title,
+                "artifacts": str(folder / record.run_id),
+                "source": source,
+            }
+            if isinstance(record, Cell):
+                changes["protocol"] = protocols[record.protocol]
+            else:
+                planned = record.protocols.items()
+                changes["protocols"] = {task: protocols.get(each, each) for task, each in planned}
+            self.weights.setdefault((name, record.seed), record.weights)
+            self.records.setdefault(record.run_id, record.model_copy(update=changes))
 
-    def _protocols(self, results: SharedResults) -> tuple[dict[str, str], set[str]]:
-        """Protocol of the file → the one it is shown under; libraries of other versions."""
+    def _protocols(self, results: SharedResults) -> dict[str, str]:
+        """Protocol of the file → the one that it is shown under."""
         protocols, differing = {}, set()
-        runs = {run.tags["protocol"]: run for run in results.runs if run.parent}
-        for protocol, run in runs.items():
-            conditions = results.json(f"{run.id}/{PROTOCOL}")
-            shown, libraries = self._protocol(protocol, conditions)
-            protocols[protocol] = shown
+        for cell in {cell.protocol: cell for cell in results.cells}.values():
+            conditions = results.json(cell, PROTOCOL)
+            protocols[cell.protocol], libraries = self._protocol(cell.protocol, conditions)
             theirs = conditions.get("libraries", {})
             differing |= {n for n in theirs | libraries if theirs.get(n) != libraries.get(n)}
-        return protocols, differing
-
-
-def _seed(tags: Mapping[str, str]) -> tuple[str, str]:
-    return tags.get("backbone", ""), tags.get("seed", "")
-
-
-def _stored(
-    run: SharedRun, tags: dict[str, str], title: str, folder: Path, source: str
-) -> StoredRun:
-    return StoredRun(
-        id=run.id,
-        name=run.name,
-        experiment=title,
-        experiment_id="",
-        status="FINISHED",
-        started=0,
-        artifacts=str(folder),
-        tags=tags,
-        params=run.params,
-        metrics=run.metrics,
-        source=source,
-    )
+        if differing:
+            self.notes.append(
+                f"results shared in {results.title} were made with other versions of"
+                f" {', '.join(sorted(differing))}; they share a column where all else agrees"
+            )
+        return protocols
 
 
 def unpack(title: str, content: bytes) -> tuple[SharedResults, Path]:
@@ -181,7 +149,7 @@ def unpack(title: str, content: bytes) -> tuple[SharedResults, Path]:
     results = read_archive(content, title)
     folder = home() / "shared" / content_key(results.manifest.model_dump())
     if not folder.is_dir():
-        verify(results)
+        check_results(results)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             root = Path(scratch) / "results"

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from cliptex_common.files import content_key
-from reports.metrics import Metric, declared
-from reports.shared.archive import ENVIRONMENT, PROTOCOL, SharedResults, SharedRun
-from reports.shared.check import verify
+from reports.artifacts import PARENT, PROTOCOL
+from reports.cell import Cell, ParentRun
+from reports.metrics import Metric
+from reports.shared.archive import SharedResults
+from reports.shared.check import check_results
 from reports.stats.intervals import FEW, LEVEL, Part, half_width
 from reports.stats.multiplicity import sidak
 from reports.stats.resampling import image_weights
@@ -80,7 +82,7 @@ class Standings:
 
     columns: dict[tuple[str, str], Column] = field(default_factory=dict)
     backbones: dict[str, dict[str, str | float]] = field(default_factory=dict)
-    weights: dict[tuple[str, str], str] = field(default_factory=dict)
+    weights: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def add(self, results: SharedResults) -> None:
         """Verify a file and add its results; a name that others have for other weights gets the
@@ -89,43 +91,34 @@ class Standings:
         Raises:
             TrackingError: the file is refused.
         """
-        scores = verify(results)
-        parents = {run.id: run for run in results.runs if run.parent is None}
-        ambiguous = {
-            run.tags["backbone"]
-            for run in parents.values()
-            if self.weights.get(_seed(run), _sha(run)) != _sha(run)
-        }
-        for run in results.runs:
-            name = run.tags["backbone"]
-            name = f"{name} ({results.title})" if name in ambiguous else name
-            if run.parent is None:
-                self.weights[name, run.tags["seed"]] = _sha(run)
-                self.backbones.setdefault(name, _describe(results, run))
-                continue
-            column = self._column(results, run, scores[run.id].units)
+        scores = check_results(results)
+        names = results.new_names(self.weights)
+        for parent in results.parents.values():
+            name = names.get(parent.backbone, parent.backbone)
+            self.weights[name, parent.seed] = parent.weights
+            self.backbones.setdefault(name, _describe(results, parent))
+        for cell in results.cells:
+            name, own = names.get(cell.backbone, cell.backbone), scores[cell.run_id]
+            column = self._column(results, cell, own.units)
             if column.sources.setdefault(name, results.title) != results.title:
                 continue  # the first file with a result counts
-            metric = next(iter(declared(run.tags)))
-            resampled = scores[run.id].metrics[metric](column.weights(scores[run.id].units))
-            value = run.metrics[metric]
+            resampled = own.metrics[cell.main](column.weights(own.units))
+            value = cell.metrics[cell.main]
             column.values.setdefault(name, []).append(value)
             moved = np.where(np.isfinite(resampled), resampled - value, 0.0)
             column.moved.setdefault(name, []).append(moved)
 
-    def _column(self, results: SharedResults, run: SharedRun, units: tuple[str, ...]) -> Column:
-        conditions = results.json(f"{run.id}/{PROTOCOL}")
-        key = run.tags["task"], settings_key(conditions)
+    def _column(self, results: SharedResults, cell: Cell, units: tuple[str, ...]) -> Column:
+        conditions = results.json(cell, PROTOCOL)
+        key = cell.task, settings_key(conditions)
         if key not in self.columns:
-            tags = run.tags
-            name, metric = next(iter(declared(tags).items()))
             self.columns[key] = Column(
-                tags["task"],
-                tags["kind"],
-                tags["probe"],
-                tags["dataset"],
-                name,
-                metric,
+                cell.task,
+                cell.kind,
+                cell.probe,
+                cell.dataset,
+                cell.main,
+                cell.declared[cell.main],
                 conditions,
                 units,
             )
@@ -137,24 +130,15 @@ def settings_key(conditions: Mapping[str, Any]) -> str:
     return content_key({name: each for name, each in conditions.items() if name != "libraries"})
 
 
-def _seed(run: SharedRun) -> tuple[str, str]:
-    return run.tags["backbone"], run.tags["seed"]
-
-
-def _sha(run: SharedRun) -> str:
-    return run.tags["weights.sha256"]
-
-
-def _describe(results: SharedResults, run: SharedRun) -> dict[str, str | float]:
-    tags = run.tags
-    size = results.json(f"{run.id}/{ENVIRONMENT}")["backbone"].get("data", {}).get("size", [])
+def _describe(results: SharedResults, parent: ParentRun) -> dict[str, str | float]:
+    size = results.json(parent, PARENT)["backbone"].get("data", {}).get("size", [])
     return {
-        "architecture": tags.get("architecture", ""),
-        "parameters": run.metrics.get("cost/parameters", 0.0),
+        "architecture": parent.architecture,
+        "parameters": parent.costs.get("parameters", 0.0),
         "resolution": " × ".join(map(str, size)),
-        "weights": tags.get("weights.source", ""),
-        "sha256": tags["weights.sha256"],
-        "licence": tags.get("weights.licence", ""),
+        "weights": parent.weights_source,
+        "sha256": parent.weights,
+        "licence": parent.licence,
         "file": results.title,
         "source": results.manifest.source,
     }

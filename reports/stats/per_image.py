@@ -7,8 +7,6 @@ fixed.
 from __future__ import annotations
 
 import functools
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,11 +15,11 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from cliptex_common.registry import Registry
-from reports.detections import FILE as DETECTIONS
+from reports.artifacts import DETECTIONS, PER_IMAGE
+from reports.cell import Cell
 from reports.detections import TYPES, Columns
 from reports.errors import damaged
-from reports.mlflow.query import Store, StoredRun
-from reports.npz import read_npz
+from reports.mlflow.query import Store
 from reports.stats.average_precision import Matches, image_f1
 
 Weights = np.ndarray
@@ -110,30 +108,18 @@ def agrees(computed: ArrayLike, stored: ArrayLike) -> np.ndarray:
     return np.isclose(computed, stored, rtol=TOLERANCE, atol=1e-6)
 
 
-def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
-    """The per-image scores of a task's run; None if it stored none.
+def load_scores(store: Store, cell: Cell) -> ImageScores | None:
+    """The per-image scores of a cell; None if it stored none.
 
     Raises:
         TrackingError: the artifact exists but cannot be read.
     """
-    path = store.artifact(run, "per_image.npz")
-    if path is None:
-        return None
-    matches = store.artifact(run, DETECTIONS) if kind == "detection" else None
+    arrays = store.arrays(cell, PER_IMAGE)
+    detections = store.arrays(cell, DETECTIONS, TYPES) if cell.kind == "detection" else None
     try:
-        detections = read_npz(matches.read_bytes(), TYPES) if matches else None
-        return image_scores(kind, read_npz(path.read_bytes()), detections)
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        KeyError,
-        IndexError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise damaged(path.name, run.id, run.name, error) from error
+        return image_scores(cell.kind, arrays, detections) if arrays else None
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise damaged(PER_IMAGE, cell.run_id, cell.name, error) from error
 
 
 def image_scores(

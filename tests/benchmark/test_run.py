@@ -11,7 +11,7 @@ from contextlib import chdir
 import pytest
 
 from probes.registry import find_task
-from reports.metrics import declared
+from reports.mlflow.query import read_run
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder, truncate
@@ -49,7 +49,7 @@ def test_run_writes_every_number_and_reuses_it(workdir, camvid, capsys):
         assert {child.data.tags["task"] for child in children} == set(results[name])
         for child in children:
             task = child.data.tags["task"]
-            assert declared(child.data.tags) == dict(find_task(task)[1].metrics)
+            assert read_run(child).declared == dict(find_task(task)[1].metrics)
             for metric, value in results[name][task].items():
                 assert child.data.metrics[metric] == pytest.approx(value)
                 assert parent.data.metrics[f"{task}/{metric}"] == pytest.approx(value)

@@ -13,8 +13,9 @@ import backbones
 import benchmark.catalog  # noqa: F401
 from benchmark.options import DataOptions
 from benchmark.plan import plan_tasks
-from benchmark.probing.cell import cell_locks, log_backbone
+from benchmark.probing.cell import cell_locks
 from benchmark.probing.data import prepare_data
+from benchmark.probing.parents import log_backbone
 from benchmark.probing.unit import describe_backbone, probe_unit
 from benchmark.records import BackboneInfo, ProbeRequest
 from benchmark.suites.registry import find_suite

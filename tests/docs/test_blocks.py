@@ -37,8 +37,7 @@ from benchmark.cli.train import Train
 from benchmark.cli.watch import Watch
 from benchmark.execution import EXECUTORS
 from benchmark.plan import make_plan, plan_tasks
-from benchmark.records import Cell
-from benchmark.results.outcome import RunResult, as_json
+from benchmark.results.run_result import RunResult, as_json
 from benchmark.suites.registry import find_suite
 from benchmark.sweep import launch
 from cliptex_common import plugins
@@ -47,6 +46,7 @@ from cliptex_common.plugins import load_plugins
 from cliptex_common.settings import with_changes
 from probes.datasets.download.table import ENTRIES
 from probes.datasets.specs.webdataset import list_candidates
+from reports.cell import Cell
 from reports.render.export import FORMATS
 from tests.docs.blocks import FOR_OTHER_SUITES, ROOT, Block, blocks, commands
 from tests.docs.test_examples import Patches
@@ -295,8 +295,14 @@ def test_json_is_what_is_written_and_read(tmp_path):
     tasks = plan_tasks(find_suite("paper"), ["voc/linear", "voc/pspnet"], {})
     metrics, (failure,) = shown["backbones"]["clip"]["voc/linear"], shown["holes"]
     cells = [
-        Cell("clip", "voc/linear", 0, "done", metrics=metrics),
-        Cell("clip", "voc/pspnet", 0, "failed", reason=failure["reason"]),
+        Cell(backbone="clip", task="voc/linear", seed=0, metrics=metrics),
+        Cell(
+            backbone="clip",
+            task="voc/pspnet",
+            seed=0,
+            status="failed",
+            reason=failure["reason"],
+        ),
     ]
     tracker: Any = SimpleNamespace(experiment="paper", uri="sqlite:///mlflow.db")
     run_ids = {("clip", 0): shown["mlflow"]["run_ids"]["clip"]}

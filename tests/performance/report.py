@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.metrics import DECLARED_TAG, declare
+from reports.cell import Cell, ParentRun
 from reports.mlflow.run import Tracker
 from tests.performance.harness import Result, bench, limited
 from tests.reports.synthetic import METRICS, Arrays, log_scores, metrics_of, scores
@@ -75,24 +75,25 @@ def fill(tracker: Tracker) -> None:
         scored = detector(backbone)
         precision = metrics_of("detection", *scored)
         for seed in range(SEEDS):
-            shared = {
+            about = {
                 "backbone": f"net-{backbone}",
-                "seed": str(seed),
-                "weights.sha256": f"{backbone:032d}{seed:032d}",
+                "seed": seed,
+                "weights": f"{backbone:032d}{seed:032d}",
             }
-            with tracker.run("parent", tags={**shared, "run.key": f"{backbone}-{seed}"}) as parent:
+            record = ParentRun(run_key=f"{backbone}-{seed}", **about)
+            with tracker.run("parent", tags=record.to_tags()) as parent:
                 for task in range(TASKS):
                     kind = "depth" if task else "detection"
-                    tags = {
-                        **shared,
-                        "task": f"set-{task}/linear",
-                        "dataset": f"set-{task}",
-                        "kind": kind,
-                        "protocol": f"p{task}",
-                        "data.fingerprint": f"f{task}",
-                        DECLARED_TAG: declare(METRICS[kind]),
-                    }
-                    with tracker.run("task", tags=tags, parent=parent) as run:
+                    cell = Cell(
+                        task=f"set-{task}/linear",
+                        dataset=f"set-{task}",
+                        kind=kind,
+                        protocol=f"p{task}",
+                        fingerprint=f"f{task}",
+                        declared=METRICS[kind],
+                        **about,
+                    )
+                    with tracker.run("task", tags=cell.to_tags(), parent=parent) as run:
                         if kind == "detection":
                             log_scores(run, precision, *scored)
                         else:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from cliptex_common.files import content_key
 from probes.pictures import write_gallery
-from reports.detections import FILE, to_columns
-from reports.metrics import DECLARED_TAG, Metric, declare
-from reports.mlflow.client import metric_key
-from reports.mlflow.query import StoredRun
+from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PICTURES, PROTOCOL
+from reports.cell import Cell, ParentRun, cell_key, task_tag
+from reports.detections import to_columns
+from reports.metrics import Metric
 from reports.mlflow.run import Run, Tracker
 from reports.stats.per_image import image_scores
 
@@ -121,7 +122,7 @@ def log_scores(
     """Log the metrics of a task and what they were computed from."""
     run.log_metrics(metrics)
     with TemporaryDirectory() as scratch:
-        for name, stored in (("per_image.npz", arrays), (FILE, detections)):
+        for name, stored in ((PER_IMAGE, arrays), (DETECTIONS, detections)):
             if stored is not None:
                 np.savez_compressed(Path(scratch, name), **stored)  # type: ignore[arg-type]
                 run.log_file(Path(scratch, name))
@@ -168,48 +169,40 @@ def write_run(
         "plugin": {"sha256": "c0ffee"},  # what an adapter adds is part of the identity, too
     }
     conditions = {task: conditions_of(task, protocol, libraries) for task in qualities}
-    shared = {
-        "backbone": backbone,
-        "suite": tracker.experiment,
-        "seed": str(seed),
-        "weights.sha256": sha,
-    }
-    parent_tags = {
-        **shared,
-        "run.key": f"{backbone}-{seed}",
-        "architecture": "toy",
-        "git.commit": "abc123",
-        "metrics.main": ",".join(
-            f"{task}/{next(iter(METRICS[kind_of(task)]))}" for task in qualities
-        ),
-        **{
-            metric_key(f"protocol.{task.replace('/', '.')}"): content_key(conditions[task])
-            for task in qualities
-        },
-        **(tags or {}),
-    }
+    record = ParentRun(
+        backbone=backbone,
+        suite=tracker.experiment,
+        seed=seed,
+        weights=sha,
+        run_key=f"{backbone}-{seed}",
+        architecture="toy",
+        commit="abc123",
+        main_metrics=[f"{task}/{next(iter(METRICS[kind_of(task)]))}" for task in qualities],
+        protocols={task_tag(task): content_key(conditions[task]) for task in qualities},
+    )
+    parent_tags = {**record.to_tags(), **(tags or {})}
     with tracker.run(f"{backbone} · seed {seed}", tags=parent_tags) as parent:
         environment = {"python": "3.11", "packages": {"torch": "2"}}
         about = {"name": backbone, "source": "here", "licence": "none", "config": {}}
         stored = {"backbone": {**identity, **about}, "environment": environment}
-        parent.log_json(stored, "run.json")
+        parent.log_json(stored, PARENT)
         parent.log_metrics({"cost/train_seconds": 10.0 + 5 * seed})
         for task, quality in qualities.items():
             kind = kind_of(task)
-            child_tags = {
-                **shared,
-                "task": task,
-                "dataset": task.split("/")[0],
-                "kind": kind,
-                "protocol": content_key(conditions[task]),
-                "cell": content_key(
-                    {"backbone": identity, "protocol": conditions[task], "seed": seed}
-                ),
-                "data.fingerprint": f"f-{task}",
-                "data.partial": "false",
-                DECLARED_TAG: declare(METRICS[kind]),
-                **(task_tags or {}).get(task, {}),
-            }
+            cell = Cell(
+                backbone=backbone,
+                suite=tracker.experiment,
+                seed=seed,
+                weights=sha,
+                task=task,
+                dataset=task.split("/")[0],
+                kind=kind,
+                protocol=content_key(conditions[task]),
+                key=cell_key(identity, conditions[task], seed),
+                fingerprint=f"f-{task}",
+                declared=METRICS[kind],
+            )
+            child_tags = {**cell.to_tags(), **(task_tags or {}).get(task, {})}
             if failing and task in failing:
                 try:
                     with tracker.run(task, tags=child_tags, parent=parent):
@@ -225,8 +218,8 @@ def write_run(
                 if pictures and kind in ("segmentation", "depth"):
                     with TemporaryDirectory() as scratch:
                         pack = write_pictures(Path(scratch, "gallery.zip"), seed)
-                        child.log_file(pack, "pictures")
-                child.log_json(conditions[task], "protocol.json")
+                        child.log_file(pack, PICTURES)
+                child.log_json(conditions[task], PROTOCOL)
     return parent.id
 
 
@@ -245,31 +238,25 @@ def write_pictures(path: Path, seed: int, images: int = 12) -> Path:
 
 
 def stored_run(
-    number: int,
-    backbone: str,
-    task: str,
-    seed: int,
-    value: float | None,
-    *,
-    protocol: str = "p",
-    status: str = "FINISHED",
-    weights: str = "w",
-    failure: str = "",
-    started: int | None = None,
-) -> StoredRun:
-    """A child run without a store."""
-    tags = {
-        "task": task,
-        "kind": "segmentation",
-        "backbone": backbone,
-        "seed": str(seed),
-        "protocol": protocol,
-        "weights.sha256": weights,
-        DECLARED_TAG: declare({"mIoU": Metric(), "mAcc": Metric(shown=True)}),
-        "mlflow.parentRunId": f"parent-{backbone}-{seed}",
-    }
-    if failure:
-        tags["failure"] = failure
-    metrics = {} if value is None else {"mIoU": value, "cost/seconds": 1.0}
-    time = number if started is None else started
-    return StoredRun(f"run{number}", task, "x", "1", status, time, "/nowhere", tags, {}, metrics)
+    number: int, backbone: str, task: str, seed: int, value: float | None, **fields: Any
+) -> Cell:
+    """A cell without a store."""
+    return Cell(
+        **{
+            "run_id": f"run{number}",
+            "parent": f"parent-{backbone}-{seed}",
+            "started": number,
+            "experiment": "x",
+            "artifacts": "/nowhere",
+            "backbone": backbone,
+            "task": task,
+            "kind": "segmentation",
+            "seed": seed,
+            "protocol": "p",
+            "weights": "w",
+            "declared": {"mIoU": Metric(), "mAcc": Metric(shown=True)},
+            "metrics": {} if value is None else {"mIoU": value},
+            "costs": {"seconds": 1.0},
+            **fields,
+        }
+    )

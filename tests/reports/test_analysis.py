@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from reports.analysis import shown_metrics
-from reports.metrics import DECLARED_TAG, Metric, declare
+from reports.metrics import Metric
 from reports.parts.tables import overview
 from tests.reports import synthetic
 from tests.reports.synthetic import TASKS as KINDS
@@ -37,13 +36,20 @@ def test_the_scores_of_every_kind_reproduce_its_metrics(tracker, report_of):
 
 
 def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
-    tag = declare({"mIoU": Metric(-1, "px", 0.0, None, "end-point error")})
+    declared = {"mIoU": Metric(-1, "px", 0.0, None, "end-point error")}
     runs = [
-        stored_run(10 * index + seed, name, "flow/linear", seed, value + (30.0 + index) * seed)
+        stored_run(
+            10 * index + seed,
+            name,
+            "flow/linear",
+            seed,
+            value + (30.0 + index) * seed,
+            declared=declared,
+        )
         for index, (name, value) in enumerate((("clip", 400.0), ("mine", 200.0)))
         for seed in range(3)
     ]
-    analysis = analysis_of([replace(run, tags={**run.tags, DECLARED_TAG: tag}) for run in runs])
+    analysis = analysis_of(runs)
     (column,) = analysis.selection.columns
     (head,) = overview(analysis).heads
     assert (head.label, head.unit, head.sign) == ("end-point error", "px", -1)

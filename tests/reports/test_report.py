@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
+from reports.cell import Cell, ParentRun, Record
 from reports.mlflow.run import Tracker
 from reports.report import Request, _same_as, build
 from tests.reports.conftest import same
@@ -28,21 +27,20 @@ def test_presets_and_their_changes_are_caveats(tracker, report_of):
     assert "imagenet/linear has" not in notes
 
 
-def run_of(name: str, **tags: str) -> SimpleNamespace:
-    shared = {"backbone": "clip", "seed": "0", "weights.sha256": "a"}
-    return SimpleNamespace(id=name, tags={**shared, **tags})
+def cell(protocol: str, weights: str = "a", seed: int = 0) -> Cell:
+    fields = {"backbone": "clip", "task": "a/linear", "weights": weights, "seed": seed}
+    return Cell(protocol=protocol, **fields)
 
 
 def test_a_run_is_reported_under_its_own_protocols_and_weights():
-    parent = run_of("parent", **{"protocol.a.linear": "new"})
-    mine = run_of("mine", protocol="new")
-    training = SimpleNamespace(id="training", tags={"backbone": "clip", "seed": "0"})
-    other_seed = run_of("seed", protocol="new", seed="1", **{"weights.sha256": "b"})
-    same_runs = [parent, mine, training, other_seed]
+    fields = {"backbone": "clip", "seed": 0, "weights": "a", "protocols": {"a.linear": "new"}}
+    parent = ParentRun(run_id="parent", run_key="k", **fields)
+    training = Record(tags={"backbone": "clip", "seed": "0"})
+    same_runs = [parent, cell("new"), training, cell("new", "b", seed=1)]
     assert _same_as(["parent"], same_runs) == (same_runs, [])
-    runs, (note,) = _same_as(["parent"], [*same_runs, run_of("older", protocol="old")])
+    runs, (note,) = _same_as(["parent"], [*same_runs, cell("old")])
     assert runs == same_runs and note.startswith("Runs under 1 other protocol are left out")
-    foreign = run_of("other", protocol="new", **{"weights.sha256": "b"})
+    foreign = cell("new", "b")
     runs, (note,) = _same_as(["parent"], [*same_runs, foreign])
     assert runs == same_runs and note.startswith("Runs of other weights")
     assert _same_as([], [parent, foreign]) == ([parent, foreign], [])

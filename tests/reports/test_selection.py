@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reports.cell import ParentRun
 from reports.errors import TrackingError
 from reports.selection import select
 from tests.reports.synthetic import stored_run
@@ -21,9 +21,9 @@ RUNS = [
 ]
 
 
-def parent_run(name: str, started: int = 0, **tags: str):
-    tags = {"run.key": name, "backbone": "clip", "seed": "0", **tags}
-    return replace(RUNS[0], id=name, tags=tags, metrics={}, started=started)
+def parent_run(name: str, started: int = 0, **fields) -> ParentRun:
+    fields = {"backbone": "clip", "seed": 0, **fields}
+    return ParentRun(run_id=name, run_key=name, started=started, **fields)
 
 
 def numbers(runs, **options):
@@ -51,16 +51,15 @@ def test_order_repeated_failed_and_missing_runs_change_no_other_number(
 ):
     runs = [run for number, run in enumerate(RUNS) if number not in missing]
     for number in noisy:
-        tags = RUNS[number].tags
-        key = (tags["backbone"], tags["task"], int(tags["seed"]))
+        key = RUNS[number].backbone, RUNS[number].task, RUNS[number].seed
         early = number - 100
-        failed = stored_run(200 + number, *key, None, status="FAILED", failure="x", started=early)
-        running = stored_run(300 + number, *key, 99.0, status="RUNNING", started=900)
+        failed = stored_run(200 + number, *key, None, status="failed", reason="x", started=early)
+        running = stored_run(300 + number, *key, None, status="still running", started=900)
         runs += [failed, running]
         if number not in missing:
             older = stored_run(400 + number, *key, 1.0, started=-100)
             runs += [older, RUNS[number]]
-    if not any(run.status == "FINISHED" for run in runs):
+    if not any(run.is_finished for run in runs):
         return
     shuffle.shuffle(runs)
     assert numbers(runs) == numbers([run for run in RUNS if run in runs])
@@ -85,7 +84,7 @@ def test_a_parent_that_reuses_older_weights_selects_them():
     """A, B, A again: the third run finds A's cells finished and writes none."""
 
     def parent(sha: str, started: int):
-        return parent_run(f"parent-{started}", started, **{"weights.sha256": sha})
+        return parent_run(f"parent-{started}", started, weights=sha)
 
     runs = [
         parent("a", 1000),
@@ -112,13 +111,13 @@ def test_two_protocols_are_two_columns_with_letters():
 
 
 def test_missing_numbers_have_a_reason():
-    runs = [run for run in RUNS if run.tags["backbone"] != "cliptex"]
+    runs = [run for run in RUNS if run.backbone != "cliptex"]
     runs += [
         stored_run(80, "cliptex", "ade20k/linear", 0, 9.0),
-        stored_run(81, "cliptex", "voc/linear", 0, None, status="FAILED", failure="loss is nan"),
+        stored_run(81, "cliptex", "voc/linear", 0, None, status="failed", reason="loss is nan"),
         stored_run(82, "dino", "ade20k/linear", 0, 9.0),
         stored_run(83, "resnet", "ade20k/linear", 0, 9.0),
-        parent_run("dino", **{"backbone": "dino", "protocol.voc.linear": "p"}),
+        parent_run("dino", backbone="dino", protocols={"voc.linear": "p"}),
     ]
     missing = select(runs, ["x"]).missing
     reasons = {name: reason for (name, _), reason in missing.items()}
@@ -128,7 +127,7 @@ def test_missing_numbers_have_a_reason():
 
 def test_a_task_that_nobody_finished_is_a_column_without_numbers():
     failed = [
-        stored_run(90 + n, name, "coco/ssd", 0, None, status="FAILED", protocol=f"q{n}")
+        stored_run(90 + n, name, "coco/ssd", 0, None, status="failed", protocol=f"q{n}")
         for n, name in enumerate(("clip", "clip-ft"))
     ]
     selection = select([*RUNS, *failed], ["x"])
@@ -143,7 +142,7 @@ def test_a_task_that_nobody_finished_is_a_column_without_numbers():
 
 
 def test_a_reused_task_counts_for_the_backbone_that_reused_it():
-    parent = parent_run("parent", **{"backbone": "twin", "cached.voc.linear": "run0"})
+    parent = parent_run("parent", backbone="twin", reused={"voc.linear": "run0"})
     value = RUNS[0].metrics["mIoU"]
     assert numbers([*RUNS, parent])["twin", "voc/linear", "p", 0] == value
 
@@ -155,7 +154,7 @@ def test_a_reused_task_counts_for_the_backbone_that_reused_it():
         (RUNS, {"backbones": ["mae"]}, "backbone 'mae'"),
         (RUNS, {"tasks": ["voc/liner"]}, "no run of task 'voc/liner'.* did you mean"),
         (
-            [stored_run(1, "clip", "voc/linear", 0, None, status="FAILED", failure="boom")],
+            [stored_run(1, "clip", "voc/linear", 0, None, status="failed", reason="boom")],
             {},
             r"in experiment x \(1 tasks: failed: boom\)",
         ),
@@ -173,7 +172,7 @@ def test_the_baseline_comes_first():
 
 def test_tasks_have_the_order_of_the_longest_recorded_run():
     assert [c.task for c in select(RUNS, ["x"]).columns] == list(TASKS), "the order of the runs"
-    full = parent_run("full", **{"metrics.main": "ade20k/linear/mIoU,voc/linear/mIoU"})
-    single = parent_run("one", 10, **{"metrics.main": "voc/linear/mIoU"})
+    full = parent_run("full", main_metrics=("ade20k/linear/mIoU", "voc/linear/mIoU"))
+    single = parent_run("one", 10, main_metrics=("voc/linear/mIoU",))
     tasks = [column.task for column in select([*RUNS, full, single], ["x"]).columns]
     assert tasks == ["ade20k/linear", "voc/linear"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from benchmark.execution.progress import console
-from benchmark.records import Cell
-from benchmark.results.outcome import RunResult
+from benchmark.results.run_result import RunResult
 from benchmark.results.table import note_lines, show
 from benchmark.suites.registry import Suite
+from reports.cell import Cell
 from reports.metrics import Metric
 
 
@@ -24,7 +24,8 @@ def shown(task: str, metrics: dict[str, Metric], cells: list[Cell]) -> str:
 def test_masks_have_a_row_of_their_own():
     metrics = {"bbox_mAP": Metric(), "bbox_mAP_50": Metric(), "segm_mAP": Metric(shown=True)}
     values = dict.fromkeys(metrics, 1.0)
-    output = shown("coco/mask-rcnn", metrics, [Cell("clip", "coco/mask-rcnn", 0, "done", values)])
+    cell = Cell(backbone="clip", task="coco/mask-rcnn", seed=0, metrics=values)
+    output = shown("coco/mask-rcnn", metrics, [cell])
     assert "bbox_mAP ↑" in output and "segm_mAP ↑" in output and "mAP_50" not in output
 
 
@@ -32,7 +33,12 @@ def test_numbers_stay_whole_in_a_log_file(monkeypatch):
     monkeypatch.setattr(console, "_width", 40)
     task = "a-dataset-with-a-name/linear"
     cells = [
-        Cell(name, task, seed, "done", {"abs_rel": 0.5 + 0.1 * seed, "rmse": 1.0})
+        Cell(
+            backbone=name,
+            task=task,
+            seed=seed,
+            metrics={"abs_rel": 0.5 + 0.1 * seed, "rmse": 1.0},
+        )
         for name in ("clip", "clip-ft", "cliptex")
         for seed in (0, 1)
     ]
@@ -42,12 +48,13 @@ def test_numbers_stay_whole_in_a_log_file(monkeypatch):
 
 
 def test_of_notes_that_differ_in_numbers_the_first_is_shown():
-    cells = [
-        Cell("clip", "t", 0, "done", notes=["rate 0.1, top-1 of 3 (k2)", "odd"]),
-        Cell("clip", "t", 1, "done", notes=["rate 1e-3, top-1 of 3 (k2)"]),
-        Cell("mine", "t", 0, "done", notes=["rate 0.01, top-1 of 3 (k2)"]),
-        Cell("mine", "t", 1, "failed"),
+    notes = [
+        ("clip", 0, ["rate 0.1, top-1 of 3 (k2)", "odd"]),
+        ("clip", 1, ["rate 1e-3, top-1 of 3 (k2)"]),
+        ("mine", 0, ["rate 0.01, top-1 of 3 (k2)"]),
+        ("mine", 1, []),
     ]
+    cells = [Cell(backbone=n, task="t", seed=seed, notes=lines) for n, seed, lines in notes]
     assert note_lines(cells) == [
         " · clip · seed 0: rate 0.1, top-1 of 3 (k2) (and 2 more like it)",
         " · clip · seed 0: odd",

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from reports.artifacts import GALLERY, PER_IMAGE, PROTOCOL
+from reports.cell import Cell
 from reports.errors import TrackingError
-from reports.mlflow.query import Store, StoredRun, scored, tidy
+from reports.mlflow.query import Store, tidy
 from reports.mlflow.run import Tracker
 from reports.report import Request, build
-from reports.selection import default_experiments
+from reports.selection import default_experiments, select
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.integration
@@ -34,7 +36,7 @@ def filled(tmp_path_factory):
 
 
 def check(store: Store) -> None:
-    cells = scored(store.runs(["paper"]))
+    cells = [run for run in store.runs(["paper"]) if isinstance(run, Cell)]
     table = tidy(cells)
     assert set(table["backbone"]) == {"clip", "cliptex"}
     assert {"i2t_R@1", "t2i_R@10"} <= set(table["metric"])
@@ -42,9 +44,9 @@ def check(store: Store) -> None:
         stored = store.client.get_run(row.run_id).data
         assert stored.metrics[row.metric.replace("@", "_at_")] == row.value
         assert (stored.tags["task"], stored.tags["weights.sha256"]) == (row.task, row.weights)
-    (failed,) = [cell for cell in cells if cell.run.status == "FAILED"]
-    assert failed.reason == "failed: RuntimeError: loss is nan" and not failed.metrics
-    assert store.history(cells[0].run.id, "train/loss") == ([0, 1, 2], [3.0, 2.0, 1.0])
+    (failed,) = [cell for cell in cells if cell.status == "failed"]
+    assert failed.failure == "failed: RuntimeError: loss is nan" and not failed.metrics
+    assert store.history(cells[0].run_id, "train/loss") == ([0, 1, 2], [3.0, 2.0, 1.0])
     assert default_experiments(store) == ["paper"]
 
 
@@ -62,7 +64,7 @@ def test_pages_are_joined(filled, monkeypatch):
     assert len(Store(filled.uri).runs(["paper"])) == 6
 
 
-def child_of(tracker: Tracker, parent: str) -> StoredRun:
+def child_of(tracker: Tracker, parent: str) -> Cell:
     (child,) = [r for r in Store(tracker.uri).runs([tracker.experiment]) if r.parent == parent]
     return child
 
@@ -70,12 +72,13 @@ def child_of(tracker: Tracker, parent: str) -> StoredRun:
 def test_a_reused_run_is_read_with_the_run_that_reused_it(tracker):
     first = write_run(tracker, "first", 0, {"voc/linear": 0.6})
     child = child_of(tracker, first)
-    write_run(tracker, "second", 0, {}, tags={"cached.voc.linear": child.id})
-    cells = scored(Store(tracker.uri).runs([tracker.experiment]))
-    assert [(cell.backbone, cell.run.id) for cell in cells] == [
-        ("first", child.id),
-        ("second", child.id),
-    ]
+    write_run(tracker, "second", 0, {}, tags={"cached.voc.linear": child.run_id})
+    runs = Store(tracker.uri).runs([tracker.experiment])
+    cells = select(runs, [tracker.experiment]).cells
+    assert {name: cell.run_id for (name, _), (cell,) in cells.items()} == {
+        "first": child.run_id,
+        "second": child.run_id,
+    }
 
 
 def test_a_history_is_thinned_but_has_both_ends(filled):
@@ -98,12 +101,10 @@ def test_unknown_experiments_and_stores(filled, tmp_path):
         build(Request(tracking_uri=f"sqlite:///{tmp_path}/empty.db"))
 
 
-@pytest.mark.parametrize(
-    "name", ["per_image.npz", "protocol.json", "pictures/gallery.zip", "a picture"]
-)
+@pytest.mark.parametrize("name", [PER_IMAGE, PROTOCOL, GALLERY, "a picture"])
 def test_a_damaged_artifact_is_named(tracker, report_of, name):
     child = child_of(tracker, write_run(tracker, "clip", 0, {"voc/linear": 0.6}, pictures=True))
-    path = Path(child.artifacts) / ("pictures/gallery.zip" if name == "a picture" else name)
+    path = Path(child.artifacts) / (GALLERY if name == "a picture" else name)
     content = path.read_bytes()
     if name == "a picture":
         with zipfile.ZipFile(path) as pack:
@@ -111,6 +112,6 @@ def test_a_damaged_artifact_is_named(tracker, report_of, name):
         path.write_bytes(content[:start] + bytes(8) + content[start + 8 :])
     else:
         path.write_bytes(content[: len(content) // 2])
-    expected = rf"{path.name} of run {child.id} .* is damaged .*--force"
+    expected = rf"{path.name} of run {child.run_id} .* is damaged .*--force"
     with pytest.raises(TrackingError, match=expected):
         report_of(tracker)

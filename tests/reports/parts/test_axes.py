@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from reports.parts.axes import PARTS, axis_figures, axis_lines
+from reports.artifacts import PARTS
+from reports.parts.axes import axis_figures, axis_lines
 from tests.reports.synthetic import stored_run
 
 pytestmark = pytest.mark.integration
@@ -26,8 +25,8 @@ def test_a_curve_for_each_task_with_variants(analysis_of):
     runs = []
     for backbone, quality in (("clip", 50.0), ("mine", 60.0)):
         for task, params in TASKS.items():
-            run = stored_run(len(runs), backbone, task, 0, quality + len(params), protocol=task)
-            runs.append(replace(run, params=params))
+            value, fields = quality + len(params), {"protocol": task, "params": params}
+            runs.append(stored_run(len(runs), backbone, task, 0, value, **fields))
     analysis = analysis_of(runs)
     shots, share = sorted(axis_figures(analysis), key=lambda figure: figure.title)
     assert (share.title, shots.title) == ("voc/linear", "pets/few-shot")
@@ -46,19 +45,16 @@ def test_a_curve_for_each_task_with_variants(analysis_of):
     assert gain.mean.value == pytest.approx(sum(means) / 3)
 
 
-class PartsOnDisk:
-    """A store whose runs have the features of image parts at their size."""
+class Parts:
+    """A store whose cells have the features of image parts at their size."""
 
-    def __init__(self, folder, features):
-        self.folder, self.features = folder, features
+    def __init__(self, features):
+        self.features = features
 
-    def artifact(self, run, name):
-        size = run.tags["task"].rpartition("=")[2]
-        if name != PARTS or size not in self.features:
-            return None
-        path = self.folder / f"{size}.npz"
-        np.savez(path, image=np.array(["a", "b"]), features=self.features[size])
-        return path
+    def arrays(self, cell, name):
+        size = cell.task.rpartition("=")[2]
+        assert name == PARTS
+        return {"features": self.features[size]} if size in self.features else {}
 
 
 def profile(analysis_of, held_out):
@@ -68,10 +64,10 @@ def profile(analysis_of, held_out):
         for size in ("224", "448", "672"):
             task = f"voc/patch-knn:layers={layer}:size={size}"
             quality = 50.0 + (layer == "6") + 5 * (size == "224")
-            run = stored_run(len(runs), "mine", task, 0, quality, protocol=task)
             best = 70.0 + (layer == "6") + (size == "448")
-            scores = {"select/mIoU/10_cosine": best, "select/mIoU/30_cosine": best - 9}
-            runs.append(replace(run, metrics={**run.metrics, **(scores if held_out else {})}))
+            scores = {"mIoU/10_cosine": best, "mIoU/30_cosine": best - 9} if held_out else {}
+            fields = {"protocol": task, "held_out": scores}
+            runs.append(stored_run(len(runs), "mine", task, 0, quality, **fields))
     return analysis_of(runs)
 
 
@@ -90,15 +86,15 @@ def test_a_figure_for_each_axis_with_a_line_for_each_other_value(analysis_of):
     ],
 )
 def test_the_best_value_is_chosen_on_held_out_images_or_called_no_choice(
-    held_out, words, analysis_of, tmp_path
+    held_out, words, analysis_of
 ):
-    (line,) = axis_lines(PartsOnDisk(tmp_path, {}), profile(analysis_of, held_out))
+    (line,) = axis_lines(Parts({}), profile(analysis_of, held_out))
     assert line.startswith("mine · voc/patch-knn: ") and words in line
 
 
-def test_features_that_are_others_above_a_size_are_named(analysis_of, tmp_path):
+def test_features_that_are_others_above_a_size_are_named(analysis_of):
     parts = np.random.default_rng(0).normal(size=(4, 2, 16, 32))
     features = {"224": parts[0], "448": parts[0] + 0.3 * parts[1], "672": parts[2]}
-    lines = axis_lines(PartsOnDisk(tmp_path, features), profile(analysis_of, held_out=True))
+    lines = axis_lines(Parts(features), profile(analysis_of, held_out=True))
     (line,) = [line for line in lines if "mode" in line]
     assert "features change mode between 448 and 672 px at layers=3; layers=6" in line

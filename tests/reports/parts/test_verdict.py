@@ -58,7 +58,7 @@ def test_the_headline_compares_gains_over_shared_tasks(analysis_of):
     headline = verdict(analysis).headline
     assert headline.startswith("wide is better than clip-ft on 1 of 2 tasks and worse on none")
     assert headline.endswith("the highest of 2 backbones on the 1 task that all have.")
-    one_seed = analysis_of([run for run in runs if run.tags["seed"] == "0"])
+    one_seed = analysis_of([run for run in runs if run.seed == 0])
     assert verdict(one_seed).tone == "open", "one seed without scores of images decides nothing"
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from reports.metrics import declared
+from reports.mlflow.query import read_run
 
 
 class Elements(HTMLParser):
@@ -59,12 +59,11 @@ def test_numbers_are_means_of_mlflows(store, overview):
         for cell in cells:
             if not cell.get("data-runs"):
                 continue
-            runs = [store.client.get_run(run).data for run in cell["data-runs"].split()]
-            main = next(iter(declared(runs[0].tags))).replace("@", "_at_")
-            assert len({run.tags["protocol"] for run in runs}) == 1
-            mean = np.mean([run.metrics[main] for run in runs])
+            records = [read_run(store.client.get_run(run)) for run in cell["data-runs"].split()]
+            assert len({record.protocol for record in records}) == 1
+            mean = np.mean([record.metrics[record.main] for record in records])
             assert float(cell["data-value"]) == pytest.approx(mean)
-            assert heading["text"].startswith(runs[0].tags["task"])
+            assert heading["text"].startswith(records[0].task)
             checked += 1
     assert checked == 13
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.records import Cell, PlannedTask
+from benchmark.records import PlannedTask
 from benchmark.suites.registry import Suite
 from cliptex_common.errors import UserError
 from cliptex_common.files import json_output_path
 from cliptex_common.secrets import hide_secrets
 from probes.registry import find_task
+from reports.cell import Cell
 from reports.mlflow.run import Tracker
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan
-from benchmark.results.outcome import as_json
+from benchmark.results.run_result import as_json
 from benchmark.results.table import show
 from benchmark.run import run
 from benchmark.suites.registry import SUITES, Suite, register_suite

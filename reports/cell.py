@@ -1,0 +1,267 @@
+"""Records of runs: what MLflow, a file of shared results, and the parts of the suite hold of them.
+
+A record writes its own tags and reads itself back from tags, parameters and metrics, in MLflow and
+in a file of shared results alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+)
+
+from cliptex_common.files import content_key
+from reports.metrics import Metric
+from reports.mlflow.client import metric_key
+
+T = TypeVar("T")
+COST = "cost/"  # of metrics that say what a run took
+HELD_OUT = "select/"  # of scores on held-out training images, by which a probe chose a setting
+SAMPLED = ("shots", "train_share")  # parameters that learning curves are drawn over
+PROTOCOLS, REUSED = "protocol.", "cached."  # of a parent's tags, one for each task
+# field → its tag in MLflow, where they differ
+TAGS = {
+    "weights": "weights.sha256",
+    "weights_source": "weights.source",
+    "licence": "weights.licence",
+    "device": "device.kind",
+    "key": "cell",
+    "run_key": "run.key",
+    "fingerprint": "data.fingerprint",
+    "partial": "data.partial",
+    "declared": "metrics.declared",
+    "commit": "git.commit",
+    "model": "model.id",
+    "train_run": "train.run",
+    "main_metrics": "metrics.main",
+    "average": "average.title",
+}
+METRICS: TypeAdapter[dict[str, Metric]] = TypeAdapter(dict[str, Metric])
+
+
+def _parse(value: Any) -> Any:
+    return METRICS.validate_json(value) if isinstance(value, str) else value
+
+
+def _declare(metrics: dict[str, Metric]) -> str:
+    """As JSON, of each metric what differs from the default."""
+    return METRICS.dump_json(metrics, exclude_defaults=True).decode()
+
+
+def _split(value: Any) -> Any:
+    return list(filter(None, value.split(","))) if isinstance(value, str) else value
+
+
+Declared = Annotated[dict[str, Metric], BeforeValidator(_parse), PlainSerializer(_declare)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split), PlainSerializer(",".join)]
+Flag = Annotated[bool, PlainSerializer(lambda flag: str(flag).lower())]
+
+
+class Record(BaseModel):
+    """A run: a training, a trial of a sweep …; ``Cell`` and ``ParentRun`` add what their tags hold.
+
+    Attributes:
+        run_id, name: of the run.
+        parent: id of the run that it nests under; '' for none.
+        status: ``done``, ``cached`` (a cell that was finished before), ``failed``, ``not
+            applicable``, ``interrupted``, ``still running`` or ``not started``.
+        reason: why it has no result.
+        experiment, experiment_id, artifacts: where it is in MLflow, and the URI of its files.
+        started: in milliseconds since 1970.
+        source: who shared it; '' for a run of the store.
+        study: the sweep that it is part of.
+        metrics: name as the field writes it (``i2t_R@1``) → value.
+        costs: what it took: ``seconds``, ``peak_memory_mb`` …
+        tags: of a run that is neither a cell nor a parent run.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, populate_by_name=True, alias_generator=lambda name: TAGS.get(name, name)
+    )
+
+    run_id: str = ""
+    name: str = ""
+    parent: str = ""
+    status: str = "done"
+    reason: str = ""
+    experiment: str = ""
+    experiment_id: str = ""
+    artifacts: str = ""
+    started: int = 0
+    source: str = ""
+    study: str = ""
+    params: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    costs: dict[str, float] = {}
+    tags: dict[str, str] = {}
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in ("done", "cached")
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 if that is unknown, or a cell is cached."""
+        return self.costs.get("seconds", 0.0)
+
+    @property
+    def failure(self) -> str:
+        """Why it has no result, in one line; '' if it is finished."""
+        words = [] if self.is_finished else [self.status, self.reason]
+        return ": ".join(dict.fromkeys(filter(None, words)))
+
+    def all_metrics(self) -> dict[str, float]:
+        """Metrics and costs, under their names in MLflow."""
+        return {**self.metrics, **{f"{COST}{name}": value for name, value in self.costs.items()}}
+
+    def to_tags(self) -> dict[str, str]:
+        """Its tags in MLflow, without empty ones."""
+        fields = self.model_dump(by_alias=True, exclude=set(Record.model_fields))
+        return {tag: str(value) for tag, value in fields.items() if value != ""}
+
+
+class Cell(Record):
+    """The numbers of one backbone, task and seed.
+
+    Attributes:
+        weights: sha256.
+        probe: name of the probe; kind: of the dataset (``segmentation``, ``detection`` …).
+        protocol: hash of the conditions that its numbers depend on (``artifacts.PROTOCOL``).
+        key: identity of the cell (``cell_key``).
+        fingerprint, partial: of the data.
+        preset, differs: the published protocol that its settings follow, and how they differ.
+        metrics, declared: name → value, and the metric's declaration; the main one first. Only
+            finished cells have values.
+        commit: of the code.
+        params: those of ``SAMPLED``.
+        held_out: ``METRIC/SETTING`` → score on held-out training images.
+        notes: what the user should know of it, one line each; empty if it is read back.
+    """
+
+    backbone: str
+    task: str
+    seed: int
+    weights: str = ""
+    dataset: str = ""
+    kind: str = ""
+    probe: str = ""
+    suite: str = ""
+    device: str = ""
+    threads: str = ""
+    protocol: str = ""
+    key: str = ""
+    fingerprint: str = ""
+    partial: Flag = False
+    preset: str = ""
+    differs: str = ""
+    declared: Declared = {}
+    commit: str = ""
+    held_out: Annotated[dict[str, float], Field(exclude=True)] = {}
+    notes: Annotated[tuple[str, ...], Field(exclude=True)] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.backbone} · {self.task} · seed {self.seed}"
+
+    @property
+    def main(self) -> str:
+        """Name of its main metric."""
+        return next(iter(self.declared), "")
+
+
+class ParentRun(Record):
+    """The run of one backbone, suite and seed, which the runs of its cells nest under.
+
+    Attributes:
+        weights, weights_source, licence: the sha256 of its weights, where they are from, and how
+            they may be used.
+        run_key: a run with the same key is resumed.
+        model: id of the LoggedModel; train_run: of the run that trained the weights.
+        experts: of CLIPTeX and its ablations; empty for other backbones.
+        main_metrics: ``TASK/METRIC`` of its tasks, in the suite's order; see ``views.main_tag``.
+        average: title of the suite's average, if it has one and there is a number for each task.
+        protocols: task → hash of its conditions; reused: task → id of a cell's run under another
+            parent. Of the task as ``task_tag`` writes it.
+    """
+
+    backbone: str
+    seed: int
+    run_key: str
+    architecture: str = ""
+    suite: str = ""
+    weights: str = ""
+    weights_source: str = ""
+    licence: str = ""
+    model: str = ""
+    train_run: str = ""
+    experts: Words = ()
+    main_metrics: Words = ()
+    average: str = ""
+    commit: str = ""
+    protocols: Annotated[dict[str, str], Field(exclude=True)] = {}
+    reused: Annotated[dict[str, str], Field(exclude=True)] = {}
+
+    def to_tags(self) -> dict[str, str]:
+        """Its tags in MLflow, without empty ones."""
+        protocols = {f"{PROTOCOLS}{task}": value for task, value in self.protocols.items()}
+        return super().to_tags() | protocols | reused_tags(self.reused)
+
+
+def cell_key(identity: Mapping[str, Any], conditions: Mapping[str, Any], seed: int) -> str:
+    """Identity of a cell: backbone weights and layers, conditions of the task and seed."""
+    return content_key({"backbone": identity, "protocol": conditions, "seed": seed})
+
+
+def task_tag(task: str) -> str:
+    """A task as part of a tag's name."""
+    return metric_key(task.replace("/", "."))
+
+
+def reused_tags(reused: Mapping[str, str]) -> dict[str, str]:
+    """The tags of ``ParentRun.reused``."""
+    return {f"{REUSED}{task}": run_id for task, run_id in reused.items()}
+
+
+def read_record(
+    tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float], **fields: Any
+) -> Record:
+    """The record of a run.
+
+    Args:
+        fields: other fields of ``Record``.
+
+    Raises:
+        pydantic.ValidationError: a tag is not of the type of its field.
+    """
+    costs = _with_prefix(metrics, COST)
+    metrics = {name: value for name, value in metrics.items() if not name.startswith(COST)}
+    values = {**tags, "params": params, "metrics": metrics, "costs": costs, **fields}
+    if fields.get("parent") and tags.get("task") and tags.get("protocol"):
+        cell = Cell(**values, held_out=_with_prefix(metrics, HELD_OUT))
+        declared = cell.declared if cell.is_finished else ()
+        own = {
+            "metrics": {name: metrics[name] for name in declared if name in metrics},
+            "params": {name: params[name] for name in SAMPLED if name in params},
+        }
+        return cell.model_copy(update=own)
+    if "run.key" in tags:
+        protocols, reused = _with_prefix(tags, PROTOCOLS), _with_prefix(tags, REUSED)
+        return ParentRun(**values, protocols=protocols, reused=reused)
+    return Record(**values, tags=dict(tags))
+
+
+def _with_prefix(values: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The entries whose names begin so, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
