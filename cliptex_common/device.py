@@ -78,17 +78,6 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def toolkit() -> str:
-    """What torch was built for: ``CUDA 12.6``, ``ROCm 6.2``, ``XPU 20250100``, ``MPS`` …"""
-    kind = torch.accelerator.current_accelerator()
-    if kind is None:
-        return "built for CPUs only"
-    if torch.version.hip:
-        return f"ROCm {torch.version.hip}"
-    version = getattr(torch.version, kind.type, None) or ""
-    return f"{kind.type.upper()} {version}".strip()
-
-
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
     """Make ``device`` the current one of its type while the block runs."""
     module = torch.get_device_module(device)

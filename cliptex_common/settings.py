@@ -39,11 +39,11 @@ def as_list(values: Any) -> Any:
 
 
 def split_words(values: Any) -> list[str]:
-    """``["a, b", "c"]`` or ``"a,b,c"`` → ``["a", "b", "c"]``. Raises ``ValueError`` if values are
-    given but no word."""
+    """``["a, b", "a"]`` or ``"a,b,a"`` → ``["a", "b"]``. Raises ``ValueError`` if values are given
+    but no word."""
     values = as_list(values)
     words = [word.strip() for value in values for word in str(value).split(",")]
-    words = [word for word in words if word]
+    words = list(dict.fromkeys(filter(None, words)))
     if values and not words:
         raise ValueError("separate names by commas")
     return words
@@ -56,11 +56,7 @@ def _check_folder(path: Path) -> Path:
     return path
 
 
-def _drop_repeats(words: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(words))
-
-
-Names = Annotated[Sequence[str], BeforeValidator(split_words), AfterValidator(_drop_repeats)]
+Names = Annotated[Sequence[str], BeforeValidator(split_words)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split_words)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Folder = Annotated[Path, AfterValidator(_check_folder)]  # which need not exist yet

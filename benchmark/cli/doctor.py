@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from benchmark.cli.output import print_state
 from benchmark.cli.parser import JsonOptions
@@ -87,48 +86,40 @@ def _torch(options: Doctor) -> Iterator[Finding]:
     import torch
 
     from cliptex_common import device
-    from cliptex_common.visible_devices import DRIVER_TOOLS
+    from cliptex_common.visible_devices import DRIVER_TOOLS, VARIABLES
 
-    value, count = f"{torch.__version__}, {device.toolkit()}", device.device_count()
+    value, count = torch.__version__, device.device_count()
     if count or not any(map(shutil.which, DRIVER_TOOLS)):
         yield Finding("torch", "ok", value)
     else:
         remedy = "install a torch for your driver: https://pytorch.org/get-started/locally"
         yield Finding("torch", "warn", f"{value}; it sees no GPU", remedy)
     for number in range(count):
-        yield _accelerator(torch.device(device.current_device().type, number))
-
-
-def _accelerator(accelerator: Any) -> Finding:
-    """An accelerator, with its free memory where the backend can tell."""
-    from cliptex_common import device
-    from cliptex_common.visible_devices import VARIABLES
-
-    value, memory = device.device_name(accelerator), device.memory(accelerator)
-    if memory is None:
-        return Finding(str(accelerator), "ok", value)
-    free, total = memory
-    value += f", {free / GB:.0f} of {total / GB:.0f} GB free"
-    if free > 0.5 * total:
-        return Finding(str(accelerator), "ok", value)
-    variable = next(iter(VARIABLES.get(accelerator.type, ())), "")
-    hide = f"; hide it by {variable}" if variable else ""
-    return Finding(str(accelerator), "warn", value, f"another process uses it{hide}")
+        accelerator = torch.device(device.current_device().type, number)
+        value, state, remedy = device.device_name(accelerator), "ok", ""
+        if memory := device.memory(accelerator):
+            free, total = memory
+            value += f", {free / GB:.0f} of {total / GB:.0f} GB free"
+            if free <= 0.5 * total:
+                variables = " or ".join(VARIABLES.get(accelerator.type, ()))
+                state = "warn"
+                remedy = f"another process uses it; hide it by {variables}"
+        yield Finding(str(accelerator), state, value, remedy)
 
 
 def _mmlab(options: Doctor) -> Iterator[Finding]:
     """The distributions of OpenMMLab: two of one library write the same files."""
     for name in ("mmengine", "mmcv", "mmdetection", "mmsegmentation"):
-        installed = [
-            each for each in (name, f"onedl-{name}") if any(metadata.distributions(name=each))
-        ]
+        distributions = (name, f"onedl-{name}")
+        installed = [each for each in distributions if any(metadata.distributions(name=each))]
         versions = ", ".join(f"{each} {metadata.version(each)}" for each in installed)
-        state, remedy = "bad", f"pip install onedl-{name}"
         if len(installed) == 1:
-            state, remedy = "ok", ""
+            yield Finding(name, "ok", versions)
         elif installed:
             remedy = f"pip uninstall {name}, then reinstall onedl-{name}"
-        yield Finding(name, state, versions or "not installed", remedy)
+            yield Finding(name, "bad", versions, remedy)
+        else:
+            yield Finding(name, "bad", "not installed", f"pip install onedl-{name}")
 
 
 def _mlflow(options: Doctor) -> Iterator[Finding]:
@@ -195,12 +186,10 @@ def _datasets(options: Doctor) -> Iterator[Finding]:
     for row in survey(options.data_root, options.data, splits=("val",)):
         count, expected = row.counts.get("val", 0), row.expected.get("val")
         value = f"val {count}" + (f" of {expected}" if expected else "")
-        if row.state == "broken":
-            yield Finding(row.name, "bad", value, row.message)
-        elif row.state == "partial":
-            yield Finding(row.name, "warn", value, "get the rest, or run with --partial")
-        elif row.state != "absent":
-            yield Finding(row.name, "ok", value)
+        state = {"broken": "bad", "partial": "warn"}.get(row.state, "ok")
+        remedy = {"bad": row.message, "warn": "get the rest, or run with --partial", "ok": ""}
+        if row.state != "absent":
+            yield Finding(row.name, state, value, remedy[state])
 
 
 CHECKS: dict[str, Check] = {

@@ -5,7 +5,8 @@ Pixels are as stored: orientation tags are ignored, as in ``cliptex_common.image
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -68,6 +69,14 @@ def read_rgb(file: ImageFile) -> np.ndarray:
     return stored[..., :3]
 
 
+@contextmanager
+def _report_unreadable(kind: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except IMAGE_ERRORS as error:
+        raise UserError(f"cannot read {kind} map {path}: {error}") from error
+
+
 def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.ndarray:
     """A label map, (H, W) uint16 class indices or ``ignore_index``.
 
@@ -81,10 +90,8 @@ def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.n
     Raises:
         UserError: the file cannot be read, or holds a label that is no class.
     """
-    try:
+    with _report_unreadable("label", path):
         stored = read_classes(path)
-    except IMAGE_ERRORS as error:
-        raise UserError(f"cannot read label map {path}: {error}") from error
     labels = stored.astype(np.int32) + offset
     labels[(stored == ignore_index) | (labels < 0)] = ignore_index
     wrong = (labels >= classes) & (labels != ignore_index)
@@ -103,10 +110,8 @@ def read_depth(path: str, scale: float) -> np.ndarray:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
+    with _report_unreadable("depth", path):
         stored = read_stored(path, GREY, "it must be a PNG with one channel")
-    except IMAGE_ERRORS as error:
-        raise UserError(f"cannot read depth map {path}: {error}") from error
     return stored.astype(np.float32) * np.float32(scale)
 
 
@@ -119,10 +124,8 @@ def read_normals(path: str) -> np.ndarray:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
+    with _report_unreadable("normal", path):
         stored = read_rgb(path)
-    except IMAGE_ERRORS as error:
-        raise UserError(f"cannot read normal map {path}: {error}") from error
     normals = stored.astype(np.float32)
     normals /= 127.5
     normals -= 1
