@@ -48,7 +48,7 @@ def log_scores(log: RunLog, metric: str, candidates: Sequence[Candidate[T]], ste
     log.log_metrics({name: score for name, score in scores.items() if score == score}, step)
 
 
-def select(
+def select_candidate(
     candidates: Sequence[Candidate[T]], metric: str, images: int, direction: float = 1
 ) -> tuple[Candidate[T], str]:
     """The best candidate, and a note on the choice.

@@ -149,11 +149,11 @@ def _confirm(question: str) -> bool:
 
 def _remove(entry: CacheEntry) -> bool:
     """Remove an entry unless a process creates or uses it; returns whether it is removed."""
-    from probes.features import store
+    from probes.features.store import remove_store
 
     path = entry.path
     if entry.kind == "features":
-        return store.remove(path)
+        return remove_store(path)
     # a training's checkpoint is under the lock of its weights
     lock = ("make", str(path.absolute()).removesuffix(".resume"))
     if entry.kind == "work":

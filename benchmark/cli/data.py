@@ -19,7 +19,7 @@ from probes.datasets.download import hub
 from probes.datasets.download.get import get
 from probes.datasets.download.table import ENTRIES, find_entry
 from probes.datasets.specs.webdataset import TASKS, datasets_of, register_folders
-from probes.datasets.survey import Row, survey
+from probes.datasets.survey import DatasetState, survey
 
 STYLES = {
     "complete": "green",
@@ -143,7 +143,7 @@ class GetDatasets:
 COMMAND = {"check": CheckDatasets, "get": GetDatasets}
 
 
-def _show(rows: Sequence[Row]) -> None:
+def _show(rows: Sequence[DatasetState]) -> None:
     """Print state and counts of datasets."""
     for row in rows:
         counts = []

@@ -88,7 +88,7 @@ def _torch(options: Doctor) -> Iterator[Finding]:
     from cliptex_common import device
     from cliptex_common.visible_devices import DRIVER_TOOLS, VARIABLES
 
-    value, count = torch.__version__, device.device_count()
+    value, count = str(torch.__version__), device.device_count()
     if count or not any(map(shutil.which, DRIVER_TOOLS)):
         yield Finding("torch", "ok", value)
     else:

@@ -11,7 +11,7 @@ from cliptex_common.settings import Folder, Seed, options_dataclass
 
 
 @options_dataclass
-class Train(ConfigOptions, ExecutionOptions, TrackingOptions):
+class TrainExpert(ConfigOptions, ExecutionOptions, TrackingOptions):
     """Train an expert on a dataset in its official layout and evaluate it.
 
     examples:
@@ -56,4 +56,4 @@ class Train(ConfigOptions, ExecutionOptions, TrackingOptions):
         return 0
 
 
-COMMAND = {"train": Train}
+COMMAND = {"train": TrainExpert}

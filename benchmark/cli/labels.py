@@ -25,7 +25,7 @@ from cliptex_common.settings import Folder, Names, options_dataclass, with_chang
 
 
 @options_dataclass
-class Predict(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
+class PredictLabels(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
     """Let experts write pseudo-labels, a unit of work for each shard of pairs.
 
     examples:
@@ -78,7 +78,7 @@ class Predict(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
 
 
 @options_dataclass
-class Make(ConfigOptions, PairsOptions, PluginOptions):
+class MakeLabels(ConfigOptions, PairsOptions, PluginOptions):
     """Make a label store from folders of files, for `train --manual-labels`.
 
     examples:
@@ -124,7 +124,7 @@ class Make(ConfigOptions, PairsOptions, PluginOptions):
 
 
 @options_dataclass
-class Check(PluginOptions):
+class CheckLabels(PluginOptions):
     """Check that every byte is as written and all counts agree.
 
     examples:
@@ -147,7 +147,7 @@ class Check(PluginOptions):
 
 
 @options_dataclass
-class Draw(PairsOptions, PluginOptions):
+class DrawLabels(PairsOptions, PluginOptions):
     """Draw labels beside their images.
 
     examples:
@@ -172,7 +172,7 @@ class Draw(PairsOptions, PluginOptions):
         return 0
 
 
-COMMAND = {"predict": Predict, "make": Make, "check": Check, "draw": Draw}
+COMMAND = {"predict": PredictLabels, "make": MakeLabels, "check": CheckLabels, "draw": DrawLabels}
 
 
 def _show(manifest: Mapping[str, Any], summary: str, out: Path) -> None:

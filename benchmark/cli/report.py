@@ -13,7 +13,7 @@ from cliptex_common.settings import Folder, Names, options_dataclass
 
 
 @options_dataclass
-class Report(ConfigOptions, TrackingOptions, PluginOptions):
+class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
     """Compare the results in MLflow: a page, and tables for a paper.
 
     examples:
@@ -77,4 +77,4 @@ class Report(ConfigOptions, TrackingOptions, PluginOptions):
         return 0
 
 
-COMMAND = Report
+COMMAND = WriteReport

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @options_dataclass
-class Run(ConfigOptions, RunOptions, TrackingOptions):
+class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
     """Probe backbones on a suite's tasks and log the results to MLflow.
 
     examples:
@@ -71,7 +71,7 @@ class Run(ConfigOptions, RunOptions, TrackingOptions):
         return 1 if result.failed else 0
 
 
-COMMAND = Run
+COMMAND = RunTasks
 
 
 def write_report(result: RunResult) -> tuple[str, Report | None]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @options_dataclass
-class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
+class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
     """Train a backbone by a recipe: clip, clip-ft, cliptex.
 
     examples:
@@ -125,7 +125,7 @@ class Train(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
             )
 
 
-COMMAND = Train
+COMMAND = TrainBackbone
 
 
 def _train_rank(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:

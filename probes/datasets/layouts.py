@@ -48,7 +48,7 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def read_json(path: Path) -> Any:
+def read_annotations(path: Path) -> Any:
     """Parsed JSON. Raises ``UserError`` with the position of the error if it is malformed."""
     try:
         return files.read_json(path)

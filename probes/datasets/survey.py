@@ -22,7 +22,7 @@ UNTRAINED: Mapping[str, str] = {  # probes that need no train split
 
 
 @dataclass(frozen=True)
-class Row:
+class DatasetState:
     """One line of ``data check``.
 
     Attributes:
@@ -49,7 +49,7 @@ def survey(
     progress: Progress | None = None,
     only: Container[str] | None = None,
     splits: Sequence[Split] = SPLITS,
-) -> list[Row]:
+) -> list[DatasetState]:
     """One row for each registered dataset (of those in ``only``), by names and counts of
     ``splits``; with every sample decoded if ``full``. Generated datasets are left out unless they
     are in ``data_dirs``.
@@ -69,7 +69,7 @@ def survey(
             hint = f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
             if deeper := sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []:
                 hint = f"found elsewhere: --data {spec.name}={deeper[0]}"
-            rows.append(Row(spec.name, "absent", expected=spec.expected, message=hint))
+            rows.append(DatasetState(spec.name, "absent", expected=spec.expected, message=hint))
             continue
         spec = spec.at(root)
         state, counts, messages = look_at(spec, root, splits)
@@ -88,7 +88,7 @@ def survey(
             except UserError as error:
                 state = "broken"
                 messages.append(str(error))
-        rows.append(Row(spec.name, state, counts, spec.expected, "; ".join(messages)))
+        rows.append(DatasetState(spec.name, state, counts, spec.expected, "; ".join(messages)))
     return rows
 
 

@@ -19,7 +19,7 @@ from cliptex_common.dense_maps.coco_masks import mask_error
 from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import canonical_json
 from probes.datasets.base import DatasetSpec, Sample, Split, Unreadable
-from probes.datasets.layouts import file, read_json
+from probes.datasets.layouts import file, read_annotations
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import read_and_hash
 
@@ -110,7 +110,7 @@ def coco_images(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[s
             its image or an invalid mask; names the annotation.
     """
     path = file(root, spec.annotations[split])
-    content = read_json(path)
+    content = read_annotations(path)
     classes = set(spec.class_names(root))
     with report_malformed(f"{path} is not a COCO annotation file"):
         categories = {entry["id"]: entry["name"] for entry in content["categories"]}

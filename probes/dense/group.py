@@ -25,7 +25,7 @@ from probes.dense.preview import draw_preview, predict
 from probes.features.feature_dataset import features_key
 from probes.predictor import mmlab_head
 from probes.runner.training import Member, train_together
-from probes.selection import Candidate, held_out_by_content, log_scores, select
+from probes.selection import Candidate, held_out_by_content, log_scores, select_candidate
 
 Task = tuple[Probe, Context]
 Choice = tuple[Context, list[str]]  # of a head with the best rate, and notes for the user
@@ -151,7 +151,7 @@ def _choose(
     if isinstance(first, Exception) and len(notes) == len(results):
         return first
     log_scores(context.log, main, candidates, context.settings.max_iters)
-    best, reason = select(candidates, main, held_out, metric.direction)
+    best, reason = select_candidate(candidates, main, held_out, metric.direction)
     context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)
     notes.insert(0, f"learning rate {best.value:g}: {reason}; then trained on all")
     return with_rate(context, best.value), notes

@@ -38,7 +38,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
             if stored[path.parent].get(path.name, ("",))[0] != state
         ]
         with ThreadPoolExecutor(4) as pool:  # reading and hashing release the GIL
-            new = list(pool.map(sha256_file, [path for path, _ in changed]))
+            new = list(pool.map(hash_content, [path for path, _ in changed]))
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     store_hashes((*entry, sha256) for entry, sha256 in zip(changed, new, strict=True))
@@ -66,13 +66,13 @@ def save() -> None:
     store_hashes(_pending.pop() for _ in range(len(_pending)))
 
 
-def sha256_file(path: Path) -> str:
+def hash_content(path: Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 @lru_cache(maxsize=2**17)
 def _hash(path: Path, state: FileState) -> str:
-    return sha256_file(path)
+    return hash_content(path)
 
 
 def hash_file(folder: Path) -> Path:

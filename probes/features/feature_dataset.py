@@ -32,8 +32,8 @@ from probes.features.store import (
     DTYPES,
     Builder,
     CacheKey,
+    FeatureStore,
     Metadata,
-    Store,
     all_finite,
     as_dtype,
     get_or_build,
@@ -112,7 +112,7 @@ class FeatureDataset(Dataset):
     ) -> None:
         self.source, self.name = source, name
         self.encoder, self.dtype, self.device = dict(encoder), dtype, device
-        self.stores: list[Store] = []
+        self.stores: list[FeatureStore] = []
 
     @abstractmethod
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
@@ -131,7 +131,7 @@ class FeatureDataset(Dataset):
         return len(self.source)
 
     @property
-    def features(self) -> Store:
+    def features(self) -> FeatureStore:
         """The store of features, opened (and built) at first use."""
         if not self.stores:
             self.open()

@@ -111,7 +111,7 @@ def root() -> Path:
     return home() / "features"
 
 
-class Store:
+class FeatureStore:
     """A complete store, open for reading; no other process can delete it while it is open.
 
     Attributes:
@@ -170,7 +170,9 @@ class Store:
         return self._loaded[shard]
 
 
-def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | None = None) -> Store:
+def get_or_build(
+    key: CacheKey, build: Builder, *, wait: Callable[[], None] | None = None
+) -> FeatureStore:
     """Open the store of ``key``; build it first if it is missing or damaged.
 
     Args:
@@ -181,7 +183,7 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
         CacheFull: it does not fit into the cache or on the disk (see ``probes.features.budget``).
     """
     folder, notes = key.folder, list[str]()
-    with locked(lock_path(folder), wait or (lambda: None)):
+    with locked(store_lock(folder), wait or (lambda: None)):
         entries = [key.entry(number) for number in range(len(key.shards))]
         if error := integrity_error(folder, list(filter(None, entries))):
             notes.append(f"cached {key.kind} of {key.about} were damaged ({error}) and are rebuilt")
@@ -194,7 +196,7 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
         if not all(entries):
             _build(key, build, [number for number, entry in enumerate(entries) if not entry])
         budget.touch(folder)
-        return Store(key, acquire_liveness_lock(folder / "readers"), notes)
+        return FeatureStore(key, acquire_liveness_lock(folder / "readers"), notes)
 
 
 def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> None:
@@ -204,7 +206,7 @@ def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> None:
     for temporary in folder.glob(".*.tmp"):  # of a process that was killed
         temporary.unlink()
     size = sum(key.item_bytes[item] for shard in shards for item in shard)
-    budget.make_room(root(), size, key.about, remove)
+    budget.make_room(root(), size, key.about, remove_store)
     about = {"kind": key.kind, "about": key.about, "identity": key.identity}
     write_json(folder / "key.json", about)
     stream = iter(build(shards))
@@ -262,15 +264,15 @@ def integrity_error(folder: Path, entries: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
-def lock_path(folder: Path) -> Path:
+def store_lock(folder: Path) -> Path:
     """The lock of a process that builds, opens or deletes a store."""
     return folder.with_name(f"{folder.name}.lock")
 
 
-def remove(folder: Path) -> bool:
+def remove_store(folder: Path) -> bool:
     """Delete a store unless a process uses or builds it; returns whether it is gone."""
     try:
-        with locked(lock_path(folder), wait=False):
+        with locked(store_lock(folder), wait=False):
             if is_in_use(folder / "readers"):
                 return False
             for entry in folder.glob("*.json"):  # first: then it is not complete

@@ -26,7 +26,7 @@ from probes.image_level.encode import Encode, autocast, encode_paths, input_size
 from probes.image_level.linear import pair_name
 from probes.image_level.random_crops import train_on_crops
 from probes.image_level.settings import AttentiveSettings
-from probes.selection import Candidate, log_scores, select
+from probes.selection import Candidate, log_scores, select_candidate
 
 
 class QueryPool(nn.Module):
@@ -105,7 +105,7 @@ def run(context: Context) -> TaskResult:
         name = pair_name((rate, decay if several_decays else 0.0))
         candidates.append(Candidate(head, name, accuracy, loss, rate))
     log_scores(context.log, "top1", candidates, 0)
-    best, reason = select(candidates, "top1", len(held_out))
+    best, reason = select_candidate(candidates, "top1", len(held_out))
     (logits,) = predict(context, AttentiveHeads([best.value]), val)
     tensors: dict[str, Tensor] = best.value.state_dict()
     encoding = asdict(settings.encoding(context.device.type))

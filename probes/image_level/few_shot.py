@@ -18,7 +18,7 @@ from probes.base import Context, TaskResult
 from probes.image_level.classification import score, targets
 from probes.image_level.encode import encode_split
 from probes.image_level.settings import FewShotSettings
-from probes.selection import Candidate, select, shuffled_classes
+from probes.selection import Candidate, select_candidate, shuffled_classes
 
 BIAS = 100.0
 DEFAULT_L2 = 2.0**10
@@ -113,5 +113,5 @@ def choose(fits: LeastSquares, labels: Tensor, settings: FewShotSettings) -> tup
         accuracy = 100 * (scores.argmax(dim=1) == labels).double().mean().item()
         error = (scores - fits.targets).square().mean().item()
         candidates.append(Candidate(l2, f"l2_{l2:g}", accuracy, error))
-    best, reason = select(candidates, "top1", len(labels))
+    best, reason = select_candidate(candidates, "top1", len(labels))
     return best.value, f"{reason}, each left out in turn"

@@ -18,7 +18,7 @@ from probes.features.search import nearest
 from probes.image_level.classification import on_device_if_small, score, targets, top1
 from probes.image_level.encode import encode_split
 from probes.image_level.settings import KnnSettings
-from probes.selection import Candidate, log_scores, select, stratified_split
+from probes.selection import Candidate, log_scores, select_candidate, stratified_split
 
 
 def run(context: Context) -> TaskResult:
@@ -52,7 +52,7 @@ def choose(train: Tensor, labels: Tensor, context: Context) -> tuple[int, str]:
         for k, ballot in zip(counts, ballots, strict=True)
     ]
     log_scores(context.log, "top1", candidates, 1)
-    best, reason = select(candidates, "top1", len(held_out))
+    best, reason = select_candidate(candidates, "top1", len(held_out))
     return best.value, reason
 
 

@@ -33,7 +33,7 @@ from probes.image_level.classification import on_device_if_small, ranks, score, 
 from probes.image_level.encode import encode_split, encoder, input_size, layer_columns
 from probes.image_level.random_crops import cosine, train_on_crops, train_step
 from probes.image_level.settings import LinearSettings
-from probes.selection import Candidate, log_scores, select, stratified_split
+from probes.selection import Candidate, log_scores, select_candidate, stratified_split
 
 ROWS = 8192  # samples at once when the statistics of all features are measured
 Pair = tuple[float, float]  # learning rate for a batch of 256, weight decay
@@ -285,7 +285,7 @@ def train_on_features(context: Context) -> tuple[LinearHeads, int, list[str]]:
                 candidates = evaluate_grid(heads, grid, held_out, device)
                 log_scores(context.log, "top1", candidates, epoch)
                 context.progress.advance()
-            best, reason = select(candidates, "top1", len(held_out))
+            best, reason = select_candidate(candidates, "top1", len(held_out))
             grid = [best.value]
         context.progress.start("training the linear classifier", settings.epochs)
         heads = zero_heads(train, 1, settings, device)
@@ -311,7 +311,7 @@ def train_on_tokens(context: Context) -> tuple[LinearHeads, int, list[str]]:
     for heads in grids:
         candidates += evaluate_grid(heads, settings.grid, samples, device)
     log_scores(context.log, "top1", candidates, iterations)
-    best, reason = select(candidates, "top1", len(held_out))
+    best, reason = select_candidate(candidates, "top1", len(held_out))
     choice, number = divmod(candidates.index(best), len(settings.grid))
     notes = [f"{best.name}: {reason}", "DINOv2 itself chooses the head on val"]
     return grids[choice], number, notes

@@ -27,13 +27,13 @@ from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
 from benchmark.cli.data import Get
-from benchmark.cli.experts import Train as TrainExpert
-from benchmark.cli.labels import Make, Predict
+from benchmark.cli.experts import TrainExpert
+from benchmark.cli.labels import MakeLabels, PredictLabels
 from benchmark.cli.main import main, parse
-from benchmark.cli.report import Report
-from benchmark.cli.run import Run
+from benchmark.cli.report import WriteReport
+from benchmark.cli.run import RunTasks
 from benchmark.cli.sweep import Launch
-from benchmark.cli.train import Train
+from benchmark.cli.train import TrainBackbone
 from benchmark.cli.watch import Watch
 from benchmark.execution import EXECUTORS
 from benchmark.plan import make_plan, plan_tasks
@@ -75,7 +75,7 @@ def test_every_block_says_its_language():
 # --- shell
 
 
-def run(command: Run) -> None:
+def run(command: RunTasks) -> None:
     try:
         plan = make_plan(command)
     except UserError as error:  # a suite of what is there, and nothing is here
@@ -100,19 +100,19 @@ def initial(name: str) -> None:
         assert tag in open_clip.list_pretrained_tags_by_model(architecture)
 
 
-def train(command: Train) -> None:
+def train(command: TrainBackbone) -> None:
     initial(command.init)
     experts = {"experts": ",".join(command.experts)} if command.experts else {}
     find_recipe(command.recipe).changed({**command.overrides, **experts})
 
 
-def label(command: Predict) -> None:
+def label(command: PredictLabels) -> None:
     for pair in command.experts:
         EXPERTS.find(pair.partition("=")[0])
     with_changes(LabelSettings(), command.overrides)
 
 
-def make_labels(command: Make) -> None:
+def make_labels(command: MakeLabels) -> None:
     for name in command.folders:
         find_task(name)
 
@@ -131,20 +131,20 @@ def data(command: Get) -> None:
         assert name == "zeroshot38" or name.startswith("wds_") or name in ENTRIES
 
 
-def report(command: Report) -> None:
+def report(command: WriteReport) -> None:
     assert set(command.format) <= set(FORMATS)
 
 
 PLANNERS: dict[type, Callable[[Any], None]] = {
-    Run: run,
+    RunTasks: run,
     Watch: watch,
-    Train: train,
-    Predict: label,
-    Make: make_labels,
+    TrainBackbone: train,
+    PredictLabels: label,
+    MakeLabels: make_labels,
     TrainExpert: expert,
     Launch: sweep,
     Get: data,
-    Report: report,
+    WriteReport: report,
 }
 
 

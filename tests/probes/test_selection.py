@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cliptex_common.errors import UserError
-from probes.selection import Candidate, log_scores, select, stratified_split
+from probes.selection import Candidate, log_scores, select_candidate, stratified_split
 from tests.recorder import Recorder
 
 
@@ -50,7 +50,7 @@ def test_the_best_candidate(scores, losses, direction, best):
         Candidate(rate, f"lr_{rate:g}", score, loss, rate)
         for rate, score, loss in zip(rates, scores, losses, strict=True)
     ]
-    chosen, note = select(candidates, "top1", 9, direction)
+    chosen, note = select_candidate(candidates, "top1", 9, direction)
     assert chosen is candidates[best]
     assert note.startswith(f"best of 3 on 9 held-out training images (top1 {scores[best]:.4g})")
     edge = {0: "the lowest of its grid", 1: None, 2: "the highest of its grid"}[best]

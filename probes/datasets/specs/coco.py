@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cliptex_common.errors import report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import file, folder, mmlab_classes, read_json
+from probes.datasets.layouts import file, folder, mmlab_classes, read_annotations
 from probes.registry import register_dataset
 
 
@@ -13,7 +13,7 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     """Images of ``instances_*.json`` in its order; target = image id."""
     path, images = file(root, COCO.annotations[split]), f"{split}2017"
     folder(root, images)
-    content = read_json(path)
+    content = read_annotations(path)
     with report_malformed(f"{path} is not a COCO annotation file: images need id and file_name"):
         return [
             Sample(f"{images}/{entry['file_name']}", int(entry["id"]))

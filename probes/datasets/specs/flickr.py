@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import file, read_json
+from probes.datasets.layouts import file, read_annotations
 from probes.registry import register_dataset
 
 
@@ -24,7 +24,7 @@ def samples_of(name: str, root: Path, split: Split) -> list[Sample]:
     folder_name = next((folder for folder in images if (Path(root) / folder).is_dir()), None)
     if folder_name is None:
         raise UserError(f"image folder {' or '.join(images)} is missing in {root}")
-    content, part = read_json(path), {"train": "train", "val": "test"}[split]
+    content, part = read_annotations(path), {"train": "train", "val": "test"}[split]
     with report_malformed(f"{path} is not a Karpathy caption file"):
         return [
             Sample(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import class_folders, image_folder, read_json, read_lines
+from probes.datasets.layouts import class_folders, image_folder, read_annotations, read_lines
 from probes.registry import register_dataset
 
 
@@ -32,7 +32,7 @@ def classes(root: Path) -> tuple[str, ...]:
 
 def readable_names(root: Path, folders: list[str]) -> dict[str, str]:
     if (path := root / "classnames.json").is_file():
-        names = read_json(path)
+        names = read_annotations(path)
         if isinstance(names, list) and len(names) == len(folders):
             names = dict(zip(folders, names, strict=True))
         if not isinstance(names, dict):

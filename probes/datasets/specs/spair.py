@@ -14,7 +14,7 @@ import numpy as np
 
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import file, folder, read_json, read_lines
+from probes.datasets.layouts import file, folder, read_annotations, read_lines
 from probes.registry import register_dataset
 
 PARTS = {"train": "trn", "val": "test"}
@@ -28,7 +28,7 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     for name in read_lines(file(root, f"Layout/large/{part}.txt")):
         # a colon is no character of a file's name everywhere: some copies have an underscore for it
         path = file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
-        annotation = read_json(path)
+        annotation = read_annotations(path)
         with report_malformed(f"{path} is no pair of SPair-71k"):
             source, target = (
                 f"JPEGImages/{annotation['category']}/{annotation[f'{side}_imname']}"

@@ -29,7 +29,7 @@ import numpy as np
 
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Lister, Sample, Split
-from probes.datasets.layouts import file, folder, read_json, read_lines
+from probes.datasets.layouts import file, folder, read_annotations, read_lines
 from probes.features.members import IMAGES, members, read_bytes
 from probes.registry import DATASETS, register_dataset
 
@@ -119,7 +119,7 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
     }
     targets: dict[str, list[Any]] = {}
     with report_malformed(f"{path} must list cue, candidates and associations of each instance"):
-        for number, instance in enumerate(read_json(path)):
+        for number, instance in enumerate(read_annotations(path)):
             right = set(map(str, instance["associations"]))
             for name in map(str, instance["candidates"]):
                 targets.setdefault(name, []).append([number, str(instance["cue"]), name in right])

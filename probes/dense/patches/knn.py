@@ -32,7 +32,7 @@ from probes.dense.patches.pixels import Patches, label_map, pixel_map
 from probes.dense.patches.settings import PatchKnnSettings, has_void_class
 from probes.features.search import nearest
 from probes.image_level.linear import Standardiser
-from probes.selection import Candidate, log_scores, select
+from probes.selection import Candidate, log_scores, select_candidate
 
 Pair = tuple[int, str]  # neighbours, distance
 
@@ -143,5 +143,5 @@ def choose(
         Candidate(pair, f"{pair[0]}_{pair[1]}", scores[pair], coordinate=pair[0]) for pair in pairs
     ]
     log_scores(context.log, "mIoU", candidates, 1)
-    best, reason = select(candidates, "mIoU", len(held_out))
+    best, reason = select_candidate(candidates, "mIoU", len(held_out))
     return best.value, reason

@@ -31,7 +31,7 @@ from probes.dense.patches.memory import (
 from probes.dense.patches.pixels import Patches, label_map, pixel_map
 from probes.dense.patches.settings import LogregSettings
 from probes.image_level.linear import Standardiser
-from probes.selection import Candidate, log_scores, select
+from probes.selection import Candidate, log_scores, select_candidate
 
 
 @dataclass
@@ -189,5 +189,5 @@ def choose(
         for model, c, score in zip(models, grid, scores, strict=True)
     ]
     log_scores(context.log, "mIoU", candidates, 1)
-    best, reason = select(candidates, "mIoU", len(held_out))
+    best, reason = select_candidate(candidates, "mIoU", len(held_out))
     return grid[candidates.index(best)], reason, best.value

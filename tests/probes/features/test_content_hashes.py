@@ -23,8 +23,8 @@ def reads(tmp_path, monkeypatch) -> list[str]:
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     hashing._hash.cache_clear()
     paths: list[str] = []
-    real = hashing.sha256_file
-    monkeypatch.setattr(hashing, "sha256_file", lambda path: paths.append(path.name) or real(path))
+    real = hashing.hash_content
+    monkeypatch.setattr(hashing, "hash_content", lambda path: paths.append(path.name) or real(path))
     return paths
 
 

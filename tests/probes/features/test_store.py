@@ -17,7 +17,7 @@ import torch
 from cliptex_common.errors import UserError
 from probes.features import budget
 from probes.features import store as feature_store
-from probes.features.store import CacheKey, get_or_build, remove
+from probes.features.store import CacheKey, get_or_build, remove_store
 
 ITEMS = 12
 
@@ -211,13 +211,13 @@ def test_processes_build_one_store_once(tmp_path):
 
 def test_each_reader_protects_a_store_until_it_ends():
     first, second = get_or_build(cache_key(), builder()), get_or_build(cache_key(), builder())
-    assert in_child(lambda: os._exit(int(remove(first.folder)))) == 0
-    assert not remove(first.folder)
+    assert in_child(lambda: os._exit(int(remove_store(first.folder)))) == 0
+    assert not remove_store(first.folder)
     first.close()
     first.close()  # harmless, also for the second
-    assert not remove(second.folder) and is_correct(second)
+    assert not remove_store(second.folder) and is_correct(second)
     in_child(second.close)  # a forked loader cannot release it
-    assert not remove(second.folder)
+    assert not remove_store(second.folder)
     ends, started = os.pipe()
     reader = os.fork()
     if reader == 0:
@@ -228,10 +228,10 @@ def test_each_reader_protects_a_store_until_it_ends():
     os.read(ends, 1)
     threading.Thread(target=second.close).start()
     time.sleep(0.2)
-    assert not remove(second.folder), "the other process reads it"
+    assert not remove_store(second.folder), "the other process reads it"
     os.kill(reader, signal.SIGKILL)
     os.waitpid(reader, 0)
-    assert remove(second.folder)
+    assert remove_store(second.folder)
 
 
 def test_a_damaged_store_is_rebuilt_while_another_process_reads_it():

@@ -22,7 +22,7 @@ from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.data import LoadGroundTruth
 from probes.features.budget import stores
-from probes.features.store import remove, root
+from probes.features.store import remove_store, root
 from probes.registry import PROBES
 from probes.runner.member import STATE
 from probes.runner.training import train_together
@@ -288,7 +288,7 @@ def test_features_cannot_go_while_a_group_trains(tmp_path, data):
     class Evicting(Recorder):
         def advance(self, steps: int = 1) -> None:
             if self.started[-1][0] == "tiny-seg/linear":
-                tried.extend(remove(store) for store in stores(root()))
+                tried.extend(remove_store(store) for store in stores(root()))
 
     each = task(tmp_path, data, *SEGMENTATION[0], recorder=Evicting(), **CACHED)
     encoded = [name for name, _ in each.progress.started if name.startswith("encoding")]
@@ -296,7 +296,7 @@ def test_features_cannot_go_while_a_group_trains(tmp_path, data):
     assert tried and not any(tried)
     encoded = [name for name, _ in each.progress.started if name.startswith("encoding")]
     assert len(encoded) == 2, "train and val, each once"
-    assert all(remove(store) for store in stores(root()))
+    assert all(remove_store(store) for store in stores(root()))
 
 
 def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_path, data, calls):
