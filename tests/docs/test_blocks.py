@@ -26,7 +26,7 @@ from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
-from benchmark.cli.data import Get
+from benchmark.cli.data import GetDatasets
 from benchmark.cli.experts import TrainExpert
 from benchmark.cli.labels import MakeLabels, PredictLabels
 from benchmark.cli.main import main, parse
@@ -126,7 +126,7 @@ def sweep(command: Launch) -> None:
     assert not command.init or not initial(command.init)
 
 
-def data(command: Get) -> None:
+def data(command: GetDatasets) -> None:
     for name in command.names:
         assert name == "zeroshot38" or name.startswith("wds_") or name in ENTRIES
 
@@ -143,7 +143,7 @@ PLANNERS: dict[type, Callable[[Any], None]] = {
     MakeLabels: make_labels,
     TrainExpert: expert,
     Launch: sweep,
-    Get: data,
+    GetDatasets: data,
     WriteReport: report,
 }
 
