@@ -252,12 +252,8 @@ def _with_result(
 def _log(cell: Cell, run: Run, model: str) -> None:
     """Log the numbers and notes of a cell; ``model`` is the id of the backbone's LoggedModel."""
     # the Models page has one column for each "dataset": one task under the same conditions
-    scored = {
-        "model_id": model,
-        "dataset_name": cell.task,
-        "dataset_digest": cell.protocol,
-    }
-    run.log_metrics(cell.metrics, scored=scored)
+    about = {"model_id": model, "dataset_name": cell.task, "dataset_digest": cell.protocol}
+    run.log_metrics(cell.metrics, about=about)
     run.log_metrics({f"{COST}{name}": value for name, value in cell.costs.items()})
     if cell.notes:
         run.describe("\n".join(f"* {note}" for note in cell.notes))

@@ -32,7 +32,7 @@ PACKAGES = (
 )
 
 
-def provenance() -> dict[str, str]:
+def origin_tags() -> dict[str, str]:
     """User, command and commit: tags of every run."""
     program, *arguments = sys.argv or [""]
     command = f" {arguments[0]}" if arguments and Path(program).parent.name == "benchmark" else ""

@@ -33,7 +33,7 @@ from reports.mlflow.client import (
     tag_key,
     tracking_uri,
 )
-from reports.mlflow.environment import provenance
+from reports.mlflow.environment import origin_tags
 
 FLUSH_AT = 500  # metrics; MLflow accepts at most 1,000 a call
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
@@ -154,7 +154,7 @@ class Tracker:
             monitored: log MLflow's system metrics (CPU, memory, GPU, disk, network), a point a
                 minute.
         """
-        everything = {**provenance(), **heartbeat.tags(), **(tags or {})}
+        everything = {**origin_tags(), **heartbeat.tags(), **(tags or {})}
         run_tags = {key: value for key, value in everything.items() if value != ""}
         if parent is not None:
             run_tags[PARENT_TAG] = parent.id
@@ -241,12 +241,12 @@ class Run:
             self._submit(self.tracker.client.log_batch, params=entities[start : start + 100])
 
     def log_metrics(
-        self, metrics: Mapping[str, float], step: int = 0, scored: Mapping[str, str] | None = None
+        self, metrics: Mapping[str, float], step: int = 0, about: Mapping[str, str] | None = None
     ) -> None:
         """Record finite values at ``step``; NaN means missing and is left out.
 
         Args:
-            scored: what was scored on which data, for MLflow's Models page: ``model_id``,
+            about: the model and data that they are of, for MLflow's Models page: ``model_id``,
                 ``dataset_name``, ``dataset_digest``.
         """
         from mlflow.entities import Metric
@@ -256,7 +256,7 @@ class Run:
             value = float(value)
             if value == value and abs(value) != float("inf"):
                 self._buffer.append(
-                    Metric(metric_key(name), value, now, int(step), **(scored or {}))
+                    Metric(metric_key(name), value, now, int(step), **(about or {}))
                 )
         if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
             self._send()

@@ -40,30 +40,46 @@ def copy(store, tmp_path) -> Path:
     return Path(shutil.copy(store, tmp_path / "copy.db"))
 
 
-@pytest.mark.parametrize("defect", ["junk", "cut"])
-def test_a_damaged_database_is_one_line_and_not_replaced(copy, defect, capfd):
-    content = b"junk" * 1000 if defect == "junk" else copy.read_bytes()[:200_000]
-    copy.write_bytes(content)
-    with pytest.raises(TrackingError, match=r"^cannot use the MLflow store at .*copy.db: .+"):
-        write(f"sqlite:///{copy}")
-    assert capfd.readouterr() == ("", "")
-    assert copy.read_bytes() == content
+def junk(path: Path) -> None:
+    path.write_bytes(b"junk" * 1000)
 
 
-@pytest.mark.parametrize("table", ["runs", "tags", "latest_metrics"])
-def test_a_damaged_page_of_a_table_is_one_line(copy, table, capfd):
-    with closing(sqlite3.connect(copy)) as database:
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200_000])
+
+
+def newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("update alembic_version set version_num = 'ffffffffffff'")
+        database.commit()
+
+
+def damaged_page(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
         (size,) = database.execute("pragma page_size").fetchone()
-        query = "select rootpage from sqlite_master where name = ?"
-        (page,) = database.execute(query, (table,)).fetchone()
-    with copy.open("r+b") as file:
+        query = "select rootpage from sqlite_master where name = 'tags'"
+        (page,) = database.execute(query).fetchone()
+    with path.open("r+b") as file:
         file.seek((page - 1) * size)
         file.write(b"\xff" * size)
-    tracker = Tracker("own", f"sqlite:///{copy}")
-    with pytest.raises(TrackingError, match=r"^the MLflow store at .*malformed.*repair") as caught:
-        tracker.search("attributes.status = 'FINISHED'")
-    assert "\n" not in str(caught.value)
-    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (junk, r"^cannot use the MLflow store at .*copy.db: .+"),
+        (cut, r"^cannot use the MLflow store at .*copy.db: .+"),
+        (newer, "database schema"),
+        (damaged_page, r"^the MLflow store at .*malformed.*repair"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_one_line_and_not_replaced(copy, damage, message, capfd):
+    damage(copy)
+    content = copy.read_bytes()
+    with pytest.raises(TrackingError, match=message) as caught:
+        Tracker("own", f"sqlite:///{copy}").search("attributes.status = 'FINISHED'")
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
+    assert copy.read_bytes() == content
 
 
 def test_a_database_that_cannot_be_written_is_one_line(copy, capfd):
@@ -103,24 +119,16 @@ def test_processes_may_create_the_same_store_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "uri", ["sqlite:////no/such/folder/mlflow.db", "http://127.0.0.1:9"], ids=["folder", "server"]
+    ("uri", "message"),
+    [
+        ("sqlite:////no/such/folder/mlflow.db", "cannot use the MLflow store"),
+        ("http://127.0.0.1:9", "cannot use the MLflow store"),
+        ("./mlruns", "file stores are refused"),
+    ],
 )
-def test_a_store_that_cannot_be_reached_is_one_line(uri):
-    with pytest.raises(TrackingError, match="cannot use the MLflow store"):
-        connect(uri)
-
-
-def test_file_stores_are_refused():
-    with pytest.raises(TrackingError, match="file stores are refused"):
-        tracking_uri("./mlruns")
-
-
-def test_a_store_of_a_newer_schema_is_refused(copy):
-    with closing(sqlite3.connect(copy)) as database:
-        database.execute("update alembic_version set version_num = 'ffffffffffff'")
-        database.commit()
-    with pytest.raises(TrackingError, match="database schema"):
-        connect(f"sqlite:///{copy}")
+def test_a_store_that_cannot_be_reached_is_one_line(uri, message):
+    with pytest.raises(TrackingError, match=message):
+        connect(tracking_uri(uri))
 
 
 def test_no_secret_reaches_the_store(store):

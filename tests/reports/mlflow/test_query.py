@@ -11,10 +11,11 @@ import pytest
 from reports.artifacts import GALLERY, PER_IMAGE, PROTOCOL
 from reports.cell import Cell
 from reports.errors import TrackingError
+from reports.mlflow.client import metric_key
 from reports.mlflow.query import Store, tidy
 from reports.mlflow.run import Tracker
 from reports.report import Request, build
-from reports.selection import default_experiments, select
+from reports.selection import default_experiments
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.integration
@@ -36,21 +37,24 @@ def filled(tmp_path_factory):
 
 
 def check(store: Store) -> None:
-    cells = [run for run in store.runs(["paper"]) if isinstance(run, Cell)]
-    table = tidy(cells)
-    assert set(table["backbone"]) == {"clip", "cliptex"}
-    assert {"i2t_R@1", "t2i_R@10"} <= set(table["metric"])
-    for row in table.itertuples():
-        stored = store.client.get_run(row.run_id).data
-        assert stored.metrics[row.metric.replace("@", "_at_")] == row.value
-        assert (stored.tags["task"], stored.tags["weights.sha256"]) == (row.task, row.weights)
+    runs = store.runs(["paper"])
+    cells = [run for run in runs if isinstance(run, Cell)]
+    assert (len(runs), {cell.backbone for cell in cells}) == (6, {"clip", "cliptex"})
+    for cell in cells:
+        stored = store.client.get_run(cell.run_id).data
+        assert {metric_key(name) for name in cell.metrics} <= stored.metrics.keys()
+        assert (stored.tags["task"], stored.tags["weights.sha256"]) == (cell.task, cell.weights)
+    assert "i2t_R@1" in {name for cell in cells for name in cell.metrics}
     (failed,) = [cell for cell in cells if cell.status == "failed"]
     assert failed.failure == "failed: RuntimeError: loss is nan" and not failed.metrics
     assert store.history(cells[0].run_id, "train/loss") == ([0, 1, 2], [3.0, 2.0, 1.0])
     assert default_experiments(store) == ["paper"]
+    table = tidy(cells)
+    assert len(table) == sum(len(cell.metrics) for cell in cells)
 
 
-def test_sqlite(filled):
+def test_sqlite(filled, monkeypatch):
+    monkeypatch.setattr("reports.mlflow.client.PAGE", 2)  # pages are joined
     check(Store(filled.uri))
 
 
@@ -59,26 +63,9 @@ def test_postgresql(postgres_database, tmp_path):
     check(Store(fill(tmp_path, postgres_database).uri))
 
 
-def test_pages_are_joined(filled, monkeypatch):
-    monkeypatch.setattr("reports.mlflow.client.PAGE", 2)
-    assert len(Store(filled.uri).runs(["paper"])) == 6
-
-
 def child_of(tracker: Tracker, parent: str) -> Cell:
     (child,) = [r for r in Store(tracker.uri).runs([tracker.experiment]) if r.parent == parent]
     return child
-
-
-def test_a_reused_run_is_read_with_the_run_that_reused_it(tracker):
-    first = write_run(tracker, "first", 0, {"voc/linear": 0.6})
-    child = child_of(tracker, first)
-    write_run(tracker, "second", 0, {}, tags={"cached.voc.linear": child.run_id})
-    runs = Store(tracker.uri).runs([tracker.experiment])
-    cells = select(runs, [tracker.experiment]).cells
-    assert {name: cell.run_id for (name, _), (cell,) in cells.items()} == {
-        "first": child.run_id,
-        "second": child.run_id,
-    }
 
 
 def test_a_history_is_thinned_but_has_both_ends(filled):
