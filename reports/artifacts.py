@@ -1,4 +1,11 @@
-"""Names of the files that runs store in MLflow, and files of shared results beside them."""
+"""Files that runs store in MLflow, and that a file of shared results holds of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Container
+
+import numpy as np
 
 # of a cell
 PROTOCOL = "protocol.json"
@@ -13,3 +20,14 @@ GALLERY = f"{PICTURES}/gallery.zip"
 PARENT = "run.json"
 OPTIONS = "options.yaml"
 REPORT = "report/index.html"
+
+
+def read_arrays(content: bytes, names: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, of them those in ``names``.
+
+    Raises:
+        ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error: it is damaged, or
+            holds Python objects.
+    """
+    with np.load(io.BytesIO(content)) as stored:
+        return {name: stored[name] for name in stored if names is None or name in names}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from cliptex_common.errors import first_line
+from reports.artifacts import REPORT
 from reports.mlflow.client import connect, tracking_uri
 from reports.mlflow.query import local_folder
 from reports.render.export import write
 from reports.report import Report, Request, build
-
-FOLDER = "report"
 
 
 def attach_report(
@@ -31,10 +30,10 @@ def attach_report(
     with tempfile.TemporaryDirectory() as folder:
         (page,) = write(report, Path(folder))
         for run_id in run_ids:
-            client.log_artifact(run_id, str(page), FOLDER)
+            client.log_artifact(run_id, str(page), str(PurePath(REPORT).parent))
     local = local_folder(client.get_run(run_ids[0]).info.artifact_uri) if run_ids else None
-    if local is not None and (local / FOLDER / "index.html").is_file():
-        return local / FOLDER / "index.html"
+    if local is not None and (local / REPORT).is_file():
+        return local / REPORT
     return write(report, fallback)[0]
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from cliptex_common.errors import suggest
 from cliptex_common.files import home
+from reports.artifacts import read_arrays
 from reports.cell import TAGS, Cell, Record, read_record
 from reports.errors import TrackingError, damaged
 from reports.mlflow.client import (
@@ -30,7 +31,6 @@ from reports.mlflow.client import (
     metric_name,
     tracking_uri,
 )
-from reports.npz import read_npz
 
 # of runs in MLflow → of records
 STATUSES = {
@@ -159,7 +159,7 @@ class Store:
         if path is None:
             return {}
         try:
-            return read_npz(path.read_bytes(), fields)
+            return read_arrays(path.read_bytes(), fields)
         except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise damaged(name, run.run_id, run.name, error) from error
 

@@ -8,10 +8,9 @@ import zlib
 import numpy as np
 
 from cliptex_common.files import content_key
-from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PROTOCOL
+from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PROTOCOL, read_arrays
 from reports.cell import Cell, cell_key
 from reports.errors import TrackingError
-from reports.npz import read_npz
 from reports.shared.archive import SharedResults
 from reports.stats.per_image import ImageScores, agrees, image_scores, why_unscored
 
@@ -79,7 +78,7 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
 def cell_scores(results: SharedResults, cell: Cell) -> ImageScores | None:
     """The per-image scores of a cell."""
     arrays = {
-        name: read_npz(content)
+        name: read_arrays(content)
         for name in (PER_IMAGE, DETECTIONS)
         if (content := results.members.get(f"{cell.run_id}/{name}"))
     }
