@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -18,10 +15,8 @@ import torch
 import backbones
 from backbones import Backbone, UserError
 from backbones.cliptex.protocols import Silent
-from benchmark.execution import ExecutorSpec
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
-from benchmark.memory import PlannedDevice, describe_unit
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan, print_notes
 from benchmark.probing.data import (
@@ -31,11 +26,11 @@ from benchmark.probing.data import (
     prepare_data,
     split_into_units,
 )
+from benchmark.probing.submit import unit_name
 from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.run import known_cells
 from benchmark.stages.graph import Stage, find_results
 from benchmark.suites.registry import BackboneSource
-from cliptex_common.device import device_name
 from probes.base import Context
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotChecked
@@ -70,26 +65,20 @@ def dump_config(options: RunOptions) -> None:
     sys.stdout.write("\n".join(texts) + "\n")
 
 
-def dry_run(options: RunOptions, device_memory: float | None = None) -> None:
-    """Print which cells are done and which units are to do, with the median seconds of the same
-    tasks in earlier runs on this kind of device, and with the memory that they will need.
-
-    Args:
-        device_memory: GB of the device; None for the one of this machine.
-    """
+def dry_run(options: RunOptions) -> None:
+    """Print what the suite makes first, which units are to do, and how many cells are done."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-    plan, planned = make_plan(options), PlannedDevice.of(options.device, device_memory)
+    plan = make_plan(options)
     print_notes(plan.notes)
     created = plan.artifacts()
     check_trained(plan.tasks, options, created)
     tracker = Tracker.existing(plan.experiment)
     stages, data, sources = _look_up(plan, cached_only=True)
     for stage in stages:
-        _print_pending(stage.title, max(1, len(stage.units)))
+        _print_pending(stage.title)
     declared = declared_data(plan.tasks, options, created.data)
     units = [[task] for task in plan.tasks] if data is None else split_into_units(plan.tasks, data)
-    median_seconds = cache(lambda task: _median_seconds(tracker, options.executor_spec, task))
-    counts, memory = Counter({"done": 0, "to do": 0}), dict[tuple[str, ...], str]()
+    counts = Counter({"done": 0, "to do": 0})
     for (name, seed), source in sources.items():
         backbone = _load(source)
         cells = {}
@@ -104,21 +93,8 @@ def dry_run(options: RunOptions, device_memory: float | None = None) -> None:
         for tasks in units:
             pending = [task for task in tasks if task.name not in cells]
             counts["to do"] += len(pending)
-            if not pending:
-                continue
-            names = [task.name for task in pending]
-            key = (name, *names)  # the same for every seed
-            if key not in memory and source and data:
-                same_size = backbone or _without_weights(source)
-                if same_size:
-                    contexts = [
-                        (task.probe, _context(source, same_size, data, task, seed, planned.device))
-                        for task in pending
-                    ]
-                    memory[key] = describe_unit(contexts, planned)
-            seconds = [median_seconds(task) for task in names]
-            title = f"{name} · seed {seed} · {' + '.join(names)}"
-            _print_pending(title, 1, seconds, memory.get(key, ""))
+            if pending:
+                _print_pending(unit_name(name, seed, pending))
     totals = ", ".join(f"{count} {state}" for state, count in counts.items())
     sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
     _print(f"{sizes}: {totals}")
@@ -166,14 +142,6 @@ def _load(source: BackboneSource | None) -> Backbone | None:
         return None
 
 
-def _without_weights(source: BackboneSource) -> Backbone | None:
-    """The architecture of a backbone, where its name says it."""
-    name = str(source.create_arguments["name"])
-    with suppress(UserError):
-        return backbones.create(f"random/{name.removeprefix('random/')}")
-    return None
-
-
 def _context(
     source: BackboneSource,
     backbone: Backbone,
@@ -181,7 +149,7 @@ def _context(
     task: PlannedTask,
     seed: int,
     device: torch.device,
-    num_workers: int = 2,
+    num_workers: int,
 ) -> Context:
     """The context of a task's probe, without a folder."""
     context = Context(
@@ -199,28 +167,9 @@ def _context(
     return at_layers(context, task.encoded_layers)
 
 
-def _median_seconds(tracker: Tracker | None, spec: ExecutorSpec, task: str) -> float | None:
-    """Of finished cells of a task on this machine's kind of device; None if there are none, or if
-    units run on other machines."""
-    if tracker is None or spec.name != "local":
-        return None
-    runs = tracker.search(
-        f"tags.task = '{task}' and attributes.status = 'FINISHED' and"
-        f" tags.`device.kind` = '{device_name(choose_device(spec.device))}'"
-    )
-    seconds = [run.data.metrics["cost/seconds"] for run in runs]
-    return statistics.median(seconds) if seconds else None
-
-
-def _print_pending(
-    title: str, units: int, seconds: Sequence[float | None] = (), memory: str = ""
-) -> None:
-    """Print a line for ``units`` units of work that are to do."""
-    line = f"  to do · {title}: {units} unit{'s' * (units > 1)}"
-    measured = [each for each in seconds if each is not None]
-    if measured and len(measured) == len(seconds):
-        line += f", about {timedelta(seconds=round(sum(measured)))}"
-    _print(f"{line}, {memory}" if memory else line)
+def _print_pending(title: str) -> None:
+    """Print a line for a unit of work, or a stage of several, that is to do."""
+    _print(f"  to do · {title}")
 
 
 def _print(line: str) -> None:

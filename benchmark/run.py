@@ -8,23 +8,22 @@ seed whose tasks are scored on the same images.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from benchmark.execution import Executor
-from benchmark.execution.estimate import load_seconds, save_seconds
 from benchmark.execution.progress import console
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan, print_notes
 from benchmark.probing.cell import failed_cells, failure_reason, finished_cell
 from benchmark.probing.data import check_fit, check_trained, declared_data, prepare_data
 from benchmark.probing.parents import Parent, log_backbone
-from benchmark.probing.submit import SOON, Probing, unit_name
+from benchmark.probing.submit import SOON, Probing
 from benchmark.probing.unit import describe_backbone, forget_backbone
 from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.results.run_result import RunResult, as_json, check_writable
-from benchmark.stages.graph import Runner, find_results
+from benchmark.stages.graph import Runner
 from benchmark.stages.session import open_executor_and_tracker
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.files import write_json
@@ -122,10 +121,6 @@ def known_cells(
     return cells
 
 
-def _unit_names(backbone: str, seed: int, units: Iterable[Sequence[PlannedTask]]) -> list[str]:
-    return [unit_name(backbone, seed, tasks) for tasks in units]
-
-
 class _PlanRunner:
     """Runs a plan: one parent run for each backbone and seed.
 
@@ -174,23 +169,14 @@ class _PlanRunner:
                     arguments = plan.backbone_arguments(name, plan.options.seed)
                     backbone = await self._describe(name, plan.options.seed, arguments)
                     check_fit(plan.tasks, self.data, backbone)
-        estimate = executor.overview.estimate
-        estimate.table = load_seconds(plan.suite.name)
-        for name, seed in keys:
-            estimate.announce("probe", _unit_names(name, seed, self.probing.units))
-        for stage, result in find_results(self.artifacts.backbones.values()).items():
-            if result is None:
-                estimate.announce(stage.kind, stage.units)
+        self.expected = executor.overview.expected
+        self.expected["probe"] += len(keys) * len(self.probing.units)
         # A local worker keeps one backbone in memory, so at most as many backbones as workers at a
         # time; remote executors have no such limit.
         self.semaphore = asyncio.Semaphore(len(keys) if executor.is_remote else executor.slots)
         rows = await asyncio.gather(*(self._backbone(name, seed) for name, seed in keys))
         cells = [cell for row, _ in rows for cell in row]
         run_ids = {key: run_id for key, (_, run_id) in zip(keys, rows, strict=True) if run_id}
-        # with ``force``, features are read that an earlier run has encoded
-        is_usual = not (plan.overrides or options.limit or options.force)
-        if is_usual and not any(cell.status == "failed" for cell in cells):
-            save_seconds(plan.suite.name, estimate.means())
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
 
     async def _describe(
@@ -218,11 +204,8 @@ class _PlanRunner:
                 return await self._probe(backbone, source, seed)
         except Exception as error:
             reason = f"{problem}: {self._failure_reason(error)}"
+            self.expected["probe"] -= len(self.probing.units)
             return failed_cells(name, seed, self.plan.tasks, reason), ""
-        finally:
-            # units that a failed training prevents
-            names = _unit_names(name, seed, self.probing.units)
-            self.executor.overview.estimate.withdraw(names)
 
     async def _probe(
         self, backbone: BackboneInfo, source: BackboneSource, seed: int
@@ -233,9 +216,7 @@ class _PlanRunner:
         cells = known_cells(plan, tracker, self.data, backbone, seed)
         pending = [[task for task in tasks if task.name not in cells] for tasks in units]
         pending = [tasks for tasks in pending if tasks]
-        # units that are finished, or become smaller ones
-        obsolete = [tasks for tasks in units if tasks not in pending]
-        executor.overview.estimate.withdraw(_unit_names(backbone.name, seed, obsolete))
+        self.expected["probe"] -= len(units) - len(pending)
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
             console.print(
                 f"{backbone.name} · seed {seed}: {len(cached)} of {len(plan.tasks)} tasks are"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
-
-from pydantic import PositiveFloat
 
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import RunOptions, TrackingOptions
@@ -29,8 +26,6 @@ class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
 
     dry_run: bool = False
     """show what would be done, and do nothing"""
-    device_memory: PositiveFloat | None = None
-    """GB of an accelerator that --dry-run plans for (default: the memory of this machine's)"""
     dump_config: bool = False
     """print each task's resolved config (MMEngine) instead of running"""
 
@@ -43,14 +38,12 @@ class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
         from cliptex_common.secrets import hide_secrets
         from reports.mlflow.client import using
 
-        if self.device_memory and not self.dry_run:
-            raise UserError("--device-memory is for a plan; add --dry-run")
         with using(self.tracking_uri) as uri:
             if self.dump_config:
                 dry_run.dump_config(self)
                 return 0
             if self.dry_run:
-                dry_run.dry_run(self, self.device_memory)
+                dry_run.dry_run(self)
                 return 0
             result = run(self)
             has_metrics = any(cell.metrics for cell in result.cells)
@@ -80,7 +73,6 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
     Returns:
         a line with the page's path, or with the reason why there is none; the report, if any.
     """
-    from benchmark.execution.estimate import REPORT, save_seconds
     from reports.attach import report_line
     from reports.report import Request
 
@@ -95,8 +87,4 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
     first_seeds: dict[str, str] = {}
     for (name, _), run_id in result.run_ids.items():
         first_seeds.setdefault(name, run_id)
-    started = time.monotonic()
-    line, report = report_line(request, list(first_seeds.values()))
-    if report:
-        save_seconds(result.suite.name, {REPORT: time.monotonic() - started})
-    return line, report
+    return report_line(request, list(first_seeds.values()))

@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeFloat, NonNegativeInt
 
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import Changes, ExecutionOptions, PairsOptions, TrackingOptions
@@ -55,8 +55,6 @@ class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
     """MLflow experiment"""
     dry_run: bool = False
     """show what would be done, and do nothing"""
-    device_memory: PositiveFloat | None = None
-    """GB of an accelerator that --dry-run plans for (default: the memory of this machine's)"""
 
     def main(self) -> int:
         """Train, export, and print how to use the weights."""
@@ -64,12 +62,9 @@ class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
         from backbones.cliptex.training.distributed import first_process
         from backbones.cliptex.training.recipes import find_recipe
         from benchmark.execution.progress import console
-        from benchmark.memory import PlannedDevice, describe_training
         from benchmark.stages.weights import TrainingInputs, preview_training
         from reports.mlflow.client import using
 
-        if self.device_memory and not self.dry_run:
-            raise UserError("--device-memory is for a plan; add --dry-run")
         spec = replace(self.executor_spec, multi_node=True)
         if spec.name == "local":
             spec = replace(spec, jobs=1)
@@ -91,9 +86,6 @@ class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
             if self.dry_run:
                 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
                 preview_training(inputs)
-                planned = PlannedDevice.of(spec.device, self.device_memory)
-                memory = describe_training(inputs, planned)
-                console.print(f"each process: {memory}", markup=False, soft_wrap=True)
                 return 0
             weights = _train_rank(inputs, spec) if "RANK" in os.environ else _submit(inputs, spec)
         if first_process():

@@ -22,7 +22,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from benchmark.execution.estimate import unit_type
 from benchmark.execution.progress import Bar, Overview, ProgressLine, console, reporting
 from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import (
@@ -195,8 +194,8 @@ class Executor(ABC):
         """
         folder = home().absolute() / "tasks" / uuid.uuid4().hex
         name = name or function.__name__
-        unit = Unit(function, args, name, folder, cpus, gpus, unit_type(kind, name))
-        self.overview.estimate.add_submitted(name, unit.type)
+        unit = Unit(function, args, name, folder, cpus, gpus, kind)
+        self.overview.add_submitted(kind)
         return self._enqueue(unit, priority)
 
     def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
@@ -293,16 +292,13 @@ class Executor(ABC):
                 self._running.remove(queued)
                 self._finish(queued, queued.worker_future)
         self._start_waiting()
-        running = self._running_units()
         now = time.monotonic()
-        self.overview.tick(
-            [line for line, *_ in running],
-            [(type_, now - started) for _, type_, started in running],
-        )
+        running = [(line, kind, now - start) for line, kind, start in self._running_units()]
+        self.overview.tick(running, self.slots)
 
     def _running_units(self) -> list[tuple[ProgressLine, str, float]]:
-        """Line, type and start of each running unit."""
-        return [(queued.line, queued.unit.type, queued.started) for queued in self._running]
+        """Line, kind and start of each running unit."""
+        return [(queued.line, queued.unit.kind, queued.started) for queued in self._running]
 
     def _put_in_line(self, queued: _QueuedUnit) -> None:
         """Add a unit to those that wait, behind others of its priority."""
@@ -369,9 +365,9 @@ class Executor(ABC):
         with suppress(Exception):  # the future must end in any case
             self._show(queued, flush=True)
         queued.line.end()
-        seconds = time.monotonic() - queued.started if queued.started else 0.0
-        measures = bool(queued.started) and error is None and not queued.line.is_resumed
-        self.overview.estimate.add_done(queued.unit.type, seconds, measures)
+        is_done = bool(queued.started) and error is None
+        seconds = time.monotonic() - queued.started if is_done else None
+        self.overview.add_ended(queued.unit.kind, seconds)
         remove(queued.unit.folder)
         if queued.future.set_running_or_notify_cancel():
             if error is not None:

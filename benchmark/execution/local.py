@@ -60,16 +60,15 @@ class LocalExecutor(Executor):
             return super()._enqueue(unit, priority)
         future: Future[Any] = Future()
         started = time.monotonic()
-        self.bar.is_resumed = False
-        self._unit_here = [(self.bar, unit.type, started)]
+        self._unit_here = [(self.bar, unit.kind, started)]
         with threads(unit.cpus):
             try:  # errors keep their traceback, and an interruption is not caught
                 future.set_result(unit.call())
             except Exception as error:
                 future.set_exception(error)
         self._unit_here = []
-        measures = future.exception() is None and not self.bar.is_resumed
-        self.overview.estimate.add_done(unit.type, time.monotonic() - started, measures)
+        seconds = time.monotonic() - started if future.exception() is None else None
+        self.overview.add_ended(unit.kind, seconds)
         return future
 
     def _running_units(self) -> list[tuple[ProgressLine, str, float]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -20,7 +21,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from benchmark.execution.estimate import Estimate
 from reports.mlflow.heartbeat import Heartbeat
 
 OVERVIEW_SECONDS = 30.0  # between two lines of the overview where there is no terminal
@@ -34,10 +34,9 @@ class Reporter(ABC):
 
     Attributes:
         prefix: put before the description of each new step.
-        is_resumed: a part of the unit's work was done before, by another process or attempt.
     """
 
-    prefix, is_resumed = "", False
+    prefix = ""
     _step_number, _done = 0, 0  # of the step in another process
 
     @abstractmethod
@@ -48,13 +47,8 @@ class Reporter(ABC):
     def advance(self, steps: int = 1) -> None:
         """Add ``steps`` finished parts."""
 
-    def mark_resumed(self) -> None:
-        """Set ``is_resumed``: the time of this unit says nothing about others like it."""
-        self.is_resumed = True
-
     def follow(self, status: Mapping[str, Any]) -> None:
         """Report the progress in the heartbeat of another process (see ``UnitProgress``)."""
-        self.is_resumed = status.get("is_resumed", False)
         if "step" not in status:
             return
         if status["number"] != self._step_number:
@@ -70,9 +64,6 @@ class UnitProgress(Reporter):
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat, self._steps = heartbeat, 0
-
-    def mark_resumed(self) -> None:
-        self._heartbeat.update(is_resumed=True)
 
     def start(self, description: str, total: int) -> None:
         self._steps += 1
@@ -157,38 +148,74 @@ class Bar(ProgressLine):
 
 
 class Overview(ProgressLine):
-    """Counts units of work: a bar beside those of the units, or a line every half minute."""
+    """Counts units of work: a bar beside those of the units, or a line every half minute.
+
+    Attributes:
+        expected: kind → units that will be submitted, where the command knows their number.
+    """
 
     def __init__(self, bar: Bar) -> None:
         super().__init__(bar.progress, bar.live, OVERVIEW_SECONDS)
-        self.estimate = Estimate()
-        self._left = ""
+        self.expected, self._submitted = Counter[str](), Counter[str]()
+        # of units that have ended, and of those among them that have not failed
+        self._ended, self._measured = Counter[str](), Counter[str]()
+        self._seconds: Counter[str] = Counter()
+        self._text = ""
 
-    def tick(
-        self, lines: Iterable[ProgressLine], running: Iterable[tuple[str, float]] = ()
-    ) -> None:
-        """Draw the number of finished units, or print it with the steps of ``lines`` when due.
+    def add_submitted(self, kind: str) -> None:
+        """Count a unit, which need not be expected."""
+        self._submitted[kind] += 1
+        self.expected[kind] -= 1
 
-        ``running`` is as ``Estimate.seconds_left`` takes it.
+    def add_ended(self, kind: str, seconds: float | None = None) -> None:
+        """Count a unit that has ended, after ``seconds`` of work if it has not failed."""
+        self._ended[kind] += 1
+        if seconds is not None:
+            self._measured[kind] += 1
+            self._seconds[kind] += seconds  # type: ignore[assignment]
+
+    def _units(self) -> Counter[str]:
+        """All units by kind; copied first, because other threads add to them meanwhile."""
+        return Counter(dict(self._submitted)) + Counter(dict(self.expected))
+
+    def seconds_left(self, running: Sequence[tuple[str, float]], slots: int) -> float | None:
+        """Seconds until all units are done, by the mean of finished ones of the same kind; None
+        before each kind has one.
+
+        Args:
+            running: kind of each running unit, and since how many seconds it runs.
+            slots: units that run at once.
+        """
+        pending = self._units() - Counter(dict(self._ended))
+        if not all(self._measured[kind] for kind in pending):
+            return None
+        mean = {kind: self._seconds[kind] / self._measured[kind] for kind in pending}
+        work = sum(mean[kind] * count for kind, count in pending.items())
+        done = sum(min(seconds, mean.get(kind, 0.0)) for kind, seconds in running)
+        return max(work - done, 0.0) / slots
+
+    def tick(self, running: Sequence[tuple[ProgressLine, str, float]], slots: int = 1) -> None:
+        """Draw the number of finished units, or print it with the steps of ``running`` when due.
+
+        Args:
+            running: line and kind of each running unit, and since how many seconds it runs.
         """
         if self._step is None:
             self.start("units of work", 0)
-        seconds = self.estimate.seconds_left(running)
-        if seconds is not None:
-            self._left = f", {int(seconds) // 60}:{int(seconds) % 60:02d} left"
-        self.progress.update(
-            self._step,
-            completed=self.estimate.finished.total(),
-            total=self.estimate.units.total(),
-            description=f"units of work{self._left}",
-        )
-        if steps := list(filter(None, (line.text() for line in lines))):
+        done, total = self._ended.total(), self._units().total()
+        seconds = self.seconds_left([(kind, seconds) for _, kind, seconds in running], slots)
+        time_left = ""
+        if seconds is not None and done < total:
+            time_left = f", {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        self._text = f"units of work  {done}/{total}{time_left}"
+        description = f"units of work{time_left}"
+        self.progress.update(self._step, completed=done, total=total, description=description)
+        if steps := list(filter(None, (line.text() for line, *_ in running))):
             self._print(lambda: "; ".join([self.text(), *steps]))
 
     def text(self) -> str:
         """The number of finished units, and the time left if it is known."""
-        estimate = self.estimate
-        return f"units of work  {estimate.finished.total()}/{estimate.units.total()}{self._left}"
+        return self._text
 
 
 _reporter: Reporter | None = None

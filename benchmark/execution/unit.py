@@ -58,7 +58,7 @@ class Unit:
             the submitting process and the worker both see it.
         cpus: number of reserved cores and of computing threads.
         gpus: number of GPUs; the unit sees no others.
-        type: what it has in common with units of equal cost, see ``estimate.unit_type``.
+        kind: ``probe``, ``train`` …; units of one kind take about equally long.
         cwd: working folder of the submitting process.
         software: versions of the submitting process, if units run on several nodes, which must have
             the same.
@@ -70,7 +70,7 @@ class Unit:
     folder: Path
     cpus: int = 1
     gpus: int = 0
-    type: str = ""
+    kind: str = ""
     cwd: str = field(default_factory=os.getcwd)
     software: Mapping[str, str] | None = None
 

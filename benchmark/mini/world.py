@@ -41,12 +41,11 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
             return root
         root.mkdir(parents=True, exist_ok=True)
         (root / MANIFEST).unlink(missing_ok=True)
-        chunks = chunks_of(config)
-        missing = [chunk for chunk in chunks if _read(root, chunk.record) is None]
+        missing = [chunk for chunk in chunks_of(config) if _read(root, chunk.record) is None]
         pieces = min(len(missing), PIECES * executor.cpu_slots)
         units = []
         for n in range(pieces):
-            unit = root, config, missing[n::pieces], len(missing) < len(chunks)
+            unit = root, config, missing[n::pieces]
             name = f"render {n + 1}/{pieces}"
             units.append(executor.run("render", render_chunks, *unit, name=name))
         await asyncio.gather(*units)
@@ -54,14 +53,9 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
     return root
 
 
-def render_chunks(
-    root: Path, config: WorldConfig, chunks: Sequence[Chunk], is_resumed: bool
-) -> None:
-    """Render some chunks of the world at ``root``, of which others may exist; a resumable unit of
-    work."""
+def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> None:
+    """Render some chunks of the world at ``root``; a resumable unit of work."""
     progress = reporter()
-    if is_resumed:
-        progress.mark_resumed()
     progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
     for chunk in chunks:
         files: dict[str, bytes] = {}

@@ -146,7 +146,7 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
             return [probe.run(context)]
     except Exception as error:
         if is_out_of_memory(error):
-            advice = "smaller settings may fit, see `run --dry-run`"
+            advice = "lower batch_size or size"
             return [out_of_memory(error, advice)] * len(probes)
         return [error] * len(probes)
 
@@ -207,7 +207,6 @@ def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Conte
     resume = None
     if started is not None and started.info.status != "FINISHED":
         resume = started.info.run_id
-        reporter().mark_resumed()
     with context.tracker.run(
         task.name,
         tags=cell.to_tags(),

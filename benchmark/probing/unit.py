@@ -55,7 +55,6 @@ def probe_unit(unit: ProbeRequest) -> list[Cell]:
             cell = finished_cell(tracker, key, unit.backbone.name, parent)
             if cell is not None:
                 cells[name] = cell
-                reporter().mark_resumed()
         pending = [task for task in unit.tasks if task.name not in cells]
         if pending:
             cells |= {cell.task: cell for cell in _run_pending(unit, pending, tracker)}

@@ -12,9 +12,8 @@ import torch
 
 import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
-from backbones.cliptex.experts.training import STATES, train_expert
+from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
-from backbones.cliptex.training.states import States
 from backbones.cliptex.training.trainer import TrainContext
 from benchmark.execution.base import Executor
 from benchmark.execution.device import choose_device
@@ -69,10 +68,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
         UserError: as ``backbones.cliptex.experts.training.train_expert``.
     """
     with exclusive(training.out):
-        is_trained = training.find() is not None
-        if is_trained or States(training.out / STATES, "").steps():
-            reporter().mark_resumed()
-        if is_trained:
+        if training.find() is not None:
             return _train(training, Silent())
         tags = {
             "expert": training.name,

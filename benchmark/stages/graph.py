@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,12 @@ class Stage:
         find: (results of ``needs``) → its result if it exists, else None; creates nothing.
         make: (executor, results of ``needs``) → its result, which is reused if it exists.
         needs: stages that come first.
-        kind, units: of its units of work, as ``Executor.run`` takes them: their kind, and the name
-            of each.
     """
 
     title: str
     find: Callable[..., Any]
     make: Callable[..., Awaitable[Any]]
     needs: tuple[Stage, ...] = ()
-    kind: str = ""
-    units: Sequence[str] = ()
 
 
 class Runner:
@@ -50,8 +46,6 @@ class Runner:
             inputs = await asyncio.gather(*map(self.run, stage.needs))
             return await stage.make(self._executor, *inputs)
         finally:
-            # units that were not needed, or that a failed one prevents
-            self._executor.overview.estimate.withdraw(stage.units)
             return_freed_memory()  # of models that were loaded to look for finished work
 
 

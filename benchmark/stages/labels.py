@@ -87,7 +87,6 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
         for number, shard in enumerate(source.shards):
             if summary := writer.finished(shard.name, print_note):
                 _count_failures(failures, summary["failed"], len(source))
-                executor.overview.estimate.withdraw([_unit_name(shard)])
             else:
                 pending.append(number)
             await asyncio.sleep(0)
@@ -101,6 +100,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
         }
         title = f"label {PurePath(source.name).name}"
         with stage_run(Tracker(request.experiment), "label", title, tags, params) as run:
+            executor.overview.expected["label"] += len(pending)
             steps = itertools.count(1)
             slots = asyncio.Semaphore(2 * executor.slots)  # those that wait for a worker included
 
@@ -153,8 +153,6 @@ def label_unit(
     kind of device."""
     labeller = _labeller(request, writer.root, writer.key)
     shard = labeller.label(labeller.source.shards[number], reporter(), print_note)
-    if not shard.images:
-        reporter().mark_resumed()
     return shard, device_name(choose_device(request.device))
 
 

@@ -162,8 +162,6 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
     tracker = Tracker(inputs.experiment)
     with exclusive(inputs.out):
         weights = find_weights(inputs, tracker)
-        if weights is not None or States(states_folder(inputs.out), "").steps():
-            reporter().mark_resumed()
         if weights is None:
             return _train_in_run(tracker, inputs)
         if torchrun_environment().get("WORLD_SIZE", 1) > 1:

@@ -19,7 +19,7 @@ from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import Recipe, find_recipe
 from benchmark.execution import Executor
 from benchmark.mini import datasets
-from benchmark.mini.config import CONFIGS, chunks_of
+from benchmark.mini.config import CONFIGS
 from benchmark.mini.world import build_world, is_complete
 from benchmark.stages.experts import ExpertTraining, expert_stage
 from benchmark.stages.graph import Stage
@@ -53,8 +53,6 @@ class MiniPipeline:
             "render the mini world",
             find=lambda: self.root if is_complete(self.root, config) else None,
             make=partial(build_world, config),
-            kind="render",
-            units=[chunk.record for chunk in chunks_of(config)],
         )
         trainings = [self._expert_training(*item) for item in self.sizes.experts.items()]
         self.experts = tuple(map(self._expert_stage, trainings))
@@ -72,8 +70,6 @@ class MiniPipeline:
             find=self._find_labels,
             make=self._make_labels,
             needs=self.experts,
-            kind="label",
-            units=[f"label {n:05d}" for n in range(-(-config.pairs // config.shard_size))],
         )
         key = content_key([self.root.name, SHARE, LABEL_VERSION], 8)
         self.manual = home() / "labels" / f"{self.root.name}-manual-{key}"
@@ -82,8 +78,6 @@ class MiniPipeline:
             find=lambda _: self._find_manual(),
             make=self._draw_manual,
             needs=(self.world,),
-            kind="manual",
-            units=["manual labels"],
         )
         self.backbone = cache(self._backbone_stage)
 
@@ -124,8 +118,7 @@ class MiniPipeline:
             return training.find() or await expert_stage(training, executor, priority=3)
 
         title = f"train expert {training.name}"
-        needs, units = (self.world,), [f"expert {training.name}"]
-        return Stage(title, lambda _: training.find(), make, needs, "expert", units)
+        return Stage(title, lambda _: training.find(), make, (self.world,))
 
     def _find_labels(self, *experts: Any) -> LabelStore | None:
         _, writer = self.request.open(keep=False)
@@ -201,8 +194,7 @@ class MiniPipeline:
             weights = weights or await train_stage(training, executor, priority)
             return source(weights, *results[1:])
 
-        title = f"train {name} · seed {seed}"
-        return Stage(title, find, make, needs, "train", [title])
+        return Stage(f"train {name} · seed {seed}", find, make, needs)
 
     def _weights_path(self, recipe: Recipe, init: str, labels: Labels | None) -> Path:
         identity = {

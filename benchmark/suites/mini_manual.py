@@ -33,7 +33,7 @@ def write_manual_labels(config: WorldConfig, pairs: str, out: Path) -> None:
     with exclusive(out), TemporaryDirectory() as folder:
         progress = reporter()
         if (out / MANIFEST).is_file():
-            return progress.mark_resumed()
+            return
         count = round(SHARE * config.pairs)
         progress.start("drawing manual labels", count)
         for index in range(count):

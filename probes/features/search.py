@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from cliptex_common.device import is_accelerator
-from cliptex_common.live_bytes import device_of
 
 # similarities in memory at once: 512 MiB, 16 MiB; they change nothing but the order of equal ones
 GPU_CELLS, CPU_CELLS = 2**27, 2**22
@@ -37,7 +36,7 @@ def nearest(
     Returns:
         similarities (N, k) float32 and indices (N, k) int64, on the device; all M if M < ``k``.
     """
-    cells = GPU_CELLS if is_accelerator(device_of(queries)) else CPU_CELLS
+    cells = GPU_CELLS if is_accelerator(queries.device) else CPU_CELLS
     columns = max(min(k, len(memory)), min(len(memory), 2**16))
     parts = queries.split(max(1, cells // columns))
     best = [part.new_empty(len(part), 0) for part in parts]

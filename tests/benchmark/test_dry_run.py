@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def test_dry_run_on_an_empty_home_names_every_unit(workdir, capsys):
     assert run_command(words) == 0
     assert listing(workdir) == before
     lines = capsys.readouterr().out.splitlines()
-    pending = [line.removeprefix("  to do · ").partition(":")[0] for line in lines]
+    pending = [line.removeprefix("  to do · ") for line in lines]
     stages = [
         "render the mini world",
         "train expert unet",
@@ -64,6 +63,7 @@ def test_dry_run_on_an_empty_home_names_every_unit(workdir, capsys):
     ]
     assert sorted(pending[: len(stages)]) == sorted(stages)
     assert "cliptex · seed 0 · mini-class/zero-shot" in pending
+    assert len(pending) == len(stages) + 16 + 1
     assert lines[-1] == "2 backbones × 8 tasks × 1 seeds: 0 done, 16 to do"
 
 
@@ -74,22 +74,17 @@ def test_dry_run_says_why_a_task_does_not_apply(workdir, capsys):
     assert line in capsys.readouterr().out
 
 
-def test_dry_run_after_a_run_shows_what_is_done_and_how_long_the_rest_takes(workdir, capsys):
+def test_dry_run_after_a_run_shows_what_is_done(workdir, capsys):
     assert run_command(LINEAR) == 0
     capsys.readouterr()
     before = listing(workdir)
     assert run_command(f"{LINEAR} --dry-run") == 0
     assert capsys.readouterr().out == "1 backbones × 1 tasks × 1 seeds: 1 done, 0 to do\n"
     assert run_command(f"{LINEAR} --dry-run --seeds 2") == 0
-    output = capsys.readouterr().out
-    assert re.search(r"seed 1 · imagefolder/linear: 1 unit, about 0:00:\d\d, \d", output)
-    assert re.search(r"\d\.\d GB of memory \(encoding\)\n", output)
-    assert run_command(f"{LINEAR} --dry-run --seeds 2 --device-memory 0.05") == 0
-    unit = (
-        r"GB on the device \(encoding\), .* GB on the host: does not fit 0.05 GB, batches will be"
+    assert capsys.readouterr().out == (
+        "  to do · random · seed 1 · imagefolder/linear\n"
+        "1 backbones × 1 tasks × 2 seeds: 1 done, 1 to do\n"
     )
-    assert re.search(unit, capsys.readouterr().out)
-    assert output.endswith("1 backbones × 1 tasks × 2 seeds: 1 done, 1 to do\n")
     assert run_command(f"{LINEAR} --dry-run --force") == 0
     assert "0 done, 1 to do" in capsys.readouterr().out
     assert set(listing(workdir)) == set(before)
@@ -130,4 +125,4 @@ def test_options_of_a_run_can_be_used_again_and_a_limited_run_is_another(
 
 def test_dry_run_plans_for_the_device_of_another_machine(capsys):
     assert run_command(f"{LINEAR} --dry-run --executor slurm".replace("cpu", "xpu")) == 0
-    assert "imagefolder/linear: 1 unit" in capsys.readouterr().out
+    assert "to do · random · seed 0 · imagefolder/linear\n" in capsys.readouterr().out

@@ -13,7 +13,6 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
 from cliptex_common.device import is_accelerator
-from cliptex_common.live_bytes import device_of
 
 
 class LinearHead(BaseDecodeHead):
@@ -35,7 +34,7 @@ class LinearHead(BaseDecodeHead):
             return self.cls_seg(self.norm(maps))
         if self.dropout is not None:
             maps = self.dropout(maps)
-        on_cpu = not is_accelerator(device_of(maps))  # a GPU's time is not in this head
+        on_cpu = not is_accelerator(maps.device)  # a GPU's time is not in this head
         if on_cpu and self.training and not maps.requires_grad:
             return self._normalise_and_project(maps)
         return self.conv_seg(self.norm(maps))

@@ -25,7 +25,6 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from cliptex_common.device import is_accelerator
-from cliptex_common.live_bytes import cached_tensors, device_of
 from probes.dense.objectives import Classes, Objective
 
 Losses = dict[str, Tensor]
@@ -33,7 +32,8 @@ CACHED_BYTES = 2**20  # of resized logits at once on a CPU; more where images ar
 GPU_BYTES = 2**28
 
 
-@cached_tensors(maxsize=64)
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # it is used where gradients are, too
 def resizing(old: int, new: int, align_corners: bool, device: torch.device) -> Tensor:
     """(old, new) weights: a row of ``old`` values times them is that row resized as
     ``F.interpolate`` does it."""
@@ -54,7 +54,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
             resizing(old, new, align_corners, logits.device)
             for old, new in zip(low, high, strict=True)
         )
-        bytes_at_once = GPU_BYTES if is_accelerator(device_of(logits)) else CACHED_BYTES
+        bytes_at_once = GPU_BYTES if is_accelerator(logits.device) else CACHED_BYTES
         step = max(1, bytes_at_once // (4 * classes * high[0] * high[1]))
         total, right = logits.new_zeros(()), labels.new_zeros(())
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -14,7 +15,6 @@ from torch.nn.functional import interpolate
 
 from cliptex_common.device import upload
 from cliptex_common.errors import UserError
-from cliptex_common.live_bytes import cached_tensors
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def label_map(scores: Tensor, patches: Patches) -> Tensor:
     return (down @ maps @ across.T).argmax(dim=0)
 
 
-@cached_tensors(maxsize=32)  # images of one size follow each other
+@functools.lru_cache(maxsize=32)  # images of one size follow each other
+@torch.inference_mode(False)  # it is used where gradients are, too
 def _interpolation(pixels: int, cells: int, extent: float, device: torch.device) -> Tensor:
     """(pixels, cells) float32 on the device: the weights of cells at each pixel's centre.
 

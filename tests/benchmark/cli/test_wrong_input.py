@@ -26,8 +26,6 @@ EXPERT = "experts train unet --data-root there --out expert"
         ("run --jobs two", "jobs=two: must be a valid integer"),
         ("run --task ,", "tasks=[',']: separate names by commas"),
         ("run --data coco", "--data 'coco' is not of the form key=value"),
-        ("run --device-memory 24", "--device-memory is for a plan; add --dry-run"),
-        (f"{TRAIN} --device-memory 24", "--device-memory is for a plan; add --dry-run"),
         ("sweep launch --values 1,b", "values=b: must be a valid number"),
     ],
 )

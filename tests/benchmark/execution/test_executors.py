@@ -126,14 +126,13 @@ def test_progress_and_output_are_shown_once(executor, request, output):
 
 
 @everywhere()
-def test_only_units_that_did_all_of_their_work_are_measured(executor):
-    names = {name: getattr(units, name) for name in ("resume", "raise_bug", "number_of_threads")}
-    estimate = executor.overview.estimate
-    for name, function in names.items():
-        executor.submit(function, name=name, kind="train").exception(60)
-    counts = [(estimate.finished[name], estimate.measured[name]) for name in names]
-    assert counts == [(1, 0), (1, 0), (1, 1)]
-    assert estimate.worked > estimate.seconds["number_of_threads"] > 0
+def test_the_time_left_follows_from_finished_units_of_the_kind(executor):
+    executor.overview.expected["nap"] = 3
+    executor.submit(units.raise_bug, kind="nap").exception(60)
+    assert executor.overview.seconds_left([], slots=1) is None, "a failed unit says nothing"
+    executor.submit(units.doubled, 1, 0.5, kind="nap").result(60)
+    assert executor.overview.seconds_left([], slots=1) >= 0.5
+    executor.overview.expected.clear()
 
 
 @everywhere(REMOTE)
@@ -292,8 +291,8 @@ def test_a_stopped_job_saves_and_runs_again(executor, signal_option, tmp_path):
 def test_a_unit_in_this_process_counts_for_the_time_left(monkeypatch):
     seen, drawn = threading.Event(), []
 
-    def tick(lines, running):
-        drawn.append(([line.text() for line in lines], [type_ for type_, _ in running]))
+    def tick(running, slots):
+        drawn.append([(line.text(), kind) for line, kind, _ in running])
         if running:
             seen.set()
 
@@ -303,9 +302,9 @@ def test_a_unit_in_this_process_counts_for_the_time_left(monkeypatch):
 
     with make_executor(ExecutorSpec(jobs=1, device="cpu"), RecordingBar()) as executor:
         monkeypatch.setattr(executor.overview, "tick", tick)
-        assert executor.submit(work, kind="train", name="train clip · seed 0").result()
-    (line,), types = next(entry for entry in drawn if entry[1])
-    assert line.startswith("training  0/4 ") and types == ["train clip"]
+        assert executor.submit(work, kind="train").result()
+    ((line, kind),) = next(filter(None, drawn))
+    assert line.startswith("training  0/4 ") and kind == "train"
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc alone keeps it")

@@ -5,39 +5,50 @@ from __future__ import annotations
 import io
 import math
 
+import pytest
 from rich.console import Console
 
 from benchmark.execution import progress
 from benchmark.execution.progress import Bar, Overview
 
 
-def test_a_line_now_and_then_without_a_terminal(monkeypatch, capsys):
+@pytest.fixture
+def overview():
+    """Of one rendering and two probes of a run with six."""
+    overview = Overview(Bar(interval=math.inf))
+    overview.expected["probe"] += 6
+    for kind in ("render", "probe", "probe"):
+        overview.add_submitted(kind)
+    return overview
+
+
+def test_a_line_now_and_then_without_a_terminal(overview, monkeypatch, capsys):
     monkeypatch.setattr(progress, "OVERVIEW_SECONDS", 0.0)
-    bar = Bar(interval=math.inf)
-    overview, render, train = Overview(bar), bar.line(), bar.line()
+    render, train = Bar(interval=math.inf).line(), Bar(interval=math.inf).line()
     overview.tick([])
-    assert capsys.readouterr().out == ""
-    names = [f"clip · seed {seed} · voc/linear" for seed in range(6)]
-    overview.estimate.announce("probe", names)
-    for name, type_ in (
-        ("render 1/1", "render"),
-        ("train clip", "train"),
-        (names[0], "voc/linear"),
-    ):
-        overview.estimate.add_submitted(name, type_)
+    assert capsys.readouterr().out == "", "nothing runs"
     render.start("rendering", 400)
     render.advance(100)
-    overview.tick([render, train])
+    overview.tick([(render, "render", 3.0), (train, "probe", 0.0)])
     line = capsys.readouterr().out
-    assert line.startswith("  units of work  0/8; ") and "; rendering  100/400 " in line
-    overview.estimate.withdraw(names[2:])  # cached
-    overview.estimate.table = {"render": 10.0, "train": 20.0, "voc/linear": 5.0}
-    overview.estimate.started -= 12.0
-    overview.estimate.add_done("render", 12.0)
-    overview.tick([render, train], [("train", 6.0)])
-    # 1.2 times as slow as the table says: 18 s of the training and 12 s of two probes are left, and
-    # 18 s were done in 12 s
-    assert capsys.readouterr().out.startswith("  units of work  1/4, 0:20 left; ")
+    assert line.startswith("  units of work  0/7; ") and "; rendering  100/400 " in line
+    overview.expected["probe"] -= 4  # cached
+    overview.add_ended("render", 12.0)
+    overview.add_ended("probe", 90.0)
+    overview.tick([(render, "probe", 20.0)])
+    assert capsys.readouterr().out.startswith("  units of work  2/3, 1:10 left; ")
+
+
+def test_the_time_left_is_known_when_each_kind_has_a_finished_unit(overview):
+    assert overview.seconds_left([("render", 3.0), ("probe", 3.0)], slots=2) is None
+    overview.add_ended("render", 10.0)
+    overview.add_ended("probe")  # it has failed
+    assert overview.seconds_left([("probe", 3.0)], slots=2) is None
+    overview.add_ended("probe", 20.0)
+    assert overview.seconds_left([], slots=2) == pytest.approx(4 * 20 / 2)
+    assert overview.seconds_left([("probe", 5.0), ("probe", 99.0)], 2) == pytest.approx(55 / 2)
+    overview.add_submitted("train")
+    assert overview.seconds_left([], slots=2) is None
 
 
 def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
@@ -45,11 +56,11 @@ def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
     monkeypatch.setattr(progress, "console", terminal)
     with Bar() as bar:
         overview = Overview(bar)
-        for seed in range(2):
-            overview.estimate.add_submitted(f"clip · seed {seed} · voc/linear", "voc/linear")
-        overview.estimate.add_done("voc/linear", 1.0)
+        for _ in range(2):
+            overview.add_submitted("probe")
+        overview.add_ended("probe", 65.0)
         overview.tick([])
         (task,) = bar.progress.tasks
-        assert (task.description, task.completed, task.total) == ("units of work", 1, 2)
+        assert (task.description, task.completed, task.total) == ("units of work, 1:05 left", 1, 2)
         overview.end()
         assert not bar.progress.tasks

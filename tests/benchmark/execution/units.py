@@ -16,13 +16,6 @@ def doubled(number, seconds=0.0):
     return 2 * number, start, time.time(), str(Path.cwd())
 
 
-def resume():
-    """Has a part of its work done already."""
-    from benchmark.execution.progress import reporter
-
-    reporter().mark_resumed()
-
-
 def report_progress(number):
     from benchmark.execution.progress import console, reporter
 
