@@ -176,7 +176,7 @@ class Overview(ProgressLine):
 
     def _units(self) -> Counter[str]:
         """All units by kind; copied first, because other threads add to them meanwhile."""
-        return Counter(dict(self._submitted)) + Counter(dict(self.expected))
+        return Counter(dict(self._submitted)) + +Counter(dict(self.expected))
 
     def seconds_left(self, running: Sequence[tuple[str, float]], slots: int) -> float | None:
         """Seconds until all units are done, by the mean of finished ones of the same kind; None

@@ -22,8 +22,8 @@ def overview():
     return overview
 
 
-def test_a_line_now_and_then_without_a_terminal(overview, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "OVERVIEW_SECONDS", 0.0)
+def test_a_line_now_and_then_without_a_terminal(overview, capsys):
+    overview.interval = 0.0
     render, train = Bar(interval=math.inf).line(), Bar(interval=math.inf).line()
     overview.tick([])
     assert capsys.readouterr().out == "", "nothing runs"
