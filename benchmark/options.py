@@ -158,7 +158,7 @@ class WatchOptions(ProbeOptions):
     once: bool = False
     """probe the present checkpoints and end"""
 
-    def run_options(self, weights: Path) -> RunOptions:
-        """Those of the run of a checkpoint."""
+    def run_options(self, weights: Path | None = None) -> RunOptions:
+        """Those of the run of a checkpoint; without one, what all these runs share."""
         values = {name: getattr(self, name) for name in field_names(ProbeOptions)}
         return RunOptions(**values, weights=weights, only=True)

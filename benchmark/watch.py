@@ -27,11 +27,12 @@ def watch(options: WatchOptions, on_result: Callable[[RunResult], None]) -> int:
         UserError: no such folder, more than one backbone, or as ``run``.
         KeyboardInterrupt: interrupted; the same command continues.
     """
-    plan = make_plan(options.run_options(Path("checkpoint")))  # checks the options
+    plan = make_plan(options.run_options())
+    if len(plan.backbones) != 1:
+        raise UserError(f"watch takes one backbone, not {', '.join(plan.backbones)}")
     if not options.dir.is_dir():
         raise UserError(f"no folder {options.dir}; give the one with the training's checkpoints")
-    settings = {**plan.as_config_file(), "weights": None}
-    lock = lock_path("watch", [settings, str(options.dir.resolve())])
+    lock = lock_path("watch", [plan.as_config_file(), str(options.dir.resolve())])
     message = f"another process watches {options.dir}: waiting for it"
     with locked(lock, lambda: console.print(message, markup=False)):
         return _follow(options, plan, lock.stem, on_result)

@@ -6,8 +6,8 @@ import signal
 from contextlib import suppress
 from importlib import import_module
 
-# A signal to the process group is for the workers, which save their state; the process that they
-# are forked from must outlive them, or the main process would take them for dead.
+# A signal to the process group is meant for the workers, which save their state. This process, from
+# which they are forked, ignores it: if it ended, the main process would take them for dead.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 for name in (

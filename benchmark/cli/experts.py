@@ -35,7 +35,7 @@ class TrainExpert(ConfigOptions, ExecutionOptions, TrackingOptions):
     def main(self) -> int:
         """Train one expert."""
         from benchmark.execution.progress import console
-        from benchmark.stages.experts import ExpertTraining, expert_stage
+        from benchmark.stages.experts import ExpertTraining, make_expert
         from benchmark.stages.session import open_executor_and_tracker
         from reports.mlflow.client import using
 
@@ -49,7 +49,7 @@ class TrainExpert(ConfigOptions, ExecutionOptions, TrackingOptions):
         )
         opened = open_executor_and_tracker(self.executor_spec, self.experiment)
         with using(self.tracking_uri), opened as (executor, _):
-            asyncio.run(expert_stage(inputs, executor))
+            asyncio.run(make_expert(inputs, executor))
         options = [f"--plugin {path}" for path in self.plugins]
         options.append(f"--experts {self.name}={self.out} --pairs … --out …")
         console.print("label with it: python -m benchmark labels predict", *options, markup=False)

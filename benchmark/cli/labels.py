@@ -51,7 +51,7 @@ class PredictLabels(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
     def main(self) -> int:
         """Let experts label the pairs."""
         from backbones.cliptex.labels.labeller import LabelSettings
-        from benchmark.stages.labels import LabelRequest, label_stage, preview_labels
+        from benchmark.stages.labels import LabelRequest, label_pairs, preview_labels
         from benchmark.stages.session import open_executor_and_tracker
         from reports.mlflow.client import using
 
@@ -71,7 +71,7 @@ class PredictLabels(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
                 preview_labels(request)
                 return 0
             with open_executor_and_tracker(self.executor_spec, self.experiment) as (executor, _):
-                manifest = asyncio.run(label_stage(request, executor)).manifest
+                manifest = asyncio.run(label_pairs(request, executor)).manifest
         counts = f"{manifest['pairs_out']} of {manifest['pairs_in']} pairs labelled"
         _show(manifest, f"{counts}, {manifest['bytes_per_image']:.0f} bytes per image", self.out)
         return 0
@@ -106,7 +106,7 @@ class MakeLabels(ConfigOptions, PairsOptions, PluginOptions):
         from backbones.cliptex.labels.manual import ManualLabels
         from backbones.cliptex.tasks import find_task
         from benchmark.execution.exclusive import exclusive
-        from benchmark.stages.stage import print_note
+        from benchmark.stages.session import print_note
 
         classes = self.classes.read_text(encoding="utf-8").split("\n") if self.classes else []
         names = [name.strip() for name in classes if name.strip()]

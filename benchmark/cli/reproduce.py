@@ -110,9 +110,9 @@ def _try(protocols: Sequence[str], options: RunOptions) -> int:
 
 def _compare(targets: list[Target], options: RunOptions, uri: str) -> int:
     """Run the targets of one protocol, and print each verdict and the causes of a difference."""
-    from benchmark.cli.run import write_report
     from benchmark.execution.progress import console
     from benchmark.reproduce.compare import judge_targets
+    from benchmark.results.report import write_report
     from benchmark.run import run
     from reports.mlflow.query import Store
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import RunOptions, TrackingOptions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import options_dataclass
-
-if TYPE_CHECKING:
-    from benchmark.results.run_result import RunResult
-    from reports.report import Report
 
 
 @options_dataclass
@@ -33,6 +27,7 @@ class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
         """Run, print the table and where the results are."""
         from benchmark import dry_run
         from benchmark.execution.progress import console
+        from benchmark.results.report import write_report
         from benchmark.results.table import show
         from benchmark.run import run
         from cliptex_common.secrets import hide_secrets
@@ -65,26 +60,3 @@ class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
 
 
 COMMAND = RunTasks
-
-
-def write_report(result: RunResult) -> tuple[str, Report | None]:
-    """Write the report on this run and log it to the runs of each backbone's first seed.
-
-    Returns:
-        a line with the page's path, or with the reason why there is none; the report, if any.
-    """
-    from reports.attach import report_line
-    from reports.report import Request
-
-    cells = [cell for cell in result.cells if cell.status != "not applicable"]
-    request = Request(
-        experiments=[result.tracker.experiment],
-        backbones=list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics)),
-        tasks=list(dict.fromkeys(cell.task for cell in cells)),
-        tracking_uri=result.tracker.uri,
-        same_as=list(result.run_ids.values()),  # only runs with the same settings
-    )
-    first_seeds: dict[str, str] = {}
-    for (name, _), run_id in result.run_ids.items():
-        first_seeds.setdefault(name, run_id)
-    return report_line(request, list(first_seeds.values()))

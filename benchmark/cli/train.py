@@ -142,7 +142,7 @@ def _train_rank(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
 def _submit(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
     """Train as a unit of work; on SLURM in a process for each GPU of each node."""
     from benchmark.stages.session import open_executor_and_tracker
-    from benchmark.stages.weights import train_stage
+    from benchmark.stages.weights import train_weights
 
     with open_executor_and_tracker(spec, inputs.experiment) as (executor, _):
-        return asyncio.run(train_stage(inputs, executor))
+        return asyncio.run(train_weights(inputs, executor))

@@ -1,8 +1,8 @@
 """The mini world on disk, rendered once from its seed, in parallel, chunk by chunk.
 
 A chunk is a webdataset shard, or a hundred pictures of another split. It writes its files first and
-its record, with their sizes, last; ``manifest.json`` is written at the end. So ``build_world`` goes
-on with a killed build, and makes what is missing or cut short again.
+its record, with their sizes, last; ``manifest.json`` is written at the end. So ``build_world``
+resumes a killed build, and renders chunks again whose files are missing or cut short.
 """
 
 import asyncio

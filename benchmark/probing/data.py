@@ -1,16 +1,22 @@
-"""The datasets of a run, checked before hours of work start, and the tasks that share images."""
+"""The data and backbones of a run, checked before hours of work start, and the tasks that share
+images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
+from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
 from benchmark.options import DataOptions
+from benchmark.plan import RunPlan
+from benchmark.probing.unit import describe_backbone
 from benchmark.records import BackboneInfo, PlannedTask
-from benchmark.suites.registry import SuiteArtifacts
+from benchmark.suites.registry import BackboneSource
 from cliptex_common.files import content_key
+from probes.base import missing_capability
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import find_folder, prepare
 from probes.layers import layer_index
@@ -59,39 +65,33 @@ def prepare_data(
     return {task.name: datasets[task.spec.name, task.probe.splits] for task in tasks}
 
 
-def declared_data(
-    tasks: Sequence[PlannedTask], options: DataOptions, created: Mapping[str, Path]
-) -> dict[str, PreparedDataset]:
-    """Task → its dataset before it is checked, without samples; ``created``: dataset → folder, of
-    those that the suite creates, perhaps later."""
-    data = {}
+def check_fit(
+    tasks: Sequence[PlannedTask],
+    options: DataOptions,
+    created: Mapping[str, Path],
+    backbone: BackboneInfo,
+) -> dict[str, str]:
+    """Task → why it does not apply to a backbone, of those that do not.
+
+    Args:
+        created: dataset → folder, of those that the suite creates, perhaps later.
+
+    Raises:
+        UserError: a dataset has no folder, the backbone has no layer that a task names, or a probe
+            does not fit it or its dataset.
+    """
+    reasons = {}
     for task in tasks:
         root = created.get(task.spec.name)
         root = root or find_folder(task.spec, options.data_root, options.data)
-        data[task.name] = PreparedDataset(task.spec.at(root), root, {})
-    return data
-
-
-def check_fit(
-    tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset], backbone: BackboneInfo
-) -> None:
-    """Raise ``UserError`` where a backbone has no layer that tasks name, or the probe of a task
-    does not fit its dataset or the backbone."""
-    for task in tasks:
         for layer in task.encoded_layers:
             layer_index(layer, backbone.depth, backbone.name)
         if check := getattr(task.probe, "check_backbone", None):
-            check(task.settings, data[task.name], backbone)
-
-
-def check_trained(
-    tasks: Sequence[PlannedTask], options: DataOptions, artifacts: SuiteArtifacts
-) -> None:
-    """Raise ``UserError`` where a task does not fit the architecture that a suite trains."""
-    if artifacts.backbones and artifacts.architecture:
-        name, _ = next(iter(artifacts.backbones))
-        backbone = replace(BackboneInfo.of(artifacts.architecture(), {}), name=name)
-        check_fit(tasks, declared_data(tasks, options, artifacts.data), backbone)
+            check(task.settings, PreparedDataset(task.spec.at(root), root, {}), backbone)
+        reason = missing_capability(task.probe, backbone, task.settings)  # type: ignore[arg-type]
+        if reason:
+            reasons[task.name] = reason
+    return reasons
 
 
 def split_into_units(
@@ -114,3 +114,64 @@ def split_into_units(
             key += f" {task.settings.size}"
         units.setdefault(key, []).append(task)
     return list(units.values())
+
+
+class RunInputs:
+    """The data and backbones of a run.
+
+    Args:
+        executor: makes what does not exist; with None that raises ``NotMade``.
+    """
+
+    def __init__(self, plan: RunPlan, executor: Executor | None) -> None:
+        make = plan.suite.pipeline
+        self.plan = plan
+        self.pipeline = make(executor, plan.experiment) if make else None
+
+    def is_trained(self, name: str) -> bool:
+        """Whether the suite trains a backbone; it does not if the user brings weights."""
+        return (
+            self.pipeline is not None
+            and self.plan.options.weights is None
+            and self.pipeline.trains(name)
+        )
+
+    async def backbone(self, name: str, seed: int) -> BackboneSource:
+        """How to create a backbone, whose weights are trained first if the suite trains it."""
+        if self.pipeline is not None and self.is_trained(name):
+            return await self.pipeline.weights(name, seed)
+        return self._source(name, seed)
+
+    async def data(self, num_workers: int, cached_only: bool = False) -> dict[str, PreparedDataset]:
+        """Task → its dataset, made by the suite and checked. Raises as ``prepare_data``."""
+        options = self.plan.options
+        if self.pipeline is not None:
+            await self.pipeline.make_data()
+            options = options.with_folders(self.pipeline.data)
+        images = self.plan.suite.images
+        return prepare_data(self.plan.tasks, options, num_workers, cached_only, images)
+
+    def describe(self, name: str) -> BackboneInfo:
+        """A backbone before any work: of one that the suite trains its architecture, else with the
+        weights of the first seed. Raises ``UserError`` if it cannot be built."""
+        if self.is_trained(name):
+            return replace(self._architecture, name=name)
+        source = self._source(name, self.plan.seeds[0])
+        return describe_backbone(source.create_arguments)
+
+    def check(self, backbone: BackboneInfo) -> dict[str, str]:
+        """Task → why it does not apply to a backbone. Raises as ``check_fit``."""
+        created = self.pipeline.data if self.pipeline else {}
+        return check_fit(self.plan.tasks, self.plan.options, created, backbone)
+
+    def _source(self, name: str, seed: int) -> BackboneSource:
+        """How to create a backbone that the suite does not train."""
+        weights = self.plan.options.weights
+        path = None if weights is None else str(weights)
+        return BackboneSource({"name": name, "weights": path, "seed": seed})
+
+    @cached_property
+    def _architecture(self) -> BackboneInfo:
+        """Of the backbones that the suite trains."""
+        assert self.pipeline is not None
+        return BackboneInfo.of(self.pipeline.architecture(), {})

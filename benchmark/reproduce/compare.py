@@ -69,7 +69,7 @@ def judge_targets(
     """
     plan = make_plan(options)
     data = prepare_data(plan.tasks, options, num_workers=0)
-    backbone = backbones.create(**plan.backbone_arguments(plan.backbones[0], options.seed))
+    backbone = backbones.create(plan.backbones[0], seed=options.seed)
     for target in targets:
         evidence = _evidence(target, data[target.task.name], backbone, analysis, store)
         yield Reproduction(target) if evidence is None else judge(evidence)

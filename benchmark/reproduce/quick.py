@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from benchmark.axes import sample_axis
 from benchmark.options import RunOptions
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
+from benchmark.tasks import train_size_axis
 from cliptex_common.errors import UserError
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.protocols.base import PROTOCOLS
@@ -62,7 +62,7 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult
         changes = {key: FEW[key] for key in FEW if getattr(planned.settings, key, None)}
         if "epoch_length" in changes:
             changes["epochs"] = "1"
-        if sample_axis(planned.probe) == "train_share":
+        if train_size_axis(planned.probe) == "train_share":
             changes["train_share"] = TRAIN_SHARE
         changed = replace(
             options,

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
 from backbones.cliptex.experts.training import train_expert
@@ -19,8 +17,7 @@ from benchmark.execution.base import Executor
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
-from benchmark.stages.stage import stage_run
-from cliptex_common.device import device_name
+from benchmark.stages.session import computing_tags, stage_run
 from reports.mlflow.run import Tracker
 
 
@@ -50,7 +47,7 @@ class ExpertTraining:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-async def expert_stage(
+async def make_expert(
     training: ExpertTraining, executor: Executor, priority: int = 0
 ) -> dict[str, Any]:
     """``expert_unit`` through an executor, on its device."""
@@ -73,8 +70,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
         tags = {
             "expert": training.name,
             "seed": str(training.seed),
-            "device.kind": device_name(choose_device(training.device)),
-            "threads": str(torch.get_num_threads()),
+            **computing_tags(training.device),
         }
         title = f"expert {training.name} · seed {training.seed}"
         tracker = Tracker(training.experiment)

@@ -1,4 +1,4 @@
-"""Labelling: a stage with one MLflow run, whose units of work are the shards of pairs."""
+"""Labelling: one MLflow run, and a unit of work for each shard of pairs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from benchmark.execution.base import Executor
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive_async
 from benchmark.execution.progress import console, reporter
-from benchmark.stages.stage import print_note, stage_run
+from benchmark.stages.session import print_note, stage_run
 from cliptex_common.device import device_name
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
+from cliptex_common.locks import mark_in_use
 from reports.mlflow.run import Run, Tracker
 
 
@@ -73,7 +74,13 @@ class LabelRequest:
         return source, labels_writer(source, experts, self.settings, self.folder)
 
 
-async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
+def find_labels(request: LabelRequest) -> LabelStore | None:
+    """The finished store of these labels, if there is one; nothing is written."""
+    _, writer = request.open(keep=False)
+    return LabelStore(writer.root) if (writer.root / MANIFEST).is_file() else None
+
+
+async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
     """Label every pair with every expert; finished shards are reused.
 
     Raises:
@@ -82,6 +89,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
     """
     request = replace(request, device=executor.device, num_workers=executor.num_workers)
     source, writer = request.open(executor.bar)
+    mark_in_use(writer.root)
     async with exclusive_async(writer.root):
         failures, pending = FailureCounter("images"), []
         for number, shard in enumerate(source.shards):
@@ -133,7 +141,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> LabelStore:
 
 def preview_labels(request: LabelRequest) -> None:
     """Print which shards are labelled and which are to do. Raises ``UserError`` as
-    ``label_stage``."""
+    ``label_pairs``."""
     source, writer = request.open(keep=False)
     shards, pending = source.shards, []
     for shard in shards:

@@ -1,15 +1,21 @@
-"""The executor and the MLflow experiment of a command that submits units of work."""
+"""What commands and their stages share: the executor, the MLflow experiment, and a run of each
+stage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
-from benchmark.execution.device import check_device
+from benchmark.execution.device import check_device, choose_device
+from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console
+from cliptex_common.device import device_name
 from reports.mlflow.client import tracking_uri
-from reports.mlflow.run import Tracker
+from reports.mlflow.run import Run, Tracker
 
 USE_SERVER = "start `mlflow server` and give --tracking-uri http://HOST:PORT"
 
@@ -25,17 +31,58 @@ def open_executor_and_tracker(
         UserError, TrackingError: no such executor or device, or a store that cannot be used (by
             units on other machines).
     """
+    with Bar() as bar:
+        executor = make_executor(spec, bar)
+        with open_tracker(executor, experiment) as tracker:
+            yield executor, tracker
+
+
+@contextmanager
+def open_tracker(executor: Executor, experiment: str) -> Iterator[Tracker]:
+    """Start an executor and open the MLflow experiment that its units log to, as
+    ``open_executor_and_tracker`` does."""
     tracker = None
     try:
-        with Bar() as bar, make_executor(spec, bar) as executor:
-            check_device(spec.device, is_local=not executor.is_remote)
+        with executor:
+            check_device(executor.spec.device, is_local=not executor.is_remote)
             executor.check_store(tracking_uri(), USE_SERVER)
             tracker = Tracker(experiment)
             for name in tracker.close_stale():
                 console.print(
                     f"closed the run {name!r}, whose process had vanished", style="yellow"
                 )
-            yield executor, tracker
+            yield tracker
     finally:
         if tracker is not None:
             tracker.close_stale()
+
+
+def print_note(line: str) -> None:
+    """Print what a user may want to know about a stage."""
+    console.print(f"  note · {line}", style="dim")
+
+
+@contextmanager
+def stage_run(
+    tracker: Tracker,
+    stage: str,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any],
+    parent: Run | None = None,
+) -> Iterator[Run]:
+    """The MLflow run of a stage, under ``parent``."""
+    tags = {"stage": stage, "suite": tracker.experiment, **tags}
+    with (
+        tracker.run(name, tags=tags, params=params, parent=parent, monitored=True) as run,
+        as_interrupt(),
+    ):
+        yield run
+
+
+def computing_tags(device: str) -> dict[str, str]:
+    """The tags of a run that say what it computes on."""
+    return {
+        "device.kind": device_name(choose_device(device)),
+        "threads": str(torch.get_num_threads()),
+    }

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import backbones
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.dataset import training_size
@@ -34,8 +32,7 @@ from benchmark.execution.base import Executor
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
-from benchmark.stages.stage import print_note, stage_run
-from cliptex_common.device import device_name
+from benchmark.stages.session import computing_tags, print_note, stage_run
 from cliptex_common.secrets import hide_secrets
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
@@ -122,7 +119,7 @@ def find_weights(inputs: TrainingInputs, tracker: Tracker | None) -> TrainedWeig
     return TrainedWeights(**vars(result), run=run.info.run_id if run is not None else "")
 
 
-async def train_stage(
+async def train_weights(
     inputs: TrainingInputs, executor: Executor, priority: int = 0
 ) -> TrainedWeights:
     """``train_unit`` through an executor, on its device."""
@@ -200,8 +197,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         "backbone": recipe.name,
         "experts": ",".join(recipe.tasks),
         "architecture": _architecture(inputs),
-        "device.kind": device_name(choose_device(inputs.device)),
-        "threads": str(torch.get_num_threads()),
+        **computing_tags(inputs.device),
     }
     title = f"train {recipe.name} · seed {recipe.seed}"
     parent = Run(tracker, inputs.parent, "") if inputs.parent else None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
-from benchmark.stages.graph import Stage
 from benchmark.suites.mini_sizes import LABELLED, SIZES, SUBSETS
-from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
+from benchmark.suites.registry import Pipeline, Suite, register_suite
+
+if TYPE_CHECKING:
+    from benchmark.execution import Executor
 
 DENSE = {
     "size": 64,
@@ -67,20 +70,11 @@ BACKBONE_SETS = {
 }
 
 
-def artifacts(
-    suite: str, experiment: str, names: Sequence[str], seeds: Sequence[int]
-) -> SuiteArtifacts:
-    """The world's datasets, and the stages that train the backbones which the suite knows."""
-    from benchmark.suites.mini_artifacts import MiniPipeline  # suites are listed without torch
+def pipeline(suite: str, executor: Executor | None, experiment: str) -> Pipeline:
+    """The pipeline of a mini suite."""
+    from benchmark.suites.mini_pipeline import MiniPipeline  # suites are listed without torch
 
-    return MiniPipeline(suite, experiment).artifacts(names, seeds)
-
-
-def training(suite: str, experiment: str, seed: int) -> Stage:
-    """What a sweep trains on: the world's pairs, their labels and the pre-trained CLIP."""
-    from benchmark.suites.mini_artifacts import MiniPipeline
-
-    return MiniPipeline(suite, experiment).training(seed)
+    return MiniPipeline(suite, executor, experiment)
 
 
 UNTRAINED = ("in-context", "knn")
@@ -104,8 +98,7 @@ for name, about, suite_tasks in (
             tasks=suite_tasks,
             default_backbones=BACKBONE_SETS["cliptex"],
             backbone_sets=BACKBONE_SETS,
-            artifacts=partial(artifacts, name),
-            training=partial(training, name),
+            pipeline=partial(pipeline, name),
             training_settings=SIZES[name].tune,
         )
     )

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from cliptex_common.errors import UserError
 from cliptex_common.registry import Registry, instance_of
 from probes.registry import find_task
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
-    from benchmark.stages.graph import Stage
+    from backbones.cliptex.training.recipes import Recipe
+    from benchmark.execution import Executor
+    from benchmark.stages.weights import TrainedWeights
 
 
 @dataclass(frozen=True)
@@ -33,42 +36,49 @@ class BackboneSource:
     cost: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class SuiteArtifacts:
-    """The data and weights that a suite creates for a run, as stages: a run makes what does not
-    exist yet, a dry run only looks it up.
+class NotMade(Exception):
+    """A pipeline without an executor would have to make something first.
 
     Attributes:
-        data: dataset → folder, as by ``--data``.
-        data_stages: create these folders.
-        backbones: (name, seed) → stage that trains that backbone; its result is a
-            ``BackboneSource``.
-        architecture: builds the architecture of all of them, untrained.
+        titles: of what would be made, in the order of the work.
     """
 
-    data: Mapping[str, Path] = field(default_factory=dict)
-    data_stages: Sequence[Stage] = ()
-    backbones: Mapping[tuple[str, int], Stage] = field(default_factory=dict)
-    architecture: Callable[[], Backbone] | None = None
+    def __init__(self, *titles: str) -> None:
+        super().__init__(", ".join(titles))
+        self.titles = titles
 
 
-@dataclass(frozen=True)
-class SuiteTraining:
-    """What a sweep trains on.
+class Pipeline(Protocol):
+    """The data and weights that a suite makes itself, such as the mini world and CLIPTeX on it.
+
+    Nothing is made until it is awaited, and each result once, however many await it; what exists is
+    returned at once. Without an executor nothing is made or written: what does not exist raises
+    ``NotMade``.
 
     Attributes:
-        data: as in ``SuiteArtifacts``.
-        init: initial weights, as by ``--init``.
-        pairs: image-caption pairs, as by ``--pairs``.
-        labels: the store of their pseudo-labels.
-        weights: (recipe, labels or None) → file for the trained weights.
+        data: dataset → folder, known before anything is made.
     """
 
     data: Mapping[str, Path]
-    init: str
-    pairs: str
-    labels: Path
-    weights: Callable[[Any, Any], Path]
+
+    async def make_data(self) -> None:
+        """Make the folders of ``data``."""
+
+    def trains(self, name: str) -> bool:
+        """Whether the suite trains this backbone."""
+
+    def architecture(self) -> Backbone:
+        """The architecture of all backbones that the suite trains, untrained."""
+
+    async def weights(self, name: str, seed: int) -> BackboneSource:
+        """A backbone that the suite trains."""
+
+    async def train(self, recipe: Recipe, parent: str = "") -> TrainedWeights:
+        """The weights of any recipe, from what the suite's own recipe of this seed starts from.
+
+        Args:
+            parent: id of the MLflow run that the training's run nests under, '' for none.
+        """
 
 
 @dataclass(frozen=True)
@@ -83,16 +93,15 @@ class Suite:
         default_backbones: used without ``--backbone``.
         backbone_sets: name → the backbones that run if ``--backbone`` gives this name alone. A set
             that contains its own name is a backbone with its baselines: ``cliptex`` → (``random``,
-            ``clip``, ``clip-ft``, ``cliptex``); ``--only`` leaves the baselines out. Other names
-            are of no backbone: ``ablation``.
-        artifacts: (experiment, backbones, seeds) → the suite's own data and weights; creates
-            nothing.
-        training: (experiment, seed) → stage whose result is the ``SuiteTraining`` of a sweep.
+            ``clip``, ``clip-ft``, ``cliptex``); ``--only`` leaves the baselines out. A set without
+            its own name, such as ``ablation``, is only short for its backbones.
+        pipeline: (executor or None, MLflow experiment) → what makes the suite's own data and
+            weights; None if it has none.
         training_settings: changes to the recipes that a sweep trains.
         skips_absent_data: leave out, and name, tasks whose dataset has no folder.
-        average: title of the average, not its value: of the mean main metric of all tasks, if that
-            is a published figure.
-        images: of each split that are read at most, evenly spaced; None for all.
+        average: how the mean of the main metrics of all tasks is called, where this is a published
+            figure.
+        images: how many images of each split are read, evenly spaced; None for all.
         any_dataset: accept tasks on datasets of no suite, with the probes' own settings.
     """
 
@@ -101,10 +110,7 @@ class Suite:
     tasks: Mapping[str, Mapping[str, Any]]
     default_backbones: Sequence[str] = ()
     backbone_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    artifacts: Callable[[str, Sequence[str], Sequence[int]], SuiteArtifacts] = (
-        lambda experiment, names, seeds: SuiteArtifacts()
-    )
-    training: Callable[[str, int], Stage] | None = None
+    pipeline: Callable[[Executor | None, str], Pipeline] | None = None
     training_settings: Mapping[str, Any] = field(default_factory=dict)
     skips_absent_data: bool = False
     average: str = ""
@@ -123,6 +129,31 @@ def register_suite(suite: Suite) -> Suite:
 def find_suite(name: str) -> Suite:
     """The suite called ``name``; raises ``UserError`` with the nearest name."""
     return SUITES.find(name)
+
+
+def choose_suite(name: str | None, tasks: Sequence[str]) -> Suite:
+    """The suite called ``name``; without a name the first, in order of registration (``mini``
+    before others), that lists all tasks; if none does, the first that accepts them.
+
+    Raises:
+        UserError: no such suite or task, or no suite has all of these tasks.
+    """
+    if name:
+        return find_suite(name)
+    candidates = [
+        suite
+        for suite in SUITES.load_entry_points().values()
+        if suite.images is None  # a quick look is asked for by its name
+        and all(settings_in(suite, task) is not None for task in tasks)
+    ]
+    if not candidates:
+        owners = {task: choose_suite(None, [task]).name for task in tasks if len(tasks) > 1}
+        listed = ", ".join(f"{task} of {owner}" for task, owner in owners.items()) or tasks[0]
+        raise UserError(
+            f"no suite has all of these tasks ({listed}); run those of one suite at a time"
+        )
+    names = {task.partition(":")[0] for task in tasks}
+    return next((suite for suite in candidates if names <= set(suite.tasks)), candidates[0])
 
 
 def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:

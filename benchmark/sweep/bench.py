@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from backbones import UserError
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.store import LabelStore
-from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe
 from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
-from benchmark.plan import decide_precision, plan_tasks
+from benchmark.plan import decide_precision
 from benchmark.probing.data import prepare_data
 from benchmark.probing.parents import log_backbone
 from benchmark.probing.submit import Probing
 from benchmark.records import PlannedTask
-from benchmark.stages.graph import Runner
-from benchmark.stages.weights import TrainingInputs, train_stage
-from benchmark.suites.registry import SuiteTraining, find_suite
+from benchmark.stages.weights import TrainedWeights, TrainingInputs, train_weights
+from benchmark.suites.registry import Pipeline, find_suite
 from benchmark.sweep.options import SweepOptions
+from benchmark.tasks import plan_tasks
 from cliptex_common.files import content_key, home
 from cliptex_common.locks import mark_in_use
 from probes.base import missing_capability
@@ -41,12 +40,12 @@ def sweep_tasks(options: SweepOptions) -> tuple[list[PlannedTask], list[str]]:
     """The tasks of a sweep with their settings, and lines to print about them."""
     suite = find_suite(options.suite)
     inputs = options.init, options.pairs, options.labels
-    if suite.training and any(inputs):
+    if suite.pipeline and any(inputs):
         raise UserError(
             f"suite {suite.name!r} makes its own weights, pairs and labels; leave out --init,"
             " --pairs and --labels"
         )
-    if not suite.training and not all(inputs):
+    if not suite.pipeline and not all(inputs):
         raise UserError(
             f"suite {suite.name!r} has no pairs of its own: give --init, --pairs and --labels"
         )
@@ -104,16 +103,15 @@ class Bench:
     """A suite's data, pairs, labels and initial weights; trains and probes recipes on them.
 
     Args:
-        training: what trainings start from (see ``prepare_bench``).
+        pipeline: trains the recipes.
     """
 
     def __init__(
-        self, options: SweepOptions, executor: Executor, tracker: Tracker, training: SuiteTraining
+        self, options: SweepOptions, executor: Executor, tracker: Tracker, pipeline: Pipeline
     ) -> None:
-        self.executor, self.tracker, self.training = executor, tracker, training
-        self.labels = LabelStore(training.labels)
+        self.executor, self.tracker, self.pipeline = executor, tracker, pipeline
         tasks, _ = sweep_tasks(options)
-        data = prepare_data(tasks, options.with_folders(training.data), executor.num_workers)
+        data = prepare_data(tasks, options.with_folders(pipeline.data), executor.num_workers)
         # priority over trainings: a trial that is started is finished first
         self.probing = Probing(
             executor,
@@ -128,9 +126,6 @@ class Bench:
     def content(self) -> dict[str, Any]:
         """The inputs that a trial's value depends on."""
         return {
-            "pairs": open_pairs(self.training.pairs, reporter()).fingerprint,
-            "labels": self.labels.identity,
-            "init": load_pretrained_clip(self.training.init, "mini").weights.sha256,
             "data": {name: content_key(each) for name, each in self.probing.conditions.items()},
         }
 
@@ -144,19 +139,7 @@ class Bench:
             UserError, NonFiniteLoss, WorkerLost: as training and probing do.
             TrialPruned: ``pruning`` stopped the training.
         """
-        training, labels = self.training, self.labels if recipe.tasks else None
-        inputs = TrainingInputs(
-            recipe,
-            training.init,
-            training.pairs,
-            training.weights(recipe, labels),
-            labels=(training.labels,) if labels else (),
-            experiment=self.tracker.experiment,
-            parent=parent,
-            pruning=pruning,
-        )
-        mark_in_use(inputs.out)
-        weights = await train_stage(inputs, self.executor)
+        weights = await self.pipeline.train(recipe, parent, pruning)  # type: ignore[call-arg]
         config = {
             "name": recipe.name,
             "weights": str(weights.path),
@@ -202,32 +185,52 @@ async def prepare_bench(options: SweepOptions, executor: Executor, tracker: Trac
     Raises:
         UserError: data, pairs or labels are missing, incomplete or broken.
     """
-    make_training = find_suite(options.suite).training
+    make_pipeline = find_suite(options.suite).pipeline
     tasks, _ = sweep_tasks(options)
-    if make_training is not None:  # check the user's datasets before anything is trained
+    if make_pipeline is not None:  # check the user's datasets before anything is trained
         tasks = [task for task in tasks if {task.spec.name, task.spec.folder} & set(options.data)]
     prepare_data(tasks, options, executor.num_workers)
-    if make_training is None:
-        training = _users_training(options)
+    if make_pipeline is None:
+        pipeline: Any = UsersPairs(options, executor, tracker.experiment)
     else:
-        stage = make_training(tracker.experiment, options.seed)
-        training = await Runner(executor).run(stage)
-    return Bench(options, executor, tracker, training)
+        pipeline = make_pipeline(executor, tracker.experiment)
+        await pipeline.make_data()
+    return Bench(options, executor, tracker, pipeline)
 
 
-def _users_training(options: SweepOptions) -> SuiteTraining:
-    """The user's pairs, labels and initial weights, for a suite of real datasets."""
-    pairs = open_pairs(options.pairs, reporter()).fingerprint
-    init = str(Path(options.init).absolute()) if Path(options.init).exists() else options.init
+class UsersPairs:
+    """Trainings on the user's pairs, labels and initial weights, for a suite of real datasets."""
 
-    def weights(recipe: Recipe, labels: LabelStore | None) -> Path:
-        inputs = {
+    data: Mapping[str, Path] = {}
+
+    def __init__(self, options: SweepOptions, executor: Executor, experiment: str) -> None:
+        self.executor, self.experiment, self.pairs = executor, experiment, options.pairs
+        self.fingerprint = open_pairs(options.pairs, reporter()).fingerprint
+        is_file = Path(options.init).exists()
+        self.init = str(Path(options.init).absolute()) if is_file else options.init
+        self.labels = LabelStore(Path(options.labels).absolute())
+
+    async def train(
+        self, recipe: Recipe, parent: str = "", pruning: Pruning | None = None
+    ) -> TrainedWeights:
+        """The weights of a recipe."""
+        labels = self.labels if recipe.tasks else None
+        identity = {
             "recipe": recipe.identity(),
-            "init": init,
-            "pairs": pairs,
+            "init": self.init,
+            "pairs": self.fingerprint,
             "labels": labels and labels.identity,
         }
-        name = f"sweep-{recipe.name}-s{recipe.seed}-{content_key(inputs, 12)}.safetensors"
-        return home() / "weights" / name
-
-    return SuiteTraining({}, init, options.pairs, Path(options.labels).absolute(), weights)
+        name = f"sweep-{recipe.name}-s{recipe.seed}-{content_key(identity, 12)}.safetensors"
+        inputs = TrainingInputs(
+            recipe,
+            self.init,
+            self.pairs,
+            home() / "weights" / name,
+            labels=(labels.root,) if labels else (),
+            experiment=self.experiment,
+            parent=parent,
+            pruning=pruning,
+        )
+        mark_in_use(inputs.out)
+        return await train_weights(inputs, self.executor)

@@ -13,7 +13,8 @@ from backbones import UserError
 from backbones.cliptex.training.recipes import RECIPES, Recipe
 from benchmark.execution import Executor
 from benchmark.plan import print_notes
-from benchmark.probing.data import check_trained
+from benchmark.probing.data import check_fit
+from benchmark.records import BackboneInfo
 from benchmark.results.run_result import check_writable
 from benchmark.stages.session import open_executor_and_tracker
 from benchmark.suites.registry import find_suite
@@ -206,8 +207,10 @@ def make_plan(options: SweepOptions) -> tuple[Plan, list[str]]:
     """The plan without the content of its inputs, and lines to print first. Raises ``UserError``
     for wrong options."""
     (tasks, notes), recipe = sweep_tasks(options), base_recipe(options)
-    suite, names = find_suite(options.suite), (CLIPTEX.name,)
-    check_trained(tasks, options, suite.artifacts(options.experiment_name, names, (options.seed,)))
+    if make_pipeline := find_suite(options.suite).pipeline:
+        pipeline = make_pipeline(None, options.experiment_name)
+        architecture = BackboneInfo.of(pipeline.architecture(), {})
+        check_fit(tasks, options, pipeline.data, replace(architecture, name=CLIPTEX.name))
     space = make_space(options, recipe)
     cells = [params for params in space.cells().values() if params]
     ends = [

@@ -79,9 +79,11 @@ def test_dry_run_after_a_run_shows_what_is_done(workdir, capsys):
     capsys.readouterr()
     before = listing(workdir)
     assert run_command(f"{LINEAR} --dry-run") == 0
-    assert capsys.readouterr().out == "1 backbones × 1 tasks × 1 seeds: 1 done, 0 to do\n"
+    done = "  done · random · seed 0 · imagefolder/linear\n"
+    totals = "1 backbones × 1 tasks × 1 seeds: 1 done, 0 to do\n"
+    assert capsys.readouterr().out == done + totals
     assert run_command(f"{LINEAR} --dry-run --seeds 2") == 0
-    assert capsys.readouterr().out == (
+    assert capsys.readouterr().out == done + (
         "  to do · random · seed 1 · imagefolder/linear\n"
         "1 backbones × 1 tasks × 2 seeds: 1 done, 1 to do\n"
     )

@@ -13,12 +13,12 @@ import benchmark.catalog  # noqa: F401
 from benchmark.execution import EXECUTORS, base
 from benchmark.execution.local import LocalExecutor
 from benchmark.probing.parents import Parent
-from benchmark.stages.graph import Stage
-from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
+from benchmark.suites.registry import Suite, register_suite
 from cliptex_common.errors import NonFiniteLoss
 from probes.base import Metric, TaskResult
 from probes.registry import register_probe
 from tests.benchmark.commands import read_json, run_command, runs_of
+from tests.benchmark.fake_pipeline import register_trained
 from tests.benchmark.other_package import installed, registries
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
@@ -56,14 +56,8 @@ class Buggy:
         raise self.error
 
 
-async def mistake(executor):
+async def mistake():
     raise ZeroDivisionError("a bug in a training")
-
-
-def suite_backbones(makes: dict) -> SuiteArtifacts:
-    """Backbones of a suite that has none of them yet."""
-    stages = {key: Stage("train", lambda: None, make) for key, make in makes.items()}
-    return SuiteArtifacts(backbones=stages)
 
 
 @pytest.fixture
@@ -76,17 +70,13 @@ def here(workdir):
 def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsys):
     """A training that diverges, one with a bug, and a probe with a bug."""
 
-    async def diverge(executor):
+    async def diverge():
         raise NonFiniteLoss("the loss is not finite at step 3")
-
-    def artifacts(experiment, names, seeds):
-        return suite_backbones({("clip", 0): mistake, ("cliptex", 0): diverge})
 
     register_probe(Buggy(KeyError("no such key")))
     tasks = {"imagefolder/linear": {}, "imagefolder/buggy": {}}
-    register_suite(
-        Suite("breaking", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts)
-    )
+    makers = {"clip": mistake, "cliptex": diverge}
+    register_trained("breaking", tasks, ("clip", "random", "cliptex"), makers)
     assert run_command(f"run --suite breaking {FAST} --json out.json") == 1
     document = read_json("out.json")
     assert set(document["backbones"]["random"]) == {"imagefolder/linear"}
@@ -126,17 +116,8 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
 
 
 def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
-    """It is made without a look at what exists, which would load models."""
-
-    def artifacts(experiment, names, seeds):
-        first = Stage("train", pytest.fail, mistake)
-        second = Stage("tune", pytest.fail, mistake, (first,))
-        return SuiteArtifacts(backbones={(name, 0): second for name in names})
-
-    tasks = {"imagefolder/linear": {}}
-    register_suite(
-        Suite("waiting", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts)
-    )
+    names = ("clip", "random", "cliptex")
+    register_trained("waiting", {"imagefolder/linear": {}}, names, dict.fromkeys(names, mistake))
     assert run_command(f"run --suite waiting {FAST}") == 1
     shown = capsys.readouterr().out
     assert (
@@ -280,13 +261,9 @@ def test_inputs_are_checked_before_anything_is_trained(here, refused, options, m
     EXECUTORS.register("far", Far)
     trained = []
 
-    async def train(executor):
-        trained.append(executor)
+    async def train():
+        trained.append("clip")
 
-    def artifacts(experiment, names, seeds):
-        return suite_backbones({("clip", seed): train for seed in seeds if "clip" in names})
-
-    tasks = {"imagefolder/linear": {}}
-    register_suite(Suite("careful", "for tests", tasks, ("clip",), artifacts=artifacts))
+    register_trained("careful", {"imagefolder/linear": {}}, ("clip",), {"clip": train})
     refused(f"run --suite careful {FAST} {options}", message)
     assert not trained and runs_of("careful") == []

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmark.plan import plan_tasks
 from benchmark.probing.submit import Probing
 from benchmark.suites.registry import Suite, find_suite, register_suite
+from benchmark.tasks import plan_tasks
 from probes.datasets.base import PreparedDataset, Sample
 from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.benchmark.other_package import registries

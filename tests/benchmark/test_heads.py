@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from benchmark.options import RunOptions
-from benchmark.plan import make_plan, plan_tasks
+from benchmark.plan import make_plan
 from benchmark.suites.registry import find_suite
+from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
 from tests.benchmark.commands import read_json, run_command, runs_of

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 import benchmark.catalog  # noqa: F401
-from benchmark.stages.graph import Stage
-from benchmark.suites.registry import BackboneSource, Suite, SuiteArtifacts, register_suite
+from benchmark.suites.registry import BackboneSource
 from tests.benchmark.commands import read_json, run_command, runs_of, store
+from tests.benchmark.fake_pipeline import register_trained
 from tests.benchmark.other_package import registries
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
@@ -18,12 +18,8 @@ FAST = "--data-root . --num-workers 0 --device cpu --json out.json --experiment 
 
 
 def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(workdir):
-    async def make(executor):
+    async def make():
         return BackboneSource({"name": "random", "seed": 0}, "abc", cost={"train_seconds": 5.0})
-
-    def artifacts(experiment, names, seeds):
-        stage = Stage("train", lambda: None, make)
-        return SuiteArtifacts(backbones={("random", 0): stage})
 
     make_camvid(workdir / "camvid", n_train=4, n_val=3)
     make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
@@ -32,7 +28,7 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(workdir):
     suite_tasks = {**tasks, "camvid/pspnet": settings}
     ids = set()
     with registries():
-        register_suite(Suite("pair", "for tests", suite_tasks, ("random",), artifacts=artifacts))
+        register_trained("pair", suite_tasks, ("random",), {"random": make})
         for task in tasks:
             assert run_command(f"run --suite pair --task {task} {FAST}") == 0
             ids.add(read_json("out.json")["mlflow"]["run_ids"]["random"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.stages.experts import ExpertTraining, expert_stage, expert_unit
+from benchmark.stages.experts import ExpertTraining, expert_unit, make_expert
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.commands import read_json, run_command, runs_of
@@ -28,7 +28,7 @@ def test_trained_once_with_a_run_of_its_own(world):
     inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
 
     async def train(executor):
-        return await expert_stage(inputs, executor)
+        return await make_expert(inputs, executor)
 
     expert = run_on(train)
     assert expert == read_json("unet/expert.json")
@@ -50,7 +50,7 @@ def test_two_processes_that_want_the_same_train_it_once(world):
     inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
 
     async def both(executor):
-        return await asyncio.gather(*(expert_stage(inputs, executor) for _ in range(2)))
+        return await asyncio.gather(*(make_expert(inputs, executor) for _ in range(2)))
 
     first, two = run_on(both, jobs=2)
     assert first == two and len(runs_of("experts")) == 1

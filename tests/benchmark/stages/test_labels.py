@@ -16,7 +16,7 @@ import torch
 
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels.store import LabelStore, check_labels
-from benchmark.stages.labels import LabelRequest, label_stage
+from benchmark.stages.labels import LabelRequest, label_pairs
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.commands import listing, run_command, runs_of, store
@@ -67,7 +67,7 @@ def request(out: str | None, **options) -> LabelRequest:
 
 
 def stage(request: LabelRequest) -> dict:
-    return run_on(partial(label_stage, request)).manifest
+    return run_on(partial(label_pairs, request)).manifest
 
 
 def test_labelling_killed_and_started_again(here, tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_two_processes_write_the_labels_of_one(here):
     labels = request("two-labels", experiment="two")
 
     async def both(executor):
-        return await asyncio.gather(label_stage(labels, executor), label_stage(labels, executor))
+        return await asyncio.gather(label_pairs(labels, executor), label_pairs(labels, executor))
 
     first, second = (each.manifest for each in run_on(both, jobs=2))
     assert first == second

@@ -12,9 +12,10 @@ import pytest
 
 import benchmark.catalog  # noqa: F401
 from benchmark.options import RunOptions
-from benchmark.plan import decide_precision, plan_tasks
+from benchmark.plan import decide_precision
 from benchmark.records import PlannedTask
 from benchmark.suites.registry import SUITES
+from benchmark.tasks import plan_tasks
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from tests.probes import tiny_coco
 from tests.probes.datasets import make

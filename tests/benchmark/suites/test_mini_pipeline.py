@@ -1,4 +1,4 @@
-"""Artifacts of the mini suites: no stage waits needlessly, and labels by hand."""
+"""What the mini suites make: nothing waits needlessly, and labels by hand."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from backbones.cliptex.data.source import decode_image
 from backbones.cliptex.labels.joined import JoinedLabels
 from benchmark.mini.config import CONFIGS, WorldConfig
 from benchmark.mini.render import draw_picture
-from benchmark.stages.experts import expert_stage
-from benchmark.stages.graph import Runner
-from benchmark.suites.mini_artifacts import MiniPipeline
+from benchmark.stages.experts import make_expert
+from benchmark.suites.mini_pipeline import MiniPipeline
 from benchmark.suites.mini_sizes import EXPERTS, SIZES, Sizes
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
@@ -44,18 +43,15 @@ def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(home, monkeypatch)
 
     async def train_slowly(*arguments, **options):
         await ready.wait()
-        return await expert_stage(*arguments, **options)
+        return await make_expert(*arguments, **options)
 
-    monkeypatch.setattr("benchmark.suites.mini_artifacts.expert_stage", train_slowly)
+    monkeypatch.setattr("benchmark.suites.mini_pipeline.make_expert", train_slowly)
 
     async def work(executor):
-        pipeline, runner = MiniPipeline("toy", "toy"), Runner(executor)
-
-        def make(name: str):
-            return runner.run(pipeline.backbone(name, 0))
-
-        cliptex = asyncio.ensure_future(make("cliptex"))
-        plain = await asyncio.wait_for(asyncio.gather(make("clip"), make("clip-ft")), 120)
+        pipeline = MiniPipeline("toy", executor, "toy")
+        cliptex = asyncio.ensure_future(pipeline.weights("cliptex", 0))
+        plain = [pipeline.weights(name, 0) for name in ("clip", "clip-ft")]
+        plain = await asyncio.wait_for(asyncio.gather(*plain), 120)
         assert not cliptex.done() and not list(home.glob("labels/*"))
         ready.set()
         return [*plain, await cliptex]
@@ -74,13 +70,10 @@ def test_a_tenth_of_the_pairs_has_manual_labels(home):
     names = ("cliptex", "cliptex-manual", "cliptex-both")
 
     async def work(executor):
-        pipeline, run = MiniPipeline("toy", "toy"), Runner(executor).run
-        stages = (
-            pipeline.labels,
-            pipeline.manual_labels,
-            *(pipeline.backbone(n, 0) for n in names),
-        )
-        return pipeline, await asyncio.gather(*map(run, stages))
+        pipeline = MiniPipeline("toy", executor, "toy")
+        labels = pipeline.labels(), pipeline.manual_labels()
+        trained = [pipeline.weights(name, 0) for name in names]
+        return pipeline, await asyncio.gather(*labels, *trained)
 
     pipeline, (pseudo, manual, *trained) = run_on(work)
     pairs, size = open_pairs(pipeline.pairs), pipeline.config.size

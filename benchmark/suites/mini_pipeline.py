@@ -1,0 +1,267 @@
+"""What the mini suites make for themselves: the world, and on it CLIP, the experts, their labels,
+CLIP-FT and CLIPTeX."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from backbones.base import Backbone
+from backbones.cliptex.experts.training import VERSION as EXPERT_VERSION
+from backbones.cliptex.labels.labeller import VERSION as LABEL_VERSION
+from backbones.cliptex.labels.labeller import LabelSettings
+from backbones.cliptex.labels.store import MANIFEST, LabelStore
+from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.recipes import Recipe, find_recipe
+from benchmark.execution import Executor
+from benchmark.mini import datasets
+from benchmark.mini.config import CONFIGS
+from benchmark.mini.world import build_world, is_complete
+from benchmark.stages.experts import ExpertTraining, make_expert
+from benchmark.stages.labels import LabelRequest, find_labels, label_pairs
+from benchmark.stages.weights import (
+    TrainedWeights,
+    TrainingInputs,
+    find_weights,
+    open_labels,
+    train_weights,
+)
+from benchmark.suites.mini_manual import SHARE, write_manual_labels
+from benchmark.suites.mini_sizes import LABELLED, SIZES, TRAINED
+from benchmark.suites.registry import BackboneSource, NotMade
+from cliptex_common.dense_maps.geometry import AXES
+from cliptex_common.files import content_key, home
+from cliptex_common.heap import return_freed_memory
+from cliptex_common.locks import mark_in_use
+from reports.mlflow.run import Tracker
+
+Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
+CLIP_AND_EXPERTS, CLIPTEX, CLIP_FT = 3, 2, 1  # priorities, by how many others wait for a training
+
+
+def once(title: str) -> Callable[[Method], Method]:
+    """Run a coroutine method once for its arguments, however many await it.
+
+    Args:
+        title: of what it makes, with its arguments as ``{}``; joins the titles of a ``NotMade``.
+    """
+
+    def decorate(method: Method) -> Method:
+        async def make(self: MiniPipeline, *arguments: Any) -> Any:
+            try:
+                return await method(self, *arguments)
+            except NotMade as error:
+                raise NotMade(*error.titles, title.format(*arguments)) from None
+            finally:
+                return_freed_memory()  # of models that were loaded to look for finished work
+
+        @wraps(method)
+        async def result(self: MiniPipeline, *arguments: Any) -> Any:
+            key = (method.__name__, *arguments)
+            if key not in self.results:
+                self.results[key] = asyncio.ensure_future(make(self, *arguments))
+            return await self.results[key]
+
+        return result  # type: ignore[return-value]
+
+    return decorate
+
+
+class MiniPipeline:
+    """The pipeline of a mini suite, as ``benchmark.suites.registry.Pipeline`` says.
+
+    Args:
+        executor: None looks up what exists.
+        experiment: in MLflow.
+    """
+
+    def __init__(self, suite: str, executor: Executor | None, experiment: str) -> None:
+        self.config, self.sizes = CONFIGS[suite], SIZES[suite]
+        self.executor, self.experiment = executor, experiment
+        self.root = home() / "mini" / self.config.key()
+        self.pairs = str(self.root / "pairs")
+        self.data: Mapping[str, Path] = {
+            spec.name: self.root / spec.folder for spec in datasets.TASKS
+        }
+        self.experts = {name: self._expert_training(name) for name in self.sizes.experts}
+        self.results: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
+
+    def trains(self, name: str) -> bool:
+        return name in TRAINED
+
+    def architecture(self) -> Backbone:
+        settings = self.sizes.clip
+        return load_pretrained_clip(
+            "random", settings["model"], image_size=settings.get("image_size", 0)
+        )
+
+    async def make_data(self) -> None:
+        await self.world()
+
+    @once("render the mini world")
+    async def world(self) -> Path:
+        """The folder of the world."""
+        if self.executor is not None:
+            return await build_world(self.config, self.executor)
+        if not is_complete(self.root, self.config):
+            raise NotMade
+        return self.root
+
+    @once("train expert {}")
+    async def expert(self, name: str) -> dict[str, Any]:
+        """The ``expert.json`` of an expert."""
+        await self.world()
+        training = self.experts[name]
+        self._mark_in_use(training.out)
+        return training.find() or await make_expert(training, self._executor(), CLIP_AND_EXPERTS)
+
+    @once("label the pairs")
+    async def labels(self) -> LabelStore:
+        """The experts' labels of the pairs."""
+        await self._experts()
+        request = LabelRequest(
+            pairs=self.pairs,
+            experts=tuple(
+                f"{name}={self._expert_training(name).out}" for name in self.sizes.experts
+            ),
+            name=self.root.name,
+            settings=LabelSettings(input_side=0, label_side=0),
+            batch_size=128,
+            experiment=self.experiment,
+            priority=CLIP_AND_EXPERTS,
+        )
+        if self.executor is not None:
+            return await label_pairs(request, self.executor)
+        if store := find_labels(request):
+            return store
+        raise NotMade
+
+    @once("draw manual labels")
+    async def manual_labels(self) -> LabelStore:
+        """Labels of a part of the pairs, as people would draw them."""
+        await self.world()
+        key = content_key([self.root.name, SHARE, LABEL_VERSION], 8)
+        path = home() / "labels" / f"{self.root.name}-manual-{key}"
+        self._mark_in_use(path)
+        if not (path / MANIFEST).is_file():
+            arguments = self.config, self.pairs, path
+            await self._executor().run(
+                "manual",
+                write_manual_labels,
+                *arguments,
+                name="manual labels",
+                priority=CLIP_AND_EXPERTS,
+            )
+        return LabelStore(path)
+
+    @once("train {} · seed {}")
+    async def weights(self, name: str, seed: int) -> BackboneSource:
+        """A backbone with what its training, and the labels that it learnt from, cost."""
+        recipe = self._recipe(name, seed)
+        weights = await self.train(recipe)
+        cost = Counter(weights.train_cost)
+        sources = self._label_sources(recipe)
+        costs = [("label", store.manifest["cost"]) for store in await self._all(sources)]
+        if self.labels in sources:
+            costs += [("experts", expert) for expert in await self._experts()]
+        for subject, values in costs:
+            cost.update({f"{subject}_{kind}": values[kind] for kind in ("seconds", "flops")})
+        arguments = {
+            "name": name,
+            "weights": str(weights.path),
+            "seed": seed,
+            "any_architecture": True,
+        }
+        return BackboneSource(arguments, weights.run, dict(cost))
+
+    async def train(self, recipe: Recipe, parent: str = "", pruning: Any = None) -> TrainedWeights:
+        """The weights of a recipe; all but ``clip`` start from the CLIP of its seed."""
+        init, labels = self.sizes.init, ()
+        if recipe.name == "clip":
+            await self.world()
+        else:
+            clip_of_seed = partial(self.weights, "clip", recipe.seed)
+            clip, *stores = await self._all([clip_of_seed, *self._label_sources(recipe)])
+            init = clip.create_arguments["weights"]
+            labels = tuple(store.root for store in stores)
+        store = open_labels(labels)
+        identity = {
+            "recipe": recipe.identity(),
+            "init": Path(init).name,
+            "labels": store.identity if store else "",
+        }
+        file = (
+            f"{self.root.name}-{recipe.name}-s{recipe.seed}-{content_key(identity, 8)}.safetensors"
+        )
+        path = home() / "weights" / file
+        inputs = TrainingInputs(
+            recipe,
+            init,
+            self.pairs,
+            path,
+            labels,
+            experiment=self.experiment,
+            parent=parent,
+            pruning=pruning,
+        )
+        self._mark_in_use(path)
+        weights = find_weights(inputs, Tracker(self.experiment) if self.executor else None)
+        if weights is not None:
+            return weights
+        priority = {"clip": CLIP_AND_EXPERTS, "clip-ft": CLIP_FT}.get(recipe.name, CLIPTEX)
+        return await train_weights(inputs, self._executor(), 0 if parent else priority)
+
+    async def _experts(self) -> list[dict[str, Any]]:
+        return await self._all(partial(self.expert, name) for name in self.experts)
+
+    async def _all(self, makers: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any]:
+        """Their results; what several of them lack is one ``NotMade``."""
+        work = [make() for make in makers]
+        if self.executor is not None:
+            return await asyncio.gather(*work)
+        results = await asyncio.gather(*work, return_exceptions=True)
+        titles: list[str] = []
+        for result in results:
+            if isinstance(result, NotMade):
+                titles += result.titles
+            elif isinstance(result, BaseException):
+                raise result
+        if titles:
+            raise NotMade(*titles)
+        return results
+
+    def _executor(self) -> Executor:
+        if self.executor is None:
+            raise NotMade
+        return self.executor
+
+    def _mark_in_use(self, path: Path) -> None:
+        if self.executor is not None:
+            mark_in_use(path)
+
+    def _expert_training(self, name: str) -> ExpertTraining:
+        settings = self.sizes.experts[name]
+        folder = f"{self.root.name}-{name}-{content_key([AXES, EXPERT_VERSION, settings], 8)}"
+        out = home() / "experts" / folder
+        return ExpertTraining(name, self.root / "expert", out, settings, experiment=self.experiment)
+
+    def _recipe(self, name: str, seed: int) -> Recipe:
+        settings = self.sizes.clip if name == "clip" else self.sizes.tune
+        if name not in ("clip", "clip-ft"):
+            settings = {**settings, **self.sizes.lambdas}
+        recipe = find_recipe("cliptex" if name in LABELLED else name)
+        return recipe.changed({**settings, "name": name, "seed": seed})
+
+    def _label_sources(self, recipe: Recipe) -> Sequence[Callable[[], Awaitable[Any]]]:
+        """Where the labels of a recipe come from; the first that has labels of a pair counts."""
+        if not recipe.tasks:
+            return []
+        sources = {
+            "cliptex-manual": [self.manual_labels],
+            "cliptex-both": [self.manual_labels, self.labels],
+        }
+        return sources.get(recipe.name, [self.labels])

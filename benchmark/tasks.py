@@ -1,0 +1,273 @@
+"""The tasks of a run with their settings. A setting that is declared an axis makes a variant of a
+task for each of its values (``--set layers=3,6,9,12``)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from benchmark.records import PlannedTask
+from benchmark.suites.registry import Suite, settings_in
+from cliptex_common.errors import UserError, suggest
+from cliptex_common.settings import (
+    axes_of,
+    field_names,
+    read_value,
+    setting_of,
+    with_changes,
+)
+from probes.base import Probe
+from probes.layers import requested_layer
+from probes.protocols.base import find_preset
+from probes.registry import PROBES, find_task
+
+MOST_VARIANTS = 100  # of a task
+# Axes of how much is trained on. Their values are named without the axis (``voc/linear:0.1``), and
+# already a single value makes a variant.
+TRAIN_SIZES = ("train_share", "shots")
+
+
+def train_size_axis(probe: Probe) -> str:
+    """``shots`` or ``train_share``, whichever ``:VALUE`` sets; '' if the probe is not trained."""
+    if "shots" in field_names(probe.settings_type):
+        return "shots"
+    return "train_share" if "train" in probe.splits else ""
+
+
+def axes(probe: Probe) -> dict[str, str]:
+    """Axis → the setting that it changes."""
+    train_size = {name: name for name in [train_size_axis(probe)] if name}
+    return {**train_size, **axes_of(probe.settings_type)}
+
+
+def is_axis_value(own_axes: Mapping[str, str], key: str, text: str) -> bool:
+    """Whether ``--set KEY=TEXT`` gives values of one of these axes. Where the axis has another name
+    than its setting (``layers`` of ``features``), only numbers and shares do; words are given to
+    the setting."""
+    field = own_axes.get(key)
+    return field is not None and (field == key or is_numeric(text))
+
+
+def is_numeric(text: str) -> bool:
+    """Whether a text has no words, only numbers and shares."""
+    return set(text) <= set("0123456789.%, ")
+
+
+def split_variant(name: str, probe: Probe) -> dict[str, str]:
+    """The axes that a task's name fixes: ``voc/linear:0.1:size=224`` → ``{"train_share": "0.1",
+    "size": "224"}``.
+
+    Raises:
+        UserError: the probe has no such axis.
+    """
+    task, *parts = name.split(":")
+    fixed: dict[str, str] = {}
+    for part in filter(None, parts):
+        axis, equals, value = part.partition("=")
+        if not equals:
+            axis, value = train_size_axis(probe), part
+        if not axis:
+            raise UserError(
+                f"{name}: {task} trains on nothing and has no variants; leave :{part} out"
+            )
+        if axis not in axes(probe):
+            raise UserError(f"{name}: {task} has no axis {axis!r}, only {', '.join(axes(probe))}")
+        fixed[axis] = value
+    return fixed
+
+
+def read_values(axis: str, text: str) -> list[str]:
+    """The values of an axis as ``--set`` has them, each once.
+
+    Raises:
+        UserError: a comma without two different values, or more than ``MOST_VARIANTS``.
+    """
+    values = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    if "," in text and (len(values) < 2 or "" in values):
+        raise UserError(
+            f"--set {axis}={text}: an axis has two or more different values, separated by single"
+            " commas; for one value leave the comma out"
+        )
+    if len(values) > MOST_VARIANTS:
+        raise UserError(
+            f"--set {axis}: {len(values)} values; a task has at most {MOST_VARIANTS} variants"
+        )
+    return values
+
+
+def variants(task: PlannedTask, ranges: Mapping[str, list[str]]) -> list[PlannedTask]:
+    """The task with every combination of values.
+
+    Args:
+        ranges: axis → its values.
+    Raises:
+        UserError: a value that the setting does not allow, or more than ``MOST_VARIANTS`` tasks.
+    """
+    combinations = list(product(*ranges.values()))
+    if len(combinations) > MOST_VARIANTS:
+        raise UserError(
+            f"{task.name}: the values of {', '.join(ranges)} make {len(combinations)} variants; a"
+            f" task has at most {MOST_VARIANTS}"
+        )
+    result = []
+    for values in combinations:
+        variant = task
+        for axis, value in zip(ranges, values, strict=True):
+            variant = _with_value(variant, axis, value)
+        result.append(variant)
+    return result
+
+
+def _with_value(task: PlannedTask, axis: str, value: str) -> PlannedTask:
+    """The task with one value of an axis. The share or the shots that it has already change
+    nothing, not even its name."""
+    if axis == "train_share":
+        share = read_value(axis, value, float)
+        if not 0 < share <= 1:
+            raise UserError(f"train_share={value}: must be above 0 and at most 1")
+        return task if share == 1 else replace(task, name=f"{task.name}:{share}", train_share=share)
+    field = axes(task.probe)[axis]
+    settings = with_changes(task.settings, {field: value})
+    if axis == "shots":
+        if settings == task.settings:
+            return task
+        return replace(task, name=f"{task.name}:{settings.shots}", settings=settings)
+    name = f"{task.name}:{axis}={_text(getattr(settings, field))}"
+    return replace(task, name=name, settings=settings)
+
+
+def _text(value: Any) -> str:
+    (value,) = value if isinstance(value, tuple) else (value,)
+    return str(value)
+
+
+def plan_tasks(
+    suite: Suite, requested: Sequence[str], overrides: Mapping[str, str]
+) -> list[PlannedTask]:
+    """The suite's tasks (or the requested ones) with their settings: the probe's defaults, changed
+    by the suite, by a published protocol (``protocol=NAME``), and by the user, in this order.
+
+    An override applies to every task that has the setting. A requested task may be one that the
+    suite does not list, see ``settings_in``. Several values of an axis (``size=224,448``) make a
+    variant of each task for every combination, called ``TASK:size=224``, and a requested variant
+    fixes the axis. ``TASK:VALUE`` is TASK with this share of train or (few-shot) this number of
+    shots.
+
+    Raises:
+        UserError: an unknown task, a task that is not in the suite, an override that changes no
+            task, a protocol that does not apply, or an axis with too few or too many values.
+    """
+    tasks: dict[str, PlannedTask] = {}
+    applied: set[str] = set()
+    allowed = set(TRAIN_SIZES)
+    for name in _in_order(suite, requested or list(suite.tasks)):
+        base = name.partition(":")[0]
+        probe = find_task(name)[1]
+        listed = settings_in(suite, name)
+        if listed is None:
+            raise UserError(
+                f"suite {suite.name!r} has no task {name!r}; {suggest(name, suite.tasks)}"
+            )
+        own_axes, fields = axes(probe), field_names(probe.settings_type)
+        allowed |= fields | own_axes.keys()
+        fixed = split_variant(name, probe)
+        ranges = {axis: [value] for axis, value in fixed.items()}
+        changes = {}
+        for key, text in {**axis_ranges(listed, own_axes), **overrides}.items():
+            has_setting = setting_of(key) in fields or is_axis_value(own_axes, key, text)
+            if key in fixed or not has_setting:
+                continue
+            if key in own_axes and ("," in text or key in TRAIN_SIZES):
+                ranges[key] = read_values(key, text)
+            else:
+                changes[own_axes.get(key, key)] = text
+            applied.add(key)
+        ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one name each
+        for task in variants(_planned(base, listed, base in suite.tasks, changes), ranges):
+            _check_settings(task, {*changes, *ranges})
+            tasks[task.name] = task
+    for key, text in overrides.items():
+        if key not in applied:
+            raise _no_such_setting(key, text, allowed)
+    layers = [requested_layer(task.settings) for task in tasks.values()]
+    encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
+    return [replace(task, encoded_layers=encoded) for task in tasks.values()]
+
+
+def _in_order(suite: Suite, names: Sequence[str]) -> list[str]:
+    """Names of tasks in the suite's order, then those that it does not list."""
+    order = {name: position for position, name in enumerate(suite.tasks)}
+    return sorted(names, key=lambda name: order.get(name.partition(":")[0], len(order)))
+
+
+def _no_such_setting(key: str, text: str, allowed: Collection[str]) -> UserError:
+    """The error of an override that none of the tasks takes; they have ``allowed`` settings."""
+    if key in allowed and not is_numeric(text):
+        return UserError(f"--set {key}={text}: the tasks take numbers or shares for {key}")
+    hint = suggest(key, allowed)
+    if owners := _probes_with(setting_of(key)):
+        hint = f"it is a setting of {', '.join(owners)}"
+    if key in allowed:
+        hint = "TASK:VALUE fixes it, and tasks without training do not have it"
+    return UserError(f"--set {key}: none of the tasks has this setting; {hint}")
+
+
+def _probes_with(setting: str) -> list[str]:
+    """Names of the probes that have a setting or an axis."""
+    probes = PROBES.load_entry_points().values()
+    names = {
+        probe.name
+        for probe in probes
+        if setting in field_names(probe.settings_type) or setting in axes(probe)
+    }
+    return sorted(names)
+
+
+def axis_ranges(settings: Mapping[str, Any], own_axes: Mapping[str, str]) -> dict[str, str]:
+    """Axis → its values, separated by commas, of a suite's settings."""
+    texts = {axis: str(value) for axis, value in settings.items() if axis in own_axes}
+    return {axis: text for axis, text in texts.items() if "," in text}
+
+
+def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
+    """A task with its settings: of the suite, of its protocol, and of the user.
+
+    Raises:
+        UserError: an unknown task, setting or value.
+    """
+    return _planned(name, settings_in(suite, name) or {}, name in suite.tasks, changes)
+
+
+def _planned(
+    name: str, listed: Mapping[str, Any], is_own: bool, changes: Mapping[str, str]
+) -> PlannedTask:
+    """A task with a suite's settings for it, which come from tasks with other probes unless it is
+    the suite's own, and with the user's ``changes``."""
+    spec, probe = find_task(name)
+    ranges, fields = axis_ranges(listed, axes(probe)), field_names(probe.settings_type)
+    values = {
+        key: value
+        for key, value in listed.items()
+        if key not in ranges and (is_own or setting_of(key) in fields)
+    }
+    protocol = {**values, **changes}.get("protocol")
+    if protocol is not None:
+        values |= find_preset(protocol, spec, probe).settings
+        values["protocol"] = protocol
+    defaults = with_changes(probe.settings_type(), getattr(probe, "defaults", {}))
+    return PlannedTask(name, with_changes(defaults, {**values, **changes}))
+
+
+def _check_settings(task: PlannedTask, changed: Collection[str]) -> None:
+    """Raise ``UserError`` where settings of a task contradict each other; ``changed``: those that
+    the user, or an axis, sets."""
+    if check := getattr(task.probe, "check_settings", None):
+        check(task.settings)
+    epochs = getattr(task.settings, "epochs", 0)
+    if "max_iters" in changed and "epochs" not in changed and epochs:
+        raise UserError(
+            f"--set max_iters changes nothing in {task.name}, whose length is epochs={epochs:g};"
+            " set epochs=0 as well, or epochs"
+        )
