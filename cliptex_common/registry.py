@@ -8,8 +8,9 @@ in its setup.cfg::
     cliptex_benchmark.suites =
         my-suite = my_package.my_module:SUITE
 
-An entry point is imported when its name is looked up, or when entries are listed, so that importing
-this package stays quick.
+A registry is a dictionary of what was registered so far. A name that it lacks may be one of a
+plugin in ``$CLIPTEX_PLUGINS``, of an entry point, or of a module of this project that is slow to
+import (``register_lazy``), which are imported in this order when the name is looked up.
 """
 
 from __future__ import annotations

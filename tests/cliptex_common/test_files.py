@@ -103,10 +103,10 @@ def test_keys_do_not_change():
 
 
 def test_json_overwrites_only_json(tmp_path):
-    for name, content in (("empty.json", ""), ("old.json", "{}"), ("list.json", "[1]")):
-        (tmp_path / name).write_text(content)
+    for name, content in (("empty.json", ""), ("old.json", "{}"), ("new.json", None)):
+        if content is not None:
+            (tmp_path / name).write_text(content)
         assert json_output_path(tmp_path / name) == tmp_path / name
-    assert json_output_path(tmp_path / "new.json") == tmp_path / "new.json"
     (tmp_path / "mine.yaml").write_text("suite: own")
     with pytest.raises(UserError, match="is not JSON; name another file"):
         json_output_path(tmp_path / "mine.yaml")

@@ -31,17 +31,13 @@ GREY16 = Image.fromarray((COLUMNS * 1000).astype(np.uint16))
 FILES = {
     "jpeg, turned": encoded(PICTURE, "JPEG", exif=TURNED),
     "png, turned": encoded(PICTURE, "PNG", exif=TURNED),
-    "webp, turned": encoded(PICTURE, "WEBP", exif=TURNED, lossless=True),
     "cmyk": encoded(PICTURE.convert("CMYK"), "JPEG"),
-    "gif": encoded(PICTURE.convert("P"), "GIF"),
     "palette": encoded(PICTURE.convert("P"), "PNG"),
     "alpha": encoded(Image.merge("RGBA", [*PICTURE.split(), PICTURE.split()[0]]), "PNG"),
     "16 bits": encoded(GREY16, "PNG"),
-    "16 bits, tiff": encoded(GREY16, "TIFF"),
     "16 bits a colour": cv2.imencode(".png", COLOURS[..., ::-1].astype(np.uint16) * 257)[
         1
     ].tobytes(),
-    "1 bit": encoded(PICTURE.convert("1"), "PNG"),
 }
 
 

@@ -25,33 +25,19 @@ def clock(monkeypatch):
     return clock
 
 
-def save(pace: Pace, clock: Clock, seconds: float) -> None:
-    with pace.timed():
-        clock.now += seconds
-
-
-def test_cheap_things_are_due_at_their_interval(clock):
-    pace = Pace(60.0)
-    for _ in range(3):
-        clock.now += 59
-        assert not pace.is_due
-        clock.now += 1
-        assert pace.is_due
-        save(pace, clock, 0.5)
-
-
-def test_costly_things_are_due_less_often(clock):
-    pace = Pace(60.0)
-    clock.now += 60
-    save(pace, clock, 10)  # 2 % of 500 seconds
-    clock.now += 499
-    assert not pace.is_due
-    clock.now += 1
-    assert pace.is_due
-
-
-def test_without_an_interval_they_are_always_due(clock):
-    pace = Pace(0.0)
+@pytest.mark.parametrize(
+    ("interval", "cost", "pause"),
+    [(60.0, 0.5, 60), (60.0, 10, 500), (0.0, 10, 0)],
+    ids=["cheap", "costly: 2 % of the time", "always due"],
+)
+def test_when_something_is_due(clock, interval, cost, pause):
+    pace = Pace(interval)
+    clock.now += interval
     for _ in range(2):
         assert pace.is_due
-        save(pace, clock, 10)
+        with pace.timed():
+            clock.now += cost
+        clock.now += pause - 1
+        assert pace.is_due == (not interval)
+        clock.now += 1
+    assert pace.is_due

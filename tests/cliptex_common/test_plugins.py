@@ -36,7 +36,6 @@ def write(tmp_path):
     ("source", "message"),
     [
         ("x = 1\nimport no_such_module", ":2: ModuleNotFoundError: No module named"),
-        ("def f():\n    1 / 0\n\nf()", ":2: ZeroDivisionError"),
         ("x = 1\ndef (", ":2: SyntaxError"),
         ("raise SystemExit(0)", ":1: SystemExit"),
         ("x = 1", ": it registers nothing"),
@@ -53,11 +52,6 @@ def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message):
     assert f"plugin {path}" in str(raised.value) and message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert list(ENTRIES) == ["ours"] and not plugins.loaded()
-
-
-def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read plugin .*gone.py: No such file"):
-        plugins.load(tmp_path / "gone.py")
 
 
 def test_the_origin_of_an_entry_is_the_files_sha256(write):
