@@ -21,7 +21,7 @@ def entry() -> NoReturn:
     from benchmark.cli.main import main
     from benchmark.execution import interrupts, streams
 
-    streams.install()
+    streams.redact_streams()
     code = main()
     interrupts.exit_on_next_signal(code)
     raise SystemExit(code)

@@ -49,7 +49,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    interrupts.install()
+    interrupts.handle_signals()
     shorten_socket_paths()
     if not sys.warnoptions:  # libraries' deprecation notes are not for users
         warnings.simplefilter("ignore")

@@ -19,7 +19,7 @@ _received = 0
 _ignored_later: tuple[int, ...] = ()
 
 
-def install(*, once: bool = False, numbers: Sequence[int] = STOP_SIGNALS) -> None:
+def handle_signals(*, once: bool = False, numbers: Sequence[int] = STOP_SIGNALS) -> None:
     """Let the signals ``numbers`` raise ``KeyboardInterrupt`` here, and end forked processes.
 
     Args:
@@ -34,12 +34,12 @@ def install(*, once: bool = False, numbers: Sequence[int] = STOP_SIGNALS) -> Non
 
 @contextmanager
 def interruptible(numbers: Sequence[int] = STOP_SIGNALS) -> Iterator[None]:
-    """``install(once=True)`` while the block runs; does nothing outside the main thread."""
+    """``handle_signals(once=True)`` while the block runs; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handlers = {number: signal.getsignal(number) for number in numbers}
-    install(once=True, numbers=numbers)
+    handle_signals(once=True, numbers=numbers)
     try:
         yield
     finally:
@@ -54,7 +54,7 @@ def exit_on_next_signal(code: int) -> None:
 
 
 def received() -> int:
-    """The number of the signal received since ``install``, or 0."""
+    """The number of the signal received since ``handle_signals``, or 0."""
     return _received
 
 

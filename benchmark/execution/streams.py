@@ -29,7 +29,7 @@ class RedactingStream:
         return getattr(self._stream, name)
 
 
-def install() -> None:
+def redact_streams() -> None:
     """Redact this process's standard streams from now on, for libraries and tracebacks too."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -42,7 +42,7 @@ def install() -> None:
 def redacting() -> Iterator[None]:
     """Redact the standard streams while the block runs."""
     streams = sys.stdout, sys.stderr
-    install()
+    redact_streams()
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ DEPTH_UNITS = 1000  # stored depth is in millimetres, as in mmseg's NYUDataset
 _PALETTE = palette(256).ravel().tolist()
 
 
-def encode(values: np.ndarray, labels: bool = False, **settings: Any) -> bytes:
+def encode_image(values: np.ndarray, labels: bool = False, **settings: Any) -> bytes:
     """An 8-bit grey or RGB or a 16-bit array as PNG, or as its ``settings`` say; a map of
     ``labels`` has VOC's palette."""
     image, buffer = Image.fromarray(values), io.BytesIO()
@@ -45,15 +45,15 @@ def dense_files(part: str, stem: str, picture: bytes, target: GroundTruth) -> di
     nyu = "test" if part == "val" else part
     return {
         f"{VOC}/JPEGImages/{stem}.jpg": picture,
-        f"{VOC}/SegmentationClass/{stem}.png": encode(target.semantic, labels=True),
+        f"{VOC}/SegmentationClass/{stem}.png": encode_image(target.semantic, labels=True),
         f"coco/{part}2017/{stem}.jpg": picture,
         f"nyu/images/{nyu}/{stem}.jpg": picture,
-        f"nyu/annotations/{nyu}/{stem}.png": encode(encode_depth(target.depth)),
-        f"nyu/normals/{nyu}/{stem}.png": encode(encode_normals(target.normals)),
+        f"nyu/annotations/{nyu}/{stem}.png": encode_image(encode_depth(target.depth)),
+        f"nyu/normals/{nyu}/{stem}.png": encode_image(encode_normals(target.normals)),
     }
 
 
-def instances(scene: Scene, target: GroundTruth) -> list[dict[str, Any]]:
+def instance_annotations(scene: Scene, target: GroundTruth) -> list[dict[str, Any]]:
     """COCO annotations without ids; objects too small to name are crowds, which are not scored."""
     annotations = []
     for number, item in enumerate(scene.objects, start=1):

@@ -32,7 +32,7 @@ def draw_picture(
         pixels = np.bincount(scene.solids.body[solid].ravel(), minlength=2) / solid.size
         share, others = pixels[1], pixels[2 : len(scene.objects) + 1].max(initial=0.0)
         if share > max(0.1, 2 * others) if subject else 0.03 < max(share, others) < 0.7:
-            return scene, *render(scene, solid, depth, rng)
+            return scene, *render_scene(scene, solid, depth, rng)
 
 
 def smallest_area(size: int) -> int:
@@ -40,7 +40,7 @@ def smallest_area(size: int) -> int:
     return max(1, round(12 * (size / 64) ** 2))
 
 
-def render(
+def render_scene(
     scene: Scene, solid: np.ndarray, depth: np.ndarray, rng: Random
 ) -> tuple[np.ndarray, GroundTruth]:
     """The picture (H, W, 3) uint8 and the ground truth of what ``first_hits`` gave."""

@@ -51,7 +51,7 @@ def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def cross_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Vector products of (3, …) vectors."""
     pairs = ((1, 2), (2, 0), (0, 1))
     return np.stack([a[i] * b[j] - a[j] * b[i] for i, j in pairs])
@@ -98,10 +98,10 @@ class Solids:
         flat = np.sqrt(along[0] * along[0] + along[1] * along[1])
         divisor = np.where(flat == 0, 1, flat)
         side = np.stack([along[1] / divisor + (flat == 0), -along[0] / divisor, 0 * flat])
-        third = cross(along / np.sqrt(dot(along, along)), side) * table[7]
+        third = cross_product(along / np.sqrt(dot(along, along)), side) * table[7]
         matrix = np.moveaxis(matrices[body], 0, -1)
         edges = [apply(matrix, edge) for edge in (side * table[6], third, along)]
-        crosses = [cross(edges[i - 2], edges[i - 1]) for i in range(3)]
+        crosses = [cross_product(edges[i - 2], edges[i - 1]) for i in range(3)]
         self.inverse = (np.stack(crosses) / dot(edges[0], crosses[0])).astype(np.float32)
         centre = apply(matrix, (table[:3] + table[3:6]) / 2) + shifts[body].T
         self.centre, self.edges = centre.astype(np.float32), np.stack(edges).astype(np.float32)

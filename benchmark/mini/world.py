@@ -77,12 +77,12 @@ def _render(
     subject = CLASSES[index % len(CLASSES)] if kind == "class" else None
     domain = "expert" if kind == "expert" else "home"
     scene, pixels, target = draw_picture(rng, domain, config.size, subject)
-    picture = layout.encode(pixels, format="JPEG", quality=92, subsampling=0)  # it is small
+    picture = layout.encode_image(pixels, format="JPEG", quality=92, subsampling=0)  # it is small
     if split in DENSE:
         stem, prefix = f"{part}{index:06d}", "expert/" if kind == "expert" else ""
         dense = layout.dense_files(part, stem, picture, target)
         files |= {f"{prefix}{name}": content for name, content in dense.items()}
-        return {"stem": stem, "annotations": layout.instances(scene, target)}
+        return {"stem": stem, "annotations": layout.instance_annotations(scene, target)}
     if subject:
         files[f"imagefolder/{part}/{subject}/{index:06d}.jpg"] = picture
         return {}

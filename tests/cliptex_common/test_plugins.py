@@ -54,6 +54,11 @@ def test_a_broken_plugin_is_one_line_and_leaves_nothing(write, source, message):
     assert list(ENTRIES) == ["ours"] and not plugins.loaded()
 
 
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read plugin .*gone.py: No such file"):
+        plugins.load(tmp_path / "gone.py")
+
+
 def test_the_origin_of_an_entry_is_the_files_sha256(write):
     path = write(f"{REGISTER}'mine', 'a')")
     plugins.load(path)

@@ -25,7 +25,7 @@ complete = True
 IMPORTS = """
 import sys, time
 from benchmark.execution import interrupts
-interrupts.install()
+interrupts.handle_signals()
 try:
     import swallows
     time.sleep(10)
@@ -35,7 +35,7 @@ except KeyboardInterrupt:
 LEAVES = """
 import os, signal, time
 from benchmark.execution import interrupts
-interrupts.install()
+interrupts.handle_signals()
 interrupts.exit_on_next_signal(143)
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(10)

@@ -179,7 +179,7 @@ def submit_two(executor, folder):
     """Two waiting units in a process of its own, to be interrupted or killed."""
     from benchmark.execution import Bar, ExecutorSpec, interrupts, make_executor
 
-    interrupts.install()
+    interrupts.handle_signals()
     settings = {"cpus": "2"} if executor == "local" else {"num_cpus": "2"}
     try:
         with make_executor(ExecutorSpec(executor, settings), Bar()) as engine:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmark.mini.layout import encode_depth, encode_normals
-from benchmark.mini.render import IGNORE, draw_picture, render, smallest_area
+from benchmark.mini.render import IGNORE, draw_picture, render_scene, smallest_area
 from benchmark.mini.scene import DOMAINS
 from benchmark.mini.shapes import BUILDERS, CLASSES, SLOTS
 from benchmark.mini.solids import extent
@@ -81,7 +81,7 @@ def test_the_picture_is_that_of_the_ground_truth():
     mine = set(scene.solids.slot[scene.solids.body == 1])
     for row, values in enumerate(scene.materials):
         values[:4] = (0, 0.8, 0.05, 0.05) if row in mine else (0, 0.05, 0.05, 0.8)
-    picture, ground_truth = render(scene, solid, depth, Random(0))
+    picture, ground_truth = render_scene(scene, solid, depth, Random(0))
     red = picture[..., 0].astype(int) > picture[..., 2]
     assert (red == (ground_truth.instance == 1)).all()
 
