@@ -80,6 +80,7 @@ class Record(BaseModel):
         study: the sweep that it is part of.
         metrics: name as the field writes it (``i2t_R@1``) → value.
         costs: what it took: ``seconds``, ``peak_memory_mb`` …
+        params: of a cell those of ``SAMPLED``, of a parent run none.
         tags: of a run that is neither a cell nor a parent run.
     """
 
@@ -141,7 +142,6 @@ class Cell(Record):
         metrics, declared: name → value, and the metric's declaration; the main one first. Only
             finished cells have values.
         commit: of the code.
-        params: those of ``SAMPLED``.
         held_out: ``METRIC/SETTING`` → score on held-out training images.
         notes: what the user should know of it, one line each; empty if it is read back.
     """
@@ -243,7 +243,7 @@ def read_record(
     """
     costs = _with_prefix(metrics, COST)
     metrics = {name: value for name, value in metrics.items() if not name.startswith(COST)}
-    values = {**tags, "params": params, "metrics": metrics, "costs": costs, **fields}
+    values = {**tags, "metrics": metrics, "costs": costs, **fields}
     if fields.get("parent") and tags.get("task") and tags.get("protocol"):
         cell = Cell(**values, held_out=_with_prefix(metrics, HELD_OUT))
         declared = cell.declared if cell.is_finished else ()
@@ -255,7 +255,7 @@ def read_record(
     if "run.key" in tags:
         protocols, reused = _with_prefix(tags, PROTOCOLS), _with_prefix(tags, REUSED)
         return ParentRun(**values, protocols=protocols, reused=reused)
-    return Record(**values, tags=dict(tags))
+    return Record(**values, params=dict(params), tags=dict(tags))
 
 
 def _with_prefix(values: Mapping[str, T], prefix: str) -> dict[str, T]:

@@ -181,7 +181,9 @@ def write_run(
         protocols={task_tag(task): content_key(conditions[task]) for task in qualities},
     )
     parent_tags = {**record.to_tags(), **(tags or {})}
-    with tracker.run(f"{backbone} · seed {seed}", tags=parent_tags) as parent:
+    params = {"head": "/tmp/head.pt"}
+    name = f"{backbone} · seed {seed}"
+    with tracker.run(name, tags=parent_tags, params=params) as parent:
         environment = {"python": "3.11", "packages": {"torch": "2"}}
         about = {"name": backbone, "source": "here", "licence": "none", "config": {}}
         stored = {"backbone": {**identity, **about}, "environment": environment}
