@@ -130,23 +130,23 @@ class Comparison:
 
     def build(self) -> Report:
         """The report."""
-        from reports.report import Request, build
+        from reports.report import ReportRequest, build_report
 
         frame = self.results.frame
-        return build(
-            Request(
+        return build_report(
+            ReportRequest(
                 experiments=[self.results.experiment],
                 baseline=self.baseline,
                 backbones=list(dict.fromkeys(frame.backbone)),
                 tasks=list(dict.fromkeys(frame.task)),
                 tracking_uri=self.results.tracking_uri,
-                same_as=self.results.parents,
+                like_runs=self.results.parents,
             )
         )
 
     def verdict(self) -> str:
         """The report's first sentence: which backbone is better, at how many tasks, by how much."""
-        return self.build().verdict.headline
+        return self.build().summary.headline
 
     def report(self, out: str | Path = "report") -> Path:
         """Write the page ``out``/index.html; returns its path."""

@@ -11,7 +11,7 @@ from reports.artifacts import REPORT
 from reports.mlflow.client import connect, tracking_uri
 from reports.mlflow.query import local_folder
 from reports.render.export import write
-from reports.report import Report, Request, build
+from reports.report import Report, ReportRequest, build_report
 
 
 def attach_report(
@@ -37,14 +37,14 @@ def attach_report(
     return write(report, fallback)[0]
 
 
-def report_line(request: Request, run_ids: Sequence[str]) -> tuple[str, Report | None]:
+def report_line(request: ReportRequest, run_ids: Sequence[str]) -> tuple[str, Report | None]:
     """Build a report and attach it; returns a line for the terminal, and the report.
 
     A report that fails is a line, too: the numbers are already stored.
     """
     report = None
     try:
-        report = build(request)
+        report = build_report(request)
         return f"report: {attach_report(report, request.tracking_uri, run_ids)}", report
     except Exception as error:
         study = f" --study {request.study}" if request.study else ""

@@ -12,55 +12,71 @@ from cliptex_common.secrets import hide_secrets
 from reports.analysis import Analysis, analyse
 from reports.cell import Cell, ParentRun, Record
 from reports.mlflow.query import Store
-from reports.parts.average import average_lines
-from reports.parts.axes import axis_figures, axis_lines, mode_changes
+from reports.parts.axes import axis_figures, best_values, mode_changes
 from reports.parts.caveats import caveats
-from reports.parts.classes import ClassTable, class_tables
-from reports.parts.costs import gain_against_cost
-from reports.parts.curves import training_curves
-from reports.parts.figures import Figure, Look, forest, looks, task_bars
+from reports.parts.figures import (
+    Figure,
+    Style,
+    backbone_styles,
+    forest,
+    gain_against_cost,
+    task_bars,
+    training_curves,
+)
 from reports.parts.gallery import Gallery, galleries
-from reports.parts.pairs import Pair, all_pairs
-from reports.parts.provenance import Provenance, provenance
-from reports.parts.published import Published, published
+from reports.parts.provenance import Provenance, collect_provenance
+from reports.parts.published import PublishedRow, compare_published
 from reports.parts.study import Study, build_study, find_study, parameter_label
-from reports.parts.tables import Table, count, experts_table, overview, sections
-from reports.parts.verdict import Verdict, power_lines, verdict
+from reports.parts.summary import Summary, average_lines, power_lines, summarise
+from reports.parts.tables import (
+    ClassTable,
+    Number,
+    PairGain,
+    ResultTable,
+    all_pairs,
+    class_tables,
+    count,
+    experts_table,
+    overview,
+    sections,
+)
 from reports.selection import TaskProtocol, default_experiments, select, without_studies
 from reports.shared.merge import read_shared
 
 
 @dataclass
 class Report:
-    """The content of the page. ``analysis`` is None in the report of a study alone."""
+    """The content of the page. ``analysis`` is None in the report of a study alone.
+
+    Attributes:
+        axes: the best values of settings, a sentence each.
+        mode_changes: where features change mode between sizes; in ``notes``, too.
+        figures: by part of the page.
+    """
 
     title: str
     subtitle: str
-    verdict: Verdict
+    summary: Summary
     store: str
     date: str
     command: str
     ui_url: str = ""
     analysis: Analysis | None = None
-    overview: Table | None = None
-    tables: list[Table] = field(default_factory=list)
+    overview: ResultTable | None = None
+    tables: list[ResultTable] = field(default_factory=list)
     classes: list[ClassTable] = field(default_factory=list)
-    pairs: dict[tuple[str, str], Pair] = field(default_factory=dict)
-    published: list[Published] = field(default_factory=list)
+    pairs: dict[tuple[str, str], PairGain] = field(default_factory=dict)
+    published: list[PublishedRow] = field(default_factory=list)
     studies: list[Study] = field(default_factory=list)
-    figures: dict[str, list[Figure]] = field(default_factory=dict)  # by part of the page
+    figures: dict[str, list[Figure]] = field(default_factory=dict)
     galleries: list[Gallery] = field(default_factory=list)
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
     power: list[str] = field(default_factory=list)
     averages: list[str] = field(default_factory=list)
     axes: list[str] = field(default_factory=list)
-    looks: dict[str, Look] = field(default_factory=dict)
-
-    @property
-    def study(self) -> bool:
-        """Whether it is the report of a study alone."""
-        return self.analysis is None
+    mode_changes: list[str] = field(default_factory=list)
+    styles: dict[str, Style] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
@@ -73,6 +89,14 @@ class Report:
     @property
     def columns(self) -> list[TaskProtocol]:
         return self.analysis.selection.columns if self.analysis else []
+
+    def numbers(self) -> dict[tuple[str, str, str], Number]:
+        """(backbone, task, metric) → the number of the detailed tables."""
+        return {
+            (number.backbone, number.task, number.metric): number
+            for table in self.tables
+            for number in table.numbers
+        }
 
     def all_figures(self) -> list[Figure]:
         """Every figure of the page."""
@@ -99,17 +123,17 @@ class Report:
     def decided(self, column: TaskProtocol) -> bool:
         """Whether some backbone wins or loses in a column."""
         assert self.analysis is not None
-        return any(self.analysis.verdict(b, column) in ("win", "loss") for b in self.backbones)
+        return any(self.analysis.outcome(b, column) in ("win", "loss") for b in self.backbones)
 
 
 @dataclass(frozen=True)
-class Request:
+class ReportRequest:
     """The subject of a report; see ``python -m benchmark report --help``.
 
     Attributes:
         shared: files, folders or URLs of results that others shared.
-        same_as: ids of parent runs: only numbers under their protocols and, of their backbones and
-            seeds, only of their weights. Default: all.
+        like_runs: ids of parent runs: only numbers under their protocols and, of their backbones
+            and seeds, only of their weights. Default: all.
     """
 
     experiments: Sequence[str] = ()
@@ -119,12 +143,12 @@ class Request:
     study: str | None = None
     tracking_uri: str | None = None
     ui_url: str = ""
-    same_as: Sequence[str] = ()
+    like_runs: Sequence[str] = ()
     shared: Sequence[str] = ()
 
 
-def build(
-    request: Request,
+def build_report(
+    request: ReportRequest,
     start: Callable[[str, int], None] = lambda step, total: None,
     advance: Callable[[], None] = lambda: None,
 ) -> Report:
@@ -142,13 +166,14 @@ def build(
         return _study_report(store, request, request.study)
     experiments = list(request.experiments) or default_experiments(store)
     runs = store.runs(experiments)
-    counted, notes = _same_as(request.same_as, without_studies(runs))
+    counted, notes = _like_runs(request.like_runs, without_studies(runs))
     if request.shared:
         shared, about_shared = read_shared(request.shared, counted, store)
         counted, notes = [*counted, *shared], [*notes, *about_shared]
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
+    changes = mode_changes(store, analysis)
     studies = [
         build_study(name, [run for run in runs if run.study == name], store)
         for name in sorted({run.study for run in runs} - {""})
@@ -165,7 +190,7 @@ def build(
     return Report(
         f"Comparison of backbones: {', '.join(experiments)}",
         " · ".join(subtitle),
-        verdict(analysis),
+        summarise(analysis),
         store=hide_secrets(store.uri),
         date=date,
         command=_command(),
@@ -173,12 +198,13 @@ def build(
         analysis=analysis,
         power=power_lines(analysis),
         averages=average_lines(analysis),
-        axes=axis_lines(store, analysis),
+        axes=list(best_values(analysis)),
+        mode_changes=changes,
         overview=overview(analysis),
         tables=[*sections(analysis), *filter(None, [experts_table(analysis)])],
         classes=class_tables(analysis),
         pairs=all_pairs(analysis),
-        published=published(analysis),
+        published=compare_published(analysis),
         studies=[study for study in studies if study.complete],
         figures={
             "forest": forest(analysis),
@@ -188,13 +214,13 @@ def build(
             "curves": training_curves(store, analysis),
         },
         galleries=galleries(store, analysis),
-        provenance=provenance(store, selection),
-        notes=[*mode_changes(store, analysis), *caveats(analysis), *notes],
-        looks=looks(analysis),
+        provenance=collect_provenance(store, selection),
+        notes=[*changes, *caveats(analysis), *notes],
+        styles=backbone_styles(analysis),
     )
 
 
-def _same_as(parents: Sequence[str], runs: list[Record]) -> tuple[list[Record], list[str]]:
+def _like_runs(parents: Sequence[str], runs: list[Record]) -> tuple[list[Record], list[str]]:
     """The runs with the protocols and weights of ``parents``, and notes about the others.
 
     So a page that is attached to a run agrees with that run.
@@ -222,7 +248,7 @@ def _same_as(parents: Sequence[str], runs: list[Record]) -> tuple[list[Record], 
     return same, [f"{subject} {ending}" for subject in subjects]
 
 
-def _study_report(store: Store, request: Request, name: str) -> Report:
+def _study_report(store: Store, request: ReportRequest, name: str) -> Report:
     study = find_study(store, name, request.experiments)
     assert study.best is not None
     date = _now()
@@ -232,7 +258,7 @@ def _study_report(store: Store, request: Request, name: str) -> Report:
     return Report(
         f"λ search: {study.name}",
         f"{study.best.run.experiment} · {len(study.trials)} trials · {date}",
-        Verdict("open", study.headline, lines),
+        Summary("open", study.headline, lines),
         store=hide_secrets(store.uri),
         date=date,
         command=_command(),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+import benchmark.catalog  # noqa: F401 – registers the metrics of every kind of task
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
 from cliptex_common.settings import Folder, Names, options_dataclass
@@ -46,13 +47,13 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
         from benchmark.execution.progress import Bar, console
         from reports.errors import TrackingError
         from reports.render.export import FORMATS, write
-        from reports.report import Request, build
+        from reports.report import ReportRequest, build_report
 
         if unknown := set(self.format) - set(FORMATS):
             raise TrackingError(f"--format {min(unknown)}: choose from {', '.join(FORMATS)}")
         if self.study and (self.backbones or self.tasks or self.baseline):
             raise TrackingError("--study excludes --backbone, --task and --baseline")
-        request = Request(
+        request = ReportRequest(
             experiments=self.experiment,
             baseline=self.baseline,
             backbones=self.backbones,
@@ -63,12 +64,12 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
             ui_url=self.ui_url,
         )
         with Bar() as bar:
-            report = build(request, bar.start, bar.advance)
+            report = build_report(request, bar.start, bar.advance)
             files = write(report, self.out, self.format)
         if not request.experiments and report.analysis is not None:
             experiments = ", ".join(report.analysis.selection.experiments)
             console.print(f"experiment {experiments}", style="dim")
-        console.print(report.verdict.headline, style="bold")
+        console.print(report.summary.headline, style="bold")
         for line in report.axes:
             console.print(line, markup=False)
         for note in report.notes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import benchmark.catalog  # noqa: F401 – registers the metrics of every kind of task
 from benchmark.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
 from cliptex_common.settings import Folder, Names, options_dataclass
 
@@ -104,11 +105,11 @@ class LeaderboardPage(PluginOptions):
         from cliptex_common.files import write_text
         from reports.shared.archive import read_archive
         from reports.shared.merge import find_files
-        from reports.shared.page import leaderboard
-        from reports.shared.standings import Standings
+        from reports.shared.page import render_leaderboard
+        from reports.shared.standings import Leaderboard
 
         files = [file for location in self.files for file in find_files(location)]
-        results = Standings()
+        results = Leaderboard()
         with Bar() as bar, threads(1):
             bar.start("shared results", len(files))
             for title, content in files:
@@ -118,7 +119,7 @@ class LeaderboardPage(PluginOptions):
             f"{len(results.backbones)} backbones, {len(results.columns)} tasks, {len(files)} files"
         )
         path = self.out / "index.html"
-        write_text(path, leaderboard(results, self.title, about))
+        write_text(path, render_leaderboard(results, self.title, about))
         console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
         return 0
 

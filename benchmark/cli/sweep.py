@@ -34,7 +34,7 @@ class Launch(ConfigOptions, SweepOptions, TrackingOptions):
         from cliptex_common.secrets import hide_secrets
         from reports.attach import report_line
         from reports.mlflow.client import using
-        from reports.report import Request
+        from reports.report import ReportRequest
         from sweeps.storage import storage_url
         from sweeps.summary import best_trial
 
@@ -48,7 +48,9 @@ class Launch(ConfigOptions, SweepOptions, TrackingOptions):
             if best_trial(sweep):
                 _print_training(self.recipe_file)
             experiments = [tracker.experiment]
-            request = Request(experiments=experiments, study=sweep.name, tracking_uri=tracker.uri)
+            request = ReportRequest(
+                experiments=experiments, study=sweep.name, tracking_uri=tracker.uri
+            )
             table.print_line(report_line(request, [sweep.metadata["mlflow"]["run"]])[0])
         flag = f" --tracking-uri {hide_secrets(uri)}" if self.tracking_uri else ""
         table.print_line(f"MLflow: experiment {tracker.experiment}, python -m benchmark ui{flag}")

@@ -44,7 +44,7 @@ class Evidence:
         ours, tolerance: our value, and how far from the published one it may be by noise.
         data: that it was trained and scored on.
         backbone: built again.
-        differs: of the cell.
+        differs: how the cell differs from the protocol, by what it records.
         rates: (iteration, learning rate) as logged, oldest first.
         per_image: arrays of the cell.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmark.results.run_result import RunResult
 from reports.attach import report_line
-from reports.report import Report, Request
+from reports.report import Report, ReportRequest
 
 
 def write_report(result: RunResult) -> tuple[str, Report | None]:
@@ -14,12 +14,12 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
         a line with the page's path, or with the reason why there is none; the report, if any.
     """
     cells = [cell for cell in result.cells if cell.status != "not applicable"]
-    request = Request(
+    request = ReportRequest(
         experiments=[result.tracker.experiment],
         backbones=list(dict.fromkeys(cell.backbone for cell in cells if cell.metrics)),
         tasks=list(dict.fromkeys(cell.task for cell in cells)),
         tracking_uri=result.tracker.uri,
-        same_as=list(result.run_ids.values()),  # only runs with the same settings
+        like_runs=list(result.run_ids.values()),  # only runs with the same settings
     )
     first_seeds: dict[str, str] = {}
     for (name, _), run_id in result.run_ids.items():

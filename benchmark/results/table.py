@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,31 +16,30 @@ from rich.text import Text
 from benchmark.execution.progress import console
 from benchmark.results.run_result import RunResult
 from reports.cell import Cell
-from reports.parts.tables import MARKS, Number
+from reports.parts.tables import Number
+from reports.render.frames import terminal_cell
 
 if TYPE_CHECKING:
     from reports.report import Report
 
-# (backbone, task, metric) → the number in the report
-ReportNumbers = Mapping[tuple[str, str, str], Number]
-FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
+Numbers = Mapping[tuple[str, str, str], Number]  # (backbone, task, metric) → number
+NUMERAL = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
 
 
 def show(result: RunResult, report: Report | None = None) -> None:
-    """Print the table and the report's verdict, then the best values of axes, averages, notes and
-    missing values, a line each."""
-    report_numbers: dict[tuple[str, str, str], Number] = {}
-    for part in report.tables if report else ():
-        for _, row in part.rows:
-            report_numbers |= {(entry.backbone, entry.task, entry.metric): entry for entry in row}
-    table = results_table(result, report_numbers)
+    """Print the report's numbers and verdict, then the best values of axes, averages, notes and
+    missing values, a line each. Without a report, or where it has no number, means over seeds."""
+    numbers = mean_numbers(result)
+    if report:
+        numbers |= report.numbers()
+    table = results_table(result, numbers)
     if not console.is_terminal:  # a log has no width, and a number must not be broken in two
         options = console.options.update(width=1000)
         console.width = max(console.width, Measurement.get(console, options, table).maximum)
     console.print(table)
     if report and len(report.backbones) > 1:
-        console.print(f"  {report.verdict.headline}", style="bold", markup=False)
-    for line in report.axes if report else ():
+        console.print(f"  {report.summary.headline}", style="bold", markup=False)
+    for line in [*report.axes, *report.mode_changes] if report else ():
         console.print(f"  {line}", markup=False)
     for name, seed in result.run_ids:
         average = result.average(name, seed)
@@ -61,13 +61,11 @@ def show(result: RunResult, report: Report | None = None) -> None:
                 )
 
 
-def results_table(result: RunResult, report_numbers: ReportNumbers) -> Table:
-    """Tasks down, backbones across: means over seeds with the report's intervals where it has
-    them, otherwise with standard errors. The best mean of a row is bold if the report calls it best
-    or has no number for it."""
+def results_table(result: RunResult, numbers: Numbers) -> Table:
+    """Tasks down, backbones across; the best number of a row is bold."""
     names, seeds = result.backbones, result.seeds
     title = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    if report_numbers:
+    if any(number.verdict for number in numbers.values()):
         title += "; 95 % interval; against the baseline ▲ better, ▼ worse, = undecided, ? not known"
     table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD)
     table.add_column("task")
@@ -77,44 +75,45 @@ def results_table(result: RunResult, report_numbers: ReportNumbers) -> Table:
     for task in result.tasks:
         label = task.name
         for metric, about in task.probe.metrics.items():
-            if not about.shown and metric != task.main_metric:
-                continue
-            texts: list[str | Text] = []
-            means = []
-            for name in names:
-                row = [c for c in result.cells if c.backbone == name and c.task == task.name]
-                text, mean = _entry(metric, row, report_numbers.get((name, task.name, metric)))
-                texts.append(text)
-                means.append(mean * about.direction)
-            if len(names) > 1 and np.isfinite(means).any():
-                best = int(np.nanargmax(means))
-                verdict = report_numbers.get((names[best], task.name, metric))
-                if verdict is None or verdict.best:
-                    texts[best] = Text(str(texts[best]), style="bold")
-            table.add_row(label, f"{metric} {'↑' if about.direction > 0 else '↓'}", *texts)
-            label = ""
+            if about.shown or metric == task.main_metric:
+                row = [numbers[name, task.name, metric] for name in names]
+                texts = [Text(terminal_cell(n), style="bold" if n.best else "") for n in row]
+                table.add_row(label, f"{metric} {'↑' if about.direction > 0 else '↓'}", *texts)
+                label = ""
     return table
 
 
-def _entry(metric: str, cells: Sequence[Cell], number: Number | None) -> tuple[str, float]:
-    """Text and mean of a metric.
+def mean_numbers(result: RunResult) -> dict[tuple[str, str, str], Number]:
+    """The mean over seeds of every metric, the best of several backbones marked; missing where a
+    seed has none."""
+    numbers: dict[tuple[str, str, str], Number] = {}
+    for task in result.tasks:
+        for metric, about in task.probe.metrics.items():
+            row = {
+                name: _mean_number(
+                    Number(name, task.name, "", metric, about.direction),
+                    [c for c in result.cells if (c.backbone, c.task) == (name, task.name)],
+                )
+                for name in result.backbones
+            }
+            values = {n: about.direction * number.value for n, number in row.items()}
+            best = max(values, key=lambda name: np.nan_to_num(values[name], nan=-np.inf))
+            if len(row) > 1 and np.isfinite(values[best]):
+                row[best] = replace(row[best], best=True)
+            numbers |= {(name, task.name, metric): number for name, number in row.items()}
+    return numbers
 
-    Args:
-        cells: of one backbone on one task, one cell per seed.
-    """
-    values = np.array([cell.metrics.get(metric, np.nan) for cell in cells])
+
+def _mean_number(empty: Number, cells: Sequence[Cell]) -> Number:
+    """The mean over the cells of one backbone on one task, one for each seed."""
+    values = np.array([cell.metrics.get(empty.metric, np.nan) for cell in cells])
     if not np.isfinite(values).all():
         has_metrics = any(cell.metrics for cell in cells)
-        return "–" if has_metrics else cells[0].status, np.nan
-    mean = float(values.mean())
+        return replace(empty, missing="–" if has_metrics else cells[0].status)
+    count, mean = len(values), float(values.mean())
+    error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
     digits = 3 if abs(mean) < 10 else 1
-    text = f"{mean:.{digits}f}"
-    if number and number.interval:
-        mark = f" {MARKS[number.verdict]}" if number.verdict else ""
-        text = f"{number.text} {number.interval}{mark}"
-    elif len(values) > 1:
-        text += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}"
-    return text, mean
+    return replace(empty, value=mean, standard_error=error, seeds=count, digits=digits)
 
 
 def note_lines(cells: Sequence[Cell]) -> list[str]:
@@ -124,7 +123,7 @@ def note_lines(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         for note in cell.notes:
             line = f" · {cell.backbone} · seed {cell.seed}: {note}"
-            similar.setdefault(FIGURE.sub("#", note), []).append(line)
+            similar.setdefault(NUMERAL.sub("#", note), []).append(line)
     lines = []
     for first, *others in similar.values():
         lines.append(f"{first} (and {len(others)} more like it)" if others else first)

@@ -18,13 +18,13 @@ from cliptex_common.device import float64_device
 import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
-from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cliptex_common.errors import UserError
 from probes.dense.tasks import DENSE_TASKS
+from probes.dense.tasks.segmentation import class_ious
 
 
 def confusion(prediction: Tensor, label: Tensor, classes: int, ignore_index: int) -> Tensor:
@@ -54,27 +54,17 @@ def class_areas(counts: Tensor) -> dict[str, Tensor]:
 
 def segmentation_scores(areas: Mapping[str, Any]) -> tuple[dict[str, float], np.ndarray]:
     """mIoU, mAcc and aAcc in percent, and the IoU of each class (NaN where a class is in neither
-    ground truth nor prediction).
-
-    As in mmseg (and the PASCAL VOC challenge): areas are summed over the set first; mIoU is the
-    mean over the classes present in ground truth or prediction, mAcc over those present in ground
-    truth, aAcc the share of right pixels.
+    ground truth nor prediction); see ``Segmentation.summary``.
 
     Args:
         areas: ``intersection``, ``prediction``, ``label`` in pixels, each (classes,) or (images,
             classes), tensors or arrays.
     """
     names = ("intersection", "prediction", "label")
-    hit, predicted, true = (
-        torch.from_numpy(np.atleast_2d(areas[name]).sum(axis=0)).double() for name in names
-    )
-    scores = IoUMetric.total_area_to_metrics(hit, predicted + true - hit, predicted, true)
-    iou = 100 * scores["IoU"]
-    return {
-        "mIoU": _mean(iou),
-        "mAcc": _mean(100 * scores["Acc"]),
-        "aAcc": 100 * float(scores["aAcc"]),
-    }, iou
+    arrays = {name: np.atleast_2d(areas[name]) for name in names}
+    weights = np.ones((1, len(arrays["label"])))
+    scores = DENSE_TASKS["segmentation"].summary(arrays, weights)
+    return {name: float(value[0]) for name, value in scores.items()}, class_ious(arrays, weights)[0]
 
 
 def hungarian_miou(counts: Tensor) -> float:
@@ -248,11 +238,7 @@ class DepthScores(TaskScores):
 
     def summary(self) -> dict[str, float]:
         _note_empty(self)
-        return {
-            key: _mean(values)
-            for key, values in self.per_image.items()
-            if key not in ("image", "pixels")
-        }
+        return super().summary()
 
 
 @METRICS.register_module()
@@ -310,17 +296,7 @@ class NormalScores(TaskScores):
         _note_empty(self)
         assert self.histogram is not None
         median, self.histogram = histogram_median(self.histogram.cpu().numpy()), None
-        pixels = self.per_image["pixels"]
-        rmse = _mean(self.per_image["image_rmse"])
-        metrics = {"normal_median": median, "normal_image_rmse": rmse}
-        scored = pixels > 0
-        for key in (key for key in self.per_image if key.startswith("normal_")):
-            metrics[key.replace("_", "_image_")] = _mean(self.per_image[key])
-            values = self.per_image[key][scored]
-            metrics[key] = (
-                float(np.average(values, weights=pixels[scored])) if scored.any() else float("nan")
-            )
-        return metrics
+        return {**super().summary(), "normal_median": median}
 
 
 def histogram_median(counts: np.ndarray) -> float:
@@ -346,9 +322,3 @@ def _note_empty(metric: TaskScores) -> None:
         metric.notes.append(
             f"{count} images have no valid pixel and are not scored: {', '.join(empty[:5])}"
         )
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of the values that are not NaN; NaN, without a warning, when there is none."""
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else float("nan")

@@ -20,6 +20,7 @@ from probes.dense.decode_heads.base import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
 from probes.registry import HEADS, PROBES, register_probe
+from reports.stats.per_image import SCORERS
 
 
 class DenseProbe:
@@ -174,7 +175,6 @@ def register_dense_task(task: DenseTask) -> DenseTask:
         Exception: what its own methods raise when they are tried on zeros.
     """
     from probes.dense.tasks.trial import try_task
-    from reports.stats.per_image import SCORERS
 
     if task.name in {probe.kind for probe in PROBES.values()}:
         raise UserError(f"there are datasets of kind {task.name!r} already; choose another name")

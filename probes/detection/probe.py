@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from probes.datasets.base import Split
 from probes.detection.settings import STATS, MaskRCNNSettings, SSDSettings
 from probes.registry import register_probe
 from reports.metrics import Metric
+from reports.stats.per_image import SCORERS, ImageScores
 
 
 @dataclass
@@ -93,3 +95,12 @@ BOXES, MASKS = (
 
 register_probe(DetectionProbe("mask-rcnn", MaskRCNNSettings, {**BOXES, **MASKS}))
 register_probe(DetectionProbe("ssd", SSDSettings, BOXES))
+
+
+def _image_scores(*scores: Any) -> ImageScores | None:
+    from probes.detection.average_precision import detection_scores
+
+    return detection_scores(*scores)
+
+
+SCORERS.register("detection", _image_scores)

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
 from probes.image_level.encode import encode_split, encode_texts
+from probes.image_level.metrics import association
 
 
 def run(context: Context) -> TaskResult:
@@ -35,20 +36,15 @@ def run(context: Context) -> TaskResult:
         selected[(images[list(indices)] @ text).topk(int(target.sum())).indices] = True
         union = int((selected | target).sum())
         scores.append(100 * int((selected & target).sum()) / max(union, 1))
-    jaccard, sizes = np.array(scores), np.array([len(instances[number]) for number in order])
-    parts = {"jaccard_10-12": sizes >= 10, "jaccard_5-6": sizes <= 6, "jaccard": sizes > 0}
-    metrics = {
-        name: float(jaccard[part].mean()) if part.any() else float("nan")
-        for name, part in parts.items()
-    }
     candidates = [sorted(index for index, *_ in instances[number]) for number in order]
     per_image = {
         "image": np.array([f"instance {number:05d}" for number in order]),
         # several cues may have the same candidates
         "unit": np.array([" ".join(map(str, indices)) for indices in candidates]),
-        "jaccard": jaccard,
-        "candidates": sizes,
+        "jaccard": np.array(scores),
+        "candidates": np.array([len(indices) for indices in candidates]),
     }
+    metrics = association(tuple(per_image["image"]), per_image).values()
     return TaskResult(metrics, per_image, notes=[f"{len(order)} cues, {len(images)} images"])
 
 

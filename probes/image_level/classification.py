@@ -11,6 +11,7 @@ from torch import Tensor
 from cliptex_common.device import is_accelerator, memory
 from probes.base import Context, Head, TaskResult
 from probes.datasets.base import Split
+from probes.image_level.metrics import classification
 
 
 def targets(context: Context, split: Split) -> Tensor:
@@ -47,33 +48,19 @@ def top1(logits: Tensor, labels: Tensor) -> float:
 def score(
     context: Context, logits: Tensor, notes: Sequence[str] = (), head: Head | None = None
 ) -> TaskResult:
-    """Scores in percent of (N, C) logits of ``val``.
-
-    ``top1`` and, with more than five classes, ``top5``; ``mean_per_class_recall`` and ``f1_macro``
-    over the classes that have images; ``worst_group_top…`` where images have groups. For each image
-    the true class's ``rank`` (0 = right), ``label``, ``prediction`` and ``group``.
-    """
-    labels, samples = targets(context, "val"), context.data.samples["val"]
-    rank, prediction = ranks(logits, labels), logits.argmax(dim=1)
-    hits = {f"top{k}": 100 * (rank < k).double() for k in (1, 5) if k == 1 or logits.shape[1] > 5}
-    metrics = {name: hit.mean().item() for name, hit in hits.items()}
-    true, predicted, right = (
-        torch.bincount(classes, minlength=logits.shape[1]).double()
-        for classes in (labels, prediction, labels[rank == 0])
-    )
-    present = true > 0
-    metrics["mean_per_class_recall"] = 100 * (right / true)[present].mean().item()
-    metrics["f1_macro"] = 100 * (2 * right / (true + predicted))[present].mean().item()
+    """Metrics of (N, C) logits of ``val``, ``top5`` with more than five classes; see
+    ``probes.image_level.metrics.classification``."""
+    samples = context.data.samples["val"]
+    labels = targets(context, "val")
     per_image = {
         "image": np.array([sample.image for sample in samples]),
-        "rank": rank.numpy(),
+        "rank": ranks(logits, labels).numpy(),
         "label": labels.numpy(),
-        "prediction": prediction.numpy(),
+        "prediction": logits.argmax(dim=1).numpy(),
     }
     if all(sample.group is not None for sample in samples):
         per_image["group"] = np.array([sample.group for sample in samples])
-        groups = torch.from_numpy(np.unique(per_image["group"], return_inverse=True)[1])
-        sizes = torch.bincount(groups).double()
-        for name, hit in hits.items():
-            metrics[f"worst_group_{name}"] = (torch.bincount(groups, hit) / sizes).min().item()
+    metrics = classification(tuple(per_image["image"]), per_image).values()
+    if logits.shape[1] <= 5:
+        metrics = {name: value for name, value in metrics.items() if not name.endswith("top5")}
     return TaskResult(metrics, per_image, head=head, notes=list(notes))

@@ -24,6 +24,7 @@ from cliptex_common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.features.crops import image_size
 from probes.image_level.encode import Images, encode_batches, square_side
+from probes.image_level.metrics import correspondence
 from probes.image_level.settings import CorrespondenceSettings
 
 ALPHAS = ("0.05", "0.1")
@@ -58,17 +59,12 @@ def run(context: Context) -> TaskResult:
         name = context.data.spec.name
         raise UserError(f"{name} has no pair to match; download the dataset again")
     points = np.array([len(distances) for distances in errors])
-    correct = {
-        alpha: np.array([(distances <= float(alpha)).sum() for distances in errors])
-        for alpha in ALPHAS
-    }
-    metrics = {
-        f"PCK@{alpha}": 100 * float((counts / points).mean()) for alpha, counts in correct.items()
-    }
-    metrics["PCK@0.1_point"] = 100 * float(correct["0.1"].sum() / points.sum())
     names = np.array([f"{source} → {target}" for source, target in units])
     per_image = {"image": names, "unit": np.array(units), "points": points}
-    per_image |= {f"right_{alpha}": counts for alpha, counts in correct.items()}
+    for alpha in ALPHAS:
+        right = [(distances <= float(alpha)).sum() for distances in errors]
+        per_image[f"right_{alpha}"] = np.array(right)
+    metrics = correspondence(tuple(names), per_image).values()
     notes = [f"{len(errors)} pairs, {points.sum()} points"]
     return TaskResult(metrics, per_image, notes=notes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import probes.image_level.metrics  # noqa: F401  registers the metrics
 from probes.base import FeatureProbe
 from probes.image_level.settings import (
     RECALL_AT,

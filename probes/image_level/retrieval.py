@@ -22,7 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from probes.base import Context, TaskResult
 from probes.image_level.encode import encode_split, encode_texts
-from probes.image_level.settings import RECALL_AT, RetrievalSettings
+from probes.image_level.metrics import retrieval
+from probes.image_level.settings import RetrievalSettings
 
 CELLS = 2**24  # of the similarity matrix that are in memory at once (128 MiB)
 # cosines nearer than this are equal: far above the rounding of float64, far below that of the
@@ -48,9 +49,7 @@ def run(context: Context) -> TaskResult:
         "i2t_rank": i2t.numpy(),
         "t2i_rank": by_image(t2i, owner, len(samples)),
     }
-    metrics = {f"i2t_R@{k}": recall(i2t, k) for k in RECALL_AT}
-    metrics |= {f"t2i_R@{k}": recall(t2i, k) for k in RECALL_AT}
-    metrics["mean_R@1"] = (metrics["i2t_R@1"] + metrics["t2i_R@1"]) / 2
+    metrics = retrieval(tuple(per_image["image"]), per_image).values()
     notes = [f"{len(samples)} images, {len(texts)} captions ({len(numbers)} different)"]
     return TaskResult(metrics, per_image, notes=notes)
 
@@ -97,11 +96,6 @@ def first_right(queries: Tensor, answers: Tensor, right: csr_array) -> Tensor:
         wrong, equal = (tied & ~is_right).sum(dim=1), (tied & is_right).sum(dim=1)
         ranks.append(nearer + wrong.double() / (equal + 1))
     return torch.cat(ranks)
-
-
-def recall(ranks: Tensor, k: int) -> float:
-    """Share of queries whose right answer is among the first ``k``, in percent."""
-    return 100 * (ranks < k).double().mean().item()
 
 
 def by_image(ranks: Tensor, owner: Tensor, images: int) -> np.ndarray:

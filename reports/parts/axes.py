@@ -15,10 +15,18 @@ from reports.artifacts import PARTS
 from reports.cell import Cell
 from reports.mlflow.client import metric_key
 from reports.mlflow.query import Store
-from reports.parts.figures import COLOURS, SYMBOLS, Figure, Look, describe, looks, make_layout
-from reports.parts.figures import points as points_of
+from reports.parts.figures import (
+    COLOURS,
+    SYMBOLS,
+    Figure,
+    Style,
+    backbone_styles,
+    make_layout,
+    points,
+)
+from reports.parts.tables import with_interval
 from reports.selection import TaskProtocol
-from reports.stats.modes import LEAST, likeness_kept
+from reports.stats.modes import MIN_LIKENESS, part_likeness
 
 SAMPLES = {"train_share": "share of train", "shots": "training images of each class"}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -31,23 +39,23 @@ class Variant:
     column: TaskProtocol
     values: Mapping[str, str]
 
-    def fixed_values(self, axis: str) -> tuple[tuple[str, str], ...]:
+    def other_values(self, axis: str) -> tuple[tuple[str, str], ...]:
         """The values on all axes but one."""
         return tuple((name, value) for name, value in self.values.items() if name != axis)
 
 
-def variants(analysis: Analysis) -> dict[str, list[Variant]]:
+def task_variants(analysis: Analysis) -> dict[str, list[Variant]]:
     """Task → its variants, of tasks that ran with several values of a setting."""
     columns: dict[str, list[TaskProtocol]] = defaultdict(list)
     for column in analysis.selection.columns:
         if column.letter in ("", "A") and analysis.selection.column_cells(column):
             columns[column.base].append(column)
     result = {}
-    for task, several in columns.items():
-        if len(several) > 1:
-            sampled = any("=" not in part for column in several for part in _parts(column))
+    for task, of_task in columns.items():
+        if len(of_task) > 1:
+            sampled = any("=" not in part for column in of_task for part in _parts(column))
             result[task] = [
-                Variant(column, _values(analysis, column, sampled)) for column in several
+                Variant(column, _values(analysis, column, sampled)) for column in of_task
             ]
     return result
 
@@ -68,44 +76,46 @@ def _values(analysis: Analysis, column: TaskProtocol, sampled: bool) -> dict[str
 def axis_figures(analysis: Analysis) -> list[Figure]:
     """One for each task and axis: the main metric with intervals."""
     figures: list[Figure] = []
-    for task, several in variants(analysis).items():
-        axes = dict.fromkeys(axis for variant in several for axis in variant.values)
+    for task, variants in task_variants(analysis).items():
+        axes = dict.fromkeys(axis for variant in variants for axis in variant.values)
         for axis in axes:
-            on_axis = [variant for variant in several if axis in variant.values]
-            if len({variant.values[axis] for variant in on_axis}) > 1:
+            with_axis = [variant for variant in variants if axis in variant.values]
+            if len({variant.values[axis] for variant in with_axis}) > 1:
                 name = f"axis-{len(figures)}"
-                figures.append(_figure(analysis, name, task, axis, on_axis))
+                figures.append(_figure(analysis, name, task, axis, with_axis))
     return figures
 
 
 def _figure(
-    analysis: Analysis, name: str, task: str, axis: str, several: Sequence[Variant]
+    analysis: Analysis, name: str, task: str, axis: str, variants: Sequence[Variant]
 ) -> Figure:
     lines: dict[tuple[str, str], list[Variant]] = defaultdict(list)
     for backbone in analysis.selection.backbones:
-        for variant in several:
+        for variant in variants:
             if (backbone, variant.column, variant.column.main) in analysis.estimates:
-                lines[backbone, _text(variant.fixed_values(axis))].append(variant)
+                lines[backbone, _text(variant.other_values(axis))].append(variant)
     values = sorted(
-        {_number(variant.values[axis]): variant.values[axis] for variant in several}.items()
+        {_number(variant.values[axis]): variant.values[axis] for variant in variants}.items()
     )
     ticks = {x: _tick(axis, text) for x, text in values}
     styles = _styles(analysis, list(lines))
     data: list[dict[str, Any]] = []
     alt = []
-    for (backbone, fixed), on_line in lines.items():
-        title = f"{backbone}, {fixed}" if fixed else backbone
-        by_value = {_number(variant.values[axis]): variant.column for variant in on_line}
+    for (backbone, others), line_variants in lines.items():
+        title = f"{backbone}, {others}" if others else backbone
+        by_value = {_number(variant.values[axis]): variant.column for variant in line_variants}
         estimates = {
             x: analysis.estimates[backbone, by_value[x], by_value[x].main] for x in sorted(by_value)
         }
-        text = [f"{describe(each, 2)} at {ticks[x]}" for x, each in estimates.items()]
+        text = [f"{with_interval(each, 2)} at {ticks[x]}" for x, each in estimates.items()]
         alt.append(f"{title}: {', '.join(text)}")
         hover = [f"{title}: {words}" for words in text]
-        look, dash = styles[backbone, fixed]
-        line = points_of(title, look, [*estimates.values()], [*estimates], hover)
-        data.append({**line, "mode": "lines+markers", "line": {"color": look.colour, "dash": dash}})
-    column = several[0].column
+        style, dash = styles[backbone, others]
+        line = points(title, style, [*estimates.values()], [*estimates], hover)
+        data.append(
+            {**line, "mode": "lines+markers", "line": {"color": style.colour, "dash": dash}}
+        )
+    column = variants[0].column
     metric = column.metric(column.main)
     label = f"{metric.label or column.main}{f' ({metric.unit})' if metric.unit else ''}"
     about = SAMPLES.get(axis, axis)
@@ -124,29 +134,25 @@ def _figure(
 
 def _styles(
     analysis: Analysis, lines: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], tuple[Look, str]]:
+) -> dict[tuple[str, str], tuple[Style, str]]:
     """The look and the dash of each line: a colour for each backbone, or for each line of one."""
     if len({backbone for backbone, _ in lines}) == 1:
         own = [
-            Look(COLOURS[number % len(COLOURS)], SYMBOLS[number % len(SYMBOLS)])
+            Style(COLOURS[number % len(COLOURS)], SYMBOLS[number % len(SYMBOLS)])
             for number in range(len(lines))
         ]
-        return {line: (look, "solid") for line, look in zip(lines, own, strict=True)}
-    style, rest = looks(analysis), list(dict.fromkeys(fixed for _, fixed in lines))
+        return {line: (style, "solid") for line, style in zip(lines, own, strict=True)}
+    styles, rest = backbone_styles(analysis), list(dict.fromkeys(others for _, others in lines))
     return {
-        (backbone, fixed): (style[backbone], DASHES[rest.index(fixed) % len(DASHES)])
-        for backbone, fixed in lines
+        (backbone, others): (styles[backbone], DASHES[rest.index(others) % len(DASHES)])
+        for backbone, others in lines
     }
 
 
-def axis_lines(store: Store, analysis: Analysis) -> list[str]:
-    """One sentence for each backbone and task on the best values, then those on changes of mode."""
-    return [*_best(analysis), *mode_changes(store, analysis)]
-
-
-def _best(analysis: Analysis) -> Iterator[str]:
-    for task, several in variants(analysis).items():
-        named = [variant for variant in several if set(variant.values) - SAMPLES.keys()]
+def best_values(analysis: Analysis) -> Iterator[str]:
+    """One sentence for each backbone and task on the best values of its settings."""
+    for task, variants in task_variants(analysis).items():
+        named = [variant for variant in variants if set(variant.values) - SAMPLES.keys()]
         for backbone in analysis.selection.backbones:
             present = [
                 variant
@@ -157,26 +163,27 @@ def _best(analysis: Analysis) -> Iterator[str]:
                 yield _best_line(analysis, backbone, task, present)
 
 
-def _best_line(analysis: Analysis, backbone: str, task: str, several: Sequence[Variant]) -> str:
-    column = several[0].column
-    cells = [analysis.selection.cells[backbone, each.column] for each in several]
+def _best_line(analysis: Analysis, backbone: str, task: str, variants: Sequence[Variant]) -> str:
+    column = variants[0].column
+    cells = [analysis.selection.cells[backbone, each.column] for each in variants]
     metric = column.metric(column.main)
     label, sign = metric.label or column.main, metric.direction
     held_out = [held_out_score(each, column.main, sign) for each in cells]
     chosen = all(score is not None for score in held_out)
-    val = [analysis.estimates[backbone, each.column, column.main].value for each in several]
+    val = [analysis.estimates[backbone, each.column, column.main].value for each in variants]
     scores = [score for score in held_out if score is not None] if chosen else val
     best = int(np.argmax(sign * np.array(scores)))
-    values = _text(tuple(several[best].values.items()))
-    estimate = analysis.estimates[backbone, several[best].column, column.main]
+    values = _text(tuple(variants[best].values.items()))
+    estimate = analysis.estimates[backbone, variants[best].column, column.main]
     if not chosen:
         return (
-            f"{backbone} · {task}: {label} on val is best at {values} ({describe(estimate, 1)});"
-            " this is not a choice: the probe has no scores on held-out training images."
+            f"{backbone} · {task}: {label} on val is best at {values}"
+            f" ({with_interval(estimate, 1)}); this is not a choice: the probe has no scores on"
+            " held-out training images."
         )
     return (
-        f"{backbone} · {task}: {values} is best of {len(several)}, chosen on held-out training"
-        f" images ({label} {scores[best]:.1f}); on val {describe(estimate, 1)}."
+        f"{backbone} · {task}: {values} is best of {len(variants)}, chosen on held-out training"
+        f" images ({label} {scores[best]:.1f}); on val {with_interval(estimate, 1)}."
     )
 
 
@@ -196,32 +203,32 @@ def held_out_score(cells: Sequence[Cell], main: str, sign: int) -> float | None:
 def mode_changes(store: Store, analysis: Analysis) -> list[str]:
     """Where features change mode between neighbouring sizes, a sentence each."""
     changes: dict[tuple[str, str, str, str], list[tuple[str, float]]] = defaultdict(list)
-    for task, several in variants(analysis).items():
+    for task, variants in task_variants(analysis).items():
         for backbone in analysis.selection.backbones:
             lines: dict[tuple[tuple[str, str], ...], dict[float, np.ndarray]] = defaultdict(dict)
-            for variant in several:
+            for variant in variants:
                 cells = analysis.selection.cells.get((backbone, variant.column), [])
                 arrays = store.arrays(cells[0], PARTS) if cells else {}
                 if arrays and "size" in variant.values:
                     features = arrays["features"].reshape(-1, arrays["features"].shape[-1])
-                    lines[variant.fixed_values("size")][_number(variant.values["size"])] = features
-            for fixed, sizes in lines.items():
+                    lines[variant.other_values("size")][_number(variant.values["size"])] = features
+            for others, sizes in lines.items():
                 for small, large in pairwise(sorted(sizes)):
-                    share = likeness_kept(sizes[small], sizes[large])
-                    if share < LEAST:
+                    share = part_likeness(sizes[small], sizes[large])
+                    if share < MIN_LIKENESS:
                         key = backbone, task, f"{small:g}", f"{large:g}"
-                        changes[key].append((_text(fixed), share))
+                        changes[key].append((_text(others), share))
     return [
         f"{backbone} · {task}: features change mode between {small} and {large} px"
-        f"{_listed([fixed for fixed, _ in shares])}: parts of images keep at most"
+        f"{_listed([others for others, _ in shares])}: parts of images keep at most"
         f" {100 * max(0.0, *(share for _, share in shares)):.0f} % of their likeness to themselves"
-        f" (usual: more than {100 * LEAST:.0f} %)."
+        f" (usual: more than {100 * MIN_LIKENESS:.0f} %)."
         for (backbone, task, small, large), shares in changes.items()
     ]
 
 
-def _listed(fixed: Sequence[str]) -> str:
-    words = [each for each in fixed if each]
+def _listed(others: Sequence[str]) -> str:
+    words = [each for each in others if each]
     return f" at {'; '.join(words)}" if words else ""
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 
 from reports.analysis import Analysis
 from reports.parts.tables import count
-from reports.stats.intervals import FEW
+from reports.stats.intervals import MIN_IMAGES
 from reports.stats.per_image import why_unscored
 
 SMALL = 100  # images: tasks with fewer are named
@@ -70,7 +70,7 @@ def _data(analysis: Analysis) -> Iterator[str]:
         rest = (
             f", {count(len(few) - 1, 'other task')} on fewer than {SMALL}" if len(few) > 1 else ""
         )
-        undecided = f" Below {FEW} images nothing is decided." if images < FEW else ""
+        undecided = f" Below {MIN_IMAGES} images nothing is decided." if images < MIN_IMAGES else ""
         yield f"Few images: {title} is scored on {images}{rest}.{undecided}"
 
 
@@ -102,7 +102,7 @@ def _noise(analysis: Analysis) -> Iterator[str]:
         column.title
         for name, gain in analysis.gains.items()
         for column in gain.columns
-        if gain.typical.error == gain.typical.error and analysis.task_gains[name, column].seeds == 1
+        if gain.iqm.error == gain.iqm.error and analysis.task_gains[name, column].seeds == 1
     )
     if single:
         yield (

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from reports.analysis import Analysis
-from reports.parts.tables import MetricColumn, interval, number, overview
+from reports.analysis import Analysis, shared_columns
+from reports.mlflow.query import Store
+from reports.parts.tables import MetricColumn, decimal, overview, with_interval
 from reports.stats.intervals import Estimate
 
 # Okabe and Ito's colours, distinct in all kinds of colour vision; the baseline is grey.
@@ -31,6 +33,12 @@ COLOURS = (
 )
 BASELINE_COLOUR = "#8A8F98"
 SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down", "x")
+STAGE_METRICS = {
+    "experts": "experts_seconds",
+    "labelling": "label_seconds",
+    "training": "train_seconds",
+}  # part → cost of parent runs
+MOST_CURVES = 40  # each is a request to the store
 LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "xanchor": "left"}
 
 
@@ -54,20 +62,20 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """The colour and symbol of a backbone in all figures."""
 
     colour: str
     symbol: str
 
 
-def looks(analysis: Analysis) -> dict[str, Look]:
-    """Backbone → its look; colours repeat after ten backbones, colour and symbol after forty."""
+def backbone_styles(analysis: Analysis) -> dict[str, Style]:
+    """Backbone → its style; colours repeat after ten backbones, colour and symbol after forty."""
     baseline = analysis.selection.baseline
-    result = {baseline: Look(BASELINE_COLOUR, "circle")}
+    result = {baseline: Style(BASELINE_COLOUR, "circle")}
     compared = [name for name in analysis.selection.backbones if name != baseline]
     for index, name in enumerate(compared):
-        result[name] = Look(COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)])
+        result[name] = Style(COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)])
     return result
 
 
@@ -104,7 +112,7 @@ def error_bars(estimates: Sequence[Estimate], colour: str) -> dict[str, Any]:
 
 def points(
     name: str,
-    look: Look,
+    style: Style,
     estimates: Sequence[Estimate],
     positions: Sequence[float],
     text: Sequence[str],
@@ -118,24 +126,18 @@ def points(
         text: shown under the pointer.
         axis: of the numbers.
     """
-    symbols = [look.symbol if each.has_interval else f"{look.symbol}-open" for each in estimates]
+    symbols = [style.symbol if each.has_interval else f"{style.symbol}-open" for each in estimates]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
         axis: [each.value for each in estimates],
         "y" if axis == "x" else "x": list(positions),
-        f"error_{axis}": error_bars(estimates, look.colour),
-        "marker": {"color": look.colour, "symbol": symbols, "size": 8},
+        f"error_{axis}": error_bars(estimates, style.colour),
+        "marker": {"color": style.colour, "symbol": symbols, "size": 8},
         "text": list(text),
         "hovertemplate": "%{text}<extra></extra>",
     }
-
-
-def describe(estimate: Estimate, digits: int, signed: bool = False) -> str:
-    """``71.2 [70.1, 72.3]``, or ``71.2 (no interval)``."""
-    ends = interval(estimate.low, estimate.high, digits, signed) or "(no interval)"
-    return f"{number(estimate.value, digits, signed)} {ends}"
 
 
 def forest(analysis: Analysis) -> list[Figure]:
@@ -147,7 +149,7 @@ def forest(analysis: Analysis) -> list[Figure]:
         return []
     labels = [*reversed([column.title for column in columns]), "mean gain"]
     rows = {label: row for row, label in enumerate(labels)}
-    style = looks(analysis)
+    styles = backbone_styles(analysis)
     data, alt, bars = [], [], []
     for index, name in enumerate(compared):
         shift = 0.5 * ((index + 0.5) / len(compared) - 0.5)
@@ -156,14 +158,14 @@ def forest(analysis: Analysis) -> list[Figure]:
             for c in columns
             if (name, c) in analysis.task_gains
         }
-        gains["mean gain"] = analysis.gains[name].typical
-        text = [f"{label}<br>{name} (%): {describe(e, 1, True)}" for label, e in gains.items()]
+        gains["mean gain"] = analysis.gains[name].iqm
+        text = [f"{label}<br>{name} (%): {with_interval(e, 1, True)}" for label, e in gains.items()]
         positions = [rows[label] - shift for label in gains]
-        data.append(points(name, style[name], [*gains.values()], positions, text, axis="x"))
-        numbers = [f"{label} {number(e.value, 1, True)} %" for label, e in gains.items()]
+        data.append(points(name, styles[name], [*gains.values()], positions, text, axis="x"))
+        numbers = [f"{label} {decimal(e.value, 1, True)} %" for label, e in gains.items()]
         alt.append(f"{name}: {', '.join(numbers)}")
-        bars.append((style[name].colour, positions, list(gains.values())))
-    every = [*analysis.task_gains.values(), *(gain.typical for gain in analysis.gains.values())]
+        bars.append((styles[name].colour, positions, list(gains.values())))
+    every = [*analysis.task_gains.values(), *(gain.iqm for gain in analysis.gains.values())]
     low, high = _value_range(every)
     data += [arrows for each in bars if (arrows := _arrows(*each, low, high))["x"]]
     layout = make_layout(
@@ -227,29 +229,29 @@ def _value_range(estimates: Sequence[Estimate]) -> tuple[float, float]:
 
 def task_bars(analysis: Analysis) -> list[Figure]:
     """A small bar chart for each task."""
-    style = looks(analysis)
+    styles = backbone_styles(analysis)
     figures = []
-    for index, head in enumerate(overview(analysis).heads):
+    for index, head in enumerate(overview(analysis).columns):
         keys = {b: (b, head.column, head.metric) for b in analysis.selection.backbones}
         estimates = {
             b: analysis.estimates[key] for b, key in keys.items() if key in analysis.estimates
         }
         if estimates:
-            figures.append(_bar_chart(f"bars-{index}", head, estimates, style))
+            figures.append(_bar_chart(f"bars-{index}", head, estimates, styles))
     return figures
 
 
 def _bar_chart(
-    name: str, head: MetricColumn, estimates: dict[str, Estimate], style: dict[str, Look]
+    name: str, head: MetricColumn, estimates: dict[str, Estimate], styles: dict[str, Style]
 ) -> Figure:
     backbones, shown = list(estimates), list(estimates.values())
-    text = [describe(estimate, head.digits) for estimate in shown]
+    text = [with_interval(estimate, head.digits) for estimate in shown]
     bar = {
         "type": "bar",
         "x": backbones,
         "y": [e.value for e in shown],
         "marker": {
-            "color": [style[b].colour for b in backbones],
+            "color": [styles[b].colour for b in backbones],
             "opacity": [1.0 if e.has_interval else 0.45 for e in shown],
         },
         "error_y": error_bars(shown, "var:text"),
@@ -269,3 +271,99 @@ def _bar_chart(
         {"data": [bar], "layout": layout},
         230,
     )
+
+
+def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
+    """Backbone → seconds of experts, labelling, training and probing, means over its seeds.
+
+    Probing is summed over the tasks that all backbones have, of several protocols of a task the
+    mean, so that no backbone looks cheap because it lacks a task.
+    """
+    result: dict[str, dict[str, float]] = {}
+    selection = analysis.selection
+    shared = shared_columns(selection, analysis.samples)
+    for name in selection.backbones:
+        parents = [run for (backbone, _), run in selection.parents.items() if backbone == name]
+        means = pd.DataFrame([run.costs for run in parents]).mean()
+        parts = {
+            part: float(means[metric]) for part, metric in STAGE_METRICS.items() if metric in means
+        }
+        seconds = [
+            (column.task, column.letter, cell.costs.get("seconds", np.nan))
+            for column in shared
+            for cell in selection.cells[name, column]
+        ]
+        probing = pd.DataFrame(seconds, columns=["task", "letter", "seconds"]).dropna()
+        by_column = probing.groupby(["task", "letter"])["seconds"].mean()
+        if len(by_column):
+            parts["probing"] = float(by_column.groupby("task").mean().sum())
+        if parts:
+            result[name] = parts
+    return result
+
+
+def gain_against_cost(analysis: Analysis) -> list[Figure]:
+    """Mean gain against the seconds of experts, labels, training and probing."""
+    seconds = costs(analysis)
+    baseline = analysis.selection.baseline
+    names = [name for name in seconds if name in analysis.gains or name == baseline]
+    if len(names) < 2:
+        return []
+    styles = backbone_styles(analysis)
+    data, alt = [], []
+    for name in names:
+        gain = analysis.gains[name].iqm if name in analysis.gains else Estimate(0.0)
+        parts = ", ".join(f"{part} {_duration(value)}" for part, value in seconds[name].items())
+        alt.append(f"{name}: {parts}")
+        text = f"{name}: {decimal(gain.value, 1, True)} %<br>{parts}"
+        data.append(points(name, styles[name], [gain], [sum(seconds[name].values())], [text]))
+    layout = make_layout(
+        {"type": "log", "title": "seconds, log"},
+        {"title": f"gain over {baseline} (%)", "zerolinecolor": "var:muted"},
+        legend=True,
+    )
+    caption = (
+        "Mean gain against the seconds of experts, labels, training and probing (of the tasks that"
+        " all have), means over seeds. Up and left is better. The cost of weights that were trained"
+        " elsewhere is unknown and not included."
+    )
+    spec = {"data": data, "layout": layout}
+    return [Figure("cost", "Gain against cost", caption, "; ".join(alt), spec)]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def training_curves(store: Store, analysis: Analysis) -> list[Figure]:
+    """The contrastive loss of every backbone's training."""
+    selection, styles = analysis.selection, backbone_styles(analysis)
+    data, ends = [], []
+    for (name, seed), parent in list(selection.parents.items())[:MOST_CURVES]:
+        run = selection.runs.get(parent.train_run)
+        metrics = run.metrics if run else {}
+        metric = next((m for m in ("train/loss_clip", "train/loss") if m in metrics), None)
+        if run is None or metric is None:
+            continue
+        label = f"{name}, seed {seed}"
+        steps, values = store.history(run.run_id, metric)
+        ends.append(f"{label} ends at {values[-1]:.4g}")
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines" if len(steps) > 1 else "markers",
+                "name": label,
+                "x": steps,
+                "y": [float(f"{value:.5g}") for value in values],
+                "line": {"color": styles[name].colour, "width": 1.4},
+                "hovertemplate": f"{label}: %{{y:.4g}} at step %{{x}}<extra></extra>",
+            }
+        )
+    if not data:
+        return []
+    layout = make_layout({"title": "step"}, {"rangemode": "tozero"})
+    title, caption = "Training of the backbones", "Contrastive loss; a line for each seed."
+    spec = {"data": data, "layout": layout}
+    return [Figure("train-loss", title, caption, ", ".join(ends), spec, 220)]

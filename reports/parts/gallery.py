@@ -30,7 +30,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Row:
+class GalleryRow:
     """One image: data URIs of it and its ground truth, and each backbone's prediction (None if
     missing)."""
 
@@ -47,7 +47,7 @@ class Gallery:
 
     column: TaskProtocol
     score_name: str
-    rows: list[Row]
+    rows: list[GalleryRow]
     legend: str = ""
     candidates: int = 0
 
@@ -119,7 +119,7 @@ def _gallery(
     first = next(iter(packs.values()))
     names = [name for name in first.images if all(name in pack.images for pack in packs.values())]
     scores, score_name, sign = _scores(analysis, column, list(packs), names)
-    rows: list[Row] = []
+    rows: list[GalleryRow] = []
     used = 0
     for name, reason in _select(names, scores, sign).items():
         size = first.size(name, "image") + first.size(name, "truth")
@@ -137,7 +137,7 @@ def _gallery(
                 tile = Tile(pack.uri(pack.images[name]["prediction"]), value)
             predictions.append((backbone, tile))
         image, ground_truth = (first.uri(first.images[name][role]) for role in ("image", "truth"))
-        rows.append(Row(name, reason, image, ground_truth, predictions))
+        rows.append(GalleryRow(name, reason, image, ground_truth, predictions))
     legend = first.uri(first.legend) if first.legend else ""
     return Gallery(column, score_name, rows, legend, len(names)), used
 
@@ -150,9 +150,9 @@ def _scores(
     for backbone in backbones:
         scores = analysis.scores.get((backbone, column))
         if scores is not None:
-            by_image = dict(zip(scores.images, scores.each, strict=True))
+            by_image = dict(zip(scores.images, scores.of_images(), strict=True))
             result[backbone] = np.array([by_image.get(name, np.nan) for name in names], np.float64)
-            score_name, sign = scores.each_name, scores.each_sign
+            score_name, sign = scores.score_name, scores.direction
     return result, score_name, sign
 
 

@@ -40,7 +40,7 @@ class Provenance:
     environment: dict[str, Any]
 
 
-def provenance(store: Store, selection: Selection) -> Provenance:
+def collect_provenance(store: Store, selection: Selection) -> Provenance:
     """Collect the provenance; reads one small file for each protocol and backbone."""
     weights = [
         {

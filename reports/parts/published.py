@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from reports.analysis import Analysis
-from reports.parts.figures import describe
-from reports.parts.tables import number
-from reports.selection import TaskProtocol
+from reports.cell import Cell
+from reports.parts.tables import decimal, with_interval
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class PublishedNumber:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRow:
     """A published number beside ours, as text.
 
     Attributes:
@@ -95,7 +94,7 @@ def published_numbers() -> Iterator[PublishedNumber]:
                     )
 
 
-def published(analysis: Analysis) -> list[Published]:
+def compare_published(analysis: Analysis) -> list[PublishedRow]:
     """Published numbers of the same weights on the same task, and ours beside them."""
     numbers = list(published_numbers())
     return [
@@ -107,14 +106,14 @@ def published(analysis: Analysis) -> list[Published]:
     ]
 
 
-def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Published]:
+def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[PublishedRow]:
     selection = analysis.selection
     if not entry.task:
         gain = analysis.gains.get(name)
-        percent = f"{number(gain.typical.value, 1, True)} %" if gain else ""
+        percent = f"{decimal(gain.iqm.value, 1, True)} %" if gain else ""
         ours = f"{percent} over {selection.baseline} on average" if gain else ""
         about = entry.protocol, entry.differs, entry.source, entry.url
-        yield Published(name, "all", "", entry.metric, ours, *about)
+        yield PublishedRow(name, "all", "", entry.metric, ours, *about)
         return
     architectures = {
         run.architecture for (backbone, _), run in selection.parents.items() if backbone == name
@@ -124,28 +123,28 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
     for column in selection.columns:
         own = analysis.estimates.get((name, column, entry.metric))
         if column.task == entry.task and own is not None:
-            yield Published(
+            cells = selection.cells[name, column]
+            every = [each for c in cells for each in protocol_differences(c, entry.preset)]
+            differences = dict.fromkeys(filter(None, (*every, entry.differs)))
+            yield PublishedRow(
                 name,
                 column.title,
                 entry.metric,
                 str(entry.value),
-                describe(own, 2),
+                with_interval(own, 2),
                 entry.protocol,
-                _differs(analysis, name, column, entry),
+                "; ".join(differences) or "same protocol",
                 entry.source,
                 entry.url,
             )
 
 
-def _differs(analysis: Analysis, name: str, column: TaskProtocol, entry: PublishedNumber) -> str:
-    """``same protocol``, or how our runs differ from the source's, by what they record."""
-    cells = analysis.selection.cells[name, column]
-    differences = ["on a part of the data"] * any(cell.partial for cell in cells)
-    for cell in cells:
-        preset = cell.preset or "own"
-        if cell.differs:
-            differences.append(cell.differs)
-        elif preset != entry.preset:
-            differences.append(f"settings of {preset}")
-    differences = list(dict.fromkeys(filter(None, (*differences, entry.differs))))
-    return "; ".join(differences) or "same protocol"
+def protocol_differences(cell: Cell, preset: str) -> list[str]:
+    """How a cell differs from the source that a preset follows, by what it records; empty where
+    nothing is known to differ."""
+    differences = ["on a part of the data"] if cell.partial else []
+    if cell.differs:
+        differences.append(cell.differs)
+    elif (own := cell.preset or "own") != preset:
+        differences.append(f"settings of {own}")
+    return differences

@@ -15,7 +15,7 @@ from reports.cell import Record
 from reports.errors import TrackingError
 from reports.mlflow.query import Store
 from reports.parts.figures import Figure
-from reports.parts.tables import number
+from reports.parts.tables import decimal
 
 OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
 SUMMARY = {
@@ -111,7 +111,7 @@ class Study:
             for name, value in best.params.items()
         ]
         return (
-            f"{', '.join(values)} is best by {label} ({number(best.objectives[objective], 2)}) of"
+            f"{', '.join(values)} is best by {label} ({decimal(best.objectives[objective], 2)}) of"
             f" {len(self.complete)} finished trials{front if len(self.directions) > 1 else ''}"
             f"{self._confirmation(label)}."
         )
@@ -124,7 +124,7 @@ class Study:
         if row.get("best") == "base":
             return ""
         gap = row.get("confirmed")
-        change = f"({number(gap, 2, True)} to the base setting)" if isinstance(gap, float) else ""
+        change = f"({decimal(gap, 2, True)} to the base setting)" if isinstance(gap, float) else ""
         if row.get("verdict") == "clear":
             return f"; on fresh seeds it is better {change}"
         if row.get("verdict") == "within noise":

@@ -1,19 +1,24 @@
-"""Tables of a report: the content of each cell, before it becomes HTML, Markdown, CSV or LaTeX."""
+"""Tables of a report as frames, before ``reports.render.frames`` writes their cells."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 
-from reports.analysis import Analysis, shown_metrics
+from reports.analysis import Analysis
+from reports.judgement import judge
+from reports.measurements import shown_metrics
 from reports.selection import TaskProtocol
-from reports.stats.intervals import Estimate
+from reports.stats.intervals import LEVEL, Estimate
 
 MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?", "": ""}
 ACROSS = 6  # with more backbones, the overview has them as rows
+MOST_PAIRED = 12  # backbones: with more, hardly any comparison is decided
 NAN = float("nan")
 
 
@@ -88,65 +93,75 @@ class Number:
 
     @property
     def text(self) -> str:
-        return number(self.value, self.digits)
+        return decimal(self.value, self.digits)
 
     @property
     def error(self) -> str:
         """The standard error over seeds, '' for one seed."""
         finite = np.isfinite(self.standard_error)
-        return number(self.standard_error, self.digits) if finite else ""
+        return decimal(self.standard_error, self.digits) if finite else ""
 
     @property
     def interval(self) -> str:
-        return interval(self.low, self.high, self.digits)
+        return bracketed(self.low, self.high, self.digits)
 
     @property
     def change(self) -> str:
         """``▲ +1.2 [+0.3, +2.1]``, or ''."""
         if not self.verdict:
             return ""
-        ends = interval(self.difference_low, self.difference_high, self.digits, True)
-        return f"{MARKS[self.verdict]} {number(self.difference, self.digits, True)} {ends}".rstrip()
+        ends = bracketed(self.difference_low, self.difference_high, self.digits, True)
+        gap = decimal(self.difference, self.digits, True)
+        return f"{MARKS[self.verdict]} {gap} {ends}".rstrip()
 
 
 @dataclass
-class Table:
+class ResultTable:
     """Backbones as rows, metrics as columns.
 
     Attributes:
+        frame: of ``Number``; its columns are ``MetricColumn``.
         marks: backbone → text added to its name.
     """
 
     id: str
     title: str
-    heads: list[MetricColumn]
-    rows: list[tuple[str, list[Number]]]
+    frame: pd.DataFrame
     marks: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def columns(self) -> list[MetricColumn]:
+        return [column for column in self.frame.columns if isinstance(column, MetricColumn)]
 
-def overview(analysis: Analysis) -> Table:
+    @property
+    def numbers(self) -> list[Number]:
+        """All cells, row by row."""
+        return list(self.frame.to_numpy().ravel())
+
+
+def overview(analysis: Analysis) -> ResultTable:
     """Every task's main metric."""
-    return _table(analysis, "overview", "At a glance", _main_heads(analysis))
+    return _table(analysis, "overview", "At a glance", _main_columns(analysis))
 
 
-def sections(analysis: Analysis) -> list[Table]:
+def sections(analysis: Analysis) -> list[ResultTable]:
     """A detailed table for each kind of task, in the order of the columns."""
     tables = []
     for kind in dict.fromkeys(column.kind for column in analysis.selection.columns):
         # without metrics that no backbone has (mask mAP of a box detector) but the main one
-        heads = [
-            _head(analysis, column, metric)
+        columns = [
+            _column(analysis, column, metric)
             for column in analysis.selection.columns
             if column.kind == kind
             for metric in shown_metrics(column)
             if metric == column.main or _estimates(analysis, column, metric)
         ]
-        if heads:
-            tables.append(_table(analysis, f"kind-{kind}", kind.capitalize(), heads))
+        if columns:
+            tables.append(_table(analysis, f"kind-{kind}", kind.capitalize(), columns))
     return tables
 
 
-def experts_table(analysis: Analysis) -> Table | None:
+def experts_table(analysis: Analysis) -> ResultTable | None:
     """The baseline and each ``cliptex…`` variant with its experts; None without two variants."""
     selection = analysis.selection
     experts = {}
@@ -159,67 +174,65 @@ def experts_table(analysis: Analysis) -> Table | None:
     names = sorted(experts, key=lambda name: (len(experts[name]), experts[name]))
     if selection.baseline not in names:
         names.insert(0, selection.baseline)
-    table = _table(analysis, "experts", "Role of experts", _main_heads(analysis), names)
+    table = _table(analysis, "experts", "Role of experts", _main_columns(analysis), names)
     table.marks |= {name: f"experts: {' + '.join(experts.get(name, ['none']))}" for name in names}
     return table
 
 
-def _main_heads(analysis: Analysis) -> list[MetricColumn]:
+def _main_columns(analysis: Analysis) -> list[MetricColumn]:
     columns = analysis.selection.columns
-    return [_head(analysis, column, column.main) for column in columns if column.main]
+    return [_column(analysis, column, column.main) for column in columns if column.main]
 
 
 def _table(
     analysis: Analysis,
     name: str,
     title: str,
-    heads: list[MetricColumn],
+    columns: list[MetricColumn],
     backbones: Sequence[str] = (),
-) -> Table:
-    rows = [
-        (backbone, [_number(analysis, backbone, head) for head in heads])
-        for backbone in backbones or analysis.selection.backbones
-    ]
+) -> ResultTable:
+    names = list(backbones or analysis.selection.backbones)
+    cells = [[_number(analysis, backbone, column) for column in columns] for backbone in names]
     shared = analysis.selection.shared
-    marks = {backbone: f"shared: {shared[backbone]}" for backbone, _ in rows if backbone in shared}
-    return Table(name, title, heads, rows, marks)
+    marks = {backbone: f"shared: {shared[backbone]}" for backbone in names if backbone in shared}
+    return ResultTable(name, title, pd.DataFrame(cells, names, pd.Index(columns)), marks)
 
 
-def _number(analysis: Analysis, backbone: str, head: MetricColumn) -> Number:
-    selection, column = analysis.selection, head.column
-    key = (backbone, column, head.metric)
+def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
+    selection, column = analysis.selection, of.column
+    key = (backbone, column, of.metric)
     cells = selection.cells.get((backbone, column), [])
     runs = tuple(cell.run_id for cell in cells if not cell.source)
-    cell = Number(backbone, column.title, column.protocol, head.metric, head.sign, runs=runs)
+    number = Number(backbone, column.title, column.protocol, of.metric, of.sign, runs=runs)
     estimate = analysis.estimates.get(key)
     if estimate is None:
         reason = selection.missing.get((backbone, column)) or "no value on this data"
-        return replace(cell, missing=reason)
+        return replace(number, missing=reason)
     if gap := analysis.differences.get(key):
-        cell = replace(
-            cell,
+        number = replace(
+            number,
             difference=gap.value,
             difference_low=gap.low,
             difference_high=gap.high,
             detectable=gap.detectable(),
-            verdict=gap.verdict(head.sign),
+            verdict=gap.verdict(of.sign),
         )
     seeds = analysis.samples[key].seeds
     return replace(
-        cell,
+        number,
         value=estimate.value,
         low=estimate.low,
         high=estimate.high,
         standard_error=estimate.error,
         seeds=estimate.seeds,
         images=estimate.images,
-        best=analysis.best.get((column, head.metric)) == backbone,
+        best=analysis.best.get((column, of.metric)) == backbone,
         absent=tuple(seed for seed in selection.seeds[backbone] if seed not in seeds),
-        digits=head.digits,
+        digits=of.digits,
     )
 
 
-def _head(analysis: Analysis, column: TaskProtocol, metric: str) -> MetricColumn:
+def _column(analysis: Analysis, column: TaskProtocol, metric: str) -> MetricColumn:
     decimals = digits(_estimates(analysis, column, metric))
     return MetricColumn(column, metric, decimals, analysis.images.get(column, 0))
 
@@ -227,6 +240,105 @@ def _head(analysis: Analysis, column: TaskProtocol, metric: str) -> MetricColumn
 def _estimates(analysis: Analysis, column: TaskProtocol, metric: str) -> list[Estimate]:
     keys = [(backbone, column, metric) for backbone in analysis.selection.backbones]
     return [analysis.estimates[key] for key in keys if key in analysis.estimates]
+
+
+# --- classes and pairs
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """IoU or AP of the classes of one task.
+
+    Attributes:
+        title: of the task.
+        metric: ``IoU`` or ``box AP``.
+        frame: columns ``class``, ``images`` (that contain it), then each backbone (percent, mean
+            over its seeds).
+    """
+
+    title: str
+    metric: str
+    frame: pd.DataFrame
+
+
+def class_tables(analysis: Analysis) -> list[ClassTable]:
+    """One for each task whose probe stores the scores of each class."""
+    tables = []
+    for column in analysis.selection.columns:
+        scores = {
+            name: seeds
+            for name in analysis.selection.backbones
+            if (seeds := analysis.classes.get((name, column)))
+        }
+        if not scores:
+            continue
+        first = next(iter(scores.values()))[0]
+        values = {
+            name: np.mean([seed.values for seed in seeds], axis=0)
+            for name, seeds in scores.items()
+            if seeds[0].names == first.names
+        }
+        frame = pd.DataFrame({"class": first.names, "images": first.images, **values})
+        tables.append(ClassTable(column.title, first.metric, frame[frame["images"] > 0]))
+    return tables
+
+
+@dataclass(frozen=True)
+class PairGain:
+    """The gain of a backbone over another one.
+
+    Attributes:
+        gain, low, high: interquartile mean over tasks in percent of the baseline; NaN if unknown.
+        verdict: of the gain: ``win``, ``loss``, ``tie`` or ``unknown``; '' without one.
+        wins, losses, undecided: number of tasks.
+    """
+
+    backbone: str
+    baseline: str
+    gain: float
+    low: float
+    high: float
+    verdict: str
+    wins: int
+    losses: int
+    undecided: int
+
+
+def all_pairs(analysis: Analysis) -> dict[tuple[str, str], PairGain]:
+    """(backbone, baseline) → their comparison; empty for fewer than three or over
+    ``MOST_PAIRED``.
+
+    All pairs hold jointly: each of B baselines has its own family of comparisons, judged at 5 % / B
+    (Bonferroni).
+    """
+    names = analysis.selection.backbones
+    if not 2 < len(names) <= MOST_PAIRED:
+        return {}
+    main = {key: sample for key, sample in analysis.samples.items() if key[2] == key[1].main}
+    pairs = {}
+    for base in names:
+        judged = judge(replace(analysis.selection, baseline=base), main, LEVEL / len(names))
+        for name in names:
+            outcomes = Counter(judged.tasks(name).values())
+            if name == base or not outcomes:
+                continue
+            gain = judged.gains[name].iqm if name in judged.gains else Estimate(NAN)
+            wins, losses = outcomes["win"], outcomes["loss"]
+            pairs[name, base] = PairGain(
+                name,
+                base,
+                gain.value,
+                gain.low,
+                gain.high,
+                gain.verdict() if name in judged.gains else "",
+                wins,
+                losses,
+                outcomes.total() - wins - losses,
+            )
+    return pairs
+
+
+# --- text
 
 
 def digits(estimates: Sequence[Estimate]) -> int:
@@ -241,7 +353,7 @@ def digits(estimates: Sequence[Estimate]) -> int:
     return 3 if sizes and float(np.median(sizes)) < 1 else 1
 
 
-def number(value: float, decimals: int, signed: bool = False) -> str:
+def decimal(value: float, decimals: int, signed: bool = False) -> str:
     """A number for people, with a true minus sign; ``–`` for NaN."""
     if not np.isfinite(value):
         return "–"
@@ -251,10 +363,18 @@ def number(value: float, decimals: int, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def interval(low: float, high: float, decimals: int, signed: bool = False) -> str:
+def bracketed(low: float, high: float, decimals: int, signed: bool = False) -> str:
     """``[low, high]``, or '' where an end is unknown."""
     finite = np.isfinite(low) and np.isfinite(high)
-    return f"[{number(low, decimals, signed)}, {number(high, decimals, signed)}]" if finite else ""
+    return (
+        f"[{decimal(low, decimals, signed)}, {decimal(high, decimals, signed)}]" if finite else ""
+    )
+
+
+def with_interval(estimate: Estimate, decimals: int, signed: bool = False) -> str:
+    """``71.2 [70.1, 72.3]``, or ``71.2 (no interval)``."""
+    ends = bracketed(estimate.low, estimate.high, decimals, signed) or "(no interval)"
+    return f"{decimal(estimate.value, decimals, signed)} {ends}"
 
 
 def count(amount: int, noun: str) -> str:

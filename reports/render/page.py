@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import pandas as pd
+from markupsafe import Markup, escape
+
 from reports.parts.study import study_frame, summary_frame
-from reports.parts.tables import ACROSS, count, interval, number
-from reports.parts.verdict import gain_words
+from reports.parts.summary import gain_words
+from reports.parts.tables import ACROSS, MetricColumn, Number, ResultTable, bracketed, decimal
+from reports.render.frames import (
+    html_cell,
+    html_table,
+    linked,
+    metric_sorter,
+    pair_cell,
+    sorter,
+)
 from reports.stats.resampling import RESAMPLES
 
 if TYPE_CHECKING:
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
     from reports.report import Report
 
 
-def render(report: Report) -> str:
+def render_page(report: Report) -> str:
     """The page as text.
 
     Plotly (4.8 MB) is embedded once, gzipped (1.4 MB), and unpacked by the browser; the tables are
@@ -38,8 +49,7 @@ def render(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
-        "number": number,
-        "count": count,
+        "decimal": decimal,
         "gain": gain_words,
         "frame": study_frame,
         "summary": summary_frame,
@@ -47,9 +57,10 @@ def render(report: Report) -> str:
     figures = report.all_figures()
     return environment.get_template("page.html.j2").render(
         report=report,
+        tables=PageTables(report),
+        linked=linked,
         run_link=functools.partial(run_link, report.ui_url),
-        runs_link=functools.partial(runs_link, report),
-        interval=interval,
+        bracketed=bracketed,
         ACROSS=ACROSS,
         RESAMPLES=RESAMPLES,
         figure_json=_script_safe({figure.id: figure.spec for figure in figures}),
@@ -57,6 +68,199 @@ def render(report: Report) -> str:
         script=_source("script.js"),
         plotly=_plotly() if figures else "",
     )
+
+
+class PageTables:
+    """The tables of the page as HTML."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def results(self, table: ResultTable) -> Markup:
+        """Backbones down, metrics across."""
+        caption = (
+            f"{table.title}: mean ± standard error over seeds, 95 % interval, difference to"
+            f" {self.report.baseline}; N: images."
+        )
+        row = functools.partial(self._named, marks=table.marks)
+        frame = table.frame.rename_axis(columns="Backbone")
+        return html_table(
+            frame, table.id, caption, cell=self._cell, row=row, head=self._metric_heading
+        )
+
+    def overview(self) -> Markup:
+        """Tasks down, or, of many backbones, backbones."""
+        report, table = self.report, self.report.overview
+        assert table is not None and report.provenance is not None
+        marks = {**table.marks, report.baseline: "baseline"}
+        caption = f"{len(report.columns)} tasks × {len(report.backbones)} backbones"
+        if any(column.letter for column in report.columns):
+            caption += (
+                ". A task that ran under several protocols has an entry for each (A, B …); numbers"
+                " of different protocols are never compared"
+            )
+        caption = f"At a glance: {caption}."
+        if len(report.backbones) > ACROSS:
+            facts = report.provenance.backbones
+
+            def backbone_row(name: str) -> Markup:
+                texts = [text for text in facts[name].values() if text]
+                numbers = [number for number in table.numbers if number.backbone == name]
+                decided = any(number.verdict in ("win", "loss") for number in numbers)
+                small = " · ".join(filter(None, [marks.get(name, ""), *texts]))
+                return self._row(name, self._named(name), small, " ".join([name, *texts]), decided)
+
+            frame = table.frame.rename_axis(columns="Backbone")
+            return html_table(
+                frame,
+                "overview",
+                caption,
+                cell=self._cell,
+                row=backbone_row,
+                head=self._metric_heading,
+            )
+
+        def head(name: str) -> Markup:
+            return sorter(name, marks.get(name, "metric, N images" if name == "Task" else ""))
+
+        frame = table.frame.T.rename_axis(columns="Task")
+        return html_table(
+            frame, "overview", caption, cell=self._cell, row=self._task_row, head=head
+        )
+
+    def _task_row(self, of: MetricColumn) -> Markup:
+        unit = f", {of.unit}" if of.unit else ""
+        images = f", N = {of.images}" if of.images else ""
+        way = "higher" if of.sign > 0 else "lower"
+        arrow = Markup('<span role="img" aria-label="{} is better">{}</span>').format(way, of.arrow)
+        title = Markup("/<wbr>").join(map(escape, of.column.title.split("/")))
+        small = Markup("{}{} {}{}").format(of.label, unit, arrow, images)
+        text = f"{of.column.title} {of.label} {of.metric} {of.column.kind}"
+        decided = self.report.decided(of.column)
+        return self._row(of.column.title, title, small, text, decided, of.column.kind)
+
+    def _row(
+        self, name: str, title: Markup, small: str, text: str, decided: bool, kind: str = ""
+    ) -> Markup:
+        """A heading with what the page sorts and filters by."""
+        return Markup(
+            '<data value="{}" data-text="{}" data-decided="{}" data-kind="{}">{}</data>'
+            "<small>{}</small>"
+        ).format(name, text.lower(), "yes" if decided else "no", kind, title, small)
+
+    def _named(self, name: str, marks: dict[str, str] | None = None) -> Markup:
+        colour = self.report.styles[name].colour
+        dot = Markup('<span class="dot" style="background:{}" aria-hidden="true"></span> {}')
+        mark = (marks or {}).get(name)
+        return dot.format(colour, name) + (Markup("<small>{}</small>").format(mark) if mark else "")
+
+    def _metric_heading(self, of: MetricColumn | str) -> Markup:
+        return sorter(of, first="ascending") if isinstance(of, str) else metric_sorter(of)
+
+    def _cell(self, number: Number) -> str:
+        return html_cell(number, self.report.baseline, runs_link(self.report, number.runs))
+
+    def pairs(self) -> Markup:
+        """Each backbone over each other one."""
+        names = self.report.backbones
+        cells = [[self.report.pairs.get((name, base)) for base in names] for name in names]
+        frame = pd.DataFrame(cells, names, names, dtype=object).rename_axis(columns="Backbone")
+        caption = "All pairs: mean gain of the row over the column, in percent of the column."
+        head = lambda name: sorter(name if name == "Backbone" else f"over {name}")
+        return html_table(frame, "pairs", caption, cell=pair_cell, row=self._named, head=head)
+
+    def published(self) -> Markup:
+        """Published numbers and ours."""
+        rows = [
+            {
+                "Backbone": row.backbone,
+                "Task": row.task,
+                "Metric": row.metric,
+                "Published": row.published,
+                "Here": row.ours or "–",
+                "Protocol of the source": row.protocol,
+                "Differences": row.differs,
+                "Source": Markup('<a href="{}" rel="noopener">{}</a>').format(row.url, row.source),
+            }
+            for row in self.report.published
+        ]
+        return _facts(rows, "published-numbers", "Published numbers and ours.", "facts-table wide")
+
+    def backbones(self) -> Markup:
+        """Properties of each backbone."""
+        assert self.report.provenance is not None
+        backbones = self.report.provenance.backbones
+        rows = [{"Backbone": name, **facts} for name, facts in backbones.items()]
+        caption = "Backbones: properties of each; FLOPs of one image at its own resolution."
+        return self.plain(pd.DataFrame(rows, dtype=object), "backbones", caption, "facts-table")
+
+    def weights(self) -> Markup:
+        """Where the weights are from, and their runs."""
+        assert self.report.provenance is not None
+        rows = []
+        for entry in self.report.provenance.weights:
+            runs = self._run(entry["run"])
+            if entry["train"]:
+                runs += Markup(", trained by ") + self._run(entry["train"])
+            dirty = "+dirty" if entry["commit"].endswith("+dirty") else ""
+            rows.append(
+                {
+                    "Backbone": entry["backbone"],
+                    "Seed": entry["seed"],
+                    "Source": _mono(entry["source"]),
+                    "sha256": _mono(entry["sha256"][:12], entry["sha256"]),
+                    "Licence": entry["licence"],
+                    "Code": _mono(entry["commit"][:10] + dirty, entry["commit"]),
+                    "Run": _mono(runs),
+                }
+            )
+        caption = "Weights: one row for each backbone and seed, with the MLflow run of its numbers."
+        return _facts(rows, "weights", caption)
+
+    def _run(self, run: Record) -> Markup:
+        return linked(run.run_id[:12], run_link(self.report.ui_url, run))
+
+    def data(self) -> Markup:
+        """Datasets and their fingerprints."""
+        assert self.report.provenance is not None
+        rows = [
+            {
+                "Dataset": entry["name"],
+                "Fingerprint": _mono(entry["fingerprint"]),
+                "Complete": "partial" if entry["partial"] else "complete",
+            }
+            for entry in self.report.provenance.data
+        ]
+        caption = "Data: the fingerprint is a hash over names and content of all samples used."
+        return _facts(rows, "data", caption)
+
+    def differences(self, task: str, differing: dict[str, dict[str, Any]]) -> Markup:
+        """Settings that differ between the protocols of a task."""
+        rows = [
+            {"Setting": name, **{letter: _mono(str(value)) for letter, value in values.items()}}
+            for name, values in differing.items()
+        ]
+        caption = f"Protocols of {task}: settings that differ."
+        return _facts(rows, f"protocols-{task.replace('/', '-')}", caption)
+
+    def plain(self, frame: pd.DataFrame, name: str, caption: str, css: str = "") -> Markup:
+        """A sortable table of plain values, the first column as its rows."""
+        first, *_ = frame.columns
+        frame = frame.set_index(first).rename_axis(index=None, columns=first)
+        head = functools.partial(sorter, first="ascending")
+        return html_table(frame, name, caption, head=head, css=f"{css} sortable".strip())
+
+
+def _facts(rows: list[dict[str, Any]], name: str, caption: str, css: str = "facts-table") -> Markup:
+    """A table of text, the first column as its rows."""
+    frame = pd.DataFrame(rows, dtype=object)
+    first, *_ = frame.columns
+    frame = frame.set_index(first).rename_axis(index=None, columns=first)
+    return html_table(frame, name, caption, head=escape, css=css)
+
+
+def _mono(text: str, title: str = "") -> Markup:
+    return Markup('<span class="mono" title="{}">{}</span>').format(title, text)
 
 
 def run_link(ui_url: str, run: Record) -> str:

@@ -26,11 +26,11 @@
       if (!button) return;
       button.addEventListener("click", () => {
         const now = head.getAttribute("aria-sort");
-        const first = head.dataset.first || "descending", second = first === "descending" ? "ascending" : "descending";
+        const first = button.dataset.first, second = first === "descending" ? "ascending" : "descending";
         const next = now === first ? second : now === second ? null : first;
         heads.forEach(h => h.removeAttribute("aria-sort"));
         if (next) head.setAttribute("aria-sort", next);
-        const value = row => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+        const value = row => $("data", row.cells[column])?.value ?? row.cells[column].textContent.trim();
         const rows = next ? [...original].sort((a, b) => compare(value(a), value(b), next === "ascending" ? 1 : -1)) : original;
         body.append(...rows);
         announce(next ? `Sorted by ${button.textContent.trim()}, ${next}` : "In the original order");
@@ -58,8 +58,9 @@
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const row of $$("#t-overview tbody tr")) {
-      const matches = words.every(word => row.dataset.text.includes(word)) && (!kind?.value || row.dataset.kind === kind.value)
-        && (!decided.checked || row.dataset.decided === "yes");
+      const about = $("[data-text]", row).dataset;
+      const matches = words.every(word => about.text.includes(word)) && (!kind?.value || about.kind === kind.value)
+        && (!decided.checked || about.decided === "yes");
       row.hidden = !matches; shown += matches;
     }
     $("#none").hidden = shown > 0;

@@ -12,8 +12,6 @@ content.groups.forEach((group, number) => {
 for (const licence of [...new Set(content.backbones.map(b => b.licence))].filter(Boolean).sort())
   byId("licence").append(make("option", licence, { value: licence }));
 
-const format = value => Math.abs(value) >= 10 ? value.toFixed(1) : value.toPrecision(3);
-const place = ([, , first, last]) => first === last ? `${first}` : `${first}–${last}`;
 const millions = count => count ? `${(count / 1e6).toFixed(count < 1e7 ? 1 : 0)} M` : "";
 
 function show() {
@@ -23,9 +21,9 @@ function show() {
     [b.name, b.architecture, b.weights, b.source, b.file].join(" ").toLowerCase().includes(text)
     && (!size || (b.parameters && b.parameters <= size)) && (!licence || b.licence === licence)
     && group.columns.some(c => content.columns[c].cells[b.name]));
-  const key = b => { const p = group.places[b.name]; return p ? [p[2], p[3]] : [Infinity, 0]; };
+  const key = b => group.places[b.name]?.order ?? [Infinity, 0];
   const sign = single ? content.columns[group.columns[0]].direction : 1;
-  const score = b => sign * (group.places[b.name]?.[0] ?? -Infinity);
+  const score = b => sign * (group.places[b.name]?.value ?? -Infinity);
   shown.sort((a, b) => key(a)[0] - key(b)[0] || key(a)[1] - key(b)[1] || score(b) - score(a));
   byId("head").replaceChildren(heading(group, single));
   byId("rows").replaceChildren(...shown.map(b => row(b, group, single)));
@@ -51,7 +49,7 @@ function row(backbone, group, single) {
   const standing = group.places[backbone.name], line = make("tr", "", { className: standing ? "" : "out" });
   const name = make("th", backbone.name, { scope: "row" });
   name.append(make("small", [backbone.weights || backbone.architecture, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
-  line.append(name, make("td", standing ? place(standing) : "–"), make("td", millions(backbone.parameters)));
+  line.append(name, make("td", standing?.place ?? "–"), make("td", millions(backbone.parameters)));
   if (!single) line.append(standing ? number(standing) : make("td", "–"));
   for (const c of group.columns) {
     const cell = content.columns[c].cells[backbone.name];
@@ -65,17 +63,17 @@ function row(backbone, group, single) {
   return line;
 }
 
-function number([value, half]) {
+function number({ text, spread }) {
   const entry = make("td");
-  entry.append(make("span", format(value), { className: "num" }), make("span", `± ${half.toPrecision(2)}`, { className: "ci" }));
+  entry.append(make("span", text, { className: "num" }), make("span", spread, { className: "ci" }));
   return entry;
 }
 
 function detail(backbone, c, cell) {
   const column = content.columns[c];
   byId("detail-title").textContent = `${backbone.name} · ${column.task}`;
-  byId("detail-text").textContent = `${column.metric} ${format(cell[0])} ± ${cell[1]}, place ${place(cell)}, ${cell[4]} seed${cell[4] > 1 ? "s" : ""}, `
-    + `${column.images} images, file ${cell[5]}${backbone.source ? " by " + backbone.source : ""}. Weights ${backbone.weights || "?"}, sha256 ${backbone.sha256}.`;
+  byId("detail-text").textContent = `${column.metric} ${cell.text} ${cell.spread}, place ${cell.place}, ${cell.seeds} seed${cell.seeds > 1 ? "s" : ""}, `
+    + `${column.images} images, file ${cell.file}${backbone.source ? " by " + backbone.source : ""}. Weights ${backbone.weights || "?"}, sha256 ${backbone.sha256}.`;
   byId("detail-protocol").textContent = JSON.stringify(content.protocols[c], null, 2);
   byId("detail").showModal();
 }

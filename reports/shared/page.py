@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from reports.shared.standings import Column, Standing, Standings, standings
+from reports.render.frames import place_cell
+from reports.shared.standings import Leaderboard, SharedColumn, rank_backbones
 
 
-def leaderboard(results: Standings, title: str, about: str) -> str:
+def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
     """The page as text.
 
     Args:
@@ -39,9 +40,8 @@ def leaderboard(results: Standings, title: str, about: str) -> str:
     )
 
 
-def _column(column: Column) -> dict[str, Any]:
-    """A column, and its numbers: backbone → (value, half of the interval, first and last place,
-    seeds, file)."""
+def _column(column: SharedColumn) -> dict[str, Any]:
+    """A column, and its numbers by backbone."""
     return {
         "task": column.task,
         "kind": column.kind,
@@ -50,26 +50,17 @@ def _column(column: Column) -> dict[str, Any]:
         "direction": column.metric.direction,
         "images": column.images,
         "cells": {
-            name: [
-                *_standing(standing),
-                len(column.values[name]),
-                column.sources[name],
-            ]
-            for name, standing in standings([column]).items()
+            name: {
+                **place_cell(place),
+                "seeds": len(column.values[name]),
+                "file": column.sources[name],
+            }
+            for name, place in rank_backbones([column]).items()
         },
     }
 
 
-def _standing(standing: Standing) -> list[float]:
-    return [
-        float(f"{standing.score:.5g}"),
-        float(f"{standing.half_width:.3g}"),
-        standing.first,
-        standing.last,
-    ]
-
-
-def _groups(columns: Sequence[Column]) -> list[dict[str, Any]]:
+def _groups(columns: Sequence[SharedColumn]) -> list[dict[str, Any]]:
     """What one can rank by: all tasks, those of one probe or one dataset, and each task."""
     members: dict[str, list[int]] = defaultdict(list)
     for number, column in enumerate(columns):
@@ -81,8 +72,8 @@ def _groups(columns: Sequence[Column]) -> list[dict[str, Any]]:
         members[f"task: {task}{letter}"].append(number)
     groups = []
     for label, numbers in members.items():
-        standing_by_name = standings([columns[number] for number in numbers])
-        ranked = {name: _standing(standing) for name, standing in standing_by_name.items()}
+        places = rank_backbones([columns[number] for number in numbers])
+        ranked = {name: place_cell(place) for name, place in places.items()}
         groups.append({"label": label, "columns": numbers, "places": ranked})
     return groups
 

@@ -21,21 +21,27 @@ from reports.cell import Cell, ParentRun
 from reports.metrics import Metric
 from reports.shared.archive import SharedResults
 from reports.shared.check import check_results
-from reports.stats.intervals import FEW, LEVEL, Part, half_width
+from reports.stats.intervals import (
+    LEVEL,
+    MIN_IMAGES,
+    half_widths,
+    variances_of_differences,
+)
 from reports.stats.multiplicity import sidak
 from reports.stats.resampling import image_weights
+from reports.stats.seeds import pooled_variance
 
 RESAMPLES = 200
-SHARES = np.sin(np.linspace(0, np.pi / 2, 33)) ** 2  # denser at the ends
 
 
 @dataclass
-class Column:
+class SharedColumn:
     """A task under one protocol and version of the data.
 
     Attributes:
         values: backbone → the main metric with each seed.
-        moved: backbone → (R,) what each resample of the images adds to the mean over seeds.
+        deviations: backbone → with each seed, (R,) the metric over each resample of the images
+            minus the metric over all.
         sources: backbone → title of its file.
         units: names of what is resampled, the images or what they are made of.
     """
@@ -49,7 +55,7 @@ class Column:
     conditions: dict[str, Any]
     units: tuple[str, ...]
     values: dict[str, list[float]] = field(default_factory=dict)
-    moved: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    deviations: dict[str, list[np.ndarray]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -67,7 +73,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Place:
     """A backbone's score with its half width, and the interval of its place."""
 
     score: float
@@ -77,10 +83,10 @@ class Standing:
 
 
 @dataclass
-class Standings:
+class Leaderboard:
     """Everything that the page shows; ``backbones`` has what is known of each."""
 
-    columns: dict[tuple[str, str], Column] = field(default_factory=dict)
+    columns: dict[tuple[str, str], SharedColumn] = field(default_factory=dict)
     backbones: dict[str, dict[str, str | float]] = field(default_factory=dict)
     weights: dict[tuple[str, int], str] = field(default_factory=dict)
 
@@ -105,14 +111,14 @@ class Standings:
             resampled = own.metrics[cell.main](column.weights(own.units))
             value = cell.metrics[cell.main]
             column.values.setdefault(name, []).append(value)
-            moved = np.where(np.isfinite(resampled), resampled - value, 0.0)
-            column.moved.setdefault(name, []).append(moved)
+            deviations = np.where(np.isfinite(resampled), resampled - value, 0.0)
+            column.deviations.setdefault(name, []).append(deviations)
 
-    def _column(self, results: SharedResults, cell: Cell, units: tuple[str, ...]) -> Column:
+    def _column(self, results: SharedResults, cell: Cell, units: tuple[str, ...]) -> SharedColumn:
         conditions = results.json(cell, PROTOCOL)
         key = cell.task, settings_key(conditions)
         if key not in self.columns:
-            self.columns[key] = Column(
+            self.columns[key] = SharedColumn(
                 cell.task,
                 cell.kind,
                 cell.probe,
@@ -144,8 +150,8 @@ def _describe(results: SharedResults, parent: ParentRun) -> dict[str, str | floa
     }
 
 
-def standings(columns: Sequence[Column]) -> dict[str, Standing]:
-    """Backbone → its standing over columns, of those that are in all of them.
+def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, Place]:
+    """Backbone → its place over columns, of those that are in all of them.
 
     Of one column the score is the metric. Of several it is the mean over them of (metric - median)
     / standard deviation, over the backbones in the column, positive where better.
@@ -154,7 +160,7 @@ def standings(columns: Sequence[Column]) -> dict[str, Standing]:
     if not names:
         return {}
     scores = np.zeros(len(names))
-    moved = np.zeros((len(names), RESAMPLES))
+    shifts = np.zeros((len(names), RESAMPLES))
     noise, freedom = np.zeros(len(names)), 0
     for column in columns:
         values = np.array([np.mean(column.values[name]) for name in names])
@@ -164,24 +170,24 @@ def standings(columns: Sequence[Column]) -> dict[str, Standing]:
             scale /= len(columns) * (float(values.std()) or 1.0)
         scores += scale * (values - shift)
         for row, name in enumerate(names):
-            deviations = np.mean(column.moved[name], axis=0)
-            moved[row] += scale * np.resize(deviations, RESAMPLES)
-        variance, df = _seed_variance(column, names)
+            deviations = np.mean(column.deviations[name], axis=0)
+            shifts[row] += scale * np.resize(deviations, RESAMPLES)
+        variance, df = pooled_variance([column.values[name] for name in names])
         noise += scale**2 * variance
         freedom += df
     difference = scores[:, None] - scores[None]
     images = min(column.images for column in columns)
     level = sidak(max(len(names) - 1, 1))
     seeds = noise[:, None] + noise[None]
-    reach = _half_widths(_pairwise(np.cov(moved)), images - 1, seeds, freedom, level)
-    if images < FEW:
+    reach = half_widths(variances_of_differences(shifts), images - 1, seeds, freedom, level)
+    if images < MIN_IMAGES:
         reach[:] = np.inf
     better = (difference > reach).sum(axis=0)  # number of backbones that beat each
     worse = (difference > reach).sum(axis=1)
-    half = _half_widths(moved.var(axis=1, ddof=1), images - 1, noise, freedom, LEVEL)
+    half = half_widths(shifts.var(axis=1, ddof=1), images - 1, noise, freedom, LEVEL)
     sign = columns[0].metric.direction if len(columns) == 1 else 1
     return {
-        name: Standing(
+        name: Place(
             sign * float(scores[row]),
             float(half[row]),
             1 + int(better[row]),
@@ -189,34 +195,3 @@ def standings(columns: Sequence[Column]) -> dict[str, Standing]:
         )
         for row, name in enumerate(names)
     }
-
-
-def _pairwise(covariance: np.ndarray) -> np.ndarray:
-    covariance = np.atleast_2d(covariance)
-    own = np.diag(covariance)
-    return np.maximum(own[:, None] + own[None] - 2 * covariance, 0.0)
-
-
-def _seed_variance(column: Column, names: Sequence[str]) -> tuple[np.ndarray, int]:
-    """Variance of each mean over seeds, from the variance that all backbones share; its degrees of
-    freedom. Zero where no backbone has several seeds."""
-    counts = np.array([len(column.values[name]) for name in names])
-    squares = sum(np.var(column.values[name]) * len(column.values[name]) for name in names)
-    freedom = int((counts - 1).sum())
-    return squares / max(freedom, 1) / counts, freedom
-
-
-def _half_widths(
-    images: np.ndarray, images_df: int, seeds: np.ndarray, seeds_df: int, level: float
-) -> np.ndarray:
-    """Half of the width of each interval, from the variances of images and of seeds.
-
-    ``half_width`` at some shares of seeds in the variance, and interpolated between them.
-    """
-    total = images + seeds
-    nodes = [
-        half_width((Part(1 - share, max(images_df, 1)), Part(share, max(seeds_df, 1), 2)), level)
-        for share in SHARES
-    ]
-    share = np.divide(seeds, total, out=np.zeros_like(total), where=total > 0)
-    return np.exp(np.interp(share, SHARES, np.log(nodes))) * np.sqrt(total)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from reports.stats.intervals import Estimate
-from reports.stats.resampling import Sample
+from reports.stats.resampling import MetricSample
 
 
 def relative_gain(value: float, base: float, sign: int, floor: float) -> float:
@@ -53,7 +53,7 @@ def by_task(tasks: Sequence[str]) -> np.ndarray:
 
 
 def probability_of_improvement(
-    pairs: Sequence[tuple[Sample, Sample, int]], tasks: Sequence[str]
+    pairs: Sequence[tuple[MetricSample, MetricSample, int]], tasks: Sequence[str]
 ) -> float:
     """How often a run of ``mine`` is better than one of ``base``, the mean over tasks.
 

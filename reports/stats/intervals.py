@@ -18,19 +18,20 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from reports.stats.resampling import Contrast, Sample
+from reports.stats.resampling import MetricSample, Quantity
 from reports.stats.seeds import NO_PRIOR, SeedPrior
 
 LEVEL = 0.05
-FEW = 20  # images: with fewer, nothing is decided
+MIN_IMAGES = 20  # images: with fewer, nothing is decided
 POWER = 0.8
 MOST_SEEDS = 50  # that are ever recommended
-MATCHING = 0.04  # level from which intervals match it; below, verdicts err on the safe side
+MATCHED_LEVEL = 0.04  # level from which intervals match it; below, verdicts err on the safe side
 NEGLIGIBLE = 1e-12  # share of the variance
-NODES = 2000  # of the quadrature
+MAX_NODES = 2000  # of the quadrature
+SHARES = np.sin(np.linspace(0, np.pi / 2, 33)) ** 2  # of seeds; denser at the ends
 FOR_INTERACTION = 200  # resamples that the interaction is estimated from
 
-Formula = Callable[[np.ndarray], np.ndarray]  # (T, n) values of T contrasts → (n,)
+Formula = Callable[[np.ndarray], np.ndarray]  # (T, n) values of T quantities → (n,)
 
 
 class Part(NamedTuple):
@@ -126,12 +127,12 @@ class Estimate:
         """``win``, ``loss``, ``tie`` or ``unknown``.
 
         A difference counts if its interval excludes zero; without an interval, or on fewer than
-        ``FEW`` images, it is unknown.
+        ``MIN_IMAGES`` images, it is unknown.
 
         Args:
             sign: +1 where higher is better, else -1.
         """
-        if not self.parts or 0 < self.images < FEW:
+        if not self.parts or 0 < self.images < MIN_IMAGES:
             return "unknown"
         if abs(self.value) <= self.reach:
             return "tie"
@@ -177,13 +178,13 @@ def wilson(share: float, size: float, quantile: float) -> tuple[float, float]:
 def half_width(parts: tuple[Part, ...], level: float) -> float:
     """Half of the width of an interval that misses with probability ``level``.
 
-    Each part of the noise is its standard error × Student's t; their sum has the distribution of
-    Behrens (1929) and Fisher (1935), the posterior of a mean whose variances are scaled inverse χ².
-    It misses no more often than it should (Robinson, Ann. Stat. 4, 1976), but where seeds have few
-    degrees of freedom less often. So from ``MATCHING`` on, a part with d of them and the share w of
-    the variance has two more with probability 1 - w (1 + 1/d), which misses as often as it should
-    up to terms in 1/d² (docs/statistics.md derives it). Given its χ², a part is normal; the mean
-    over χ² is by quadrature.
+    Each part of the noise is its standard error × Student's t. Their sum has the distribution of
+    Behrens (1929) and Fisher (1935), by quadrature over each part's χ². Such an interval misses too
+    rarely where seeds have few degrees of freedom. So from ``MATCHED_LEVEL`` on, a part of seeds
+    with d degrees of freedom and the share w of the variance gets d + 2 of them with this
+    probability, which is right up to terms in 1/d² (docs/statistics.md derives it)::
+
+        1 - w (1 + 1/d)
     """
     total = sum(part.variance for part in parts)
     if total == 0:
@@ -196,7 +197,7 @@ def half_width(parts: tuple[Part, ...], level: float) -> float:
     weights: np.ndarray = np.ones(1)
     for part in positive:
         mixed = 0.0
-        if level >= MATCHING and part.seeds:
+        if level >= MATCHED_LEVEL and part.seeds:
             mixed = max(1 - part.variance / total * (1 + 1 / part.df), 0.0)
         inflation, weight = _inverse_chi_square(part.df, part.df)
         if mixed > 0:
@@ -205,9 +206,9 @@ def half_width(parts: tuple[Part, ...], level: float) -> float:
             weight = np.append((1 - mixed) * weight, mixed * more_weight)
         variances = np.add.outer(variances, part.variance * inflation).ravel()
         weights = np.multiply.outer(weights, weight).ravel()
-        if len(variances) > NODES:
+        if len(variances) > MAX_NODES:
             order = np.argsort(variances)
-            starts = np.arange(0, len(order), -(-len(order) // NODES))
+            starts = np.arange(0, len(order), -(-len(order) // MAX_NODES))
             merged = np.add.reduceat(weights[order], starts)
             variances = np.add.reduceat((weights * variances)[order], starts) / merged
             weights = merged
@@ -223,6 +224,29 @@ def half_width(parts: tuple[Part, ...], level: float) -> float:
     return float(optimize.brentq(excess, least / 4, most, rtol=1e-6))
 
 
+def half_widths(
+    images: np.ndarray, images_df: int, seeds: np.ndarray, seeds_df: int, level: float
+) -> np.ndarray:
+    """``half_width`` of many intervals at once, from the variances of images and of seeds.
+
+    It is computed at some shares of seeds in the variance, and interpolated between them.
+    """
+    total = images + seeds
+    nodes = [
+        half_width((Part(1 - share, max(images_df, 1)), Part(share, max(seeds_df, 1), 2)), level)
+        for share in SHARES
+    ]
+    share = np.divide(seeds, total, out=np.zeros_like(total), where=total > 0)
+    return np.exp(np.interp(share, SHARES, np.log(nodes))) * np.sqrt(total)
+
+
+def variances_of_differences(deviations: np.ndarray) -> np.ndarray:
+    """(T, T) variance over resamples of the difference of each two of (T, R) quantities."""
+    covariance = np.atleast_2d(np.cov(deviations))
+    own = np.diag(covariance)
+    return np.maximum(own[:, None] + own[None] - 2 * covariance, 0.0)
+
+
 @functools.lru_cache(maxsize=256)
 def _inverse_chi_square(scale: float, df: float) -> tuple[np.ndarray, np.ndarray]:
     """Nodes of scale / χ² and weights, by the trapezoid rule over the logit of probability."""
@@ -231,15 +255,15 @@ def _inverse_chi_square(scale: float, df: float) -> tuple[np.ndarray, np.ndarray
     return scale / (2 * special.gammaincinv(df / 2, probability)), weights / weights.sum()
 
 
-def estimate(contrast: Contrast, prior: SeedPrior = NO_PRIOR) -> Estimate:
-    """A contrast with its interval.
+def estimate(quantity: Quantity, prior: SeedPrior = NO_PRIOR) -> Estimate:
+    """A quantity with its interval.
 
     Args:
         prior: of its seed variance.
     """
-    plain = combine([contrast])
-    scale = contrast.image_variance / len(contrast.samples)
-    if not contrast.varies or scale == 0:
+    plain = combine([quantity])
+    scale = quantity.image_variance / len(quantity.samples)
+    if not quantity.varies or scale == 0:
         return plain
     parts = []
     for part in plain.parts:
@@ -251,60 +275,62 @@ def estimate(contrast: Contrast, prior: SeedPrior = NO_PRIOR) -> Estimate:
 
 
 def combine(
-    contrasts: Sequence[Contrast],
+    quantities: Sequence[Quantity],
     formula: Formula = lambda values: values[0],
     around: np.ndarray | None = None,
 ) -> Estimate:
-    """``formula`` of contrasts, with the noise of seeds and images that they share.
+    """``formula`` of quantities, with the noise of seeds and images that they share.
 
-    A contrast without resamples, or with one seed, contributes nothing to that noise; values that
+    A quantity without resamples, or with one seed, contributes nothing to that noise; values that
     are equal with all seeds, without resamples, have none that is known.
 
     Args:
-        around: (T,) values of the contrasts at which noise is evaluated; default: their own.
+        around: (T,) values of the quantities at which noise is evaluated; default: their own.
     """
-    means = np.array([[contrast.value] for contrast in contrasts])
+    means = np.array([[quantity.value] for quantity in quantities])
     value = float(formula(means)[0])
     means = means if around is None else around[:, None]
     parts, interaction = [], 0.0
-    for group in _groups(contrasts):
+    for group in _groups(quantities):
         part, shared = _of_seeds(group, means, formula)
         parts.append(part)
         interaction += shared
-    images = min((contrast.images for contrast in contrasts if contrast.images > 1), default=0)
+    images = min((quantity.images for quantity in quantities if quantity.images > 1), default=0)
     if images:
-        variance = float(np.nanvar(formula(means + deviations(contrasts)), ddof=1))
+        variance = float(np.nanvar(formula(means + deviations(quantities)), ddof=1))
         parts.insert(0, Part(max(variance - interaction, 0.0), images - 1))
-    elif not any(contrast.varies for contrast in contrasts):
+    elif not any(quantity.varies for quantity in quantities):
         parts = []  # equal values are no evidence that there is no noise
-    seeds = min(contrast.seeds for contrast in contrasts)
+    seeds = min(quantity.seeds for quantity in quantities)
     return Estimate(value, tuple(parts), seeds=seeds, images=images)
 
 
-def deviations(contrasts: Sequence[Contrast]) -> np.ndarray:
-    """(T, R) what each resample of images adds; 0 for contrasts without resamples."""
-    every = [contrast.deviations() for contrast in contrasts]
+def deviations(quantities: Sequence[Quantity]) -> np.ndarray:
+    """(T, R) what each resample of images adds; 0 for quantities without resamples."""
+    every = [quantity.deviations() for quantity in quantities]
     count = min(len(each) for each in every if each is not None)
     return np.stack([np.zeros(count) if each is None else each[:count] for each in every])
 
 
-def _groups(contrasts: Sequence[Contrast]) -> list[dict[int, Sample]]:
-    """Groups of samples that share their seeds, by the index of their contrast.
+def _groups(quantities: Sequence[Quantity]) -> list[dict[int, MetricSample]]:
+    """Groups of samples that share their seeds, by the index of their quantity.
 
     Paired samples are one group, and each side of unpaired ones.
     """
-    groups: dict[tuple[int, int], dict[int, Sample]] = {}
-    for index, contrast in enumerate(contrasts):
-        if contrast.seeds > 1:
-            for side, sample in enumerate(contrast.samples):
-                groups.setdefault((len(contrast.samples), side), {})[index] = sample
+    groups: dict[tuple[int, int], dict[int, MetricSample]] = {}
+    for index, quantity in enumerate(quantities):
+        if quantity.seeds > 1:
+            for side, sample in enumerate(quantity.samples):
+                groups.setdefault((len(quantity.samples), side), {})[index] = sample
     return list(groups.values())
 
 
-def _of_seeds(group: dict[int, Sample], means: np.ndarray, formula: Formula) -> tuple[Part, float]:
+def _of_seeds(
+    group: dict[int, MetricSample], means: np.ndarray, formula: Formula
+) -> tuple[Part, float]:
     """The noise of a group's seeds, and its part that the noise of images contains, too.
 
-    Each seed moves all contrasts that it is in at once. Where seeds are missing in a contrast, the
+    Each seed moves all quantities that it is in at once. Where seeds are missing in a quantity, the
     deviations of the others are enlarged so that it has its own variance.
     """
     value = float(formula(means)[0])
@@ -312,17 +338,17 @@ def _of_seeds(group: dict[int, Sample], means: np.ndarray, formula: Formula) -> 
     count = len(seeds)
     widths = [s.resamples.shape[1] for s in group.values() if s.resamples is not None]
     width = min([FOR_INTERACTION, *widths]) if widths else 0
-    moved = np.zeros((len(means), count))
+    shift = np.zeros((len(means), count))
     both = np.zeros((len(means), count, width))
     for index, sample in group.items():
         own = len(sample.seeds)
         scale = np.sqrt(count * (count - 1) / (own * (own - 1)))
         columns = [seeds.index(seed) for seed in sample.seeds]
-        moved[index, columns] = scale * (sample.values - sample.values.mean())
+        shift[index, columns] = scale * (sample.values - sample.values.mean())
         if sample.resamples is not None:
             departs = sample.resamples[:, :width] - sample.values[:, None]
             both[index, columns] = scale * (departs - departs.mean(axis=0))
-    spread = float(np.sum((formula(means + moved) - value) ** 2)) / (count * (count - 1))
+    spread = float(np.sum((formula(means + shift) - value) ** 2)) / (count * (count - 1))
     shared = 0.0
     if width:
         values = formula(means + both.reshape(len(means), -1)).reshape(count, width)

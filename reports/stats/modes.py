@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-LEAST = 0.25
+MIN_LIKENESS = 0.25
 
 
-def likeness_kept(small: np.ndarray, large: np.ndarray) -> float:
+def part_likeness(small: np.ndarray, large: np.ndarray) -> float:
     """How much of what tells parts of images apart survives a change of size.
 
     ::
@@ -22,9 +22,9 @@ def likeness_kept(small: np.ndarray, large: np.ndarray) -> float:
 
     s is the mean cosine of a part at one size and the same part at the other, o that of different
     parts at one size. 1: sizes change nothing; 0: a part is no more like itself than like others.
-    Below ``LEAST`` the features have changed mode. EfficientNet-Lite0, trained at 224 px, keeps
-    0.8 from 224 to 320 px and 0.6 from 224 to 448 px in its last map, ViTs with random weights 0.9;
-    a network that switches to other weights keeps 0.
+    Below ``MIN_LIKENESS`` the features have changed mode. EfficientNet-Lite0, trained at 224 px,
+    keeps 0.8 from 224 to 320 px and 0.6 from 224 to 448 px in its last map, ViTs with random
+    weights 0.9; a network that switches to other weights keeps 0.
 
     Args:
         small, large: (parts, C), the same parts in the same order.

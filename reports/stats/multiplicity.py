@@ -1,4 +1,4 @@
-"""Many comparisons at once: the level of each at which all of them err in one report of twenty.
+"""Many comparisons at once: the level of each at which one report in twenty has any error.
 
 Max-T (Westfall, Young 1993): the largest of all studentised differences, if all backbones were
 equal, from the resamples that the comparisons share, so that tasks on the same images and backbones
@@ -37,20 +37,22 @@ def joint_level(
     """
     sizes = families or [1] * len(estimates)
     judged = [
-        (estimate, moved, size)
-        for estimate, moved, size in zip(estimates, deviations, sizes, strict=True)
+        (estimate, deviation, size)
+        for estimate, deviation, size in zip(estimates, deviations, sizes, strict=True)
         if estimate.variance > 0
     ]
     # what is drawn belongs to a comparison, in whatever order the store has the runs
     judged.sort(key=lambda each: (each[0].value, each[0].variance))
     if len(judged) < 2:
         return error_rate
-    width = max((len(moved) for _, moved, _ in judged if moved is not None), default=1)
+    width = max((len(deviation) for _, deviation, _ in judged if deviation is not None), default=1)
     standard = np.zeros((len(judged), width), np.float32)
     share = np.zeros((len(judged), 1), np.float32)
-    for row, (estimate, moved, _) in enumerate(judged):
-        if moved is not None and (spread := np.nanstd(moved)) > 0:
-            standard[row] = np.resize(np.nan_to_num((moved - np.nanmean(moved)) / spread), width)
+    for row, (estimate, deviation, _) in enumerate(judged):
+        if deviation is not None and (spread := np.nanstd(deviation)) > 0:
+            standard[row] = np.resize(
+                np.nan_to_num((deviation - np.nanmean(deviation)) / spread), width
+            )
             of_images = sum(part.variance for part in estimate.parts if not part.seeds)
             share[row] = of_images / estimate.variance
     images = standard @ _normal(width) / np.sqrt(width)

@@ -18,12 +18,12 @@ import numpy as np
 from reports.stats.seeds import SeedNoise
 
 RESAMPLES = 1000
-CELLS = 25_000_000  # weights in a block, which bounds the memory
+BLOCK = 25_000_000  # weights in a block, which bounds the memory
 ROUNDING = 1e-9  # relative
 
 
 @dataclass(frozen=True)
-class Sample:
+class MetricSample:
     """A metric of one backbone in one column.
 
     Attributes:
@@ -47,36 +47,36 @@ class Sample:
             rows = np.hstack([rows, self.resamples[:, np.isfinite(self.resamples).all(axis=0)]])
         return bool(np.any(np.ptp(rows, axis=0) > ROUNDING * np.abs(rows).max()))
 
-    def of(self, seeds: Sequence[int]) -> Sample:
+    def of(self, seeds: Sequence[int]) -> MetricSample:
         """The sample of these seeds alone."""
         rows = [self.seeds.index(seed) for seed in seeds]
         resamples = None if self.resamples is None else self.resamples[rows]
-        return Sample(tuple(seeds), self.values[rows], resamples, self.images)
+        return MetricSample(tuple(seeds), self.values[rows], resamples, self.images)
 
-    def minus(self, base: Sample) -> Sample:
+    def minus(self, base: MetricSample) -> MetricSample:
         """The difference to a sample of the same seeds, on the same resamples if both have them."""
         values = self.values - base.values
         if self.resamples is None or base.resamples is None or self.images != base.images:
-            return Sample(self.seeds, values)
+            return MetricSample(self.seeds, values)
         count = min(self.resamples.shape[1], base.resamples.shape[1])
         resamples = self.resamples[:, :count] - base.resamples[:, :count]
-        return Sample(self.seeds, values, resamples, self.images)
+        return MetricSample(self.seeds, values, resamples, self.images)
 
-    def times(self, factor: float) -> Sample:
+    def times(self, factor: float) -> MetricSample:
         """The sample in another unit."""
         resamples = None if self.resamples is None else self.resamples * factor
-        return Sample(self.seeds, self.values * factor, resamples, self.images)
+        return MetricSample(self.seeds, self.values * factor, resamples, self.images)
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Quantity:
     """The subject of an interval: the sum of one or two samples with independent seeds.
 
     One sample is a number, or a difference whose two sides have seeds in common; two samples are a
     difference whose sides were made with different seeds, the second one negative.
     """
 
-    samples: tuple[Sample, ...]
+    samples: tuple[MetricSample, ...]
 
     @property
     def value(self) -> float:
@@ -135,12 +135,12 @@ class Contrast:
         total = np.sum([mean[:count] for mean in means], axis=0)
         return (total - self.value) * np.sqrt(self.images / (self.images - 1))
 
-    def times(self, factor: float) -> Contrast:
-        """The contrast in another unit."""
-        return Contrast(tuple(sample.times(factor) for sample in self.samples))
+    def times(self, factor: float) -> Quantity:
+        """The quantity in another unit."""
+        return Quantity(tuple(sample.times(factor) for sample in self.samples))
 
 
-def contrast(mine: Sample, base: Sample) -> Contrast:
+def difference(mine: MetricSample, base: MetricSample) -> Quantity:
     """``mine`` - ``base``: value and noise come from the same seeds.
 
     Several shared seeds are paired. Otherwise the sides are independent if each has several seeds,
@@ -149,11 +149,11 @@ def contrast(mine: Sample, base: Sample) -> Contrast:
     shared = sorted(set(mine.seeds) & set(base.seeds))
     several = min(len(mine.seeds), len(base.seeds)) > 1
     if len(shared) > 1 or (shared and not several):
-        return Contrast((mine.of(shared).minus(base.of(shared)),))
+        return Quantity((mine.of(shared).minus(base.of(shared)),))
     sides = [mine, base.times(-1)]
     if mine.images != base.images:
-        sides = [Sample(side.seeds, side.values) for side in sides]
-    return Contrast(tuple(sides))
+        sides = [MetricSample(side.seeds, side.values) for side in sides]
+    return Quantity(tuple(sides))
 
 
 @functools.lru_cache(maxsize=2)  # tasks of one dataset follow each other
@@ -162,7 +162,7 @@ def image_weights(images: tuple[str, ...], resamples: int = RESAMPLES) -> np.nda
     seed = int.from_bytes(hashlib.sha256("\n".join(images).encode()).digest()[:8], "little")
     rng, count = np.random.default_rng(seed), len(images)
     weights = np.empty((resamples, count), np.float32)
-    step = max(1, CELLS // max(count, 1))
+    step = max(1, BLOCK // max(count, 1))
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         indices = rng.integers(0, count, (rows, count)) + np.arange(rows)[:, None] * count

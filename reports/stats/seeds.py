@@ -7,7 +7,7 @@ Stat. Appl. Genet. Mol. Biol. 3, 2004), and weighted with a comparison's own var
 freedom.
 
 Smyth's thousands of genes are independent; a report's seven comparisons are not. So both moments
-are moved by standard errors to the side that gains less, what comparisons have in common counts
+are estimated conservatively (``LESS_DF``, ``MORE_NOISE``), what comparisons have in common counts
 once, and how much ratios differ is estimated from the single backbones: a noisy baseline makes all
 differences look alike. docs/statistics.md has the simulations.
 """
@@ -76,27 +76,27 @@ class SeedPrior:
 NO_PRIOR = SeedPrior()
 
 
-def seed_prior(cells: Sequence[SeedNoise], compared: Sequence[SeedNoise]) -> SeedPrior:
+def seed_prior(numbers: Sequence[SeedNoise], compared: Sequence[SeedNoise]) -> SeedPrior:
     """The prior of what is compared.
 
     Args:
-        cells: numbers of single backbones, which its degrees of freedom come from.
+        numbers: of single backbones, which its degrees of freedom come from.
         compared: differences of these (or themselves), which its ratio comes from.
     """
-    cells = [cell for cell in cells if cell.is_usable]
+    numbers = [number for number in numbers if number.is_usable]
     compared = [each for each in compared if each.is_usable]
-    if min(len(cells), len(compared)) < LEAST_SUBJECTS:
+    if min(len(numbers), len(compared)) < LEAST_SUBJECTS:
         return NO_PRIOR
-    df = np.array([len(cell.seeds) - 1 for cell in cells])
-    shared = shared_noise(cells)
-    independent = _independent(len(cells), shared)
-    logs = _log_ratios(cells)
+    df = np.array([len(number.seeds) - 1 for number in numbers])
+    shared = shared_noise(numbers)
+    independent = _independent(len(numbers), shared)
+    logs = _log_ratios(numbers)
     if not logs.any():
         return NO_PRIOR
     # moments of log χ²: its variance, and its excess kurtosis
     noise = special.polygamma(1, df / 2).mean()
     excess = special.polygamma(3, df / 2).mean() / noise**2
-    spread = np.var(logs, ddof=1) / max(1 - shared, 1 / len(cells))
+    spread = np.var(logs, ddof=1) / max(1 - shared, 1 / len(numbers))
     spread *= 1 + LESS_DF * np.sqrt((2 + excess) / independent)
     prior_df = (independent - 1) * df.mean()  # of all variances but its own
     if spread > noise:
@@ -108,6 +108,15 @@ def seed_prior(cells: Sequence[SeedNoise], compared: Sequence[SeedNoise]) -> See
     mean = logs.mean() + MORE_NOISE * error
     ratio = np.exp(mean + special.digamma(prior_df / 2) - np.log(prior_df / 2))
     return SeedPrior(float(ratio), float(prior_df))
+
+
+def pooled_variance(values: Sequence[Sequence[float]]) -> tuple[np.ndarray, int]:
+    """Variance of each mean over seeds, from the variance that all share, and its degrees of
+    freedom. Zero where none has several seeds."""
+    counts = np.array([len(each) for each in values])
+    squares = sum(np.var(each) * len(each) for each in values)
+    df = int((counts - 1).sum())
+    return squares / max(df, 1) / counts, df
 
 
 def _log_ratios(subjects: Sequence[SeedNoise]) -> np.ndarray:

@@ -25,7 +25,7 @@ import psutil
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.labels.store import LabelStore
 from reports.mlflow.client import Client
-from reports.report import Request, build
+from reports.report import ReportRequest, build_report
 from tests.faults.sandbox import EXPERTS, Outcome, make_inputs
 from tests.servers import mlflow_server
 
@@ -145,10 +145,10 @@ class KilledCommand:
         if self.results(name) != self.results("undisturbed"):
             return "other results"
         if self.command == "run":  # the scores of images give back the metrics
-            request = Request(
+            request = ReportRequest(
                 experiments=[name], tracking_uri=self.environment["MLFLOW_TRACKING_URI"]
             )
-            analysis = build(request).analysis
+            analysis = build_report(request).analysis
             if analysis is None or analysis.inconsistent:
                 return "scores of images that do not reproduce the metrics"
         runs = self.client.search_runs([self.client.get_experiment_by_name(name).experiment_id])

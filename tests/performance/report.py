@@ -25,13 +25,13 @@ def report() -> list[Result]:
     """Seconds of a whole report over 2,000 synthetic runs, 50 of them with half a million
     detections each."""
     from reports.render.export import write
-    from reports.report import Request, build
+    from reports.report import ReportRequest, build_report
 
     with tempfile.TemporaryDirectory() as folder:
         tracker = Tracker("bench", f"sqlite:///{Path(folder).resolve()}/mlflow.db")
         fill(tracker)
         started = time.perf_counter()
-        built = build(Request(experiments=["bench"], tracking_uri=tracker.uri))
+        built = build_report(ReportRequest(experiments=["bench"], tracking_uri=tracker.uri))
         (page,) = write(built, Path(folder) / "report")
         seconds = time.perf_counter() - started
         size = page.stat().st_size / 1e6

@@ -10,8 +10,8 @@ import pytest
 from reports.analysis import Analysis, analyse
 from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
-from reports.render.page import render
-from reports.report import Request, build
+from reports.render.page import render_page
+from reports.report import ReportRequest, build_report
 from reports.selection import select
 from tests.reports.synthetic import write_run
 
@@ -70,14 +70,14 @@ def write_sweep(tracker: Tracker) -> None:
 
 @pytest.fixture(scope="session")
 def report(store):
-    return build(
-        Request(experiments=["paper"], tracking_uri=store.uri, ui_url="http://127.0.0.1:5000")
+    return build_report(
+        ReportRequest(experiments=["paper"], tracking_uri=store.uri, ui_url="http://127.0.0.1:5000")
     )
 
 
 @pytest.fixture(scope="session")
 def page(report):
-    return render(report)
+    return render_page(report)
 
 
 @pytest.fixture
@@ -100,4 +100,6 @@ def tracker(store, tmp_path, monkeypatch) -> Tracker:
 @pytest.fixture
 def report_of(store):
     """The report of an experiment."""
-    return lambda tracker: build(Request([tracker.experiment], tracking_uri=tracker.uri))
+    return lambda tracker: build_report(
+        ReportRequest([tracker.experiment], tracking_uri=tracker.uri)
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+import probes.catalog  # noqa: F401  registers the metrics of every kind
 from cliptex_common.files import content_key
 from probes.pictures import write_gallery
 from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PICTURES, PROTOCOL

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from reports.analysis import shown_metrics
+from reports.measurements import shown_metrics
 from reports.metrics import Metric
 from reports.parts.tables import overview
 from tests.reports import synthetic
@@ -51,10 +51,10 @@ def test_a_metric_of_another_package_is_what_it_declares(analysis_of):
     ]
     analysis = analysis_of(runs)
     (column,) = analysis.selection.columns
-    (head,) = overview(analysis).heads
+    (head,) = overview(analysis).columns
     assert (head.label, head.unit, head.sign) == ("end-point error", "px", -1)
     assert analysis.estimates["clip", column, "mIoU"].high > 430, "not a percentage"
-    assert analysis.verdict("mine", column) == "win"
+    assert analysis.outcome("mine", column) == "win"
 
 
 def test_a_resample_with_nothing_to_score_is_reported(tracker, report_of, monkeypatch):

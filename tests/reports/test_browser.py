@@ -11,9 +11,9 @@ import pytest
 
 from reports.mlflow.run import Tracker
 from reports.render.export import write
-from reports.report import Request, build
-from reports.shared.page import leaderboard
-from reports.shared.standings import Standings
+from reports.report import ReportRequest, build_report
+from reports.shared.page import render_leaderboard
+from reports.shared.standings import Leaderboard
 from tests.reports.shared.test_standings import column
 from tests.reports.synthetic import write_run
 
@@ -52,7 +52,10 @@ def path(tmp_path_factory):
             write_run(tracker, "cliptex", seed, qualities, pictures=True)
             qualities = {"voc/linear": 0.5, "nyu-depth/linear": 0.5, "imagenet/linear": 0.45}
             write_run(tracker, "clip-ft", seed, qualities, pictures=True)
-    write(build(Request(tracking_uri=tracker.uri, ui_url="http://127.0.0.1:1")), folder / "report")
+    write(
+        build_report(ReportRequest(tracking_uri=tracker.uri, ui_url="http://127.0.0.1:1")),
+        folder / "report",
+    )
     return folder / "report" / "index.html"
 
 
@@ -77,7 +80,7 @@ def page(browser, path, request):
 def column_of(page, index: int) -> list[str]:
     return page.eval_on_selector_all(
         "#t-overview tbody tr:not([hidden])",
-        f"rows => rows.map(row => row.cells[{index}].dataset.value ??"
+        f"rows => rows.map(row => row.cells[{index}].querySelector('data')?.value ??"
         f" row.cells[{index}].textContent.trim())",
     )
 
@@ -157,7 +160,7 @@ def test_nothing_runs_over_the_edge_of_a_phone(page):
 
 
 def test_leaderboard(browser, tmp_path):
-    results = Standings(
+    results = Leaderboard(
         {
             "voc": column({"a": 0.7, "b": 0.5, "c": 0.3}),
             "nyu": column({"a": 0.2, "b": 0.4}, task="nyu/linear", direction=-1),
@@ -166,7 +169,7 @@ def test_leaderboard(browser, tmp_path):
     for name, parameters in (("a", 90e6), ("b", 5e6), ("c", 5e6)):
         results.backbones[name] = {"parameters": parameters, "licence": f"licence {name}"}
     path = tmp_path / "index.html"
-    path.write_text(leaderboard(results, "Leaderboard", "three backbones"), encoding="utf-8")
+    path.write_text(render_leaderboard(results, "Leaderboard", "three backbones"), encoding="utf-8")
     context = browser.new_context(viewport={"width": 390, "height": 800})
     page = context.new_page()
     errors = []

@@ -6,7 +6,7 @@ import pytest
 
 from reports.cell import Cell, ParentRun, Record
 from reports.mlflow.run import Tracker
-from reports.report import Request, _same_as, build
+from reports.report import ReportRequest, _like_runs, build_report
 from tests.reports.conftest import same
 from tests.reports.synthetic import write_run
 
@@ -37,13 +37,13 @@ def test_a_run_is_reported_under_its_own_protocols_and_weights():
     parent = ParentRun(run_id="parent", run_key="k", **fields)
     training = Record(tags={"backbone": "clip", "seed": "0"})
     same_runs = [parent, cell("new"), training, cell("new", "b", seed=1)]
-    assert _same_as(["parent"], same_runs) == (same_runs, [])
-    runs, (note,) = _same_as(["parent"], [*same_runs, cell("old")])
+    assert _like_runs(["parent"], same_runs) == (same_runs, [])
+    runs, (note,) = _like_runs(["parent"], [*same_runs, cell("old")])
     assert runs == same_runs and note.startswith("Runs under 1 other protocol are left out")
     foreign = cell("new", "b")
-    runs, (note,) = _same_as(["parent"], [*same_runs, foreign])
+    runs, (note,) = _like_runs(["parent"], [*same_runs, foreign])
     assert runs == same_runs and note.startswith("Runs of other weights")
-    assert _same_as([], [parent, foreign]) == ([parent, foreign], [])
+    assert _like_runs([], [parent, foreign]) == ([parent, foreign], [])
 
 
 def test_trials_and_other_experiments_change_no_number(store, report, tmp_path, monkeypatch):
@@ -53,6 +53,6 @@ def test_trials_and_other_experiments_change_no_number(store, report, tmp_path, 
         pass
     write_run(store, "cliptex", 0, same(0.9), tags={"mlflow.parentRunId": trial.id})
     write_run(Tracker("other", store.uri), "cliptex", 0, same(0.9))
-    again = build(Request(experiments=["paper"], tracking_uri=store.uri))
+    again = build_report(ReportRequest(experiments=["paper"], tracking_uri=store.uri))
     values = {key: estimate.value for key, estimate in again.analysis.estimates.items()}
     assert values == {key: e.value for key, e in report.analysis.estimates.items()}

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from reports.analysis import Analysis, conclude
+from reports.judgement import Judgement, judge
 from reports.metrics import Metric
-from reports.parts.verdict import verdict
+from reports.parts.summary import summarise
 from reports.selection import Selection, TaskProtocol
-from reports.stats.resampling import Sample
+from reports.stats.resampling import MetricSample
 
 RESAMPLES = 300
 
@@ -66,7 +66,7 @@ class World:
         return [TaskProtocol(task, "classification", "p", metrics) for task in tasks]
 
 
-def simulate(world: World, rng: np.random.Generator) -> Analysis:
+def simulate(world: World, rng: np.random.Generator) -> Judgement:
     """One report's numbers; the first backbone is ``effect`` above the level on every task."""
     every = sorted({seed for seeds in world.seeds for seed in seeds})
     names, count = world.names, world.images
@@ -74,7 +74,8 @@ def simulate(world: World, rng: np.random.Generator) -> Analysis:
     weights = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float32)
     common = rng.normal(0, world.shared, shape[:2])
     seeds_of = dict.fromkeys(names, every)
-    analysis = Analysis(Selection([], names, "base", world.columns, {}, {}, seeds_of, {}, {}))
+    selection = Selection([], names, "base", world.columns, {}, {}, seeds_of, {}, {})
+    samples = {}
     hard = rng.normal(0, world.hard, count)
     wider = np.ones((world.backbones, 1))
     wider[0] = np.sqrt(world.noisy_base)
@@ -107,10 +108,9 @@ def simulate(world: World, rng: np.random.Generator) -> Analysis:
             rows = [every.index(seed) for seed in seeds]
             values = scores[number, rows].mean(axis=1)
             resamples = resampled[number, rows].astype(float)
-            sample = Sample(tuple(seeds), values, resamples, count)
-            analysis.samples[name, column, "top1"] = sample
-    conclude(analysis)
-    return analysis
+            sample = MetricSample(tuple(seeds), values, resamples, count)
+            samples[name, column, "top1"] = sample
+    return judge(selection, samples)
 
 
 @dataclass
@@ -150,16 +150,16 @@ def run(world: World, reports: int, rng: np.random.Generator) -> Rates:
             alone = gap.at(0.05)
             covered["differences"].append(alone.low <= effects[name] <= alone.high)
         for name, gain in analysis.gains.items():
-            judged.append((name, gain.typical))
-            alone = gain.typical.at(0.05)
+            judged.append((name, gain.iqm))
+            alone = gain.iqm.at(0.05)
             covered["gains"].append(alone.low <= 2 * effects[name] <= alone.high)
-        result = verdict(analysis)
+        result = summarise(analysis)
         wrong = not world.effect and result.tone != "open"
         for name, estimate in judged:
             decided = estimate.verdict() in ("win", "loss")
             wrong |= decided and np.sign(estimate.value) != np.sign(effects[name])
         false += wrong
-        wins += sum(analysis.verdict("net-1", column) == "win" for column in world.columns)
+        wins += sum(analysis.outcome("net-1", column) == "win" for column in world.columns)
         right += result.tone == "better" and "net-1" in result.headline
     shares = {key: float(np.mean(each)) for key, each in covered.items()}
     decided = wins / reports / world.tasks

@@ -10,7 +10,9 @@ from probes.dense.tasks.base import DenseTask
 from probes.dense.tasks.depth import Depth
 from probes.dense.tasks.normals import Normals
 from probes.dense.tasks.segmentation import Segmentation
+from reports.stats.per_image import SCORERS
 
 DENSE_TASKS: Registry[DenseTask] = Registry("dense task", "dense_tasks", instance_of(DenseTask))
 for task in (Segmentation(), Depth(), Normals()):
     DENSE_TASKS.register(task.name, task)
+    SCORERS.register(task.name, task.image_scores)

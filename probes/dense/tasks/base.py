@@ -6,7 +6,9 @@ Importing this imports neither torch nor mmseg.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,13 +23,13 @@ from cliptex_common.settings import settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
 from reports.metrics import Metric
+from reports.stats.per_image import Arrays, ImageScores, mean_of_images
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reports.stats.per_image import ImageScores
-
 Drawing = tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]
+ROWS = 500  # images that are scored alone at once
 
 
 class DenseTask:
@@ -49,8 +51,6 @@ class DenseTask:
         outputs: numbers of a pixel that a head puts out.
         value_range: smallest and largest value of ground truth that is a number a pixel.
         unknown: value of pixels without ground truth, a number.
-        scored_as: kind of task whose statistics in ``reports.stats.per_image`` are its own; empty
-            for those by ``summary``.
     """
 
     name: ClassVar[str]
@@ -64,7 +64,6 @@ class DenseTask:
     outputs: ClassVar[int] = 1
     value_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     unknown: ClassVar[float] = 0.0
-    scored_as: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -156,9 +155,9 @@ class DenseTask:
         """
         raise NotImplementedError
 
-    def summary(self, arrays: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, Any]:
+    def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
         """The metrics of sets of images: here the mean of each image's metric of that name, without
-        NaN. Reports resample images by it.
+        NaN. A probe's own are those of weights of one, and reports resample images by it.
 
         Args:
             arrays: the statistics of N images.
@@ -167,35 +166,33 @@ class DenseTask:
         Returns:
             metric → (R,).
         """
-        metrics = {}
-        for name in self.metrics:
-            valid = ~np.isnan(arrays[name])
-            count = weights @ valid.astype(np.float64)
-            total = weights @ np.where(valid, arrays[name], 0.0)
-            metrics[name] = np.divide(
-                total, count, out=np.full(len(total), np.nan), where=count > 0
-            )
-        return metrics
+        names = [name for name in self.metrics if name in arrays]
+        return {name: mean_of_images(arrays[name], weights) for name in names}
 
-    def image_scores(
-        self, images: tuple[str, ...], arrays: Mapping[str, np.ndarray]
-    ) -> ImageScores:
+    def image_scores(self, images: tuple[str, ...], arrays: Arrays) -> ImageScores:
         """The statistics of a report."""
-        from reports.stats.per_image import SCORERS, ImageScores
-
-        if self.scored_as:
-            return SCORERS[self.scored_as](images, dict(arrays))
         main, metric = next(iter(self.metrics.items()))
-        alone = np.ones((1, 1))
-        each = [
-            self.summary({key: values[[row]] for key, values in arrays.items()}, alone)[main][0]
-            for row in range(len(images))
-        ]
-        metrics: Any = {
-            name: lambda weights, name=name: self.summary(arrays, weights)[name]
-            for name in self.metrics
-        }
-        return ImageScores(images, metrics, np.array(each), main, metric.direction)
+        count = len(images)
+
+        def of_images() -> np.ndarray:
+            blocks = [
+                np.eye(min(ROWS, count - start), count, start) for start in range(0, count, ROWS)
+            ]
+            return np.concatenate([self.summary(arrays, block)[main] for block in blocks])
+
+        latest: tuple[Any, dict[str, Any]] = lambda: None, {}
+
+        def function(name: str, weights: np.ndarray) -> np.ndarray:
+            nonlocal latest
+            if len(weights) == 1:
+                return self.summary(arrays, weights)[name]
+            if latest[0]() is not weights:  # metrics are resampled one after the other
+                latest = weakref.ref(weights), self.summary(arrays, weights)
+            return latest[1][name]
+
+        names = self.summary(arrays, np.ones((1, count)))
+        metrics = {name: partial(function, name) for name in self.metrics if name in names}
+        return ImageScores(images, metrics, of_images, main, metric.direction)
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The best prediction for every pixel, here the mean.

@@ -57,7 +57,6 @@ class Depth(DenseTask):
     """Metres between the bounds of a dataset; its statistics are the metrics of each image."""
 
     name, field = "depth", "depth_map"
-    scored_as = "depth"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "abs_rel": Metric(-1, "", 0.0, None, "AbsRel"),
         "rmse": Metric(-1, "m", 0.0, None, "RMSE", True),

@@ -19,6 +19,7 @@ from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
 from probes.dense.settings import DenseSettings, FactorRange
 from probes.dense.tasks.base import DenseTask, Drawing
 from reports.metrics import Metric
+from reports.stats.per_image import Arrays, mean_of_images, ratio
 
 FARTHEST = 10_000  # mm, of depths that mask normals
 
@@ -45,7 +46,6 @@ class Normals(DenseTask):
     """Unit vectors; their statistics are the metrics of each image and a histogram of angles."""
 
     name, field = "normals", "normal_map"
-    scored_as = "normals"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "normal_mean": Metric(-1, "°", 0.0, 180.0, "mean angle"),
         "normal_median": Metric(-1, "°", 0.0, 180.0, "median angle", True),
@@ -102,6 +102,22 @@ class Normals(DenseTask):
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         return {"type": "NormalScores", "crop": settings.test_area or spec.extra.get("crop")}
 
+    def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
+        """See ``probes.dense.metrics.NormalScores``; the median is that of ``error_histogram``."""
+        pixels = arrays["pixels"]
+        shares = [name for name in arrays if name.startswith("normal_") and name in self.metrics]
+        shares = [name for name in shares if name != "normal_median"]
+        metrics = {name: mean_of_images(arrays[name], weights, pixels) for name in shares}
+        for name in shares:
+            alone = mean_of_images(arrays[name], weights)
+            metrics[name.replace("_", "_image_")] = alone
+        if "image_rmse" in arrays:
+            metrics["normal_image_rmse"] = mean_of_images(arrays["image_rmse"], weights)
+        if "error_histogram" in arrays:
+            counts = weights.astype(np.float32) @ arrays["error_histogram"].astype(np.float32)
+            metrics["normal_median"] = binned_median(counts)
+        return metrics
+
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The mean normal, (3,), of unit length."""
         mean = pixels.sum(axis=0, dtype=np.float64)
@@ -112,3 +128,15 @@ class Normals(DenseTask):
 
     def drawing(self, classes: Sequence[str], targets: Sequence[np.ndarray]) -> Drawing:
         return normal_picture, None
+
+
+def binned_median(counts: np.ndarray) -> np.ndarray:
+    """(R,) the median error in degrees of each row of ``counts`` (R, bins): pixels by error, in
+    bins of equal width over [0°, 180°]. Within a bin they are taken as uniform."""
+    total = np.cumsum(counts, axis=1, dtype=np.float64)
+    half = total[:, -1:] / 2
+    bin_ = np.minimum((total < half).sum(axis=1, keepdims=True), counts.shape[1] - 1)
+    above = np.take_along_axis(total, bin_, axis=1)
+    before = np.take_along_axis(total, np.maximum(bin_ - 1, 0), axis=1)
+    below = np.where(bin_ > 0, before, 0.0)
+    return (bin_ + ratio(half - below, above - below))[:, 0] * 180 / counts.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import DenseSettings
 from probes.dense.tasks.base import DenseTask, Drawing
 from reports.metrics import Metric
+from reports.stats.per_image import Arrays, ImageScores, class_scores, mean_of_classes, ratio
 
 LEGEND = 40  # classes at most of a legend
 
@@ -37,7 +39,6 @@ class Segmentation(DenseTask):
     """One class a pixel, learned by cross-entropy; its statistics are areas of classes."""
 
     name, field = "segmentation", "sem_seg"
-    scored_as = "segmentation"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "mIoU": Metric(),
         "mAcc": Metric(shown=True),
@@ -97,6 +98,29 @@ class Segmentation(DenseTask):
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         return {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
 
+    def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
+        """As mmseg (and the PASCAL VOC challenge): areas are summed over the set first; mIoU is the
+        mean over the classes present in ground truth or prediction, mAcc over those present in
+        ground truth, aAcc the share of right pixels.
+
+        Args:
+            arrays: ``intersection``, ``prediction``, ``label`` in pixels, each (N, classes).
+        """
+        hit, true = (
+            weights @ arrays[name].astype(np.float64) for name in ("intersection", "label")
+        )
+        return {
+            "mIoU": mean_of_classes(class_ious(arrays, weights)),
+            "mAcc": mean_of_classes(100 * ratio(hit, true)),
+            "aAcc": 100 * ratio(hit.sum(axis=1), true.sum(axis=1)),
+        }
+
+    def image_scores(self, images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+        (ious,) = class_ious(arrays, np.ones((1, len(images))))
+        classes = class_scores("IoU", arrays, arrays["label"], ious)
+        scores = super().image_scores(images, arrays)
+        return replace(scores, score_name="mIoU of the image", classes=classes)
+
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The most frequent class."""
         labels = pixels[pixels != data.spec.ignore_index]
@@ -114,3 +138,13 @@ class Segmentation(DenseTask):
         colours = palette(len(classes))
         legend = class_legend(classes, colours, width=780) if len(classes) <= LEGEND else None
         return (lambda labels: label_picture(labels[0], colours)), legend
+
+
+def class_ious(arrays: Arrays, weights: np.ndarray) -> np.ndarray:
+    """(R, classes) IoU in percent of each class in each set; NaN where it is in neither ground
+    truth nor prediction. See ``Segmentation.summary``."""
+    hit, predicted, true = (
+        weights @ arrays[name].astype(np.float64)
+        for name in ("intersection", "prediction", "label")
+    )
+    return 100 * ratio(hit, predicted + true - hit)

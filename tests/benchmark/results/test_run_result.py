@@ -13,7 +13,7 @@ from benchmark.results.table import show
 from benchmark.run import run
 from benchmark.suites.registry import SUITES, Suite, register_suite
 from cliptex_common.errors import UserError
-from reports.report import Request, build
+from reports.report import ReportRequest, build_report
 from tests.probes.datasets.make import make_wds
 
 pytestmark = pytest.mark.integration
@@ -62,7 +62,7 @@ def test_the_average_is_over_all_tasks(tmp_path, monkeypatch, capsys, request):
         "backbones": {"random": None},
         "absent": ["vtab-dtd/few-shot"],
     }
-    assert build(Request(["three"])).averages == []
+    assert build_report(ReportRequest(["three"])).averages == []
     make_wds(tmp_path / "data/wds_vtab-dtd", 3, 2, size=(32, 32))
     result = run(options)
     average = result.average("random", 0)
@@ -71,9 +71,9 @@ def test_the_average_is_over_all_tasks(tmp_path, monkeypatch, capsys, request):
     assert average == pytest.approx(sum(values) / 3)
     show(result)
     assert f"average of three · random · seed 0: {average:.2f}" in capsys.readouterr().out
-    (line,) = build(Request(["three"])).averages
+    (line,) = build_report(ReportRequest(["three"])).averages
     assert line.startswith(f"average of three: random {average:.2f} [")
     second = run(replace(options, backbones=["efficientnet-lite0"]))
-    lines = build(Request(["three"], baseline="random")).averages
+    lines = build_report(ReportRequest(["three"], baseline="random")).averages
     gain = f"{second.average('efficientnet-lite0', 0) - average:+.2f} [".replace("-", "−")
     assert len(lines) == 2 and gain in lines[1] and " over random" in lines[1]

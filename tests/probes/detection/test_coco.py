@@ -8,7 +8,7 @@ import pytest
 
 from probes.detection.coco import add_matches
 from tests.coco_reference import as_coco, evaluate
-from tests.reports.stats.test_average_precision import CATEGORIES, scene
+from tests.probes.detection.test_average_precision import CATEGORIES, scene
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

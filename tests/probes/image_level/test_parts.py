@@ -14,7 +14,7 @@ from torch import nn
 import backbones
 from backbones.adapters.module import ModuleBackbone
 from probes.image_level.parts import GRID, IMAGES, part_features
-from reports.stats.modes import LEAST, likeness_kept
+from reports.stats.modes import MIN_LIKENESS, part_likeness
 from tests.probes import tiny_dense, tiny_mmlab
 
 
@@ -43,18 +43,18 @@ def likeness(data, backbone, folder, sizes=(224, 448, 672)):
         parts = part_features(replace(context, settings=settings))
         assert len(parts["image"]) == IMAGES and parts["features"].shape[:2] == (IMAGES, GRID**2)
         features.append(parts["features"].reshape(IMAGES * GRID**2, -1))
-    return [likeness_kept(small, large) for small, large in pairwise(features)]
+    return [part_likeness(small, large) for small, large in pairwise(features)]
 
 
 def test_a_module_that_breaks_above_448_px_is_flagged(data, tmp_path):
     torch.manual_seed(0)
     first, second = likeness(data, ModuleBackbone(Breaks(), "breaks"), tmp_path)
-    assert first > 0.8 and second < LEAST
+    assert first > 0.8 and second < MIN_LIKENESS
 
 
 def test_a_plain_vit_is_not_flagged(data, tmp_path):
     vit = backbones.create("random/timm/test_vit")
-    assert min(likeness(data, vit, tmp_path)) > 2 * LEAST
+    assert min(likeness(data, vit, tmp_path)) > 2 * MIN_LIKENESS
 
 
 @pytest.mark.parametrize("broken", ["noise", "constant", "negative", "shifted"])
@@ -67,5 +67,5 @@ def test_any_kind_of_other_features_is_a_change_of_mode(broken):
         "negative": -small,
         "shifted": small + 50 * noise[:1],
     }[broken]
-    assert likeness_kept(small, 3 * small) == pytest.approx(1)
-    assert likeness_kept(small, large) < LEAST
+    assert part_likeness(small, 3 * small) == pytest.approx(1)
+    assert part_likeness(small, large) < MIN_LIKENESS

@@ -14,7 +14,7 @@ from reports.errors import TrackingError
 from reports.mlflow.client import metric_key
 from reports.mlflow.query import Store, tidy
 from reports.mlflow.run import Tracker
-from reports.report import Request, build
+from reports.report import ReportRequest, build_report
 from reports.selection import default_experiments
 from tests.reports.synthetic import write_run
 
@@ -85,7 +85,7 @@ def test_unknown_experiments_and_stores(filled, tmp_path):
     assert not (tmp_path / "other.db").exists(), "reading creates no store"
     Tracker("empty", f"sqlite:///{tmp_path}/empty.db")
     with pytest.raises(TrackingError, match="no finished run"):
-        build(Request(tracking_uri=f"sqlite:///{tmp_path}/empty.db"))
+        build_report(ReportRequest(tracking_uri=f"sqlite:///{tmp_path}/empty.db"))
 
 
 @pytest.mark.parametrize("name", [PER_IMAGE, PROTOCOL, GALLERY, "a picture"])

@@ -7,7 +7,7 @@ import requests
 
 from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
-from reports.report import Request, build
+from reports.report import ReportRequest, build_report
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.cluster
@@ -38,12 +38,12 @@ def test_a_server_takes_runs_and_gives_a_report(mlflow_server, tmp_path, monkeyp
     for backbone, quality in (("clip-ft", 0.5), ("cliptex", 0.7)):
         write_run(tracker, backbone, 0, {"voc/linear": quality}, pictures=True)
     paths.clear()
-    report = build(Request(experiments=["paper"], tracking_uri=mlflow_server))
+    report = build_report(ReportRequest(experiments=["paper"], tracking_uri=mlflow_server))
     fetched = len([path for path in paths if "/artifacts/" in path and "?" not in path])
     assert sum("runs/search" in path for path in paths) == 1 and fetched >= 6
     first = len(paths)
     paths.clear()
-    build(Request(experiments=["paper"], tracking_uri=mlflow_server))
+    build_report(ReportRequest(experiments=["paper"], tracking_uri=mlflow_server))
     assert not [path for path in paths if "/artifacts/" in path and "?" not in path], (
         "artifacts are cached by run id"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reports.artifacts import PARTS
-from reports.parts.axes import axis_figures, axis_lines
+from reports.parts.axes import axis_figures, best_values, mode_changes
 from tests.reports.synthetic import stored_run
 
 pytestmark = pytest.mark.integration
@@ -88,13 +88,12 @@ def test_a_figure_for_each_axis_with_a_line_for_each_other_value(analysis_of):
 def test_the_best_value_is_chosen_on_held_out_images_or_called_no_choice(
     held_out, words, analysis_of
 ):
-    (line,) = axis_lines(Parts({}), profile(analysis_of, held_out))
+    (line,) = best_values(profile(analysis_of, held_out))
     assert line.startswith("mine · voc/patch-knn: ") and words in line
 
 
 def test_features_that_are_others_above_a_size_are_named(analysis_of):
     parts = np.random.default_rng(0).normal(size=(4, 2, 16, 32))
     features = {"224": parts[0], "448": parts[0] + 0.3 * parts[1], "672": parts[2]}
-    lines = axis_lines(Parts(features), profile(analysis_of, held_out=True))
-    (line,) = [line for line in lines if "mode" in line]
+    (line,) = mode_changes(Parts(features), profile(analysis_of, held_out=True))
     assert "features change mode between 448 and 672 px at layers=3; layers=6" in line

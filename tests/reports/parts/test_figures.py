@@ -6,8 +6,7 @@ import json
 
 import plotly.graph_objects as go
 
-from reports.parts.costs import costs
-from reports.parts.figures import forest, task_bars
+from reports.parts.figures import costs, forest, task_bars
 from tests.reports.synthetic import stored_run
 
 

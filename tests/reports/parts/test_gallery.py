@@ -16,7 +16,9 @@ def test_a_gallery_shows_every_backbone_and_the_worst_images(report):
         for row in gallery.rows:
             assert {name for name, tile in row.predictions if tile} == {"clip-ft", "cliptex"}
     voc = galleries["voc/linear"]
-    scores = [report.analysis.scores[name, voc.column].each[:12] for name in ("clip-ft", "cliptex")]
+    scores = [
+        report.analysis.scores[name, voc.column].of_images()[:12] for name in ("clip-ft", "cliptex")
+    ]
     mean = np.mean(scores, axis=0)
     worst = next(row for row in voc.rows if row.reason == "worst for all")
     spaced = {int(row.name[:4]) for row in voc.rows if row.reason == "evenly spaced"}

@@ -7,15 +7,15 @@ import pytest
 from reports.attach import attach_report
 from reports.errors import TrackingError
 from reports.parts.study import study_frame
-from reports.render.page import render
-from reports.report import Request, build
+from reports.render.page import render_page
+from reports.report import ReportRequest, build_report
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
 def alone(store):
-    return build(Request(study="lambdas", tracking_uri=store.uri))
+    return build_report(ReportRequest(study="lambdas", tracking_uri=store.uri))
 
 
 def test_trials_and_their_front(report):
@@ -35,15 +35,15 @@ def test_trials_and_their_front(report):
 
 
 def test_the_report_of_a_study(alone):
-    html = render(alone)
+    html = render_page(alone)
     assert html.count(">clear<") == html.count(">not confirmed<") == 1
-    assert "on fresh seeds it is better (+0.80 to the base setting)" in alone.verdict.headline
+    assert "on fresh seeds it is better (+0.80 to the base setting)" in alone.summary.headline
     assert 'data-figure="optuna-lambdas-0"' in html and "Contour Plot" in html
 
 
 def test_an_unknown_study_is_one_line(store):
     with pytest.raises(TrackingError, match=r"no study 'lambda'.*did you mean .*lambdas"):
-        build(Request(study="lambda", tracking_uri=store.uri))
+        build_report(ReportRequest(study="lambda", tracking_uri=store.uri))
 
 
 def test_a_sweep_has_its_report_as_an_artifact(store, alone):

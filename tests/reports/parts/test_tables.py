@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from reports.render.export import markdown
-from reports.render.page import render
+from reports.render.page import render_page
 from tests.reports.synthetic import write_run
 
 
 def test_bold_only_where_the_interval_allows(report):
-    best = {cell.task: name for name, row in report.overview.rows for cell in row if cell.best}
+    best = {cell.task: cell.backbone for cell in report.overview.numbers if cell.best}
     assert best["nyu-depth/linear"] == "cliptex"
     assert "imagenet/linear" not in best and "voc/linear (B)" not in best
 
@@ -24,7 +24,7 @@ def test_a_table_for_each_kind_of_task_and_one_of_experts(report):
     titles = ["Segmentation", "Depth", "Classification", "Image-text", "Role of experts"]
     assert [table.title for table in report.tables] == titles
     table = report.tables[-1]
-    assert [name for name, _ in table.rows] == ["clip-ft", "cliptex-seg", "cliptex"]
+    assert list(table.frame.index) == ["clip-ft", "cliptex-seg", "cliptex"]
     assert table.marks["cliptex-seg"] == "experts: seg"
     assert table.marks["cliptex"] == "experts: seg + depth + normal"
 
@@ -34,7 +34,7 @@ def test_all_pairs_hold_jointly(report):
     names = analysis.selection.backbones
     assert set(pairs) == {(a, b) for a in names for b in names if a != b}
     pair, inverse = pairs["cliptex", "clip-ft"], pairs["clip-ft", "cliptex"]
-    gain = analysis.gains["cliptex"].typical
+    gain = analysis.gains["cliptex"].iqm
     assert pair.gain == pytest.approx(gain.value) and pair.gain > 0 > inverse.gain
     assert pair.low < gain.low and pair.high > gain.high, "wider than against one baseline"
     assert (pair.wins, pair.losses) == (inverse.losses, inverse.wins)
@@ -71,9 +71,9 @@ def test_many_backbones_are_rows_with_their_properties(tracker, report_of):
         "Pretraining": "timm/net3.in1k",
     }
     assert report.provenance.backbones["net7"]["Parameters"] == ""
-    head, body = render(report).partition('id="t-overview"')[2].split("<tbody>")[:2]
+    head, body = render_page(report).partition('id="t-overview"')[2].split("<tbody>")[:2]
     assert ">Backbone</button>" in head and ">voc/linear</button>" in head
-    row = body.partition('data-value="net3"')[2].partition("</tr>")[0]
+    row = body.partition('value="net3"')[2].partition("</tr>")[0]
     assert "toy · 40.0 M · 224 × 224 · 17.6 G · timm/net3.in1k" in row
     assert row.count("data-runs") == 2
     assert markdown(report).partition("## At a glance")[2].strip().splitlines()[0].count(" | ") == 2

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from reports.errors import TrackingError
-from reports.parts.tables import Number, Table
+from reports.parts.tables import Number, ResultTable
 from reports.render.export import latex, write
 
 LATEX = shutil.which("pdflatex")
@@ -26,13 +26,13 @@ def files(report, tmp_path_factory):
     return {path.name: path.read_text() for path in paths}
 
 
-def markdown_numbers(text: str, table: Table) -> list[list[str]]:
-    lines = text.partition(f"## {table.title}\n")[2].strip().splitlines()[2 : 2 + len(table.rows)]
+def markdown_numbers(text: str, table: ResultTable) -> list[list[str]]:
+    lines = text.partition(f"## {table.title}\n")[2].strip().splitlines()[2 : 2 + len(table.frame)]
     rows = [line.strip("| ").split(" | ")[1:] for line in lines]
     return [[cell.partition(" ")[0].strip("*–") for cell in row] for row in rows]
 
 
-def latex_numbers(text: str, table: Table) -> list[list[str]]:
+def latex_numbers(text: str, table: ResultTable) -> list[list[str]]:
     body = text.partition(f"\\label{{tab:{table.id}}}")[2].partition("\\midrule")[2]
     lines = body.partition("\\bottomrule")[0].strip().splitlines()
     rows = [line.removesuffix("\\\\").split(" & ")[1:] for line in lines]
@@ -54,15 +54,15 @@ def test_every_format_has_the_same_numbers(report, files):
         assert float(row["low"] or "nan") == pytest.approx(estimate.low, nan_ok=True)
     assert len(report.tables) == 5
     for table in report.tables:
-        shown = [["" if cell.missing else cell.text for cell in row] for _, row in table.rows]
+        shown = table.frame.map(lambda cell: "" if cell.missing else cell.text).to_numpy().tolist()
         assert markdown_numbers(files["report.md"], table) == shown
         assert latex_numbers(files["tables.tex"], table) == shown
-        for cell in (cell for _, row in table.rows for cell in row):
+        for cell in table.numbers:
             row = rows[cell.backbone, cell.task, cell.metric]
             assert cell.missing == row["missing"]
             if not cell.missing:
                 assert f"{float(row['value']):.{cell.digits}f}" == cell.text
-                assert f'data-value="{cell.value}"' in files["index.html"]
+                assert f'<data value="{cell.value}"' in files["index.html"]
 
 
 def test_latex_is_ascii_with_two_rows_of_headings(files):
@@ -80,7 +80,7 @@ def test_latex_compiles(report, tmp_path):
     trials = [replace(trial, params={SPECIAL: 1.0}) for trial in study.trials]
     study = replace(study, name=SPECIAL, trials=trials, varied=[SPECIAL])
     tables = [
-        replace(table, title=SPECIAL, marks={name: SPECIAL for name, _ in table.rows})
+        replace(table, title=SPECIAL, marks=dict.fromkeys(table.frame.index, SPECIAL))
         for table in report.tables
     ]
     text = latex(replace(report, title=SPECIAL, studies=[study], tables=tables))

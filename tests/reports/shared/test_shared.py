@@ -15,7 +15,7 @@ from reports.artifacts import PER_IMAGE, PROTOCOL
 from reports.errors import TrackingError
 from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
-from reports.report import Request, build
+from reports.report import ReportRequest, build_report
 from reports.shared.archive import read_archive, write_archive
 from reports.shared.check import check_results
 from reports.shared.export import export_results, without_paths
@@ -71,14 +71,16 @@ def intervals(report) -> dict:
         (name, column.task, metric): (e.value, e.low, e.high)
         for part in (analysis.estimates, analysis.differences)
         for (name, column, metric), e in part.items()
-    } | {name: (gain.typical.value, gain.typical.low) for name, gain in analysis.gains.items()}
+    } | {name: (gain.iqm.value, gain.iqm.low) for name, gain in analysis.gains.items()}
 
 
 def test_two_homes_give_the_intervals_of_one(folder, mine, shared_file):
     single_home = tracker_with(folder / "one", "abcd")
     request = {"experiments": ["paper"], "baseline": "a"}
-    alone = build(Request(**request, tracking_uri=single_home.uri))
-    merged = build(Request(**request, tracking_uri=mine.uri, shared=[str(shared_file)]))
+    alone = build_report(ReportRequest(**request, tracking_uri=single_home.uri))
+    merged = build_report(
+        ReportRequest(**request, tracking_uri=mine.uri, shared=[str(shared_file)])
+    )
     assert set(merged.backbones) == set("abcd")
     assert intervals(merged) == intervals(alone)
     assert "Shared results, not made here: c, d (from a lab)." in merged.notes
@@ -185,12 +187,12 @@ def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, m
     for tracker, name in ((quick, "quick"), (newer, "newer")):
         export_results(Store(tracker.uri), ["paper"], folder / f"{name}.zip")
     request = {"experiments": ["paper"], "tracking_uri": mine.uri, "baseline": "a"}
-    report = build(Request(**request, shared=[str(folder / "quick.zip")]))
+    report = build_report(ReportRequest(**request, shared=[str(folder / "quick.zip")]))
     assert {c.title for c in report.columns if c.task == "voc/linear"} == {
         "voc/linear (A)",
         "voc/linear (B)",
     }
-    report = build(Request(**request, shared=[str(folder / "newer.zip")]))
+    report = build_report(ReportRequest(**request, shared=[str(folder / "newer.zip")]))
     assert {column.letter for column in report.columns} == {""}
     assert any("other versions of torch" in note for note in report.notes)
 
@@ -199,5 +201,5 @@ def test_other_weights_of_the_same_name_are_told_apart(folder, mine):
     theirs = tracker_with(folder / "theirs", "a", weights="trained elsewhere")
     export_results(Store(theirs.uri), ["paper"], folder / "theirs.zip")
     request = {"experiments": ["paper"], "tracking_uri": mine.uri, "baseline": "a"}
-    report = build(Request(**request, shared=[str(folder / "theirs.zip")]))
+    report = build_report(ReportRequest(**request, shared=[str(folder / "theirs.zip")]))
     assert report.backbones == ["a", "b", "a (theirs)"]

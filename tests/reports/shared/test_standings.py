@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from reports.metrics import Metric
-from reports.shared.page import leaderboard
-from reports.shared.standings import RESAMPLES, Column, Standings, standings
+from reports.shared.page import render_leaderboard
+from reports.shared.standings import RESAMPLES, Leaderboard, SharedColumn, rank_backbones
 from reports.stats.intervals import LEVEL, Part, half_width
 
 IMAGES = 400
@@ -22,31 +22,31 @@ def column(qualities: dict[str, float], *, task="voc/linear", direction=1, image
     difficulty = rng.uniform(-0.2, 0.2, images)
     weights = rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)
     units = tuple(map(str, range(images)))
-    result = Column(
+    result = SharedColumn(
         task, "segmentation", "linear", "voc", "mIoU", Metric(direction), {"task": task}, units
     )
     for name, quality in qualities.items():
-        result.values[name], result.moved[name], result.sources[name] = [], [], "file"
+        result.values[name], result.deviations[name], result.sources[name] = [], [], "file"
         for _ in range(2):
             each = np.clip(quality + difficulty + rng.normal(0, 0.05, images), 0, 1) * 100
             result.values[name].append(float(each.mean()))
-            result.moved[name].append(weights @ each / images - each.mean())
+            result.deviations[name].append(weights @ each / images - each.mean())
     return result
 
 
-def place_intervals(standing_by_name) -> dict[str, tuple[int, int]]:
-    return {name: (standing.first, standing.last) for name, standing in standing_by_name.items()}
+def place_intervals(places) -> dict[str, tuple[int, int]]:
+    return {name: (place.first, place.last) for name, place in places.items()}
 
 
 def test_backbones_that_cannot_be_told_apart_share_a_place():
     qualities = {"a": 0.7, "b": 0.7, "c": 0.5, "d": 0.3}
-    assert place_intervals(standings([column(qualities)])) == {
+    assert place_intervals(rank_backbones([column(qualities)])) == {
         "a": (1, 2),
         "b": (1, 2),
         "c": (3, 3),
         "d": (4, 4),
     }
-    worse = standings([column(qualities, direction=-1)])
+    worse = rank_backbones([column(qualities, direction=-1)])
     assert place_intervals(worse) == {"a": (3, 4), "b": (3, 4), "c": (2, 2), "d": (1, 1)}
     assert worse["a"].score == pytest.approx(np.mean(column(qualities).values["a"]))
 
@@ -56,23 +56,25 @@ def test_several_tasks_rank_those_that_have_all():
         column({"a": 0.7, "b": 0.5, "c": 0.6}),
         column({"a": 0.2, "b": 0.4}, task="nyu/linear", direction=-1, seed=1),
     ]
-    standing_by_name = standings(columns)
-    assert place_intervals(standing_by_name) == {"a": (1, 1), "b": (2, 2)}
-    assert standing_by_name["a"].score == pytest.approx(-standing_by_name["b"].score)
+    places = rank_backbones(columns)
+    assert place_intervals(places) == {"a": (1, 1), "b": (2, 2)}
+    assert places["a"].score == pytest.approx(-places["b"].score)
 
 
 def test_widths_are_those_of_a_reports_intervals():
     given = column({"a": 0.7, "b": 0.7, "c": 0.5})
-    of_images = float(np.var(np.mean(given.moved["a"], axis=0), ddof=1))
+    of_images = float(np.var(np.mean(given.deviations["a"], axis=0), ddof=1))
     pooled = np.mean([np.var(values, ddof=1) for values in given.values.values()])
     parts = Part(of_images, IMAGES - 1), Part(float(pooled) / 2, 3, 2)
-    assert standings([given])["a"].half_width == pytest.approx(half_width(parts, LEVEL), rel=1e-3)
+    assert rank_backbones([given])["a"].half_width == pytest.approx(
+        half_width(parts, LEVEL), rel=1e-3
+    )
 
 
 def test_few_images_decide_nothing():
-    assert set(place_intervals(standings([column({"a": 0.9, "b": 0.1}, images=15)])).values()) == {
-        (1, 2)
-    }
+    assert set(
+        place_intervals(rank_backbones([column({"a": 0.9, "b": 0.1}, images=15)])).values()
+    ) == {(1, 2)}
 
 
 def test_equal_backbones_are_rarely_ranked():
@@ -81,7 +83,7 @@ def test_equal_backbones_are_rarely_ranked():
     wrong = sum(
         any(
             interval != (1, 6)
-            for interval in place_intervals(standings([column(equal, seed=n)])).values()
+            for interval in place_intervals(rank_backbones([column(equal, seed=n)])).values()
         )
         for n in range(100)
     )
@@ -89,12 +91,12 @@ def test_equal_backbones_are_rarely_ranked():
 
 
 def test_the_page_has_every_number_and_its_protocol():
-    results = Standings({("voc", "x"): column({"a": 0.7, "b": 0.5})})
+    results = Leaderboard({("voc", "x"): column({"a": 0.7, "b": 0.5})})
     results.backbones = {name: {"parameters": 1e6, "licence": "mit"} for name in "ab"}
-    page = leaderboard(results, "Title <b>", "about")
+    page = render_leaderboard(results, "Title <b>", "about")
     assert "Title &lt;b&gt;" in page and "http" not in page.replace("http-equiv", "")
     content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
-    assert content["columns"][0]["cells"]["a"][0] == pytest.approx(70, abs=2)
+    assert content["columns"][0]["cells"]["a"]["value"] == pytest.approx(70, abs=2)
     assert content["protocols"] == [{"task": "voc/linear"}]
     assert [group["label"] for group in content["groups"]] == [
         "all tasks",

@@ -15,7 +15,7 @@ from reports.stats.gains import (
     relative_gain,
 )
 from reports.stats.intervals import Estimate, Part
-from reports.stats.resampling import Sample
+from reports.stats.resampling import MetricSample
 
 
 def test_better_is_positive_whichever_way_the_metric_runs():
@@ -52,14 +52,14 @@ def test_probability_of_improvement_is_mann_whitneys():
     rng = np.random.default_rng(0)
     mine, base = rng.normal(0.5, 1, 7), rng.normal(0, 1, 5)
     expected = stats.mannwhitneyu(mine, base).statistic / 35
-    a, b = Sample(tuple(range(7)), mine), Sample(tuple(range(5)), base)
+    a, b = MetricSample(tuple(range(7)), mine), MetricSample(tuple(range(5)), base)
     assert probability_of_improvement([(a, b, 1)], ["x"]) == pytest.approx(expected)
     assert probability_of_improvement([(a, b, -1)], ["x"]) == pytest.approx(1 - expected)
     assert probability_of_improvement([(a, a, 1), (b, b, -1)], ["x", "y"]) == 0.5
 
 
 def test_the_shares_of_a_train_set_are_one_task_in_the_probability_of_improvement():
-    low, high = Sample((0,), np.array([1.0])), Sample((0,), np.array([2.0]))
+    low, high = MetricSample((0,), np.array([1.0])), MetricSample((0,), np.array([2.0]))
     pairs = [(high, low, 1)] * 3 + [(low, high, 1)]
     assert probability_of_improvement(pairs, ["voc", "voc", "voc", "ade20k"]) == 0.5
 

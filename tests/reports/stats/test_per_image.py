@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score, recall_score
 
+import probes.catalog  # noqa: F401  registers the metrics of every kind
 from reports.detections import to_columns
 from reports.stats.intervals import estimate
 from reports.stats.per_image import image_scores
-from reports.stats.resampling import Contrast, Sample, image_weights
+from reports.stats.resampling import MetricSample, Quantity, image_weights
 
 RNG = np.random.default_rng(0)
 IMAGES = np.array([f"{n}.png" for n in (3, 1, 2, 0, 4)])  # not sorted, on purpose
@@ -128,8 +129,8 @@ def test_intervals_of_pairs_that_share_images_cover():
         share = 0.5 + image[first] + image[second] + rng.normal(0, 0.14, len(first))
         scores = image_scores("correspondence", {**arrays, "right_0.1": share, "right_0.05": share})
         metric = scores.metrics["PCK@0.1"]
-        one = Sample((0,), metric(np.ones((1, 30))), metric(weights)[None], 30)
-        number = estimate(Contrast((one,)))
+        one = MetricSample((0,), metric(np.ones((1, 30))), metric(weights)[None], 30)
+        number = estimate(Quantity((one,)))
         covered.append(number.low <= 50 <= number.high)
     assert 0.92 <= np.mean(covered) <= 0.985
 

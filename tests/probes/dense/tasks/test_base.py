@@ -70,8 +70,8 @@ def test_metrics_are_means_over_the_images_of_a_resample():
     np.testing.assert_allclose(metrics["error"], [2.5, 1, np.nan])
     np.testing.assert_allclose(metrics["share"], [20, 120 / 7, 20])
     scores = Alpha().image_scores(("a", "b", "c"), arrays)
-    np.testing.assert_allclose(scores.each, arrays["error"])
-    assert scores.each_sign == -1 and set(scores.metrics) == set(METRICS)
+    np.testing.assert_allclose(scores.of_images(), arrays["error"])
+    assert scores.direction == -1 and set(scores.metrics) == set(METRICS)
 
 
 def test_the_statistics_of_a_subclass_are_those_of_its_task():

@@ -99,4 +99,4 @@ def test_a_report_resamples_what_a_run_scored(edges):
         repeated = {name: np.repeat(arrays[name], half[0].astype(int), axis=0) for name in arrays}
         again = edges.summary(repeated, np.ones((1, 6)))["ODS"]
         np.testing.assert_allclose(scores.metrics["ODS"](half), again)
-        assert scores.each.shape == (6,)
+        assert scores.of_images().shape == (6,)

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from reports.parts.caveats import caveats
-from reports.parts.verdict import power_lines, verdict
+from reports.parts.summary import power_lines, summarise
 from tests.reports.synthetic import stored_run
 
 
 def test_the_verdict_follows_the_intervals(report):
     analysis, base = report.analysis, "clip-ft"
-    assert (report.baseline, report.verdict.tone) == (base, "better")
-    headline = report.verdict.headline
+    assert (report.baseline, report.summary.tone) == (base, "better")
+    headline = report.summary.headline
     assert (
         "cliptex is better than clip-ft on 3 of 4 tasks and worse on none; mean gain +27."
         in headline
     )
-    assert {c.title: analysis.verdict("cliptex", c) for c in analysis.selection.columns} == {
+    assert {c.title: analysis.outcome("cliptex", c) for c in analysis.selection.columns} == {
         "voc/linear (A)": "win",
         "voc/linear (B)": "",
         "nyu-depth/linear": "win",
@@ -28,12 +28,12 @@ def test_the_verdict_follows_the_intervals(report):
         "flickr30k/retrieval": "win",
     }
     gain = analysis.gains["cliptex"]
-    assert 0 < gain.typical.low < gain.typical.value < gain.mean.value and len(gain.columns) == 4
+    assert 0 < gain.iqm.low < gain.iqm.value < gain.mean.value and len(gain.columns) == 4
     assert gain.improvement == pytest.approx(3.5 / 4, abs=0.05), "imagenet is even"
     for (name, column), gain in analysis.task_gains.items():  # marks and figures agree
         gap = analysis.differences[name, column, column.main]
         reference = analysis.estimates[base, column, column.main]
-        assert gain.verdict() == analysis.verdict(name, column)
+        assert gain.verdict() == analysis.outcome(name, column)
         if gap.seeds == reference.seeds:
             assert gain.reach == pytest.approx(100 * gap.reach / reference.value)
     assert any("Seeds differ" in note for note in report.notes)
@@ -54,12 +54,12 @@ def test_the_headline_compares_gains_over_shared_tasks(analysis_of):
         for seed in range(3)
     ]
     analysis = analysis_of(runs)
-    assert analysis.gains["narrow"].typical.value > analysis.gains["wide"].typical.value
-    headline = verdict(analysis).headline
+    assert analysis.gains["narrow"].iqm.value > analysis.gains["wide"].iqm.value
+    headline = summarise(analysis).headline
     assert headline.startswith("wide is better than clip-ft on 1 of 2 tasks and worse on none")
     assert headline.endswith("the highest of 2 backbones on the 1 task that all have.")
     one_seed = analysis_of([run for run in runs if run.seed == 0])
-    assert verdict(one_seed).tone == "open", "one seed without scores of images decides nothing"
+    assert summarise(one_seed).tone == "open", "one seed without scores of images decides nothing"
 
 
 def test_many_differences_are_judged_jointly(analysis_of):
@@ -75,7 +75,7 @@ def test_many_differences_are_judged_jointly(analysis_of):
     analysis = analysis_of(runs)
     gap = analysis.differences["mine", analysis.selection.columns[0], "mIoU"]
     assert gap.at(0.05).verdict() == "win" and gap.verdict() == "tie"
-    result = verdict(analysis)
+    result = summarise(analysis)
     assert result.tone == "open" and "does not differ detectably from clip" in result.headline
     notes = caveats(analysis)
     assert any("8 differences and 1 mean gain are judged jointly" in note for note in notes)

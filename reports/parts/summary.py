@@ -8,15 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.analysis import Analysis, Gain
-from reports.parts.tables import count, number
+from reports.analysis import Analysis
+from reports.judgement import Gain
+from reports.parts.tables import count, decimal, with_interval
 from reports.selection import TaskProtocol
 from reports.stats.gains import by_task, interquartile_mean
-from reports.stats.intervals import Estimate
+from reports.stats.intervals import Estimate, combine
+from reports.stats.resampling import Quantity, difference
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Summary:
     """The first statement of a report.
 
     Attributes:
@@ -31,7 +33,7 @@ class Verdict:
     lines: list[str]
 
 
-def verdict(analysis: Analysis) -> Verdict:
+def summarise(analysis: Analysis) -> Summary:
     """Judge every backbone against the baseline.
 
     The headline is about the backbone with the highest mean gain. Everything is judged at
@@ -43,7 +45,7 @@ def verdict(analysis: Analysis) -> Verdict:
     if not compared:
         columns = [column for column in selection.columns if (base, column) in selection.cells]
         tasks = count(len({column.base for column in columns}), "task")
-        return Verdict(
+        return Summary(
             "alone", f"Only {base} has results ({tasks}): there is nothing to compare it with.", []
         )
     judged = {name: Counter(analysis.tasks(name).values()) for name in compared}
@@ -58,9 +60,9 @@ def verdict(analysis: Analysis) -> Verdict:
         gain = _gain_words(analysis, leader)
         best = f"; {leader} is highest: {gain}" if gain else ""
         headline = f"No backbone differs detectably from {base} on any of {tasks}{best}."
-        return Verdict("open", headline, lines)
+        return Summary("open", headline, lines)
     headline = _headline(analysis, leader, tones[leader], common)
-    return Verdict(tones[leader], headline, lines)
+    return Summary(tones[leader], headline, lines)
 
 
 def _gain(analysis: Analysis, name: str, common: Sequence[TaskProtocol]) -> float:
@@ -71,11 +73,11 @@ def _gain(analysis: Analysis, name: str, common: Sequence[TaskProtocol]) -> floa
     if common:
         gains = np.array([[analysis.task_gains[name, column].value] for column in common])
         return float(interquartile_mean(by_task([column.base for column in common]) @ gains)[0])
-    return analysis.gains[name].typical.value if name in analysis.gains else float("-inf")
+    return analysis.gains[name].iqm.value if name in analysis.gains else float("-inf")
 
 
 def _tone(analysis: Analysis, name: str, verdicts: Counter[str]) -> str:
-    overall = analysis.gains[name].typical.verdict() if name in analysis.gains else "unknown"
+    overall = analysis.gains[name].iqm.verdict() if name in analysis.gains else "unknown"
     decided = verdicts["win"] or verdicts["loss"]
     return {"win": "better", "loss": "worse"}.get(overall, "mixed" if decided else "open")
 
@@ -117,12 +119,12 @@ def _gain_words(analysis: Analysis, name: str) -> str:
 
 def gain_words(gain: Gain) -> str:
     """Interquartile mean, interval, plain mean, probability of improvement."""
-    typical = gain.typical
-    ends = f"{number(typical.low, 1, True)} to {number(typical.high, 1, True)}"
+    typical = gain.iqm
+    ends = f"{decimal(typical.low, 1, True)} to {decimal(typical.high, 1, True)}"
     shown = ends if typical.has_interval else "no interval"
     return (
-        f"{number(typical.value, 1, True)} % ({shown}), plain mean"
-        f" {number(gain.mean.value, 1, True)} %, better in {100 * gain.improvement:.0f} % of runs"
+        f"{decimal(typical.value, 1, True)} % ({shown}), plain mean"
+        f" {decimal(gain.mean.value, 1, True)} %, better in {100 * gain.improvement:.0f} % of runs"
     )
 
 
@@ -187,3 +189,39 @@ def _enumerate(names: Sequence[str], most: int = 6) -> str:
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def average_lines(analysis: Analysis) -> list[str]:
+    """The average of each backbone whose suite has one, and its difference to the baseline."""
+    selection, lines = analysis.selection, []
+    base = selection.baseline
+    for name in selection.backbones:
+        complete = [
+            run
+            for (backbone, _), run in selection.parents.items()
+            if backbone == name and run.average
+        ]
+        if not complete:
+            continue
+        tasks = {task.rpartition("/")[0] for task in complete[0].main_metrics}
+        samples = {
+            c: analysis.samples[name, c, c.main]
+            for c in selection.columns
+            if c.task in tasks and (name, c, c.main) in analysis.samples
+        }
+        if len(samples) != len(tasks):
+            continue  # several protocols of a task, or some tasks were not selected
+        average = _mean([Quantity((sample,)) for sample in samples.values()])
+        text = f"{complete[0].average}: {name} {with_interval(average, 2)}"
+        if name != base and all((base, c, c.main) in analysis.samples for c in samples):
+            gap = _mean(
+                [difference(own, analysis.samples[base, c, c.main]) for c, own in samples.items()]
+            )
+            decided = "" if gap.verdict() in ("win", "loss") else ", undecided"
+            text += f"; {with_interval(gap, 2, True)} over {base}{decided}"
+        lines.append(text)
+    return lines
+
+
+def _mean(quantities: Sequence[Quantity]) -> Estimate:
+    return combine(quantities, lambda values: np.mean(values, axis=0))

@@ -1,0 +1,149 @@
+"""Metrics of whole images as functions of how often each image counts, in percent.
+
+See ``reports.stats.per_image``. Importing this imports nothing that computes but numpy.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from probes.image_level.settings import RECALL_AT
+from reports.stats.per_image import (
+    SCORERS,
+    Arrays,
+    ImageScores,
+    MetricFunction,
+    mean_of_images,
+    ratio,
+)
+
+
+def classification(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """``top1``, ``top5``; ``mean_per_class_recall`` and ``f1_macro`` over the classes that have
+    images; ``worst_group_top…`` where images have groups.
+
+    Args:
+        arrays: of each image the ``rank`` of the true class, ``label``, ``prediction``, ``group``.
+    """
+    rank = arrays["rank"]
+    metrics: dict[str, MetricFunction] = {
+        f"top{k}": partial(_share, 100.0 * (rank < k)) for k in (1, 5)
+    }
+    if "prediction" in arrays:
+        metrics |= _by_class(arrays["label"], arrays["prediction"], rank == 0)
+    if "group" in arrays:
+        member = (arrays["group"][:, None] == np.unique(arrays["group"])).astype(np.float64)
+        for k in (1, 5):
+            hits = 100.0 * (rank < k)[:, None] * member
+            metrics[f"worst_group_top{k}"] = partial(_worst, hits, member)
+    return ImageScores(images, metrics, lambda: -rank.astype(float), "rank of the true class", 1)
+
+
+def _share(hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return ratio(weights @ hits, weights.sum(axis=1, dtype=np.float64))
+
+
+def _worst(hits: np.ndarray, member: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The least share of hits among the groups in a set."""
+    return np.nan_to_num(ratio(weights @ hits, weights @ member), nan=np.inf).min(axis=1)
+
+
+def _by_class(
+    label: np.ndarray, prediction: np.ndarray, hit: np.ndarray
+) -> dict[str, MetricFunction]:
+    """Mean per-class recall and macro F1 over the classes in a set."""
+    shape = len(label), 1 + int(max(label.max(), prediction.max()))
+
+    def count(weights: np.ndarray, classes: np.ndarray, counted: np.ndarray) -> np.ndarray:
+        """(R, classes) images of each class that are counted."""
+        from scipy.sparse import csr_array
+
+        index = np.arange(len(classes)), classes
+        return weights @ csr_array((counted.astype(np.float64), index), shape)
+
+    every = np.ones(len(label))
+
+    def recall(weights: np.ndarray) -> np.ndarray:
+        return 100 * _mean(ratio(count(weights, label, hit), count(weights, label, every)))
+
+    def f1(weights: np.ndarray) -> np.ndarray:
+        true, predicted = (count(weights, each, every) for each in (label, prediction))
+        score = ratio(2 * count(weights, label, hit), true + predicted)
+        return 100 * _mean(np.where(true > 0, score, np.nan))
+
+    return {"mean_per_class_recall": recall, "f1_macro": f1}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """``mean_of_classes``, added in the order of torch, whose last digits stored metrics have."""
+    import torch
+
+    rows = torch.from_numpy(values)
+    return np.array([row[~row.isnan()].mean().item() for row in rows])
+
+
+def association(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """The mean of ``jaccard`` over instances of 10 or 12 ``candidates``, of 5 or 6, and all."""
+    score, sizes = arrays["jaccard"], arrays["candidates"]
+    parts = {"jaccard_10-12": sizes >= 10, "jaccard_5-6": sizes <= 6, "jaccard": sizes > 0}
+    metrics = {
+        name: partial(mean_of_images, np.where(part, score, np.nan)) for name, part in parts.items()
+    }
+    return ImageScores(images, metrics, lambda: score, "Jaccard index", 1)
+
+
+def correspondence(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """``PCK@…``, the mean over pairs of the share of ``points`` that are ``right_…``, and the share
+    of all points; the images are pairs."""
+    points = arrays["points"].astype(np.float64)
+    share = {name: ratio(arrays[f"right_{name}"], points) for name in ("0.05", "0.1")}
+
+    def of_pairs(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return 100 * mean_of_images(values, weights)
+
+    def of_points(weights: np.ndarray) -> np.ndarray:
+        return 100 * ratio(weights @ arrays["right_0.1"].astype(np.float64), weights @ points)
+
+    metrics: dict[str, MetricFunction] = {
+        f"PCK@{name}": partial(of_pairs, values) for name, values in share.items()
+    }
+    metrics["PCK@0.1_point"] = of_points
+    return ImageScores(images, metrics, lambda: 100 * share["0.1"], "share of correct keypoints", 1)
+
+
+def retrieval(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """Recall at 1, 5 and 10 of captions by image and images by caption, and ``mean_R@1``.
+
+    Args:
+        arrays: ``i2t_rank`` (N,) of the first right answer, and ``t2i_rank`` (N, captions), filled
+            with -1.
+    """
+    image_rank, text_ranks = arrays["i2t_rank"], arrays["t2i_rank"]
+    captions = (text_ranks >= 0).sum(axis=1).astype(np.float64)
+
+    def recall(hits: np.ndarray, queries: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return 100 * ratio(weights @ hits, weights @ queries)
+
+    metrics: dict[str, MetricFunction] = {}
+    for k in RECALL_AT:
+        hits = (image_rank < k).astype(np.float64)
+        metrics[f"i2t_R@{k}"] = partial(recall, hits, np.ones(len(hits)))
+    for k in RECALL_AT:
+        # an image is resampled with all its captions: they are not independent
+        hits = ((text_ranks >= 0) & (text_ranks < k)).sum(axis=1).astype(np.float64)
+        metrics[f"t2i_R@{k}"] = partial(recall, hits, captions)
+    first = [metrics["i2t_R@1"], metrics["t2i_R@1"]]
+    metrics["mean_R@1"] = lambda weights: (first[0](weights) + first[1](weights)) / 2
+    name = "rank of the correct caption"
+    return ImageScores(images, metrics, lambda: -image_rank.astype(float), name, 1)
+
+
+for _kind, _scorer in {
+    "classification": classification,
+    "association": association,
+    "correspondence": correspondence,
+    "image-text": retrieval,
+}.items():
+    SCORERS.register(_kind, _scorer)

@@ -1,0 +1,138 @@
+"""What the selected runs hold: metrics with each seed, and over resamples of their images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from operator import methodcaller
+from typing import Any
+
+import numpy as np
+
+from reports.artifacts import DETECTIONS, PER_IMAGE
+from reports.cell import Cell
+from reports.detections import TYPES
+from reports.errors import damaged
+from reports.mlflow.query import Store
+from reports.selection import Selection, TaskProtocol
+from reports.stats.intervals import MIN_IMAGES
+from reports.stats.per_image import ClassScores, ImageScores, agrees, image_scores
+from reports.stats.resampling import MetricSample, image_weights
+
+Place = tuple[str, TaskProtocol]  # backbone, column
+Key = tuple[str, TaskProtocol, str]  # backbone, column, metric
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the selected runs hold.
+
+    Attributes:
+        scores: per-image scores of each backbone's first seed, to choose pictures by.
+        images: column → number of images that its numbers are computed from.
+        classes: the metric of each class, one for each seed.
+        inconsistent: numbers that differ from those of their per-image scores.
+        unscored: numbers with resamples that have nothing to score, and how many.
+    """
+
+    samples: dict[Key, MetricSample]
+    scores: dict[Place, ImageScores]
+    images: dict[TaskProtocol, int]
+    classes: dict[Place, list[ClassScores]]
+    inconsistent: list[str]
+    unscored: list[str]
+
+
+def shown_metrics(column: TaskProtocol) -> list[str]:
+    """Metrics of a column that the detailed tables show, the main one first."""
+    return [name for name, metric in column.metrics if metric.shown or name == column.main]
+
+
+def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> Measurements:
+    """Read and resample the per-image scores of all columns."""
+    measured = Measurements({}, {}, {}, {}, [], [])
+    for column in selection.columns:
+        in_column = selection.column_cells(column)
+        loaded = parallel(lambda cell: load_scores(store, cell), in_column)
+        by_run = {cell.run_id: scores for cell, scores in zip(in_column, loaded, strict=True)}
+        for backbone in selection.backbones:
+            if cells := selection.cells.get((backbone, column), []):
+                scores = [by_run[cell.run_id] for cell in cells]
+                if scores[0]:
+                    measured.scores[backbone, column] = scores[0]
+                classes = [each.classes for each in scores if each and each.classes]
+                measured.classes[backbone, column] = classes
+                complete = None not in scores and len({each.units for each in scores}) == 1
+                _add_samples(measured, (backbone, column), cells, scores if complete else [])
+            advance()
+    image_weights.cache_clear()
+    return measured
+
+
+def load_scores(store: Store, cell: Cell) -> ImageScores | None:
+    """The per-image scores of a cell; None if it stored none.
+
+    Raises:
+        TrackingError: the artifact exists but cannot be read.
+    """
+    arrays = store.arrays(cell, PER_IMAGE)
+    detections = store.arrays(cell, DETECTIONS, TYPES) if cell.kind == "detection" else None
+    try:
+        return image_scores(cell.kind, arrays, detections) if arrays else None
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise damaged(PER_IMAGE, cell.run_id, cell.name, error) from error
+
+
+def _add_samples(
+    measured: Measurements, key: Place, cells: Sequence[Cell], scores: Sequence[ImageScores]
+) -> None:
+    """Add the samples of a backbone's column.
+
+    Args:
+        scores: of each cell, over the same units; empty where a cell has none.
+    """
+    backbone, column = key
+    images = scores[0].units if scores else ()
+    rows = min((score.most_resamples for score in scores), default=0)
+    weights = image_weights(images)[:rows] if scores else None
+    measured.images.setdefault(column, 0)
+    for metric in shown_metrics(column):
+        usable = [
+            number
+            for number, cell in enumerate(cells)
+            if np.isfinite(cell.metrics.get(metric, np.nan))
+        ]
+        if not usable:
+            continue
+        seeds = tuple(cells[number].seed for number in usable)
+        values = np.array([cells[number].metrics[metric] for number in usable])
+        sample = MetricSample(seeds, values)
+        if scores and all(metric in score.metrics for score in scores):
+            used = [scores[number] for number in usable]
+            again = np.array([score.value(metric) for score in used])
+            consistent = agrees(again, values)
+            label = f"{backbone} · {column.title} · {metric}"
+            if consistent.all():
+                functions = [score.metrics[metric] for score in used]
+                sampled = np.stack(parallel(methodcaller("__call__", weights), functions))
+                valid = np.isfinite(sampled).all(axis=0)
+                if valid.sum() >= MIN_IMAGES:
+                    sampled = np.where(valid, sampled, np.nan)
+                    sample = MetricSample(seeds, values, sampled, len(images))
+                if not valid.all():
+                    share = f"{valid.size - valid.sum()} of {valid.size}"
+                    measured.unscored.append(f"{label} ({share})")
+            else:
+                wrong = np.flatnonzero(~consistent)[0]
+                measured.inconsistent.append(
+                    f"{label} (stored {values[wrong]:.4g}, from images {again[wrong]:.4g})"
+                )
+        measured.images[column] = max(sample.images, measured.images[column])
+        measured.samples[backbone, column, metric] = sample
+
+
+def parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """``function`` of each item in threads: numpy and zlib release the interpreter's lock."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(function, items))
