@@ -17,7 +17,7 @@ from probes.datasets.base import PreparedDataset
 from reports.analysis import Analysis
 from reports.artifacts import PER_IMAGE
 from reports.mlflow.query import Store
-from reports.parts.published import protocol_differences
+from reports.parts.published import protocol_difference
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _evidence(
                 tolerance=(estimate.reach if estimate.has_interval else 0.0) + target.half_digit,
                 data=data,
                 backbone=backbone,
-                differs="; ".join(protocol_differences(cell, target.number.preset)),
+                differs=protocol_difference(cell, target.number.preset),
                 rates=list(zip(*store.history(cell.run_id, "train/lr"), strict=True)),
                 per_image=store.arrays(cell, PER_IMAGE),
             )

@@ -121,17 +121,18 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
     if entry.architecture and architectures - {entry.architecture, ""}:
         return
     for column in selection.columns:
-        own = analysis.estimates.get((name, column, entry.metric))
-        if column.task == entry.task and own is not None:
+        estimate = analysis.estimates.get((name, column, entry.metric))
+        if column.task == entry.task and estimate is not None:
             cells = selection.cells[name, column]
-            every = [each for c in cells for each in protocol_differences(c, entry.preset)]
-            differences = dict.fromkeys(filter(None, (*every, entry.differs)))
+            partial = ["on a part of the data"] * any(cell.partial for cell in cells)
+            own = [protocol_difference(cell, entry.preset) for cell in cells]
+            differences = dict.fromkeys(filter(None, (*partial, *own, entry.differs)))
             yield PublishedRow(
                 name,
                 column.title,
                 entry.metric,
                 str(entry.value),
-                with_interval(own, 2),
+                with_interval(estimate, 2),
                 entry.protocol,
                 "; ".join(differences) or "same protocol",
                 entry.source,
@@ -139,12 +140,8 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
             )
 
 
-def protocol_differences(cell: Cell, preset: str) -> list[str]:
-    """How a cell differs from the source that a preset follows, by what it records; empty where
-    nothing is known to differ."""
-    differences = ["on a part of the data"] if cell.partial else []
-    if cell.differs:
-        differences.append(cell.differs)
-    elif (own := cell.preset or "own") != preset:
-        differences.append(f"settings of {own}")
-    return differences
+def protocol_difference(cell: Cell, preset: str) -> str:
+    """How a cell's settings differ from the source that a preset follows, by what the cell records;
+    '' where nothing is known to differ."""
+    own = cell.preset or "own"
+    return cell.differs or (f"settings of {own}" if own != preset else "")
