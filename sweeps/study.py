@@ -141,7 +141,7 @@ class Sweep(Plan):
     def driver(self) -> str:
         """The machine of the process that drives it, '' for none."""
         tags = self.metadata.get("driver")
-        if not tags or not heartbeat.alive(tags):
+        if not tags or not heartbeat.is_alive(tags):
             return ""
         return tags[heartbeat.MACHINE_TAG].partition("/")[0]
 
@@ -164,7 +164,7 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
     Raises:
         UserError: another process drives it.
     """
-    sign_of_life = lambda: sweep.store("driver", heartbeat.tags())
+    sign_of_life = lambda: sweep.store("driver", heartbeat.process_tags())
     with ExitStack() as stack:
         sweep.must_be_free()
         try:

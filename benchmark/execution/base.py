@@ -33,10 +33,9 @@ from benchmark.execution.unit import (
     threads_per_unit,
 )
 from cliptex_common.errors import UserError, suggest
-from cliptex_common.files import home
+from cliptex_common.files import home, read_json_object
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.visible_devices import is_accelerator_name
-from reports.mlflow.heartbeat import read
 
 MAX_LOST = 2  # times that a unit whose worker died is run again
 MAX_PREEMPTED = 20  # times that a unit that was stopped, and has saved its state, is run again
@@ -387,7 +386,7 @@ class Executor(ABC):
                 queued.printed += len(output)
                 if output:
                     console.print(output.decode("utf-8", errors="replace"), end="")
-            queued.line.follow(read(queued.unit.status_file))
+            queued.line.follow(read_json_object(queued.unit.status_file))
 
 
 EXECUTORS: Registry[type[Executor]] = Registry(

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from reports.mlflow.heartbeat import Heartbeat
+from benchmark.execution.status_file import StatusFile
 
 OVERVIEW_SECONDS = 30.0  # between two lines of the overview where there is no terminal
 
@@ -48,7 +48,7 @@ class Reporter(ABC):
         """Add ``steps`` finished parts."""
 
     def follow(self, status: Mapping[str, Any]) -> None:
-        """Report the progress in the heartbeat of another process (see ``UnitProgress``)."""
+        """Report the progress in the status file of another process (see ``UnitProgress``)."""
         if "step" not in status:
             return
         if status["number"] != self._step_number:
@@ -60,18 +60,18 @@ class Reporter(ABC):
 
 
 class UnitProgress(Reporter):
-    """Progress of a unit in a worker, written to the fields of its heartbeat."""
+    """Progress of a unit in a worker, written to its status file."""
 
-    def __init__(self, heartbeat: Heartbeat) -> None:
-        self._heartbeat, self._steps = heartbeat, 0
+    def __init__(self, status: StatusFile) -> None:
+        self._status, self._steps = status, 0
 
     def start(self, description: str, total: int) -> None:
         self._steps += 1
         step = f"{self.prefix}{description}"
-        self._heartbeat.update(step=step, number=self._steps, total=total, done=0)
+        self._status.update(step=step, number=self._steps, total=total, done=0)
 
     def advance(self, steps: int = 1) -> None:
-        self._heartbeat.update(done=self._heartbeat.fields.get("done", 0) + steps)
+        self._status.update(done=self._status.fields.get("done", 0) + steps)
 
 
 class ProgressLine(Reporter):

@@ -20,17 +20,18 @@ from typing import Any, Literal
 
 from benchmark.execution.interrupts import STOP_SIGNALS, interruptible, received
 from benchmark.execution.progress import UnitProgress, console, reporting
+from benchmark.execution.status_file import StatusFile
 from benchmark.execution.streams import RedactingStream, redacting
 from cliptex_common import plugins
 from cliptex_common.errors import UserError, user_error_message
 from cliptex_common.heap import return_freed_memory
 from cliptex_common.visible_devices import restrict_accelerators
 from reports.mlflow.environment import environment
-from reports.mlflow.heartbeat import Heartbeat, repeating
+from reports.mlflow.heartbeat import repeating
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = "CLIPTEX_UNIT_GPUS"  # number of GPUs of this process's unit
-ABANDONED = 30 * 86400.0  # seconds without a heartbeat after which a unit's folder is deleted
+ABANDONED = 30 * 86400.0  # seconds without progress after which a unit's folder is deleted
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Unit:
     """A module-level function and its arguments: plain values, so that any process can run it.
 
     Attributes:
-        folder: holds the heartbeat with progress (``status.json``) and the output (``log.txt``);
+        folder: holds the progress (``status.json``) and the output (``log.txt``);
             the submitting process and the worker both see it.
         cpus: number of reserved cores and of computing threads.
         gpus: number of GPUs; the unit sees no others.
@@ -148,7 +149,7 @@ class Outcome:
 
 
 def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
-    """Run a unit in a worker, with its threads, a heartbeat and its output in ``log.txt``."""
+    """Run a unit in a worker, with its threads, a status file and its output in ``log.txt``."""
     try:
         with ExitStack() as stack:
             # entered first: a signal before this line is not treated as an interruption
@@ -161,9 +162,9 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
             with suppress(OSError):
                 os.chdir(unit.cwd)
             stack.enter_context(threads(unit.cpus))
-            heartbeat = stack.enter_context(Heartbeat(unit.status_file, name=unit.name))
+            status = stack.enter_context(StatusFile(unit.status_file, name=unit.name))
             stack.enter_context(repeating(partial(_obey, unit.stop_file), 0.5))
-            stack.enter_context(reporting(UnitProgress(heartbeat)))
+            stack.enter_context(reporting(UnitProgress(status)))
             # restore the console's file at the end
             stack.callback(setattr, console, "file", console._file)
             stack.enter_context(redacting())
@@ -271,7 +272,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def remove(folder: Path, tries: int = 5) -> None:
-    """Remove a unit's folder, even if an abandoned worker still writes its heartbeat there."""
+    """Remove a unit's folder, even if an abandoned worker still writes its status there."""
     for _ in range(tries):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -280,7 +281,7 @@ def remove(folder: Path, tries: int = 5) -> None:
 
 
 def remove_abandoned(root: Path) -> None:
-    """Remove the folders of units without a heartbeat for a month: their submitting process was
+    """Remove the folders of units without progress for a month: their submitting process was
     killed."""
     for folder in root.glob("*"):
         with suppress(OSError):

@@ -100,7 +100,7 @@ class Tracker:
         """End as KILLED the RUNNING runs whose process is dead or silent; returns their names."""
         closed = []
         for run in self.search("attributes.status = 'RUNNING'"):
-            if not heartbeat.alive(run.data.tags):
+            if not heartbeat.is_alive(run.data.tags):
                 self.close(run.info.run_id, "its process was killed, crashed, or is out of reach")
                 closed.append(run.info.run_name)
         return closed
@@ -154,7 +154,7 @@ class Tracker:
             monitored: log MLflow's system metrics (CPU, memory, GPU, disk, network), a point a
                 minute.
         """
-        everything = {**origin_tags(), **heartbeat.tags(), **(tags or {})}
+        everything = {**origin_tags(), **heartbeat.process_tags(), **(tags or {})}
         run_tags = {key: value for key, value in everything.items() if value != ""}
         if parent is not None:
             run_tags[PARENT_TAG] = parent.id
@@ -174,7 +174,7 @@ class Tracker:
             if missing := {key: v for key, v in (params or {}).items() if key not in stored}:
                 run.log_params(missing)
             beats = heartbeat.repeating(
-                lambda: self.client.set_tags(run_id, heartbeat.tags()), MLFLOW_BEAT
+                lambda: self.client.set_tags(run_id, heartbeat.process_tags()), MLFLOW_BEAT
             )
             with beats, _monitoring(run) if monitored else nullcontext():
                 yield run

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import time
 
 import pytest
 from rich.console import Console
 
-from benchmark.execution import progress
+from benchmark.execution import progress, status_file
 from benchmark.execution.progress import Bar, Overview
+from cliptex_common.files import read_json_object
 
 
 @pytest.fixture
@@ -64,3 +66,14 @@ def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
         assert (task.description, task.completed, task.total) == ("units of work, 1:05 left", 1, 2)
         overview.end()
         assert not bar.progress.tasks
+
+
+def test_a_status_file_is_rewritten_with_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(status_file, "EVERY", 0.05)
+    path = tmp_path / "unit" / "status.json"
+    with status_file.StatusFile(path, name="unit") as status:
+        assert read_json_object(path) == {"name": "unit"}
+        status.update(done=3)
+        while read_json_object(path) != {"name": "unit", "done": 3}:
+            time.sleep(0.02)
+    assert list(path.parent.iterdir()) == [path]

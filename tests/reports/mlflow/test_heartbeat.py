@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reports.mlflow import heartbeat
-from reports.mlflow.heartbeat import LIMIT, LOCK_TAG, MACHINE_TAG, TIME_TAG, Heartbeat, alive
+from reports.mlflow.heartbeat import LIMIT, LOCK_TAG, MACHINE_TAG, TIME_TAG, is_alive
 from tests.forks import Fork
 
 pytestmark = pytest.mark.integration
@@ -20,7 +20,7 @@ def write_tags(folder: Path, with_child: bool) -> None:
     if with_child and os.fork() == 0:
         time.sleep(5)
         os._exit(0)
-    lines = [f"{name}={value}" for name, value in heartbeat.tags().items()]
+    lines = [f"{name}={value}" for name, value in heartbeat.process_tags().items()]
     (folder / "new").write_text("\n".join(lines))
     (folder / "new").rename(folder / "tags")
     time.sleep(60)
@@ -31,25 +31,14 @@ def test_a_process_is_alive_until_it_is_killed_whatever_its_children_do(tmp_path
     process = Fork(write_tags, tmp_path, with_child, output=tmp_path / "output")
     process.wait_for(tmp_path, "tags")
     tags = dict(line.split("=") for line in (tmp_path / "tags").read_text().splitlines())
-    assert alive(tags) and alive(heartbeat.tags())
+    assert is_alive(tags) and is_alive(heartbeat.process_tags())
     process.signal(signal.SIGKILL)
     process.end()
-    assert not alive(tags)
+    assert not is_alive(tags)
 
 
 def test_another_machine_counts_by_its_time_stamp():
-    tags = {MACHINE_TAG: "elsewhere", LOCK_TAG: heartbeat.tags()[LOCK_TAG]}
-    assert alive({**tags, TIME_TAG: str(time.time() - LIMIT + 60)})
-    assert not alive({**tags, TIME_TAG: str(time.time() - LIMIT - 60)})
-    assert not alive({})
-
-
-def test_a_status_file_is_rewritten_with_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(heartbeat, "EVERY", 0.05)
-    path = tmp_path / "unit" / "status.json"
-    with Heartbeat(path, name="unit") as beat:
-        assert heartbeat.read(path) == {"name": "unit"}
-        beat.update(done=3)
-        while heartbeat.read(path) != {"name": "unit", "done": 3}:
-            time.sleep(0.02)
-    assert list(path.parent.iterdir()) == [path]
+    tags = {MACHINE_TAG: "elsewhere", LOCK_TAG: heartbeat.process_tags()[LOCK_TAG]}
+    assert is_alive({**tags, TIME_TAG: str(time.time() - LIMIT + 60)})
+    assert not is_alive({**tags, TIME_TAG: str(time.time() - LIMIT - 60)})
+    assert not is_alive({})
