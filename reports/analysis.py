@@ -11,7 +11,7 @@ import numpy as np
 from reports.judgement import Judgement, family_size, judge
 from reports.measurements import Key, Measurements, measure, shown_metrics
 from reports.mlflow.query import Store
-from reports.selection import Selection, TaskProtocol
+from reports.selection import Selection, TaskColumn
 from reports.stats.gains import by_task
 from reports.stats.intervals import Estimate, estimate
 from reports.stats.multiplicity import sidak
@@ -28,7 +28,7 @@ class Analysis(Judgement, Measurements):
         ranks: backbone → mean rank over the tasks that all have (1 = best; ties share).
     """
 
-    best: dict[tuple[TaskProtocol, str], str]
+    best: dict[tuple[TaskColumn, str], str]
     ranks: dict[str, float]
 
 
@@ -57,7 +57,7 @@ def analyse(
 
 
 def _find_best(
-    judged: Judgement, samples: Mapping[Key, MetricSample], column: TaskProtocol, metric: str
+    judged: Judgement, samples: Mapping[Key, MetricSample], column: TaskColumn, metric: str
 ) -> str:
     selection, sign = judged.selection, column.sign(metric)
     names = [name for name in selection.backbones if (name, column, metric) in samples]
@@ -90,7 +90,7 @@ def _mean_ranks(selection: Selection, estimates: Mapping[Key, Estimate]) -> dict
     return dict(zip(names, ranks.mean(axis=0).tolist(), strict=True))
 
 
-def shared_columns(selection: Selection, numbers: Mapping[Key, Any]) -> list[TaskProtocol]:
+def shared_columns(selection: Selection, numbers: Mapping[Key, Any]) -> list[TaskColumn]:
     """Columns in which all backbones have a number."""
     return [
         column

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from reports.measurements import Key, Place
-from reports.selection import Selection, TaskProtocol
+from reports.selection import Selection, TaskColumn
 from reports.stats.gains import (
     by_task,
     has_ratio,
@@ -39,7 +39,7 @@ class Gain:
     iqm: Estimate
     mean: Estimate
     improvement: float
-    columns: list[TaskProtocol]
+    columns: list[TaskColumn]
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,18 @@ class Judgement:
     differences: dict[Key, Estimate]
     task_gains: dict[Place, Estimate]
     gains: dict[str, Gain]
-    excluded: dict[TaskProtocol, str]
+    excluded: dict[TaskColumn, str]
     level: float
     gain_level: float
     comparisons: int
     seed_prior: SeedPrior
 
-    def outcome(self, backbone: str, column: TaskProtocol) -> str:
+    def outcome(self, backbone: str, column: TaskColumn) -> str:
         """``Estimate.verdict`` on a column's main metric; '' without a difference."""
         gap = self.differences.get((backbone, column, column.main))
         return "" if gap is None else gap.verdict(column.sign(column.main))
 
-    def level_of(self, column: TaskProtocol) -> float:
+    def level_of(self, column: TaskColumn) -> float:
         """At which a difference in a column is judged: the columns of a task share its level."""
         return self.level / family_size(self.selection, column)
 
@@ -95,7 +95,7 @@ class Judgement:
         return result
 
 
-def family_size(selection: Selection, column: TaskProtocol) -> int:
+def family_size(selection: Selection, column: TaskColumn) -> int:
     """How many columns the task of a column has: variants and protocols."""
     return sum(other.base == column.base for other in selection.columns)
 
@@ -185,7 +185,7 @@ def _percent_factors(
     samples: Mapping[Key, MetricSample],
     estimates: Mapping[Key, Estimate],
     gaps: Mapping[Key, Quantity],
-) -> tuple[dict[Place, float], dict[TaskProtocol, str]]:
+) -> tuple[dict[Place, float], dict[TaskColumn, str]]:
     """What makes differences percent of the baseline's number on the same seeds, better positive.
 
     Returns:
@@ -212,14 +212,14 @@ def _mean_gains(
     samples: Mapping[Key, MetricSample],
     scaled: Mapping[Place, Quantity],
     task_gains: Mapping[Place, Estimate],
-) -> tuple[dict[str, Gain], list[np.ndarray | None], dict[TaskProtocol, str]]:
+) -> tuple[dict[str, Gain], list[np.ndarray | None], dict[TaskColumn, str]]:
     """Each backbone's gain, what resampling the images adds to each, and why columns are excluded.
 
     A task with unknown noise or too few images is excluded if the backbone has other tasks.
     """
     gains: dict[str, Gain] = {}
     resampled: list[np.ndarray | None] = []
-    excluded: dict[TaskProtocol, str] = {}
+    excluded: dict[TaskColumn, str] = {}
     base = selection.baseline
     for name in selection.backbones:
         own = {column: gap for (backbone, column), gap in scaled.items() if backbone == name}

@@ -15,13 +15,13 @@ from reports.cell import Cell
 from reports.detections import TYPES
 from reports.errors import damaged
 from reports.mlflow.query import Store
-from reports.selection import Selection, TaskProtocol
+from reports.selection import Selection, TaskColumn
 from reports.stats.intervals import MIN_IMAGES
 from reports.stats.per_image import ClassScores, ImageScores, agrees, image_scores
 from reports.stats.resampling import MetricSample, image_weights
 
-Place = tuple[str, TaskProtocol]  # backbone, column
-Key = tuple[str, TaskProtocol, str]  # backbone, column, metric
+Place = tuple[str, TaskColumn]  # backbone, column
+Key = tuple[str, TaskColumn, str]  # backbone, column, metric
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Measurements:
 
     samples: dict[Key, MetricSample]
     scores: dict[Place, ImageScores]
-    images: dict[TaskProtocol, int]
+    images: dict[TaskColumn, int]
     classes: dict[Place, list[ClassScores]]
     inconsistent: list[str]
     unscored: list[str]
 
 
-def shown_metrics(column: TaskProtocol) -> list[str]:
+def shown_metrics(column: TaskColumn) -> list[str]:
     """Metrics of a column that the detailed tables show, the main one first."""
     return [name for name, metric in column.metrics if metric.shown or name == column.main]
 

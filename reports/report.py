@@ -40,7 +40,7 @@ from reports.parts.tables import (
     overview,
     sections,
 )
-from reports.selection import TaskProtocol, default_experiments, select, without_studies
+from reports.selection import TaskColumn, default_experiments, select, without_studies
 from reports.shared.merge import read_shared
 
 
@@ -87,7 +87,7 @@ class Report:
         return self.analysis.selection.backbones if self.analysis else []
 
     @property
-    def columns(self) -> list[TaskProtocol]:
+    def columns(self) -> list[TaskColumn]:
         return self.analysis.selection.columns if self.analysis else []
 
     def numbers(self) -> dict[tuple[str, str, str], Number]:
@@ -120,7 +120,7 @@ class Report:
         shown = [section for section, content in sections.items() if content]
         return [("verdict", "Verdict"), *shown, ("provenance", "Provenance")]
 
-    def decided(self, column: TaskProtocol) -> bool:
+    def decided(self, column: TaskColumn) -> bool:
         """Whether some backbone wins or loses in a column."""
         assert self.analysis is not None
         return any(self.analysis.outcome(b, column) in ("win", "loss") for b in self.backbones)

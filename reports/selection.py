@@ -19,7 +19,7 @@ PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 
 
 @dataclass(frozen=True)
-class TaskProtocol:
+class TaskColumn:
     """A task under one protocol, a column of the report: its numbers can be compared.
 
     Attributes:
@@ -75,9 +75,9 @@ class Selection:
     experiments: list[str]
     backbones: list[str]
     baseline: str
-    columns: list[TaskProtocol]
-    cells: dict[tuple[str, TaskProtocol], list[Cell]]
-    missing: dict[tuple[str, TaskProtocol], str]
+    columns: list[TaskColumn]
+    cells: dict[tuple[str, TaskColumn], list[Cell]]
+    missing: dict[tuple[str, TaskColumn], str]
     seeds: dict[str, list[int]]
     parents: dict[tuple[str, int], ParentRun]
     runs: dict[str, Record]
@@ -99,7 +99,7 @@ class Selection:
             if name in sources and "" not in sources[name]
         }
 
-    def column_cells(self, column: TaskProtocol) -> list[Cell]:
+    def column_cells(self, column: TaskColumn) -> list[Cell]:
         """The cells of a column, by backbone and seed."""
         return [cell for name in self.backbones for cell in self.cells.get((name, column), ())]
 
@@ -177,7 +177,7 @@ def select(
     newest, notes = _newest(cells, runs)
     unfinished = [cell for cell in cells if not cell.metrics]
     columns = _columns(newest, unfinished, _task_order(runs))
-    grid: dict[tuple[str, TaskProtocol], list[Cell]] = defaultdict(list)
+    grid: dict[tuple[str, TaskColumn], list[Cell]] = defaultdict(list)
     by_protocol = {(column.task, column.protocol): column for column in columns}
     for cell in sorted(newest, key=lambda cell: cell.seed):
         grid[cell.backbone, by_protocol[cell.task, cell.protocol]].append(cell)
@@ -253,20 +253,21 @@ def _cells_of(cells: Sequence[Cell], name: str) -> list[Cell]:
 
 
 def _newest(cells: Sequence[Cell], runs: Sequence[Record]) -> tuple[list[Cell], list[str]]:
-    """The newest of equal cells, with the weights that the backbone's seed ran last.
+    """The newest of equal cells, and notes on those with other weights than the last.
 
-    No row mixes two sets of weights. A run that finds its cells finished writes no new ones, so the
-    time of the parent runs decides which weights ran last.
+    No row mixes two sets of weights: of a backbone and seed those count that ran last. A run that
+    finds its cells finished writes no new ones, so parent runs count, too.
     """
     finished = sorted(
         (cell for cell in cells if cell.metrics), key=lambda cell: (cell.started, cell.run_id)
     )
     identities = {(cell.backbone, cell.seed, cell.weights) for cell in finished}
-    used = [(cell.started, cell.backbone, cell.seed, cell.weights) for cell in finished]
-    for run in _parents(runs):
-        if (run.backbone, run.seed, run.weights) in identities:
-            used.append((run.started, run.backbone, run.seed, run.weights))
-    weights = {(backbone, seed): sha256 for _, backbone, seed, sha256 in sorted(used)}
+    used: list[Cell | ParentRun] = [*finished, *_parents(runs)]
+    weights = {
+        (run.backbone, run.seed): run.weights
+        for run in sorted(used, key=lambda run: run.started)
+        if (run.backbone, run.seed, run.weights) in identities
+    }
     newest: dict[tuple, Cell] = {}
     older = Counter[str]()
     for cell in finished:
@@ -291,7 +292,7 @@ def _task_order(runs: Sequence[Record]) -> list[str]:
 
 def _columns(
     finished: Sequence[Cell], unfinished: Sequence[Cell], order: Sequence[str]
-) -> list[TaskProtocol]:
+) -> list[TaskColumn]:
     """One for each task and protocol; several protocols of a task get letters, oldest first.
 
     A task that nobody finished is a column without numbers, under its last protocol. Tasks that are
@@ -313,14 +314,14 @@ def _columns(
         several = len(protocols[task]) > 1
         letter = chr(ord("A") + protocols[task].index(protocol)) if several else ""
         metrics = tuple(cell.declared.items())
-        columns.append(TaskProtocol(task, cell.kind, protocol, metrics, letter))
+        columns.append(TaskColumn(task, cell.kind, protocol, metrics, letter))
     tasks = list(dict.fromkeys([*order, *protocols]))
     return sorted(columns, key=lambda column: (tasks.index(column.task), column.letter))
 
 
 def _missing_reason(
     name: str,
-    column: TaskProtocol,
+    column: TaskColumn,
     cells: Sequence[Cell],
     newest: Sequence[Cell],
     runs: Sequence[Record],

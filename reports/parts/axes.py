@@ -25,7 +25,7 @@ from reports.parts.figures import (
     points,
 )
 from reports.parts.tables import with_interval
-from reports.selection import TaskProtocol
+from reports.selection import TaskColumn
 from reports.stats.modes import MIN_LIKENESS, part_likeness
 
 SAMPLES = {"train_share": "share of train", "shots": "training images of each class"}
@@ -36,7 +36,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 class Variant:
     """A column of a task, and its values: axis → text."""
 
-    column: TaskProtocol
+    column: TaskColumn
     values: Mapping[str, str]
 
     def other_values(self, axis: str) -> tuple[tuple[str, str], ...]:
@@ -46,7 +46,7 @@ class Variant:
 
 def task_variants(analysis: Analysis) -> dict[str, list[Variant]]:
     """Task → its variants, of tasks that ran with several values of a setting."""
-    columns: dict[str, list[TaskProtocol]] = defaultdict(list)
+    columns: dict[str, list[TaskColumn]] = defaultdict(list)
     for column in analysis.selection.columns:
         if column.letter in ("", "A") and analysis.selection.column_cells(column):
             columns[column.base].append(column)
@@ -60,11 +60,11 @@ def task_variants(analysis: Analysis) -> dict[str, list[Variant]]:
     return result
 
 
-def _parts(column: TaskProtocol) -> list[str]:
+def _parts(column: TaskColumn) -> list[str]:
     return column.task.split(":")[1:]
 
 
-def _values(analysis: Analysis, column: TaskProtocol, sampled: bool) -> dict[str, str]:
+def _values(analysis: Analysis, column: TaskColumn, sampled: bool) -> dict[str, str]:
     values = dict(part.split("=", 1) for part in _parts(column) if "=" in part)
     if sampled:
         params = analysis.selection.column_cells(column)[0].params

@@ -15,7 +15,7 @@ from reports.artifacts import GALLERY
 from reports.cell import Cell
 from reports.errors import damaged
 from reports.mlflow.query import Store
-from reports.selection import TaskProtocol
+from reports.selection import TaskColumn
 
 EVEN, WORST, DIFFERENT = 4, 2, 2  # rows of each kind
 BUDGET = 2_600_000  # bytes of pictures in a page, before base64
@@ -45,7 +45,7 @@ class GalleryRow:
 class Gallery:
     """The rows of one task, selected among ``candidates`` pictured images."""
 
-    column: TaskProtocol
+    column: TaskColumn
     score_name: str
     rows: list[GalleryRow]
     legend: str = ""
@@ -101,7 +101,7 @@ def galleries(store: Store, analysis: Analysis, budget: int = BUDGET) -> list[Ga
     return result
 
 
-def _packs(store: Store, analysis: Analysis, column: TaskProtocol) -> dict[str, _Pack]:
+def _packs(store: Store, analysis: Analysis, column: TaskColumn) -> dict[str, _Pack]:
     """Backbone → the pictures of its first seed."""
     packs = {}
     for name in analysis.selection.backbones:
@@ -113,7 +113,7 @@ def _packs(store: Store, analysis: Analysis, column: TaskProtocol) -> dict[str, 
 
 
 def _gallery(
-    analysis: Analysis, column: TaskProtocol, packs: dict[str, _Pack], budget: int
+    analysis: Analysis, column: TaskColumn, packs: dict[str, _Pack], budget: int
 ) -> tuple[Gallery, int]:
     """The gallery of a task, and the bytes of its pictures."""
     first = next(iter(packs.values()))
@@ -143,7 +143,7 @@ def _gallery(
 
 
 def _scores(
-    analysis: Analysis, column: TaskProtocol, backbones: list[str], names: list[str]
+    analysis: Analysis, column: TaskColumn, backbones: list[str], names: list[str]
 ) -> tuple[dict[str, np.ndarray], str, int]:
     """Backbone → each pictured image's score (NaN if it has none), their name and sign."""
     result, score_name, sign = {}, "", 1

@@ -11,7 +11,7 @@ import pandas as pd
 
 from reports.artifacts import PARENT, PROTOCOL
 from reports.mlflow.query import Store
-from reports.selection import Selection, TaskProtocol
+from reports.selection import Selection, TaskColumn
 
 HEADINGS = ("Architecture", "Parameters", "Resolution", "FLOPs an image", "Pretraining")
 
@@ -35,7 +35,7 @@ class Provenance:
     backbones: dict[str, dict[str, str]]
     weights: list[dict[str, Any]]
     data: list[dict[str, Any]]
-    protocols: list[tuple[TaskProtocol, dict[str, Any]]]
+    protocols: list[tuple[TaskColumn, dict[str, Any]]]
     differences: dict[str, dict[str, dict[str, Any]]]
     environment: dict[str, Any]
 
@@ -58,7 +58,7 @@ def collect_provenance(store: Store, selection: Selection) -> Provenance:
         if backbone == name
     ]
     data: dict[tuple[str, str], dict[str, Any]] = {}
-    protocols: list[tuple[TaskProtocol, dict[str, Any]]] = []
+    protocols: list[tuple[TaskColumn, dict[str, Any]]] = []
     devices: set[str] = set()
     for column in selection.columns:
         cells = selection.column_cells(column)
@@ -100,7 +100,7 @@ def _backbone(store: Store, selection: Selection, name: str) -> dict[str, str]:
 
 
 def _differences(
-    protocols: list[tuple[TaskProtocol, dict[str, Any]]],
+    protocols: list[tuple[TaskColumn, dict[str, Any]]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
     by_task: dict[str, dict[str, dict[Any, Any]]] = defaultdict(dict)
     for column, settings in protocols:

@@ -11,7 +11,7 @@ import numpy as np
 from reports.analysis import Analysis
 from reports.judgement import Gain
 from reports.parts.tables import count, decimal, with_interval
-from reports.selection import TaskProtocol
+from reports.selection import TaskColumn
 from reports.stats.gains import by_task, interquartile_mean
 from reports.stats.intervals import Estimate, combine
 from reports.stats.resampling import Quantity, difference
@@ -65,7 +65,7 @@ def summarise(analysis: Analysis) -> Summary:
     return Summary(tones[leader], headline, lines)
 
 
-def _gain(analysis: Analysis, name: str, common: Sequence[TaskProtocol]) -> float:
+def _gain(analysis: Analysis, name: str, common: Sequence[TaskColumn]) -> float:
     """Mean gain over the tasks that all have, else over the backbone's own.
 
     Gains over different tasks cannot be compared.
@@ -82,7 +82,7 @@ def _tone(analysis: Analysis, name: str, verdicts: Counter[str]) -> str:
     return {"win": "better", "loss": "worse"}.get(overall, "mixed" if decided else "open")
 
 
-def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskProtocol]) -> str:
+def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskColumn]) -> str:
     base, seeds = analysis.selection.baseline, analysis.selection.seeds
     verdicts = Counter(analysis.tasks(name).values())
     if not verdicts:

@@ -13,7 +13,7 @@ import pandas as pd
 from reports.analysis import Analysis
 from reports.judgement import judge
 from reports.measurements import shown_metrics
-from reports.selection import TaskProtocol
+from reports.selection import TaskColumn
 from reports.stats.intervals import LEVEL, Estimate
 
 MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?", "": ""}
@@ -30,7 +30,7 @@ class MetricColumn:
         images: number of images that it is computed from; 0 if unknown.
     """
 
-    column: TaskProtocol
+    column: TaskColumn
     metric: str
     digits: int
     images: int
@@ -232,12 +232,12 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
     )
 
 
-def _column(analysis: Analysis, column: TaskProtocol, metric: str) -> MetricColumn:
+def _column(analysis: Analysis, column: TaskColumn, metric: str) -> MetricColumn:
     decimals = digits(_estimates(analysis, column, metric))
     return MetricColumn(column, metric, decimals, analysis.images.get(column, 0))
 
 
-def _estimates(analysis: Analysis, column: TaskProtocol, metric: str) -> list[Estimate]:
+def _estimates(analysis: Analysis, column: TaskColumn, metric: str) -> list[Estimate]:
     keys = [(backbone, column, metric) for backbone in analysis.selection.backbones]
     return [analysis.estimates[key] for key in keys if key in analysis.estimates]
 

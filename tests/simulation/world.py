@@ -11,7 +11,7 @@ from scipy import special
 from reports.judgement import Judgement, judge
 from reports.metrics import Metric
 from reports.parts.summary import summarise
-from reports.selection import Selection, TaskProtocol
+from reports.selection import Selection, TaskColumn
 from reports.stats.resampling import MetricSample
 
 RESAMPLES = 300
@@ -60,10 +60,10 @@ class World:
         return ["base", *(f"net-{number}" for number in range(1, self.backbones))]
 
     @property
-    def columns(self) -> list[TaskProtocol]:
+    def columns(self) -> list[TaskColumn]:
         metrics = (("top1", Metric()),)
         tasks = [f"set-{task}/linear" for task in range(self.tasks)]
-        return [TaskProtocol(task, "classification", "p", metrics) for task in tasks]
+        return [TaskColumn(task, "classification", "p", metrics) for task in tasks]
 
 
 def simulate(world: World, rng: np.random.Generator) -> Judgement:
