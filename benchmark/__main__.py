@@ -19,9 +19,10 @@ def entry() -> NoReturn:
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
     from benchmark.cli.main import main
-    from benchmark.execution import interrupts, streams
+    from benchmark.execution import interrupts
+    from benchmark.execution.streams import redact_streams
 
-    streams.redact_streams()
+    redact_streams()
     code = main()
     interrupts.exit_on_next_signal(code)
     raise SystemExit(code)

@@ -13,14 +13,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from benchmark.execution import Bar, Executor, make_executor
+from benchmark.execution.base import Priority
 from benchmark.execution.progress import console
+from benchmark.execution.unit import drop_cached
 from benchmark.options import RunOptions
 from benchmark.plan import RunPlan, make_plan
 from benchmark.probing.cell import failed_cells, failure_reason, finished_cell
 from benchmark.probing.data import RunInputs
 from benchmark.probing.parents import Parent, log_backbone
-from benchmark.probing.submit import SOON, Probing
-from benchmark.probing.unit import forget_backbone
+from benchmark.probing.submit import Probing
 from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.results.run_result import RunResult, as_json, check_writable
 from benchmark.stages.session import open_tracker
@@ -59,13 +60,13 @@ async def run_async(options: RunOptions) -> RunResult:
             inputs = RunInputs(plan, executor)
             inapplicable = {name: inputs.check(inputs.describe(name)) for name in plan.backbones}
             if not executor.in_this_process:
-                forget_backbone()
+                drop_cached()
             with open_tracker(executor, plan.experiment) as tracker:
                 data = await inputs.data(executor.num_workers)
                 rows = _Rows(plan, executor, tracker, inputs, inapplicable, data)
                 result = await rows.run()
     finally:
-        forget_backbone()
+        drop_cached()
     if options.json:
         write_json(options.json, as_json(result))
     return result
@@ -130,7 +131,7 @@ class _Rows:
             options.force,
         )
         self.expected = executor.overview.expected
-        self.expected["probe"] += len(plan.rows) * len(self.probing.units)
+        self.expected["probe"] = len(plan.rows) * len(self.probing.units)
         # A local worker keeps one backbone in memory, so at most as many backbones as workers at a
         # time; remote executors have no such limit.
         slots = len(plan.rows) if executor.is_remote else executor.slots
@@ -202,7 +203,7 @@ class _Rows:
     ) -> list[Cell]:
         """The cells of one unit; failed, all with one reason, if the unit raises."""
         try:
-            priority = None if self.inputs.is_trained(backbone.name) else SOON
+            priority = None if self.inputs.is_trained(backbone.name) else Priority.FIRST_NUMBERS
             return await self.probing.cells(tasks, backbone, seed, parent, model, priority)
         except Exception as error:
             reason = self._reason(error)

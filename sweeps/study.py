@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cliptex_common.errors import UserError
 from cliptex_common.locks import lock_path, locked
+from cliptex_common.repeating import repeating
 from cliptex_common.secrets import hide_secrets
 from reports.mlflow import heartbeat
 from sweeps.errors import NoSweep
@@ -175,7 +176,7 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
         sign_of_life()
         try:
             # from a thread, since a task may block the event loop
-            with heartbeat.repeating(sign_of_life, BEAT):
+            with repeating(sign_of_life, BEAT):
                 yield
         finally:
             with suppress(Exception):

@@ -8,9 +8,7 @@ worker died, shows the progress and output of units, and lets interrupted units 
 from __future__ import annotations
 
 import asyncio
-import bisect
 import math
-import queue
 import threading
 import time
 import uuid
@@ -20,6 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import Any, ClassVar, Self
 
 from benchmark.execution.progress import Bar, Overview, ProgressLine, console, reporting
@@ -27,9 +26,10 @@ from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import (
     Outcome,
     Unit,
-    remove,
     remove_abandoned,
+    remove_folder,
     software,
+    threads,
     threads_per_unit,
 )
 from cliptex_common.errors import UserError, suggest
@@ -44,6 +44,17 @@ SAVE_SECONDS = 90.0  # for interrupted units to save their state
 MAX_LOADING_PROCESSES = 16  # default loading processes of a unit, at most
 
 
+class Priority(IntEnum):
+    """Which waiting unit starts first: the one with the highest."""
+
+    DEFAULT = 0
+    TRAINING = 1
+    LONG_TRAINING = 2
+    PREPARATION = 3  # experts, labels and pre-training, which trainings wait for
+    FIRST_NUMBERS = 4  # probes that wait for no training
+    LOADING = 5  # of a backbone, which its probes wait for
+
+
 @dataclass(eq=False)
 class _QueuedUnit:
     """A unit between ``submit`` and the end of its future."""
@@ -52,7 +63,7 @@ class _QueuedUnit:
     priority: int
     line: ProgressLine
     future: Future[Any] = field(default_factory=Future)
-    worker_future: Future[Outcome] | None = None  # while a worker runs it
+    worker_future: Future[Outcome] = field(default_factory=Future)  # once a worker runs it
     attempts: Counter[str] = field(default_factory=Counter)  # by reason of their end
     printed: int = 0  # bytes of its log
     started: float = 0.0  # by time.monotonic, when a worker got it
@@ -67,7 +78,7 @@ class Executor(ABC):
 
     Attributes:
         about: one line for ``list executors``.
-        options: ``--executor-arg`` keys → descriptions; ``None`` accepts any key.
+        settings: keys of ``--executor-arg`` → descriptions; ``None`` accepts any key.
         is_remote: units may run on other machines.
         in_this_process: units run one after the other in the submitting process.
         slots: estimated number of concurrent units (one per GPU if there are GPUs).
@@ -78,7 +89,7 @@ class Executor(ABC):
     """
 
     about: ClassVar[str] = ""
-    options: ClassVar[Mapping[str, str] | None] = {}
+    settings: ClassVar[Mapping[str, str] | None] = {}
     is_remote: bool = False
     in_this_process: bool = False
     slots: int = 1
@@ -88,19 +99,18 @@ class Executor(ABC):
     threads: int = 1
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
-        self.spec, self.bar = spec, bar
+        self.spec, self.bar, self.overview = spec, bar, Overview(bar)
         self.closing = False
-        self._open: set[_QueuedUnit] = set()  # submitted and not ended
-        # None wakes the scheduler thread
-        self._submitted: queue.SimpleQueue[_QueuedUnit | None] = queue.SimpleQueue()
+        # added to by this thread and by the scheduler's, which alone removes from them
         self._waiting: list[_QueuedUnit] = []
         self._running: list[_QueuedUnit] = []
-        self.overview = Overview(bar)
+        self._here: list[_QueuedUnit] = []  # the unit that runs in this process
+        self._wake = threading.Event()  # a unit was submitted or has ended
         self._on_exit = ExitStack()
         self._scheduler = threading.Thread(target=self._schedule, name="scheduler", daemon=True)
         for key in spec.settings:
-            if self.options is not None and key not in self.options:
-                hint = suggest(key, self.options)
+            if self.settings is not None and key not in self.settings:
+                hint = suggest(key, self.settings)
                 raise UserError(f"--executor-arg {key}: {spec.name} has no such setting; {hint}")
 
     @abstractmethod
@@ -127,8 +137,8 @@ class Executor(ABC):
     def _set_capacity(self, cpus: int, gpus: int, most_threads: int | None = None) -> None:
         """Set ``slots`` and the like for units that share ``cpus`` and ``gpus``."""
         self.has_gpus = gpus > 0
-        threads = threads_per_unit(cpus, self.spec.jobs)
-        self.threads = min(threads, most_threads or threads)
+        share = threads_per_unit(cpus, self.spec.jobs)
+        self.threads = min(share, most_threads or share)
         jobs = self.spec.jobs or math.inf
         self.slots = int(min(jobs, gpus or max(1, cpus // self.threads)))
         self.cpu_slots = int(min(jobs, cpus))
@@ -136,27 +146,23 @@ class Executor(ABC):
 
     @property
     def device(self) -> str:
-        """The device as a unit names it: it sees only its own GPU, so without a number."""
-        return self.spec.device.partition(":")[0]
+        """The device as a unit names it: in a worker, which sees only its own GPU, without a
+        number."""
+        return self.spec.device if self.in_this_process else self.spec.device.partition(":")[0]
 
     @property
     def num_workers(self) -> int:
-        """Loading processes of a unit. Their number changes no result, except on a GPU, where it
-        sets the number of computing threads (``needs``): the last bits of sums on the CPU may
-        depend on it.
-        """
+        """Loading processes of a unit."""
         number = self.spec.num_workers
         return self.default_loading_processes if number is None else number
 
-    def needs(self, kind: str) -> dict[str, Any]:
-        """``cpus`` and ``gpus`` of a unit, whatever else is running.
+    def resources(self) -> dict[str, Any]:
+        """``cpus`` and ``gpus`` of a unit that computes on the device, whatever else is running.
 
         Without a GPU, the number of computing threads (``cpus``) follows from ``--jobs`` and the
         cores (``threads_per_unit``). With a GPU, it is one more than the number of loading
         processes, each of which gets a core.
         """
-        if kind in ("render", "manual"):
-            return {"cpus": 1, "gpus": 0}
         if is_accelerator_name(self.device) or (self.device == "auto" and self.has_gpus):
             return {"cpus": self.num_workers + 1, "gpus": 1}
         return {"cpus": self.threads, "gpus": 0}
@@ -168,45 +174,66 @@ class Executor(ABC):
         cpus: int = 1,
         gpus: int = 0,
         name: str = "",
-        priority: int = 0,
         kind: str = "",
+        priority: int = Priority.DEFAULT,
     ) -> Future[Any]:
         """Run ``function(*args)`` in a worker.
 
         Args:
             function: module-level; it reports progress to
-                ``benchmark.execution.progress.reporter()``. What it caches in its process (a
-                backbone, for example) stays there for the next unit. If it has an attribute
-                ``forget`` (called without arguments), the worker calls it before running a function
-                whose ``forget`` is different or missing, to free the memory.
+                ``benchmark.execution.progress.reporter()``.
             args: plain values (paths, names, settings).
             cpus: number of reserved cores and of computing threads.
             gpus: number of GPUs that it sees.
             name: shown to the user.
-            priority: the highest waiting unit starts first.
-            kind: ``probe``, ``backbone``, ``render`` …: counted in the overview; in ``run``, it
-                also decides the resources (``needs``).
+            kind: ``probe``, ``train`` …: the time left follows from finished units of the kind.
 
         Returns:
             a future that raises the function's error, or ``WorkerLost`` when its worker died for
             the third time or it was stopped for the 21st time.
         """
         folder = home().absolute() / "tasks" / uuid.uuid4().hex
-        name = name or function.__name__
-        unit = Unit(function, args, name, folder, cpus, gpus, kind)
-        self.overview.add_submitted(kind)
-        return self._enqueue(unit, priority)
-
-    def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
+        unit = Unit(function, args, name or function.__name__, folder, cpus, gpus, kind)
+        self.overview.submitted[kind] += 1
+        if self.in_this_process:
+            return self._run_here(unit)
         if self.is_remote:
             unit.folder.mkdir(parents=True)
             unit = replace(unit, software=software())
         queued = _QueuedUnit(unit, priority, self.bar.line())
-        self._open.add(queued)
         if self.closing:
             self._drop(queued)
         else:
-            self._submitted.put(queued)
+            self._waiting.append(queued)
+            self._wake.set()
+        return queued.future
+
+    async def run(
+        self, function: Callable[..., Any], *args: Any, on_device: bool = True, **options: Any
+    ) -> Any:
+        """The result of a submitted unit.
+
+        Args:
+            on_device: it gets ``resources()``; otherwise one core.
+            options: name, kind and priority, as ``submit`` takes them.
+        """
+        resources: dict[str, Any] = self.resources() if on_device else {}
+        return await asyncio.wrap_future(self.submit(function, *args, **resources, **options))
+
+    def _run_here(self, unit: Unit) -> Future[Any]:
+        """Run a unit at once; its errors keep their traceback, an interruption is not caught."""
+        queued = _QueuedUnit(unit, 0, self.bar, started=time.monotonic())
+        self._here = [queued]
+        error = None
+        try:
+            with threads(unit.cpus):
+                queued.future.set_result(unit.call())
+        except Exception as raised:
+            error = raised
+            queued.future.set_exception(raised)
+        finally:
+            self._here = []
+        self._count(queued, error)
         return queued.future
 
     def check_store(self, uri: str, advice: str) -> None:
@@ -216,11 +243,6 @@ class Executor(ABC):
                 f"--executor {self.spec.name} runs units on other machines, which cannot share the"
                 f" file {uri}; {advice}"
             )
-
-    async def run(self, kind: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """``submit`` with the needs of ``kind``, awaited; ``options``: name and priority."""
-        options = {**self.needs(kind), "kind": kind, **options}
-        return await asyncio.wrap_future(self.submit(function, *args, **options))
 
     def __enter__(self) -> Self:
         folder = home() / "tasks"
@@ -235,18 +257,18 @@ class Executor(ABC):
             stack.callback(self._drop_all)
             stack.callback(self.release)
             stack.callback(self._close)
-            while kind is None and self._open:
+            while kind is None and (self._waiting or self._running):
                 time.sleep(0.02)
 
     def _close(self) -> None:
         """Start no more units; wait until running ones have saved their state."""
         self.closing = True
         self.overview.end()
-        self._submitted.put(None)
+        self._wake.set()
         self._scheduler.join()
 
     def _drop_all(self) -> None:
-        for queued in list(self._open):
+        for queued in (*self._waiting, *self._running):
             self._drop(queued)
 
     def _schedule(self) -> None:
@@ -269,87 +291,82 @@ class Executor(ABC):
                 self._poll()
             time.sleep(0.05)
         if bug is not None:
-            for queued in list(self._open):
-                self._end(queued, error=bug)
+            for queued in (*self._waiting, *self._running):
+                with suppress(Exception):  # it may be what has ended already
+                    self._end(queued, error=bug)
+            self._waiting, self._running = [], []
 
     def _is_busy(self) -> bool:
-        futures = [queued.worker_future for queued in self._running]
-        return any(future is not None and not future.done() for future in futures)
+        return not all(queued.worker_future.done() for queued in self._running)
 
     def _step(self) -> None:
-        timeout = POLL  # wait for the first submitted unit, then take all that are there
-        with suppress(queue.Empty):
-            while True:
-                if queued := self._submitted.get(timeout=timeout):
-                    self._put_in_line(queued)
-                timeout = 0.0
+        self._wake.wait(POLL)
+        self._wake.clear()
         with suppress(OSError):
             self._poll()
         for queued in list(self._running):
             self._show(queued)
-            if queued.worker_future is not None and queued.worker_future.done():
+            if queued.worker_future.done():
+                self._finish(queued)
                 self._running.remove(queued)
-                self._finish(queued, queued.worker_future)
         self._start_waiting()
         now = time.monotonic()
-        running = [(line, kind, now - start) for line, kind, start in self._running_units()]
-        self.overview.tick(running, self.slots)
-
-    def _running_units(self) -> list[tuple[ProgressLine, str, float]]:
-        """Line, kind and start of each running unit."""
-        return [(queued.line, queued.unit.kind, queued.started) for queued in self._running]
-
-    def _put_in_line(self, queued: _QueuedUnit) -> None:
-        """Add a unit to those that wait, behind others of its priority."""
-        bisect.insort(self._waiting, queued, key=lambda each: -each.priority)
+        self.overview.tick(
+            [
+                (queued.line, queued.unit.kind, now - queued.started)
+                for queued in (*self._running, *self._here)
+            ],
+            self.slots,
+        )
 
     def _start_waiting(self) -> None:
-        """Start waiting units in order, those with GPUs and those without separately.
+        """Start waiting units by priority, those with GPUs and those without separately.
 
         A unit that does not fit blocks those behind it; otherwise one that needs several cores or
         GPUs would never start.
         """
         blocked: set[bool] = set()  # values of with_gpus whose first waiting unit did not fit
-        for queued in list(self._waiting):
+        for queued in sorted(self._waiting, key=lambda each: -each.priority):
             with_gpus = queued.unit.gpus > 0
             if queued.future.cancelled():
                 self._waiting.remove(queued)
-                self._drop(queued)
+                self._end(queued)
             elif with_gpus not in blocked and len(self._running) < (self.spec.jobs or math.inf):
+                worker_future: Future[Outcome] | None
                 try:
-                    queued.worker_future = self._start(queued.unit)
+                    worker_future = self._start(queued.unit)
                 except Exception as error:  # fails this unit only
-                    queued.worker_future = Future()
-                    queued.worker_future.set_exception(error)
-                if queued.worker_future is None:
+                    worker_future = Future()
+                    worker_future.set_exception(error)
+                if worker_future is None:
                     blocked.add(with_gpus)
-                else:
-                    self._waiting.remove(queued)
-                    self._running.append(queued)
-                    queued.started = time.monotonic()
-                    queued.worker_future.add_done_callback(lambda _: self._submitted.put(None))
+                    continue
+                queued.worker_future, queued.started = worker_future, time.monotonic()
+                self._running.append(queued)
+                self._waiting.remove(queued)
+                worker_future.add_done_callback(lambda _: self._wake.set())
 
-    def _finish(self, queued: _QueuedUnit, worker_future: Future[Outcome]) -> None:
-        """End a unit whose worker has returned, or run it again."""
+    def _finish(self, queued: _QueuedUnit) -> None:
+        """End a unit whose worker has returned, or let it wait again."""
         try:
-            return self._end(queued, self._result(worker_future))
+            return self._end(queued, self._result(queued.worker_future))
         except (WorkerLost, BrokenExecutor) as error:
-            kind, limit = "its worker died", MAX_LOST
+            event, limit = "its worker died", MAX_LOST
             reason = str(error) if isinstance(error, WorkerLost) else "perhaps out of memory"
         except KeyboardInterrupt:
-            kind, limit, reason = "it was stopped", MAX_PREEMPTED, "its state is saved"
+            event, limit, reason = "it was stopped", MAX_PREEMPTED, "its state is saved"
         except Exception as error:
             return self._end(queued, error=error)
-        queued.attempts[kind] += 1
-        count = queued.attempts[kind]
+        queued.attempts[event] += 1
+        count = queued.attempts[event]
         if count > limit:
-            return self._end(queued, error=WorkerLost(f"{kind} {count} times: {reason}"))
+            return self._end(queued, error=WorkerLost(f"{event} {count} times: {reason}"))
         self._show(queued, flush=True)
         queued.line.end()
-        queued.line, queued.worker_future = self.bar.line(), None
-        again = f"{queued.unit.name}: {kind} ({reason}); running it again, {count} of {limit}"
+        queued.line = self.bar.line()
+        again = f"{queued.unit.name}: {event} ({reason}); running it again, {count} of {limit}"
         console.print(again, style="yellow")
-        return self._put_in_line(queued)
+        self._waiting.append(queued)
 
     def _drop(self, queued: _QueuedUnit) -> None:
         queued.future.cancel()
@@ -358,22 +375,23 @@ class Executor(ABC):
     def _end(
         self, queued: _QueuedUnit, value: Any = None, error: BaseException | None = None
     ) -> None:
-        """Show the rest of a unit's output, remove its folder and end its future, once."""
-        if queued not in self._open:
-            return
+        """Show the rest of a unit's output, remove its folder and end its future."""
         with suppress(Exception):  # the future must end in any case
             self._show(queued, flush=True)
         queued.line.end()
-        is_done = bool(queued.started) and error is None
-        seconds = time.monotonic() - queued.started if is_done else None
-        self.overview.add_ended(queued.unit.kind, seconds)
-        remove(queued.unit.folder)
+        self._count(queued, error)
+        remove_folder(queued.unit.folder)
         if queued.future.set_running_or_notify_cancel():
             if error is not None:
                 queued.future.set_exception(error)
             else:
                 queued.future.set_result(value)
-        self._open.discard(queued)
+
+    def _count(self, queued: _QueuedUnit, error: BaseException | None) -> None:
+        kind = queued.unit.kind
+        self.overview.ended[kind] += 1
+        if queued.started and error is None:
+            self.overview.seconds[kind].append(time.monotonic() - queued.started)
 
     def _show(self, queued: _QueuedUnit, flush: bool = False) -> None:
         """Print the new lines of a unit's output, on ``flush`` all of it, and draw its progress."""

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,9 +20,9 @@ from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
 from benchmark.execution.base import Executor
-from benchmark.execution.progress import Bar, ProgressLine
+from benchmark.execution.progress import Bar
 from benchmark.execution.spec import ExecutorSpec
-from benchmark.execution.unit import Outcome, Unit, execute, threads
+from benchmark.execution.unit import Outcome, Unit, execute
 from cliptex_common.errors import UserError
 from cliptex_common.visible_devices import accelerator_ids, cores, restrict_accelerators
 
@@ -36,7 +35,7 @@ class LocalExecutor(Executor):
     import libraries once.
     """
 
-    options: ClassVar[Mapping[str, str]] = {"cpus": "how many cores (default: all)"}
+    settings: ClassVar[Mapping[str, str]] = {"cpus": "how many cores (default: all)"}
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
@@ -47,36 +46,9 @@ class LocalExecutor(Executor):
         # without a GPU run beside the one on the GPU
         self.in_this_process = self.slots == 1 and (spec.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
-        self._unit_here: list[tuple[ProgressLine, str, float]] = []  # at most one
-
-    @property
-    def device(self) -> str:
-        """As in the base class, except that units in this process, which sees all GPUs, get the
-        GPU's number too."""
-        return self.spec.device if self.in_this_process else super().device
-
-    def _enqueue(self, unit: Unit, priority: int) -> Future[Any]:
-        if not self.in_this_process:
-            return super()._enqueue(unit, priority)
-        future: Future[Any] = Future()
-        started = time.monotonic()
-        self._unit_here = [(self.bar, unit.kind, started)]
-        with threads(unit.cpus):
-            try:  # errors keep their traceback, and an interruption is not caught
-                future.set_result(unit.call())
-            except Exception as error:
-                future.set_exception(error)
-        self._unit_here = []
-        seconds = time.monotonic() - started if future.exception() is None else None
-        self.overview.add_ended(unit.kind, seconds)
-        return future
-
-    def _running_units(self) -> list[tuple[ProgressLine, str, float]]:
-        return super()._running_units() + self._unit_here
 
     def _start(self, unit: Unit) -> Future[Outcome] | None:
         """Run a unit on its own GPU or, without one, on its cores; ``gpus`` is 0 or 1."""
-        self._workers = [worker for worker in self._workers if not worker.is_broken]
         # units on a GPU do not wait for cores
         cpus = 0 if unit.gpus else min(unit.cpus, self._cpus)
         busy = [worker for worker in self._workers if worker.is_busy]
@@ -95,7 +67,7 @@ class LocalExecutor(Executor):
             self._workers.append(worker)
         try:
             return worker.run(unit, cpus)
-        except BrokenProcessPool:  # it was killed while idle
+        except BrokenProcessPool:  # its process has died
             self._workers.remove(worker)
             return self._start(unit)
 
@@ -146,12 +118,6 @@ class _Worker:
     @property
     def is_busy(self) -> bool:
         return self.running is not None and not self.running.done()
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether its process died during the last unit (``execute`` returns a unit's error as an
-        ``Outcome``, so an exception of the future means that the process died)."""
-        return self.running is not None and self.running.done() and bool(self.running.exception())
 
     def run(self, unit: Unit, reserved_cores: int) -> Future[Outcome]:
         self.reserved_cores = reserved_cores

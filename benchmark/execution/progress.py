@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import time
-from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 from rich.console import Console
@@ -21,77 +24,80 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from benchmark.execution.status_file import StatusFile
-
 OVERVIEW_SECONDS = 30.0  # between two lines of the overview where there is no terminal
 
 # names and paths of users are printed as they are, never read as markup
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-class Reporter(ABC):
-    """Receives the progress of the current step.
+class UnitProgress:
+    """Progress of a unit in a worker, for the submitting process to read in a JSON file.
 
     Attributes:
         prefix: put before the description of each new step.
     """
 
     prefix = ""
-    _step_number, _done = 0, 0  # of the step in another process
 
-    @abstractmethod
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._status: dict[str, Any] = {"number": 0}
+
     def start(self, description: str, total: int) -> None:
         """Begin a step of ``total`` parts; the previous step ends."""
+        step, number = f"{self.prefix}{description}", self._status["number"] + 1
+        self._status = {"step": step, "number": number, "total": total, "done": 0}
 
-    @abstractmethod
     def advance(self, steps: int = 1) -> None:
         """Add ``steps`` finished parts."""
+        self._status["done"] = self._status.get("done", 0) + steps
 
-    def follow(self, status: Mapping[str, Any]) -> None:
-        """Report the progress in the status file of another process (see ``UnitProgress``)."""
-        if "step" not in status:
-            return
-        if status["number"] != self._step_number:
-            self.start(status["step"], status["total"])
-            self._step_number, self._done = status["number"], 0
-        if status["done"] > self._done:
-            self.advance(status["done"] - self._done)
-            self._done = status["done"]
+    def write(self) -> None:
+        """Write the file; a full disk or a missing folder never ends the work."""
+        with suppress(OSError):
+            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(self._status), encoding="utf-8")
+            temporary.replace(self.path)
 
 
-class UnitProgress(Reporter):
-    """Progress of a unit in a worker, written to its status file."""
+class ProgressLine:
+    """One step: drawn if ``live``, otherwise printed every ``interval`` seconds.
 
-    def __init__(self, status: StatusFile) -> None:
-        self._status, self._steps = status, 0
+    Attributes:
+        prefix: put before the description of each new step.
+    """
 
-    def start(self, description: str, total: int) -> None:
-        self._steps += 1
-        step = f"{self.prefix}{description}"
-        self._status.update(step=step, number=self._steps, total=total, done=0)
-
-    def advance(self, steps: int = 1) -> None:
-        self._status.update(done=self._status.fields.get("done", 0) + steps)
-
-
-class ProgressLine(Reporter):
-    """One step: drawn if ``live``, otherwise printed every ``interval`` seconds."""
+    prefix = ""
 
     def __init__(self, progress: Progress, live: bool, interval: float) -> None:
         self.progress, self.live, self.interval = progress, live, interval
         self._step: Any = None
         self._printed = 0.0
+        self._number, self._done = 0, 0  # of the step in another process
 
     def start(self, description: str, total: int) -> None:
+        """Begin a step of ``total`` parts; the previous step ends."""
         self.end()
         self._step = self.progress.add_task(f"{self.prefix}{description}", total=total)
         self._printed = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
+        """Add ``steps`` finished parts."""
         if self._step is None:
             return
         self.progress.advance(self._step, steps)
         self._print(self.text)
+
+    def follow(self, status: Mapping[str, Any]) -> None:
+        """Show the progress in another process, as ``UnitProgress`` writes it."""
+        if "step" not in status:
+            return
+        if status["number"] != self._number:
+            self.start(status["step"], status["total"])
+            self._number, self._done = status["number"], 0
+        if status["done"] > self._done:
+            self.advance(status["done"] - self._done)
+            self._done = status["done"]
 
     def _print(self, text: Callable[[], str]) -> None:
         """Print a line if it is due; ``text`` takes as long as a fast step."""
@@ -107,9 +113,9 @@ class ProgressLine(Reporter):
         step = next((task for task in self.progress.tasks if task.id == self._step), None)
         if step is None:
             return ""
-        minutes, seconds = divmod(int(step.time_remaining or 0), 60)
         count = f"{step.completed:.0f}/{step.total:.0f}"
-        return f"{step.description}  {count}  {step.speed or 0:.1f}/s  {minutes}:{seconds:02d} left"
+        time_left = f"{_clock(step.time_remaining or 0)} left"
+        return f"{step.description}  {count}  {step.speed or 0:.1f}/s  {time_left}"
 
     def end(self) -> None:
         """Remove the line."""
@@ -151,32 +157,21 @@ class Overview(ProgressLine):
     """Counts units of work: a bar beside those of the units, or a line every half minute.
 
     Attributes:
-        expected: kind → units that will be submitted, where the command knows their number.
+        expected: kind → units that the command will submit in all, where it knows their number.
+        submitted, ended: kind → units.
+        seconds: kind → of each unit that was done.
     """
 
     def __init__(self, bar: Bar) -> None:
         super().__init__(bar.progress, bar.live, OVERVIEW_SECONDS)
-        self.expected, self._submitted = Counter[str](), Counter[str]()
-        # of units that have ended, and of those among them that have not failed
-        self._ended, self._measured = Counter[str](), Counter[str]()
-        self._seconds: Counter[str] = Counter()
+        self.expected, self.submitted, self.ended = Counter[str](), Counter[str](), Counter[str]()
+        self.seconds: dict[str, list[float]] = defaultdict(list)
         self._text = ""
 
-    def add_submitted(self, kind: str) -> None:
-        """Count a unit, which need not be expected."""
-        self._submitted[kind] += 1
-        self.expected[kind] -= 1
-
-    def add_ended(self, kind: str, seconds: float | None = None) -> None:
-        """Count a unit that has ended, after ``seconds`` of work if it has not failed."""
-        self._ended[kind] += 1
-        if seconds is not None:
-            self._measured[kind] += 1
-            self._seconds[kind] += seconds  # type: ignore[assignment]
-
-    def _units(self) -> Counter[str]:
-        """All units by kind; copied first, because other threads add to them meanwhile."""
-        return Counter(dict(self._submitted)) + +Counter(dict(self.expected))
+    def units(self) -> Counter[str]:
+        """All units by kind."""
+        # copies, because another thread counts submitted units meanwhile
+        return Counter(dict(self.expected)) | Counter(dict(self.submitted))
 
     def seconds_left(self, running: Sequence[tuple[str, float]], slots: int) -> float | None:
         """Seconds until all units are done, by the mean of finished ones of the same kind; None
@@ -186,13 +181,12 @@ class Overview(ProgressLine):
             running: kind of each running unit, and since how many seconds it runs.
             slots: units that run at once.
         """
-        pending = self._units() - Counter(dict(self._ended))
-        if not all(self._measured[kind] for kind in pending):
+        pending = self.units() - Counter(dict(self.ended))
+        if not all(self.seconds[kind] for kind in pending):
             return None
-        mean = {kind: self._seconds[kind] / self._measured[kind] for kind in pending}
-        work = sum(mean[kind] * count for kind, count in pending.items())
-        done = sum(min(seconds, mean.get(kind, 0.0)) for kind, seconds in running)
-        return max(work - done, 0.0) / slots
+        mean = {kind: fmean(self.seconds[kind]) for kind in pending}
+        done = sum(min(seconds, mean[kind]) for kind, seconds in running if kind in mean)
+        return (sum(mean[kind] * count for kind, count in pending.items()) - done) / slots
 
     def tick(self, running: Sequence[tuple[ProgressLine, str, float]], slots: int = 1) -> None:
         """Draw the number of finished units, or print it with the steps of ``running`` when due.
@@ -202,27 +196,25 @@ class Overview(ProgressLine):
         """
         if self._step is None:
             self.start("units of work", 0)
-        done, total = self._ended.total(), self._units().total()
+        done, total = self.ended.total(), self.units().total()
         seconds = self.seconds_left([(kind, seconds) for _, kind, seconds in running], slots)
-        time_left = ""
-        if seconds is not None and done < total:
-            time_left = f", {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        time_left = f", {_clock(seconds)} left" if seconds else ""
         self._text = f"units of work  {done}/{total}{time_left}"
         description = f"units of work{time_left}"
         self.progress.update(self._step, completed=done, total=total, description=description)
         if steps := list(filter(None, (line.text() for line, *_ in running))):
-            self._print(lambda: "; ".join([self.text(), *steps]))
-
-    def text(self) -> str:
-        """The number of finished units, and the time left if it is known."""
-        return self._text
+            self._print(lambda: "; ".join([self._text, *steps]))
 
 
-_reporter: Reporter | None = None
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+_reporter: ProgressLine | UnitProgress | None = None
 
 
 @contextmanager
-def reporting(progress: Reporter) -> Iterator[None]:
+def reporting(progress: ProgressLine | UnitProgress) -> Iterator[None]:
     """Make ``progress`` what ``reporter()`` returns while the block runs."""
     global _reporter
     previous, _reporter = _reporter, progress
@@ -232,6 +224,6 @@ def reporting(progress: Reporter) -> Iterator[None]:
         _reporter = previous
 
 
-def reporter() -> Reporter:
+def reporter() -> ProgressLine | UnitProgress:
     """The receiver of the progress of this process's work."""
     return _reporter if _reporter is not None else Bar(interval=math.inf)

@@ -35,7 +35,7 @@ FORWARDED = (
 class RayExecutor(Executor):
     """A Ray task for each unit; Ray assigns GPUs and nodes; lost tasks are submitted again."""
 
-    options: ClassVar[Mapping[str, str]] = {
+    settings: ClassVar[Mapping[str, str]] = {
         "address": (
             "of a cluster: auto, HOST:PORT, ray://… (default: a Ray on this machine for this"
             " command)"

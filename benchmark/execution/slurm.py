@@ -27,6 +27,7 @@ QUERY_SECONDS = 3.0  # between two queries of the controller
 RESULT_SECONDS = 90.0  # for the result of an ended job to appear (NFS caches missing files)
 # --executor-arg keys that are not passed on to sbatch as they are
 OWN_SETTINGS = ("gpus", "cpus", "nodes", "signal_delay_s", "setup")
+GONE = "GONE"  # not a state of SLURM: the controller has forgotten the job
 FINAL_STATES = (
     "FAILED",
     "NODE_FAIL",
@@ -40,7 +41,7 @@ FINAL_STATES = (
     "REVOKED",
     "LAUNCH_FAILED",
     "RECONFIG_FAIL",
-    "GONE",
+    GONE,
 )
 
 
@@ -62,7 +63,7 @@ class SlurmExecutor(Executor):
     counts.
     """
 
-    options = None
+    settings = None
     is_remote = True
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
@@ -140,12 +141,12 @@ class SlurmExecutor(Executor):
 
     def _update_states(self, states: Mapping[str, str], now: float) -> None:
         for number, job in self._jobs.items():
-            state = states.get(number, "GONE")
+            state = states.get(number, GONE)
             if state not in FINAL_STATES:
                 job.ended_at = 0.0  # queued again
                 continue
             job.ended_at = job.ended_at or now
-            if state != "GONE":
+            if state != GONE:
                 job.final_state = state
 
     def _finish_job(self, number: str, outcome: Outcome) -> None:

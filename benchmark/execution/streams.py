@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from cliptex_common.secrets import redact
@@ -36,14 +35,3 @@ def redact_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):  # not redacted yet
             stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
             setattr(sys, name, RedactingStream(stream))
-
-
-@contextmanager
-def redacting() -> Iterator[None]:
-    """Redact the standard streams while the block runs."""
-    streams = sys.stdout, sys.stderr
-    redact_streams()
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = streams

@@ -13,25 +13,25 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from benchmark.execution.interrupts import STOP_SIGNALS, interruptible, received
+from benchmark.execution.interrupts import STOP_SIGNALS, as_interrupt, interruptible, received
 from benchmark.execution.progress import UnitProgress, console, reporting
-from benchmark.execution.status_file import StatusFile
-from benchmark.execution.streams import RedactingStream, redacting
+from benchmark.execution.streams import RedactingStream, redact_streams
 from cliptex_common import plugins
 from cliptex_common.errors import UserError, user_error_message
 from cliptex_common.heap import return_freed_memory
+from cliptex_common.repeating import repeating
 from cliptex_common.visible_devices import restrict_accelerators
 from reports.mlflow.environment import environment
-from reports.mlflow.heartbeat import repeating
 
+T = TypeVar("T")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = "CLIPTEX_UNIT_GPUS"  # number of GPUs of this process's unit
-ABANDONED = 30 * 86400.0  # seconds without progress after which a unit's folder is deleted
+ABANDONED = 30 * 86400.0  # seconds without a change after which a unit's folder is deleted
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Unit:
     """A module-level function and its arguments: plain values, so that any process can run it.
 
     Attributes:
-        folder: holds the progress (``status.json``) and the output (``log.txt``);
-            the submitting process and the worker both see it.
+        folder: holds the progress (``status.json``) and the output (``log.txt``); the submitting
+            process and the worker both see it.
         cpus: number of reserved cores and of computing threads.
         gpus: number of GPUs; the unit sees no others.
         kind: ``probe``, ``train`` …; units of one kind take about equally long.
@@ -86,7 +86,6 @@ class Unit:
         function, args = self.function, self.args
         if isinstance(function, _PickledCall):
             function, args = function.load()
-        _release_memory(function)
         os.environ[GPUS] = str(self.gpus)
         try:
             return function(*args)
@@ -122,12 +121,11 @@ class Outcome:
     def of(cls, call: Callable[[], Any]) -> Outcome:
         """The outcome of ``call()``; an error after a signal counts as the interruption."""
         try:
-            return cls("done", pickle.dumps(call()))
+            with as_interrupt():
+                return cls("done", pickle.dumps(call()))
         except KeyboardInterrupt:
             return cls("interrupted", signal=received())
         except Exception as error:
-            if received():
-                return cls("interrupted", signal=received())
             return cls.failed(_portable(error))
 
     @classmethod
@@ -149,7 +147,7 @@ class Outcome:
 
 
 def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
-    """Run a unit in a worker, with its threads, a status file and its output in ``log.txt``."""
+    """Run a unit in a worker, with its threads; its progress and output are written to files."""
     try:
         with ExitStack() as stack:
             # entered first: a signal before this line is not treated as an interruption
@@ -162,12 +160,14 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
             with suppress(OSError):
                 os.chdir(unit.cwd)
             stack.enter_context(threads(unit.cpus))
-            status = stack.enter_context(StatusFile(unit.status_file, name=unit.name))
+            progress = UnitProgress(unit.status_file)
+            stack.callback(progress.write)
+            stack.enter_context(repeating(progress.write, 1.0))
             stack.enter_context(repeating(partial(_obey, unit.stop_file), 0.5))
-            stack.enter_context(reporting(UnitProgress(status)))
+            stack.enter_context(reporting(progress))
             # restore the console's file at the end
             stack.callback(setattr, console, "file", console._file)
-            stack.enter_context(redacting())
+            redact_streams()
             log = unit.log_file.open("a", encoding="utf-8", errors="replace", buffering=1)
             console.file = RedactingStream(stack.enter_context(log))  # type: ignore[assignment]
             return Outcome.of(unit.call)
@@ -182,17 +182,31 @@ def _obey(stop: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-_previous: Callable[..., Any] | None = None
+_cached: Any = None  # the function, with its cache, whose last result this process keeps
 
 
-def _release_memory(function: Callable[..., Any]) -> None:
-    """Free what the previous unit's function has cached, if ``function`` does not use the same
-    cache; see ``forget`` in ``Executor.submit``."""
-    global _previous
-    previous, _previous = _previous, function
-    forget = getattr(previous, "forget", None)
-    if forget is not None and forget is not getattr(function, "forget", None):
-        forget()
+def cached_in_process(create: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a function whose last result stays in this process for the next unit.
+
+    Of all such functions together only one result stays, because models are large.
+    """
+    cached = lru_cache(maxsize=1)(create)
+
+    @wraps(create)
+    def call(*args: Any, **kwargs: Any) -> T:
+        global _cached
+        if _cached is not cached:
+            drop_cached()
+            _cached = cached
+        return cached(*args, **kwargs)
+
+    return call
+
+
+def drop_cached() -> None:
+    """Free what ``cached_in_process`` keeps."""
+    if _cached is not None:
+        _cached.cache_clear()
 
 
 @cache
@@ -271,8 +285,8 @@ def _portable(error: Exception) -> Exception:
     return substitute
 
 
-def remove(folder: Path, tries: int = 5) -> None:
-    """Remove a unit's folder, even if an abandoned worker still writes its status there."""
+def remove_folder(folder: Path, tries: int = 5) -> None:
+    """Remove a unit's folder, even if an abandoned worker still writes its progress there."""
     for _ in range(tries):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -281,10 +295,10 @@ def remove(folder: Path, tries: int = 5) -> None:
 
 
 def remove_abandoned(root: Path) -> None:
-    """Remove the folders of units without progress for a month: their submitting process was
+    """Remove the folders that no unit has written to for a month: their submitting process was
     killed."""
     for folder in root.glob("*"):
         with suppress(OSError):
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
             if newest < time.time() - ABANDONED:
-                remove(folder)
+                remove_folder(folder)

@@ -47,7 +47,9 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
         for n in range(pieces):
             unit = root, config, missing[n::pieces]
             name = f"render {n + 1}/{pieces}"
-            units.append(executor.run("render", render_chunks, *unit, name=name))
+            units.append(
+                executor.run(render_chunks, *unit, name=name, kind="render", on_device=False)
+            )
         await asyncio.gather(*units)
         _write_lists(root, config)
     return root

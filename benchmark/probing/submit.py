@@ -8,15 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmark.execution import Executor
+from benchmark.execution.base import Executor, Priority
 from benchmark.probing.data import split_into_units
 from benchmark.probing.unit import describe_backbone, probe_unit
 from benchmark.records import BackboneInfo, PlannedTask, ProbeRequest
 from probes.datasets.base import PreparedDataset
 from reports.cell import Cell
-
-FIRST = 9  # priority of what others wait for
-SOON = 4  # of probes that wait for no training: the first numbers
 
 
 def unit_name(backbone: str, seed: int, tasks: Sequence[PlannedTask]) -> str:
@@ -44,7 +41,7 @@ class Probing:
     data: Mapping[str, PreparedDataset]
     data_root: Path | None = None
     force: bool = False
-    priority: int = 0
+    priority: int = Priority.DEFAULT
 
     @cached_property
     def units(self) -> list[list[PlannedTask]]:
@@ -70,7 +67,11 @@ class Probing:
             return describe_backbone(create_arguments)
         name = f"load {create_arguments['name']}"
         return await self.executor.run(
-            "backbone", describe_backbone, create_arguments, name=name, priority=FIRST
+            describe_backbone,
+            create_arguments,
+            name=name,
+            kind="backbone",
+            priority=Priority.LOADING,
         )
 
     async def cells(
@@ -91,7 +92,7 @@ class Probing:
             priority: None for that of all units.
         """
         keys = {task.name: backbone.cell_key(self.conditions[task.name], seed) for task in tasks}
-        unit = ProbeRequest(
+        request = ProbeRequest(
             tasks=tuple(tasks),
             data={name: replace(self.data[name], spec=None) for name in keys},  # type: ignore[arg-type]
             cell_keys=keys,
@@ -109,4 +110,6 @@ class Probing:
         name = unit_name(backbone.name, seed, tasks)
         if priority is None:
             priority = self.priority
-        return await self.executor.run("probe", probe_unit, unit, name=name, priority=priority)
+        return await self.executor.run(
+            probe_unit, request, name=name, kind="probe", priority=priority
+        )

@@ -3,7 +3,6 @@ images."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and su
 from backbones.cliptex.protocols import Silent
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter
+from benchmark.execution.unit import cached_in_process
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
 from benchmark.records import BackboneInfo, PlannedTask, ProbeRequest
@@ -37,7 +37,7 @@ def describe_backbone(create_arguments: Mapping[str, Any]) -> BackboneInfo:
     return BackboneInfo.of(_load_backbone(**create_arguments), create_arguments)
 
 
-def probe_unit(unit: ProbeRequest) -> list[Cell]:
+def probe_unit(request: ProbeRequest) -> list[Cell]:
     """The unit's cells, in the order of its tasks; those that another process has finished
     meanwhile are read back.
 
@@ -45,32 +45,34 @@ def probe_unit(unit: ProbeRequest) -> list[Cell]:
         errors that the user can correct (``user_error_message``): a full disk, an unreachable
             store.
     """
-    register_folders(unit.data_root)
-    tracker = Tracker(unit.experiment)
+    register_folders(request.data_root)
+    tracker = Tracker(request.experiment)
     # with --force, accept only cells of this same parent, finished by a worker that died
-    parent = unit.parent if unit.force else ""
+    parent = request.parent if request.force else ""
     cells: dict[str, Cell] = {}
-    with cell_locks(unit.cell_keys.values()):
-        for name, key in unit.cell_keys.items():
-            cell = finished_cell(tracker, key, unit.backbone.name, parent)
+    with cell_locks(request.cell_keys.values()):
+        for name, key in request.cell_keys.items():
+            cell = finished_cell(tracker, key, request.backbone.name, parent)
             if cell is not None:
                 cells[name] = cell
-        pending = [task for task in unit.tasks if task.name not in cells]
+        pending = [task for task in request.tasks if task.name not in cells]
         if pending:
-            cells |= {cell.task: cell for cell in _run_pending(unit, pending, tracker)}
-    return [cells[task.name] for task in unit.tasks]
+            cells |= {cell.task: cell for cell in _run_pending(request, pending, tracker)}
+    return [cells[task.name] for task in request.tasks]
 
 
-def _run_pending(unit: ProbeRequest, tasks: Sequence[PlannedTask], tracker: Tracker) -> list[Cell]:
-    device = choose_device(unit.device)
-    backbone = _load_backbone(**unit.backbone.create_arguments).to(device)
-    if content_key(backbone.identity()) != content_key(unit.backbone.identity):
+def _run_pending(
+    request: ProbeRequest, tasks: Sequence[PlannedTask], tracker: Tracker
+) -> list[Cell]:
+    device = choose_device(request.device)
+    backbone = _load_backbone(**request.backbone.create_arguments).to(device)
+    if content_key(backbone.identity()) != content_key(request.backbone.identity):
         raise UserError(
             f"the weights of {backbone.name} have changed since the run began; run the command"
             " again"
         )
-    parent = Run(tracker, unit.parent, name=unit.parent)
-    context = CellContext(unit, tracker, parent, backbone, device)
+    parent = Run(tracker, request.parent, name=request.parent)
+    context = CellContext(request, tracker, parent, backbone, device)
     cells: list[Cell] = []
     with computing_on(device):
         costs = backbone_costs(backbone, device).items()
@@ -78,7 +80,7 @@ def _run_pending(unit: ProbeRequest, tasks: Sequence[PlannedTask], tracker: Trac
         parent.flush()
         for joint_tasks in trained_together(tasks, context):
             names = " + ".join(task.name for task in joint_tasks)
-            reporter().prefix = f"{backbone.name} · seed {unit.seed} · {names} · "
+            reporter().prefix = f"{backbone.name} · seed {request.seed} · {names} · "
             cells += run_cells(joint_tasks, context)
             reporter().prefix = ""
     return cells
@@ -110,8 +112,4 @@ def computing_on(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-# keeps the last backbone that this process built
-_load_backbone = functools.lru_cache(maxsize=1)(backbones.create)
-# see ``forget`` in ``Executor.submit``
-forget_backbone = _load_backbone.cache_clear
-describe_backbone.forget = probe_unit.forget = forget_backbone  # type: ignore[attr-defined]
+_load_backbone = cached_in_process(backbones.create)  # the same process may probe it next

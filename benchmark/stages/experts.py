@@ -13,10 +13,11 @@ from backbones.cliptex.experts.base import CONFIG
 from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.trainer import TrainContext
-from benchmark.execution.base import Executor
+from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
+from benchmark.execution.unit import drop_cached
 from benchmark.stages.session import computing_tags, stage_run
 from reports.mlflow.run import Tracker
 
@@ -48,13 +49,12 @@ class ExpertTraining:
 
 
 async def make_expert(
-    training: ExpertTraining, executor: Executor, priority: int = 0
+    training: ExpertTraining, executor: Executor, priority: int = Priority.DEFAULT
 ) -> dict[str, Any]:
     """``expert_unit`` through an executor, on its device."""
     training = replace(training, device=executor.device)
-    return await executor.run(
-        "expert", expert_unit, training, name=f"expert {training.name}", priority=priority
-    )
+    name = f"expert {training.name}"
+    return await executor.run(expert_unit, training, name=name, kind="expert", priority=priority)
 
 
 def expert_unit(training: ExpertTraining) -> dict[str, Any]:
@@ -64,6 +64,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
     Raises:
         UserError: as ``backbones.cliptex.experts.training.train_expert``.
     """
+    drop_cached()
     with exclusive(training.out):
         if training.find() is not None:
             return _train(training, Silent())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -23,10 +22,11 @@ from backbones.cliptex.labels.labeller import (
 )
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
-from benchmark.execution.base import Executor
+from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive_async
 from benchmark.execution.progress import console, reporter
+from benchmark.execution.unit import cached_in_process, drop_cached
 from benchmark.stages.session import print_note, stage_run
 from cliptex_common.device import device_name
 from cliptex_common.errors import UserError
@@ -61,7 +61,7 @@ class LabelRequest:
     num_workers: int = 2
     experiment: str = "label"
     name: str = "pairs"
-    priority: int = 0
+    priority: int = Priority.DEFAULT
 
     def folder(self, key: str) -> Path:
         """The store's folder, by the ``key`` of its manifest."""
@@ -108,7 +108,7 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
         }
         title = f"label {PurePath(source.name).name}"
         with stage_run(Tracker(request.experiment), "label", title, tags, params) as run:
-            executor.overview.expected["label"] += len(pending)
+            executor.overview.expected["label"] = len(pending)
             steps = itertools.count(1)
             slots = asyncio.Semaphore(2 * executor.slots)  # those that wait for a worker included
 
@@ -117,7 +117,7 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
                 name = _unit_name(source.shards[number])
                 async with slots:
                     shard, device = await executor.run(
-                        "label", label_unit, *unit, name=name, priority=request.priority
+                        label_unit, *unit, name=name, kind="label", priority=request.priority
                     )
                 run.set_tags({"device.kind": device})
                 if shard.images:
@@ -132,7 +132,7 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
             except ExceptionGroup as errors:
                 raise errors.exceptions[0]  # noqa: B904 – keeps its own cause
             finally:
-                _labeller.cache_clear()  # units of this process loaded it
+                drop_cached()  # units of this process loaded the experts
             finish_labels(source, writer)
             store = LabelStore(writer.root)
             _log(run, store, source)
@@ -164,7 +164,7 @@ def label_unit(
     return shard, device_name(choose_device(request.device))
 
 
-@functools.lru_cache(maxsize=1)
+@cached_in_process
 def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
     """Loads the experts once for all shards that a process labels."""
     source = open_pairs(request.pairs)
@@ -177,9 +177,6 @@ def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
     return Labeller(
         source, experts, writer, request.settings, request.batch_size, request.num_workers
     )
-
-
-label_unit.forget = _labeller.cache_clear  # type: ignore[attr-defined]
 
 
 def _unit_name(shard: Shard) -> str:

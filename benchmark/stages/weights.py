@@ -28,10 +28,11 @@ from backbones.cliptex.training.train import (
     states_folder,
     train,
 )
-from benchmark.execution.base import Executor
+from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
+from benchmark.execution.unit import drop_cached
 from benchmark.stages.session import computing_tags, print_note, stage_run
 from cliptex_common.secrets import hide_secrets
 from reports.mlflow.environment import environment
@@ -120,12 +121,12 @@ def find_weights(inputs: TrainingInputs, tracker: Tracker | None) -> TrainedWeig
 
 
 async def train_weights(
-    inputs: TrainingInputs, executor: Executor, priority: int = 0
+    inputs: TrainingInputs, executor: Executor, priority: int = Priority.DEFAULT
 ) -> TrainedWeights:
     """``train_unit`` through an executor, on its device."""
     inputs = replace(inputs, device=executor.device, num_workers=executor.num_workers)
     title = f"train {inputs.recipe.name} · seed {inputs.recipe.seed}"
-    return await executor.run("train", train_unit, inputs, name=title, priority=priority)
+    return await executor.run(train_unit, inputs, name=title, kind="train", priority=priority)
 
 
 def preview_training(inputs: TrainingInputs) -> None:
@@ -154,6 +155,7 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
         TrialPruned: the training was stopped as a bad trial.
     """
     end_with_launcher()
+    drop_cached()
     if not first_process():
         return TrainedWeights(**vars(_train(inputs, None)))
     tracker = Tracker(inputs.experiment)

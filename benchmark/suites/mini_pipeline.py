@@ -17,7 +17,7 @@ from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import MANIFEST, LabelStore
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import Recipe, find_recipe
-from benchmark.execution import Executor
+from benchmark.execution.base import Executor, Priority
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS
 from benchmark.mini.world import build_world, is_complete
@@ -40,7 +40,6 @@ from cliptex_common.locks import mark_in_use
 from reports.mlflow.run import Tracker
 
 Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
-CLIP_AND_EXPERTS, CLIPTEX, CLIP_FT = 3, 2, 1  # priorities, by how many others wait for a training
 
 
 def once(title: str) -> Callable[[Method], Method]:
@@ -117,7 +116,9 @@ class MiniPipeline:
         await self.world()
         training = self.experts[name]
         self._mark_in_use(training.out)
-        return training.find() or await make_expert(training, self._executor(), CLIP_AND_EXPERTS)
+        return training.find() or await make_expert(
+            training, self._executor(), Priority.PREPARATION
+        )
 
     @once("label the pairs")
     async def labels(self) -> LabelStore:
@@ -132,7 +133,7 @@ class MiniPipeline:
             settings=LabelSettings(input_side=0, label_side=0),
             batch_size=128,
             experiment=self.experiment,
-            priority=CLIP_AND_EXPERTS,
+            priority=Priority.PREPARATION,
         )
         if self.executor is not None:
             return await label_pairs(request, self.executor)
@@ -150,11 +151,12 @@ class MiniPipeline:
         if not (path / MANIFEST).is_file():
             arguments = self.config, self.pairs, path
             await self._executor().run(
-                "manual",
                 write_manual_labels,
                 *arguments,
                 name="manual labels",
-                priority=CLIP_AND_EXPERTS,
+                kind="label",
+                priority=Priority.PREPARATION,
+                on_device=False,
             )
         return LabelStore(path)
 
@@ -212,8 +214,11 @@ class MiniPipeline:
         weights = find_weights(inputs, Tracker(self.experiment) if self.executor else None)
         if weights is not None:
             return weights
-        priority = {"clip": CLIP_AND_EXPERTS, "clip-ft": CLIP_FT}.get(recipe.name, CLIPTEX)
-        return await train_weights(inputs, self._executor(), 0 if parent else priority)
+        priorities = {"clip": Priority.PREPARATION, "clip-ft": Priority.TRAINING}
+        priority = priorities.get(recipe.name, Priority.LONG_TRAINING)
+        if parent:  # a trial's, after the probes of others
+            priority = Priority.DEFAULT
+        return await train_weights(inputs, self._executor(), priority)
 
     async def _experts(self) -> list[dict[str, Any]]:
         return await self._all(partial(self.expert, name) for name in self.experts)

@@ -11,10 +11,9 @@ from __future__ import annotations
 import functools
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -24,25 +23,6 @@ from cliptex_common.locks import acquire_liveness_lock, is_locked, lock_path, lo
 
 LIMIT = 600.0  # age in seconds at which a time stamp of another machine no longer counts
 MACHINE_TAG, LOCK_TAG, TIME_TAG = "process.machine", "process.lock", "heartbeat.time"
-
-
-@contextmanager
-def repeating(function: Callable[[], object], seconds: float) -> Iterator[None]:
-    """Call ``function`` every ``seconds`` from a thread during the block, whatever it raises."""
-    over = threading.Event()
-
-    def repeat() -> None:
-        while not over.wait(seconds):
-            with suppress(Exception):
-                function()
-
-    thread = threading.Thread(target=repeat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def process_tags() -> dict[str, str]:

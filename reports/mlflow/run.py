@@ -21,6 +21,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cliptex_common.errors import first_line
+from cliptex_common.repeating import repeating
 from cliptex_common.secrets import hide_secrets, redact
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
@@ -173,7 +174,7 @@ class Tracker:
             stored = self.client.get_run(run_id).data.params if params and resume else {}
             if missing := {key: v for key, v in (params or {}).items() if key not in stored}:
                 run.log_params(missing)
-            beats = heartbeat.repeating(
+            beats = repeating(
                 lambda: self.client.set_tags(run_id, heartbeat.process_tags()), MLFLOW_BEAT
             )
             with beats, _monitoring(run) if monitored else nullcontext():

@@ -290,8 +290,7 @@ def test_units_share_the_cores(jobs, cpus, threads, slots, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     spec = ExecutorSpec("local", {"cpus": str(cpus)}, jobs, device="cpu")
     executor = make_executor(spec, Bar())
-    assert (executor.needs("probe"), executor.slots) == ({"cpus": threads, "gpus": 0}, slots)
-    assert executor.needs("render") == {"cpus": 1, "gpus": 0}
+    assert (executor.resources(), executor.slots) == ({"cpus": threads, "gpus": 0}, slots)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert make_executor(spec, Bar()).threads == 1
 
@@ -301,7 +300,7 @@ def test_a_job_of_slurm_computes_with_the_cores_it_is_given(fake_slurm, monkeypa
     monkeypatch.setattr(slurm_executor, "cores", lambda: 16)
     for settings, threads in (({"cpus": "12"}, 12), ({}, 4)):
         executor = make_executor(ExecutorSpec("slurm", settings, jobs=2, device="cpu"), Bar())
-        assert executor.needs("probe") == {"cpus": threads, "gpus": 0}
+        assert executor.resources() == {"cpus": threads, "gpus": 0}
 
 
 @pytest.mark.cluster

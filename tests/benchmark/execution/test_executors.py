@@ -75,11 +75,11 @@ from dataclasses import dataclass
 from benchmark.execution import EXECUTORS, Executor
 
 @dataclass
-class Settings:
+class Payload:
     number: int
 
 class Mine(Executor):
-    about, settings = "of a plugin", Settings(7)
+    about, payload = "of a plugin", Payload(7)
 
 EXECUTORS.register("mine", Mine)
 """
@@ -93,8 +93,8 @@ def test_units_have_the_plugins_of_the_command(executor, tmp_path):
     plugins.load(path)
     try:
         path.unlink()
-        settings, origin = EXECUTORS["mine"].settings, EXECUTORS.origin("mine")
-        result = executor.submit(units.look_up_executor, "mine", settings).result(60)
+        payload, origin = EXECUTORS["mine"].payload, EXECUTORS.origin("mine")
+        result = executor.submit(units.look_up_executor, "mine", payload).result(60)
     finally:
         plugins.LOADED[path].remove()
     assert result == ("of a plugin", origin, 7) and origin

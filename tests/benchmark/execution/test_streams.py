@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from benchmark.execution import streams
+from benchmark.execution.streams import redact_streams
 
 pytestmark = pytest.mark.integration
 
@@ -18,15 +18,15 @@ pytestmark = pytest.mark.integration
 def test_no_secret_is_shown(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii", write_through=True))
-    with streams.redacting():
-        print("λ ↑ at http://me:secret@host")
-        sys.stdout.writelines(["http://TOKEN@host\n"])
-        logging.getLogger("x").addHandler(handler := logging.StreamHandler(sys.stdout))
-        logging.getLogger("x").error("postgresql://me:%s@host", "secret")
-        logging.getLogger("x").removeHandler(handler)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    redact_streams()
+    print("λ ↑ at http://me:secret@host")
+    sys.stdout.writelines(["http://TOKEN@host\n"])
+    logging.getLogger("x").addHandler(handler := logging.StreamHandler(sys.stdout))
+    logging.getLogger("x").error("postgresql://me:%s@host", "secret")
+    logging.getLogger("x").removeHandler(handler)
     text = "? ? at http://***@host\nhttp://***@host\npostgresql://me:***@host\n"
     assert raw.getvalue().decode() == text
-    assert isinstance(sys.stdout, io.TextIOWrapper)
 
 
 def test_a_terminal_without_unicode():

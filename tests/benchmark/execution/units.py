@@ -34,10 +34,10 @@ def print_slowly(marker):
     console.print("a line")
 
 
-def look_up_executor(name, settings):
+def look_up_executor(name, payload):
     from benchmark.execution import EXECUTORS
 
-    return EXECUTORS.find(name).about, EXECUTORS.origin(name), settings.number
+    return EXECUTORS.find(name).about, EXECUTORS.origin(name), payload.number
 
 
 def raise_user_error():
