@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("benchmark", "backbones", "probes", "sweeps", "reports", "common")
+PACKAGES = ("benchmark", "backbones", "probes", "sweeps", "reports", "cliptex_common")
 
 
 def files(folder: Path) -> set[str]:

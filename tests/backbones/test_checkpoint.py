@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from hypothesis import HealthCheck, given, settings
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import backbones
 from backbones import Checkpoint, UserError, load_checkpoint, save_checkpoint
@@ -78,16 +78,6 @@ def test_a_custom_clip_comes_back_whole(mini, name):
     assert (backbone.weights.licence, backbone.weights.source) == ("MIT", str(mini))
     assert load_checkpoint(mini).extra == {"recipe": "clip", "lambda_clip": 1.0}
     assert load_checkpoint(mini).source == "trained here"
-
-
-def test_a_backbone_saves_itself(mini, tmp_path):
-    first = backbones.create("efficientnet-lite0", weights=mini, any_architecture=True)
-    assert first.architecture == "open_clip/mini-clip"
-    digest = save_backbone(tmp_path / "again.safetensors", first)
-    second = backbones.create("cliptex", weights=tmp_path / "again.safetensors")
-    assert digest == first.weights.sha256 == second.weights.sha256
-    assert first.key() == second.key()
-    assert load_file(tmp_path / "again.safetensors").keys() == mini_clip().state_dict().keys()
 
 
 def test_quick_gelu_of_another_name_is_refused(tmp_path, monkeypatch):
@@ -257,8 +247,7 @@ def test_a_flipped_bit_never_changes_weights_silently(tmp_path, position, bit):
         assert state_sha256(state) == state_sha256(load_checkpoint(good).state)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool])
-def test_every_dtype_and_shape_comes_back(tmp_path, dtype):
+def test_every_shape_comes_back_also_of_tied_tensors(tmp_path, dtype=torch.bfloat16):
     state = {str(shape): torch.ones(shape).to(dtype) for shape in ((), (0,), (3,), (2, 0, 4))}
     tied = torch.arange(12.0).reshape(3, 4)
     state |= {"tied": tied, "again": tied, "strided": tied.T}

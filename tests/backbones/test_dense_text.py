@@ -1,5 +1,5 @@
-"""Patches in the space of texts: what the tower gives when its pooling, or its last attention,
-looks at one place alone."""
+"""Patches in the space of texts: what the tower gives when its pooling looks at one place alone.
+(The golden record of TIPS proves a ViT's last attention.)"""
 
 from types import SimpleNamespace
 
@@ -26,21 +26,6 @@ def build(vision, embed_dim=16):
         model, name="tiny", arch="tiny", model_config=config, data=_data(model, {}, {})
     )
     return backbone.freeze()
-
-
-@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
-def test_a_vits_last_attention_looks_at_itself_alone(size):
-    backbone, images = build(VIT), torch.randn(2, 3, *size)
-    assert backbone.has_dense_text
-    dense = backbone.encode_dense(images)
-    assert dense.shape == (2, 16, size[0] // 8, size[1] // 8)
-    visual, tokens = backbone._at(images), 1 + dense[0, 0].numel()
-    alone = torch.full((tokens, tokens), -torch.inf).fill_diagonal_(0.0)
-    last = visual.transformer.resblocks[-1]
-    plain = last.forward
-    last.forward = lambda x, **_: plain(x, attn_mask=alone)
-    x = backbone.encode_tokens(images, 1)[0][1] @ visual.proj
-    torch.testing.assert_close(dense.flatten(2).transpose(1, 2), x, atol=1e-5, rtol=1e-4)
 
 
 def test_an_average_is_the_mean_of_its_cells():

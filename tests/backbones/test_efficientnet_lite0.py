@@ -10,7 +10,6 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import backbones
-from tests.backbones.mini import save_backbone
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +26,6 @@ def test_comes_with_its_package(backbone):
     assert backbone.channels == (24, 40, 112, 320)
     assert backbone.strides == (4, 8, 16, 32)
     assert backbone.weights.sha256.startswith("4c6ab284cc48")
-
-
-def test_random_is_the_same_architecture(tmp_path):
-    real, random = backbones.create("efficientnet-lite0"), backbones.create("random")
-    assert random.architecture == real.architecture
-    assert random.data == real.data
-    assert random.weights.sha256 != real.weights.sha256
-    save_backbone(tmp_path / "real.safetensors", real)
-    with pytest.raises(backbones.UserError, match="takes no weights"):
-        backbones.create("random", weights=tmp_path / "real.safetensors")
 
 
 def test_larger_ones_name_the_package_of_their_weights():

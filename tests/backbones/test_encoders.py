@@ -10,13 +10,13 @@ import torch
 import backbones
 from backbones.adapters.timm import build
 from backbones.registry import Request
-from tests.backbones.encoders import REFUSED, TIMM, TORCH_HUB, TRANSFORMERS
 from tests.backbones.hub_repo import HUB_REPO
-from tests.backbones.thin import save_tokenizer
+from tests.backbones.thin import HF, MODELS, configs, save_tokenizer
 from tests.docs.blocks import ROOT
 
 PAGE = ROOT / "docs" / "guide" / "encoders.md"
 START, END = "<!-- encoders: start -->", "<!-- encoders: end -->"
+REFUSED = configs("refused")
 HEADER = ("encoder", "adapter", "sizes", "feature maps", "embedding", "text")
 
 
@@ -56,18 +56,18 @@ def describe(backbone) -> tuple[str, ...]:
 def rows(folder) -> list[tuple[str, ...]]:
     """A row of the table for each encoder."""
     rows = [HEADER, ("---",) * len(HEADER)]
-    for name, config in sorted(TRANSFORMERS.items()):
+    for name, config in sorted({**HF, **configs("transformers")}.items()):
         repo = folder / name
         repo.mkdir()
         (repo / "config.json").write_text(json.dumps({"model_type": name, **config}))
         save_tokenizer(repo)
         backbone = backbones.create(f"random/hf/{repo}")
         rows.append((f"`{name}`", "`hf/`", *describe(backbone)))
-    for name, arguments in sorted(TIMM.items()):
+    for name, arguments in sorted(MODELS["timm"].items()):
         settings = {"model_args": arguments}
         backbone = build(Request(f"timm/{name}", settings, random=True)).freeze()
         rows.append((f"`{name}`", "`timm/`", *describe(backbone)))
-    for entry, models in sorted(TORCH_HUB.items()):
+    for entry, models in sorted(MODELS["torch_hub"].items()):
         backbone = backbones.create(f"random/hub/{HUB_REPO}:{entry}")
         rows.append((f"the interface of {models}", "`hub/`", *describe(backbone)))
     return rows

@@ -8,22 +8,17 @@ import json
 import pytest
 import torch
 from transformers import (
-    CLIPConfig,
-    CLIPModel,
     Dinov2Config,
     Dinov2Model,
-    PixioConfig,
-    PixioModel,
-    ResNetBackbone,
-    ResNetConfig,
 )
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 import backbones
 from backbones import UserError
-from tests.backbones.encoders import TRANSFORMERS
 from tests.backbones.mini import save_backbone
-from tests.backbones.thin import HF, TEXT, VIT, save_tokenizer
+from tests.backbones.thin import HF, VIT, configs, save_tokenizer
+
+TRANSFORMERS = {**HF, **configs("transformers")}
 
 CROPPED = {
     "do_center_crop": True,
@@ -70,40 +65,6 @@ def test_tokens_are_those_of_the_model(dino):
     )
 
 
-def test_the_class_token_of_pixio_is_the_mean_of_its_eight(tmp_path):
-    model = PixioModel(PixioConfig(**VIT))
-    backbone, images = backbones.create(saved(tmp_path, model, CROPPED)), torch.randn(2, 3, 24, 40)
-    with torch.inference_mode():
-        expected = model(images)
-        layers = backbone.encode_layers(images)
-    torch.testing.assert_close(layers[-1][0], expected.pooler_output)
-    patches = layers[-1][1].flatten(2).transpose(1, 2)
-    torch.testing.assert_close(patches, expected.last_hidden_state[:, 8:])
-    torch.testing.assert_close(backbone.encode_image(images), expected.pooler_output)
-
-
-def test_clip_images_and_texts(tmp_path):
-    torch.manual_seed(4)
-    model = CLIPModel(CLIPConfig(vision_config=VIT, text_config=TEXT, projection_dim=16))
-    save_tokenizer(tmp_path)
-    backbone, images = backbones.create(saved(tmp_path, model, SQUASHED)), torch.randn(2, 3, 32, 32)
-    ids = torch.tensor([[1, 4, 5, 2], [1, 4, 6, 2]])
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            backbone.encode_image(images), model.get_image_features(images).pooler_output
-        )
-        expected = model.get_text_features(ids, attention_mask=torch.ones_like(ids)).pooler_output
-        torch.testing.assert_close(
-            backbone.encode_text(["a dog", "a cat"]), expected
-        )  # padding means nothing to it
-        wide = backbone(torch.randn(1, 3, 16, 48))[0]
-    assert (
-        wide.shape == (1, 32, 2, 6)
-        and backbone.data.squash
-        and backbone.data.interpolation == "bicubic"
-    )
-
-
 def created(folder, model, **config):
     """A backbone with random weights, whose tokenizer is the tests'."""
     config = {"model_type": model, **(config or TRANSFORMERS[model])}
@@ -118,6 +79,7 @@ def created(folder, model, **config):
         ("aimv2_vision_model", lambda outputs: outputs.pooler_output),  # an attention pool
         ("deit", lambda outputs: outputs.last_hidden_state[:, 0]),
         ("internvl_vision", lambda outputs: outputs.last_hidden_state[:, 1:].mean(dim=1)),
+        ("pixio", lambda outputs: outputs.pooler_output),  # the mean of eight class tokens
         ("radio", lambda outputs: outputs.summary),
         ("siglip_vision_model", lambda outputs: outputs.pooler_output),  # an attention pool
     ],
@@ -132,14 +94,7 @@ def test_the_embedding_is_what_the_model_offers(model, output, tmp_path):
     torch.testing.assert_close(patches, outputs.last_hidden_state[:, -16:])
 
 
-def test_embeddings_that_were_a_mean_of_patches_have_another_version(tmp_path):
-    assert created(tmp_path, "siglip_vision_model").version == 2
-    headless = {**TRANSFORMERS["siglip_vision_model"], "vision_use_head": False}
-    assert created(tmp_path, "siglip_vision_model", **headless).version == 1
-    assert created(tmp_path, "siglip").version == 1
-
-
-@pytest.mark.parametrize("model", ["aimv2", "metaclip_2", "tipsv2"])
+@pytest.mark.parametrize("model", ["aimv2", "clip", "metaclip_2", "tipsv2"])
 def test_text_towers_are_those_that_the_model_offers(model, tmp_path):
     """The attention mask has a part in the embeddings of AIMv2 and TIPSv2."""
     backbone, images = created(tmp_path, model), torch.randn(2, 3, 32, 32)
@@ -204,19 +159,6 @@ def test_siglip2_takes_the_rows_of_its_processor(tmp_path):
         [torch.as_tensor(convert_image_to_patches(i.numpy(), 8)) for i in images]
     )
     torch.testing.assert_close(rows, expected)
-
-
-def test_stages_come_from_auto_backbone(tmp_path):
-    torch.manual_seed(5)
-    config = ResNetConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], embedding_size=8)
-    model = ResNetBackbone(config)
-    backbone, images = (
-        backbones.create(saved(tmp_path, model, {"crop_size": 32, **SQUASHED})),
-        torch.randn(1, 3, 64, 96),
-    )
-    with torch.inference_mode():
-        torch.testing.assert_close(backbone(images)[-1], model(images).feature_maps[-1])
-    assert (backbone.strides, backbone.channels) == ((4, 8, 16, 32), (8, 16, 24, 32))
 
 
 def test_weights_of_ones_own_remember_the_model(dino, tmp_path):

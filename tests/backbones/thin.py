@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -24,106 +25,29 @@ from cliptex_common import plugins
 from tests.backbones.hub_repo import HUB_REPO
 from tests.kinds import slow_except
 
-FEW_BLOCKS = {"model_args": {"embed_dim": 96, "num_heads": 3, "depth": 4}}
-THIN_VIT = {"model_args": {"embed_dim": 96, "num_heads": 3}}
-THIN_CLIP = {
-    "model_args": {
-        "vision_cfg": {"width": 96, "head_width": 32},
-        "text_cfg": {"width": 64, "layers": 2},
+MODELS: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "small_models.json").read_text(encoding="utf-8")
+)
+VIT, TEXT = MODELS["vit"], MODELS["text"]
+
+
+def configs(part: str) -> dict[str, Any]:
+    """``model_type`` → config of a part of the file, where "vit" and "clip" stand for theirs."""
+    shared = {"vit": VIT, "clip": MODELS["hf"]["clip"]}
+    return {
+        name: shared[config] if isinstance(config, str) else config
+        for name, config in MODELS[part].items()
     }
-}
+
+
+HF = configs("hf")
 THIN = {
-    "clip": THIN_CLIP,
-    "clip-openai": THIN_CLIP,
-    "clip-ft": THIN_CLIP,
-    "cliptex": THIN_CLIP,
-    "siglip": {
-        "model_args": {
-            "embed_dim": 192,
-            "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224"},
-            "text_cfg": {"width": 64, "heads": 2, "layers": 2},
-        }
-    },
-    "mae-b16": THIN_VIT,
-    "dinov2-b14": THIN_VIT,
-    "deit3-b16": THIN_VIT,
-    "beit-b16": THIN_VIT,
-    "siglip2-b16": {
-        "model_args": {
-            "embed_dim": 192,
-            "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224"},
-            "text_cfg": {"width": 64, "heads": 2, "layers": 2, "vocab_size": 1000},
-        }
-    },
-    "pe-b16": {
-        "model_args": {
-            "embed_dim": 64,
-            "vision_cfg": {"timm_model_name": "vit_pe_core_tiny_patch16_384"},
-            "text_cfg": {"width": 64, "heads": 2, "layers": 2},
-        }
-    },
-    **dict.fromkeys(("dinov2-reg-b14", "dinov3-b16", "c-radio-b16", "aimv2-l14"), FEW_BLOCKS),
+    **MODELS["thin"],
     "franca-b14": {"entry": f"{HUB_REPO}:dino_like"},
     "capi-l14": {"entry": f"{HUB_REPO}:capi_like", "model_args": {}},
 }
 # L as B, with more blocks: test_large_entries_are_as_their_base
-LARGE = {
-    "siglip2-l16": "siglip2-b16",
-    "pe-l14": "pe-b16",
-    "dinov2-l14": "dinov2-b14",
-    "dinov2-reg-l14": "dinov2-reg-b14",
-    "dinov3-l16": "dinov3-b16",
-    "c-radio-l16": "c-radio-b16",
-    "franca-l14": "franca-b14",
-}
-VIT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
-TEXT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "vocab_size": 50,
-    "max_position_embeddings": 16,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-HF = {
-    "dinov2_with_registers": {**VIT, "num_register_tokens": 4},
-    "dinov3_vit": {**VIT, "num_register_tokens": 4},
-    "ijepa": VIT,  # no class token
-    "clip": {"vision_config": VIT, "text_config": TEXT, "projection_dim": 16},
-    "siglip": {"vision_config": VIT, "text_config": TEXT},
-    "siglip2": {"vision_config": {**VIT, "num_patches": 16}, "text_config": TEXT},
-    "convnext": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
-    "deit": VIT,  # a class token and one of distillation
-    "internvl_vision": VIT,
-    "metaclip_2": {"vision_config": VIT, "text_config": TEXT, "projection_dim": 16},
-    "radio": {
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-        "max_img_size": 128,
-    },
-    "siglip_vision_model": VIT,
-    "tipsv2": {"vision_config": VIT, "text_config": TEXT},
-    "vit_mae": {
-        **VIT,
-        "decoder_hidden_size": 32,
-        "decoder_num_attention_heads": 2,
-        "decoder_num_hidden_layers": 1,
-        "decoder_intermediate_size": 32,
-    },
-}
+LARGE = MODELS["large"]
 FAMILY_MEMBERS = [
     "random/timm/resnet18",
     "random/timm/vit_tiny_patch16_224",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ast
-import configparser
 import inspect
 import re
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
 
 import backbones
 from backbones.bridges import as_eva, as_torchgeo_bench
-from tests.docs.blocks import FOR_OTHER_SUITES, ROOT, blocks
+from tests.docs.blocks import FOR_OTHER_SUITES, blocks
 
 
 def page(language: str) -> list[str]:
@@ -48,13 +46,3 @@ def test_lines_for_mteb_name_its_benchmarks():
     assert len(names) == 2
     assert mteb.get_benchmark("MIEB(lite)").tasks
     assert all(task.metadata.modalities == ["image"] for task in mteb.get_benchmark(names[1]).tasks)
-
-
-def test_the_versions_that_were_run_are_those_that_are_allowed():
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    text = (ROOT / FOR_OTHER_SUITES).read_text(encoding="utf-8")
-    lines = config["options.extras_require"]["bridges"].strip().splitlines()
-    for requirement in (Requirement(line) for line in lines if not line.startswith("#")):
-        (version,) = re.findall(rf"{requirement.name} (\d[\d.]*\d)", text)[:1]
-        assert requirement.specifier.contains(version), requirement

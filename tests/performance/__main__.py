@@ -26,15 +26,9 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))
-        import tests.performance.encoding  # registers its benchmarks, as the others do
-        import tests.performance.feeding
-        import tests.performance.making
-        import tests.performance.probing
-        import tests.performance.reading
-        import tests.performance.report
-        import tests.performance.run  # noqa: F401
-        from tests.performance.harness import BENCHES, merged, write
+        from tests.performance.harness import BENCHES, import_all, merged, write
 
+        import_all()
         unknown = set(options.names) - set(BENCHES)
         if unknown:
             parser.error(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(BENCHES)}")

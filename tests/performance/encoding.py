@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.performance.harness import Result, alternate, bench
@@ -19,8 +20,10 @@ PUBLIC = {
 SMALL = ("efficientnet-lite0", "random/timm/vit_small_patch16_224")
 
 
-@bench
-def encoding() -> list[Result]:
+@bench(images=4, batch_size=2, models=["random/timm/test_vit"], n=1)
+def encoding(
+    images: int = 0, batch_size: int = 0, models: Sequence[str] = (), n: int = 0
+) -> list[Result]:
     """``probes.image_level.encode.encode_images`` (decode, resize, normalise, forward) against
     forward alone; on a GPU in bf16, with loading processes on all cores."""
     import torch
@@ -30,29 +33,28 @@ def encoding() -> list[Result]:
     from probes.image_level.encode import autocast, encode_images
     from probes.image_level.settings import Encoding
 
-    device, count, how, workers = torch.device("cpu"), 192, Encoding(batch_size=32), 0
+    device, workers = torch.device("cpu"), 0
+    count, how = images or 192, Encoding(batch_size=batch_size or 32)
     if is_gpu := torch.cuda.is_available():
-        device, count = torch.device("cuda"), 8_192
-        how, workers = Encoding(precision="bf16", batch_size=256), os.cpu_count() or 1
+        device, workers = torch.device("cuda"), os.cpu_count() or 1
+        count, how = images or 8_192, Encoding(precision="bf16", batch_size=batch_size or 256)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         paths = jpegs(Path(folder), count)
-        for name in PUBLIC if is_gpu else SMALL:
+        for name in models or (PUBLIC if is_gpu else SMALL):
             backbone = backbones.create(name).to(device)
-            images = torch.randn(how.batch_size, 3, *backbone.data.size, device=device)
+            batch = torch.randn(how.batch_size, 3, *backbone.data.size, device=device)
 
             def ours(backbone: backbones.Backbone = backbone) -> float:
                 started = time.perf_counter()
                 encode_images(backbone, paths, EncodeRun(device, workers), how)
                 return count / (time.perf_counter() - started)
 
-            def bare(
-                backbone: backbones.Backbone = backbone, images: torch.Tensor = images
-            ) -> float:
+            def bare(backbone: backbones.Backbone = backbone, batch: torch.Tensor = batch) -> float:
                 started = time.perf_counter()
                 with torch.inference_mode(), autocast(device, how.precision):
                     for _ in range(count // how.batch_size):
-                        embedded = backbone.encode_image(images)
+                        embedded = backbone.encode_image(batch)
                 embedded.cpu()
                 return count / (time.perf_counter() - started)
 
@@ -64,8 +66,8 @@ def encoding() -> list[Result]:
                     bare,
                     goal=">= 0.9",
                     unit="images/s",
-                    n=3 if is_gpu else 5,
-                    note=f"public figure for an H100: {PUBLIC[name]:,}" if is_gpu else "",
+                    n=n or (3 if is_gpu else 5),
+                    note=f"public figure for an H100: {PUBLIC[name]:,}" if name in PUBLIC else "",
                 )
             )
     return results

@@ -31,7 +31,7 @@ def seconds_of_processes(work: Callable[[int], None]) -> float:
     return time.perf_counter() - started
 
 
-@bench
+@bench(images=8, pairs=64, size=32, n=1)
 def feeding(images: int = 10_000, pairs: int = 2048, size: int = 224, n: int = 3) -> list[Result]:
     """Images a second of an encoding pass of a backbone that computes nothing, and samples a second
     of a training that computes nothing, with a loading process for each core."""
@@ -47,7 +47,7 @@ def feeding(images: int = 10_000, pairs: int = 2048, size: int = 224, n: int = 3
     backbone, run = Colours((size, size)), EncodeRun(torch.device("meta"), WORKERS)
 
     with tempfile.TemporaryDirectory() as folder:
-        paths = jpegs(Path(folder), 200, PHOTOGRAPHS) * (images // 200)
+        paths = jpegs(Path(folder), min(images, 200), PHOTOGRAPHS) * max(images // 200, 1)
         decoder = Images(paths, (size, size), backbone.data)
         data = training_data(Path(folder), pairs, size)
         samples = len(data) * data.recipe.batch_size

@@ -12,7 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,13 +53,30 @@ class Result:
         return self.ratio <= float(number) if sign == "<=" else self.ratio >= float(number)
 
 
-BENCHES: dict[str, Callable[[], list[Result]]] = {}
+MODULES = ("encoding", "feeding", "making", "probing", "reading", "report", "run")
+Benchmark = Callable[..., list[Result]]
+BENCHES: dict[str, Benchmark] = {}  # those of the modules that were imported
+TOYS: dict[str, Benchmark] = {}  # the same, at a size that tests run
 
 
-def bench(function: Callable[[], list[Result]]) -> Callable[[], list[Result]]:
-    """Register a benchmark under its function's name."""
-    BENCHES[function.__name__] = function
-    return function
+def bench(**toy: Any) -> Callable[[Benchmark], Benchmark]:
+    """Register a benchmark under its function's name.
+
+    Args:
+        toy: arguments with which its code runs in seconds, where the figures say nothing.
+    """
+
+    def register(function: Benchmark) -> Benchmark:
+        BENCHES[function.__name__], TOYS[function.__name__] = function, partial(function, **toy)
+        return function
+
+    return register
+
+
+def import_all() -> None:
+    """Register the benchmarks of all modules."""
+    for name in MODULES:
+        import_module(f"tests.performance.{name}")
 
 
 def limited(

@@ -12,7 +12,7 @@ from tests.performance.harness import Result, alternate, bench, limited
 from tests.performance.toys import write_pairs
 
 
-@bench
+@bench(model="tiny", pairs=2, n=1)
 def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     """Seconds of forward, losses and backward of a ``cliptex`` step and a ``clip-ft`` step, on the
     same batch."""
@@ -64,7 +64,7 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     ]
 
 
-@bench
+@bench(pairs=4, side=32, batch_size=2)
 def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Result]:
     """Seconds of labelling pairs with three experts over the seconds that the experts alone took of
     them."""
@@ -156,7 +156,7 @@ def training_data(folder: Path, pairs: int, size: int, epochs: float = 1.0) -> A
     )
 
 
-@bench
+@bench(size=32)
 def loading(size: int = 224, pairs: int = 64) -> list[Result]:
     """Milliseconds of CPU that one loading process needs a training sample: photograph, caption and
     three labels from tar shards, decoded, augmented, stacked."""

@@ -16,11 +16,11 @@ from probes.base import Context
 from probes.registry import PROBES
 from tests.performance.harness import Result, alternate, bench, limited, own_home
 
-MODEL = "random/timm/vit_base_patch16_224"
+MODEL, TOY = "random/timm/vit_base_patch16_224", "random/timm/test_vit"
 SEGMENTERS = ("linear", "deeplabv3", "pspnet")
 
 
-@bench
+@bench(images=8, epochs=1, side=32, model=TOY)
 def segmentation(
     images: int = 64, epochs: int = 10, side: int = 224, model: str = MODEL
 ) -> list[Result]:
@@ -129,7 +129,7 @@ def mmsegs_own(config: Config) -> None:
     del config.model.decode_head["loss_images"]  # of our own loss
 
 
-@bench
+@bench(images=8, side=32, model=TOY)
 def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) -> list[Result]:
     """Three segmentation probes, depth and normals, in one pass on an empty cache, against a bare
     encoding of the same images plus the same five on a full cache."""
@@ -197,7 +197,7 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
         ]
 
 
-@bench
+@bench(counts=(10, 20), n=1)
 def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000), n: int = 5) -> list[Result]:
     """The feature cache at growing sizes: writing, opening, and reading at random; microseconds an
     item, the fastest of ``n`` rounds over all sizes: a thousand reads take less time than other

@@ -13,7 +13,7 @@ from tests.performance.toys import write_pairs
 PER_SHARD = 1000
 
 
-@bench
+@bench(shards=(1, 2), reads=20)
 def reading(shards: tuple[int, int] = (10, 1000), reads: int = 2000) -> list[Result]:
     """10⁴ and 10⁶ tiny pairs with labels in shards of 1,000: microseconds a pair of indexing and of
     opening what is indexed, private memory a pair, and CPU of reading a pair and its label in the

@@ -26,10 +26,9 @@ TRACKING = (
 )
 
 
-@bench
-def run() -> list[Result]:
-    """One cell of the smoke suite, trained for 300 iterations, with every call into tracking
-    timed."""
+@bench(iterations=4)
+def run(iterations: int = 300) -> list[Result]:
+    """One cell of the smoke suite, with every call into tracking timed."""
     from benchmark import options
     from benchmark import run as runner
     from reports.mlflow import run as tracking
@@ -61,7 +60,7 @@ def run() -> list[Result]:
             backbones=["efficientnet-lite0"],
             suite="smoke",
             tasks=["mini-seg/linear"],
-            overrides={"max_iters": "300"},
+            overrides={"max_iters": str(iterations)},
             jobs=1,  # in this process, where the calls are timed
         )
         runner.run(request)  # makes the world and warms everything up

@@ -116,8 +116,3 @@ def test_class_tokens_of_all_layers_are_encoded_once(tmp_path, vit):
     assert [context.cost.images["encode"] > 0 for _, context in tasks] == [True, False]
     assert second.shape == sixth.shape == (len(data.samples["val"]), 64)
     assert not torch.allclose(second, sixth)
-
-
-def test_strides_are_exact_where_the_own_size_is_not_whole_cells():
-    own = backbones.create("random/efficientnet-lite1")  # 240 pixels, 7.5 cells
-    assert own.at_layers(range(own.depth)).strides[1:] == own.strides

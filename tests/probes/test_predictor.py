@@ -15,10 +15,9 @@ from backbones.base import Backbone
 from cliptex_common.errors import UserError
 from probes.base import TaskResult
 from probes.datasets.base import PreparedDataset
-from probes.detection.settings import SSDSettings
 from probes.predictor import Predictor, load_predictor, read_head, write_head
 from probes.registry import DATASETS, PROBES
-from tests.probes import tiny_coco, tiny_dense
+from tests.probes import tiny_dense
 from tests.probes.datasets import make
 from tests.probes.tiny_mmlab import context
 from tests.probes.whole_images import context as whole_images
@@ -100,16 +99,6 @@ def check_detections(predictor: Predictor, data: PreparedDataset, detections: li
         assert np.allclose(boxes, corners, atol=1e-2)
         if expected:
             assert ("masks" in prediction) == ("segmentation" in expected[0])
-
-
-def test_a_detector_trained_on_cached_features(tmp_path):
-    data = tiny_coco.prepared(tiny_coco.write(tmp_path / "shapes", train=6, val=3))
-    settings = SSDSettings(
-        max_iters=8, batch_size=4, size=64, out_channels=32, lr=3e-3, augment=False, cache="fp16"
-    )
-    result = PROBES["detection/ssd"].run(context(tmp_path / "work", data, settings, "tiny-cnn"))
-    assert result.detections
-    check_detections(stored_predictor(result, tmp_path), data, result.detections)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from cliptex_common.device import current_device
-from tests.accelerator.pretended import DEVICE, Events, counting
+from tests.accelerator.pretended import DEVICE
 
 HERE = Path(__file__).parent
 
@@ -33,10 +32,3 @@ def pretended(device) -> torch.device:
     if device.type != DEVICE.type:
         pytest.skip("only the pretended accelerator can count")
     return DEVICE
-
-
-@pytest.fixture
-def events(pretended) -> Iterator[Events]:
-    """What the device is asked for during the test."""
-    with counting() as counted:
-        yield counted

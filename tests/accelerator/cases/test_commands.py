@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 
 import mlflow
-import numpy as np
 import pytest
 import torch
 
-from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.labels.store import LabelStore
 from benchmark import evaluate
 from benchmark.cli.main import main
 from benchmark.execution.device import choose_device
 from cliptex_common.device import device_name
 from tests.accelerator.cases.devices import is_pretended
-from tests.backbones.cliptex.experts import toy_experts
-from tests.backbones.cliptex.labels.test_labeller import label
 from tests.benchmark.test_api import IMAGES, Patches
 from tests.probes.datasets.make import make_imagefolder
 
@@ -30,19 +25,6 @@ def test_doctor_reports_the_accelerator(tmp_path, device, monkeypatch, capsys):
     finding = findings[f"{device.type}:0"]
     assert device_name(torch.device(device.type, 0)) in finding["value"]
     assert "GB free" in finding["value"] or not is_pretended(device)
-
-
-def test_labels_are_those_of_the_cpu(tmp_path, device):
-    pattern = toy_experts.write_shards(tmp_path / "pairs", each=4)
-    stores = []
-    for target in ("cpu", device):
-        experts = [expert.freeze(target, bf16=False) for expert in toy_experts.all_experts()]
-        label(pattern, tmp_path / str(target), experts)
-        stores.append(LabelStore(tmp_path / str(target)))
-    key = open_pairs(pattern).key(0)
-    expected, actual = (store.get(key) for store in stores)
-    for name, values in expected.items():
-        np.testing.assert_allclose(actual[name], values, atol=2e-3, rtol=1e-2)
 
 
 @pytest.mark.slow

@@ -6,13 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from PIL import Image
 
 import backbones
 from backbones import UserError
-from backbones.preprocessing import Preprocessing, in_memory_format
-from tests.backbones.bridges.conftest import TOLERANCE, difference, ours
 
 
 @pytest.mark.parametrize("suite", ["mteb", "eva", "torchgeo_bench"])
@@ -24,24 +20,6 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, 
     with pytest.raises(UserError, match=r"needs .+: pip install -e '.\[bridges\]'") as caught:
         getattr(backbones, f"as_{suite}")("random")
     assert "\n" not in str(caught.value)
-
-
-def test_another_missing_package_is_not_blamed_on_the_suite(monkeypatch):
-    monkeypatch.setitem(sys.modules, "backbones.preprocessing", None)
-    monkeypatch.delitem(sys.modules, "backbones.bridges.broken", raising=False)
-    with pytest.raises(ModuleNotFoundError, match="broken"):
-        backbones.bridges._load("broken", "broken")
-
-
-def test_images_in_memory_have_the_embeddings_of_files(pictures, spec):
-    """As every bridge computes them."""
-    name, options = spec
-    backbone = backbones.create(name, **options)
-    prepare = Preprocessing(backbone.data)
-    images = torch.stack([prepare(Image.open(path)) for path in pictures])
-    with torch.inference_mode():
-        embeddings = backbone.encode_image(in_memory_format(images, backbone))
-    assert difference(ours(backbone, pictures), embeddings) <= TOLERANCE
 
 
 @pytest.mark.integration

@@ -18,7 +18,6 @@ from eva.core.callbacks import ClassificationEmbeddingsWriter
 from eva.core.data.dataloaders import DataLoader
 from eva.core.data.datamodules.schemas import DataloadersSchema, DatasetsSchema
 from eva.core.models.wrappers import ModelFromFunction
-from eva.core.utils import parser
 from eva.vision.data.datasets.vision import VisionDataset
 from eva.vision.models.modules import SemanticSegmentationModule
 from eva.vision.models.networks.decoders.segmentation.semantic import ConvDecoder1x1
@@ -72,17 +71,6 @@ def test_stored_embeddings_are_ours(pictures, spec, tmp_path):
     backbone = backbones.create(name, **options)
     stored = torch.stack([each[0] if isinstance(each, list) else each for each in stored])
     assert difference(ours(backbone, pictures), stored) <= TOLERANCE
-
-
-def test_the_transform_of_a_configuration_file(pictures, clip_weights):
-    settings = {
-        "class_path": "backbones.bridges.eva.EvaTransform",
-        "init_args": {"backbone": "cliptex", "weights": str(clip_weights)},
-    }
-    image, label, _ = Pictures(pictures, parser.parse_object(settings))[1]
-    transform = backbones.as_eva("cliptex", weights=clip_weights).transform
-    assert torch.equal(image, transform(io.read_image_as_tensor(str(pictures[1]))))
-    assert image.shape == (3, 64, 64) and label == 1
 
 
 def test_segmentation_decodes_our_maps(pictures, spec):

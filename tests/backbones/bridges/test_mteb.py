@@ -83,14 +83,6 @@ def test_without_a_text_tower_image_tasks_run_and_others_are_refused(pictures):
         run(encoder, with_pictures(mocks.MockZeroShotClassificationTask(), pictures))
 
 
-def test_a_column_of_texts_is_left_out_without_a_text_tower(pictures):
-    encoder = backbones.as_mteb("random/timm/resnet18", device="cpu")
-    images = [Image.open(path) for path in pictures]
-    loader = [{"image": images, "text": ["a", "b", "c"]}]
-    embeddings = encoder.encode(loader, show_progress_bar=False)
-    assert difference(ours(encoder.model, pictures), embeddings) <= TOLERANCE
-
-
 def test_results_of_other_weights_are_other_results():
     """MTEB finds stored results by name and revision."""
     first, same, changed = (

@@ -75,12 +75,6 @@ def test_other_units_are_scaled_and_keep_their_size(spec, tmp_path):
     assert difference(ours(backbone, tiles), features) <= 1e-4, "sums of other roundings"
 
 
-def test_the_suites_own_normalisation_is_used_where_it_is_asked_for(spec):
-    model = built_by_runner(spec, normalization="bandspec_zscore")
-    images = torch.full((1, 3, *model.model.data.size), 127.5 + 74)
-    assert torch.allclose(model.normalize_inputs(images), torch.ones_like(images))
-
-
 def test_segmentation_probes_read_our_maps(spec):
     model = built_by_runner(spec)
     generator = torch.Generator().manual_seed(0)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from random import Random
 
 import numpy as np
-import torch
 from PIL import Image
 
 import benchmark.mini.datasets  # noqa: F401  (registers them)
-from backbones.cliptex.data.augment import Geometry, warp_normals
 from backbones.cliptex.tasks import find_task
 from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import draw_picture
 from cliptex_common.dense_maps.geometry import AXES
 from cliptex_common.dense_maps.read import read_normals
-from probes.dense.data import FollowImage
 from probes.registry import DATASETS
 
 
@@ -34,18 +31,3 @@ def test_experts_and_probes_read_the_same_normals(tmp_path):
     np.testing.assert_allclose(label, target.normals, atol=0.01)
     floor = target.normals @ scene.axes[:, 2] > 0.99  # the world's up in camera axes
     assert floor.mean() > 0.05 and label[floor][:, 1].min() > 0.3
-
-
-def test_labels_and_probes_flip_alike():
-    normals = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
-    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    flipped = {"flip": True, "gt_seg_map": normals[:, ::-1]}
-    probed = FollowImage("normals").transform(flipped)["gt_seg_map"]
-    flip = Geometry(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([True]))
-    np.testing.assert_allclose(warped(normals, flip, 8), probed, atol=1e-6)
-
-
-def warped(normals: np.ndarray, geometry: Geometry, size: int) -> np.ndarray:
-    """(H, W, 3) normals as training augments them."""
-    maps = warp_normals([torch.from_numpy(normals).permute(2, 0, 1)], geometry, size)
-    return maps[0].permute(1, 2, 0).numpy()

@@ -66,15 +66,6 @@ def test_every_layout_is_listed_decoded_and_fingerprinted(tmp_path, name):
     assert prepare(spec, root, partial=True).fingerprint != data.fingerprint
 
 
-def test_annotations_of_an_image_are_in_the_fingerprint(tmp_path):
-    spec, root = DATASETS["spair"], make.make_spair(tmp_path)
-    first = prepare(spec, root, splits=["val"]).fingerprint
-    path = next((root / "PairAnnotation/test").iterdir())
-    pair = json.loads(path.read_text())
-    path.write_text(json.dumps({**pair, "trg_bndbox": [15, 16, 116, 96]}))
-    assert prepare(spec, root, splits=["val"]).fingerprint != first
-
-
 def test_complete_or_partial(tmp_path):
     spec = dataclasses.replace(DATASETS["voc"], expected={"train": 4, "val": 3})
     root = make.make_voc(tmp_path, 4, 3)
@@ -127,49 +118,16 @@ def test_unreadable_samples_are_skipped_and_named(tmp_path, change, field):
 
 
 def test_more_than_one_percent_unreadable_is_an_error(tmp_path):
-    spec = DATASETS["imagefolder"]
     root = make.make_imagefolder(tmp_path, 100, 1, size=(20, 16), classes=["a", "b"])
-    samples = spec.list_samples(root, "train")
-    for index in (3, 150):
-        make.truncate(root / samples[index].image, 0.6)
-    data = prepare(spec, root)
-    assert [path for path, _ in data.skipped] == [samples[3].image, samples[150].image]
-    assert data.samples["train"] == [s for i, s in enumerate(samples) if i not in (3, 150)]
-    make.truncate(root / samples[151].image, 0.6)
+    samples = DATASETS["imagefolder"].list_samples(root, "train")
+    damaged = [samples[index].image for index in (3, 150, 151)]
+    for image in damaged[:2]:
+        make.truncate(root / image, 0.6)
+    assert [path for path, _ in prepare(DATASETS["imagefolder"], root).skipped] == damaged[:2]
+    make.truncate(root / damaged[2], 0.6)
     for _ in range(2):  # an error is not cached
         message = check_error("3 of 200 train samples", "imagefolder", root)
-        assert samples[3].image in message and samples[151].image in message
-
-
-def test_a_label_out_of_range_is_reported_with_its_file(tmp_path):
-    root = make.make_camvid(tmp_path)
-    path = root / "annotations/val/frame_val_00001.png"
-    labels = np.zeros((40, 48), np.uint8)
-    labels[3, 4], labels[5, 6] = 11, 254
-    make.save(path, labels)
-    message = check_error("label 11, 254", "camvid", root)
-    assert str(path) in message and "0-10" in message
-    make.save(path, np.zeros((40, 48, 3), np.uint8))
-    check_error("colour picture", "camvid", root)
-
-
-@pytest.mark.parametrize(("value", "is_valid"), [(0, True), (150, True), (255, True), (151, False)])
-def test_ade_labels_start_at_one(tmp_path, value, is_valid):
-    root = make.make_ade(tmp_path)
-    path = root / "annotations/training/ADE_training_00000.png"
-    make.save(path, np.full((40, 48), value, np.uint8))
-    if is_valid:
-        assert len(prepare(DATASETS["ade20k"], root, partial=True).samples["train"]) == 4
-    else:
-        assert "1-150" in check_error(f"label {value}", "ade20k", root)
-
-
-@pytest.mark.parametrize("name", ["voc", "nyu-depth", "nyu-normal"])
-def test_mask_and_image_of_different_sizes(tmp_path, name):
-    root = MAKERS[name](tmp_path)
-    path = root / DATASETS[name].list_samples(root, "val")[0].target
-    make.save(path, np.asarray(make.Image.open(path))[:-1])
-    assert str(path) in check_error("but its image is", name, root)
+        assert damaged[0] in message and damaged[2] in message
 
 
 def test_splits_without_images(tmp_path):
@@ -183,120 +141,98 @@ def test_splits_without_images(tmp_path):
     assert len(prepare(DATASETS["imagefolder"], root, splits=["val"]).samples["val"]) == 8
 
 
-def test_lists_of_voc(tmp_path):
-    root = make.make_voc(tmp_path)
-    lists = root / "ImageSets/Segmentation"
-    names = (lists / "train.txt").read_text()
-    for duplicate, split in (("2007_000004", "val"), ("2007_000001", "train")):
-        (lists / "train.txt").write_text(f"{names}{duplicate}\n")
-        check_error(f"{duplicate}.jpg is listed twice, in train and {split}", "voc", root)
-    (lists / "val.txt").unlink()
-    check_error(r"voc: file ImageSets/Segmentation/val\.txt is missing", "voc", root)
-    shutil.rmtree(root / "JPEGImages")
-    check_error("voc: folder JPEGImages is missing", "voc", root)
+def grey(value, dtype=np.uint8, size=(40, 48)):
+    return np.full(size, value, dtype)
 
 
-@pytest.mark.parametrize(
-    ("name", "folder", "skipped", "reason", "invalid", "message"),
-    [
-        (
-            "nyu-depth",
-            "annotations",
-            [np.zeros((48, 64), np.uint16), np.full((48, 64), 60000, np.uint16)],
-            "no pixel has a depth|60 m",
-            np.full((48, 64), 100, np.uint8),
-            "not 16-bit",
-        ),
-        (
-            "nyu-normal",
-            "normals",
-            [np.zeros((48, 64, 3), np.uint8)],
-            "no pixel has a normal",
-            np.full((48, 64, 3), 128, np.uint8),
-            "median length 0.0",
-        ),
-    ],
-)
-def test_invalid_depth_and_normals(tmp_path, name, folder, skipped, reason, invalid, message):
-    root = make.make_nyu(tmp_path)
-    path = root / folder / "train/nyu_0001.png"
-    for pixels in skipped:
-        make.save(path, pixels)
-        (entry,) = prepare(DATASETS[name], root, partial=True).skipped
-        assert entry[0] == "images/train/nyu_0001.jpg"
-        assert any(part in entry[1] for part in reason.split("|"))
-    make.save(path, invalid)
+def rewrite(path, content):
+    """Store other pixels, or what a function makes of the JSON or the text; None: remove."""
+    if content is None:
+        path.unlink()
+    elif isinstance(content, np.ndarray):
+        make.save(path, content)
+    elif path.suffix == ".json":
+        values = json.loads(path.read_text())
+        content(values)
+        path.write_text(json.dumps(values))
+    else:
+        path.write_text(content(path.read_text()))
+
+
+def annotation(**changes):
+    return lambda content: content["annotations"][1].update(changes)
+
+
+COCO, CAPTIONS = "annotations/instances_train2017.json", "dataset_flickr30k.json"
+MASK, DEPTH, NORMAL = "annotations/val/frame_val_00001.png", "annotations/{}.png", "normals/{}.png"
+INVALID = [
+    ("camvid", MASK, grey(11), "label 11.*0-10"),
+    ("camvid", MASK, grey(0, size=(40, 48, 3)), "colour picture"),
+    ("ade20k", "annotations/training/ADE_training_00000.png", grey(151), "label 151.*1-150"),
+    ("voc", "SegmentationClass/2007_000004.png", grey(0, size=(39, 48)), "but its image is"),
+    ("voc", "ImageSets/Segmentation/train.txt", "{}2007_000004\n".format, "4.jpg is listed twice"),
+    ("voc", "ImageSets/Segmentation/val.txt", None, r"val\.txt is missing"),
+    ("nyu-depth", DEPTH.format("test/nyu_0000"), grey(5000, np.uint16), "but its image is"),
+    ("nyu-depth", DEPTH.format("test/nyu_0000"), grey(100, size=(48, 64)), "not 16-bit"),
+    ("nyu-normal", NORMAL.format("test/nyu_0000"), grey(255, size=(40, 48, 3)), "but its image is"),
+    (
+        "nyu-normal",
+        NORMAL.format("test/nyu_0000"),
+        grey(128, size=(48, 64, 3)),
+        "median length 0.0",
+    ),
+    ("flickr30k", CAPTIONS, lambda c: c["images"][5]["sentences"].pop(), "4 captions instead of 5"),
+    ("coco", COCO, annotation(category_id=8), "annotation 2 has category 8"),
+    ("coco", COCO, annotation(image_id=77), "annotation 2 belongs to image 77"),
+    ("coco", COCO, annotation(bbox=[0, 0, 200, 10]), "annotation 2 has box"),
+    ("coco", COCO, annotation(segmentation=[[1, 2, 3]]), "annotation 2 has a polygon"),
+    ("coco", COCO, lambda c: c["annotations"][1].pop("area"), "'area'"),
+    ("coco", COCO, lambda c: c["categories"][0].update(name="unicorn"), "not one of the 80"),
+    ("coco", COCO, lambda c: c["images"][1].update(width=63), "annotation says 63x96"),
+    ("coco", COCO, lambda c: c["images"][1].update(id=1), "two images with the same id"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "content", "message"), INVALID)
+def test_invalid_content_is_reported(tmp_path, name, file, content, message):
+    root = MAKERS[name](tmp_path)
+    rewrite(root / file, content)
     check_error(message, name, root)
 
 
-def edit_coco(root, change):
-    path = root / "annotations/instances_train2017.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "file", "content", "message"),
     [
-        ({"category_id": 8}, "annotation 2 has category 8"),
-        ({"image_id": 77}, "annotation 2 belongs to image 77"),
-        ({"bbox": [0, 0, 200, 10]}, "annotation 2 has box"),
-        ({"bbox": [0, 0, -4, 10]}, "annotation 2 has box"),
-        ({"segmentation": [[1, 2, 3]]}, "annotation 2 has a polygon"),
-        ({"segmentation": None}, "annotation 2 has no mask"),
-        ({"area": None}, "'area'"),
-    ],
-)
-def test_invalid_coco_annotations(tmp_path, changes, message):
-    def change(content):
-        annotation = content["annotations"][1]
-        annotation.update(changes)
-        for key in [key for key, value in changes.items() if value is None]:
-            del annotation[key]
-
-    root = tiny_coco.write(tmp_path)
-    edit_coco(root, change)
-    check_error(message, "coco", root)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+        ("nyu-depth", DEPTH, grey(0, np.uint16, (48, 64)), "no pixel has a depth"),
+        ("nyu-depth", DEPTH, grey(60000, np.uint16, (48, 64)), "60 m"),
+        ("nyu-normal", NORMAL, grey(0, size=(48, 64, 3)), "no pixel has a normal"),
         (
-            lambda c: c["categories"][0].update(name="unicorn"),
-            r"category 1 \(unicorn\), which is not one of the 80",
+            "flickr30k",
+            CAPTIONS,
+            lambda c: c["images"][0]["sentences"][2].update(raw=" "),
+            "an empty caption",
         ),
-        (lambda c: c["images"][1].update(width=63), "annotation says 63x96"),
-        (lambda c: c["images"][1].update(id=1), "two images with the same id"),
-        (lambda c: c.update(annotations=[]), "no annotations"),
     ],
 )
-def test_invalid_coco_files(tmp_path, change, message):
-    root = tiny_coco.write(tmp_path)
-    edit_coco(root, change)
-    check_error(message, "coco", root)
+def test_samples_that_say_nothing_are_skipped(tmp_path, name, file, content, message):
+    root = MAKERS[name](tmp_path)
+    rewrite(root / file.format("train/nyu_0001"), content)
+    ((_, reason),) = prepare(DATASETS[name], root, partial=True).skipped
+    assert message in reason
 
 
-def test_coco_annotations_are_part_of_the_fingerprint(tmp_path):
-    root = tiny_coco.write(tmp_path)
-    before = prepare(DATASETS["coco"], root, partial=True).fingerprint
-    edit_coco(root, lambda c: c["annotations"][0].update(iscrowd=1))
-    assert prepare(DATASETS["coco"], root, partial=True).fingerprint != before
-
-
-def test_captions_are_counted(tmp_path):
-    spec, root = DATASETS["flickr30k"], make.make_flickr(tmp_path)
-    path = root / "dataset_flickr30k.json"
-    content = json.loads(path.read_text())
-    first = next(entry for entry in content["images"] if entry["split"] == "test")
-    first["sentences"][2]["raw"] = "  "
-    path.write_text(json.dumps(content))
-    skipped = prepare(spec, root, partial=True).skipped
-    assert skipped == (("images/test0000.jpg", "an empty caption"),)
-    first["sentences"].pop()
-    path.write_text(json.dumps(content))
-    check_error("test0000.jpg has 4 captions instead of 5", "flickr30k", root)
+@pytest.mark.parametrize(
+    ("name", "write", "file", "change"),
+    [
+        ("coco", tiny_coco.write, COCO, annotation(iscrowd=1)),
+        ("spair", make.make_spair, "", lambda pair: pair.update(trg_bndbox=[15, 16, 116, 96])),
+    ],
+)
+def test_annotations_are_in_the_fingerprint(tmp_path, name, write, file, change):
+    root, options = write(tmp_path), {"splits": ["train"], "partial": True}
+    before = prepare(DATASETS[name], root, **options).fingerprint
+    rewrite(root / file if file else next((root / "PairAnnotation/trn").iterdir()), change)
+    assert prepare(DATASETS[name], root, **options).fingerprint != before
 
 
 def test_a_damaged_verdict_is_rebuilt(tmp_path):
@@ -336,21 +272,6 @@ def test_an_interrupted_check_resumes(tmp_path, monkeypatch):
     assert prepare(spec, root, workers=1) == expected
     assert len(images) == len(set(images)) == 4 * 20 + 4 * 3
     assert [path.suffix for path in folder.iterdir()] == [".json"]
-
-
-def test_the_journal_of_a_check_has_complete_lines_at_any_time(tmp_path):
-    root = make.make_imagefolder(tmp_path, 8)
-
-    class Reader(Recorder):
-        def advance(self, steps: int = 1) -> None:
-            super().advance(steps)
-            journals = (home() / "datasets").glob("*.part")
-            lines = [line for journal in journals for line in journal.read_text().splitlines()]
-            assert len(lines) == self.advanced and all(map(json.loads, lines))
-
-    bar = Reader()
-    prepare(DATASETS["imagefolder"], root, progress=bar)
-    assert bar.advanced
 
 
 def test_folders_of_datasets(tmp_path):

@@ -2,7 +2,6 @@
 
 import shutil
 
-import numpy as np
 import pytest
 
 import probes.catalog  # noqa: F401
@@ -34,18 +33,6 @@ def test_survey(tmp_path):
     assert {row.state for row in survey(None, {})} == {"absent"}
     with pytest.raises(UserError, match="no such folder"):
         survey(None, {"camvid": tmp_path / "nowhere"})
-
-
-def test_a_full_survey_decodes(tmp_path):
-    root = make.make_camvid(tmp_path / "camvid")
-    make.truncate(root / "images/train/frame_train_00002.jpg")
-    row = next(row for row in survey(tmp_path, {}, full=True) if row.name == "camvid")
-    assert row.state == "available"
-    assert "frame_train_00002.jpg" in row.message
-    make.save(root / "annotations/val/frame_val_00000.png", np.full((40, 48), 200, np.uint8))
-    row = next(row for row in survey(tmp_path, {}, full=True) if row.name == "camvid")
-    assert row.state == "broken"
-    assert "label 200" in row.message
 
 
 def test_hints_for_data_that_cannot_be_used_as_it_is(tmp_path):

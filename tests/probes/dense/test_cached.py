@@ -131,7 +131,6 @@ def test_cached_features_and_metrics_are_those_of_encoding_each_time(tmp_path, k
             for crop in crops
         ]
         maps = frozen(prepared(pseudo_collate(items), True)["inputs"])
-        one_by_one = frozen(prepared(pseudo_collate(items[5:6]), True)["inputs"])
     for cache, error in (("fp32", 0.0), ("fp16", 2.0**-11)):
         train, _ = sets(*prepare(tmp_path / "x", kind, data, backbone=REAL[backbone], cache=cache))
         train.open()
@@ -142,54 +141,8 @@ def test_cached_features_and_metrics_are_those_of_encoding_each_time(tmp_path, k
                 assert bool(
                     (difference <= error * fresh[row].abs() + error * 1e-4).all()
                 )  # bit by bit in fp32
-            if row == 5:  # another batch size changes the last bits only
-                for cached, fresh in zip(features, one_by_one, strict=True):
-                    torch.testing.assert_close(
-                        cached.float(), fresh[0], rtol=max(1e-4, error), atol=1e-4
-                    )
             target = item["data_samples"].get(train.field).data
             assert torch.equal(train.stores[1][row][0].to(target.dtype), target)
-
-
-def test_a_sample_is_what_the_uncached_pipeline_draws(tmp_path):
-    data = tiny_dense.make(tmp_path / "data", "normals", train=3)
-    train, val = sets(*prepare(tmp_path / "kept", "normals", data, cache="fp32"))
-    config = dense_config(*prepare(tmp_path / "plain", "normals", data))
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        plain = [
-            DATASETS.build(loader.dataset)
-            for loader in (config.train_dataloader, config.val_dataloader)
-        ]
-        frozen, prepared = (
-            MODELS.build(config.model.backbone),
-            MODELS.build(config.model.data_preprocessor),
-        )
-    seen = set()
-    for number in range(16):
-        np.random.seed(number)
-        cached = train[number % 3]
-        np.random.seed(number)
-        fresh = plain[0][number % 3]
-        sample = fresh["data_samples"]
-        assert torch.equal(cached["data_samples"].gt_normal_map.data, sample.gt_normal_map.data)
-        assert {
-            key: cached["data_samples"].metainfo[key] for key in sample.metainfo
-        } == sample.metainfo
-        maps = frozen(prepared(pseudo_collate([fresh]), True)["inputs"])
-        torch.testing.assert_close(cached["inputs"][0], maps[0][0], rtol=1e-4, atol=1e-4)
-        seen.add(cached["inputs"][0].sum().item())
-    assert len(seen) > 8  # of the twelve crops
-    for index in range(3):
-        cached, fresh = val[index]["data_samples"], plain[1][index]
-        after = prepared(pseudo_collate([fresh]), False)["data_samples"][0]
-        assert torch.equal(cached.gt_normal_map.data, after.gt_normal_map.data)
-        assert {
-            key: tuple(cached.metainfo[key])
-            for key in ("ori_shape", "img_shape", "pad_shape", "img_padding_size")
-        } == {
-            key: tuple(after.metainfo[key])
-            for key in ("ori_shape", "img_shape", "pad_shape", "img_padding_size")
-        }
 
 
 def test_crops_depend_on_the_image_alone(tmp_path):
@@ -215,15 +168,6 @@ def test_crops_depend_on_the_image_alone(tmp_path):
     assert len({first["inputs"].float().mean().item() for first, _ in cut[::2]}) == 5
     centre, flipped = cut[0][0], cut[1][0]
     assert torch.equal(centre["inputs"].flip(2), flipped["inputs"])
-    image = np.asarray(
-        Image.open(tmp_path / "data/images/train/000.png").resize(
-            (72, 48), Image.Resampling.BILINEAR
-        )
-    )
-    inner = torch.from_numpy(image[:48, 4:68].copy()).permute(2, 0, 1).float()
-    assert (
-        centre["inputs"][:, :48].float() - inner
-    ).abs().mean() < 12  # the centre: another one is far off
 
 
 def test_encoded_once_for_all_probes_and_seeds(tmp_path):
@@ -255,19 +199,6 @@ def test_encoded_once_for_all_probes_and_seeds(tmp_path):
     images = 6 * 4 + 3  # two crops, each also flipped, and val
     assert cost["encode_images_per_second"] == pytest.approx(images / cost["encode_seconds"])
     assert "encode_seconds" not in rest and "encode_images_per_second" not in rest
-
-
-def test_tasks_on_the_same_images_share_their_features(tmp_path):
-    depth = tiny_dense.make(tmp_path / "depth", "depth")
-    normals = tiny_dense.make(tmp_path / "normals", "normals")
-    shutil.rmtree(tmp_path / "normals/images")
-    shutil.copytree(tmp_path / "depth/images", tmp_path / "normals/images")
-    run(tmp_path / "a", "depth", depth, cache="fp16")
-    before = keys()
-    recorder = Recorder()
-    run(tmp_path / "b", "normals", normals, cache="fp16", recorder=recorder)
-    assert len(keys() - before) == 1  # its truth
-    assert not [name for name, _ in recorder.started if name.startswith("encoding")]
 
 
 def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):

@@ -6,9 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from cliptex_common.errors import UserError
 from probes.dense.data import DenseDataset, pipelines
 from probes.dense.segmentors import at_own_size
 from probes.dense.tasks.depth import DepthSettings
@@ -86,17 +84,6 @@ def test_training_crops_are_padded_with_nothing(tmp_path, kind):
     assert target.float().std() > 0 and not (target == 255).all()
 
 
-def test_random_scales_are_within_the_range(tmp_path):
-    data = tiny_dense.make(tmp_path, "depth", train=1, size=(48, 64))
-    train = dataset(tmp_path, data, size=32, crop=512, scale=(0.5, 2.0))
-    heights = []
-    for seed in range(30):
-        np.random.seed(seed)
-        valid = train[0]["data_samples"].gt_depth_map.data[0] > 0
-        heights.append(int(valid.any(dim=1).nonzero().max()) + 1)
-    assert 14 <= min(heights) < 24 and 48 < max(heights) <= 65
-
-
 @pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
 def test_truth_for_scoring_keeps_its_resolution(tmp_path, kind):
     data = tiny_dense.make(tmp_path, kind, size=(48, 64))
@@ -113,75 +100,6 @@ def test_truth_for_scoring_keeps_its_resolution(tmp_path, kind):
             assert np.allclose(target[0], raw / 1000)
         else:
             assert (target.any(axis=0) == raw.any(axis=2)).all()
-
-
-def test_the_dataset_keeps_the_official_order_and_what_is_left_out(tmp_path):
-    data = tiny_dense.make(tmp_path, "segmentation", train=5)
-    images = [sample.image for sample in data.samples["train"]]
-    train = dataset(tmp_path, data, exclude=[images[1], images[3]])
-    assert [train.get_data_info(i)["image"] for i in range(len(train))] == [
-        images[0],
-        images[2],
-        images[4],
-    ]
-
-
-def test_a_mask_of_another_size_is_an_error(tmp_path):
-    data = tiny_dense.make(tmp_path, "segmentation")
-    path = tmp_path / data.samples["train"][0].target
-    cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[:, :20])
-    with pytest.raises(UserError, match="is 64×48 px but its ground truth 20×48"):
-        dataset(tmp_path, data)[0]
-
-
-def test_orientation_tags_do_not_turn_an_image_off_its_mask(tmp_path):
-    data = tiny_dense.make(tmp_path, "segmentation")
-    path = tmp_path / data.samples["val"][0].image
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(path).save(path, exif=exif)
-    assert dataset(tmp_path, data, split="val")[0]["inputs"].shape == (3, 32, 43)
-
-
-def test_crops_need_not_be_square(tmp_path):
-    data = tiny_dense.make(tmp_path, "segmentation", train=3, size=(48, 64))
-    for expected in ((24, 40), (40, 24), (64, 96)):  # the last is larger than the image: padded
-        item = dataset(tmp_path, data, size=48, crop=expected)[0]
-        assert (
-            tuple(item["inputs"].shape[1:])
-            == expected
-            == tuple(item["data_samples"].gt_sem_seg.data.shape[1:])
-        )
-
-
-@pytest.mark.parametrize("colours", ["mmseg", "dinov3", "dinov3-depth"])
-def test_colours_change_and_places_stay(tmp_path, colours):
-    data = tiny_dense.make(tmp_path, "segmentation", train=1, size=(48, 48))
-    plain, loud = (
-        dataset(tmp_path, data, size=48, crop=48, colours=each) for each in ("none", colours)
-    )
-    before = plain[0]
-    after = [loud[0] for _ in range(8)]
-    changes = [(each["inputs"].float() - before["inputs"]).abs().max() for each in after]
-    assert max(changes) > 5
-    labels = [each["data_samples"].gt_sem_seg.data for each in (before, *after)]
-    assert all(torch.equal(each, labels[0]) for each in labels)
-
-
-@pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
-@pytest.mark.parametrize("size", [0, 24])
-def test_pillow_resizes_images_and_their_truth_alike(tmp_path, kind, size):
-    data = tiny_dense.make(tmp_path, kind, train=1, size=(48, 64))
-    options = {"size": size, "crop": (96, 128), "scale_range": (0.5, 0.5), "flip": 0}
-    targets = []
-    for interpolation in ("bilinear", "pillow-bicubic"):
-        settings = DepthSettings(interpolation=interpolation, **options)
-        (train, _) = pipelines(data.spec, 3, settings, (96, 128), MEAN)
-        sample = DenseDataset(data.spec.name, str(tmp_path), "train", train)[0]
-        targets.append(next(iter(sample["data_samples"].values())).data.float())
-    assert targets[0].shape == targets[1].shape and targets[0].dtype == targets[1].dtype
-    agree = (targets[0] - targets[1]).abs().amax(dim=0) < 0.3
-    assert agree.float().mean() > 0.9
 
 
 def test_an_area_is_read_and_its_predictions_are_put_back(tmp_path):

@@ -9,20 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
-from cliptex_common.errors import UserError
 from probes.dense.metrics import (
     DepthScores,
     NormalScores,
     SegmentationScores,
     angles,
-    class_areas,
-    confusion,
-    histogram_median,
     segmentation_scores,
 )
-from probes.dense.tasks import DENSE_TASKS
 
-from mmseg.evaluation.metrics import DepthMetric, IoUMetric  # isort: skip
+from mmseg.evaluation.metrics import DepthMetric  # isort: skip
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -79,32 +74,6 @@ def test_segmentation_is_scikit_learns(seed, classes, images):
     assert segmentation_scores(metric.per_image)[0] == scores
 
 
-def test_segmentation_is_mmsegs():
-    random = np.random.default_rng(0)
-    labels = [random.integers(0, 6, (20, 30)) for _ in range(5)]
-    predictions = [
-        np.where(random.random(t.shape) < 0.6, t, random.integers(0, 6, t.shape)) for t in labels
-    ]
-    for label in labels:
-        label[:4] = 255
-    _, ours = segmentation(predictions, labels, 7)
-    _, theirs = segmentation(predictions, labels, 7, IoUMetric(ignore_index=255))
-    assert {name: round(value, 2) for name, value in ours.items()} == pytest.approx(
-        theirs, abs=0.011
-    )
-
-
-@given(seeds, st.integers(2, 9))
-def test_areas_are_mmsegs(seed, classes):
-    random = np.random.default_rng(seed)
-    label, prediction = (torch.from_numpy(random.integers(0, classes, (9, 13))) for _ in range(2))
-    label[torch.from_numpy(random.random((9, 13)) < 0.2)] = 255
-    ours = class_areas(confusion(prediction, label, classes, 255))
-    hit, _, predicted, true = IoUMetric.intersect_and_union(prediction, label, classes, 255)
-    for name, theirs in (("intersection", hit), ("prediction", predicted), ("label", true)):
-        assert ours[name].tolist() == theirs.tolist()
-
-
 def test_classes_seen_nowhere_are_left_out_and_named():
     labels = np.array([[0, 0, 1, 255]])
     metric, scores = segmentation([np.array([[0, 1, 1, 2]])], [labels], 4)
@@ -146,28 +115,6 @@ def test_depth_is_mmsegs_and_numpys(seed):
     p, t = predictions[0][valid].astype(float), truths[0][valid].astype(float)
     assert metric.per_image["abs_rel"][0] == pytest.approx(np.mean(np.abs(p - t) / t))
     assert metric.per_image["pixels"][0] == valid.sum()
-
-
-def test_depth_uses_the_eigen_crop_as_mmseg_does():
-    random = np.random.default_rng(1)
-    truths = [random.uniform(0.5, 9, (480, 640)).astype(np.float32) for _ in range(2)]
-    predictions = [t * random.uniform(0.7, 1.4, t.shape).astype(np.float32) for t in truths]
-    for prediction in predictions:
-        prediction[:45] = prediction[471:] = prediction[:, :41] = prediction[:, 601:] = 0.01
-    metric, ours = depth(predictions, truths, DepthScores(1e-3, 10.0, (45, 471, 41, 601)))
-    _, theirs = depth(
-        predictions,
-        truths,
-        DepthMetric(min_depth_eval=1e-3, max_depth_eval=10.0, crop_type="nyu_crop"),
-    )
-    assert ours["abs_rel"] == pytest.approx(theirs["abs_rel"], rel=1e-5)
-    assert (metric.per_image["pixels"] == (471 - 45) * (601 - 41)).all()
-    with pytest.raises(UserError, match="does not fit a 320×240"):
-        depth(
-            [np.ones((240, 320))],
-            [np.ones((240, 320))],
-            DepthScores(1e-3, 10.0, (45, 471, 41, 601)),
-        )
 
 
 def test_images_without_truth_are_named_and_not_scored():
@@ -232,18 +179,3 @@ def test_small_angles_are_exact():
     )
     assert angles(turned, up).item() == pytest.approx(1e-3)
     assert angles(torch.tensor([[0], [0], [-2.0]]), up).item() == pytest.approx(180)
-
-
-@given(st.lists(st.floats(0, 179.9), min_size=1, max_size=50))
-def test_the_median_of_a_histogram_is_within_half_a_bin(values):
-    counts = np.bincount((np.array(values) / 0.01).astype(int), minlength=18000)
-    assert abs(histogram_median(counts) - np.median(values)) <= 0.00501
-    assert np.isnan(histogram_median(counts * 0))
-
-
-def test_normals_without_any_truth_have_no_score():
-    metric, scores = normals([np.ones((3, 4, 4))], [np.zeros((3, 4, 4))])
-    assert set(scores) == set(DENSE_TASKS["normals"].metrics) and all(
-        np.isnan(value) for value in scores.values()
-    )
-    assert "1 of 1" in metric.notes[0]

@@ -21,6 +21,7 @@ from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
 from tests.probes import tiny_coco
 from tests.probes.dense.test_cached import REAL
+from tests.probes.test_predictor import check_detections, stored_predictor
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
 
@@ -136,6 +137,7 @@ def test_encoded_once_and_rebuilt_when_a_shard_is_truncated(tmp_path, data):
         "encoding tiny-cnn on instances_train2017",
         "encoding tiny-cnn on instances_val2017",
     ]
+    check_detections(stored_predictor(first_result, tmp_path), data, first_result.detections)
     for shard in root().glob("*/00000.safetensors"):
         os.truncate(shard, 10)
     again = PROBES["detection/ssd"].run(task(tmp_path / "b", "ssd", data, "fp16", second))

@@ -40,38 +40,6 @@ def test_each_detection_matches_as_in_pycocotools(kind):
     assert seen == len(detections)
 
 
-def test_a_crowd_is_matched_by_many_and_only_when_nothing_else_fits():
-    category = {"id": 3, "name": "a"}
-    boxes = {1: [0, 0, 10, 10], 2: [0, 0, 30, 30]}
-    ground_truth = {
-        "images": [{"id": 1, "height": 40, "width": 40}],
-        "categories": [category],
-        "info": {},
-        "annotations": [
-            {
-                "id": key,
-                "image_id": 1,
-                "category_id": 3,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": int(key == 2),
-            }
-            for key, box in boxes.items()
-        ],
-    }
-    scored = [
-        {"image_id": 1, "category_id": 3, "bbox": box, "score": 1 - 0.1 * number}
-        for number, box in enumerate(
-            [[0, 0, 10, 8], [0, 0, 10, 9], [9, 9, 12, 12], [25, 25, 10, 10]]
-        )
-    ]
-    assert add_matches(as_coco(ground_truth), scored, [1], [3], ("bbox",)).tolist() == [[1]]
-    assert [detection["bbox_hits"] & 1 for detection in scored] == [1, 0, 0, 0], (
-        "the first takes the object, though it is in the crowd"
-    )
-    assert [detection["bbox_ignored"] & 1 for detection in scored] == [0, 1, 1, 0]
-
-
 def test_detections_past_the_hundredth_are_not_looked_at():
     ground_truth = {
         "images": [{"id": 1, "height": 9, "width": 9}],

@@ -12,7 +12,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import home
 from probes.datasets.check import prepare
 from probes.features import content_hashes as hashing
-from probes.features.content_hashes import content_hash, content_hashes
+from probes.features.content_hashes import content_hashes
 from probes.registry import DATASETS
 from tests.probes.datasets import make
 
@@ -65,13 +65,6 @@ def test_a_memory_that_was_cut_short_or_cannot_be_written_is_only_slower(files, 
         memory.unlink()
         memory.mkdir()
     assert content_hashes(files) == first and len(reads) == 8
-
-
-def test_one_file_is_read_once_while_it_does_not_change(files, reads):
-    assert content_hash(files[0]) == content_hash(str(files[0])) == hashlib.sha256(b"a").hexdigest()
-    assert reads == ["a"]
-    files[0].write_bytes(b"other")
-    assert content_hash(files[0]) == hashlib.sha256(b"other").hexdigest()
 
 
 def test_what_the_check_of_a_dataset_has_read_is_not_read_again(tmp_path, reads):

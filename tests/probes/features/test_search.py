@@ -52,23 +52,3 @@ def test_rows_are_prepared_and_left_out():
         skip=torch.tensor([True, False, False]),
     )
     assert index.tolist() == [[2, 1]] and torch.allclose(similar, torch.tensor([[0.5**0.5, 0.0]]))
-
-
-def test_fewer_than_asked_for():
-    similar, index = nearest(torch.eye(2), torch.eye(2), 30)
-    assert similar.shape == index.shape == (2, 2)
-
-
-def test_neighbours_are_those_of_faiss():
-    faiss = pytest.importorskip("faiss", reason="no FAISS: pip install faiss-cpu")
-    random = torch.Generator().manual_seed(1)
-    queries, memory = torch.randn(50, 16, generator=random), torch.randn(3000, 16, generator=random)
-    squares, expected = faiss.knn(queries.numpy(), memory.numpy(), 30)
-    similar, index = nearest(queries, memory, 30, -memory.square().sum(dim=1) / 2)
-    assert np.array_equal(index.numpy(), expected)
-    assert np.allclose(queries.square().sum(dim=1, keepdim=True) - 2 * similar, squares, atol=1e-4)
-    inner, expected = faiss.knn(
-        queries.numpy(), memory.numpy(), 30, metric=faiss.METRIC_INNER_PRODUCT
-    )
-    similar, index = nearest(queries, memory, 30)
-    assert np.array_equal(index.numpy(), expected) and np.allclose(similar, inner, atol=1e-5)

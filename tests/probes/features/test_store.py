@@ -97,13 +97,6 @@ def test_every_dtype_comes_back_bit_by_bit():
         assert stored.dtype == value.dtype and torch.equal(stored.float(), value.float())
 
 
-def test_stacked_is_all_items_in_order():
-    rows = torch.randn(ITEMS, 7)
-    key = CacheKey("embeddings", "rows", {}, ("fp32",), [28] * ITEMS)
-    store = get_or_build(key, lambda shards: [(i, [rows[i]], {}) for s in shards for i in s])
-    assert torch.equal(store.stacked(), rows)
-
-
 @pytest.mark.parametrize("change", ["truncated", "altered", "missing"])
 def test_a_damaged_store_is_reported_and_rebuilt(change, caplog):
     store = get_or_build(cache_key(), builder())

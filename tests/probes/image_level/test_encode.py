@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from backbones.base import DataConfig
-from backbones.preprocessing import resizing
 from cliptex_common.errors import NonFiniteLoss, UserError
 from probes.base import Context, EncodeRun
 from probes.datasets.base import DatasetSpec, PreparedDataset
@@ -106,14 +103,6 @@ def test_order_size_progress_and_memory_format(paths):
     torch.testing.assert_close(backward.flip(0), forward)
 
 
-def test_bfloat16_is_close(paths):
-    exact = encode(Colours(), paths)
-    rough = encode(Colours(), paths, precision="bf16")
-    assert rough.dtype == torch.float32
-    assert not torch.equal(rough, exact)
-    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
-
-
 def test_bad_input_is_one_line(paths, tmp_path):
     broken = make.truncate(make.save(tmp_path / "x.jpg", np.zeros((60, 60, 3), np.uint8)))
     for workers in (0, 2):
@@ -140,21 +129,6 @@ def test_texts_keep_their_order(monkeypatch):
     singly = torch.cat([Colours().encode_text([text]) for text in texts])
     embeddings = encode_texts(task(Colours()), texts)
     torch.testing.assert_close(embeddings, singly)
-
-
-@settings(max_examples=80)
-@given(
-    width=st.integers(1, 200),
-    height=st.integers(1, 200),
-    size=st.tuples(st.integers(4, 64), st.integers(4, 64)),
-    crop_pct=st.sampled_from([1.0, 0.95, 0.875, 0.5]),
-)
-def test_the_crop_is_covered_without_padding(width, height, size, crop_pct):
-    white = Image.new("RGB", (width, height), (255, 255, 255))
-    data = replace(PLAIN, size=size, crop_pct=crop_pct)
-    fitted = resizing(data, data.interpolation)(white)
-    assert fitted.shape == (3, *size) and fitted.dtype == torch.uint8
-    assert fitted.min() == 255  # CenterCrop would pad with black
 
 
 def test_squash_keeps_both_ends(tmp_path):

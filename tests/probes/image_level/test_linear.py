@@ -15,15 +15,12 @@ from cliptex_common.errors import NonFiniteLoss
 from probes.datasets.base import Sample
 from probes.image_level.classification import ranks, score
 from probes.image_level.linear import (
-    LinearHeads,
     Samples,
     Standardiser,
-    sgd,
     train_linear,
     zero_heads,
 )
 from probes.image_level.probe import LINEAR
-from probes.image_level.random_crops import cosine, train_step
 from probes.image_level.settings import LinearSettings
 from probes.registry import DATASETS
 from tests.probes.datasets import make
@@ -76,29 +73,6 @@ def test_a_diverging_head_does_not_touch_the_others():
     torch.testing.assert_close(together.weights[0], alone.weights[0])
     with pytest.raises(NonFiniteLoss, match="not finite in epoch"):
         train([(1e38, 1e3)], features, labels)
-
-
-def test_a_step_is_torch_sgd_on_a_linear_layer_with_a_cosine():
-    torch.manual_seed(0)
-    inputs, labels = torch.randn(40, 6), torch.randint(5, (40,))
-    layer = nn.Linear(6, 5)
-    nn.init.zeros_(layer.bias)
-    heads = LinearHeads(Standardiser.identity(6), [layer.weight.T.detach().clone()])
-    ours = sgd([heads], LinearSettings(), [(0.5, 0.01)], batch_size=8)
-    groups = [{"params": [layer.weight], "weight_decay": 0.01}, {"params": [layer.bias]}]
-    optimizer = torch.optim.SGD(groups, lr=0.5 * 8 / 256, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5, eta_min=0)
-    for step in range(5):
-        part = slice(8 * step, 8 * step + 8)
-        loss = nn.functional.cross_entropy(layer(inputs[part]), labels[part])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses = train_step(heads, ours, inputs[part], labels[part], cosine(step, 5))
-        assert losses.item() == pytest.approx(loss.item(), rel=1e-5)
-    torch.testing.assert_close(heads.weights[0], layer.weight.T)
-    torch.testing.assert_close(heads.biases[0], layer.bias)
 
 
 def test_trained_long_it_is_logistic_regression():

@@ -8,15 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-import backbones
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.image_level import random_crops
 from probes.image_level.linear import create_heads
 from probes.image_level.probe import LINEAR
 from probes.image_level.random_crops import RandomCrops
-from probes.protocols.base import find_preset
-from probes.registry import DATASETS, find_task
+from probes.registry import DATASETS
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context, run_interrupted
 
@@ -118,22 +116,3 @@ def test_a_head_starts_the_same_alone_and_among_others(root):
 def test_settings_that_exclude_each_other(root, changes, message):
     with pytest.raises(UserError, match=message):
         LINEAR.run(crops_task(root, **changes))
-
-
-@pytest.mark.parametrize(
-    ("name", "widths"),
-    [
-        ("random/timm/vit_tiny_patch16_224", (192, 384, 768, 960)),
-        ("random/timm/resnet18", (512, 1024, 960, 1472)),
-    ],
-)
-def test_the_preset_dinov2_builds_its_heads_for_each_kind_of_backbone(root, name, widths):
-    preset = find_preset("dinov2", *find_task("imagenet/linear"))
-    task = crops_task(root, backbones.create(name), **preset.settings)
-    settings = task.settings
-    rates = [base * 10.0**power for power in range(-5, -1) for base in (1, 2, 5)] + [0.1]
-    assert settings.learning_rates == pytest.approx(rates)
-    assert settings.epochs * settings.epoch_length == 12_500 and settings.batch_size == 1024
-    grids = create_heads(task)
-    assert tuple(heads.weights[0].shape[0] for heads in grids) == widths
-    assert sum(len(heads.weights) for heads in grids) == 52

@@ -20,6 +20,7 @@ from backbones import registry
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.registry import Entry, Request
 from probes.datasets.base import PreparedDataset, Sample
+from probes.detection.config import detection_config
 from probes.registry import PROBES
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
@@ -121,6 +122,43 @@ def test_predictions_lie_where_the_pixels_are(tmp_path, kind, stride):
         away = np.hypot(x, y)[inside] > 0.3
         turned = np.degrees(np.arctan2(normals[1], normals[0]) - np.arctan2(y, x))[inside][away]
         assert np.abs((turned + 180) % 360 - 180).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("segmentation/linear", {"size": 40, "scale_range": (1.0, 1.0)}),
+        ("detection/mask-rcnn", {"short_side": 40, "long_side": 60}),
+        ("detection/ssd", {"size": 40, "augment": False}),
+    ],
+)
+def test_the_backbone_gets_its_own_normalised_rgb_of_stored_pixels(tmp_path, name, settings):
+    """An orientation tag would turn an image off its boxes and its mask."""
+    probe, exif = PROBES[name], Image.Exif()
+    if is_dense := probe.kind == "segmentation":
+        data = tiny_dense.make(tmp_path / "data", probe.kind, 1, 1, size=(40, 40))
+    else:
+        data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data", train=1, val=1, side=40))
+    exif[0x0112] = 6  # lies on its side
+    colour = 200, 100, 50
+    for split in ("train", "val"):
+        path = data.root / data.samples[split][0].image
+        Image.new("RGB", (40, 40), colour).save(path, exif=exif)
+    task = context(tmp_path / "work", data, probe.settings_type(**settings))
+    config = dense_config(probe, task) if is_dense else detection_config(task)
+    mean, std = task.backbone.data.mean, task.backbone.data.std
+    expected = [(value / 255 - m) / s for value, m, s in zip(colour, mean, std, strict=True)]
+    with DefaultScope.overwrite_default_scope("mmseg" if is_dense else "mmdet"):
+        prepare = MODELS.build(config.model.data_preprocessor)
+        for loader, training in ((config.train_dataloader, True), (config.val_dataloader, False)):
+            images = DATASETS.build(loader.dataset)
+            batch = prepare(pseudo_collate([images[0]]), training)
+            (image,) = batch["inputs"]
+            assert image.shape == (3, 64, 64)  # 40 px, padded to the backbone's divisor
+            assert image[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+            assert image[:, 39, 39].tolist() == pytest.approx(expected, abs=1e-4)
+            assert image[:, 63, 63].tolist() == pytest.approx([0, 0, 0], abs=0.02)
+            assert tuple(batch["data_samples"][0].ori_shape) == (40, 40) or training
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])

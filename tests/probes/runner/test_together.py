@@ -158,21 +158,6 @@ def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(
     assert multiprocessing.active_children() == []
 
 
-def test_whoever_else_is_there_and_in_whatever_order(tmp_path, data, check_as_alone):
-    lengths = dict(
-        zip(
-            SEGMENTATION,
-            ({"max_iters": 6}, {"max_iters": 4, "lr": 0.03}, {"feature_stride": 4}),
-            strict=True,
-        )
-    )
-    for number, keys in enumerate(
-        [SEGMENTATION[:2], SEGMENTATION[::-1], (SEGMENTATION[2], SEGMENTATION[0])]
-    ):
-        contexts = {key: task(tmp_path / str(number), data, *key, **lengths[key]) for key in keys}
-        check_as_alone(together(contexts), contexts)
-
-
 @pytest.mark.parametrize(
     ("members", "change"),
     [(SEGMENTATION, CACHED), (KINDS, CACHED), (REGRESSION, {})],

@@ -14,8 +14,6 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
@@ -82,15 +80,6 @@ def test_it_learns_and_reports(data, tmp_path, capfd):
     assert not trained.model.training and len(trained.val_dataset) == 3
     assert capfd.readouterr() == ("", "")  # the log is in the work dir
     assert any("Iter(train)" in path.read_text() for path in tmp_path.rglob("*.log"))
-
-
-@pytest.mark.parametrize("stop_after", [7, 20])
-def test_training_time_includes_that_of_stopped_processes(data, tmp_path, stop_after):
-    with pytest.raises(KeyboardInterrupt):
-        train(data, tmp_path, checkpoint_every=2, recorder=Recorder(die_at=stop_after))
-    seconds = torch.load(tmp_path / STATE, weights_only=True)["seconds"]
-    resumed = train(data, tmp_path, checkpoint_every=2)
-    assert resumed.cost.seconds["train"] >= seconds > 0
 
 
 def test_same_seed_same_result_whatever_the_workers(data, tmp_path):
@@ -209,13 +198,6 @@ def test_config_runs_with_plain_mmengine(data, tmp_path, monkeypatch):
     assert resolved(ours.config, ours.context).pretty_text == text
     (checkpoint,) = tmp_path.glob("work_dirs/*/iter_4.pth")
     assert checkpoint.is_file()
-
-
-@given(count=st.integers(1, 7), seed=st.integers(0, 2**40), rounds=st.integers(1, 3))
-def test_every_round_takes_every_sample_once(count, seed, rounds):
-    samples = SeededSamples(range(count), seed)
-    for epoch in range(rounds):
-        assert sorted(samples.index(epoch * count + i) for i in range(count)) == list(range(count))
 
 
 class Noise:

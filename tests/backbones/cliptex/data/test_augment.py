@@ -29,27 +29,6 @@ def geometry(box=(0.5, 0.5, 1.0, 1.0), flip=False) -> Geometry:
     return Geometry(torch.tensor([box]), torch.tensor([flip]))
 
 
-def test_identity_and_flip_are_exact():
-    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
-    classes = torch.randint(0, 5, (1, 16, 16))
-    assert torch.allclose(warp_images(image, geometry(), 16), image.float(), atol=1e-2)
-    assert torch.allclose(
-        warp_images(image, geometry(flip=True), 16), image.flip(3).float(), atol=1e-2
-    )
-    assert torch.equal(warp_classes(classes, geometry(flip=True), 16), classes.flip(2))
-
-
-def test_crop_takes_the_same_place_from_maps_of_any_resolution():
-    image = torch.zeros(3, 40, 60)
-    image[:, 10:20, 30:40] = 200
-    labels = torch.zeros(80, 120, dtype=torch.int64)
-    labels[20:40, 60:80] = 3
-    crop = geometry((35 / 60, 15 / 40, 10 / 60, 10 / 40))
-    assert (warp_images([image], crop, 8) > 190).all()
-    assert (warp_classes([labels], crop, 8) == 3).all()
-    assert (warp_images([image], geometry((15 / 60, 15 / 40, 10 / 60, 10 / 40)), 8) == 0).all()
-
-
 def test_ignored_and_unknown_stay_so():
     classes = torch.tensor([[0, 255], [7, 0]])
     assert torch.equal(
@@ -125,14 +104,6 @@ def test_an_augmentation_depends_on_the_pair_not_on_its_batch():
     assert not torch.equal(next_epoch.box, alone.box)
     flips = random_geometry(range(2000), [(8, 8)] * 2000, seed=0, epoch=0).flip.float().mean()
     assert flips == pytest.approx(0.5, abs=0.05)
-
-
-def test_images_of_different_sizes_make_one_batch():
-    images = [torch.full((3, 20, 30), 10.0), torch.full((3, 50, 40), 20.0)]
-    out = warp_images(images, centre_geometry([(20, 30), (50, 40)]), 16)
-    assert out.shape == (2, 3, 16, 16) and torch.allclose(
-        out.mean((1, 2, 3)), torch.tensor([10.0, 20.0])
-    )
 
 
 def test_a_crop_is_resampled_once_as_the_probes_do_it():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,13 +73,6 @@ def test_what_cannot_be_fetched_is_one_line(server, source, message):
     with pytest.raises(UserError, match=message) as raised:
         open_pairs(source.format(address=server.address, port=free_port()))
     assert "\n" not in str(raised.value)
-
-
-def test_a_protocol_without_its_package_names_it(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
-    with pytest.raises(UserError, match=r"pip install -e '.\[remote\]'"):
-        open_pairs("s3://bucket/{00000..00001}.tar")
 
 
 def test_credentials_are_never_shown(folder, server):

@@ -93,19 +93,6 @@ def test_models_of_another_or_no_known_convention_are_refused(tmp_path, kind, ch
         load_experts([write_model(tmp_path, kind, **changes)])
 
 
-def test_relative_depth_anything_labels(tmp_path):
-    (expert,) = load_experts([write_model(tmp_path, "depth-anything")])
-    depth = expert.predict(torch.randint(0, 256, (2, 3, 28, 42), dtype=torch.uint8))["depth"]
-    assert depth.shape == (2, 28, 42) and depth.dtype == np.float32
-
-
-def test_midas_files_are_refused(tmp_path):
-    path = tmp_path / "dpt_large_384.pt"
-    path.touch()
-    with pytest.raises(UserError, match="weights from the hub, such as dpt=Intel/dpt-large"):
-        load_experts([f"dpt={path}"])
-
-
 class Evil:
     def __reduce__(self):
         return (open, ("proof", "w"))

@@ -47,27 +47,6 @@ def test_merge_gives_each_pixel_to_its_surest_instance(seed, count):
             assert merged[y, x] == (label if best >= 0.5 else 255 if best >= 0.2 else 0)
 
 
-def test_configs_by_name():
-    assert find_config("mask-rcnn_r50_fpn_1x_coco").is_file()
-    assert find_config("mask_rcnn_r50_fpn_1x_coco") == find_config("mask-rcnn_r50_fpn_1x_coco")
-    with pytest.raises(
-        UserError,
-        match="no MMDetection config 'mask-rcnn_r50_fnp_1x_coco'; did you mean mask-rcnn_r50",
-    ):
-        find_config("mask-rcnn_r50_fnp_1x_coco")
-
-
-def test_missing_weights_say_which_file_to_bring(tmp_path):
-    with pytest.raises(
-        UserError, match=r"needs the weights of mask-rcnn_r50_fpn_1x_coco: download its \.pth"
-    ):
-        load_experts(["mask-rcnn=mask_rcnn_r50_fpn_1x_coco"])
-    with pytest.raises(UserError, match="no weights file"):
-        load_experts([f"mask-rcnn=mask-rcnn_r50_fpn_1x_coco:{tmp_path / 'absent.pth'}"])
-    with pytest.raises(UserError, match="no weights file"):
-        load_experts([f"mask-rcnn={tmp_path / 'absent.pth'}"])
-
-
 def test_any_config_with_a_checkpoint(tmp_path):
     """A config file as MMDetection's users write it, and a checkpoint as its Runner writes it."""
     source = write_mmdet(tmp_path)

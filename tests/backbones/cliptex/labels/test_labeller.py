@@ -9,12 +9,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import decode_image
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
-from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.cliptex.protocols import Silent
 from cliptex_common.errors import UserError
@@ -113,17 +111,6 @@ def test_every_pair_once_with_every_label(labelled):
     assert np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < 1
 
 
-def test_cost_is_recorded(labelled):
-    cost = labelled[2]["cost"]
-    assert cost["images"] == 12
-    assert (
-        set(cost["flops_per_image"]) == set(cost["expert_seconds"]) == {"unet", "dpt", "nll-angmf"}
-    )
-    assert min(cost["flops_per_image"].values()) > 1e5
-    assert cost["flops"] == 12 * sum(cost["flops_per_image"].values())
-    assert 0 < sum(cost["expert_seconds"].values()) < cost["seconds"]
-
-
 def test_again_changes_nothing_and_damage_is_repaired(labelled):
     pattern, out, manifest = labelled
     before, notes = modified(out), []
@@ -192,17 +179,6 @@ def test_kill_9_then_the_same_command(tmp_path):
     assert same(tmp_path / "complete", out)
     assert modified(out).items() >= done.items()
     assert not list(out.glob(".*.tmp"))
-
-
-def test_picture(labelled, tmp_path):
-    source, path = open_pairs(labelled[0]), tmp_path / "new" / "labels.JPG"
-    assert len(draw_labels(labelled[1], source, path, n=4)) == 4
-    with Image.open(path) as image:
-        assert image.format == "JPEG" and image.width > 4 * 150
-        assert len(image.getcolors(1 << 20)) > 100
-    for name in ("picture", "labels.xyz"):
-        with pytest.raises(UserError, match="no picture's name"):
-            draw_labels(labelled[1], source, tmp_path / name)
 
 
 def test_pairs_are_not_overwritten(tmp_path):

@@ -14,7 +14,6 @@ from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.cliptex.protocols import Silent
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
-from tests.probes.datasets.make import encoded
 
 
 def write_files(root, keys):
@@ -83,31 +82,6 @@ def test_some_pairs_are_labelled_and_the_others_are_no_failure(pairs, tmp_path):
         JoinedLabels([mismatched, store])
 
 
-def test_again_is_reused_and_other_files_are_refused(pairs, tmp_path):
-    folders = write_files(tmp_path / "mine", map(pairs.key, range(12)))
-    first = make(pairs, folders, tmp_path / "labels")
-    assert make(pairs, folders, tmp_path / "labels") == first and len(first["shards"]) == 3
-    Image.fromarray(np.zeros((32, 32), np.uint8)).save(folders["seg"] / "000000003.png")
-    with pytest.raises(UserError, match="other experts or pairs"):
-        make(pairs, folders, tmp_path / "labels")
-
-
-def test_pairs_of_a_table_have_the_names_of_their_images(tmp_path):
-    (tmp_path / "img").mkdir()
-    (tmp_path / "masks/img").mkdir(parents=True)
-    for i in range(2):
-        (tmp_path / "img" / f"{i}.png").write_bytes(encoded(toy.scene(i)[0]))
-        Image.fromarray(toy.scene(i)[2]["seg"]).save(tmp_path / "masks/img" / f"{i}.png")
-    (tmp_path / "t.csv").write_text(
-        "filepath,caption\nimg/0.png,a\nimg/1.png,b\nimg/1.png,another caption\n"
-    )
-    pairs = open_pairs(tmp_path / "t.csv")
-    assert make(pairs, {"seg": tmp_path / "masks"}, tmp_path / "labels")["pairs_out"] == 3
-    np.testing.assert_array_equal(
-        LabelStore(tmp_path / "labels").get("t-00000/img/1.png#2")["seg"], toy.scene(1)[2]["seg"]
-    )
-
-
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
@@ -128,15 +102,3 @@ def test_unusable_files(pairs, tmp_path, mask, message):
     path.with_name("000000007.png").write_bytes(b"no picture either")
     with pytest.raises(UserError, match="2 of 12 pairs cannot be read"):
         make(pairs, folders, tmp_path / "others")
-
-
-def test_wrong_inputs(pairs, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for task, folder, classes, message in (
-        ("seg", "empty", toy.CLASSES, r"no \.png in .*empty .* such as 00000/000000000"),
-        ("depth", "none", (), "no folder"),
-        ("seg", "empty", (), "--classes FILE"),
-        ("segm", "empty", (), "no task 'segm'; did you mean seg"),
-    ):
-        with pytest.raises(UserError, match=message):
-            make(pairs, {task: tmp_path / folder}, tmp_path / "labels", classes=classes)

@@ -31,13 +31,6 @@ def test_density_integrates_to_one_with_the_expected_angle(kappa):
     assert float(angmf.expected_angle(concentration)) == pytest.approx(mean_angle, abs=1e-5)
 
 
-def test_by_hand():
-    mean, normal = torch.tensor([[1.0, 0, 0]]), torch.tensor([[0, 1.0, 0]])  # θ = π / 2
-    numerator = 5 * math.exp(-2 * math.pi / 2)
-    expected = -math.log(numerator / (2 * math.pi * (1 + math.exp(-2 * math.pi))))
-    assert float(angmf.nll(mean, torch.tensor([2.0]), normal)) == pytest.approx(expected, rel=1e-5)
-
-
 @settings(max_examples=50)
 @given(st.floats(0, 1e4), st.sampled_from([0.0, 1e-8, 1e-4, 1.0, math.pi - 1e-6, math.pi]))
 def test_loss_and_gradient_are_finite(kappa, theta):

@@ -6,7 +6,9 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
@@ -76,6 +78,30 @@ def one_rank(
         )
         assert bool(recorder.metrics) == process.first
         (folder / f"sha{process.rank}").write_text(result.sha256)
+
+
+def check_equals_one(
+    folder: Path, count: int, expected: tuple[dict, dict, dict], single: Path, share: float
+) -> None:
+    """Compare what ``one_rank`` saved with one process's step and weights.
+
+    Args:
+        share: of the weights that may differ: Adam divides by the gradient's own size, so rounding
+            of near-zero gradients can turn a step around.
+    """
+    losses, gradients, norms = expected
+    parts = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(count)]
+    for name, loss in losses.items():
+        mean = sum(own_losses[name] for own_losses, _, _ in parts) / count
+        torch.testing.assert_close(mean, loss, rtol=1e-4, atol=1e-5)
+    for _, own_gradients, own_norms in parts:
+        assert own_norms == pytest.approx(norms, rel=1e-3)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(own_gradients[name], gradient, rtol=1e-3, atol=2e-5)
+    assert len({(folder / f"sha{rank}").read_text() for rank in range(count)}) == 1
+    many, alone = load_file(folder / "many.safetensors"), load_file(single)
+    differences = torch.cat([(many[name] - alone[name]).abs().flatten() for name in alone])
+    assert (differences > 1e-4).double().mean() < share
 
 
 def launch(folder: Path) -> None:

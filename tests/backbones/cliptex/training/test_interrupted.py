@@ -6,7 +6,6 @@ import math
 import signal
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.training import clip_trainer, trainer
+from backbones.cliptex.training import clip_trainer
 from backbones.cliptex.training.step import TrainStep
 from backbones.cliptex.training.train import TrainResult
 from cliptex_common import device
@@ -100,15 +99,6 @@ def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
     assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_a_loss_that_broke_is_raised_where_all_processes_are(pairs, tmp_path):
-    """At a log entry: states are saved by the first process alone, others would wait for it."""
-    recipe, recorder = replace(CLIPTEX, lr=1e30, warmup=0.0, epochs=10.0), toy.Recorder()
-    options = {"save_seconds": 0.0, "log_every": 14, "progress": recorder}
-    with pytest.raises(NonFiniteLoss, match="10 times in a row, last at step 11"):
-        run(recipe, pairs, tmp_path / "w", **options)
-    assert recorder.advanced == 13 and newest(tmp_path / "w.resume") == 10
-
-
 def break_steps(patch: pytest.MonkeyPatch, *steps: int) -> list[int]:
     """Make gradients NaN at ``steps``, from 1; the list that is returned grows by each step."""
     backward, calls = TrainStep.backward, []
@@ -122,24 +112,6 @@ def break_steps(patch: pytest.MonkeyPatch, *steps: int) -> list[int]:
 
     patch.setattr(TrainStep, "backward", broken)
     return calls
-
-
-def test_skipped_steps_are_counted_once_where_counting_is_interrupted(pairs, tmp_path, monkeypatch):
-    norms = []
-
-    def interrupt(value):
-        norms.append(value)
-        if sum(map(math.isnan, norms)) == 2:
-            raise KeyboardInterrupt
-        return math.isfinite(value)
-
-    with monkeypatch.context() as patch:
-        break_steps(patch, 2, 3)
-        patch.setattr(trainer, "math", SimpleNamespace(isfinite=interrupt, inf=math.inf))
-        with pytest.raises(KeyboardInterrupt):
-            run(CLIPTEX, pairs, tmp_path / "w.safetensors", log_every=4)
-    result = run(CLIPTEX, pairs, tmp_path / "w.safetensors")
-    assert result.notes == ["2 of 6 steps were skipped: gradient not finite"]
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(pairs, tmp_path, monkeypatch):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from backbones.cliptex.tasks import PAPER
 from backbones.cliptex.training.recipes import RECIPES, find_recipe, subsets
@@ -55,15 +53,9 @@ def test_changes_are_typed():
     ("change", "message"),
     [
         ("lamda_seg=1", "lambda_seg"),
-        ("lambda_seg", "key=value"),
         ("lambda_seg=-1", "lambda_seg=-1: must be greater than or equal to 0"),
-        ("lambda_seg=nan", "finite"),
-        ("batch_size=1.5", "valid integer"),
         ("batch_size=10", "accumulate"),
         ("experts=seg,flow", "no task 'flow'; known: depth, normal, seg"),
-        ("experts=clip", "no task 'clip'"),
-        ("lambdas=1", "no setting 'lambdas'"),
-        ("precision=fp8", "fp32"),
         ("warmup=1", "warmup"),
         ("crop_scale=0.9,0.5", "crop_scale"),
     ],
@@ -88,8 +80,6 @@ def test_files(tmp_path):
     assert find_recipe(str(toml), ["epochs=2"]) == recipe
     for text, message in (
         ("{", "valid JSON"),
-        ("[]", "table"),
-        ('{"lr": "fast"}', "valid number"),
         ('{"lrr": 1}', "lr"),
         ('{"recipe": "mae"}', "mae"),
     ):
@@ -123,12 +113,3 @@ def test_recipes_that_train_the_same_thing_have_one_identity():
     assert key() != key("lambda_seg=0.2")
     no_tasks = key("lambda_seg=0", "lambda_depth=0", "lambda_normal=0")
     assert no_tasks == find_recipe("clip-ft").key("i", "p", "")
-
-
-@given(
-    st.sampled_from(["lambda_clip", "lambda_seg", "lr", "epochs", "ema", "seed"]), st.integers(2, 9)
-)
-def test_every_setting_counts(name, value):
-    base = RECIPES["cliptex"]
-    changed = base.changed({name: value / 10 if name == "ema" else value})
-    assert changed.key("i", "p", "l") != base.key("i", "p", "l")

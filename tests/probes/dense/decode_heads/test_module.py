@@ -24,9 +24,6 @@ from mmseg.registry import MODELS  # isort: skip
 from mmseg.structures import SegDataSample  # isort: skip
 
 SHIPPED = ("segmentation", "depth", "normals")
-UPERNET_TOO = """
-register_head("upernet", "UPerHead", channels=128, norm_cfg={"type": "BN"})
-"""
 SMALL = {"size": 48, "batch_size": 2, "max_iters": 2, "scale_range": (1.0, 1.0), "warmup": 0.0}
 UPERNET = {"type": "UPerHead", "channels": 8, "norm_cfg": {"type": "BN"}}
 FCN = {"type": "FCNHead", "channels": 8}
@@ -37,7 +34,7 @@ TWO_LOSSES = [{"type": "CrossEntropyLoss"}, {"type": "DiceLoss"}]
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory):
     path = tmp_path_factory.mktemp("plugin") / "heads.py"
-    path.write_text(template("head", "sum-of-maps") + UPERNET_TOO)
+    path.write_text(template("head", "sum-of-maps"))
     plugins.load(path)
     yield
     plugins.LOADED[path].remove()
@@ -61,12 +58,10 @@ def planned(kind, name="head", head=None, **changes):
     [
         ("segmentation", "head", UPERNET, {}),
         ("segmentation", "head", FCN, {"fixed_crops": 1, "cache": "fp16"}),
-        ("segmentation", "head", ENC, {}),
         ("segmentation", "head", {**FCN, "loss_decode": TWO_LOSSES}, {}),
         ("segmentation", "sum-of-maps", {"width": 8}, {"fixed_crops": 1, "cache": "fp16"}),
         ("depth", "head", UPERNET, {"bins": 8}),
         ("depth", "sum-of-maps", {"width": 8}, {}),
-        ("normals", "upernet", {"channels": 8}, {"uncertainty": True}),
     ],
 )
 def test_heads_train_and_score(tmp_path, datasets, kind, name, head, changes):
@@ -78,19 +73,6 @@ def test_heads_train_and_score(tmp_path, datasets, kind, name, head, changes):
     assert set(probe.metrics) <= set(result.metrics)
     assert all(np.isfinite(value) for value in result.metrics.values())
     assert any(name.startswith("decode_head.module.") for name in result.head.tensors)
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    ("kind", "metric", "better"),
-    [("segmentation", "mIoU", 80.0), ("depth", "abs_rel", 0.15), ("normals", "normal_mean", 30.0)],
-)
-def test_a_module_learns_what_is_in_the_colours(tmp_path, datasets, kind, metric, better):
-    changes = {"lr": 0.02, "max_iters": 40}
-    probe, settings = planned(kind, "sum-of-maps", {"width": 32}, **changes)
-    result = probe.run(context(tmp_path, datasets[kind], settings))
-    sign = probe.metrics[metric].direction
-    assert sign * result.metrics[metric] > sign * better
 
 
 def model_of(folder, data, head, **changes):
@@ -152,7 +134,6 @@ class Failing(nn.Module):
     [
         ("segmentation", {}, {}, "head.type is missing"),
         ("segmentation", {"type": "UPerHed"}, {}, "did you mean UPerHead"),
-        ("segmentation", {"type": "UPerHead"}, {}, "missing 1 required.*'channels'"),
         ("segmentation", {**UPERNET, "widht": 3}, {}, "unexpected keyword argument 'widht'"),
         (
             "segmentation",
@@ -160,19 +141,8 @@ class Failing(nn.Module):
             {},
             "8, 16, 24, 32 channels.* 768 channels",
         ),
-        ("segmentation", {**UPERNET, "num_classes": 150}, {}, r"return \(2, 3, .*returns \(2, 150"),
-        (
-            "segmentation",
-            {**UPERNET, "in_index": [0, 1, 2, 4]},
-            {},
-            "8, 16, 24, 32 channels.*out of range",
-        ),
-        ("segmentation", {**UPERNET, "norm_cfg.type": "GN"}, {}, "unexpected keyword"),
         ("segmentation", UPERNET, {"batch_size": 1}, "more than 1 value per channel"),
-        ("segmentation", {"type": "ANNHead", "channels": 8, "project_channels": 8}, {}, "== 2"),
         ("segmentation", {"type": "OCRHead", "channels": 8}, {}, "of another head"),
-        ("segmentation", {"type": "Mask2FormerHead"}, {}, "predicts masks"),
-        ("segmentation", {"type": "upernet"}, {}, "DATASET/upernet"),
         ("segmentation", UPERNET, {"feature_stride": 8}, "reads each at its own stride"),
         ("depth", ENC, {}, "for segmentation"),
         ("depth", {**FCN, "loss_decode": TWO_LOSSES}, {}, "loss of depth is its own"),

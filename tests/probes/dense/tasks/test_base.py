@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,9 +14,7 @@ from probes.dense.objectives import Objective
 from probes.dense.probe import register_dense_task
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.base import DenseTask
-from probes.dense.tasks.segmentation import Segmentation
 from reports.metrics import Metric
-from tests.probes import tiny_dense
 
 METRICS = {"error": Metric(-1, ""), "share": Metric()}
 
@@ -37,10 +33,6 @@ class Flow(DenseTask):
 
     def summary(self, arrays, weights):
         return {"epe": weights @ arrays["epe"] / weights.sum(1)}
-
-
-class Parts(Segmentation):
-    name = "parts"
 
 
 @pytest.fixture
@@ -74,13 +66,6 @@ def test_metrics_are_means_over_the_images_of_a_resample():
     assert scores.direction == -1 and set(scores.metrics) == set(METRICS)
 
 
-def test_the_statistics_of_a_subclass_are_those_of_its_task():
-    areas = np.array([[3, 1], [0, 4]])
-    arrays = dict.fromkeys(("intersection", "prediction", "label"), areas)
-    scores = Parts().image_scores(("a", "b"), arrays)
-    assert scores.value("mIoU") == 100 and scores.classes is not None
-
-
 def test_a_vector_follows_the_image_and_comes_back(flow):
     """In training to the size of the crop; of a prediction to the image's own; in a mirror."""
     target = np.ones((2, 4, 2), np.float32)
@@ -98,12 +83,9 @@ def test_a_vector_follows_the_image_and_comes_back(flow):
     [
         ({"name": "my flow/x"}, "letters, digits and hyphens"),
         ({"name": "detection"}, "of kind 'detection' already"),
-        ({"name": "depth"}, "of kind 'depth' already"),
-        ({"field": ""}, "needs a field"),
         ({"metrics": {}}, "needs a field and metrics"),
         ({"metrics": {"epe": Metric(), "Fw": Metric()}}, "summary gives no Fw"),
         ({"loss": DenseTask.loss}, "has no loss"),
-        ({"score": DenseTask.score}, "has no score"),
         ({"outputs": 3}, r"decode gives \(3, 64, 64\)"),
         ({"has_classes": True}, "subclass of Segmentation"),
     ],
@@ -123,21 +105,3 @@ def test_unknown_pixels_are_in_no_constant_and_grey_in_pictures():
     vectors = np.array([[1.0, 3.0], [-1, -1], [np.nan, np.nan], [3, 5]])
     constant = Alpha().best_constant(vectors, None)
     assert constant.tolist() == [2, 4] and Alpha().constant_name(constant, None) == "2, 4"
-
-
-@pytest.mark.parametrize("name", ["segmentation", "depth", "normals"])
-def test_a_file_is_read_mirrored_and_drawn(tmp_path, name):
-    task, data = DENSE_TASKS[name], tiny_dense.make(tmp_path, name)
-    path = data.root / data.samples["val"][0].target
-    values = task.read(str(path), **task.reading(data.spec, len(data.classes)))
-    height, width = values.shape[:2]
-    assert values.ndim == (2 if task.channels == 1 else 3)
-    results = {"flip": True, "gt_seg_map": values[:, ::-1]}
-    mirrored = FollowImage(name).transform(results)["gt_seg_map"]
-    again = FollowImage(name).transform({"flip": True, "gt_seg_map": mirrored[:, ::-1]})
-    np.testing.assert_array_equal(again["gt_seg_map"], values)
-    channels = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-    draw, _ = task.drawing(data.classes, [channels])
-    picture = draw(channels)
-    assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
-    assert Path(path).exists() and len(np.unique(picture)) > 1
