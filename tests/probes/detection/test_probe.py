@@ -289,5 +289,5 @@ def test_every_shape_of_backbone_gets_matching_levels(name, strides):
     ],
 )
 def test_settings_that_do_not_fit(settings_type, changes, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         settings_type(**changes)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import probes.catalog  # noqa: F401
-from cliptex_common.errors import UserError
 from probes.image_level import random_crops
 from probes.image_level.linear import create_heads
 from probes.image_level.probe import LINEAR
@@ -114,5 +113,5 @@ def test_a_head_starts_the_same_alone_and_among_others(root):
     ],
 )
 def test_settings_that_exclude_each_other(root, changes, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         LINEAR.run(crops_task(root, **changes))

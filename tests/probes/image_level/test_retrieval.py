@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
-from cliptex_common.errors import UserError
 from probes.image_level.probe import RETRIEVAL
 from probes.image_level.retrieval import by_image, retrieval_ranks
 from probes.registry import DATASETS
@@ -107,5 +106,5 @@ def test_the_template_is_used(tmp_path):
     root, spec = make.make_flickr(tmp_path, 0, 2), DATASETS["flickr30k"]
     RETRIEVAL.run(context(RETRIEVAL, spec, root, backbone=Listener(), template="a photo of {}"))
     assert texts[0] == "a photo of A red thing, seen 0 times in test0000.jpg ."
-    with pytest.raises(UserError, match="template"):
+    with pytest.raises(ValueError, match="template"):
         RETRIEVAL.run(context(RETRIEVAL, spec, root, template="no braces"))

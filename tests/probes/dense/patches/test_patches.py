@@ -135,7 +135,7 @@ def test_a_memory_of_crops_has_the_labels_of_their_pixels(tmp_path, monkeypatch)
 
 def test_pixels_vote_in_squares_that_the_patches_divide(tmp_path):
     pixels = {"votes": "pixels", **SMALL["patch-knn"]}
-    with pytest.raises(UserError, match="set resize=square-bicubic and score_size"):
+    with pytest.raises(ValueError, match="set resize=square-bicubic and score_size"):
         prepare(tmp_path, "patch-knn", **pixels)
     pixels |= {"resize": "square-bicubic", "size": 64}
     probe, task = prepare(tmp_path, "patch-knn", "tiny-vit", score_size=64, **pixels)
