@@ -45,7 +45,7 @@ class Reproduction:
         return self.ours - self.target.number.value
 
 
-def judge(evidence: Evidence) -> Reproduction:
+def judge_evidence(evidence: Evidence) -> Reproduction:
     """The verdict on one number; causes are listed where it is not reproduced."""
     target, ours, tolerance = evidence.target, evidence.ours, evidence.tolerance
     causes = find_causes(evidence)
@@ -73,7 +73,7 @@ def judge_targets(
     backbone = backbones.create(plan.backbones[0], seed=options.seed)
     for target in targets:
         evidence = _evidence(target, data[target.task.name], backbone, analysis, store)
-        yield Reproduction(target) if evidence is None else judge(evidence)
+        yield Reproduction(target) if evidence is None else judge_evidence(evidence)
 
 
 def _evidence(

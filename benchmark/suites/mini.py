@@ -39,7 +39,7 @@ DETECT = {
 }
 
 
-def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
+def mini_tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
     """The tasks without some probes; detectors train for ``detect_iters`` iterations."""
     dense = {**DENSE, "max_iters": iters}
     settings_by_task: dict[str, dict] = {
@@ -87,9 +87,9 @@ SWEEP = (
     " task, no detection"
 )
 for name, about, suite_tasks in (
-    ("mini", ABOUT, tasks(200, 200, without=["pspnet"])),
-    ("smoke", "the mini suite, tiny, for tests", tasks(20, 10, without=UNTRAINED)),
-    ("sweep", SWEEP, tasks(100, 100, without=["pspnet", "mask-rcnn", *UNTRAINED])),
+    ("mini", ABOUT, mini_tasks(200, 200, without=["pspnet"])),
+    ("smoke", "the mini suite, tiny, for tests", mini_tasks(20, 10, without=UNTRAINED)),
+    ("sweep", SWEEP, mini_tasks(100, 100, without=["pspnet", "mask-rcnn", *UNTRAINED])),
 ):
     register_suite(
         Suite(

@@ -2,7 +2,7 @@
 
 from backbones.cliptex.experts.base import EXPERTS, Expert, find_expert
 from backbones.cliptex.experts.registry import load_experts
-from backbones.cliptex.experts.training import evaluate, train_expert
+from backbones.cliptex.experts.training import evaluate_expert, train_expert
 
 EXPERTS.register_lazy(
     "unet",
@@ -21,4 +21,4 @@ EXPERTS.register_lazy(
     " trained here",
 )
 
-__all__ = ["EXPERTS", "Expert", "evaluate", "find_expert", "load_experts", "train_expert"]
+__all__ = ["EXPERTS", "Expert", "evaluate_expert", "find_expert", "load_experts", "train_expert"]

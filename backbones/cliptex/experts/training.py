@@ -77,7 +77,7 @@ def train_expert(
     with report_out_of_memory("try a lower batch_size (--set batch_size=…)"):
         cost = expert.train_on(train, context, seed)
     expert.freeze(context.device)
-    accuracy = evaluate(expert, val, context.progress)
+    accuracy = evaluate_expert(expert, val, context.progress)
     context.log.log_metrics(
         {f"expert/{expert.task}/{metric}": value for metric, value in accuracy.items()}, 0
     )
@@ -94,7 +94,7 @@ def train_expert(
     return read_config(out)
 
 
-def evaluate(expert: Expert, data: ExpertData, progress: Progress) -> dict[str, float]:
+def evaluate_expert(expert: Expert, data: ExpertData, progress: Progress) -> dict[str, float]:
     """Score an expert's hard labels against ground truth by its task, see ``Task.score``."""
     progress.start(f"measuring the {expert.task} expert", len(data))
     outputs: dict[str, list[np.ndarray]] = {}

@@ -246,7 +246,7 @@ def in_groups(
         yield from zip(group, chain.from_iterable(parts), strict=True)
 
 
-def evaluate(
+def evaluate_patches(
     context: Context,
     images: PatchImages,
     predict: Callable[[Sequence[Patches]], Iterable[Tensor]],

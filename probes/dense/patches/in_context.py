@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
-from probes.dense.patches.images import PatchImages, evaluate
+from probes.dense.patches.images import PatchImages, evaluate_patches
 from probes.dense.patches.memory import remember
 from probes.dense.patches.pixels import Patches, label_map
 from probes.dense.patches.settings import InContextSettings
@@ -37,7 +37,7 @@ def run(context: Context) -> TaskResult:
             yield label_map(scores, patches)
 
     notes = [f"{len(memory)} patches remembered"]
-    return evaluate(context, PatchImages(context, "val"), predict, notes, hungarian=True)
+    return evaluate_patches(context, PatchImages(context, "val"), predict, notes, hungarian=True)
 
 
 def attend(

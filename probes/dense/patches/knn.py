@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
-from probes.dense.patches.images import PatchImages, evaluate
+from probes.dense.patches.images import PatchImages, evaluate_patches
 from probes.dense.patches.memory import (
     ROWS,
     Memory,
@@ -116,7 +116,7 @@ def run(context: Context) -> TaskResult:
         if len(pairs) > 1:
             (neighbours, distance), reason = choose(memory, standardise, pairs, context)
         voter = Voter(memory, standardise, distance, context)
-    return evaluate(
+    return evaluate_patches(
         context,
         PatchImages(context, "val"),
         lambda images: (maps[0] for maps in voter.label_maps(images, [neighbours])),

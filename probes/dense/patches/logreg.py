@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from cliptex_common.device import upload
 from cliptex_common.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
-from probes.dense.patches.images import PatchImages, evaluate
+from probes.dense.patches.images import PatchImages, evaluate_patches
 from probes.dense.patches.memory import (
     ROWS,
     Memory,
@@ -146,7 +146,7 @@ def run(context: Context) -> TaskResult:
             standardise,
         )
         context.progress.advance()
-    return evaluate(
+    return evaluate_patches(
         context,
         PatchImages(context, "val"),
         lambda images: (model.label_map(patches, standardise, settings) for patches in images),

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from probes.base import Context, TaskResult
-from probes.dense.patches.images import DenseEncoder, PatchImages, evaluate
+from probes.dense.patches.images import DenseEncoder, PatchImages, evaluate_patches
 from probes.dense.patches.pixels import Patches, average_windows, label_map
 from probes.dense.patches.settings import OpenVocabularySettings
 from probes.image_level.zero_shot import embed_names, templates_for
@@ -61,4 +61,4 @@ def run(context: Context) -> TaskResult:
 
     prompts = f"prompts: {set_name} ({len(templates)} for each of {len(texts)} names)"
     with torch.inference_mode():
-        return evaluate(context, split, predict, [prompts])
+        return evaluate_patches(context, split, predict, [prompts])

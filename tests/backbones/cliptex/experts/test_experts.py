@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from backbones.base import state_sha256
-from backbones.cliptex.experts import evaluate, load_experts, train_expert
+from backbones.cliptex.experts import evaluate_expert, load_experts, train_expert
 from backbones.cliptex.experts.data import load_data
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
@@ -129,7 +129,7 @@ def test_training_learns_and_is_reused(name, tmp_path):
     assert sign * trained["accuracy"][metric] > sign * goal, trained["accuracy"]
     (expert,) = load_experts([f"{name}={tmp_path / 'out'}"])
     val = load_data(root, expert.task, "val", settings["size"], Silent())
-    accuracy = evaluate(expert, val, Silent())
+    accuracy = evaluate_expert(expert, val, Silent())
     assert accuracy[metric] == pytest.approx(trained["accuracy"][metric], abs=1e-4)
     weights = tmp_path / "out" / "weights.safetensors"
     modified = weights.stat().st_mtime_ns

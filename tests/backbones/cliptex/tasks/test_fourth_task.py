@@ -14,7 +14,7 @@ from backbones.cliptex import tasks
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.experts import EXPERTS
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.experts.training import evaluate
+from backbones.cliptex.experts.training import evaluate_expert
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore
@@ -84,5 +84,5 @@ def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
     samples = [(tmp_path / "image.png", lambda: prediction[0] + 0.25)]
     data = ExpertData("edges", samples, prediction.shape[-1])
-    scores = evaluate(make_expert("edge-unet"), data, Silent())
+    scores = evaluate_expert(make_expert("edge-unet"), data, Silent())
     assert scores == {"edges_error": pytest.approx(0.25)}
