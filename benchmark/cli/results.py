@@ -71,7 +71,7 @@ class CheckResults(PluginOptions):
         from reports.shared.check import check_results
         from reports.shared.merge import find_files
 
-        for title, content in [file for path in self.files for file in find_files(path)]:
+        for title, content in find_files(self.files):
             results = read_archive(content, title)
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
@@ -108,7 +108,7 @@ class LeaderboardPage(PluginOptions):
         from reports.shared.page import render_leaderboard
         from reports.shared.standings import Leaderboard
 
-        files = [file for location in self.files for file in find_files(location)]
+        files = find_files(self.files)
         results = Leaderboard()
         with Bar() as bar, threads(1):
             bar.start("shared results", len(files))

@@ -24,12 +24,16 @@ from reports.shared.standings import settings_key
 SUFFIX = ".zip"
 
 
-def find_files(location: str) -> list[tuple[str, bytes]]:
-    """Title and content of each file at ``location``: a file, a folder, or a URL.
+def find_files(locations: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Title and content of each file at ``locations``: files, folders, URLs.
 
     Raises:
-        TrackingError: there is none.
+        TrackingError: there is none at one of them.
     """
+    return [file for location in locations for file in _find(location)]
+
+
+def _find(location: str) -> list[tuple[str, bytes]]:
     path = Path(location).expanduser()
     if "://" in location:
         return [(PurePosixPath(urlsplit(location).path).stem, _fetch(location))]
@@ -72,9 +76,8 @@ def read_shared(
         TrackingError: a file cannot be read or is refused.
     """
     merger = _Merger(own, store)
-    for location in locations:
-        for title, content in find_files(location):
-            merger.add(title, content)
+    for title, content in find_files(locations):
+        merger.add(title, content)
     # older than all that is in the store, so that own results count where both have a cell
     records = sorted(merger.records.values(), key=lambda record: record.backbone)
     ordered = [

@@ -102,10 +102,10 @@ def changed(shared_file, change) -> bytes:
     results = read_archive(shared_file.read_bytes(), "others")
     members = {name: content for name, content in results.members.items() if name != "runs.json"}
     cells = {cell.task: cell for cell in results.cells}
-    kept = [cell for cell in results.cells if cell not in cells.values()]
+    others = [cell for cell in results.cells if cell not in cells.values()]
     change(cells, members)
     path = shared_file.with_name("changed.zip")
-    write_archive(path, "", "1", [*results.parents.values(), *kept, *cells.values()], members)
+    write_archive(path, "", "1", [*results.parents.values(), *others, *cells.values()], members)
     return path.read_bytes()
 
 
@@ -178,7 +178,7 @@ def test_a_changed_byte_and_other_files_are_refused(shared_file, folder):
     with pytest.raises(TrackingError, match="is not a file of `results export`"):
         read_archive(content[:1000], "part")
     with pytest.raises(TrackingError, match="no shared results at nowhere"):
-        find_files("nowhere")
+        find_files(["nowhere"])
 
 
 def test_another_protocol_has_its_own_column_and_other_versions_do_not(folder, mine, shared_file):
