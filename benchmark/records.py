@@ -118,19 +118,12 @@ class BackboneInfo:
 
     @classmethod
     def of(cls, backbone: Backbone, create_arguments: Mapping[str, Any]) -> BackboneInfo:
+        own = ("create_arguments", "identity", "params")
+        shared = {name: getattr(backbone, name) for name in field_names(cls) if name not in own}
         return cls(
+            **shared,
             create_arguments=create_arguments,
-            name=backbone.name,
-            architecture=backbone.architecture,
-            weights=backbone.weights,
             identity=backbone.identity(),
-            channels=backbone.channels,
-            strides=backbone.strides,
-            divisor=backbone.divisor,
-            has_text=backbone.has_text,
-            has_dense_text=backbone.has_dense_text,
-            fixed_size=backbone.fixed_size,
-            depth=backbone.depth,
             params={
                 "architecture": backbone.architecture,
                 "parameters": sum(each.numel() for each in backbone.parameters()),

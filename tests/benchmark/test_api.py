@@ -121,7 +121,7 @@ def test_compared_in_one_report(results, tmp_path, options):
     page = comparison.report(tmp_path).read_text()
     assert "patches" in page and "imagefolder/linear" in page
     runs = Store(options["tracking_uri"]).runs([results.experiment])
-    assert {run.id for run in runs} >= set(comparison.results.frame.run)
+    assert {run.run_id for run in runs} >= set(comparison.results.frame.run)
 
 
 def test_what_is_wrong_is_said(options):
