@@ -1,23 +1,20 @@
-"""``python -m benchmark.studies``: the studies of the paper on the mini suite.
+"""``python -m benchmark.studies``: the studies of the paper on the mini suite, recipes against
+``clip-ft`` with three seeds each, as tables in ``docs/guide/cliptex.md``.
 
-Three seeds each, as tables in ``docs/guide/cliptex.md``.
-
-All backbones are one run, so what studies share is trained and probed once, and finished cells are
+All recipes are one run, so what studies share is trained and probed once, and finished cells are
 reused.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.suites.mini_sizes import SUBSETS
+from cliptex_common.errors import UserError
 from cliptex_common.files import write_text
 from probes.registry import find_task
 
@@ -39,27 +36,20 @@ def study_table(frame: pd.DataFrame, names: Sequence[str]) -> str:
     Args:
         frame: a row for each number, see ``benchmark.api.Results``.
     """
-    tasks = {task: next(iter(find_task(task)[1].metrics.items())) for task in frame.task.unique()}
-    cells: dict[str, list[str]] = {name: [] for name in names}
-    heading = ["backbone"]
-    for task, (metric, about) in tasks.items():
-        heading.append(f"{task} {metric} {'↑' if about.direction > 0 else '↓'}")
-        rows = frame[(frame.task == task) & (frame.metric == metric)]
-        values = {name: rows[rows.backbone == name].value.to_numpy() for name in names}
-        means = {name: numbers.mean() for name, numbers in values.items() if len(numbers)}
-        best = (max if about.direction > 0 else min)(means.values(), default=np.nan)
-        for name, numbers in values.items():
-            text = "–"
-            if len(numbers):
-                digits = 3 if abs(best) < 1 else 1
-                text = f"{means[name]:.{digits}f}"
-                text = f"**{text}**" if means[name] == best else text
-            if len(numbers) > 1:
-                text += f" ± {numbers.std(ddof=1):.{digits}f}"
-            cells[name].append(text)
-    lines = [heading, ["---"] + ["---:"] * len(tasks)]
-    lines += [[f"`{name}`", *texts] for name, texts in cells.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    columns = [["backbone", "---", *(f"`{name}`" for name in names)]]
+    for task in frame.task.unique():
+        metric, declared = next(iter(find_task(task)[1].metrics.items()))
+        values = frame[(frame.task == task) & (frame.metric == metric)].groupby("backbone").value
+        means, deviations = values.mean().reindex(names), values.std().reindex(names)
+        best = means.max() if declared.direction > 0 else means.min()
+        digits = 3 if abs(best) < 1 else 1
+        column = [f"{task} {metric} {'↑' if declared.direction > 0 else '↓'}", "---:"]
+        for mean, deviation in zip(means, deviations, strict=True):
+            text = f"{mean:.{digits}f}".replace("nan", "–")
+            text = f"**{text}**" if mean == best else text
+            column.append(text + (f" ± {deviation:.{digits}f}" if deviation >= 0 else ""))
+        columns.append(column)
+    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
 
 
 def insert_table(page: str, marker: str, table: str) -> str:
@@ -75,29 +65,23 @@ def insert_table(page: str, marker: str, table: str) -> str:
     return f"\n\n{table}\n\n".join([parts[0] + start, end + parts[1]])
 
 
-def main() -> None:
-    """Run the studies, or those of them that are not finished, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", default="mini")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    options = parser.parse_args()
+def write_tables(suite: str = "mini", seeds: int = 3, page: Path = PAGE) -> None:
+    """Run the studies, or those of them that are not finished, and write the page.
+
+    Raises:
+        UserError: a cell failed.
+    """
     from benchmark.api import evaluate
 
     names = list(dict.fromkeys(name for columns in STUDIES.values() for name in columns))
-    frame = evaluate(names, suite=options.suite, seeds=options.seeds).frame
-    failed = frame[frame.status == "failed"]
-    if len(failed):
-        first = failed.iloc[0]
-        raise SystemExit(
-            f"error: {len(failed)} cells failed, the first is {first.backbone} · {first.task}:"
-            f" {first.reason}; mend that and run the command again"
-        )
-    page = options.page.read_text(encoding="utf-8")
+    frame = evaluate(names, suite=suite, seeds=seeds).frame
+    for cell in frame[frame.status == "failed"].itertuples():
+        raise UserError(f"{cell.backbone} · {cell.task} failed: {cell.reason}; run it again")
+    text = page.read_text(encoding="utf-8")
     for study, columns in STUDIES.items():
-        page = insert_table(page, f"table of {study}", study_table(frame, columns))
-    write_text(options.page, page)
+        text = insert_table(text, f"table of {study}", study_table(frame, columns))
+    write_text(page, text)
 
 
 if __name__ == "__main__":
-    main()
+    write_tables()

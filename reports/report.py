@@ -26,7 +26,7 @@ from reports.parts.figures import (
 from reports.parts.gallery import Gallery, galleries
 from reports.parts.provenance import Provenance, collect_provenance
 from reports.parts.published import PublishedRow, compare_published
-from reports.parts.study import Study, build_study, find_study, parameter_label
+from reports.parts.study import Study, find_studies, find_study
 from reports.parts.summary import Summary, average_lines, power_lines, summarise
 from reports.parts.tables import (
     ClassTable,
@@ -174,10 +174,6 @@ def build_report(
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
     changes = mode_changes(store, analysis)
-    studies = [
-        build_study(name, [run for run in runs if run.study == name], store)
-        for name in sorted({run.study for run in runs} - {""})
-    ]
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
     date = _now()
     subtitle = [
@@ -205,7 +201,7 @@ def build_report(
         classes=class_tables(analysis),
         pairs=all_pairs(analysis),
         published=compare_published(analysis),
-        studies=[study for study in studies if study.complete],
+        studies=find_studies(store, runs),
         figures={
             "forest": forest(analysis),
             "bars": task_bars(analysis),
@@ -250,14 +246,11 @@ def _like_runs(parents: Sequence[str], runs: list[Record]) -> tuple[list[Record]
 
 def _study_report(store: Store, request: ReportRequest, name: str) -> Report:
     study = find_study(store, name, request.experiments)
-    assert study.best is not None
     date = _now()
     lines = [f"{len(study.complete)} of {len(study.trials)} trials are finished."]
-    if len(study.varied) > 1:
-        lines.append(f"Varied: {', '.join(map(parameter_label, study.varied))}.")
     return Report(
         f"λ search: {study.name}",
-        f"{study.best.run.experiment} · {len(study.trials)} trials · {date}",
+        f"{study.parent.experiment} · {len(study.trials)} trials · {date}",
         Summary("open", study.headline, lines),
         store=hide_secrets(store.uri),
         date=date,
@@ -266,8 +259,8 @@ def _study_report(store: Store, request: ReportRequest, name: str) -> Report:
         studies=[study],
         notes=[
             *(f"{note}." for note in study.notes),
-            "Each trial has one seed. Winner and base setting run again on fresh seeds unless the"
-            " sweep was started with --confirm 0.",
+            "Each trial has one seed. The best trial and the base run again on fresh seeds unless"
+            " the sweep was started with --confirm 0.",
         ],
     )
 

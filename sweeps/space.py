@@ -1,226 +1,125 @@
-"""The space of a sweep: cells for linear and grid search, ranges for samplers."""
+"""The space of a sweep: settings of a recipe, each with values or a range."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import Field, PositiveInt, TypeAdapter
+from pydantic import PositiveInt
 
-from backbones.cliptex.tasks import PAPER, task_names
+from backbones.cliptex.tasks import PAPER
 from backbones.cliptex.training.recipes import LAMBDA, Recipe
 from cliptex_common.errors import UserError
-from cliptex_common.settings import Names, Numbers, Seed, options_dataclass
+from cliptex_common.settings import Seed, options_dataclass
 
-Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
-SAMPLED = ("tpe", "random", "cmaes")
-LAMBDAS = ("clip", *PAPER)  # always params; those of other tasks only if they are named
-BASE = dict.fromkeys((LAMBDA + name for name in LAMBDAS), 1.0)
+LAMBDAS = tuple(LAMBDA + loss for loss in ("clip", *PAPER))
 Value = float | int | bool | str
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 @options_dataclass
-class SearchRequest:
-    """A user's options for a search."""
+class SearchOptions:
+    """What is searched, and how."""
 
-    search: Search = "linear"
-    """linear: one λ at a time, the others at their base, as in the paper; grid: every combination;
-    or a sampler: tpe, random, cmaes"""
-    lambdas: Names = LAMBDAS
-    """λs that are varied, the others stay at their base (default: all four)"""
-    values: Numbers = (0.1, 1.0, 10.0)
-    """values of each λ in linear and grid search (default: 0.1,1,10)"""
-    between: Annotated[Numbers, Field(alias="range")] = (0.01, 100.0)
-    """range of each λ for samplers, on a log scale (default: 0.01,100)"""
+    search: Literal["linear", "grid", "tpe"] = "linear"
+    """linear: one setting at a time, the others at their base, as in the paper; grid: every
+    combination; tpe: Optuna's sampler"""
     vary: Mapping[str, str] = field(default_factory=dict)
-    """also vary a recipe setting: lr=1e-4,1e-3 or 'experts=seg|seg,depth' in grids, for samplers a
-    range lr=1e-5:1e-3 (repeatable)"""
+    """a setting of the recipe and its values, as lambda_seg=0.1,1,10 or 'experts=seg|seg,depth',
+    or for tpe a range, as lr=1e-5:1e-3 (repeatable; default: the λs of clip, seg, depth and normal
+    with the values 0.1,1,10, for tpe the range 0.01:100)"""
     trials: PositiveInt = 40
-    """trials of a sampler; may be raised later"""
+    """trials of tpe; may be raised later"""
     seed: Seed = 0
-    """of the samplers, trainings and probes"""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A recipe setting, varied over ``values`` or a range, or fixed at ``base`` without either.
-
-    A value is a number, or a choice: a boolean, a word, a list as comma-separated text.
-
-    Attributes:
-        base: its value in the base cell, and while another setting is varied (linear search).
-        values: of fixed searches; choices of samplers.
-        low, high: range of samplers; on a log scale where ``low`` is above 0.
-    """
-
-    base: Value
-    values: tuple[Value, ...] = ()
-    low: float | int | None = None
-    high: float | int | None = None
-
-    @property
-    def varied(self) -> bool:
-        return bool(self.values) or self.low is not None
-
-    def distribution(self, sampled: bool) -> Distribution:
-        """Optuna's distribution that contains every value; samplers do not choose the base."""
-        if sampled and self.values:
-            return CategoricalDistribution(self.values)
-        ends: Any = (*self.values, self.base) if self.low is None else (self.low, self.high)
-        if not all(map(_is_number, ends)):
-            return CategoricalDistribution(tuple(dict.fromkeys(ends)))
-        kind = IntDistribution if all(isinstance(end, int) for end in ends) else FloatDistribution
-        return kind(min(ends), max(ends), log=0 < min(ends) < max(ends))
+    """of sampler, trainings and probes"""
 
 
 @dataclass(frozen=True)
 class Space:
-    """The declaration of a sweep.
+    """The settings that trials differ in.
 
     Attributes:
-        search, trials, seed: see ``SearchRequest``.
-        settings: varied settings and fixed λs by their names in the recipe (``lambda_seg``,
-            ``lr``, ``experts`` …); all are params of the trials.
+        search, trials, seed: see ``SearchOptions``.
+        base: setting → its value in the base recipe.
+        distributions: setting → its values or range.
     """
 
-    search: Search
-    settings: Mapping[str, Setting]
-    trials: int = 0
-    seed: int = 0
+    search: str
+    trials: int
+    seed: int
+    base: Mapping[str, Value]
+    distributions: Mapping[str, Distribution]
+
+    def combinations(self) -> list[dict[str, Value]]:
+        """The params of every trial, those of the base recipe first; empty for tpe."""
+        if self.search == "tpe":
+            return []
+        values: dict[str, tuple[Any, ...]] = {
+            name: each.choices  # type: ignore[union-attr]
+            for name, each in self.distributions.items()
+        }
+        if self.search == "grid":
+            return [
+                dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())
+            ]
+        params = [{**self.base, name: value} for name in values for value in values[name]]
+        return [dict(self.base), *filter(self.base.__ne__, params)]
 
     @property
-    def base(self) -> dict[str, Value]:
-        """Every setting at its base."""
-        return {name: setting.base for name, setting in self.settings.items()}
+    def total(self) -> int:
+        """Number of trials."""
+        return len(self.combinations()) or self.trials
 
-    def cells(self) -> dict[str, dict[str, Value]]:
-        """The combinations to train, the base cell first: identity in the study → params.
-
-        Params are empty where a sampler chooses them.
-        """
-        if self.search in SAMPLED:
-            return {f"trial {number + 1}": {} for number in range(self.trials)}
-        base = self.base
-        if self.search == "linear":
-            every = [base]
-            for name, setting in self.settings.items():
-                every += [{**base, name: value} for value in setting.values]
-        else:
-            values = [setting.values or (setting.base,) for setting in self.settings.values()]
-            every = [dict(zip(base, each, strict=True)) for each in itertools.product(*values)]
-            every.sort(key=lambda params: params != base)
-        return {cell_name(params): params for params in every}
-
-    def distributions(self) -> dict[str, Distribution]:
-        """Param name → Optuna distribution."""
-        sampled = self.search in SAMPLED
-        return {name: setting.distribution(sampled) for name, setting in self.settings.items()}
-
-    def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
-        """The trial's params: those of its cell, or a sampler's."""
-        return {
-            name: trial._suggest(name, distribution)
-            for name, distribution in self.distributions().items()
-        }
-
-    def identity(self) -> dict[str, Any]:
-        """All that must not change in a study (the number of trials may grow)."""
-        identity = asdict(self)
-        del identity["trials"]
-        return identity
-
-    @staticmethod
-    def from_identity(identity: Mapping[str, Any], trials: int) -> Space:
-        """The inverse of ``identity``."""
-        return TypeAdapter(Space).validate_python({**identity, "trials": trials})
+    def name(self, params: Mapping[str, Value]) -> str:
+        """Params as ``λseg 0.1 lr 0.001``: what differs from the base recipe, ``base`` for none."""
+        changes = [
+            f"{name.replace(LAMBDA, 'λ')} {f'{value:.6g}' if isinstance(value, float) else value}"
+            for name, value in params.items()
+            if value != self.base[name]
+        ]
+        return " ".join(changes) or "base"
 
 
-def cell_name(params: Mapping[str, Value]) -> str:
-    """A cell's identity, readable: ``lambda_clip=1 lambda_seg=0.1 …``, in order of the names."""
-    return " ".join(f"{name}={_text(params[name])}" for name in sorted(params))
-
-
-def short(params: Mapping[str, Value], base: Mapping[str, Value] | None = None) -> str:
-    """Params for people: ``λseg 0.1``; with ``base`` only differences to it, ``base`` for none."""
-    base = base or {}
-    shown = [
-        f"{name.replace('lambda_', 'λ')} {_text(value)}"
-        for name, value in params.items()
-        if name not in base or _text(value) != _text(base[name])
-    ]
-    return " ".join(shown) or "base"
-
-
-def _text(value: Value) -> str:
-    return f"{value:.6g}" if _is_number(value) else str(value)
-
-
-def make_space(request: SearchRequest, recipe: Recipe) -> Space:
-    """A space from a user's options.
-
-    Args:
-        recipe: gives every setting its base, and reads the values of others.
+def make_space(options: SearchOptions, recipe: Recipe) -> Space:
+    """The space of a user's options around the base recipe.
 
     Raises:
-        UserError: an unknown setting or λ, an invalid value or range, or nothing to vary.
+        UserError: an unknown setting, or a value or range that is not allowed.
     """
-    for name in request.lambdas:
-        if name not in (names := ("clip", *task_names())):
-            raise UserError(f"--lambdas {name}: choose among {', '.join(names)}")
-    if not request.values or min(request.values) < 0:
-        raise UserError("--values must be numbers, 0 or more, such as 0.1,1,10")
-    low, *highs = request.between
-    if len(highs) != 1 or not 0 < low < highs[0]:
-        raise UserError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
-    sampled = request.search in SAMPLED
-    varied: dict[str, Any] = {"values": tuple(dict.fromkeys(request.values))}
-    if sampled:
-        varied = {"low": low, "high": highs[0]}
-    settings = {}
-    for name in (*LAMBDAS, *sorted({*request.lambdas, *recipe.lambdas} - {*LAMBDAS})):
-        options = varied if name in request.lambdas else {}
-        settings[LAMBDA + name] = Setting(recipe.weight(name), **options)
-    for name, text in request.vary.items():
-        settings[name] = _setting(name, text, recipe, sampled)
-    if not any(setting.varied for setting in settings.values()):
-        raise UserError("nothing to vary; name λs with --lambdas or settings with --vary")
-    trials = request.trials if sampled else 0
-    return Space(request.search, settings, trials, request.seed)
+    default = "0.01:100" if options.search == "tpe" else "0.1,1,10"
+    base, distributions = {}, {}
+    for name, text in (options.vary or dict.fromkeys(LAMBDAS, default)).items():
+        if name in ("name", "seed"):
+            raise UserError(f"--vary {name}: give --study for names, --confirm for seeds")
+        base[name] = _read(recipe, name, recipe.settings().get(name, 1.0))
+        if ":" in text:
+            distributions[name] = _range(recipe, name, text, options.search)
+            continue
+        is_list = "|" in text or isinstance(recipe.settings().get(name), tuple)
+        values = [_read(recipe, name, part) for part in text.split("|" if is_list else ",")]
+        if options.search == "linear":
+            values.append(base[name])
+        distributions[name] = CategoricalDistribution(tuple(dict.fromkeys(values)))
+    space = Space(options.search, options.trials, options.seed, base, distributions)
+    for params in space.combinations():
+        recipe.changed(params)
+    return space
 
 
-def _setting(name: str, text: str, recipe: Recipe, sampled: bool) -> Setting:
-    """A setting from ``--vary name=text``."""
-    option = f"--vary {name}={text}"
-    if name.startswith(LAMBDA) or name in ("name", "seed"):
-        raise UserError(f"{option}: use --lambdas for λs, --confirm for seeds, --study for names")
-
-    def read(part: str) -> Any:
-        return as_value(recipe.changed({name: part.strip()}).settings()[name])
-
-    if ":" in text:
-        low, high = map(read, text.split(":", 1))
-        if not sampled:
-            raise UserError(f"{option}: linear and grid search need values (A,B,C), not a range")
-        if not (_is_number(low) and low < high):
-            raise UserError(f"{option}: a range is LOW:HIGH of a number, LOW below HIGH")
-        return Setting(recipe.settings()[name], low=low, high=high)
-    are_lists = "|" in text or isinstance(recipe.settings().get(name), tuple)
-    parts = text.split("|" if are_lists else ",")
-    values = tuple(dict.fromkeys(read(part) for part in parts if part.strip()))
-    if len(values) < 1 + sampled:
-        raise UserError(f"{option}: give at least two values, or a range LOW:HIGH")
-    return Setting(as_value(recipe.settings()[name]), values)
+def _range(recipe: Recipe, name: str, text: str, search: str) -> Distribution:
+    low, high = (_read(recipe, name, part) for part in text.split(":", 1))
+    if search != "tpe":
+        raise UserError(f"--vary {name}={text}: {search} search needs values, not a range")
+    if not (isinstance(low, int | float) and low < high):  # type: ignore[operator]
+        raise UserError(f"--vary {name}={text}: a range is LOW:HIGH of a number, LOW below HIGH")
+    kind: Any = IntDistribution if isinstance(low, int) else FloatDistribution
+    return kind(low, high, log=low > 0)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def as_value(value: Any) -> Value:
-    """A recipe's value as a param can hold it: lists become comma-separated text."""
+def _read(recipe: Recipe, name: str, value: Any) -> Value:
+    """A setting's value as Optuna can hold it: lists become text with commas."""
+    value = recipe.changed({name: value}).settings()[name]
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else value

@@ -36,7 +36,7 @@ COMMANDS = {
     "doctor": "check that this machine is ready",
     "experts": "train the models that write pseudo-labels",
     "labels": "predict pseudo-labels of image-caption pairs, store manual ones, check and draw",
-    "sweep": "search λs with Optuna: launch, status, best, show",
+    "sweep": "search λs with Optuna: launch, best",
     "train": "train a backbone by a recipe: clip, clip-ft, cliptex",
     "cache": "list and remove reusable artifacts: features, weights, labels …",
     "report": "compare the results in MLflow: a page, and tables for a paper",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import backbones
 from backbones.checkpoint import load_checkpoint
@@ -38,10 +37,6 @@ from cliptex_common.secrets import hide_secrets
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
-from sweeps.errors import TrialPruned
-
-if TYPE_CHECKING:
-    from sweeps.pruning import Pruning
 
 MAX_STORED_BYTES = 4_000_000_000  # larger weights are not copied to MLflow; a ViT-L is smaller
 LOADER = '''"""Load the weights beside this file as a frozen backbone: ``from load import load``."""
@@ -69,7 +64,6 @@ class TrainingInputs:
         device, num_workers: of the executor; they never change the result beyond rounding.
         save_seconds: between saved states; keep_every: steps between exported checkpoints.
         experiment: in MLflow; parent: id of the run that this one nests under, '' for none.
-        pruning: stops the training of a bad trial.
     """
 
     recipe: Recipe
@@ -83,7 +77,6 @@ class TrainingInputs:
     keep_every: int = 0
     experiment: str = "train"
     parent: str = ""
-    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +145,6 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
 
     Raises:
         UserError, NonFiniteLoss: as ``backbones.cliptex.training.train.train``.
-        TrialPruned: the training was stopped as a bad trial.
     """
     end_with_launcher()
     drop_cached()
@@ -205,15 +197,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
     parent = Run(tracker, inputs.parent, "") if inputs.parent else None
     with stage_run(tracker, "train", title, tags, params, parent) as run:
         pairs = open_pairs(inputs.pairs, Silent())
-        log: Any = run
-        if inputs.pruning:
-            steps_per_epoch = max(1, (len(pairs) - recipe.val_pairs) // recipe.batch_size)
-            log = inputs.pruning.watched(run, steps_per_epoch)
-        try:
-            result = _train(inputs, log)
-        except TrialPruned:
-            shutil.rmtree(states_folder(inputs.out), ignore_errors=True)
-            raise
+        result = _train(inputs, run)
         _log_result(run, inputs, result)
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
         # weights of a sweep's many trials, and very large ones, are stored by path and sha256

@@ -180,7 +180,7 @@ class MiniPipeline:
         }
         return BackboneSource(arguments, weights.run, dict(cost))
 
-    async def train(self, recipe: Recipe, parent: str = "", pruning: Any = None) -> TrainedWeights:
+    async def train(self, recipe: Recipe, parent: str = "") -> TrainedWeights:
         """The weights of a recipe; all but ``clip`` start from the CLIP of its seed."""
         init, labels = self.sizes.init, ()
         if recipe.name == "clip":
@@ -208,7 +208,6 @@ class MiniPipeline:
             labels,
             experiment=self.experiment,
             parent=parent,
-            pruning=pruning,
         )
         self._mark_in_use(path)
         weights = find_weights(inputs, Tracker(self.experiment) if self.executor else None)

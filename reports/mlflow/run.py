@@ -184,8 +184,7 @@ class Tracker:
             if isinstance(error, KeyboardInterrupt | CancelledError):
                 status, reason = "KILLED", "interrupted"
             else:
-                # KILLED for what was stopped on purpose
-                status = getattr(error, "run_status", "FAILED")
+                status = "FAILED"
                 message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
                 reason = redact(message)[:400]
             # the first error is the one to show

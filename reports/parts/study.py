@@ -1,11 +1,10 @@
-"""A λ sweep as MLflow stores it: trials, the best one, the Pareto front, and Optuna's figures."""
+"""A λ sweep as MLflow stores it: its trials, the best one against the base, Optuna's figures."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -15,121 +14,68 @@ from reports.cell import Record
 from reports.errors import TrackingError
 from reports.mlflow.query import Store
 from reports.parts.figures import Figure
-from reports.parts.tables import decimal
+from reports.stats.intervals import LEVEL, estimate
+from reports.stats.resampling import MetricSample, difference
 
-OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
-SUMMARY = {
-    "what": "subject",
-    "metric": "metric",
-    "best": "best setting",
-    "value": "value",
-    "base": "base",
-    "baseline": "clip-ft",
-    "confirmed": "again",
-    "noise": "noise",
-    "verdict": "best against base",
-}  # key in summary.json → heading
+# metrics of a trial, in percent of clip-ft; gain/TASK are those of single tasks
+GAINS = {"objective": "mean gain (%)", "zero-shot": "zero-shot gain (%)"}
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One trial.
-
-    Attributes:
-        params: name → value; numbers as float.
-        objectives: name → value; empty if it did not finish.
-        state: ``complete``, or why there is no value.
-    """
-
-    run: Record
-    name: str
-    params: dict[str, float | str]
-    objectives: dict[str, float]
-    state: str = "complete"
-
-    @property
-    def allowed(self) -> bool:
-        """Whether it satisfies the sweep's constraint."""
-        return self.run.metrics.get("constraint/zero-shot", 0.0) <= 0
-
-
-@dataclass
 class Study:
     """A sweep.
 
     Attributes:
-        directions: objective → +1 (higher is better) or -1.
-        varied: parameters with more than one value.
-        summary: a row for each objective and task: best, base and clip-ft with the noise of seeds.
+        parent: its own run.
+        trials: of each setting the newest run, a finished one if there is any; the best first,
+            those without a value last.
+        again: setting → seed → run, of the best and the base on fresh seeds.
         figures: drawn by Optuna.
     """
 
     name: str
-    parent: Record | None
-    trials: list[Trial]
-    directions: dict[str, int]
-    varied: list[str]
-    notes: list[str] = field(default_factory=list)
-    summary: list[dict[str, Any]] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
+    parent: Record
+    trials: Sequence[Record]
+    again: Mapping[str, Mapping[int, Record]]
+    figures: Sequence[Figure]
 
     @property
-    def complete(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.objectives]
-
-    @property
-    def best(self) -> Trial | None:
-        """The best trial by the first objective, if possible one that satisfies the constraint."""
-        return max(
-            self.complete,
-            key=lambda trial: (trial.allowed, self.signed(trial)[0]),
-            default=None,
-        )
-
-    def signed(self, trial: Trial) -> list[float]:
-        """A trial's objectives, signed so that higher is better."""
-        return [sign * trial.objectives[name] for name, sign in self.directions.items()]
-
-    def front(self) -> list[Trial]:
-        """The Pareto front: trials that no other one beats in every objective."""
-        values = np.array([self.signed(trial) for trial in self.complete])
-        no_worse = np.all(values[:, None] <= values, axis=2)
-        beaten = np.any(no_worse & np.any(values[:, None] < values, axis=2), axis=1)
-        return [
-            trial for trial, is_beaten in zip(self.complete, beaten, strict=True) if not is_beaten
-        ]
+    def complete(self) -> list[Record]:
+        return [run for run in self.trials if run.is_finished]
 
     @property
     def headline(self) -> str:
-        """The sweep's result in a sentence."""
-        best, objective = self.best, next(iter(self.directions))
-        assert best is not None
-        front = f", {len(self.front())} of them on the Pareto front"
-        label = OBJECTIVES.get(objective, objective)
-        values = [
-            f"{parameter_label(name)} {value if isinstance(value, str) else f'{value:g}'}"
-            for name, value in best.params.items()
+        """The best trial, and whether it is better than the base on fresh seeds: the best of many
+        is also the luckiest on these images, so the level is divided by the number of others."""
+        trials, setting = self.complete, self.trials[0].tags["setting"]
+        samples = [
+            MetricSample(
+                tuple(sorted(runs)), np.array([runs[s].metrics["objective"] for s in sorted(runs)])
+            )
+            for runs in (self.again.get(setting, {}), self.again.get("base", {}))
         ]
+        words = "; not confirmed on fresh seeds, and the best of many is also the luckiest"
+        if setting == "base":
+            words = ""
+        elif all(len(sample.seeds) > 1 for sample in samples):
+            gap = estimate(difference(*samples)).at(LEVEL / max(1, len(trials) - 1))
+            result = "it is better" if gap.verdict() == "win" else "the difference is within noise"
+            words = f"; on fresh seeds {result} ({gap.value:+.2f} ± {gap.reach:.2f} to the base)"
         return (
-            f"{', '.join(values)} is best by {label} ({decimal(best.objectives[objective], 2)}) of"
-            f" {len(self.complete)} finished trials{front if len(self.directions) > 1 else ''}"
-            f"{self._confirmation(label)}."
+            f"{setting} is best by mean gain over clip-ft"
+            f" ({trials[0].metrics['objective']:+.2f} %) of {len(trials)} finished trials{words}."
         )
 
-    def _confirmation(self, label: str) -> str:
-        """The best trial against the base setting on fresh seeds, as the end of a sentence."""
-        rows = [row for row in self.summary if not row["metric"]]
-        prefix = label.removesuffix(" (%)")
-        row = next((row for row in rows if str(row["what"]).startswith(prefix)), {})
-        if row.get("best") == "base":
-            return ""
-        gap = row.get("confirmed")
-        change = f"({decimal(gap, 2, True)} to the base setting)" if isinstance(gap, float) else ""
-        if row.get("verdict") == "clear":
-            return f"; on fresh seeds it is better {change}"
-        if row.get("verdict") == "within noise":
-            return f"; on fresh seeds the difference is within noise {change}"
-        return "; not confirmed on fresh seeds, and the best of many is also the luckiest"
+    @property
+    def notes(self) -> list[str]:
+        """Caveats."""
+        notes, broken = [], self.trials[len(self.complete) :]
+        if broken:
+            reason = broken[0].failure
+            notes.append(f"{len(broken)} of {len(self.trials)} trials have no value: {reason}")
+        if (gain := self.trials[0].metrics.get("zero-shot", 0.0)) < 0:
+            notes.append(f"the best trial loses {-gain:.2f} % in zero-shot against clip-ft")
+        return notes
 
 
 def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Study:
@@ -139,74 +85,44 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
         TrackingError: it does not exist, or none of its trials is finished.
     """
     searched = list(experiments) or list(store.experiments())
-    runs = store.runs(searched, f"tags.study = '{name}'")
-    if not runs:
-        every = store.runs(searched, "tags.study != ''")
-        names = {run.study for run in every}
-        raise TrackingError(f"no study {name!r} in the MLflow store; {suggest(name, names)}")
-    study = build_study(name, runs, store)
-    if not study.complete:
-        raise TrackingError(
-            f"no trial of study {name!r} is finished; continue the sweep, then report again"
-        )
-    return study
+    runs = store.runs(searched, "tags.study != ''")
+    studies = {study.name: study for study in find_studies(store, runs)}
+    if name not in studies:
+        names = {run.study for run in runs}
+        hint = "none of its trials is finished" if name in names else suggest(name, names)
+        raise TrackingError(f"no study {name!r} in the MLflow store; {hint}")
+    return studies[name]
 
 
-def build_study(name: str, runs: Sequence[Record], store: Store) -> Study:
-    """A study from its runs: its trials, and its own run with summary and figures."""
-    parent = next((run for run in reversed(runs) if run.tags.get("stage") == "sweep"), None)
-    directions: dict[str, int] = {}
-    if parent is not None:
-        for pair in parent.tags.get("directions", "").split(","):
-            objective, _, sign = pair.rpartition(":")
-            directions[objective] = int(sign)
-    trials: dict[tuple, Trial] = {}
-    for run in sorted(runs, key=lambda run: (run.started, run.run_id)):
-        if "trial" not in run.tags or not run.params:
-            continue
-        values = {
-            objective: run.metrics[f"objective/{objective}"]
-            for objective in directions
-            if f"objective/{objective}" in run.metrics
-        }
-        complete = run.is_finished and len(values) == len(directions)
-        state = "complete" if complete else run.failure
-        params = {key: _number(run.params[key]) for key in sorted(run.params)}
-        cell = tuple(params.items())
-        if complete or cell not in trials or not trials[cell].objectives:
-            trials[cell] = Trial(run, run.tags["trial"], params, values if complete else {}, state)
-    every = list(trials.values())
-    varied = [
-        key
-        for key in sorted({key for trial in every for key in trial.params})
-        if len({trial.params.get(key) for trial in every}) > 1
-    ]
-    notes = []
-    if broken := [trial for trial in every if not trial.objectives]:
-        notes.append(
-            f"{len(broken)} of {len(every)} trials have no value, the first: {broken[0].state}"
-        )
-    summary = store.json(parent, "summary.json") if parent else []
-    plots = store.json(parent, "plots.json") if parent else []
-    figures = [
-        Figure(
-            f"optuna-{name}-{index}",
-            plot["title"],
-            "Drawn by Optuna.",
-            "the table of trials has its numbers",
-            plot["spec"],
-            300 + 60 * max(len(varied) - 2, 0),
-        )
-        for index, plot in enumerate(plots)
-    ]
-    return Study(name, parent, every, directions, varied, notes, list(summary), figures)
+def find_studies(store: Store, runs: Sequence[Record]) -> list[Study]:
+    """The studies with a finished trial.
 
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    Args:
+        runs: of any kind, the oldest first.
+    """
+    studies = []
+    for name in sorted({run.study for run in runs} - {""}):
+        mine = [run for run in runs if run.study == name]
+        trials: dict[str, Record] = {}
+        again: dict[str, dict[int, Record]] = defaultdict(dict)
+        for run in mine:
+            setting = run.tags.get("setting", "")
+            if "again" in run.tags and run.is_finished:
+                again[run.tags["again"]][int(run.tags["seed"])] = run
+            elif setting and (run.is_finished or setting not in trials):
+                trials[setting] = run
+        gain = lambda run: run.metrics["objective"] if run.is_finished else -np.inf
+        ranked = sorted(trials.values(), key=gain, reverse=True)
+        parents = [run for run in mine if run.tags.get("stage") == "sweep"]
+        if parents and ranked and ranked[0].is_finished:
+            plots = store.json(parents[-1], "plots.json")
+            alt = "the table of trials has its numbers"
+            figures = [
+                Figure(f"optuna-{name}-{n}", plot["title"], "Drawn by Optuna.", alt, plot["spec"])
+                for n, plot in enumerate(plots)
+            ]
+            studies.append(Study(name, parents[-1], ranked, again, figures))
+    return studies
 
 
 def parameter_label(name: str) -> str:
@@ -215,34 +131,28 @@ def parameter_label(name: str) -> str:
 
 
 def study_frame(study: Study) -> pd.DataFrame:
-    """A row for each trial, best first, those without a value last.
-
-    Columns: trial, parameters, objectives, state, run.
-    """
-    front = {trial.run.run_id for trial in study.front()} if len(study.directions) > 1 else set()
-    complete = sorted(study.complete, key=lambda trial: (-study.signed(trial)[0], trial.name))
-    broken = [trial for trial in study.trials if not trial.objectives]
-    names = study.varied or list(study.trials[0].params)
+    """A row for each trial, best first, and for means over fresh seeds: params, gains over clip-ft,
+    state and run."""
+    tasks = [name for name in study.trials[0].metrics if name.startswith("gain/")]
+    names = [*(name for name in GAINS if name in study.trials[0].metrics), *tasks]
+    rows = []
+    for run in study.trials:
+        state = run.failure or "complete"
+        rows.append((run.tags["trial"], [run], state))
+    for setting, runs in study.again.items():
+        rows.append((f"again: {setting}", [*runs.values()], f"mean of {len(runs)} fresh seeds"))
     return pd.DataFrame(
         {
-            "trial": trial.name,
-            **{parameter_label(name): trial.params.get(name) for name in names},
+            "trial": title,
+            **{parameter_label(name): value for name, value in sorted(runs[0].params.items())},
             **{
-                OBJECTIVES.get(name, name): trial.objectives.get(name, math.nan)
-                for name in study.directions
+                GAINS.get(name, name.removeprefix("gain/")): np.mean(
+                    [run.metrics.get(name, np.nan) for run in runs]
+                )
+                for name in names
             },
-            "state": "on the Pareto front" if trial.run.run_id in front else trial.state,
-            "run": trial.run.run_id,
+            "state": state,
+            "run": runs[0].run_id,
         }
-        for trial in [*complete, *broken]
+        for title, runs, state in rows
     )
-
-
-def summary_frame(study: Study) -> pd.DataFrame:
-    """The sweep's summary with headings, and an arrow at each metric."""
-    frame = pd.DataFrame(study.summary)[list(SUMMARY)].rename(columns=SUMMARY)
-    frame["metric"] = [
-        f"{row['metric']} {'↑' if row['sign'] > 0 else '↓'}" if row["metric"] else ""
-        for row in study.summary
-    ]
-    return frame

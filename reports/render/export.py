@@ -12,7 +12,7 @@ import pandas as pd
 from cliptex_common.files import write_text
 from reports.errors import TrackingError
 from reports.mlflow.query import tidy
-from reports.parts.study import study_frame, summary_frame
+from reports.parts.study import study_frame
 from reports.parts.tables import ACROSS, MetricColumn, ResultTable
 from reports.render.frames import (
     heading,
@@ -114,9 +114,8 @@ def markdown(report: Report) -> str:
         lines += markdown_table(_with_marks(table), markdown_cell, _title)
     for study in report.studies:
         lines += [f"## λ search: {plain_text(study.name)}", "", plain_text(study.headline), ""]
-        for frame in [study_frame(study), *([summary_frame(study)] if study.summary else [])]:
-            frame = frame.set_index(frame.columns[0])
-            lines += markdown_table(frame, lambda value: plain_text(plain_cell(value)))
+        frame = study_frame(study).set_index("trial")
+        lines += markdown_table(frame, lambda value: plain_text(plain_cell(value)))
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pandas as pd
 from markupsafe import Markup, escape
 
-from reports.parts.study import study_frame, summary_frame
+from reports.parts.study import study_frame
 from reports.parts.summary import gain_words
 from reports.parts.tables import ACROSS, MetricColumn, Number, ResultTable, bracketed, decimal
 from reports.render.frames import (
@@ -52,7 +52,6 @@ def render_page(report: Report) -> str:
         "decimal": decimal,
         "gain": gain_words,
         "frame": study_frame,
-        "summary": summary_frame,
     }
     figures = report.all_figures()
     return environment.get_template("page.html.j2").render(

@@ -39,7 +39,7 @@ from benchmark.execution import EXECUTORS
 from benchmark.plan import make_plan
 from benchmark.results.run_result import RunResult, as_json
 from benchmark.suites.registry import find_suite
-from benchmark.sweep import launch
+from benchmark.sweep import plan_sweep
 from benchmark.tasks import plan_tasks
 from cliptex_common import plugins
 from cliptex_common.errors import UserError
@@ -123,7 +123,7 @@ def expert(command: TrainExpert) -> None:
 
 
 def sweep(command: Launch) -> None:
-    launch.make_plan(command)
+    plan_sweep(command)
     assert not command.init or not initial(command.init)
 
 

@@ -36,8 +36,7 @@ COMMANDS = {
         " --set max_iters=40 --set batch_size=2 --set size=32 --set epochs=2"
     ),
     "sweep": shlex.split(
-        "sweep launch --suite smoke --task mini-class/zero-shot --device cpu --lambdas seg"
-        " --values 1,10"
+        "sweep launch --suite smoke --task mini-class/zero-shot --device cpu --vary lambda_seg=1,10"
     ),
     "label": shlex.split(
         f"labels predict --pairs pairs --device cpu --batch-size 4 --experts {EXPERTS}"

@@ -13,15 +13,10 @@ def url(tmp_path):
     return f"sqlite:///{tmp_path / 'sweeps.db'}"
 
 
-@pytest.fixture
-def journal(tmp_path):
-    return str(tmp_path / "sweeps.log")
-
-
 POSTGRES = pytest.param("postgres_database", marks=pytest.mark.cluster)
 
 
-@pytest.fixture(params=["url", POSTGRES, "journal"])
+@pytest.fixture(params=["url", POSTGRES])
 def storage(request):
     """Each kind of storage in turn."""
     return request.getfixturevalue(request.param)

@@ -42,6 +42,7 @@ class TrainResult:
     Attributes:
         path, sha256: the exported weights, and the digest of their tensors.
         key: identity of recipe, initial weights, pairs and labels.
+        labels: that of the labels alone, '' for none.
         metrics: last losses and validation retrieval.
         cost: see ``Trainer.cost``.
         notes: things the user should know, one line each (unreadable pairs, skipped steps …).
@@ -51,6 +52,7 @@ class TrainResult:
     path: Path
     sha256: str
     key: str
+    labels: str
     metrics: dict[str, float] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -156,7 +158,8 @@ def train(
             export(out, weights, **extra)
             trainer.states.remove()
         process.wait()
-        return TrainResult(out, state_sha256(weights), key, trainer.metrics, cost, notes)
+        used = _labels_identity(recipe, labels)
+        return TrainResult(out, state_sha256(weights), key, used, trainer.metrics, cost, notes)
 
 
 def states_folder(out: Path) -> Path:
@@ -206,7 +209,14 @@ def _finished(out: Path, key: str) -> TrainResult | None:
     if extra.get("key") != key:
         return None
     return TrainResult(
-        out, checkpoint.sha256, key, extra["metrics"], extra["cost"], extra["notes"], trained=False
+        out,
+        checkpoint.sha256,
+        key,
+        extra["labels"],
+        extra["metrics"],
+        extra["cost"],
+        extra["notes"],
+        trained=False,
     )
 
 

@@ -136,11 +136,11 @@ def test_the_shell_completes_options(capsys, tmp_path):
     script = tmp_path / "completion"
     script.write_text(capsys.readouterr().out)
     complete = (
-        f"source {script}; COMP_WORDS=(cliptex-benchmark sweep launch --obj); COMP_CWORD=3;"
+        f"source {script}; COMP_WORDS=(cliptex-benchmark sweep launch --sto); COMP_CWORD=3;"
         " _shtab_cliptex_benchmark; echo ${COMPREPLY[@]}"
     )
     done = subprocess.run([shutil.which("bash"), "-c", complete], capture_output=True, text=True)
-    assert done.stdout.split() == ["--objective"], done.stderr
+    assert done.stdout.split() == ["--storage"], done.stderr
 
 
 def test_json_goes_to_a_file_or_replaces_the_lines(capsys, tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_a_run_shows_and_stores_no_secret(tmp_path, tmp_path_factory):
         "report --tracking-uri http://hunter22@127.0.0.1:9",
         "report --tracking-uri postgresql://bob:hunter22@127.0.0.1:9/db?sslpassword=hunter22",
         "report --tracking-uri mysql+nothing://bob:hunter22@127.0.0.1:9/db",
-        "sweep status --storage postgresql://bob:hunter22@127.0.0.1:9/db",
+        "sweep best --storage postgresql://bob:hunter22@127.0.0.1:9/db",
     ],
 )
 def test_an_unreachable_address_is_shown_without_its_secret(command, capfd, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ EXPERT = "experts train unet --data-root there --out expert"
         ("run --jobs two", "jobs=two: must be a valid integer"),
         ("run --task ,", "tasks=[',']: separate names by commas"),
         ("run --data coco", "--data 'coco' is not of the form key=value"),
-        ("sweep launch --values 1,b", "values=b: must be a valid number"),
+        ("sweep launch --trials b", "trials=b: must be a valid integer"),
     ],
 )
 def test_one_line(command, message, workdir, refused):

@@ -77,8 +77,8 @@ def test_latex_is_ascii_with_two_rows_of_headings(files):
 @pytest.mark.skipif(LATEX is None, reason="no LaTeX: apt-get install texlive-latex-base")
 def test_latex_compiles(report, tmp_path):
     (study,) = report.studies
-    trials = [replace(trial, params={SPECIAL: 1.0}) for trial in study.trials]
-    study = replace(study, name=SPECIAL, trials=trials, varied=[SPECIAL])
+    trials = [replace(trial, params={SPECIAL: SPECIAL}) for trial in study.trials]
+    study = replace(study, name=SPECIAL, trials=trials)
     tables = [
         replace(table, title=SPECIAL, marks=dict.fromkeys(table.frame.index, SPECIAL))
         for table in report.tables

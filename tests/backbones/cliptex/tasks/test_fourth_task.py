@@ -24,6 +24,7 @@ from benchmark.cli.new import template
 from cliptex_common import plugins
 from cliptex_common.errors import UserError
 from cliptex_common.plugins import load_plugins
+from sweeps.space import SearchOptions, make_space
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts.toy_experts import make_expert
 
@@ -63,6 +64,8 @@ def test_it_is_listed_and_has_a_lambda():
     assert find_recipe("cliptex-edges").tasks == ("edges",)
     recipe = find_recipe("cliptex", ["experts=edges,seg", "lambda_edges=0.5"])
     assert recipe.tasks == ("seg", "edges") and recipe.settings()["lambda_edges"] == 0.5
+    space = make_space(SearchOptions(vary={"lambda_edges": "0.1,10"}), recipe)
+    assert [params["lambda_edges"] for params in space.combinations()] == [0.5, 0.1, 10.0]
     unweighted = find_recipe("cliptex", ["experts=edges,seg"])
     assert recipe.key("i", "p", "l") != unweighted.key("i", "p", "l")
     with pytest.raises(UserError, match="did you mean lambda_edges"):

@@ -1,0 +1,281 @@
+"""``sweep launch``: what its options mean, and how a recipe is trained and probed as units of
+work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pydantic import NonNegativeInt
+
+from backbones.base import Backbone
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.labels.store import LabelStore
+from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.recipes import RECIPES, Recipe, read_recipe
+from benchmark.execution import Executor
+from benchmark.execution.progress import console, reporter
+from benchmark.options import (
+    Changes,
+    DataOptions,
+    ExecutionOptions,
+    PluginOptions,
+    TaskChanges,
+    TaskNames,
+)
+from benchmark.plan import decide_precision, print_notes
+from benchmark.probing.data import check_fit, prepare_data
+from benchmark.probing.parents import log_backbone
+from benchmark.probing.submit import Probing
+from benchmark.records import BackboneInfo, PlannedTask
+from benchmark.results.run_result import check_writable
+from benchmark.stages.session import open_executor_and_tracker
+from benchmark.stages.weights import TrainedWeights, TrainingInputs, train_weights
+from benchmark.suites.registry import find_suite
+from benchmark.tasks import plan_tasks
+from cliptex_common.errors import UserError
+from cliptex_common.files import home, write_json
+from cliptex_common.locks import mark_in_use
+from cliptex_common.secrets import hide_secrets
+from cliptex_common.settings import options_dataclass
+from reports.attach import report_line
+from reports.mlflow.run import Run, Tracker
+from reports.report import ReportRequest
+from sweeps.space import LAMBDAS, SearchOptions, Space, make_space
+from sweeps.study import (
+    agree,
+    best_recipe,
+    complete,
+    create_study,
+    load_study,
+    sole_driver,
+    storage_url,
+)
+from sweeps.trial import Sweep
+
+CLIPTEX = RECIPES["cliptex"]
+
+
+@options_dataclass
+class StudyOptions(PluginOptions):
+    """Which study."""
+
+    study: str | None = None
+    """name of the study (default: the only one; of a new one SUITE-SEARCH)"""
+    storage: str | None = None
+    """sqlite:///FILE.db or postgresql://… (default: sqlite:///sweeps.db here)"""
+
+    @property
+    def url(self) -> str:
+        return storage_url(self.storage)
+
+
+@options_dataclass
+class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, SearchOptions):
+    """Options of a sweep."""
+
+    suite: str = "sweep"
+    """tasks to choose λs by; see `list suites`"""
+    tasks: TaskNames = ()
+    """only these tasks; see `list tasks`"""
+    overrides: Changes = field(default_factory=dict)
+    """change a setting of the recipe, for all trials (repeatable)"""
+    task_overrides: TaskChanges = field(default_factory=dict)
+    """change a setting of the tasks (repeatable)"""
+    recipe: str = "cliptex"
+    """cliptex, or a .json or .toml file"""
+    init: str = ""
+    """initial weights, as for `train`; none for suites that make their own"""
+    pairs: str = ""
+    """image-caption pairs, as for `train`; none for suites that make their own"""
+    labels: str = ""
+    """pseudo-labels of the pairs; none for suites that make their own"""
+    confirm: NonNegativeInt = 3
+    """fresh seeds that compare the best trial with the base recipe; 0: no test"""
+    experiment: str = ""
+    """MLflow experiment (default: sweep, or sweep-SUITE)"""
+    out: Path | None = None
+    """recipe file of the best trial (default: STUDY-best.json)"""
+    dry_run: bool = False
+    """show what would be done, and do nothing"""
+
+    @property
+    def name(self) -> str:
+        return self.study or f"{self.suite}-{self.search}"
+
+    @property
+    def experiment_name(self) -> str:
+        return self.experiment or (self.suite if self.suite == "sweep" else f"sweep-{self.suite}")
+
+    @property
+    def recipe_file(self) -> Path:
+        """File of the best trial's recipe."""
+        return self.out or Path(f"{self.name.replace('/', '_')}-best.json")
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What the options mean.
+
+    Attributes:
+        recipe: the base recipe.
+        identity: what must be the same when the study is continued.
+    """
+
+    tasks: Sequence[PlannedTask]
+    recipe: Recipe
+    space: Space
+    identity: Mapping[str, Any]
+
+
+def plan_sweep(options: SweepOptions) -> SweepPlan:
+    """The plan of a sweep. Raises ``UserError`` for options that cannot be used."""
+    suite, inputs = find_suite(options.suite), (options.init, options.pairs, options.labels)
+    if any(inputs) if suite.pipeline else not all(inputs):
+        raise UserError(
+            f"--init, --pairs and --labels: suite {suite.name!r}"
+            f" {'makes its own, leave them out' if suite.pipeline else 'needs all three'}"
+        )
+    settings = {**suite.training_settings}
+    if options.recipe.endswith((".json", ".toml")):
+        given, default = read_recipe(Path(options.recipe)).settings(), CLIPTEX.settings()
+        settings |= {name: value for name, value in given.items() if value != default.get(name)}
+    elif options.recipe != CLIPTEX.name:
+        raise UserError(f"--recipe {options.recipe}: give cliptex or a .json or .toml file")
+    # as in the paper's search, all λs are 1 at first
+    settings |= {**dict.fromkeys(LAMBDAS, 1.0), **options.overrides}
+    recipe = CLIPTEX.changed({**settings, "name": CLIPTEX.name, "seed": options.seed})
+    tasks, notes = decide_precision(
+        plan_tasks(suite, options.tasks, options.task_overrides), options, "--set-task"
+    )
+    print_notes(notes)
+    space = make_space(options, recipe)
+    identity = {
+        "suite": suite.name,
+        "search": options.search,
+        "vary": ", ".join(f"{name}: {each}" for name, each in space.distributions.items()),
+        "recipe": recipe.settings(),
+        "settings": {task.name: asdict(task.settings) for task in tasks},
+        "tasks": [task.name for task in tasks],
+    }
+    return SweepPlan(tasks, recipe, space, identity)
+
+
+def launch(options: SweepOptions) -> int:
+    """Start or resume a sweep, until every trial is finished or has failed; returns the exit code.
+
+    Raises:
+        UserError, TrackingError: options that cannot be used, a study that was started with others,
+            or that another process drives.
+        KeyboardInterrupt: interrupted; finished trials stay, the same command resumes.
+    """
+    plan = plan_sweep(options)
+    study = load_study(options.name, options.url)
+    if study is not None:
+        agree(study, plan.identity)
+    if options.dry_run:
+        console.print(
+            f"{options.name}: {len(complete(study)) if study else 0} of {plan.space.total} trials"
+            f" done, {len(plan.tasks)} tasks each; then the best and the base again on"
+            f" {options.confirm} fresh seeds"
+        )
+        return 0
+    check_writable(options.recipe_file, "--out")
+    opened = open_executor_and_tracker(options.executor_spec, options.experiment_name)
+    with sole_driver(options.name, options.url), opened as (executor, tracker):
+        sweep = asyncio.run(_run(options, plan, executor, tracker))
+    request = ReportRequest([tracker.experiment], study=options.name, tracking_uri=tracker.uri)
+    line, report = report_line(request, [sweep.parent.id])
+    if report is not None:
+        write_json(options.recipe_file, best_recipe(sweep.study))
+        console.print(report.summary.headline, markup=False)
+    console.print(
+        f"{line}\nevery trial: optuna-dashboard {hide_secrets(options.url)}\ntrain the best: python"
+        f" -m benchmark train --recipe {options.recipe_file} --init … --pairs … --out …",
+        markup=False,
+    )
+    return int(sweep.unfinished > 0)
+
+
+async def _run(
+    options: SweepOptions, plan: SweepPlan, executor: Executor, tracker: Tracker
+) -> Sweep:
+    suite, tasks = find_suite(options.suite), plan.tasks
+    make: Callable[..., Any] = suite.pipeline or partial(PairsPipeline, options)
+    pipeline = make(executor, tracker.experiment)
+    untrained = replace(BackboneInfo.of(pipeline.architecture(), {}), name=plan.recipe.name)
+    for task, reason in check_fit(tasks, options, pipeline.data, untrained).items():
+        raise UserError(f"{task}: {reason}, in the weights of this sweep; leave it out with --task")
+    await pipeline.make_data()
+    data = prepare_data(tasks, options.with_folders(pipeline.data), executor.num_workers)
+    # the probes of a trial come before the trainings of others
+    probing = Probing(
+        executor, tracker.experiment, suite.name, tasks, data, options.data_root, priority=1
+    )
+    study = create_study(options.name, options.url)
+    agree(study, {**plan.identity, "conditions": probing.conditions})
+
+    async def evaluate(recipe: Recipe, run: Run) -> dict[str, dict[str, float]]:
+        weights = await pipeline.train(recipe, run.id)
+        if recipe.tasks or recipe.name == "clip-ft":
+            agree(study, {recipe.name: weights.labels or weights.key})
+        path = str(weights.path)
+        tags = {"weights.sha256": weights.sha256, "weights.file": path, "train.run": weights.run}
+        run.set_tags(tags)
+        source = {"name": recipe.name, "weights": path, "seed": recipe.seed}
+        backbone = await probing.describe({**source, "any_architecture": True})
+        model = log_backbone(tracker, backbone, weights.run)
+        units = [
+            probing.cells(unit, backbone, recipe.seed, run.id, model) for unit in probing.units
+        ]
+        metrics = {}
+        for cell in chain.from_iterable(await asyncio.gather(*units)):
+            if cell.status == "failed":
+                raise RuntimeError(f"{cell.task}: {cell.reason}")
+            metrics[cell.task] = cell.metrics
+            run.log_metrics({f"{cell.task}/{name}": value for name, value in cell.metrics.items()})
+        return metrics
+
+    notify = lambda line: console.print(f"  {line}", markup=False)
+    sweep = Sweep(study, plan.space, plan.recipe, evaluate, tracker, notify)
+    await sweep.run(executor.slots, range(options.seed + 1, options.seed + 1 + options.confirm))
+    return sweep
+
+
+class PairsPipeline:
+    """What a sweep needs of a ``Pipeline``, on a user's pairs, labels and initial weights."""
+
+    data: Mapping[str, Path] = {}
+
+    def __init__(self, options: SweepOptions, executor: Executor, experiment: str) -> None:
+        self.options, self.executor, self.experiment = options, executor, experiment
+        self.pairs = open_pairs(options.pairs, reporter()).fingerprint
+        self.labels = LabelStore(Path(options.labels).absolute())
+        path = Path(options.init)
+        self.init = str(path.absolute()) if path.exists() else options.init
+
+    async def make_data(self) -> None:
+        """They are the user's."""
+
+    def architecture(self) -> Backbone:
+        return load_pretrained_clip(self.init, self.options.overrides.get("model", CLIPTEX.model))
+
+    async def train(self, recipe: Recipe, parent: str) -> TrainedWeights:
+        key = recipe.key(self.init, self.pairs, self.labels.identity)
+        out = home() / "weights" / f"sweep-{recipe.name}-{key}.safetensors"
+        mark_in_use(out)
+        inputs = TrainingInputs(
+            recipe,
+            self.init,
+            self.options.pairs,
+            out,
+            (self.labels.root,) if recipe.tasks else (),
+            experiment=self.experiment,
+            parent=parent,
+        )
+        return await train_weights(inputs, self.executor)

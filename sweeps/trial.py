@@ -1,0 +1,152 @@
+"""The trials of a sweep: recipes that are trained, probed and compared with clip-ft."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from backbones.cliptex.training.recipes import RECIPES, Recipe
+from cliptex_common.errors import UserError, error_summary, user_error_message
+from probes.dense.tasks import DENSE_TASKS
+from probes.registry import find_task
+from reports.mlflow.run import Run, Tracker
+from reports.stats.gains import interquartile_mean, relative_gain
+from sweeps.space import Space, Value
+from sweeps.study import ask, best_recipe, complete, figures, queue
+
+Metrics = Mapping[str, Mapping[str, float]]  # task → metric → value
+
+
+# (recipe, its run): train, probe and log
+Evaluate = Callable[[Recipe, Run], Awaitable[Metrics]]
+
+
+def gains(metrics: Metrics, baseline: Metrics) -> dict[str, float]:
+    """Gains in percent of the baseline, NaN where a metric is missing: ``gain/TASK`` of each task,
+    and interquartile means: ``zero-shot``, and ``objective`` over the dense tasks (without any,
+    over all)."""
+    gain: dict[str, float] = {}
+    means = defaultdict[str, list[float]](list)
+    for name, base in baseline.items():
+        spec, probe = find_task(name)
+        main, metric = next(iter(probe.metrics.items()))
+        pair = metrics.get(name, {}).get(main, math.nan), base.get(main, math.nan)
+        gain[f"gain/{name}"] = value = relative_gain(*pair, metric.direction, metric.floor)
+        if spec.kind == "detection" or spec.kind in DENSE_TASKS:
+            means["objective"].append(value)
+        elif probe.needs_text:
+            means["zero-shot"].append(value)
+    means.setdefault("objective", list(gain.values()))
+    for name, values in means.items():
+        gain[name] = float(interquartile_mean(np.array([values]).T)[0])
+    return gain
+
+
+@dataclass
+class Sweep:
+    """The trials of a study, each recipe under an MLflow run of its own.
+
+    Attributes:
+        recipe: the base recipe.
+        notify: gets a line for each recipe.
+        baseline: clip-ft's metrics.
+        parent: the run of the sweep.
+    """
+
+    study: optuna.Study
+    space: Space
+    recipe: Recipe
+    evaluate: Evaluate
+    tracker: Tracker
+    notify: Callable[[str], None]
+    baseline: Metrics = field(default_factory=dict)
+    parent: Run = field(init=False)
+
+    @property
+    def unfinished(self) -> int:
+        """Number of trials."""
+        return max(0, self.space.total - len(complete(self.study)))
+
+    async def run(self, width: int, seeds: Sequence[int]) -> None:
+        """Measure clip-ft, every trial that is not finished, and the best one and the base again:
+        the best of many is also the luckiest.
+
+        Args:
+            width: most trials at once.
+            seeds: fresh ones for the best and the base.
+
+        Raises:
+            Exception: any that the user can correct; others fail their trial.
+        """
+        study = self.study
+        earlier = self.tracker.find_run(study.user_attrs.get("mlflow.run"))
+        if earlier and earlier.info.status == "RUNNING":  # on another machine
+            raise UserError(f"study {study.study_name!r} is driven by another process; wait for it")
+        tags = {"study": study.study_name, "stage": "sweep"}
+        resume = earlier and earlier.info.run_id
+        with self.tracker.run(f"sweep {study.study_name}", tags=tags, resume=resume) as self.parent:
+            study.set_user_attr("mlflow.run", self.parent.id)
+            study.set_user_attr("recipe", self.recipe.settings())
+            plain = RECIPES["clip-ft"]
+            recipe = replace(
+                self.recipe, name=plain.name, lambdas=plain.lambdas, experts=plain.experts
+            )
+            if await self._measure(recipe, {"baseline": recipe.name}):
+                queue(study, self.space)
+                turns = iter(range(self.unfinished))
+                await asyncio.gather(*(self._work(turns) for _ in range(width)))
+            if self.baseline and complete(study):
+                again = [study.best_params, self.space.base]
+                if again[0] != again[1]:
+                    await asyncio.gather(*(self._again(*each) for each in product(again, seeds)))
+                self.parent.log_json(figures(study), "plots.json")
+                self.parent.log_json(best_recipe(study), "best_recipe.json")
+            if self.unfinished:
+                self.parent.fail(f"{self.unfinished} trials are not finished")
+
+    async def _work(self, turns: Iterator[int]) -> None:
+        for _ in turns:
+            trial = ask(self.study, self.space)
+            tags = {"trial": str(trial.number), "setting": self.space.name(trial.params)}
+            recipe = self.recipe.changed(trial.params)
+            if result := await self._measure(recipe, tags, trial.params):
+                trial.set_user_attr("mlflow.run", result[0])
+                self.study.tell(trial, result[1])
+            else:
+                self.study.tell(trial, state=TrialState.FAIL)
+
+    async def _again(self, params: Mapping[str, Value], seed: int) -> None:
+        tags = {"again": self.space.name(params), "seed": str(seed)}
+        if not self.tracker.finished(study=self.study.study_name, **tags):
+            await self._measure(self.recipe.changed({**params, "seed": seed}), tags, params)
+
+    async def _measure(
+        self, recipe: Recipe, tags: Mapping[str, str], params: Mapping[str, Value] | None = None
+    ) -> tuple[str, float] | None:
+        """Id of a recipe's run, and the objective's value; None, with a line that says why, if it
+        fails."""
+        name = " · ".join(f"{key} {value}" for key, value in tags.items())
+        tags = {"study": self.study.study_name, **tags}
+        try:
+            with self.tracker.run(name, tags=tags, params=params, parent=self.parent) as run:
+                metrics = await self.evaluate(recipe, run)
+                values = gains(metrics, self.baseline or metrics)
+                run.log_metrics(values)
+                if missing := [key for key in values if not math.isfinite(values[key])]:
+                    raise RuntimeError(f"no value for {', '.join(missing)}")
+        except Exception as error:
+            if user_error_message(error) is not None:
+                raise
+            self.notify(f"{name} failed: {error_summary(error)}")
+            return None
+        self.baseline = self.baseline or metrics
+        self.notify(f"{name}: {values['objective']:+.3g} %")
+        return run.id, values["objective"]
