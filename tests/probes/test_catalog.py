@@ -16,23 +16,6 @@ from probes.registry import DATASETS, PROBES, find_task
 KINDS = (*DENSE_TASKS, "detection", "classification", "image-text", "association", "correspondence")
 
 
-@pytest.mark.parametrize(
-    ("datasets", "names"),
-    [
-        ("voc ade20k camvid", "linear deeplabv3 pspnet"),
-        ("nyu-depth nyu-normal", "linear deeplabv3 pspnet"),
-        ("imagenet places365 imagefolder", "linear zero-shot"),
-        ("flickr30k flickr8k", "retrieval"),
-        ("coco", "mask-rcnn ssd"),
-    ],
-)
-def test_every_task_of_the_paper_exists(datasets, names):
-    for dataset in datasets.split():
-        for name in names.split():
-            spec, probe = find_task(f"{dataset}/{name}")
-            assert (spec.name, probe.name) == (dataset, name) and spec.kind == probe.kind
-
-
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(UserError, match="voc/pspnet"):
         find_task("voc/pspent")
