@@ -181,7 +181,7 @@ def decide_precision(
     device: Device = options.device
     if device == "auto":
         is_cluster = options.executor == "slurm" or "address" in options.executor_arg
-        device = planned_device("auto") if is_cluster else current_device()
+        device = planned_device() if is_cluster else current_device()
     name = "the CPU" if not is_accelerator_name(str(device)) else str(device)
     if computes_in_bf16(device):
         precision = "bf16"

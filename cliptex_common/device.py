@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cliptex_common.errors import OutOfMemory, UserError
-from cliptex_common.visible_devices import DEVICE_NAMES, is_accelerator_name
+from cliptex_common.visible_devices import DEVICE_NAMES
 
 CPU = torch.device("cpu")
 Device = torch.device | str
@@ -36,11 +36,9 @@ def current_device() -> torch.device:
     return kind if kind is not None and torch.accelerator.is_available() else CPU
 
 
-def planned_device(name: str) -> torch.device:
-    """The accelerator that work of another machine is planned for: the one called ``name``, else
-    one as this machine has, else a CUDA device."""
-    if is_accelerator_name(name):
-        return torch.device(name)
+def planned_device() -> torch.device:
+    """The accelerator that work of another machine is planned for: one as this machine has, else a
+    CUDA device."""
     current = current_device()
     return current if is_accelerator(current) else torch.device("cuda")
 

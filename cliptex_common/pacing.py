@@ -1,10 +1,12 @@
-"""How often to do what takes time, such as saving the state of a training."""
+"""When to do what is done again and again: the state of a training is saved, a process shows that
+it is alive."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 MAX_SHARE = 0.02  # of the time
 
@@ -29,3 +31,22 @@ class Pace:
         ended = time.monotonic()
         if self.seconds:
             self._due_at = ended + max(self.seconds, (ended - started) / MAX_SHARE)
+
+
+@contextmanager
+def repeating(function: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call ``function`` every ``seconds`` from a thread during the block, whatever it raises."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            with suppress(Exception):
+                function()
+
+    thread = threading.Thread(target=repeat, name="repeating", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -57,7 +57,6 @@ def _check_folder(path: Path) -> Path:
 
 
 Names = Annotated[Sequence[str], BeforeValidator(split_words)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(split_words)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Folder = Annotated[Path, AfterValidator(_check_folder)]  # which need not exist yet
 

@@ -24,7 +24,7 @@ from benchmark.execution.streams import RedactingStream, redact_streams
 from cliptex_common import plugins
 from cliptex_common.errors import UserError, user_error_message
 from cliptex_common.heap import return_freed_memory
-from cliptex_common.repeating import repeating
+from cliptex_common.pacing import repeating
 from cliptex_common.visible_devices import restrict_accelerators
 from reports.mlflow.environment import environment
 

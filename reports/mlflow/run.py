@@ -21,7 +21,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cliptex_common.errors import first_line
-from cliptex_common.repeating import repeating
+from cliptex_common.pacing import repeating
 from cliptex_common.secrets import hide_secrets, redact
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
