@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -58,15 +59,22 @@ def export_results(
     runs = without_studies(store.runs(experiments))
     selection = select(runs, experiments, backbones, tasks=tasks)
     exporter = _Exporter(store)
-    for cells in selection.cells.values():
-        for cell in cells:
+    notes = []
+    for cell in chain.from_iterable(selection.cells.values()):
+        try:
             exporter.add(cell, selection.parents.get((cell.backbone, cell.seed)))
+        except _Unshareable as reason:
+            notes.append(f"{cell.label} is left out: {reason}")
     if not exporter.cells:
-        raise UserError("; ".join(["nothing to share", *exporter.notes[:3]]))
+        raise UserError("; ".join(["nothing to share", *notes[:3]]))
     records = [*exporter.parents.values(), *exporter.cells]
     write_archive(path, source, version("cliptex-benchmark"), records, exporter.members)
     names = dict.fromkeys(cell.backbone for cell in exporter.cells)
-    return ExportSummary(list(names), len(exporter.cells), [*selection.notes, *exporter.notes])
+    return ExportSummary(list(names), len(exporter.cells), [*selection.notes, *notes])
+
+
+class _Unshareable(Exception):
+    """Why a cell is left out."""
 
 
 class _Exporter:
@@ -77,38 +85,32 @@ class _Exporter:
         self.parents: dict[str, ParentRun] = {}
         self.cells: list[Cell] = []
         self.members: dict[str, bytes] = {}
-        self.notes: list[str] = []
-        self.descriptions: dict[str, dict[str, Any]] = {}  # id of a parent run → its run.json
 
     def add(self, cell: Cell, parent: ParentRun | None) -> None:
-        """Add a cell and its parent; a note says why one is left out."""
+        """Add a cell and its parent; raises ``_Unshareable``."""
+        if parent is None:
+            raise _Unshareable("its parent run is missing")
         arrays = self.store.arrays(cell, PER_IMAGE)
         detections = self.store.arrays(cell, DETECTIONS)
         scores = image_scores(cell.kind, arrays, detections) if arrays else None
+        if scores is None:
+            raise _Unshareable(why_unscored(cell.kind))
         verified = {
             name: value
             for name, value in cell.metrics.items()
-            if scores is not None and name in scores.metrics and agrees(scores.value(name), value)
+            if name in scores.metrics and agrees(scores.value(name), value)
         }
+        if cell.main not in verified:
+            raise _Unshareable("its main metric cannot be computed from per-image scores")
         conditions = self.store.json(cell, PROTOCOL)
-        reason = ""
-        if parent is None:
-            reason = "its parent run is missing"
-        elif scores is None:
-            reason = why_unscored(cell.kind)
-        elif cell.main not in verified:
-            reason = "its main metric cannot be computed from per-image scores"
-        elif without_paths(conditions) != conditions:
-            reason = "its settings name a file of this machine"
-        elif without_paths(identity := self._identity(parent)) != identity:
-            reason = "its backbone names a file of this machine"
-        if reason or parent is None:
-            self.notes.append(f"{cell.label} is left out: {reason}")
-            return
+        if without_paths(conditions) != conditions:
+            raise _Unshareable("its settings name a file of this machine")
+        parent_id = content_key(["run", parent.run_key, parent.backbone])
+        if parent_id not in self.parents:
+            self._add_parent(parent, parent_id)
         run_id = content_key(["cell", cell.key, cell.backbone])
-        shared = _shareable(cell, run_id, cell.task)
-        own = {"parent": self._add_parent(parent), "metrics": verified}
-        self.cells.append(shared.model_copy(update=own))
+        changes = {"run_id": run_id, "name": cell.task, "parent": parent_id, "metrics": verified}
+        self.cells.append(_shareable(cell, changes))
         self.members[f"{run_id}/{PROTOCOL}"] = canonical_json(conditions).encode()
         compact = {name: _compact(values) for name, values in arrays.items()}
         self.members[f"{run_id}/{PER_IMAGE}"] = _npz(compact)
@@ -116,40 +118,28 @@ class _Exporter:
             columns = {name: values for name, values in detections.items() if name in TYPES}
             self.members[f"{run_id}/{DETECTIONS}"] = _npz(columns)
 
-    def _add_parent(self, parent: ParentRun) -> str:
-        run_id = content_key(["run", parent.run_key, parent.backbone])
-        if run_id not in self.parents:
-            environment = self._describe(parent).get("environment", {})
-            content = {
-                "backbone": self._identity(parent),
-                "environment": {name: environment.get(name) for name in ("python", "packages")},
-            }
-            name = f"{parent.backbone} · seed {parent.seed}"
-            shared = _shareable(parent, run_id, name)
-            own = {"parent": "", "metrics": {}, "reused": {}}
-            self.parents[run_id] = shared.model_copy(update=own)
-            text = canonical_json(without_paths(content))
-            self.members[f"{run_id}/{PARENT}"] = text.encode()
-        return run_id
-
-    def _describe(self, parent: ParentRun) -> dict[str, Any]:
-        if parent.run_id not in self.descriptions:
-            self.descriptions[parent.run_id] = self.store.json(parent, PARENT)
-        return self.descriptions[parent.run_id]
-
-    def _identity(self, parent: ParentRun) -> dict[str, Any]:
-        stored = self._describe(parent).get("backbone", {})
-        return {name: value for name, value in stored.items() if name not in ABOUT}
+    def _add_parent(self, parent: ParentRun, run_id: str) -> None:
+        described = self.store.json(parent, PARENT)
+        stored, environment = (described.get(name, {}) for name in ("backbone", "environment"))
+        identity = {name: value for name, value in stored.items() if name not in ABOUT}
+        if without_paths(identity) != identity:
+            raise _Unshareable("its backbone names a file of this machine")
+        packages = {name: environment.get(name) for name in ("python", "packages")}
+        content = without_paths({"backbone": identity, "environment": packages})
+        self.members[f"{run_id}/{PARENT}"] = canonical_json(content).encode()
+        name = f"{parent.backbone} · seed {parent.seed}"
+        changes = {"run_id": run_id, "name": name, "parent": "", "metrics": {}, "reused": {}}
+        self.parents[run_id] = _shareable(parent, changes)
 
 
-def _shareable(record: R, run_id: str, name: str) -> R:
+def _shareable(record: R, changes: dict[str, Any]) -> R:
     """A record without what holds only in this store, and without paths and secrets."""
     texts = {
         field: "" if field in LOCAL else without_paths(value)
         for field, value in record
         if isinstance(value, str)
     }
-    return record.model_copy(update={**texts, "run_id": run_id, "name": name})
+    return record.model_copy(update={**texts, **changes})
 
 
 def without_paths(value: Any) -> Any:
