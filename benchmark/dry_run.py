@@ -87,7 +87,7 @@ def dry_run(options: RunOptions) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
     plan = make_plan(options)
     for note in plan.notes:
-        console.print(note, style="dim", markup=False)
+        console.print(note, style="dim")
     asyncio.run(_walk(plan))
 
 
@@ -148,4 +148,4 @@ def _cells(
 
 
 def _print(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(line)

@@ -154,7 +154,7 @@ def _folders(tasks: Sequence[PlannedTask]) -> str:
 def print_notes(notes: Iterable[str]) -> None:
     """Print the notes of a plan."""
     for note in notes:
-        console.print(note, style="dim", markup=False)
+        console.print(note, style="dim")
 
 
 def decide_precision(

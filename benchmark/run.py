@@ -49,7 +49,7 @@ async def run_async(options: RunOptions) -> RunResult:
     """
     plan = make_plan(options)
     for note in plan.notes:
-        console.print(note, style="dim", markup=False)
+        console.print(note, style="dim")
     if options.json:
         check_writable(options.json)
     if options.weights:
@@ -208,9 +208,7 @@ class _Rows:
         except Exception as error:
             reason = self._reason(error)
             names = " + ".join(task.name for task in tasks)
-            console.print(
-                f"{backbone.name} · seed {seed} · {names}: {reason}", style="red", markup=False
-            )
+            console.print(f"{backbone.name} · seed {seed} · {names}: {reason}", style="red")
             return failed_cells(backbone.name, seed, tasks, reason)
 
     @contextmanager

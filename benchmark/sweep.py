@@ -193,11 +193,10 @@ def launch(options: SweepOptions) -> int:
     line, report = report_line(request, [sweep.parent.id])
     if report is not None:
         write_json(options.recipe_file, best_recipe(sweep.study))
-        console.print(report.summary.headline, markup=False)
+        console.print(report.summary.headline)
     console.print(
         f"{line}\nevery trial: optuna-dashboard {hide_secrets(options.url)}\ntrain the best: python"
         f" -m benchmark train --recipe {options.recipe_file} --init … --pairs … --out …",
-        markup=False,
     )
     return int(sweep.unfinished > 0)
 
@@ -241,7 +240,7 @@ async def _run(
             run.log_metrics({f"{cell.task}/{name}": value for name, value in cell.metrics.items()})
         return metrics
 
-    notify = lambda line: console.print(f"  {line}", markup=False)
+    notify = lambda line: console.print(f"  {line}")
     sweep = Sweep(study, plan.space, plan.recipe, evaluate, tracker, notify)
     await sweep.run(executor.slots, range(options.seed + 1, options.seed + 1 + options.confirm))
     return sweep

@@ -34,7 +34,7 @@ def watch(options: WatchOptions, on_result: Callable[[RunResult], None]) -> int:
         raise UserError(f"no folder {options.dir}; give the one with the training's checkpoints")
     lock = lock_path("watch", [plan.as_config_file(), str(options.dir.resolve())])
     message = f"another process watches {options.dir}: waiting for it"
-    with locked(lock, lambda: console.print(message, markup=False)):
+    with locked(lock, lambda: console.print(message)):
         return _follow(options, plan, lock.stem, on_result)
 
 

@@ -52,7 +52,7 @@ class TrainExpert(ConfigOptions, ExecutionOptions, TrackingOptions):
             asyncio.run(make_expert(inputs, executor))
         options = [f"--plugin {path}" for path in self.plugins]
         options.append(f"--experts {self.name}={self.out} --pairs … --out …")
-        console.print("label with it: python -m benchmark labels predict", *options, markup=False)
+        console.print("label with it: python -m benchmark labels predict", *options)
         return 0
 
 

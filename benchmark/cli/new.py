@@ -56,7 +56,7 @@ class New:
         if path.exists():
             raise UserError(f"{path} exists already; choose another name, or --out FILE")
         write_text(path, template(self.kind, self.name))
-        console.print(f"wrote {path}; its first lines say how to try it", markup=False)
+        console.print(f"wrote {path}; its first lines say how to try it")
         return 0
 
 

@@ -71,7 +71,7 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
             console.print(f"experiment {experiments}", style="dim")
         console.print(report.summary.headline, style="bold")
         for line in report.axes:
-            console.print(line, markup=False)
+            console.print(line)
         for note in report.notes:
             console.print(f"  note · {note}", style="dim")
         console.print(f"report: {', '.join(map(str, files))}")

@@ -45,7 +45,7 @@ class ExportResults(TrackingOptions, PluginOptions):
             store, experiments, self.out, self.backbones, self.tasks, self.source
         )
         for note in written.notes:
-            console.print(f"  note · {note}", style="dim", markup=False)
+            console.print(f"  note · {note}", style="dim")
         names = ", ".join(written.backbones)
         size = self.out.stat().st_size / 1e6
         console.print(f"{written.cells} results of {names}: {self.out} ({size:.1f} MB)")

@@ -96,7 +96,7 @@ class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
             name = recipe.name if recipe.name in backbones.names() else "cliptex"
             options = [f"--plugin {path}" for path in self.plugins]
             options.append(f"--backbone {name} --weights {self.out} --suite paper --data-root DIR")
-            console.print("probe it: python -m benchmark run", *options, markup=False)
+            console.print("probe it: python -m benchmark run", *options)
         return 0
 
     def _check_output(self) -> None:

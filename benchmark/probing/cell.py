@@ -160,7 +160,7 @@ def failure_reason(error: Exception) -> str:
     if user_error_message(error) is not None:
         raise error
     if not isinstance(error, NonFiniteLoss | OutOfMemory | WorkerLost):
-        console.print("".join(traceback.format_exception(error)), markup=False)
+        console.print("".join(traceback.format_exception(error)))
     return error_summary(error)
 
 

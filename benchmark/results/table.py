@@ -38,26 +38,25 @@ def show(result: RunResult, report: Report | None = None) -> None:
         console.width = max(console.width, Measurement.get(console, options, table).maximum)
     console.print(table)
     if report and len(report.backbones) > 1:
-        console.print(f"  {report.summary.headline}", style="bold", markup=False)
+        console.print(f"  {report.summary.headline}", style="bold")
     for line in [*report.axes, *report.mode_changes] if report else ():
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     for name, seed in result.run_ids:
         average = result.average(name, seed)
         if average is not None:
             title = result.suite.average
-            console.print(f"  {title} · {name} · seed {seed}: {average:.2f}", markup=False)
+            console.print(f"  {title} · {name} · seed {seed}: {average:.2f}")
     for name in dict.fromkeys(task.name.partition(":")[0] for task in result.absent):
-        console.print(f"  missing · {name}: no data", markup=False)
+        console.print(f"  missing · {name}: no data")
     for task in result.tasks:
         of_task = [cell for cell in result.cells if cell.task == task.name]
         for line in note_lines(of_task):
-            console.print(f"  note · {task.name}{line}", style="dim", markup=False)
+            console.print(f"  note · {task.name}{line}", style="dim")
         for cell in of_task:
             if cell.status in ("failed", "not applicable"):
                 console.print(
                     f"  missing · {task.name} · {cell.backbone} · seed {cell.seed}: {cell.status},"
                     f" {cell.reason}",
-                    markup=False,
                 )
 
 

@@ -150,7 +150,6 @@ def preview_labels(request: LabelRequest) -> None:
     console.print(
         f"{len(source)} pairs in {len(shards)} shards: {len(shards) - len(pending)} labelled,"
         f" {len(pending)} to do ({sum(shard.count for shard in pending)} pairs)",
-        soft_wrap=True,
     )
 
 

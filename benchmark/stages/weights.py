@@ -136,7 +136,7 @@ def preview_training(inputs: TrainingInputs) -> None:
         line += f"; {inputs.out} holds these weights: nothing is to do"
     elif saved and saved[0] < steps:
         line += f"; it resumes from step {saved[0]} if that was saved by the same training"
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(line)
 
 
 def train_unit(inputs: TrainingInputs) -> TrainedWeights:
