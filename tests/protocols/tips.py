@@ -325,7 +325,7 @@ def _suite_scores(folder: Path, settings: Any) -> dict[str, Any]:
     task = context(folder / "work", data, settings, "golden-projection")
     task = replace(task, backbone=TextTower())
     maps: list[Tensor] = []
-    score = open_vocabulary.evaluate
+    score = open_vocabulary.evaluate_patches
 
     def evaluate(context: Any, images: PatchImages, predict: Any, notes: Any) -> Any:
         def recorded(group: Sequence[Patches]) -> Iterator[Tensor]:
@@ -335,7 +335,7 @@ def _suite_scores(folder: Path, settings: Any) -> dict[str, Any]:
 
         return score(context, images, recorded, notes)
 
-    with mock.patch.object(open_vocabulary, "evaluate", evaluate):
+    with mock.patch.object(open_vocabulary, "evaluate_patches", evaluate):
         result = open_vocabulary.run(task)
     images = PatchImages(task, "val", DenseEncoder(task.backbone, "fp32", settings.slide))
     patches = next(each for each in images.walk(task) if each.index == 0)
