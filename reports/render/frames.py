@@ -141,9 +141,9 @@ def html_value(value: object) -> str:
     """``plain_cell``, sorted by the value."""
     if isinstance(value, Markup):
         return value
-    text = plain_cell(value)
     if isinstance(value, str):
-        return escape(text)
+        return escape(value or "–")
+    text = plain_cell(value)
     return _data("" if text == "–" else value, text)
 
 

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from reports.cell import Record
     from reports.report import Report
 
+PUBLISHED = [
+    *("Backbone", "Task", "Metric", "Published", "Here"),
+    *("Protocol of the source", "Differences", "Source"),
+]
+
 
 def render_page(report: Report) -> str:
     """The page as text.
@@ -170,92 +175,76 @@ class PageTables:
 
     def published(self) -> Markup:
         """Published numbers and ours."""
-        rows = [
-            {
-                "Backbone": row.backbone,
-                "Task": row.task,
-                "Metric": row.metric,
-                "Published": row.published,
-                "Here": row.ours or "–",
-                "Protocol of the source": row.protocol,
-                "Differences": row.differs,
-                "Source": Markup('<a href="{}" rel="noopener">{}</a>').format(row.url, row.source),
-            }
-            for row in self.report.published
-        ]
-        return _facts(rows, "published-numbers", "Published numbers and ours.", "facts-table wide")
+        frame = pd.DataFrame(map(vars, self.report.published), dtype=object)
+        link = Markup('<a href="{}" rel="noopener">{}</a>')
+        frame["source"] = [link.format(row.url, row.source) for row in self.report.published]
+        frame = frame.drop(columns="url").set_axis(PUBLISHED, axis=1)
+        caption = "Published numbers and ours."
+        return self.plain(frame, "published-numbers", caption, "facts-table wide")
 
-    def backbones(self) -> Markup:
+    def backbones(self, backbones: dict[str, dict[str, str]]) -> Markup:
         """Properties of each backbone."""
-        assert self.report.provenance is not None
-        backbones = self.report.provenance.backbones
-        rows = [{"Backbone": name, **facts} for name, facts in backbones.items()]
+        frame = pd.DataFrame(backbones, dtype=object).T.rename_axis(columns="Backbone")
         caption = "Backbones: properties of each; FLOPs of one image at its own resolution."
-        return self.plain(pd.DataFrame(rows, dtype=object), "backbones", caption, "facts-table")
+        head = functools.partial(sorter, first="ascending")
+        return html_table(frame, "backbones", caption, head=head, css="facts-table sortable")
 
-    def weights(self) -> Markup:
+    def weights(self, rows: list[dict[str, Any]]) -> Markup:
         """Where the weights are from, and their runs."""
-        assert self.report.provenance is not None
-        rows = []
-        for entry in self.report.provenance.weights:
-            runs = self._run(entry["run"])
-            if entry["train"]:
-                runs += Markup(", trained by ") + self._run(entry["train"])
-            dirty = "+dirty" if entry["commit"].endswith("+dirty") else ""
-            rows.append(
-                {
-                    "Backbone": entry["backbone"],
-                    "Seed": entry["seed"],
-                    "Source": _mono(entry["source"]),
-                    "sha256": _mono(entry["sha256"][:12], entry["sha256"]),
-                    "Licence": entry["licence"],
-                    "Code": _mono(entry["commit"][:10] + dirty, entry["commit"]),
-                    "Run": _mono(runs),
-                }
-            )
+        frame = pd.DataFrame([self._weights_row(**row) for row in rows], dtype=object)
         caption = "Weights: one row for each backbone and seed, with the MLflow run of its numbers."
-        return _facts(rows, "weights", caption)
+        return self.plain(frame, "weights", caption, "facts-table")
+
+    def _weights_row(
+        self,
+        *,
+        source: str,
+        sha256: str,
+        commit: str,
+        run: Record,
+        train: Record | None,
+        **facts: Any,
+    ) -> dict[str, Any]:
+        runs = self._run(run)
+        if train:
+            runs += Markup(", trained by ") + self._run(train)
+        dirty = "+dirty" if commit.endswith("+dirty") else ""
+        return {
+            "Backbone": facts["backbone"],
+            "Seed": str(facts["seed"]),
+            "Source": _mono(source),
+            "sha256": _mono(sha256[:12], sha256),
+            "Licence": facts["licence"],
+            "Code": _mono(commit[:10] + dirty, commit),
+            "Run": _mono(runs),
+        }
 
     def _run(self, run: Record) -> Markup:
         return linked(run.run_id[:12], run_link(self.report.ui_url, run))
 
-    def data(self) -> Markup:
+    def data(self, rows: list[dict[str, Any]]) -> Markup:
         """Datasets and their fingerprints."""
-        assert self.report.provenance is not None
-        rows = [
-            {
-                "Dataset": entry["name"],
-                "Fingerprint": _mono(entry["fingerprint"]),
-                "Complete": "partial" if entry["partial"] else "complete",
-            }
-            for entry in self.report.provenance.data
-        ]
+        frame = pd.DataFrame(rows, dtype=object)
+        frame["partial"] = ["partial" if row["partial"] else "complete" for row in rows]
+        frame["fingerprint"] = frame["fingerprint"].map(_mono)
+        frame = frame.set_axis(["Dataset", "Fingerprint", "Complete"], axis=1)
         caption = "Data: the fingerprint is a hash over names and content of all samples used."
-        return _facts(rows, "data", caption)
+        return self.plain(frame, "data", caption, "facts-table")
 
     def differences(self, task: str, differing: dict[str, dict[str, Any]]) -> Markup:
         """Settings that differ between the protocols of a task."""
-        rows = [
-            {"Setting": name, **{letter: _mono(str(value)) for letter, value in values.items()}}
-            for name, values in differing.items()
-        ]
-        caption = f"Protocols of {task}: settings that differ."
-        return _facts(rows, f"protocols-{task.replace('/', '-')}", caption)
+        frame = pd.DataFrame(differing, dtype=object).T.map(lambda value: _mono(str(value)))
+        name, caption = f"protocols-{task.replace('/', '-')}", f"Protocols of {task}: what differs."
+        frame = frame.rename_axis(columns="Setting")
+        return html_table(frame, name, caption, head=escape, css="facts-table")
 
-    def plain(self, frame: pd.DataFrame, name: str, caption: str, css: str = "") -> Markup:
-        """A sortable table of plain values, the first column as its rows."""
-        first, *_ = frame.columns
+    def plain(self, frame: pd.DataFrame, name: str, caption: str, css: str = "sortable") -> Markup:
+        """A table of plain values, the first column as its rows."""
+        first = frame.columns[0]
         frame = frame.set_index(first).rename_axis(index=None, columns=first)
-        head = functools.partial(sorter, first="ascending")
-        return html_table(frame, name, caption, head=head, css=f"{css} sortable".strip())
-
-
-def _facts(rows: list[dict[str, Any]], name: str, caption: str, css: str = "facts-table") -> Markup:
-    """A table of text, the first column as its rows."""
-    frame = pd.DataFrame(rows, dtype=object)
-    first, *_ = frame.columns
-    frame = frame.set_index(first).rename_axis(index=None, columns=first)
-    return html_table(frame, name, caption, head=escape, css=css)
+        is_sortable = css == "sortable"
+        head = functools.partial(sorter, first="ascending") if is_sortable else escape
+        return html_table(frame, name, caption, head=head, css=css)
 
 
 def _mono(text: str, title: str = "") -> Markup:
