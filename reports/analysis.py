@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.judgement import Judgement, family_size, judge
+from reports.judgement import Judgement, family_size, judge_differences
 from reports.measurements import Key, Measurements, measure, shown_metrics
 from reports.mlflow.query import Store
 from reports.selection import Selection, TaskColumn
@@ -46,7 +46,7 @@ def analyse(
         TrackingError: an artifact is damaged.
     """
     measured = measure(store, selection, advance)
-    judged = judge(selection, measured.samples)
+    judged = judge_differences(selection, measured.samples)
     best = {
         (column, metric): _find_best(judged, measured.samples, column, metric)
         for column in selection.columns

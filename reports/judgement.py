@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from reports.measurements import Key, Place
+from reports.measurements import GridKey, Key
 from reports.selection import Selection, TaskColumn
 from reports.stats.gains import (
     by_task,
@@ -62,7 +62,7 @@ class Judgement:
     selection: Selection
     estimates: dict[Key, Estimate]
     differences: dict[Key, Estimate]
-    task_gains: dict[Place, Estimate]
+    task_gains: dict[GridKey, Estimate]
     gains: dict[str, Gain]
     excluded: dict[TaskColumn, str]
     level: float
@@ -100,7 +100,7 @@ def family_size(selection: Selection, column: TaskColumn) -> int:
     return sum(other.base == column.base for other in selection.columns)
 
 
-def judge(
+def judge_differences(
     selection: Selection, samples: Mapping[Key, MetricSample], error_rate: float = LEVEL
 ) -> Judgement:
     """Intervals, differences, gains, and their joint levels.
@@ -185,7 +185,7 @@ def _percent_factors(
     samples: Mapping[Key, MetricSample],
     estimates: Mapping[Key, Estimate],
     gaps: Mapping[Key, Quantity],
-) -> tuple[dict[Place, float], dict[TaskColumn, str]]:
+) -> tuple[dict[GridKey, float], dict[TaskColumn, str]]:
     """What makes differences percent of the baseline's number on the same seeds, better positive.
 
     Returns:
@@ -210,8 +210,8 @@ def _percent_factors(
 def _mean_gains(
     selection: Selection,
     samples: Mapping[Key, MetricSample],
-    scaled: Mapping[Place, Quantity],
-    task_gains: Mapping[Place, Estimate],
+    scaled: Mapping[GridKey, Quantity],
+    task_gains: Mapping[GridKey, Estimate],
 ) -> tuple[dict[str, Gain], list[np.ndarray | None], dict[TaskColumn, str]]:
     """Each backbone's gain, what resampling the images adds to each, and why columns are excluded.
 

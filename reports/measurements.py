@@ -20,7 +20,7 @@ from reports.stats.intervals import MIN_IMAGES
 from reports.stats.per_image import ClassScores, ImageScores, agrees, image_scores
 from reports.stats.resampling import MetricSample, image_weights
 
-Place = tuple[str, TaskColumn]  # backbone, column
+GridKey = tuple[str, TaskColumn]  # backbone, column
 Key = tuple[str, TaskColumn, str]  # backbone, column, metric
 
 
@@ -37,9 +37,9 @@ class Measurements:
     """
 
     samples: dict[Key, MetricSample]
-    scores: dict[Place, ImageScores]
+    scores: dict[GridKey, ImageScores]
     images: dict[TaskColumn, int]
-    classes: dict[Place, list[ClassScores]]
+    classes: dict[GridKey, list[ClassScores]]
     inconsistent: list[str]
     unscored: list[str]
 
@@ -85,7 +85,7 @@ def load_scores(store: Store, cell: Cell) -> ImageScores | None:
 
 
 def _add_samples(
-    measured: Measurements, key: Place, cells: Sequence[Cell], scores: Sequence[ImageScores]
+    measured: Measurements, key: GridKey, cells: Sequence[Cell], scores: Sequence[ImageScores]
 ) -> None:
     """Add the samples of a backbone's column.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from reports.analysis import Analysis
-from reports.judgement import judge
+from reports.judgement import judge_differences
 from reports.measurements import shown_metrics
 from reports.selection import TaskColumn
 from reports.stats.intervals import LEVEL, Estimate
@@ -317,7 +317,9 @@ def all_pairs(analysis: Analysis) -> dict[tuple[str, str], PairGain]:
     main = {key: sample for key, sample in analysis.samples.items() if key[2] == key[1].main}
     pairs = {}
     for base in names:
-        judged = judge(replace(analysis.selection, baseline=base), main, LEVEL / len(names))
+        judged = judge_differences(
+            replace(analysis.selection, baseline=base), main, LEVEL / len(names)
+        )
         for name in names:
             outcomes = Counter(judged.tasks(name).values())
             if name == base or not outcomes:

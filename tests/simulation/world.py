@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from reports.judgement import Judgement, judge
+from reports.judgement import Judgement, judge_differences
 from reports.metrics import Metric
 from reports.parts.summary import summarise
 from reports.selection import Selection, TaskColumn
@@ -110,7 +110,7 @@ def simulate(world: World, rng: np.random.Generator) -> Judgement:
             resamples = resampled[number, rows].astype(float)
             sample = MetricSample(tuple(seeds), values, resamples, count)
             samples[name, column, "top1"] = sample
-    return judge(selection, samples)
+    return judge_differences(selection, samples)
 
 
 @dataclass
