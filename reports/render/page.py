@@ -177,7 +177,8 @@ class PageTables:
         """Published numbers and ours."""
         frame = pd.DataFrame(map(vars, self.report.published), dtype=object)
         link = Markup('<a href="{}" rel="noopener">{}</a>')
-        frame["source"] = [link.format(row.url, row.source) for row in self.report.published]
+        links = [link.format(row.url, row.source) for row in self.report.published]
+        frame["source"] = pd.Series(links, dtype=object)  # pandas' str would lose that it is HTML
         frame = frame.drop(columns="url").set_axis(PUBLISHED, axis=1)
         caption = "Published numbers and ours."
         return self.plain(frame, "published-numbers", caption, "facts-table wide")
@@ -226,14 +227,16 @@ class PageTables:
         """Datasets and their fingerprints."""
         frame = pd.DataFrame(rows, dtype=object)
         frame["partial"] = ["partial" if row["partial"] else "complete" for row in rows]
-        frame["fingerprint"] = frame["fingerprint"].map(_mono)
+        fingerprints = [_mono(row["fingerprint"]) for row in rows]
+        frame["fingerprint"] = pd.Series(fingerprints, dtype=object)
         frame = frame.set_axis(["Dataset", "Fingerprint", "Complete"], axis=1)
         caption = "Data: the fingerprint is a hash over names and content of all samples used."
         return self.plain(frame, "data", caption, "facts-table")
 
     def differences(self, task: str, differing: dict[str, dict[str, Any]]) -> Markup:
         """Settings that differ between the protocols of a task."""
-        frame = pd.DataFrame(differing, dtype=object).T.map(lambda value: _mono(str(value)))
+        rows = {n: {k: _mono(str(v)) for k, v in each.items()} for n, each in differing.items()}
+        frame = pd.DataFrame(rows, dtype=object).T
         name, caption = f"protocols-{task.replace('/', '-')}", f"Protocols of {task}: what differs."
         frame = frame.rename_axis(columns="Setting")
         return html_table(frame, name, caption, head=escape, css="facts-table")

@@ -78,6 +78,7 @@ def test_missing_numbers_have_an_escaped_reason(page, overview):
         if cell["text"].startswith("–")
     }
     assert "– failed: RuntimeError: loss is nan <b>&" in reasons and "loss is nan <b>" not in page
+    assert not re.search(r"&lt;(a|span|data|button|small)\b", page), "markup of our own is escaped"
     assert "– other protocol" in reasons and "– not run" in reasons
 
 
