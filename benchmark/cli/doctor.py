@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 from benchmark.cli.output import print_state
 from benchmark.cli.parser import JsonOptions
-from benchmark.options import FolderOptions, TrackingOptions
+from benchmark.options import TrackingOptions
 from cliptex_common.errors import UserError, first_line, user_error_message
 from cliptex_common.settings import options_dataclass
 
@@ -39,11 +38,11 @@ class Finding:
 
 
 @options_dataclass
-class Doctor(JsonOptions, FolderOptions, TrackingOptions):
+class Doctor(JsonOptions, TrackingOptions):
     """Check that this machine is ready.
 
     examples:
-      python -m benchmark doctor --data-root DIR
+      python -m benchmark doctor
       python -m benchmark doctor --tracking-uri http://HOST:5000 --json
     """
 
@@ -163,41 +162,10 @@ def _home(options: Doctor) -> Iterator[Finding]:
     yield Finding("home", state, f"{folder}, {free / GB:.0f} GB free", remedy)
 
 
-def _executors(options: Doctor) -> Iterator[Finding]:
-    """Which executors can run."""
-    for name, module in (("slurm", "submitit"), ("ray", "ray")):
-        if find_spec(module):
-            yield Finding(name, "ok", f"{module} {metadata.version(module)}")
-        else:
-            remedy = f"only --executor {name} needs it: pip install -e '.[scale]' in the checkout"
-            yield Finding(name, "ok", f"{module} is not installed", remedy)
-
-
-def _datasets(options: Doctor) -> Iterator[Finding]:
-    """The validation splits; ``data check`` looks at everything."""
-    import benchmark.catalog  # noqa: F401 – registers every dataset
-    from probes.datasets.specs.webdataset import register_folders
-    from probes.datasets.survey import survey
-
-    if options.data_root is None and not options.data:
-        yield Finding("datasets", "ok", "not checked (the suite mini needs none); --data-root DIR")
-        return
-    register_folders(options.data_root)
-    for row in survey(options.data_root, options.data, splits=("val",)):
-        count, expected = row.counts.get("val", 0), row.expected.get("val")
-        value = f"val {count}" + (f" of {expected}" if expected else "")
-        state = {"broken": "bad", "partial": "warn"}.get(row.state, "ok")
-        remedy = {"bad": row.message, "warn": "get the rest, or run with --partial", "ok": ""}
-        if row.state != "absent":
-            yield Finding(row.name, state, value, remedy[state])
-
-
 CHECKS: dict[str, Check] = {
     "python": _python,
     "torch": _torch,
     "mmlab": _mmlab,
     "mlflow": _mlflow,
     "home": _home,
-    "executors": _executors,
-    "datasets": _datasets,
 }

@@ -74,41 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def parser(only: Iterable[str] = COMMANDS, prog: str = PROGRAM) -> argparse.ArgumentParser:
+def parser(only: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of the command line.
 
     Args:
         only: commands to add with their options. Others are only listed, which saves the import of
             their modules.
     """
-    top = Parser(prog=prog, description="Is this backbone better, at what, and by how much?")
+    top = Parser(prog=PROGRAM, description="Is this backbone better, at what, and by how much?")
     version = f"cliptex-benchmark {metadata.version('cliptex-benchmark')}"
     top.add_argument("--version", action="version", version=version)
-    top.add_argument(
-        "--completion",
-        action=_Completion,
-        choices=("bash", "zsh", "tcsh"),
-        help=(
-            "print a script that completes words of `cliptex-benchmark`: source"
-            " <(cliptex-benchmark --completion bash)"
-        ),
-    )
     commands = top.add_subparsers(required=True, metavar="command", parser_class=Parser)
     for name, about in COMMANDS.items():
         command = commands.add_parser(name, help=about)
         if name in only:
             add_command(command, import_module(f"benchmark.cli.{name}").COMMAND)
     return top
-
-
-class _Completion(argparse.Action):
-    def __call__(
-        self, parser_: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any
-    ) -> None:
-        import shtab
-
-        sys.stdout.write(shtab.complete(parser(prog="cliptex-benchmark"), shell=values) + "\n")
-        parser_.exit()
 
 
 def parse(argv: Sequence[str]) -> Any:

@@ -35,7 +35,7 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
     tasks: TaskNames = ()
     """only these tasks"""
     list: bool = False
-    """print what can be reproduced: published value, hours on one GPU, what to bring"""
+    """print what can be reproduced: published value, what to bring"""
     quick: bool = False
     """run each preset for a few iterations on what data there are, to see that all is in place"""
     seed: Seed = 0
@@ -84,15 +84,14 @@ COMMAND = Reproduce
 def _print_targets(targets: list[Target]) -> None:
     from benchmark.cli.output import print_table
 
-    rows = [("protocol", "backbone", "task", "published", "GPU hours", "bring")]
+    rows = [("protocol", "backbone", "task", "published", "bring")]
     for target in targets:
         number, spec = target.number, target.task.spec
         images = {**spec.expected, **target.preset.images}
         counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
         published = f"{number.metric} {number.value:g}"
-        hours = f"{max(target.hours(), 0.1):.1f}" if target.hours() else "?"
         bring = f"{spec.name}: {counts}"
-        rows.append((number.preset, target.backbone, number.task, published, hours, bring))
+        rows.append((number.preset, target.backbone, number.task, published, bring))
     print_table(rows)
 
 
@@ -134,7 +133,5 @@ def _compare(targets: list[Target], options: RunOptions, uri: str) -> int:
             console.print(f"  {name}: {text}")
         if judged.verdict == "differs" and not judged.causes:
             console.print("  none of the known causes fits")
-        if judged.unknown:
-            console.print(f"  not judged: {judged.unknown}", style="dim")
     console.print(line)
     return 1 if result.failed else 0

@@ -66,7 +66,6 @@ class _QueuedUnit:
     worker_future: Future[Outcome] = field(default_factory=Future)  # once a worker runs it
     attempts: Counter[str] = field(default_factory=Counter)  # by reason of their end
     printed: int = 0  # bytes of its log
-    started: float = 0.0  # by time.monotonic, when a worker got it
 
 
 class Executor(ABC):
@@ -104,7 +103,6 @@ class Executor(ABC):
         # added to by this thread and by the scheduler's, which alone removes from them
         self._waiting: list[_QueuedUnit] = []
         self._running: list[_QueuedUnit] = []
-        self._here: list[_QueuedUnit] = []  # the unit that runs in this process
         self._wake = threading.Event()  # a unit was submitted or has ended
         self._on_exit = ExitStack()
         self._scheduler = threading.Thread(target=self._schedule, name="scheduler", daemon=True)
@@ -222,19 +220,15 @@ class Executor(ABC):
 
     def _run_here(self, unit: Unit) -> Future[Any]:
         """Run a unit at once; its errors keep their traceback, an interruption is not caught."""
-        queued = _QueuedUnit(unit, 0, self.bar, started=time.monotonic())
-        self._here = [queued]
-        error = None
+        future: Future[Any] = Future()
+        self.overview.start(unit.folder, unit.kind)
         try:
             with threads(unit.cpus):
-                queued.future.set_result(unit.call())
-        except Exception as raised:
-            error = raised
-            queued.future.set_exception(raised)
-        finally:
-            self._here = []
-        self._count(queued, error)
-        return queued.future
+                future.set_result(unit.call())
+        except Exception as error:
+            future.set_exception(error)
+        self.overview.end(unit.folder, unit.kind, future.exception() is None)
+        return future
 
     def check_store(self, uri: str, advice: str) -> None:
         """Raise ``UserError`` for a database file that other machines would have to write to."""
@@ -263,9 +257,9 @@ class Executor(ABC):
     def _close(self) -> None:
         """Start no more units; wait until running ones have saved their state."""
         self.closing = True
-        self.overview.end()
         self._wake.set()
         self._scheduler.join()
+        self.overview.hide()
 
     def _drop_all(self) -> None:
         for queued in (*self._waiting, *self._running):
@@ -310,14 +304,7 @@ class Executor(ABC):
                 self._finish(queued)
                 self._running.remove(queued)
         self._start_waiting()
-        now = time.monotonic()
-        self.overview.tick(
-            [
-                (queued.line, queued.unit.kind, now - queued.started)
-                for queued in (*self._running, *self._here)
-            ],
-            self.slots,
-        )
+        self.overview.show(self.slots)
 
     def _start_waiting(self) -> None:
         """Start waiting units by priority, those with GPUs and those without separately.
@@ -341,7 +328,8 @@ class Executor(ABC):
                 if worker_future is None:
                     blocked.add(with_gpus)
                     continue
-                queued.worker_future, queued.started = worker_future, time.monotonic()
+                queued.worker_future = worker_future
+                self.overview.start(queued.unit.folder, queued.unit.kind)
                 self._running.append(queued)
                 self._waiting.remove(queued)
                 worker_future.add_done_callback(lambda _: self._wake.set())
@@ -379,19 +367,13 @@ class Executor(ABC):
         with suppress(Exception):  # the future must end in any case
             self._show(queued, flush=True)
         queued.line.end()
-        self._count(queued, error)
+        self.overview.end(queued.unit.folder, queued.unit.kind, error is None)
         remove_folder(queued.unit.folder)
         if queued.future.set_running_or_notify_cancel():
             if error is not None:
                 queued.future.set_exception(error)
             else:
                 queued.future.set_result(value)
-
-    def _count(self, queued: _QueuedUnit, error: BaseException | None) -> None:
-        kind = queued.unit.kind
-        self.overview.ended[kind] += 1
-        if queued.started and error is None:
-            self.overview.seconds[kind].append(time.monotonic() - queued.started)
 
     def _show(self, queued: _QueuedUnit, flush: bool = False) -> None:
         """Print the new lines of a unit's output, on ``flush`` all of it, and draw its progress."""

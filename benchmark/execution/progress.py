@@ -1,4 +1,4 @@
-"""Progress: bars with rate and time left in a terminal, a line now and then in a log."""
+"""Progress: bars with rate and time left in a terminal, a line every half minute in a log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import fmean
@@ -18,13 +18,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
-OVERVIEW_SECONDS = 30.0  # between two lines of the overview where there is no terminal
+from cliptex_common.pacing import Pace
 
 # names and paths of users are printed as they are, never read as markup
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -61,7 +62,7 @@ class UnitProgress:
 
 
 class ProgressLine:
-    """One step: drawn if ``live``, otherwise printed every ``interval`` seconds.
+    """One step of work in a ``Progress``.
 
     Attributes:
         prefix: put before the description of each new step.
@@ -69,24 +70,20 @@ class ProgressLine:
 
     prefix = ""
 
-    def __init__(self, progress: Progress, live: bool, interval: float) -> None:
-        self.progress, self.live, self.interval = progress, live, interval
-        self._step: Any = None
-        self._printed = 0.0
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.step: Any = None
         self._number, self._done = 0, 0  # of the step in another process
 
     def start(self, description: str, total: int) -> None:
         """Begin a step of ``total`` parts; the previous step ends."""
         self.end()
-        self._step = self.progress.add_task(f"{self.prefix}{description}", total=total)
-        self._printed = time.monotonic()
+        self.step = self.progress.add_task(f"{self.prefix}{description}", total=total)
 
     def advance(self, steps: int = 1) -> None:
         """Add ``steps`` finished parts."""
-        if self._step is None:
-            return
-        self.progress.advance(self._step, steps)
-        self._print(self.text)
+        if self.step is not None:
+            self.progress.advance(self.step, steps)
 
     def follow(self, status: Mapping[str, Any]) -> None:
         """Show the progress in another process, as ``UnitProgress`` writes it."""
@@ -99,115 +96,138 @@ class ProgressLine:
             self.advance(status["done"] - self._done)
             self._done = status["done"]
 
-    def _print(self, text: Callable[[], str]) -> None:
-        """Print a line if it is due; ``text`` takes as long as a fast step."""
-        if not self.live and time.monotonic() - self._printed >= self.interval:
-            self._printed = time.monotonic()
-            console.print(f"  {text()}")
-
-    def text(self) -> str:
-        """The step's description, count, rate and time left; '' between steps."""
-        if self._step is None:
-            return ""
-        # another thread may end the step meanwhile
-        step = next((task for task in self.progress.tasks if task.id == self._step), None)
-        if step is None:
-            return ""
-        count = f"{step.completed:.0f}/{step.total:.0f}"
-        time_left = f"{_clock(step.time_remaining or 0)} left"
-        return f"{step.description}  {count}  {step.speed or 0:.1f}/s  {time_left}"
-
     def end(self) -> None:
-        """Remove the line."""
-        if self._step is not None:
-            self.progress.remove_task(self._step)
-            self._step = None
+        """Remove the step."""
+        if self.step is not None:
+            self.progress.remove_task(self.step)
+            self.step = None
 
 
-class _Rate(TextColumn):
-    def render(self, task):
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f}/s" if speed else "", style="cyan")
+class _Pace(ProgressColumn):
+    """Rate and time left of a step, or the time left of a run."""
+
+    def render(self, task: Task) -> Text:
+        return Text(_pace(task).strip(), style="cyan")
+
+
+def _pace(task: Task) -> str:
+    rate, seconds = f"{task.speed or 0:.1f}/s  ", task.time_remaining
+    if "seconds_left" in task.fields:
+        rate, seconds = "", task.fields["seconds_left"]
+    return "" if seconds is None else f"  {rate}{int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
 
 class Bar(ProgressLine):
-    """The current step and further lines beside it (``line``), drawn only in a terminal."""
+    """The current step and those beside it (``line``): drawn in a terminal, otherwise printed in
+    one line every ``interval`` seconds."""
 
-    def __init__(self, interval: float = 15.0) -> None:
+    def __init__(self, interval: float = 30.0) -> None:
         description = TextColumn("{task.description}", markup=False)
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), _Rate(""), TimeRemainingColumn())
-        progress = Progress(SpinnerColumn(), description, *columns, console=console, transient=True)
-        super().__init__(progress, console.is_terminal, interval)
+        columns = (SpinnerColumn(), description, BarColumn(bar_width=24), MofNCompleteColumn())
+        super().__init__(Progress(*columns, _Pace(), console=console, transient=True))
+        self._printing = Pace(interval)
+        self._printed = ""
 
     def __enter__(self) -> Self:
-        if self.live:
+        if console.is_terminal:
             self.progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.live:
+        if console.is_terminal:
             self.progress.stop()
 
+    def advance(self, steps: int = 1) -> None:
+        super().advance(steps)
+        self.print_when_due()
+
+    def print_when_due(self) -> None:
+        """Print the steps where they are not drawn, if they have changed."""
+        if console.is_terminal or not self._printing.is_due:
+            return
+        with self._printing.timed():
+            text = self.text()
+            if text != self._printed:
+                console.print(f"  {text}")
+            self._printed = text
+
+    def text(self) -> str:
+        """Each step's description, count, rate and time left."""
+        return "; ".join(
+            f"{task.description}  {task.completed:.0f}/{task.total:.0f}{_pace(task)}"
+            for task in self.progress.tasks
+        )
+
     def line(self) -> ProgressLine:
-        """A further line for concurrent work; ``Overview`` prints it where it is not drawn."""
-        return ProgressLine(self.progress, self.live, math.inf)
+        """A further line for concurrent work."""
+        return ProgressLine(self.progress)
 
 
-class Overview(ProgressLine):
-    """Counts units of work: a bar beside those of the units, or a line every half minute.
+class Overview:
+    """Counts units of work, as a step of a bar.
 
     Attributes:
         expected: kind → units that the command will submit in all, where it knows their number.
         submitted, ended: kind → units.
+        running: folder of a unit that runs → its kind, and when it started (``time.monotonic``).
         seconds: kind → of each unit that was done.
     """
 
     def __init__(self, bar: Bar) -> None:
-        super().__init__(bar.progress, bar.live, OVERVIEW_SECONDS)
+        self.bar = bar
         self.expected, self.submitted, self.ended = Counter[str](), Counter[str](), Counter[str]()
+        self.running: dict[Path, tuple[str, float]] = {}
         self.seconds: dict[str, list[float]] = defaultdict(list)
-        self._text = ""
+        self._line = ProgressLine(bar.progress)
+
+    def start(self, folder: Path, kind: str) -> None:
+        """A unit starts, perhaps once more."""
+        self.running[folder] = kind, time.monotonic()
+
+    def end(self, folder: Path, kind: str, is_done: bool) -> None:
+        """A unit ends, perhaps before it has started."""
+        self.ended[kind] += 1
+        if (entry := self.running.pop(folder, None)) and is_done:
+            self.seconds[kind].append(time.monotonic() - entry[1])
 
     def units(self) -> Counter[str]:
         """All units by kind."""
         # copies, because another thread counts submitted units meanwhile
         return Counter(dict(self.expected)) | Counter(dict(self.submitted))
 
-    def seconds_left(self, running: Sequence[tuple[str, float]], slots: int) -> float | None:
+    def seconds_left(self, slots: int) -> float | None:
         """Seconds until all units are done, by the mean of finished ones of the same kind; None
         before each kind has one.
 
         Args:
-            running: kind of each running unit, and since how many seconds it runs.
             slots: units that run at once.
         """
         pending = self.units() - Counter(dict(self.ended))
         if not all(self.seconds[kind] for kind in pending):
             return None
-        mean = {kind: fmean(self.seconds[kind]) for kind in pending}
-        done = sum(min(seconds, mean[kind]) for kind, seconds in running if kind in mean)
+        mean, now = {kind: fmean(self.seconds[kind]) for kind in pending}, time.monotonic()
+        done = sum(
+            min(now - started, mean[kind])
+            for kind, started in list(self.running.values())
+            if kind in mean
+        )
         return (sum(mean[kind] * count for kind, count in pending.items()) - done) / slots
 
-    def tick(self, running: Sequence[tuple[ProgressLine, str, float]], slots: int = 1) -> None:
-        """Draw the number of finished units, or print it with the steps of ``running`` when due.
+    def show(self, slots: int) -> None:
+        """Draw or print the number of finished units and the time left."""
+        if self._line.step is None:
+            self._line.start("units of work", 0)
+        self.bar.progress.update(
+            self._line.step,
+            completed=self.ended.total(),
+            total=self.units().total(),
+            seconds_left=self.seconds_left(slots),
+        )
+        self.bar.print_when_due()
 
-        Args:
-            running: line and kind of each running unit, and since how many seconds it runs.
-        """
-        if self._step is None:
-            self.start("units of work", 0)
-        done, total = self.ended.total(), self.units().total()
-        seconds = self.seconds_left([(kind, seconds) for _, kind, seconds in running], slots)
-        time_left = f", {_clock(seconds)} left" if seconds else ""
-        self._text = f"units of work  {done}/{total}{time_left}"
-        description = f"units of work{time_left}"
-        self.progress.update(self._step, completed=done, total=total, description=description)
-        if steps := list(filter(None, (line.text() for line, *_ in running))):
-            self._print(lambda: "; ".join([self._text, *steps]))
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    def hide(self) -> None:
+        """Remove the step."""
+        self._line.end()
 
 
 _reporter: ProgressLine | UnitProgress | None = None

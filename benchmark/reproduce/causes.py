@@ -6,9 +6,9 @@ inferred from the number alone, except ``classes_averaged``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from probes.datasets.base import PreparedDataset
 from probes.dense.tasks import DENSE_TASKS
 
 MAX_MAPS = 50  # label maps that are read of a split
-FLOOR = 0.02  # share of the highest rate that counts as none
 UNLABELLED = [
     "background or other",
     "ignore",
@@ -45,7 +44,6 @@ class Evidence:
         data: that it was trained and scored on.
         backbone: built again.
         differs: how the cell differs from the protocol, by what it records.
-        rates: (iteration, learning rate) as logged, oldest first.
         per_image: arrays of the cell.
     """
 
@@ -55,7 +53,6 @@ class Evidence:
     data: PreparedDataset
     backbone: Backbone
     differs: str = ""
-    rates: Sequence[tuple[int, float]] = ()
     per_image: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -157,32 +154,6 @@ def final_norm(evidence: Evidence) -> str:
     return "" if calls else "features do not pass the backbone's final norm"
 
 
-def patch_size(evidence: Evidence) -> str:
-    """A side that the patch size does not divide, so that images are padded or cropped."""
-    divisor = evidence.backbone.divisor
-    wrong = [side for side in _sides(evidence) if side % divisor]
-    return f"{wrong[0]} px is no multiple of {divisor}, the backbone's patches" if wrong else ""
-
-
-def rate_schedule(evidence: Evidence) -> str:
-    """A learning rate stepped per batch where its schedule counts epochs, or the reverse."""
-    if len(evidence.rates) < 4:
-        return ""
-    steps, rates = (np.array(column, float) for column in zip(*evidence.rates, strict=True))
-    peak = int(rates.argmax())
-    after = rates[peak:] / rates[peak]
-    share = (steps - steps[0]) / max(steps[-1] - steps[0], 1)
-    rises = sum(later > 1.05 * earlier + FLOOR for earlier, later in pairwise(after))
-    if rises:
-        return f"the rate rises {rises} times again after its maximum, so it was stepped too often"
-    low = share[peak:][after < FLOOR]
-    if len(low) and low[0] < 0.5:
-        return f"the rate reached its floor after {100 * low[0]:.0f} % of the training"
-    if getattr(evidence.settings, "schedule", "") and after[-1] > 0.5 and share[peak] < 0.5:
-        return f"the rate ends at {100 * after[-1]:.0f} % of its maximum: it was stepped too rarely"
-    return ""
-
-
 CAUSES: dict[str, Callable[[Evidence], str]] = {
     "settings": settings_changed,
     "training images": training_images,
@@ -190,8 +161,6 @@ CAUSES: dict[str, Callable[[Evidence], str]] = {
     "label 0": label_zero,
     "classes averaged": classes_averaged,
     "final norm": final_norm,
-    "patch size": patch_size,
-    "learning rate": rate_schedule,
 }
 # not comparable at all, whatever the difference is
 BLOCKING = ("settings", "training images")
@@ -200,17 +169,6 @@ BLOCKING = ("settings", "training images")
 def find_causes(evidence: Evidence) -> dict[str, str]:
     """Cause → what was seen, of those that fit."""
     return {name: text for name, check in CAUSES.items() if (text := check(evidence))}
-
-
-def describe_unjudged(evidence: Evidence) -> str:
-    """What cannot be judged here, but is often the reason: precision, versions, positions."""
-    trained = evidence.backbone.data.size[0]
-    precision = getattr(evidence.settings, "precision", "float32")
-    text = f"precision {precision}, torch {torch.__version__.partition('+')[0]}"
-    sides = _sides(evidence)
-    if sides and sides[0] != trained:
-        text += f", position embeddings interpolated from {trained} to {sides[0]} px"
-    return text
 
 
 def _sides(evidence: Evidence) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from backbones.base import Backbone
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan
 from benchmark.probing.data import prepare_data
-from benchmark.reproduce.causes import BLOCKING, Evidence, describe_unjudged, find_causes
+from benchmark.reproduce.causes import BLOCKING, Evidence, find_causes
 from benchmark.reproduce.targets import Target
 from probes.datasets.base import PreparedDataset
 from reports.analysis import Analysis
@@ -30,7 +30,6 @@ class Reproduction:
             rounding of theirs. Theirs has noise of its own, which nobody published.
         verdict: ``reproduced``, ``differs``, or ``not comparable``.
         causes: name → what was seen.
-        unknown: what could not be judged.
     """
 
     target: Target
@@ -38,7 +37,6 @@ class Reproduction:
     tolerance: float = math.nan
     verdict: str = "not comparable"
     causes: Mapping[str, str] = field(default_factory=dict)
-    unknown: str = ""
 
     @property
     def difference(self) -> float:
@@ -55,7 +53,7 @@ def judge_evidence(evidence: Evidence) -> Reproduction:
         return Reproduction(target, ours, tolerance, "reproduced")
     else:
         verdict = "differs"
-    return Reproduction(target, ours, tolerance, verdict, causes, describe_unjudged(evidence))
+    return Reproduction(target, ours, tolerance, verdict, causes)
 
 
 def judge_targets(
@@ -91,7 +89,6 @@ def _evidence(
                 data=data,
                 backbone=backbone,
                 differs=protocol_difference(cell, target.number.preset),
-                rates=list(zip(*store.history(cell.run_id, "train/lr"), strict=True)),
                 per_image=store.arrays(cell, PER_IMAGE),
             )
     return None

@@ -13,8 +13,6 @@ from cliptex_common.errors import UserError, suggest
 from probes.protocols.base import PROTOCOLS, Preset, find_preset
 from reports.parts.published import PublishedNumber, published_numbers
 
-SUSTAINED = 1e5  # GFLOP a second of one GPU, to estimate hours: a third of an A100's bf16 peak
-
 
 @dataclass(frozen=True)
 class Target:
@@ -39,26 +37,6 @@ class Target:
         """How far the published value may be from what its authors measured, by rounding."""
         decimals = len(str(self.number.value).partition(".")[2])
         return 0.5 * 10.0**-decimals
-
-    def hours(self) -> float:
-        """Of the backbone on one GPU, roughly: images × its operations for each. 0 if unknown."""
-        return self._images() * self._gflops() / SUSTAINED / 3600
-
-    def _gflops(self) -> float:
-        settings = self.task.settings
-        crop = getattr(settings, "crop", None) or (settings.size, settings.size)
-        return self.number.gflops * crop[0] * crop[1] / 224**2
-
-    def _images(self) -> float:
-        settings, expected = self.task.settings, self.task.spec.expected
-        train, val = (expected.get(split, 0) for split in ("train", "val"))
-        if epoch_length := getattr(settings, "epoch_length", 0):
-            return settings.epochs * epoch_length * settings.batch_size + val
-        if epochs := getattr(settings, "epochs", 0):
-            cached = getattr(settings, "cache", "features") != "none"
-            return (1 if cached else epochs) * train + val
-        iterations = getattr(settings, "max_iters", 0)
-        return (iterations * settings.batch_size if iterations else train) + val
 
 
 def protocol_names() -> list[str]:
@@ -95,6 +73,6 @@ def find_targets(
     return targets
 
 
-def plan_preset(protocol: str, task: str, **changes: str) -> PlannedTask:
+def plan_preset(protocol: str, task: str) -> PlannedTask:
     """A task with a preset's settings."""
-    return plan_task(find_suite("own"), task, {"protocol": protocol, **changes})
+    return plan_task(find_suite("own"), task, {"protocol": protocol})

@@ -33,7 +33,6 @@ class PublishedNumber:
         protocol: a phrase.
         preset: that follows the source's code; empty where there is none.
         differs: known differences that the preset cannot remove.
-        gflops: of the backbone for an image of 224 px, to estimate how long it takes; 0 if unknown.
     """
 
     model: str
@@ -47,7 +46,6 @@ class PublishedNumber:
     protocol: str
     preset: str
     differs: str
-    gflops: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,6 @@ def published_numbers() -> Iterator[PublishedNumber]:
                         task=task,
                         metric=metric,
                         value=value,
-                        gflops=names.get("gflops", 0.0),
                         **about,
                     )
 

@@ -11,7 +11,6 @@ import torch
 
 from benchmark.cli import doctor
 from benchmark.cli.main import main
-from tests.probes.datasets.make import make_camvid, make_voc
 
 
 @pytest.fixture
@@ -27,17 +26,6 @@ def diagnose(tmp_path, monkeypatch, capsys):
         return code, {finding["name"]: finding for finding in report["findings"]}
 
     return run
-
-
-def test_datasets(diagnose, tmp_path):
-    make_camvid(tmp_path / "data/camvid")
-    make_voc(tmp_path / "data/VOCdevkit/VOC2012")
-    (tmp_path / "data/ade/ADEChallengeData2016").mkdir(parents=True)
-    code, findings = diagnose("--data-root", str(tmp_path / "data"))
-    assert code == 1 and findings["ade20k"]["state"] == "bad"
-    assert "images/validation is missing" in findings["ade20k"]["remedy"]
-    assert findings["camvid"]["state"] == "ok" and findings["voc"]["state"] == "warn"
-    assert "3 of 1449" in findings["voc"]["value"] and "--partial" in findings["voc"]["remedy"]
 
 
 def test_a_ready_machine(diagnose, capsys, tmp_path):
@@ -69,7 +57,7 @@ def test_a_broken_library(diagnose, monkeypatch):
     code, findings = diagnose()
     assert code == 1 and findings["torch"]["state"] == "bad"
     assert "reinstall" in findings["torch"]["remedy"]
-    assert findings["ray"]["state"] == "ok", "the rest is checked"
+    assert findings["home"]["state"] != "bad", "the rest is checked"
 
 
 @pytest.mark.parametrize(

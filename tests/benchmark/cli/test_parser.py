@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -45,7 +43,7 @@ def test_commands_that_read_names_take_plugins():
         for each in parsers(parser())
         if each.get_default("command") and "--plugin" not in each._option_string_actions
     }
-    assert without == {"new", "data get", "ui", "cache ls", "cache rm"}
+    assert without == {"new", "data get", "doctor", "ui", "cache ls", "cache rm"}
 
 
 @pytest.mark.parametrize(
@@ -128,19 +126,6 @@ def test_a_file_may_have_required_options(tmp_path):
 def test_a_bad_file_is_one_line(tmp_path, refused, text, message):
     (tmp_path / "run.yaml").write_text(text)
     refused(f"run --config {tmp_path}/run.yaml", message)
-
-
-@pytest.mark.integration
-def test_the_shell_completes_options(capsys, tmp_path):
-    assert main(["--completion", "bash"]) == 0
-    script = tmp_path / "completion"
-    script.write_text(capsys.readouterr().out)
-    complete = (
-        f"source {script}; COMP_WORDS=(cliptex-benchmark sweep launch --sto); COMP_CWORD=3;"
-        " _shtab_cliptex_benchmark; echo ${COMPREPLY[@]}"
-    )
-    done = subprocess.run([shutil.which("bash"), "-c", complete], capture_output=True, text=True)
-    assert done.stdout.split() == ["--storage"], done.stderr
 
 
 def test_json_goes_to_a_file_or_replaces_the_lines(capsys, tmp_path, monkeypatch):

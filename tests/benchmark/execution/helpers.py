@@ -14,7 +14,7 @@ class RecordingBar(Bar):
 
     def __init__(self):
         super().__init__()
-        self.live, self.calls = False, []
+        self.calls = []
 
     def start(self, description, total):
         super().start(description, total)

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from benchmark.execution import EXECUTORS, ExecutorSpec, WorkerLost, base, make_executor
-from benchmark.execution.progress import reporter
 from cliptex_common import plugins
 from cliptex_common.errors import UserError, user_error_message
 from tests.benchmark.execution import units
@@ -129,9 +128,9 @@ def test_progress_and_output_are_shown_once(executor, request, output):
 def test_the_time_left_follows_from_finished_units_of_the_kind(executor):
     executor.overview.expected["nap"] = 3
     executor.submit(units.raise_bug, kind="nap").exception(60)
-    assert executor.overview.seconds_left([], slots=1) is None, "a failed unit says nothing"
+    assert executor.overview.seconds_left(slots=1) is None, "a failed unit says nothing"
     executor.submit(units.doubled, 1, 0.5, kind="nap").result(60)
-    assert executor.overview.seconds_left([], slots=1) >= 0.5
+    assert executor.overview.seconds_left(slots=1) >= 0.5
     executor.overview.expected.clear()
 
 
@@ -286,25 +285,6 @@ def test_a_stopped_job_saves_and_runs_again(executor, signal_option, tmp_path):
     attempts = [line.split()[0] for line in future.result(60)]
     assert marker.with_suffix(".saved").is_file()
     assert len(attempts) == 2 and (attempts[1] == first) == bool(signal_option), "requeued, or new"
-
-
-def test_a_unit_in_this_process_counts_for_the_time_left(monkeypatch):
-    seen, drawn = threading.Event(), []
-
-    def tick(running, slots):
-        drawn.append([(line.text(), kind) for line, kind, _ in running])
-        if running:
-            seen.set()
-
-    def work():
-        reporter().start("training", 4)
-        return seen.wait(60)
-
-    with make_executor(ExecutorSpec(jobs=1, device="cpu"), RecordingBar()) as executor:
-        monkeypatch.setattr(executor.overview, "tick", tick)
-        assert executor.submit(work, kind="train").result()
-    ((line, kind),) = next(filter(None, drawn))
-    assert line.startswith("training  0/4 ") and kind == "train"
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc alone keeps it")
