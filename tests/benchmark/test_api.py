@@ -64,13 +64,6 @@ def results(options):
     return evaluate(Patches(), TASKS, suite="own", images=IMAGES, **options)
 
 
-def test_a_list_of_values_makes_variants(options):
-    tasks = {**options, "settings": {"size": [32, 64], "k": (5,)}}
-    frame = evaluate("random", "imagefolder/knn", suite="own", **tasks).frame
-    assert set(frame.task) == {"imagefolder/knn:size=32", "imagefolder/knn:size=64"}
-    assert set(frame.status) == {"done"}
-
-
 def test_a_module_is_probed_and_left_as_it_was(options, results):
     frame = results.frame
     assert (

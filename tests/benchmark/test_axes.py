@@ -107,7 +107,6 @@ MANY = ",".join(map(str, range(100, 300)))
     ("task", "changes", "message"),
     [
         ("camvid/linear", {"size": "224,"}, r"size=224,: an axis has two or more different values"),
-        ("camvid/linear", {"size": "224,224"}, "two or more different values"),
         ("camvid/linear", {"size": "224,,448"}, "separated by single commas"),
         ("camvid/linear", {"size": "224,large"}, "size=large: must be a valid integer"),
         ("camvid/linear", {"size": MANY}, "--set size: 200 values; a task has at most 100"),
@@ -116,11 +115,9 @@ MANY = ",".join(map(str, range(100, 300)))
             {"size": MANY[:79], "lr": ",".join(f"0.{n}" for n in range(1, 10))},
             "make 180 variants",
         ),
-        ("camvid/linear", {"flip": "0,1"}, "flip=0,1"),
         ("camvid/linear", {"k": "5,20"}, "it is a setting of in-context, knn, patch-knn"),
         ("camvid/dpt", {"layers": "3,6"}, "dpt fuses 4 feature maps, not one"),
         ("camvid/linear:depth=3", {}, "camvid/linear has no axis 'depth', only train_share, "),
-        ("camvid/linear:size=224", {"size": "448"}, "fixes it"),
     ],
 )
 def test_wrong_axes_are_one_line(task, changes, message):
@@ -134,8 +131,6 @@ def test_wrong_axes_are_one_line(task, changes, message):
     ("values", "message"),
     [
         ("3,7", "layers=7: backbone 'random/timm/test_vit' has 6 layers; choose 1 to 6"),
-        ("3,first", "layers=first: must be auto, last, all, the number of a layer"),
-        ("3,", "two or more different values"),
         (f"3,4 {HEAD} --set head.in_index=2", "head.in_index: leave it out"),
     ],
 )

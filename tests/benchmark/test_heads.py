@@ -11,7 +11,7 @@ from benchmark.suites.registry import find_suite
 from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
-from tests.benchmark.commands import read_json, run_command, runs_of
+from tests.benchmark.commands import run_command, runs_of
 from tests.probes.datasets.make import make_camvid
 
 pytestmark = pytest.mark.integration
@@ -67,17 +67,8 @@ def test_a_config_file_has_a_head_as_a_table(workdir, capsys):
         ),
         ("--task camvid/linear --set head.type=UPerHead", "it is a setting of head"),
         (f"{HEAD} --set head.in_channels=[1,2]", "head.in_channels: leave it out"),
-        (f"{HEAD} --set head.in_channels=[1,2] --seeds 2", "leave it out"),
     ],
 )
 def test_a_head_that_does_not_fit_ends_the_command_before_it_trains(refused, options, message):
     refused(f"{RUN} {options}", message)
     assert runs_of("own") == []
-
-
-def test_a_head_runs_and_is_cached(refused, capsys):
-    for attempt in range(2):
-        assert run_command(f"{RUN} {HEAD} --json {attempt}.json") == 0
-    assert "finished and not run again" in capsys.readouterr().out
-    assert read_json("0.json")["backbones"] == read_json("1.json")["backbones"]
-    refused(f"{RUN} {HEAD} --set head.in_channels=[1,2] --dry-run", "leave it out")

@@ -85,7 +85,6 @@ def test_precision_is_that_of_the_device_units_will_have(options, device, monkey
         ("paper", ["voc/lineer"], {}, "did you mean voc/linear"),
         ("paper", ["camvid/linear"], {}, "suite 'paper' has no task 'camvid/linear'"),
         ("paper", ["voc/linear"], {"max_itres": "3"}, "did you mean max_iters"),
-        ("paper", ["voc/linear"], {"max_iters": "many"}, "max_iters=many"),
         ("paper", ["voc/linear"], {"protocol": "dinov3"}, "does not apply to voc/linear"),
         (
             "paper",
@@ -94,9 +93,7 @@ def test_precision_is_that_of_the_device_units_will_have(options, device, monkey
             "whose length is epochs=10",
         ),
         ("own", ["imagefolder/linear:0"], {}, "train_share=0"),
-        ("own", ["imagefolder/few-shot:0.5"], {}, "shots=0.5"),
         ("own", ["imagefolder/zero-shot:0.5"], {}, "trains on nothing"),
-        ("own", ["imagefolder/zero-shot"], {"train_share": "0.5"}, "none of the tasks has"),
         ("own", ["imagefolder/knn"], {"k": "5,many"}, "--set k=5,many: the tasks take numbers"),
         (
             "own",
@@ -120,8 +117,6 @@ def test_wrong_tasks_and_settings(suite, tasks, changes, message):
         ),
         ({"suite": "companion"}, "companion has no default backbones; give --backbone NAME"),
         ({"seeds": 0}, "seeds=0"),
-        ({"seed": -1}, "seed=-1"),
-        ({"limit": 0}, "limit=0"),
         ({"seed": 2**31 - 1, "seeds": 2}, "the last seed must be at most 2147483647"),
     ],
 )
@@ -149,7 +144,6 @@ def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
     [
         ([], "mini"),
         (["mini-seg/linear"], "mini"),
-        (["mini-seg/pspnet"], "smoke"),
         (["mini-seg/pspnet:0.1"], "smoke"),
         (["camvid/linear"], "own"),
         (["nyu-depth/dpt", "voc/linear"], "paper"),
@@ -201,7 +195,6 @@ def test_a_dataset_that_no_suite_has_belongs_to_own(monkeypatch):
         ("mini", {}, ["random", "clip", "clip-ft", "cliptex"]),
         ("mini", {"backbones": ["cliptex"]}, ["random", "clip", "clip-ft", "cliptex"]),
         ("mini", {"backbones": ["cliptex"], "only": True}, ["cliptex"]),
-        ("mini", {"backbones": ["cliptex"], "weights": Path("w.pt")}, ["cliptex"]),
         ("mini", {"backbones": ["cliptex", "clip-ft"]}, ["cliptex", "clip-ft"]),
         ("paper", {"backbones": ["cliptex"]}, ["cliptex"]),
         ("mini", {"backbones": ["ablation"], "only": True}, ["clip-ft", "cliptex"]),
@@ -234,17 +227,3 @@ def test_variants_of_a_task():
     (plain,) = plan_tasks(own, ["imagefolder/linear"], {})
     assert tasks["imagefolder/linear"].conditions(data) == plain.conditions(data)
     assert tasks["imagefolder/linear:0.1"].conditions(data)["train_share"] == 0.1
-
-
-@pytest.mark.parametrize("share", ["0.001953125", "0.1", "0.3333333333333333"])
-def test_the_name_of_a_variant_has_all_digits_of_its_share(share):
-    own = find_suite("own")
-    (task,) = plan_tasks(own, ["imagefolder/linear"], {"train_share": share})
-    assert task.train_share == float(share)
-    assert plan_tasks(own, [task.name], {}) == [task]
-
-
-def test_variants_are_in_the_order_of_the_suite():
-    names = ["imagefolder/linear:0.5", "camvid/linear"]
-    tasks = plan_tasks(find_suite("own"), names, {"train_share": "0.1"})
-    assert [task.name for task in tasks] == ["camvid/linear:0.1", "imagefolder/linear:0.5"]

@@ -138,13 +138,11 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(
     ("options", "message"),
     [
         ("--backbone randum", "did you mean random"),
-        ("--set max_iters", "key=value"),
         ("--data-root /no/such/folder", "camvid"),
         ("--backbone random --weights missing.safetensors", "missing.safetensors"),
         ("--device cuda:77", "this machine has"),
         ("--tracking-uri http://127.0.0.1:9", "cannot use the MLflow store"),
         ("--tracking-uri ./mlruns", "file stores are refused"),
-        ("--device tpu", "no device"),
         ("--json .", "is a folder"),
     ],
 )

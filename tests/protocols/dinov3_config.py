@@ -37,6 +37,15 @@ def adamw(config: Any, parameters: Any) -> torch.optim.Optimizer:
     )
 
 
+def scheduler_by(schedulers: Any, config: Any, optimizer: Any, **changes: int) -> Any:
+    """The schedule of a config, by the source's module of schedulers."""
+    options = {**config.scheduler.constructor_kwargs, **changes}
+    total = options.pop("total_iter", config.scheduler.total_iter)
+    return schedulers.build_scheduler(
+        config.scheduler.type, optimizer, config.optimizer.lr, total, options
+    )
+
+
 def source_settings(config: Any) -> dict[str, Any]:
     clip = float(config.optimizer.gradient_clip)
     return {

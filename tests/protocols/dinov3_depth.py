@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,14 @@ from tests.protocols.dense import (
     seeded,
     summary,
 )
-from tests.protocols.dinov3_config import HEAD_PRECISION, MAPS, adamw, loaded, source_settings
+from tests.protocols.dinov3_config import (
+    HEAD_PRECISION,
+    MAPS,
+    adamw,
+    loaded,
+    scheduler_by,
+    source_settings,
+)
 
 TASK = "nyu-depth/linear"
 DEPTHS = [depths(IMAGES, 1, 24, 24, seed=60 + step) for step in range(STEPS)]
@@ -54,13 +62,7 @@ def source(checkout: Path) -> dict[str, Any]:
         _, backbone = load_model_and_context(ModelConfig(dino_hub="dinov3_vits16"), "")
     decoder, cut = config.decoder_head, config.transforms.train
 
-    def scheduled(optimizer: Any, **changes: int) -> Any:
-        options = {**config.scheduler.constructor_kwargs, **changes}
-        total = options.pop("total_iter", config.scheduler.total_iter)
-        return schedulers.build_scheduler(
-            config.scheduler.type, optimizer, config.optimizer.lr, total, options
-        )
-
+    scheduled = partial(scheduler_by, schedulers, config)
     optimizer = adamw(config, [torch.zeros(1, requires_grad=True)])
     curves = dense.followed(optimizer, config.scheduler.total_iter, scheduled(optimizer).step)
     options = {"use_batchnorm": decoder.use_batchnorm, "use_cls_token": decoder.use_cls_token}
@@ -102,8 +104,7 @@ def source(checkout: Path) -> dict[str, Any]:
     turned, depth = named["MaybeApply"], transforms.Depth(torch.from_numpy(SMOOTH[None, ..., 0]))
     (rotation,) = turned._transform.transforms
     bilinear = rotation.interpolation
-    pair = random(2, 1, 4, 6, seed=12)
-    predicted, target = 0.5 + 9 * torch.rand(1, 1, *FRAME, generator=generator()), frame_depths()
+    pair, (predicted, target) = random(2, 1, 4, 6, seed=12), frame_depths()
     valid = (target > config.eval.min_depth) & (target < config.eval.max_depth)
     masked = torch.where(valid, target, config.eval.ignored_value)
     mask = make_valid_mask(masked, _EvalCropType(config.transforms.eval.eval_mask))
@@ -161,8 +162,7 @@ def suite() -> dict[str, Any]:
     rotation = dense.part_of(config, "train", "RandomRotate")
     fixed = {**rotation, "prob": 1.0, "degree": (-2.0, -2.0)}  # mmcv turns clockwise
     results = dense.transform(fixed, SMOOTH, SMOOTH[..., 0])
-    pair, target = random(2, 1, 4, 6, seed=12), frame_depths()
-    predicted = 0.5 + 9 * torch.rand(1, 1, *FRAME, generator=generator())
+    pair, (predicted, target) = random(2, 1, 4, 6, seed=12), frame_depths()
     evaluator = config.val_evaluator
     maps = [cropped(each[0, 0], evaluator.crop) for each in (predicted, target)]
     valid = (maps[1] > evaluator.min_depth) & (maps[1] < evaluator.max_depth)
@@ -195,9 +195,7 @@ def suite() -> dict[str, Any]:
     }
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(7)
-
-
-def frame_depths() -> torch.Tensor:
-    return depths(1, 1, *FRAME)
+def frame_depths() -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted depths of a frame, and its own."""
+    generator = torch.Generator().manual_seed(7)
+    return 0.5 + 9 * torch.rand(1, 1, *FRAME, generator=generator), depths(1, 1, *FRAME)

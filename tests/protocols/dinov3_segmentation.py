@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,14 @@ from tests.protocols.dense import (
     seeded,
     summary,
 )
-from tests.protocols.dinov3_config import HEAD_PRECISION, MAPS, adamw, loaded, source_settings
+from tests.protocols.dinov3_config import (
+    HEAD_PRECISION,
+    MAPS,
+    adamw,
+    loaded,
+    scheduler_by,
+    source_settings,
+)
 
 TASK = "ade20k/linear"
 LABELS = [labels(IMAGES, 24, 24, seed=40 + step) for step in range(STEPS)]
@@ -46,13 +54,7 @@ def source(checkout: Path) -> dict[str, Any]:
     )
     cut = config.transforms.train
 
-    def scheduled(optimizer: Any, **changes: int) -> Any:
-        options = {**config.scheduler.constructor_kwargs, **changes}
-        total = options.pop("total_iter", config.scheduler.total_iter)
-        return schedulers.build_scheduler(
-            config.scheduler.type, optimizer, config.optimizer.lr, total, options
-        )
-
+    scheduled = partial(scheduler_by, schedulers, config)
     optimizer = adamw(config, [torch.zeros(1, requires_grad=True)])
     scheduler, count = scheduled(optimizer), iter(range(config.scheduler.total_iter))
     curves = dense.followed(

@@ -54,7 +54,7 @@ def suite(protocol: str) -> dict[str, Any]:
 
 def pixio(checkout: Path) -> dict[str, Any]:
     """Pixio's fields, by ``evaluation/eval_knn.py``."""
-    with own_common(checkout / "evaluation", checkout / "pixio"):
+    with importing(checkout / "evaluation", checkout / "pixio"):
         import eval_knn  # type: ignore[import-not-found]
 
     train, labels, val, targets = features()
@@ -89,7 +89,7 @@ def pixio(checkout: Path) -> dict[str, Any]:
 
 def radio(checkout: Path) -> dict[str, Any]:
     """RADIO's fields, by ``examples/knn_classification.py``."""
-    with own_common(checkout / "examples"):
+    with importing(checkout / "examples"):
         for name in ("common", "datasets", "datasets.iterable_dataset", "datasets.distributed"):
             sys.modules[name] = mock.MagicMock()
         import knn_classification  # type: ignore[import-not-found]
@@ -117,16 +117,15 @@ def radio(checkout: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def own_common(*folders: Path) -> Iterator[None]:
-    """Import from folders whose package ``common`` is not this suite's."""
+def importing(*folders: Path) -> Iterator[None]:
+    """Import from folders; what is imported is forgotten."""
     import torch._dynamo  # noqa: F401  patch.dict would drop it, and it cannot be imported again
     import torchvision.datasets  # noqa: F401
 
-    ours = str(Path(__file__).parents[2])
-    paths = [*map(str, folders), *(path for path in sys.path if path not in ("", ours))]
-    with mock.patch.dict(sys.modules), mock.patch.object(sys, "path", paths):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "common"]:
-            del sys.modules[name]
+    with (
+        mock.patch.dict(sys.modules),
+        mock.patch.object(sys, "path", [*map(str, folders), *sys.path]),
+    ):
         yield
 
 

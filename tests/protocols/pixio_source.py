@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -99,19 +99,12 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
 
 
 def modules(folder: Path) -> dict[str, Any]:
-    """The source's modules; it has a package ``common``, too."""
-    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("common")}
+    """The source's modules."""
     sys.path[:0] = [str(folder), str(folder / "common")]
-    sys.modules["common"] = ModuleType("common")
-    sys.modules["common"].__path__ = [str(folder / "common")]
     names = ["eval_semseg", "eval_monodepth", "semseg.data.transform", "monodepth.data.transform"]
     names += [f"{part}.models.{head}" for part in ("semseg", "monodepth") for head in HEADS]
     names += ["monodepth.data.nyuv2", "monodepth.util.misc"]
-    try:
-        return {name: import_module(name) for name in names}
-    finally:
-        sys.path[:2] = []
-        sys.modules.update(ours)
+    return {name: import_module(name) for name in names}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from backbones.cliptex.data.pairs import PairSource, open_pairs
 from tests import recorder
 from tests.probes.datasets.make import encoded, write_tar
 
@@ -65,6 +66,18 @@ def write_pairs(folder: Path, count: int, shards: int = 2, size: int = 32) -> Pa
             members[f"{key}.txt"] = caption.encode()
         write_tar(folder / f"{shard:05d}.tar", members)
     return folder
+
+
+def damaged_pairs(
+    folder: Path, count: int = 200, corrupt: tuple[int, ...] = (), silent: tuple[int, ...] = ()
+) -> PairSource:
+    """A shard of scenes, some with a corrupt image or an empty caption."""
+    members = {}
+    for index in range(count):
+        image, caption, _ = scene(index)
+        members[f"{index:09d}.png"] = b"corrupt" if index in corrupt else encoded(image)
+        members[f"{index:09d}.txt"] = b"  " if index in silent else caption.encode()
+    return open_pairs(write_tar(folder / "00000.tar", members))
 
 
 class ToyLabels:

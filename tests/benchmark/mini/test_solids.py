@@ -39,15 +39,6 @@ def test_a_balls_depth_and_normals_have_closed_forms():
     assert normals[:, seen] == pytest.approx(outward[:, seen], abs=1e-4)
 
 
-def test_a_cone_has_its_radii():
-    """Its axis is that of the camera, which sees all of its side."""
-    (cone,) = turned((-4.0, 0.5), (-3.0, 0.0))
-    solid, _, points, normals = cast(cone)
-    x, y, z = points[:, solid == 1]
-    assert len(x) > 200 and np.hypot(x, y) == pytest.approx((-3 - z) / 2, abs=1e-4)
-    assert normals[2][solid == 1] == pytest.approx(1 / np.sqrt(5), abs=1e-4)
-
-
 def contains(solids, k, points):
     """Whether solid ``k`` contains points (3, N); written anew from the definition."""
     own = np.linalg.solve(solids.edges[:, :, k].T, points - solids.centre[:, k, None])

@@ -161,14 +161,12 @@ COCO, CAPTIONS = "annotations/instances_train2017.json", "dataset_flickr30k.json
 MASK, DEPTH, NORMAL = "annotations/val/frame_val_00001.png", "annotations/{}.png", "normals/{}.png"
 INVALID = [
     ("camvid", MASK, grey(11), "label 11.*0-10"),
-    ("camvid", MASK, grey(0, size=(40, 48, 3)), "colour picture"),
     ("ade20k", "annotations/training/ADE_training_00000.png", grey(151), "label 151.*1-150"),
     ("voc", "SegmentationClass/2007_000004.png", grey(0, size=(39, 48)), "but its image is"),
     ("voc", "ImageSets/Segmentation/train.txt", "{}2007_000004\n".format, "4.jpg is listed twice"),
     ("voc", "ImageSets/Segmentation/val.txt", None, r"val\.txt is missing"),
     ("nyu-depth", DEPTH.format("test/nyu_0000"), grey(5000, np.uint16), "but its image is"),
     ("nyu-depth", DEPTH.format("test/nyu_0000"), grey(100, size=(48, 64)), "not 16-bit"),
-    ("nyu-normal", NORMAL.format("test/nyu_0000"), grey(255, size=(40, 48, 3)), "but its image is"),
     (
         "nyu-normal",
         NORMAL.format("test/nyu_0000"),
@@ -177,13 +175,10 @@ INVALID = [
     ),
     ("flickr30k", CAPTIONS, lambda c: c["images"][5]["sentences"].pop(), "4 captions instead of 5"),
     ("coco", COCO, annotation(category_id=8), "annotation 2 has category 8"),
-    ("coco", COCO, annotation(image_id=77), "annotation 2 belongs to image 77"),
     ("coco", COCO, annotation(bbox=[0, 0, 200, 10]), "annotation 2 has box"),
     ("coco", COCO, annotation(segmentation=[[1, 2, 3]]), "annotation 2 has a polygon"),
-    ("coco", COCO, lambda c: c["annotations"][1].pop("area"), "'area'"),
     ("coco", COCO, lambda c: c["categories"][0].update(name="unicorn"), "not one of the 80"),
     ("coco", COCO, lambda c: c["images"][1].update(width=63), "annotation says 63x96"),
-    ("coco", COCO, lambda c: c["images"][1].update(id=1), "two images with the same id"),
 ]
 
 
@@ -198,7 +193,6 @@ def test_invalid_content_is_reported(tmp_path, name, file, content, message):
     ("name", "file", "content", "message"),
     [
         ("nyu-depth", DEPTH, grey(0, np.uint16, (48, 64)), "no pixel has a depth"),
-        ("nyu-depth", DEPTH, grey(60000, np.uint16, (48, 64)), "60 m"),
         ("nyu-normal", NORMAL, grey(0, size=(48, 64, 3)), "no pixel has a normal"),
         (
             "flickr30k",

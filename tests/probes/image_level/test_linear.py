@@ -1,8 +1,6 @@
 """A grid of linear classifiers trained at once equals each trained alone, and is chosen without
 using val."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,7 @@ from torch import nn
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import NonFiniteLoss
-from probes.datasets.base import Sample
-from probes.image_level.classification import ranks, score
+from probes.image_level.classification import ranks
 from probes.image_level.linear import (
     Samples,
     Standardiser,
@@ -106,16 +103,6 @@ def test_ranks_agree_with_sklearn_and_count_ties_against():
         assert (rank < k).double().mean().item() == pytest.approx(expected)
     assert ranks(torch.zeros(2, 4), torch.tensor([0, 3])).tolist() == [3, 3]
     assert ranks(torch.tensor([[torch.nan, 0, 0]]), torch.tensor([0])).tolist() == [2]
-
-
-def test_top5_only_with_more_than_five_classes():
-    samples = {"val": [Sample("a", 0), Sample("b", 1)]}
-    two_images = SimpleNamespace(data=SimpleNamespace(samples=samples))
-    perfect = score(two_images, torch.eye(5)[:2]).metrics
-    assert "top5" not in perfect and set(perfect.values()) == {100.0}
-    result = score(two_images, torch.tensor([[0, 1, 2, 3, 4, 5.0], [0, 9, 1, 2, 3, 4.0]]))
-    assert (result.metrics["top1"], result.metrics["top5"]) == (50.0, 50.0)
-    assert result.per_image["rank"].tolist() == [5, 0]
 
 
 def test_the_probe_end_to_end(tmp_path):

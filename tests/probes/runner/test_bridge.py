@@ -115,12 +115,3 @@ def test_building_a_backbone_does_not_change_the_random_numbers():
 def test_a_size_that_the_backbone_cannot_take_is_named():
     with pytest.raises(UserError, match=r"multiples of 32, not \(64, 50\)"):
         frozen()(torch.zeros(1, 3, 64, 50))
-
-
-@pytest.mark.parametrize("stride", [16, 14])
-def test_pyramid_neck(stride):
-    neck = bridge.SimpleFeaturePyramidNeck(12, 32, stride, (4, 8, 16, 32), num_outs=5)
-    levels = neck((torch.zeros(1), torch.randn(2, 12, 8, 6)))
-    sides = ((32, 24), (16, 12), (8, 6), (4, 3), (2, 2))
-    assert [tuple(level.shape) for level in levels] == [(2, 32, *each) for each in sides]
-    assert torch.equal(levels[4], levels[3][..., ::2, ::2])

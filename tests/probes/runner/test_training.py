@@ -24,7 +24,7 @@ from probes.dense.config import dense_config
 from probes.dense.decode_heads.linear import LinearHead
 from probes.registry import PROBES
 from probes.runner.member import STATE, STATES
-from probes.runner.sampling import EndlessSampler, SeededSamples
+from probes.runner.sampling import SeededSamples
 from probes.runner.training import resolved, run_training
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
@@ -159,12 +159,6 @@ def broken_head(monkeypatch):
     monkeypatch.setattr(LinearHead, "forward", broken)
 
 
-def test_non_finite_loss_ends_the_run(data, tmp_path, broken_head):
-    with pytest.raises(NonFiniteLoss, match=r"iteration 7 \(loss, decode.loss_silog\)"):
-        train(data, tmp_path, checkpoint_every=1)
-    assert torch.load(tmp_path / STATE, weights_only=True)["iteration"] == 6
-
-
 def test_a_loss_is_looked_at_now_and_then_but_before_each_state(data, tmp_path, broken_head):
     """Reading a loss waits for a GPU. It was broken at iteration 7, which shows at 8, when a state
     is due: none is written."""
@@ -219,10 +213,3 @@ def test_a_sample_depends_on_its_index_alone_and_leaves_the_generators():
     assert Noise()[0] == expected
     assert all(again[i] == first[i] for i in reversed(range(25)))
     assert len(set(first)) == 25
-
-
-def test_sampler_counts_on_after_a_skip():
-    sampler = EndlessSampler(SeededSamples(range(10), 0))
-    sampler.skip(7)
-    iterator = iter(sampler)
-    assert [next(iterator) for _ in range(3)] == [7, 8, 9]

@@ -107,8 +107,7 @@ def test_an_augmentation_depends_on_the_pair_not_on_its_batch():
 
 
 def test_a_crop_is_resampled_once_as_the_probes_do_it():
-    """The whole square of a photograph is what torchvision's resize and centre crop give; a fine
-    pattern becomes its mean."""
+    """The whole square of a photograph is what torchvision's resize and centre crop give."""
     from torchvision.transforms import v2
 
     random = np.random.default_rng(0)
@@ -121,13 +120,7 @@ def test_a_crop_is_resampled_once_as_the_probes_do_it():
     ]
     theirs = v2.Compose(steps)(Image.fromarray(image))
     assert (ours.int() - theirs.int()).abs().float().mean() < 3
-    stripes = np.broadcast_to(np.arange(470)[None, :, None] % 2 * 255, (300, 470, 3)).astype(
-        np.uint8
-    )
-    assert (
-        crop_images([stripes], geometry((0.5, 0.5, 0.5, 0.5)), 64).float() - 127.5
-    ).abs().max() < 8
-    squashed = crop_images([stripes], centre_geometry([(300, 470)], squash=True), 64)
+    squashed = crop_images([image], centre_geometry([(300, 470)], squash=True), 64)
     assert squashed.shape == (1, 3, 64, 64)
 
 

@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from backbones.cliptex.data.dataset import TrainDataset
-from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import RECIPES
 from tests.backbones.cliptex import toy
-from tests.probes.datasets import make
 
 CLIPTEX = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=2.0, lr=1e-3)
 
@@ -24,11 +22,6 @@ def dataset(pairs, labels=None, recipe=CLIPTEX, **ranks) -> TrainDataset:
     start = load_pretrained_clip("random", "tiny")
     options = {"tokenizer": start.tokenizer, "data": start.data, "label_size": 16}
     return TrainDataset(pairs, labels, recipe, **options, **ranks)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    return open_pairs(toy.write_pairs(tmp_path_factory.mktemp("pairs"), 48, 2))
 
 
 def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, monkeypatch):
@@ -57,24 +50,15 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
                 assert torch.equal(batch.float().nan_to_num(), targets.float().nan_to_num()), name
 
 
-def damaged(tmp_path, count=200, corrupt=(), silent=()):
-    members = {}
-    for i in range(count):
-        image, caption, _ = toy.scene(i)
-        members[f"{i:09d}.png"] = b"corrupt" if i in corrupt else make.encoded(image)
-        members[f"{i:09d}.txt"] = b"  " if i in silent else caption.encode()
-    return open_pairs(make.write_tar(tmp_path / "00000.tar", members))
-
-
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, in_memory):
     """Its neighbours are held out: the next one that is trained on takes its place. A bad one that
     is held out is left out."""
     recipe = replace(CLIPTEX, val_pairs=60, epochs=1.0)
-    intact = dataset(damaged(tmp_path / "intact"), recipe=recipe)
+    intact = dataset(toy.damaged_pairs(tmp_path / "intact"), recipe=recipe)
     held_out = set(intact.held_out.tolist())
     bad = next(i for i in range(200) if i not in held_out and {i + 1, i + 2} <= held_out)
-    pairs = damaged(tmp_path / "bad", corrupt=(bad, bad + 1))
+    pairs = toy.damaged_pairs(tmp_path / "bad", corrupt=(bad, bad + 1))
     data = dataset(pairs, recipe=recipe)
     expected = next(i for i in range(bad, 200) if i not in held_out and i != bad)
     if in_memory:
@@ -88,7 +72,7 @@ def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, in_memor
 
 
 def test_an_empty_caption_is_not_trained_on(tmp_path):
-    data = dataset(damaged(tmp_path, 40, silent=(7,)))
+    data = dataset(toy.damaged_pairs(tmp_path, 40, silent=(7,)))
     bad = {failure for step in range(len(data)) for failure in data[step].bad}
     assert bad == {("00000/000000007", "its caption is empty")}
 
@@ -103,12 +87,3 @@ def test_only_labels_that_are_used_are_read(pairs):
 
     batch = dataset(pairs, Watched(), CLIPTEX.changed({"lambda_seg": 0.0}))[0]
     assert set(batch.targets) == {"depth", "normal"} and set(requested) == {("depth", "normal")}
-
-
-def test_a_bug_in_a_plug_in_is_not_taken_for_missing_labels(pairs):
-    class Broken(toy.ToyLabels):
-        def get(self, key, tasks=None):
-            return {}["of the plug-in"]
-
-    with pytest.raises(KeyError, match="of the plug-in"):
-        dataset(pairs, Broken())[0]

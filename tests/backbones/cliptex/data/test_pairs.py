@@ -93,7 +93,6 @@ def test_tables(tmp_path, suffix, delimiter):
     [
         ("image_url,words\na,b\n", "columns filepath and caption"),
         ("filepath,caption\na.png\n", "line 2"),
-        ("filepath,caption\n", "no pairs"),
         ("filepath,caption\na.png,x\nb.png,y\n", "2 of 2 images"),
         ('filepath,caption\n"a.png,x\n', "not a readable csv"),
     ],
@@ -103,21 +102,17 @@ def test_malformed_tables(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         open_pairs(path)
-
-
-def test_what_is_not_there(tmp_path, shards):
-    for source in (
-        tmp_path / "no.csv",
-        f"{tmp_path}/*.tar",
-        tmp_path,
-        f"{shards}/{{00000..00005}}.tar",
-    ):
-        with pytest.raises(UserError, match=r"no pairs|missing"):
-            open_pairs(source)
+    with pytest.raises(UserError, match=r"no pairs|missing"):
+        open_pairs(f"{tmp_path}/{{00000..00005}}.tar")
 
 
 def test_damaged_shards(tmp_path, shards):
     content = (shards / "00000.tar").read_bytes()
+    with tarfile.open(shards / "00000.tar") as archive:
+        at = archive.getmembers()[6].offset
+    (tmp_path / "header.tar").write_bytes(content[:at] + b"\xff" * 100 + content[at + 100 :])
+    with pytest.raises(UserError, match=rf"header\.tar .*damaged at byte {at}"):
+        open_pairs(tmp_path / "header.tar")
     (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2 - 700])
     (tmp_path / "at-block.tar").write_bytes(content[: 512 * 7])
     (tmp_path / "noise.tar").write_bytes(b"not a tar" * 1000)
@@ -125,22 +120,6 @@ def test_damaged_shards(tmp_path, shards):
     for name in ("cut", "at-block", "noise", "zeros"):
         with pytest.raises(UserError, match=f"{name}.tar"):
             open_pairs(tmp_path / f"{name}.tar")
-
-
-def test_a_damaged_header_is_said_not_taken_for_the_end(tmp_path):
-    path = tmp_path / "0.tar"
-    image = make.encoded(toy.scene(0)[0])
-    make.write_tar(
-        path,
-        {f"{i}.{kind}": data for i in range(6) for kind, data in (("png", image), ("txt", b"x"))},
-    )
-    assert len(open_pairs(path)) == 6
-    with tarfile.open(path) as archive:
-        at = archive.getmembers()[6].offset
-    content = path.read_bytes()
-    path.write_bytes(content[:at] + b"\xff" * 100 + content[at + 100 :])
-    with pytest.raises(UserError, match=f"damaged at byte {at}"):
-        open_pairs(path)
 
 
 def test_corrupt_images_are_bad_pairs_and_counted():

@@ -51,10 +51,10 @@ def write_mmdet(folder: Path) -> str:
     return f"{config}:{weights}"
 
 
-def write_torchvision(folder: Path) -> str:
+def write_torchvision(folder: Path, build: Any = maskrcnn_resnet50_fpn) -> str:
     """Weights of torchvision's model that is sure of something: dogs, and of the mask somewhere."""
     torch.manual_seed(0)
-    model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    model = build(weights=None, weights_backbone=None)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.mul_(0.02)
         model.roi_heads.box_predictor.cls_score.bias[18] = 7.0

@@ -13,8 +13,6 @@ from transformers import (
     Dinov2Config,
     DPTConfig,
     DPTForDepthEstimation,
-    GLPNConfig,
-    GLPNForDepthEstimation,
 )
 
 from backbones.cliptex.experts import load_experts
@@ -40,13 +38,11 @@ def write_model(folder, kind: str, **changes) -> str:
         layers = {"backbone_out_indices": [0, 1, 2, 3], "image_size": 32, "patch_size": 16}
         config = {"depth_estimation_type": "relative", **VIT, **layers, **DECODER, **changes}
         model = DPTForDepthEstimation(DPTConfig(**config))
-    elif kind == "depth-anything":
+    else:
         layers = {"out_indices": [1, 2, 3, 4], "reshape_hidden_states": False}
         vit = Dinov2Config(**VIT, **layers, image_size=28, patch_size=14)
         decoder = {**DECODER, "reassemble_hidden_size": 32, **changes}
         model = DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=vit, **decoder))
-    else:
-        model = GLPNForDepthEstimation(GLPNConfig(decoder_hidden_size=8))
     for module in model.modules():  # transformers' initial weights give zeros behind a ReLU
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
@@ -84,7 +80,6 @@ def test_identity_holds_weights_model_and_processor(tmp_path):
         ("depth-anything", {"depth_estimation_type": "metric", "max_depth": 20}, "metric"),
         ("dpt", {"add_projection": True}, "metric"),
         ("dpt", {"depth_estimation_type": "unknown"}, "if it does, write"),
-        ("glpn", {}, "of type glpn"),
     ],
 )
 def test_models_of_another_or_no_known_convention_are_refused(tmp_path, kind, changes, message):

@@ -55,22 +55,6 @@ def test_predictions(name, size):
     assert not any(parameter.requires_grad for parameter in expert.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_bf16_rounds_the_trunk_but_not_the_labels(name):
-    changes = {"score_threshold": 0.0} if name == "unet" else {}
-    expert = toy_experts.make_expert(name, **changes)
-    images = torch.from_numpy(toy_experts.picture(3, 64, 64)).permute(2, 0, 1)[None]
-    exact = expert.predict(images)[expert.task]
-    rounded = expert.freeze(bf16=True).predict(images)[expert.task]
-    assert rounded.dtype == exact.dtype and not np.array_equal(rounded, exact)
-    if expert.task == "seg":
-        assert np.mean(rounded == exact) > 0.9
-    else:
-        assert np.abs(rounded - exact).mean() < 0.02 * np.abs(exact).mean()
-        # bf16 itself has 256 values between 1 and 2
-        assert len(np.unique(rounded)) > 0.5 * len(np.unique(exact))
-
-
 @pytest.mark.parametrize("name", [*NAMES, "ground-plane"])
 def test_save_and_load(name, tmp_path):
     expert = toy_experts.make_expert(name)

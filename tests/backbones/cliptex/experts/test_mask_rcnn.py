@@ -22,7 +22,7 @@ from backbones.cliptex.experts import load_experts, torchvision_mask_rcnn
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file
 from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
-from tests.backbones.cliptex.experts.small_mask_rcnn import shrink, write_mmdet
+from tests.backbones.cliptex.experts.small_mask_rcnn import shrink, write_mmdet, write_torchvision
 
 # isort: split
 from mmdet.apis import inference_detector
@@ -82,18 +82,8 @@ def test_any_config_with_a_checkpoint(tmp_path):
 # ---------------------------------------------------------------- published checkpoints
 
 
-def test_mmdetections_published_checkpoint_by_name(tmp_path):
-    config = Config.fromfile(find_config("mask-rcnn_r50_fpn_1x_coco"))
-    config.model.backbone.init_cfg = None
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        state = MODELS.build(config.model).state_dict()
-    meta = {"CLASSES": ("person",), "config": "…", "mmdet_version": "2.1.0", "epoch": 12}
-    torch.save({"meta": meta, "state_dict": state}, tmp_path / "r50.pth")
-    (expert,) = load_experts([f"mask-rcnn=mask_rcnn_r50_fpn_1x_coco:{tmp_path / 'r50.pth'}"])
-    assert expert.classes[:2] == ("background", "person") and len(expert.classes) == 81
-    loaded = expert.net.state_dict()
-    assert set(loaded) == set(state)
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+def test_a_config_of_mmdetection_has_its_older_name_too():
+    assert find_config("mask_rcnn_r50_fpn_1x_coco").stem == "mask-rcnn_r50_fpn_1x_coco"
 
 
 def test_torchvisions_first_checkpoint_has_older_names(tmp_path):
@@ -125,12 +115,9 @@ def test_torchvisions_first_checkpoint_has_older_names(tmp_path):
 
 def test_a_checkpoint_of_torchvisions_training_script(tmp_path):
     model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    decay = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22])
-    content = {"model": model, "optimizer": optimizer, "lr_scheduler": decay}
-    content = {name: part.state_dict() for name, part in content.items()}
     args = Namespace(dataset="coco", lr_steps=[16, 22], device="cuda")
-    torch.save({**content, "args": args, "epoch": 25}, tmp_path / "model_25.pth")
+    content = {"model": model.state_dict(), "args": args, "epoch": 25}
+    torch.save(content, tmp_path / "model_25.pth")
     (expert,) = load_experts([f"mask-rcnn={tmp_path / 'model_25.pth'}"])
     assert expert.classes == ("background", "class 1", "class 2")
     assert expert.net.backbone.body.bn1.eps == 1e-5
@@ -138,14 +125,9 @@ def test_a_checkpoint_of_torchvisions_training_script(tmp_path):
 
 @pytest.mark.parametrize("build", [maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2])
 def test_torchvisions_models_label_as_torchvision_does(build, tmp_path):
-    torch.manual_seed(0)
+    (expert,) = load_experts([f"mask-rcnn={write_torchvision(tmp_path, build)}"])
     original = build(weights=None, weights_backbone=None).eval()
-    with torch.no_grad():  # sure of something: dogs, and of the mask somewhere
-        original.roi_heads.box_predictor.cls_score.weight.mul_(0.02)
-        original.roi_heads.box_predictor.cls_score.bias[18] = 7.0
-        original.roi_heads.mask_predictor.mask_fcn_logits.weight.mul_(30)
-    torch.save(original.state_dict(), tmp_path / "model.pth")
-    (expert,) = load_experts([f"mask-rcnn={tmp_path / 'model.pth'}"])
+    original.load_state_dict(torch.load(tmp_path / "torchvision.pth", weights_only=True))
     for net in (original, expert.net):
         shrink(net)
     images = torch.randint(0, 256, (2, 3, 60, 80), dtype=torch.uint8)
@@ -179,7 +161,6 @@ def test_only_python_configs_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a = 1\n", "no usable config"),
         ("raise RuntimeError('two\\nlines')\n", "RuntimeError: two"),
         ("model = dict(type='NoSuchDetector')\n", "no usable config"),
         ("_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'\n", "mask_head"),

@@ -111,30 +111,6 @@ def test_every_pair_once_with_every_label(labelled):
     assert np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < 1
 
 
-def test_again_changes_nothing_and_damage_is_repaired(labelled):
-    pattern, out, manifest = labelled
-    before, notes = modified(out), []
-    assert label(pattern, out, notes=notes)["shards"] == manifest["shards"]
-    assert notes == [] and modified(out) == before
-    damaged = out / "00001.tar"
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-100])
-    assert label(pattern, out, notes=notes)["shards"] == manifest["shards"]
-    assert len(notes) == 1 and "00001.tar is cut off" in notes[0]
-    assert damaged.read_bytes() == content and modified(out)["00000.tar"] == before["00000.tar"]
-
-
-def test_a_corrupt_image_is_a_failure(tmp_path):
-    pattern = toy_experts.write_shards(tmp_path / "one", corrupt=("000010003",))
-    manifest = label(pattern, tmp_path / "labels")
-    assert (manifest["pairs_in"], manifest["pairs_out"]) == (12, 11)
-    assert [key for key, _ in manifest["failed"]] == ["00001/000010003"]
-    assert "not a readable image" in manifest["failed"][0][1]
-    assert check_labels(tmp_path / "labels") == []
-    with pytest.raises(KeyError):
-        LabelStore(tmp_path / "labels").get("00001/000010003")
-
-
 def test_labels_that_are_not_finite_are_failures(tmp_path):
     pattern = toy_experts.write_shards(tmp_path / "pairs", shards=1, each=2)
     expert = toy_experts.make_expert("dpt")

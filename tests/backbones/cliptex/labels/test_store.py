@@ -109,12 +109,6 @@ def test_pairs_of_tables_and_in_folders_of_tars_are_found(tmp_path, shard):
         assert not [name for name in archive.getnames() if name.startswith(("/", ".."))]
 
 
-def test_other_experts_are_refused(tmp_path):
-    write(tmp_path)
-    with pytest.raises(UserError, match="other experts"):
-        LabelWriter(tmp_path, {"expert": "another"}, TASKS, {"seg": ["cup", "chair", "lamp"]})
-
-
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_every_damage_is_found(tmp_path_factory, data):

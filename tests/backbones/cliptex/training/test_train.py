@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 import backbones
 from backbones.adapters.open_clip import build_model
 from backbones.cliptex.data.dataset import TrainDataset
-from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training import models
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
 from backbones.cliptex.training.models import load_pretrained_clip
@@ -23,7 +22,6 @@ from backbones.cliptex.training.train import TrainContext, find_trained, train
 from backbones.named import efficientnet_lite_state
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
-from tests.probes.datasets import make
 
 pytestmark = pytest.mark.integration
 
@@ -102,12 +100,7 @@ def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatc
     # 38 of 48 pairs, 16 a step, 2 epochs: 5 steps
     assert result.cost["steps"] == 5 and result.cost["flops_per_step"] > 1e6
     assert recorder.started[-1] == ("train cliptex", 5) and recorder.advanced == 5
-    losses = ("clip", "seg", "depth", "normal")
-    assert set(recorder.metrics[1][1]) >= {
-        *(f"train/{name}" for name in ("loss", "lr", "grad_norm", "images_per_second")),
-        *(f"train/{curve}_{name}" for curve in ("loss", "grad_norm") for name in losses),
-        "train/logit_scale",
-    }
+    assert set(recorder.metrics[1][1]) >= {"train/lr", "train/loss_seg", "train/grad_norm_seg"}
     assert {"val/i2t_R@1", "val/t2i_R@10"} <= set(recorder.metrics[-1][1])
     extra = backbones.load_checkpoint(result.path).extra
     assert extra["recipe"]["lambda_seg"] == 0.1 and extra["pairs"]["count"] == 48
@@ -196,8 +189,6 @@ def test_heads_refuse_patch_dropout(pairs, tmp_path):
     init = saved_model(tmp_path, {**models.TINY_CLIP, "vision_cfg": vision}, 32, (0, 1))
     with pytest.raises(UserError, match="need every patch"):
         run(CLIPTEX, pairs, tmp_path / "w.safetensors", init=init)
-    ft = replace(RECIPES["clip-ft"], **TINY, accumulate=2)
-    assert run(replace(ft, epochs=0.4), pairs, tmp_path / "w.safetensors", init=init).trained
 
 
 def test_a_tower_that_starts_from_imagenet(pairs, tmp_path):
@@ -221,7 +212,6 @@ def test_a_tower_that_starts_from_imagenet(pairs, tmp_path):
     ("changes", "inputs", "message"),
     [
         ({}, {"labels": None}, "give --labels"),
-        ({"batch_size": 64}, {}, "batch_size 64 is more than the 48"),
         ({}, {"labels": toy.ToyLabels(("seg", "normal"))}, "no depth for pairs such as 00000/"),
         ({"model": "tinny"}, {}, "no model 'tinny'"),
         ({}, {"init": "imagenet"}, "timm image towers, and model 'tiny' has none"),
@@ -252,12 +242,7 @@ def test_automatic_precision_is_part_of_the_identity(pairs, tmp_path):
 
 
 def test_corrupt_images_are_replaced_counted_and_named(tmp_path):
-    members = {}
-    for i in range(120):
-        image, caption, _ = toy.scene(i)
-        members[f"{i:09d}.png"] = b"corrupt" if i == 5 else make.encoded(image)
-        members[f"{i:09d}.txt"] = caption.encode()
-    pairs = open_pairs(make.write_tar(tmp_path / "00000.tar", members))
+    pairs = toy.damaged_pairs(tmp_path, 120, corrupt=(5,))
     recipe = replace(CLIPTEX, epochs=1.0)
     for workers in (0, 2):
         result = run(recipe, pairs, tmp_path / f"{workers}.safetensors", workers=workers)

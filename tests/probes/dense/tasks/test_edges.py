@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from backbones.cliptex.tasks import TASKS
 from benchmark.cli.main import main
 from cliptex_common import plugins
 from probes.dense.tasks import DENSE_TASKS
@@ -48,6 +50,8 @@ def test_it_is_labelled_learnt_probed_and_reported(edges, tmp_path):
     run("experts train edge-unet --data-root . --out expert", *unet, "epochs=1", "batch_size=4")
     toy.write_pairs(Path("pairs"), 16)
     run("labels predict --pairs pairs --experts edge-unet=expert --out labels")
+    identity = json.loads(Path("labels/manifest.json").read_text())["identity"]
+    assert identity["plugins"] == {"edges": TASKS.origin("edges")["plugin"]}
     learning = ["experts=edges", "lambda_edges=1", "model=tiny", "epochs=1", "batch_size=8"]
     run(
         "train --recipe cliptex --init random --pairs pairs --labels labels --out w.safetensors",

@@ -1,4 +1,4 @@
-"""Pairs that the tests of training share."""
+"""Pairs that the tests of batches and trainings share."""
 
 from __future__ import annotations
 
