@@ -16,7 +16,6 @@ from torch import nn
 from backbones import BACKBONES, DataConfig, UserError
 from benchmark import compare, evaluate
 from benchmark.execution import Bar, ExecutorSpec, make_executor
-from benchmark.probing.unit import computing_on
 from reports.mlflow.query import Store
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
@@ -170,14 +169,3 @@ def test_a_device_number_leaves_the_callers_gpus_alone(monkeypatch):
     with make_executor(spec, Bar()) as executor:
         assert executor.device == "cuda:1"
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
-
-
-def test_units_multiply_without_tf32():
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        with computing_on(torch.device("cpu")):
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.benchmark.commands import listing, read_json, run_command, store
-from tests.probes.datasets.make import make_camvid, make_imagefolder
+from tests.probes.datasets.make import make_imagefolder
 
 pytestmark = pytest.mark.integration
 
@@ -25,16 +25,6 @@ def test_dump_config_needs_the_suites_data(workdir, refused):
     before = listing(workdir)
     refused("run --suite smoke --dump-config", "the data of suite 'smoke' do not exist yet")
     assert listing(workdir) == before
-
-
-def test_dump_config_prints_a_config_that_plain_mmengine_reads(workdir, capsys):
-    from mmengine.config import Config
-
-    make_camvid(workdir / "camvid", n_train=4, n_val=3)
-    assert run_command(f"{OWN} --task camvid/linear --set max_iters=2 --dump-config") == 0
-    config = Config.fromstring(capsys.readouterr().out, ".py")
-    assert config.train_cfg.max_iters == 2
-    assert config.model.backbone.type == "FrozenBackbone"
 
 
 def test_dump_config_prints_the_settings_of_a_probe_without_mmengine(capsys):

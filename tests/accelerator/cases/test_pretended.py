@@ -44,12 +44,6 @@ def test_numpy_takes_no_tensor_of_the_device(square):
             convert()
 
 
-def test_numbers_of_the_cpu_are_taken(square):
-    assert (square + torch.tensor(1.0)).device == square.device
-    assert (square * 2).clamp(min=0).device == square.device
-    square[0] = torch.tensor(1.0)
-
-
 @pytest.mark.parametrize(
     "wait",
     [
@@ -67,21 +61,6 @@ def test_waits_are_counted(square, wait):
     with counting() as events:
         wait(square)
     assert events.waits >= 1, events
-
-
-@pytest.mark.parametrize(
-    "work",
-    [
-        lambda square: (square @ square).relu_().sum(),
-        lambda square: square.repeat_interleave(square[0].long().abs(), dim=0, output_size=9),
-        lambda square: square[square[0].argsort()],
-        lambda square: torch.randn(3, device=square.device),
-    ],
-)
-def test_work_that_needs_no_result_does_not_wait(square, work):
-    with counting() as events:
-        work(square)
-    assert not events.counts, events
 
 
 @pytest.mark.parametrize(

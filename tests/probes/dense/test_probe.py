@@ -188,14 +188,6 @@ def test_outputs_of_an_image_and_its_mirror_image_are_averaged(tmp_path, kind):
     torch.testing.assert_close(averaged, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_padded_windows_give_probabilities_of_each_pixel(tmp_path):
-    model = sliding_model(tmp_path, "segmentation", slide_padded=True)
-    with torch.no_grad():
-        values = model.inference(torch.randn(1, 3, 96, 128), METAS)
-    assert values.shape == (1, 3, 96, 128)
-    torch.testing.assert_close(values.sum(dim=1), torch.ones(1, 96, 128))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_published_recipe_in_small_learns(tmp_path, kind):
     """Every part of it at once: crops that are not square, colours, a schedule of its own,

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from cliptex_common.errors import OutOfMemory
-from probes.base import Cost, TaskResult
+from probes.base import TaskResult
 from probes.registry import PROBES
-from probes.runner import training
 from probes.runner.group_data import GroupDataset
 from probes.runner.member import Member
 from tests.probes import tiny_dense
@@ -21,32 +17,6 @@ from tests.probes.runner import test_together as groups
 from tests.probes.tiny_mmlab import TinyBackbone
 
 pytestmark = pytest.mark.integration
-
-
-class Head:
-    """Scores the numbers of images; some do not fit, alone or together."""
-
-    def __init__(self, too_large: int | None, most: int) -> None:
-        self.too_large, self.most, self.scored = too_large, most, []
-        self.index, self.error, self.cost = 0, None, Cost()
-
-    def score(self, batch: dict[str, Any]) -> None:
-        samples = batch["data_samples"]
-        if len(samples) > self.most or self.too_large in samples:
-            raise torch.OutOfMemoryError
-        self.scored += samples
-
-    def release(self) -> None: ...
-
-
-def test_an_image_that_does_not_fit_fails_its_head_once():
-    heads = [Head(too_large=0, most=4), Head(too_large=None, most=1)]
-    dataset = SimpleNamespace(batches=lambda preprocessor, data, training: [data])
-    data = {"inputs": torch.zeros(3, 3, 2, 2).unbind(), "data_samples": [0, 1, 2]}
-    training._score(heads, dataset, nn.Identity(), data)
-    failed, halved = heads
-    assert isinstance(failed.error, OutOfMemory) and failed.scored == []
-    assert halved.error is None and halved.scored == [0, 1, 2]
 
 
 @pytest.fixture

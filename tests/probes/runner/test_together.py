@@ -22,7 +22,7 @@ from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.data import LoadGroundTruth
 from probes.features.budget import stores
-from probes.features.store import remove_store, root
+from probes.features.store import root
 from probes.registry import PROBES
 from probes.runner.member import STATE
 from probes.runner.training import train_together
@@ -263,25 +263,6 @@ def test_killed_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone):
     states[0].unlink()  # one begins anew, the other one waits
     contexts = {key: task(tmp_path, data, *key) for key in keys}
     check_as_alone(together(contexts), contexts)
-
-
-def test_features_cannot_go_while_a_group_trains(tmp_path, data):
-    """Another process that needs room finds them in use; nothing is made again in the middle of
-    training."""
-    tried = []
-
-    class Evicting(Recorder):
-        def advance(self, steps: int = 1) -> None:
-            if self.started[-1][0] == "tiny-seg/linear":
-                tried.extend(remove_store(store) for store in stores(root()))
-
-    each = task(tmp_path, data, *SEGMENTATION[0], recorder=Evicting(), **CACHED)
-    encoded = [name for name, _ in each.progress.started if name.startswith("encoding")]
-    PROBES["segmentation/linear"].run(each)
-    assert tried and not any(tried)
-    encoded = [name for name, _ in each.progress.started if name.startswith("encoding")]
-    assert len(encoded) == 2, "train and val, each once"
-    assert all(remove_store(store) for store in stores(root()))
 
 
 def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_path, data, calls):

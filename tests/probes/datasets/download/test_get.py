@@ -239,8 +239,6 @@ def test_the_table_is_of_known_datasets():
         specs = [DATASETS.find(dataset) for dataset in entry.datasets]
         assert specs and all(spec.folder == entry.folder for spec in specs), name
         for archive in entry.archives:
-            algorithm, _, digest = archive.checksum.partition(":")
-            assert len(digest) == {"": 0, "md5": 32, "sha1": 40, "sha256": 64}[algorithm]
             assert archive.manual or archive.url.startswith("http")
 
 
