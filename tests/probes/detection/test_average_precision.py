@@ -132,3 +132,12 @@ def test_f_measure_of_an_image():
     ]
     scores = image_f1(np.array([1, 2, 3]), np.array([2, 1, 0]), to_columns(detections))
     assert scores[:2].tolist() == [50.0, 0.0] and np.isnan(scores[2])
+
+
+def test_detections_past_the_hundredth_are_not_looked_at():
+    many = [
+        {"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": s / 200}
+        for s in range(120)
+    ]
+    add_matches(as_coco(dataset_of([1], [])), many, [1], [3], ("bbox",))
+    assert [detection["class"] for detection in many] == [-1] * 20 + [0] * 100
