@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from reports.artifacts import PARENT, PROTOCOL
+from reports.cell import ParentRun, Record
 from reports.mlflow.query import Store
 from reports.selection import Selection, TaskColumn
 
@@ -21,11 +22,9 @@ class Provenance:
     """The last section of the page.
 
     Attributes:
-        backbones: backbone → architecture, parameters, resolution, FLOPs, pretraining (heading →
-            text, '' if unknown).
-        weights: one row for each backbone and seed: name, seed, source, sha256, licence, commit,
-            run.
-        data: one row for each dataset: name, fingerprint, partial.
+        backbones: backbone → heading → text, '' if unknown.
+        weights: backbone, seed, their run, and the run that trained them.
+        data: (dataset, fingerprint) → whether it is partial.
         protocols: each column with its settings.
         differences: task with several protocols → setting → {letter: value}, where values differ.
         environment: of the newest run: package → version, python, platform; and the devices of all
@@ -33,8 +32,8 @@ class Provenance:
     """
 
     backbones: dict[str, dict[str, str]]
-    weights: list[dict[str, Any]]
-    data: list[dict[str, Any]]
+    weights: list[tuple[str, int, ParentRun, Record | None]]
+    data: dict[tuple[str, str], bool]
     protocols: list[tuple[TaskColumn, dict[str, Any]]]
     differences: dict[str, dict[str, dict[str, Any]]]
     environment: dict[str, Any]
@@ -42,39 +41,28 @@ class Provenance:
 
 def collect_provenance(store: Store, selection: Selection) -> Provenance:
     """Collect the provenance; reads one small file for each protocol and backbone."""
+    runs = selection.parents
     weights = [
-        {
-            "backbone": name,
-            "seed": seed,
-            "source": run.weights_source,
-            "sha256": run.weights,
-            "licence": run.licence,
-            "commit": run.commit,
-            "run": run,
-            "train": selection.runs.get(run.train_run),
-        }
+        (name, seed, runs[name, seed], selection.runs.get(runs[name, seed].train_run))
         for name in selection.backbones
-        for (backbone, seed), run in sorted(selection.parents.items(), key=lambda item: item[0])
-        if backbone == name
+        for seed in selection.seeds[name]
+        if (name, seed) in runs
     ]
-    data: dict[tuple[str, str], dict[str, Any]] = {}
+    data: dict[tuple[str, str], bool] = {}
     protocols: list[tuple[TaskColumn, dict[str, Any]]] = []
     devices: set[str] = set()
     for column in selection.columns:
         cells = selection.column_cells(column)
         devices |= {cell.device for cell in cells}
         for cell in cells[:1]:
-            name, fingerprint = cell.dataset, cell.fingerprint
-            row = {"name": name, "fingerprint": fingerprint, "partial": cell.partial}
-            data.setdefault((name, fingerprint), row)
+            data.setdefault((cell.dataset, cell.fingerprint), cell.partial)
             protocols.append((column, store.json(cell, PROTOCOL)))
-    newest = max(selection.parents.values(), key=lambda run: run.started, default=None)
+    newest = max(runs.values(), key=lambda run: run.started, default=None)
     environment = store.json(newest, PARENT).get("environment", {}) if newest else {}
     if named := sorted(devices - {""}):
         environment = {"devices": named, **environment}
     backbones = {name: _backbone(store, selection, name) for name in selection.backbones}
-    differences = _differences(protocols)
-    return Provenance(backbones, weights, list(data.values()), protocols, differences, environment)
+    return Provenance(backbones, weights, data, protocols, _differences(protocols), environment)
 
 
 def _backbone(store: Store, selection: Selection, name: str) -> dict[str, str]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
-from reports.render.frames import place_cell
-from reports.shared.standings import Leaderboard, SharedColumn, rank_backbones
+from reports.render.page import render_template
+from reports.shared.standings import Leaderboard, Place, SharedColumn, rank_backbones
 
 
 def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
@@ -19,25 +16,14 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
     Args:
         about: a sentence below the title.
     """
-    import jinja2
-
     columns = list(results.columns.values())
-    protocols = [column.conditions for column in columns]
     content = {
         "backbones": [{"name": name, **details} for name, details in results.backbones.items()],
         "columns": [_column(column) for column in columns],
         "groups": _groups(columns),
-        "protocols": protocols,
+        "protocols": [column.conditions for column in columns],
     }
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_source("reports.shared", "leaderboard.html.j2")).render(
-        title=title,
-        about=about,
-        style=_source("reports.render", "style.css"),
-        script=_source("reports.shared", "leaderboard.js"),
-        content=text.replace("<", "\\u003c"),
-    )
+    return render_template("leaderboard.html.j2", title=title, about=about, content=content)
 
 
 def _column(column: SharedColumn) -> dict[str, Any]:
@@ -51,7 +37,7 @@ def _column(column: SharedColumn) -> dict[str, Any]:
         "images": column.images,
         "cells": {
             name: {
-                **place_cell(place),
+                **_place(place),
                 "seeds": len(column.values[name]),
                 "file": column.sources[name],
             }
@@ -73,11 +59,20 @@ def _groups(columns: Sequence[SharedColumn]) -> list[dict[str, Any]]:
     groups = []
     for label, numbers in members.items():
         places = rank_backbones([columns[number] for number in numbers])
-        ranked = {name: place_cell(place) for name, place in places.items()}
+        ranked = {name: _place(place) for name, place in places.items()}
         groups.append({"label": label, "columns": numbers, "places": ranked})
     return groups
 
 
-@functools.cache
-def _source(package: str, name: str) -> str:
-    return (files(package) / name).read_text(encoding="utf-8")
+def _place(place: Place) -> dict[str, Any]:
+    """A score with half of its interval, and its places."""
+    score, half = float(f"{place.score:.5g}"), float(f"{place.half_width:.3g}")
+    text = f"{score:.1f}" if abs(score) >= 10 else f"{score:#.3g}"
+    ends = dict.fromkeys([place.first, place.last])
+    return {
+        "value": score,
+        "text": text,
+        "spread": f"± {half:#.2g}",
+        "place": "–".join(map(str, ends)),
+        "order": [place.first, place.last],
+    }
