@@ -44,6 +44,17 @@ from reports.selection import TaskColumn, default_experiments, select, without_s
 from reports.shared.merge import read_shared
 
 
+def _now() -> str:
+    return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def _command() -> str:
+    """The command of this process, without secrets."""
+    words = sys.argv[1:]
+    tracked = words and words[0] in ("report", "run", "sweep")
+    return hide_secrets(f"python -m benchmark {' '.join(words)}") if tracked else ""
+
+
 @dataclass
 class Report:
     """The content of the page. ``analysis`` is None in the report of a study alone.
@@ -58,8 +69,6 @@ class Report:
     subtitle: str
     summary: Summary
     store: str
-    date: str
-    command: str
     ui_url: str = ""
     analysis: Analysis | None = None
     overview: ResultTable | None = None
@@ -77,6 +86,8 @@ class Report:
     axes: list[str] = field(default_factory=list)
     mode_changes: list[str] = field(default_factory=list)
     styles: dict[str, Style] = field(default_factory=dict)
+    date: str = field(default_factory=_now)
+    command: str = field(default_factory=_command)
 
     @property
     def baseline(self) -> str:
@@ -102,28 +113,6 @@ class Report:
         """Every figure of the page."""
         groups = [*self.figures.values(), *(study.figures for study in self.studies)]
         return list(chain.from_iterable(groups))
-
-    def sections(self) -> list[tuple[str, str]]:
-        """(anchor, title) of the sections that have content."""
-        sections = {
-            ("glance", "At a glance"): self.overview,
-            ("tables", "Tables"): self.tables,
-            ("pairs", "All pairs"): self.pairs,
-            ("published", "Published"): self.published,
-            **{
-                (f"study-{number}", "λ search"): study
-                for number, study in enumerate(self.studies, start=1)
-            },
-            ("figures", "Figures"): self.figures.get("bars"),
-            ("gallery", "Gallery"): self.galleries,
-        }
-        shown = [section for section, content in sections.items() if content]
-        return [("verdict", "Verdict"), *shown, ("provenance", "Provenance")]
-
-    def decided(self, column: TaskColumn) -> bool:
-        """Whether some backbone wins or loses in a column."""
-        assert self.analysis is not None
-        return any(self.analysis.outcome(b, column) in ("win", "loss") for b in self.backbones)
 
 
 @dataclass(frozen=True)
@@ -175,21 +164,17 @@ def build_report(
     analysis = analyse(store, selection, advance)
     changes = mode_changes(store, analysis)
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
-    date = _now()
     subtitle = [
         ", ".join(selection.backbones),
         count(len({column.base for column in selection.columns}), "task"),
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
         f"{sum(map(len, selection.cells.values()))} finished task runs",
-        date,
     ]
     return Report(
         f"Comparison of backbones: {', '.join(experiments)}",
         " · ".join(subtitle),
         summarise(analysis),
         store=hide_secrets(store.uri),
-        date=date,
-        command=_command(),
         ui_url=request.ui_url,
         analysis=analysis,
         power=power_lines(analysis),
@@ -246,15 +231,12 @@ def _like_runs(parents: Sequence[str], runs: list[Record]) -> tuple[list[Record]
 
 def _study_report(store: Store, request: ReportRequest, name: str) -> Report:
     study = find_study(store, name, request.experiments)
-    date = _now()
     lines = [f"{len(study.complete)} of {len(study.trials)} trials are finished."]
     return Report(
         f"λ search: {study.name}",
-        f"{study.parent.experiment} · {len(study.trials)} trials · {date}",
+        f"{study.parent.experiment} · {len(study.trials)} trials",
         Summary("open", study.headline, lines),
         store=hide_secrets(store.uri),
-        date=date,
-        command=_command(),
         ui_url=request.ui_url,
         studies=[study],
         notes=[
@@ -263,14 +245,3 @@ def _study_report(store: Store, request: ReportRequest, name: str) -> Report:
             " the sweep was started with --confirm 0.",
         ],
     )
-
-
-def _now() -> str:
-    return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-
-
-def _command() -> str:
-    """The command of this process, without secrets."""
-    words = sys.argv[1:]
-    tracked = words and words[0] in ("report", "run", "sweep")
-    return hide_secrets(f"python -m benchmark {' '.join(words)}") if tracked else ""

@@ -127,10 +127,3 @@ def note_lines(cells: Sequence[Cell]) -> list[str]:
     for first, *others in similar.values():
         lines.append(f"{first} (and {len(others)} more like it)" if others else first)
     return lines
-
-
-def format_number(value: float | None) -> str:
-    """A metric for people, a dash if it is missing."""
-    if value is None or not np.isfinite(value):
-        return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

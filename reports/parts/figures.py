@@ -15,7 +15,7 @@ import pandas as pd
 
 from reports.analysis import Analysis, shared_columns
 from reports.mlflow.query import Store
-from reports.parts.tables import MetricColumn, decimal, overview, with_interval
+from reports.parts.tables import decimal, overview, with_interval
 from reports.stats.intervals import Estimate
 
 # Okabe and Ito's colours, distinct in all kinds of colour vision; the baseline is grey.
@@ -91,12 +91,6 @@ def make_layout(x: dict[str, Any], y: dict[str, Any], *, legend: bool = False) -
     }
 
 
-def name_axis(names: Sequence[str]) -> dict[str, Any]:
-    """Ticks with names; the middle of long ones is left out."""
-    short = [name if len(name) <= 20 else f"{name[:9]}…{name[-10:]}" for name in names]
-    return {"tickvals": list(names), "ticktext": short, "showgrid": False}
-
-
 def error_bars(estimates: Sequence[Estimate], colour: str) -> dict[str, Any]:
     """Plotly's error bars; none where there is no interval."""
     return {
@@ -150,7 +144,10 @@ def forest(analysis: Analysis) -> list[Figure]:
     labels = [*reversed([column.title for column in columns]), "mean gain"]
     rows = {label: row for row, label in enumerate(labels)}
     styles = backbone_styles(analysis)
-    data, alt, bars = [], [], []
+    data, alt, ends = [], [], []
+    low, high = _value_range(
+        [*analysis.task_gains.values(), *(gain.iqm for gain in analysis.gains.values())]
+    )
     for index, name in enumerate(compared):
         shift = 0.5 * ((index + 0.5) / len(compared) - 0.5)
         gains = {
@@ -164,10 +161,16 @@ def forest(analysis: Analysis) -> list[Figure]:
         data.append(points(name, styles[name], [*gains.values()], positions, text, axis="x"))
         numbers = [f"{label} {decimal(e.value, 1, True)} %" for label, e in gains.items()]
         alt.append(f"{name}: {', '.join(numbers)}")
-        bars.append((styles[name].colour, positions, list(gains.values())))
-    every = [*analysis.task_gains.values(), *(gain.iqm for gain in analysis.gains.values())]
-    low, high = _value_range(every)
-    data += [arrows for each in bars if (arrows := _arrows(*each, low, high))["x"]]
+        for y, estimate in zip(positions, gains.values(), strict=True):
+            if estimate.low < low:
+                ends.append((low, y, "triangle-left", styles[name].colour))
+            if estimate.high > high:
+                ends.append((high, y, "triangle-right", styles[name].colour))
+    if ends:
+        x, y, symbols, colours = zip(*ends, strict=True)
+        arrows = {"symbol": symbols, "size": 9, "color": colours}
+        hidden = {"cliponaxis": False, "hoverinfo": "skip", "showlegend": False}
+        data.append({"mode": "markers", "x": x, "y": y, "marker": arrows, **hidden})
     layout = make_layout(
         {
             "title": f"gain over {selection.baseline} (%)",
@@ -194,31 +197,6 @@ def forest(analysis: Analysis) -> list[Figure]:
     return [Figure("forest", title, caption, "; ".join(alt), spec, height)]
 
 
-def _arrows(
-    colour: str, positions: Sequence[float], estimates: Sequence[Estimate], low: float, high: float
-) -> dict[str, Any]:
-    """An arrow where the bar of an estimate leaves the axis between ``low`` and ``high``."""
-    ends = [
-        (x, y, symbol)
-        for y, estimate in zip(positions, estimates, strict=True)
-        for x, symbol, leaves in (
-            (low, "triangle-left", estimate.low < low),
-            (high, "triangle-right", estimate.high > high),
-        )
-        if leaves
-    ]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [x for x, _, _ in ends],
-        "y": [y for _, y, _ in ends],
-        "marker": {"symbol": [symbol for _, _, symbol in ends], "size": 9, "color": colour},
-        "cliponaxis": False,
-        "hoverinfo": "skip",
-        "showlegend": False,
-    }
-
-
 def _value_range(estimates: Sequence[Estimate]) -> tuple[float, float]:
     """The ends of an axis that shows all values and intervals of usual length."""
     values = [e.value for e in estimates]
@@ -236,41 +214,38 @@ def task_bars(analysis: Analysis) -> list[Figure]:
         estimates = {
             b: analysis.estimates[key] for b, key in keys.items() if key in analysis.estimates
         }
-        if estimates:
-            figures.append(_bar_chart(f"bars-{index}", head, estimates, styles))
+        if not estimates:
+            continue
+        names, shown = list(estimates), list(estimates.values())
+        text = [with_interval(estimate, head.digits) for estimate in shown]
+        bar = {
+            "type": "bar",
+            "x": names,
+            "y": [e.value for e in shown],
+            "marker": {
+                "color": [styles[name].colour for name in names],
+                "opacity": [1.0 if e.has_interval else 0.45 for e in shown],
+            },
+            "error_y": error_bars(shown, "var:text"),
+            "text": text,
+            "textposition": "none",
+            "hovertemplate": "%{x}: %{text}<extra></extra>",
+            "width": 0.62,
+        }
+        # of long names the middle is left out
+        ticks = [name if len(name) <= 20 else f"{name[:9]}…{name[-10:]}" for name in names]
+        layout = make_layout(
+            {"tickvals": names, "ticktext": ticks, "showgrid": False},
+            {"nticks": 5, "rangemode": "tozero"},
+        )
+        unit = f" ({head.unit})" if head.unit else ""
+        better = "higher" if head.sign > 0 else "lower"
+        pale = "" if all(e.has_interval for e in shown) else "; pale: no interval"
+        caption = f"{head.label}{unit}, {better} is better{pale}"
+        alt = ", ".join(f"{name} {words}" for name, words in zip(names, text, strict=True))
+        spec = {"data": [bar], "layout": layout}
+        figures.append(Figure(f"bars-{index}", head.column.title, caption, alt, spec, 230))
     return figures
-
-
-def _bar_chart(
-    name: str, head: MetricColumn, estimates: dict[str, Estimate], styles: dict[str, Style]
-) -> Figure:
-    backbones, shown = list(estimates), list(estimates.values())
-    text = [with_interval(estimate, head.digits) for estimate in shown]
-    bar = {
-        "type": "bar",
-        "x": backbones,
-        "y": [e.value for e in shown],
-        "marker": {
-            "color": [styles[b].colour for b in backbones],
-            "opacity": [1.0 if e.has_interval else 0.45 for e in shown],
-        },
-        "error_y": error_bars(shown, "var:text"),
-        "text": text,
-        "textposition": "none",
-        "hovertemplate": "%{x}: %{text}<extra></extra>",
-        "width": 0.62,
-    }
-    layout = make_layout(name_axis(backbones), {"nticks": 5, "rangemode": "tozero"})
-    pale = "" if all(e.has_interval for e in shown) else "; pale: no interval"
-    better = "higher" if head.sign > 0 else "lower"
-    return Figure(
-        name,
-        head.column.title,
-        f"{head.label}{f' ({head.unit})' if head.unit else ''}, {better} is better{pale}",
-        ", ".join(f"{b} {words}" for b, words in zip(backbones, text, strict=True)),
-        {"data": [bar], "layout": layout},
-        230,
-    )
 
 
 def costs(analysis: Analysis) -> dict[str, dict[str, float]]:

@@ -7,8 +7,10 @@ import json
 import zipfile
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from reports.analysis import Analysis
 from reports.artifacts import GALLERY
@@ -21,35 +23,32 @@ EVEN, WORST, DIFFERENT = 4, 2, 2  # rows of each kind
 BUDGET = 2_600_000  # bytes of pictures in a page, before base64
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A picture: data URI, and the image's own score."""
+class Tile(NamedTuple):
+    """A picture: a data URI, '' if it is missing, and the score of this image; NaN if unknown."""
 
+    label: str
     data: str
-    score: float | None = None
+    score: float
 
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One image: data URIs of it and its ground truth, and each backbone's prediction (None if
-    missing)."""
+    """The picture of one image, its ground truth, and each backbone's prediction."""
 
     name: str
     reason: str
-    image: str
-    ground_truth: str
-    predictions: list[tuple[str, Tile | None]]
+    tiles: list[Tile]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Gallery:
     """The rows of one task, selected among ``candidates`` pictured images."""
 
     column: TaskColumn
     score_name: str
     rows: list[GalleryRow]
-    legend: str = ""
-    candidates: int = 0
+    legend: str
+    candidates: int
 
 
 class _Pack:
@@ -68,8 +67,12 @@ class _Pack:
     def size(self, image: str, role: str) -> int:
         return self.files.getinfo(self.images[image][role]).file_size
 
-    def uri(self, file: str) -> str:
+    def uri(self, image: str, role: str) -> str:
         """A picture as a data URI."""
+        return self.file_uri(self.images[image][role])
+
+    def file_uri(self, file: str) -> str:
+        """A file as a data URI."""
         try:
             content = self.files.read(file)
         except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -118,57 +121,45 @@ def _gallery(
     """The gallery of a task, and the bytes of its pictures."""
     first = next(iter(packs.values()))
     names = [name for name in first.images if all(name in pack.images for pack in packs.values())]
-    scores, score_name, sign = _scores(analysis, column, list(packs), names)
+    own = {b: analysis.scores[b, column] for b in packs if (b, column) in analysis.scores}
+    score = next(iter(own.values()), None)
+    by_image = {b: pd.Series(each.of_images(), each.images, float) for b, each in own.items()}
+    scores = pd.DataFrame(by_image).reindex(names)
     rows: list[GalleryRow] = []
     used = 0
-    for name, reason in _select(names, scores, sign).items():
-        size = first.size(name, "image") + first.size(name, "truth")
-        size += sum(pack.size(name, "prediction") for pack in packs.values())
+    for name, reason in _select(scores, score.direction if score else 1).items():
+        pictures = [("image", first, "image"), ("ground truth", first, "truth")]
+        pictures += [(b, packs.get(b), "prediction") for b in analysis.selection.backbones]
+        size = sum(pack.size(name, role) for _, pack, role in pictures if pack)
         if rows and used + size > budget:
             continue
         used += size
-        predictions: list[tuple[str, Tile | None]] = []
-        for backbone in analysis.selection.backbones:
-            pack = packs.get(backbone)
-            tile = None
-            if pack:
-                score = scores[backbone][names.index(name)] if backbone in scores else np.nan
-                value = float(score) if np.isfinite(score) else None
-                tile = Tile(pack.uri(pack.images[name]["prediction"]), value)
-            predictions.append((backbone, tile))
-        image, ground_truth = (first.uri(first.images[name][role]) for role in ("image", "truth"))
-        rows.append(GalleryRow(name, reason, image, ground_truth, predictions))
-    legend = first.uri(first.legend) if first.legend else ""
-    return Gallery(column, score_name, rows, legend, len(names)), used
+        own_scores = scores.loc[name]
+        tiles = [
+            Tile(label, pack.uri(name, role) if pack else "", own_scores.get(label, np.nan))
+            for label, pack, role in pictures
+        ]
+        rows.append(GalleryRow(name, reason, tiles))
+    legend = first.file_uri(first.legend) if first.legend else ""
+    return Gallery(column, score.score_name if score else "", rows, legend, len(names)), used
 
 
-def _scores(
-    analysis: Analysis, column: TaskColumn, backbones: list[str], names: list[str]
-) -> tuple[dict[str, np.ndarray], str, int]:
-    """Backbone → each pictured image's score (NaN if it has none), their name and sign."""
-    result, score_name, sign = {}, "", 1
-    for backbone in backbones:
-        scores = analysis.scores.get((backbone, column))
-        if scores is not None:
-            by_image = dict(zip(scores.images, scores.of_images(), strict=True))
-            result[backbone] = np.array([by_image.get(name, np.nan) for name in names], np.float64)
-            score_name, sign = scores.score_name, scores.direction
-    return result, score_name, sign
+def _select(scores: pd.DataFrame, sign: int) -> dict[str, str]:
+    """Image → why it is shown.
 
-
-def _select(names: list[str], scores: dict[str, np.ndarray], sign: int) -> dict[str, str]:
-    """Image → why it is shown."""
-    spaced = np.linspace(0, len(names) - 1, min(EVEN, len(names))).round().astype(int)
-    selected = {names[index]: "evenly spaced" for index in spaced}
-    if not scores:
+    Args:
+        scores: of images (down) by backbone; a backbone without any has no column.
+    """
+    spaced = np.linspace(0, len(scores) - 1, min(EVEN, len(scores))).round().astype(int)
+    selected = dict.fromkeys(scores.index[spaced], "evenly spaced")
+    if scores.empty:
         return selected
-    table = sign * np.stack(list(scores.values()))
-    valid = np.isfinite(table).all(axis=0)
-    criteria = [("worst for all", table.mean(axis=0), WORST)]
-    if len(scores) > 1:
-        criteria.append(("backbones differ most", -np.ptp(table, axis=0), DIFFERENT))
+    table = sign * scores.dropna()
+    criteria = [("worst for all", table.mean(axis=1), WORST)]
+    if len(scores.columns) > 1:
+        spread = table.max(axis=1) - table.min(axis=1)
+        criteria.append(("backbones differ most", -spread, DIFFERENT))
     for reason, key, count in criteria:
-        order = np.argsort(np.where(valid, key, np.inf), kind="stable")
-        remaining = [names[i] for i in order if valid[i] and names[i] not in selected]
-        selected |= dict.fromkeys(remaining[:count], reason)
+        remaining = key.drop(list(selected), errors="ignore").sort_values(kind="stable")
+        selected |= dict.fromkeys(remaining.index[:count], reason)
     return selected

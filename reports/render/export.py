@@ -93,7 +93,7 @@ def markdown(report: Report) -> str:
     lines = [
         f"# {plain_text(report.title)}",
         "",
-        plain_text(report.subtitle),
+        plain_text(f"{report.subtitle} · {report.date}"),
         "",
         f"**{plain_text(report.summary.headline)}**",
         "",
