@@ -16,8 +16,7 @@ from rich.text import Text
 from benchmark.execution.progress import console
 from benchmark.results.run_result import RunResult
 from reports.cell import Cell
-from reports.parts.tables import Number
-from reports.render.frames import terminal_cell
+from reports.parts.tables import MARKS, Number
 
 if TYPE_CHECKING:
     from reports.report import Report
@@ -76,10 +75,18 @@ def results_table(result: RunResult, numbers: Numbers) -> Table:
         for metric, about in task.probe.metrics.items():
             if about.shown or metric == task.main_metric:
                 row = [numbers[name, task.name, metric] for name in names]
-                texts = [Text(terminal_cell(n), style="bold" if n.best else "") for n in row]
+                texts = [Text(_cell(n), style="bold" if n.best else "") for n in row]
                 table.add_row(label, f"{metric} {'↑' if about.direction > 0 else '↓'}", *texts)
                 label = ""
     return table
+
+
+def _cell(number: Number) -> str:
+    """Value, interval or else standard error, and mark."""
+    if number.missing:
+        return number.missing.partition(":")[0]
+    spread = number.interval or (f"± {number.error}" if number.error else "")
+    return " ".join(filter(None, [number.text, spread, MARKS[number.verdict]]))
 
 
 def mean_numbers(result: RunResult) -> dict[tuple[str, str, str], Number]:

@@ -1,4 +1,4 @@
-"""Tables of a report as frames, before ``reports.render.frames`` writes their cells."""
+"""Tables of a report as frames, and what their cells say."""
 
 from __future__ import annotations
 
@@ -363,6 +363,13 @@ def decimal(value: float, decimals: int, signed: bool = False) -> str:
     if float(text) == 0:
         text = text.lstrip("+-")
     return text.replace("-", "−")
+
+
+def plain_cell(value: object) -> str:
+    """A value that is no ``Number``."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:.4g}".replace("-", "−") if isinstance(value, float) else str(value)
 
 
 def bracketed(low: float, high: float, decimals: int, signed: bool = False) -> str:

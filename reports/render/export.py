@@ -13,17 +13,7 @@ from cliptex_common.files import write_text
 from reports.errors import TrackingError
 from reports.mlflow.query import tidy
 from reports.parts.study import study_frame
-from reports.parts.tables import ACROSS, MetricColumn, ResultTable
-from reports.render.frames import (
-    heading,
-    latex_cell,
-    latex_table,
-    markdown_cell,
-    markdown_table,
-    named_rows,
-    plain_cell,
-    plain_text,
-)
+from reports.parts.tables import ACROSS, MetricColumn, Number, ResultTable, decimal, plain_cell
 from reports.render.page import render_page
 
 if TYPE_CHECKING:
@@ -34,6 +24,20 @@ LEGEND = (
     " 95 %): ▲ better, ▼ worse, = undecided, ? no interval or fewer than 20 images. Bold: better"
     " than all others."
 )
+SYMBOLS = str.maketrans(
+    {
+        "−": "$-$",
+        "–": "--",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "°": r"$^\circ$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "<": "$<$",
+        "δ": r"$\delta$",
+        "λ": r"$\lambda$",
+    }
+)  # that pandas does not escape for LaTeX
 
 
 def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list[Path]:
@@ -85,7 +89,12 @@ def csv_values(report: Report) -> dict[str, str]:
 
 
 def _with_marks(table: ResultTable) -> pd.DataFrame:
-    return table.frame.set_axis(named_rows(table.frame.index.tolist(), table.marks))
+    """The table with the marks of backbones in their names."""
+    names = [
+        f"{name} ({table.marks[name]})" if name in table.marks else name
+        for name in table.frame.index
+    ]
+    return table.frame.set_axis(names)
 
 
 def markdown(report: Report) -> str:
@@ -102,20 +111,18 @@ def markdown(report: Report) -> str:
     if report.notes:
         lines += ["## Caveats", "", *_list(report.notes)]
     if report.overview:
-        frame = _with_marks(report.overview)
-        is_long = len(frame) > ACROSS
-        frame = frame if is_long else frame.rename(columns=_title).T
+        frame = _with_marks(report.overview).map(markdown_cell).rename(columns=_title)
         lines += ["## At a glance", ""]
-        lines += markdown_table(frame, markdown_cell, _title if is_long else str)
+        lines += markdown_table(frame if len(frame) > ACROSS else frame.T)
         lines += [plain_text(LEGEND.format(report.baseline)), ""]
         lines += ["## Detectable differences", "", *_list([*report.averages, *report.power])]
     for table in report.tables:
         lines += [f"## {plain_text(table.title)}", ""]
-        lines += markdown_table(_with_marks(table), markdown_cell, _title)
+        lines += markdown_table(_with_marks(table).map(markdown_cell).rename(columns=_title))
     for study in report.studies:
         lines += [f"## λ search: {plain_text(study.name)}", "", plain_text(study.headline), ""]
         frame = study_frame(study).set_index("trial")
-        lines += markdown_table(frame, lambda value: plain_text(plain_cell(value)))
+        lines += markdown_table(frame.map(plain_cell).map(plain_text))
     return "\n".join(lines)
 
 
@@ -148,6 +155,71 @@ def latex(report: Report) -> str:
         caption = f"λ search: {study.name}."
         parts.append(latex_table(frame.rename_axis(index=None), caption, f"tab:study-{len(parts)}"))
     return "\n".join(parts)
+
+
+def markdown_cell(number: Number) -> str:
+    """Value, interval and seeds; the difference to the baseline."""
+    if number.missing:
+        return plain_text(f"– ({number.missing})")
+    value = f"**{number.text}**" if number.best else number.text
+    parts = [value, number.interval, f"({number.seeds} seeds)"]
+    return " ".join(filter(None, parts)) + (f"; {number.change}" if number.change else "")
+
+
+def latex_cell(number: Number) -> str:
+    """Value ± standard error (difference to the baseline, starred if decided)."""
+    if number.missing:
+        return "–"
+    text = f"{number.text} ± {number.error}" if number.error else number.text
+    if not number.verdict:
+        return text
+    star = "*" if number.verdict in ("win", "loss") else ""
+    return f"{text} ({decimal(number.difference, number.digits, True)}{star})"
+
+
+def heading(column: MetricColumn) -> tuple[str, str]:
+    """Task; metric, arrow and number of images."""
+    images = f" (N = {column.images})" if column.images else ""
+    return column.column.title, f"{column.label} {column.arrow}{images}"
+
+
+def markdown_table(frame: pd.DataFrame) -> list[str]:
+    """The lines of a table of Markdown from a frame of text."""
+    rows = [["", *map(plain_text, frame.columns)], ["---", *["---:"] * len(frame.columns)]]
+    rows += [[plain_text(name), *cells] for name, *cells in frame.itertuples(name=None)]
+    return [*(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def plain_text(text: str) -> str:
+    """Text with Markdown's special characters escaped."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def latex_table(
+    frame: pd.DataFrame, caption: str, label: str, bold: pd.DataFrame | None = None
+) -> str:
+    """A table of LaTeX's booktabs from a frame of text.
+
+    Args:
+        bold: which cells are.
+    """
+    styler = frame.style.format(escape="latex")
+    for axis in (0, 1):
+        styler = styler.format_index(escape="latex", axis=axis)
+    if bold is not None:
+        style = bold.map(lambda is_bold: "textbf:--rwrap;" if is_bold else "")
+        styler = styler.apply(lambda _: style, axis=None)
+    text = styler.to_latex(
+        column_format="l" + "r" * frame.shape[1],
+        position="t",
+        position_float="centering",
+        hrules=True,
+        caption=re.sub(r"([%_&#])", r"\\\1", caption),
+        label=label,
+        multicol_align="c",
+        environment="table*" if frame.shape[1] > 4 else "table",
+    )
+    return text.translate(SYMBOLS)
 
 
 FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {

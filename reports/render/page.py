@@ -14,8 +14,7 @@ from urllib.parse import quote
 
 from reports.parts.study import study_frame
 from reports.parts.summary import gain_words
-from reports.parts.tables import ACROSS, bracketed, count, decimal
-from reports.render.frames import plain_cell
+from reports.parts.tables import ACROSS, bracketed, count, decimal, plain_cell
 from reports.stats.resampling import RESAMPLES
 
 if TYPE_CHECKING:
