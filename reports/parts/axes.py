@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -34,29 +35,36 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 @dataclass(frozen=True)
 class Variant:
-    """A column of a task, and its values: axis → text."""
+    """A backbone's number on a variant of a task, and its values: axis → text."""
 
+    backbone: str
     column: TaskColumn
     values: Mapping[str, str]
 
-    def other_values(self, axis: str) -> tuple[tuple[str, str], ...]:
-        """The values on all axes but one."""
-        return tuple((name, value) for name, value in self.values.items() if name != axis)
+    def text(self, *without: str) -> str:
+        """The values on all other axes."""
+        shown = [f"{name}={value}" for name, value in self.values.items() if name not in without]
+        return ", ".join(shown)
 
 
 def task_variants(analysis: Analysis) -> dict[str, list[Variant]]:
-    """Task → its variants, of tasks that ran with several values of a setting."""
+    """Task → its variants by backbone, of tasks that ran with several values of a setting."""
     columns: dict[str, list[TaskColumn]] = defaultdict(list)
     for column in analysis.selection.columns:
         if column.letter in ("", "A") and analysis.selection.column_cells(column):
             columns[column.base].append(column)
     result = {}
     for task, of_task in columns.items():
-        if len(of_task) > 1:
-            sampled = any("=" not in part for column in of_task for part in _parts(column))
-            result[task] = [
-                Variant(column, _values(analysis, column, sampled)) for column in of_task
-            ]
+        if len(of_task) < 2:
+            continue
+        sampled = any("=" not in part for column in of_task for part in _parts(column))
+        values = {column: _values(analysis, column, sampled) for column in of_task}
+        result[task] = [
+            Variant(backbone, column, values[column])
+            for backbone in analysis.selection.backbones
+            for column in of_task
+            if (backbone, column, column.main) in analysis.estimates
+        ]
     return result
 
 
@@ -77,8 +85,7 @@ def axis_figures(analysis: Analysis) -> list[Figure]:
     """One for each task and axis: the main metric with intervals."""
     figures: list[Figure] = []
     for task, variants in task_variants(analysis).items():
-        axes = dict.fromkeys(axis for variant in variants for axis in variant.values)
-        for axis in axes:
+        for axis in dict.fromkeys(axis for variant in variants for axis in variant.values):
             with_axis = [variant for variant in variants if axis in variant.values]
             if len({variant.values[axis] for variant in with_axis}) > 1:
                 name = f"axis-{len(figures)}"
@@ -90,10 +97,8 @@ def _figure(
     analysis: Analysis, name: str, task: str, axis: str, variants: Sequence[Variant]
 ) -> Figure:
     lines: dict[tuple[str, str], list[Variant]] = defaultdict(list)
-    for backbone in analysis.selection.backbones:
-        for variant in variants:
-            if (backbone, variant.column, variant.column.main) in analysis.estimates:
-                lines[backbone, _text(variant.other_values(axis))].append(variant)
+    for variant in variants:
+        lines[variant.backbone, variant.text(axis)].append(variant)
     values = sorted(
         {_number(variant.values[axis]): variant.values[axis] for variant in variants}.items()
     )
@@ -152,15 +157,10 @@ def _styles(
 def best_values(analysis: Analysis) -> Iterator[str]:
     """One sentence for each backbone and task on the best values of its settings."""
     for task, variants in task_variants(analysis).items():
-        named = [variant for variant in variants if set(variant.values) - SAMPLES.keys()]
-        for backbone in analysis.selection.backbones:
-            present = [
-                variant
-                for variant in named
-                if (backbone, variant.column) in analysis.selection.cells
-            ]
-            if len(present) > 1:
-                yield _best_line(analysis, backbone, task, present)
+        named = [variant for variant in variants if variant.text(*SAMPLES)]
+        for backbone, own in groupby(named, attrgetter("backbone")):
+            if len(choices := list(own)) > 1:
+                yield _best_line(analysis, backbone, task, choices)
 
 
 def _best_line(analysis: Analysis, backbone: str, task: str, variants: Sequence[Variant]) -> str:
@@ -173,7 +173,7 @@ def _best_line(analysis: Analysis, backbone: str, task: str, variants: Sequence[
     val = [analysis.estimates[backbone, each.column, column.main].value for each in variants]
     scores = [score for score in held_out if score is not None] if chosen else val
     best = int(np.argmax(sign * np.array(scores)))
-    values = _text(tuple(variants[best].values.items()))
+    values = variants[best].text()
     estimate = analysis.estimates[backbone, variants[best].column, column.main]
     if not chosen:
         return (
@@ -202,38 +202,31 @@ def held_out_score(cells: Sequence[Cell], main: str, sign: int) -> float | None:
 
 def mode_changes(store: Store, analysis: Analysis) -> list[str]:
     """Where features change mode between neighbouring sizes, a sentence each."""
-    changes: dict[tuple[str, str, str, str], list[tuple[str, float]]] = defaultdict(list)
+    sentences = []
     for task, variants in task_variants(analysis).items():
-        for backbone in analysis.selection.backbones:
-            lines: dict[tuple[tuple[str, str], ...], dict[float, np.ndarray]] = defaultdict(dict)
-            for variant in variants:
-                cells = analysis.selection.cells.get((backbone, variant.column), [])
-                arrays = store.arrays(cells[0], PARTS) if cells else {}
+        for backbone, own in groupby(variants, attrgetter("backbone")):
+            lines: dict[str, dict[float, np.ndarray]] = defaultdict(dict)
+            for variant in own:
+                cell = analysis.selection.cells[backbone, variant.column][0]
+                arrays = store.arrays(cell, PARTS)
                 if arrays and "size" in variant.values:
                     features = arrays["features"].reshape(-1, arrays["features"].shape[-1])
-                    lines[variant.other_values("size")][_number(variant.values["size"])] = features
+                    lines[variant.text("size")][_number(variant.values["size"])] = features
+            changes: dict[tuple[float, float], dict[str, float]] = defaultdict(dict)
             for others, sizes in lines.items():
                 for small, large in pairwise(sorted(sizes)):
                     share = part_likeness(sizes[small], sizes[large])
                     if share < MIN_LIKENESS:
-                        key = backbone, task, f"{small:g}", f"{large:g}"
-                        changes[key].append((_text(others), share))
-    return [
-        f"{backbone} · {task}: features change mode between {small} and {large} px"
-        f"{_listed([others for others, _ in shares])}: parts of images keep at most"
-        f" {100 * max(0.0, *(share for _, share in shares)):.0f} % of their likeness to themselves"
-        f" (usual: more than {100 * MIN_LIKENESS:.0f} %)."
-        for (backbone, task, small, large), shares in changes.items()
-    ]
-
-
-def _listed(others: Sequence[str]) -> str:
-    words = [each for each in others if each]
-    return f" at {'; '.join(words)}" if words else ""
-
-
-def _text(values: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values)
+                        changes[small, large][others] = share
+            for (small, large), shares in changes.items():
+                others = "; ".join(filter(None, shares))
+                sentences.append(
+                    f"{backbone} · {task}: features change mode between {small:g} and {large:g} px"
+                    f"{f' at {others}' if others else ''}: parts of images keep at most"
+                    f" {100 * max(0.0, *shares.values()):.0f} % of their likeness to themselves"
+                    f" (usual: more than {100 * MIN_LIKENESS:.0f} %)."
+                )
+    return sentences
 
 
 def _number(text: str) -> float:

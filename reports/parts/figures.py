@@ -167,10 +167,10 @@ def forest(analysis: Analysis) -> list[Figure]:
             if estimate.high > high:
                 ends.append((high, y, "triangle-right", styles[name].colour))
     if ends:
-        x, y, symbols, colours = zip(*ends, strict=True)
+        limits, heights, symbols, colours = zip(*ends, strict=True)
         arrows = {"symbol": symbols, "size": 9, "color": colours}
         hidden = {"cliponaxis": False, "hoverinfo": "skip", "showlegend": False}
-        data.append({"mode": "markers", "x": x, "y": y, "marker": arrows, **hidden})
+        data.append({"mode": "markers", "x": limits, "y": heights, "marker": arrows, **hidden})
     layout = make_layout(
         {
             "title": f"gain over {selection.baseline} (%)",

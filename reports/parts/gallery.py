@@ -128,13 +128,14 @@ def _gallery(
     rows: list[GalleryRow] = []
     used = 0
     for name, reason in _select(scores, score.direction if score else 1).items():
+        pictures: list[tuple[str, _Pack | None, str]]
         pictures = [("image", first, "image"), ("ground truth", first, "truth")]
         pictures += [(b, packs.get(b), "prediction") for b in analysis.selection.backbones]
         size = sum(pack.size(name, role) for _, pack, role in pictures if pack)
         if rows and used + size > budget:
             continue
         used += size
-        own_scores = scores.loc[name]
+        own_scores = scores.loc[name].to_dict()
         tiles = [
             Tile(label, pack.uri(name, role) if pack else "", own_scores.get(label, np.nan))
             for label, pack, role in pictures

@@ -50,8 +50,11 @@ def test_every_name_of_published_weights_belongs_to_a_family(name: str) -> None:
 def test_a_report_says_how_our_protocol_differs(tracker, report_of, tags, expected) -> None:
     for name in ("random", "dinov3-b16"):
         write_run(tracker, name, 0, {"nyu-depth/linear": 0.5}, task_tags={"nyu-depth/linear": tags})
-    (row,) = report_of(tracker).published
+    report = report_of(tracker)
+    (row,), (column,) = report.published, report.columns
     assert (row.backbone, row.published) == ("dinov3-b16", "0.373") and expected in row.differs
+    ours = report.analysis.estimates["dinov3-b16", column, "rmse"].value
+    assert row.ours.startswith(f"{ours:.2f} [")
 
 
 def test_equal_settings_without_known_differences_are_the_same_protocol(tracker, report_of) -> None:
@@ -61,3 +64,11 @@ def test_equal_settings_without_known_differences_are_the_same_protocol(tracker,
     rows = report_of(tracker).published
     assert {row.backbone for row in rows} == {"clip"}
     assert {row.differs for row in rows} == {"same protocol"}
+
+
+def test_a_statement_stands_beside_the_mean_gain(tracker, report_of) -> None:
+    for name in ("clip", "cliptex"):
+        write_run(tracker, name, 0, {"imagenet/linear": 0.6})
+    (row,) = report_of(tracker).published
+    assert (row.backbone, row.published) == ("cliptex", "up to 16.3 % better than CLIP")
+    assert "% over clip on average" in row.ours
