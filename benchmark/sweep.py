@@ -43,7 +43,8 @@ from cliptex_common.files import home, write_json
 from cliptex_common.locks import mark_in_use
 from cliptex_common.secrets import hide_secrets
 from cliptex_common.settings import options_dataclass
-from reports.attach import report_line
+from reports.attach import attach_report
+from reports.cell import TAGS
 from reports.mlflow.run import Run, Tracker
 from reports.report import ReportRequest
 from sweeps.space import LAMBDAS, SearchOptions, Space, make_space
@@ -190,7 +191,7 @@ def launch(options: SweepOptions) -> int:
     with sole_driver(options.name, options.url), opened as (executor, tracker):
         sweep = asyncio.run(_run(options, plan, executor, tracker))
     request = ReportRequest([tracker.experiment], study=options.name, tracking_uri=tracker.uri)
-    line, report = report_line(request, [sweep.parent.id])
+    line, report = attach_report(request, [sweep.parent.id])
     if report is not None:
         write_json(options.recipe_file, best_recipe(sweep.study))
         console.print(report.summary.headline)
@@ -224,8 +225,13 @@ async def _run(
         if recipe.tasks or recipe.name == "clip-ft":
             agree(study, {recipe.name: weights.labels or weights.key})
         path = str(weights.path)
-        tags = {"weights.sha256": weights.sha256, "weights.file": path, "train.run": weights.run}
-        run.set_tags(tags)
+        run.set_tags(
+            {
+                TAGS["weights"]: weights.sha256,
+                "weights.file": path,
+                TAGS["train_run"]: weights.run,
+            }
+        )
         source = {"name": recipe.name, "weights": path, "seed": recipe.seed}
         backbone = await probing.describe({**source, "any_architecture": True})
         model = log_backbone(tracker, backbone, weights.run)

@@ -43,10 +43,10 @@ def _follow(
 ) -> int:
     """Score checkpoints in the MLflow run of the watch ``key``."""
     tracker = Tracker(plan.experiment)
-    earlier = next(iter(tracker.search(f"tags.`watch.key` = '{key}'")), None)
-    stored = earlier.data.tags if earlier else {}
+    earlier = next(tracker.search(f"tags.`watch.key` = '{key}'"), None)
+    stored = earlier.tags if earlier else {}
     scored = {int(tag[5:]): stored[tag] for tag in stored if tag.startswith("step.")}
-    resume = earlier.info.run_id if earlier else None
+    resume = earlier.run_id if earlier else None
     names = {"backbone": plan.backbones[0], "suite": plan.suite.name}
     tags = {"stage": "watch", "seed": str(options.seed), "watch.key": key, **names}
     title = f"watch · {plan.backbones[0]} · {plan.suite.name}"

@@ -14,38 +14,26 @@ from reports.render.export import write
 from reports.report import Report, ReportRequest, build_report
 
 
-def attach_report(
-    report: Report, store: str | None, run_ids: Sequence[str], fallback: Path = Path("report")
-) -> Path:
-    """Store a report's page as ``report/index.html`` in each of the runs; returns its path.
+def attach_report(request: ReportRequest, run_ids: Sequence[str]) -> tuple[str, Report | None]:
+    """Build a report and store its page as ``report/index.html`` in each of the runs.
 
-    Args:
-        store: tracking URI.
-        fallback: folder for a copy where the store's artifacts are on another machine.
-
-    Raises:
-        TrackingError: the store cannot be read or written.
-    """
-    client = connect(tracking_uri(store))
-    with tempfile.TemporaryDirectory() as folder:
-        (page,) = write(report, Path(folder))
-        for run_id in run_ids:
-            client.log_artifact(run_id, str(page), str(PurePath(REPORT).parent))
-    local = local_folder(client.get_run(run_ids[0]).info.artifact_uri) if run_ids else None
-    if local is not None and (local / REPORT).is_file():
-        return local / REPORT
-    return write(report, fallback)[0]
-
-
-def report_line(request: ReportRequest, run_ids: Sequence[str]) -> tuple[str, Report | None]:
-    """Build a report and attach it; returns a line for the terminal, and the report.
-
-    A report that fails is a line, too: the numbers are already stored.
+    Returns:
+        a line for the terminal with the page's path (in ``report/`` where the store's artifacts are
+        on another machine), or with the reason why there is none, because the numbers are already
+        stored; the report, if any.
     """
     report = None
     try:
         report = build_report(request)
-        return f"report: {attach_report(report, request.tracking_uri, run_ids)}", report
+        client = connect(tracking_uri(request.tracking_uri))
+        with tempfile.TemporaryDirectory() as folder:
+            (page,) = write(report, Path(folder))
+            for run_id in run_ids:
+                client.log_artifact(run_id, str(page), str(PurePath(REPORT).parent))
+        local = local_folder(client.get_run(run_ids[0]).info.artifact_uri) if run_ids else None
+        if local is not None and (local / REPORT).is_file():
+            return f"report: {local / REPORT}", report
+        return f"report: {write(report, Path('report'))[0]}", report
     except Exception as error:
         study = f" --study {request.study}" if request.study else ""
         message = f"no report was made: {first_line(error)}; try python -m benchmark report{study}"

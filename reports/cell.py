@@ -186,7 +186,7 @@ class ParentRun(Record):
         run_key: a run with the same key is resumed.
         model: id of the LoggedModel; train_run: of the run that trained the weights.
         experts: of CLIPTeX and its ablations; empty for other backbones.
-        main_metrics: ``TASK/METRIC`` of its tasks, in the suite's order; see ``views.main_tag``.
+        main_metrics: ``TASK/METRIC`` of its tasks, in the suite's order, as many as a tag holds.
         average: title of the suite's average, if it has one and there is a number for each task.
         protocols: task → hash of its conditions; reused: task → id of a cell's run under another
             parent. Of the task as ``task_tag`` writes it.
@@ -212,7 +212,8 @@ class ParentRun(Record):
     def to_tags(self) -> dict[str, str]:
         """Its tags in MLflow, without empty ones."""
         protocols = {f"{PROTOCOLS}{task}": value for task, value in self.protocols.items()}
-        return super().to_tags() | protocols | reused_tags(self.reused)
+        reused = {f"{REUSED}{task}": run_id for task, run_id in self.reused.items()}
+        return super().to_tags() | protocols | reused
 
 
 def cell_key(identity: Mapping[str, Any], conditions: Mapping[str, Any], seed: int) -> str:
@@ -223,11 +224,6 @@ def cell_key(identity: Mapping[str, Any], conditions: Mapping[str, Any], seed: i
 def task_tag(task: str) -> str:
     """A task as part of a tag's name."""
     return metric_key(task.replace("/", "."))
-
-
-def reused_tags(reused: Mapping[str, str]) -> dict[str, str]:
-    """The tags of ``ParentRun.reused``."""
-    return {f"{REUSED}{task}": run_id for task, run_id in reused.items()}
 
 
 def read_record(
@@ -252,7 +248,7 @@ def read_record(
             "params": {name: params[name] for name in SAMPLED if name in params},
         }
         return cell.model_copy(update=own)
-    if "run.key" in tags:
+    if TAGS["run_key"] in tags:
         protocols, reused = _with_prefix(tags, PROTOCOLS), _with_prefix(tags, REUSED)
         return ParentRun(**values, protocols=protocols, reused=reused)
     return Record(**values, params=dict(params), tags=dict(tags))

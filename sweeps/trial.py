@@ -87,11 +87,11 @@ class Sweep:
             Exception: any that the user can correct; others fail their trial.
         """
         study = self.study
-        earlier = self.tracker.find_run(study.user_attrs.get("mlflow.run"))
-        if earlier and earlier.info.status == "RUNNING":  # on another machine
+        earlier = self.tracker.find_run(study.user_attrs.get("mlflow.run", ""))
+        if earlier and earlier.status == "still running":  # on another machine
             raise UserError(f"study {study.study_name!r} is driven by another process; wait for it")
         tags = {"study": study.study_name, "stage": "sweep"}
-        resume = earlier and earlier.info.run_id
+        resume = earlier.run_id if earlier else None
         with self.tracker.run(f"sweep {study.study_name}", tags=tags, resume=resume) as self.parent:
             study.set_user_attr("mlflow.run", self.parent.id)
             study.set_user_attr("recipe", self.recipe.settings())

@@ -33,10 +33,9 @@ from probes.image_level.parts import part_features
 from probes.layers import at_layers
 from probes.predictor import write_head
 from reports import artifacts
-from reports.cell import COST, Cell
+from reports.cell import COST, TAGS, Cell
 from reports.detections import to_columns
 from reports.mlflow.client import PARENT_TAG
-from reports.mlflow.query import read_run
 from reports.mlflow.run import Run, Tracker
 
 RUN_FILE = "cell.json"  # in a cell's scratch folder: the MLflow run that it was started in
@@ -79,12 +78,11 @@ def finished_cell(tracker: Tracker, key: str, backbone: str, parent: str = "") -
         backbone: name under which it is asked for; equal weights may have another one, too.
         parent: accept only a run under this parent run; '' accepts any.
     """
-    tags = {"cell": key, **({PARENT_TAG: parent} if parent else {})}
-    run = tracker.finished(**tags)
-    if run is None:
+    tags = {TAGS["key"]: key, **({PARENT_TAG: parent} if parent else {})}
+    cell = tracker.finished(**tags)
+    if not isinstance(cell, Cell):
         return None
-    changes = {"backbone": backbone, "status": "cached", "costs": {}}
-    return read_run(run).model_copy(update=changes)  # type: ignore[return-value]
+    return cell.model_copy(update={"backbone": backbone, "status": "cached", "costs": {}})
 
 
 def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
@@ -203,10 +201,8 @@ def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Conte
     work_dir = _work_dir(cell.key)
     work_dir.mkdir(parents=True, exist_ok=True)
     # an interrupted or failed cell continues in its own run, so that its curves are complete
-    started = context.tracker.find_run(read_json_object(work_dir / RUN_FILE).get("run"))
-    resume = None
-    if started is not None and started.info.status != "FINISHED":
-        resume = started.info.run_id
+    started = context.tracker.find_run(read_json_object(work_dir / RUN_FILE).get("run", ""))
+    resume = started.run_id if started is not None and not started.is_finished else None
     with context.tracker.run(
         task.name,
         tags=cell.to_tags(),

@@ -19,13 +19,12 @@ from benchmark.suites.registry import BackboneSource
 from cliptex_common import plugins
 from cliptex_common.files import content_key
 from reports import artifacts
-from reports.cell import COST, TAGS, Cell, ParentRun, reused_tags, task_tag
+from reports.cell import COST, TAGS, Cell, ParentRun, task_tag
 from reports.mlflow.client import metric_key
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
-from reports.mlflow.query import read_run
 from reports.mlflow.run import Run, Tracker
-from reports.mlflow.views import main_tag, save_view
+from reports.mlflow.views import save_view
 
 
 def log_backbone(tracker: Tracker, backbone: BackboneInfo, trained_by: str = "") -> str:
@@ -34,8 +33,8 @@ def log_backbone(tracker: Tracker, backbone: BackboneInfo, trained_by: str = "")
     weights = backbone.weights
     tags = {
         "backbone": backbone.name,
-        "weights.source": weights.source,
-        "weights.licence": weights.licence,
+        TAGS["weights_source"]: weights.source,
+        TAGS["licence"]: weights.licence,
     }
     return logged_model(tracker, backbone.name, weights.sha256, backbone.params, tags, trained_by)
 
@@ -73,7 +72,6 @@ class Parent:
             "limit": limit,
         }
         name = f"{backbone.name} · {suite} · seed {self.seed}"
-        main_metrics = main_tag([f"{task.name}/{task.main_metric}" for task in plan.tasks])
         return ParentRun(
             name=f"{name} · only {limit} images" if limit else name,
             backbone=backbone.name,
@@ -87,7 +85,7 @@ class Parent:
             model=self.model,
             train_run=self.source.run,
             experts=subsets().get(backbone.name, ()),
-            main_metrics=tuple(main_metrics.split(",")),
+            main_metrics=tuple(f"{task.name}/{task.main_metric}" for task in plan.tasks),
             protocols={task_tag(task): content_key(c) for task, c in self.conditions.items()},
             costs=dict(self.source.cost),
         )
@@ -99,8 +97,8 @@ class Parent:
         tasks must have been measured under the same conditions (on the same data, for example).
         """
         protocols = self.record.protocols.items()
-        for stored in self.tracker.search(f"tags.`run.key` = '{self.record.run_key}'"):
-            run = read_run(stored)
+        key = f"tags.`{TAGS['run_key']}` = '{self.record.run_key}'"
+        for run in self.tracker.search(key):
             assert isinstance(run, ParentRun)
             agrees = all(run.protocols.get(task, value) == value for task, value in protocols)
             if agrees and run.status != "still running":
@@ -155,12 +153,13 @@ class Parent:
         """Log the metrics of all cells and the suite's average, if there is one; mark the run
         FAILED if a cell failed."""
         run.log_new_metrics(_metrics(cells))
-        cached = [cell for cell in cells if cell.status == "cached"]
-        run.set_tags(reused_tags({task_tag(cell.task): cell.run_id for cell in cached}))
+        reused = {task_tag(cell.task): cell.run_id for cell in cells if cell.status == "cached"}
+        updates: dict[str, Any] = {"reused": reused}
         average = suite_average(self.plan.suite, cells)
         if average is not None:
             run.log_metrics({"average": average})
-            run.set_tags({TAGS["average"]: self.plan.suite.average})
+            updates["average"] = self.plan.suite.average
+        run.set_tags(self.record.model_copy(update=updates).to_tags())
         if failed := [cell for cell in cells if cell.status == "failed"]:
             run.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in failed))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmark.results.run_result import RunResult
-from reports.attach import report_line
+from reports.attach import attach_report
 from reports.report import Report, ReportRequest
 
 
@@ -24,4 +24,4 @@ def write_report(result: RunResult) -> tuple[str, Report | None]:
     first_seeds: dict[str, str] = {}
     for (name, _), run_id in result.run_ids.items():
         first_seeds.setdefault(name, run_id)
-    return report_line(request, list(first_seeds.values()))
+    return attach_report(request, list(first_seeds.values()))

@@ -19,6 +19,7 @@ from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
 from benchmark.execution.unit import drop_cached
 from benchmark.stages.session import computing_tags, stage_run
+from reports.cell import TAGS
 from reports.mlflow.run import Tracker
 
 
@@ -82,7 +83,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
                 {"cost/train_seconds": expert["seconds"], "cost/train_flops": expert["flops"]}
             )
             run.set_tags(
-                {"weights.sha256": expert["sha256"], "weights.file": str(training.out.absolute())}
+                {TAGS["weights"]: expert["sha256"], "weights.file": str(training.out.absolute())}
             )
     accuracy = ", ".join(f"{key} {value:.3g}" for key, value in expert["accuracy"].items())
     console.print(f"  expert {training.name}: {accuracy}  {expert['seconds']:.0f} s")

@@ -32,6 +32,7 @@ from cliptex_common.device import device_name
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
 from cliptex_common.locks import mark_in_use
+from reports.cell import TAGS
 from reports.mlflow.run import Run, Tracker
 
 
@@ -119,7 +120,7 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
                     shard, device = await executor.run(
                         label_unit, *unit, name=name, kind="label", priority=request.priority
                     )
-                run.set_tags({"device.kind": device})
+                run.set_tags({TAGS["device"]: device})
                 if shard.images:
                     speed = shard.images / max(shard.seconds, 1e-9)
                     run.log_metrics({"label/images_per_second": speed}, next(steps))

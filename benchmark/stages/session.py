@@ -14,6 +14,7 @@ from benchmark.execution.device import check_device, choose_device
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console
 from cliptex_common.device import device_name
+from reports.cell import TAGS
 from reports.mlflow.client import tracking_uri
 from reports.mlflow.run import Run, Tracker
 
@@ -83,6 +84,6 @@ def stage_run(
 def computing_tags(device: str) -> dict[str, str]:
     """The tags of a run that say what it computes on."""
     return {
-        "device.kind": device_name(choose_device(device)),
+        TAGS["device"]: device_name(choose_device(device)),
         "threads": str(torch.get_num_threads()),
     }

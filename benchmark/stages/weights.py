@@ -34,6 +34,7 @@ from benchmark.execution.progress import console, reporter
 from benchmark.execution.unit import drop_cached
 from benchmark.stages.session import computing_tags, print_note, stage_run
 from cliptex_common.secrets import hide_secrets
+from reports.cell import TAGS
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
@@ -110,7 +111,7 @@ def find_weights(inputs: TrainingInputs, tracker: Tracker | None) -> TrainedWeig
     if result is None:
         return None
     run = tracker.finished(**{"train.key": result.key}) if tracker is not None else None
-    return TrainedWeights(**vars(result), run=run.info.run_id if run is not None else "")
+    return TrainedWeights(**vars(result), run=run.run_id if run is not None else "")
 
 
 async def train_weights(
@@ -205,7 +206,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         path, run_id = result.path.absolute(), run.id
         model_tags = {
             "backbone": recipe.name,
-            "weights.source": str(path),
+            TAGS["weights_source"]: str(path),
             "weights.artifact": f"runs:/{run_id}/weights/{path.name}" if is_stored else "",
         }
         model_params = {"architecture": tags["architecture"], "seed": recipe.seed, **params}
@@ -232,7 +233,7 @@ def _log_result(run: Run, inputs: TrainingInputs, result: TrainResult) -> None:
     run.set_tags(
         {
             "train.key": result.key,
-            "weights.sha256": result.sha256,
+            TAGS["weights"]: result.sha256,
             "weights.file": str(result.path.absolute()),
         }
     )

@@ -22,7 +22,6 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "failure"
 PAGE = 1000  # results a request
-MAX_TAG = 5000  # characters of a tag that MLflow stores
 PREFIX = "cliptex."  # of this package's tags in MLflow; the code names tags without it
 BUSY_SECONDS = 60  # how long to wait while another program has a SQLite database locked
 # MLflow's codes for a wrong call, a bug here; every other error is the store's: unreachable, full,
@@ -95,8 +94,8 @@ class Client:
                 return method(
                     *map(_public, args), **{name: _public(value) for name, value in kwargs.items()}
                 )
-            except MlflowException as error:
-                if error.error_code in WRONG_CALL:
+            except (MlflowException, OSError) as error:  # of an artifact: no space left …
+                if getattr(error, "error_code", "") in WRONG_CALL:
                     raise
                 raise TrackingError(
                     f"the MLflow store at {self._shown} failed ({_reason(error)});"
@@ -128,22 +127,11 @@ class Client:
         prefixed = {tag_key(name): value for name, value in (tags or {}).items()}
         return self.__getattr__("create_run")(experiment_id, tags=prefixed, **options)
 
-    def log_artifact(self, run_id: str, path: str, folder: str | None = None) -> None:
-        """Store a file as MLflow does."""
-        try:
-            self.__getattr__("log_artifact")(run_id, path, folder)
-        except OSError as error:
-            raise TrackingError(
-                f"cannot store {Path(path).name} in MLflow's artifacts: {error.strerror or error};"
-                " free some space"
-            ) from error
-
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        """Set tags in one request for every 100; values are cut at
-        ``MAX_TAG`` characters."""
+        """Set tags in one request for every 100; MLflow cuts long values."""
         from mlflow.entities import RunTag
 
-        entities = [RunTag(tag_key(name), str(value)[:MAX_TAG]) for name, value in tags.items()]
+        entities = [RunTag(tag_key(name), str(value)) for name, value in tags.items()]
         for start in range(0, len(entities), 100):
             self.log_batch(run_id, tags=entities[start : start + 100])
 

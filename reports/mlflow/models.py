@@ -11,10 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from reports.cell import TAGS
 from reports.mlflow.client import tag_key
 from reports.mlflow.run import Tracker
-
-SHA_TAG = "weights.sha256"
 
 
 def model_name(name: str) -> str:
@@ -39,13 +38,13 @@ def logged_model(
         params, tags: set at its creation; empty values are left out.
         run_id: the run that trained them.
     """
-    query = f"name = '{model_name(name)}' and tags.`{tag_key(SHA_TAG)}` = '{sha256}'"
+    query = f"name = '{model_name(name)}' and tags.`{tag_key(TAGS['weights'])}` = '{sha256}'"
     models = tracker.client.search_logged_models([tracker.experiment_id], query, max_results=1)
     if models:
         return models[0].model_id
     model_tags = {
         tag_key(key): str(value)[:5000]
-        for key, value in {**tags, SHA_TAG: sha256}.items()
+        for key, value in {**tags, TAGS["weights"]: sha256}.items()
         if value != ""
     }
     if not run_id:

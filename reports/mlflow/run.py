@@ -23,6 +23,7 @@ from typing import Any
 from cliptex_common.errors import first_line
 from cliptex_common.pacing import repeating
 from cliptex_common.secrets import hide_secrets, redact
+from reports.cell import Record
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
 from reports.mlflow.client import (
@@ -35,6 +36,7 @@ from reports.mlflow.client import (
     tracking_uri,
 )
 from reports.mlflow.environment import origin_tags
+from reports.mlflow.query import read_run
 
 FLUSH_AT = 500  # metrics; MLflow accepts at most 1,000 a call
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
@@ -100,7 +102,7 @@ class Tracker:
     def close_stale(self) -> list[str]:
         """End as KILLED the RUNNING runs whose process is dead or silent; returns their names."""
         closed = []
-        for run in self.search("attributes.status = 'RUNNING'"):
+        for run in self._pages("attributes.status = 'RUNNING'"):
             if not heartbeat.is_alive(run.data.tags):
                 self.close(run.info.run_id, "its process was killed, crashed, or is out of reach")
                 closed.append(run.info.run_name)
@@ -111,27 +113,23 @@ class Tracker:
         self.client.set_tags(run_id, {FAILURE_TAG: reason})
         self.client.set_terminated(run_id, "KILLED")
 
-    def search(self, filter_string: str) -> list[Any]:
-        """All runs of the experiment that match an MLflow filter, newest first."""
+    def _pages(self, filter_string: str) -> Iterator[Any]:
         newest_first = ["attributes.start_time DESC"]
         search = self.client.search_runs
-        return list(all_pages(search, [self.experiment_id], filter_string, order_by=newest_first))
+        return all_pages(search, [self.experiment_id], filter_string, order_by=newest_first)
 
-    def finished(self, **tags: str) -> Any | None:
+    def search(self, filter_string: str) -> Iterator[Record]:
+        """The runs of the experiment that match an MLflow filter, newest first."""
+        return map(read_run, self._pages(filter_string))
+
+    def finished(self, **tags: str) -> Record | None:
         """The newest FINISHED run that carries all ``tags``, or None."""
         terms = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-        runs = self.search(" and ".join(["attributes.status = 'FINISHED'", *terms]))
-        return runs[0] if runs else None
+        return next(self.search(" and ".join(["attributes.status = 'FINISHED'", *terms])), None)
 
-    def find_run(self, run_id: str | None) -> Any | None:
+    def find_run(self, run_id: str) -> Record | None:
         """A run by its id if this experiment has it, not deleted; else None."""
-        try:
-            run = self.client.get_run(run_id) if run_id else None
-        except Exception:
-            return None
-        if run is None or run.info.lifecycle_stage != "active":
-            return None
-        return run if run.info.experiment_id == self.experiment_id else None
+        return next(self.search(f"attributes.run_id = '{run_id}'"), None)
 
     @contextmanager
     def run(
@@ -233,10 +231,10 @@ class Run:
         self.set_tags({FAILURE_TAG: redact(reason)})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record a few short parameters (values are cut at MLflow's 500 characters)."""
+        """Record parameters; MLflow cuts long values."""
         from mlflow.entities import Param
 
-        entities = [Param(key, str(value)[:500]) for key, value in params.items()]
+        entities = [Param(key, str(value)) for key, value in params.items()]
         for start in range(0, len(entities), 100):
             self._submit(self.tracker.client.log_batch, params=entities[start : start + 100])
 
@@ -267,7 +265,7 @@ class Run:
         self.log_metrics({k: v for k, v in metrics.items() if stored.get(metric_key(k)) != v})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags (values are cut at 5,000 characters)."""
+        """Set tags; MLflow cuts long values."""
         self._submit(self.tracker.client.set_tags, tags)
 
     def describe(self, markdown: str) -> None:

@@ -11,26 +11,15 @@ import base64
 import json
 import time
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 from reports.cell import TAGS
-from reports.mlflow.client import MAX_TAG, PREFIX, Client, metric_key
+from reports.mlflow.client import Client, metric_key, tag_key
 
 VIEW = "cliptex"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 MAIN_TAG = TAGS["main_metrics"]
 MOST = 100  # columns; MLflow accepts 20,000 characters
-
-
-def main_tag(names: Sequence[str]) -> str:
-    """TASK/METRIC of a run's tasks, in the suite's order, separated by commas; as many as a tag
-    holds, and then how many are left out: ``120 more``."""
-    text = ",".join(names)
-    if len(text) <= MAX_TAG:
-        return text
-    fitting = text[: MAX_TAG - 20].split(",")[:-1]
-    return ",".join([*fitting, f"{len(names) - len(fitting)} more"])
 
 
 def save_view(client: Client, experiment_id: str) -> None:
@@ -72,7 +61,7 @@ def _state(metrics: list[str]) -> dict[str, Any]:
     ]
     section = {"uuid": "main", "name": "Main metrics", "display": True, "isReordered": True}
     return {
-        "searchFilter": f"tags.`{PREFIX}run.key` != ''",
+        "searchFilter": f"tags.`{tag_key(TAGS['run_key'])}` != ''",
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "selectedColumns": columns,

@@ -63,7 +63,14 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
         raise _Refused(
             "backbone, protocol and seed are not those that the tag `cell` is the hash of"
         )
-    scores = cell_scores(results, cell)
+    arrays = {
+        name: read_arrays(content)
+        for name in (PER_IMAGE, DETECTIONS)
+        if (content := results.members.get(f"{cell.run_id}/{name}"))
+    }
+    scores = None
+    if PER_IMAGE in arrays:
+        scores = image_scores(cell.kind, arrays[PER_IMAGE], arrays.get(DETECTIONS))
     if scores is None:
         raise _Refused(why_unscored(cell.kind))
     if cell.main not in cell.metrics:
@@ -73,15 +80,3 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
         if not agrees(again, value):
             raise _Refused(f"{name} is {value:.6g}, but {again:.6g} by its per-image scores")
     return scores
-
-
-def cell_scores(results: SharedResults, cell: Cell) -> ImageScores | None:
-    """The per-image scores of a cell."""
-    arrays = {
-        name: read_arrays(content)
-        for name in (PER_IMAGE, DETECTIONS)
-        if (content := results.members.get(f"{cell.run_id}/{name}"))
-    }
-    if PER_IMAGE not in arrays:
-        return None
-    return image_scores(cell.kind, arrays[PER_IMAGE], arrays.get(DETECTIONS))

@@ -3,9 +3,11 @@ one analysis see all."""
 
 from __future__ import annotations
 
-import shutil
+import io
 import tempfile
+import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -156,12 +158,8 @@ def unpack(title: str, content: bytes) -> tuple[SharedResults, Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             root = Path(scratch) / "results"
-            for name, member in results.members.items():
-                path = root / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(member)
-            try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                archive.extractall(root)
+            with suppress(OSError):  # another process has unpacked it meanwhile
                 root.rename(folder)
-            except OSError:  # another process has unpacked it meanwhile
-                shutil.rmtree(root)
     return results, folder

@@ -29,9 +29,9 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
 def _column(column: SharedColumn) -> dict[str, Any]:
     """A column, and its numbers by backbone."""
     return {
-        "task": column.task,
-        "kind": column.kind,
-        "metric": column.metric.label or column.name,
+        "task": column.cell.task,
+        "kind": column.cell.kind,
+        "metric": column.metric.label or column.cell.main,
         "unit": column.metric.unit,
         "direction": column.metric.direction,
         "images": column.images,
@@ -50,9 +50,10 @@ def _groups(columns: Sequence[SharedColumn]) -> list[dict[str, Any]]:
     """What one can rank by: all tasks, those of one probe or one dataset, and each task."""
     members: dict[str, list[int]] = defaultdict(list)
     for number, column in enumerate(columns):
-        for label in ("all tasks", f"probe: {column.probe}", f"data: {column.dataset}"):
+        cell = column.cell
+        for label in ("all tasks", f"probe: {cell.probe}", f"data: {cell.dataset}"):
             members[label].append(number)
-    tasks = [column.task for column in columns]
+    tasks = [column.cell.task for column in columns]
     for number, task in enumerate(tasks):
         letter = f" ({chr(65 + tasks[:number].count(task))})" if tasks.count(task) > 1 else ""
         members[f"task: {task}{letter}"].append(number)

@@ -8,7 +8,6 @@ backbone with all others (Šidák), excludes zero.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,37 +38,26 @@ class SharedColumn:
     """A task under one protocol and version of the data.
 
     Attributes:
+        cell: one of its cells, which says what they have in common.
+        conditions: of all of them, but for versions of libraries.
         values: backbone → the main metric with each seed.
         deviations: backbone → with each seed, (R,) the metric over each resample of the images
             minus the metric over all.
         sources: backbone → title of its file.
-        units: names of what is resampled, the images or what they are made of.
+        images: how many are resampled.
     """
 
-    task: str
-    kind: str
-    probe: str
-    dataset: str
-    name: str
-    metric: Metric
+    cell: Cell
     conditions: dict[str, Any]
-    units: tuple[str, ...]
+    images: int
     values: dict[str, list[float]] = field(default_factory=dict)
     deviations: dict[str, list[np.ndarray]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
     @property
-    def images(self) -> int:
-        """How many are resampled."""
-        return len(self.units)
-
-    @functools.cached_property
-    def _weights(self) -> np.ndarray:
-        return image_weights(self.units, RESAMPLES)
-
-    def weights(self, units: tuple[str, ...]) -> np.ndarray:
-        """(R, U) how often each unit of a file is in each resample."""
-        return self._weights if units == self.units else image_weights(units, RESAMPLES)
+    def metric(self) -> Metric:
+        """The declaration of the main metric."""
+        return self.cell.declared[self.cell.main]
 
 
 @dataclass(frozen=True)
@@ -105,30 +93,18 @@ class Leaderboard:
             self.backbones.setdefault(name, _describe(results, parent))
         for cell in results.cells:
             name, own = names.get(cell.backbone, cell.backbone), scores[cell.run_id]
-            column = self._column(results, cell, own.units)
+            conditions = results.json(cell, PROTOCOL)
+            column = self.columns.setdefault(
+                (cell.task, settings_key(conditions)),
+                SharedColumn(cell, conditions, len(own.units)),
+            )
             if column.sources.setdefault(name, results.title) != results.title:
                 continue  # the first file with a result counts
-            resampled = own.metrics[cell.main](column.weights(own.units))
+            resampled = own.metrics[cell.main](image_weights(own.units, RESAMPLES))
             value = cell.metrics[cell.main]
             column.values.setdefault(name, []).append(value)
             deviations = np.where(np.isfinite(resampled), resampled - value, 0.0)
             column.deviations.setdefault(name, []).append(deviations)
-
-    def _column(self, results: SharedResults, cell: Cell, units: tuple[str, ...]) -> SharedColumn:
-        conditions = results.json(cell, PROTOCOL)
-        key = cell.task, settings_key(conditions)
-        if key not in self.columns:
-            self.columns[key] = SharedColumn(
-                cell.task,
-                cell.kind,
-                cell.probe,
-                cell.dataset,
-                cell.main,
-                cell.declared[cell.main],
-                conditions,
-                units,
-            )
-        return self.columns[key]
 
 
 def settings_key(conditions: Mapping[str, Any]) -> str:

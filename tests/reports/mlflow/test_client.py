@@ -77,7 +77,7 @@ def test_a_store_that_cannot_be_used_is_one_line_and_not_replaced(copy, damage, 
     damage(copy)
     content = copy.read_bytes()
     with pytest.raises(TrackingError, match=message) as caught:
-        Tracker("own", f"sqlite:///{copy}").search("attributes.status = 'FINISHED'")
+        list(Tracker("own", f"sqlite:///{copy}").search("attributes.status = 'FINISHED'"))
     assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
     assert copy.read_bytes() == content
 

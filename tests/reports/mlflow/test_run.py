@@ -61,7 +61,7 @@ def test_parent_child_metrics_and_artifacts(tracker):
     datasets = {each.dataset.name: each.dataset for each in run.inputs.dataset_inputs}
     assert set(datasets) == {"{00000..00003}.tar", "voc"}
     assert json.loads(datasets["voc"].profile) == {"num_rows": 7, "train": 5, "val": 2}
-    assert tracker.finished(task="voc/linear").info.run_id == child.id
+    assert tracker.finished(task="voc/linear").run_id == child.id
     assert tracker.finished(task="other") is None
 
 
@@ -210,7 +210,7 @@ def test_own_tags_have_a_prefix_in_mlflow(tracker):
         assert {"mlflow.user", "mlflow.source.name", "mlflow.runName"} <= set(run.data.tags)
         assert run.data.tags.get("cliptex.git.commit", "") == git_commit()
     (match,) = tracker.search("tags.backbone = 'x' and tags.`metrics.main` != ''")
-    assert match.info.run_id == parent.id and match.data.tags["backbone"] == "x"
+    assert match.run_id == parent.id and match.tags["backbone"] == "x"
 
 
 def test_system_metrics_are_logged_but_not_read(tracker, monkeypatch):

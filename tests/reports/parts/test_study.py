@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from reports.attach import attach_report
@@ -49,7 +51,8 @@ def test_an_unknown_study_is_one_line(store):
 
 def test_a_sweep_has_its_report_as_an_artifact(store, alone):
     (sweep,) = store.search("tags.stage = 'sweep'")
-    page = attach_report(alone, store.uri, [sweep.info.run_id])
-    assert "λ search: lambdas" in page.read_text()
-    (artifact,) = store.client.list_artifacts(sweep.info.run_id, "report")
+    request = ReportRequest(study="lambdas", tracking_uri=store.uri)
+    line, _ = attach_report(request, [sweep.run_id])
+    assert "λ search: lambdas" in Path(line.removeprefix("report: ")).read_text()
+    (artifact,) = store.client.list_artifacts(sweep.run_id, "report")
     assert artifact.path == "report/index.html"

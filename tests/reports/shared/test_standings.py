@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from reports.cell import Cell
 from reports.metrics import Metric
 from reports.shared.page import render_leaderboard
 from reports.shared.standings import RESAMPLES, Leaderboard, SharedColumn, rank_backbones
@@ -21,10 +22,15 @@ def column(qualities: dict[str, float], *, task="voc/linear", direction=1, image
     rng = np.random.default_rng(seed)
     difficulty = rng.uniform(-0.2, 0.2, images)
     weights = rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)
-    units = tuple(map(str, range(images)))
-    result = SharedColumn(
-        task, "segmentation", "linear", "voc", "mIoU", Metric(direction), {"task": task}, units
+    cell = Cell(
+        backbone="",
+        seed=0,
+        task=task,
+        probe="linear",
+        dataset="voc",
+        declared={"mIoU": Metric(direction)},
     )
+    result = SharedColumn(cell, {"task": task}, images)
     for name, quality in qualities.items():
         result.values[name], result.deviations[name], result.sources[name] = [], [], "file"
         for _ in range(2):
