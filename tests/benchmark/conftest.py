@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmark.cli.main import main
+from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 
 @pytest.fixture
@@ -13,6 +14,18 @@ def workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     return tmp_path
+
+
+@pytest.fixture
+def camvid(workdir):
+    """A small dataset in the working folder."""
+    return make_camvid(workdir / "camvid", n_train=4, n_val=3)
+
+
+@pytest.fixture
+def imagefolder(workdir):
+    """Likewise, of whole images."""
+    return make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
 
 
 @pytest.fixture

@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 
 from tests.benchmark.commands import listing, read_json, run_command, store
-from tests.probes.datasets.make import make_imagefolder
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("imagefolder")]
 
 OWN = "run --suite own --backbone random --data-root . --device cpu --num-workers 0"
 LINEAR = f"{OWN} --set epochs=2 --task imagefolder/linear"
-
-
-@pytest.fixture(autouse=True)
-def imagefolder(workdir):
-    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
 
 
 def test_dump_config_needs_the_suites_data(workdir, refused):

@@ -20,7 +20,7 @@ from probes.registry import register_probe
 from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.benchmark.fake_pipeline import register_trained
 from tests.benchmark.other_package import installed, registries
-from tests.probes.datasets.make import make_camvid, make_imagefolder
+from tests.probes.datasets.make import make_camvid
 
 pytestmark = pytest.mark.integration
 
@@ -61,8 +61,7 @@ async def mistake():
 
 
 @pytest.fixture
-def here(workdir):
-    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
+def here(workdir, imagefolder):
     with registries():
         yield workdir
 

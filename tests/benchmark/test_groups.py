@@ -9,18 +9,12 @@ import pytest
 
 from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.forks import Fork, command
-from tests.probes.datasets.make import make_camvid
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("camvid")]
 
 RUN = "run --data-root . --backbone random --num-workers 0 --device cpu --jobs 1"
 RUN += " --set batch_size=2 --set size=32 --set channels=8"
 TASKS = ["camvid/linear", "camvid/pspnet"]
-
-
-@pytest.fixture(autouse=True)
-def camvid(workdir):
-    make_camvid(workdir / "camvid", n_train=4, n_val=3)
 
 
 def results(name: str) -> dict:

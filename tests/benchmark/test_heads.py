@@ -12,18 +12,12 @@ from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
 from tests.benchmark.commands import run_command, runs_of
-from tests.probes.datasets.make import make_camvid
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("camvid")]
 
 RUN = "run --suite own --data-root . --backbone random --num-workers 0 --device cpu --jobs 1"
 RUN += " --set batch_size=2 --set size=32 --set max_iters=1"
 HEAD = "--task camvid/head --set head.type=UPerHead --set head.channels=8"
-
-
-@pytest.fixture(autouse=True)
-def camvid(workdir):
-    make_camvid(workdir / "camvid", n_train=2, n_val=2)
 
 
 def test_options_of_a_head_are_part_of_the_identity(workdir):

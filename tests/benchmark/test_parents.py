@@ -10,19 +10,16 @@ from benchmark.suites.registry import BackboneSource
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.benchmark.fake_pipeline import register_trained
 from tests.benchmark.other_package import registries
-from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 pytestmark = pytest.mark.integration
 
 FAST = "--data-root . --num-workers 0 --device cpu --json out.json --experiment checks"
 
 
-def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(workdir):
+def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(camvid, imagefolder):
     async def make():
         return BackboneSource({"name": "random", "seed": 0}, "abc", cost={"train_seconds": 5.0})
 
-    make_camvid(workdir / "camvid", n_train=4, n_val=3)
-    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
     settings = {"max_iters": 2, "batch_size": 2, "size": 32}
     tasks = {"camvid/linear": settings, "imagefolder/linear": {"epochs": 2}}
     suite_tasks = {**tasks, "camvid/pspnet": settings}

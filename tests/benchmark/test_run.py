@@ -14,7 +14,7 @@ from probes.registry import find_task
 from reports.mlflow.query import read_run
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.forks import Fork, command
-from tests.probes.datasets.make import make_camvid, make_imagefolder, truncate
+from tests.probes.datasets.make import make_camvid, truncate
 
 pytestmark = pytest.mark.integration
 
@@ -25,14 +25,7 @@ BOTH += " --set max_iters=3 --set encode_batch_size=4 --set epochs=2 --backbone"
 NAMES = "random,efficientnet-lite0"
 
 
-@pytest.fixture
-def camvid(workdir):
-    """A small dataset in the working folder."""
-    return make_camvid(workdir / "camvid", n_train=4, n_val=3)
-
-
-def test_run_writes_every_number_and_reuses_it(workdir, camvid, capsys):
-    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
+def test_run_writes_every_number_and_reuses_it(camvid, imagefolder, capsys):
     assert run_command(f"{BOTH} {NAMES} --json out.json") == 0
     document = read_json("out.json")
     assert (document["suite"], document["seed"]) == ("own", 0)

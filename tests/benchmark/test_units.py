@@ -23,19 +23,12 @@ from cliptex_common.settings import parse_pairs
 from reports.mlflow.run import Tracker
 from tests.benchmark.commands import read_json, runs_of
 from tests.forks import Fork, command
-from tests.probes.datasets.make import make_camvid, make_imagefolder
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("camvid", "imagefolder")]
 
 TASKS = ["camvid/linear", "imagefolder/linear"]
 SETTINGS = ["max_iters=2", "batch_size=2", "size=32", "epochs=2"]
 RUN = "run --suite own --backbone random --data-root . --device cpu --num-workers 0 --jobs 1"
-
-
-@pytest.fixture(autouse=True)
-def datasets(workdir):
-    make_camvid(workdir / "camvid", n_train=4, n_val=3)
-    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=4)
 
 
 def cells() -> list[str]:

@@ -1,6 +1,7 @@
 """Embeddings of whole images: prepared as the field does it, in order, whatever the number of
 loader processes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from backbones.base import DataConfig
 from cliptex_common.errors import NonFiniteLoss, UserError
 from probes.base import Context, EncodeRun
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.image_level.encode import encode_images, encode_texts
+from probes.image_level.encode import Images, encode_images, encode_texts
 from probes.image_level.settings import EncodeSettings, Encoding
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours
 from tests.recorder import Recorder
 
 CPU = torch.device("cpu")
+PLAIN = DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear")
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +129,15 @@ def test_texts_keep_their_order(monkeypatch):
     singly = torch.cat([Colours().encode_text([text]) for text in texts])
     embeddings = encode_texts(task(Colours()), texts)
     torch.testing.assert_close(embeddings, singly)
+
+
+def test_squash_keeps_both_ends(tmp_path):
+    """SigLIP's resize to a square; a centre crop would lose the red and the green end."""
+    pixels = np.zeros((20, 80, 3), np.uint8)
+    pixels[:, :20, 0] = pixels[:, 60:, 1] = 255
+    path = make.save(tmp_path / "wide.png", pixels)
+    data = replace(PLAIN, squash=True)
+    squashed = Images([path], (16, 16), data)[0]
+    cropped = Images([path], (16, 16), replace(data, squash=False))[0]
+    assert squashed.shape == cropped.shape == (3, 16, 16) and cropped.max() == 0
+    assert squashed[0, 8, 0] > 250 and squashed[1, 8, -1] > 250

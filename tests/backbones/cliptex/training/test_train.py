@@ -230,6 +230,17 @@ def test_pairs_without_labels_count_for_the_contrast(pairs, tmp_path):
     assert 0 < result.metrics["train/loss_seg"] < math.inf
 
 
+def test_automatic_precision_is_part_of_the_identity(pairs, tmp_path):
+    """``auto`` is bf16 on CUDA, whose weights are not those of a CPU."""
+    explicit = replace(CLIPTEX, precision="fp32", epochs=0.3)
+    result = run(explicit, pairs, tmp_path / "w.safetensors")
+    inputs = {"init": "random", "pairs": pairs, "out": result.path, "labels": toy.ToyLabels()}
+    automatic = replace(CLIPTEX, epochs=0.3)
+    assert find_trained(automatic, **inputs, device="cpu").key == result.key
+    assert find_trained(automatic, **inputs, device="cuda") is None
+    assert backbones.load_checkpoint(result.path).extra["recipe"]["precision"] == "fp32"
+
+
 def test_corrupt_images_are_replaced_counted_and_named(tmp_path):
     pairs = toy.damaged_pairs(tmp_path, 120, corrupt=(5,))
     recipe = replace(CLIPTEX, epochs=1.0)
