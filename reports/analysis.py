@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from reports.judgement import Judgement, family_size, judge_differences
 from reports.measurements import Key, Measurements, measure, shown_metrics
@@ -81,13 +81,9 @@ def _mean_ranks(selection: Selection, estimates: Mapping[Key, Estimate]) -> dict
     shared = shared_columns(selection, estimates)
     if not shared or len(names) < 2:
         return {}
-    values = np.array(
-        [[c.sign(c.main) * estimates[name, c, c.main].value for c in shared] for name in names]
-    )
-    better = (values[None] > values[:, None]).sum(axis=1)
-    equal = (values[None] == values[:, None]).sum(axis=1) - 1
-    ranks = by_task([column.base for column in shared]) @ (1 + better + 0.5 * equal).T
-    return dict(zip(names, ranks.mean(axis=0).tolist(), strict=True))
+    values = [[c.sign(c.main) * estimates[name, c, c.main].value for name in names] for c in shared]
+    ranks = pd.DataFrame(values, columns=names).rank(axis=1, ascending=False)
+    return (by_task([column.base for column in shared]) @ ranks).mean().to_dict()
 
 
 def shared_columns(selection: Selection, numbers: Mapping[Key, Any]) -> list[TaskColumn]:

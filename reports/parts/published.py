@@ -50,25 +50,18 @@ class PublishedNumber:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A published number beside ours, as text.
+    """A published number beside ours.
 
     Attributes:
-        metric: its label; empty for a statement.
-        published, ours: ``ours`` includes the interval, and is empty where the report has no
-            number.
-        protocol: of the source.
+        ours: as text with its interval; empty where the report has no number.
         differs: "same protocol", or the known differences.
     """
 
     backbone: str
     task: str
-    metric: str
-    published: str
     ours: str
-    protocol: str
     differs: str
-    source: str
-    url: str
+    number: PublishedNumber
 
 
 def published_numbers() -> Iterator[PublishedNumber]:
@@ -109,8 +102,7 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
         gain = analysis.gains.get(name)
         percent = f"{decimal(gain.iqm.value, 1, True)} %" if gain else ""
         ours = f"{percent} over {selection.baseline} on average" if gain else ""
-        about = entry.protocol, entry.differs, entry.source, entry.url
-        yield PublishedRow(name, "all", "", entry.metric, ours, *about)
+        yield PublishedRow(name, "all", ours, entry.differs, entry)
         return
     architectures = {
         run.architecture for (backbone, _), run in selection.parents.items() if backbone == name
@@ -124,17 +116,8 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
             partial = ["on a part of the data"] * any(cell.partial for cell in cells)
             own = [protocol_difference(cell, entry.preset) for cell in cells]
             differences = dict.fromkeys(filter(None, (*partial, *own, entry.differs)))
-            yield PublishedRow(
-                name,
-                column.title,
-                entry.metric,
-                str(entry.value),
-                with_interval(estimate, 2),
-                entry.protocol,
-                "; ".join(differences) or "same protocol",
-                entry.source,
-                entry.url,
-            )
+            differs = "; ".join(differences) or "same protocol"
+            yield PublishedRow(name, column.title, with_interval(estimate, 2), differs, entry)
 
 
 def protocol_difference(cell: Cell, preset: str) -> str:

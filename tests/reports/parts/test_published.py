@@ -52,7 +52,7 @@ def test_a_report_says_how_our_protocol_differs(tracker, report_of, tags, expect
         write_run(tracker, name, 0, {"nyu-depth/linear": 0.5}, task_tags={"nyu-depth/linear": tags})
     report = report_of(tracker)
     (row,), (column,) = report.published, report.columns
-    assert (row.backbone, row.published) == ("dinov3-b16", "0.373") and expected in row.differs
+    assert (row.backbone, row.number.value) == ("dinov3-b16", 0.373) and expected in row.differs
     ours = report.analysis.estimates["dinov3-b16", column, "rmse"].value
     assert row.ours.startswith(f"{ours:.2f} [")
 
@@ -70,5 +70,5 @@ def test_a_statement_stands_beside_the_mean_gain(tracker, report_of) -> None:
     for name in ("clip", "cliptex"):
         write_run(tracker, name, 0, {"imagenet/linear": 0.6})
     (row,) = report_of(tracker).published
-    assert (row.backbone, row.published) == ("cliptex", "up to 16.3 % better than CLIP")
+    assert (row.backbone, row.number.metric) == ("cliptex", "up to 16.3 % better than CLIP")
     assert "% over clip on average" in row.ours

@@ -86,7 +86,7 @@ def test_the_page_is_one_offline_file(page, report):
     assert len(page.encode()) < 8_000_000
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     links = set(re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|\#)([^"']+)""", markup))
-    sources = {row.url for row in report.published}
+    sources = {row.number.url for row in report.published}
     assert sources and all(
         link.startswith("http://127.0.0.1:5000/#/") or link in sources for link in links
     )
