@@ -83,7 +83,7 @@ class Executor(ABC):
         slots: estimated number of concurrent units (one per GPU if there are GPUs).
         cpu_slots: estimated number of concurrent units of one core each without a GPU.
         has_gpus: whether a unit can have a GPU.
-        default_loading_processes: loading processes of a unit without ``--num-workers``.
+        num_workers: loading processes of a unit.
         threads: computing threads of a unit without a GPU.
     """
 
@@ -94,12 +94,14 @@ class Executor(ABC):
     slots: int = 1
     cpu_slots: int = 1
     has_gpus: bool = False
-    default_loading_processes: int = 2
+    num_workers: int = 2
     threads: int = 1
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         self.spec, self.bar, self.overview = spec, bar, Overview(bar)
         self.closing = False
+        if spec.num_workers is not None:
+            self.num_workers = spec.num_workers
         # added to by this thread and by the scheduler's, which alone removes from them
         self._waiting: list[_QueuedUnit] = []
         self._running: list[_QueuedUnit] = []
@@ -140,19 +142,14 @@ class Executor(ABC):
         jobs = self.spec.jobs or math.inf
         self.slots = int(min(jobs, gpus or max(1, cpus // self.threads)))
         self.cpu_slots = int(min(jobs, cpus))
-        self.default_loading_processes = max(1, min(MAX_LOADING_PROCESSES, cpus // self.slots))
+        if self.spec.num_workers is None:
+            self.num_workers = max(1, min(MAX_LOADING_PROCESSES, cpus // self.slots))
 
     @property
     def device(self) -> str:
         """The device as a unit names it: in a worker, which sees only its own GPU, without a
         number."""
         return self.spec.device if self.in_this_process else self.spec.device.partition(":")[0]
-
-    @property
-    def num_workers(self) -> int:
-        """Loading processes of a unit."""
-        number = self.spec.num_workers
-        return self.default_loading_processes if number is None else number
 
     def resources(self) -> dict[str, Any]:
         """``cpus`` and ``gpus`` of a unit that computes on the device, whatever else is running.

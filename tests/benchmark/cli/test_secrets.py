@@ -76,7 +76,6 @@ def test_a_run_shows_and_stores_no_secret(tmp_path, tmp_path_factory):
         "report --tracking-uri http://127.0.0.1:9/?password=hunter22",
         "report --tracking-uri http://hunter22@127.0.0.1:9",
         "report --tracking-uri postgresql://bob:hunter22@127.0.0.1:9/db?sslpassword=hunter22",
-        "report --tracking-uri mysql+nothing://bob:hunter22@127.0.0.1:9/db",
         "sweep best --storage postgresql://bob:hunter22@127.0.0.1:9/db",
     ],
 )

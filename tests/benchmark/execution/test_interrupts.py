@@ -32,15 +32,6 @@ try:
 except KeyboardInterrupt:
     print("interrupted", interrupts.received(), sys.modules["swallows"].complete)
 """
-LEAVES = """
-import os, signal, time
-from benchmark.execution import interrupts
-interrupts.handle_signals()
-interrupts.exit_on_next_signal(143)
-os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(10)
-"""
-
 ENDS = """
 import os, signal, sys
 from benchmark.__main__ import entry
@@ -69,11 +60,6 @@ def test_a_signal_waits_for_the_end_of_an_import(tmp_path, name):
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
     done = run_script(IMPORTS, PYTHONPATH=path)
     assert done.stdout == f"interrupted {int(getattr(signal, name))} True\n", done.stderr
-
-
-def test_a_second_signal_while_a_process_leaves_is_quiet():
-    done = run_script(LEAVES)
-    assert (done.returncode, done.stderr) == (143, "")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import subprocess
 import sys
 
 import pytest
@@ -27,14 +25,3 @@ def test_no_secret_is_shown(monkeypatch):
     logging.getLogger("x").removeHandler(handler)
     text = "? ? at http://***@host\nhttp://***@host\npostgresql://me:***@host\n"
     assert raw.getvalue().decode() == text
-
-
-def test_a_terminal_without_unicode():
-    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmark", "list", "protocols"],
-        env={**os.environ, **ascii_only},
-        capture_output=True,
-        timeout=60,
-    )
-    assert done.returncode == 0 and done.stdout.isascii(), done.stderr
