@@ -14,7 +14,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -77,7 +77,7 @@ class Executor(ABC):
 
     Attributes:
         about: one line for ``list executors``.
-        settings: keys of ``--executor-arg`` → descriptions; ``None`` accepts any key.
+        setting_names: keys of ``--executor-arg``; ``None`` accepts any.
         is_remote: units may run on other machines.
         in_this_process: units run one after the other in the submitting process.
         slots: estimated number of concurrent units (one per GPU if there are GPUs).
@@ -88,7 +88,7 @@ class Executor(ABC):
     """
 
     about: ClassVar[str] = ""
-    settings: ClassVar[Mapping[str, str] | None] = {}
+    setting_names: ClassVar[Collection[str] | None] = ()
     is_remote: bool = False
     in_this_process: bool = False
     slots: int = 1
@@ -109,8 +109,8 @@ class Executor(ABC):
         self._on_exit = ExitStack()
         self._scheduler = threading.Thread(target=self._schedule, name="scheduler", daemon=True)
         for key in spec.settings:
-            if self.settings is not None and key not in self.settings:
-                hint = suggest(key, self.settings)
+            if self.setting_names is not None and key not in self.setting_names:
+                hint = suggest(key, self.setting_names)
                 raise UserError(f"--executor-arg {key}: {spec.name} has no such setting; {hint}")
 
     @abstractmethod

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
-from typing import Any, ClassVar
+from typing import Any
 
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import Bar
@@ -32,10 +32,10 @@ class LocalExecutor(Executor):
 
     Where only one unit can run at a time (``--jobs 1``, or no GPU and too few cores for two), units
     run in this process, where debuggers work. Otherwise worker processes are reused, so that they
-    import libraries once.
+    import libraries once. Setting ``cpus``: how many cores (default: all).
     """
 
-    settings: ClassVar[Mapping[str, str]] = {"cpus": "how many cores (default: all)"}
+    setting_names = ("cpus",)
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)

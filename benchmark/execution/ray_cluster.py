@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any
 
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import Bar, console
@@ -33,16 +33,13 @@ FORWARDED = (
 
 
 class RayExecutor(Executor):
-    """A Ray task for each unit; Ray assigns GPUs and nodes; lost tasks are submitted again."""
+    """A Ray task for each unit; Ray assigns GPUs and nodes; lost tasks are submitted again.
 
-    settings: ClassVar[Mapping[str, str]] = {
-        "address": (
-            "of a cluster: auto, HOST:PORT, ray://… (default: a Ray on this machine for this"
-            " command)"
-        ),
-        "num_cpus": "cores of a Ray on this machine",
-        "num_gpus": "GPUs of a Ray on this machine",
-    }
+    Settings: ``address`` of a cluster (``auto``, ``HOST:PORT``, ``ray://…``; default: a Ray on this
+    machine for this command), and ``num_cpus`` and ``num_gpus`` of a Ray on this machine.
+    """
+
+    setting_names = ("address", "num_cpus", "num_gpus")
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)

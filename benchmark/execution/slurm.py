@@ -63,7 +63,7 @@ class SlurmExecutor(Executor):
     counts.
     """
 
-    settings = None
+    setting_names = None
     is_remote = True
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:

@@ -76,9 +76,8 @@ def test_a_command_interrupted_while_it_starts_exits_with_130(after):
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while (
-        "cliptex_common.errors" not in process.stderr.readline()
-    ):  # until then Python itself handles it
+    # until then Python itself handles it
+    while "cliptex_common.errors" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(after)
     process.send_signal(signal.SIGINT)
