@@ -203,7 +203,8 @@ class _Rows:
     ) -> list[Cell]:
         """The cells of one unit; failed, all with one reason, if the unit raises."""
         try:
-            priority = None if self.inputs.is_trained(backbone.name) else Priority.FIRST_NUMBERS
+            is_trained = self.inputs.is_trained(backbone.name)
+            priority = Priority.DEFAULT if is_trained else Priority.FIRST_NUMBERS
             return await self.probing.cells(tasks, backbone, seed, parent, model, priority)
         except Exception as error:
             reason = self._reason(error)

@@ -19,6 +19,7 @@ from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import RECIPES, Recipe, read_recipe
 from benchmark.execution import Executor
+from benchmark.execution.base import Priority
 from benchmark.execution.progress import console, reporter
 from benchmark.options import (
     Changes,
@@ -213,10 +214,7 @@ async def _run(
         raise UserError(f"{task}: {reason}, in the weights of this sweep; leave it out with --task")
     await pipeline.make_data()
     data = prepare_data(tasks, options.with_folders(pipeline.data), executor.num_workers)
-    # the probes of a trial come before the trainings of others
-    probing = Probing(
-        executor, tracker.experiment, suite.name, tasks, data, options.data_root, priority=1
-    )
+    probing = Probing(executor, tracker.experiment, suite.name, tasks, data, options.data_root)
     study = create_study(options.name, options.url)
     agree(study, {**plan.identity, "conditions": probing.conditions})
 
@@ -235,9 +233,9 @@ async def _run(
         source = {"name": recipe.name, "weights": path, "seed": recipe.seed}
         backbone = await probing.describe({**source, "any_architecture": True})
         model = log_backbone(tracker, backbone, weights.run)
-        units = [
-            probing.cells(unit, backbone, recipe.seed, run.id, model) for unit in probing.units
-        ]
+        # the probes of a trial come before the trainings of others
+        about = backbone, recipe.seed, run.id, model, Priority.TRAINING
+        units = [probing.cells(unit, *about) for unit in probing.units]
         metrics = {}
         for cell in chain.from_iterable(await asyncio.gather(*units)):
             if cell.status == "failed":

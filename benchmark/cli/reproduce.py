@@ -100,10 +100,10 @@ def _try(protocols: Sequence[str], options: RunOptions) -> int:
     from benchmark.reproduce.quick import quick
 
     failed = False
-    for each in quick(protocols, options):
-        failed = failed or bool(each.reason)
-        line = f"{each.protocol:<12} {each.task:<26} {each.seconds:6.1f} s"
-        console.print(f"{line}  {each.reason or 'in place'}")
+    for protocol, cell in quick(protocols, options):
+        failed = failed or bool(cell.reason)
+        line = f"{protocol:<12} {cell.task:<26} {cell.seconds:6.1f} s"
+        console.print(f"{line}  {cell.reason or 'in place'}")
     return 1 if failed else 0
 
 

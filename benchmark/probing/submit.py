@@ -31,7 +31,6 @@ class Probing:
         data: task → its dataset.
         data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets.
         force: run finished cells again.
-        priority: of the units, see ``Executor.submit``.
     """
 
     executor: Executor
@@ -41,7 +40,6 @@ class Probing:
     data: Mapping[str, PreparedDataset]
     data_root: Path | None = None
     force: bool = False
-    priority: int = Priority.DEFAULT
 
     @cached_property
     def units(self) -> list[list[PlannedTask]]:
@@ -81,7 +79,7 @@ class Probing:
         seed: int,
         parent: str,
         model: str,
-        priority: int | None = None,
+        priority: int = Priority.DEFAULT,
     ) -> list[Cell]:
         """The cells of one unit of work: ``tasks`` on one backbone and seed.
 
@@ -89,7 +87,6 @@ class Probing:
             tasks: one of ``units``, or those of its tasks that are not finished.
             parent: id of the MLflow run that the cells' runs nest under.
             model: id of the backbone's LoggedModel.
-            priority: None for that of all units.
         """
         keys = {task.name: backbone.cell_key(self.conditions[task.name], seed) for task in tasks}
         request = ProbeRequest(
@@ -108,8 +105,6 @@ class Probing:
             force=self.force,
         )
         name = unit_name(backbone.name, seed, tasks)
-        if priority is None:
-            priority = self.priority
         return await self.executor.run(
             probe_unit, request, name=name, kind="probe", priority=priority
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from benchmark.options import RunOptions
+from benchmark.probing.cell import failed_cells
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
 from benchmark.tasks import train_size_axis
@@ -14,6 +15,7 @@ from cliptex_common.errors import UserError
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.protocols.base import PROTOCOLS
 from probes.registry import tasks
+from reports.cell import Cell
 
 ANY_BACKBONE = "random/timm/vit_tiny_patch16_224"
 TEXT_BACKBONE = "random/open_clip/ViT-S-32-alt"  # for probes that need texts
@@ -30,22 +32,8 @@ FEW = {
 }
 
 
-@dataclass(frozen=True)
-class QuickResult:
-    """Of one preset's task.
-
-    Attributes:
-        reason: why it gave no number; empty if it did.
-    """
-
-    protocol: str
-    task: str
-    reason: str
-    seconds: float = 0.0
-
-
-def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult]:
-    """Run every preset's tasks whose dataset is in ``options``, each by itself.
+def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, Cell]]:
+    """Run every preset's tasks whose dataset is in ``options``, each by itself: protocol and cell.
 
     Raises:
         UserError: an unknown protocol, or no dataset of its presets is there.
@@ -64,9 +52,10 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult
             changes["epochs"] = "1"
         if train_size_axis(planned.probe) == "train_share":
             changes["train_share"] = TRAIN_SHARE
+        names = options.backbones or [TEXT_BACKBONE if needs_text else ANY_BACKBONE]
         changed = replace(
             options,
-            backbones=options.backbones or [TEXT_BACKBONE if needs_text else ANY_BACKBONE],
+            backbones=names,
             tasks=[task],
             overrides={"protocol": name, **changes},
             limit=IMAGES,
@@ -76,9 +65,8 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[QuickResult
         try:
             (cell,) = run(changed).cells
         except UserError as error:  # such as another copy of the data than the source's
-            yield QuickResult(name, task, str(error))
-        else:
-            yield QuickResult(name, task, cell.reason, cell.seconds)
+            (cell,) = failed_cells(names[0], options.seed, [planned], str(error))
+        yield name, cell
 
 
 def _tasks(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, str]]:
