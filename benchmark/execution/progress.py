@@ -147,15 +147,16 @@ class Bar(ProgressLine):
             return
         with self._printing.timed():
             text = self.text()
-            if text != self._printed:
+            if text and text != self._printed:
                 console.print(f"  {text}")
             self._printed = text
 
     def text(self) -> str:
-        """Each step's description, count, rate and time left."""
+        """Description, count, rate and time left of each step that is not finished."""
         return "; ".join(
             f"{task.description}  {task.completed:.0f}/{task.total:.0f}{_pace(task)}"
             for task in self.progress.tasks
+            if not task.finished
         )
 
     def line(self) -> ProgressLine:
