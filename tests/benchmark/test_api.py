@@ -78,13 +78,6 @@ def test_a_module_is_probed_and_left_as_it_was(options, results):
     assert all(each.requires_grad for each in module.parameters())
 
 
-def test_other_weights_are_other_cells(options, results):
-    settings = {key: value for key, value in SETTINGS.items() if key != "epochs"}
-    options = {**options, "settings": settings, "images": IMAGES}
-    second = evaluate(Patches(seed=1), TASKS[1], suite="own", name="other", **options)
-    assert set(second.frame.status) == {"done"}
-
-
 def test_per_image_scores_and_metrics_of_another_run(options, results):
     scores = results.per_image("imagefolder/linear")
     assert len(scores) == 48 and scores.image.is_unique

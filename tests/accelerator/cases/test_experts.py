@@ -12,7 +12,6 @@ import probes.experts  # noqa: F401  registers those that need MMDetection
 from backbones.cliptex.experts import EXPERTS, Expert, load_experts, train_expert
 from backbones.cliptex.training.encoders import PACKAGED
 from backbones.cliptex.training.trainer import TrainContext
-from cliptex_common import plugins
 from cliptex_common.device import CPU
 from tests.accelerator.cases.devices import is_pretended
 from tests.backbones.cliptex import toy
@@ -63,18 +62,6 @@ def check_labels(expert: Expert, device: torch.device) -> None:
 @pytest.mark.parametrize("name", slow_except([*NAMES, "mask-rcnn of torchvision"], NAMES))
 def test_labels_are_those_of_the_cpu(name, tmp_path, device):
     check_labels(make(name, tmp_path), device)
-
-
-def test_the_expert_of_the_documentation(device):
-    root = Path(__file__).parents[3]
-    paths = [root / "benchmark/templates/task.py", root / "docs/examples/edge_unet.py"]
-    for path in paths:
-        plugins.load(path)
-    try:
-        check_labels(toy_experts.make_expert("edge-unet"), device)
-    finally:
-        for path in paths:
-            plugins.LOADED[path].remove()
 
 
 @pytest.mark.parametrize("name", slow_except(TRAINED, ["unet"]))

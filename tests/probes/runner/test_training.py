@@ -139,14 +139,6 @@ def test_a_damaged_state_is_not_used(data, tmp_path):
     assert again.resumed_at == 0 and again.metrics == first.metrics
 
 
-def test_state_holds_the_head_alone_and_needs_no_pickle(data, tmp_path):
-    train(data, tmp_path)
-    state = torch.load(tmp_path / STATE, weights_only=True)
-    assert all(name.startswith("decode_head.") for name in state["model"])
-    assert len(state["model"]) == 5 + 2 + 1, "of the batch norm, the convolution, the loss"
-    assert list(tmp_path.glob(".*.tmp")) == []
-
-
 @pytest.fixture
 def broken_head(monkeypatch):
     """Its outputs are NaN in the seventh iteration."""
