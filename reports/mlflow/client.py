@@ -53,6 +53,12 @@ def tracking_uri(explicit: str | None = None) -> str:
     return uri
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite database, else None."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path) if uri.startswith("sqlite:////") else None
+
+
 @contextmanager
 def using(explicit: str | None = None) -> Iterator[str]:
     """Select a store for this process and its child processes while the block runs; yields its URI.
@@ -201,9 +207,8 @@ def connect(uri: str) -> Client:
     try:
         # two processes that create the same database break each other's migration
         with locked(lock_path("mlflow", uri)):
-            path = Path(uri.removeprefix("sqlite:///"))
-            is_file = uri.startswith("sqlite:////") and "?" not in uri
-            if is_file and path.parent.is_dir() and not path.exists():
+            path = sqlite_file(uri)
+            if path is not None and path.parent.is_dir() and not path.exists():
                 create_database(path)
             if not uri.startswith(("http://", "https://", "databricks")):
                 check_database(uri)

@@ -29,6 +29,7 @@ from reports.mlflow.client import (
     connect,
     metric_key,
     metric_name,
+    sqlite_file,
     tracking_uri,
 )
 
@@ -54,8 +55,8 @@ class Store:
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = tracking_uri(uri)
-        database = urlparse(self.uri).path if self.uri.startswith("sqlite:") else ""
-        if database and database != "/:memory:" and not Path(database.removeprefix("/")).exists():
+        database = sqlite_file(self.uri)
+        if database is not None and not database.exists():
             raise TrackingError(
                 f"there is no MLflow store at {self.uri}; run something first, or give"
                 " --tracking-uri"

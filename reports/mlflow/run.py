@@ -32,6 +32,7 @@ from reports.mlflow.client import (
     all_pages,
     connect,
     metric_key,
+    sqlite_file,
     tag_key,
     tracking_uri,
 )
@@ -92,8 +93,8 @@ class Tracker:
     def existing(cls, experiment: str, uri: str | None = None) -> Tracker | None:
         """The experiment if it exists; creates nothing."""
         address = tracking_uri(uri)
-        path = address.removeprefix("sqlite:///")
-        if path != address and not Path(path).exists():
+        path = sqlite_file(address)
+        if path is not None and not path.exists():
             return None
         if connect(address).get_experiment_by_name(experiment) is None:
             return None

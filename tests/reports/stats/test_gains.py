@@ -8,7 +8,6 @@ import pytest
 from scipy import stats
 
 from reports.stats.gains import (
-    by_task,
     has_ratio,
     interquartile_mean,
     probability_of_improvement,
@@ -42,10 +41,6 @@ def test_the_interquartile_mean_is_scipys_where_quarters_are_whole_and_between_n
         assert mean == pytest.approx(stats.trim_mean(values, 0.25, axis=0))
     dense = np.repeat(values, 4, axis=0)  # each value four times: the quarters are whole
     assert mean == pytest.approx(stats.trim_mean(dense, 0.25, axis=0))
-
-
-def test_protocols_of_one_task_count_once():
-    assert by_task(["a", "b", "a"]).tolist() == [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
 
 
 def test_probability_of_improvement_is_mann_whitneys():

@@ -8,9 +8,7 @@ from sklearn.metrics import jaccard_score, recall_score
 
 import probes.catalog  # noqa: F401  registers the metrics of every kind
 from reports.detections import to_columns
-from reports.stats.intervals import estimate
 from reports.stats.per_image import image_scores
-from reports.stats.resampling import MetricSample, Quantity, image_weights
 
 RNG = np.random.default_rng(0)
 IMAGES = np.array([f"{n}.png" for n in (3, 1, 2, 0, 4)])  # not sorted, on purpose
@@ -109,30 +107,6 @@ def test_pairs_are_resampled_by_their_images():
     weights = np.array([[2, 1, 1, 0], [1, 1, 1, 1]])
     expected = [10 * (2 * 0 + 1 * 1 + 2 * 2) / 5, 10 * right.mean()]
     assert scores.metrics["PCK@0.1"](weights) == pytest.approx(expected)
-
-
-def test_intervals_of_pairs_that_share_images_cover():
-    """Half of the noise is of images: resampling pairs would cover half."""
-    rng = np.random.default_rng(0)
-    first, second = np.triu_indices(30, 1)
-    selected = rng.random(len(first)) < 0.5
-    first, second = first[selected], second[selected]
-    units = np.array([f"{number:02d}" for number in range(30)])
-    arrays = {
-        "image": np.array([f"{a:02d} {b:02d}" for a, b in zip(first, second, strict=True)]),
-        "unit": np.stack([units[first], units[second]], axis=1),
-        "points": np.full(len(first), 1.0),
-    }
-    weights, covered = image_weights(tuple(units), 300), []
-    for _ in range(300):
-        image = rng.normal(0, 0.1, 30)
-        share = 0.5 + image[first] + image[second] + rng.normal(0, 0.14, len(first))
-        scores = image_scores("correspondence", {**arrays, "right_0.1": share, "right_0.05": share})
-        metric = scores.metrics["PCK@0.1"]
-        one = MetricSample((0,), metric(np.ones((1, 30))), metric(weights)[None], 30)
-        number = estimate(Quantity((one,)))
-        covered.append(number.low <= 50 <= number.high)
-    assert 0.92 <= np.mean(covered) <= 0.985
 
 
 def test_detections_without_matches_give_no_interval():

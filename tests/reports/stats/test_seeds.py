@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reports.stats.seeds import NO_PRIOR, SeedNoise, inverse_trigamma, seed_prior, shared_noise
+from reports.stats.seeds import NO_PRIOR, SeedNoise, seed_prior, shared_noise
 
 
 def noises(values: np.ndarray) -> list[SeedNoise]:
@@ -62,9 +62,3 @@ def test_two_seeds_or_two_subjects_tell_nothing():
     assert prior_of(rng.normal(0, 1, (50, 2))) == NO_PRIOR
     assert prior_of(rng.normal(0, 1, (2, 5))) == NO_PRIOR
     assert prior_of(np.zeros((9, 3))) == NO_PRIOR
-
-
-def test_the_inverse_of_trigamma():
-    assert inverse_trigamma(np.pi**2 / 6) == pytest.approx(1)
-    assert inverse_trigamma(np.pi**2 / 2) == pytest.approx(0.5)
-    assert inverse_trigamma(1e-3) == pytest.approx(1000.5, rel=1e-3)
