@@ -25,11 +25,8 @@ from benchmark.probing.submit import unit_name
 from benchmark.probing.unit import describe_backbone
 from benchmark.run import finished_cells, inapplicable_cells
 from benchmark.suites.registry import BackboneSource, NotMade
-from probes.base import Context
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotChecked
-from probes.datasets.share import with_share
-from probes.layers import at_layers
 from reports.cell import Cell
 from reports.mlflow.run import Tracker
 
@@ -54,19 +51,17 @@ async def _configs(plan: RunPlan) -> list[str]:
         source = await _existing(f"the weights of {name!r}", inputs.backbone(name, seed))
         backbone = backbones.create(**source.create_arguments)
         for task in plan.tasks:
-            context = Context(
+            context = task.context(
+                data[task.name],
+                seed,
                 backbone=backbone,
                 backbone_config=source.create_arguments,
-                data=with_share(data[task.name], task.train_share, seed),
-                settings=task.settings,
-                seed=seed,
                 device=device,
                 work_dir=Path("work_dirs") / task.name,
                 log=Silent(),
-                progress=Silent(),
                 num_workers=2 if spec.num_workers is None else spec.num_workers,
             )
-            text = task.probe.config(at_layers(context, task.encoded_layers))
+            text = task.probe.config(context)
             comment = "//" if text.lstrip().startswith("{") else "#"
             texts.append(f"{comment} {name} · {task.name}\n{text}")
     return texts

@@ -4,9 +4,9 @@ when they are created; the text below an option is its help."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -51,10 +51,6 @@ class DataOptions(FolderOptions):
     limit: PositiveInt | None = None
     """score only so many val images of each dataset, evenly spaced; not comparable with runs on all
     images"""
-
-    def with_folders(self, folders: Mapping[str, Path]) -> Self:
-        """These options with ``data`` plus ``folders``; the user's ``--data`` wins."""
-        return replace(self, data={**folders, **self.data})
 
 
 @options_dataclass
@@ -130,8 +126,6 @@ class RunOptions(ProbeOptions):
     """without the baselines that a suite adds to a single backbone"""
     force: bool = False
     """run finished tasks again"""
-    json: Path | None = None
-    """write all metrics to this file"""
 
     def __post_init__(self) -> None:
         if self.seed + self.seeds - 1 > MAX_SEED:

@@ -11,8 +11,8 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and su
 from benchmark.execution.progress import console
 from benchmark.options import DataOptions, ExecutionOptions, RunOptions
 from benchmark.records import PlannedTask
-from benchmark.suites.registry import Suite, choose_suite
-from benchmark.tasks import plan_tasks
+from benchmark.suites.registry import Suite
+from benchmark.tasks import choose_suite, plan_tasks
 from cliptex_common import plugins
 from cliptex_common.device import Device, computes_in_bf16, current_device, planned_device
 from cliptex_common.errors import UserError
@@ -81,6 +81,7 @@ def make_plan(options: RunOptions) -> RunPlan:
     """
     register_folders(options.data_root)
     suite = choose_suite(options.suite, options.tasks)
+    tasks = plan_tasks(suite, options.tasks, options.overrides)
     names, notes = _backbones(suite, options)
     if options.weights is not None and len(names) != 1:
         raise UserError(
@@ -89,9 +90,6 @@ def make_plan(options: RunOptions) -> RunPlan:
         )
     for name in names:
         backbones.find(name.removeprefix("random/"))
-    tasks = plan_tasks(suite, options.tasks, options.overrides)
-    tasks, reasons = decide_precision(tasks, options)
-    notes += reasons
     absent: Sequence[PlannedTask] = ()
     if suite.skips_absent_data and not options.tasks:
         tasks, absent = _split_by_folder(suite, tasks, options)
@@ -100,6 +98,8 @@ def make_plan(options: RunOptions) -> RunPlan:
                 f"{len(absent)} of {len(tasks) + len(absent)} tasks of {suite.name} have no data:"
                 f" {_folders(absent)}"
             )
+    tasks, reasons = decide_precision(tasks, options)
+    notes += reasons
     seeds = range(options.seed, options.seed + options.seeds)
     return RunPlan(options, suite, names, seeds, options.overrides, tasks, absent, notes)
 

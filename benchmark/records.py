@@ -9,10 +9,11 @@ from typing import Any
 
 from backbones.base import Backbone, Weights
 from backbones.versions import PROBING, versions
-from cliptex_common.settings import field_names
-from probes.base import Probe
+from cliptex_common.settings import PositiveShare, field_names
+from probes.base import Context, Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.layers import Layer
+from probes.datasets.share import with_share
+from probes.layers import Layer, at_layers
 from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
 from probes.registry import DATASETS, PROBES, find_task
 from reports.cell import cell_key
@@ -28,7 +29,7 @@ class PlannedTask:
 
     name: str
     settings: Any
-    train_share: float = 1.0
+    train_share: PositiveShare = 1.0
     encoded_layers: tuple[Layer, ...] = ()
 
     @property
@@ -59,6 +60,13 @@ class PlannedTask:
         if not differences:
             return ""
         return f"differs from {self.settings.protocol}: {', '.join(differences)}"
+
+    def context(self, data: PreparedDataset, seed: int, **fields: Any) -> Context:
+        """The context of the probe, on the task's share of ``data``; ``fields``: the others of
+        ``Context``."""
+        data = with_share(data, self.train_share, seed)
+        context = Context(data=data, settings=self.settings, seed=seed, **fields)
+        return at_layers(context, self.encoded_layers)
 
     def conditions(self, data: PreparedDataset) -> dict[str, Any]:
         """All that a number of this task depends on besides backbone and seed. Numbers of

@@ -23,10 +23,9 @@ from benchmark.probing.data import RunInputs
 from benchmark.probing.parents import Parent, log_backbone
 from benchmark.probing.submit import Probing
 from benchmark.records import BackboneInfo, PlannedTask
-from benchmark.results.run_result import RunResult, as_json, check_writable
+from benchmark.results.run_result import RunResult
 from benchmark.stages.session import open_tracker
 from benchmark.suites.registry import BackboneSource
-from cliptex_common.files import write_json
 from cliptex_common.locks import lock_path, locked_async, mark_in_use
 from probes.datasets.base import PreparedDataset
 from reports.cell import Cell
@@ -50,15 +49,14 @@ async def run_async(options: RunOptions) -> RunResult:
     plan = make_plan(options)
     for note in plan.notes:
         console.print(note, style="dim")
-    if options.json:
-        check_writable(options.json)
     if options.weights:
         mark_in_use(options.weights)
     try:
         with Bar() as bar:
             executor = make_executor(options.executor_spec, bar)
             inputs = RunInputs(plan, executor)
-            inapplicable = {name: inputs.check(inputs.describe(name)) for name in plan.backbones}
+            described = [inputs.describe(name) for name in plan.backbones]
+            inapplicable = {backbone.name: inputs.check(backbone) for backbone in described}
             if not executor.in_this_process:
                 drop_cached()
             with open_tracker(executor, plan.experiment) as tracker:
@@ -67,8 +65,6 @@ async def run_async(options: RunOptions) -> RunResult:
                 result = await rows.run()
     finally:
         drop_cached()
-    if options.json:
-        write_json(options.json, as_json(result))
     return result
 
 

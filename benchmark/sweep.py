@@ -213,7 +213,7 @@ async def _run(
     for task, reason in check_fit(tasks, options, pipeline.data, untrained).items():
         raise UserError(f"{task}: {reason}, in the weights of this sweep; leave it out with --task")
     await pipeline.make_data()
-    data = prepare_data(tasks, options.with_folders(pipeline.data), executor.num_workers)
+    data = prepare_data(tasks, options, executor.num_workers, created=pipeline.data)
     probing = Probing(executor, tracker.experiment, suite.name, tasks, data, options.data_root)
     study = create_study(options.name, options.url)
     agree(study, {**plan.identity, "conditions": probing.conditions})

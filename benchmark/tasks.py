@@ -9,12 +9,11 @@ from itertools import product
 from typing import Any
 
 from benchmark.records import PlannedTask
-from benchmark.suites.registry import Suite, settings_in
+from benchmark.suites.registry import SUITES, Suite, find_suite
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.settings import (
     axes_of,
     field_names,
-    read_value,
     setting_of,
     with_changes,
 )
@@ -27,6 +26,62 @@ MOST_VARIANTS = 100  # of a task
 # Axes of how much is trained on. Their values are named without the axis (``voc/linear:0.1``), and
 # already a single value makes a variant.
 TRAIN_SIZES = ("train_share", "shots")
+
+
+def choose_suite(name: str | None, tasks: Sequence[str]) -> Suite:
+    """The suite called ``name``; without a name the first, in order of registration (``mini``
+    before others), that lists all tasks; if none does, the first that accepts them.
+
+    Raises:
+        UserError: no such suite or task, or no suite has all of these tasks.
+    """
+    if name:
+        return find_suite(name)
+    candidates = [
+        suite
+        for suite in SUITES.load_entry_points().values()
+        if suite.images is None  # a quick look is asked for by its name
+        and all(settings_in(suite, task) is not None for task in tasks)
+    ]
+    if not candidates:
+        owners = {task: choose_suite(None, [task]).name for task in tasks if len(tasks) > 1}
+        listed = ", ".join(f"{task} of {owner}" for task, owner in owners.items()) or tasks[0]
+        raise UserError(
+            f"no suite has all of these tasks ({listed}); run those of one suite at a time"
+        )
+    names = {task.partition(":")[0] for task in tasks}
+    return next((suite for suite in candidates if names <= set(suite.tasks)), candidates[0])
+
+
+def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
+    """A suite's changes to the settings of a task, or None if it does not accept the task.
+
+    A variant (``TASK:VALUE``) has the settings of its task. A task that the suite does not list,
+    such as ``nyu-depth/dpt-probe3d`` in ``paper``, is accepted if the suite lists others on the
+    same dataset (or ``any_dataset`` allows it). It gets the changes that all listed tasks on that
+    dataset share. If some of these have the same settings type as the task, only those are
+    compared.
+    """
+    task, _, _ = task.partition(":")
+    if task in suite.tasks:
+        return suite.tasks[task]
+    dataset = _dataset(task)
+    if names := [name for name in suite.tasks if _dataset(name) == dataset]:
+        settings_type = find_task(task)[1].settings_type
+        similar = [name for name in names if find_task(name)[1].settings_type is settings_type]
+        settings = [suite.tasks[name] for name in similar or names]
+        return {
+            key: value
+            for key, value in settings[0].items()
+            if all(each.get(key) == value for each in settings)
+        }
+    suites = SUITES.load_entry_points().values()
+    listed = {_dataset(name) for each in suites for name in each.tasks}
+    return {} if suite.any_dataset and dataset not in listed else None
+
+
+def _dataset(task: str) -> str:
+    return task.partition("/")[0]
 
 
 def train_size_axis(probe: Probe) -> str:
@@ -97,11 +152,13 @@ def read_values(axis: str, text: str) -> list[str]:
     return values
 
 
-def variants(task: PlannedTask, ranges: Mapping[str, list[str]]) -> list[PlannedTask]:
+def variants(
+    task: PlannedTask, own_axes: Mapping[str, str], ranges: Mapping[str, list[str]]
+) -> list[PlannedTask]:
     """The task with every combination of values.
 
     Args:
-        ranges: axis → its values.
+        own_axes: axis → setting; ranges: axis → its values.
     Raises:
         UserError: a value that the setting does not allow, or more than ``MOST_VARIANTS`` tasks.
     """
@@ -115,32 +172,25 @@ def variants(task: PlannedTask, ranges: Mapping[str, list[str]]) -> list[Planned
     for values in combinations:
         variant = task
         for axis, value in zip(ranges, values, strict=True):
-            variant = _with_value(variant, axis, value)
+            variant = _with_value(variant, axis, own_axes[axis], value)
         result.append(variant)
     return result
 
 
-def _with_value(task: PlannedTask, axis: str, value: str) -> PlannedTask:
+def _with_value(task: PlannedTask, axis: str, setting: str, value: str) -> PlannedTask:
     """The task with one value of an axis. The share or the shots that it has already change
     nothing, not even its name."""
     if axis == "train_share":
-        share = read_value(axis, value, float)
-        if not 0 < share <= 1:
-            raise UserError(f"train_share={value}: must be above 0 and at most 1")
-        return task if share == 1 else replace(task, name=f"{task.name}:{share}", train_share=share)
-    field = axes(task.probe)[axis]
-    settings = with_changes(task.settings, {field: value})
-    if axis == "shots":
-        if settings == task.settings:
-            return task
-        return replace(task, name=f"{task.name}:{settings.shots}", settings=settings)
-    name = f"{task.name}:{axis}={_text(getattr(settings, field))}"
-    return replace(task, name=name, settings=settings)
-
-
-def _text(value: Any) -> str:
-    (value,) = value if isinstance(value, tuple) else (value,)
-    return str(value)
+        changed = with_changes(task, {axis: value})
+        actual = changed.train_share
+    else:
+        changed = replace(task, settings=with_changes(task.settings, {setting: value}))
+        actual = getattr(changed.settings, setting)
+    if axis in TRAIN_SIZES:
+        return task if changed == task else replace(changed, name=f"{task.name}:{actual}")
+    if isinstance(actual, tuple):
+        (actual,) = actual
+    return replace(changed, name=f"{task.name}:{axis}={actual}")
 
 
 def plan_tasks(
@@ -164,8 +214,8 @@ def plan_tasks(
     allowed = set(TRAIN_SIZES)
     for name in _in_order(suite, requested or list(suite.tasks)):
         base = name.partition(":")[0]
-        probe = find_task(name)[1]
         listed = settings_in(suite, name)
+        probe = find_task(name)[1]
         if listed is None:
             raise UserError(
                 f"suite {suite.name!r} has no task {name!r}; {suggest(name, suite.tasks)}"
@@ -185,7 +235,8 @@ def plan_tasks(
                 changes[own_axes.get(key, key)] = text
             applied.add(key)
         ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one name each
-        for task in variants(_planned(base, listed, base in suite.tasks, changes), ranges):
+        planned = _planned(base, listed, base in suite.tasks, changes)
+        for task in variants(planned, own_axes, ranges):
             _check_settings(task, {*changes, *ranges})
             tasks[task.name] = task
     for key, text in overrides.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmark.cli.parser import ConfigOptions
 from benchmark.options import RunOptions, TrackingOptions
 from cliptex_common.errors import UserError
@@ -18,6 +20,8 @@ class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
         --data-root DIR --json out.json
     """
 
+    json: Path | None = None
+    """write all metrics to this file"""
     dry_run: bool = False
     """show what would be done, and do nothing"""
     dump_config: bool = False
@@ -28,8 +32,10 @@ class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
         from benchmark import dry_run
         from benchmark.execution.progress import console
         from benchmark.results.report import write_report
+        from benchmark.results.run_result import as_json, check_writable
         from benchmark.results.table import show
         from benchmark.run import run
+        from cliptex_common.files import write_json
         from cliptex_common.secrets import hide_secrets
         from reports.mlflow.client import using
 
@@ -40,7 +46,11 @@ class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
             if self.dry_run:
                 dry_run.dry_run(self)
                 return 0
+            if self.json:
+                check_writable(self.json)
             result = run(self)
+            if self.json:
+                write_json(self.json, as_json(result))
             has_metrics = any(cell.metrics for cell in result.cells)
             line, report = write_report(result) if has_metrics else ("", None)
             show(result, report)

@@ -26,11 +26,9 @@ from cliptex_common.files import content_key, home, read_json_object, write_json
 from cliptex_common.locks import lock_path, locked
 from cliptex_common.out_of_memory import out_of_memory
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
-from probes.datasets.share import with_share
 from probes.dense.tasks import DENSE_TASKS
 from probes.features import budget
 from probes.image_level.parts import part_features
-from probes.layers import at_layers
 from probes.predictor import write_head
 from reports import artifacts
 from reports.cell import COST, TAGS, Cell
@@ -56,19 +54,17 @@ class CellContext:
         self, task: PlannedTask, work_dir: Path, log: RunLog, progress: Progress
     ) -> Context:
         """The context of the task's probe."""
-        context = Context(
+        return task.context(
+            self.unit.dataset(task),
+            self.unit.seed,
             backbone=self.backbone,
             backbone_config=self.unit.backbone.create_arguments,
-            data=with_share(self.unit.dataset(task), task.train_share, self.unit.seed),
-            settings=task.settings,
-            seed=self.unit.seed,
             device=self.device,
             work_dir=work_dir,
             log=log,
             progress=progress,
             num_workers=self.unit.num_workers,
         )
-        return at_layers(context, task.encoded_layers)
 
 
 def finished_cell(tracker: Tracker, key: str, backbone: str, parent: str = "") -> Cell | None:

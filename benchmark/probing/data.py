@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
@@ -18,7 +19,7 @@ from benchmark.suites.registry import BackboneSource
 from cliptex_common.files import content_key
 from probes.base import missing_capability
 from probes.datasets.base import PreparedDataset, Split
-from probes.datasets.check import find_folder, prepare
+from probes.datasets.check import check_names, find_folder, prepare
 from probes.layers import layer_index
 from probes.protocols.base import check_required
 
@@ -29,20 +30,20 @@ def prepare_data(
     num_workers: int,
     cached_only: bool = False,
     images: int | None = None,
+    created: Mapping[str, Path] = MappingProxyType({}),
 ) -> dict[str, PreparedDataset]:
     """Task → its dataset; each dataset and set of splits is checked once, and the result is cached.
 
     Args:
-        images: of each split at most, of a suite that is a quick look; None for all.
         cached_only: write nothing; a dataset that was never checked raises ``NotChecked``.
+        images: of each split at most, of a suite that is a quick look; None for all.
+        created: dataset → folder, of those that the suite creates.
 
     Raises:
         UserError: a dataset is missing, incomplete or broken, or its copy is not the one that a
             protocol requires.
     """
-    roots = {
-        task.spec.name: find_folder(task.spec, options.data_root, options.data) for task in tasks
-    }
+    roots = _find_folders(tasks, options, created)
     for task in tasks:
         if protocol := getattr(task.settings, "protocol", ""):
             check_required(protocol, task.spec.at(roots[task.spec.name]), task.probe)
@@ -80,10 +81,9 @@ def check_fit(
         UserError: a dataset has no folder, the backbone has no layer that a task names, or a probe
             does not fit it or its dataset.
     """
-    reasons = {}
+    reasons, roots = {}, _find_folders(tasks, options, created)
     for task in tasks:
-        root = created.get(task.spec.name)
-        root = root or find_folder(task.spec, options.data_root, options.data)
+        root = roots[task.spec.name]
         for layer in task.encoded_layers:
             layer_index(layer, backbone.depth, backbone.name)
         if check := getattr(task.probe, "check_backbone", None):
@@ -92,6 +92,19 @@ def check_fit(
         if reason:
             reasons[task.name] = reason
     return reasons
+
+
+def _find_folders(
+    tasks: Sequence[PlannedTask], options: DataOptions, created: Mapping[str, Path]
+) -> dict[str, Path]:
+    """Dataset → folder: the user's ``--data``, what the suite creates, or under ``--data-root``."""
+    check_names(options.data)
+    specs = {task.spec.name: task.spec for task in tasks}
+    folders = {name: root for name, root in created.items() if name not in options.data}
+    return {
+        name: folders.get(name) or find_folder(spec, options.data_root, options.data)
+        for name, spec in specs.items()
+    }
 
 
 def split_into_units(
@@ -144,12 +157,14 @@ class RunInputs:
 
     async def data(self, num_workers: int, cached_only: bool = False) -> dict[str, PreparedDataset]:
         """Task → its dataset, made by the suite and checked. Raises as ``prepare_data``."""
-        options = self.plan.options
+        plan = self.plan
+        created: Mapping[str, Path] = {}
         if self.pipeline is not None:
             await self.pipeline.make_data()
-            options = options.with_folders(self.pipeline.data)
-        images = self.plan.suite.images
-        return prepare_data(self.plan.tasks, options, num_workers, cached_only, images)
+            created = self.pipeline.data
+        return prepare_data(
+            plan.tasks, plan.options, num_workers, cached_only, plan.suite.images, created
+        )
 
     def describe(self, name: str) -> BackboneInfo:
         """A backbone before any work: of one that the suite trains its architecture, else with the

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cliptex_common.errors import UserError
 from cliptex_common.registry import Registry, instance_of
-from probes.registry import find_task
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
@@ -129,62 +127,6 @@ def register_suite(suite: Suite) -> Suite:
 def find_suite(name: str) -> Suite:
     """The suite called ``name``; raises ``UserError`` with the nearest name."""
     return SUITES.find(name)
-
-
-def choose_suite(name: str | None, tasks: Sequence[str]) -> Suite:
-    """The suite called ``name``; without a name the first, in order of registration (``mini``
-    before others), that lists all tasks; if none does, the first that accepts them.
-
-    Raises:
-        UserError: no such suite or task, or no suite has all of these tasks.
-    """
-    if name:
-        return find_suite(name)
-    candidates = [
-        suite
-        for suite in SUITES.load_entry_points().values()
-        if suite.images is None  # a quick look is asked for by its name
-        and all(settings_in(suite, task) is not None for task in tasks)
-    ]
-    if not candidates:
-        owners = {task: choose_suite(None, [task]).name for task in tasks if len(tasks) > 1}
-        listed = ", ".join(f"{task} of {owner}" for task, owner in owners.items()) or tasks[0]
-        raise UserError(
-            f"no suite has all of these tasks ({listed}); run those of one suite at a time"
-        )
-    names = {task.partition(":")[0] for task in tasks}
-    return next((suite for suite in candidates if names <= set(suite.tasks)), candidates[0])
-
-
-def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
-    """A suite's changes to the settings of a task, or None if it does not accept the task.
-
-    A variant (``TASK:VALUE``) has the settings of its task. A task that the suite does not list,
-    such as ``nyu-depth/dpt-probe3d`` in ``paper``, is accepted if the suite lists others on the
-    same dataset (or ``any_dataset`` allows it). It gets the changes that all listed tasks on that
-    dataset share. If some of these have the same settings type as the task, only those are
-    compared.
-    """
-    task, _, _ = task.partition(":")
-    if task in suite.tasks:
-        return suite.tasks[task]
-    dataset = _dataset(task)
-    if names := [name for name in suite.tasks if _dataset(name) == dataset]:
-        settings_type = find_task(task)[1].settings_type
-        similar = [name for name in names if find_task(name)[1].settings_type is settings_type]
-        settings = [suite.tasks[name] for name in similar or names]
-        return {
-            key: value
-            for key, value in settings[0].items()
-            if all(each.get(key) == value for each in settings)
-        }
-    suites = SUITES.load_entry_points().values()
-    listed = {_dataset(name) for each in suites for name in each.tasks}
-    return {} if suite.any_dataset and dataset not in listed else None
-
-
-def _dataset(task: str) -> str:
-    return task.partition("/")[0]
 
 
 def cross(

@@ -34,6 +34,18 @@ class NotChecked(LookupError):
     """This copy of a dataset has not been checked yet."""
 
 
+def check_names(data_dirs: Mapping[str, Path], *specs: DatasetSpec) -> None:
+    """Raise ``UserError`` if ``--data`` names neither a registered dataset nor one of ``specs``."""
+    allowed = {
+        name
+        for spec in (*specs, *DATASETS.load_entry_points().values())
+        for name in (spec.name, spec.folder, *spec.other_folders)
+    }
+    for name in data_dirs:
+        if name not in allowed:
+            raise UserError(f"--data {name}=…: no dataset {name!r}; {suggest(name, allowed)}")
+
+
 def find_folder(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Path]) -> Path:
     """The folder of a dataset: ``--data NAME=DIR`` if given, else its folder under ``--data-root``.
 
@@ -44,14 +56,7 @@ def find_folder(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[st
         DatasetNotFound: no folder is given, or it does not exist.
         UserError: an unknown NAME, or a DIR that does not exist.
     """
-    allowed = {
-        name
-        for each in (spec, *DATASETS.load_entry_points().values())
-        for name in (each.name, each.folder, *each.other_folders)
-    }
-    for name in data_dirs:
-        if name not in allowed:
-            raise UserError(f"--data {name}=…: no dataset {name!r}; {suggest(name, allowed)}")
+    check_names(data_dirs, spec)
     if explicit := data_dirs.get(spec.name) or data_dirs.get(spec.folder):
         parts = Path(spec.folder).parts
         candidates = [Path(explicit).joinpath(*parts[start:]) for start in range(len(parts) + 1)]

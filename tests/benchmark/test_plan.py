@@ -12,8 +12,8 @@ import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from benchmark.options import RunOptions
 from benchmark.plan import make_plan
-from benchmark.suites.registry import find_suite, settings_in
-from benchmark.tasks import plan_tasks
+from benchmark.suites.registry import find_suite
+from benchmark.tasks import plan_tasks, settings_in
 from cliptex_common.settings import one_line_errors
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS
