@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,13 +14,11 @@ from typing import Any
 from pydantic import NonNegativeInt
 
 from backbones.base import Backbone
-from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import RECIPES, Recipe, read_recipe
 from benchmark.execution import Executor
 from benchmark.execution.base import Priority
-from benchmark.execution.progress import console, reporter
+from benchmark.execution.progress import console
 from benchmark.options import (
     Changes,
     DataOptions,
@@ -40,7 +38,7 @@ from benchmark.stages.weights import TrainedWeights, TrainingInputs, train_weigh
 from benchmark.suites.registry import find_suite
 from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
-from cliptex_common.files import home, write_json
+from cliptex_common.files import content_key, home, write_json
 from cliptex_common.locks import mark_in_use
 from cliptex_common.secrets import hide_secrets
 from cliptex_common.settings import options_dataclass
@@ -143,15 +141,14 @@ def plan_sweep(options: SweepOptions) -> SweepPlan:
             f"--init, --pairs and --labels: suite {suite.name!r}"
             f" {'makes its own, leave them out' if suite.pipeline else 'needs all three'}"
         )
-    settings = {**suite.training_settings}
-    if options.recipe.endswith((".json", ".toml")):
-        given, default = read_recipe(Path(options.recipe)).settings(), CLIPTEX.settings()
-        settings |= {name: value for name, value in given.items() if value != default.get(name)}
-    elif options.recipe != CLIPTEX.name:
-        raise UserError(f"--recipe {options.recipe}: give cliptex or a .json or .toml file")
-    # as in the paper's search, all λs are 1 at first
-    settings |= {**dict.fromkeys(LAMBDAS, 1.0), **options.overrides}
-    recipe = CLIPTEX.changed({**settings, "name": CLIPTEX.name, "seed": options.seed})
+    file = CLIPTEX if options.recipe == CLIPTEX.name else read_recipe(Path(options.recipe))
+    changes = {
+        **suite.training_settings,
+        **dict(file.settings().items() - CLIPTEX.settings().items()),
+        **dict.fromkeys(LAMBDAS, 1.0),  # as at the start of the paper's search
+        **options.overrides,
+    }
+    recipe = CLIPTEX.changed({**changes, "name": CLIPTEX.name, "seed": options.seed})
     tasks, notes = decide_precision(
         plan_tasks(suite, options.tasks, options.task_overrides), options, "--set-task"
     )
@@ -162,7 +159,6 @@ def plan_sweep(options: SweepOptions) -> SweepPlan:
         "search": options.search,
         "vary": ", ".join(f"{name}: {each}" for name, each in space.distributions.items()),
         "recipe": recipe.settings(),
-        "settings": {task.name: asdict(task.settings) for task in tasks},
         "tasks": [task.name for task in tasks],
     }
     return SweepPlan(tasks, recipe, space, identity)
@@ -250,34 +246,33 @@ async def _run(
     return sweep
 
 
+@dataclass(frozen=True)
 class PairsPipeline:
     """What a sweep needs of a ``Pipeline``, on a user's pairs, labels and initial weights."""
 
-    data: Mapping[str, Path] = {}
-
-    def __init__(self, options: SweepOptions, executor: Executor, experiment: str) -> None:
-        self.options, self.executor, self.experiment = options, executor, experiment
-        self.pairs = open_pairs(options.pairs, reporter()).fingerprint
-        self.labels = LabelStore(Path(options.labels).absolute())
-        path = Path(options.init)
-        self.init = str(path.absolute()) if path.exists() else options.init
+    options: SweepOptions
+    executor: Executor
+    experiment: str
+    data: Mapping[str, Path] = field(default_factory=dict)
 
     async def make_data(self) -> None:
         """They are the user's."""
 
     def architecture(self) -> Backbone:
-        return load_pretrained_clip(self.init, self.options.overrides.get("model", CLIPTEX.model))
+        options = self.options
+        return load_pretrained_clip(options.init, options.overrides.get("model", CLIPTEX.model))
 
     async def train(self, recipe: Recipe, parent: str) -> TrainedWeights:
-        key = recipe.key(self.init, self.pairs, self.labels.identity)
+        init, pairs, labels = self.options.init, self.options.pairs, Path(self.options.labels)
+        key = content_key([recipe.identity(), init, pairs, str(labels)])
         out = home() / "weights" / f"sweep-{recipe.name}-{key}.safetensors"
         mark_in_use(out)
         inputs = TrainingInputs(
             recipe,
-            self.init,
-            self.options.pairs,
+            init,
+            pairs,
             out,
-            (self.labels.root,) if recipe.tasks else (),
+            (labels.absolute(),) if recipe.tasks else (),
             experiment=self.experiment,
             parent=parent,
         )

@@ -95,8 +95,8 @@ def make_space(options: SearchOptions, recipe: Recipe) -> Space:
         if name in ("name", "seed"):
             raise UserError(f"--vary {name}: give --study for names, --confirm for seeds")
         base[name] = _read(recipe, name, recipe.settings().get(name, 1.0))
-        if ":" in text:
-            distributions[name] = _range(recipe, name, text, options.search)
+        if ":" in text and options.search == "tpe":
+            distributions[name] = _range(recipe, name, text)
             continue
         is_list = "|" in text or isinstance(recipe.settings().get(name), tuple)
         values = [_read(recipe, name, part) for part in text.split("|" if is_list else ",")]
@@ -109,10 +109,8 @@ def make_space(options: SearchOptions, recipe: Recipe) -> Space:
     return space
 
 
-def _range(recipe: Recipe, name: str, text: str, search: str) -> Distribution:
+def _range(recipe: Recipe, name: str, text: str) -> Distribution:
     low, high = (_read(recipe, name, part) for part in text.split(":", 1))
-    if search != "tpe":
-        raise UserError(f"--vary {name}={text}: {search} search needs values, not a range")
     if not (isinstance(low, int | float) and low < high):  # type: ignore[operator]
         raise UserError(f"--vary {name}={text}: a range is LOW:HIGH of a number, LOW below HIGH")
     kind: Any = IntDistribution if isinstance(low, int) else FloatDistribution

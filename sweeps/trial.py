@@ -17,6 +17,7 @@ from backbones.cliptex.training.recipes import RECIPES, Recipe
 from cliptex_common.errors import UserError, error_summary, user_error_message
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import find_task
+from reports.mlflow.client import PARENT_TAG
 from reports.mlflow.run import Run, Tracker
 from reports.stats.gains import interquartile_mean, relative_gain
 from sweeps.space import Space, Value
@@ -72,7 +73,7 @@ class Sweep:
 
     @property
     def unfinished(self) -> int:
-        """Number of trials."""
+        """Number of trials that are not finished."""
         return max(0, self.space.total - len(complete(self.study)))
 
     async def run(self, width: int, seeds: Sequence[int]) -> None:
@@ -125,7 +126,7 @@ class Sweep:
 
     async def _again(self, params: Mapping[str, Value], seed: int) -> None:
         tags = {"again": self.space.name(params), "seed": str(seed)}
-        if not self.tracker.finished(study=self.study.study_name, **tags):
+        if not self.tracker.finished(**tags, **{PARENT_TAG: self.parent.id}):
             await self._measure(self.recipe.changed({**params, "seed": seed}), tags, params)
 
     async def _measure(

@@ -21,6 +21,9 @@ from reports.stats.resampling import MetricSample, difference
 GAINS = {"objective": "mean gain (%)", "zero-shot": "zero-shot gain (%)"}
 
 
+RESULTS = {"win": "it is better", "loss": "it is worse", "tie": "the difference is within noise"}
+
+
 @dataclass(frozen=True)
 class Study:
     """A sweep.
@@ -47,23 +50,21 @@ class Study:
     def headline(self) -> str:
         """The best trial, and whether it is better than the base on fresh seeds: the best of many
         is also the luckiest on these images, so the level is divided by the number of others."""
-        trials, setting = self.complete, self.trials[0].tags["setting"]
-        samples = [
-            MetricSample(
-                tuple(sorted(runs)), np.array([runs[s].metrics["objective"] for s in sorted(runs)])
-            )
-            for runs in (self.again.get(setting, {}), self.again.get("base", {}))
-        ]
+        best, count = self.trials[0], len(self.complete)
+        setting, gain = best.tags["setting"], best.metrics["objective"]
+        samples = [_sample(self.again.get(name, {})) for name in (setting, "base")]
         words = "; not confirmed on fresh seeds, and the best of many is also the luckiest"
         if setting == "base":
             words = ""
         elif all(len(sample.seeds) > 1 for sample in samples):
-            gap = estimate(difference(*samples)).at(LEVEL / max(1, len(trials) - 1))
-            result = "it is better" if gap.verdict() == "win" else "the difference is within noise"
-            words = f"; on fresh seeds {result} ({gap.value:+.2f} ± {gap.reach:.2f} to the base)"
+            gap = estimate(difference(*samples)).at(LEVEL / max(1, count - 1))
+            if result := RESULTS.get(gap.verdict()):
+                words = (
+                    f"; on fresh seeds {result} ({gap.value:+.2f} ± {gap.reach:.2f} to the base)"
+                )
         return (
-            f"{setting} is best by mean gain over clip-ft"
-            f" ({trials[0].metrics['objective']:+.2f} %) of {len(trials)} finished trials{words}."
+            f"{setting} is best by mean gain over clip-ft ({gain:+.2f} %) of {count} finished"
+            f" trials{words}."
         )
 
     @property
@@ -78,34 +79,40 @@ class Study:
         return notes
 
 
+def _sample(runs: Mapping[int, Record]) -> MetricSample:
+    seeds = tuple(sorted(runs))
+    return MetricSample(seeds, np.array([runs[seed].metrics["objective"] for seed in seeds]))
+
+
 def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Study:
     """The study ``name`` in the named experiments or in all.
 
     Raises:
         TrackingError: it does not exist, or none of its trials is finished.
     """
-    searched = list(experiments) or list(store.experiments())
-    runs = store.runs(searched, "tags.study != ''")
+    runs = store.runs(list(experiments) or list(store.experiments()), "tags.study != ''")
     studies = {study.name: study for study in find_studies(store, runs)}
     if name not in studies:
-        names = {run.study for run in runs}
-        hint = "none of its trials is finished" if name in names else suggest(name, names)
-        raise TrackingError(f"no study {name!r} in the MLflow store; {hint}")
+        raise TrackingError(
+            f"no study {name!r} with a finished trial in the MLflow store; {suggest(name, studies)}"
+        )
     return studies[name]
 
 
 def find_studies(store: Store, runs: Sequence[Record]) -> list[Study]:
-    """The studies with a finished trial.
+    """The studies with a finished trial, of each name the newest.
 
     Args:
         runs: of any kind, the oldest first.
     """
+    parents = {run.study: run for run in runs if run.tags.get("stage") == "sweep"}
     studies = []
-    for name in sorted({run.study for run in runs} - {""}):
-        mine = [run for run in runs if run.study == name]
+    for name, parent in sorted(parents.items()):
         trials: dict[str, Record] = {}
         again: dict[str, dict[int, Record]] = defaultdict(dict)
-        for run in mine:
+        for run in runs:
+            if run.parent != parent.run_id:
+                continue
             setting = run.tags.get("setting", "")
             if "again" in run.tags and run.is_finished:
                 again[run.tags["again"]][int(run.tags["seed"])] = run
@@ -113,21 +120,14 @@ def find_studies(store: Store, runs: Sequence[Record]) -> list[Study]:
                 trials[setting] = run
         gain = lambda run: run.metrics["objective"] if run.is_finished else -np.inf
         ranked = sorted(trials.values(), key=gain, reverse=True)
-        parents = [run for run in mine if run.tags.get("stage") == "sweep"]
-        if parents and ranked and ranked[0].is_finished:
-            plots = store.json(parents[-1], "plots.json")
+        if ranked and ranked[0].is_finished:
             alt = "the table of trials has its numbers"
             figures = [
                 Figure(f"optuna-{name}-{n}", plot["title"], "Drawn by Optuna.", alt, plot["spec"])
-                for n, plot in enumerate(plots)
+                for n, plot in enumerate(store.json(parent, "plots.json"))
             ]
-            studies.append(Study(name, parents[-1], ranked, again, figures))
+            studies.append(Study(name, parent, ranked, again, figures))
     return studies
-
-
-def parameter_label(name: str) -> str:
-    """A parameter's name for people."""
-    return name.replace("lambda_", "λ ")
 
 
 def study_frame(study: Study) -> pd.DataFrame:
@@ -144,7 +144,10 @@ def study_frame(study: Study) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "trial": title,
-            **{parameter_label(name): value for name, value in sorted(runs[0].params.items())},
+            **{
+                name.replace("lambda_", "λ "): value
+                for name, value in sorted(runs[0].params.items())
+            },
             **{
                 GAINS.get(name, name.removeprefix("gain/")): np.mean(
                     [run.metrics.get(name, np.nan) for run in runs]

@@ -111,10 +111,7 @@ def markdown(report: Report) -> str:
     if report.notes:
         lines += ["## Caveats", "", *_list(report.notes)]
     if report.overview:
-        frame = _with_marks(report.overview).map(markdown_cell).rename(columns=_title)
-        lines += ["## At a glance", ""]
-        lines += markdown_table(frame if len(frame) > ACROSS else frame.T)
-        lines += [plain_text(LEGEND.format(report.baseline)), ""]
+        lines += ["## At a glance", "", *overview_lines(report)]
         lines += ["## Detectable differences", "", *_list([*report.averages, *report.power])]
     for table in report.tables:
         lines += [f"## {plain_text(table.title)}", ""]
@@ -124,6 +121,14 @@ def markdown(report: Report) -> str:
         frame = study_frame(study).set_index("trial")
         lines += markdown_table(frame.map(plain_cell).map(plain_text))
     return "\n".join(lines)
+
+
+def overview_lines(report: Report) -> list[str]:
+    """The table at a glance in Markdown, with its legend."""
+    assert report.overview is not None
+    frame = _with_marks(report.overview).map(markdown_cell).rename(columns=_title)
+    table = markdown_table(frame if len(frame) > ACROSS else frame.T)
+    return [*table, plain_text(LEGEND.format(report.baseline)), ""]
 
 
 def _title(column: MetricColumn) -> str:

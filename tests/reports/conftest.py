@@ -52,7 +52,9 @@ def write_sweep(tracker: Tracker) -> None:
     trials = {"λdepth 0.1": 0.2, "λseg 0.1": 1.1, "base": 0.3, "λseg 10": None}
     for number, (setting, gain) in enumerate(trials.items()):
         tags = {"study": "lambdas", "trial": str(number), "setting": setting}
-        with tracker.run(f"trial {number}", tags=tags, params={"lambda_seg": 0.1}) as run:
+        with tracker.run(
+            f"trial {number}", tags=tags, params={"lambda_seg": 0.1}, parent=sweep
+        ) as run:
             if gain is None:
                 run.fail("NonFiniteLoss: at step 7")
             else:
@@ -60,7 +62,9 @@ def write_sweep(tracker: Tracker) -> None:
     for seed in range(1, 4):
         for setting, gain in (("λseg 0.1", 1.0), ("base", 0.2)):
             tags = {"study": "lambdas", "again": setting, "seed": str(seed)}
-            with tracker.run(f"again {setting}", tags=tags, params={"lambda_seg": 0.1}) as run:
+            with tracker.run(
+                f"again {setting}", tags=tags, params={"lambda_seg": 0.1}, parent=sweep
+            ) as run:
                 run.log_metrics({"objective": gain + 0.01 * seed * gain, "zero-shot": -gain})
 
 
