@@ -97,7 +97,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         ("--suite paper", "needs all three"),
         ("--confirm -1", "confirm=-1"),
         ("--storage sweeps.db", "cannot use the storage"),
-        ("--recipe clip", "give cliptex or a"),
+        ("--recipe clip", "cannot read recipe clip"),
         (
             "--task mini-class/linear --set-task layers=9",
             "layers=9: backbone 'cliptex' has 2 layers",

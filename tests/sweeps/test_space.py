@@ -60,7 +60,7 @@ def test_tpe_draws_from_ranges_on_a_log_scale():
         ({"vary": {"lambda_seg": "-1,1"}}, "lambda_seg"),
         ({"vary": {"seed": "1,2"}}, "--confirm for seeds"),
         ({"vary": {"lr": ""}}, "lr"),
-        ({"search": "grid", "vary": {"lr": "1e-4:1e-3"}}, "not a range"),
+        ({"search": "grid", "vary": {"lr": "1e-4:1e-3"}}, "lr=1e-4:1e-3"),
         ({"search": "grid", "vary": dict.fromkeys(LAMBDAS, "0,1")}, "every lambda is 0"),
         ({"search": "tpe", "vary": {"lr": "1e-3:1e-4"}}, "LOW below HIGH"),
         ({"search": "tpe", "vary": {"lr": "-1:1"}}, "greater than 0"),
