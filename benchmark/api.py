@@ -187,7 +187,7 @@ def evaluate(
     """
     import pandas as pd
 
-    from benchmark.options import RunOptions
+    from benchmark.planning.options import RunOptions
     from benchmark.run import run_async
     from reports.mlflow.client import using
 

@@ -16,13 +16,13 @@ from benchmark.execution import Bar, Executor, make_executor
 from benchmark.execution.base import Priority
 from benchmark.execution.progress import console
 from benchmark.execution.unit import drop_cached
-from benchmark.options import RunOptions
-from benchmark.plan import RunPlan, make_plan
+from benchmark.planning.options import RunOptions
+from benchmark.planning.plan import RunPlan, make_plan
 from benchmark.probing.cell import failed_cells, failure_reason, finished_cell
 from benchmark.probing.data import RunInputs
 from benchmark.probing.parents import Parent, log_backbone
+from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.submit import Probing
-from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.results.run_result import RunResult
 from benchmark.stages.session import open_tracker
 from benchmark.suites.registry import BackboneSource

@@ -16,7 +16,7 @@ from typing import Any
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "benchmark.catalog",
+        "benchmark.suites.catalog",
         "benchmark.stages.labels",
         "benchmark.stages.weights",
         "tests.sweeps.cheap",

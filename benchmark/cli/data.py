@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import NonNegativeInt
 
-import benchmark.catalog  # noqa: F401 – registers every dataset
+import benchmark.suites.catalog  # noqa: F401 – registers every dataset
 from benchmark.cli.output import print_state, print_table
 from benchmark.cli.parser import JsonOptions, Positionals
 from benchmark.execution.progress import Bar, console
-from benchmark.options import FolderOptions
+from benchmark.planning.options import FolderOptions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Folder, options_dataclass
 from probes.datasets.download import hub

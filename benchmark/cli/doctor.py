@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmark.cli.output import print_state
 from benchmark.cli.parser import JsonOptions
-from benchmark.options import TrackingOptions
+from benchmark.planning.options import TrackingOptions
 from cliptex_common.errors import UserError, first_line, user_error_message
 from cliptex_common.settings import options_dataclass
 

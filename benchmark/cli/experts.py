@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import field
 
 from benchmark.cli.parser import ConfigOptions, Positional
-from benchmark.options import Changes, ExecutionOptions, TrackingOptions
+from benchmark.planning.options import Changes, ExecutionOptions, TrackingOptions
 from cliptex_common.settings import Folder, Seed, options_dataclass
 
 

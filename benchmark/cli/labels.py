@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from benchmark.cli.parser import ConfigOptions, Positional
 from benchmark.execution.progress import Bar, console
-from benchmark.options import (
+from benchmark.planning.options import (
     Changes,
     ExecutionOptions,
     PairsOptions,

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-import benchmark.catalog  # noqa: F401 – registers datasets, probes, protocols and suites
+import benchmark.suites.catalog  # noqa: F401 – registers datasets, probes, protocols and suites
 from benchmark.cli.output import print_table
 from benchmark.cli.parser import JsonOptions, Positional, Positionals
 from benchmark.execution import EXECUTORS
-from benchmark.options import PluginOptions
+from benchmark.planning.options import PluginOptions
 from benchmark.suites.registry import SUITES
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.settings import options_dataclass

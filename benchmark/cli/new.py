@@ -65,7 +65,7 @@ COMMAND = New
 
 def template(kind: str, name: str) -> str:
     """The source of a plugin that registers ``name``."""
-    text = files("benchmark.templates").joinpath(f"{kind}.py").read_text(encoding="utf-8")
+    text = files("benchmark.cli.templates").joinpath(f"{kind}.py").read_text(encoding="utf-8")
     for old, new in ((NAMES[kind], name), (_class_name(NAMES[kind]), _class_name(name))):
         text = text.replace(old, new)
     return text

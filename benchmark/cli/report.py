@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-import benchmark.catalog  # noqa: F401 – registers the metrics of every kind of task
+import benchmark.suites.catalog  # noqa: F401 – registers the metrics of every kind of task
 from benchmark.cli.parser import ConfigOptions
-from benchmark.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
+from benchmark.planning.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
 from cliptex_common.settings import Folder, Names, options_dataclass
 
 

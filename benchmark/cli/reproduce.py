@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveInt
 
 from benchmark.cli.parser import ConfigOptions, Positionals
-from benchmark.options import DataOptions, ExecutionOptions, RunOptions, TaskNames, TrackingOptions
+from benchmark.planning.options import (
+    DataOptions,
+    ExecutionOptions,
+    RunOptions,
+    TaskNames,
+    TrackingOptions,
+)
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Seed, field_names, one_line_errors, options_dataclass
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import benchmark.catalog  # noqa: F401 – registers the metrics of every kind of task
-from benchmark.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
+import benchmark.suites.catalog  # noqa: F401 – registers the metrics of every kind of task
+from benchmark.planning.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
 from cliptex_common.settings import Folder, Names, options_dataclass
 
 Files = Annotated[Names, {"nargs": "+"}]

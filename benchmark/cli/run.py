@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark.cli.parser import ConfigOptions
-from benchmark.options import RunOptions, TrackingOptions
+from benchmark.planning.options import RunOptions, TrackingOptions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import options_dataclass
 
@@ -29,12 +29,12 @@ class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
 
     def main(self) -> int:
         """Run, print the table and where the results are."""
-        from benchmark import dry_run
         from benchmark.execution.progress import console
         from benchmark.results.report import write_report
         from benchmark.results.run_result import as_json, check_writable
         from benchmark.results.table import show
         from benchmark.run import run
+        from benchmark.workflows import dry_run
         from cliptex_common.files import write_json
         from cliptex_common.secrets import hide_secrets
         from reports.mlflow.client import using

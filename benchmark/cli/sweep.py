@@ -6,8 +6,8 @@ from pathlib import Path
 
 from benchmark.cli.parser import ConfigOptions, JsonOptions
 from benchmark.execution.progress import console
-from benchmark.options import TrackingOptions
-from benchmark.sweep import StudyOptions, SweepOptions, launch
+from benchmark.planning.options import TrackingOptions
+from benchmark.workflows.sweep import StudyOptions, SweepOptions, launch
 from cliptex_common.errors import UserError
 from cliptex_common.files import write_json
 from cliptex_common.settings import options_dataclass

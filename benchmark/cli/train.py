@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat, NonNegativeInt
 
 from benchmark.cli.parser import ConfigOptions
-from benchmark.options import Changes, ExecutionOptions, PairsOptions, TrackingOptions
+from benchmark.planning.options import Changes, ExecutionOptions, PairsOptions, TrackingOptions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Names, options_dataclass
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from benchmark.options import TrackingOptions
+from benchmark.planning.options import TrackingOptions
 from cliptex_common.settings import options_dataclass
 
 

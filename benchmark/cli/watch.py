@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmark.cli.parser import ConfigOptions
-from benchmark.options import TrackingOptions, WatchOptions
+from benchmark.planning.options import TrackingOptions, WatchOptions
 from cliptex_common.settings import options_dataclass
 
 
@@ -21,7 +21,7 @@ class Watch(ConfigOptions, WatchOptions, TrackingOptions):
         """Print each checkpoint's table."""
         from benchmark.execution.progress import console
         from benchmark.results.table import show
-        from benchmark.watch import watch
+        from benchmark.workflows.watch import watch
         from reports.mlflow.client import using
 
         with using(self.tracking_uri):

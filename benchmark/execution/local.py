@@ -80,7 +80,9 @@ class LocalExecutor(Executor):
 
 
 # what units import, in the order of import
-multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmark.worker_imports"])
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    ["benchmark.execution.worker_imports"]
+)
 
 
 class _Worker:

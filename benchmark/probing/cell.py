@@ -19,7 +19,7 @@ from benchmark.execution import WorkerLost
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
-from benchmark.records import PlannedTask, ProbeRequest
+from benchmark.probing.records import PlannedTask, ProbeRequest
 from cliptex_common.device import device_name, is_out_of_memory
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
 from cliptex_common.files import content_key, home, read_json_object, write_json

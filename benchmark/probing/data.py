@@ -11,10 +11,10 @@ from types import MappingProxyType
 
 from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
-from benchmark.options import DataOptions
-from benchmark.plan import RunPlan
+from benchmark.planning.options import DataOptions
+from benchmark.planning.plan import RunPlan
+from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.unit import describe_backbone
-from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.files import content_key
 from probes.base import missing_capability

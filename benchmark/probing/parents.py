@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from backbones.cliptex.training.recipes import subsets
-from benchmark.plan import RunPlan
-from benchmark.records import BackboneInfo
+from benchmark.planning.plan import RunPlan
+from benchmark.probing.records import BackboneInfo
 from benchmark.results.run_result import suite_average
 from benchmark.suites.registry import BackboneSource
 from cliptex_common import plugins

@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmark.execution.base import Executor, Priority
 from benchmark.probing.data import split_into_units
+from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
 from benchmark.probing.unit import describe_backbone, probe_unit
-from benchmark.records import BackboneInfo, PlannedTask, ProbeRequest
 from probes.datasets.base import PreparedDataset
 from reports.cell import Cell
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 import backbones
-import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones.cliptex.protocols import Silent
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter
 from benchmark.execution.unit import cached_in_process
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
-from benchmark.records import BackboneInfo, PlannedTask, ProbeRequest
+from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
 from cliptex_common.device import on_device
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key

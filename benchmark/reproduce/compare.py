@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import backbones
 from backbones.base import Backbone
-from benchmark.options import RunOptions
-from benchmark.plan import make_plan
+from benchmark.planning.options import RunOptions
+from benchmark.planning.plan import make_plan
 from benchmark.probing.data import prepare_data
 from benchmark.reproduce.causes import BLOCKING, Evidence, find_causes
 from benchmark.reproduce.targets import Target

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from benchmark.options import RunOptions
+from benchmark.planning.options import RunOptions
+from benchmark.planning.tasks import train_size_axis
 from benchmark.probing.cell import failed_cells
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
-from benchmark.tasks import train_size_axis
 from cliptex_common.errors import UserError
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.protocols.base import PROTOCOLS

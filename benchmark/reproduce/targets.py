@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import benchmark.catalog  # noqa: F401 – registers every dataset, probe and protocol
-from benchmark.records import PlannedTask
+import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and protocol
+from benchmark.planning.tasks import plan_task
+from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import find_suite
-from benchmark.tasks import plan_task
 from cliptex_common.errors import UserError, suggest
 from probes.protocols.base import PROTOCOLS, Preset, find_preset
 from reports.parts.published import PublishedNumber, published_numbers

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.records import PlannedTask
+from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import Suite
 from cliptex_common.errors import UserError
 from cliptex_common.files import json_output_path

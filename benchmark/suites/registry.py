@@ -116,7 +116,9 @@ class Suite:
     any_dataset: bool = False
 
 
-SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite), ("benchmark.catalog",))
+SUITES: Registry[Suite] = Registry(
+    "suite", "suites", instance_of(Suite), ("benchmark.suites.catalog",)
+)
 
 
 def register_suite(suite: Suite) -> Suite:

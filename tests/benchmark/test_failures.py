@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import benchmark.catalog  # noqa: F401
+import benchmark.suites.catalog  # noqa: F401
 from benchmark.execution import EXECUTORS, base
 from benchmark.execution.local import LocalExecutor
 from benchmark.probing.parents import Parent

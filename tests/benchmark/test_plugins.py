@@ -12,8 +12,8 @@ import backbones
 from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
 from benchmark.cli.main import main
+from benchmark.planning.tasks import plan_tasks
 from benchmark.suites.registry import find_suite
-from benchmark.tasks import plan_tasks
 from cliptex_common import plugins
 from cliptex_common.plugins import load_plugins
 from probes.datasets.base import PreparedDataset

@@ -36,11 +36,11 @@ from benchmark.cli.sweep import Launch
 from benchmark.cli.train import TrainBackbone
 from benchmark.cli.watch import Watch
 from benchmark.execution import EXECUTORS
-from benchmark.plan import make_plan
+from benchmark.planning.plan import make_plan
+from benchmark.planning.tasks import plan_tasks
 from benchmark.results.run_result import RunResult, as_json
 from benchmark.suites.registry import find_suite
-from benchmark.sweep import plan_sweep
-from benchmark.tasks import plan_tasks
+from benchmark.workflows.sweep import plan_sweep
 from cliptex_common import plugins
 from cliptex_common.errors import UserError
 from cliptex_common.plugins import load_plugins

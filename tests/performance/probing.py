@@ -30,7 +30,7 @@ def segmentation(
     from mmengine.runner import Runner
 
     import backbones
-    import benchmark.catalog  # noqa: F401
+    import benchmark.suites.catalog  # noqa: F401
     from cliptex_common.device import computes_in_bf16, current_device
     from probes.features.store import root
     from probes.runner.bridge import share
@@ -136,7 +136,7 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
     import torch
 
     import backbones
-    import benchmark.catalog  # noqa: F401
+    import benchmark.suites.catalog  # noqa: F401
     from probes.features.store import root
     from tests.performance.toys import context, dense
 

@@ -29,8 +29,8 @@ TRACKING = (
 @bench(iterations=4)
 def run(iterations: int = 300) -> list[Result]:
     """One cell of the smoke suite, with every call into tracking timed."""
-    from benchmark import options
     from benchmark import run as runner
+    from benchmark.planning import options
     from reports.mlflow import run as tracking
     from reports.mlflow.client import using
 

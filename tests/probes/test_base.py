@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import benchmark.catalog  # noqa: F401 – registers every probe
+import benchmark.suites.catalog  # noqa: F401 – registers every probe
 from probes.base import missing_capability
 from probes.registry import PROBES
 

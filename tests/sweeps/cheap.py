@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark.catalog  # noqa: F401 – registers the tasks
+import benchmark.suites.catalog  # noqa: F401 – registers the tasks
 from backbones.cliptex.training.recipes import RECIPES, Recipe
 from reports.mlflow.run import Run, Tracker
 from sweeps.space import LAMBDAS, SearchOptions, make_space

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark.options import RunOptions
-from benchmark.plan import make_plan
+from benchmark.planning.options import RunOptions
+from benchmark.planning.plan import make_plan
 from benchmark.results.run_result import as_json
 from benchmark.results.table import show
 from benchmark.run import run

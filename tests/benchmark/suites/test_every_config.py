@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import benchmark.catalog  # noqa: F401
-from benchmark.options import RunOptions
-from benchmark.plan import decide_precision
-from benchmark.records import PlannedTask
+import benchmark.suites.catalog  # noqa: F401
+from benchmark.planning.options import RunOptions
+from benchmark.planning.plan import decide_precision
+from benchmark.planning.tasks import plan_tasks
+from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import SUITES
-from benchmark.tasks import plan_tasks
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from tests.probes import tiny_coco
 from tests.probes.datasets import make

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch.utils.data import DataLoader
 
-import benchmark.catalog  # noqa: F401
+import benchmark.suites.catalog  # noqa: F401
 from backbones.preprocessing import resizing
 from benchmark.suites.registry import SUITES
 from cliptex_common.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from backbones.cliptex.training.recipes import read_recipe
-from benchmark.sweep import SweepOptions, plan_sweep
+from benchmark.workflows.sweep import SweepOptions, plan_sweep
 from reports.mlflow.client import Client
 from sweeps.study import sole_driver, storage_url
 from tests.benchmark.commands import read_json, run_command
@@ -118,7 +118,7 @@ def test_commands_without_a_study(here, capsys, refused):
 
 @pytest.mark.parametrize("options", ["--dry-run", "--data-root nowhere"])
 def test_the_precision_of_the_tasks_is_said_first(here, capsys, monkeypatch, options):
-    monkeypatch.setattr("benchmark.plan.computes_in_bf16", lambda device: True)
+    monkeypatch.setattr("benchmark.planning.plan.computes_in_bf16", lambda device: True)
     command = "sweep launch --suite paper --task voc/linear --device cpu --init random"
     run_command(f"{command} --pairs pairs --labels labels {options}")
     line = "precision bf16, in which the CPU computes (--set-task precision=fp32)"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from benchmark.records import PlannedTask
+from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite, find_suite
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.settings import (

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from backbones.checkpoint import load_checkpoint
 from benchmark.execution.progress import console
-from benchmark.options import WatchOptions
-from benchmark.plan import RunPlan, make_plan
+from benchmark.planning.options import WatchOptions
+from benchmark.planning.plan import RunPlan, make_plan
 from benchmark.results.run_result import RunResult
 from benchmark.run import run
 from cliptex_common.errors import UserError

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import backbones
-import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.execution.progress import console
-from benchmark.options import DataOptions, ExecutionOptions, RunOptions
-from benchmark.records import PlannedTask
+from benchmark.planning.options import DataOptions, ExecutionOptions, RunOptions
+from benchmark.planning.tasks import choose_suite, plan_tasks
+from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import Suite
-from benchmark.tasks import choose_suite, plan_tasks
 from cliptex_common import plugins
 from cliptex_common.device import Device, computes_in_bf16, current_device, planned_device
 from cliptex_common.errors import UserError

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 import backbones
 from backbones import UserError
-from benchmark import watch
-from benchmark.watch import checkpoints
+from benchmark.workflows import watch
+from benchmark.workflows.watch import checkpoints
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.probes.datasets.make import make_imagefolder
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import benchmark.catalog  # noqa: F401
+import benchmark.suites.catalog  # noqa: F401
 from backbones import UserError
-from benchmark.options import RunOptions
-from benchmark.plan import make_plan
+from benchmark.planning.options import RunOptions
+from benchmark.planning.plan import make_plan
+from benchmark.planning.tasks import plan_tasks, settings_in
 from benchmark.suites.registry import find_suite
-from benchmark.tasks import plan_tasks, settings_in
 from cliptex_common.settings import one_line_errors
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS
@@ -40,7 +40,7 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
 
 @pytest.mark.parametrize("can", [True, False])
 def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmark.plan.computes_in_bf16", lambda device: can)
+    monkeypatch.setattr("benchmark.planning.plan.computes_in_bf16", lambda device: can)
     tasks, note = ["nyu-depth/dpt-probe3d"], "precision bf16" if can else "precision fp32"
 
     def planned(**changes):
@@ -72,9 +72,11 @@ def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path,
 )
 def test_precision_is_that_of_the_device_units_will_have(options, device, monkeypatch):
     devices = []
-    monkeypatch.setattr("benchmark.plan.computes_in_bf16", lambda name: devices.append(str(name)))
+    monkeypatch.setattr(
+        "benchmark.planning.plan.computes_in_bf16", lambda name: devices.append(str(name))
+    )
     monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("benchmark.plan.current_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("benchmark.planning.plan.current_device", lambda: torch.device("cpu"))
     make_plan(RunOptions(suite="paper", tasks=["voc/linear"], **options))
     assert devices == [device]
 

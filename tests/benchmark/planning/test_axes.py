@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from backbones import BACKBONES, Entry, UserError, find, register
+from benchmark.planning.tasks import plan_tasks
 from benchmark.probing.data import split_into_units
 from benchmark.suites.registry import find_suite
-from benchmark.tasks import plan_tasks
 from probes.datasets.base import PreparedDataset
 from reports.mlflow.client import metric_key
 from tests.benchmark.commands import listing, run_command

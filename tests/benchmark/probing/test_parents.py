@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-import benchmark.catalog  # noqa: F401
+import benchmark.suites.catalog  # noqa: F401
 from benchmark.suites.registry import BackboneSource
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.benchmark.fake_pipeline import register_trained

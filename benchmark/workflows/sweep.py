@@ -19,7 +19,7 @@ from backbones.cliptex.training.recipes import RECIPES, Recipe, read_recipe
 from benchmark.execution import Executor
 from benchmark.execution.base import Priority
 from benchmark.execution.progress import console
-from benchmark.options import (
+from benchmark.planning.options import (
     Changes,
     DataOptions,
     ExecutionOptions,
@@ -27,16 +27,16 @@ from benchmark.options import (
     TaskChanges,
     TaskNames,
 )
-from benchmark.plan import decide_precision, print_notes
+from benchmark.planning.plan import decide_precision, print_notes
+from benchmark.planning.tasks import plan_tasks
 from benchmark.probing.data import check_fit, prepare_data
 from benchmark.probing.parents import log_backbone
+from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.submit import Probing
-from benchmark.records import BackboneInfo, PlannedTask
 from benchmark.results.run_result import check_writable
 from benchmark.stages.session import open_executor_and_tracker
 from benchmark.stages.weights import TrainedWeights, TrainingInputs, train_weights
 from benchmark.suites.registry import find_suite
-from benchmark.tasks import plan_tasks
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key, home, write_json
 from cliptex_common.locks import mark_in_use

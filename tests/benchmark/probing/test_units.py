@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 import backbones
-import benchmark.catalog  # noqa: F401
-from benchmark.options import DataOptions
+import benchmark.suites.catalog  # noqa: F401
+from benchmark.planning.options import DataOptions
+from benchmark.planning.tasks import plan_tasks
 from benchmark.probing.cell import cell_locks
 from benchmark.probing.data import prepare_data
 from benchmark.probing.parents import log_backbone
+from benchmark.probing.records import BackboneInfo, ProbeRequest
 from benchmark.probing.unit import describe_backbone, probe_unit
-from benchmark.records import BackboneInfo, ProbeRequest
 from benchmark.suites.registry import find_suite
-from benchmark.tasks import plan_tasks
 from cliptex_common.settings import parse_pairs
 from reports.mlflow.run import Tracker
 from tests.benchmark.commands import read_json, runs_of

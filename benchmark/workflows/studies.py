@@ -1,5 +1,5 @@
-"""``python -m benchmark.studies``: the studies of the paper on the mini suite, recipes against
-``clip-ft`` with three seeds each, as tables of the report in ``docs/guide/cliptex.md``.
+"""``python -m benchmark.workflows.studies``: the studies of the paper on the mini suite, recipes
+against ``clip-ft`` with three seeds each, as tables of the report in ``docs/guide/cliptex.md``.
 
 All recipes are one run, so what studies share is trained and probed once, and finished cells are
 reused.
@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.suites.mini import BACKBONE_SETS
 from cliptex_common.errors import UserError
 from cliptex_common.files import write_text

@@ -18,8 +18,8 @@ from backbones import UserError
 from backbones.cliptex.protocols import Silent
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
-from benchmark.options import RunOptions
-from benchmark.plan import RunPlan, make_plan
+from benchmark.planning.options import RunOptions
+from benchmark.planning.plan import RunPlan, make_plan
 from benchmark.probing.data import RunInputs, split_into_units
 from benchmark.probing.submit import unit_name
 from benchmark.probing.unit import describe_backbone

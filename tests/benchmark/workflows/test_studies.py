@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark.studies import PAGE, STUDIES, insert_table, write_tables
+from benchmark.workflows.studies import PAGE, STUDIES, insert_table, write_tables
 
 
 @pytest.mark.unit
