@@ -6,9 +6,9 @@ inferred from the number alone, except ``classes_averaged``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ UNLABELLED = [
     "void",
 ]
 FINAL_NORMS = ("norm", "ln_post", "layernorm", "post_layernorm", "final_norm", "norm_post")
+FLOOR = 0.02  # share of the highest learning rate that counts as none
 NORMALISED = ("", "visual", "visual.trunk", "vision_model", "model")  # modules that end with one
 
 
@@ -44,6 +45,7 @@ class Evidence:
         data: that it was trained and scored on.
         backbone: built again.
         differs: how the cell differs from the protocol, by what it records.
+        rates: (iteration, learning rate) as logged, oldest first.
         per_image: arrays of the cell.
     """
 
@@ -53,6 +55,7 @@ class Evidence:
     data: PreparedDataset
     backbone: Backbone
     differs: str = ""
+    rates: Sequence[tuple[int, float]] = ()
     per_image: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -154,6 +157,25 @@ def final_norm(evidence: Evidence) -> str:
     return "" if calls else "features do not pass the backbone's final norm"
 
 
+def rate_schedule(evidence: Evidence) -> str:
+    """A learning rate stepped per batch where its schedule counts epochs, or the reverse."""
+    if len(evidence.rates) < 4:
+        return ""
+    steps, rates = (np.array(column, float) for column in zip(*evidence.rates, strict=True))
+    peak = int(rates.argmax())
+    after = rates[peak:] / rates[peak]
+    share = (steps - steps[0]) / max(steps[-1] - steps[0], 1)
+    rises = sum(later > 1.05 * earlier + FLOOR for earlier, later in pairwise(after))
+    if rises:
+        return f"the rate rises {rises} times again after its maximum, so it was stepped too often"
+    low = share[peak:][after < FLOOR]
+    if len(low) and low[0] < 0.5:
+        return f"the rate reached its floor after {100 * low[0]:.0f} % of the training"
+    if getattr(evidence.settings, "schedule", "") and after[-1] > 0.5 and share[peak] < 0.5:
+        return f"the rate ends at {100 * after[-1]:.0f} % of its maximum: it was stepped too rarely"
+    return ""
+
+
 CAUSES: dict[str, Callable[[Evidence], str]] = {
     "settings": settings_changed,
     "training images": training_images,
@@ -161,6 +183,7 @@ CAUSES: dict[str, Callable[[Evidence], str]] = {
     "label 0": label_zero,
     "classes averaged": classes_averaged,
     "final norm": final_norm,
+    "learning rate": rate_schedule,
 }
 # not comparable at all, whatever the difference is
 BLOCKING = ("settings", "training images")

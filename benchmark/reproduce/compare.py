@@ -89,6 +89,7 @@ def _evidence(
                 data=data,
                 backbone=backbone,
                 differs=protocol_difference(cell, target.number.preset),
+                rates=list(zip(*store.history(cell.run_id, "train/lr"), strict=True)),
                 per_image=store.arrays(cell, PER_IMAGE),
             )
     return None

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import backbones.named
+import probes.dense.config
 from backbones.registry import Entry, register
 from benchmark.reproduce import targets as targets_module
 from probes.datasets.base import DatasetSpec
@@ -109,7 +110,16 @@ def remove_label_zero_before(folder, monkeypatch):
     return "label 0: label maps hold 0 to 2 and 255, so label 0 was removed before; class red"
 
 
-PLANTS = [halve_training_set, shrink_masks, remove_label_zero_before]
+def step_per_batch(folder, monkeypatch):
+    def schedule(settings):
+        part = {"type": "CosineAnnealingLR", "T_max": 3, "eta_min": 0.0}
+        return [{"by_epoch": False, "begin": 0, "end": settings.max_iters, **part}]
+
+    monkeypatch.setattr(probes.dense.config, "schedule", schedule)
+    return "learning rate: the rate rises"
+
+
+PLANTS = [halve_training_set, shrink_masks, remove_label_zero_before, step_per_batch]
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
