@@ -220,9 +220,11 @@ def _like_runs(parents: Sequence[str], runs: list[Record]) -> tuple[list[Record]
 
     same_weights = list(filter(has_same_weights, runs))
     cells = [run for run in same_weights if isinstance(run, Cell)]
-    others = {cell.protocol for cell in cells if cell.backbone in backbones} - protocols
+    other_protocols = {cell.protocol for cell in cells if cell.backbone in backbones} - protocols
     same = [run for run in same_weights if not isinstance(run, Cell) or run.protocol in protocols]
-    subjects = [f"Runs under {count(len(others), 'other protocol')}"] if others else []
+    subjects = (
+        [f"Runs under {count(len(other_protocols), 'other protocol')}"] if other_protocols else []
+    )
     if len(same_weights) < len(runs):
         subjects.append("Runs of other weights under the same names")
     ending = "are left out here; python -m benchmark report shows them."

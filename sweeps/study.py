@@ -125,16 +125,16 @@ def complete(study: optuna.Study) -> list[FrozenTrial]:
 
 def queue(study: optuna.Study, space: Space) -> None:
     """Queue the trials that are not finished, also those that an earlier driver left RUNNING."""
-    left = study.get_trials(states=(TrialState.RUNNING,))
+    interrupted = study.get_trials(states=(TrialState.RUNNING,))
     settings = {
         trial.user_attrs.get("setting") or space.name(trial.params)
         for trial in study.get_trials(states=(TrialState.WAITING, TrialState.COMPLETE))
     }
-    sampled = [trial.params for trial in left if trial.params.keys() == space.base.keys()]
+    sampled = [trial.params for trial in interrupted if trial.params.keys() == space.base.keys()]
     for params in space.combinations() or sampled:
         if space.name(params) not in settings:
             study.enqueue_trial(params, user_attrs={"setting": space.name(params)})
-    for trial in left:
+    for trial in interrupted:
         study.tell(trial.number, state=TrialState.FAIL)
 
 

@@ -102,8 +102,8 @@ class Sweep:
             )
             if await self._measure(recipe, {"baseline": recipe.name}):
                 queue(study, self.space)
-                turns = iter(range(self.unfinished))
-                await asyncio.gather(*(self._work(turns) for _ in range(width)))
+                pending = iter(range(self.unfinished))
+                await asyncio.gather(*(self._work(pending) for _ in range(width)))
             if self.baseline and complete(study):
                 again = [study.best_params, self.space.base]
                 if again[0] != again[1]:
@@ -113,8 +113,8 @@ class Sweep:
             if self.unfinished:
                 self.parent.fail(f"{self.unfinished} trials are not finished")
 
-    async def _work(self, turns: Iterator[int]) -> None:
-        for _ in turns:
+    async def _work(self, pending: Iterator[int]) -> None:
+        for _ in pending:
             trial = ask(self.study, self.space)
             tags = {"trial": str(trial.number), "setting": self.space.name(trial.params)}
             recipe = self.recipe.changed(trial.params)

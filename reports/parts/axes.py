@@ -106,8 +106,8 @@ def _figure(
     styles = _styles(analysis, list(lines))
     data: list[dict[str, Any]] = []
     alt = []
-    for (backbone, others), line_variants in lines.items():
-        title = f"{backbone}, {others}" if others else backbone
+    for (backbone, other_values), line_variants in lines.items():
+        title = f"{backbone}, {other_values}" if other_values else backbone
         by_value = {_number(variant.values[axis]): variant.column for variant in line_variants}
         estimates = {
             x: analysis.estimates[backbone, by_value[x], by_value[x].main] for x in sorted(by_value)
@@ -115,7 +115,7 @@ def _figure(
         text = [f"{with_interval(each, 2)} at {ticks[x]}" for x, each in estimates.items()]
         alt.append(f"{title}: {', '.join(text)}")
         hover = [f"{title}: {words}" for words in text]
-        style, dash = styles[backbone, others]
+        style, dash = styles[backbone, other_values]
         line = points(title, style, [*estimates.values()], [*estimates], hover)
         data.append(
             {**line, "mode": "lines+markers", "line": {"color": style.colour, "dash": dash}}
@@ -147,10 +147,13 @@ def _styles(
             for number in range(len(lines))
         ]
         return {line: (style, "solid") for line, style in zip(lines, own, strict=True)}
-    styles, rest = backbone_styles(analysis), list(dict.fromkeys(others for _, others in lines))
+    styles, rest = (
+        backbone_styles(analysis),
+        list(dict.fromkeys(other_values for _, other_values in lines)),
+    )
     return {
-        (backbone, others): (styles[backbone], DASHES[rest.index(others) % len(DASHES)])
-        for backbone, others in lines
+        (backbone, other_values): (styles[backbone], DASHES[rest.index(other_values) % len(DASHES)])
+        for backbone, other_values in lines
     }
 
 
@@ -213,16 +216,16 @@ def mode_changes(store: Store, analysis: Analysis) -> list[str]:
                     features = arrays["features"].reshape(-1, arrays["features"].shape[-1])
                     lines[variant.text("size")][_number(variant.values["size"])] = features
             changes: dict[tuple[float, float], dict[str, float]] = defaultdict(dict)
-            for others, sizes in lines.items():
+            for other_values, sizes in lines.items():
                 for small, large in pairwise(sorted(sizes)):
                     share = part_likeness(sizes[small], sizes[large])
                     if share < MIN_LIKENESS:
-                        changes[small, large][others] = share
+                        changes[small, large][other_values] = share
             for (small, large), shares in changes.items():
-                others = "; ".join(filter(None, shares))
+                other_values = "; ".join(filter(None, shares))
                 sentences.append(
                     f"{backbone} · {task}: features change mode between {small:g} and {large:g} px"
-                    f"{f' at {others}' if others else ''}: parts of images keep at most"
+                    f"{f' at {other_values}' if other_values else ''}: parts of images keep at most"
                     f" {100 * max(0.0, *shares.values()):.0f} % of their likeness to themselves"
                     f" (usual: more than {100 * MIN_LIKENESS:.0f} %)."
                 )
