@@ -141,7 +141,8 @@ def queue(study: optuna.Study, space: Space) -> None:
 def ask(study: optuna.Study, space: Space) -> optuna.Trial:
     """The next trial, from the queue or of tpe, whose seed counts the params that it has chosen: a
     driver that resumes the study draws as the first one would have."""
-    chosen = {space.name(trial.params) for trial in study.trials if trial.params}
+    every = space.base.keys()  # a driver may die between two of a trial's params
+    chosen = {space.name(t.params) for t in study.trials if t.params.keys() == every}
     seed = (space.seed * 1_000_003 + len(chosen)) % 2**32
     # constant_liar counts running trials: without it all would sample the same region
     study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)

@@ -119,6 +119,15 @@ def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(
     assert set(statuses(tracker)) <= {"done", "interrupted"}
 
 
+def test_a_trial_that_died_between_two_of_its_params_is_drawn_again(tmp_path, tracker):
+    died, undisturbed = (
+        sweep_of(f"sqlite:///{tmp_path}/{name}.db", tracker, search="tpe", trials=3)
+        for name in ("died", "undisturbed")
+    )
+    died.study.ask().suggest_float("lambda_clip", 0.01, 100, log=True)
+    assert values(finish(died, width=1)) == values(finish(undisturbed, width=1))
+
+
 def test_a_second_driver_is_refused_in_one_line(url, tmp_path, tracker):
     fork = Fork(hold, url, tmp_path, output=tmp_path / "output")
     fork.wait_for(tmp_path, "driving")
