@@ -8,6 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal
@@ -74,8 +75,7 @@ class Backbone(nn.Module, ABC):
         architecture: the library's own name of the architecture (``timm/resnet18``,
             ``open_clip/ViT-B-16-quickgelu``).
         channels: channels of each feature map, shallow to deep.
-        strides: stride of each feature map with respect to the input, in pixels. A plain ViT gives
-            one stride only.
+        strides: stride of each feature map with respect to the input, in pixels.
         divisor: the caller of ``forward`` pads heights and widths to a multiple of this.
         fixed_size: (height, width) in pixels of the only images it takes; None for any size.
         depth: number of layers (blocks of a ViT, stages of a CNN) that ``at_layers`` can read; 0 if
@@ -108,6 +108,12 @@ class Backbone(nn.Module, ABC):
     libraries: tuple[str, ...] = ()
     version: int = 1
     origin: Mapping[str, str] = MappingProxyType({})
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether all of its own layers have one stride, as those of a plain ViT; of views with
+        other layers, too."""
+        return len(set(self.strides)) == 1
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -156,6 +162,7 @@ class Backbone(nn.Module, ABC):
         layers = tuple(layers)
         if layers not in views:
             self._check_blocks(max(layers) + 1, self.depth)
+            _ = self.is_plain  # cached, and so the view's
             view = copy.copy(self)
             view.data = self.data.with_layers(layers)
             device = next(chain(self.parameters(), self.buffers())).device

@@ -54,9 +54,7 @@ def resizing(data: DataConfig, interpolation: str) -> Callable[[Image.Image], Te
 
 
 def in_memory_format(images: Tensor, backbone: Backbone) -> Tensor:
-    """``images`` as they are computed fastest: channels last, unless it is a plain ViT, which has
-    one stride."""
-    is_plain = len(backbone.strides) == 1
+    """``images`` as they are computed fastest: channels last, unless it is a plain ViT."""
     return images.contiguous(
-        memory_format=torch.contiguous_format if is_plain else torch.channels_last
+        memory_format=torch.contiguous_format if backbone.is_plain else torch.channels_last
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import platform
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,20 @@ def set_device(device: torch.device) -> None:
     module = torch.get_device_module(device)
     if hasattr(module, "set_device"):
         module.set_device(device)
+
+
+@contextmanager
+def float32_products(*, tf32: bool) -> Iterator[None]:
+    """Multiply and convolve float32 tensors in the block exactly or, with ``tf32``, rounded to TF32
+    on GPUs that have it."""
+    matrices, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matrices)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def synchronize(device: torch.device) -> None:

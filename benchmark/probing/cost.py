@@ -16,6 +16,7 @@ import torch
 
 from backbones import Backbone
 from backbones.cliptex.cost import count_flops
+from backbones.preprocessing import in_memory_format
 from backbones.versions import versions
 from cliptex_common.device import (
     device_name,
@@ -85,9 +86,8 @@ def _measure(backbone: Backbone, device: torch.device) -> dict[str, float]:
     The fastest pass counts, because other processes may compute meanwhile.
     """
     batch = 16 if is_accelerator(device) else 1
-    memory_format = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
     images = torch.zeros(batch, 3, *backbone.data.size, device=device)
-    images = images.contiguous(memory_format=memory_format)
+    images = in_memory_format(images, backbone)
 
     def timed_pass() -> float:
         started = time.perf_counter()

@@ -19,7 +19,7 @@ from benchmark.execution.unit import cached_in_process
 from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
 from benchmark.probing.cost import backbone_costs
 from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
-from cliptex_common.device import on_device
+from cliptex_common.device import float32_products, on_device
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.base import GroupedProbe
@@ -101,15 +101,10 @@ def trained_together(tasks: Sequence[PlannedTask], context: CellContext) -> list
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Make ``device`` the current one while the block runs, and multiply float32 matrices exactly,
+    """Make ``device`` the current one while the block runs, and compute float32 products exactly,
     without TF32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with on_device(device):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    with on_device(device), float32_products(tf32=False):
+        yield
 
 
 _load_backbone = cached_in_process(backbones.create)  # the same process may probe it next

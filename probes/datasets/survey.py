@@ -11,14 +11,7 @@ from backbones.cliptex.protocols import Progress
 from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec, Split
 from probes.datasets.check import SPLITS, DatasetNotFound, Inventory, find_folder, overlap, prepare
-from probes.registry import DATASETS
-
-UNTRAINED: Mapping[str, str] = {  # probes that need no train split
-    "classification": "zero-shot",
-    "image-text": "retrieval",
-    "association": "zero-shot",
-    "correspondence": "keypoints",
-}
+from probes.registry import DATASETS, PROBES
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ def survey(
             rows.append(DatasetState(spec.name, "absent", expected=spec.expected, message=hint))
             continue
         spec = spec.at(root)
-        state, counts, messages = look_at(spec, root, splits)
+        state, counts, messages = inspect_copy(spec, root, splits)
         if full and state != "broken":
             try:
                 data = prepare(
@@ -92,10 +85,10 @@ def survey(
     return rows
 
 
-def look_at(
+def inspect_copy(
     spec: DatasetSpec, root: Path, splits: Sequence[Split]
 ) -> tuple[str, dict[str, int], list[str]]:
-    """State, samples by split and messages (see ``Row``), without decoding anything."""
+    """State, samples by split and messages (see ``DatasetState``), without decoding anything."""
     inventory = Inventory(spec, root)
     messages = []
     for split in splits:
@@ -110,9 +103,9 @@ def look_at(
         state = "complete" if spec.expected else "available"
         if not inventory.is_complete():
             state = "partial"
-    elif counts.get("val") and (probe := UNTRAINED.get(spec.kind)):
+    elif counts.get("val") and (untrained := untrained_probes(spec.kind)):
         state = "partial"
-        messages.append(f"val alone: {probe} runs, nothing can be trained")
+        messages.append(f"val alone: {', '.join(untrained)} can run, nothing can be trained")
     else:
         state = "broken"
     messages += overlap(inventory.images)  # links to images of train, or the same files
@@ -121,3 +114,9 @@ def look_at(
     if state == "available":
         messages.append("no official counts declared")
     return state, counts, messages
+
+
+def untrained_probes(kind: str) -> list[str]:
+    """Names of the probes for a kind of dataset that need no train split."""
+    probes = PROBES.load_entry_points().values()
+    return [each.name for each in probes if each.kind == kind and "train" not in each.splits]

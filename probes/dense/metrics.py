@@ -142,6 +142,9 @@ class TaskScores(BaseMetric):
 
     Args:
         task: name of the dense task.
+
+    Attributes:
+        pooled: counts over all images so far, which are too many to be stored for each image.
     """
 
     default_prefix = ""  # mmengine warns of None
@@ -151,14 +154,24 @@ class TaskScores(BaseMetric):
         self.task = DENSE_TASKS.find(task)
         self.per_image: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
+        self.pooled: Tensor | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        for sample in data_samples:
-            maps = (sample[f"{which}_{self.task.field}"]["data"] for which in ("pred", "gt"))
-            self.results.append({"image": sample["image"], **self.score(*maps)})
+        """Score a batch: all of its images count or, where one fails, none does."""
+        before = None if self.pooled is None else self.pooled.clone()
+        results = []
+        try:
+            for sample in data_samples:
+                maps = (sample[f"{which}_{self.task.field}"]["data"] for which in ("pred", "gt"))
+                results.append({"image": sample["image"], **self.score(*maps)})
+        except Exception:
+            self.pooled = before
+            raise
+        self.results += results
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        """Tensors of one image, from its (channels, H, W) at the label's resolution."""
+        """Tensors of one image, from its (channels, H, W) at the label's resolution; adds its
+        counts to ``pooled``, where a metric has some."""
         return self.task.score(prediction, target)
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
@@ -166,7 +179,9 @@ class TaskScores(BaseMetric):
             key: np.array([np.asarray(result[key]) for result in results]) for key in results[0]
         }
         self.notes = []
-        return self.summary()
+        metrics = self.summary()
+        self.pooled = None
+        return metrics
 
     def summary(self) -> dict[str, float]:
         """Metrics of the set, from ``per_image``; may add to ``notes``."""
@@ -186,19 +201,18 @@ class SegmentationScores(TaskScores):
     def __init__(self, ignore_index: int = 255, hungarian: bool = False) -> None:
         super().__init__("segmentation")
         self.ignore_index, self.hungarian = ignore_index, hungarian
-        self.counts: Tensor | None = None
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
         classes = len(self.dataset_meta["classes"])
         counts = confusion(prediction[0], target[0], classes, self.ignore_index)
         if self.hungarian:
-            self.counts = counts if self.counts is None else self.counts + counts
+            self.pooled = counts if self.pooled is None else self.pooled + counts
         return class_areas(counts)
 
     def summary(self) -> dict[str, float]:
         metrics, ious = segmentation_scores(self.per_image)
-        if self.counts is not None:
-            metrics["mIoU_hungarian"] = hungarian_miou(self.counts)
+        if self.pooled is not None:
+            metrics["mIoU_hungarian"] = hungarian_miou(self.pooled)
         names = self.dataset_meta["classes"]
         absent = [name for name, iou in zip(names, ious, strict=True) if np.isnan(iou)]
         if absent:
@@ -269,16 +283,15 @@ class NormalScores(TaskScores):
     def __init__(self, crop: Sequence[int] | None = None) -> None:
         super().__init__("normals")
         self.crop = crop
-        self.histogram: Tensor | None = None  # (BINS,) of all pixels so far
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
         prediction, target = (cropped(each, self.crop) for each in (prediction, target))
         valid = target.any(dim=0).flatten()
         error, pixels = angles(prediction, target).flatten(), valid.sum().double()
-        if self.histogram is None:
-            self.histogram = torch.zeros(self.BINS, dtype=torch.int32, device=error.device)
+        if self.pooled is None:
+            self.pooled = torch.zeros(self.BINS, dtype=torch.int32, device=error.device)
         counted = valid.int()
-        self.histogram.index_add_(0, _bin(error, self.BINS), counted)
+        self.pooled.index_add_(0, _bin(error, self.BINS), counted)
         coarse = torch.zeros(self.COARSE, dtype=torch.int32, device=error.device)
         error = torch.where(valid, error, 0.0)
         return {
@@ -294,9 +307,8 @@ class NormalScores(TaskScores):
 
     def summary(self) -> dict[str, float]:
         _note_empty(self)
-        assert self.histogram is not None
-        median, self.histogram = histogram_median(self.histogram.cpu().numpy()), None
-        return {**super().summary(), "normal_median": median}
+        assert self.pooled is not None
+        return {**super().summary(), "normal_median": histogram_median(self.pooled.cpu().numpy())}
 
 
 def histogram_median(counts: np.ndarray) -> float:

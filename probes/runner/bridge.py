@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import backbones
 from backbones.base import Backbone
+from backbones.preprocessing import in_memory_format
 from backbones.pyramid import SimpleFeaturePyramid, resize_concat
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
@@ -166,8 +167,7 @@ class FrozenBackbone(nn.Module):
                 f" {divisor}, not {tuple(images.shape[-2:])}; set pad_size_divisor (mmdet) or"
                 " size_divisor (mmseg)"
             )
-        if len(self.backbone.strides) > 1:  # convolutions are half as fast again on channels-last
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = in_memory_format(images, self.backbone)
         # set either way: the heads may run under autocast where the backbone must be exact
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if self.class_token:

@@ -41,3 +41,18 @@ def test_pixels_are_those_of_the_probes(tmp_path, backbone, change, mode):
         prepared = in_memory_format(Preprocessing(backbone.data)(image)[None], backbone)
     assert torch.equal(prepared, expected) and prepared.stride()[1:] == expected.stride()[1:]
     assert prepared.shape[-2:] == backbone.data.size and prepared.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "channels_last"),
+    [
+        ("vit_tiny_patch16_224", (), False),
+        ("vit_tiny_patch16_224", (1, 3), False),
+        ("resnet18", (), True),
+        ("resnet18", (4,), True),
+    ],
+)
+def test_all_but_plain_vits_compute_channels_last(architecture, layers, channels_last):
+    backbone = backbones.create(f"random/timm/{architecture}", layers=layers)
+    images = in_memory_format(torch.zeros(2, 3, 64, 64), backbone)
+    assert images.is_contiguous(memory_format=torch.channels_last) == channels_last

@@ -184,3 +184,14 @@ def test_whether_fused_steps_are_skipped_is_tried(backend, monkeypatch, can):
     monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
     monkeypatch.setattr(torch, "_fused_adamw_", fused_adamw)
     assert device.skips_fused_steps(GPU) is can
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_products_of_matrices_and_convolutions(tf32):
+    def rounded():
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision() != "highest"
+
+    before = rounded()
+    with device.float32_products(tf32=tf32):
+        assert rounded() == (tf32, tf32)
+    assert rounded() == before

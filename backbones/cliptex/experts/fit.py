@@ -115,7 +115,7 @@ def augmented_batch(data: ExpertData, settings: FitSettings, seed: int, step: in
         indices,
         [(data.size, data.size)] * len(indices),
         seed=seed,
-        epoch=int(epochs[0]),
+        epoch=epochs,
         scale=settings.crop_scale,
     )
     images, targets = data.read(indices)

@@ -22,7 +22,7 @@ from cliptex_common.settings import with_changes
 if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
     from backbones.cliptex.training.trainer import TrainContext
 
-VERSION = 2
+VERSION = 3
 CURVE_POINTS = 200
 STATES = "training-state"  # folder of a running training, in the expert's
 

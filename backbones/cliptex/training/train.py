@@ -6,8 +6,6 @@ L = λ_clip · L_clip + Σ_task λ_task · L_task,    task ∈ {seg, depth, norm
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from backbones.cliptex.training.heads import TaskHeads
 from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import TrainContext
-from cliptex_common.device import is_accelerator
+from cliptex_common.device import float32_products
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.heap import return_freed_memory
@@ -93,7 +91,7 @@ def train(
     with (
         processes(context.device) as process,
         torch.random.fork_rng(devices=[]),
-        _tf32(process.device),
+        float32_products(tf32=True),  # where bf16 is not used
         report_out_of_memory(CLIPTrainer.memory_advice),
     ):
         recipe = recipe.with_precision(process.device)
@@ -275,15 +273,3 @@ def _check_labels(dataset: TrainDataset) -> list[str]:
         f"the labels have no {min(missing)} for pairs such as {pairs.key(0)}; label {pairs.name}"
         " first"
     )
-
-
-@contextmanager
-def _tf32(device: torch.device) -> Iterator[None]:
-    """Multiply in TF32 on GPUs that have it, where bf16 is not used."""
-    before = torch.get_float32_matmul_precision()
-    if is_accelerator(device):
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

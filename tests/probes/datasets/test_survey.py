@@ -44,7 +44,7 @@ def test_hints_for_data_that_cannot_be_used_as_it_is(tmp_path):
     voc = make.make_voc(tmp_path / "voc_from_coco/VOCdevkit/VOC2012")
     rows = {row.name: row for row in survey(tmp_path, {})}
     assert not [name for name in rows if name.startswith("mini-")], "their suite creates them"
-    assert rows["flickr8k"].state == "partial" and "retrieval runs" in rows["flickr8k"].message
+    assert rows["flickr8k"].state == "partial" and "retrieval can run" in rows["flickr8k"].message
     assert rows["voc"].state == "absent" and f"--data voc={voc}" in rows["voc"].message
     assert "mini-det" in {row.name for row in survey(None, {"mini-det": tmp_path / "coco"})}
     flickr, images = survey(tmp_path, {}, full=True, only=("flickr8k", "imagefolder"))
@@ -66,3 +66,10 @@ def test_images_of_val_that_are_in_train_are_reported(tmp_path, linked, full):
     assert row.state == "available"
     assert row.message.count("16 of 16 val images are in train too") == 1
     assert prepare(DATASETS["imagefolder"], root).notes
+
+
+def test_a_copy_without_train_is_for_probes_that_need_none(tmp_path):
+    root = make.make_voc(tmp_path / "VOCdevkit/VOC2012")
+    (root / "ImageSets/Segmentation/train.txt").unlink()
+    (row,) = survey(tmp_path, {}, only=["voc"])
+    assert row.state == "partial" and "open-vocabulary can run" in row.message

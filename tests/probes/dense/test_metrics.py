@@ -171,6 +171,40 @@ def test_normals_are_numpys_over_all_pixels(seed, noise):
     assert normals(predictions, truths, metric)[1] == scores
 
 
+@pytest.mark.parametrize("of", ["normals", "classes"])
+def test_a_batch_that_fails_counts_nowhere(of, monkeypatch):
+    """Where memory ends within a batch, its halves are scored again."""
+    random = np.random.default_rng(0)
+    if of == "normals":
+        metric, other, field = NormalScores(), NormalScores(), "normal_map"
+        first, second = (random.normal(size=(3, 4, 5)) for _ in range(2))
+    else:
+        metric, other = (SegmentationScores(hungarian=True) for _ in range(2))
+        first, second = (random.integers(0, 3, (1, 4, 5)) for _ in range(2))
+        field = "sem_seg"
+    batch = [
+        {"image": "0.png", **dict.fromkeys((f"pred_{field}", f"gt_{field}"), pixels(first))},
+        {"image": "1.png", f"pred_{field}": pixels(first), f"gt_{field}": pixels(second)},
+    ]
+    for each in (metric, other):
+        each.dataset_meta = {"classes": ("a", "b", "c")}
+    score = metric.score
+    calls = iter([False, True])  # the second image does not fit
+
+    def failing(*maps):
+        if next(calls, False):
+            raise torch.OutOfMemoryError
+        return score(*maps)
+
+    monkeypatch.setattr(metric, "score", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        metric.process(None, batch)
+    for half in (batch[:1], batch[1:]):
+        metric.process(None, half)
+    other.process(None, batch)
+    assert metric.evaluate(2) == other.evaluate(2)
+
+
 def test_small_angles_are_exact():
     angle = np.radians(0.001)
     turned, up = (

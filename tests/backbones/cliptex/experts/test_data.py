@@ -11,7 +11,9 @@ from PIL import Image
 
 from backbones.cliptex.data.augment import IGNORE, Geometry
 from backbones.cliptex.data.ground_truth import paint
+from backbones.cliptex.experts.base import FitSettings
 from backbones.cliptex.experts.data import ExpertData, load_data
+from backbones.cliptex.experts.fit import augmented_batch
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.tasks import TASKS, find_task
 from backbones.cliptex.tasks.shapes import ClassMap
@@ -104,3 +106,12 @@ def test_real_data(real_data):
     assert 0.2 < seg.pixels[0] / seg.pixels.sum() < 0.9
     floor = read_all(real_data, "normal", "val", 64)[1][:, :, -12:].flatten(2)
     assert float(floor[:, 1].mean()) > 0.1  # floors point up
+
+
+def test_a_batch_that_spans_epochs_crops_an_image_anew(tmp_path):
+    data = load_data(
+        toy_experts.write_truth(tmp_path, train=2, val=1), "seg", "train", 32, Silent()
+    )
+    settings = FitSettings(size=32, batch_size=4, color_jitter=0.0)
+    images, _ = augmented_batch(data, settings, seed=0, step=0)
+    assert len({image.numpy().tobytes() for image in images}) == 4
