@@ -20,8 +20,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as benchmark.__main__ does
-if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Forks and fixtures of modules, which ``one_core`` does not reach, compute with as many threads as
+# a test: the last bits of sums depend on them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 hypothesis.settings.register_profile("tests", deadline=None)  # a machine may be busy
 hypothesis.settings.load_profile("tests")

@@ -57,7 +57,7 @@ def inside(here, monkeypatch):
 
 def in_a_new_python(*arguments: str) -> str:
     """What ``python ARGUMENTS`` prints; it must end well."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *arguments],
         env=environment,
