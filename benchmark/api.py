@@ -40,7 +40,7 @@ COLUMNS = ["backbone", "task", "metric", "value", "seed", "status", "reason", "r
 
 @dataclass(frozen=True)
 class Results:
-    """What ``evaluate`` returns.
+    """What ``evaluate`` and ``compare`` return.
 
     Attributes:
         frame: a row for each number: backbone, task, metric, value, seed, status, reason, run (its
@@ -48,6 +48,7 @@ class Results:
         tracking_uri: the MLflow store; experiment: in that store.
         parents: MLflow ids of the parent runs.
         options: of ``evaluate``, as far as they apply to other backbones too.
+        baseline: what the report compares the others with; None for the suite's choice.
     """
 
     frame: pd.DataFrame
@@ -55,6 +56,7 @@ class Results:
     experiment: str
     parents: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
 
     def table(self) -> pd.DataFrame:
         """Means over seeds: a row for each task and metric, a column for each backbone."""
@@ -116,43 +118,30 @@ class Results:
         metrics = dict(zip(names, means.value, strict=True))
         mlflow.log_metrics(metrics, step=step, run_id=run_id)
 
-    def report(self, out: str | Path = "report", baseline: str | None = None) -> Path:
-        """Write the comparison of these backbones to ``out``/index.html; returns its path."""
-        return Comparison(self, baseline).report(out)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What ``compare`` returns: a report, before it is a page."""
-
-    results: Results
-    baseline: str | None = None
-
-    def build(self) -> Report:
-        """The report."""
+    def build_report(self) -> Report:
+        """The comparison of these backbones, before it is a page."""
         from reports.report import ReportRequest, build_report
 
-        frame = self.results.frame
         return build_report(
             ReportRequest(
-                experiments=[self.results.experiment],
+                experiments=[self.experiment],
                 baseline=self.baseline,
-                backbones=list(dict.fromkeys(frame.backbone)),
-                tasks=list(dict.fromkeys(frame.task)),
-                tracking_uri=self.results.tracking_uri,
-                like_runs=self.results.parents,
+                backbones=list(dict.fromkeys(self.frame.backbone)),
+                tasks=list(dict.fromkeys(self.frame.task)),
+                tracking_uri=self.tracking_uri,
+                like_runs=self.parents,
             )
         )
 
     def verdict(self) -> str:
         """The report's first sentence: which backbone is better, at how many tasks, by how much."""
-        return self.build().summary.headline
+        return self.build_report().summary.headline
 
     def report(self, out: str | Path = "report") -> Path:
         """Write the page ``out``/index.html; returns its path."""
         from reports.render.export import write
 
-        return write(self.build(), Path(out))[0]
+        return write(self.build_report(), Path(out))[0]
 
 
 def evaluate(
@@ -226,7 +215,7 @@ def evaluate(
 
 def compare(
     *subjects: Results | str | nn.Module, baseline: str | None = None, **options: Any
-) -> Comparison:
+) -> Results:
     """Compare backbones with the statistics of the report (docs/statistics.md).
 
     Args:
@@ -262,7 +251,7 @@ def compare(
     uri, experiment = experiments.pop()
     parents = tuple(parent for each in results for parent in each.parents)
     frame = pd.concat([each.frame for each in results])
-    return Comparison(Results(frame, uri, experiment, parents), baseline)
+    return Results(frame, uri, experiment, parents, baseline=baseline)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def write_tables(
     Raises:
         UserError: a cell failed.
     """
-    from benchmark.api import compare, evaluate
+    from benchmark.api import evaluate
     from reports.render.export import overview_lines
 
     names = list(dict.fromkeys(chain(*map(BACKBONE_SETS.__getitem__, STUDIES))))
@@ -51,8 +51,8 @@ def write_tables(
         raise UserError(f"{cell.backbone} · {cell.task} failed: {cell.reason}; run it again")
     text = page.read_text(encoding="utf-8")
     for study in STUDIES:
-        part = replace(results, frame=frame[frame.backbone.isin(BACKBONE_SETS[study])])
-        report = compare(part, baseline="clip-ft").build()
+        part = frame[frame.backbone.isin(BACKBONE_SETS[study])]
+        report = replace(results, frame=part, baseline="clip-ft").build_report()
         lines = [f"{report.summary.headline}\n", *overview_lines(report)]
         text = insert_table(text, study, "\n".join(lines).strip())
     write_text(page, text)

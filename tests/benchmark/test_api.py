@@ -15,7 +15,6 @@ from torch import nn
 
 from backbones import BACKBONES, DataConfig, UserError
 from benchmark import compare, evaluate
-from benchmark.execution import Bar, ExecutorSpec, make_executor
 from reports.mlflow.query import Store
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
@@ -101,12 +100,12 @@ def test_compared_in_one_report(results, tmp_path, options):
         return compare(results, "random", baseline="patches")
 
     comparison = asyncio.run(cell())
-    assert set(comparison.results.frame.backbone) == {"patches", "random"}
+    assert set(comparison.frame.backbone) == {"patches", "random"}
     assert "random" in comparison.verdict()
     page = comparison.report(tmp_path).read_text()
     assert "patches" in page and "imagefolder/linear" in page
     runs = Store(options["tracking_uri"]).runs([results.experiment])
-    assert {run.run_id for run in runs} >= set(comparison.results.frame.run)
+    assert {run.run_id for run in runs} >= set(comparison.frame.run)
 
 
 def test_what_is_wrong_is_said(options):
@@ -153,12 +152,3 @@ def test_an_interrupt_in_a_notebook_stops_the_work(work, monkeypatch, tmp_path):
         signal.signal(signal.SIGINT, handler)
         loop.close()
     assert not finished
-
-
-def test_a_device_number_leaves_the_callers_gpus_alone(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("cliptex_common.device.device_count", lambda: 2)
-    spec = ExecutorSpec(jobs=1, device="cuda:1")
-    with make_executor(spec, Bar()) as executor:
-        assert executor.device == "cuda:1"
-        assert "CUDA_VISIBLE_DEVICES" not in os.environ
