@@ -43,6 +43,11 @@ TAGS = {
     "train_run": "train.run",
     "main_metrics": "metrics.main",
     "average": "average.title",
+    # of other runs than cells and parents
+    "train_key": "train.key",
+    "watch_key": "watch.key",
+    "weights_file": "weights.file",
+    "labels_file": "labels.file",
 }
 METRICS: TypeAdapter[dict[str, Metric]] = TypeAdapter(dict[str, Metric])
 

@@ -9,7 +9,7 @@ import json
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -135,32 +135,23 @@ class Store:
         return path
 
     def json(self, run: Record, name: str) -> Any:
-        """A JSON artifact; {} where the run has none.
-
-        Raises:
-            TrackingError: it exists but cannot be read.
-        """
-        path = self.artifact(run, name)
-        if path is None:
-            return {}
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise damaged(name, run.run_id, run.name, error) from error
+        """A JSON artifact; {} where the run has none. Raises ``TrackingError`` if it exists but
+        cannot be read."""
+        return self._parsed(run, name, json.loads)
 
     def arrays(
         self, run: Record, name: str, fields: Container[str] | None = None
     ) -> dict[str, np.ndarray]:
         """The arrays of an npz artifact, of them those in ``fields``; {} where the run has none.
+        Raises ``TrackingError`` if it exists but cannot be read."""
+        return self._parsed(run, name, lambda content: read_arrays(content, fields))
 
-        Raises:
-            TrackingError: it exists but cannot be read.
-        """
+    def _parsed(self, run: Record, name: str, parse: Callable[[bytes], Any]) -> Any:
         path = self.artifact(run, name)
         if path is None:
             return {}
         try:
-            return read_arrays(path.read_bytes(), fields)
+            return parse(path.read_bytes())
         except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise damaged(name, run.run_id, run.name, error) from error
 
