@@ -8,8 +8,8 @@ seed whose tasks are scored on the same images.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from benchmark.execution import Bar, Executor, make_executor
@@ -17,8 +17,8 @@ from benchmark.execution.base import Priority
 from benchmark.execution.progress import console
 from benchmark.execution.unit import drop_cached
 from benchmark.planning.options import RunOptions
-from benchmark.planning.plan import RunPlan, make_plan
-from benchmark.probing.cell import failed_cells, failure_reason, finished_cell
+from benchmark.planning.plan import RunPlan, make_plan, print_notes
+from benchmark.probing.cell import failure_reason, finished_cells, missing_cells
 from benchmark.probing.data import RunInputs
 from benchmark.probing.parents import Parent, log_backbone
 from benchmark.probing.records import BackboneInfo, PlannedTask
@@ -47,13 +47,12 @@ async def run_async(options: RunOptions) -> RunResult:
             command resumes them.
     """
     plan = make_plan(options)
-    for note in plan.notes:
-        console.print(note, style="dim")
+    print_notes(plan.notes)
     if options.weights:
         mark_in_use(options.weights)
     try:
         with Bar() as bar:
-            executor = make_executor(options.executor_spec, bar)
+            executor = make_executor(options, bar)
             inputs = RunInputs(plan, executor)
             described = [inputs.describe(name) for name in plan.backbones]
             inapplicable = {backbone.name: inputs.check(backbone) for backbone in described}
@@ -66,34 +65,6 @@ async def run_async(options: RunOptions) -> RunResult:
     finally:
         drop_cached()
     return result
-
-
-def finished_cells(
-    tracker: Tracker,
-    tasks: Sequence[PlannedTask],
-    data: Mapping[str, PreparedDataset],
-    backbone: BackboneInfo,
-    seed: int,
-) -> dict[str, Cell]:
-    """Task → cell, of tasks that are finished."""
-    cells = {}
-    for task in tasks:
-        key = backbone.cell_key(task.conditions(data[task.name]), seed)
-        if cell := finished_cell(tracker, key, backbone.name):
-            cells[task.name] = cell
-    return cells
-
-
-def inapplicable_cells(name: str, seed: int, reasons: Mapping[str, str]) -> dict[str, Cell]:
-    """Task → cell, of tasks that do not apply to a backbone; ``reasons``: task → why."""
-    return {
-        task: Cell(backbone=name, task=task, seed=seed, status="not applicable", reason=reason)
-        for task, reason in reasons.items()
-    }
-
-
-class _RowFailed(Exception):
-    """None of the tasks of a backbone and seed can be done; the message says why."""
 
 
 @dataclass
@@ -142,16 +113,15 @@ class _Rows:
         be made or loaded or its parent run cannot be written, all cells are failed and the id is
         ''."""
         try:
-            with self._failing("could not load its weights"):
-                source = await self.inputs.backbone(name, seed)
+            source = await self.inputs.backbone(name, seed)
             async with self.at_once:
-                with self._failing("could not load its weights"):
-                    backbone = await self.probing.describe(source.create_arguments)
-                with self._failing("could not write its parent run"):
-                    return await self._probe(backbone, source, seed)
-        except _RowFailed as error:
+                backbone = await self.probing.describe(source.create_arguments)
+                return await self._probe(backbone, source, seed)
+        except Exception as error:
             self.expected["probe"] -= len(self.probing.units)
-            return failed_cells(name, seed, self.plan.tasks, str(error)), ""
+            reason = f"could not load its weights or write its parent run: {self._reason(error)}"
+            reasons = {task.name: reason for task in self.plan.tasks}
+            return list(missing_cells(name, seed, reasons).values()), ""
 
     async def _probe(
         self, backbone: BackboneInfo, source: BackboneSource, seed: int
@@ -160,14 +130,14 @@ class _Rows:
         plan, tracker, name = self.plan, self.tracker, backbone.name
         cells = {}
         if not plan.options.force:
-            cells = finished_cells(tracker, plan.tasks, self.data, backbone, seed)
+            cells = finished_cells(tracker, self.probing.conditions, backbone, seed)
         if cells:
             console.print(
                 f"{name} · seed {seed}: {len(cells)} of {len(plan.tasks)} tasks are finished and"
                 " not run again (--force runs them)",
                 style="dim",
             )
-        cells |= inapplicable_cells(name, seed, self.inapplicable[name])
+        cells |= missing_cells(name, seed, self.inapplicable[name], "not applicable")
         units = self.probing.units
         pending = [[task for task in tasks if task.name not in cells] for tasks in units]
         pending = [tasks for tasks in pending if tasks]
@@ -184,7 +154,7 @@ class _Rows:
                 run = stack.enter_context(parent.open(earlier, self.executor.device))
             running = [self._unit(tasks, backbone, seed, run.id, model) for tasks in pending]
             for unit_cells in await asyncio.gather(*running):
-                cells |= {cell.task: cell for cell in unit_cells}
+                cells |= unit_cells
             ordered = [cells[task.name] for task in plan.tasks]
             parent.log_cells(run, ordered)
         return ordered, run.id
@@ -196,25 +166,19 @@ class _Rows:
         seed: int,
         parent: str,
         model: str,
-    ) -> list[Cell]:
-        """The cells of one unit; failed, all with one reason, if the unit raises."""
+    ) -> dict[str, Cell]:
+        """Task → cell, of one unit; failed, all with one reason, if the unit raises."""
         try:
             is_trained = self.inputs.is_trained(backbone.name)
             priority = Priority.DEFAULT if is_trained else Priority.FIRST_NUMBERS
-            return await self.probing.cells(tasks, backbone, seed, parent, model, priority)
+            cells = await self.probing.cells(tasks, backbone, seed, parent, model, priority)
+            return {cell.task: cell for cell in cells}
         except Exception as error:
             reason = self._reason(error)
             names = " + ".join(task.name for task in tasks)
             console.print(f"{backbone.name} · seed {seed} · {names}: {reason}", style="red")
-            return failed_cells(backbone.name, seed, tasks, reason)
-
-    @contextmanager
-    def _failing(self, problem: str) -> Iterator[None]:
-        """Raise ``_RowFailed`` with the problem and its reason for an error in the block."""
-        try:
-            yield
-        except Exception as error:
-            raise _RowFailed(f"{problem}: {self._reason(error)}") from error
+            reasons = {task.name: reason for task in tasks}
+            return missing_cells(backbone.name, seed, reasons)
 
     def _reason(self, error: Exception) -> str:
         """``failure_reason``, which prints the traceback of each error once."""

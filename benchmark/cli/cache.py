@@ -16,6 +16,7 @@ from pydantic import NonNegativeFloat
 from benchmark.cli.output import print_table
 from benchmark.cli.parser import JsonOptions, Positionals
 from benchmark.execution.progress import console
+from benchmark.planning.options import DryRunOptions
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import home, read_json_object
 from cliptex_common.locks import guard_removal, lock_path, locked
@@ -78,7 +79,7 @@ class ListCache(KindOptions, JsonOptions):
 
 
 @options_dataclass
-class RemoveFromCache(KindOptions):
+class RemoveFromCache(KindOptions, DryRunOptions):
     """Remove entries by name (a unique prefix suffices), kind or age; asks first.
 
     examples:
@@ -92,8 +93,6 @@ class RemoveFromCache(KindOptions):
     """only entries that were not used for so many days"""
     yes: bool = False
     """do not ask"""
-    dry_run: bool = False
-    """show what would be done, and do nothing"""
 
     def main(self) -> int:
         """Exit code 1 if an entry is in use."""

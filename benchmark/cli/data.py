@@ -12,7 +12,7 @@ import benchmark.suites.catalog  # noqa: F401 – registers every dataset
 from benchmark.cli.output import print_state, print_table
 from benchmark.cli.parser import JsonOptions, Positionals
 from benchmark.execution.progress import Bar, console
-from benchmark.planning.options import FolderOptions
+from benchmark.planning.options import DryRunOptions, FolderOptions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Folder, options_dataclass
 from probes.datasets.download import hub
@@ -65,7 +65,7 @@ class CheckDatasets(FolderOptions, JsonOptions):
 
 
 @options_dataclass
-class GetDatasets:
+class GetDatasets(DryRunOptions):
     """Download datasets into the layout that `check` expects; without names, list them.
 
     examples:
@@ -81,8 +81,6 @@ class GetDatasets:
     """an archive that you have downloaded (repeatable)"""
     train: bool = False
     """also the training shards of wds_NAME"""
-    dry_run: bool = False
-    """show what would be done, and do nothing"""
 
     def main(self) -> int:
         """Download, unpack and check datasets; a failure does not stop the others."""

@@ -6,12 +6,13 @@ import asyncio
 from dataclasses import field
 
 from benchmark.cli.parser import ConfigOptions, Positional
-from benchmark.planning.options import Changes, ExecutionOptions, TrackingOptions
+from benchmark.execution import ExecutionOptions
+from benchmark.planning.options import Changes, PluginOptions, TrackingOptions
 from cliptex_common.settings import Folder, Seed, options_dataclass
 
 
 @options_dataclass
-class TrainExpert(ConfigOptions, ExecutionOptions, TrackingOptions):
+class TrainExpert(ConfigOptions, ExecutionOptions, PluginOptions, TrackingOptions):
     """Train an expert on a dataset in its official layout and evaluate it.
 
     examples:
@@ -47,7 +48,7 @@ class TrainExpert(ConfigOptions, ExecutionOptions, TrackingOptions):
             self.seed,
             experiment=self.experiment,
         )
-        opened = open_executor_and_tracker(self.executor_spec, self.experiment)
+        opened = open_executor_and_tracker(self, self.experiment)
         with using(self.tracking_uri), opened as (executor, _):
             asyncio.run(make_expert(inputs, executor))
         options = [f"--plugin {path}" for path in self.plugins]

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from benchmark.cli.parser import ConfigOptions, Positional
+from benchmark.execution import ExecutionOptions
 from benchmark.execution.progress import Bar, console
 from benchmark.planning.options import (
     Changes,
-    ExecutionOptions,
+    DryRunOptions,
     PairsOptions,
     PluginOptions,
     TrackingOptions,
@@ -25,7 +26,9 @@ from cliptex_common.settings import Folder, Names, options_dataclass, with_chang
 
 
 @options_dataclass
-class PredictLabels(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
+class PredictLabels(
+    ConfigOptions, PairsOptions, ExecutionOptions, PluginOptions, DryRunOptions, TrackingOptions
+):
     """Let experts write pseudo-labels, a unit of work for each shard of pairs.
 
     examples:
@@ -45,8 +48,6 @@ class PredictLabels(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
     """images per batch"""
     experiment: str = "label"
     """MLflow experiment"""
-    dry_run: bool = False
-    """show what would be done, and do nothing"""
 
     def main(self) -> int:
         """Let experts label the pairs."""
@@ -70,7 +71,7 @@ class PredictLabels(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
                 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
                 preview_labels(request)
                 return 0
-            with open_executor_and_tracker(self.executor_spec, self.experiment) as (executor, _):
+            with open_executor_and_tracker(self, self.experiment) as (executor, _):
                 manifest = asyncio.run(label_pairs(request, executor)).manifest
         counts = f"{manifest['pairs_out']} of {manifest['pairs_in']} pairs labelled"
         _show(manifest, f"{counts}, {manifest['bytes_per_image']:.0f} bytes per image", self.out)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveInt
 
 from benchmark.cli.parser import ConfigOptions, Positionals
+from benchmark.execution import ExecutionOptions
 from benchmark.planning.options import (
     DataOptions,
-    ExecutionOptions,
     RunOptions,
     TaskNames,
     TrackingOptions,
+    run_options,
 )
 from cliptex_common.errors import UserError
-from cliptex_common.settings import Seed, field_names, one_line_errors, options_dataclass
+from cliptex_common.settings import Seed, options_dataclass
 
 if TYPE_CHECKING:
     from benchmark.reproduce.targets import Target
@@ -56,7 +57,7 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
 
         if self.quick:
             with using(self.tracking_uri):
-                return _try(self.protocols, self.run_options("reproduce-quick"))
+                return _try(self.protocols, self._run_options("reproduce-quick"))
         if not self.list and not (self.protocols and self.backbone):
             raise UserError(
                 "name a protocol and --backbone; `reproduce --list` shows what can be reproduced"
@@ -65,23 +66,16 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
         if self.list:
             _print_targets(targets)
             return 0
-        options = self.run_options("reproduce")
+        options = self._run_options("reproduce")
         with using(self.tracking_uri) as uri:
             return max(
                 _compare([each for each in targets if each.number.preset == name], options, uri)
                 for name in self.protocols
             )
 
-    def run_options(self, experiment: str) -> RunOptions:
-        """The options of the run."""
-        shared = field_names(DataOptions) | field_names(ExecutionOptions) | {"seed", "seeds"}
-        with one_line_errors():
-            return RunOptions(
-                **{name: getattr(self, name) for name in shared},
-                backbones=self.backbone or (),
-                only=True,
-                experiment=experiment,
-            )
+    def _run_options(self, experiment: str) -> RunOptions:
+        names = self.backbone or ()
+        return run_options(self, backbones=names, tasks=(), only=True, experiment=experiment)
 
 
 COMMAND = Reproduce

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark.cli.parser import ConfigOptions
-from benchmark.planning.options import RunOptions, TrackingOptions
+from benchmark.planning.options import DryRunOptions, RunOptions, TrackingOptions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import options_dataclass
 
 
 @options_dataclass
-class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
+class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
     """Probe backbones on a suite's tasks and log the results to MLflow.
 
     examples:
@@ -22,8 +22,6 @@ class RunTasks(ConfigOptions, RunOptions, TrackingOptions):
 
     json: Path | None = None
     """write all metrics to this file"""
-    dry_run: bool = False
-    """show what would be done, and do nothing"""
     dump_config: bool = False
     """print each task's resolved config (MMEngine) instead of running"""
 

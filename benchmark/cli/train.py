@@ -11,17 +11,25 @@ from typing import TYPE_CHECKING
 from pydantic import NonNegativeFloat, NonNegativeInt
 
 from benchmark.cli.parser import ConfigOptions
-from benchmark.planning.options import Changes, ExecutionOptions, PairsOptions, TrackingOptions
+from benchmark.execution import ExecutionOptions
+from benchmark.planning.options import (
+    Changes,
+    DryRunOptions,
+    PairsOptions,
+    PluginOptions,
+    TrackingOptions,
+)
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Names, options_dataclass
 
 if TYPE_CHECKING:
-    from benchmark.execution import ExecutorSpec
     from benchmark.stages.weights import TrainedWeights, TrainingInputs
 
 
 @options_dataclass
-class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptions):
+class TrainBackbone(
+    ConfigOptions, PairsOptions, ExecutionOptions, PluginOptions, DryRunOptions, TrackingOptions
+):
     """Train a backbone by a recipe: clip, clip-ft, cliptex.
 
     examples:
@@ -31,6 +39,7 @@ class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
         --set epochs=10 --out ft.safetensors --dry-run
     """
 
+    multi_node = True
     recipe: str = "cliptex"
     """a name from `list recipes`, or a .json or .toml file"""
     init: str
@@ -53,8 +62,6 @@ class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
     """export weights every so many steps into OUT.steps/, for `watch`; 0: never"""
     experiment: str = "train"
     """MLflow experiment"""
-    dry_run: bool = False
-    """show what would be done, and do nothing"""
 
     def main(self) -> int:
         """Train, export, and print how to use the weights."""
@@ -65,9 +72,6 @@ class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
         from benchmark.stages.weights import TrainingInputs, preview_training
         from reports.mlflow.client import using
 
-        spec = replace(self.executor_spec, multi_node=True)
-        if spec.name == "local":
-            spec = replace(spec, jobs=1)
         self._check_output()
         experts = {"experts": ",".join(self.experts)} if self.experts else {}
         recipe = find_recipe(self.recipe).changed({**self.overrides, **experts})
@@ -87,7 +91,7 @@ class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
                 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
                 preview_training(inputs)
                 return 0
-            weights = _train_rank(inputs, spec) if "RANK" in os.environ else _submit(inputs, spec)
+            weights = _train_rank(inputs, self) if "RANK" in os.environ else _submit(inputs, self)
         if first_process():
             cached = "found in the cache (same recipe, initial weights, pairs and labels)"
             action = "trained" if weights.trained else cached
@@ -120,15 +124,15 @@ class TrainBackbone(ConfigOptions, PairsOptions, ExecutionOptions, TrackingOptio
 COMMAND = TrainBackbone
 
 
-def _train_rank(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
+def _train_rank(inputs: TrainingInputs, options: ExecutionOptions) -> TrainedWeights:
     """Train as one of torchrun's processes; the first one reports progress."""
     from backbones.cliptex.training.distributed import first_process
     from benchmark.execution.progress import Bar, reporting
     from benchmark.stages.weights import train_unit
     from reports.mlflow.run import Tracker
 
-    workers = 2 if spec.num_workers is None else spec.num_workers
-    inputs = replace(inputs, device=spec.device, num_workers=workers)
+    workers = 2 if options.num_workers is None else options.num_workers
+    inputs = replace(inputs, device=options.device, num_workers=workers)
     if not first_process():
         return train_unit(inputs)
     tracker = Tracker(inputs.experiment)
@@ -139,10 +143,12 @@ def _train_rank(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
     return weights
 
 
-def _submit(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
+def _submit(inputs: TrainingInputs, options: ExecutionOptions) -> TrainedWeights:
     """Train as a unit of work; on SLURM in a process for each GPU of each node."""
     from benchmark.stages.session import open_executor_and_tracker
     from benchmark.stages.weights import train_weights
 
-    with open_executor_and_tracker(spec, inputs.experiment) as (executor, _):
+    if options.executor == "local":
+        options = replace(options, jobs=1)
+    with open_executor_and_tracker(options, inputs.experiment) as (executor, _):
         return asyncio.run(train_weights(inputs, executor))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from benchmark.execution.base import EXECUTORS, Executor
+from benchmark.execution.options import ExecutionOptions
 from benchmark.execution.progress import Bar
-from benchmark.execution.spec import ExecutorSpec, WorkerLost
+from benchmark.execution.unit import WorkerLost
 
 EXECUTORS.register_lazy(
     "local",
@@ -23,13 +24,13 @@ EXECUTORS.register_lazy(
 )
 
 
-def make_executor(spec: ExecutorSpec, bar: Bar) -> Executor:
-    """The executor of ``spec``, ready for ``with``.
+def make_executor(options: ExecutionOptions, bar: Bar) -> Executor:
+    """The executor of ``options``, ready for ``with``.
 
     Raises:
         UserError: unknown executor or setting, or a library that it needs is not installed.
     """
-    return EXECUTORS.find(spec.name)(spec, bar)
+    return EXECUTORS.find(options.executor)(options, bar)
 
 
-__all__ = ["EXECUTORS", "Bar", "Executor", "ExecutorSpec", "WorkerLost", "make_executor"]
+__all__ = ["EXECUTORS", "Bar", "ExecutionOptions", "Executor", "WorkerLost", "make_executor"]

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, ClassVar, Self
 
+from benchmark.execution.options import ExecutionOptions
 from benchmark.execution.progress import Bar, Overview, ProgressLine, console, reporting
-from benchmark.execution.spec import ExecutorSpec, WorkerLost
 from benchmark.execution.unit import (
     Outcome,
     Unit,
+    WorkerLost,
     remove_abandoned,
     remove_folder,
     software,
@@ -33,7 +34,7 @@ from benchmark.execution.unit import (
     threads_per_unit,
 )
 from cliptex_common.errors import UserError, suggest
-from cliptex_common.files import home, read_json_object
+from cliptex_common.files import home
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.visible_devices import is_accelerator_name
 
@@ -97,21 +98,23 @@ class Executor(ABC):
     num_workers: int = 2
     threads: int = 1
 
-    def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
-        self.spec, self.bar, self.overview = spec, bar, Overview(bar)
+    def __init__(self, options: ExecutionOptions, bar: Bar) -> None:
+        self.options, self.bar, self.overview = options, bar, Overview(bar)
         self.closing = False
-        if spec.num_workers is not None:
-            self.num_workers = spec.num_workers
+        if options.num_workers is not None:
+            self.num_workers = options.num_workers
         # added to by this thread and by the scheduler's, which alone removes from them
         self._waiting: list[_QueuedUnit] = []
         self._running: list[_QueuedUnit] = []
         self._wake = threading.Event()  # a unit was submitted or has ended
         self._on_exit = ExitStack()
         self._scheduler = threading.Thread(target=self._schedule, name="scheduler", daemon=True)
-        for key in spec.settings:
+        for key in options.executor_arg:
             if self.setting_names is not None and key not in self.setting_names:
                 hint = suggest(key, self.setting_names)
-                raise UserError(f"--executor-arg {key}: {spec.name} has no such setting; {hint}")
+                raise UserError(
+                    f"--executor-arg {key}: {options.executor} has no such setting; {hint}"
+                )
 
     @abstractmethod
     def _start(self, unit: Unit) -> Future[Outcome] | None:
@@ -137,19 +140,21 @@ class Executor(ABC):
     def _set_capacity(self, cpus: int, gpus: int, most_threads: int | None = None) -> None:
         """Set ``slots`` and the like for units that share ``cpus`` and ``gpus``."""
         self.has_gpus = gpus > 0
-        share = threads_per_unit(cpus, self.spec.jobs)
+        share = threads_per_unit(cpus, self.options.jobs)
         self.threads = min(share, most_threads or share)
-        jobs = self.spec.jobs or math.inf
+        jobs = self.options.jobs or math.inf
         self.slots = int(min(jobs, gpus or max(1, cpus // self.threads)))
         self.cpu_slots = int(min(jobs, cpus))
-        if self.spec.num_workers is None:
+        if self.options.num_workers is None:
             self.num_workers = max(1, min(MAX_LOADING_PROCESSES, cpus // self.slots))
 
     @property
     def device(self) -> str:
         """The device as a unit names it: in a worker, which sees only its own GPU, without a
         number."""
-        return self.spec.device if self.in_this_process else self.spec.device.partition(":")[0]
+        return (
+            self.options.device if self.in_this_process else self.options.device.partition(":")[0]
+        )
 
     def resources(self) -> dict[str, Any]:
         """``cpus`` and ``gpus`` of a unit that computes on the device, whatever else is running.
@@ -231,8 +236,8 @@ class Executor(ABC):
         """Raise ``UserError`` for a database file that other machines would have to write to."""
         if self.is_remote and uri.startswith("sqlite:"):
             raise UserError(
-                f"--executor {self.spec.name} runs units on other machines, which cannot share the"
-                f" file {uri}; {advice}"
+                f"--executor {self.options.executor} runs units on other machines, which cannot"
+                f" share the file {uri}; {advice}"
             )
 
     def __enter__(self) -> Self:
@@ -315,7 +320,7 @@ class Executor(ABC):
             if queued.future.cancelled():
                 self._waiting.remove(queued)
                 self._end(queued)
-            elif with_gpus not in blocked and len(self._running) < (self.spec.jobs or math.inf):
+            elif with_gpus not in blocked and len(self._running) < (self.options.jobs or math.inf):
                 worker_future: Future[Outcome] | None
                 try:
                     worker_future = self._start(queued.unit)
@@ -383,7 +388,7 @@ class Executor(ABC):
                 queued.printed += len(output)
                 if output:
                     console.print(output.decode("utf-8", errors="replace"), end="")
-            queued.line.follow(read_json_object(queued.unit.status_file))
+            queued.line.follow(queued.unit.status_file)
 
 
 EXECUTORS: Registry[type[Executor]] = Registry(

@@ -20,8 +20,8 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 from benchmark.execution.base import Executor
+from benchmark.execution.options import ExecutionOptions
 from benchmark.execution.progress import Bar
-from benchmark.execution.spec import ExecutorSpec
 from benchmark.execution.unit import Outcome, Unit, execute
 from cliptex_common.errors import UserError
 from cliptex_common.visible_devices import accelerator_ids, cores, restrict_accelerators
@@ -37,14 +37,14 @@ class LocalExecutor(Executor):
 
     setting_names = ("cpus",)
 
-    def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
-        super().__init__(spec, bar)
-        self._cpus = spec.integer("cpus", cores())
-        self._gpu_kind, self._gpus = _select_gpus(spec)
+    def __init__(self, options: ExecutionOptions, bar: Bar) -> None:
+        super().__init__(options, bar)
+        self._cpus = options.executor_integer("cpus", cores())
+        self._gpu_kind, self._gpus = _select_gpus(options)
         self._set_capacity(self._cpus, len(self._gpus))
         # ``slots`` is 1 with one GPU too, but without ``--jobs 1`` workers are needed: units
         # without a GPU run beside the one on the GPU
-        self.in_this_process = self.slots == 1 and (spec.jobs == 1 or not self._gpus)
+        self.in_this_process = self.slots == 1 and (options.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
 
     def _start(self, unit: Unit) -> Future[Outcome] | None:
@@ -165,17 +165,19 @@ def _initialize(environment: Mapping[str, str]) -> None:
     threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def _select_gpus(spec: ExecutorSpec) -> tuple[str, list[str]]:
+def _select_gpus(options: ExecutionOptions) -> tuple[str, list[str]]:
     """The type of the GPUs to use, and their numbers: all that this process sees, or one."""
-    if not spec.uses_gpus:
+    if not options.uses_gpus:
         return "", []
     from cliptex_common.device import current_device, device_count
 
     kind, count = current_device().type, device_count()
     gpus = accelerator_ids(kind, count)
-    number = spec.device.partition(":")[2]
+    number = options.device.partition(":")[2]
     if not number:
         return kind, gpus
     if not (number.isdecimal() and int(number) < count):
-        raise UserError(f"--device {spec.device}: this machine has {count} GPUs; use cpu or auto")
+        raise UserError(
+            f"--device {options.device}: this machine has {count} GPUs; use cpu or auto"
+        )
     return kind, [gpus[int(number)]]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import fmean
@@ -25,44 +24,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from cliptex_common.files import read_json_object
 from cliptex_common.pacing import Pace
 
 # names and paths of users are printed as they are, never read as markup
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-class UnitProgress:
-    """Progress of a unit in a worker, for the submitting process to read in a JSON file.
-
-    Attributes:
-        prefix: put before the description of each new step.
-    """
-
-    prefix = ""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._status: dict[str, Any] = {"number": 0}
-
-    def start(self, description: str, total: int) -> None:
-        """Begin a step of ``total`` parts; the previous step ends."""
-        step, number = f"{self.prefix}{description}", self._status["number"] + 1
-        self._status = {"step": step, "number": number, "total": total, "done": 0}
-
-    def advance(self, steps: int = 1) -> None:
-        """Add ``steps`` finished parts."""
-        self._status["done"] = self._status.get("done", 0) + steps
-
-    def write(self) -> None:
-        """Write the file; a full disk or a missing folder never ends the work."""
-        with suppress(OSError):
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(self._status), encoding="utf-8")
-            temporary.replace(self.path)
-
-
 class ProgressLine:
-    """One step of work in a ``Progress``.
+    """One step of work in a ``Progress``; by default in one that is not shown.
 
     Attributes:
         prefix: put before the description of each new step.
@@ -70,31 +40,48 @@ class ProgressLine:
 
     prefix = ""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.progress = progress or Progress(disable=True)
         self.step: Any = None
-        self._number, self._done = 0, 0  # of the step in another process
+        self._number = 0  # of the step
 
     def start(self, description: str, total: int) -> None:
         """Begin a step of ``total`` parts; the previous step ends."""
         self.end()
         self.step = self.progress.add_task(f"{self.prefix}{description}", total=total)
+        self._number += 1
 
     def advance(self, steps: int = 1) -> None:
         """Add ``steps`` finished parts."""
         if self.step is not None:
             self.progress.advance(self.step, steps)
 
-    def follow(self, status: Mapping[str, Any]) -> None:
-        """Show the progress in another process, as ``UnitProgress`` writes it."""
-        if "step" not in status:
+    def write(self, path: Path) -> None:
+        """Write the step to a file, for ``follow`` in another process; a full disk or a missing
+        folder never ends the work."""
+        status = [
+            {
+                "number": self._number,
+                "step": task.description,
+                "total": task.total,
+                "done": task.completed,
+            }
+            for task in self.progress.tasks
+        ]
+        with suppress(OSError):
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(status[-1] if status else {}), encoding="utf-8")
+            temporary.replace(path)
+
+    def follow(self, path: Path) -> None:
+        """Show the step that ``write`` in another process has written."""
+        status = read_json_object(path)
+        if not status:
             return
         if status["number"] != self._number:
             self.start(status["step"], status["total"])
-            self._number, self._done = status["number"], 0
-        if status["done"] > self._done:
-            self.advance(status["done"] - self._done)
-            self._done = status["done"]
+            self._number = status["number"]
+        self.progress.update(self.step, completed=status["done"])
 
     def end(self) -> None:
         """Remove the step."""
@@ -231,11 +218,11 @@ class Overview:
         self._line.end()
 
 
-_reporter: ProgressLine | UnitProgress | None = None
+_reporter: ProgressLine | None = None
 
 
 @contextmanager
-def reporting(progress: ProgressLine | UnitProgress) -> Iterator[None]:
+def reporting(progress: ProgressLine) -> Iterator[None]:
     """Make ``progress`` what ``reporter()`` returns while the block runs."""
     global _reporter
     previous, _reporter = _reporter, progress
@@ -245,6 +232,6 @@ def reporting(progress: ProgressLine | UnitProgress) -> Iterator[None]:
         _reporter = previous
 
 
-def reporter() -> ProgressLine | UnitProgress:
+def reporter() -> ProgressLine:
     """The receiver of the progress of this process's work."""
-    return _reporter if _reporter is not None else Bar(interval=math.inf)
+    return _reporter or ProgressLine()

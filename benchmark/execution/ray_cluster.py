@@ -13,9 +13,9 @@ from contextlib import suppress
 from typing import Any
 
 from benchmark.execution.base import Executor
+from benchmark.execution.options import ExecutionOptions
 from benchmark.execution.progress import Bar, console
-from benchmark.execution.spec import ExecutorSpec, WorkerLost
-from benchmark.execution.unit import Outcome, Unit, execute, threads_per_unit
+from benchmark.execution.unit import Outcome, Unit, WorkerLost, execute, threads_per_unit
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.visible_devices import cores
 
@@ -41,18 +41,18 @@ class RayExecutor(Executor):
 
     setting_names = ("address", "num_cpus", "num_gpus")
 
-    def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
-        super().__init__(spec, bar)
-        sizes = {"num_cpus": spec.integer("num_cpus", cores())}
-        if not spec.uses_gpus or "num_gpus" in spec.settings:
-            sizes["num_gpus"] = spec.integer("num_gpus", 0, minimum=0)
+    def __init__(self, options: ExecutionOptions, bar: Bar) -> None:
+        super().__init__(options, bar)
+        sizes = {"num_cpus": options.executor_integer("num_cpus", cores())}
+        if not options.uses_gpus or "num_gpus" in options.executor_arg:
+            sizes["num_gpus"] = options.executor_integer("num_gpus", 0, minimum=0)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # ``execute`` hides GPUs from units without one
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray = self._ray = spec.library("ray")
+        ray = self._ray = options.executor_library("ray")
         self._owned = not ray.is_initialized()
         if self._owned:
-            _connect(ray, spec, sizes)
+            _connect(ray, options, sizes)
         nodes = [node for node in ray.nodes() if node["Alive"]]
         if not nodes:
             raise UserError("no node of this Ray is alive; start one with `ray start --head`")
@@ -63,8 +63,8 @@ class RayExecutor(Executor):
         self.is_remote = len(nodes) > 1 or hosts != {socket.gethostname()}
         total = ray.cluster_resources()
         # a unit stays on one node; without ``--jobs`` it gets the share that it would get there
-        most_threads = threads_per_unit(self._node_cpus, min(spec.jobs, 1))
-        gpus = int(total.get("GPU", 0)) if spec.uses_gpus else 0
+        most_threads = threads_per_unit(self._node_cpus, min(options.jobs, 1))
+        gpus = int(total.get("GPU", 0)) if options.uses_gpus else 0
         self._set_capacity(int(total.get("CPU", 1)), gpus, most_threads)
         self._cpu_task = ray.remote(max_retries=0)(in_worker)
         # a process that has used one GPU cannot see another: it ends with its unit
@@ -73,7 +73,7 @@ class RayExecutor(Executor):
         # Ray logs its ``runtime_env`` in clear text, so variables travel with the unit; the
         # workers of a local Ray inherit them
         self._variables: dict[str, str] = {}
-        if "address" in spec.settings or not self._owned:
+        if "address" in options.executor_arg or not self._owned:
             self._variables = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED)}
 
     def _start(self, unit: Unit) -> Future[Outcome] | None:
@@ -129,10 +129,10 @@ def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
     return execute(pickle.loads(content))
 
 
-def _connect(ray: Any, spec: ExecutorSpec, sizes: Mapping[str, int]) -> None:
+def _connect(ray: Any, options: ExecutionOptions, sizes: Mapping[str, int]) -> None:
     """Join a cluster, or start a Ray on this machine."""
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address := spec.settings.get("address", ""):
+    if address := options.executor_arg.get("address", ""):
         path = os.environ.get("PYTHONPATH")  # where this module is
         variables = {"PYTHONPATH": path} if path else {}
         settings |= {"address": address, "runtime_env": {"env_vars": variables}}

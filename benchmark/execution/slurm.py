@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmark.execution.base import SAVE_SECONDS, Executor
 from benchmark.execution.interrupts import STOP_SIGNALS
+from benchmark.execution.options import ExecutionOptions
 from benchmark.execution.progress import Bar
-from benchmark.execution.spec import ExecutorSpec, WorkerLost
-from benchmark.execution.unit import Outcome, Unit, execute, threads_per_unit
+from benchmark.execution.unit import Outcome, Unit, WorkerLost, execute, threads_per_unit
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
 from cliptex_common.visible_devices import cores
@@ -58,45 +58,46 @@ class SlurmExecutor(Executor):
 
     A job at its time limit saves its state and is queued again (``scontrol requeue``); one that is
     preempted, cancelled or dies is submitted again by the submitting process. With
-    ``spec.multi_node``, a unit is called in several processes, one for each GPU of each node (one
-    for each node on CPUs), with the environment of ``torch.distributed``; the first one's result
-    counts.
+    ``options.multi_node``, a unit is called in several processes, one for each GPU of each node
+    (one for each node on CPUs), with the environment of ``torch.distributed``; the first one's
+    result counts.
     """
 
     setting_names = None
     is_remote = True
 
-    def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
-        super().__init__(spec, bar)
-        submitit = spec.library("submitit")
+    def __init__(self, options: ExecutionOptions, bar: Bar) -> None:
+        super().__init__(options, bar)
+        submitit = options.executor_library("submitit")
         if not shutil.which("sbatch"):
             raise UserError(
                 "--executor slurm: no sbatch here; use a machine that submits jobs, or --executor"
                 " local"
             )
-        self._gpus_per_unit = spec.integer("gpus", 1)
-        self._cpus_per_process = spec.integer("cpus", 0, minimum=0)
-        nodes = spec.integer("nodes", 1)
-        if nodes > 1 and not spec.multi_node:
+        self._gpus_per_unit = options.executor_integer("gpus", 1)
+        self._cpus_per_process = options.executor_integer("cpus", 0, minimum=0)
+        nodes = options.executor_integer("nodes", 1)
+        if nodes > 1 and not options.multi_node:
             raise UserError(
                 f"--executor-arg nodes={nodes}: only `train` computes on several nodes; leave nodes"
                 " out, each unit is a job of its own"
             )
-        settings = {key: spec.settings[key] for key in spec.settings if key not in OWN_SETTINGS}
+        arguments = options.executor_arg
+        settings = {key: arguments[key] for key in arguments if key not in OWN_SETTINGS}
         self._submitit: Any = submitit.SlurmExecutor(folder=home().absolute() / "tasks")
         self._submitit.update_parameters(
             nodes=nodes,
-            signal_delay_s=spec.integer("signal_delay_s", 90),
-            setup=[spec.settings["setup"]] if "setup" in spec.settings else None,
+            signal_delay_s=options.executor_integer("signal_delay_s", 90),
+            setup=[arguments["setup"]] if "setup" in arguments else None,
             time=None,  # the user's or the partition's limit, not submitit's five minutes
             stderr_to_stdout=True,
             srun_args=["--kill-on-bad-exit=1"],  # processes of a job wait for each other
             additional_parameters={key.replace("_", "-"): value for key, value in settings.items()},
         )
-        self.has_gpus = spec.uses_gpus and _has_gpus(
+        self.has_gpus = options.uses_gpus and _has_gpus(
             settings.get("partition") or os.environ.get("SBATCH_PARTITION", "")
         )
-        self.slots = self.cpu_slots = spec.jobs or 16
+        self.slots = self.cpu_slots = options.jobs or 16
         # those of the job; jobs do not share a machine, so ``--jobs`` does not count
         self.threads = self._cpus_per_process or threads_per_unit(cores())
         self._jobs: dict[str, _Job] = {}
@@ -107,7 +108,7 @@ class SlurmExecutor(Executor):
         self._submitit.folder = unit.folder / "slurm"  # removed with the unit
         self._submitit.update_parameters(
             job_name=f"cliptex:{unit.name}"[:120],
-            ntasks_per_node=max(1, gpus) if self.spec.multi_node else 1,
+            ntasks_per_node=max(1, gpus) if self.options.multi_node else 1,
             cpus_per_task=self._cpus_per_process or unit.cpus,
             gpus_per_node=gpus or None,
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from benchmark.execution.interrupts import STOP_SIGNALS, as_interrupt, interruptible, received
-from benchmark.execution.progress import UnitProgress, console, reporting
+from benchmark.execution.progress import ProgressLine, console, reporting
 from benchmark.execution.streams import RedactingStream, redact_streams
 from cliptex_common import plugins
 from cliptex_common.errors import UserError, user_error_message
@@ -32,6 +32,10 @@ T = TypeVar("T")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = "CLIPTEX_UNIT_GPUS"  # number of GPUs of this process's unit
 ABANDONED = 30 * 86400.0  # seconds without a change after which a unit's folder is deleted
+
+
+class WorkerLost(RuntimeError):
+    """The worker of a unit died: it was killed, ran out of memory, or its node failed."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,10 @@ def execute(unit: Unit, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
             with suppress(OSError):
                 os.chdir(unit.cwd)
             stack.enter_context(threads(unit.cpus))
-            progress = UnitProgress(unit.status_file)
-            stack.callback(progress.write)
-            stack.enter_context(repeating(progress.write, 1.0))
+            progress = ProgressLine()
+            write_progress = partial(progress.write, unit.status_file)
+            stack.callback(write_progress)
+            stack.enter_context(repeating(write_progress, 1.0))
             stack.enter_context(repeating(partial(_obey, unit.stop_file), 0.5))
             stack.enter_context(reporting(progress))
             # restore the console's file at the end

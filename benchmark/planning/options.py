@@ -6,16 +6,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt
 
+from benchmark.execution import ExecutionOptions
 from cliptex_common.errors import UserError
 from cliptex_common.files import MAX_SEED
-from cliptex_common.settings import Folder, Names, Seed, as_list, field_names, options_dataclass
-
-if TYPE_CHECKING:
-    from benchmark.execution import ExecutorSpec
+from cliptex_common.settings import (
+    Folder,
+    Names,
+    Seed,
+    as_list,
+    field_names,
+    one_line_errors,
+    options_dataclass,
+)
 
 BackboneNames = Annotated[Names, Field(alias="backbone")]
 TaskNames = Annotated[Names, Field(alias="task")]
@@ -54,37 +60,19 @@ class DataOptions(FolderOptions):
 
 
 @options_dataclass
-class ExecutionOptions(PluginOptions):
-    """Where units of work run."""
-
-    executor: str = "local"
-    """local, slurm or ray; see `list executors`"""
-    executor_arg: Mapping[str, str] = field(default_factory=dict)
-    """a setting of the executor (repeatable): partition=gpu, time=240, address=auto …"""
-    jobs: NonNegativeInt = 0
-    """units of work at once, which share the cores; 0: one per GPU, else one per quarter of the
-    cores (at most 8 cores each); 1: in this process"""
-    num_workers: NonNegativeInt | None = None
-    """data-loading processes of each unit of work; on a CPU results do not depend on them (default:
-    cores divided by units at once; 2 on SLURM)"""
-    device: str = "auto"
-    """auto, cpu, or an accelerator as torch names it, perhaps with its number"""
-
-    @property
-    def executor_spec(self) -> ExecutorSpec:
-        from benchmark.execution import ExecutorSpec
-
-        return ExecutorSpec(
-            self.executor, self.executor_arg, self.jobs, self.device, self.num_workers
-        )
-
-
-@options_dataclass
 class TrackingOptions:
     """Where results are logged."""
 
     tracking_uri: str | None = None
     """MLflow store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here)"""
+
+
+@options_dataclass
+class DryRunOptions:
+    """Whether anything is done."""
+
+    dry_run: bool = False
+    """show what would be done, and do nothing"""
 
 
 @options_dataclass
@@ -135,6 +123,18 @@ class RunOptions(ProbeOptions):
             )
 
 
+def run_options(options: Any, **changes: Any) -> RunOptions:
+    """The options of a run with those that another command shares with it, and ``changes``.
+
+    Raises:
+        UserError: a change is not allowed.
+    """
+    shared = field_names(RunOptions) & field_names(type(options))
+    values = {name: getattr(options, name) for name in shared}
+    with one_line_errors():
+        return RunOptions(**{**values, **changes})
+
+
 @options_dataclass
 class WatchOptions(ProbeOptions):
     """Options of a watch."""
@@ -151,8 +151,3 @@ class WatchOptions(ProbeOptions):
     """end after this step (default: on Ctrl-C)"""
     once: bool = False
     """probe the present checkpoints and end"""
-
-    def run_options(self, weights: Path | None = None) -> RunOptions:
-        """Those of the run of a checkpoint; without one, what all these runs share."""
-        values = {name: getattr(self, name) for name in field_names(ProbeOptions)}
-        return RunOptions(**values, weights=weights, only=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 import backbones
 import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
+from benchmark.execution import ExecutionOptions
 from benchmark.execution.progress import console
-from benchmark.planning.options import DataOptions, ExecutionOptions, RunOptions
+from benchmark.planning.options import DataOptions, RunOptions
 from benchmark.planning.tasks import choose_suite, plan_tasks
 from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import Suite

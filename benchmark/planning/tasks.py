@@ -134,20 +134,13 @@ def split_variant(name: str, probe: Probe) -> dict[str, str]:
 
 
 def read_values(axis: str, text: str) -> list[str]:
-    """The values of an axis as ``--set`` has them, each once.
-
-    Raises:
-        UserError: a comma without two different values, or more than ``MOST_VARIANTS``.
-    """
+    """The values of an axis as ``--set`` has them, each once. Raises ``UserError`` for a comma
+    without two different values."""
     values = list(dict.fromkeys(part.strip() for part in text.split(",")))
     if "," in text and (len(values) < 2 or "" in values):
         raise UserError(
             f"--set {axis}={text}: an axis has two or more different values, separated by single"
             " commas; for one value leave the comma out"
-        )
-    if len(values) > MOST_VARIANTS:
-        raise UserError(
-            f"--set {axis}: {len(values)} values; a task has at most {MOST_VARIANTS} variants"
         )
     return values
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from benchmark.execution import WorkerLost
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
-from benchmark.probing.records import PlannedTask, ProbeRequest
+from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
 from cliptex_common.device import device_name, is_out_of_memory
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
 from cliptex_common.files import content_key, home, read_json_object, write_json
@@ -79,6 +80,18 @@ def finished_cell(tracker: Tracker, key: str, backbone: str, parent: str = "") -
     if not isinstance(cell, Cell):
         return None
     return cell.model_copy(update={"backbone": backbone, "status": "cached", "costs": {}})
+
+
+def finished_cells(
+    tracker: Tracker, conditions: Mapping[str, Any], backbone: BackboneInfo, seed: int
+) -> dict[str, Cell]:
+    """Task → cell, of tasks that are finished; ``conditions``: task → its
+    ``PlannedTask.conditions``."""
+    cells = {}
+    for task, condition in conditions.items():
+        if cell := finished_cell(tracker, backbone.cell_key(condition, seed), backbone.name):
+            cells[task] = cell
+    return cells
 
 
 def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
@@ -158,12 +171,14 @@ def failure_reason(error: Exception) -> str:
     return error_summary(error)
 
 
-def failed_cells(backbone: str, seed: int, tasks: Sequence[PlannedTask], reason: str) -> list[Cell]:
-    """The cells of tasks that have no result."""
-    return [
-        Cell(backbone=backbone, task=task.name, seed=seed, status="failed", reason=reason)
-        for task in tasks
-    ]
+def missing_cells(
+    backbone: str, seed: int, reasons: Mapping[str, str], status: str = "failed"
+) -> dict[str, Cell]:
+    """Task → cell, of tasks that have no result; ``reasons``: task → why."""
+    return {
+        task: Cell(backbone=backbone, task=task, seed=seed, status=status, reason=reason)
+        for task, reason in reasons.items()
+    }
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from benchmark.planning.options import RunOptions
 from benchmark.planning.tasks import train_size_axis
-from benchmark.probing.cell import failed_cells
+from benchmark.probing.cell import missing_cells
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
 from cliptex_common.errors import UserError
@@ -65,7 +65,7 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, 
         try:
             (cell,) = run(changed).cells
         except UserError as error:  # such as another copy of the data than the source's
-            (cell,) = failed_cells(names[0], options.seed, [planned], str(error))
+            (cell,) = missing_cells(names[0], options.seed, {planned.name: str(error)}).values()
         yield name, cell
 
 

@@ -83,7 +83,10 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
                 {"cost/train_seconds": expert["seconds"], "cost/train_flops": expert["flops"]}
             )
             run.set_tags(
-                {TAGS["weights"]: expert["sha256"], "weights.file": str(training.out.absolute())}
+                {
+                    TAGS["weights"]: expert["sha256"],
+                    TAGS["weights_file"]: str(training.out.absolute()),
+                }
             )
     accuracy = ", ".join(f"{key} {value:.3g}" for key, value in expert["accuracy"].items())
     console.print(f"  expert {training.name}: {accuracy}  {expert['seconds']:.0f} s")

@@ -101,7 +101,7 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
             await asyncio.sleep(0)
         if not pending and (writer.root / MANIFEST).is_file():
             return LabelStore(writer.root)
-        tags = {"labels.file": str(writer.root)}
+        tags = {TAGS["labels_file"]: str(writer.root)}
         params = {
             "experts": ",".join(name.partition("=")[0] for name in request.experts),
             "pairs": source.name,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
+from benchmark.execution import Bar, ExecutionOptions, Executor, make_executor
 from benchmark.execution.device import check_device, choose_device
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console
@@ -23,7 +23,7 @@ USE_SERVER = "start `mlflow server` and give --tracking-uri http://HOST:PORT"
 
 @contextmanager
 def open_executor_and_tracker(
-    spec: ExecutorSpec, experiment: str
+    options: ExecutionOptions, experiment: str
 ) -> Iterator[tuple[Executor, Tracker]]:
     """The executor and the MLflow experiment of a command that submits units of work. Runs whose
     process has vanished are closed before and after.
@@ -33,7 +33,7 @@ def open_executor_and_tracker(
             units on other machines).
     """
     with Bar() as bar:
-        executor = make_executor(spec, bar)
+        executor = make_executor(options, bar)
         with open_tracker(executor, experiment) as tracker:
             yield executor, tracker
 
@@ -45,7 +45,7 @@ def open_tracker(executor: Executor, experiment: str) -> Iterator[Tracker]:
     tracker = None
     try:
         with executor:
-            check_device(executor.spec.device, is_local=not executor.is_remote)
+            check_device(executor.options.device, is_local=not executor.is_remote)
             executor.check_store(tracking_uri(), USE_SERVER)
             tracker = Tracker(experiment)
             for name in tracker.close_stale():

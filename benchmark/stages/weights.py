@@ -110,7 +110,7 @@ def find_weights(inputs: TrainingInputs, tracker: Tracker | None) -> TrainedWeig
     )
     if result is None:
         return None
-    run = tracker.finished(**{"train.key": result.key}) if tracker is not None else None
+    run = tracker.finished(**{TAGS["train_key"]: result.key}) if tracker is not None else None
     return TrainedWeights(**vars(result), run=run.run_id if run is not None else "")
 
 
@@ -232,9 +232,9 @@ def _architecture(inputs: TrainingInputs) -> str:
 def _log_result(run: Run, inputs: TrainingInputs, result: TrainResult) -> None:
     run.set_tags(
         {
-            "train.key": result.key,
+            TAGS["train_key"]: result.key,
             TAGS["weights"]: result.sha256,
-            "weights.file": str(result.path.absolute()),
+            TAGS["weights_file"]: str(result.path.absolute()),
         }
     )
     metrics = {k: v for k, v in result.metrics.items() if k.startswith("val/")}

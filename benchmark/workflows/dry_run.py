@@ -19,11 +19,11 @@ from backbones.cliptex.protocols import Silent
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
 from benchmark.planning.options import RunOptions
-from benchmark.planning.plan import RunPlan, make_plan
+from benchmark.planning.plan import RunPlan, make_plan, print_notes
+from benchmark.probing.cell import finished_cells, missing_cells
 from benchmark.probing.data import RunInputs, split_into_units
 from benchmark.probing.submit import unit_name
 from benchmark.probing.unit import describe_backbone
-from benchmark.run import finished_cells, inapplicable_cells
 from benchmark.suites.registry import BackboneSource, NotMade
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotChecked
@@ -43,8 +43,8 @@ def dump_config(options: RunOptions) -> None:
 
 
 async def _configs(plan: RunPlan) -> list[str]:
-    spec, inputs = plan.options.executor_spec, RunInputs(plan, None)
-    device = choose_device(spec.device)
+    options, inputs = plan.options, RunInputs(plan, None)
+    device = choose_device(options.device)
     data = await _existing(f"the data of suite {plan.suite.name!r}", inputs.data(0))
     texts = []
     for name, seed in plan.rows:
@@ -59,7 +59,7 @@ async def _configs(plan: RunPlan) -> list[str]:
                 device=device,
                 work_dir=Path("work_dirs") / task.name,
                 log=Silent(),
-                num_workers=2 if spec.num_workers is None else spec.num_workers,
+                num_workers=2 if options.num_workers is None else options.num_workers,
             )
             text = task.probe.config(context)
             comment = "//" if text.lstrip().startswith("{") else "#"
@@ -81,8 +81,7 @@ def dry_run(options: RunOptions) -> None:
     """Print what has to be made first, and which units are done and which are to do."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
     plan = make_plan(options)
-    for note in plan.notes:
-        console.print(note, style="dim")
+    print_notes(plan.notes)
     asyncio.run(_walk(plan))
 
 
@@ -101,7 +100,7 @@ async def _walk(plan: RunPlan) -> None:
         data = await look_up(inputs.data(0, cached_only=True))
     sources = {row: await look_up(inputs.backbone(*row)) for row in plan.rows}
     for title in missing:
-        _print(f"  to do · {title}")
+        console.print(f"  to do · {title}")
     units = split_into_units(plan.tasks, data) if data else [[task] for task in plan.tasks]
     counts = Counter({"done": 0, "to do": 0})
     for (name, seed), source in sources.items():
@@ -110,14 +109,16 @@ async def _walk(plan: RunPlan) -> None:
         for cell in cells.values():
             states[cell.task] = "done" if cell.status == "cached" else cell.status
             if cell.reason:
-                _print(f"  {cell.status} · {name} · seed {seed} · {cell.task}: {cell.reason}")
+                console.print(
+                    f"  {cell.status} · {name} · seed {seed} · {cell.task}: {cell.reason}"
+                )
         counts.update(states.values())
         for state, tasks in product(("done", "to do"), units):
             if part := [task for task in tasks if states[task.name] == state]:
-                _print(f"  {state} · {unit_name(name, seed, part)}")
+                console.print(f"  {state} · {unit_name(name, seed, part)}")
     totals = ", ".join(f"{count} {state}" for state, count in counts.items())
     sizes = f"{len(plan.backbones)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
-    _print(f"{sizes}: {totals}")
+    console.print(f"{sizes}: {totals}")
 
 
 def _cells(
@@ -133,14 +134,11 @@ def _cells(
         backbone = inputs.describe(name)
         info = describe_backbone(source.create_arguments) if source else None
     except UserError as error:  # its weights are not on this disk
-        _print(f"  note · {name}: {error}")
+        console.print(f"  note · {name}: {error}")
         return {}
     cells = {}
     tracker = Tracker.existing(plan.experiment)
     if data and info and tracker and not plan.options.force:
-        cells = finished_cells(tracker, plan.tasks, data, info, seed)
-    return cells | inapplicable_cells(name, seed, inputs.check(backbone))
-
-
-def _print(line: str) -> None:
-    console.print(line)
+        conditions = {task.name: task.conditions(data[task.name]) for task in plan.tasks}
+        cells = finished_cells(tracker, conditions, info, seed)
+    return cells | missing_cells(name, seed, inputs.check(backbone), "not applicable")

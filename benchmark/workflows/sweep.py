@@ -16,13 +16,13 @@ from pydantic import NonNegativeInt
 from backbones.base import Backbone
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import RECIPES, Recipe, read_recipe
-from benchmark.execution import Executor
+from benchmark.execution import ExecutionOptions, Executor
 from benchmark.execution.base import Priority
 from benchmark.execution.progress import console
 from benchmark.planning.options import (
     Changes,
     DataOptions,
-    ExecutionOptions,
+    DryRunOptions,
     PluginOptions,
     TaskChanges,
     TaskNames,
@@ -76,7 +76,7 @@ class StudyOptions(PluginOptions):
 
 
 @options_dataclass
-class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, SearchOptions):
+class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, DryRunOptions, SearchOptions):
     """Options of a sweep."""
 
     suite: str = "sweep"
@@ -101,8 +101,6 @@ class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, SearchOptions):
     """MLflow experiment (default: sweep, or sweep-SUITE)"""
     out: Path | None = None
     """recipe file of the best trial (default: STUDY-best.json)"""
-    dry_run: bool = False
-    """show what would be done, and do nothing"""
 
     @property
     def name(self) -> str:
@@ -184,7 +182,7 @@ def launch(options: SweepOptions) -> int:
         )
         return 0
     check_writable(options.recipe_file, "--out")
-    opened = open_executor_and_tracker(options.executor_spec, options.experiment_name)
+    opened = open_executor_and_tracker(options, options.experiment_name)
     with sole_driver(options.name, options.url), opened as (executor, tracker):
         sweep = asyncio.run(_run(options, plan, executor, tracker))
     request = ReportRequest([tracker.experiment], study=options.name, tracking_uri=tracker.uri)
@@ -222,7 +220,7 @@ async def _run(
         run.set_tags(
             {
                 TAGS["weights"]: weights.sha256,
-                "weights.file": path,
+                TAGS["weights_file"]: path,
                 TAGS["train_run"]: weights.run,
             }
         )

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from backbones.checkpoint import load_checkpoint
 from benchmark.execution.progress import console
-from benchmark.planning.options import WatchOptions
+from benchmark.planning.options import WatchOptions, run_options
 from benchmark.planning.plan import RunPlan, make_plan
 from benchmark.results.run_result import RunResult
 from benchmark.run import run
 from cliptex_common.errors import UserError
 from cliptex_common.locks import lock_path, locked
+from reports.cell import TAGS
 from reports.mlflow.run import Tracker
 
 
@@ -27,7 +28,7 @@ def watch(options: WatchOptions, on_result: Callable[[RunResult], None]) -> int:
         UserError: no such folder, more than one backbone, or as ``run``.
         KeyboardInterrupt: interrupted; the same command continues.
     """
-    plan = make_plan(options.run_options())
+    plan = make_plan(run_options(options, only=True))
     if len(plan.backbones) != 1:
         raise UserError(f"watch takes one backbone, not {', '.join(plan.backbones)}")
     if not options.dir.is_dir():
@@ -43,18 +44,18 @@ def _follow(
 ) -> int:
     """Score checkpoints in the MLflow run of the watch ``key``."""
     tracker = Tracker(plan.experiment)
-    earlier = next(tracker.search(f"tags.`watch.key` = '{key}'"), None)
+    earlier = next(tracker.search(f"tags.`{TAGS['watch_key']}` = '{key}'"), None)
     stored = earlier.tags if earlier else {}
     scored = {int(tag[5:]): stored[tag] for tag in stored if tag.startswith("step.")}
     resume = earlier.run_id if earlier else None
     names = {"backbone": plan.backbones[0], "suite": plan.suite.name}
-    tags = {"stage": "watch", "seed": str(options.seed), "watch.key": key, **names}
+    tags = {"stage": "watch", "seed": str(options.seed), TAGS["watch_key"]: key, **names}
     title = f"watch · {plan.backbones[0]} · {plan.suite.name}"
     failures = 0
     with tracker.run(title, tags=tags, params=names, resume=resume) as curves:
         for step, path in _arrivals(options, scored):
             console.print(f"step {step}: {path.name}", style="bold")
-            result = run(options.run_options(path))
+            result = run(run_options(options, only=True, weights=path))
             for cell in result.cells:
                 metrics = {f"{cell.task}/{name}": value for name, value in cell.metrics.items()}
                 curves.log_metrics(metrics, step)

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.benchmark.commands import read_json, run_command, runs_of
+from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.forks import Fork, command
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("camvid")]
@@ -38,6 +38,7 @@ def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(work
         assert victim.process.is_alive(), victim.text()
     victim.signal(signal.SIGTERM)
     assert victim.end() == 143, victim.text()
+    assert "Go on with: python -m benchmark run" in victim.text()
     assert [run.info.status for run in cells("joint").values()] == ["KILLED", "KILLED"]
     assert run_command(f"{words} --json joint.json") == 0
     assert results("joint.json") == {task: results(f"{task[7:]}.json")[task] for task in TASKS}
@@ -46,3 +47,5 @@ def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(work
         metrics = run.data.metrics
         assert run.info.status == "FINISHED"
         assert 0 < metrics["cost/train_seconds"] < metrics["cost/seconds"]
+        history = store().get_metric_history(run.info.run_id, "train/loss")
+        assert {point.step for point in history} == set(range(1, 41)), "a complete curve"

@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +35,7 @@ from benchmark.cli.sweep import Launch
 from benchmark.cli.train import TrainBackbone
 from benchmark.cli.watch import Watch
 from benchmark.execution import EXECUTORS
+from benchmark.planning.options import run_options
 from benchmark.planning.plan import make_plan
 from benchmark.planning.tasks import plan_tasks
 from benchmark.results.run_result import RunResult, as_json
@@ -90,7 +90,7 @@ def run(command: RunTasks) -> None:
 
 
 def watch(command: Watch) -> None:
-    assert make_plan(command.run_options(Path("step-1.safetensors"))).tasks
+    assert make_plan(run_options(command, only=True)).tasks
 
 
 def initial(name: str) -> None:

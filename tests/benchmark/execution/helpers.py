@@ -24,6 +24,12 @@ class RecordingBar(Bar):
         super().advance(steps)
         self.calls.append(steps)
 
+    def follow(self, path):
+        super().follow(path)
+        done = self.progress.tasks[-1].completed if self.step is not None else 0
+        if done and self.calls[-1] != done:
+            self.calls.append(done)
+
     def line(self) -> ProgressLine:
         line = RecordingBar()
         line.calls = self.calls

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.execution import Bar, Executor, ExecutorSpec, WorkerLost, base, make_executor, unit
+from benchmark.execution import Bar, ExecutionOptions, Executor, WorkerLost, base, unit
 from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
 from tests.benchmark.execution import units
 from tests.benchmark.execution.helpers import have_ended, is_running, peak_cores, until_true
+from tests.executors import executor_of
 
-TWO_CORES = ExecutorSpec(settings={"cpus": "2"}, device="cpu")
 RAY = pytest.param("ray", marks=pytest.mark.cluster)
 
 
@@ -41,21 +41,17 @@ def see_gpus(count, monkeypatch):
     monkeypatch.setattr("cliptex_common.device.device_count", lambda: count)
 
 
-def test_one_job_runs_in_this_process():
-    with make_executor(ExecutorSpec(jobs=1, device="cpu"), Bar()) as executor:
-        assert executor.slots == 1
-        assert executor.submit(units.report_progress, 1).result() == os.getpid()
-
-
 @pytest.mark.integration
 def test_a_device_number_selects_one_gpu(monkeypatch):
     see_gpus(4, monkeypatch)
-    with make_executor(ExecutorSpec(device="cuda:3"), Bar()) as executor:
+    with executor_of(device="cuda:3") as executor:
         assert (executor.slots, executor.has_gpus, executor.device) == (1, True, "cuda")
         assert executor.submit(units.visible_gpus, gpus=1).result(60)[0] == "3"
-    assert make_executor(ExecutorSpec(jobs=1, device="cuda:3"), Bar()).device == "cuda:3"
+    # in this process, which keeps its own view of the GPUs
+    assert executor_of(jobs=1, device="cuda:3").device == "cuda:3"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
     with pytest.raises(UserError, match="cuda:4: this machine has 4 GPUs"):
-        make_executor(ExecutorSpec(device="cuda:4"), Bar())
+        executor_of(device="cuda:4")
 
 
 @pytest.mark.parametrize("name", [pytest.param("local", marks=pytest.mark.integration), RAY])
@@ -64,7 +60,7 @@ def test_eight_units_get_eight_gpus(name, tmp_path, request, monkeypatch):
     if name == "local":
         see_gpus(8, monkeypatch)
     settings = {"local": {"cpus": "2"}, "ray": {"num_gpus": "8", "num_cpus": "2"}}
-    with make_executor(ExecutorSpec(name, settings[name]), Bar()) as executor:
+    with executor_of(name, settings[name]) as executor:
         assert executor.has_gpus and executor.slots == 8
         futures = [executor.submit(units.visible_gpus, tmp_path, 8, gpus=1) for _ in range(8)]
         futures += [executor.submit(units.visible_gpus, gpus=gpus) for gpus in (1, 0)]
@@ -82,7 +78,7 @@ def test_eight_units_get_eight_gpus(name, tmp_path, request, monkeypatch):
 @pytest.mark.cluster
 def test_a_process_of_ray_sees_one_set_of_gpus(request):
     need("ray", request)
-    with make_executor(ExecutorSpec("ray", {"num_gpus": "2", "num_cpus": "2"}), Bar()) as executor:
+    with executor_of("ray", {"num_gpus": "2", "num_cpus": "2"}) as executor:
         futures = [executor.submit(units.process_and_gpus, gpus=n) for n in (1, 1, 2, 1, 1, 2)]
         results = [future.result(100) for future in futures]
     assert len({process for process, _ in results}) == len(set(results)), results
@@ -96,7 +92,7 @@ def test_secrets_reach_units_but_not_the_logs_of_ray(where, request, monkeypatch
     if where == "cluster":
         settings = {"address": request.getfixturevalue("ray_cluster").address}
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with make_executor(ExecutorSpec("ray", settings, device="cpu"), Bar()) as executor:
+    with executor_of("ray", settings, device="cpu") as executor:
         import ray
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
@@ -107,7 +103,7 @@ def test_secrets_reach_units_but_not_the_logs_of_ray(where, request, monkeypatch
 
 @pytest.mark.cluster
 def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
-    with make_executor(ExecutorSpec("slurm"), Bar()) as executor:
+    with executor_of("slurm") as executor:
         assert executor.has_gpus and executor.is_remote
         counts = (1, 2, 1, 1)
         futures = [executor.submit(units.gpus_on_node, tmp_path, 4, gpus=n) for n in counts]
@@ -142,14 +138,13 @@ def fake_slurm(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("partition", "has_gpus"), [("", False), ("cpu", False), ("gpu", True)])
 def test_gpus_are_those_of_the_partition(partition, has_gpus, fake_slurm):
-    spec = ExecutorSpec("slurm", {"partition": partition})
-    assert make_executor(spec, Bar()).has_gpus == has_gpus
+    assert executor_of("slurm", {"partition": partition}).has_gpus == has_gpus
 
 
 def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(fake_slurm):
     """The controller says OUT_OF_MEMORY once; the polls after that do not ask it."""
     with (
-        make_executor(ExecutorSpec("slurm"), Bar()) as executor,
+        executor_of("slurm") as executor,
         pytest.raises(WorkerLost, match="OUT_OF_MEMORY"),
     ):
         executor.submit(units.doubled, 1).result(60)
@@ -157,7 +152,7 @@ def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(fake_slurm):
 
 @pytest.mark.integration
 def test_waiting_units_start_by_priority_then_order(tmp_path):
-    with make_executor(TWO_CORES, Bar()) as executor:
+    with executor_of(settings={"cpus": "2"}, device="cpu") as executor:
         log, go = tmp_path / "log", tmp_path / "go"
         first = executor.submit(units.append_name, log, "first", go)
         units.until(log)
@@ -180,7 +175,8 @@ def test_a_bug_in_the_scheduler_ends_all_units_with_its_error(tmp_path):
             if marker.exists():
                 raise ZeroDivisionError("a bug")
 
-    with Broken(TWO_CORES, Bar()) as executor:
+    options = ExecutionOptions(executor_arg={"cpus": "2"}, device="cpu")
+    with Broken(options, Bar()) as executor:
         futures = [executor.submit(units.wait, tmp_path / name, cpus=2) for name in ("one", "two")]
         for future in futures:
             with pytest.raises(ZeroDivisionError):
@@ -192,7 +188,7 @@ def test_a_bug_in_the_scheduler_ends_all_units_with_its_error(tmp_path):
 
 @pytest.mark.integration
 def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
-    with make_executor(TWO_CORES, Bar()) as executor:
+    with executor_of(settings={"cpus": "2"}, device="cpu") as executor:
         first = executor.submit(units.report_progress, 1).result(60)
         assert executor.submit(units.report_progress, 1).result(60) == first
         os.kill(first, signal.SIGKILL)
@@ -260,7 +256,7 @@ def test_a_submitting_process_that_ends_leaves_no_worker(name, number, to_group,
 def test_a_wrong_setting_is_one_line(name, settings, message, request):
     need(name, request)
     with pytest.raises(UserError) as raised:
-        make_executor(ExecutorSpec(name, settings), Bar())
+        executor_of(name, settings)
     assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
 
 
@@ -270,8 +266,8 @@ def test_a_wrong_setting_is_one_line(name, settings, message, request):
 )
 def test_loading_processes_share_the_cores(jobs, cpus, gpus, num_workers, expected, monkeypatch):
     see_gpus(gpus, monkeypatch)
-    spec = ExecutorSpec("local", {"cpus": str(cpus)}, jobs, num_workers=num_workers)
-    assert make_executor(spec, Bar()).num_workers == expected
+    executor = executor_of("local", {"cpus": str(cpus)}, jobs=jobs, num_workers=num_workers)
+    assert executor.num_workers == expected
 
 
 @pytest.mark.parametrize(
@@ -280,18 +276,17 @@ def test_loading_processes_share_the_cores(jobs, cpus, gpus, num_workers, expect
 )
 def test_units_share_the_cores(jobs, cpus, threads, slots, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    spec = ExecutorSpec("local", {"cpus": str(cpus)}, jobs, device="cpu")
-    executor = make_executor(spec, Bar())
+    executor = executor_of("local", {"cpus": str(cpus)}, jobs=jobs, device="cpu")
     assert (executor.resources(), executor.slots) == ({"cpus": threads, "gpus": 0}, slots)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert make_executor(spec, Bar()).threads == 1
+    assert executor_of("local", {"cpus": str(cpus)}, jobs=jobs, device="cpu").threads == 1
 
 
 def test_a_job_of_slurm_computes_with_the_cores_it_is_given(fake_slurm, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(slurm_executor, "cores", lambda: 16)
     for settings, threads in (({"cpus": "12"}, 12), ({}, 4)):
-        executor = make_executor(ExecutorSpec("slurm", settings, jobs=2, device="cpu"), Bar())
+        executor = executor_of("slurm", settings, jobs=2, device="cpu")
         assert executor.resources() == {"cpus": threads, "gpus": 0}
 
 
@@ -299,7 +294,7 @@ def test_a_job_of_slurm_computes_with_the_cores_it_is_given(fake_slurm, monkeypa
 def test_a_refusal_of_sbatch_is_one_line(slurm):
     message = "sbatch refused doubled: .*[Ii]nvalid partition"
     with (
-        make_executor(ExecutorSpec("slurm", {"partition": "nowhere"}), Bar()) as executor,
+        executor_of("slurm", {"partition": "nowhere"}) as executor,
         pytest.raises(UserError, match=message) as raised,
     ):
         executor.submit(units.doubled, 1).result(10)
@@ -310,7 +305,7 @@ def test_a_refusal_of_sbatch_is_one_line(slurm):
 def test_a_missing_library_is_one_line(name, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[scale\]'"):
-        make_executor(ExecutorSpec(name), Bar())
+        executor_of(name)
 
 
 class Echo(Executor):
@@ -322,5 +317,5 @@ class Echo(Executor):
 
 def test_an_executor_needs_only_to_start_units(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with Echo(ExecutorSpec("echo"), Bar()) as executor:
+    with Echo(ExecutionOptions(executor="echo"), Bar()) as executor:
         assert executor.submit(units.doubled, 4).result(10)[0] == 8

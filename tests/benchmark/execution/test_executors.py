@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.execution import EXECUTORS, ExecutorSpec, WorkerLost, base, make_executor
+from benchmark.execution import EXECUTORS, WorkerLost, base
 from cliptex_common import plugins
 from cliptex_common.errors import UserError, user_error_message
 from tests.benchmark.execution import units
 from tests.benchmark.execution.helpers import RecordingBar, have_ended, peak_cores, until_true
+from tests.executors import executor_of
 
 CORES = {"in process": 1, "local": 2, "slurm": 4, "ray": 2, "ray cluster": 5}
 REMOTE = [name for name in CORES if name != "in process"]
@@ -31,11 +32,11 @@ pytestmark = pytest.mark.integration
 def make(request):
     """Makes executors of one kind."""
     kind = request.param
-    specs = {
-        "in process": ExecutorSpec(jobs=1, device="cpu"),
-        "local": ExecutorSpec(settings={"cpus": "2"}, device="cpu"),
-        "slurm": ExecutorSpec("slurm"),
-        "ray": ExecutorSpec("ray", {"num_cpus": "2", "num_gpus": "8"}, device="cpu"),
+    settings = {
+        "in process": ("local", {}),
+        "local": ("local", {"cpus": "2"}),
+        "slurm": ("slurm", {}),
+        "ray": ("ray", {"num_cpus": "2", "num_gpus": "8"}),
     }
     with pytest.MonkeyPatch.context() as patch:
         if kind == "slurm":
@@ -48,10 +49,11 @@ def make(request):
             pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
         if kind == "ray cluster":
             address = request.getfixturevalue("ray_cluster").address
-            specs[kind] = ExecutorSpec("ray", {"address": address}, device="cpu")
+            settings[kind] = ("ray", {"address": address})
         patch.setattr(base, "threads_per_unit", lambda cpus, jobs=0: 1)
         patch.setattr(base, "POLL", 0.1)
-        yield lambda: make_executor(specs[kind], RecordingBar())
+        options = {} if kind == "slurm" else {"device": "cpu", "jobs": int(kind == "in process")}
+        yield lambda: executor_of(*settings[kind], RecordingBar(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +109,17 @@ def cores_of(request) -> int:
 def test_units_return_results_and_share_no_core(executor, request):
     total = cores_of(request)
     cpus = [1 + (n % 5 == 0 < total - 1) for n in range(10)]
-    futures = {executor.submit(units.doubled, n, 0.15, cpus=cpus[n]): n for n in range(10)}
+    futures = {
+        executor.submit(units.doubled, n, 0.15, cpus=cpus[n], kind="nap"): n for n in range(10)
+    }
     results = {futures[future]: future.result() for future in as_completed(futures, timeout=60)}
     assert [results[n][0] for n in range(10)] == [2 * n for n in range(10)]
     assert {folder for *_, folder in results.values()} == {str(Path.cwd())}
     spans = [(cpus[n], start, end) for n, (_, start, end, _) in results.items()]
     assert peak_cores(spans) <= total
+    executor.submit(units.raise_bug, kind="nap").exception(60)
+    seconds = executor.overview.seconds["nap"]  # of which the time left follows
+    assert len(seconds) == 10 and min(seconds) >= 0.15
 
 
 @everywhere()
@@ -122,16 +129,6 @@ def test_progress_and_output_are_shown_once(executor, request, output):
     assert (process == os.getpid()) == (cores_of(request) == 1)
     assert output() == "printed by 3: [bold] :car:\n"
     assert executor.bar.calls == [("step", 3), 2]
-
-
-@everywhere()
-def test_the_time_left_follows_from_finished_units_of_the_kind(executor):
-    executor.overview.expected["nap"] = 3
-    executor.submit(units.raise_bug, kind="nap").exception(60)
-    assert executor.overview.seconds_left(slots=1) is None, "a failed unit says nothing"
-    executor.submit(units.doubled, 1, 0.5, kind="nap").result(60)
-    assert executor.overview.seconds_left(slots=1) >= 0.5
-    executor.overview.expected.clear()
 
 
 @everywhere(REMOTE)
@@ -210,7 +207,9 @@ def test_interrupted_units_save_and_leave_nothing(make, tmp_path):
         raise KeyboardInterrupt
     saved = [marker for marker in tmp_path.iterdir() if not marker.suffix]
     assert len(saved) >= 2 and all(marker.with_suffix(".saved").is_file() for marker in saved)
-    assert have_ended(*saved) or executor.spec.name == "ray", "a foreign Ray keeps its workers"
+    assert have_ended(*saved) or executor.options.executor == "ray", (
+        "a foreign Ray keeps its workers"
+    )
     assert all(future.cancelled() for future in futures)
     with pytest.raises(CancelledError):
         executor.submit(units.doubled, 1).result(1)
@@ -250,7 +249,7 @@ def test_a_unit_computes_with_its_number_of_threads(executor, request):
 def test_leaving_waits_for_units_except_cancelled_ones(make, request):
     with make() as executor:
         futures = [executor.submit(units.doubled, n, 0.2) for n in range(7)]
-        can_cancel = cores_of(request) > 1 and executor.spec.name == "local"
+        can_cancel = cores_of(request) > 1 and executor.options.executor == "local"
         cancelled = can_cancel and futures[-1].cancel()
     assert all(future.done() for future in futures) and futures[-1].cancelled() == bool(cancelled)
     assert futures[0].result()[0] == 0
@@ -300,6 +299,6 @@ def test_a_unit_leaves_no_freed_memory_behind():
         return resident()
 
     before = resident()
-    with make_executor(ExecutorSpec(jobs=1, device="cpu"), RecordingBar()) as executor:
+    with executor_of(jobs=1, device="cpu") as executor:
         peak = executor.submit(work).result()
     assert peak - before > 150e6 > resident() - before

@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from benchmark.execution import progress
-from benchmark.execution.progress import Bar, Overview, UnitProgress
-from tests.benchmark.commands import read_json
+from benchmark.execution.progress import Bar, Overview, ProgressLine
 
 
 @pytest.fixture
@@ -75,18 +74,18 @@ def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
 
 
 def test_progress_in_another_process_is_followed(tmp_path):
-    bar, status = Bar(interval=math.inf), UnitProgress(tmp_path / "status.json")
-    status.write()
-    bar.follow(read_json(status.path))
+    bar, line, file = Bar(interval=math.inf), ProgressLine(), tmp_path / "status.json"
+    line.write(file)
+    bar.follow(file)
     assert bar.text() == ""
-    status.prefix = "clip · "
-    status.start("encoding", 8)
+    line.prefix = "clip · "
+    line.start("encoding", 8)
     for _ in range(2):
-        status.advance(3)
-        status.write()
-        bar.follow(read_json(status.path))
+        line.advance(3)
+        line.write(file)
+        bar.follow(file)
     assert bar.text().startswith("clip · encoding  6/8")
-    status.start("training", 5)
-    status.write()
-    bar.follow(read_json(status.path))
+    line.start("training", 5)
+    line.write(file)
+    bar.follow(file)
     assert bar.text() == "clip · training  0/5"

@@ -177,12 +177,13 @@ def until(marker, seconds=60.0):
 
 def submit_two(executor, folder):
     """Two waiting units in a process of its own, to be interrupted or killed."""
-    from benchmark.execution import Bar, ExecutorSpec, interrupts, make_executor
+    from benchmark.execution import interrupts
+    from tests.executors import executor_of
 
     interrupts.handle_signals()
     settings = {"cpus": "2"} if executor == "local" else {"num_cpus": "2"}
     try:
-        with make_executor(ExecutorSpec(executor, settings), Bar()) as engine:
+        with executor_of(executor, settings) as engine:
             for future in [engine.submit(wait, Path(folder) / name) for name in ("one", "two")]:
                 future.result()
     except KeyboardInterrupt:
