@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -128,35 +127,18 @@ def read_head(path: Path) -> Head:
 def mmlab_head(model: torch.nn.Module, config: Config, context: Context) -> Head:
     """The head of a model that MMEngine trained: everything but the frozen backbone.
 
-    The config in its metadata is that of a model that encodes images itself, also where the head
-    was trained on cached features.
+    The config in its metadata is that of the model, which encodes images itself where it is not
+    given features.
     """
-    data = config.val_dataloader.dataset.to_dict()
-    parts = config.model.to_dict()
-    if encoder := data.get("encoder"):
-        rounded = {"rounded": "fp16"} if data["dtype"] == "fp16" else {}
-        parts = _with_backbone(parts, {**encoder["backbone"], **rounded})
-        if parts["data_preprocessor"]["type"] == "StackFeatures":
-            parts["data_preprocessor"] = encoder["data_preprocessor"]
-        data = data["dataset"]
+    pipeline = config.val_dataloader.dataset["pipeline"]
     return Head.of(
         context,
         model.state_dict(),
         scope=config.default_scope,
         imports=list(config.custom_imports.imports),
-        model=parts,
-        pipeline=[part for part in data["pipeline"] if part["type"] != "LoadGroundTruth"],
+        model=config.model.to_dict(),
+        pipeline=[part for part in pipeline if part["type"] != "LoadGroundTruth"],
     )
-
-
-def _with_backbone(parts: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's config with ``backbone`` in place of the cached features."""
-    if parts.get("type") == "CachedFeatures":
-        return dict(backbone)
-    return {
-        key: _with_backbone(part, backbone) if isinstance(part, dict) else part
-        for key, part in parts.items()
-    }
 
 
 class _MMLabPredictor(Predictor):

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+import probes.dense.dataset
 import probes.dense.metrics
 import probes.dense.segmentors
 import probes.features.crops
@@ -23,6 +24,7 @@ from probes.dense.decode_heads.module import head_config, try_head
 from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.crops import image_size
+from probes.features.feature_dataset import encoder_config, loader_config
 from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
 
@@ -59,13 +61,16 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         }
         # windows end with the image, which is padded where it is smaller than a window
         prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
+    frozen = {
+        **frozen_backbone(context, [-1] if settings.layers == "last" else None),
+        "class_token": reads_class_token(settings, backbone),
+    }
+    encoder = encoder_config(frozen, prepare, settings.cache, context.device.type)
+    rounded = {"rounded": "fp16"} if settings.cache == "fp16" else {}
     model = {
         "type": "DenseModel",
-        "data_preprocessor": prepare,
-        "backbone": {
-            **frozen_backbone(context, [-1] if settings.layers == "last" else None),
-            "class_token": reads_class_token(settings, backbone),
-        },
+        "data_preprocessor": {**prepare, "type": "ViewsPreprocessor"},
+        "backbone": {**frozen, **rounded},
         **head,
         "train_cfg": {},
         "test_cfg": test,
@@ -76,24 +81,25 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     # importing them registers what the config names
     declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
     modules = [__name__, declared_in, type(task).__module__, probe.head.declared_in]
-    config = Config(
+    return Config(
         {
             "default_scope": "mmseg",
             "custom_imports": {"imports": list(filter(None, modules))},
             "model": model,
             "train_dataloader": {
                 "batch_size": settings.batch_size,
-                "dataset": dataset_config(data, "train", train_pipeline),
+                "dataset": dataset_config(data, "train", train_pipeline, encoder),
+                **loader_config(encoder),
             },
             "val_dataloader": {
                 **at_once(AT_ONCE, context.device, outputs),
-                "dataset": dataset_config(
-                    data,
-                    "train" if held_out else "val",
-                    test_pipeline,
-                    test_mode=True,
-                    only=held_out,
-                ),
+                "dataset": {
+                    **dataset_config(
+                        data, "train" if held_out else "val", test_pipeline, encoder, held_out
+                    ),
+                    "test_mode": True,
+                },
+                **loader_config(encoder),
             },
             "val_evaluator": task.evaluator(settings, spec),
             "optim_wrapper": optimizer(settings),
@@ -102,11 +108,6 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         },
         format_python_code=False,  # yapf takes a second, and is hardly easier to read
     )
-    if settings.cache == "none":
-        return config
-    from probes.dense.cached import cached
-
-    return cached(config, settings.cache, settings.fixed_crops, settings.flip, context.device)
 
 
 def checked_head(
@@ -163,7 +164,7 @@ def dataset_config(
     data: PreparedDataset,
     split: Split,
     pipeline: list[dict[str, Any]],
-    test_mode: bool = False,
+    encoder: dict[str, Any] | None,
     only: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Config of a split's usable images (all of train, see ``PreparedDataset.encoded``), or of
@@ -178,7 +179,7 @@ def dataset_config(
         "split": split,
         "exclude": [image for image in listed if image not in usable],
         "pipeline": pipeline,
-        "test_mode": test_mode,
+        "encoder": encoder,
     }
 
 

@@ -43,9 +43,8 @@ def constant_note(
     constant = _constants[root]
     score = task.constant_score(constant, per_image)
     if score is None:
-        dataset = config.val_dataloader["dataset"]
-        images = dataset if "pipeline" in dataset else dataset["dataset"]  # of cached features
-        key = (*root, repr(config.val_evaluator), repr(images["pipeline"]))
+        pipeline = config.val_dataloader["dataset"]["pipeline"]
+        key = (*root, repr(config.val_evaluator), repr(pipeline))
         if key not in _scores:
             _scores[key] = float(_score(val, task.field, config.val_evaluator, constant)[main])
         score = _scores[key]
@@ -73,7 +72,7 @@ def _score(val: Any, field: str, evaluator: Any, constant: Any) -> dict[str, flo
     """The metrics of ``constant`` at every pixel of ``val``."""
     metric = EVALUATORS.build(dict(evaluator))
     for index in range(len(val)):
-        sample = val[index]["data_samples"]
+        sample = val.ground_truth(index)
         target = sample.get(f"gt_{field}").data
         prediction = torch.as_tensor(constant).reshape(-1, 1, 1).expand_as(target)
         maps = {f"gt_{field}": {"data": target}, f"pred_{field}": {"data": prediction}}

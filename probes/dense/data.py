@@ -1,5 +1,4 @@
-"""Images with dense ground truth for mmseg: one dataset class for every ``DatasetSpec`` whose
-kind is a dense task.
+"""Pipelines of images with dense ground truth.
 
 The transforms between loading and packing are mmcv's, mmseg's and ``probes.dense.augment``'s.
 Within a pipeline the ground truth is ``results["gt_seg_map"]``, the name that mmcv's transforms
@@ -10,101 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
-import mmcv
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform, Resize
-from mmengine.dataset import BaseDataset
+from mmcv.transforms import BaseTransform
 from mmengine.structures import PixelData
-from mmseg.registry import DATASETS as MMSEG_DATASETS
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 
 from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec
-from probes.dense.augment import COLOURS, ReadArea, ShortSide
+from probes.dense.augment import COLOURS
 from probes.dense.settings import DenseSettings
 from probes.dense.tasks import DENSE_TASKS
-from probes.features.crops import image_size
-from probes.registry import DATASETS
 
 Part = dict[str, Any]  # of a config
 META_KEYS = ("image", "img_path", "ori_shape", "area", "img_shape", "pad_shape", "img_padding_size")
-
-
-@MMSEG_DATASETS.register_module()
-class DenseDataset(BaseDataset):
-    """A split of a registered dataset, in its official order.
-
-    Args:
-        dataset: name in ``probes.registry.DATASETS``.
-        root: its folder on this disk.
-        split: ``train`` or ``val``.
-        exclude: image paths (relative to ``root``) to leave out, because they cannot be read.
-        pipeline: transforms.
-        test_mode: as in mmengine: no retry with another sample.
-
-    Raises:
-        UserError: the dataset is not known.
-    """
-
-    def __init__(
-        self,
-        dataset: str,
-        root: str,
-        split: str,
-        pipeline: Sequence[Any],
-        exclude: Sequence[str] = (),
-        test_mode: bool = False,
-    ) -> None:
-        self.root, self.split, self.exclude = Path(root), split, frozenset(exclude)
-        self.spec = DATASETS.find(dataset).at(self.root)
-        # a sample that fails is never replaced by another one, which would change the metrics;
-        # not serialised: mmengine would collect garbage, which takes longer than all else here
-        super().__init__(
-            metainfo={"classes": tuple(self.spec.class_names(self.root))},
-            pipeline=list(pipeline),
-            test_mode=test_mode,
-            max_refetch=0,
-            serialize_data=False,
-        )
-
-    def load_data_list(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "img_path": str(self.root / sample.image),
-                "target_path": str(self.root / sample.target),
-                "image": sample.image,
-                "seg_fields": ["gt_seg_map"],
-            }
-            for sample in self.spec.list_samples(self.root, self.split)  # type: ignore[arg-type]
-            if sample.image not in self.exclude
-        ]
-
-    def shape(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image as the test pipeline resizes it."""
-        width, height = self.own_size(index)
-        for part in self.pipeline.transforms:
-            if isinstance(part, ReadArea):
-                y1, y2, x1, x2 = part.area
-                width, height = min(x2, width) - x1, min(y2, height) - y1
-            if isinstance(part, ShortSide):
-                width, height = part.new_size(width, height)
-            elif isinstance(part, Resize) and part.keep_ratio:
-                width, height = mmcv.rescale_size((width, height), part.scale)
-            elif isinstance(part, Resize):
-                width, height = part.scale
-        return height, width
-
-    def own_size(self, index: int) -> tuple[int, int]:
-        """(width, height) of an image file, which its label map has too."""
-        return image_size(self.get_data_info(index)["img_path"])
 
 
 @TRANSFORMS.register_module()
@@ -154,7 +78,7 @@ class FollowImage(BaseTransform):
         return results
 
 
-def image_only(pipeline: Sequence[Part]) -> list[Part]:
+def image_only(pipeline: Sequence[Mapping[str, Any]]) -> list[Part]:
     """A pipeline without what only concerns the ground truth: equal for all tasks with the same
     crops of the same images."""
     fixed = {"kind": "segmentation", "ground_truth": 0}

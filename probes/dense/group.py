@@ -22,7 +22,7 @@ from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
 from probes.dense.data import image_only
 from probes.dense.preview import draw_preview, predict
-from probes.features.feature_dataset import features_key
+from probes.features.content_hashes import content_hashes
 from probes.predictor import mmlab_head
 from probes.runner.training import Member, train_together
 from probes.selection import Candidate, held_out_by_content, log_scores, select_candidate
@@ -32,15 +32,14 @@ Choice = tuple[Context, list[str]]  # of a head with the best rate, and notes fo
 
 
 def group_key(probe: Probe, context: Context) -> str:
-    """Equal for tasks that one loop can train on the same batches: those of one seed and of one
-    backbone's cached features, or of crops of the same photographs for one encoder. Ground truth,
-    head, optimizer, schedule and length may differ."""
+    """Equal for tasks that one loop can train on the same batches: those of one seed and of the
+    same crops of the same photographs for one frozen backbone. Ground truth, head, optimizer,
+    schedule and length may differ."""
     config, settings = dense_config(probe, context), context.settings
     shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.train_indices]
-    shared += [settings.shuffle]
-    if settings.cache != "none":
-        return content_key([*shared, features_key(config, context)])
     shared += [
+        settings.shuffle,
+        settings.cache,
         config.model.backbone.to_dict(),
         config.model.data_preprocessor.to_dict(),
         context.backbone.identity(),
@@ -48,12 +47,12 @@ def group_key(probe: Probe, context: Context) -> str:
     train, val = (config[name].dataset.to_dict() for name in ("train_dataloader", "val_dataloader"))
     if any("cat_max_ratio" in part for part in train["pipeline"]):  # crops follow from the labels
         return content_key([*shared, train, val])
-    images = {
-        split: [sample.image for sample in samples]
-        for split, samples in context.data.samples.items()
-    }
+    images = [
+        content_hashes([context.data.root / sample.image for sample in samples])
+        for samples in context.data.samples.values()
+    ]
     geometry = image_only([*train["pipeline"], *val["pipeline"]])
-    return content_key([*shared, str(context.data.root.resolve()), images, geometry])
+    return content_key([*shared, images, geometry])
 
 
 def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:

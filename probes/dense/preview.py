@@ -11,10 +11,10 @@ from typing import Any
 import mmcv
 import numpy as np
 import torch
-from mmengine.dataset import pseudo_collate
 from torch import nn
 
 from probes.dense.tasks import DENSE_TASKS
+from probes.features.feature_dataset import collate_views
 from probes.pictures import GALLERY, evenly, write_gallery, write_preview
 
 IMAGES = 6  # of the preview
@@ -60,7 +60,7 @@ def draw_preview(
 @torch.no_grad()
 def predict(model: nn.Module, item: Any, kind: str) -> Predicted:
     """An item of a ``DenseDataset`` in test mode, and the model's prediction."""
-    (sample,) = model.test_step(pseudo_collate([item]))  # type: ignore[operator]
+    (sample,) = model.test_step(collate_views([item]))  # type: ignore[operator]
     # mmcv swaps channels for plain "color" only
     photo = mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1]
     name = DENSE_TASKS.find(kind).field

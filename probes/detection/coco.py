@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from probes.runner import bridge  # noqa: F401 - before mmdet, which it prepares
@@ -18,15 +19,24 @@ from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import PackDetInputs
+from mmengine.dataset import Compose
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import DATASETS, METRICS, TRANSFORMS
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope
 from pycocotools import mask as mask_api
 from pycocotools.cocoeval import COCOeval
 from torch.utils.data import Sampler
 
 from cliptex_common.errors import UserError
+from cliptex_common.files import content_key
+from probes.base import EncodeRun
 from probes.detection.settings import STATS
+from probes.features.content_hashes import content_hashes
+from probes.features.crops import flips, without_images
+from probes.features.feature_dataset import FeatureDataset
+from probes.features.store import Builder, CacheKey
 
+OF_IMAGES = ("LoadImageFromFile", "Resize")  # steps that decide an upright image
+META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")
 BITS = 1 << np.arange(10)  # one for each IoU threshold 0.5, 0.55 … 0.95
 
 
@@ -69,8 +79,8 @@ def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> list
 
 
 @DATASETS.register_module()
-class CocoInstances(CocoDataset):
-    """mmdet's ``CocoDataset`` on selected images.
+class CocoInstances(FeatureDataset, CocoDataset):
+    """mmdet's ``CocoDataset`` on selected images; see ``FeatureDataset``.
 
     In ``test_mode`` images are sorted by their resized shapes, so that neighbours can be evaluated
     together.
@@ -81,6 +91,8 @@ class CocoInstances(CocoDataset):
         min_size: leave out images with a shorter side of less, pixels (for training).
         aspect_groups: batch size, to have batches of images that are all upright or all not (see
             ``arrange``); 0 for any order.
+        encoder: see ``probes.features.feature_dataset.encoder_config``. Features are those of each
+            image and, where the pipeline may flip it, of its mirror image.
         **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
 
     Attributes:
@@ -91,19 +103,37 @@ class CocoInstances(CocoDataset):
     """
 
     COCOAPI = _OrderedCOCO
+    scope = "mmdet"
 
     def __init__(
         self,
-        *args: Any,
+        *,
+        pipeline: Sequence[Mapping[str, Any]],
         image_ids: Sequence[int] | None = None,
         drop_empty: bool = False,
         min_size: int = 0,
         aspect_groups: int = 0,
+        encoder: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.image_ids, self.drop_empty, self.dropped_empty = image_ids, drop_empty, 0
         self.aspect_groups, self.min_size = aspect_groups, min_size
-        super().__init__(*args, **kwargs)
+        self.encoder = encoder or {}
+        self.flips = flips(
+            next((step["prob"] for step in pipeline if step["type"] == "RandomFlip"), 0.0)
+        )
+        self.image_steps = [step for step in pipeline if step["type"] in OF_IMAGES]
+        pack = {"type": "PackInstances", "meta_keys": META_KEYS}
+        with DefaultScope.overwrite_default_scope(self.scope):
+            self._blank = Compose(without_images(pipeline))
+            self._images = {
+                flipped: Compose(
+                    [*self.image_steps, {"type": "RandomFlip", "prob": float(flipped)}, pack]
+                )
+                for flipped in self.flips
+            }
+        super().__init__(pipeline=pipeline, **kwargs)
+        self.name = Path(self.ann_file).stem
 
     def filter_data(self) -> list[dict[str, Any]]:
         images = self.data_list
@@ -127,6 +157,30 @@ class CocoInstances(CocoDataset):
                 f" {self.min_size} px or more; check the classes and min_size"
             )
         return sorted(images, key=self._resized) if self.test_mode else images
+
+    def prepare_data(self, idx: int) -> dict[str, Any] | None:
+        if not self.encoder:
+            return super().prepare_data(idx)
+        sample = self.ground_truth(idx)
+        if sample is None:  # no object remains on the image: mmengine takes another one
+            return None
+        item = idx * len(self.flips) + self.flips.index(bool(sample.get("flip", False)))
+        sample.set_metainfo({"pad_shape": tuple(self.features.metadata(item)["pad_shape"])})
+        return {"inputs": tuple(self.features[item]), "data_samples": sample}
+
+    def ground_truth(self, index: int) -> Any:
+        packed = self._blank(self.get_data_info(index))
+        return packed and packed["data_samples"]
+
+    def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
+        sizes = [self.shape(index) for index in range(len(self)) for _ in self.flips]
+        images = content_key(content_hashes([Path(info["img_path"]) for info in self.infos()]), 64)
+        identity = {"images": images, "pipeline": self.image_steps, "flipped": self.flips}
+        yield self.maps(sizes, identity, run)
+
+    def load(self, item: int) -> dict[str, Any]:
+        index, flipped = divmod(item, len(self.flips))
+        return self._images[self.flips[flipped]](self.get_data_info(index))
 
     def shape(self, index: int) -> tuple[int, int]:
         """Height and width of an image after the pipeline's ``Resize``."""

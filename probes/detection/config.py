@@ -10,10 +10,10 @@ from mmengine.config import Config
 from cliptex_common.device import is_accelerator
 from probes.base import Context
 from probes.datasets.base import PreparedDataset, Split
-from probes.detection import cache, coco, per_shape  # noqa: F401  they register types
+from probes.detection import coco, per_shape  # noqa: F401  they register types
 from probes.detection.models import detector
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
-from probes.features.feature_dataset import use_cached_features
+from probes.features.feature_dataset import encoder_config, loader_config
 from probes.runner.batches import at_once
 from probes.runner.settings import optimizer, schedule
 
@@ -43,13 +43,31 @@ def detection_config(context: Context) -> Config:
         "min_size": settings.min_size,
         "aspect_groups": settings.batch_size if grouped else 0,
     }
+    model = detector(backbone, frozen, len(data.classes), settings)
+    prepare, frozen = model["data_preprocessor"], model["backbone"]
+    encoder = encoder_config(frozen, prepare, settings.cache, context.device.type)
+    rounded = {"rounded": "fp16"} if settings.cache == "fp16" else {}
+    model["data_preprocessor"] = {**prepare, "type": "UnstackedDetPreprocessor"}
+    model["backbone"] = {
+        "type": "PerShape",
+        "backbone": {**frozen, **rounded},
+        "neck": model.pop("neck"),
+    }
     config = Config(
         {
             "custom_imports": {"imports": list(OWN_MODULES)},
             "default_scope": "mmdet",
-            "model": detector(backbone, frozen, len(data.classes), settings),
-            "train_dataloader": {"batch_size": settings.batch_size, "dataset": train_set},
-            "val_dataloader": {"dataset": {**val_set, "test_mode": True}},
+            "model": model,
+            "train_dataloader": {
+                "batch_size": settings.batch_size,
+                "dataset": {**train_set, "encoder": encoder},
+                **loader_config(encoder),
+            },
+            "val_dataloader": {
+                **at_once(AT_ONCE, context.device),
+                "dataset": {**val_set, "encoder": encoder, "test_mode": True},
+                **loader_config(encoder),
+            },
             "val_evaluator": {
                 "type": "CocoMeanAP",
                 "ann_file": f"{val_set['data_root']}/{val_set['ann_file']}",
@@ -61,22 +79,6 @@ def detection_config(context: Context) -> Config:
         },
         format_python_code=False,  # yapf takes a second, and is hardly easier to read
     )
-    model = config.model
-    if settings.cache != "none":
-        config.custom_imports.imports.append("probes.detection.cache")
-        config = use_cached_features(
-            config,
-            settings.cache,
-            context.device,
-            "CachedInstances",
-            train={"flip": settings.flip},
-            val={"flip": 0.0},
-            stack=model.data_preprocessor,
-        )
-        model = config.model
-    model.backbone = {"type": "PerShape", "backbone": model.backbone, "neck": model.pop("neck")}
-    model.data_preprocessor.type = "UnstackedDetPreprocessor"
-    config.val_dataloader |= at_once(AT_ONCE, context.device)
     if is_accelerator(context.device):  # a GPU that can train on a batch can evaluate as many
         is_ssd = isinstance(settings, SSDSettings)
         largest = settings.size**2 if is_ssd else settings.short_side * settings.long_side

@@ -65,7 +65,7 @@ class PerShape(BaseModule):
 @MODELS.register_module()
 class UnstackedDetPreprocessor(DetDataPreprocessor):
     """``DetDataPreprocessor`` whose ``inputs`` are a list of images (3, H, W), each padded to
-    ``pad_size_divisor`` only; cached maps are not changed."""
+    ``pad_size_divisor`` only; maps of images are not changed."""
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
         samples = self.cast_data(data["data_samples"])
@@ -76,8 +76,8 @@ class UnstackedDetPreprocessor(DetDataPreprocessor):
             ]
             for sample, image in zip(samples, inputs, strict=True):
                 sample.set_metainfo({"pad_shape": tuple(image.shape[-2:])})
-        else:  # collated level by level
-            inputs = list(zip(*self.cast_data(data["inputs"]), strict=True))
+        else:
+            inputs = self.cast_data(data["inputs"])
         shape = tuple(max(sample.pad_shape[side] for sample in samples) for side in (0, 1))
         for sample in samples:
             sample.set_metainfo({"batch_input_shape": shape})

@@ -114,13 +114,12 @@ class LoadBlank(BaseTransform):
         return results
 
 
-def without_images(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A dataset's config for its ground truth alone, with ``LoadBlank``."""
-    pipeline = [
-        {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part
-        for part in config["pipeline"]
+def without_images(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A pipeline for ground truth alone, with ``LoadBlank``."""
+    return [
+        {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else dict(part)
+        for part in pipeline
     ]
-    return {**config, "pipeline": pipeline}
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

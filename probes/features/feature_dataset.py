@@ -1,13 +1,12 @@
-"""Datasets that deliver cached features in place of images, for dense probes and detection.
+"""Datasets of mmengine's that deliver feature maps in place of images where their config has an
+``encoder``: heads, losses, schedules and evaluators are the same either way.
 
-In mmengine's terms the dataset delivers the maps and the backbone only reads them: heads, losses,
-schedules and evaluators are those of the uncached config. Missing features are encoded when a set
-is opened: decoded in loading processes while the backbone computes, in batches of one shape.
+Missing features are encoded when a set is opened: decoded in loading processes while the backbone
+computes, in batches of one shape.
 """
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,19 +14,17 @@ from itertools import chain, groupby, islice
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, DefaultScope
-from torch import Tensor, nn
+from mmengine.registry import FUNCTIONS, MODELS, DefaultScope
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import Backbone
 from backbones.versions import DENSE, versions
 from cliptex_common.device import is_accelerator, takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError
-from cliptex_common.files import content_key
 from cliptex_common.out_of_memory import Halving
-from probes.base import Context, EncodeRun
+from probes.base import EncodeRun
 from probes.features.store import (
     DTYPES,
     Builder,
@@ -47,72 +44,61 @@ CPU_PIXELS = 8 * 224**2
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
 
 
-def use_cached_features(
-    config: Config,
-    dtype: str,
-    device: torch.device,
-    dataset: str,
-    *,
-    train: Mapping[str, Any],
-    val: Mapping[str, Any],
-    stack: Mapping[str, Any],
-) -> Config:
-    """``config`` with datasets of cached features.
+def encoder_config(
+    backbone: Mapping[str, Any], data_preprocessor: Mapping[str, Any], cache: str, device: str
+) -> Part | None:
+    """The argument ``encoder`` of a ``FeatureDataset``.
 
     Args:
-        dtype, device: see ``FeatureDataset``.
-        dataset: type of the ``FeatureDataset`` that wraps the one of each loader.
-        train, val: further arguments of it.
-        stack: config of the data preprocessor, which makes a batch of cached maps.
-    """
-    encoder = {
-        "backbone": config.model.backbone,
-        "data_preprocessor": config.model.data_preprocessor,
-    }
-    config = copy.deepcopy(config)
-    for loader, options in ((config.train_dataloader, train), (config.val_dataloader, val)):
-        loader.dataset = {
-            "type": dataset,
-            "dataset": loader.dataset,
-            "encoder": copy.deepcopy(encoder),
-            "dtype": dtype,
-            "device": device.type,
-            **options,
-        }
-        loader.num_workers = 0  # reading mapped files is faster than passing them on
-        loader.persistent_workers = False
-    config.model.data_preprocessor = dict(stack)
-    config.model.backbone = {"type": "CachedFeatures"}
-    config.custom_imports.imports = [
-        *config.custom_imports.imports,
-        "probes.features.feature_dataset",
-        "probes.runner.batches",
-    ]
-    return config
-
-
-class FeatureDataset(Dataset):
-    """A dataset of cached features; missing ones are encoded when the set is first used.
-
-    Attributes:
-        scope: mmengine's, of the encoder's configs.
-
-    Args:
-        source: the wrapped dataset, with a pipeline for its images.
-        name: of the set, for people.
-        encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``.
-        dtype: of the cached features: ``fp32``, ``fp16`` or ``bf16``.
+        backbone, data_preprocessor: configs of the ``FrozenBackbone`` and of what prepares images
+            for it.
+        cache: precision of the features in the store, ``fp32``, ``fp16`` or ``bf16``; ``none`` for
+            a dataset of images.
         device: type of the device that encodes (``cpu`` …); part of the features' identity.
     """
+    if cache == "none":
+        return None
+    parts = {"backbone": dict(backbone), "data_preprocessor": dict(data_preprocessor)}
+    return {**parts, "dtype": cache, "device": device}
 
+
+def loader_config(encoder: Mapping[str, Any] | None) -> Part:
+    """Options of a loader of a ``FeatureDataset``."""
+    options: Part = {"collate_fn": {"type": "collate_views"}}
+    if encoder:  # reading mapped files is faster than passing them on
+        options |= {"num_workers": 0, "persistent_workers": False}
+    return options
+
+
+@FUNCTIONS.register_module()
+def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """A batch as lists over its images, of which each has one tensor or its maps. (mmengine's own
+    sorts maps by level.)"""
+    return {name: [item[name] for item in items] for name in items[0]}
+
+
+class FeatureDataset:
+    """What datasets of mmengine's share that deliver images or, with an ``encoder``, the feature
+    maps of a frozen backbone. Then no image is decoded once the features are in the store.
+
+    An item has ``inputs``, an image (3, H, W) or its maps (C, h, w) in the precision of the store,
+    and ``data_samples`` with its ground truth.
+
+    Attributes:
+        encoder: see ``encoder_config``; empty for images.
+        scope: mmengine's, of the encoder's configs.
+        name: of the set, for people.
+        stores: of features and perhaps ground truth, while they are open.
+    """
+
+    encoder: Mapping[str, Any]
     scope: str
+    name: str
+    stores: Sequence[FeatureStore] = ()
 
-    def __init__(
-        self, source: Any, name: str, encoder: Mapping[str, Any], dtype: str, device: str
-    ) -> None:
-        self.source, self.name = source, name
-        self.encoder, self.dtype, self.device = dict(encoder), dtype, device
-        self.stores: list[FeatureStore] = []
+    @abstractmethod
+    def ground_truth(self, index: int) -> Any:
+        """The ``data_samples`` of an item, by the same random numbers. No image is decoded."""
 
     @abstractmethod
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
@@ -124,51 +110,38 @@ class FeatureDataset(Dataset):
         pipeline packs them, in any process. Raises ``UserError`` when the image cannot be read."""
 
     @property
-    def metainfo(self) -> dict[str, Any]:
-        return self.source.metainfo
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
     def features(self) -> FeatureStore:
         """The store of features, opened (and built) at first use."""
         if not self.stores:
             self.open()
         return self.stores[0]
 
-    def shape(self, index: int) -> tuple[int, ...]:
-        """Height and width of a test image in the backbone, with padding, then without."""
-        metadata = self.features.metadata(index)
-        return *metadata["pad_shape"][:2], *metadata["img_shape"][:2]
-
     def open(self, run: EncodeRun | None = None) -> None:
         """Open the stores, building missing ones, and lock them against removal until ``close``.
+        Does nothing without an encoder.
 
         Raises as ``get_or_build`` and ``encoded``.
         """
         self.close()
-        run = run or EncodeRun(torch.device(self.device))
+        if not self.encoder:
+            return
+        run = run or EncodeRun(torch.device(self.encoder["device"]))
         message = f"waiting for the process that encodes {self.name}"
         with bridge.isolated_rng():  # flipping an image draws, though it is certain
             for key, build in self.keys(run):
                 with run.cost.phase("encode"):
-                    self.stores.append(
-                        get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
-                    )
+                    store = get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
+                self.stores = [*self.stores, store]
 
     def close(self) -> None:
         """Release the stores."""
-        while self.stores:
-            self.stores.pop().close()
-
-    def get_data_info(self, index: int) -> dict[str, Any]:
-        """The sample of the wrapped dataset."""
-        return self.source.get_data_info(index)
+        for store in self.stores:
+            store.close()
+        self.stores = ()
 
     def infos(self) -> list[dict[str, Any]]:
-        """All samples of the wrapped dataset."""
-        return [self.get_data_info(index) for index in range(len(self))]
+        """All samples."""
+        return [self.get_data_info(index) for index in range(len(self))]  # type: ignore[attr-defined, arg-type]
 
     def maps(
         self, sizes: Sequence[tuple[int, ...]], identity: Mapping[str, Any], run: EncodeRun
@@ -180,6 +153,7 @@ class FeatureDataset(Dataset):
             identity: what the maps follow from besides the encoder and the type of device (which
                 rounds differently): images, pipeline, crops.
         """
+        dtype = self.encoder["dtype"]
         with DefaultScope.overwrite_default_scope(self.scope):
             frozen = MODELS.build(self.encoder["backbone"])
         backbone, layers = frozen.backbone, list(frozen.out_indices)
@@ -195,8 +169,8 @@ class FeatureDataset(Dataset):
                 "device": run.device.type,
                 "libraries": versions(*DENSE),
             },
-            (self.dtype,) * len(layers),
-            [maps_bytes(backbone, layers, size, self.dtype) for size in sizes],
+            (dtype,) * len(layers),
+            [maps_bytes(backbone, layers, size, dtype) for size in sizes],
         )
         return key, partial(self.encoded, frozen=frozen, sizes=sizes, run=run)
 
@@ -216,6 +190,7 @@ class FeatureDataset(Dataset):
             NonFiniteLoss: a map is not finite.
             UserError: an image cannot be read, or a map does not fit into fp16.
         """
+        dtype = self.encoder["dtype"]
         with DefaultScope.overwrite_default_scope(self.scope):
             preprocess = MODELS.build(self.encoder["data_preprocessor"]).to(run.device)
         frozen = frozen.to(run.device)
@@ -232,7 +207,7 @@ class FeatureDataset(Dataset):
             maps = frozen(batch["inputs"])
             if not all_finite(maps):
                 raise NonFiniteLoss(f"feature maps of {about} are not finite")
-            cast = [each.cpu() for each in as_dtype(maps, self.dtype, about)]
+            cast = [each.cpu() for each in as_dtype(maps, dtype, about)]
             return [
                 (item, [each[index] for each in cast], _shapes(sample.metainfo))
                 for index, ((item, _), sample) in enumerate(
@@ -249,33 +224,6 @@ class FeatureDataset(Dataset):
                     run.cost.images["encode"] += len(part)
                     yield from chain.from_iterable(results)
                     run.progress.advance(len(part))
-
-
-def part_of(pipeline: list[Part], kind: str) -> Part:
-    """The config of the first transform of a type in a pipeline."""
-    return next(part for part in pipeline if part["type"] == kind)
-
-
-def features_key(config: Any, context: Context) -> str:
-    """The identity of the features of a config's datasets, cached or not."""
-    bridge.share(context.backbone_config, context.backbone)
-    with DefaultScope.overwrite_default_scope(config.default_scope):
-        datasets = [
-            DATASETS.build(loader.dataset)
-            for loader in (config.train_dataloader, config.val_dataloader)
-        ]
-        return content_key([next(each.keys(context))[0].digest for each in datasets])
-
-
-@MODELS.register_module()
-class CachedFeatures(nn.Module):
-    """Replaces ``FrozenBackbone``: its inputs are the cached maps, its outputs float32 maps."""
-
-    settings = ()
-
-    @bridge.computed_once
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(each.float() for each in maps)
 
 
 def maps_bytes(backbone: Backbone, layers: Sequence[int], size: tuple[int, ...], dtype: str) -> int:

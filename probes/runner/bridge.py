@@ -122,7 +122,7 @@ class FrozenBackbone(nn.Module):
     Args:
         precision: ``fp32``, or ``bf16`` to run it under autocast; the maps are float32 either way.
         out_indices: which of the backbone's maps to return, in this order; None for all.
-        rounded: ``fp16`` to round the maps to it, as caching them does.
+        rounded: ``fp16`` to round the maps to it, as the feature store does.
         class_token: append a layer's class token to the channels of its map, at each position.
         **create: arguments of ``backbones.create`` (``name``, ``weights``, ``seed`` …).
 
@@ -152,14 +152,16 @@ class FrozenBackbone(nn.Module):
 
     @computed_once
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Maps:
+    def forward(self, images: Tensor | Maps) -> Maps:
         """(N, 3, H, W) normalised RGB → float32 maps (N, channels[i], H / strides[i], W /
-        strides[i]).
+        strides[i]). Maps that were computed before stay as they are, in float32.
 
         Raises:
             UserError: H or W is not a multiple of the backbone's divisor (the data preprocessor
                 pads to it).
         """
+        if not isinstance(images, Tensor):
+            return tuple(each.float() for each in images)
         divisor = self.backbone.divisor
         if images.shape[-2] % divisor or images.shape[-1] % divisor:
             raise UserError(

@@ -7,38 +7,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.registry import DATASETS
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from cliptex_common.files import content_key
-from probes.features.crops import without_images
 from probes.runner.bridge import isolated_rng
 
 
 class GroupDataset(Dataset):
     """Datasets of the same photographs in the same order, as one.
 
-    An item is that of the first dataset; ``more_samples`` are the ``data_samples`` of the others,
-    made of black images by the same random numbers, and so with the same geometry.
+    An item is that of the first dataset; ``more_samples`` are the ground truth of the others, by
+    the same random numbers, and so with the same geometry.
 
     Args:
         configs: of each task's dataset; tasks with equal ones share it.
 
     Attributes:
         datasets: the distinct ones.
-        cached: those of cached features, which are opened and closed.
         indices: which of them is each task's.
     """
 
     def __init__(self, configs: Sequence[Mapping[str, Any]]) -> None:
         distinct = {content_key(config): config for config in configs}
         self.indices = [list(distinct).index(content_key(config)) for config in configs]
-        first, *rest = distinct.values()
-        self.datasets: list[Any] = [DATASETS.build(first)]
-        for config in rest:
-            is_cached = "pipeline" not in config
-            self.datasets.append(DATASETS.build(config if is_cached else without_images(config)))
-        self.cached = [dataset for dataset in self.datasets if hasattr(dataset, "open")]
+        self.datasets: list[Any] = [DATASETS.build(config) for config in distinct.values()]
         if len({len(dataset) for dataset in self.datasets}) > 1:
             raise ValueError("the datasets of a task group must be of the same photographs")
 
@@ -49,7 +42,7 @@ class GroupDataset(Dataset):
         samples = []
         for dataset in self.datasets[1:]:
             with isolated_rng():  # each starts from the same random numbers
-                samples.append(dataset[index]["data_samples"])
+                samples.append(dataset.ground_truth(index))
         item = self.datasets[0][index]
         return {**item, "more_samples": samples} if samples else item
 
@@ -75,22 +68,15 @@ class GroupDataset(Dataset):
             {name: value for name, value in data.items() if name != "more_samples"}, training
         )
         batches = [first]
-        for samples in preprocessor.cast_data(data.get("more_samples", [])):  # type: ignore[operator]
+        more_samples = zip(*data.get("more_samples", []), strict=True)
+        for samples in preprocessor.cast_data(list(more_samples)):  # type: ignore[operator]
             for sample, padded in zip(samples, first["data_samples"], strict=True):
                 padding = set(padded.metainfo) - set(sample.metainfo)
                 sample.set_metainfo({name: padded.metainfo[name] for name in padding})
-            batches.append({**first, "data_samples": samples})
+            batches.append({**first, "data_samples": list(samples)})
         return [batches[index] for index in self.indices]
 
 
 def rows_of(data: Mapping[str, Any], rows: slice) -> dict[str, Any]:
     """Some images of a collated batch."""
-    inputs = data["inputs"]
-    is_images = isinstance(inputs[0], Tensor) and inputs[0].dim() == 3  # else maps, level by level
-    part = {
-        "inputs": inputs[rows] if is_images else tuple(level[rows] for level in inputs),
-        "data_samples": data["data_samples"][rows],
-    }
-    if "more_samples" in data:
-        part["more_samples"] = [samples[rows] for samples in data["more_samples"]]
-    return part
+    return {name: values[rows] for name, values in data.items()}

@@ -60,8 +60,8 @@ class Member:
             did.
         error: why it left the group.
         metrics: of the evaluator.
-        train_dataset, val_dataset: of this head's ground truth, perhaps with black images;
-            val_item: gives an item of val with its image.
+        train_dataset, val_dataset: of this head's ground truth; val_item: gives an item of val with
+            the input of its model.
         cost: of training (with that of killed processes up to their last state), evaluation and
             encoding: equal shares among the heads of the group.
         notes: on the features, for the user.

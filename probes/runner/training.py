@@ -144,7 +144,7 @@ def train_together(
         train = GroupDataset([cfg.train_dataloader.dataset.to_dict() for cfg, _ in heads])
         val = GroupDataset([cfg.val_dataloader.dataset.to_dict() for cfg, _ in heads])
         encoding, notes = replace(context, cost=Cost()), list[str]()
-        for dataset in (*train.cached, *val.cached):
+        for dataset in (*train.datasets, *val.datasets):
             stack.callback(dataset.close)  # till then no other process can remove the features
             dataset.open(encoding)
             notes += [note for store in dataset.stores for note in store.notes]

@@ -14,7 +14,7 @@ from backbones.registry import BACKBONES
 from benchmark.execution import EXECUTORS
 from benchmark.suites.registry import SUITES
 from cliptex_common.registry import Registry
-from probes.dense.data import DenseDataset
+from probes.dense.dataset import DenseDataset
 from probes.registry import DATASETS, PROBES, find_task, tasks
 
 # registry, and name and object of what another package brings

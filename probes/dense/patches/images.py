@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import mmcv
 import numpy as np
 import torch
-from mmengine.registry import DefaultScope
+from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
@@ -24,7 +24,6 @@ from cliptex_common.device import upload
 from cliptex_common.out_of_memory import Halving
 from probes.base import Context, EncodeRun, TaskResult
 from probes.datasets.base import Split
-from probes.dense.cached import CachedDense
 from probes.dense.config import dataset_config, frozen_backbone, preprocessor
 from probes.dense.constant import constant_note
 from probes.dense.data import LOAD, ground_truth_config
@@ -35,6 +34,8 @@ from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.settings import has_void_class
 from probes.dense.preview import Predicted, draw_preview
 from probes.features.budget import CacheFull
+from probes.features.crops import all_crops
+from probes.features.feature_dataset import encoder_config
 from probes.features.store import DTYPES, Builder, get_or_build
 from probes.layers import position
 from probes.pictures import GALLERY, evenly
@@ -129,18 +130,15 @@ class PatchImages:
         prepare = preprocessor(backbone)
         if encoder is not None and encoder.slide:
             prepare["test_cfg"] = {"size_divisor": 1}  # windows show the image alone, no padding
+        source = encoder_config(
+            frozen_backbone(context, out_indices),
+            prepare,
+            "fp32" if encoder else settings.cache,
+            context.device.type,
+        )
         with DefaultScope.overwrite_default_scope("mmseg"):
-            self.dataset = CachedDense(
-                dataset_config(data, split, pipeline, test_mode=True),
-                {
-                    "backbone": frozen_backbone(context, out_indices),
-                    "data_preprocessor": prepare,
-                },
-                "fp32" if encoder else settings.cache,
-                crops,
-                0.0,
-                context.device.type,
-            )
+            self.dataset: Any = DATASETS.build(dataset_config(data, split, pipeline, source))
+        self.dataset.crops = all_crops(crops, 0.0)
         images = (split == "train" and data.train_indices) or range(len(self.dataset))
         each = max(crops, 1)
         self.items = [image * each + crop for image in images for crop in range(each)]
@@ -177,7 +175,7 @@ class PatchImages:
 
     def labels(self, patches: Patches) -> Tensor:
         """(H, W) int64, of the patches' ``size``."""
-        info = self.dataset.source.get_data_info(patches.index)
+        info = self.dataset.get_data_info(patches.index)
         sample = self.dataset.load_ground_truth({**info, "ori_shape": patches.original})
         labels = sample["gt_seg_map"]
         if patches.crop is not None:
@@ -275,7 +273,7 @@ def evaluate_patches(
         if not scores:  # what encodes has its own progress before
             context.progress.start(f"segmenting {data.spec.name}", len(images))
         labels = images.labels(patches)
-        info = images.dataset.source.get_data_info(patches.index)
+        info = images.dataset.get_data_info(patches.index)
         areas = metric.score(prediction[None], labels[None])
         scores[patches.index] = {"image": info["image"], **areas}
         if patches.index in gallery:

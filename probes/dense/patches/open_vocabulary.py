@@ -55,7 +55,7 @@ def run(context: Context) -> TaskResult:
                 yield label_map(best[:, 0], patches)
                 continue
             maps = best.permute(1, 2, 0).unflatten(2, patches.grid)
-            size = split.dataset.source.shape(patches.index)
+            size = split.dataset.resized_shape(patches.index)
             probabilities = average_windows(maps, size, settings.slide)[None]
             yield interpolate(probabilities, size=patches.size, mode="bilinear")[0].argmax(dim=0)
 

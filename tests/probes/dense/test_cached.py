@@ -11,17 +11,17 @@ import numpy as np
 import open_clip.factory as factory
 import pytest
 import torch
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
 import backbones
 import probes.catalog  # noqa: F401  registers the probes
-from probes.dense.cached import CachedDense
 from probes.dense.config import dense_config
+from probes.dense.dataset import DenseDataset
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.crops import Crop, all_crops
+from probes.features.feature_dataset import collate_views
 from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
@@ -83,7 +83,7 @@ def run(*args, **kwargs):
     return probe.run(task)
 
 
-def sets(probe, task) -> list[CachedDense]:
+def sets(probe, task) -> list[DenseDataset]:
     """The datasets that a probe's config names: train and val."""
     config = dense_config(probe, task)
     with DefaultScope.overwrite_default_scope("mmseg"):
@@ -130,7 +130,7 @@ def test_cached_features_and_metrics_are_those_of_encoding_each_time(tmp_path, k
             for index in range(4)
             for crop in crops
         ]
-        maps = frozen(prepared(pseudo_collate(items), True)["inputs"])
+        maps = frozen(prepared(collate_views(items), True)["inputs"])
     for cache, error in (("fp32", 0.0), ("fp16", 2.0**-11)):
         train, _ = sets(*prepare(tmp_path / "x", kind, data, backbone=REAL[backbone], cache=cache))
         train.open()
@@ -141,7 +141,7 @@ def test_cached_features_and_metrics_are_those_of_encoding_each_time(tmp_path, k
                 assert bool(
                     (difference <= error * fresh[row].abs() + error * 1e-4).all()
                 )  # bit by bit in fp32
-            target = item["data_samples"].get(train.field).data
+            target = item["data_samples"].get(f"gt_{DENSE_TASKS.find(kind).field}").data
             assert torch.equal(train.stores[1][row][0].to(target.dtype), target)
 
 
@@ -194,7 +194,6 @@ def test_encoded_once_for_all_probes_and_seeds(tmp_path):
         "encoding tiny-cnn on tiny-seg (val)",
     ]
     assert not [name for name, _ in second.started if name.startswith(("encoding", "cropping"))]
-    assert "CachedDense" in probe.config(task)
     cost, rest = task.cost.metrics(), again.cost.metrics()
     images = 6 * 4 + 3  # two crops, each also flipped, and val
     assert cost["encode_images_per_second"] == pytest.approx(images / cost["encode_seconds"])
@@ -255,3 +254,34 @@ def test_cached_ground_truth_is_that_of_the_plugin_that_reads_it(tmp_path, monke
     monkeypatch.setattr(DENSE_TASKS, "origin", lambda name: {"plugin": name})
     assert folders()[0] == features
     assert folders()[1] != ground_truth
+
+
+def test_configs_are_the_same_cached_or_not_and_what_is_cached_is_not_decoded(
+    tmp_path, monkeypatch
+):
+    data = tiny_dense.make(tmp_path / "data", "segmentation")
+    plain, cached = (
+        dense_config(*prepare(tmp_path / cache, "segmentation", data, cache=cache)).to_dict()
+        for cache in ("none", "fp32")
+    )
+    encoders = []
+    for config in (plain, cached):
+        for split in ("train", "val"):
+            loader = config[f"{split}_dataloader"]
+            encoders.append(loader["dataset"].pop("encoder"))
+            for option in ("num_workers", "persistent_workers"):
+                loader.pop(option, None)
+    assert plain == cached
+    assert encoders[:2] == [None, None] and encoders[2] == encoders[3] is not None
+
+    train, val = sets(*prepare(tmp_path / "w", "segmentation", data, cache="fp32"))
+    train.open()
+    val.open()
+
+    def decode(self, results):
+        raise AssertionError("an image is decoded")
+
+    monkeypatch.setattr("mmcv.transforms.LoadImageFromFile.transform", decode)
+    for dataset in (train, val):
+        assert dataset[0]["data_samples"].gt_sem_seg.data.any()
+        dataset.close()

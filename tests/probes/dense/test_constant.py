@@ -13,7 +13,8 @@ from mmengine.registry import DefaultScope
 import probes.dense.augment  # noqa: F401  registers the transforms
 from cliptex_common.dense_maps.read import read_depth, read_normals
 from probes.dense.constant import best_constant, constant_note
-from probes.dense.data import DenseDataset, pipelines
+from probes.dense.data import pipelines
+from probes.dense.dataset import DenseDataset
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.normals import NormalSettings
 from tests.probes import tiny_dense

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from probes.dense.data import DenseDataset, pipelines
+from probes.dense.data import pipelines
+from probes.dense.dataset import DenseDataset
 from probes.dense.segmentors import at_own_size
 from probes.dense.tasks.depth import DepthSettings
 from probes.dense.tasks.segmentation import SegmentationSettings

@@ -10,12 +10,12 @@ import numpy as np
 import open_clip.factory as factory
 import pytest
 import torch
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import probes.detection.probe  # noqa: F401  registers
 from probes.detection.config import detection_config
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
+from probes.features.feature_dataset import collate_views
 from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
@@ -109,7 +109,7 @@ def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
                 np.random.seed(number)
                 items = [both[split][index % len(both[split])] for index in (number, number + 1)]
                 prepare, read = parts[cache]
-                batch = prepare(pseudo_collate(items), training)
+                batch = prepare(collate_views(items), training)
                 batches[cache] = read(batch["inputs"]), batch["data_samples"]
             for fresh, cached in zip(batches["none"][1], batches["fp32"][1], strict=True):
                 assert (

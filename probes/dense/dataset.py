@@ -1,0 +1,228 @@
+"""Images with dense ground truth for mmseg: one dataset class for every ``DatasetSpec`` whose kind
+is a dense task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
+
+# isort: split
+import mmcv
+import torch
+from mmcv.transforms import Resize
+from mmengine.dataset import BaseDataset, Compose
+from mmseg.models import SegDataPreProcessor
+from mmseg.registry import DATASETS as MMSEG_DATASETS
+from mmseg.registry import MODELS, TRANSFORMS
+from torch import Tensor
+
+from cliptex_common.files import content_key
+from probes.base import EncodeRun, Progress
+from probes.dense.augment import ReadArea, ShortSide
+from probes.dense.data import channels_first, dense_sample, image_only
+from probes.dense.tasks import DENSE_TASKS
+from probes.features.content_hashes import content_hashes
+from probes.features.crops import Crop, all_crops, draw_crop, image_size, without_images
+from probes.features.feature_dataset import FeatureDataset
+from probes.features.store import DTYPES, Builder, CacheKey
+from probes.registry import DATASETS
+
+
+@MMSEG_DATASETS.register_module()
+class DenseDataset(FeatureDataset, BaseDataset):
+    """A split of a registered dataset, in its official order; see ``FeatureDataset``.
+
+    Args:
+        dataset: name in ``probes.registry.DATASETS``.
+        root: its folder on this disk.
+        split: ``train`` or ``val``.
+        exclude: image paths (relative to ``root``) to leave out, because they cannot be read.
+        pipeline: transforms of images and their ground truth.
+        test_mode: as in mmengine: no retry with another sample.
+        encoder: see ``probes.features.feature_dataset.encoder_config``. Features are those of
+            complete images, or of the crops of a ``FixedCrop``, of which one is drawn by numpy's
+            generator as the pipeline draws it; their ground truth is in the store as well, because
+            cropping it again means decoding it again.
+
+    Attributes:
+        crops: that features are stored of; empty for complete images.
+
+    Raises:
+        UserError: the dataset is not known.
+    """
+
+    scope = "mmseg"
+
+    def __init__(
+        self,
+        dataset: str,
+        root: str,
+        split: str,
+        pipeline: Sequence[Mapping[str, Any]],
+        exclude: Sequence[str] = (),
+        test_mode: bool = False,
+        encoder: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.root, self.split, self.exclude = Path(root), split, frozenset(exclude)
+        self.spec = DATASETS.find(dataset).at(self.root)
+        self.encoder, self.name = encoder or {}, f"{self.spec.name} ({split})"
+        self.crops: list[Crop] = []
+        self.image_steps, self.blank_steps = image_only(pipeline), _without_images(pipeline)
+        self._side = next((part["crop"] for part in pipeline if "crop" in part), 0)
+        for part in pipeline:
+            if part["type"] == "FixedCrop":
+                self.crops = all_crops(part["fixed_crops"], part["flip"])
+                self._draw_crop = partial(draw_crop, part["fixed_crops"], part["flip"])
+            elif part["type"] == "LoadGroundTruth":
+                self.load_ground_truth = TRANSFORMS.build(part)
+        self._images, self._blank = Compose(self.image_steps), Compose(self.blank_steps)
+        # a sample that fails is never replaced by another one, which would change the metrics;
+        # not serialised: mmengine would collect garbage, which takes longer than all else here
+        super().__init__(
+            metainfo={"classes": tuple(self.spec.class_names(self.root))},
+            pipeline=list(pipeline),
+            test_mode=test_mode,
+            max_refetch=0,
+            serialize_data=False,
+        )
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "img_path": str(self.root / sample.image),
+                "target_path": str(self.root / sample.target),
+                "image": sample.image,
+                "seg_fields": ["gt_seg_map"],
+            }
+            for sample in self.spec.list_samples(self.root, self.split)  # type: ignore[arg-type]
+            if sample.image not in self.exclude
+        ]
+
+    def prepare_data(self, idx: int) -> dict[str, Any]:
+        if not self.encoder:
+            return super().prepare_data(idx)
+        item = self._draw_item(idx)
+        return {"inputs": tuple(self.features[item]), "data_samples": self._sample(idx, item)}
+
+    def ground_truth(self, index: int) -> Any:
+        if not self.encoder:
+            return self._blank(self.get_data_info(index))["data_samples"]
+        return self._sample(index, self._draw_item(index))
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Height and width of a test image; of features, those in the backbone with padding come
+        first."""
+        if not self.encoder:
+            return self.resized_shape(index)
+        metadata = self.features.metadata(index)
+        return *metadata["pad_shape"][:2], *metadata["img_shape"][:2]
+
+    def resized_shape(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image as the test pipeline resizes it."""
+        width, height = self.own_size(index)
+        for part in self.pipeline.transforms:
+            if isinstance(part, ReadArea):
+                y1, y2, x1, x2 = part.area
+                width, height = min(x2, width) - x1, min(y2, height) - y1
+            if isinstance(part, ShortSide):
+                width, height = part.new_size(width, height)
+            elif isinstance(part, Resize) and part.keep_ratio:
+                width, height = mmcv.rescale_size((width, height), part.scale)
+            elif isinstance(part, Resize):
+                width, height = part.scale
+        return height, width
+
+    def own_size(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image file, which its label map has too."""
+        return image_size(self.get_data_info(index)["img_path"])
+
+    def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
+        infos = self.infos()
+        images = content_key(content_hashes([Path(info["img_path"]) for info in infos]), 64)
+        identity = {"images": images, "pipeline": self.image_steps, "crops": self.crops}
+        yield self.maps(self.sizes(), identity, run)
+        if self.crops:
+            yield self._ground_truth_crops(infos, images, run.progress)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each item of the store: a crop, or a complete image as it is resized
+        for tests."""
+        if self.crops:
+            return [(self._side, self._side)] * (len(self) * len(self.crops))
+        return [self.resized_shape(index) for index in range(len(self))]
+
+    def load(self, item: int) -> dict[str, Any]:
+        return self._images(self._info(item))
+
+    def _draw_item(self, index: int) -> int:
+        """The item of the store that an image has this time."""
+        if not self.crops:
+            return index
+        return index * len(self.crops) + self.crops.index(self._draw_crop())
+
+    def _sample(self, index: int, item: int) -> Any:
+        """The sample of an image with the ground truth of an item of the store."""
+        shapes = {name: tuple(shape) for name, shape in self.features.metadata(item).items()}
+        metadata = {**self.get_data_info(index), **shapes}
+        if self.crops:
+            (target,) = self.stores[1][item]
+        else:
+            target = channels_first(self.load_ground_truth(metadata)["gt_seg_map"])
+        return dense_sample(metadata, f"gt_{DENSE_TASKS.find(self.spec.kind).field}", target)
+
+    def _info(self, item: int) -> dict[str, Any]:
+        """The sample of an item of the store, with its crop."""
+        if not self.crops:
+            return self.get_data_info(item)
+        image, crop = divmod(item, len(self.crops))
+        return {**self.get_data_info(image), "crop": tuple(self.crops[crop])}
+
+    def _ground_truth_crops(
+        self, infos: Sequence[Mapping[str, Any]], images: str, progress: Progress
+    ) -> tuple[CacheKey, Builder]:
+        """The ground truth of each crop."""
+        spec, task = self.spec, DENSE_TASKS.find(self.spec.kind)
+        dtype = task.stored_type(spec, len(self.metainfo["classes"]))
+        item_bytes = self._side**2 * task.channels * DTYPES[dtype].itemsize
+        hashes = content_hashes([Path(info["target_path"]) for info in infos])
+        identity = {
+            "images": images,
+            "ground truth": content_key(hashes, 64),
+            "pipeline": self.blank_steps,
+            "crops": self.crops,
+            **DENSE_TASKS.origin(spec.kind),
+        }
+
+        def build(shards: Sequence[Sequence[int]]) -> Any:
+            progress.start(f"cropping the ground truth of {spec.name}", sum(map(len, shards)))
+            for item in (item for shard in shards for item in shard):
+                sample = self._blank(self._info(item))["data_samples"]
+                target = sample.get(f"gt_{task.field}").data
+                yield item, [target.to(DTYPES[dtype])], {}
+                progress.advance()
+
+        sizes = [item_bytes] * (len(infos) * len(self.crops))
+        return CacheKey("ground truth", self.name, identity, (dtype,), sizes), build
+
+
+def _without_images(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A pipeline for ground truth alone: a transform of it needs the size of the image alone."""
+    return [
+        {**part, "image": [0, 0, 0]} if part["type"] == "PadCrop" else part
+        for part in without_images(pipeline)
+    ]
+
+
+@MODELS.register_module()
+class ViewsPreprocessor(SegDataPreProcessor):
+    """``SegDataPreProcessor`` that takes the maps of images, too, which it stacks."""
+
+    def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
+        if isinstance(data["inputs"][0], Tensor):
+            return super().forward(data, training)
+        data = self.cast_data(data)
+        return {**data, "inputs": tuple(map(torch.stack, zip(*data["inputs"], strict=True)))}
