@@ -37,7 +37,6 @@ class WorldConfig:
 
 MINI = WorldConfig()
 SMOKE = WorldConfig(600, 160, 40, 80, 60, 100, 60, 20, 60, shard_size=150)
-CONFIGS = {"smoke": SMOKE, "mini": MINI, "sweep": MINI}  # one world for both
 
 
 class Chunk(NamedTuple):

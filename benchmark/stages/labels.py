@@ -11,7 +11,7 @@ from typing import Any
 
 import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.data.source import FailureCounter, PairSource, Shard
+from backbones.cliptex.data.source import FailureCounter, PairSource
 from backbones.cliptex.experts.registry import load_experts
 from backbones.cliptex.labels.labeller import (
     LabelledShard,
@@ -115,7 +115,7 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
 
             async def label(number: int) -> None:
                 unit = request, writer, number
-                name = _unit_name(source.shards[number])
+                name = f"label {source.shards[number].name}"
                 async with slots:
                     shard, device = await executor.run(
                         label_unit, *unit, name=name, kind="label", priority=request.priority
@@ -177,10 +177,6 @@ def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
     return Labeller(
         source, experts, writer, request.settings, request.batch_size, request.num_workers
     )
-
-
-def _unit_name(shard: Shard) -> str:
-    return f"label {shard.name}"
 
 
 def _count_failures(failures: FailureCounter, failed: Any, total: int) -> None:

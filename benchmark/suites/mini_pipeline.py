@@ -19,7 +19,6 @@ from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import Recipe, find_recipe
 from benchmark.execution.base import Executor, Priority
 from benchmark.mini import datasets
-from benchmark.mini.config import CONFIGS
 from benchmark.mini.world import build_world, is_complete
 from benchmark.stages.experts import ExpertTraining, make_expert
 from benchmark.stages.labels import LabelRequest, find_labels, label_pairs
@@ -79,9 +78,9 @@ class MiniPipeline:
     """
 
     def __init__(self, suite: str, executor: Executor | None, experiment: str) -> None:
-        self.config, self.sizes = CONFIGS[suite], SIZES[suite]
+        self.sizes = SIZES[suite]
         self.executor, self.experiment = executor, experiment
-        self.root = home() / "mini" / self.config.key()
+        self.root = home() / "mini" / self.sizes.world.key()
         self.pairs = str(self.root / "pairs")
         self.data: Mapping[str, Path] = {
             spec.name: self.root / spec.folder for spec in datasets.TASKS
@@ -105,8 +104,8 @@ class MiniPipeline:
     async def world(self) -> Path:
         """The folder of the world."""
         if self.executor is not None:
-            return await build_world(self.config, self.executor)
-        if not is_complete(self.root, self.config):
+            return await build_world(self.sizes.world, self.executor)
+        if not is_complete(self.root, self.sizes.world):
             raise NotMade
         return self.root
 
@@ -149,7 +148,7 @@ class MiniPipeline:
         path = home() / "labels" / f"{self.root.name}-manual-{key}"
         self._mark_in_use(path)
         if not (path / MANIFEST).is_file():
-            arguments = self.config, self.pairs, path
+            arguments = self.sizes.world, self.pairs, path
             await self._executor().run(
                 write_manual_labels,
                 *arguments,

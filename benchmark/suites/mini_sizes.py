@@ -1,4 +1,4 @@
-"""How much the mini suites train: recipes, experts and their sizes."""
+"""How large the mini suites are: their world, recipes and experts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from backbones.cliptex.tasks import PAPER
 from backbones.cliptex.training.recipes import subsets
+from benchmark.mini.config import MINI, SMOKE, WorldConfig
 
 SUBSETS = subsets(PAPER)  # recipes with fewer experts
 LABELLED = ("cliptex-manual", "cliptex-both")  # cliptex with other labels
@@ -16,9 +17,10 @@ TRAINED = ("clip", "clip-ft", *SUBSETS, *LABELLED)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a mini suite trains.
+    """The world of a mini suite, and how much it trains.
 
     Attributes:
+        world: its pictures.
         clip: changes to the recipe that pre-trains CLIP on captions.
         init: its initial weights, see ``backbones.cliptex.training.models.load_pretrained_clip``.
             ``mini`` has an image tower with ImageNet weights: a small ViT from scratch stays at
@@ -29,6 +31,7 @@ class Sizes:
         experts: expert → changes to its settings.
     """
 
+    world: WorldConfig
     clip: Mapping[str, Any]
     init: str
     tune: Mapping[str, Any]
@@ -55,6 +58,7 @@ EXPERTS: dict[str, dict[str, Any]] = {  # the longest first, so that no core is 
 }
 SIZES = {
     "mini": Sizes(
+        world=MINI,
         clip={
             "model": "mini",
             "epochs": 1.5,
@@ -79,6 +83,7 @@ SIZES = {
         experts=EXPERTS,
     ),
     "smoke": Sizes(
+        world=SMOKE,
         clip={"model": "tiny", "epochs": 1.0, "batch_size": 32, "lr": 1e-3, "image_size": 64},
         init="random",
         tune={"epochs": 1.0, "batch_size": 32, "lr": 3e-4},

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import pickle
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import Field
 
 from cliptex_common.errors import UserError
@@ -57,18 +53,6 @@ def test_strings_take_the_type_of_their_field():
 )
 def test_values_from_python_and_files_as_text(key, value, text):
     assert as_text(key, value) == text
-
-
-def test_settings_are_hashable_and_equal_after_json_and_pickle():
-    settings = Settings(scale=(1.0, 2.0))
-    assert Settings(**json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
-    assert pickle.loads(pickle.dumps(settings)) == settings
-    assert hash(settings) == hash(Settings(scale=(1.0, 2.0)))
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_every_finite_float_survives(value):
-    assert with_changes(Settings(), {"lr": repr(value)}).lr == value
 
 
 @pytest.mark.parametrize(

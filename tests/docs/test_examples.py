@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 from benchmark import evaluate
-from benchmark.mini.config import CONFIGS, WorldConfig
+from benchmark.mini.config import WorldConfig
+from benchmark.suites.mini_sizes import SIZES
 from tests.docs.blocks import ROOT
 from tests.probes.datasets import make
 
@@ -79,7 +81,7 @@ def test_a_backbone_a_dataset_and_a_probe_of_plugins(plugin_files, folder):
 def test_the_notebook_runs(monkeypatch, folder):
     """With one seed on a smaller world than that of its outputs; these are of the same cells, and
     none is an error."""
-    monkeypatch.setitem(CONFIGS, "smoke", TINY)
+    monkeypatch.setitem(SIZES, "smoke", replace(SIZES["smoke"], world=TINY))
     notebook = json.loads((ROOT / "docs/guide/python.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     names: dict = {"__name__": "notebook"}

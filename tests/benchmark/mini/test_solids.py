@@ -1,7 +1,6 @@
-"""Ray casting against closed forms and against marching along the rays."""
+"""Ray casting against marching along the rays."""
 
 import numpy as np
-import pytest
 
 from benchmark.mini.solids import Solids, ball, box, plane, rod, turned
 
@@ -14,29 +13,6 @@ def solids_of(*parts):
     """A room with ``parts``, in the camera's axes."""
     table = np.array([ROOM, *parts], float)
     return Solids(table, np.eye(3)[None], np.zeros((1, 3)), np.zeros(len(table), int))
-
-
-def cast(*parts):
-    """Solid, depth (H, W), points and normals (3, H, W) of a room with ``parts``."""
-    solids = solids_of(*parts)
-    solid, depth = solids.first_hits(SIZE, TANGENT)
-    points = np.stack([X * depth, Y * depth, -depth])
-    normals = solids.surface(solid.ravel(), points.reshape(3, -1))[1]
-    return solid, depth, points, normals.reshape(3, SIZE, SIZE)
-
-
-def test_a_balls_depth_and_normals_have_closed_forms():
-    radius, x, y = 0.7, 0.3, -0.2  # centre in camera axes: x, y, 3 metres away
-    solid, depth, points, normals = cast(ball((radius,) * 3, (x, y, -3.0)))
-    square, half = X * X + Y * Y + 1, x * X + y * Y + 3
-    inner = half * half - square * (x * x + y * y + 9 - radius * radius)
-    assert (solid == (inner >= 0)).all()
-    expected = (half - np.sqrt(np.maximum(inner, 0))) / square
-    seen = solid == 1
-    assert 300 < seen.sum() < SIZE * SIZE / 2
-    assert depth[seen] == pytest.approx(expected[seen], abs=1e-4)
-    outward = (points - np.array([x, y, -3])[:, None, None]) / radius
-    assert normals[:, seen] == pytest.approx(outward[:, seen], abs=1e-4)
 
 
 def contains(solids, k, points):

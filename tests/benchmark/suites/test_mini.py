@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark.mini.config import CONFIGS
+from benchmark.suites.mini_sizes import SIZES
 from tests.benchmark.commands import read_json, run_command, runs_of, store
 
 pytestmark = pytest.mark.integration
@@ -15,8 +15,9 @@ SMOKE = "run --suite smoke --task mini-class/zero-shot,mini-retrieval/retrieval 
 
 
 def test_smoke_makes_everything_once(workdir, capsys, refused, monkeypatch):
-    world = replace(CONFIGS["smoke"], pairs=96, expert_train=48, expert_val=8, shard_size=48)
-    monkeypatch.setitem(CONFIGS, "smoke", world)
+    smoke = SIZES["smoke"]
+    world = replace(smoke.world, pairs=96, expert_train=48, expert_val=8, shard_size=48)
+    monkeypatch.setitem(SIZES, "smoke", replace(smoke, world=world))
     assert run_command(f"{SMOKE} --json first.json") == 0
     first = read_json("first.json")
     assert set(first["backbones"]) == {"random", "clip", "clip-ft", "cliptex"}

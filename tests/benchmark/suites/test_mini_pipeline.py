@@ -13,7 +13,7 @@ from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import decode_image
 from backbones.cliptex.labels.joined import JoinedLabels
-from benchmark.mini.config import CONFIGS, WorldConfig
+from benchmark.mini.config import WorldConfig
 from benchmark.mini.render import draw_picture
 from benchmark.stages.experts import make_expert
 from benchmark.suites.mini_pipeline import MiniPipeline
@@ -31,10 +31,8 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     experts = {name: {**toy_experts.SMALL_UNET, "epochs": 0.5} for name in EXPERTS}
     small = {"epochs": 0.4, "batch_size": 16}
-    monkeypatch.setitem(
-        SIZES, "toy", Sizes({"model": "tiny", **small}, "random", small, {}, experts)
-    )
-    monkeypatch.setitem(CONFIGS, "toy", WorldConfig(32, 24, 8, 1, 1, 1, 1, 1, 1))
+    world, clip = WorldConfig(32, 24, 8, 1, 1, 1, 1, 1, 1), {"model": "tiny", **small}
+    monkeypatch.setitem(SIZES, "toy", Sizes(world, clip, "random", small, {}, experts))
     return tmp_path / "home"
 
 
@@ -76,7 +74,7 @@ def test_a_tenth_of_the_pairs_has_manual_labels(home):
         return pipeline, await asyncio.gather(*labels, *trained)
 
     pipeline, (pseudo, manual, *trained) = run_on(work)
-    pairs, size = open_pairs(pipeline.pairs), pipeline.config.size
+    pairs, size = open_pairs(pipeline.pairs), pipeline.sizes.world.size
     assert len(manual) == 3
     for index in range(3):
         _, pixels, target = draw_picture(Random(f"0/pairs/{index}"), "home", size)
