@@ -130,7 +130,8 @@ class _Rows:
         plan, tracker, name = self.plan, self.tracker, backbone.name
         cells = {}
         if not plan.options.force:
-            cells = finished_cells(tracker, self.probing.conditions, backbone, seed)
+            keys = backbone.cell_keys(self.probing.conditions, seed)
+            cells = finished_cells(tracker, keys, name)
         if cells:
             console.print(
                 f"{name} · seed {seed}: {len(cells)} of {len(plan.tasks)} tasks are finished and"

@@ -232,12 +232,13 @@ class Executor(ABC):
         self.overview.end(unit.folder, unit.kind, future.exception() is None)
         return future
 
-    def check_store(self, uri: str, advice: str) -> None:
+    def check_store(self, uri: str) -> None:
         """Raise ``UserError`` for a database file that other machines would have to write to."""
         if self.is_remote and uri.startswith("sqlite:"):
             raise UserError(
                 f"--executor {self.options.executor} runs units on other machines, which cannot"
-                f" share the file {uri}; {advice}"
+                f" share the file {uri}; start `mlflow server` and give --tracking-uri"
+                " http://HOST:PORT"
             )
 
     def __enter__(self) -> Self:

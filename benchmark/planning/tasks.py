@@ -22,7 +22,6 @@ from probes.layers import requested_layer
 from probes.protocols.base import find_preset
 from probes.registry import PROBES, find_task
 
-MOST_VARIANTS = 100  # of a task
 # Axes of how much is trained on. Their values are named without the axis (``voc/linear:0.1``), and
 # already a single value makes a variant.
 TRAIN_SIZES = ("train_share", "shots")
@@ -145,31 +144,6 @@ def read_values(axis: str, text: str) -> list[str]:
     return values
 
 
-def variants(
-    task: PlannedTask, own_axes: Mapping[str, str], ranges: Mapping[str, list[str]]
-) -> list[PlannedTask]:
-    """The task with every combination of values.
-
-    Args:
-        own_axes: axis → setting; ranges: axis → its values.
-    Raises:
-        UserError: a value that the setting does not allow, or more than ``MOST_VARIANTS`` tasks.
-    """
-    combinations = list(product(*ranges.values()))
-    if len(combinations) > MOST_VARIANTS:
-        raise UserError(
-            f"{task.name}: the values of {', '.join(ranges)} make {len(combinations)} variants; a"
-            f" task has at most {MOST_VARIANTS}"
-        )
-    result = []
-    for values in combinations:
-        variant = task
-        for axis, value in zip(ranges, values, strict=True):
-            variant = _with_value(variant, axis, own_axes[axis], value)
-        result.append(variant)
-    return result
-
-
 def _with_value(task: PlannedTask, axis: str, setting: str, value: str) -> PlannedTask:
     """The task with one value of an axis. The share or the shots that it has already change
     nothing, not even its name."""
@@ -200,7 +174,7 @@ def plan_tasks(
 
     Raises:
         UserError: an unknown task, a task that is not in the suite, an override that changes no
-            task, a protocol that does not apply, or an axis with too few or too many values.
+            task, a protocol that does not apply, or an axis with too few values.
     """
     tasks: dict[str, PlannedTask] = {}
     applied: set[str] = set()
@@ -229,7 +203,10 @@ def plan_tasks(
             applied.add(key)
         ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one name each
         planned = _planned(base, listed, base in suite.tasks, changes)
-        for task in variants(planned, own_axes, ranges):
+        for values in product(*ranges.values()):
+            task = planned
+            for axis, value in zip(ranges, values, strict=True):
+                task = _with_value(task, axis, own_axes[axis], value)
             _check_settings(task, {*changes, *ranges})
             tasks[task.name] = task
     for key, text in overrides.items():

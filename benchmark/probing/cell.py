@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from benchmark.execution import WorkerLost
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
-from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
+from benchmark.probing.records import PlannedTask, ProbeRequest
 from cliptex_common.device import device_name, is_out_of_memory
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
 from cliptex_common.files import content_key, home, read_json_object, write_json
@@ -32,7 +31,7 @@ from probes.features import budget
 from probes.image_level.parts import part_features
 from probes.predictor import write_head
 from reports import artifacts
-from reports.cell import COST, TAGS, Cell
+from reports.cell import COST, TAGS, Cell, cell_key
 from reports.detections import to_columns
 from reports.mlflow.client import PARENT_TAG
 from reports.mlflow.run import Run, Tracker
@@ -68,29 +67,23 @@ class CellContext:
         )
 
 
-def finished_cell(tracker: Tracker, key: str, backbone: str, parent: str = "") -> Cell | None:
-    """The finished cell with identity ``key``, or None.
+def finished_cells(
+    tracker: Tracker, keys: Mapping[str, str], backbone: str, parent: str = ""
+) -> dict[str, Cell]:
+    """Task → cell, of tasks that are finished.
 
     Args:
-        backbone: name under which it is asked for; equal weights may have another one, too.
-        parent: accept only a run under this parent run; '' accepts any.
+        keys: task → identity of its cell.
+        backbone: name under which they are asked for; equal weights may have another one, too.
+        parent: accept only runs under this parent run; '' accepts any.
     """
-    tags = {TAGS["key"]: key, **({PARENT_TAG: parent} if parent else {})}
-    cell = tracker.finished(**tags)
-    if not isinstance(cell, Cell):
-        return None
-    return cell.model_copy(update={"backbone": backbone, "status": "cached", "costs": {}})
-
-
-def finished_cells(
-    tracker: Tracker, conditions: Mapping[str, Any], backbone: BackboneInfo, seed: int
-) -> dict[str, Cell]:
-    """Task → cell, of tasks that are finished; ``conditions``: task → its
-    ``PlannedTask.conditions``."""
     cells = {}
-    for task, condition in conditions.items():
-        if cell := finished_cell(tracker, backbone.cell_key(condition, seed), backbone.name):
-            cells[task] = cell
+    for task, key in keys.items():
+        tags = {TAGS["key"]: key, **({PARENT_TAG: parent} if parent else {})}
+        cell = tracker.finished(**tags)
+        if isinstance(cell, Cell):
+            update = {"backbone": backbone, "status": "cached", "costs": {}}
+            cells[task] = cell.model_copy(update=update)
     return cells
 
 
@@ -140,7 +133,7 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
             cells.append(cell)
     for cell in cells:
         if cell.status == "done":
-            shutil.rmtree(_work_dir(context.unit.cell_keys[cell.task]), ignore_errors=True)
+            shutil.rmtree(_work_dir(cell.key), ignore_errors=True)
     return cells
 
 
@@ -199,7 +192,7 @@ def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Conte
         device=device_name(context.device),
         threads=str(torch.get_num_threads()),
         protocol=content_key(conditions),
-        key=unit.cell_keys[task.name],
+        key=cell_key(backbone.identity, conditions, unit.seed),
         fingerprint=data.fingerprint,
         partial=data.partial,
         preset=getattr(task.settings, "protocol", "own"),

@@ -143,9 +143,10 @@ class BackboneInfo:
             },
         )
 
-    def cell_key(self, conditions: Mapping[str, Any], seed: int) -> str:
-        """Identity of a cell: backbone weights and layers, conditions of the task and seed."""
-        return cell_key(self.identity, conditions, seed)
+    def cell_keys(self, conditions: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, str]:
+        """Task → identity of its cell: backbone weights and layers, conditions of the task
+        (``PlannedTask.conditions``) and seed."""
+        return {name: cell_key(self.identity, each, seed) for name, each in conditions.items()}
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,6 @@ class ProbeRequest:
     Attributes:
         data: task → its ``PreparedDataset`` with ``spec=None``, because a spec may hold functions
             that cannot be pickled.
-        cell_keys: task → identity of its cell.
         data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets, which the
             worker has to register before it can find their tasks.
         model: id of the backbone's LoggedModel.
@@ -168,7 +168,6 @@ class ProbeRequest:
 
     tasks: tuple[PlannedTask, ...]
     data: Mapping[str, PreparedDataset]
-    cell_keys: Mapping[str, str]
     data_root: Path | None
     backbone: BackboneInfo
     model: str

@@ -88,11 +88,9 @@ class Probing:
             parent: id of the MLflow run that the cells' runs nest under.
             model: id of the backbone's LoggedModel.
         """
-        keys = {task.name: backbone.cell_key(self.conditions[task.name], seed) for task in tasks}
         request = ProbeRequest(
             tasks=tuple(tasks),
-            data={name: replace(self.data[name], spec=None) for name in keys},  # type: ignore[arg-type]
-            cell_keys=keys,
+            data={task.name: replace(self.data[task.name], spec=None) for task in tasks},  # type: ignore[arg-type]
             data_root=self.data_root,
             backbone=backbone,
             model=model,

@@ -16,7 +16,7 @@ from backbones.cliptex.protocols import Silent
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter
 from benchmark.execution.unit import cached_in_process
-from benchmark.probing.cell import CellContext, cell_locks, finished_cell, run_cells
+from benchmark.probing.cell import CellContext, cell_locks, finished_cells, run_cells
 from benchmark.probing.cost import backbone_costs
 from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
 from cliptex_common.device import float32_products, on_device
@@ -49,12 +49,10 @@ def probe_unit(request: ProbeRequest) -> list[Cell]:
     tracker = Tracker(request.experiment)
     # with --force, accept only cells of this same parent, finished by a worker that died
     parent = request.parent if request.force else ""
-    cells: dict[str, Cell] = {}
-    with cell_locks(request.cell_keys.values()):
-        for name, key in request.cell_keys.items():
-            cell = finished_cell(tracker, key, request.backbone.name, parent)
-            if cell is not None:
-                cells[name] = cell
+    conditions = {task.name: task.conditions(request.dataset(task)) for task in request.tasks}
+    keys = request.backbone.cell_keys(conditions, request.seed)
+    with cell_locks(keys.values()):
+        cells = finished_cells(tracker, keys, request.backbone.name, parent)
         pending = [task for task in request.tasks if task.name not in cells]
         if pending:
             cells |= {cell.task: cell for cell in _run_pending(request, pending, tracker)}

@@ -18,8 +18,6 @@ from reports.cell import TAGS
 from reports.mlflow.client import tracking_uri
 from reports.mlflow.run import Run, Tracker
 
-USE_SERVER = "start `mlflow server` and give --tracking-uri http://HOST:PORT"
-
 
 @contextmanager
 def open_executor_and_tracker(
@@ -46,7 +44,7 @@ def open_tracker(executor: Executor, experiment: str) -> Iterator[Tracker]:
     try:
         with executor:
             check_device(executor.options.device, is_local=not executor.is_remote)
-            executor.check_store(tracking_uri(), USE_SERVER)
+            executor.check_store(tracking_uri())
             tracker = Tracker(experiment)
             for name in tracker.close_stale():
                 console.print(

@@ -140,5 +140,5 @@ def _cells(
     tracker = Tracker.existing(plan.experiment)
     if data and info and tracker and not plan.options.force:
         conditions = {task.name: task.conditions(data[task.name]) for task in plan.tasks}
-        cells = finished_cells(tracker, conditions, info, seed)
+        cells = finished_cells(tracker, info.cell_keys(conditions, seed), name)
     return cells | missing_cells(name, seed, inputs.check(backbone), "not applicable")

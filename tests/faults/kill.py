@@ -66,7 +66,7 @@ class KilledCommand:
         self.marker = "-m benchmark train"
         if not self.torchrun:
             self.words = ["-m", "benchmark", *COMMANDS[command], "--jobs", "2"]
-            self.marker = "multiprocessing.spawn"
+            self.marker = "multiprocessing.forkserver"
         self.environment = {
             **os.environ,
             "MLFLOW_TRACKING_URI": uri,

@@ -36,7 +36,8 @@ def cells() -> list[str]:
     tasks = plan_tasks(find_suite("own"), TASKS, parse_pairs(SETTINGS))
     data = prepare_data(tasks, DataOptions(data_root=Path()), num_workers=0)
     backbone = BackboneInfo.of(backbones.create("random", seed=0), {})
-    return [backbone.cell_key(task.conditions(data[task.name]), 0) for task in tasks]
+    conditions = {task.name: task.conditions(data[task.name]) for task in tasks}
+    return [*backbone.cell_keys(conditions, 0).values()]
 
 
 @pytest.mark.slow
@@ -82,7 +83,6 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished()
         unit = ProbeRequest(
             tasks=(task,),
             data={task.name: data},
-            cell_keys={task.name: backbone.cell_key(task.conditions(data), 0)},
             data_root=Path(),
             backbone=backbone,
             model=log_backbone(tracker, backbone),
