@@ -3,8 +3,10 @@ crops."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,13 +23,15 @@ from torchvision.transforms import (
 from backbones.base import DataConfig
 from cliptex_common.device import upload
 from cliptex_common.errors import NonFiniteLoss
-from cliptex_common.files import atomic_write, derive_seed
+from cliptex_common.files import content_key, derive_seed
 from cliptex_common.pacing import Pace
 from probes.base import Context
 from probes.image_level.classification import targets
 from probes.image_level.encode import Encode, Images, encode_batches, input_size
 from probes.selection import stratified_split
+from probes.training_state import load_state, save_state
 
+log = logging.getLogger("cliptex.training")
 SAVE_EVERY = 300.0  # seconds of training between two states, or more where they take long
 
 
@@ -76,8 +80,10 @@ def train_on_crops(
     encode: Encode,
     setting: str,
 ) -> tuple[int, Tensor]:
-    """Train heads for ``epochs`` of the settings, resuming from ``work_dir/heads.pt``; returns the
-    number of iterations and the indices of the images of train that no head is trained on.
+    """Train heads for ``epochs`` of the settings; returns the number of iterations and the indices
+    of the images of train that no head is trained on.
+
+    It resumes from ``work_dir/heads.pt``, a state of the same settings, seed, backbone and data.
 
     Logs ``train/loss``, the mean of an epoch of the best head.
 
@@ -99,9 +105,17 @@ def train_on_crops(
     file, iterations = context.work_dir / "heads.pt", settings.epochs * epoch_length
     warmup = round(getattr(settings, "warmup", 0.0) * iterations)
     iteration, losses = 0, torch.zeros((), device=device)
-    if file.is_file():
-        # on the CPU, where AdamW counts its steps: it would wait for a count on the device
-        state = torch.load(file, map_location="cpu", weights_only=True)
+    key = content_key(
+        {
+            "settings": asdict(settings),
+            "seed": context.seed,
+            "backbone": backbone.identity(),
+            "data": data.fingerprint,
+            "images": [str(path) for path in paths],
+        }
+    )
+    # on the CPU, where AdamW counts its steps: it would wait for a count on the device
+    if state := load_state(file, key, log.warning):
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         iteration, losses = state["iteration"], state["losses"].to(device)
@@ -124,9 +138,14 @@ def train_on_crops(
             context.log.log_metrics({"train/loss": best}, iteration)
             losses = torch.zeros_like(losses)
         if epoch_ends or saving.is_due:
-            state = {"heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
-            with saving.timed(), atomic_write(file) as temporary:
-                torch.save({**state, "iteration": iteration, "losses": losses}, temporary)
+            state = {
+                "heads": heads.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "iteration": iteration,
+                "losses": losses,
+            }
+            with saving.timed():
+                save_state(file, key, state)
     return iterations, held_out
 
 

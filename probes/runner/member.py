@@ -26,12 +26,13 @@ from torch import Tensor
 
 from cliptex_common.device import is_out_of_memory, prefers_bf16, takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory
-from cliptex_common.files import atomic_write, content_key
+from cliptex_common.files import content_key
 from cliptex_common.out_of_memory import out_of_memory
 from probes.base import Context, Cost
 from probes.runner.bridge import isolated_rng
 from probes.runner.group_data import GroupDataset
 from probes.runner.sampling import seed_iteration
+from probes.training_state import load_state, save_state
 
 STATE = "training-state.pth"
 STATES = 20  # of a training
@@ -212,16 +213,9 @@ class Member:
         return torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.autocast)
 
     def _resume(self) -> None:
-        path = Path(self.context.work_dir, STATE)
-        if not path.is_file():
-            return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # of many types: a damaged file breaks torch, zip or pickle
-            print_log(f"cannot read {path} ({error}): starting anew", "current", logging.WARNING)
-            return
-        if state["key"] != self.key:
-            print_log(f"{path} is of another run: starting anew", "current", logging.WARNING)
+        warn = partial(print_log, logger="current", level=logging.WARNING)
+        state = load_state(Path(self.context.work_dir, STATE), self.key, warn)
+        if state is None:
             return
         self.model.load_state_dict(state["model"])
         self.optim_wrapper.load_state_dict(state["optimizer"])
@@ -233,15 +227,13 @@ class Member:
 
     def _save(self) -> None:
         state = {
-            "key": self.key,
             "iteration": self.iteration,
             "model": self.model.state_dict(),
             "optimizer": self.optim_wrapper.state_dict(),
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "seconds": self.cost.seconds["train"],
         }
-        with atomic_write(Path(self.context.work_dir, STATE)) as temporary:
-            torch.save(state, temporary)
+        save_state(Path(self.context.work_dir, STATE), self.key, state)
 
 
 @contextmanager

@@ -3,6 +3,7 @@ reads."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -72,6 +73,21 @@ def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch, workers):
     result = LINEAR.run(resumed)
     assert result.metrics == expected.metrics and result.notes == expected.notes
     assert resumed.log.metrics == [curve for curve in complete.log.metrics if curve[0] > 5]
+
+
+@pytest.mark.parametrize("state", ["truncated", "another seed"])
+def test_a_state_that_is_damaged_or_of_another_training_is_not_resumed(root, state, caplog):
+    first = crops_task(root)
+    expected = LINEAR.run(first)
+    file = first.work_dir / "heads.pt"
+    if state == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        LINEAR.run(replace(crops_task(root), seed=5))
+    caplog.clear()
+    again = crops_task(root)
+    assert LINEAR.run(again).metrics == expected.metrics
+    assert again.log.metrics == first.log.metrics and "starting anew" in caplog.text
 
 
 def test_crops_depend_on_the_seed_and_their_number_alone(root):
