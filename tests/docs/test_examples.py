@@ -103,7 +103,7 @@ def test_the_notebook_runs(monkeypatch, folder):
         if isinstance(value, pd.DataFrame):
             shown = "".join(cell["outputs"][-1]["data"]["text/plain"])
             assert all(str(name) in shown for name in value.columns)
-    frame = names["comparison"].results.frame
+    frame = names["comparison"].frame
     assert set(frame.status) == {"done"} and set(frame.backbone) == {
         "colours",
         "efficientnet-lite0",
