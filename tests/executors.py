@@ -14,8 +14,8 @@ def executor_of(
     name: str = "local", settings: Mapping[str, str] | None = None, bar: Any = None, **options: Any
 ) -> Executor:
     """An executor with these settings and options; without progress."""
-    given = ExecutionOptions(executor=name, executor_arg=settings or {}, **options)
-    return make_executor(given, bar or Bar(interval=math.inf))
+    execution = ExecutionOptions(executor=name, executor_arg=settings or {}, **options)
+    return make_executor(execution, bar or Bar(interval=math.inf))
 
 
 def run_on(

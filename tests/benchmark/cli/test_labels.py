@@ -51,7 +51,6 @@ def test_manual_labels_are_made_checked_drawn_and_trained_on(here, capsys):
     ("command", "message"),
     [
         ("draw manual --pairs pairs --out p.xyz", "no picture's name"),
-        ("make --pairs pairs --from seg --out x", "--from 'seg' is not of the form"),
         ("make --pairs pairs --from seg=mine/seg --out x", "--classes FILE"),
         ("check none", "no labels in none"),
     ],

@@ -46,12 +46,6 @@ def test_report_writes_a_page_and_tables(out, capsys):
     assert "cliptex is better than clip-ft on 2 of 2 tasks" in output
 
 
-def test_a_single_backbone_has_nothing_to_compare(out, capsys):
-    choice = "--backbone cliptex --baseline cliptex --task voc/linear"
-    assert run_command(f"report --out {out} {choice}") == 0
-    assert "nothing to compare" in capsys.readouterr().out
-
-
 def test_the_best_value_of_a_single_backbone_stands_below_the_verdict(tmp_path, capsys):
     with chdir(tmp_path):
         tracker = Tracker("sizes", f"sqlite:///{tmp_path}/mlflow.db")
