@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from string import Template
 
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOR_OTHER_SUITES = "docs/guide/bridges.md"  # its Python and YAML, see test_bridges
+SEPARATOR, END = "\x1f", "\x1e"
+RECORDER = """
+PATH=nowhere
+command_not_found_handle() { local IFS=$'\\x1f'; printf '%s\\x1e' "$where$IFS$*"; }
+for builtin in source cd; do eval "$builtin() { :; }"; done
+export where; export -f command_not_found_handle
+"""
 SNIPPET = '--8<-- "'  # pymdownx.snippets: a line that stands for a file
 
 
@@ -51,15 +57,26 @@ def blocks(*languages: str) -> list[Block]:
     return matches
 
 
-def commands(page: str) -> Iterator[tuple[str, list[str]]]:
-    """(where, words) of each command in a page's shell blocks; variables that the page sets are
-    filled in."""
-    variables: dict[str, str] = {}
+def commands(page: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(where, words) of each command in a page's shell blocks, as bash passes them to a program.
+
+    Bash runs the blocks in ``folder``, one after the other, and finds no program.
+    """
+    (folder / ".ci").mkdir()
+    (folder / ".ci/wheel").write_text('command_not_found_handle .ci/wheel "$@"')
+    (folder / ".ci/wheel").chmod(0o755)
+    script = [RECORDER]
     for block in blocks("sh"):
-        for line in block.text.replace("\\\n", " ").splitlines() if block.page == page else ():
-            words = shlex.split(Template(line).safe_substitute(variables), comments=True)
-            while words and words[0].partition("=")[0].isidentifier() and "=" in words[0]:
-                name, _, value = words.pop(0).partition("=")
-                variables[name] = value
-            if words:
-                yield str(block), words
+        if block.page == page:
+            script += [f"where={block}", block.text]
+    output = subprocess.run(
+        ["bash", "-eu"],
+        input="\n".join(script),
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for command in output.split(END)[:-1]:
+        where, *words = command.split(SEPARATOR)
+        yield where, words

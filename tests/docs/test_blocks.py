@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import asyncio
 import configparser
 import json
 import re
@@ -10,7 +11,9 @@ import shutil
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,24 +28,31 @@ from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
-from benchmark.cli.data import GetDatasets
+from benchmark.cli.cache import ListCache, RemoveFromCache
+from benchmark.cli.data import CheckDatasets, GetDatasets
+from benchmark.cli.doctor import Doctor
 from benchmark.cli.experts import TrainExpert
 from benchmark.cli.labels import MakeLabels, PredictLabels
 from benchmark.cli.main import main, parse
 from benchmark.cli.report import WriteReport
+from benchmark.cli.reproduce import Reproduce
 from benchmark.cli.run import RunTasks
 from benchmark.cli.sweep import Launch
 from benchmark.cli.train import TrainBackbone
 from benchmark.cli.watch import Watch
 from benchmark.execution import EXECUTORS
-from benchmark.planning.options import run_options
+from benchmark.planning.options import RunOptions, run_options
 from benchmark.planning.plan import make_plan
 from benchmark.planning.tasks import plan_tasks
+from benchmark.probing.data import RunInputs
+from benchmark.probing.records import BackboneInfo
+from benchmark.probing.unit import describe_backbone
+from benchmark.reproduce.targets import find_targets
 from benchmark.results.run_result import RunResult, as_json
 from benchmark.suites.registry import find_suite
+from benchmark.workflows.dry_run import dry_run
 from benchmark.workflows.sweep import plan_sweep
 from cliptex_common import plugins
-from cliptex_common.errors import UserError
 from cliptex_common.plugins import load_plugins
 from cliptex_common.settings import with_changes
 from probes.datasets.download.table import ENTRIES
@@ -51,16 +61,14 @@ from reports.cell import Cell
 from reports.render.export import FORMATS
 from tests.docs.blocks import FOR_OTHER_SUITES, ROOT, Block, blocks, commands
 from tests.docs.test_examples import Patches
+from tests.probes import tiny_coco
 from tests.probes.datasets import make
 
 pytestmark = pytest.mark.integration
 
 LANGUAGES = {"sh", "python", "json", "toml", "yaml", "text", "bibtex"}
 SYSTEM_PROGRAMS = (
-    "source",
     "git",
-    "cd",
-    "export",
     "apt-get",
     "ray",
     "optuna-dashboard",
@@ -76,21 +84,31 @@ def test_every_block_says_its_language():
 # --- shell
 
 
-def run(command: RunTasks) -> None:
-    try:
-        plan = make_plan(command)
-    except UserError as error:  # a suite of what is there, and nothing is here
-        assert "none of its" in str(error), error
-        suite = find_suite(command.suite)
-        assert plan_tasks(suite, (), command.overrides)
-        first = [next(iter(suite.tasks))]
-        plan = make_plan(replace(command, suite=suite.name, tasks=first, data_root=None))
+def run(command: RunOptions) -> None:
+    """A dry run, on small copies of the datasets and with random weights."""
+    command = replace(command, data_root=Path("DIR"), partial=True, seeds=1)
+    plan = make_plan(command)
     for name in plan.backbones:
         initial(name)
+    if not plan.suite.pipeline:
+        names = [name if name.startswith("random") else f"random/{name}" for name in plan.backbones]
+        command = replace(command, backbones=names, weights=None)
+        asyncio.run(RunInputs(make_plan(command), None).data(num_workers=0))
+    dry_run(command)
 
 
 def watch(command: Watch) -> None:
-    assert make_plan(run_options(command, only=True)).tasks
+    run(run_options(command, only=True))
+
+
+def reproduce(command: Reproduce) -> None:
+    assert command.list or command.quick or find_targets(command.protocols, command.backbone)
+    if command.list:
+        command.main()
+
+
+def as_typed(command: Any) -> None:
+    assert command.main() in (0, 1)
 
 
 def initial(name: str) -> None:
@@ -128,6 +146,8 @@ def sweep(command: Launch) -> None:
 
 
 def data(command: GetDatasets) -> None:
+    if not command.names:
+        as_typed(command)
     for name in command.names:
         assert name == "zeroshot38" or name.startswith("wds_") or name in ENTRIES
 
@@ -146,6 +166,8 @@ PLANNERS: dict[type, Callable[[Any], None]] = {
     Launch: sweep,
     GetDatasets: data,
     WriteReport: report,
+    Reproduce: reproduce,
+    **dict.fromkeys((CheckDatasets, Doctor, ListCache, RemoveFromCache), as_typed),
 }
 
 
@@ -203,10 +225,53 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory) -> Path:
+    """A small copy of each dataset that the pages name."""
+    folder = tmp_path_factory.mktemp("datasets")
+    make.make_voc(folder / "VOCdevkit/VOC2012")
+    make.make_ade(folder / "ade/ADEChallengeData2016")
+    make.make_nyu(folder / "nyu")
+    make.make_flickr(folder / "flickr30k")
+    make.make_camvid(folder / "edges")
+    names = "{part}_{index}.jpg", "{part}_{index}.png"
+    leaves = make.make_pairs(folder / "leaves", {"train": 4, "val": 3}, [0, 1, 255], *names)
+    (leaves / "annotations").rename(leaves / "masks")
+    tiny_coco.write(folder / "coco")
+    make.make_imagefolder(folder / "imagenet", classes=["n01440764", "n01443537"])
+    make.make_imagefolder(folder / "places365")
+    for name in ("cifar10", "imagenetv2"):
+        make.make_wds(folder / f"wds_{name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def described():
+    """Each backbone is built and hashed once."""
+
+    @cache
+    def describe(name: str) -> BackboneInfo:
+        return describe_backbone({"name": name, "weights": None, "seed": 0})
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("probing.data", "workflows.dry_run"):
+            patch.setattr(
+                f"benchmark.{module}.describe_backbone",
+                lambda arguments: describe(arguments["name"]),
+            )
+        yield
+
+
+@pytest.fixture
+def user_folder(folder, datasets, described, plugin_files) -> Path:
+    """The folder that commands are typed in."""
+    (folder / "DIR").symlink_to(datasets)
+    return folder
+
+
 @pytest.mark.parametrize("page", dict.fromkeys(block.page for block in blocks("sh")))
-def test_commands_are_right(page, plugin_files, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for where, (program, *words) in commands(page):
+def test_commands_are_right(page, user_folder):
+    for where, (program, *words) in commands(page, user_folder):
         try:
             PROGRAMS[program](words)
         except (Exception, SystemExit) as error:
@@ -269,13 +334,11 @@ def test_recipes_are_read(tmp_path):
         assert recipe.tasks == ("seg", "depth") and recipe.weight("seg") == 0.1
 
 
-def test_options_files_are_read(tmp_path, plugin_files, monkeypatch):
+def test_options_files_are_read(user_folder):
     for block in blocks("yaml"):
-        if block.page == FOR_OTHER_SUITES:
-            continue
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "run.yaml").write_text(textwrap.dedent(block.text))
-        ours(["run", "--config", str(tmp_path / "run.yaml")])
+        if block.page != FOR_OTHER_SUITES:
+            (user_folder / "run.yaml").write_text(textwrap.dedent(block.text))
+            ours(["run", "--config", "run.yaml"])
 
 
 def test_json_is_what_is_written_and_read(tmp_path):

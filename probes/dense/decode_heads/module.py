@@ -275,12 +275,11 @@ def _run(config: Mapping[str, Any], batch: int, sizes: Sequence[tuple[int, int]]
         DefaultScope.overwrite_default_scope("mmseg"),
     ):
         head = MODELS.build(config)
-        for images, size in zip((batch, 1), sizes, strict=True):
+        for is_training, images, size in zip((True, False), (batch, 1), sizes, strict=True):
             maps = [
                 torch.zeros(images, channels, *(max(1, round(side / stride)) for side in size))
                 for channels, stride in zip(config["in_channels"], config["strides"], strict=True)
             ]
-            is_training = size is sizes[0]
             head.train(is_training)
             meta = {"img_shape": size, "pad_shape": size}
             if not has_own_loss(type(head.module)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,13 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path, datasets, kind, head, cha
         probe.check_settings(settings)
         probe.check_backbone(settings, task.data, task.backbone)
     assert "\n" not in str(error.value)
+
+
+def test_a_head_is_tried_before_the_data_are_checked(tmp_path, datasets):
+    """In evaluation a batch norm has statistics of its own: one image is enough."""
+    probe, settings = planned("segmentation", head=UPERNET)
+    task = context(tmp_path, datasets["segmentation"], settings)
+    probe.check_backbone(settings, replace(task.data, samples={}), task.backbone)
 
 
 @pytest.mark.parametrize(
