@@ -54,6 +54,7 @@ format: install-dev ## let ruff rewrite
 	$(BIN)/ruff format .
 
 docs: .venv/installed-docs ## build the documentation as site/index.html; warnings are errors
+	$(BIN)/python -m tests.docs.shown_files
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 notebook: .venv/installed-docs ## run docs/guide/python.ipynb again, in a temporary folder

@@ -160,8 +160,8 @@ def evaluate(
         backbone: a name (``clip``, ``timm/resnet18`` …), several, or a module; see
             ``backbones.adapters.module``.
         tasks: ``dataset/probe``, one or several; by default all of the suite.
-        name, images: of a module: its name (by default that of its class) and how its images are
-            prepared.
+        name: of a module; by default that of its class.
+        images: how the images of a module are prepared.
         settings: changes to the tasks' settings, as with ``--set``; several values of an axis, such
             as ``{"layers": [3, 6]}``, make variants.
         tracking_uri: MLflow store; by default as MLflow itself decides.

@@ -1,10 +1,19 @@
-"""Tables that the documentation's build takes from the registries."""
+"""What the documentation's build adds: a table from the registries, and the pages about the
+project, which are files above this folder."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 MARKER = "<!-- table of tasks -->"
+ROOT = Path(__file__).parents[1]
+ABOUT = {
+    "ARCHITECTURE.md": "about/architecture.md",
+    "CONTRIBUTING.md": "about/contributing.md",
+    "SECURITY.md": "about/security.md",
+    "CHANGELOG.md": "about/changelog.md",
+}
 HEADER = ("kind", "probes", "datasets", "published protocols")
 
 
@@ -34,6 +43,17 @@ def tasks_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def on_files(files: Any, config: Any) -> None:
+    """MkDocs' event: add the pages about the project."""
+    from mkdocs.structure.files import File
+
+    for name, page in ABOUT.items():
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")
+        files.append(File.generated(config, page, content=text))
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs' event: fill in the table."""
+    """MkDocs' event: fill in the table, and link to the pages about the project."""
+    for name, page in ABOUT.items():
+        markdown = markdown.replace(f"](../{name})", f"]({page})")
     return markdown.replace(MARKER, tasks_table()) if MARKER in markdown else markdown

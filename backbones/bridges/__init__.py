@@ -18,8 +18,9 @@ def as_mteb(name: str, device: str | None = None, **options: Any) -> Any:
     ``mteb.evaluate(as_mteb("clip"), tasks)``.
 
     Args:
-        name, options: of ``backbones.create``.
+        name: of ``backbones.create``.
         device: by default the accelerator, if there is one.
+        **options: of ``backbones.create``.
     """
     return _load("mteb", "mteb").MtebEncoder(name, device, **options)
 
@@ -29,8 +30,9 @@ def as_eva(name: str, maps: bool = False, **options: Any) -> nn.Module:
     ``transform`` prepares the images of a dataset (and masks, alike).
 
     Args:
-        name, options: of ``backbones.create``.
+        name: of ``backbones.create``.
         maps: return the list of feature maps instead, for decoders of segmentation.
+        **options: of ``backbones.create``.
     """
     return _load("eva", "kaiko-eva").EvaEncoder(name, maps, **options)
 
@@ -40,10 +42,11 @@ def as_torchgeo_bench(name: str, bands: Any = None, eval: Any = None, **options:
     Its modules ``maps.0``, ``maps.1`` … have the feature maps, for segmentation.
 
     Args:
-        name, options: of ``backbones.create``, and ``normalization`` of ``BenchModel``, by default
-            ``model_native``, which is the backbone's own.
+        name: of ``backbones.create``.
         bands: ``BandSpec`` of red, green and blue; by default 8 bits each.
         eval: settings of the suite in the model's file, which are not for the model.
+        **options: of ``backbones.create``, and ``normalization`` of ``BenchModel``, by default
+            ``model_native``, which is the backbone's own.
     """
     package = "torchgeo-bench (Python 3.12 or later)"
     return _load("torchgeo_bench", package).TorchgeoBenchModel(name, bands, **options)

@@ -12,7 +12,7 @@ from backbones.adapters.timm import build
 from backbones.registry import Request
 from tests.backbones.hub_repo import HUB_REPO
 from tests.backbones.thin import HF, MODELS, configs, save_tokenizer
-from tests.docs.blocks import ROOT
+from tests.docs.shown_files import ROOT
 
 PAGE = ROOT / "docs" / "guide" / "encoders.md"
 START, END = "<!-- encoders: start -->", "<!-- encoders: end -->"

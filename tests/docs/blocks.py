@@ -10,8 +10,8 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+from tests.docs.shown_files import FILE, PAGES, ROOT
+
 FOR_OTHER_SUITES = "docs/guide/bridges.md"  # its Python and YAML, see test_bridges
 SEPARATOR, END = "\x1f", "\x1e"
 RECORDER = """
@@ -20,22 +20,18 @@ command_not_found_handle() { local IFS=$'\\x1f'; printf '%s\\x1e' "$where$IFS$*"
 for builtin in source cd; do eval "$builtin() { :; }"; done
 export where; export -f command_not_found_handle
 """
-SNIPPET = '--8<-- "'  # pymdownx.snippets: a line that stands for a file
 
 
 @dataclass(frozen=True)
 class Block:
-    """``text`` in ``language`` ('' of an indented one), from ``line`` of ``page`` on."""
+    """``text`` in ``language`` ('' of an indented one), from ``line`` of ``page`` on; a block that
+    shows a file has it as ``file``."""
 
     page: str
     line: int
     language: str
     text: str
-
-    @property
-    def snippet(self) -> Path | None:
-        """The file that it shows, where it is one."""
-        return ROOT / self.text.split('"')[1] if self.text.startswith(SNIPPET) else None
+    file: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -46,14 +42,16 @@ def blocks(*languages: str) -> list[Block]:
     """Those in these languages, or all; in the order of the pages."""
     matches = []
     for path in PAGES:
+        page, file = path.relative_to(ROOT).as_posix(), None
         for token in MarkdownIt().parse(path.read_text(encoding="utf-8")):
-            if (
-                token.type in ("fence", "code_block")
-                and token.map
-                and (not languages or token.info in languages)
-            ):
-                page = path.relative_to(ROOT).as_posix()
-                matches.append(Block(page, token.map[0] + 1, token.info, token.content))
+            if match := FILE.match(token.content):
+                file = ROOT / match["path"]
+            elif token.type in ("fence", "code_block") and token.map:
+                if not languages or token.info in languages:
+                    line = token.map[0] + 1
+                    matches.append(Block(page, line, token.info, token.content, file))
+            elif token.type == "html_block":
+                file = None
     return matches
 
 

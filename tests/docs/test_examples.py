@@ -17,7 +17,7 @@ from torch import nn
 from benchmark import evaluate
 from benchmark.mini.config import WorldConfig
 from benchmark.suites.mini_sizes import SIZES
-from tests.docs.blocks import ROOT
+from tests.docs.shown_files import ROOT
 from tests.probes.datasets import make
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ import benchmark.suites.catalog  # noqa: F401 – registers every probe
 from docs.hooks import MARKER, tasks_table
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
-from tests.docs.blocks import PAGES, ROOT
+from tests.docs.shown_files import FILE, PAGES, ROOT, with_files
 
 DOCS = ROOT / "docs"
 
@@ -27,6 +27,13 @@ def test_links_lead_somewhere(name):
     ]
     assert [target for target in targets if not (ROOT / target).exists()] == []
     assert targets or name != "README.md"
+
+
+def test_pages_show_files_as_they_are():
+    pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    assert sum(bool(FILE.search(text)) for text in pages.values()) > 10
+    different = [page for page, text in pages.items() if with_files(text) != text]
+    assert different == [], "python -m tests.docs.shown_files writes them again"
 
 
 def test_pictures_in_html_are_there():

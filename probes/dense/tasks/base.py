@@ -151,7 +151,8 @@ class DenseTask:
         """Statistics of one image, from which ``summary`` computes the metrics.
 
         Args:
-            prediction, target: (channels, H, W), at the resolution of the ground truth.
+            prediction: (channels, H, W), at the resolution of the ground truth.
+            target: likewise.
         """
         raise NotImplementedError
 
