@@ -1,9 +1,8 @@
-"""The one MMEngine config of all dense probes: mmseg's encoder-decoder over the frozen backbone,
-whose maps are brought to one stride and concatenated."""
+"""The config of a dense probe: its file (``probes/configs``), completed with backbone, dataset,
+classes and settings."""
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,40 @@ from typing import Any
 from mmengine.config import Config
 
 import probes.dense.dataset
+import probes.dense.decode_heads.dpt
+import probes.dense.decode_heads.linear
+import probes.dense.decode_heads.probe3d
 import probes.dense.metrics
 import probes.dense.segmentors
 import probes.features.crops
 import probes.runner.schedules  # noqa: F401  registers what configs name
 from backbones.base import Backbone
+from cliptex_common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split
-from probes.dense.data import pipelines
-from probes.dense.decode_heads.base import DenseHead, feature_maps, reads_class_token, round_up
-from probes.dense.decode_heads.module import head_config, try_head
+from probes.dense.decode_heads.base import feature_maps, reads_class_token, round_up
+from probes.dense.decode_heads.module import complete_head, try_head
+from probes.dense.pipelines import complete_pipelines
 from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.crops import image_size
 from probes.features.feature_dataset import encoder_config, loader_config
 from probes.runner.batches import at_once
-from probes.runner.settings import optimizer, schedule
+from probes.runner.config_file import Places, apply_settings, apply_training, read_config
 
-AT_ONCE = 32  # images of an evaluation's batch at most
+TRAIN = "train_dataloader.dataset.pipeline"
+# setting → the literals of a config file that it changes, besides those of ``TRAINING``
+PLACES: Places = {
+    "scale_range": (f"{TRAIN}.RandomResize.ratio_range",),
+    "max_class_share": (f"{TRAIN}.RandomCrop.cat_max_ratio",),
+    "align_corners": ("model.decode_head.align_corners",),
+    "loss_images": ("model.decode_head.loss_images",),
+    "channels": ("model.decode_head.channels",),
+    "dropout": ("model.decode_head.dropout_ratio",),
+    "dropout_first": ("model.decode_head.dropout_first",),
+    "dpt_widths": ("model.decode_head.widths",),
+    "flip_test": ("model.test_cfg.flip",),
+}
 
 
 def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
@@ -45,75 +60,80 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     images = sum(sample.image not in held_out for sample in data.samples["train"])
     settings = in_iterations(context.settings, images)
 
-    prepare = preprocessor(backbone)
-    head = checked_head(probe.head, context.settings, data, backbone)
-    crop = feature_maps(settings, backbone).crop
-
-    test: dict[str, Any] = {"mode": "whole", "flip": settings.flip_test}
+    config = read_config(probe.config_file)
+    apply_settings(config, settings, PLACES)
+    apply_training(config, settings)
+    complete_model(config, probe, settings, data, backbone)
+    model, prepare = config.model, preprocessor(backbone)
+    model.backbone.update(
+        out_indices=[-1] if settings.layers == "last" else None,
+        class_token=reads_class_token(settings, backbone),
+        **context.backbone_config,
+    )
     if settings.slide:
         side, step = settings.slide
         window = (round_up(side, backbone.divisor),) * 2
-        test |= {
-            "mode": "slide",
-            "crop_size": window,
-            "stride": (step, step),
-            "padded": settings.slide_padded,
-        }
+        slide = {"crop_size": window, "stride": (step, step), "padded": settings.slide_padded}
+        model.test_cfg.update(mode="slide", **slide)
         # windows end with the image, which is padded where it is smaller than a window
         prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
-    frozen = {
-        **frozen_backbone(context, [-1] if settings.layers == "last" else None),
-        "class_token": reads_class_token(settings, backbone),
-    }
-    encoder = encoder_config(frozen, prepare, settings.cache, context.device.type)
-    rounded = {"rounded": "fp16"} if settings.cache == "fp16" else {}
-    model = {
-        "type": "DenseModel",
-        "data_preprocessor": {**prepare, "type": "ViewsPreprocessor"},
-        "backbone": {**frozen, **rounded},
-        **head,
-        "train_cfg": {},
-        "test_cfg": test,
-    }
-    outputs = classes or task.outputs
-    train_pipeline, test_pipeline = pipelines(spec, classes, settings, crop, prepare["mean"])
+    encoder = encoder_config(model.backbone.to_dict(), prepare, settings.cache, context.device.type)
+    if settings.cache == "fp16":
+        model.backbone.rounded = "fp16"
+    model.update(data_preprocessor={**prepare, "type": "ViewsPreprocessor"}, train_cfg={})
 
+    crop = feature_maps(settings, backbone).crop
+    complete_pipelines(config, spec, classes, settings, crop, prepare["mean"])
+    train, val = config.train_dataloader, config.val_dataloader
+    train.dataset.update(dataset_of(data, "train"))
+    val.dataset.update(dataset_of(data, "train" if held_out else "val", held_out))
+    val.update(at_once(val.batch_size, context.device, classes or task.outputs))
+    for loader in (train, val):
+        loader.update(loader_config(encoder))
+        loader.dataset.encoder = encoder
+    config.val_evaluator = task.evaluator(settings, spec)
     # importing them registers what the config names
     declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
-    modules = [__name__, declared_in, type(task).__module__, probe.head.declared_in]
-    return Config(
-        {
-            "default_scope": "mmseg",
-            "custom_imports": {"imports": list(filter(None, modules))},
-            "model": model,
-            "train_dataloader": {
-                "batch_size": settings.batch_size,
-                "dataset": dataset_config(data, "train", train_pipeline, encoder),
-                **loader_config(encoder),
-            },
-            "val_dataloader": {
-                **at_once(AT_ONCE, context.device, outputs),
-                "dataset": {
-                    **dataset_config(
-                        data, "train" if held_out else "val", test_pipeline, encoder, held_out
-                    ),
-                    "test_mode": True,
-                },
-                **loader_config(encoder),
-            },
-            "val_evaluator": task.evaluator(settings, spec),
-            "optim_wrapper": optimizer(settings),
-            "param_scheduler": schedule(settings),
-            "train_cfg": {"max_iters": settings.max_iters},
-        },
-        format_python_code=False,  # yapf takes a second, and is hardly easier to read
-    )
+    modules = [declared_in, type(task).__module__, probe.head.declared_in]
+    config.custom_imports.imports += filter(None, modules)
+    return config
 
 
-def checked_head(
-    head: DenseHead, settings: DenseSettings, data: PreparedDataset, backbone: Any
-) -> dict[str, Any]:
-    """``head_config`` of a head that fits.
+def complete_model(
+    config: Config, probe: Any, settings: DenseSettings, data: PreparedDataset, backbone: Any
+) -> list[tuple[int, float]]:
+    """Complete the head and the neck for the classes of a dataset and the maps of a backbone.
+
+    Args:
+        backbone: see ``feature_maps``.
+
+    Returns:
+        channels and stride of each map that the head gets.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    probe.head.check(settings, data, backbone)
+    task, model = DENSE_TASKS.find(data.spec.kind), config.model
+    head, requested = model.decode_head, getattr(settings, "head", {})
+    for name, value in task.objective(settings, data.spec, len(data.classes)).items():
+        head[name] = value  # ``update`` of a config would merge both losses
+    inputs = complete_head(model, requested, feature_maps(settings, backbone))
+    if settings.feature_stride and "neck" not in model:
+        raise UserError(
+            f"feature_stride={settings.feature_stride} is of heads that read the maps concatenated;"
+            f" {requested.get('type', probe.name)} reads each at its own stride: set"
+            " feature_stride=none"
+        )
+    if settings.class_token == "project":
+        head.readout_type = "project"
+    if not getattr(settings, "dpt_norm", True) and "readout_type" in head:
+        head.norm_cfg = None
+    return inputs
+
+
+def try_model(probe: Any, settings: DenseSettings, data: PreparedDataset, backbone: Any) -> None:
+    """Check that a head fits, and run one that this package does not know on maps without data.
 
     Args:
         backbone: see ``feature_maps``.
@@ -121,16 +141,14 @@ def checked_head(
     Raises:
         UserError: dataset, settings or backbone do not fit the head.
     """
-    head.check(settings, data, backbone)
-    maps = feature_maps(settings, backbone)
-    task = DENSE_TASKS.find(data.spec.kind)
-    objective = task.objective(settings, data.spec, len(data.classes))
-    config = head_config(head, settings, maps, objective)
-    if head.config is not None:
+    config = read_config(probe.config_file)
+    inputs = complete_model(config, probe, settings, data, backbone)
+    if probe.head.config is not None:
+        crop = feature_maps(settings, backbone).crop
         # without samples where the data are not checked yet
-        test = test_size(settings, data, backbone.divisor) if data.samples else maps.crop
-        try_head(json.dumps(config["decode_head"]), settings.batch_size, (maps.crop, test))
-    return config
+        test = test_size(settings, data, backbone.divisor) if data.samples else crop
+        head = config.model.decode_head.to_dict()
+        try_head(head, settings.head, inputs, settings.batch_size, (crop, test))
 
 
 def test_size(settings: DenseSettings, data: PreparedDataset, divisor: int) -> tuple[int, int]:
@@ -140,12 +158,6 @@ def test_size(settings: DenseSettings, data: PreparedDataset, divisor: int) -> t
     width, height = image_size(data.root / data.samples["val"][0].image)
     factor = settings.size / min(width, height) if settings.size else 1
     return round_up(round(factor * height), divisor), round_up(round(factor * width), divisor)
-
-
-def frozen_backbone(context: Context, out_indices: list[int] | None) -> dict[str, Any]:
-    """Config of the backbone; ``out_indices`` are those of the maps that it gives, None for all."""
-    indices = {"out_indices": out_indices, "precision": context.settings.precision}
-    return {"type": "FrozenBackbone", **indices, **context.backbone_config}
 
 
 def preprocessor(backbone: Backbone) -> dict[str, Any]:
@@ -160,26 +172,19 @@ def preprocessor(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def dataset_config(
-    data: PreparedDataset,
-    split: Split,
-    pipeline: list[dict[str, Any]],
-    encoder: dict[str, Any] | None,
-    only: frozenset[str] = frozenset(),
+def dataset_of(
+    data: PreparedDataset, split: Split, only: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """Config of a split's usable images (all of train, see ``PreparedDataset.encoded``), or of
-    those in ``only``."""
+    """Options of the ``DenseDataset`` of a split's usable images (all of train, see
+    ``PreparedDataset.encoded``), or of those in ``only``."""
     usable = {sample.image for sample in data.encoded(split)}
     usable &= only or usable
     listed = _listed(data.spec.list_samples, data.root, split, data.fingerprint)
     return {
-        "type": "DenseDataset",
         "dataset": data.spec.name,
         "root": str(data.root),
         "split": split,
         "exclude": [image for image in listed if image not in usable],
-        "pipeline": pipeline,
-        "encoder": encoder,
     }
 
 

@@ -23,11 +23,11 @@ from mmseg.structures import SegDataSample
 
 from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec
-from probes.dense.augment import COLOURS
-from probes.dense.settings import DenseSettings
 from probes.dense.tasks import DENSE_TASKS
 
 Part = dict[str, Any]  # of a config
+# orientation tags are ignored: label maps lie over the stored pixels
+LOAD = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
 META_KEYS = ("image", "img_path", "ori_shape", "area", "img_shape", "pad_shape", "img_padding_size")
 
 
@@ -137,85 +137,3 @@ def dense_sample(
         data = target if target.is_floating_point() else target.long()
         sample.set_data({field: PixelData(data=data)})
     return sample
-
-
-def pipelines(
-    spec: DatasetSpec,
-    classes: int,
-    settings: DenseSettings,
-    crop: tuple[int, ...],
-    mean: Sequence[float],
-) -> tuple[list[Part], list[Part]]:
-    """Train and test pipelines as configs.
-
-    Train: the part ``train_area``, short side to ``size`` × a random factor of ``scale_range``,
-    rotation, random crop, random horizontal flip, colours, pad to the crop; with ``fixed_crops``
-    resizing, crop and flip are one ``FixedCrop``. Test: the part ``test_area``, short side to
-    ``size``, ground truth untouched. (As in mmseg's configs the long side stays within 4 ×
-    ``size``.)
-
-    Args:
-        spec: how the ground truth is stored.
-        classes: number of classes, if the task has some.
-        settings: of sizes, crops and augmentation.
-        crop: (height, width) in pixels.
-        mean: RGB mean (0–255) of the backbone, the colour of the padding.
-    """
-    task, size, scale_range = DENSE_TASKS.find(spec.kind), settings.size, settings.scale_range
-    load = ground_truth_config(spec, classes, settings)
-    train: list[Part] = [LOAD, load]
-    test: list[Part] = []
-    if settings.colours == "probe3d":  # the contrast is that of the complete image
-        train.append({"type": "ColorJitter"})
-    for area, parts in ((settings.train_area, train), (settings.test_area, test)):
-        if area:
-            parts.append({"type": "ReadArea", "area": area})
-    if settings.enlarge < 1:
-        train.append({"type": "Enlarge", "least": settings.enlarge})
-    resize, options = "Resize", {}
-    if settings.interpolation != "bilinear":
-        resize = "PillowResize"
-        options = {"interpolation": settings.interpolation.removeprefix("pillow-")}
-    scale = {"scale": (4 * size, size), "keep_ratio": True}
-    if size:
-        test.append({"type": resize, **scale, **options})
-    if settings.fixed_crops:
-        fixed_crop = {
-            "type": "FixedCrop",
-            "size": size,
-            "crop": crop[0],
-            "scale_range": scale_range,
-            "fixed_crops": settings.fixed_crops,
-            "flip": settings.flip,
-        }
-        train.append(fixed_crop)
-    else:
-        random_scale = {"ratio_range": scale_range, "resize_type": resize, **options}
-        if size:
-            train.append({"type": "RandomResize", **scale, **random_scale})
-        elif scale_range != (1.0, 1.0):
-            train.append({"type": "ScaleImage", **random_scale})
-        if degrees := getattr(settings, "rotation", 0):
-            rotation = {"type": "RandomRotate", "prob": 0.5, "degree": degrees}
-            train.append({**rotation, "seg_pad_val": task.padding(spec)})
-        random_crop: Part = {"type": "RandomCrop", "crop_size": crop}
-        if task.has_classes and settings.max_class_share < 1:
-            random_crop["cat_max_ratio"] = settings.max_class_share
-            random_crop["ignore_index"] = spec.ignore_index
-        train += [random_crop, {"type": "RandomFlip", "prob": settings.flip}]
-    if settings.colours in COLOURS:
-        train.append({"type": COLOURS[settings.colours]})
-    train.append({"type": "FollowImage", "kind": spec.kind})
-    is_black = settings.padding == "black"
-    pad = {
-        "type": "PadCrop",
-        "size": crop,
-        "image": [0, 0, 0] if is_black else [round(value) for value in reversed(mean)],
-        "ground_truth": task.padding(spec),
-    }
-    pack = {"type": "PackRGB", "kind": spec.kind}
-    return [*train, pad, pack], [LOAD, *test, load, pack]
-
-
-# orientation tags are ignored: label maps lie over the stored pixels
-LOAD = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}

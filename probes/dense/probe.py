@@ -11,8 +11,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+import probes.configs
 from cliptex_common.errors import UserError
 from probes.base import Context, Probe, TaskResult
 from probes.datasets.base import PreparedDataset, Split
@@ -21,6 +23,13 @@ from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
 from probes.registry import HEADS, PROBES, register_probe
 from reports.stats.per_image import SCORERS
+
+
+def config_file(kind: str, name: str) -> Path:
+    """The config file of a probe; a plugin's dense tasks have those of ``dense``."""
+    folder = Path(probes.configs.__path__[0])
+    path = folder / kind / f"{name}.py"
+    return path if path.is_file() else folder / "dense" / f"{name}.py"
 
 
 class DenseProbe:
@@ -33,6 +42,7 @@ class DenseProbe:
         self.head, self.task = head, task
         self.name, self.version = head.name, head.version
         self.kind, self.metrics = task.name, task.metrics
+        self.config_file = config_file(task.name, "head" if head.config is not None else head.name)
         is_shipped = head.config is None
         self.settings_type: type = task.shipped_settings if is_shipped else task.head_settings
         self.defaults = {} if is_shipped else {"head": head.config}
@@ -82,9 +92,9 @@ class DenseProbe:
         if self.head.config is None:
             self.head.check(settings, data, backbone)
             return
-        from probes.dense.config import checked_head
+        from probes.dense.config import try_model
 
-        checked_head(self.head, settings, data, backbone)
+        try_model(self, settings, data, backbone)
 
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
@@ -148,9 +158,11 @@ def register_head(
     Raises:
         ValueError: there is a head or a probe of this name.
     """
-    config = {"type": module if isinstance(module, str) else name, **options}
+    is_name = isinstance(module, str)
+    config = {"type": module if is_name else name, **options}
     declared_in = sys._getframe(1).f_globals["__name__"]
-    head = DenseHead(name, module, version, kinds, config=config, declared_in=declared_in)
+    own = None if is_name else module
+    head = DenseHead(name, own, version, kinds, config=config, declared_in=declared_in)
     return _register(head)
 
 
@@ -185,5 +197,5 @@ def register_dense_task(task: DenseTask) -> DenseTask:
     return task
 
 
-for _head in (*SHIPPED, DenseHead("head", config={})):
+for _head in (*SHIPPED, DenseHead("head", version=2, config={})):
     _register(_head)

@@ -16,6 +16,8 @@ from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from probes.dense.decode_heads.losses import build_head
+
 
 @MODELS.register_module()
 class DenseModel(EncoderDecoder):
@@ -26,6 +28,11 @@ class DenseModel(EncoderDecoder):
     objective decodes them at the resolution of the image file; images of one shape are decoded
     together, and outputs are not kept.
     """
+
+    def _init_decode_head(self, decode_head: Any) -> None:
+        self.decode_head = head = build_head(decode_head)
+        self.align_corners, self.out_channels = head.align_corners, head.out_channels
+        self.num_classes = head.num_classes
 
     def inference(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
         raw = super().inference(inputs, metas)

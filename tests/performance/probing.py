@@ -113,7 +113,6 @@ def segmentation(
 def mmsegs_own(config: Config) -> None:
     """The same linear head in mmseg's segmenter and with mmseg's loss, instead of our quicker
     ones."""
-    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
     from mmseg.registry import MODELS
 
     from probes.dense.decode_heads.linear import LinearHead
@@ -121,7 +120,7 @@ def mmsegs_own(config: Config) -> None:
     def forward(head: Any, inputs: Any) -> Any:
         return head.cls_seg(head.norm(head._transform_inputs(inputs)))
 
-    own = {"loss_by_feat": BaseDecodeHead.loss_by_feat, "forward": forward}
+    own = {"forward": forward}
     MODELS.register_module(
         name="BenchLinearHead", module=type("BenchLinearHead", (LinearHead,), own), force=True
     )

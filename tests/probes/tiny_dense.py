@@ -87,3 +87,19 @@ def make(
     spec = DATASETS[SPECS[kind].name]
     samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
     return PreparedDataset(spec, root, samples, fingerprint=f"{kind}-{seed}")
+
+
+def pipelines(data: PreparedDataset, settings, crop, mean=(0, 0, 0)) -> tuple[list, list]:
+    """Of train and val, as a config has them."""
+    # they prepare mmseg, which takes seconds
+    from probes.dense.config import PLACES
+    from probes.dense.pipelines import complete_pipelines
+    from probes.dense.probe import config_file
+    from probes.runner.config_file import apply_settings, read_config
+
+    config = read_config(config_file(data.spec.kind, "linear"))
+    apply_settings(config, settings, PLACES)
+    complete_pipelines(config, data.spec, len(data.classes), settings, crop, mean)
+    return tuple(
+        config[f"{split}_dataloader"].dataset.to_dict()["pipeline"] for split in ("train", "val")
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
@@ -26,11 +26,12 @@ import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.linear import LinearHead
+from probes.dense.decode_heads.losses import build_head
 from probes.dense.segmentors import DenseModel
 from probes.protocols.base import find_preset
 from probes.registry import find_task
 from probes.runner.bridge import isolated_rng
-from probes.runner.settings import optimizer, schedule
+from probes.runner.config_file import training_config
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 
@@ -130,7 +131,8 @@ def preset_config(
 
 def curves(settings: Any) -> dict[str, list[float]]:
     """Rate and beta 1 of the iterations of a training by this suite."""
-    return scheduled_curves(optimizer(settings), schedule(settings), settings.max_iters)
+    config = training_config(settings)
+    return scheduled_curves(config.optim_wrapper, config.param_scheduler, settings.max_iters)
 
 
 def scheduled_curves(
@@ -168,7 +170,7 @@ def head(config: Config, width: int = CHANNELS, **changes: Any) -> Any:
     """The decode head of a config for maps of ``width`` channels, with weights by ``fill``."""
     options = {**config.model.decode_head.to_dict(), "in_channels": width, **changes}
     with DefaultScope.overwrite_default_scope("mmseg"):
-        built = MODELS.build(options)
+        built = build_head(options)
     fill(by_shape(built) if isinstance(built, LinearHead) else by_name(built))
     return built
 
@@ -185,7 +187,8 @@ def samples(field: str, targets: Tensor) -> list[SegDataSample]:
 
 def trained(built: Any, settings: Any, inputs: Sequence[Any], packed: Sequence[Any]) -> list[float]:
     """The losses of ``STEPS`` steps of this suite, each seeded by its number."""
-    return trained_by(built, (optimizer(settings), schedule(settings)), inputs, packed)
+    config = training_config(settings)
+    return trained_by(built, (config.optim_wrapper, config.param_scheduler), inputs, packed)
 
 
 def trained_by(

@@ -1,11 +1,11 @@
-"""The heads of dense probes by name, one entry of ``SHIPPED`` each, and the maps that a backbone
-gives them. Heads that mmseg has need no class of their own."""
+"""The heads of dense probes by name, and the maps that a backbone gives them. What a head of
+``SHIPPED`` is, its config files say: ``probes/configs/KIND/NAME.py``."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,6 @@ from probes.datasets.base import PreparedDataset
 from probes.dense.settings import DenseSettings
 from probes.dense.tasks import DENSE_TASKS
 from probes.layers import position
-
-FOLDER = "probes.dense.decode_heads"
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,7 @@ class DenseHead:
     """A head, which is the probe of its name on datasets of some dense tasks.
 
     Attributes:
-        module: ``MODULE:CLASS``, imported when the head is built, or the class: a decode head of
-            mmseg; with ``config`` see ``probes.dense.probe.register_head``.
-        options: its config for settings and ``FeatureMaps``.
+        module: of a plugin's head, see ``probes.dense.probe.register_head``.
         version: of the probe.
         kinds: names of dense tasks; empty for all.
         maps: number of maps that it fuses; None for any.
@@ -92,14 +88,13 @@ class DenseHead:
     """
 
     name: str
-    module: str | type = ""
+    module: type | None = None
     version: int = 1
     kinds: Sequence[str] = ()
     maps: int | None = None
     min_batch: int = 1
     config: Mapping[str, Any] | None = None
     declared_in: str = ""
-    options: Callable[[Any, FeatureMaps], dict[str, Any]] | None = None
 
     def check(self, settings: DenseSettings, data: PreparedDataset, backbone: Any) -> None:
         """Raise ``UserError`` where dataset, settings or backbone do not fit it.
@@ -124,72 +119,26 @@ class DenseHead:
         DENSE_TASKS.find(data.spec.kind).check_dataset(data)
 
 
-# what each of the shipped heads has as its ``options``
-def linear(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
-    return {"dropout_ratio": settings.dropout or 0.0, "dropout_first": settings.dropout_first}
-
-
-def convolutional(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
-    """Width, dropout (unless it is set) and batch normalisation of mmseg's convolutional heads."""
-    return {
-        "channels": settings.channels,
-        "dropout_ratio": 0.1 if settings.dropout is None else settings.dropout,
-        "norm_cfg": {"type": "BN", "requires_grad": True},  # not SyncBN: one process
-    }
-
-
-def deeplabv3(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
-    dilations = aspp_dilations(min(maps.crop), maps.stride)
-    return {**convolutional(settings, maps), "dilations": dilations}
-
-
-def aspp_dilations(size: int, stride: float) -> tuple[int, int, int, int]:
+def aspp_dilations(
+    size: int, stride: float, rates: Sequence[int] = (1, 12, 24, 36)
+) -> tuple[int, int, int, int]:
     """Dilation rates of DeepLabv3 for feature maps of ``size / stride``.
 
     Chen et al. 2017 use (1, 12, 24, 36) on 64×64 maps (512 px at stride 8). A rate beyond the map
-    only sees padding, so the rates keep their share of the map's side at other sizes: 12/64, 24/64
-    and 36/64.
+    only sees padding, so the ``rates`` keep their share of the map's side at other sizes.
     """
-    side = size / stride
-    first = max(2, round(side * 12 / 64))
-    second = max(first + 1, round(side * 24 / 64))
-    return 1, first, second, max(second + 1, round(side * 36 / 64))
+    share = size / stride / 64
+    first = max(2, round(share * rates[1]))
+    second = max(first + 1, round(share * rates[2]))
+    return rates[0], first, second, max(second + 1, round(share * rates[3]))
 
 
-def dpt(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
-    return {
-        **convolutional(settings, maps),
-        **({} if settings.dpt_norm else {"norm_cfg": None}),
-        "map_channels": maps.channels,
-        "widths": settings.dpt_widths,
-        "readout_type": "project" if settings.class_token == "project" else "ignore",
-    }
-
-
-def probe3d(settings: Any, maps: FeatureMaps) -> dict[str, Any]:
-    return {
-        "channels": settings.channels,
-        "dropout_ratio": settings.dropout or 0.0,
-        "map_channels": maps.channels,
-    }
-
-
-MMSEG = "mmseg.models.decode_heads"
 SHIPPED = (
     # 4 rounded otherwise on a CPU
-    DenseHead("linear", f"{FOLDER}.linear:LinearHead", version=5, options=linear),
-    # Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017
-    DenseHead("deeplabv3", f"{MMSEG}:ASPPHead", version=4, min_batch=2, options=deeplabv3),
-    # Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017
-    DenseHead("pspnet", f"{MMSEG}:PSPHead", version=4, min_batch=2, options=convolutional),
-    # dpt 4 was probe3d's head
-    DenseHead("dpt", f"{FOLDER}.dpt:DPTHead", version=5, maps=4, options=dpt),
-    DenseHead(
-        "dpt-probe3d",
-        f"{FOLDER}.probe3d:Probe3dHead",
-        version=4,
-        kinds=("depth", "normals"),
-        maps=4,
-        options=probe3d,
-    ),
+    DenseHead("linear", version=5),
+    DenseHead("deeplabv3", version=4, min_batch=2),
+    DenseHead("pspnet", version=4, min_batch=2),
+    # 4 was probe3d's head
+    DenseHead("dpt", version=5, maps=4),
+    DenseHead("dpt-probe3d", version=4, kinds=("depth", "normals"), maps=4),
 )

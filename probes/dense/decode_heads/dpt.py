@@ -12,11 +12,13 @@ import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 # isort: split
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.registry import MODELS
 from mmseg.models.decode_heads import dpt_head
 from torch import Tensor, nn
 
 
-class DPTHead(dpt_head.DPTHead):
+@MODELS.register_module()
+class MultiWidthDPTHead(dpt_head.DPTHead):
     """MMSegmentation's DPT head; its 1×1 convolutions take maps of any widths, so that stages of a
     CNN can be fused too.
 

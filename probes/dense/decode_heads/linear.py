@@ -9,12 +9,14 @@ import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 # isort: split
 import torch
 import torch.nn.functional as F
+from mmengine.registry import MODELS
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
 from cliptex_common.device import is_accelerator
 
 
+@MODELS.register_module()
 class LinearHead(BaseDecodeHead):
     """The linear probe: batch normalisation, then one 1×1 convolution.
 

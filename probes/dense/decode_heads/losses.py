@@ -1,5 +1,5 @@
-"""Losses of decode heads: mix-ins that make a segmenter or a regressor of one, whose raw outputs
-are read by its ``objective``.
+"""Losses of decode heads: ``build_head`` makes a segmenter or a regressor of one by a mix-in, whose
+``objective`` reads the raw outputs.
 
 ``F.cross_entropy(F.interpolate(logits, size, mode="bilinear"), labels)`` and its gradient take most
 of a linear probe's time: each of a dozen passes goes over logits many times as large as the cache.
@@ -11,7 +11,8 @@ the features' resolution remains.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import isclass
 from typing import Any, ClassVar
 
 import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
@@ -22,12 +23,13 @@ import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from cliptex_common.device import is_accelerator
 from probes.dense.objectives import Classes, Objective
 
 Losses = dict[str, Tensor]
+LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")
 CACHED_BYTES = 2**20  # of resized logits at once on a CPU; more where images are larger
 GPU_BYTES = 2**28
 
@@ -201,3 +203,28 @@ class Regression(BaseDecodeHead):
             loss = torch.stack([objective(*pair) for pair in zip(*groups, strict=True)]).mean()
         objective.iterations += 1
         return {objective.loss_name: loss}
+
+
+def has_own_loss(head: type[nn.Module]) -> bool:
+    """Whether it is a head of mmseg that computes its losses or predictions in its own way."""
+    return issubclass(head, BaseDecodeHead) and any(
+        getattr(head, name) is not getattr(BaseDecodeHead, name) for name in LOSS_METHODS
+    )
+
+
+def build_head(config: Mapping[str, Any]) -> Any:
+    """A decode head from a config as mmseg has them, with the loss of its ``loss_decode``: a
+    regressor where that is an objective, otherwise a segmenter.
+
+    Args:
+        config: with ``type``, a name in mmseg's registry; ``loss_images`` is the setting.
+    """
+    options = dict(config)
+    kind: Any = MODELS.get(options.pop("type"))
+    if has_own_loss(kind):
+        del options["loss_images"]
+        return type(kind.__name__, (kind,), {"objective": Classes()})(**options)
+    losses = options["loss_decode"]
+    loss = MODELS.get(losses["type"]) if isinstance(losses, Mapping) else None
+    mix_in = Regression if isclass(loss) and issubclass(loss, Objective) else Segmentation
+    return type(kind.__name__, (mix_in, kind), {})(**options)

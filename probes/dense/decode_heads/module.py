@@ -1,17 +1,14 @@
-"""Configs of heads. Heads of mmseg's registry, and modules of plugins, are heads of the dense
-probes too; such a head is run on maps without data before anything is trained."""
+"""Decode heads for the maps of a backbone: what follows from the maps is added to their configs.
+Heads of mmseg's registry, and modules of plugins, are run on maps without data before anything is
+trained."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-import json
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import product
-from pkgutil import resolve_name
 from typing import Any
 
 from probes.runner.bridge import isolated_rng  # first: it prepares mmseg
@@ -27,59 +24,52 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cliptex_common.errors import UserError, error_summary, suggest
 from probes.dense.data import dense_sample
-from probes.dense.decode_heads.base import SHIPPED, DenseHead, FeatureMaps
-from probes.dense.decode_heads.losses import Regression, Segmentation
+from probes.dense.decode_heads.base import FeatureMaps, aspp_dilations
+from probes.dense.decode_heads.losses import build_head, has_own_loss
 from probes.dense.tasks import DenseTask
 from probes.registry import HEADS
 
-LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")
 LOSS_OPTIONS = ("loss_decode", "sampler")
 OF_BACKBONE = ("in_channels", "in_index", "num_classes", "feature_strides")
 
 
-def parse_head(head: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The class of a head, of a plugin or of mmseg's registry, and its options.
+def head_class(name: str) -> Any:
+    """The class of a head, of a plugin or of mmseg's registry.
 
     Raises:
         UserError: no such head, or one that predicts no logits by itself.
     """
-    name, options = head["type"], {key: value for key, value in head.items() if key != "type"}
-    if name in HEADS and isinstance(HEADS[name].module, type):
-        return HEADS[name].module, options
-    classes = {
-        key: each
+    if name in HEADS and HEADS[name].module:
+        return HEADS[name].module
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        kind: Any = MODELS.get(name)
+    is_head = inspect.isclass(kind) and issubclass(kind, BaseDecodeHead)
+    if is_head and not issubclass(kind, BaseCascadeDecodeHead):
+        return kind
+    names = {
+        key
         for key, each in MODELS.module_dict.items()
         if inspect.isclass(each) and each.__module__.startswith("mmseg.models.decode_heads.")
     }
-    if name not in classes:
-        raise UserError(f"mmseg has no head {name!r}; {suggest(name, classes)}")
-    kind = classes[name]
-    if not issubclass(kind, BaseDecodeHead) or issubclass(kind, BaseCascadeDecodeHead):
-        raise UserError(
-            f"{name} predicts masks, or refines the output of another head; choose one that"
-            " predicts logits of each pixel"
-        )
-    return kind, options
+    if name not in names:
+        raise UserError(f"mmseg has no head {name!r}; {suggest(name, names)}")
+    raise UserError(
+        f"{name} predicts masks, or refines the output of another head; choose one that predicts"
+        " logits of each pixel"
+    )
 
 
 def check_settings(head: Mapping[str, Any], task: DenseTask) -> None:
     """Raise ``UserError`` where the setting ``head`` fits no backbone and no dataset of a task."""
-    kind, options = parse_head(head)
-    reads_several(kind, options)
+    kind = head_class(head["type"])
+    reads_several(kind, head)
     if task.has_classes:
         return
     if has_own_loss(kind):
         raise UserError(f"head {head['type']} has a loss of classes: it is for segmentation")
     for name in LOSS_OPTIONS:
-        if name in options:
+        if name in head:
             raise UserError(f"head.{name} is of segmentation; the loss of {task.name} is its own")
-
-
-def has_own_loss(head: type[nn.Module]) -> bool:
-    """Whether it is a head of mmseg that computes its losses or predictions in its own way."""
-    return issubclass(head, BaseDecodeHead) and any(
-        getattr(head, name) is not getattr(BaseDecodeHead, name) for name in LOSS_METHODS
-    )
 
 
 def reads_several(head: type[nn.Module], options: Mapping[str, Any]) -> bool:
@@ -97,7 +87,8 @@ def reads_several(head: type[nn.Module], options: Mapping[str, Any]) -> bool:
         raise StopIteration
 
     recorder = type(head.__name__, (head,), {"_init_inputs": record})
-    options = {"in_channels": 1, "num_classes": 2, **with_strides(head, (1,)), **options}
+    options = {"in_channels": 1, "num_classes": 2, **of_maps(head, (1,), (1,)), **options}
+    options.pop("type", None)
     try:
         recorder(**options)
     except StopIteration:
@@ -120,10 +111,13 @@ def summary(error: Exception) -> str:
     return f"{type(error).__name__}: {line}"
 
 
-def with_strides(head: type[nn.Module], strides: Sequence[float]) -> dict[str, Any]:
-    """The strides of the maps under the name by which a head takes them, if it does."""
-    names = set(inspect.signature(head.__init__).parameters) & {"strides", "feature_strides"}
-    return {name: list(strides) for name in names}
+def of_maps(
+    head: type[nn.Module], channels: Sequence[int], strides: Sequence[float]
+) -> dict[str, Any]:
+    """Channels and strides of each map, under the names by which a head takes them, if it does."""
+    values = {"map_channels": channels, "strides": strides, "feature_strides": strides}
+    names = inspect.signature(head.__init__).parameters.keys() & values.keys()
+    return {name: list(values[name]) for name in names}
 
 
 class OutputOffset(nn.Module):
@@ -139,12 +133,12 @@ class OutputOffset(nn.Module):
         return outputs + self.bias[:, None, None]
 
 
+@MODELS.register_module()
 class ModuleHead(BaseDecodeHead):
-    """A head of mmseg, or any module from a list of maps to logits.
+    """A module of a plugin, from a list of maps to logits, as a decode head.
 
     Args:
-        module: its config: ``type`` (see ``parse_head``) and options; those that follow from the
-            maps and the number of outputs may be left out.
+        module: ``type``, its name as a head, and options.
         in_channels, strides: of the maps.
         **kwargs: of mmseg's ``BaseDecodeHead``.
     """
@@ -166,124 +160,122 @@ class ModuleHead(BaseDecodeHead):
             **kwargs,
         )
         self.conv_seg = OutputOffset(self.num_classes)
-        kind, options = parse_head(module)
-        if issubclass(kind, BaseDecodeHead):
-            several = reads_several(kind, options)
-            index = options.setdefault("in_index", list(range(len(in_channels))) if several else 0)
-            strides = [strides[i] for i in (index if several else [index])]
-            options = {
-                "in_channels": [in_channels[i] for i in index] if several else in_channels[index],
-                "num_classes": self.num_classes,
-                "ignore_index": self.ignore_index,
-                "align_corners": self.align_corners,
-                "threshold": 0.0,  # of binary segmentation; mmseg warns without one
-                **options,
-            }
-        else:
-            shapes = {"in_channels": list(in_channels), "out_channels": self.num_classes}
-            options = {**shapes, **options}
-        self.module: Any = kind(**{**with_strides(kind, strides), **options})
-        if has_own_loss(kind):
-            self.loss, self.predict = self.module.loss, self.module.predict
+        options = dict(module)
+        kind = head_class(options.pop("type"))
+        shapes = {"in_channels": list(in_channels), "out_channels": self.num_classes}
+        self.module: Any = kind(**{**of_maps(kind, in_channels, strides), **shapes, **options})
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (N, C_i, h_i, w_i) → logits (N, outputs, h, w), of any resolution."""
         return self.conv_seg(self.module(list(inputs)))
 
 
-_classes = {head.name: resolve_name(str(head.module)) for head in SHIPPED} | {"module": ModuleHead}
-for (_name, _class), _loss in product(_classes.items(), (Segmentation, Regression)):
-    _type = f"{_name}-{_loss.__name__.lower()}"  # linear-segmentation, linear-regression …
-    MODELS.register_module(name=_type, module=type(_type, (_loss, _class), {}))
+def complete_head(
+    model: Any, requested: Mapping[str, Any], maps: FeatureMaps
+) -> list[tuple[int, float]]:
+    """Complete ``decode_head`` and ``neck`` of a model's config with what follows from the maps.
 
-
-def head_config(
-    head: DenseHead, settings: Any, maps: FeatureMaps, objective: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Configs of the ``decode_head`` and, where it reads the maps concatenated, of the ``neck``.
+    A head behind a neck reads all maps concatenated; without one, each at its own stride, or that
+    of its ``in_index``.
 
     Args:
-        settings: a ``DenseSettings``.
-        objective: ``num_classes`` and the loss of a segmenter, or ``loss_decode`` with an
-            objective's config.
+        requested: the setting ``head``.
+
+    Returns:
+        channels and stride of each map that the head gets.
+
+    Raises:
+        UserError: there is no such head, or it does not know its options.
     """
-    outputs = "segmentation" if "num_classes" in objective else "regression"
-    losses = {"align_corners": settings.align_corners, "loss_images": settings.loss_images}
-    losses |= objective
-    if head.options:
-        name, reads_one = head.name, True
-        options = {"in_channels": sum(maps.channels), "in_index": 0, **losses}
-        options |= head.options(settings, maps)
+    head = model.decode_head
+    for name, value in requested.items():
+        head[name] = value  # ``update`` of a config would merge both losses
+    kind = head_class(head.type)
+    several = reads_several(kind, requested) if requested else "neck" not in model
+    each = list(zip(maps.channels, maps.strides, strict=True))
+    if "neck" in model:
+        model.neck.update(strides=list(maps.strides), stride=maps.stride, index=maps.index)
+        if (several or "in_index" in requested) and maps.index is None:
+            del model.neck
+    if requested and has_own_loss(kind) and "loss_decode" not in requested:
+        del head["loss_decode"]
+    if not issubclass(kind, BaseDecodeHead):
+        options = {name: head.pop(name) for name in requested}
+        head.update(type="ModuleHead", module=options, strides=list(maps.strides))
+        head.in_channels = list(maps.channels)
+        return each
+    if "dilations" in head and not requested:
+        head.dilations = aspp_dilations(min(maps.crop), maps.stride, head.dilations)
+    if "neck" in model and not several:
+        each = [(sum(maps.channels), maps.stride)]
+        channels, index = sum(maps.channels), 0
     else:
-        name, (kind, own) = "module", parse_head(settings.head)
-        reads_one = not reads_several(kind, own) and "in_index" not in own
-        if settings.feature_stride and not reads_one:
-            raise UserError(
-                f"feature_stride={settings.feature_stride} is of heads that read the maps"
-                f" concatenated; {settings.head['type']} reads each at its own stride: set"
-                " feature_stride=none"
-            )
-        if not has_own_loss(kind):
-            losses |= {option: own.pop(option) for option in LOSS_OPTIONS if option in own}
-        options = {
-            **losses,
-            "module": {"type": settings.head["type"], **own},
-            "in_channels": [sum(maps.channels)] if reads_one else list(maps.channels),
-            "strides": [maps.stride] if reads_one else list(maps.strides),
-        }
-    model: dict[str, Any] = {"decode_head": {"type": f"{name}-{outputs}", **options}}
-    if reads_one or maps.index is not None:
-        strides = {"strides": list(maps.strides), "stride": maps.stride}
-        model["neck"] = {"type": "ResizeConcat", **strides, "index": maps.index}
-    return model
+        index = head.get("in_index", list(range(len(each))) if several else 0)
+        channels = [maps.channels[i] for i in index] if several else maps.channels[index]
+    strides = [maps.strides[i] for i in (index if several else [index])] if each else []
+    derived = {"in_channels": channels, "in_index": index, **of_maps(kind, maps.channels, strides)}
+    head.update({name: value for name, value in derived.items() if name not in requested})
+    return each
 
 
-@functools.lru_cache(maxsize=64)  # a task is checked several times
-def try_head(text: str, batch: int, sizes: tuple[tuple[int, int], ...]) -> None:
+def try_head(
+    config: Mapping[str, Any],
+    requested: Mapping[str, Any],
+    inputs: Sequence[tuple[int, float]],
+    batch: int,
+    sizes: Sequence[tuple[int, int]],
+) -> None:
     """Build a head, and run it on a training batch and on a test image.
 
     Args:
-        text: config of a ``ModuleHead`` as JSON.
+        config, requested: of the head, and the options of it that the user gave.
+        inputs: channels and stride of each map that it gets.
         batch: images of a training batch.
         sizes: (height, width) of training crops, then of a test image, as the backbone gets them.
 
     Raises:
         UserError: the head cannot be built, fails, or returns other shapes.
     """
-    config = json.loads(text)
-    channels, options = config["in_channels"], dict(config["module"])
-    about = (
-        f"head {options.pop('type')} with {options or 'its defaults'} on maps of"
-        f" {', '.join(map(str, channels))} channels"
-    )
     batch = min(batch, 2)  # normalisation over a batch needs two images; more change no shape
     with suppress(Exception), FakeTensorMode(allow_non_fake_inputs=True):
-        return _run(config, batch, sizes)
+        return _run(config, inputs, batch, sizes)
     try:  # fake tensors have no values, which some heads read
-        _run(config, batch, sizes)
+        _run(config, inputs, batch, sizes)
     except Exception as error:
+        options = {name: value for name, value in requested.items() if name != "type"}
         decided = [f"head.{name}" for name in OF_BACKBONE if name in options]
         hint = f"; {', '.join(decided)}: leave it out, the backbone decides" if decided else ""
-        raise UserError(f"{about}: {summary(error)}{hint}") from error
+        raise UserError(
+            f"head {requested['type']} with {options or 'its defaults'} on maps of"
+            f" {', '.join(str(width) for width, _ in inputs)} channels: {summary(error)}{hint}"
+        ) from error
 
 
 @torch.no_grad()
-def _run(config: Mapping[str, Any], batch: int, sizes: Sequence[tuple[int, int]]) -> None:
+def _run(
+    config: Mapping[str, Any],
+    inputs: Sequence[tuple[int, float]],
+    batch: int,
+    sizes: Sequence[tuple[int, int]],
+) -> None:
+    has_loss = has_own_loss(head_class(config["type"]))
     with (
         isolated_rng(),
         warnings.catch_warnings(action="ignore"),
         DefaultScope.overwrite_default_scope("mmseg"),
     ):
-        head = MODELS.build(config)
+        head = build_head(config)
+        module = getattr(head, "module", head)  # of a plugin
+        outputs_of_pixel = head.out_channels if module is head else head.num_classes
         for is_training, images, size in zip((True, False), (batch, 1), sizes, strict=True):
             maps = [
                 torch.zeros(images, channels, *(max(1, round(side / stride)) for side in size))
-                for channels, stride in zip(config["in_channels"], config["strides"], strict=True)
+                for channels, stride in inputs
             ]
             head.train(is_training)
             meta = {"img_shape": size, "pad_shape": size}
-            if not has_own_loss(type(head.module)):
-                outputs = head.module(maps)
+            if not has_loss:
+                outputs = module(maps)
             elif is_training:
                 labels = torch.zeros(1, *size, dtype=torch.long)
                 head.loss(maps, [dense_sample(meta, "gt_sem_seg", labels)] * images, {})
@@ -291,8 +283,8 @@ def _run(config: Mapping[str, Any], batch: int, sizes: Sequence[tuple[int, int]]
             else:
                 outputs = head.predict(maps, [meta], {})
             shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            if len(shape) != 4 or shape[:2] != (images, head.num_classes):
+            if len(shape) != 4 or shape[:2] != (images, outputs_of_pixel):
                 raise UserError(
-                    f"it must return ({images}, {head.num_classes}, height, width), and returns"
+                    f"it must return ({images}, {outputs_of_pixel}, height, width), and returns"
                     f" {shape}"
                 )

@@ -12,6 +12,7 @@ import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
 import torch.nn.functional as F
+from mmengine.registry import MODELS
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
+@MODELS.register_module()
 class Probe3dHead(BaseDecodeHead):
     """Four maps → 1×1 convolutions to ``channels`` → twice the size → fused, the deepest first:
     each of the others passes a residual unit, what is deeper is added, and the sum passes another →

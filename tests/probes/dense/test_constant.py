@@ -13,7 +13,6 @@ from mmengine.registry import DefaultScope
 import probes.dense.augment  # noqa: F401  registers the transforms
 from cliptex_common.dense_maps.read import read_depth, read_normals
 from probes.dense.constant import best_constant, constant_note
-from probes.dense.data import pipelines
 from probes.dense.dataset import DenseDataset
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.normals import NormalSettings
@@ -85,7 +84,7 @@ def test_a_constant_is_scored_where_the_probe_is(tmp_path):
 
 def scored_dataset(data, settings=None):
     settings = settings or DENSE_TASKS[data.spec.kind].settings()
-    _, pipeline = pipelines(data.spec, len(data.classes), settings, (64, 64), (0, 0, 0))
+    _, pipeline = tiny_dense.pipelines(data, settings, (64, 64))
     with DefaultScope.overwrite_default_scope("mmseg"):
         val = DenseDataset(data.spec.name, str(data.root), "val", pipeline, test_mode=True)
     loader = {"dataset": {"pipeline": pipeline}}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from probes.dense.data import pipelines
 from probes.dense.dataset import DenseDataset
 from probes.dense.segmentors import at_own_size
 from probes.dense.tasks.depth import DepthSettings
@@ -29,13 +28,8 @@ def dataset(
     root, data, split="train", size=32, crop=32, scale=(1.0, 1.0), flip=0.0, exclude=(), **colours
 ):
     chosen = SegmentationSettings(size=size, scale_range=scale, flip=flip, **colours)
-    train, test = pipelines(
-        data.spec,
-        len(data.classes),
-        chosen,
-        crop if isinstance(crop, tuple) else (crop, crop),
-        MEAN,
-    )
+    sides = crop if isinstance(crop, tuple) else (crop, crop)
+    train, test = tiny_dense.pipelines(data, chosen, sides, MEAN)
     return DenseDataset(
         data.spec.name,
         str(root),
@@ -107,7 +101,7 @@ def test_an_area_is_read_and_its_predictions_are_put_back(tmp_path):
     data = tiny_dense.make(tmp_path, "depth", train=1, val=1, size=(48, 64))
     area = (8, 40, 16, 60)
     settings = DepthSettings(size=0, crop=(32, 44), flip=0, train_area=area, test_area=area)
-    train, test = pipelines(data.spec, 0, settings, settings.crop, MEAN)
+    train, test = tiny_dense.pipelines(data, settings, settings.crop, MEAN)
     folder = str(tmp_path)
     cut = DenseDataset(data.spec.name, folder, "train", train)[0]
     whole = dataset(tmp_path, data, size=48, crop=(48, 64))[0]

@@ -12,13 +12,12 @@ from torch.nn import functional as F
 import probes.dense.config  # noqa: F401  registers the heads
 from probes.dense.decode_heads import losses as loss_module
 from probes.dense.decode_heads.linear import LinearHead
-from probes.dense.decode_heads.losses import resized_cross_entropy
+from probes.dense.decode_heads.losses import build_head, resized_cross_entropy
 from probes.dense.objectives import Classes
 from probes.dense.segmentors import DenseModel, at_own_size
 
 from mmseg.models import EncoderDecoder  # isort: skip
 from mmseg.models.decode_heads import PSPHead  # isort: skip
-from mmseg.registry import MODELS  # isort: skip
 from mmseg.structures import SegDataSample  # isort: skip
 
 sides = st.integers(1, 9)
@@ -95,7 +94,7 @@ def test_a_segmenter_learns_what_mmsegs_does(loss):
         "dropout_ratio": 0.0,
         "loss_decode": {"type": "CrossEntropyLoss", **loss},
     }
-    ours = MODELS.build({"type": "pspnet-segmentation", **config})
+    ours = build_head({"type": "PSPHead", "loss_images": None, **config})
     theirs = PSPHead(**config)
     theirs.load_state_dict(ours.state_dict())
     labels = torch.randint(0, 4, (3, 20, 28))

@@ -16,6 +16,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.base import DenseHead
+from probes.dense.decode_heads.losses import build_head
 from probes.dense.probe import DenseProbe
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import HEADS, PROBES
@@ -74,7 +75,7 @@ def test_heads_train_and_score(tmp_path, datasets, kind, name, head, changes):
     result = probe.run(task)
     assert set(probe.metrics) <= set(result.metrics)
     assert all(np.isfinite(value) for value in result.metrics.values())
-    assert any(name.startswith("decode_head.module.") for name in result.head.tensors)
+    assert any(name.startswith("decode_head.") for name in result.head.tensors)
 
 
 def model_of(folder, data, head, **changes):
@@ -86,7 +87,7 @@ def model_of(folder, data, head, **changes):
 def test_a_head_of_mmseg_gets_the_maps_as_its_own_configs_give_them(tmp_path, datasets):
     """Outputs and losses are those of mmseg's own head with the same weights."""
     torch.manual_seed(0)
-    ours = MODELS.build(model_of(tmp_path, datasets["segmentation"], UPERNET).decode_head)
+    ours = build_head(model_of(tmp_path, datasets["segmentation"], UPERNET).decode_head)
     theirs = MODELS.build(
         {
             **UPERNET,
@@ -96,7 +97,7 @@ def test_a_head_of_mmseg_gets_the_maps_as_its_own_configs_give_them(tmp_path, da
             "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True},
         }
     )
-    theirs.load_state_dict(ours.module.state_dict())
+    theirs.load_state_dict(ours.state_dict())
     maps = [torch.randn(2, 8 * (i + 1), 16 // 2**i, 16 // 2**i) for i in range(4)]
     sample = SegDataSample()
     sample.set_data({"gt_sem_seg": PixelData(data=torch.randint(0, 3, (1, 64, 64)))})
@@ -109,13 +110,13 @@ def test_a_head_of_mmseg_gets_the_maps_as_its_own_configs_give_them(tmp_path, da
 def test_a_head_of_one_map_gets_them_concatenated_unless_it_names_one(tmp_path, datasets):
     data = datasets["segmentation"]
     model = model_of(tmp_path, data, FCN)
-    assert model.neck.stride == 8 and model.decode_head.in_channels == [8 + 16 + 24 + 32]
+    assert model.neck.stride == 8 and model.decode_head.in_channels == 8 + 16 + 24 + 32
     model = model_of(tmp_path, data, {**FCN, "in_index": 2})
     assert "neck" not in model
-    assert MODELS.build(model.decode_head).module.in_channels == 24
+    assert model.decode_head.in_channels == 24
     assert "neck" not in model_of(tmp_path, data, UPERNET)
-    fpn = MODELS.build(model_of(tmp_path, data, {"type": "FPNHead", "channels": 8}).decode_head)
-    assert fpn.module.feature_strides == [4, 8, 16, 32]
+    fpn = model_of(tmp_path, data, {"type": "FPNHead", "channels": 8}).decode_head
+    assert fpn.feature_strides == [4, 8, 16, 32]
 
 
 class Failing(nn.Module):

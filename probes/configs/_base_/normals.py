@@ -1,0 +1,5 @@
+"""Data of surface normals, as of depth."""
+
+_base_ = "depth.py"
+
+val_evaluator = dict(type="NormalScores")

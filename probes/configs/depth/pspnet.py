@@ -1,0 +1,19 @@
+"""PSPNet (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017): depth."""
+
+_base_ = ["../_base_/depth.py", "../_base_/schedule_20k.py"]
+
+model = dict(
+    type="DenseModel",
+    backbone=dict(type="FrozenBackbone", precision="fp32"),
+    neck=dict(type="ResizeConcat"),  # all maps at one stride, concatenated
+    decode_head=dict(
+        type="PSPHead",
+        channels=512,
+        dropout_ratio=0.1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        align_corners=False,
+        loss_images=None,
+        loss_decode=dict(type="DepthObjective", silog_lambda=0.5),
+    ),
+    test_cfg=dict(mode="whole", flip=False),
+)

@@ -1,0 +1,123 @@
+"""Pipelines of a config file, completed for a dataset, and changed by settings that are more than a
+literal of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import Config
+
+from probes.datasets.base import DatasetSpec
+from probes.dense.augment import COLOURS
+from probes.dense.settings import DenseSettings
+from probes.dense.tasks import DENSE_TASKS
+
+Part = dict[str, Any]  # of a config
+
+
+def complete_pipelines(
+    config: Config,
+    spec: DatasetSpec,
+    classes: int,
+    settings: DenseSettings,
+    crop: tuple[int, ...],
+    mean: Sequence[float],
+) -> None:
+    """Complete the pipelines of both loaders.
+
+    Args:
+        spec: how the ground truth is stored.
+        classes: number of classes, if the task has some.
+        settings: of sizes, crops and augmentation.
+        crop: (height, width) in pixels, as the backbone takes it.
+        mean: RGB mean (0–255) of the backbone, the colour of the padding.
+    """
+    train, test = config.train_dataloader.dataset, config.val_dataloader.dataset
+    train.pipeline = _training(list(train.pipeline), settings, crop)
+    test.pipeline = _testing(list(test.pipeline), settings)
+    task = DENSE_TASKS.find(spec.kind)
+    colour = [0, 0, 0] if settings.padding == "black" else [round(x) for x in reversed(mean)]
+    follows: dict[str, Part] = {
+        "LoadGroundTruth": {"kind": spec.kind, **task.reading(spec, classes, settings)},
+        "FollowImage": {"kind": spec.kind},
+        "PackRGB": {"kind": spec.kind},
+        "PadCrop": {"size": crop, "image": colour, "ground_truth": task.padding(spec)},
+        "RandomRotate": {"seg_pad_val": task.padding(spec)},
+        "RandomCrop": {"crop_size": crop},
+    }
+    for part in (*train.pipeline, *test.pipeline):
+        part.update(follows.get(part["type"], {}))
+        if "cat_max_ratio" in part:
+            part["ignore_index"] = spec.ignore_index
+
+
+def _training(parts: list[Part], settings: DenseSettings, crop: tuple[int, ...]) -> list[Part]:
+    loaded: list[Part] = []  # what follows the ground truth
+    if settings.colours == "probe3d":  # the contrast is that of the complete image
+        loaded.append({"type": "ColorJitter"})
+    if settings.train_area:
+        loaded.append({"type": "ReadArea", "area": settings.train_area})
+    if settings.enlarge < 1:
+        loaded.append({"type": "Enlarge", "least": settings.enlarge})
+    _insert(parts, "LoadGroundTruth", loaded, after=True)
+    if settings.fixed_crops:
+        fixed_crop = {
+            "type": "FixedCrop",
+            "size": settings.size,
+            "crop": crop[0],
+            "scale_range": settings.scale_range,
+            "fixed_crops": settings.fixed_crops,
+            "flip": settings.flip,
+        }
+        _replace(parts, "RandomCrop", [fixed_crop])
+        _replace(parts, "RandomResize", [])
+        _replace(parts, "RandomFlip", [])
+    else:
+        _resize(parts, "RandomResize", settings)
+        if degrees := getattr(settings, "rotation", 0):
+            rotation = {"type": "RandomRotate", "prob": 0.5, "degree": degrees}
+            _insert(parts, "RandomCrop", [rotation])
+    if settings.max_class_share == 1:
+        for part in parts:
+            part.pop("cat_max_ratio", None)
+    if settings.colours in COLOURS:
+        _insert(parts, "FollowImage", [{"type": COLOURS[settings.colours]}])
+    return parts
+
+
+def _testing(parts: list[Part], settings: DenseSettings) -> list[Part]:
+    if settings.test_area:
+        area = {"type": "ReadArea", "area": settings.test_area}
+        _insert(parts, "LoadImageFromFile", [area], after=True)
+    _resize(parts, "Resize", settings)
+    return parts
+
+
+def _resize(parts: list[Part], kind: str, settings: DenseSettings) -> None:
+    """Images of the ``size`` of the settings, by their ``interpolation``."""
+    size = settings.size
+    for part in [part for part in parts if part["type"] == kind]:
+        if part["scale"][-1] != size:  # as in mmseg's configs the long side is within four times it
+            part["scale"] = (4 * size, size)
+        if settings.interpolation != "bilinear":
+            part["resize_type" if kind == "RandomResize" else "type"] = "PillowResize"
+            part["interpolation"] = settings.interpolation.removeprefix("pillow-")
+        if size:
+            continue
+        if kind == "RandomResize" and settings.scale_range != (1.0, 1.0):
+            del part["scale"], part["keep_ratio"]
+            part["type"] = "ScaleImage"
+        else:
+            parts.remove(part)
+
+
+def _insert(parts: list[Part], kind: str, inserted: list[Part], after: bool = False) -> None:
+    """Insert before (or ``after``) the part of a type."""
+    index = [part["type"] for part in parts].index(kind) + after
+    parts[index:index] = inserted
+
+
+def _replace(parts: list[Part], kind: str, replacement: list[Part]) -> None:
+    index = [part["type"] for part in parts].index(kind)
+    parts[index : index + 1] = replacement

@@ -1,0 +1,112 @@
+"""Config files of probes, in MMEngine's format: read, and completed with settings.
+
+A file states what is trained, with the defaults as literals. A setting changes a literal that the
+file states: ``TRAINING``, and ``PLACES`` of the probes, have where, for each setting. Where that
+does not say it all (another optimizer, another schedule), ``apply_training`` does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+import probes.configs
+from cliptex_common.settings import field_names
+from probes.runner.settings import TrainingSettings, schedule
+
+FOLDER = Path(probes.configs.__path__[0])
+Places = Mapping[str, Sequence[str]]
+
+# setting → the literals that it changes. A step of a path into a list is the ``type`` of a part.
+TRAINING: Places = {
+    "max_iters": ("train_cfg.max_iters",),
+    "batch_size": ("train_dataloader.batch_size",),
+    "lr": ("optim_wrapper.optimizer.lr",),
+    "weight_decay": ("optim_wrapper.optimizer.weight_decay",),
+    "betas": ("optim_wrapper.optimizer.betas",),
+    "precision": ("model.backbone.precision",),
+    "flip": ("train_dataloader.dataset.pipeline.RandomFlip.prob",),
+}
+
+
+def read_config(path: Path) -> Config:
+    """The config of a file and its bases; a copy, to be completed.
+
+    Raises:
+        Exception: what its code raises.
+    """
+    return copy.deepcopy(_parsed(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path, modified: int) -> Config:
+    # yapf would take a second to format it
+    config = Config.fromfile(path, format_python_code=False)
+    for name in ("train_pipeline", "test_pipeline"):  # which the loaders' datasets have
+        config.pop(name, None)
+    return Config(config.to_dict(), format_python_code=False)
+
+
+def literals(config: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The dictionaries of a config, and their key, that have a literal at ``path``."""
+    *steps, key = path.split(".")
+    parts = [config]
+    for step in steps:
+        parts = [each for part in parts for each in _children(part, step)]
+    return ((part, key) for part in parts if key in part)
+
+
+def _children(part: Any, step: str) -> list[Any]:
+    if isinstance(part, list | tuple):
+        return [each for each in part if each["type"] == step]
+    return [part[step]] if isinstance(part.get(step), dict | list | tuple) else []
+
+
+def stated(config: Config, places: Places) -> dict[str, Any]:
+    """Setting → its value in a config, of those that the config states."""
+    values = {}
+    for name, paths in places.items():
+        for part, key in (each for path in paths for each in literals(config, path)):
+            values.setdefault(name, part[key])
+    return values
+
+
+def apply_settings(config: Config, settings: Any, places: Places) -> None:
+    """Change the literals of a config to those of ``settings``; one without a place in it changes
+    nothing, and None leaves a number as the file has it.
+
+    Args:
+        places: besides those of ``TRAINING``.
+    """
+    places = {**TRAINING, **places}
+    for name in places.keys() & field_names(type(settings)):
+        value = getattr(settings, name)
+        for part, key in (each for path in places[name] for each in literals(config, path)):
+            if value is not None or not isinstance(part[key], float):
+                part[key] = value
+
+
+def apply_training(config: Config, settings: TrainingSettings) -> None:
+    """Optimizer and schedule of a config by ``settings``, after ``apply_settings``."""
+    wrapper = config.optim_wrapper
+    if settings.optimizer == "sgd":
+        wrapper.optimizer.pop("betas", None)
+        wrapper.optimizer |= {"type": "SGD", "momentum": 0.9}
+    if settings.clip_norm:
+        wrapper.clip_grad = {"max_norm": settings.clip_norm}
+    if not settings.decay_all:
+        wrapper.paramwise_cfg = {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}
+    config.param_scheduler = schedule(settings)
+
+
+def training_config(settings: TrainingSettings) -> Config:
+    """``optim_wrapper`` and ``param_scheduler`` of a training with these settings."""
+    config = read_config(FOLDER / "_base_" / "schedule_40k.py")
+    apply_settings(config, settings, {})
+    apply_training(config, settings)
+    return config
