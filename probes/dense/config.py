@@ -132,7 +132,7 @@ def complete_model(
     return inputs
 
 
-def try_model(probe: Any, settings: DenseSettings, data: PreparedDataset, backbone: Any) -> None:
+def try_model(probe: Any, settings: Any, data: PreparedDataset, backbone: Any) -> None:
     """Check that a head fits, and run one that this package does not know on maps without data.
 
     Args:

@@ -11,25 +11,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import probes.configs
 from cliptex_common.errors import UserError
 from probes.base import Context, Probe, TaskResult
+from probes.configs import config_file
 from probes.datasets.base import PreparedDataset, Split
 from probes.dense.decode_heads.base import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
 from probes.registry import HEADS, PROBES, register_probe
 from reports.stats.per_image import SCORERS
-
-
-def config_file(kind: str, name: str) -> Path:
-    """The config file of a probe; a plugin's dense tasks have those of ``dense``."""
-    folder = Path(probes.configs.__path__[0])
-    path = folder / kind / f"{name}.py"
-    return path if path.is_file() else folder / "dense" / f"{name}.py"
 
 
 class DenseProbe:
@@ -158,10 +150,9 @@ def register_head(
     Raises:
         ValueError: there is a head or a probe of this name.
     """
-    is_name = isinstance(module, str)
-    config = {"type": module if is_name else name, **options}
+    config = {"type": module if isinstance(module, str) else name, **options}
     declared_in = sys._getframe(1).f_globals["__name__"]
-    own = None if is_name else module
+    own = None if isinstance(module, str) else module
     head = DenseHead(name, own, version, kinds, config=config, declared_in=declared_in)
     return _register(head)
 

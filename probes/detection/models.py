@@ -1,18 +1,14 @@
-"""MMDetection configs of the two detectors for any backbone, from its channels, strides, divisor
-and data config."""
+"""The two detectors for any backbone: what follows from its channels, strides and divisor."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from probes.runner import bridge  # before mmdet, which it prepares
 
 # isort: split
-import mmdet
 from mmdet.models import SSDHead
-from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
 from backbones.base import Backbone
@@ -69,56 +65,40 @@ def group_norm(out_channels: int) -> Part:
     return {"type": "GN", "num_groups": bridge.groups_of(out_channels), "requires_grad": True}
 
 
-def detector(backbone: Backbone, frozen: Part, classes: int, settings: Any) -> Part:
-    """Config of a detector, on images as the backbone wants them: RGB, its statistics, padded at
-    the right and bottom to its divisor.
+def complete_detector(model: Any, backbone: Backbone, classes: int, settings: Any) -> None:
+    """Complete a detector's config with the pyramid, and what follows from its strides.
 
     Args:
-        frozen: config of the ``FrozenBackbone``, without ``out_indices``.
+        model: of a config file, with the settings' literals.
         settings: ``MaskRCNNSettings`` or ``SSDSettings``.
     """
-    masks = isinstance(settings, MaskRCNNSettings)
-    model = (mask_rcnn if masks else ssd)(backbone, classes, settings)
-    prepare = {
-        "type": "DetDataPreprocessor",
-        "mean": [255 * value for value in backbone.data.mean],
-        "std": [255 * value for value in backbone.data.std],
-        "pad_mask": masks,
-        "pad_size_divisor": backbone.divisor,
-    }
-    return {
-        **model.to_dict(),
-        "data_preprocessor": prepare,
-        "backbone": {**frozen, **model.backbone},
-    }
+    complete = mask_rcnn if isinstance(settings, MaskRCNNSettings) else ssd
+    indices, neck = complete(model, backbone, classes, settings)
+    model.backbone.backbone.out_indices, model.backbone.neck = indices, neck
 
 
-def mask_rcnn(backbone: Backbone, classes: int, settings: MaskRCNNSettings) -> ConfigDict:
-    """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) as in mmdet's 1x configs."""
-    channels, proposals = settings.out_channels, settings.proposals
-    indices, neck, strides = pyramid(backbone, 4, channels, extra=1)
-    model = _mmdet_model("mask-rcnn_r50_fpn.py")
-    model.backbone, model.neck = {"out_indices": indices}, neck
-    rpn, roi, train, test = model.rpn_head, model.roi_head, model.train_cfg, model.test_cfg
-    rpn.update(in_channels=channels, feat_channels=channels)
-    rpn.anchor_generator.update(scales=[settings.anchor_scale], strides=[*strides, 2 * strides[-1]])
-    for extractor in (roi.bbox_roi_extractor, roi.mask_roi_extractor):
-        extractor.update(out_channels=channels, featmap_strides=strides)
-        extractor.roi_layer.use_torchvision = True
-    roi.bbox_head.update(
-        in_channels=channels, fc_out_channels=settings.fc_out_channels, num_classes=classes
+def mask_rcnn(
+    model: Any, backbone: Backbone, classes: int, settings: MaskRCNNSettings
+) -> tuple[tuple[int, ...], Any]:
+    """Complete Mask R-CNN; returns ``out_indices`` of the backbone and the neck."""
+    indices, neck, strides = pyramid(backbone, 4, settings.out_channels, extra=1)
+    model.rpn_head.anchor_generator.update(
+        scales=[settings.anchor_scale], strides=[*strides, 2 * strides[-1]]
     )
-    roi.mask_head.update(in_channels=channels, conv_out_channels=channels, num_classes=classes)
-    train.rpn_proposal.update(nms_pre=2 * proposals, max_per_img=proposals)
-    train.rcnn.sampler.num = settings.rois_per_image
-    test.rpn.update(nms_pre=proposals, max_per_img=proposals)
-    test.rcnn.max_per_img = settings.detections
-    return model
+    roi = model.roi_head
+    for extractor in (roi.bbox_roi_extractor, roi.mask_roi_extractor):
+        extractor.featmap_strides = strides
+        extractor.roi_layer.use_torchvision = True
+    roi.bbox_head.num_classes = roi.mask_head.num_classes = classes
+    model.train_cfg.rpn_proposal.nms_pre = 2 * settings.proposals
+    return indices, neck
 
 
-def ssd(backbone: Backbone, classes: int, settings: SSDSettings) -> ConfigDict:
-    """SSD (Liu et al., ECCV 2016) on square images, with levels from stride 8 down to a map of one
-    cell.
+def ssd(
+    model: Any, backbone: Backbone, classes: int, settings: SSDSettings
+) -> tuple[tuple[int, ...], Any]:
+    """Complete SSD on square images, with levels from stride 8 down to a map of one cell; returns
+    ``out_indices`` of the backbone and the neck.
 
     The first levels come from the backbone, each of the others from the level before by a 3×3
     convolution of stride 2; a 1×1 convolution with group norm brings all to ``out_channels``
@@ -135,21 +115,13 @@ def ssd(backbone: Backbone, classes: int, settings: SSDSettings) -> ConfigDict:
     steps = [0.15 + (0.87 - 0.15) * i / max(levels - 2, 1) for i in range(levels - 1)]
     shares = [0.07, *steps, 1.05]
     mapper = {
-        "type": "ChannelMapper",
+        **model.backbone.neck,
         "in_channels": neck["in_channels"],
-        "kernel_size": 1,
         "out_channels": out_channels,
         "norm_cfg": group_norm(out_channels),
         "num_outs": levels,
     }
-    model = _mmdet_model("ssd300.py")
-    # a backbone with several strides needs no pyramid
-    model.backbone, model.neck = {"out_indices": indices}, mapper
-    if neck["type"] == "SimpleFeaturePyramid":
-        model.neck = [neck, {**mapper, "in_channels": [out_channels] * len(strides)}]
-    model.bbox_head.update(
-        type="PredictingSSDHead", in_channels=[out_channels] * levels, num_classes=classes
-    )
+    model.bbox_head.update(in_channels=[out_channels] * levels, num_classes=classes)
     model.bbox_head.anchor_generator.update(
         strides=[*strides, *(padded / count for count in cells[len(strides) :])],
         ratios=[[2] if level in (0, levels - 2, levels - 1) else [2, 3] for level in range(levels)],
@@ -157,8 +129,9 @@ def ssd(backbone: Backbone, classes: int, settings: SSDSettings) -> ConfigDict:
         max_sizes=[size * share for share in shares[1:]],
         input_size=size,  # not used where sizes are given, but printed
     )
-    model.test_cfg.max_per_img = 100
-    return model
+    if neck["type"] == "FPN":  # a backbone with several strides needs no pyramid
+        return indices, mapper
+    return indices, [neck, {**mapper, "in_channels": [out_channels] * len(strides)}]
 
 
 @MODELS.register_module()
@@ -167,9 +140,3 @@ class PredictingSSDHead(SSDHead):
     SSD lacks (mmdetection issues 11063 and 11780)."""
 
     loss_cls = None
-
-
-def _mmdet_model(file: str) -> ConfigDict:
-    """A model config that comes with MMDetection."""
-    folder = Path(mmdet.__file__).parent / ".mim/configs/_base_/models"
-    return Config.fromfile(folder / file).model

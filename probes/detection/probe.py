@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probes.base import Context, TaskResult
+from probes.configs import config_file
 from probes.datasets.base import Split
 from probes.detection.settings import STATS, MaskRCNNSettings, SSDSettings
 from probes.registry import register_probe
@@ -29,13 +31,17 @@ class DetectionProbe:
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
 
+    @property
+    def config_file(self) -> Path:
+        return config_file(self.kind, self.name)
+
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine."""
         from probes.detection.config import detection_config
         from probes.runner.training import resolved
 
         context = replace(context, data=context.data.without_unused)
-        return resolved(detection_config(context), context).pretty_text
+        return resolved(detection_config(self, context), context).pretty_text
 
     def run(self, context: Context) -> TaskResult:
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
@@ -45,7 +51,7 @@ class DetectionProbe:
         from probes.runner.training import run_training
 
         data = context.data
-        config = detection_config(context)
+        config = detection_config(self, context)
         member = run_training(config, context, f"{data.spec.name}/{self.name}")
         (scores,) = member.evaluator.metrics
         names = {sample.target: sample.image for sample in data.samples["val"]}

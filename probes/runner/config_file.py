@@ -15,12 +15,15 @@ from typing import Any
 
 from mmengine.config import Config
 
-import probes.configs
 from cliptex_common.settings import field_names
+from probes.configs import FOLDER
 from probes.runner.settings import TrainingSettings, schedule
 
-FOLDER = Path(probes.configs.__path__[0])
 Places = Mapping[str, Sequence[str]]
+KEYS = (  # of a config file; others are names that it uses itself
+    *("default_scope", "custom_imports", "model", "train_dataloader", "val_dataloader"),
+    *("val_evaluator", "optim_wrapper", "param_scheduler", "train_cfg"),
+)
 
 # setting → the literals that it changes. A step of a path into a list is the ``type`` of a part.
 TRAINING: Places = {
@@ -47,9 +50,8 @@ def read_config(path: Path) -> Config:
 def _parsed(path: Path, modified: int) -> Config:
     # yapf would take a second to format it
     config = Config.fromfile(path, format_python_code=False)
-    for name in ("train_pipeline", "test_pipeline"):  # which the loaders' datasets have
-        config.pop(name, None)
-    return Config(config.to_dict(), format_python_code=False)
+    config.model.pop("_scope_", None)
+    return Config({name: config[name] for name in KEYS}, format_python_code=False)
 
 
 def literals(config: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -69,7 +71,7 @@ def _children(part: Any, step: str) -> list[Any]:
 
 def stated(config: Config, places: Places) -> dict[str, Any]:
     """Setting → its value in a config, of those that the config states."""
-    values = {}
+    values: dict[str, Any] = {}
     for name, paths in places.items():
         for part, key in (each for path in paths for each in literals(config, path)):
             values.setdefault(name, part[key])
@@ -97,6 +99,8 @@ def apply_training(config: Config, settings: TrainingSettings) -> None:
     if settings.optimizer == "sgd":
         wrapper.optimizer.pop("betas", None)
         wrapper.optimizer |= {"type": "SGD", "momentum": 0.9}
+    wrapper.pop("clip_grad", None)
+    wrapper.pop("paramwise_cfg", None)
     if settings.clip_norm:
         wrapper.clip_grad = {"max_norm": settings.clip_norm}
     if not settings.decay_all:
@@ -106,7 +110,7 @@ def apply_training(config: Config, settings: TrainingSettings) -> None:
 
 def training_config(settings: TrainingSettings) -> Config:
     """``optim_wrapper`` and ``param_scheduler`` of a training with these settings."""
-    config = read_config(FOLDER / "_base_" / "schedule_40k.py")
+    config = Config.fromfile(FOLDER / "_base_" / "schedule_40k.py", format_python_code=False)
     apply_settings(config, settings, {})
     apply_training(config, settings)
     return config

@@ -1,4 +1,4 @@
-"""Settings of all MMEngine probes, and the optimizer and schedule that follow from them."""
+"""Settings of all MMEngine probes, and the schedule that follows from them."""
 
 from __future__ import annotations
 
@@ -76,21 +76,6 @@ class TrainingSettings:
             raise UserError(
                 f"warmup={self.warmup:g}: must be a share below 1, or a whole number of iterations"
             )
-
-
-def optimizer(settings: TrainingSettings) -> dict[str, Any]:
-    """Config of the optimizer's wrapper."""
-    if settings.optimizer == "adamw":
-        config: dict[str, Any] = {"type": "AdamW", "betas": settings.betas}
-    else:
-        config = {"type": "SGD", "momentum": 0.9}
-    config |= {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    wrapper: dict[str, Any] = {"type": "OptimWrapper", "optimizer": config}
-    if settings.clip_norm:
-        wrapper["clip_grad"] = {"max_norm": settings.clip_norm}
-    if not settings.decay_all:
-        wrapper["paramwise_cfg"] = {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}
-    return wrapper
 
 
 def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:

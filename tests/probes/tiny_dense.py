@@ -92,9 +92,9 @@ def make(
 def pipelines(data: PreparedDataset, settings, crop, mean=(0, 0, 0)) -> tuple[list, list]:
     """Of train and val, as a config has them."""
     # they prepare mmseg, which takes seconds
+    from probes.configs import config_file
     from probes.dense.config import PLACES
     from probes.dense.pipelines import complete_pipelines
-    from probes.dense.probe import config_file
     from probes.runner.config_file import apply_settings, read_config
 
     config = read_config(config_file(data.spec.kind, "linear"))

@@ -206,14 +206,19 @@ def complete_head(
         return each
     if "dilations" in head and not requested:
         head.dilations = aspp_dilations(min(maps.crop), maps.stride, head.dilations)
+    derived: dict[str, Any]
     if "neck" in model and not several:
         each = [(sum(maps.channels), maps.stride)]
-        channels, index = sum(maps.channels), 0
+        derived = {"in_channels": sum(maps.channels), "in_index": 0}
+        derived |= of_maps(kind, maps.channels, [maps.stride])
+    elif several:
+        indices = head.get("in_index", list(range(len(each))))
+        channels, strides = zip(*(each[index] for index in indices), strict=True)
+        derived = {"in_channels": list(channels), "in_index": indices}
+        derived |= of_maps(kind, channels, strides)
     else:
-        index = head.get("in_index", list(range(len(each))) if several else 0)
-        channels = [maps.channels[i] for i in index] if several else maps.channels[index]
-    strides = [maps.strides[i] for i in (index if several else [index])] if each else []
-    derived = {"in_channels": channels, "in_index": index, **of_maps(kind, maps.channels, strides)}
+        channel, stride = each[head.in_index]
+        derived = {"in_channels": channel, **of_maps(kind, [channel], [stride])}
     head.update({name: value for name, value in derived.items() if name not in requested})
     return each
 

@@ -24,7 +24,7 @@ from cliptex_common.device import upload
 from cliptex_common.out_of_memory import Halving
 from probes.base import Context, EncodeRun, TaskResult
 from probes.datasets.base import Split
-from probes.dense.config import dataset_config, frozen_backbone, preprocessor
+from probes.dense.config import dataset_of, preprocessor
 from probes.dense.constant import constant_note
 from probes.dense.data import LOAD, ground_truth_config
 from probes.dense.decode_heads.base import native_stride, round_up
@@ -130,14 +130,18 @@ class PatchImages:
         prepare = preprocessor(backbone)
         if encoder is not None and encoder.slide:
             prepare["test_cfg"] = {"size_divisor": 1}  # windows show the image alone, no padding
+        frozen = {
+            "type": "FrozenBackbone",
+            "out_indices": out_indices,
+            "precision": settings.precision,
+            **context.backbone_config,
+        }
         source = encoder_config(
-            frozen_backbone(context, out_indices),
-            prepare,
-            "fp32" if encoder else settings.cache,
-            context.device.type,
+            frozen, prepare, "fp32" if encoder else settings.cache, context.device.type
         )
+        dataset = {"type": "DenseDataset", "pipeline": pipeline, "encoder": source}
         with DefaultScope.overwrite_default_scope("mmseg"):
-            self.dataset: Any = DATASETS.build(dataset_config(data, split, pipeline, source))
+            self.dataset: Any = DATASETS.build({**dataset, **dataset_of(data, split)})
         self.dataset.crops = all_crops(crops, 0.0)
         images = (split == "train" and data.train_indices) or range(len(self.dataset))
         each = max(crops, 1)

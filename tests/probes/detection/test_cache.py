@@ -82,7 +82,9 @@ def test_ssd_learns_the_same_from_cached_features(tmp_path, data, backbone, monk
 
 def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
     configs = {
-        cache: detection_config(task(tmp_path / cache, "mask-rcnn", data, cache))
+        cache: detection_config(
+            PROBES["detection/mask-rcnn"], task(tmp_path / cache, "mask-rcnn", data, cache)
+        )
         for cache in ("none", "fp32")
     }
     with DefaultScope.overwrite_default_scope("mmdet"):

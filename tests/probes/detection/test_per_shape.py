@@ -9,10 +9,11 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-import backbones.named  # noqa: F401  registers
+import probes.detection.probe  # noqa: F401  both register
 from probes.detection.coco import CocoInstances
 from probes.detection.config import detection_config
 from probes.detection.settings import MaskRCNNSettings
+from probes.registry import PROBES
 from probes.runner.sampling import SeededSamples
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import context
@@ -31,7 +32,9 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("backbone", ["random/timm/test_vit", "random/timm/test_resnet"])
 def test_maps_of_a_batch_of_several_shapes_are_those_of_each_image_alone(tmp_path, data, backbone):
-    config = detection_config(context(tmp_path / "w", data, SETTINGS, backbone))
+    config = detection_config(
+        PROBES["detection/mask-rcnn"], context(tmp_path / "w", data, SETTINGS, backbone)
+    )
     with DefaultScope.overwrite_default_scope("mmdet"), torch.no_grad():
         model, images = (
             MODELS.build(config.model).eval(),

@@ -16,12 +16,14 @@ from PIL import Image
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
 from probes.base import TaskResult
+from probes.configs import config_file
 from probes.detection import models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap
-from probes.detection.config import coco_set
+from probes.detection.config import PLACES, coco_set
 from probes.detection.probe import BOXES, MASKS
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.registry import PROBES
+from probes.runner.config_file import apply_settings, read_config
 from probes.runner.member import STATE
 from reports.detections import to_columns
 from reports.stats.per_image import image_scores
@@ -33,7 +35,7 @@ from tests.recorder import Recorder
 
 # isort: split
 from faster_coco_eval import COCO
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
@@ -112,10 +114,7 @@ def test_scores_are_those_of_pycocotools(tmp_path, seed, kind):
 
 def dataset(data: Any, split: Any, **options: Any) -> CocoInstances:
     init_default_scope("mmdet")
-    config = coco_set(data, split, [])
-    return CocoInstances(
-        **{key: value for key, value in config.items() if key != "type"}, **options
-    )
+    return CocoInstances(**coco_set(data, split), pipeline=[], **options)
 
 
 def test_labels_follow_the_order_of_the_classes(root):
@@ -262,14 +261,16 @@ def test_every_shape_of_backbone_gets_matching_levels(name, strides):
 
     backbone = TinyBackbone("shape", 0, strides).freeze()
     bridge.share({"name": f"shape-{strides}"}, backbone)
-    frozen = {"type": "FrozenBackbone", "name": f"shape-{strides}"}
     init_default_scope("mmdet")
     if name == "ssd":
         settings: Any = SSDSettings(out_channels=16, size=100)
     else:
         settings = MaskRCNNSettings(out_channels=16, fc_out_channels=16)
-    config = models.detector(backbone, frozen, 3, settings)
-    detector = bridge.MODELS.build(ConfigDict(config)).eval()
+    config = read_config(config_file("detection", name))
+    apply_settings(config, settings, PLACES)
+    config.model.backbone.backbone.name = f"shape-{strides}"
+    models.complete_detector(config.model, backbone, 3, settings)
+    detector = bridge.MODELS.build(config.model).eval()
     side = -(-100 // backbone.divisor) * backbone.divisor
     levels = detector.extract_feat(torch.zeros(1, 3, side, side))
     generator = (detector.bbox_head if name == "ssd" else detector.rpn_head).prior_generator

@@ -10,7 +10,7 @@ import probes.catalog  # noqa: F401  registers
 from probes.dense import config
 from probes.detection import config as detection_config
 from probes.registry import PROBES
-from probes.runner.batches import SameShapeBatches
+from probes.runner.batches import SameShapeBatches, at_once
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
@@ -93,8 +93,8 @@ def test_results_are_those_of_one_by_one(tmp_path, monkeypatch, task, cache):
         settings, expected_steps = DENSE, {1: 7, 32: 3}
     results, steps = {}, {}
     for most in (1, 32):
-        monkeypatch.setattr(config, "AT_ONCE", most)
-        monkeypatch.setattr(detection_config, "AT_ONCE", most)
+        for module in (config, detection_config):
+            monkeypatch.setattr(module, "at_once", lambda _, *rest, most=most: at_once(most, *rest))
         recorder = Recorder()
         chosen = probe.settings_type(**settings, cache=cache)
         results[most] = probe.run(context(tmp_path / str(most), data, chosen, recorder=recorder))

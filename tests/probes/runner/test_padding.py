@@ -143,7 +143,7 @@ def test_the_backbone_gets_its_own_normalised_rgb_of_stored_pixels(tmp_path, nam
         path = data.root / data.samples[split][0].image
         Image.new("RGB", (40, 40), colour).save(path, exif=exif)
     task = context(tmp_path / "work", data, probe.settings_type(**settings))
-    config = dense_config(probe, task) if is_dense else detection_config(task)
+    config = (dense_config if is_dense else detection_config)(probe, task)
     mean, std = task.backbone.data.mean, task.backbone.data.std
     expected = [(value / 255 - m) / s for value, m, s in zip(colour, mean, std, strict=True)]
     with DefaultScope.overwrite_default_scope("mmseg" if is_dense else "mmdet"):
