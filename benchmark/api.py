@@ -28,6 +28,7 @@ from cliptex_common.plugins import load_plugins
 from cliptex_common.settings import as_list, as_text, field_names, one_line_errors
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from torch import nn
 
@@ -68,11 +69,34 @@ class Results:
         """What the task's metrics are computed from, a row for each image (by default of the first
         backbone and seed); where an image has several numbers, its entry is an array. Raises
         ``UserError`` if there is nothing."""
-        import mlflow
-        import numpy as np
         import pandas as pd
 
-        from reports.artifacts import PER_IMAGE
+        arrays = self._arrays(task, backbone, seed)
+        arrays.pop("classes", None)
+        return pd.DataFrame({name: list(values) for name, values in arrays.items()})
+
+    def per_class(
+        self, task: str, backbone: str | None = None, seed: int | None = None
+    ) -> pd.DataFrame:
+        """IoU in percent of each class of segmentation, and the number of images that have the
+        class, by name (by default of the first backbone and seed). Raises ``UserError`` if there is
+        nothing."""
+        import pandas as pd
+
+        from probes.registry import find_task
+        from reports.stats.per_image import image_scores
+
+        scores = image_scores(find_task(task)[0].kind, self._arrays(task, backbone, seed))
+        if scores is None or (classes := scores.classes) is None:
+            raise UserError(f"{task} has no scores of classes; those of segmentation have")
+        columns = {classes.metric: classes.values, "images": classes.images}
+        return pd.DataFrame(columns, index=pd.Index(classes.names, name="class"))
+
+    def _arrays(self, task: str, backbone: str | None, seed: int | None) -> dict[str, np.ndarray]:
+        """Per-image arrays of a finished cell."""
+        import mlflow
+
+        from reports.artifacts import PER_IMAGE, read_arrays
 
         rows = self.frame.query("task == @task and run != ''")
         if backbone is not None:
@@ -91,10 +115,7 @@ class Results:
                 dst_path=folder,
                 tracking_uri=self.tracking_uri,
             )
-            with np.load(path) as stored:
-                arrays = dict(stored)
-        arrays.pop("classes", None)
-        return pd.DataFrame({name: list(values) for name, values in arrays.items()})
+            return read_arrays(Path(path).read_bytes())
 
     def to_mlflow(self, run_id: str | None = None, step: int | None = None) -> None:
         """Log the means over seeds as metrics ``TASK/METRIC`` of another run, such as that of a

@@ -36,7 +36,7 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
     """
 
     protocols: Positionals[Sequence[str]] = ()
-    """names as in `list protocols`; all of them for --list and --quick"""
+    """names as in `list protocols`, with --list also of backbones; all for --list and --quick"""
     backbone: str | None = None
     """whose published numbers to reproduce; with --quick any (default: a small random ViT)"""
     tasks: TaskNames = ()
@@ -52,7 +52,7 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
 
     def main(self) -> int:
         """List, try, or run and compare; 0 unless a run failed."""
-        from benchmark.reproduce.targets import find_targets
+        from benchmark.reproduce.targets import find_targets, protocol_names
         from reports.mlflow.client import using
 
         if self.quick:
@@ -62,10 +62,13 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
             raise UserError(
                 "name a protocol and --backbone; `reproduce --list` shows what can be reproduced"
             )
-        targets = find_targets(self.protocols, self.backbone, self.tasks)
+        protocols, backbones = self.protocols, [self.backbone] if self.backbone else []
         if self.list:
-            _print_targets(targets)
+            protocols = [name for name in self.protocols if name in protocol_names()]
+            backbones += [name for name in self.protocols if name not in protocols]
+            _print_targets(find_targets(protocols, backbones, self.tasks))
             return 0
+        targets = find_targets(protocols, backbones, self.tasks)
         options = self._run_options("reproduce")
         with using(self.tracking_uri) as uri:
             return max(

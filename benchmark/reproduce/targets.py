@@ -29,8 +29,9 @@ class Target:
 
     @property
     def backbone(self) -> str:
-        """The first name of the weights."""
-        return self.number.backbones[0]
+        """The name of the weights that loads them as the source does, else the first."""
+        names = self.number.backbones
+        return next((name for name in names if name.startswith(self.number.loader)), names[0])
 
     @property
     def half_digit(self) -> float:
@@ -45,28 +46,35 @@ def protocol_names() -> list[str]:
 
 
 def find_targets(
-    protocols: Sequence[str] = (), backbone: str | None = None, tasks: Sequence[str] = ()
+    protocols: Sequence[str] = (), backbones: Sequence[str] = (), tasks: Sequence[str] = ()
 ) -> list[Target]:
-    """The published numbers of protocols, of a backbone, and on tasks; without them, of all.
+    """The published numbers of protocols, of backbones, and on tasks; without them, of all.
 
     Raises:
-        UserError: an unknown protocol, or there is no such number.
+        UserError: an unknown protocol or backbone, or there is no such number.
     """
     names = protocol_names()
     for protocol in protocols:
         if protocol not in names:
             raise UserError(f"no protocol {protocol!r}; {suggest(protocol, names)}")
-    numbers = [number for number in published_numbers() if number.preset in (protocols or names)]
+    reproducible = [number for number in published_numbers() if number.preset in names]
+    models = {name for number in reproducible for name in number.backbones}
+    for name in backbones:
+        if name not in models:
+            hint = suggest(name, (*names, *models))
+            raise UserError(f"no protocol or backbone with published numbers {name!r}; {hint}")
+    numbers = [number for number in reproducible if number.preset in (protocols or names)]
     targets = []
     for number in numbers:
-        if backbone in (None, *number.backbones) and (not tasks or number.task in tasks):
+        has_backbone = set(number.backbones).intersection(backbones or models)
+        if has_backbone and (not tasks or number.task in tasks):
             task = plan_preset(number.preset, number.task)
             preset = find_preset(number.preset, task.spec, task.probe)
             targets.append(Target(number, preset, task))
     if not targets:
         of_protocols = ", ".join(protocols)
-        models = ", ".join(dict.fromkeys(number.backbones[0] for number in numbers))
-        hint = f"it has some for {models}" if models else "see reproduce --list"
+        first = ", ".join(dict.fromkeys(number.backbones[0] for number in numbers))
+        hint = f"it has some for {first}" if first else "see reproduce --list"
         raise UserError(
             f"{of_protocols} has no published number for this backbone and task; {hint}"
         )

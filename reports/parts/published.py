@@ -33,6 +33,7 @@ class PublishedNumber:
         protocol: a phrase.
         preset: that follows the source's code; empty where there is none.
         differs: known differences that the preset cannot remove.
+        loader: beginning of the name in this suite that loads the weights as the source does.
     """
 
     model: str
@@ -46,6 +47,7 @@ class PublishedNumber:
     protocol: str
     preset: str
     differs: str
+    loader: str = ""
 
 
 @dataclass(frozen=True)

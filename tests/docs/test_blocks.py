@@ -102,7 +102,7 @@ def watch(command: Watch) -> None:
 
 
 def reproduce(command: Reproduce) -> None:
-    assert command.list or command.quick or find_targets(command.protocols, command.backbone)
+    assert command.list or command.quick or find_targets(command.protocols, [command.backbone])
     if command.list:
         command.main()
 

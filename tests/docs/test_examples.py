@@ -17,6 +17,7 @@ from torch import nn
 from benchmark import evaluate
 from benchmark.mini.config import WorldConfig
 from benchmark.suites.mini_sizes import SIZES
+from cliptex_common.errors import UserError
 from tests.docs.shown_files import ROOT
 from tests.probes.datasets import make
 
@@ -75,6 +76,11 @@ def test_a_backbone_a_dataset_and_a_probe_of_plugins(plugin_files, folder):
     assert 0 <= table["leaves/linear", "mIoU"] <= 100
     assert table["imagefolder/nearest-mean", "top1"] > 90, "the colour is the class"
     assert len(results.per_image("imagefolder/nearest-mean")) == 20
+    classes = results.per_class("leaves/linear")
+    assert list(classes.index) == ["leaf", "spot"] and list(classes.images) == [2, 2]
+    assert classes.IoU.mean() == pytest.approx(table["leaves/linear", "mIoU"])
+    with pytest.raises(UserError, match="no scores of classes"):
+        results.per_class("imagefolder/nearest-mean")
 
 
 @pytest.mark.slow

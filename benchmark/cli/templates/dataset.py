@@ -16,7 +16,8 @@ register_dataset(
         kind="segmentation",
         folder="leaves",  # below --data-root; --data leaves=DIR places it elsewhere
         # images/train/a.jpg has its label map in masks/train/a.png; {part} is train or val. For
-        # another layout a function: (root, "train" or "val") → list of probes.datasets.base.Sample
+        # another layout a function: (root, "train" or "val") → list of probes.datasets.base.Sample,
+        # whose paths are text, relative to root: str(path.relative_to(root))
         list_samples=mirrored("images/{part}", "masks/{part}"),
         classes=("leaf", "spot"),  # what the values 0 and 1 in a mask stand for
         ignore_index=255,  # pixels with this value are neither trained on nor scored

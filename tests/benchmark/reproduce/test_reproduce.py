@@ -148,5 +148,11 @@ def test_the_list_says_what_to_bring(capsys):
     assert run_command("reproduce dinov3 --list") == 0
     output = capsys.readouterr().out
     assert "dinov3-b16" in output and "51.8" in output
+    assert run_command("reproduce dinov2-b14 --list") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    loaded = {protocol: backbone for protocol, backbone, *_ in rows}
+    assert loaded["hummingbird"] == "hub/facebookresearch/dinov2:dinov2_vitb14"
+    assert set(loaded.values()) == {loaded["hummingbird"], "dinov2-b14"}
     assert run_command("reproduce dinov3 --backbone clip --list") == 2
+    assert run_command("reproduce no-such-name --list") == 2
     assert run_command("reproduce") == 2
