@@ -25,7 +25,7 @@ from cliptex_common.device import prefers_bf16
 from probes.base import Context, EncodeRun, Head
 from probes.dense.tasks import DENSE_TASKS
 from probes.image_level.attentive import create_head, token_encoder
-from probes.image_level.encode import encode_paths, encoder
+from probes.image_level.encode import ImageViews, encoder
 from probes.image_level.linear import LinearHeads, Standardiser
 from probes.image_level.settings import Encoding
 from reports.artifacts import HEAD
@@ -221,5 +221,6 @@ class _ImageLevelPredictor(Predictor):
             else:
                 path = Path(image)
             run = EncodeRun(self.device, num_workers=0)
-            (features,) = encode_paths([path], self.backbone, self.encode, run, self.encoding)
+            views = ImageViews(run, self.backbone, [path], self.encoding, encode=self.encode)
+            (features,) = views.tensors()
         return self.heads(features.float().to(self.device)).flatten().cpu().numpy()

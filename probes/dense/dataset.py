@@ -3,7 +3,7 @@ is a dense task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from probes.dense.data import channels_first, dense_sample, image_only
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import content_hashes
 from probes.features.crops import Crop, all_crops, draw_crop, image_size, without_images
-from probes.features.feature_dataset import FeatureDataset
+from probes.features.feature_dataset import FeatureDataset, MapViews
 from probes.features.store import DTYPES, Builder, CacheKey
+from probes.features.views import open_store
 from probes.registry import DATASETS
 
 
@@ -140,20 +141,23 @@ class DenseDataset(FeatureDataset, BaseDataset):
         """(width, height) of an image file, which its label map has too."""
         return image_size(self.get_data_info(index)["img_path"])
 
-    def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
-        infos = self.infos()
-        images = content_key(content_hashes([Path(info["img_path"]) for info in infos]), 64)
-        identity = {"images": images, "pipeline": self.image_steps, "crops": self.crops}
-        yield self.maps(self.sizes(), identity, run)
-        if self.crops:
-            yield self._ground_truth_crops(infos, images, run.progress)
+    def views(self, run: EncodeRun, frozen: Any = None) -> MapViews:
+        """Each of the crops, or complete images as they are resized for tests."""
+        sizes = [(self._side, self._side)] * (len(self) * len(self.crops))
+        if not self.crops:
+            sizes = [self.resized_shape(index) for index in range(len(self))]
+        identity = {
+            "images": self.image_hash(),
+            "pipeline": self.image_steps,
+            "crops": self.crops,
+        }
+        return MapViews(run, self, sizes, identity, frozen)
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each item of the store: a crop, or a complete image as it is resized
-        for tests."""
-        if self.crops:
-            return [(self._side, self._side)] * (len(self) * len(self.crops))
-        return [self.resized_shape(index) for index in range(len(self))]
+    def open(self, run: EncodeRun | None = None) -> None:
+        super().open(run)
+        if self.stores and self.crops:
+            run = run or EncodeRun(torch.device("cpu"))
+            self.stores = [*self.stores, open_store(*self._ground_truth_crops(run.progress), run)]
 
     def load(self, item: int) -> dict[str, Any]:
         return self._images(self._info(item))
@@ -181,17 +185,15 @@ class DenseDataset(FeatureDataset, BaseDataset):
         image, crop = divmod(item, len(self.crops))
         return {**self.get_data_info(image), "crop": tuple(self.crops[crop])}
 
-    def _ground_truth_crops(
-        self, infos: Sequence[Mapping[str, Any]], images: str, progress: Progress
-    ) -> tuple[CacheKey, Builder]:
-        """The ground truth of each crop."""
+    def _ground_truth_crops(self, progress: Progress) -> tuple[CacheKey, Builder]:
+        """The store of the ground truth of each crop, and what fills it."""
         spec, task = self.spec, DENSE_TASKS.find(self.spec.kind)
         dtype = task.stored_type(spec, len(self.metainfo["classes"]))
         item_bytes = self._side**2 * task.channels * DTYPES[dtype].itemsize
-        hashes = content_hashes([Path(info["target_path"]) for info in infos])
+        targets = [Path(self.get_data_info(index)["target_path"]) for index in range(len(self))]
         identity = {
-            "images": images,
-            "ground truth": content_key(hashes, 64),
+            "images": self.image_hash(),
+            "ground truth": content_key(content_hashes(targets), 64),
             "pipeline": self.blank_steps,
             "crops": self.crops,
             **DENSE_TASKS.origin(spec.kind),
@@ -205,7 +207,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
                 yield item, [target.to(DTYPES[dtype])], {}
                 progress.advance()
 
-        sizes = [item_bytes] * (len(infos) * len(self.crops))
+        sizes = [item_bytes] * (len(self) * len(self.crops))
         return CacheKey("ground truth", self.name, identity, (dtype,), sizes), build
 
 

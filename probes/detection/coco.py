@@ -27,13 +27,10 @@ from pycocotools.cocoeval import COCOeval
 from torch.utils.data import Sampler
 
 from cliptex_common.errors import UserError
-from cliptex_common.files import content_key
 from probes.base import EncodeRun
 from probes.detection.settings import STATS
-from probes.features.content_hashes import content_hashes
 from probes.features.crops import flips, without_images
-from probes.features.feature_dataset import FeatureDataset
-from probes.features.store import Builder, CacheKey
+from probes.features.feature_dataset import FeatureDataset, MapViews
 
 OF_IMAGES = ("LoadImageFromFile", "Resize")  # steps that decide an upright image
 META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")
@@ -172,11 +169,14 @@ class CocoInstances(FeatureDataset, CocoDataset):
         packed = self._blank(self.get_data_info(index))
         return packed and packed["data_samples"]
 
-    def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
+    def views(self, run: EncodeRun, frozen: Any = None) -> MapViews:
         sizes = [self.shape(index) for index in range(len(self)) for _ in self.flips]
-        images = content_key(content_hashes([Path(info["img_path"]) for info in self.infos()]), 64)
-        identity = {"images": images, "pipeline": self.image_steps, "flipped": self.flips}
-        yield self.maps(sizes, identity, run)
+        identity = {
+            "images": self.image_hash(),
+            "pipeline": self.image_steps,
+            "flipped": self.flips,
+        }
+        return MapViews(run, self, sizes, identity, frozen)
 
     def load(self, item: int) -> dict[str, Any]:
         index, flipped = divmod(item, len(self.flips))

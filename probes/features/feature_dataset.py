@@ -1,40 +1,26 @@
 """Datasets of mmengine's that deliver feature maps in place of images where their config has an
-``encoder``: heads, losses, schedules and evaluators are the same either way.
-
-Missing features are encoded when a set is opened: decoded in loading processes while the backbone
-computes, in batches of one shape.
-"""
+``encoder``: heads, losses, schedules and evaluators are the same either way."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain, groupby, islice
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS, MODELS, DefaultScope
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import Backbone
 from backbones.versions import DENSE, versions
 from cliptex_common.device import is_accelerator, takes_pinned_memory
-from cliptex_common.errors import NonFiniteLoss, UserError
-from cliptex_common.out_of_memory import Halving
+from cliptex_common.files import content_key
 from probes.base import EncodeRun
-from probes.features.store import (
-    DTYPES,
-    Builder,
-    CacheKey,
-    FeatureStore,
-    Metadata,
-    all_finite,
-    as_dtype,
-    get_or_build,
-)
+from probes.features.content_hashes import content_hashes
+from probes.features.store import DTYPES, CacheKey, FeatureStore
+from probes.features.views import Encoded, Views
 from probes.runner import bridge
 
 Part = dict[str, Any]  # of a config
@@ -101,13 +87,17 @@ class FeatureDataset:
         """The ``data_samples`` of an item, by the same random numbers. No image is decoded."""
 
     @abstractmethod
-    def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
-        """The features (see ``maps``), then the ground truth where it is cached too."""
+    def load(self, item: int) -> dict[str, Any]:
+        """``inputs`` (3, H, W) and ``data_samples`` of a view, as a pipeline packs them, in any
+        process. Raises ``UserError`` when the image cannot be read."""
 
     @abstractmethod
-    def load(self, item: int) -> dict[str, Any]:
-        """``inputs`` (3, H, W) and ``data_samples`` of an item of the store of features, as a
-        pipeline packs them, in any process. Raises ``UserError`` when the image cannot be read."""
+    def views(self, run: EncodeRun, frozen: Any = None) -> MapViews:
+        """The views that features are made of.
+
+        Args:
+            frozen: see ``MapViews``.
+        """
 
     @property
     def features(self) -> FeatureStore:
@@ -120,18 +110,12 @@ class FeatureDataset:
         """Open the stores, building missing ones, and lock them against removal until ``close``.
         Does nothing without an encoder.
 
-        Raises as ``get_or_build`` and ``encoded``.
+        Raises as ``get_or_build`` and ``Views.items``.
         """
         self.close()
-        if not self.encoder:
-            return
-        run = run or EncodeRun(torch.device(self.encoder["device"]))
-        message = f"waiting for the process that encodes {self.name}"
-        with bridge.isolated_rng():  # flipping an image draws, though it is certain
-            for key, build in self.keys(run):
-                with run.cost.phase("encode"):
-                    store = get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
-                self.stores = [*self.stores, store]
+        if self.encoder:
+            views = self.views(run or EncodeRun(torch.device(self.encoder["device"])))
+            self.stores = [views.open()]
 
     def close(self) -> None:
         """Release the stores."""
@@ -139,91 +123,65 @@ class FeatureDataset:
             store.close()
         self.stores = ()
 
-    def infos(self) -> list[dict[str, Any]]:
-        """All samples."""
-        return [self.get_data_info(index) for index in range(len(self))]  # type: ignore[attr-defined, arg-type]
+    def image_hash(self) -> str:
+        """A hash of the content of all images in their order."""
+        paths = [Path(self.get_data_info(index)["img_path"]) for index in range(len(self))]  # type: ignore[attr-defined, arg-type]
+        return content_key(content_hashes(paths), 64)
 
-    def maps(
-        self, sizes: Sequence[tuple[int, ...]], identity: Mapping[str, Any], run: EncodeRun
-    ) -> tuple[CacheKey, Builder]:
-        """The arguments of ``get_or_build`` for the maps of all items.
 
-        Args:
-            sizes: (height, width) of every item, to sort by.
-            identity: what the maps follow from besides the encoder and the type of device (which
-                rounds differently): images, pipeline, crops.
-        """
-        dtype = self.encoder["dtype"]
-        with DefaultScope.overwrite_default_scope(self.scope):
-            frozen = MODELS.build(self.encoder["backbone"])
-        backbone, layers = frozen.backbone, list(frozen.out_indices)
-        key = CacheKey(
-            "dense maps",
-            f"{backbone.name} on {self.name}",
-            {
-                **identity,
-                "backbone": backbone.identity(),
-                "layers": layers,
-                "precision": frozen.precision,
-                "data_preprocessor": self.encoder["data_preprocessor"],
-                "device": run.device.type,
-                "libraries": versions(*DENSE),
-            },
-            (dtype,) * len(layers),
-            [maps_bytes(backbone, layers, size, dtype) for size in sizes],
-        )
-        return key, partial(self.encoded, frozen=frozen, sizes=sizes, run=run)
+class MapViews(Views):
+    """The feature maps of views of a ``FeatureDataset``.
 
-    @torch.inference_mode()
-    def encoded(
+    Args:
+        identity: what the maps follow from besides the encoder and the type of device (which rounds
+            differently): images, pipeline, crops.
+        frozen: images → maps, which are not stored; None for the ``FrozenBackbone`` of the encoder.
+    """
+
+    def __init__(
         self,
-        shards: Sequence[Sequence[int]],
-        frozen: Any,
-        sizes: Sequence[tuple[int, ...]],
         run: EncodeRun,
-    ) -> Iterator[tuple[int, list[Tensor], Metadata]]:
-        """(item, its maps (C, h, w) on the CPU, shapes of its image) of all items; a ``Builder``.
+        dataset: FeatureDataset,
+        sizes: Sequence[tuple[int, ...]],
+        identity: Mapping[str, Any],
+        frozen: Any = None,
+    ) -> None:
+        self.dataset, self.identity, self.are_stored = dataset, identity, frozen is None
+        encoder = dataset.encoder
+        with DefaultScope.overwrite_default_scope(dataset.scope):
+            self.frozen: Any = (frozen or MODELS.build(encoder["backbone"])).to(run.device)
+            self.preprocess: Any = MODELS.build(encoder["data_preprocessor"]).to(run.device)
+        self.preprocess._non_blocking = takes_pinned_memory(run.device)
+        super().__init__(run, f"{self.frozen.backbone.name} on {dataset.name}", BATCH, sizes)
 
-        Items of one shard come in the order of their sizes, so that they share batches.
+    def load(self, item: int) -> dict[str, Any]:
+        with bridge.isolated_rng():  # flipping an image draws, though it is certain
+            return self.dataset.load(item)
 
-        Raises:
-            NonFiniteLoss: a map is not finite.
-            UserError: an image cannot be read, or a map does not fit into fp16.
-        """
-        dtype = self.encoder["dtype"]
-        with DefaultScope.overwrite_default_scope(self.scope):
-            preprocess = MODELS.build(self.encoder["data_preprocessor"]).to(run.device)
-        frozen = frozen.to(run.device)
-        on_cpu = not is_accelerator(run.device)
-        about = f"{frozen.backbone.name} on {self.name}"
-        run.progress.start(f"encoding {about}", sum(map(len, shards)))
-        preprocess._non_blocking = takes_pinned_memory(run.device)
-        orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in shards]
-        loaded = _load(self.load, [item for order in orders for item in order], run)
-        in_parts = Halving(BATCH, f"encoding {self.name}", run.cost.notes)
+    def encode(self, batch: Any) -> Encoded:
+        prepared = self.preprocess(pseudo_collate(batch), False)
+        maps = self.frozen(prepared["inputs"])
+        return maps, [_shapes(sample.metainfo) for sample in prepared["data_samples"]]
 
-        def encode(part: Sequence[tuple[int, Any]]) -> list[tuple[int, list[Tensor], Metadata]]:
-            batch = preprocess(pseudo_collate([packed for _, packed in part]), False)
-            maps = frozen(batch["inputs"])
-            if not all_finite(maps):
-                raise NonFiniteLoss(f"feature maps of {about} are not finite")
-            cast = [each.cpu() for each in as_dtype(maps, dtype, about)]
-            return [
-                (item, [each[index] for each in cast], _shapes(sample.metainfo))
-                for index, ((item, _), sample) in enumerate(
-                    zip(part, batch["data_samples"], strict=True)
-                )
-            ]
+    def largest_batch(self, size: tuple[int, ...]) -> int:
+        if is_accelerator(self.run.device):
+            return BATCH
+        return min(BATCH, max(2, CPU_PIXELS // math.prod(size)))
 
-        for order in orders:
-            same_shape = groupby(islice(loaded, len(order)), lambda entry: entry[1]["inputs"].shape)
-            for shape, entries in same_shape:
-                size = min(BATCH, max(2, CPU_PIXELS // shape[1:].numel())) if on_cpu else BATCH
-                while part := list(islice(entries, size)):
-                    results = in_parts(encode, part)
-                    run.cost.images["encode"] += len(part)
-                    yield from chain.from_iterable(results)
-                    run.progress.advance(len(part))
+    def key(self) -> CacheKey:
+        backbone, layers = self.frozen.backbone, list(self.frozen.out_indices)
+        dtype = self.dataset.encoder["dtype"]
+        identity = {
+            **self.identity,
+            "backbone": backbone.identity(),
+            "layers": layers,
+            "precision": self.frozen.precision,
+            "data_preprocessor": self.dataset.encoder["data_preprocessor"],
+            "device": self.run.device.type,
+            "libraries": versions(*DENSE),
+        }
+        item_bytes = [maps_bytes(backbone, layers, size, dtype) for size in self.sizes]
+        return CacheKey("dense maps", self.name, identity, (dtype,) * len(layers), item_bytes)
 
 
 def maps_bytes(backbone: Backbone, layers: Sequence[int], size: tuple[int, ...], dtype: str) -> int:
@@ -234,39 +192,6 @@ def maps_bytes(backbone: Backbone, layers: Sequence[int], size: tuple[int, ...],
         for i in layers
     ]
     return sum(cells) * DTYPES[dtype].itemsize
-
-
-class _Items(Dataset[Any]):
-    """Loaded items. A ``UserError`` is returned: raised in a loading process it would come as a
-    page of traceback."""
-
-    def __init__(self, load: Callable[[int], dict[str, Any]]) -> None:
-        self.load = load
-
-    def __getitem__(self, item: int) -> Any:
-        try:
-            return self.load(item)
-        except UserError as error:
-            return error
-
-
-def _load(
-    load: Callable[[int], dict[str, Any]], order: Sequence[int], run: EncodeRun
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Items in order, about two batches of which are being loaded."""
-    workers = min(run.num_workers, len(order))
-    items = DataLoader(
-        _Items(load),
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        pin_memory=takes_pinned_memory(run.device),
-        prefetch_factor=max(2, 2 * BATCH // workers) if workers else None,
-    )
-    for item, packed in zip(order, items, strict=True):
-        if isinstance(packed, UserError):
-            raise packed
-        yield item, packed
 
 
 def _shapes(metainfo: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -22,7 +22,7 @@ from backbones.base import Backbone
 from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import score, targets, top1
-from probes.image_level.encode import Encode, autocast, encode_paths, input_size
+from probes.image_level.encode import Encode, ImageViews, autocast, input_size
 from probes.image_level.linear import pair_name
 from probes.image_level.random_crops import train_on_crops
 from probes.image_level.settings import AttentiveSettings
@@ -147,8 +147,10 @@ def predict(context: Context, heads: AttentiveHeads, paths: Sequence[Path]) -> l
     """(N, classes) float32 logits of each head, on the CPU."""
     backbone, encoding = context.backbone, context.settings.encoding(context.device.type)
     encode = token_encoder(backbone, context.settings.pool)
-    batches = [
-        torch.stack(heads.eval()(tokens)).cpu()
-        for tokens in encode_paths(paths, backbone, encode, context, encoding)
-    ]
+    views = ImageViews(context, backbone, paths, encoding, encode=encode)
+    context.progress.start("classifying images", len(paths))
+    batches = []
+    for tokens in views.tensors():
+        batches.append(torch.stack(heads.eval()(tokens)).cpu())
+        context.progress.advance(len(tokens))
     return list(torch.cat(batches, dim=1))

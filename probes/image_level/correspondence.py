@@ -23,7 +23,7 @@ from torch import Tensor
 from cliptex_common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.features.crops import image_size
-from probes.image_level.encode import Images, encode_batches, square_side
+from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.metrics import correspondence
 from probes.image_level.settings import CorrespondenceSettings
 
@@ -86,14 +86,13 @@ def feature_maps(context: Context, names: Sequence[str]) -> dict[str, View]:
         )
     side = square_side(settings, backbone)
     paths = [context.data.root / name for name in names]
-    images = Images(paths, (side, side), replace(backbone.data, squash=True))
-    encoding = settings.encoding(context.device.type)
+    encoding = replace(settings.encoding(context.device.type), size=(side, side))
 
     def encode(pixels: Tensor) -> Tensor:
         return backbone(pixels)[layer]
 
-    batches = encode_batches(images, None, backbone, encode, context, encoding)
-    maps = [each for batch in batches for each in batch.half()]
+    views = ImageViews(context, backbone, paths, encoding, encode=encode, squash=True)
+    maps = [each for batch in views.tensors() for each in batch.half()]
     return dict(zip(names, zip(maps, map(image_size, paths), strict=True), strict=True))
 
 

@@ -1,10 +1,7 @@
 """Whole images and texts to embeddings, by a frozen backbone.
 
-Features of images are encoded once and shared by probes, seeds and runs. They are cached in
-float32, as they were computed, so that caching changes no number.
-
-Loader processes decode and resize while the model computes. Images travel as bytes and are scaled
-and normalised on the device, so that the loader is not the bottleneck.
+Features of images are encoded once and shared by probes, seeds and runs. They are stored in
+float32, as they were computed, so that the store changes no number.
 """
 
 from __future__ import annotations
@@ -19,13 +16,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
+from torch.utils.data import default_collate
 
-from backbones.base import Backbone, DataConfig
+from backbones.base import Backbone
 from backbones.preprocessing import Preprocessing, in_memory_format, resizing
 from backbones.versions import WHOLE_IMAGES, versions
 from cliptex_common.device import takes_pinned_memory
-from cliptex_common.errors import NonFiniteLoss, UserError
+from cliptex_common.errors import NonFiniteLoss, UserError, first_line
 from cliptex_common.files import content_key
 from cliptex_common.images import to_rgb
 from cliptex_common.out_of_memory import Halving
@@ -35,7 +32,8 @@ from probes.datasets.base import Split
 from probes.features.budget import CacheFull
 from probes.features.content_hashes import content_hashes
 from probes.features.members import image_source
-from probes.features.store import CacheKey, Metadata, get_or_build
+from probes.features.store import CacheKey
+from probes.features.views import Encoded, Views
 from probes.image_level.settings import EncodeSettings, Encoding
 from probes.layers import position
 
@@ -44,25 +42,24 @@ Encode = Callable[[Tensor], Tensor]  # what the backbone takes → features, on 
 
 
 def encode_split(context: Context, split: Split, members: Tensor | None = None) -> Tensor:
-    """Features of the images of a split, in the order of its samples; see ``cached_embeddings``.
+    """Features of the images of a split, in the order of its samples; see ``ImageViews``.
 
     Args:
         members: indices of samples; None for all.
     """
-    data = context.data
+    data, is_share = context.data, False
     samples, name = data.encoded(split), str(split)
     if members is not None:
         samples = [data.samples[split][index] for index in members]
         name = f"held-out part of {split}"
-    embeddings = cached_embeddings(
-        context.backbone,
-        [data.root / sample.image for sample in samples],
-        context,
-        context.settings.encoding(context.device.type),
-        f"{data.spec.name} ({name})",
-    )
+    else:
+        is_share = split == "train" and bool(data.full_train)
+    paths = [data.root / sample.image for sample in samples]
+    encoding = context.settings.encoding(context.device.type)
+    name = f"{data.spec.name} ({name})"
+    embeddings = ImageViews(context, context.backbone, paths, encoding, name).embeddings()
     embeddings = embeddings[:, layer_columns(context)]
-    return embeddings[list(data.train_indices)] if samples is data.full_train else embeddings
+    return embeddings[list(data.train_indices)] if is_share else embeddings
 
 
 def layer_columns(context: Context) -> slice:
@@ -75,123 +72,115 @@ def layer_columns(context: Context) -> slice:
     return slice(start, start + channels[layer])
 
 
-def cached_embeddings(
-    backbone: Backbone, paths: Sequence[Path], run: EncodeRun, encoding: Encoding, name: str
-) -> Tensor:
-    """``encode_images`` through the feature cache; without caching where the disk has no room.
+class ImageViews(Views):
+    """Whole images, resized and centre-cropped to one size.
+
+    They are loaded as (3, H, W) uint8, which are scaled and normalised on the device, so that
+    loading is not the bottleneck.
 
     Args:
+        encoding: how they are encoded.
         name: of the set of images, for people.
-    Returns:
-        (len(paths), D) float32 on the CPU; memory-mapped where it is a single file.
-    """
+        encode: normalised images → features, which are not stored; None for those that ``encoding``
+            says.
+        squash: whether images become squares without keeping their shape, as a backbone may want it
+            anyway.
 
-    def build(shards: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Metadata]]:
-        for shard in shards:
-            embeddings = encode_images(backbone, [paths[item] for item in shard], run, encoding)
-            for item, embedding in zip(shard, embeddings, strict=True):
-                yield item, [embedding], {}
-
-    identity = {
-        "backbone": backbone.identity(),
-        "images": content_key(content_hashes(paths), 64),
-        **asdict(encoding),
-        "size": encoding.size or backbone.data.size,
-        "device": run.device.type,
-        "libraries": versions(*WHOLE_IMAGES),
-    }
-    # disk space: as long as the embedding, or a token for each block and a mean
-    width = max(backbone.embed_dim, *backbone.channels)
-    if encoding.features == "layers":
-        width = sum(backbone.channels)
-    if encoding.blocks:
-        width = (encoding.blocks + 1) * max(backbone.channels)
-    sizes = [4 * width] * len(paths)
-    key = CacheKey("embeddings", f"{backbone.name} on {name}", identity, ("fp32",), sizes)
-    with run.cost.phase("encode"):
-        try:
-            store = get_or_build(key, build)
-        except CacheFull:
-            return encode_images(backbone, paths, run, encoding)
-    try:
-        return store.stacked()
-    finally:
-        store.close()
-
-
-@torch.inference_mode()
-def encode_images(
-    backbone: Backbone, paths: Sequence[Path], run: EncodeRun, encoding: Encoding
-) -> Tensor:
-    """Features of whole images, in the order of ``paths``.
-
-    Returns:
-        (len(paths), D) float32 on the CPU, not normalised to unit length.
     Raises:
-        UserError: an image cannot be read, or the size does not fit the backbone.
-        NonFiniteLoss: the backbone gives an embedding that is not finite.
+        UserError: the size does not fit the backbone.
     """
-    batches = encode_paths(paths, backbone, encoder(backbone, encoding), run, encoding)
-    embeddings = torch.cat([embedded.cpu() for embedded in batches])
-    return check_finite(embeddings, f"image embeddings of {backbone.name}")
 
+    def __init__(
+        self,
+        run: EncodeRun,
+        backbone: Backbone,
+        paths: Sequence[Path],
+        encoding: Encoding,
+        name: str = "images",
+        encode: Encode | None = None,
+        squash: bool = False,
+    ) -> None:
+        self.backbone, self.paths, self.encoding = backbone, [str(path) for path in paths], encoding
+        self.size, self.are_stored = input_size(encoding.size, backbone), encode is None
+        data = backbone.data
+        data = replace(data, size=self.size, squash=squash or data.squash)
+        self.transform: Any = resizing(data, data.interpolation)
+        self._encode = encode or encoder(backbone, encoding)
+        self._normalise = Preprocessing(backbone.data, run.device).normalise
+        sizes = [self.size] * len(self.paths)
+        super().__init__(run, f"{backbone.name} on {name}", encoding.batch_size, sizes)
 
-def encode_paths(
-    paths: Sequence[Path],
-    backbone: Backbone,
-    encode: Encode,
-    run: EncodeRun,
-    encoding: Encoding,
-) -> Iterator[Tensor]:
-    """``encode`` of images in their order, in batches, with progress."""
-    images = Images(paths, input_size(encoding.size, backbone), backbone.data)
-    run.progress.start("encoding images", len(images))
-    for features in encode_batches(images, None, backbone, encode, run, encoding):
-        yield features
-        run.progress.advance(len(features))
+    def path(self, item: int) -> str:
+        """The file of an item."""
+        return self.paths[item]
 
+    def load(self, item: int) -> Tensor:
+        try:
+            with Image.open(image_source(self.path(item))) as image:
+                rgb = to_rgb(image)
+            return self.transform(rgb)
+        except Exception as error:
+            reason = f"{self.path(item)} ({first_line(error)})"
+            raise UserError(f"cannot read {reason}; was it changed just now?") from error
 
-def encode_batches(
-    images: Images,
-    batches: Sequence[Sequence[int]] | None,
-    backbone: Backbone,
-    encode: Encode,
-    run: EncodeRun,
-    encoding: Encoding,
-) -> Iterator[Tensor]:
-    """``encode`` of each batch of items (None: all in their order), float32 on the device.
+    def collate(self, views: list[Tensor]) -> Tensor:
+        # channels last, as they lie in memory, and at once into memory that processes share
+        return default_collate([image.permute(1, 2, 0) for image in views]).permute(0, 3, 1, 2)
 
-    At most ``encoding.batch_size`` images go through the backbone at once, fewer where they do not
-    fit the memory of the device.
-    """
-    if batches is None:
-        items = range(len(images))
-        size = encoding.batch_size
-        batches = [items[start : start + size] for start in items[::size]]
-    workers, device, cost = min(run.num_workers, len(batches)), run.device, run.cost
-    loader = DataLoader(
-        images,
-        batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
-        num_workers=workers,
-        collate_fn=default_convert,  # ``Images`` makes complete batches itself
-        pin_memory=takes_pinned_memory(device),
-        prefetch_factor=max(2, 256 // max(map(len, batches))) if workers else None,
-    )
-    in_parts = Halving(encoding.batch_size, "encoding images", cost.notes)
-    normalise = Preprocessing(backbone.data, device).normalise
+    def encode(self, batch: Tensor) -> Encoded:
+        device = self.run.device
+        pixels = batch.to(device, non_blocking=takes_pinned_memory(device))
+        with autocast(device, self.encoding.precision):
+            # nothing else stays in memory
+            pixels = in_memory_format(self._normalise(pixels), self.backbone)
+            return [self._encode(pixels).float()], [{}] * len(batch)
 
-    def encode_part(pixels: Tensor) -> Tensor:
-        pixels = pixels.to(device, non_blocking=takes_pinned_memory(device))
-        pixels = in_memory_format(normalise(pixels), backbone)  # nothing else stays in memory
-        return encode(pixels).float()
+    def key(self) -> CacheKey:
+        backbone, encoding = self.backbone, self.encoding
+        identity = {
+            "backbone": backbone.identity(),
+            "images": content_key(content_hashes(list(map(Path, self.paths))), 64),
+            **asdict(encoding),
+            "size": self.size,
+            "device": self.run.device.type,
+            "libraries": versions(*WHOLE_IMAGES),
+        }
+        # disk space: as long as the embedding, or a token for each block and a mean
+        width = max(backbone.embed_dim, *backbone.channels)
+        if encoding.features == "layers":
+            width = sum(backbone.channels)
+        if encoding.blocks:
+            width = (encoding.blocks + 1) * max(backbone.channels)
+        sizes = [4 * width] * len(self.paths)
+        return CacheKey("embeddings", self.name, identity, ("fp32",), sizes)
 
-    for pixels in cost.timed("encode", loader):
-        if isinstance(pixels, str):
-            raise UserError(pixels)
-        with cost.phase("encode"), torch.no_grad(), autocast(device, encoding.precision):
-            parts = in_parts(encode_part, pixels)
-        cost.images["encode"] += len(pixels)
-        yield torch.cat(parts)
+    def embeddings(self) -> Tensor:
+        """(images, D) float32 on the CPU, not normalised to unit length; mapped from the store, or
+        computed where the disk has no room.
+
+        Raises:
+            UserError: an image cannot be read.
+            NonFiniteLoss: the backbone gives an embedding that is not finite.
+        """
+        try:
+            store = self.open()
+        except CacheFull:
+            return torch.stack([embedding for _, (embedding,), _ in self.items([self.every])])
+        try:
+            return store.stacked()
+        finally:
+            store.close()
+
+    @property
+    def every(self) -> range:
+        """All items."""
+        return range(len(self.paths))
+
+    def tensors(self, batches: Sequence[Sequence[int]] | None = None) -> Iterator[Tensor]:
+        """The features of each batch, float32 on the device; by default of all images in their
+        order."""
+        for parts in self.computed(self.batches([self.every]) if batches is None else batches):
+            yield torch.cat([features for (features,), _ in parts])
 
 
 def encoder(backbone: Backbone, encoding: Encoding) -> Encode:
@@ -246,43 +235,10 @@ def encode_texts(context: Context, texts: Sequence[str]) -> Tensor:
         with cost.phase("text"), autocast(context.device, context.settings.precision):
             parts += in_parts(lambda part: backbone.encode_text(part).float().cpu(), batch)
         progress.advance(len(batch))
-    return check_finite(torch.cat(parts), f"text embeddings of {backbone.name}")
-
-
-class Images(Dataset[Tensor]):
-    """Decoded, resized and centre-cropped images: (3, H, W) uint8."""
-
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig) -> None:
-        self.paths = [str(path) for path in paths]
-        self.transform = resizing(replace(data, size=size), data.interpolation)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def path(self, index: int) -> str:
-        """The file of an item."""
-        return self.paths[index]
-
-    def __getitem__(self, index: int) -> Tensor:
-        with Image.open(image_source(self.path(index))) as image:
-            rgb = to_rgb(image)
-        return self.transform(rgb)
-
-    def __getitems__(self, indices: list[int]) -> Tensor | str:
-        """A batch, or the message of an error: an exception in a loader process would arrive as a
-        page of traceback."""
-        images = []
-        for index in indices:
-            try:
-                images.append(self[index])
-            except Exception as error:
-                return (
-                    f"cannot read {self.path(index)} ({str(error).splitlines()[0]}); was it changed"
-                    " just now?"
-                )
-        # channels last, as they lie in memory, and at once into memory that processes share
-        batch: Tensor = default_collate([image.permute(1, 2, 0) for image in images])
-        return batch.permute(0, 3, 1, 2)
+    embeddings = torch.cat(parts)
+    if not bool(embeddings.isfinite().all()):
+        raise NonFiniteLoss(f"text embeddings of {backbone.name} are not finite")
+    return embeddings
 
 
 def square_side(settings: EncodeSettings, backbone: Backbone) -> int:
@@ -295,10 +251,3 @@ def square_side(settings: EncodeSettings, backbone: Backbone) -> int:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """bfloat16 arithmetic where ``precision`` is ``bf16``."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def check_finite(embeddings: Tensor, name: str) -> Tensor:
-    """``embeddings``. Raises ``NonFiniteLoss`` where one is not finite."""
-    if not bool(embeddings.isfinite().all()):
-        raise NonFiniteLoss(f"{name} are not finite")
-    return embeddings

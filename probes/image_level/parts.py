@@ -4,7 +4,6 @@ mode between two sizes (``reports.stats.modes``)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from backbones.base import Backbone
 from probes.base import Context, EncodeRun
-from probes.image_level.encode import Images, encode_batches, square_side
+from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.settings import Encoding
 from probes.layers import position
 from probes.pictures import evenly
@@ -46,10 +45,9 @@ def part_features(context: Context) -> Mapping[str, np.ndarray]:
     cached = _computed.setdefault(backbone, {})
     key = encoding, *paths
     if key not in cached:
-        images = Images(paths, size, replace(backbone.data, squash=True))
         run = EncodeRun(context.device, num_workers=0)
-        batches = encode_batches(images, None, backbone, encode, run, encoding)
-        cached[key] = torch.cat([each.cpu() for each in batches])
+        views = ImageViews(run, backbone, paths, encoding, encode=encode, squash=True)
+        cached[key] = torch.cat([each.cpu() for each in views.tensors()])
     layer = position(settings, backbone)
     maps = cached[key].split(backbone.channels, dim=2)
     return {"image": np.array(names), "features": maps[-1 if layer is None else layer].numpy()}

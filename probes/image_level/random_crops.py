@@ -20,14 +20,13 @@ from torchvision.transforms import (
     RandomResizedCrop,
 )
 
-from backbones.base import DataConfig
 from cliptex_common.device import upload
 from cliptex_common.errors import NonFiniteLoss
 from cliptex_common.files import content_key, derive_seed
 from cliptex_common.pacing import Pace
 from probes.base import Context
 from probes.image_level.classification import targets
-from probes.image_level.encode import Encode, Images, encode_batches, input_size
+from probes.image_level.encode import Encode, ImageViews
 from probes.selection import stratified_split
 from probes.training_state import load_state, save_state
 
@@ -35,25 +34,29 @@ log = logging.getLogger("cliptex.training")
 SAVE_EVERY = 300.0  # seconds of training between two states, or more where they take long
 
 
-class RandomCrops(Images):
-    """Random crops (3, H, W) uint8 without end: item k is the k-th crop that training draws.
+def crop_transform(size: tuple[int, int]) -> Compose:
+    """An image → a random crop of it (3, H, W) uint8, by torch's generator."""
+    return Compose(
+        [
+            RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
+            RandomHorizontalFlip(),
+            PILToTensor(),
+        ]
+    )
 
-    The images come in one shuffled order after the other. Order and crops depend on the seed and k
-    alone, whatever process loads them and wherever training resumes.
+
+class RandomCrops(ImageViews):
+    """Random crops without end: item k is the k-th crop that training draws.
+
+    The images come in one shuffled order after the other. Order and crops depend on the seed of the
+    context and k alone, whatever process loads them and wherever training resumes.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig, seed: int
-    ) -> None:
-        super().__init__(paths, size, data)
-        self.seed = seed
-        self.transform = Compose(
-            [
-                RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
-                RandomHorizontalFlip(),
-                PILToTensor(),
-            ]
-        )
+    def __init__(self, context: Context, paths: Sequence[Path], encode: Encode) -> None:
+        encoding = context.settings.encoding(context.device.type)
+        super().__init__(context, context.backbone, paths, encoding, encode=encode)
+        self.seed = context.seed
+        self.transform = crop_transform(self.size)
         self._order: tuple[int, list[int]] = (-1, [])
 
     def index(self, item: int) -> int:
@@ -64,10 +67,10 @@ class RandomCrops(Images):
             self._order = epoch, torch.randperm(len(self.paths), generator=generator).tolist()
         return self._order[1][position]
 
-    def __getitem__(self, item: int) -> Tensor:
+    def load(self, item: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("crop", self.seed, item))
-            return super().__getitem__(item)
+            return super().load(item)
 
     def path(self, item: int) -> str:
         return self.paths[self.index(item)]
@@ -99,8 +102,7 @@ def train_on_crops(
     labels = labels[training]
     paths = [data.root / data.samples["train"][index].image for index in training]
     backbone, device = context.backbone, context.device
-    encoding = settings.encoding(device.type)
-    crops = RandomCrops(paths, input_size(encoding.size, backbone), backbone.data, context.seed)
+    crops = RandomCrops(context, paths, encode)
     epoch_length = settings.epoch_length or math.ceil(len(paths) / settings.batch_size)
     file, iterations = context.work_dir / "heads.pt", settings.epochs * epoch_length
     warmup = round(getattr(settings, "warmup", 0.0) * iterations)
@@ -123,8 +125,7 @@ def train_on_crops(
     context.progress.advance(iteration)
     size, saving = settings.batch_size, Pace(SAVE_EVERY)
     batches = [range(i * size, (i + 1) * size) for i in range(iteration, iterations)]
-    features = encode_batches(crops, batches, backbone, encode, context, encoding)
-    for items, inputs in zip(batches, features, strict=True):
+    for items, inputs in zip(batches, crops.tensors(batches), strict=True):
         classes = upload(labels[[crops.index(item) for item in items]], device)
         share = cosine(iteration, iterations, warmup)
         losses = losses + train_step(heads, optimizer, inputs, classes, share)

@@ -12,7 +12,7 @@ from PIL import Image
 import backbones
 from backbones.preprocessing import Preprocessing, in_memory_format
 from probes.base import EncodeRun
-from probes.image_level.encode import encode_paths
+from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 
 CHANGES = {
@@ -36,7 +36,8 @@ def test_pixels_are_those_of_the_probes(tmp_path, backbone, change, mode):
     Image.fromarray(rng.integers(0, high, shape).astype(dtype)).save(tmp_path / "0.png")
     backbone.data = replace(backbone.data, **change)
     run, paths = EncodeRun(torch.device("cpu"), num_workers=0), [tmp_path / "0.png"]
-    (expected,) = encode_paths(paths, backbone, lambda images: images, run, Encoding())
+    views = ImageViews(run, backbone, paths, Encoding(), encode=lambda images: images)
+    (expected,) = views.tensors()
     with Image.open(tmp_path / "0.png") as image:
         prepared = in_memory_format(Preprocessing(backbone.data)(image)[None], backbone)
     assert torch.equal(prepared, expected) and prepared.stride()[1:] == expected.stride()[1:]

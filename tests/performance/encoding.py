@@ -24,13 +24,13 @@ SMALL = ("efficientnet-lite0", "random/timm/vit_small_patch16_224")
 def encoding(
     images: int = 0, batch_size: int = 0, models: Sequence[str] = (), n: int = 0
 ) -> list[Result]:
-    """``probes.image_level.encode.encode_images`` (decode, resize, normalise, forward) against
+    """``probes.image_level.encode.ImageViews`` (decode, resize, normalise, forward) against
     forward alone; on a GPU in bf16, with loading processes on all cores."""
     import torch
 
     import backbones
     from probes.base import EncodeRun
-    from probes.image_level.encode import autocast, encode_images
+    from probes.image_level.encode import ImageViews, autocast
     from probes.image_level.settings import Encoding
 
     device, workers = torch.device("cpu"), 0
@@ -47,7 +47,8 @@ def encoding(
 
             def ours(backbone: backbones.Backbone = backbone) -> float:
                 started = time.perf_counter()
-                encode_images(backbone, paths, EncodeRun(device, workers), how)
+                views = ImageViews(EncodeRun(device, workers), backbone, paths, how)
+                torch.cat([features.cpu() for features in views.tensors()])
                 return count / (time.perf_counter() - started)
 
             def bare(backbone: backbones.Backbone = backbone, batch: torch.Tensor = batch) -> float:

@@ -38,7 +38,7 @@ def feeding(images: int = 10_000, pairs: int = 2048, size: int = 224, n: int = 3
     import torch
 
     from probes.base import EncodeRun
-    from probes.image_level.encode import Images, encode_paths
+    from probes.image_level.encode import ImageViews
     from probes.image_level.settings import Encoding
     from tests.probes.whole_images import Colours
 
@@ -48,21 +48,21 @@ def feeding(images: int = 10_000, pairs: int = 2048, size: int = 224, n: int = 3
 
     with tempfile.TemporaryDirectory() as folder:
         paths = jpegs(Path(folder), min(images, 200), PHOTOGRAPHS) * max(images // 200, 1)
-        decoder = Images(paths, (size, size), backbone.data)
+        nothing = torch.empty(1, 1, device="meta")
+        views = ImageViews(run, backbone, paths, Encoding(), encode=lambda batch: nothing)
         data = training_data(Path(folder), pairs, size)
         samples = len(data) * data.recipe.batch_size
 
         def encode() -> float:
             started = time.perf_counter()
-            nothing = torch.empty(1, 1, device="meta")
-            for _ in encode_paths(paths, backbone, lambda batch: nothing, run, Encoding()):
+            for _ in views.tensors():
                 pass
             return len(paths) / (time.perf_counter() - started)
 
         def decode() -> float:
             def share(number: int) -> None:
                 for index in range(number, len(paths), WORKERS):
-                    decoder[index]
+                    views.load(index)
 
             return len(paths) / seconds_of_processes(share)
 

@@ -312,7 +312,7 @@ def _scores(task: Context, predict: Any) -> list[Any]:
     """For each candidate mIoU in percent, and how many pixels each label is predicted for."""
     images = PatchImages(task, "val")
     totals: list[Any] = []
-    for patches in images.walk(task):
+    for patches in images.walk():
         labels = images.labels(patches)
         for number, prediction in enumerate(predict(patches)):
             counts = confusion(prediction, labels, class_count(task), 255)
@@ -418,7 +418,7 @@ def _suite_images(prepare: Any) -> dict[str, Any]:
     mean, std = (
         255 * torch.tensor(each)[:, None, None] for each in (segmented.MEAN, segmented.STD)
     )
-    (patches,) = images.walk(task, [3])
+    (patches,) = images.walk([3])
     held_out = held_out_images(task)
     frozen = images.dataset.encoder["backbone"]
     return {

@@ -197,7 +197,7 @@ def source() -> dict[str, Any]:
 
 def normalised_black() -> torch.Tensor:
     """A black pixel as a backbone gets it that has a mean of its own."""
-    from probes.image_level.encode import encode_paths
+    from probes.image_level.encode import ImageViews
     from probes.image_level.settings import AttentiveSettings
     from tests.probes.tiny_mmlab import context
 
@@ -206,8 +206,8 @@ def normalised_black() -> torch.Tensor:
         Image.new("RGB", (8, 8)).save(path)
         task = context(Path(folder), backbone="tiny-vit")
         encoding = AttentiveSettings().encoding("cpu")
-        run = task
-        (images,) = encode_paths([path], task.backbone, lambda batch: batch, run, encoding)
+        views = ImageViews(task, task.backbone, [path], encoding, encode=torch.clone)
+        (images,) = views.tensors()
     return images[0, :, 0, 0]
 
 

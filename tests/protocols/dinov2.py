@@ -160,7 +160,7 @@ def suite() -> dict[str, dict[str, Any]]:
     import backbones
     from probes.image_level.encode import encoder
     from probes.image_level.linear import LinearHeads, Standardiser, create_heads, sgd
-    from probes.image_level.random_crops import RandomCrops, cosine, train_step
+    from probes.image_level.random_crops import cosine, crop_transform, train_step
     from probes.protocols.base import find_preset
     from probes.registry import find_task
 
@@ -203,7 +203,7 @@ def suite() -> dict[str, dict[str, Any]]:
     crops = []
     for seed in range(3):
         torch.manual_seed(seed)
-        crops.append(summary(RandomCrops([], (224, 224), data, 0).transform(photograph())))
+        crops.append(summary(crop_transform((224, 224))(photograph())))
     return {
         PROBE: {
             "heads": [

@@ -225,7 +225,7 @@ def _suite_fields(folder: Path) -> dict[str, Any]:
     mean, std = (
         255 * torch.tensor(each)[:, None, None] for each in (segmented.MEAN, segmented.STD)
     )
-    patches = next(images.walk(task))
+    patches = next(images.walk())
     stored = images.labels(patches)[SAMPLE, SAMPLE] + 1
     preset = PROTOCOLS["hummingbird"].presets[0].settings
     defaults = with_changes(PROBES[PROBE].settings_type(), preset)

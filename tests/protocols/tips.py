@@ -338,7 +338,7 @@ def _suite_scores(folder: Path, settings: Any) -> dict[str, Any]:
     with mock.patch.object(open_vocabulary, "evaluate_patches", evaluate):
         result = open_vocabulary.run(task)
     images = PatchImages(task, "val", DenseEncoder(task.backbone, "fp32", settings.slide))
-    patches = next(each for each in images.walk(task) if each.index == 0)
+    patches = next(each for each in images.walk() if each.index == 0)
     templates = templates_for(settings.templates, spec)[1]
     return {
         "image": images.dataset.load(0)["inputs"][:, SAMPLE, SAMPLE] / 255,

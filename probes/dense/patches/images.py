@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -18,11 +15,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from backbones.base import Backbone
-from backbones.cliptex.protocols import Silent
 from backbones.pyramid import resize_concat
 from cliptex_common.device import upload
 from cliptex_common.out_of_memory import Halving
-from probes.base import Context, EncodeRun, TaskResult
+from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 from probes.dense.config import dataset_of, preprocessor
 from probes.dense.constant import constant_note
@@ -33,10 +29,9 @@ from probes.dense.patches.crops import region_of, resize_region
 from probes.dense.patches.pixels import Patches, resize_labels, windows
 from probes.dense.patches.settings import has_void_class
 from probes.dense.preview import Predicted, draw_preview
-from probes.features.budget import CacheFull
 from probes.features.crops import all_crops
-from probes.features.feature_dataset import encoder_config
-from probes.features.store import DTYPES, Builder, get_or_build
+from probes.features.feature_dataset import MapViews, encoder_config
+from probes.features.store import DTYPES
 from probes.layers import position
 from probes.pictures import GALLERY, evenly
 from probes.runner import bridge
@@ -91,7 +86,7 @@ class PatchImages:
         device: torch.device | None = None,
     ) -> None:
         settings, backbone, data = context.settings, context.backbone, context.data
-        self.context, self.encoder, self.crops = context, encoder, crops
+        self.context, self.crops = context, crops
         self.device = device or context.device
         self.strides, self.stride = backbone.strides[-1:], None
         self.layer = position(settings, backbone)  # of all that are cached
@@ -143,6 +138,7 @@ class PatchImages:
         with DefaultScope.overwrite_default_scope("mmseg"):
             self.dataset: Any = DATASETS.build({**dataset, **dataset_of(data, split)})
         self.dataset.crops = all_crops(crops, 0.0)
+        self.views: MapViews = self.dataset.views(context, encoder)
         images = (split == "train" and data.train_indices) or range(len(self.dataset))
         each = max(crops, 1)
         self.items = [image * each + crop for image in images for crop in range(each)]
@@ -150,32 +146,10 @@ class PatchImages:
     def __len__(self) -> int:
         return len(self.items)
 
-    def walk(
-        self, run: EncodeRun, items: Sequence[int] = (), counted: bool = False
-    ) -> Iterator[Patches]:
-        """All items, or some; in their order where their features are cached. ``counted``: the
-        caller shows the progress.
-
-        Raises:
-            UserError, NonFiniteLoss: see ``FeatureDataset.encoded``.
-        """
-        dataset, store, items = self.dataset, None, items or self.items
-        build: Builder
-        if self.encoder is not None:
-            quiet = replace(run, progress=Silent()) if counted else run
-            build = partial(dataset.encoded, frozen=self.encoder, sizes=dataset.sizes(), run=quiet)
-        else:
-            key, build = next(dataset.keys(run))
-            message = f"waiting for the process that encodes {dataset.name}"
-            with suppress(CacheFull), bridge.isolated_rng(), run.cost.phase("encode"):
-                store = get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
-        if store is None:
-            for item, maps, metadata in run.cost.timed("encode", build([items])):
-                yield self._patches(item, maps, metadata)
-            return
-        with closing(store):
-            for item in items:
-                yield self._patches(item, store[item], store.metadata(item))
+    def walk(self, items: Sequence[int] = ()) -> Iterator[Patches]:
+        """All items, or some. Raises as ``Views.items``."""
+        for item, maps, metadata in self.views.features(items or self.items):
+            yield self._patches(item, maps, metadata)
 
     def labels(self, patches: Patches) -> Tensor:
         """(H, W) int64, of the patches' ``size``."""
@@ -192,7 +166,7 @@ class PatchImages:
 
     def most_patches(self, limit: int) -> int:
         """No fewer than the patches of all items, of each at most ``limit``."""
-        stride, sizes = self.stride or self.strides[-1], self.dataset.sizes()
+        stride, sizes = self.stride or self.strides[-1], self.views.sizes
         return sum(
             min(limit, math.prod(math.ceil(side / stride) for side in sizes[item]))
             for item in self.items
@@ -270,7 +244,7 @@ def evaluate_patches(
     scores: dict[int, dict[str, Any]] = {}
     pictures: dict[int, Predicted] = {}
     for patches, prediction in in_groups(
-        images.walk(context, counted=True),
+        images.walk(),
         lambda group: (label_map.cpu() for label_map in predict(group)),
         context.cost.notes,
     ):

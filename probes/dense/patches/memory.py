@@ -96,7 +96,9 @@ def remember(context: Context, pixels: bool = False) -> Memory:
     limit, classes = max(1, settings.memory // len(images)), len(data.classes)
     stored: dict[str, Tensor] = {}
     count, most = 0, images.most_patches(limit)
-    for patches in images.walk(context):
+    for number, patches in enumerate(images.walk()):
+        if not number:  # what fills the store has its own progress before
+            context.progress.start("remembering patches", len(images))
         labels = images.labels(patches)
         shares, remembered = class_shares(
             labels,
@@ -133,6 +135,7 @@ def remember(context: Context, pixels: bool = False) -> Memory:
                 stored[name] = values.new_empty(most, *values.shape[1:])
             stored[name][count : count + len(rows)] = values
         count += len(rows)
+        context.progress.advance()
     stored = {name: values[:count] for name, values in stored.items()}
     for name in ("features", "labels"):
         stored[name] = on_device_if_small(stored[name], context.device)
@@ -192,8 +195,7 @@ def mean_iou(
             )
 
     totals: Any = 0
-    walk = images.walk(context, items, counted=True)
-    for _, counts in in_groups(walk, counts_of, context.cost.notes):
+    for _, counts in in_groups(images.walk(items), counts_of, context.cost.notes):
         totals = totals + counts
         context.progress.advance()
     return [segmentation_scores(class_areas(each))[0]["mIoU"] for each in totals]

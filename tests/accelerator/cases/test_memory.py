@@ -15,7 +15,7 @@ from backbones.cliptex.protocols import Silent
 from cliptex_common.errors import OutOfMemory
 from probes.base import Context, EncodeRun
 from probes.datasets.check import prepare
-from probes.image_level.encode import encode_images
+from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 from probes.registry import DATASETS, PROBES
 from tests.accelerator.pretended import MEMORY, memory_limit
@@ -72,7 +72,8 @@ def test_encoding_goes_on_in_smaller_batches(data, device, tmp_path, caplog):
     def embeddings(limit):
         run = EncodeRun(device, num_workers=0)
         with memory_limit(limit), caplog.at_level(logging.WARNING):
-            encoded = encode_images(backbone, paths, run, Encoding((64, 64), batch_size=64))
+            views = ImageViews(run, backbone, paths, Encoding((64, 64), batch_size=64))
+            encoded = torch.cat([features.cpu() for features in views.tensors()])
         return encoded, run.cost.notes
 
     live = MEMORY.live
@@ -82,9 +83,9 @@ def test_encoding_goes_on_in_smaller_batches(data, device, tmp_path, caplog):
     halved, notes = embeddings(live + int(0.4 * (MEMORY.peak - live)))
     assert torch.allclose(halved, unlimited, atol=1e-5)
     (note,) = notes
-    assert note.startswith("encoding images: at most 16 at once instead of 64")
+    assert note.startswith(f"encoding {backbone.name} on images: at most 16 at once instead of 64")
     assert len(caplog.records) == 2  # to 32, to 16
-    with pytest.raises(OutOfMemory, match="encoding images one by one does not fit"):
+    with pytest.raises(OutOfMemory, match="on images one by one does not fit"):
         embeddings(live + 100_000)
 
 

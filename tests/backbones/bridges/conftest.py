@@ -13,7 +13,7 @@ from PIL import Image
 
 from backbones import Backbone, Checkpoint, save_checkpoint
 from probes.base import EncodeRun
-from probes.image_level.encode import encode_images
+from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 from tests.backbones import mini
 
@@ -65,7 +65,7 @@ def spec(request, clip_weights) -> tuple[str, dict]:
 def ours(backbone: Backbone, paths: Sequence[Path]) -> torch.Tensor:
     """(N, D) embeddings of files as the probes have them."""
     run = EncodeRun(torch.device("cpu"), num_workers=0)
-    return encode_images(backbone, paths, run, Encoding())
+    return torch.cat(list(ImageViews(run, backbone, paths, Encoding()).tensors()))
 
 
 def difference(ours: torch.Tensor, theirs) -> float:

@@ -10,7 +10,7 @@ from PIL import Image
 from backbones import registry
 from probes.base import EncodeRun
 from probes.features.store import root
-from probes.image_level.encode import cached_embeddings, encode_images
+from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 
 CPU = torch.device("cpu")
@@ -29,13 +29,14 @@ def encode(paths, seed: int = 3, **options) -> tuple[torch.Tensor, bool]:
     """The embeddings, and whether an image was encoded."""
     run, encoding = EncodeRun(CPU, 0), Encoding(**{"batch_size": 2, **options})
     backbone = registry.create("tiny-cnn", seed=seed)
-    embeddings = cached_embeddings(backbone, paths, run, encoding, "toys")
+    embeddings = ImageViews(run, backbone, paths, encoding, "toys").embeddings()
     return embeddings, run.cost.images["encode"] > 0
 
 
 def encode_directly(paths):
     backbone = registry.create("tiny-cnn", seed=3)
-    return encode_images(backbone, paths, EncodeRun(CPU, 0), Encoding(batch_size=2))
+    views = ImageViews(EncodeRun(CPU, 0), backbone, paths, Encoding(batch_size=2))
+    return torch.cat(list(views.tensors()))
 
 
 def test_the_same_numbers_bit_by_bit_and_encoded_once(paths):

@@ -1,7 +1,6 @@
 """Embeddings of whole images: prepared as the field does it, in order, whatever the number of
 loader processes."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,16 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from backbones.base import DataConfig
 from cliptex_common.errors import NonFiniteLoss, UserError
 from probes.base import Context, EncodeRun
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.image_level.encode import Images, encode_images, encode_texts
+from probes.image_level.encode import ImageViews, encode_texts
 from probes.image_level.settings import EncodeSettings, Encoding
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours
 from tests.recorder import Recorder
 
 CPU = torch.device("cpu")
-PLAIN = DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,8 @@ def paths(tmp_path_factory):
 
 
 def encode(backbone, paths, workers=0, **options):
-    return encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(**options))
+    views = ImageViews(EncodeRun(CPU, workers), backbone, paths, Encoding(**options))
+    return torch.cat(list(views.tensors()))
 
 
 def task(backbone):
@@ -95,11 +93,11 @@ def test_order_size_progress_and_memory_format(paths):
 
     backbone.encode_image = spy
     encoding = Encoding(size=(24, 40), batch_size=8)
-    forward = encode_images(backbone, paths, EncodeRun(CPU, 2, bar), encoding)
+    forward = ImageViews(EncodeRun(CPU, 2, bar), backbone, paths, encoding, "toys").embeddings()
     assert [tuple(shape) for shape in backbone.seen] == [(n, 3, 24, 40) for n in (8, 8, 5)]
     assert all(channels_last)
-    assert bar.started == [("encoding images", 21)] and bar.advanced == 21
-    backward = encode_images(backbone, paths[::-1], EncodeRun(CPU, 2), encoding)
+    assert bar.started == [("encoding colours on toys", 21)] and bar.advanced == 21
+    backward = encode(backbone, paths[::-1], 2, size=(24, 40), batch_size=8)
     torch.testing.assert_close(backward.flip(0), forward)
 
 
@@ -117,8 +115,8 @@ def test_bad_input_is_one_line(paths, tmp_path):
 def test_embeddings_that_are_not_finite_raise(paths):
     backbone = Colours()
     backbone.projection[0, 0] = torch.nan
-    with pytest.raises(NonFiniteLoss, match="image embeddings of colours"):
-        encode(backbone, paths)
+    with pytest.raises(NonFiniteLoss, match="features of colours on toys"):
+        ImageViews(EncodeRun(CPU, 0), backbone, paths, Encoding(), "toys").embeddings()
     with pytest.raises(NonFiniteLoss, match="text embeddings of colours"):
         encode_texts(task(backbone), ["red"])
 
@@ -136,8 +134,10 @@ def test_squash_keeps_both_ends(tmp_path):
     pixels = np.zeros((20, 80, 3), np.uint8)
     pixels[:, :20, 0] = pixels[:, 60:, 1] = 255
     path = make.save(tmp_path / "wide.png", pixels)
-    data = replace(PLAIN, squash=True)
-    squashed = Images([path], (16, 16), data)[0]
-    cropped = Images([path], (16, 16), replace(data, squash=False))[0]
+    backbone = Colours((16, 16), "bilinear")
+    squashed, cropped = (
+        ImageViews(EncodeRun(CPU, 0), backbone, [path], Encoding(), squash=squash).load(0)
+        for squash in (True, False)
+    )
     assert squashed.shape == cropped.shape == (3, 16, 16) and cropped.max() == 0
     assert squashed[0, 8, 0] > 250 and squashed[1, 8, -1] > 250

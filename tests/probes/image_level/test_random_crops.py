@@ -92,18 +92,19 @@ def test_a_state_that_is_damaged_or_of_another_training_is_not_resumed(root, sta
 
 def test_crops_depend_on_the_seed_and_their_number_alone(root):
     paths = sorted(path for path in root.rglob("*") if path.is_file())
-    data = Colours().data
-    first, second = (RandomCrops(paths, (16, 16), data, seed=1) for _ in range(2))
+    task = crops_task(root)
+    first, second = (RandomCrops(task, paths, torch.clone) for _ in range(2))
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    crops = [first[item] for item in range(2 * len(paths))]
+    crops = [first.load(item) for item in range(2 * len(paths))]
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(9)
-    assert all(torch.equal(second[item], crops[item]) for item in reversed(range(len(crops))))
+    assert all(torch.equal(second.load(item), crops[item]) for item in reversed(range(len(crops))))
     for epoch in range(2):
         order = [first.index(epoch * len(paths) + position) for position in range(len(paths))]
         assert sorted(order) == list(range(len(paths)))
-    assert not torch.equal(RandomCrops(paths, (16, 16), data, seed=2)[0], crops[0])
+    other = RandomCrops(replace(task, seed=2), paths, torch.clone)
+    assert not torch.equal(other.load(0), crops[0])
 
 
 def test_a_head_starts_the_same_alone_and_among_others(root):

@@ -34,7 +34,7 @@ class ManyPatches:
     def most_patches(self, limit):
         return IMAGES * SIDE**2
 
-    def walk(self, run):
+    def walk(self):
         for index in range(IMAGES):
             yield Patches(index, self.features, (SIDE, SIDE), (SIDE, SIDE), (SIDE, SIDE))
 
