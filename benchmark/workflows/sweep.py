@@ -172,7 +172,7 @@ def launch(options: SweepOptions) -> int:
     """
     plan = plan_sweep(options)
     study = load_study(options.name, options.url)
-    if study is not None:
+    if study is not None and study.trials:
         agree(study, plan.identity)
     if options.dry_run:
         console.print(
@@ -210,6 +210,8 @@ async def _run(
     data = prepare_data(tasks, options, executor.num_workers, created=pipeline.data)
     probing = Probing(executor, tracker.experiment, suite.name, tasks, data, options.data_root)
     study = create_study(options.name, options.url)
+    if not study.trials:  # a first launch that failed binds the study to nothing
+        study.set_user_attr("identity", {})
     agree(study, {**plan.identity, "conditions": probing.conditions})
 
     async def evaluate(recipe: Recipe, run: Run) -> dict[str, dict[str, float]]:
