@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from reports.judgement import Judgement, family_size, judge_differences
+from reports.judgement import Judgement, judge_differences
 from reports.measurements import Key, Measurements, measure, shown_metrics
 from reports.mlflow.query import Store
 from reports.selection import Selection, TaskColumn
-from reports.stats.gains import by_task
+from reports.stats.gains import task_weights
 from reports.stats.intervals import Estimate, estimate
-from reports.stats.multiplicity import sidak
 from reports.stats.resampling import MetricSample, difference
 
 
@@ -23,8 +22,7 @@ class Analysis(Judgement, Measurements):
     """All numbers of a report.
 
     Attributes:
-        best: (column, metric) → the backbone that beats all others there, '' for none; all columns
-            hold jointly.
+        best: (column, metric) → the backbone that beats all others there at ``level``, '' for none.
         ranks: backbone → mean rank over the tasks that all have (1 = best; ties share).
     """
 
@@ -63,15 +61,13 @@ def _find_best(
     names = [name for name in selection.backbones if (name, column, metric) in samples]
     if len(names) < 2:
         return ""
-    # never at a higher level than the printed differences, or bold could contradict "undecided"
-    tasks = {other.base for other in selection.columns}
-    level = min(sidak(len(tasks)) / family_size(selection, column), judged.level_of(column))
     leader = max(names, key=lambda name: sign * judged.estimates[name, column, metric].value)
     for name in names:
         if name == leader:
             continue
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
-        if estimate(gap, judged.seed_prior).at(level).verdict(sign) != "win":
+        sides = [judged.estimates[each, column, metric] for each in (leader, name)]
+        if estimate(gap, judged.seed_prior, sides).at(judged.level).verdict(sign) != "win":
             return ""
     return leader
 
@@ -83,7 +79,8 @@ def _mean_ranks(selection: Selection, estimates: Mapping[Key, Estimate]) -> dict
         return {}
     values = [[c.sign(c.main) * estimates[name, c, c.main].value for name in names] for c in shared]
     ranks = pd.DataFrame(values, columns=names).rank(axis=1, ascending=False)
-    return (by_task([column.base for column in shared]) @ ranks).mean().to_dict()
+    weights = task_weights([column.base for column in shared])
+    return dict(zip(names, map(float, weights @ ranks), strict=True))
 
 
 def shared_columns(selection: Selection, numbers: Mapping[Key, Any]) -> list[TaskColumn]:

@@ -1,8 +1,7 @@
-"""Backbones against a baseline: intervals, differences, gains, and the levels they hold at."""
+"""Backbones against a baseline: intervals, differences, gains, and verdicts that hold together."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -10,35 +9,32 @@ import numpy as np
 
 from reports.measurements import GridKey, Key
 from reports.selection import Selection, TaskColumn
-from reports.stats.gains import (
-    by_task,
-    has_ratio,
-    interquartile_mean,
-    probability_of_improvement,
-    without_noise,
+from reports.stats.gains import task_weights
+from reports.stats.intervals import (
+    LEVEL,
+    MIN_IMAGES,
+    Estimate,
+    SeedPrior,
+    estimate,
+    judge_jointly,
+    seed_prior,
 )
-from reports.stats.intervals import LEVEL, MIN_IMAGES, Estimate, combine, deviations, estimate
-from reports.stats.multiplicity import joint_level
-from reports.stats.resampling import MetricSample, Quantity, difference
-from reports.stats.seeds import SeedNoise, SeedPrior, seed_prior
+from reports.stats.resampling import MetricSample, pair_samples, weighted_sum
+
+GAIN_SHARE = 0.25
+MOST_NOISE = 1 / 3  # half width of a baseline's interval, relative to it, for percentages of it
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A backbone's gain over the baseline in percent, over tasks.
-
-    Several protocols of a task are averaged first.
+    """A backbone's mean gain over the baseline in percent.
 
     Attributes:
-        iqm: interquartile mean over tasks.
-        mean: mean over tasks.
-        improvement: probability that a run of the backbone beats one of the baseline on a task.
+        mean: over tasks; several columns of a task are averaged first.
         columns: the columns that count.
     """
 
-    iqm: Estimate
     mean: Estimate
-    improvement: float
     columns: list[TaskColumn]
 
 
@@ -47,15 +43,14 @@ class Judgement:
     """All backbones against one baseline.
 
     Attributes:
-        estimates: the numbers, each with its own 95 % interval.
-        differences: number - the baseline's, each at ``level``; those of main metrics hold jointly.
+        estimates: the numbers.
+        differences: number - the baseline's; the verdicts of main metrics hold together with those
+            of the mean gains.
         task_gains: differences of main metrics in percent of the baseline's number, positive where
             the backbone is better.
         excluded: column → why it is in no mean gain.
-        level: of each difference of a main metric, divided by the columns of its task
-            (``level_of``). The probability of any false one is half of the report's 5 %.
-        gain_level: of each mean gain, which have the other half, because they are few.
-        comparisons: how many differences share ``level``.
+        statements: how many verdicts hold together.
+        level: the least of those of the differences.
         seed_prior: what is known of the seed variance of a difference from all of them.
     """
 
@@ -65,19 +60,14 @@ class Judgement:
     task_gains: dict[GridKey, Estimate]
     gains: dict[str, Gain]
     excluded: dict[TaskColumn, str]
+    statements: int
     level: float
-    gain_level: float
-    comparisons: int
     seed_prior: SeedPrior
 
     def outcome(self, backbone: str, column: TaskColumn) -> str:
         """``Estimate.verdict`` on a column's main metric; '' without a difference."""
         gap = self.differences.get((backbone, column, column.main))
         return "" if gap is None else gap.verdict(column.sign(column.main))
-
-    def level_of(self, column: TaskColumn) -> float:
-        """At which a difference in a column is judged: the columns of a task share its level."""
-        return self.level / family_size(self.selection, column)
 
     def tasks(self, backbone: str) -> dict[str, str]:
         """Task → outcome against the baseline.
@@ -94,162 +84,127 @@ class Judgement:
             result[task] = agreed.pop() if len(agreed) == 1 else "tie"
         return result
 
-
-def family_size(selection: Selection, column: TaskColumn) -> int:
-    """How many columns the task of a column has: variants and protocols."""
-    return sum(other.base == column.base for other in selection.columns)
+    def of_these_weights(self, backbone: str) -> bool:
+        """Whether a comparison has one seed, and says nothing of other trainings."""
+        seeds = self.selection.seeds
+        return min(len(seeds[backbone]), len(seeds[self.selection.baseline])) == 1
 
 
 def judge_differences(
     selection: Selection, samples: Mapping[Key, MetricSample], error_rate: float = LEVEL
 ) -> Judgement:
-    """Intervals, differences, gains, and their joint levels.
+    """Intervals, differences, gains, and joint verdicts.
+
+    The mean gains, which are few, have ``GAIN_SHARE`` of the error rate; the differences of main
+    metrics have the rest, of which the columns of a task share the part of one task.
 
     Args:
-        error_rate: probability of any false statement among them if all backbones were equal.
+        error_rate: probability of any false verdict among them.
     """
     base = selection.baseline
     estimates = _estimate_numbers(samples)
-    gaps = {
-        key: difference(sample, samples[base, *key[1:]])
+    pairs = {
+        key: pair_samples(sample, samples[base, *key[1:]])
         for key, sample in samples.items()
         if key[0] != base and (base, *key[1:]) in samples
     }
-    main = {key: gap for key, gap in gaps.items() if key[2] == key[1].main}
-    prior = _prior_of_differences(selection, samples, main)
-    differences = {key: estimate(gap, prior) for key, gap in gaps.items()}
-    factors, excluded = _percent_factors(selection, samples, estimates, main)
-    scaled = {key: main[*key, key[1].main].times(factor) for key, factor in factors.items()}
-    task_gains = {
-        key: differences[*key, key[1].main].times(factor) for key, factor in factors.items()
+    gaps = {key: weighted_sum(pair, (1, -1)) for key, pair in pairs.items()}
+    main = [key for key in gaps if key[2] == key[1].main]
+    prior = seed_prior([gaps[key] for key in main])
+    differences = {
+        key: estimate(gap, prior, (estimates[key], estimates[base, *key[1:]]))
+        for key, gap in gaps.items()
     }
-    gains, resampled, unsure = _mean_gains(selection, samples, scaled, task_gains)
-    judged = [differences[key] for key in main]
-    families = [family_size(selection, column) for _, column, _ in main]
-    every = [gap.deviations() for gap in main.values()]
-    level = joint_level(judged, every, error_rate / 2, families)
-    gain_level = joint_level([gain.iqm for gain in gains.values()], resampled, error_rate / 2)
-    levels = {column: level / family_size(selection, column) for column in selection.columns}
+    scaled, excluded = {}, {}
+    task_gains = {}
+    for key in main:
+        backbone, column, metric = key
+        number = estimates[base, column, metric]
+        if not _has_percent(number):
+            excluded[column] = f"{base} is too near zero for percentages"
+            continue
+        mine, reference = (float(side.values.mean()) for side in pairs[key])
+        unit, ratio = 100 * column.sign(metric) / abs(reference), mine / reference
+        # the error of a ratio, to first order: its gain is that of this sum, and not its zero mean
+        noise = weighted_sum(pairs[key], (unit, -unit * ratio))
+        scaled[backbone, column] = noise
+        sides = (estimates[key].times(unit), number.times(unit * ratio))
+        value = unit * (mine - reference)
+        task_gains[backbone, column] = replace(estimate(noise, prior, sides), value=value)
+    gains, unsure = _mean_gains(selection, scaled, task_gains)
+    counts = {c: sum(d.base == c.base for d in selection.columns) for c in selection.columns}
+    single = np.array([1 / counts[column] for _, column, _ in main])
+    of_tasks = (1 - GAIN_SHARE) * single / single.sum()
+    shares = [*of_tasks, *(GAIN_SHARE / len(gains) for _ in gains)]
+    judged = judge_jointly(
+        [*(differences[key] for key in main), *(gain.mean for gain in gains.values())],
+        shares,
+        error_rate,
+    )
+    count = sum(each.is_judged for each in judged)
+    levels = {key[:2]: each.level for key, each in zip(main, judged, strict=False)}
+    means = dict(zip(gains, judged[len(main) :], strict=True))
     return Judgement(
         selection,
         estimates,
-        differences={key: gap.at(levels[key[1]]) for key, gap in differences.items()},
-        task_gains={key: gain.at(levels[key[1]]) for key, gain in task_gains.items()},
-        gains={
-            name: replace(gain, iqm=gain.iqm.at(gain_level), mean=gain.mean.at(gain_level))
-            for name, gain in gains.items()
-        },
-        excluded=excluded | unsure,
-        level=level,
-        gain_level=gain_level,
-        comparisons=sum(gap.has_interval for gap in judged),
+        {key: gap.at(levels.get(key[:2], LEVEL)) for key, gap in differences.items()},
+        {key: gain.at(levels[key]) for key, gain in task_gains.items()},
+        {name: replace(gain, mean=means[name]) for name, gain in gains.items()},
+        excluded | unsure,
+        statements=count,
+        level=min(levels.values(), default=error_rate),
         seed_prior=prior,
     )
 
 
 def _estimate_numbers(samples: Mapping[Key, MetricSample]) -> dict[Key, Estimate]:
-    numbers = {key: Quantity((sample,)) for key, sample in samples.items()}
-    noise = [n for key, each in numbers.items() if key[2] == key[1].main for n in each.seed_noise]
-    prior = seed_prior(noise, noise)
+    prior = seed_prior([sample for key, sample in samples.items() if key[2] == key[1].main])
     estimates = {}
-    for key, number in numbers.items():
+    for key, sample in samples.items():
         declared = key[1].metric(key[2])
         low = -np.inf if declared.low is None else declared.low
         high = np.inf if declared.high is None else declared.high
-        estimates[key] = replace(estimate(number, prior), least=low, most=high)
+        estimates[key] = replace(estimate(sample, prior), least=low, most=high)
     return estimates
 
 
-def _prior_of_differences(
-    selection: Selection, samples: Mapping[Key, MetricSample], gaps: Mapping[Key, Quantity]
-) -> SeedPrior:
-    """The prior of the seed variance of main metrics' differences.
-
-    The seed noise of a backbone's number is divided by half of the image variance of its
-    difference, that of the baseline's number by half of the mean image variance in its column.
-    """
-    scales = defaultdict(list)
-    for (backbone, column, metric), gap in gaps.items():
-        for name in (backbone, selection.baseline):
-            if gap.varies:
-                scales[name, column, metric].append(gap.image_variance / 2)
-    numbers = [
-        SeedNoise(samples[key].seeds, samples[key].values, float(np.mean(own)))
-        for key, own in scales.items()
-    ]
-    return seed_prior(numbers, [noise for gap in gaps.values() for noise in gap.seed_noise])
-
-
-def _percent_factors(
-    selection: Selection,
-    samples: Mapping[Key, MetricSample],
-    estimates: Mapping[Key, Estimate],
-    gaps: Mapping[Key, Quantity],
-) -> tuple[dict[GridKey, float], dict[TaskColumn, str]]:
-    """What makes differences percent of the baseline's number on the same seeds, better positive.
-
-    Returns:
-        the factors, and the columns in which that number is too near zero, with that reason.
-    """
-    factors, excluded = {}, {}
-    for (backbone, column, metric), gap in gaps.items():
-        key = selection.baseline, column, metric
-        base = samples[key]
-        if not has_ratio(estimates[key]):
-            excluded[column] = f"{selection.baseline} is too near zero"
-            continue
-        seeds = samples[backbone, column, metric].seeds
-        shared = [seed for seed in base.seeds if seed in seeds]
-        paired = shared and len(gap.samples) == 1
-        value = (base.of(shared) if paired else base).values.mean()
-        declared = column.metric(metric)
-        factors[backbone, column] = 100 * declared.direction / max(abs(value), declared.floor)
-    return factors, excluded
+def _has_percent(base: Estimate) -> bool:
+    """Whether a change in percent of ``base`` is meaningful: its own noise is small beside it."""
+    if not np.isfinite(base.value) or base.value == 0:
+        return False
+    return not base.has_interval or base.reach < MOST_NOISE * abs(base.value)
 
 
 def _mean_gains(
     selection: Selection,
-    samples: Mapping[Key, MetricSample],
-    scaled: Mapping[GridKey, Quantity],
+    scaled: Mapping[GridKey, MetricSample],
     task_gains: Mapping[GridKey, Estimate],
-) -> tuple[dict[str, Gain], list[np.ndarray | None], dict[TaskColumn, str]]:
-    """Each backbone's gain, what resampling the images adds to each, and why columns are excluded.
+) -> tuple[dict[str, Gain], dict[TaskColumn, str]]:
+    """Each backbone's mean gain, and why columns are excluded.
 
-    A task with unknown noise or too few images is excluded if the backbone has other tasks.
+    Columns with fewer seeds than others, or with too few images, are excluded: the mean is over
+    seeds that all its tasks have. With one seed it has no verdict.
     """
     gains: dict[str, Gain] = {}
-    resampled: list[np.ndarray | None] = []
     excluded: dict[TaskColumn, str] = {}
-    base = selection.baseline
     for name in selection.backbones:
-        own = {column: gap for (backbone, column), gap in scaled.items() if backbone == name}
+        own = {column: noise for (backbone, column), noise in scaled.items() if backbone == name}
         if not own:
             continue
-        unsure = {column: reason for column, gap in own.items() if (reason := _exclude(gap))}
-        complete = len(unsure) < len(own)
-        if complete:
-            excluded |= unsure
-            own = {column: gap for column, gap in own.items() if column not in unsure}
-        gaps, tasks = list(own.values()), by_task([column.base for column in own])
-        iqm = lambda values, tasks=tasks: interquartile_mean(tasks @ values)
-        mean = lambda values, tasks=tasks: (tasks @ values).mean(axis=0)
-        values = np.array([gap.value for gap in gaps])
-        noise = np.array([task_gains[name, column].variance for column in own])
-        around = without_noise(values, noise)
-        estimates = [combine(gaps, iqm, around), combine(gaps, mean)]
-        if not complete:
-            estimates = [replace(each, parts=(), images=0) for each in estimates]
-        pairs = [(samples[name, c, c.main], samples[base, c, c.main], c.sign(c.main)) for c in own]
-        improvement = probability_of_improvement(pairs, [column.base for column in own])
-        gains[name] = Gain(estimates[0], estimates[1], improvement, list(own))
-        has_images = estimates[0].images
-        resampled.append(iqm(around[:, None] + deviations(gaps)) if has_images else None)
-    return gains, resampled, excluded
-
-
-def _exclude(gap: Quantity) -> str:
-    """Why a gain must not count in a mean; '' if it counts."""
-    if not gap.has_noise:
-        return "its noise is unknown"
-    few = 0 < gap.images < MIN_IMAGES
-    return f"it has fewer than {MIN_IMAGES} images" if few else ""
+        evidence = {c: (noise.images >= MIN_IMAGES, len(noise.seeds)) for c, noise in own.items()}
+        best = max(evidence.values())
+        excluded |= {
+            column: "it has fewer seeds than others"
+            if each[0] == best[0]
+            else f"it has fewer than {MIN_IMAGES} images with scores"
+            for column, each in evidence.items()
+            if each != best
+        }
+        columns = [column for column in own if evidence[column] == best]
+        weights = task_weights([column.base for column in columns])
+        values = np.array([task_gains[name, column].value for column in columns])
+        noise = weighted_sum([own[column] for column in columns], weights)
+        mean = estimate(noise)
+        mean = replace(mean, value=float(weights @ values), has_verdict=mean.seeds > 1)
+        gains[name] = Gain(mean, columns)
+    return gains, excluded

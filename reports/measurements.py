@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Measurements:
         scores: per-image scores of each backbone's first seed, to choose pictures by.
         images: column → number of images that its numbers are computed from.
         classes: the metric of each class, one for each seed.
+        refused: (backbone, column) → why its scores are not used.
         inconsistent: numbers that differ from those of their per-image scores.
         unscored: numbers with resamples that have nothing to score, and how many.
     """
@@ -40,6 +42,7 @@ class Measurements:
     scores: dict[GridKey, ImageScores]
     images: dict[TaskColumn, int]
     classes: dict[GridKey, list[ClassScores]]
+    refused: dict[GridKey, str]
     inconsistent: list[str]
     unscored: list[str]
 
@@ -51,23 +54,45 @@ def shown_metrics(column: TaskColumn) -> list[str]:
 
 def measure(store: Store, selection: Selection, advance: Callable[[], None]) -> Measurements:
     """Read and resample the per-image scores of all columns."""
-    measured = Measurements({}, {}, {}, {}, [], [])
+    measured = Measurements({}, {}, {}, {}, {}, [], [])
     for column in selection.columns:
         in_column = selection.column_cells(column)
         loaded = parallel(lambda cell: load_scores(store, cell), in_column)
         by_run = {cell.run_id: scores for cell, scores in zip(in_column, loaded, strict=True)}
+        problems = find_problems(loaded)
         for backbone in selection.backbones:
             if cells := selection.cells.get((backbone, column), []):
                 scores = [by_run[cell.run_id] for cell in cells]
+                if problem := next((problems[id(s)] for s in scores if id(s) in problems), ""):
+                    measured.refused[backbone, column] = problem
+                    continue
                 if scores[0]:
                     measured.scores[backbone, column] = scores[0]
                 classes = [each.classes for each in scores if each and each.classes]
                 measured.classes[backbone, column] = classes
-                complete = None not in scores and len({each.units for each in scores}) == 1
-                _add_samples(measured, (backbone, column), cells, scores if complete else [])
+                _add_samples(measured, (backbone, column), cells, [] if None in scores else scores)
             advance()
     image_weights.cache_clear()
     return measured
+
+
+def find_problems(loaded: Sequence[ImageScores | None]) -> dict[int, str]:
+    """Why per-image scores of a column must not be used, by their ``id``.
+
+    They are of other images than most, or not finite where others are.
+    """
+    stored = [scores for scores in loaded if scores]
+    if not stored:
+        return {}
+    units = Counter(scores.units for scores in stored).most_common(1)[0][0]
+    problems = {id(s): "its scores are of other images" for s in stored if s.units != units}
+    same = [scores for scores in stored if id(scores) not in problems]
+    finite = np.stack([scores.finite for scores in same])
+    bad = (finite.any(axis=0) & ~finite).sum(axis=1)
+    for scores, count in zip(same, bad, strict=True):
+        if count:
+            problems[id(scores)] = f"{count} of {finite.shape[1]} images have no finite score"
+    return problems
 
 
 def load_scores(store: Store, cell: Cell) -> ImageScores | None:

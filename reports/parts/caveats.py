@@ -8,7 +8,7 @@ from itertools import chain
 
 from reports.analysis import Analysis
 from reports.parts.tables import count
-from reports.stats.intervals import MIN_IMAGES
+from reports.stats.intervals import MIN_IMAGES, MIN_SEEDS
 from reports.stats.per_image import why_unscored
 
 SMALL = 100  # images: tasks with fewer are named
@@ -30,9 +30,11 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
     counts = [len(each) for each in seeds.values()]
     if max(counts) == 1:
         yield (
-            "One seed: the intervals include the noise of images, not of training. Run with --seeds"
-            " 3 or more."
+            "One seed: verdicts and intervals are of these weights, on images like these; the next"
+            " training may differ. Run with --seeds 3 or more."
         )
+    elif max(counts) < MIN_SEEDS:
+        yield "Two seeds: intervals, but no verdict where seeds differ. Run with --seeds 3 or more."
     elif len({tuple(each) for each in seeds.values()}) > 1:
         listed = ", ".join(f"{name} {', '.join(map(str, each))}" for name, each in seeds.items())
         unknown = (
@@ -41,8 +43,8 @@ def _seeds(analysis: Analysis) -> Iterator[str]:
             else ""
         )
         yield (
-            f"Seeds differ ({listed}). A difference is taken over the seeds that both sides have;"
-            " with fewer than two of these the sides count as independent. So it may not equal the"
+            f"Seeds differ ({listed}). A difference is taken over the seeds that both sides have,"
+            " or over as many of each. So it may not equal the"
             f" difference of the two printed numbers.{unknown}"
         )
 
@@ -98,17 +100,9 @@ def _noise(analysis: Analysis) -> Iterator[str]:
             f"No per-image scores for {', '.join(without)}: only the noise of seeds is"
             f" included{unseen}."
         )
-    single = dict.fromkeys(
-        column.title
-        for name, gain in analysis.gains.items()
-        for column in gain.columns
-        if gain.iqm.error == gain.iqm.error and analysis.task_gains[name, column].seeds == 1
-    )
-    if single:
-        yield (
-            f"The mean gain includes no noise of training for {', '.join(single)}: some backbone"
-            " has one seed of it."
-        )
+    if analysis.refused:
+        listed = [f"{c.title} · {name}: {why}" for (name, c), why in analysis.refused.items()]
+        yield f"Not used: {_first(listed)}."
     if analysis.inconsistent:
         yield (
             "Per-image scores that do not reproduce the stored number are not used:"
@@ -122,12 +116,11 @@ def _noise(analysis: Analysis) -> Iterator[str]:
 
 
 def _comparisons(analysis: Analysis) -> Iterator[str]:
-    if analysis.comparisons > 1:
+    if analysis.statements > 1:
         yield (
-            f"{analysis.comparisons} differences and {count(len(analysis.gains), 'mean gain')} are"
-            " judged jointly: if all backbones were equal, one report in twenty would call any of"
-            f" them better or worse. Differences have intervals of {_percent(analysis.level)}, mean"
-            f" gains of {_percent(analysis.gain_level)}, numbers of 95 %."
+            f"{analysis.statements} verdicts (marks of differences, mean gains) hold together: if"
+            " all backbones were equal, one report in twenty would have any. Every interval is one"
+            " of 95 % by itself, so it may exclude zero where the verdict is undecided."
         )
     if analysis.seed_prior.df:
         yield (
@@ -168,7 +161,3 @@ def _code(analysis: Analysis) -> Iterator[str]:
 def _first(items: Sequence[str], most: int = 3) -> str:
     rest = len(items) - most
     return "; ".join([*items[:most], *([f"and {rest} more"] if rest > 0 else [])])
-
-
-def _percent(level: float) -> str:
-    return f"{100 * (1 - level):.{1 if level > 0.01 else 2}f} %"

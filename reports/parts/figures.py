@@ -113,14 +113,18 @@ def points(
     *,
     axis: str = "y",
 ) -> dict[str, Any]:
-    """A backbone's numbers with error bars; the symbol of one without an interval is open.
+    """A backbone's numbers with error bars; the symbol of one with one seed, or without an
+    interval, is open.
 
     Args:
         positions: on the other axis.
         text: shown under the pointer.
         axis: of the numbers.
     """
-    symbols = [style.symbol if each.has_interval else f"{style.symbol}-open" for each in estimates]
+    symbols = [
+        style.symbol if e.has_interval and e.seeds > 1 else f"{style.symbol}-open"
+        for e in estimates
+    ]
     return {
         "type": "scatter",
         "mode": "markers",
@@ -146,7 +150,7 @@ def forest(analysis: Analysis) -> list[Figure]:
     styles = backbone_styles(analysis)
     data, alt, ends = [], [], []
     low, high = _value_range(
-        [*analysis.task_gains.values(), *(gain.iqm for gain in analysis.gains.values())]
+        [*analysis.task_gains.values(), *(gain.mean for gain in analysis.gains.values())]
     )
     for index, name in enumerate(compared):
         shift = 0.5 * ((index + 0.5) / len(compared) - 0.5)
@@ -155,7 +159,7 @@ def forest(analysis: Analysis) -> list[Figure]:
             for c in columns
             if (name, c) in analysis.task_gains
         }
-        gains["mean gain"] = analysis.gains[name].iqm
+        gains["mean gain"] = analysis.gains[name].mean
         text = [f"{label}<br>{name} (%): {with_interval(e, 1, True)}" for label, e in gains.items()]
         positions = [rows[label] - shift for label in gains]
         data.append(points(name, styles[name], [*gains.values()], positions, text, axis="x"))
@@ -189,8 +193,9 @@ def forest(analysis: Analysis) -> list[Figure]:
     title = f"Gain over {selection.baseline}, task by task"
     caption = (
         "Change of each task's main metric in percent of the baseline's; right is better, whichever"
-        " way the metric runs. All intervals hold jointly at 95 %. A bar that crosses the line"
-        " includes zero, one that ends in an arrow goes on; open symbols have no interval."
+        " way the metric runs. Separate 95 % intervals; the marks of the table are corrected for"
+        " their number. A bar that ends in an arrow goes on; open symbols have one seed and speak"
+        " of these weights, or no interval."
     )
     spec = {"data": data, "layout": layout}
     height = 130 + max(len(rows) * (16 + 13 * len(compared)), 120)
@@ -287,7 +292,7 @@ def gain_against_cost(analysis: Analysis) -> list[Figure]:
     styles = backbone_styles(analysis)
     data, alt = [], []
     for name in names:
-        gain = analysis.gains[name].iqm if name in analysis.gains else Estimate(0.0)
+        gain = analysis.gains[name].mean if name in analysis.gains else Estimate(0.0)
         parts = ", ".join(f"{part} {_duration(value)}" for part, value in seconds[name].items())
         alt.append(f"{name}: {parts}")
         text = f"{name}: {decimal(gain.value, 1, True)} %<br>{parts}"

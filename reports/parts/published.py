@@ -102,7 +102,7 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
     selection = analysis.selection
     if not entry.task:
         gain = analysis.gains.get(name)
-        percent = f"{decimal(gain.iqm.value, 1, True)} %" if gain else ""
+        percent = f"{decimal(gain.mean.value, 1, True)} %" if gain else ""
         ours = f"{percent} over {selection.baseline} on average" if gain else ""
         yield PublishedRow(name, "all", ours, entry.differs, entry)
         return

@@ -14,6 +14,7 @@ from reports.cell import Record
 from reports.errors import TrackingError
 from reports.mlflow.query import Store
 from reports.parts.figures import Figure
+from reports.parts.tables import with_interval
 from reports.stats.intervals import LEVEL, estimate
 from reports.stats.resampling import MetricSample, difference
 
@@ -21,7 +22,7 @@ from reports.stats.resampling import MetricSample, difference
 GAINS = {"objective": "mean gain (%)", "zero-shot": "zero-shot gain (%)"}
 
 
-RESULTS = {"win": "it is better", "loss": "it is worse", "tie": "the difference is within noise"}
+RESULTS = {"win": "it is better", "loss": "it is worse", "tie": "the difference is undecided"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ class Study:
         elif all(len(sample.seeds) > 1 for sample in samples):
             gap = estimate(difference(*samples)).at(LEVEL / max(1, count - 1))
             if result := RESULTS.get(gap.verdict()):
-                words = (
-                    f"; on fresh seeds {result} ({gap.value:+.2f} ± {gap.reach:.2f} to the base)"
-                )
+                words = f"; on fresh seeds {result} ({with_interval(gap, 2, True)} to the base)"
         return (
             f"{setting} is best by mean gain over clip-ft ({gain:+.2f} %) of {count} finished"
             f" trials{words}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,9 @@ from reports.analysis import Analysis
 from reports.judgement import Gain
 from reports.parts.tables import count, decimal, with_interval
 from reports.selection import TaskColumn
-from reports.stats.gains import by_task, interquartile_mean
-from reports.stats.intervals import Estimate, combine
-from reports.stats.resampling import Quantity, difference
+from reports.stats.gains import task_weights
+from reports.stats.intervals import MIN_SEEDS, Estimate, estimate
+from reports.stats.resampling import MetricSample, difference, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Summary:
     """The first statement of a report.
 
     Attributes:
-        tone: ``better`` or ``worse`` where the interval of the mean gain excludes zero, ``mixed``
-            where only single tasks are decided, ``open`` (nothing is) or ``alone``.
+        tone: ``better`` or ``worse`` where the mean gain is decided, ``mixed`` where only single
+            tasks are, ``open`` (nothing is) or ``alone``.
         headline: one sentence.
         lines: one sentence for each backbone.
     """
@@ -36,8 +36,8 @@ class Summary:
 def summarise(analysis: Analysis) -> Summary:
     """Judge every backbone against the baseline.
 
-    The headline is about the backbone with the highest mean gain. Everything is judged at
-    ``analysis.level``, so the headline holds though its backbone is selected by the numbers.
+    The headline is about the backbone with the highest mean gain. All verdicts hold together, so it
+    holds though its backbone is selected by the numbers.
     """
     selection = analysis.selection
     base = selection.baseline
@@ -59,8 +59,9 @@ def summarise(analysis: Analysis) -> Summary:
         tasks = count(max(each.total() for each in judged.values()), "task")
         gain = _gain_words(analysis, leader)
         best = f"; {leader} is highest: {gain}" if gain else ""
-        headline = f"No backbone differs detectably from {base} on any of {tasks}{best}."
-        return Summary("open", headline, lines)
+        sentence = f"no backbone differs detectably from {base} on any of {tasks}{best}"
+        headline = about_weights(analysis, leader, sentence)
+        return Summary("open", headline[0].upper() + headline[1:], lines)
     headline = _headline(analysis, leader, tones[leader], common)
     return Summary(tones[leader], headline, lines)
 
@@ -71,29 +72,31 @@ def _gain(analysis: Analysis, name: str, common: Sequence[TaskColumn]) -> float:
     Gains over different tasks cannot be compared.
     """
     if common:
-        gains = np.array([[analysis.task_gains[name, column].value] for column in common])
-        return float(interquartile_mean(by_task([column.base for column in common]) @ gains)[0])
-    return analysis.gains[name].iqm.value if name in analysis.gains else float("-inf")
+        gains = np.array([analysis.task_gains[name, column].value for column in common])
+        return float(task_weights([column.base for column in common]) @ gains)
+    return analysis.gains[name].mean.value if name in analysis.gains else float("-inf")
 
 
 def _tone(analysis: Analysis, name: str, verdicts: Counter[str]) -> str:
-    overall = analysis.gains[name].iqm.verdict() if name in analysis.gains else "unknown"
+    overall = analysis.gains[name].mean.verdict() if name in analysis.gains else "unknown"
     decided = verdicts["win"] or verdicts["loss"]
     return {"win": "better", "loss": "worse"}.get(overall, "mixed" if decided else "open")
 
 
 def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskColumn]) -> str:
-    base, seeds = analysis.selection.baseline, analysis.selection.seeds
+    base = analysis.selection.baseline
     verdicts = Counter(analysis.tasks(name).values())
     if not verdicts:
         return f"{name} and {base} share no task: nothing can be compared."
     wins, losses, tasks = verdicts["win"], verdicts["loss"], count(verdicts.total(), "task")
-    if wins:
-        words = f"is better than {base} on {wins} of {tasks} and worse on {losses or 'none'}"
-    elif losses:
-        words = f"is worse than {base} on {losses} of {tasks} and better on none"
+    undecided = verdicts["tie"] + verdicts["unknown"]
+    if wins or losses:
+        first = f"better than {base} on {wins} of {tasks}, worse on {losses or 'none'}"
+        if not wins:
+            first = f"worse than {base} on {losses} of {tasks}, better on none"
+        words = f"is {first}" + (f", undecided on {undecided}" if undecided else "")
     elif tone in ("better", "worse"):
-        words = f"is {tone} than {base} on average, but on no single one of {tasks}"
+        words = f"is {tone} than {base} on average, but undecided on each of {tasks}"
     else:
         words = f"does not differ detectably from {base} on any of {tasks}"
     gain = _gain_words(analysis, name)
@@ -103,9 +106,26 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskCol
         shared_tasks = count(len({column.base for column in common}), "task")
         scope = f" on the {shared_tasks} that all have" if fewer else ""
         gain += f", the highest of {compared} backbones{scope}"
-    one_seed = min(len(seeds[name]), len(seeds[base])) == 1
-    caveat = "; one seed, so the noise of training is not included" if one_seed else ""
-    return f"{name} {words}{'; ' + gain if gain else ''}{caveat}."
+    sentence = f"{name} {words}{'; ' + gain if gain else ''}"
+    return about_weights(analysis, name, sentence)
+
+
+def about_weights(analysis: Analysis, name: str, sentence: str) -> str:
+    """A sentence that says what its seeds allow to say."""
+    selection = analysis.selection
+    if not analysis.of_these_weights(name):
+        return f"{sentence}."
+    is_trained = any(
+        run.train_run
+        for (backbone, _), run in selection.parents.items()
+        if backbone in (name, selection.baseline)
+    )
+    advice = (
+        "train more seeds to compare methods"
+        if is_trained
+        else "the noise of training the probe is missing, run more seeds"
+    )
+    return f"For these weights, on these images: {sentence}; {advice}."
 
 
 def _gain_words(analysis: Analysis, name: str) -> str:
@@ -118,14 +138,12 @@ def _gain_words(analysis: Analysis, name: str) -> str:
 
 
 def gain_words(gain: Gain) -> str:
-    """Interquartile mean, interval, plain mean, probability of improvement."""
-    typical = gain.iqm
-    ends = f"{decimal(typical.low, 1, True)} to {decimal(typical.high, 1, True)}"
-    shown = ends if typical.has_interval else "no interval"
-    return (
-        f"{decimal(typical.value, 1, True)} % ({shown}), plain mean"
-        f" {decimal(gain.mean.value, 1, True)} %, better in {100 * gain.improvement:.0f} % of runs"
-    )
+    """The mean with its interval, and whether it is decided."""
+    mean = gain.mean
+    ends = f"95 % interval {decimal(mean.low, 1, True)} to {decimal(mean.high, 1, True)}"
+    shown = ends if mean.has_interval else "no interval"
+    undecided = ", undecided" if mean.verdict() == "tie" else ""
+    return f"{decimal(mean.value, 1, True)} % ({shown}{undecided})"
 
 
 def _line(analysis: Analysis, name: str) -> str:
@@ -168,7 +186,7 @@ def power_lines(analysis: Analysis) -> list[str]:
         undecided = [
             f"{name} {_remedy(gap)}"
             for name, gap in gaps.items()
-            if gap.value and gap.verdict() == "tie"
+            if gap.value and (gap.verdict() == "tie" or 1 < gap.seeds < MIN_SEEDS)
         ]
         if undecided:
             line += (
@@ -211,17 +229,22 @@ def average_lines(analysis: Analysis) -> list[str]:
         }
         if len(samples) != len(tasks):
             continue  # several protocols of a task, or some tasks were not selected
-        average = _mean([Quantity((sample,)) for sample in samples.values()])
+        average = _mean([*samples.values()])
         text = f"{complete[0].average}: {name} {with_interval(average, 2)}"
         if name != base and all((base, c, c.main) in analysis.samples for c in samples):
             gap = _mean(
                 [difference(own, analysis.samples[base, c, c.main]) for c, own in samples.items()]
             )
-            decided = "" if gap.verdict() in ("win", "loss") else ", undecided"
-            text += f"; {with_interval(gap, 2, True)} over {base}{decided}"
+            text += f"; {with_interval(gap, 2, True)} over {base}"
         lines.append(text)
     return lines
 
 
-def _mean(quantities: Sequence[Quantity]) -> Estimate:
-    return combine(quantities, lambda values: np.mean(values, axis=0))
+def _mean(samples: Sequence[MetricSample]) -> Estimate:
+    """The mean over samples, with the noise of the seeds that all have."""
+    seeds = sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
+    value = float(np.mean([sample.values.mean() for sample in samples]))
+    if not seeds:
+        return Estimate(value)
+    mean = estimate(weighted_sum([s.of(seeds) for s in samples], [1 / len(samples)] * len(samples)))
+    return replace(mean, value=value)

@@ -17,6 +17,7 @@ from reports.selection import TaskColumn
 from reports.stats.intervals import LEVEL, Estimate
 
 MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?", "": ""}
+HOLLOW = {**MARKS, "win": "△", "loss": "▽"}  # of one seed: of these weights
 ACROSS = 6  # with more backbones, the overview has them as rows
 MOST_PAIRED = 12  # backbones: with more, hardly any comparison is decided
 NAN = float("nan")
@@ -59,10 +60,11 @@ class Number:
     Attributes:
         low, high: of the 95 % interval.
         seeds, images: how many it is computed from; 0 images where their noise is unknown.
-        difference: to the baseline; its interval holds jointly with all others.
-        detectable: the smallest difference that is detected in 80 % of such comparisons.
+        difference: to the baseline.
+        detectable: the smallest difference that is decided in 80 % of such comparisons.
         verdict: ``win``, ``loss``, ``tie``, ``unknown``, or '' for the baseline and missing
-            numbers.
+            numbers; all hold together.
+        of_these_weights: whether the verdict is one of a single seed.
         best: better than every other backbone by its interval.
         missing: why there is no number.
         runs: ids of its MLflow runs; shared results have none.
@@ -85,6 +87,7 @@ class Number:
     difference_high: float = NAN
     detectable: float = NAN
     verdict: str = ""
+    of_these_weights: bool = False
     best: bool = False
     missing: str = ""
     runs: tuple[str, ...] = ()
@@ -112,7 +115,8 @@ class Number:
             return ""
         ends = bracketed(self.difference_low, self.difference_high, self.digits, True)
         gap = decimal(self.difference, self.digits, True)
-        return f"{MARKS[self.verdict]} {gap} {ends}".rstrip()
+        marks = HOLLOW if self.of_these_weights else MARKS
+        return f"{marks[self.verdict]} {gap} {ends}".rstrip()
 
 
 @dataclass
@@ -206,7 +210,8 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
     number = Number(backbone, column.title, column.protocol, of.metric, of.sign, runs=runs)
     estimate = analysis.estimates.get(key)
     if estimate is None:
-        reason = selection.missing.get((backbone, column)) or "no value on this data"
+        reasons = selection.missing | analysis.refused
+        reason = reasons.get((backbone, column)) or "no value on this data"
         return replace(number, missing=reason)
     if gap := analysis.differences.get(key):
         number = replace(
@@ -216,6 +221,7 @@ def _number(analysis: Analysis, backbone: str, of: MetricColumn) -> Number:
             difference_high=gap.high,
             detectable=gap.detectable(),
             verdict=gap.verdict(of.sign),
+            of_these_weights=gap.seeds == 1,
         )
     seeds = analysis.samples[key].seeds
     return replace(
@@ -288,7 +294,7 @@ class PairGain:
     """The gain of a backbone over another one.
 
     Attributes:
-        gain, low, high: interquartile mean over tasks in percent of the baseline; NaN if unknown.
+        gain, low, high: mean over tasks in percent of the baseline; NaN if unknown.
         verdict: of the gain: ``win``, ``loss``, ``tie`` or ``unknown``; '' without one.
         wins, losses, undecided: number of tasks.
     """
@@ -324,7 +330,7 @@ def all_pairs(analysis: Analysis) -> dict[tuple[str, str], PairGain]:
             outcomes = Counter(judged.tasks(name).values())
             if name == base or not outcomes:
                 continue
-            gain = judged.gains[name].iqm if name in judged.gains else Estimate(NAN)
+            gain = judged.gains[name].mean if name in judged.gains else Estimate(NAN)
             wins, losses = outcomes["win"], outcomes["loss"]
             pairs[name, base] = PairGain(
                 name,

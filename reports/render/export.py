@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from reports.report import Report
 
 LEGEND = (
-    "Value, 95 % interval, seeds (N: images); then the difference to {} (intervals hold jointly at"
-    " 95 %): ▲ better, ▼ worse, = undecided, ? no interval or fewer than 20 images. Bold: better"
-    " than all others."
+    "Value, 95 % interval, seeds (N: images); then the difference to {}, with its own: ▲ better, ▼"
+    " worse, = undecided (all of a report at 95 %), △ ▽ of these weights (one seed), ? no verdict"
+    " (no interval, fewer than 20 images, two seeds). Bold: better than all others."
 )
 SYMBOLS = str.maketrans(
     {
@@ -148,8 +148,8 @@ def latex(report: Report) -> str:
         seeds = f" Seeds: {' to '.join(map(str, ends))}." if counts else ""
         caption = (
             f"{table.title}. Value ± standard error over seeds (difference to {report.baseline}, *"
-            " if its interval excludes zero). Bold: better than every other backbone by its 95 %"
-            f" interval. N: images.{seeds}"
+            " if decided; all hold together at 95 %). Bold: better than every other backbone."
+            f" N: images.{seeds}"
         )
         columns = pd.MultiIndex.from_tuples(map(heading, table.columns))
         frame = _with_marks(table).set_axis(columns, axis=1)

@@ -30,7 +30,7 @@ function show() {
   const ranked = Object.keys(group.places).length;
   byId("explain").textContent = `${shown.length} of ${content.backbones.length} backbones, ${ranked} ranked: those with a number in `
     + (single ? "this task. " : `all ${group.columns.length} tasks, by the mean of (number − median) / standard deviation. `)
-    + "Place: 1 + how many are better beyond doubt, to how many are not worse beyond doubt (95 %, corrected for comparing each with all others). A number opens its protocol.";
+    + "Place: from 1 + how many are better to how many are not worse; all places hold together at 95 %, for these weights where there is one seed (two seeds decide nothing). A number opens its protocol.";
 }
 
 function heading(group, single) {

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from reports.parts.study import study_frame
-from reports.parts.summary import gain_words
 from reports.parts.tables import ACROSS, bracketed, count, decimal, plain_cell
 from reports.stats.resampling import RESAMPLES
 
@@ -57,7 +56,6 @@ def render_template(name: str, **content: Any) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "ensure_ascii": False}
     environment.filters |= {
         "decimal": decimal,
-        "gain": gain_words,
         "frame": study_frame,
         "plain": plain_cell,
     }

@@ -1,15 +1,15 @@
 """Places of many backbones, with those that cannot be told apart sharing one.
 
-A backbone's place is 1 + the number of backbones that are better beyond doubt; its interval ends at
-the number of backbones that are not worse beyond doubt (Mogstad, Romano, Shaikh, Wilhelm, Review of
-Economic Studies 2024). A difference is beyond doubt if its interval, corrected for comparing one
-backbone with all others (Šidák), excludes zero.
+A backbone's place is 1 + the number of backbones that are better; its interval ends at the number
+of backbones that are not worse (Mogstad, Romano, Shaikh, Wilhelm, Review of Economic Studies 2024).
+The differences of all pairs are judged jointly, so all places hold together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,8 @@ from reports.cell import Cell, ParentRun
 from reports.metrics import Metric
 from reports.shared.archive import SharedResults
 from reports.shared.check import check_results
-from reports.stats.intervals import (
-    LEVEL,
-    MIN_IMAGES,
-    half_widths,
-    variances_of_differences,
-)
-from reports.stats.multiplicity import sidak
-from reports.stats.resampling import image_weights
-from reports.stats.seeds import pooled_variance
+from reports.stats.intervals import Estimate, estimate, judge_jointly, seed_prior
+from reports.stats.resampling import MetricSample, difference, image_weights, weighted_sum
 
 RESAMPLES = 200
 
@@ -40,9 +33,8 @@ class SharedColumn:
     Attributes:
         cell: one of its cells, which says what they have in common.
         conditions: of all of them, but for versions of libraries.
-        values: backbone → the main metric with each seed.
-        deviations: backbone → with each seed, (R,) the metric over each resample of the images
-            minus the metric over all.
+        values: backbone → seed → the main metric.
+        resamples: backbone → seed → (R,) the metric over each resample of the images.
         sources: backbone → title of its file.
         images: how many are resampled.
     """
@@ -50,8 +42,8 @@ class SharedColumn:
     cell: Cell
     conditions: dict[str, Any]
     images: int
-    values: dict[str, list[float]] = field(default_factory=dict)
-    deviations: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    resamples: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -59,13 +51,18 @@ class SharedColumn:
         """The declaration of the main metric."""
         return self.cell.declared[self.cell.main]
 
+    def sample(self, backbone: str, seeds: Sequence[int]) -> MetricSample:
+        """The main metric of a backbone with these seeds."""
+        values = np.array([self.values[backbone][seed] for seed in seeds])
+        resamples = np.stack([self.resamples[backbone][seed] for seed in seeds])
+        return MetricSample(tuple(seeds), values, resamples, self.images)
+
 
 @dataclass(frozen=True)
 class Place:
-    """A backbone's score with its half width, and the interval of its place."""
+    """A backbone's score, and the interval of its place."""
 
-    score: float
-    half_width: float
+    score: Estimate
     first: int
     last: int
 
@@ -101,10 +98,8 @@ class Leaderboard:
             if column.sources.setdefault(name, results.title) != results.title:
                 continue  # the first file with a result counts
             resampled = own.metrics[cell.main](image_weights(own.units, RESAMPLES))
-            value = cell.metrics[cell.main]
-            column.values.setdefault(name, []).append(value)
-            deviations = np.where(np.isfinite(resampled), resampled - value, 0.0)
-            column.deviations.setdefault(name, []).append(deviations)
+            column.values.setdefault(name, {})[cell.seed] = cell.metrics[cell.main]
+            column.resamples.setdefault(name, {})[cell.seed] = np.resize(resampled, RESAMPLES)
 
 
 def settings_key(conditions: Mapping[str, Any]) -> str:
@@ -135,39 +130,40 @@ def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, Place]:
     names = [name for name in columns[0].values if all(name in c.values for c in columns)]
     if not names:
         return {}
-    scores = np.zeros(len(names))
-    shifts = np.zeros((len(names), RESAMPLES))
-    noise, freedom = np.zeros(len(names)), 0
-    for column in columns:
-        values = np.array([np.mean(column.values[name]) for name in names])
-        scale, shift = float(column.metric.direction), 0.0
-        if len(columns) > 1:
-            shift = float(np.median(values))
-            scale /= len(columns) * (float(values.std()) or 1.0)
-        scores += scale * (values - shift)
-        for row, name in enumerate(names):
-            deviations = np.mean(column.deviations[name], axis=0)
-            shifts[row] += scale * np.resize(deviations, RESAMPLES)
-        variance, df = pooled_variance([column.values[name] for name in names])
-        noise += scale**2 * variance
-        freedom += df
-    difference = scores[:, None] - scores[None]
-    images = min(column.images for column in columns)
-    level = sidak(max(len(names) - 1, 1))
-    seeds = noise[:, None] + noise[None]
-    reach = half_widths(variances_of_differences(shifts), images - 1, seeds, freedom, level)
-    if images < MIN_IMAGES:
-        reach[:] = np.inf
-    better = (difference > reach).sum(axis=0)  # number of backbones that beat each
-    worse = (difference > reach).sum(axis=1)
-    half = half_widths(shifts.var(axis=1, ddof=1), images - 1, noise, freedom, LEVEL)
-    sign = columns[0].metric.direction if len(columns) == 1 else 1
-    return {
-        name: Place(
-            sign * float(scores[row]),
-            float(half[row]),
-            1 + int(better[row]),
-            len(names) - int(worse[row]),
-        )
-        for row, name in enumerate(names)
-    }
+    sign = columns[0].metric.direction
+    shift, scales = 0.0, [1.0]
+    if len(columns) > 1:
+        sign, scales = 1, []
+        for column in columns:
+            means = [np.mean([*column.values[name].values()]) for name in names]
+            scale = column.metric.direction / len(columns) / (float(np.std(means)) or 1.0)
+            scales.append(scale)
+            shift += scale * float(np.median(means))
+    samples = {name: _score(columns, scales, name) for name in names}
+    pairs = list(combinations(names, 2))
+    gaps = [difference(samples[mine], samples[other]) for mine, other in pairs]
+    prior = seed_prior(gaps, independent=len(names) - 1)
+    better = dict.fromkeys(names, 0)  # number of backbones that beat each
+    worse = dict.fromkeys(names, 0)
+    for pair, gap in zip(pairs, judge_jointly([estimate(g, prior) for g in gaps]), strict=True):
+        verdict = gap.verdict(sign)
+        if verdict in ("win", "loss"):
+            winner, loser = pair if verdict == "win" else pair[::-1]
+            better[loser] += 1
+            worse[winner] += 1
+    places = {}
+    for name, sample in samples.items():
+        score = estimate(sample)
+        score = replace(score, value=score.value - shift)
+        places[name] = Place(score, 1 + better[name], len(names) - worse[name])
+    return places
+
+
+def _score(columns: Sequence[SharedColumn], scales: Sequence[float], name: str) -> MetricSample:
+    """The weighted sum of a backbone's metrics, over the seeds that it has in all columns; if there
+    are none, of the first of each."""
+    seeds = set.intersection(*(set(column.values[name]) for column in columns))
+    samples = [
+        column.sample(name, sorted(seeds) or [*column.values[name]][:1]) for column in columns
+    ]
+    return weighted_sum(samples, scales)

@@ -1,51 +1,44 @@
-"""Intervals over seeds × images, and the differences that they can detect.
+"""Intervals over seeds × images, and verdicts that hold together.
 
-The variance of a mean over S seeds on N images has three parts: what seeds share over images (σ_s²
-/ S), what images share over seeds (σ_i² / N), and their interaction (σ_si² / SN). The spread
-between seeds contains the first and the third, the bootstrap of images the second and the third; so
-the third is subtracted once from the bootstrap's (the mean square of how each seed's resamples
-deviate from the mean's). docs/statistics.md has the derivation and the coverage.
+The one procedure of reports, leaderboards and sweeps, for whatever is a ``MetricSample``: a number,
+a difference, a mean gain, a score. docs/statistics.md explains it and has its simulations.
 """
 
 from __future__ import annotations
 
 import bisect
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, special
 
-from reports.stats.resampling import MetricSample, Quantity
-from reports.stats.seeds import NO_PRIOR, SeedPrior
+from reports.stats.resampling import MetricSample
 
-LEVEL = 0.05
+LEVEL = 0.05  # of every interval that is shown, and of all verdicts of a report together
 MIN_IMAGES = 20  # images: with fewer, nothing is decided
+MIN_SEEDS = 3  # seeds that differ: with two, nothing is decided
 POWER = 0.8
 MOST_SEEDS = 50  # that are ever recommended
-MATCHED_LEVEL = 0.04  # level from which intervals match it; below, verdicts err on the safe side
-NEGLIGIBLE = 1e-12  # share of the variance
-MAX_NODES = 2000  # of the quadrature
-SHARES = np.sin(np.linspace(0, np.pi / 2, 33)) ** 2  # of seeds; denser at the ends
-FOR_INTERACTION = 200  # resamples that the interaction is estimated from
-
-Formula = Callable[[np.ndarray], np.ndarray]  # (T, n) values of T quantities → (n,)
+MOST_DF = 4  # degrees of freedom of a prior, per degree of a comparison
+MIN_COMPARISONS = 3  # that make a prior
+SPREAD_ERRORS, MEAN_ERRORS = 1.5, 0.5  # standard errors by which a prior's moments are raised
 
 
-class Part(NamedTuple):
-    """An independent part of the noise.
+@dataclass(frozen=True)
+class SeedPrior:
+    """What the other comparisons tell of a seed variance.
 
     Attributes:
-        variance: of the value.
-        df: degrees of freedom of that variance.
-        seeds: number of seeds that it comes from; 0 for images.
+        ratio: typical variance between seeds, relative to the variance over images of one seed.
+        df: degrees of freedom of that knowledge; 0 for none.
     """
 
-    variance: float
-    df: float
-    seeds: int = 0
+    ratio: float = 0.0
+    df: float = 0.0
+
+
+NO_PRIOR = SeedPrior()
 
 
 @dataclass(frozen=True)
@@ -54,304 +47,260 @@ class Estimate:
 
     Attributes:
         value: mean over seeds.
-        parts: of its noise; empty if unknown.
-        level: probability that the interval misses.
-        seeds: number of seeds.
-        images: number of images whose noise is included; 0 if unknown.
-        least, most: range of the number, which the interval does not leave.
+        image_variance: of the value, from the sample of images.
+        seed_variance, seed_df: of the value, from the seeds, and its degrees of freedom; 0 where
+            there is one seed, or all give the same.
+        seeds: how many.
+        images: how many are resampled; 0 where their noise is unknown.
+        least, most: range of the number.
+        sides: the two numbers that it is the difference of, whose ranges bound it.
+        level: of its verdict; its interval always has ``LEVEL``.
+        has_verdict: False for what is not to be judged, whatever its interval.
     """
 
     value: float
-    parts: tuple[Part, ...] = ()
-    level: float = LEVEL
+    image_variance: float = 0.0
+    seed_variance: float = 0.0
+    seed_df: float = 0.0
     seeds: int = 1
     images: int = 0
     least: float = -np.inf
     most: float = np.inf
-
-    @property
-    def has_interval(self) -> bool:
-        return bool(self.parts)
-
-    @property
-    def reach(self) -> float:
-        """Half of the interval's width before it is cut; NaN without an interval."""
-        return half_width(self.parts, self.level) if self.parts else np.nan
-
-    @property
-    def low(self) -> float:
-        return self._ends()[0]
-
-    @property
-    def high(self) -> float:
-        return self._ends()[1]
-
-    def _ends(self) -> tuple[float, float]:
-        """The interval; Wilson's where the number is a share of a finite range."""
-        if not self.parts:
-            return np.nan, np.nan
-        least, most = min(self.least, self.value), max(self.most, self.value)
-        if not np.isfinite(most - least) or least == most:
-            return max(self.value - self.reach, least), min(self.value + self.reach, most)
-        variance = self.variance / (most - least) ** 2
-        share = (self.value - least) / (most - least)
-        if variance > 0:
-            quantile = self.reach / (most - least) / np.sqrt(variance)
-            size = share * (1 - share) / variance
-        else:  # all images are right, or none
-            quantile = float(special.stdtrit(max(self.images - 1, 1), 1 - self.level / 2))
-            size = self.images if share in (0, 1) else np.inf
-        low, high = wilson(share, size, quantile)
-        return least + (most - least) * low, least + (most - least) * high
-
-    @property
-    def error(self) -> float:
-        """Standard error over seeds; NaN with one seed."""
-        variances = [part.variance for part in self.parts if part.seeds]
-        return float(np.sqrt(np.sum(variances))) if variances else np.nan
+    sides: tuple[Estimate, ...] = ()
+    level: float = LEVEL
+    has_verdict: bool = True
 
     @property
     def variance(self) -> float:
-        return sum(part.variance for part in self.parts)
+        return self.image_variance + self.seed_variance
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether any of its noise is known; equal values alone do not show that there is none."""
+        return self.images > 1 or self.seed_df > 0
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there can be a verdict."""
+        enough_seeds = self.seeds >= MIN_SEEDS or self.seed_df == 0
+        enough_images = self.images >= MIN_IMAGES or self.images == 0
+        return self.has_verdict and self.has_interval and enough_seeds and enough_images
+
+    @property
+    def error(self) -> float:
+        """Standard error over seeds; NaN without."""
+        return float(np.sqrt(self.seed_variance)) if self.seed_df else np.nan
+
+    @property
+    def low(self) -> float:
+        return self.interval()[0]
+
+    @property
+    def high(self) -> float:
+        return self.interval()[1]
+
+    @property
+    def reach(self) -> float:
+        """Half of the interval's width, apart from bounds; NaN without an interval."""
+        return self.half_width(LEVEL) if self.has_interval else np.nan
+
+    def half_width(self, level: float) -> float:
+        """Of an interval that misses with probability ``level``: the standard error times the mean
+        of both parts' Student quantiles, weighted by their variances (Cochran 1964)."""
+        if self.variance == 0:
+            return 0.0
+        of_seeds = student(self.seed_df, level) * self.seed_variance if self.seed_df else 0.0
+        of_images = student(self.images - 1, level) * self.image_variance if self.images else 0.0
+        return float((of_seeds + of_images) / np.sqrt(self.variance))
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """NaN if no noise is known. A bounded number has Wilson's interval; its difference to
+        another one combines theirs (Newcombe 1998; Zou, Donner 2008)."""
+        if not self.has_interval:
+            return np.nan, np.nan
+        half = self.half_width(level)
+        quantile = student(self.images - 1, level) if self.images > 1 else 0.0
+        quantile = half / np.sqrt(self.variance) if self.variance else quantile
+        if not self.sides:
+            below, above = self.wilson_arms(quantile)
+            return self.value - below, self.value + above
+        mine, base = self.sides
+        product = np.sqrt(mine.variance * base.variance)
+        shared = (mine.variance + base.variance - self.variance) / 2
+        correlation = float(np.clip(shared / product, -1, 1)) if product else 0.0
+        plain = quantile**2 * (mine.variance + base.variance - 2 * correlation * product)
+        scale = half / np.sqrt(plain) if plain > 0 and half else 1.0  # 1 but for moderation
+        (below, above), (base_below, base_above) = (s.wilson_arms(quantile) for s in self.sides)
+        ends = []
+        for first, second in ((below, base_above), (above, base_below)):
+            square = first**2 + second**2 - 2 * correlation * first * second
+            ends.append(scale * np.sqrt(max(square, 0.0)))
+        return self.value - ends[0], self.value + ends[1]
+
+    def wilson_arms(self, quantile: float) -> tuple[float, float]:
+        """How far the interval reaches below and above the number.
+
+        Wilson's with the effective size share · (1 - share) / variance holds for any noise of a
+        bounded number (Franco et al., J. Survey Stat. Methodol. 7, 2019).
+        """
+        least, most = min(self.least, self.value), max(self.most, self.value)
+        width, half = most - least, quantile * np.sqrt(self.variance)
+        if not np.isfinite(width) or width == 0:
+            return half, half
+        share = (self.value - least) / width
+        if self.variance:
+            shrunk = half**2 / width**2 / (share * (1 - share)) if 0 < share < 1 else np.inf
+        else:  # all images are right, or none
+            shrunk = quantile**2 / self.images if share in (0, 1) and self.images else 0.0
+        if not np.isfinite(shrunk):
+            return min(half, self.value - least), min(half, most - self.value)
+        centre = (share + shrunk / 2) / (1 + shrunk)
+        reach = np.sqrt(shrunk * share * (1 - share) + shrunk**2 / 4) / (1 + shrunk)
+        return width * (share - centre + reach), width * (centre + reach - share)
 
     def times(self, factor: float) -> Estimate:
-        """The same in another unit, without a range."""
-        parts = tuple(part._replace(variance=part.variance * factor**2) for part in self.parts)
-        return replace(self, value=self.value * factor, parts=parts, least=-np.inf, most=np.inf)
+        """The same in another unit."""
+        least, most = sorted((self.least * factor, self.most * factor))
+        square = factor**2
+        return replace(
+            self,
+            value=self.value * factor,
+            image_variance=self.image_variance * square,
+            seed_variance=self.seed_variance * square,
+            least=least,
+            most=most,
+            sides=tuple(side.times(factor) for side in self.sides),
+        )
 
     def at(self, level: float) -> Estimate:
-        """The same with an interval that misses with probability ``level``."""
+        """The same with a verdict at ``level``."""
         return replace(self, level=level)
+
+    def excludes_zero(self, level: float) -> bool:
+        low, high = self.interval(level)
+        return low > 0 or high < 0
 
     def verdict(self, sign: int = 1) -> str:
         """``win``, ``loss``, ``tie`` or ``unknown``.
 
-        A difference counts if its interval excludes zero; without an interval, or on fewer than
-        ``MIN_IMAGES`` images, it is unknown.
-
         Args:
             sign: +1 where higher is better, else -1.
         """
-        if not self.parts or 0 < self.images < MIN_IMAGES:
+        if not self.is_judged:
             return "unknown"
-        if abs(self.value) <= self.reach:
+        if not self.excludes_zero(self.level):
             return "tie"
         return "win" if self.value * sign > 0 else "loss"
 
     def detectable(self) -> float:
-        """The smallest difference that is detected with probability ``POWER`` at this level."""
-        return self.reach + float(special.ndtri(POWER) * np.sqrt(self.variance))
+        """The smallest difference that is decided with probability ``POWER``."""
+        return self.half_width(self.level) + float(special.ndtri(POWER) * np.sqrt(self.variance))
 
     def seeds_to_decide(self) -> int | None:
         """How many seeds decide a difference of this size; None for more than ``MOST_SEEDS``."""
 
         def decides(seeds: int) -> bool:
-            parts = tuple(
-                Part(part.variance * part.seeds / seeds, part.df + seeds - part.seeds, seeds)
-                if part.seeds
-                else part
-                for part in self.parts
+            variance = self.seed_variance * self.seeds / seeds
+            more = replace(
+                self,
+                seed_variance=variance,
+                seed_df=self.seed_df + seeds - self.seeds,
+                seeds=seeds,
             )
-            return half_width(parts, self.level) < abs(self.value)
+            return more.half_width(self.level) < abs(self.value)
 
-        counts = range(self.seeds + 1, MOST_SEEDS + 1)
+        counts = range(max(self.seeds + 1, MIN_SEEDS), MOST_SEEDS + 1)
         first = bisect.bisect_left(counts, True, key=decides)
         return counts[first] if first < len(counts) else None
 
 
-def wilson(share: float, size: float, quantile: float) -> tuple[float, float]:
-    """Wilson's score interval of a share in [0, 1].
-
-    With the effective size share · (1 - share) / variance it holds for any noise (Franco et al.,
-    J. Survey Stat. Methodol. 7, 2019).
-
-    Args:
-        size: number of images that would have the variance if each was right or wrong.
-    """
-    shrunk = quantile**2 / size
-    centre = (share + shrunk / 2) / (1 + shrunk)
-    reach = np.sqrt(shrunk * share * (1 - share) + shrunk**2 / 4) / (1 + shrunk)
-    return float(centre - reach), float(centre + reach)
+def student(df: float, level: float) -> float:
+    """The two-sided quantile of Student's t."""
+    return float(special.stdtrit(max(df, 1), 1 - level / 2))
 
 
-@functools.lru_cache(maxsize=10_000)
-def half_width(parts: tuple[Part, ...], level: float) -> float:
-    """Half of the width of an interval that misses with probability ``level``.
-
-    Each part of the noise is its standard error × Student's t. Their sum has the distribution of
-    Behrens (1929) and Fisher (1935), by quadrature over each part's χ². Such an interval misses too
-    rarely where seeds have few degrees of freedom. So from ``MATCHED_LEVEL`` on, a part of seeds
-    with d degrees of freedom and the share w of the variance gets d + 2 of them with this
-    probability, which is right up to terms in 1/d² (docs/statistics.md derives it)::
-
-        1 - w (1 + 1/d)
-    """
-    total = sum(part.variance for part in parts)
-    if total == 0:
-        return 0.0
-    positive = [part for part in parts if part.variance > NEGLIGIBLE * total]
-    if len(positive) == 1:
-        ((variance, df, _),) = positive
-        return float(np.sqrt(variance) * special.stdtrit(df, 1 - level / 2))
-    variances: np.ndarray = np.zeros(1)
-    weights: np.ndarray = np.ones(1)
-    for part in positive:
-        mixed = 0.0
-        if level >= MATCHED_LEVEL and part.seeds:
-            mixed = max(1 - part.variance / total * (1 + 1 / part.df), 0.0)
-        inflation, weight = _inverse_chi_square(part.df, part.df)
-        if mixed > 0:
-            more, more_weight = _inverse_chi_square(part.df, part.df + 2)
-            inflation = np.append(inflation, more)
-            weight = np.append((1 - mixed) * weight, mixed * more_weight)
-        variances = np.add.outer(variances, part.variance * inflation).ravel()
-        weights = np.multiply.outer(weights, weight).ravel()
-        if len(variances) > MAX_NODES:
-            order = np.argsort(variances)
-            starts = np.arange(0, len(order), -(-len(order) // MAX_NODES))
-            merged = np.add.reduceat(weights[order], starts)
-            variances = np.add.reduceat((weights * variances)[order], starts) / merged
-            weights = merged
-    deviations = np.sqrt(variances)
-
-    def excess(width: float) -> float:
-        return 2 * float(weights @ special.ndtr(-width / deviations)) - level
-
-    least = np.sqrt(total) * special.ndtri(1 - level / 2)
-    most = 2 * least
-    while excess(most) > 0:
-        most *= 2
-    return float(optimize.brentq(excess, least / 4, most, rtol=1e-6))
-
-
-def half_widths(
-    images: np.ndarray, images_df: int, seeds: np.ndarray, seeds_df: int, level: float
-) -> np.ndarray:
-    """``half_width`` of many intervals at once, from the variances of images and of seeds.
-
-    It is computed at some shares of seeds in the variance, and interpolated between them.
-    """
-    total = images + seeds
-    nodes = [
-        half_width((Part(1 - share, max(images_df, 1)), Part(share, max(seeds_df, 1), 2)), level)
-        for share in SHARES
-    ]
-    share = np.divide(seeds, total, out=np.zeros_like(total), where=total > 0)
-    return np.exp(np.interp(share, SHARES, np.log(nodes))) * np.sqrt(total)
-
-
-def variances_of_differences(deviations: np.ndarray) -> np.ndarray:
-    """(T, T) variance over resamples of the difference of each two of (T, R) quantities."""
-    covariance = np.atleast_2d(np.cov(deviations))
-    own = np.diag(covariance)
-    return np.maximum(own[:, None] + own[None] - 2 * covariance, 0.0)
-
-
-@functools.lru_cache(maxsize=256)
-def _inverse_chi_square(scale: float, df: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes of scale / χ² and weights, by the trapezoid rule over the logit of probability."""
-    probability = special.expit(np.arange(-20, 12, 0.75))
-    weights = probability * (1 - probability)
-    return scale / (2 * special.gammaincinv(df / 2, probability)), weights / weights.sum()
-
-
-def estimate(quantity: Quantity, prior: SeedPrior = NO_PRIOR) -> Estimate:
-    """A quantity with its interval.
-
-    Args:
-        prior: of its seed variance.
-    """
-    plain = combine([quantity])
-    scale = quantity.image_variance / len(quantity.samples)
-    if not quantity.varies or scale == 0:
-        return plain
-    parts = []
-    for part in plain.parts:
-        if part.seeds:
-            variance, df = prior.moderate(part.variance * part.seeds, part.df, scale)
-            part = Part(variance / part.seeds, df, part.seeds)
-        parts.append(part)
-    return replace(plain, parts=tuple(parts))
-
-
-def combine(
-    quantities: Sequence[Quantity],
-    formula: Formula = lambda values: values[0],
-    around: np.ndarray | None = None,
+def estimate(
+    sample: MetricSample, prior: SeedPrior = NO_PRIOR, sides: Sequence[Estimate] = ()
 ) -> Estimate:
-    """``formula`` of quantities, with the noise of seeds and images that they share.
+    """The mean over seeds with its noise.
 
-    A quantity without resamples, or with one seed, contributes nothing to that noise; values that
-    are equal with all seeds, without resamples, have none that is known.
+    The spread between seeds and the bootstrap of images both contain the interaction of the two; it
+    is subtracted once from the bootstrap's.
+    """
+    count, images = len(sample.seeds), sample.images if sample.resamples is not None else 0
+    image_variance, single = sample.variances()
+    noise = (image_variance, 0.0, 0.0)
+    if count > 1 and sample.varies:
+        interaction = max(single - image_variance, 0.0) / (count - 1)
+        own, df = float(sample.values.var(ddof=1)), count - 1
+        weight = prior.df if single else 0.0
+        variance = (weight * prior.ratio * single + df * own) / (weight + df)
+        noise = (max(image_variance - interaction, 0.0), variance / count, weight + df)
+    return Estimate(
+        float(sample.values.mean()), *noise, seeds=count, images=images, sides=tuple(sides)
+    )
+
+
+def seed_prior(samples: Sequence[MetricSample], independent: int = 0) -> SeedPrior:
+    """The prior of the seed variances of comparisons (limma: Smyth, Stat. Appl. Genet. Mol. Biol.
+    3, 2004), from the moments of the logarithms of seed variance / image variance.
+
+    limma has thousands of genes, a report has seven comparisons. So the spread of the logarithms,
+    which makes the prior weak, and their mean are raised by some of their standard errors, and the
+    prior is at most ``MOST_DF`` times as strong as a comparison's own seeds.
 
     Args:
-        around: (T,) values of the quantities at which noise is evaluated; default: their own.
+        independent: how many of the samples are; default: all.
     """
-    means = np.array([[quantity.value] for quantity in quantities])
-    value = float(formula(means)[0])
-    means = means if around is None else around[:, None]
-    parts, interaction = [], 0.0
-    for group in _groups(quantities):
-        part, shared = _of_seeds(group, means, formula)
-        parts.append(part)
-        interaction += shared
-    images = min((quantity.images for quantity in quantities if quantity.images > 1), default=0)
-    if images:
-        variance = float(np.nanvar(formula(means + deviations(quantities)), ddof=1))
-        parts.insert(0, Part(max(variance - interaction, 0.0), images - 1))
-    elif not any(quantity.varies for quantity in quantities):
-        parts = []  # equal values are no evidence that there is no noise
-    seeds = min(quantity.seeds for quantity in quantities)
-    return Estimate(value, tuple(parts), seeds=seeds, images=images)
+    spreads = [
+        (float(sample.values.var(ddof=1)) / single, len(sample.seeds) - 1)
+        for sample in samples
+        if len(sample.seeds) > 1 and (single := sample.variances()[1]) > 0 and sample.varies
+    ]
+    ratios, df = np.array([each for each in spreads if each[0] > 0]).reshape(-1, 2).T
+    count = min(len(ratios), independent or len(ratios))
+    if count < MIN_COMPARISONS:
+        return NO_PRIOR
+    logs = np.log(ratios) - special.digamma(df / 2) + np.log(df / 2)
+    variance = float(logs.var(ddof=1))
+    excess = variance * (1 + SPREAD_ERRORS * np.sqrt(2 / (count - 1)))
+    excess -= float(special.polygamma(1, df / 2).mean())
+    most = MOST_DF * float(df.mean())
+    prior_df = min(most, 2 * inverse_trigamma(excess)) if excess > 0 else most
+    mean = logs.mean() + MEAN_ERRORS * np.sqrt(variance / count)
+    ratio = np.exp(mean + special.digamma(prior_df / 2) - np.log(prior_df / 2))
+    return SeedPrior(float(ratio), float(prior_df))
 
 
-def deviations(quantities: Sequence[Quantity]) -> np.ndarray:
-    """(T, R) what each resample of images adds; 0 for quantities without resamples."""
-    every = [quantity.deviations() for quantity in quantities]
-    count = min(len(each) for each in every if each is not None)
-    return np.stack([np.zeros(count) if each is None else each[:count] for each in every])
+def inverse_trigamma(value: float) -> float:
+    """x > 0 with ψ'(x) = value > 0."""
+    ends = 0.25 / np.sqrt(1 + value), 2 + 2 / value
+    return float(optimize.brentq(lambda x: special.polygamma(1, x) - value, *ends))
 
 
-def _groups(quantities: Sequence[Quantity]) -> list[dict[int, MetricSample]]:
-    """Groups of samples that share their seeds, by the index of their quantity.
+def judge_jointly(
+    estimates: Sequence[Estimate], weights: Sequence[float] = (), error_rate: float = LEVEL
+) -> list[Estimate]:
+    """The estimates at levels at which the probability of any false verdict is ``error_rate``.
 
-    Paired samples are one group, and each side of unpaired ones.
+    Weighted Holm (1979): the error rate is divided by the weights of what is not decided; what is
+    decided passes its share on, until nothing more is.
+
+    Args:
+        weights: positive; default: equal.
     """
-    groups: dict[tuple[int, int], dict[int, MetricSample]] = {}
-    for index, quantity in enumerate(quantities):
-        if quantity.seeds > 1:
-            for side, sample in enumerate(quantity.samples):
-                groups.setdefault((len(quantity.samples), side), {})[index] = sample
-    return list(groups.values())
-
-
-def _of_seeds(
-    group: dict[int, MetricSample], means: np.ndarray, formula: Formula
-) -> tuple[Part, float]:
-    """The noise of a group's seeds, and its part that the noise of images contains, too.
-
-    Each seed moves all quantities that it is in at once. Where seeds are missing in a quantity, the
-    deviations of the others are enlarged so that it has its own variance.
-    """
-    value = float(formula(means)[0])
-    seeds = sorted(set().union(*(sample.seeds for sample in group.values())))
-    count = len(seeds)
-    widths = [s.resamples.shape[1] for s in group.values() if s.resamples is not None]
-    width = min([FOR_INTERACTION, *widths]) if widths else 0
-    shift = np.zeros((len(means), count))
-    both = np.zeros((len(means), count, width))
-    for index, sample in group.items():
-        own = len(sample.seeds)
-        scale = np.sqrt(count * (count - 1) / (own * (own - 1)))
-        columns = [seeds.index(seed) for seed in sample.seeds]
-        shift[index, columns] = scale * (sample.values - sample.values.mean())
-        if sample.resamples is not None:
-            departs = sample.resamples[:, :width] - sample.values[:, None]
-            both[index, columns] = scale * (departs - departs.mean(axis=0))
-    spread = float(np.sum((formula(means + shift) - value) ** 2)) / (count * (count - 1))
-    shared = 0.0
-    if width:
-        values = formula(means + both.reshape(len(means), -1)).reshape(count, width)
-        shared = float(np.sum(np.nanmean((values - value) ** 2, axis=1))) / (count * (count - 1))
-    fewest = min(len(sample.seeds) for sample in group.values())
-    return Part(spread, fewest - 1, count), shared
+    shares = np.array([float(each.is_judged) for each in estimates])
+    shares *= np.asarray(weights if len(weights) else 1.0)
+    levels = np.full(len(estimates), error_rate)
+    undecided = shares > 0
+    while undecided.any():
+        levels[undecided] = error_rate * shares[undecided] / shares[undecided].sum()
+        decided = [
+            index
+            for index in np.flatnonzero(undecided)
+            if estimates[index].excludes_zero(levels[index])
+        ]
+        if not decided:
+            break
+        undecided[decided] = False
+    return [replace(e, level=float(level)) for e, level in zip(estimates, levels, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -52,6 +52,7 @@ class ImageScores:
         most_resamples: more resamples than this would take too long.
         classes: the metric of each class, for kinds that have classes.
         units: names of the U units that are resampled: the images, or what they are made of.
+        finite: (N,) whether all that is stored of an image is a finite number.
     """
 
     images: tuple[str, ...]
@@ -62,6 +63,7 @@ class ImageScores:
     most_resamples: int = 1_000_000
     classes: ClassScores | None = None
     units: tuple[str, ...] = ()
+    finite: np.ndarray = field(default_factory=lambda: np.ones(0, bool))
 
     def __post_init__(self) -> None:
         if not self.units:
@@ -122,7 +124,12 @@ def image_scores(
         if not SCORERS.origin(kind):
             raise
         return None  # another version of the plugin than the one that it ran with
-    return scores if units is None or scores is None else scores.resampled_by(units)
+    if scores is None:
+        return None
+    floats = [a for a in arrays.values() if a.shape[:1] == names.shape and a.dtype.kind == "f"]
+    finite = [np.isfinite(a).reshape(len(names), -1).all(axis=1) for a in floats]
+    scores = replace(scores, finite=np.logical_and.reduce([np.ones(len(names), bool), *finite]))
+    return scores if units is None else scores.resampled_by(units)
 
 
 @functools.lru_cache(maxsize=32)  # the data sets of a table

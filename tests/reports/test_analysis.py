@@ -88,12 +88,42 @@ def test_variants_of_a_task_do_not_cost_the_others_power(analysis_of):
             for seed in range(3)
         ]
         analysis = analysis_of(runs)
-        return analysis.level_of(analysis.selection.columns[-1])
+        column = analysis.selection.columns[-1]
+        return analysis.differences["mine", column, "mIoU"].level
 
     shares = ["voc/linear", "voc/linear:0.1", "voc/linear:0.01"]
     alone, varied = level("voc/linear", "ade20k/linear"), level(*shares, "ade20k/linear")
     assert varied == pytest.approx(alone, rel=0.25), "half, if they counted as separate tasks"
     assert level("voc/linear", "a/linear", "b/linear", "ade20k/linear") < 0.6 * alone
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused_by_name(tracker, report_of, monkeypatch, value):
+    """Three images of one backbone."""
+    complete = synthetic.scores
+
+    def damaged(kind, quality, *args):
+        arrays, detections = complete(kind, quality, *args)
+        if quality == 0.8:
+            arrays["abs_rel"][:3] = value
+        return arrays, detections
+
+    monkeypatch.setattr(synthetic, "scores", damaged)
+    for name, quality in (("clip", 0.5), ("cliptex", 0.8)):
+        write_run(tracker, name, 0, {"nyu-depth/linear": quality})
+    report = report_of(tracker)
+    problem = "3 of 60 images have no finite score"
+    assert f"Not used: nyu-depth/linear · cliptex: {problem}." in report.notes
+    (number,) = [n for n in report.overview.numbers if n.backbone == "cliptex"]
+    assert number.missing == problem and "no task" in report.summary.headline
+
+
+def test_scores_of_other_images_are_refused(tracker, report_of):
+    for seed in range(2):
+        write_run(tracker, "clip", seed, {"imagenet/linear": 0.5})
+    write_run(tracker, "mine", 0, {"imagenet/linear": 0.5}, images=59)
+    notes = report_of(tracker).notes
+    assert any("imagenet/linear · mine: its scores are of other images" in note for note in notes)
 
 
 def test_scores_that_do_not_reproduce_the_number_are_not_used(tracker, report_of):

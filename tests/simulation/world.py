@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
+from reports.cell import Cell
 from reports.judgement import Judgement, judge_differences
+from reports.measurements import Key
 from reports.metrics import Metric
-from reports.parts.summary import summarise
 from reports.selection import Selection, TaskColumn
+from reports.shared.standings import SharedColumn, rank_backbones
 from reports.stats.resampling import MetricSample
 
-RESAMPLES = 300
+RESAMPLES = 200
 
 
 @dataclass(frozen=True)
 class World:
-    """What is simulated; noises are standard deviations of one image.
+    """What is simulated; noises are standard deviations in points.
 
     Attributes:
-        images: of each task (each on its own images, unless ``one_set``).
+        images: of each task, each on its own images.
         seeds: of each backbone, the baseline first; the last entry is that of all that follow.
         effect: by how much the first backbone is better on every task.
+        seed: noise of the mean of a backbone's seed on a task; of its variance, the share
+            ``of_seed`` is common to all tasks of a backbone's seed, and the share ``of_pair`` of
+            the rest to all backbones with that seed.
         hard: noise of an image that all backbones share; apart: of an image and a backbone, over
-            seeds.
-        seed: noise of the mean of a backbone's seed on a task (``shared``: on all its tasks);
-            interaction: of one seed on one image.
-        unlike: factor over which tasks' seed variances are spread, evenly in its logarithm.
-        noisy_task, noisy_base: factor of the seed variance of the first task, of the baseline.
-        binary: every second task is right or wrong on an image.
-        level: of the numbers; but at 50, all tasks are right or wrong on an image, and the noise of
-            seeds is smaller by the standard deviation of such an image.
-        single: number of tasks with one seed.
+            seeds; interaction: of one seed on one image.
+        heavy: whether all noise has Student's distribution with 3 degrees of freedom.
+        noisy_task, noisy_backbones: factor of the seed noise of the first task, of every fifth
+            backbone from the baseline on.
+        unlike: standard deviation of the logarithm of tasks' seed noise.
+        binary: which share of the tasks is right or wrong on an image.
+        level: of the numbers; but at 50, all tasks are right or wrong on an image.
     """
 
     backbones: int = 2
@@ -42,18 +47,18 @@ class World:
     images: int = 200
     seeds: Sequence[Sequence[int]] = ((0, 1, 2),)
     effect: float = 0.0
+    seed: float = 0.5
+    of_seed: float = 0.0
+    of_pair: float = 0.0
     hard: float = 15.0
     apart: float = 8.0
-    seed: float = 0.4
-    shared: float = 0.2
     interaction: float = 5.0
-    unlike: float = 1.0
+    heavy: bool = False
     noisy_task: float = 1.0
-    noisy_base: float = 1.0
-    binary: bool = True
+    noisy_backbones: float = 1.0
+    unlike: float = 0.0
+    binary: float = 0.5
     level: float = 50.0
-    single: int = 0
-    one_set: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -61,106 +66,166 @@ class World:
 
     @property
     def columns(self) -> list[TaskColumn]:
-        metrics = (("top1", Metric()),)
-        tasks = [f"set-{task}/linear" for task in range(self.tasks)]
-        return [TaskColumn(task, "classification", "p", metrics) for task in tasks]
+        return make_columns([Metric()] * self.tasks)
+
+    def effects(self) -> np.ndarray:
+        """(backbones,) how much better each is than the baseline."""
+        return np.where(np.arange(self.backbones) == 1, self.effect, 0.0)
 
 
-def simulate(world: World, rng: np.random.Generator) -> Judgement:
-    """One report's numbers; the first backbone is ``effect`` above the level on every task."""
+def make_columns(metrics: Sequence[Metric]) -> list[TaskColumn]:
+    """A column for each metric."""
+    return [
+        TaskColumn(f"set-{task}/linear", "classification", "p", (("top1", metric),))
+        for task, metric in enumerate(metrics)
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(images: int) -> np.ndarray:
+    shares = np.full(images, 1 / images)
+    return np.random.default_rng(images).multinomial(images, shares, RESAMPLES).astype(np.float32)
+
+
+def simulate(world: World, rng: np.random.Generator) -> dict[Key, MetricSample]:
+    """The samples of one report."""
+
+    def noise(*shape: int) -> np.ndarray:
+        if world.heavy:
+            return rng.standard_t(3, shape).astype(np.float32) / np.sqrt(3)
+        return rng.standard_normal(shape, np.float32)
+
     every = sorted({seed for seeds in world.seeds for seed in seeds})
-    names, count = world.names, world.images
-    shape = (world.backbones, len(every), count)
-    weights = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float32)
-    common = rng.normal(0, world.shared, shape[:2])
-    seeds_of = dict.fromkeys(names, every)
-    selection = Selection([], names, "base", world.columns, {}, {}, seeds_of, {}, {})
+    backbones, seeds, images = world.backbones, len(every), world.images
+    wider = np.where(np.arange(backbones) % 5 == 0, world.noisy_backbones, 1.0)[:, None]
+    common = noise(backbones, seeds)
     samples = {}
-    hard = rng.normal(0, world.hard, count)
-    wider = np.ones((world.backbones, 1))
-    wider[0] = np.sqrt(world.noisy_base)
     for task, column in enumerate(world.columns):
-        if not world.one_set:
-            hard = rng.normal(0, world.hard, count)
-            weights = weights[:, rng.permutation(count)]
-        level = world.level + np.where(np.arange(world.backbones) == 1, world.effect, 0.0)
-        factor = world.unlike ** rng.uniform(-0.5, 0.5) * (world.noisy_task if task == 0 else 1.0)
-        moved = np.sqrt(factor) * wider * (common + rng.normal(0, world.seed, shape[:2]))
-        scores = hard + rng.normal(0, world.apart, (shape[0], 1, shape[2]))
-        scores = scores + rng.normal(0, world.interaction, shape)
+        weights = _weights(images)[:, rng.permutation(images)]
+        own, paired = noise(backbones, seeds), noise(1, seeds)
+        rest = np.sqrt(1 - world.of_pair) * own + np.sqrt(world.of_pair) * paired
+        moved = np.sqrt(world.of_seed) * common + np.sqrt(1 - world.of_seed) * rest
+        factor = (world.noisy_task if task == 0 else 1.0) * np.exp(rng.normal(0, world.unlike))
+        level = world.level + world.effects()[:, None] + world.seed * factor * wider * moved
+        scores = world.hard * noise(images) + world.apart * noise(backbones, 1, images)
+        scores = scores + world.interaction * noise(backbones, seeds, images)
         if world.level != 50:
-            share = level[:, None] / 100
-            share = share + moved * 2 * np.sqrt(share * (1 - share)) / 100
             spread = np.sqrt(world.hard**2 + world.apart**2 + world.interaction**2)
+            share = np.clip(level / 100, 1e-4, 1 - 1e-4)
             scores = 100.0 * (scores / spread < special.ndtri(share)[:, :, None])
         else:
-            scores = scores + (level[:, None] + moved)[:, :, None]
-            if world.binary and task % 2:
+            scores = scores + level[:, :, None]
+            if task < world.binary * world.tasks:
                 # right with a probability that grows with the score: the mean keeps its level
-                threshold = rng.random((1, 1, count)) * 0.6 + 20 / 100
+                threshold = rng.random((1, 1, images)) * 0.6 + 20 / 100
                 scores = 100.0 * (threshold < 0.5 + (scores - 50) / 166)
-        single = scores.astype(np.float32)
-        resampled = np.einsum("rn,bsn->bsr", weights, single, optimize=True) / count
-        for number, name in enumerate(names):
-            seeds = world.seeds[min(number, len(world.seeds) - 1)]
-            if task < world.single:
-                seeds = seeds[:1]
-            rows = [every.index(seed) for seed in seeds]
+        scores = scores.astype(np.float32)
+        resampled = np.einsum("rn,bsn->bsr", weights, scores, optimize=True) / images
+        for number, name in enumerate(world.names):
+            of_backbone = world.seeds[min(number, len(world.seeds) - 1)]
+            rows = [every.index(seed) for seed in of_backbone]
             values = scores[number, rows].mean(axis=1)
-            resamples = resampled[number, rows].astype(float)
-            sample = MetricSample(tuple(seeds), values, resamples, count)
-            samples[name, column, "top1"] = sample
-    return judge_differences(selection, samples)
+            samples[name, column, "top1"] = MetricSample(
+                tuple(of_backbone), values, resampled[number, rows].astype(float), images
+            )
+    return samples
 
 
-@dataclass
-class Rates:
-    """The result of many reports.
-
-    Attributes:
-        false: share of reports with anything false: a headline, or a verdict on any task of any
-            backbone.
-        right: share whose headline says that the better backbone is better.
-        decided: share of the better backbone's tasks that are called better.
-        numbers, differences, gains: share of single 95 % intervals that cover.
-    """
-
-    reports: int
-    false: float
-    right: float
-    decided: float
-    numbers: float
-    differences: float
-    gains: float
+def judge(samples: Mapping[Key, MetricSample], baseline: str = "base") -> Judgement:
+    """The judgement of samples."""
+    names = list(dict.fromkeys(name for name, _, _ in samples))
+    columns = list(dict.fromkeys(column for _, column, _ in samples))
+    seeds = {
+        name: sorted({s for k, v in samples.items() if k[0] == name for s in v.seeds})
+        for name in names
+    }
+    return judge_differences(
+        Selection([], names, baseline, columns, {}, {}, seeds, {}, {}), samples
+    )
 
 
-def run(world: World, reports: int, rng: np.random.Generator) -> Rates:
+Rates = dict[str, tuple[float, float]]  # name → share and its standard error
+
+
+def rates(reports: Sequence[Mapping[str, Sequence[bool]]]) -> Rates:
+    """Shares over reports, which are independent; what is in one report is not."""
+    shares: dict[str, list[float]] = defaultdict(list)
+    for report in reports:
+        for name, cases in report.items():
+            if len(cases):
+                shares[name].append(float(np.mean(cases)))
+    return {
+        name: (float(np.mean(each)), float(np.std(each) / np.sqrt(max(len(each) - 1, 1))))
+        for name, each in shares.items()
+    }
+
+
+def check(judged: Judgement, world: World) -> dict[str, list[bool]]:
+    """A report's statements against the ground truth."""
+    effects = dict(zip(world.names, world.effects(), strict=True))
+    result: dict[str, list[bool]] = defaultdict(list)
+
+    def covers(name: str, interval: tuple[float, float], truth: float) -> None:
+        result[name].append(interval[0] <= truth <= interval[1])
+
+    wrong = False
+    for (name, _, _), number in judged.estimates.items():
+        covers("numbers", number.interval(), world.level + effects[name])
+    for (name, _, _), gap in judged.differences.items():
+        covers("differences", gap.interval(), effects[name])
+        if effects[name]:
+            result["decided"].append(gap.verdict() == "win")
+        wrong |= _is_wrong(gap.verdict(), effects[name])
+    percent = {name: 100 * effect / world.level for name, effect in effects.items()}
+    for (name, _), gain in judged.task_gains.items():
+        covers("gains", gain.interval(), percent[name])
+    for name, of_tasks in judged.gains.items():
+        mean = of_tasks.mean
+        covers("mean gains", mean.interval(), percent[name])
+        if effects[name]:
+            result["mean decided"].append(mean.verdict() == "win")
+        wrong |= _is_wrong(mean.verdict(), effects[name])
+    result["false"].append(wrong)
+    return result
+
+
+def _is_wrong(verdict: str, effect: float) -> bool:
+    return (verdict == "win" and effect <= 0) or (verdict == "loss" and effect >= 0)
+
+
+def run(
+    world: World | Callable[[np.random.Generator], World], reports: int, rng: np.random.Generator
+) -> Rates:
     """Simulate reports, and compare their statements with the ground truth."""
-    false, right, wins = 0, 0, 0
-    covered: dict[str, list[bool]] = {"numbers": [], "differences": [], "gains": []}
+    results = []
     for _ in range(reports):
-        analysis = simulate(world, rng)
-        effects = {name: world.effect * (name == "net-1") for name in world.names}
-        judged = []
-        for (name, _, _), estimate in analysis.estimates.items():
-            level = world.level + effects[name]
-            covered["numbers"].append(estimate.low <= level <= estimate.high)
-        for (name, _, _), gap in analysis.differences.items():
-            judged.append((name, gap))
-            alone = gap.at(0.05)
-            covered["differences"].append(alone.low <= effects[name] <= alone.high)
-        for name, gain in analysis.gains.items():
-            judged.append((name, gain.iqm))
-            alone = gain.iqm.at(0.05)
-            covered["gains"].append(alone.low <= 2 * effects[name] <= alone.high)
-        result = summarise(analysis)
-        wrong = not world.effect and result.tone != "open"
-        for name, estimate in judged:
-            decided = estimate.verdict() in ("win", "loss")
-            wrong |= decided and np.sign(estimate.value) != np.sign(effects[name])
-        false += wrong
-        wins += sum(analysis.outcome("net-1", column) == "win" for column in world.columns)
-        right += result.tone == "better" and "net-1" in result.headline
-    shares = {key: float(np.mean(each)) for key, each in covered.items()}
-    decided = wins / reports / world.tasks
-    return Rates(reports, false / reports, right / reports, decided, **shares)
+        drawn = world if isinstance(world, World) else world(rng)
+        results.append(check(judge(simulate(drawn, rng)), drawn))
+    return rates(results)
+
+
+def shared_columns(samples: Mapping[Key, MetricSample]) -> list[SharedColumn]:
+    """Samples as columns of a leaderboard."""
+    columns: dict[TaskColumn, SharedColumn] = {}
+    for (name, of, _), sample in samples.items():
+        assert sample.resamples is not None
+        cell = Cell(backbone=name, seed=0, task=of.task, declared=dict(of.metrics))
+        shared = columns.setdefault(of, SharedColumn(cell, {}, sample.images))
+        shared.values[name] = dict(zip(sample.seeds, sample.values, strict=True))
+        shared.resamples[name] = dict(zip(sample.seeds, sample.resamples, strict=True))
+    return [*columns.values()]
+
+
+def run_places(world: World, reports: int, rng: np.random.Generator) -> Rates:
+    """How often all places of a leaderboard contain the true ones; equal backbones share theirs."""
+    truth = dict(zip(world.names, world.effects(), strict=True))
+    results = []
+    for _ in range(reports):
+        places = rank_backbones(shared_columns(simulate(world, rng)))
+        held = all(
+            place.first <= 1 + sum(other > truth[name] for other in truth.values())
+            and place.last >= sum(other >= truth[name] for other in truth.values())
+            for name, place in places.items()
+        )
+        results.append({"places": [held]})
+    return rates(results)

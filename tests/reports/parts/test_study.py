@@ -38,7 +38,7 @@ def test_trials_are_ranked_and_followed_by_the_fresh_seeds(report):
 def test_the_report_of_a_study(alone):
     html = render_page(alone)
     assert alone.summary.headline.startswith("λseg 0.1 is best by mean gain over clip-ft (+1.10 %)")
-    assert "on fresh seeds it is better (+0.82 ± " in alone.summary.headline
+    assert "on fresh seeds it is better (+0.82 [+0.80, +0.84]" in alone.summary.headline
     assert "1 of 4 trials have no value: failed: NonFiniteLoss: at step 7." in html
     assert "the best trial loses 1.10 % in zero-shot against clip-ft." in html
     assert 'data-figure="optuna-lambdas-0"' in html and "Contour Plot" in html

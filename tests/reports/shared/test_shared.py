@@ -71,7 +71,7 @@ def intervals(report) -> dict:
         (name, column.task, metric): (e.value, e.low, e.high)
         for part in (analysis.estimates, analysis.differences)
         for (name, column, metric), e in part.items()
-    } | {name: (gain.iqm.value, gain.iqm.low) for name, gain in analysis.gains.items()}
+    } | {name: (gain.mean.value, gain.mean.low) for name, gain in analysis.gains.items()}
 
 
 def test_two_homes_give_the_intervals_of_one(folder, mine, shared_file):

@@ -10,15 +10,22 @@ import pytest
 from scipy import stats
 
 import probes.catalog  # noqa: F401  registers the metrics of every kind
-from reports.stats.intervals import Estimate, Part, combine, estimate, half_width
+from reports.stats.intervals import (
+    Estimate,
+    SeedPrior,
+    estimate,
+    inverse_trigamma,
+    judge_jointly,
+    seed_prior,
+)
 from reports.stats.per_image import image_scores
-from reports.stats.resampling import MetricSample, Quantity, difference, image_weights
-from reports.stats.seeds import NO_PRIOR, SeedPrior
+from reports.stats.resampling import MetricSample, difference, image_weights, weighted_sum
 
 
-def sample(scores: np.ndarray, weights: np.ndarray) -> MetricSample:
+def sample(scores: np.ndarray, resamples: int = 300) -> MetricSample:
     """``scores`` (S, N): the metric is the mean over images."""
     seeds, count = scores.shape
+    weights = image_weights(names(count), resamples)
     return MetricSample(tuple(range(seeds)), scores.mean(axis=1), scores @ weights.T / count, count)
 
 
@@ -27,90 +34,67 @@ def names(count: int) -> tuple[str, ...]:
 
 
 def gap_of(mine: MetricSample, base: MetricSample) -> Estimate:
-    return combine([difference(mine, base)])
+    return estimate(difference(mine, base))
 
 
 def test_one_seed_is_scipys_bootstrap_with_students_quantile():
     values = np.random.default_rng(0).gamma(2.0, 3.0, 200)
-    ours = estimate(Quantity((sample(values[None], image_weights(names(200), 4000)),)))
+    ours = estimate(sample(values[None], 4000))
     theirs = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
     )
     assert ours.images == 200 and ours.seeds == 1 and np.isnan(ours.error)
-    assert np.sqrt(ours.parts[0].variance) == pytest.approx(
-        theirs.standard_error * np.sqrt(200 / 199), rel=0.05
-    )
-    assert ours.reach == pytest.approx(stats.t.ppf(0.975, 199) * np.sqrt(ours.parts[0].variance))
     low, high = theirs.confidence_interval
     assert ours.low == pytest.approx(low, abs=0.1) and ours.high == pytest.approx(high, abs=0.1)
 
 
 def test_seeds_alone_are_students_t():
     values = np.array([40.0, 42.0, 45.0])
-    interval = estimate(Quantity((MetricSample((0, 1, 2), values),)))
+    interval = estimate(MetricSample((0, 1, 2), values))
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
     assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
     assert interval.error == pytest.approx(stats.sem(values)) and not interval.images
-    only = estimate(Quantity((MetricSample((0,), values[:1]),)))
+    only = estimate(MetricSample((0,), values[:1]))
     assert not only.has_interval and only.verdict() == "unknown"
 
 
-@pytest.mark.parametrize("level", [0.05, 0.003, 0.0002])
-def test_a_half_width_is_behrens_and_fishers_and_exact_for_one_part(level):
-    rng = np.random.default_rng(0)
-    for parts in ([(2.0, 99), (1.0, 2)], [(1.0, 30), (1.0, 4), (0.5, 4), (0.5, 2)]):
-        draws = [np.sqrt(v) * rng.standard_t(df, 400_000) for v, df in parts]
-        width = half_width(tuple(Part(*part) for part in parts), level)
-        missed = np.mean(np.abs(np.sum(draws, axis=0)) > width)
-        assert missed == pytest.approx(level, abs=4 * np.sqrt(level / 400_000))
-    for df in (1, 2, 3.5, 500):
-        exact = 2 * stats.t.isf(level / 2, df)
-        assert half_width((Part(4.0, df, 3),), level) == pytest.approx(exact, rel=2e-3)
-    assert half_width((Part(0.0, 5),), level) == 0
-    nothing = (Part(1.0, 30), Part(1e-20, 2, 3), Part(1e-20, 2, 3))
-    assert half_width(nothing, level) == half_width(nothing[:1], level)
-
-
-def test_verdicts_err_on_the_safe_side():
-    images, seeds = Part(1.0, 1e6), Part(1.0, 2, 3)
-    plain = (images, seeds._replace(seeds=0))
-    assert half_width((images, seeds), 0.05) < 0.95 * half_width(plain, 0.05)
-    assert half_width((images, seeds), 0.001) == half_width(plain, 0.001)
+def test_the_quantile_is_between_those_of_images_and_seeds():
+    """Cochran's: 3 parts of seeds with 2 degrees of freedom and one of many images."""
+    both = Estimate(0.0, 1.0, 3.0, 2.0, 3, 10**9)
+    expected = (3 * stats.t.ppf(0.975, 2) + stats.norm.ppf(0.975)) / 4 * 2
+    assert both.reach == pytest.approx(expected)
 
 
 def test_what_is_of_one_seed_on_one_image_counts_once():
     """The variance of the mean of 4 × 400 independent scores, however it is looked at."""
-    rng, weights = np.random.default_rng(1), image_weights(names(400), 500)
-    estimates = [
-        estimate(Quantity((sample(rng.normal(0, 1, (4, 400)), weights),))) for _ in range(60)
-    ]
-    total = np.mean([sum(part.variance for part in each.parts) for each in estimates])
+    rng = np.random.default_rng(1)
+    total = np.mean([estimate(sample(rng.normal(0, 1, (4, 400)))).variance for _ in range(60)])
     assert total == pytest.approx(1 / 1600, rel=0.25)
-    repeated = np.repeat(rng.normal(0, 1, (1, 400)), 4, axis=0)
-    apart = estimate(Quantity((sample(repeated, weights),)))
-    assert (
-        apart.parts[0].variance == pytest.approx(1 / 400, rel=0.25) and apart.parts[1].variance == 0
-    )
+    repeated = estimate(sample(np.repeat(rng.normal(0, 1, (1, 400)), 4, axis=0)))
+    assert repeated.image_variance == pytest.approx(1 / 400, rel=0.25)
+    assert repeated.seed_variance == 0
 
 
 def test_a_real_difference_is_found_and_a_loss_is_one_where_less_is_better():
     rng = np.random.default_rng(5)
-    weights = image_weights(names(200), 300)
     hard = rng.normal(0, 5, 200)
-    a, b = (sample(base + hard + rng.normal(0, 1, (3, 200)), weights) for base in (52, 50))
+    a, b = (sample(base + hard + rng.normal(0, 1, (3, 200))) for base in (52, 50))
     assert gap_of(a, b).verdict() == "win" and gap_of(a, b).verdict(-1) == "loss"
-    assert gap_of(a, b).reach < 0.6 * estimate(Quantity((a,))).reach, "images are paired"
+    assert gap_of(a, b).reach < 0.6 * estimate(a).reach, "images are paired"
     assert gap_of(b, a).verdict(-1) == "win" and gap_of(a, a).verdict() == "tie"
 
 
-def test_one_image_decides_nothing_and_fewer_than_twenty_neither():
-    better = np.full((1, 19), 60.0) + np.arange(19)
-    weights = image_weights(names(19), 100)
-    assert gap_of(sample(better, weights), sample(better - 30, weights)).verdict() == "unknown"
-    single = image_weights(names(1), 100)
-    assert not gap_of(
-        sample(better[:, :1], single), sample(better[:, :1] - 30, single)
-    ).has_interval
+@pytest.mark.parametrize("images", [1, 2, 19])
+def test_few_images_decide_nothing(images):
+    better = np.full((1, images), 60.0) + np.arange(images)
+    assert gap_of(sample(better), sample(better - 30)).verdict() == "unknown"
+
+
+def test_two_seeds_that_differ_decide_nothing():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 5, 200)
+    a, b = (sample(base + hard + rng.normal(0, 1, (2, 200))) for base in (90, 50))
+    assert gap_of(a, b).verdict() == "unknown" and gap_of(a, b).low > 0
 
 
 def test_value_and_noise_come_from_the_seeds_that_both_have():
@@ -119,129 +103,123 @@ def test_value_and_noise_come_from_the_seeds_that_both_have():
     paired = stats.ttest_rel(mine[:3], base)
     assert gap.value == pytest.approx(np.mean(mine[:3] - base)) and gap.seeds == 3
     assert gap.low == pytest.approx(paired.confidence_interval(0.95).low)
-
-
-def test_other_seeds_are_not_paired_and_one_seed_has_no_noise_of_seeds():
-    values = np.array([40.0, 50.0, 60.0])
-    closer = values + np.array([0.99, 1.0, 1.01])
-    same = gap_of(MetricSample((0, 1, 2), closer), MetricSample((0, 1, 2), values))
-    unpaired = gap_of(MetricSample((0, 1, 2), values + 1), MetricSample((3, 4, 5), values))
-    assert (
-        same.value == pytest.approx(1)
-        and unpaired.value == 1
-        and same.verdict() == "win"
-        and unpaired.verdict() == "tie"
-    )
-    assert unpaired.error == pytest.approx(np.sqrt(2) * stats.sem(values))
-    assert (
-        stats.ttest_ind(values + 1, values, equal_var=False).confidence_interval(0.95).high
-        <= unpaired.high
-    )
-    single = gap_of(MetricSample((0, 1, 2), values), MetricSample((1,), values[:1]))
-    assert single.value == 10.0 and not single.has_interval
+    single = gap_of(MetricSample((0, 1, 2), base), MetricSample((1,), base[:1]))
+    assert single.seeds == 1 and not single.has_interval
+    unpaired = gap_of(MetricSample((0, 1, 2), base), MetricSample((3, 4, 5), base))
+    assert unpaired.seeds == 3
 
 
 def test_images_of_one_side_alone_are_no_noise_of_a_pair():
-    weights = image_weights(names(50), 100)
-    resampled = sample(np.random.default_rng(10).normal(50, 5, (1, 50)), weights)
-    bare = MetricSample((0,), np.array([49.0]))
-    assert not gap_of(resampled, bare).has_interval
+    resampled = sample(np.random.default_rng(10).normal(50, 5, (1, 50)))
+    assert not gap_of(resampled, MetricSample((0,), np.array([49.0]))).has_interval
 
 
-def test_tasks_on_the_same_images_keep_their_correlation():
-    """Two tasks whose errors cancel have a mean without noise; independent resamples would give it
-    some."""
-    rng = np.random.default_rng(6)
-    weights = image_weights(names(100), 500)
-    noise = rng.normal(0, 5, 100)
-    up, down = (Quantity((sample((50 + way * noise)[None], weights),)) for way in (1, -1))
-    mean = lambda values: values.mean(axis=0)
-    assert combine([up, down], mean).reach < 1e-3 < 0.5 < combine([up, up], mean).reach
-
-
-def test_seeds_are_common_to_tasks_and_a_task_with_one_seed_takes_no_noise_from_the_others():
-    seeds = np.array([-80.0, 0.0, 80.0])
-    first, same = MetricSample((0, 1, 2), seeds), MetricSample((0, 1, 2), seeds)
-    single = MetricSample((0,), seeds[:1])
-    mean = lambda values: values.mean(axis=0)
-    together = combine([Quantity((first,)), Quantity((same,))], mean)
-    assert together.error == pytest.approx(stats.sem(seeds)), (
-        "what moves both tasks does not average out"
-    )
-    some = combine([Quantity((first,)), Quantity((single,))], mean)
-    assert some.error == pytest.approx(stats.sem(seeds) / 2)
-    fewer = combine([Quantity((first,)), Quantity((MetricSample((0, 1), seeds[:2]),))], mean)
-    apart = (stats.sem(seeds) ** 2 + stats.sem(seeds[:2]) ** 2) / 4
-    assert fewer.error**2 > 0.9 * apart and fewer.parts[0].df == 1
+def test_a_mean_over_tasks_keeps_what_they_share():
+    """Tasks whose errors cancel on the same images, and seeds that move all tasks."""
+    noise = np.random.default_rng(6).normal(0, 5, 100)
+    up, down = (sample((50 + way * noise)[None]) for way in (1, -1))
+    half = [0.5, 0.5]
+    assert estimate(weighted_sum([up, down], half)).reach < 1e-3
+    assert estimate(weighted_sum([up, up], half)).reach > 0.5
+    seeds = MetricSample((0, 1, 2), np.array([-80.0, 0.0, 80.0]))
+    together = estimate(weighted_sum([seeds, seeds], half))
+    assert together.error == pytest.approx(stats.sem(seeds.values))
 
 
 def test_an_interval_of_a_share_is_wilsons():
     for right, count in ((8, 400), (198, 200), (100, 200), (0, 50), (50, 50)):
         scores = np.zeros((1, count))
         scores[0, :right] = 100
-        number = estimate(Quantity((sample(scores, image_weights(names(count), 1000)),)))
-        number = replace(number, least=0.0, most=100.0)
+        number = replace(estimate(sample(scores, 1000)), least=0.0, most=100.0)
         expected = stats.binomtest(right, count).proportion_ci(method="wilson")
         assert number.low == pytest.approx(100 * expected.low, abs=0.35)
         assert number.high == pytest.approx(100 * expected.high, abs=0.35)
         assert 0 <= number.low <= number.value <= number.high <= 100
 
 
+def test_a_difference_of_shares_is_newcombes():
+    """Independent shares; Newcombe (1998), table II, 56/70 - 48/80: 0.0524 to 0.3339."""
+    shares = [(56, 70), (48, 80)]
+    sides = [
+        Estimate(p, p * (1 - p) / n, images=10**6, least=0.0, most=1.0)
+        for p, n in ((right / n, n) for right, n in shares)
+    ]
+    gap = Estimate(0.2, sum(side.variance for side in sides), images=10**6, sides=tuple(sides))
+    assert gap.interval() == (pytest.approx(0.0524, abs=2e-4), pytest.approx(0.3339, abs=2e-4))
+    right = replace(sides[0], value=1.0, image_variance=0.0, images=50)
+    equal = Estimate(0.0, images=50, sides=(right, right))
+    assert equal.low == pytest.approx(-equal.high) and 0.06 < equal.high < 0.12, "all are right"
+
+
 def test_an_interval_stays_where_the_number_can_be():
-    part = (Part(1.0, 1000),)
-    assert Estimate(1.0, part, least=0.0).low == 0
-    assert Estimate(-3.0, part, least=0.0).low == -3.0, (
-        "a number that is outside stays in its interval"
-    )
-    assert np.isnan(Estimate(1.0, least=0.0).low)
+    assert Estimate(1.0, 1.0, images=1000, least=0.0, most=100.0).low >= 0
+    outside = Estimate(-3.0, 1.0, images=1000, least=0.0, most=100.0)
+    assert outside.low == -3.0, "a number that is outside stays in its interval"
 
 
 def test_equal_values_without_images_are_no_evidence():
     same = MetricSample((0, 1, 2), np.full(3, 71.3))
     gap = gap_of(same, MetricSample((0, 1, 2), np.full(3, 71.2)))
     assert gap.verdict() == "unknown" and not gap.has_interval
-    assert not estimate(Quantity((same,))).has_interval
-    weights = image_weights(names(200), 300)
     scores = np.random.default_rng(0).normal(50, 5, (1, 200)).repeat(3, axis=0)
-    gap = gap_of(sample(scores + 1, weights), sample(scores, weights))
+    gap = gap_of(sample(scores + 1), sample(scores))
     assert gap.verdict() == "win", "a probe without randomness, whose images are known"
 
 
 def test_a_resample_without_a_score_is_left_out():
-    scores = np.random.default_rng(0).normal(50, 5, (3, 100))
-    complete = sample(scores, image_weights(names(100), 600))
+    complete = sample(np.random.default_rng(0).normal(50, 5, (3, 100)), 600)
     holes = complete.resamples.copy()
     holes[:, ::3] = np.nan
-    partial = replace(complete, resamples=holes)
     without = replace(complete, resamples=np.delete(holes, np.s_[::3], axis=1))
-    ours, theirs = (estimate(Quantity((each,))) for each in (partial, without))
-    assert ours.parts[0].variance == pytest.approx(theirs.parts[0].variance, rel=0.02)
-    other = replace(complete, values=complete.values + 1)
-    assert gap_of(partial, other).has_interval
+    ours = estimate(replace(complete, resamples=holes))
+    assert ours.image_variance == pytest.approx(estimate(without).image_variance, rel=0.02)
 
 
 def test_a_prior_moderates_seeds_alone():
-    rng = np.random.default_rng(2)
-    contrast_ = Quantity((sample(rng.normal(50, 5, (3, 100)), image_weights(names(100), 300)),))
-    plain, moderated = estimate(contrast_), estimate(contrast_, SeedPrior(2.0, 8.0))
-    assert moderated.parts[0] == plain.parts[0]
-    own, part = plain.parts[1], moderated.parts[1]
-    expected = (8 * 2.0 * contrast_.image_variance / 3 + 2 * own.variance) / 10
-    assert part.variance == pytest.approx(expected) and part.df == 10
-    assert estimate(contrast_, NO_PRIOR) == plain
+    each = sample(np.random.default_rng(2).normal(50, 5, (3, 100)))
+    plain, moderated = estimate(each), estimate(each, SeedPrior(2.0, 8.0))
+    assert moderated.image_variance == plain.image_variance
+    expected = (8 * 2.0 * each.variances()[1] / 3 + 2 * plain.seed_variance) / 10
+    assert moderated.seed_variance == pytest.approx(expected) and moderated.seed_df == 10
+
+
+def noisy_samples(spreads: np.ndarray) -> list[MetricSample]:
+    rng = np.random.default_rng(3)
+    return [sample(rng.normal(0, 5, (3, 100)) + s * rng.normal(size=(3, 1))) for s in spreads]
+
+
+def test_a_prior_is_strong_where_comparisons_are_alike_and_weak_where_not():
+    alike = seed_prior(noisy_samples(np.full(40, 1.0)))
+    unlike = seed_prior(noisy_samples(10 ** np.linspace(-1, 2, 40)))
+    assert unlike.df < 2 < alike.df <= 8
+    assert alike.ratio == pytest.approx(1 + 100 / 25, rel=0.5)
+    assert not seed_prior(noisy_samples(np.ones(2))).df, "two comparisons tell nothing"
+    assert inverse_trigamma(np.pi**2 / 6) == pytest.approx(1)
+
+
+def test_verdicts_hold_together_and_what_is_decided_passes_its_share_on():
+    """Holm's step-down of p = 0.0016, 0.024, 0.2: equal shares decide two, Bonferroni's one."""
+    values = [3.16, 2.26, 1.28]
+    gaps = [Estimate(value, 1.0, images=10**6) for value in values]
+    assert [gap.verdict() for gap in judge_jointly(gaps)] == ["win", "win", "tie"]
+    assert [gap.verdict() for gap in judge_jointly(gaps[1:] * 2)] == ["tie"] * 4
+    few = replace(gaps[0], images=10)
+    assert judge_jointly([gaps[1], *[few] * 9])[0].verdict() == "win", "what has no verdict is free"
+    first = judge_jointly(gaps[1:], [9, 1])[0]
+    assert first.level == pytest.approx(0.045)
 
 
 def test_seeds_and_differences_that_would_decide():
-    size = Estimate(0.0, (Part(1.0, 1e6),)).detectable()
+    size = Estimate(0.0, 1.0, images=10**6).detectable()
     assert size == pytest.approx(1.96 + 0.8416, abs=1e-3)
-    gap = Estimate(2.0, (Part(0.2, 199), Part(1.0, 2, 3)), seeds=3)
+    gap = Estimate(2.0, 0.2, 1.0, 2, seeds=3, images=200)
     count = gap.seeds_to_decide()
     assert gap.verdict() == "tie" and count is not None
-    reach = [half_width((Part(0.2, 199), Part(3 / n, n - 1, n)), 0.05) for n in (count - 1, count)]
-    assert reach[0] >= 2.0 > reach[1]
-    assert Estimate(2.0, (Part(4.0, 199), Part(1.0, 2, 3)), seeds=3).seeds_to_decide() is None, (
-        "images do not grow"
+    fewer, enough = (
+        replace(gap, seed_variance=3 / n, seed_df=n - 1, seeds=n) for n in (count - 1, count)
     )
+    assert fewer.reach >= 2.0 > enough.reach
+    assert replace(gap, image_variance=4.0).seeds_to_decide() is None, "images do not grow"
 
 
 def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
@@ -264,7 +242,7 @@ def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
     covered = 0
     for _ in range(tries):
         miou = simulate(count)
-        simulated = MetricSample((0,), miou(np.ones((1, count))), miou(weights)[None], count)
-        interval = estimate(Quantity((simulated,)))
+        values = miou(np.ones((1, count)))
+        interval = estimate(MetricSample((0,), values, miou(weights)[None], count))
         covered += interval.low <= expected <= interval.high
     assert 0.91 <= covered / tries <= 0.988, covered / tries  # 3.3 binomial standard errors

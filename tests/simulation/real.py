@@ -1,0 +1,75 @@
+"""Real null and real differences: the per-image scores of a stored run, 13 backbones × 5 seeds."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+
+import probes.catalog  # noqa: F401  registers the metrics of every kind
+from reports.measurements import Key
+from reports.shared.archive import read_archive
+from reports.shared.standings import Leaderboard
+from reports.stats.resampling import MetricSample
+from tests.simulation.world import Rates, judge, make_columns, rates
+
+DATA = Path(os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[3] / "shared/data"))
+RUN = DATA / "results" / "mini.zip"
+NINE = 9  # backbones with text, clip first, which have all tasks
+
+
+@functools.cache
+def stored() -> dict[str, dict[Key, MetricSample]]:
+    """Backbone → its samples."""
+    board = Leaderboard()
+    board.add(read_archive(RUN.read_bytes(), RUN.stem))
+    shared = [*board.columns.values()]
+    columns = make_columns([each.metric for each in shared])
+    return {
+        name: {
+            (name, column, "top1"): of.sample(name, sorted(of.values[name]))
+            for of, column in zip(shared, columns, strict=True)
+            if name in of.values
+        }
+        for name in sorted(board.backbones)
+    }
+
+
+def renamed(
+    samples: Mapping[Key, MetricSample], name: str, seeds: Sequence[int]
+) -> Iterator[tuple[Key, MetricSample]]:
+    """Samples of these seeds under a name, as seeds 0, 1 …"""
+    for (_, column, metric), sample in samples.items():
+        yield (name, column, metric), replace(sample.of(seeds), seeds=tuple(range(len(seeds))))
+
+
+def run_null(seeds: int, reports: int, rng: np.random.Generator) -> Rates:
+    """How often a backbone differs from itself with other seeds."""
+    backbones = [*stored().values()]
+    results = []
+    for _ in range(reports):
+        samples = backbones[rng.integers(len(backbones))]
+        order = [int(seed) for seed in rng.permutation(5)]
+        sides = (("base", order[:seeds]), ("net-1", order[seeds : 2 * seeds]))
+        judged = judge(dict(pair for side in sides for pair in renamed(samples, *side)))
+        verdicts = [gap.verdict() for gap in judged.differences.values()]
+        verdicts += [gain.mean.verdict() for gain in judged.gains.values()]
+        results.append({"false": [bool({"win", "loss"} & {*verdicts})]})
+    return rates(results)
+
+
+def run_differences(groups: Sequence[Sequence[str]], seeds: int) -> Rates:
+    """Which share of the differences to the first of a group is decided; each choice of seeds."""
+    results = []
+    for names, chosen in product(groups, combinations(range(5), seeds)):
+        samples = [pair for name in names for pair in renamed(stored()[name], name, chosen)]
+        judged = judge(dict(samples), names[0])
+        cases = [gap.verdict() in ("win", "loss") for gap in judged.differences.values()]
+        means = [gain.mean.verdict() in ("win", "loss") for gain in judged.gains.values()]
+        results.append({"decided": cases, "mean decided": means})
+    return rates(results)
