@@ -67,7 +67,7 @@ def _check_order(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-# ``auto``, which a plan replaces: bf16 where the device computes in it, else fp32
+# ``auto``, which a plan replaces: bf16 on accelerators that compute in it, else fp32
 Precision = Literal["auto", "fp32", "bf16"]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ShareRange = Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_check_order)]

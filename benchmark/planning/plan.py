@@ -15,7 +15,7 @@ from benchmark.planning.tasks import choose_suite, plan_tasks
 from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import Suite
 from cliptex_common import plugins
-from cliptex_common.device import Device, computes_in_bf16, current_device, planned_device
+from cliptex_common.device import Device, current_device, planned_device, prefers_bf16
 from cliptex_common.errors import UserError
 from cliptex_common.visible_devices import is_accelerator_name
 from probes.datasets.check import DatasetNotFound, find_folder
@@ -161,8 +161,8 @@ def print_notes(notes: Iterable[str]) -> None:
 def decide_precision(
     tasks: Sequence[PlannedTask], options: ExecutionOptions, option: str = "--set"
 ) -> tuple[list[PlannedTask], list[str]]:
-    """Replace ``precision=auto`` of tasks by bf16 where the units' device computes in it, else by
-    fp32.
+    """Replace ``precision=auto`` of tasks by bf16 where the units' device is an accelerator that
+    computes in it, else by fp32.
 
     The device is that of ``options``; for ``auto`` on a cluster an accelerator, otherwise what this
     machine has.
@@ -184,12 +184,8 @@ def decide_precision(
         is_cluster = options.executor == "slurm" or "address" in options.executor_arg
         device = planned_device() if is_cluster else current_device()
     name = "the CPU" if not is_accelerator_name(str(device)) else str(device)
-    if computes_in_bf16(device):
-        precision = "bf16"
-        note = f"precision bf16, in which {name} computes ({option} precision=fp32)"
-    else:
-        precision = "fp32"
-        note = f"precision fp32: {name} only emulates bf16"
+    precision, opposite = ("bf16", "fp32") if prefers_bf16(device) else ("fp32", "bf16")
+    note = f"precision {precision} on {name} ({option} precision={opposite})"
     decided = [
         replace(task, settings=replace(task.settings, precision=precision))
         if task in automatic

@@ -20,7 +20,7 @@ from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
 from benchmark.probing.records import PlannedTask, ProbeRequest
-from cliptex_common.device import device_name, is_out_of_memory
+from cliptex_common.device import device_name, is_accelerator, is_out_of_memory, prefers_bf16
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
 from cliptex_common.files import content_key, home, read_json_object, write_json
 from cliptex_common.locks import lock_path, locked
@@ -238,9 +238,12 @@ def _with_result(
     cell: Cell, task: PlannedTask, context: Context, result: TaskResult, costs: Mapping[str, float]
 ) -> Cell:
     """The cell with the metrics that the probe declares, and its notes."""
-    data = context.data
+    data, device = context.data, context.device
     metrics = {name: result.metrics[name] for name in cell.declared if name in result.metrics}
     notes = [*result.notes, *context.cost.notes, *filter(None, [cell.differs]), *data.notes]
+    emulates = is_accelerator(device) and not prefers_bf16(device)
+    if emulates and getattr(task.settings, "precision", "") == "bf16":
+        notes.append(f"{device_name(device)} emulates bf16; precision=fp32 is faster there")
     if data.skipped:
         path, reason = data.skipped[0]
         count = len(data.skipped)

@@ -1,9 +1,8 @@
 """The tasks of the CLIPTeX paper, on the real datasets.
 
-The frozen backbone computes in bf16 where the hardware does, which is twice as fast, else in fp32
-(heads, losses and scores always in fp32); ``--set precision=fp32`` and ``=bf16`` decide it. The
-settings are this suite's own; those of published protocols are presets: ``--set protocol=NAME``,
-see ``list protocols``.
+The frozen backbone computes in bf16 on a GPU that does, else in fp32 (heads, losses and scores
+always in fp32); ``--set precision=fp32`` and ``=bf16`` decide it. The settings are this suite's
+own; those of published protocols are presets: ``--set protocol=NAME``, see ``list protocols``.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ class CocoMeanAP(BaseMetric):
             predicted = sample["pred_instances"]
             corners = predicted["bboxes"].cpu().double()
             boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-            labels, scores = predicted["labels"].tolist(), predicted["scores"].double().tolist()
+            labels, scores = predicted["labels"].tolist(), predicted["scores"].tolist()
             image = int(sample["img_id"])
             detections: list[dict[str, Any]] = [
                 {"image_id": image, "category_id": label, "bbox": box, "score": score}

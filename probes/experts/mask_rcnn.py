@@ -87,13 +87,6 @@ class MaskRCNN(Expert):
                 self.prepare = Compose(model["pipeline"])
             self.class_of_label = np.arange(len(classes))
 
-    @classmethod
-    def create(cls, settings: Any, classes: tuple[str, ...]) -> Self:
-        raise UserError(
-            "expert 'mask-rcnn' cannot be trained here; give published weights as"
-            " mask-rcnn=CONFIG:CHECKPOINT or mask-rcnn=CHECKPOINT"
-        )
-
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "model": self.model_config}
 

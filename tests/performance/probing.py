@@ -25,13 +25,12 @@ def segmentation(
     images: int = 64, epochs: int = 10, side: int = 224, model: str = MODEL
 ) -> list[Result]:
     """Seconds, and mIoU, of a linear probe on a frozen ViT-B/16 with an empty cache, encoded in
-    fp32 and, where the device computes in it, in bf16 (suite paper takes the latter where it can);
-    and of mmengine's Runner in fp32 without a cache."""
+    fp32 and, where suite paper does, in bf16; and of mmengine's Runner in fp32 without a cache."""
     from mmengine.runner import Runner
 
     import backbones
     import benchmark.suites.catalog  # noqa: F401
-    from cliptex_common.device import computes_in_bf16, current_device
+    from cliptex_common.device import current_device, prefers_bf16
     from probes.features.store import root
     from probes.runner.bridge import share
     from tests.performance.toys import context, dense
@@ -78,7 +77,7 @@ def segmentation(
             return time.perf_counter() - started
 
         goals = {"fp32": ">= 5"}
-        if computes_in_bf16(current_device()):
+        if prefers_bf16(current_device()):
             goals["bf16"] = ">= 8"
         for precision, goal in goals.items():
             ours(precision, max_iters=1)  # imports and sets up what is not measured

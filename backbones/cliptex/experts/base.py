@@ -109,13 +109,8 @@ class Expert(nn.Module, ABC):
 
         Returns:
             the cost: ``train_seconds`` and ``train_flops``.
-
-        Raises:
-            UserError: it cannot be trained here.
         """
-        raise UserError(
-            f"expert {self.name!r} cannot be trained here; give its weights as {self.name}=PATH"
-        )
+        raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
         """What makes two experts label alike: name, settings, classes, the weights' digest, and the

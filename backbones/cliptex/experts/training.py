@@ -53,6 +53,10 @@ def train_expert(
         NonFiniteLoss: the loss broke.
     """
     kind = EXPERTS.find(name)
+    if kind.train_on is Expert.train_on:
+        raise UserError(
+            f"expert {name!r} cannot be trained here; give published weights as {name}=PATH"
+        )
     chosen = with_changes(kind.settings_type(), settings or {})
     train, val = (
         load_data(data_root, kind.task, split, chosen.size, context.progress)

@@ -9,13 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
 
 from backbones.cliptex.training.contrastive import world
-from cliptex_common.device import is_accelerator, set_device
+from cliptex_common.device import device_count, is_accelerator, set_device
+
+# how long processes wait for the first one, which may export weights to a slow disk
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,13 @@ def processes(device: str | torch.device) -> Iterator[DistContext]:
     """
     device, environment = torch.device(device), torchrun_environment()
     if is_accelerator(device) and "LOCAL_RANK" in environment:
-        device = torch.device(device.type, environment["LOCAL_RANK"])
+        # SLURM may show each process its own accelerator alone
+        device = torch.device(device.type, environment["LOCAL_RANK"] % (device_count() or 1))
         set_device(device)
     created = environment.get("WORLD_SIZE", 1) > 1 and not distributed.is_initialized()
     if created:
-        distributed.init_process_group(distributed.get_default_backend_for_device(device))
+        backend = distributed.get_default_backend_for_device(device)
+        distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield DistContext(*world(), device)
     finally:

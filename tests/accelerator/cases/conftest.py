@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from cliptex_common.device import current_device
+from cliptex_common.device import current_device, float32_products
 from tests.accelerator.pretended import DEVICE
 
 HERE = Path(__file__).parent
@@ -24,6 +25,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device() -> torch.device:
     """The accelerator of this process."""
     return current_device()
+
+
+@pytest.fixture(autouse=True)
+def exact_and_deterministic(device, monkeypatch) -> Iterator[None]:
+    """A real card computes without TF32, and sums in one order where it can."""
+    if device.type == DEVICE.type:
+        yield
+        return
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the first product
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with float32_products(tf32=False):
+        yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -28,9 +28,10 @@ def test_doctor_reports_the_accelerator(tmp_path, device, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_on_the_device_of_the_machine(tmp_path, device, monkeypatch):
+def test_a_run_on_the_device_of_the_machine_which_emulates_bf16(tmp_path, device, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("benchmark.probing.cell.prefers_bf16", lambda device: False)
     make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
     store = f"sqlite:///{tmp_path}/mlflow.db"
     results = evaluate(
@@ -40,7 +41,7 @@ def test_a_run_on_the_device_of_the_machine(tmp_path, device, monkeypatch):
         images=IMAGES,
         tracking_uri=store,
         data={"imagefolder": tmp_path / "imagefolder"},
-        settings={"epochs": 1, "size": 32, "batch_size": 8},
+        settings={"epochs": 1, "size": 32, "batch_size": 8, "precision": "bf16"},
         device="auto",
         jobs=1,
         num_workers=0,
@@ -51,5 +52,7 @@ def test_a_run_on_the_device_of_the_machine(tmp_path, device, monkeypatch):
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
     kinds = {run.data.tags.get("cliptex.device.kind") for run in runs}
     assert device_name(device) in kinds
+    notes = [run.data.tags.get("mlflow.note.content", "") for run in runs]
+    assert any("emulates bf16" in note for note in notes)
     parents = [run for run in runs if "cost/memory_mb" in run.data.metrics]
     assert parents and parents[0].data.metrics["cost/images_per_second"] > 0

@@ -87,13 +87,24 @@ def test_blocking_copies_are_counted(square, do_copy):
     [
         lambda square: torch.ones(3).pin_memory().to(square.device, non_blocking=True),
         lambda square: square.copy_(torch.ones(3, 3).pin_memory(), non_blocking=True),
-        lambda square: square.to("cpu", non_blocking=True),
     ],
 )
 def test_asynchronous_copies_are_counted(square, do_copy):
     with counting() as events:
         do_copy(square)
     assert (events.blocking_copies, events.async_copies) == (0, 1), events
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (lambda square: square.to("cpu", non_blocking=True).sum(), RuntimeError),
+        (lambda square: square.histogram(3), NotImplementedError),
+    ],
+)
+def test_what_accelerators_lack_is_refused(square, fault, error):
+    with pytest.raises(error):
+        fault(square)
 
 
 def test_the_device_has_random_numbers_of_its_own(device):

@@ -24,6 +24,7 @@ from tests.accelerator.cases.tasks import (
     small,
     write_data,
 )
+from tests.accelerator.pretended import operators
 from tests.kinds import slow_except
 from tests.recorder import Recorder
 
@@ -91,6 +92,19 @@ def test_dense_heads_compute_in_bf16(kind, tmp_path, device):
     data = write_data(probe, tmp_path / "data")
     result = probe.run(make_task(probe, tmp_path / "work", device, data, small(probe, {})))
     assert all(np.isfinite(value) for value in result.metrics.values())
+
+
+def test_uncertain_normals_score_as_on_the_cpu(tmp_path, device, in_fp32):
+    probe = PROBES["normals/linear"]
+    check_results(*run_both(probe, tmp_path, device, small(probe, {"uncertainty": True})), device)
+
+
+@pytest.mark.parametrize("name", slow_except(PROBE_NAMES, ["depth/linear", "detection/ssd"]))
+def test_a_device_without_float64(name, tmp_path, pretended, in_fp32, monkeypatch):
+    monkeypatch.setattr(operators, "MISSING_TYPES", {torch.float64})
+    monkeypatch.setattr("cliptex_common.device._computes_in", lambda dtype, kind: False)
+    probe = PROBES[name]
+    check_results(*run_both(probe, tmp_path, pretended, small(probe, {})), pretended)
 
 
 CACHED = [name for name in PROBE_NAMES if "cache" in field_names(PROBES[name].settings_type)]

@@ -21,7 +21,7 @@ from tests.backbones.cliptex.training.test_train import other_tower, run
 from tests.forks import ranks
 
 CASES: dict[str, dict[str, Any]] = {
-    "gradient cache": {"accumulate": 2},
+    "gradient cache, moving average": {"accumulate": 2, "ema": 0.9},
     "statistics over both": {"batch_norm": True},
     "siglip": {"bias": -3.0},
 }

@@ -27,6 +27,17 @@ WAITING = {
 }
 # their first argument is indexed by a list of tensors, which may be on the CPU
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+# those of torch's native_functions.yaml with a kernel for the CPU alone
+ONLY_ON_CPU = {
+    "_histogramdd_bin_edges",
+    "_histogramdd_from_bin_cts",
+    "_histogramdd_from_bin_tensors",
+    "_spdiags",
+    "histogram",
+    "to_mkldnn",
+}
+# of tensors that the device cannot have: a test adds float64, which MPS has not
+MISSING_TYPES: set[torch.dtype] = set()
 COPYING = {"copy_", "_to_copy"}
 # others take a number of the CPU (a tensor of no dimension) for a number; these do not
 STRICT = {

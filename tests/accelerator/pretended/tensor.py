@@ -119,7 +119,10 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator of which a tensor, or the result, is on the device.
 
     Raises:
-        RuntimeError: it mixes devices, or draws from a generator of another device.
+        RuntimeError: it mixes devices, draws from a generator of another device, or copies to the
+            CPU without waiting, so that what is read there may not have arrived.
+        NotImplementedError: an accelerator has no kernel for it.
+        TypeError: the result has a type of ``operators.MISSING_TYPES``.
         torch.OutOfMemoryError: see ``memory_limit``.
     """
     if func._can_decompose():  # composite operators come here in inference mode only
@@ -131,6 +134,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     on_device = [leaf for leaf in leaves if isinstance(leaf, PretendedTensor)]
     to_device = _result_is_on_device(name, args, kwargs, bool(on_device))
+    if on_device and name in operators.ONLY_ON_CPU:
+        raise NotImplementedError(f"{func}: no kernel for {DEVICE}")
     if name in operators.COPYING:
         _count_copy(name, args, kwargs, to_device)
     elif on_device:
@@ -167,8 +172,9 @@ def _count_copy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], to_dev
     if from_device == to_device:
         return
     is_async = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
-    if is_async and to_device:
-        is_async = is_pinned(source)
+    if is_async and not to_device:
+        raise RuntimeError("a copy to the CPU that nothing waits for may be read too early")
+    is_async = is_async and is_pinned(source)
     record(
         "async copy" if is_async else "blocking copy", f"{name} {'to' if to_device else 'from'} gpu"
     )
@@ -226,6 +232,8 @@ def _on_device(output: Any, existing: dict[int, PretendedTensor]) -> Any:
             return leaf
         if id(leaf) in existing:
             return existing[id(leaf)]
+        if leaf.dtype in operators.MISSING_TYPES:
+            raise TypeError(f"{DEVICE} has no {leaf.dtype}")
         # a view of a normal tensor in inference mode is a normal one
         with torch.inference_mode(leaf.is_inference()):
             return PretendedTensor(leaf)

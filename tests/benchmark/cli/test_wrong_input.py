@@ -23,6 +23,7 @@ EXPERT = "experts train unet --data-root there --out expert"
         (f"{LABEL} --out file", "out=file: give a folder"),
         ("train --init random --pairs pairs --out .", "--out . is a folder"),
         ("run --seed 2147483648", "seed=2147483648: must be less than or equal to 2147483647"),
+        (EXPERT.replace("unet", "mask-rcnn"), "expert 'mask-rcnn' cannot be trained here"),
         ("run --task ,", "tasks=[',']: separate names by commas"),
         ("run --data coco", "--data 'coco' is not of the form key=value"),
     ],

@@ -40,7 +40,7 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
 
 @pytest.mark.parametrize("can", [True, False])
 def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmark.planning.plan.computes_in_bf16", lambda device: can)
+    monkeypatch.setattr("benchmark.planning.plan.prefers_bf16", lambda device: can)
     tasks, note = ["nyu-depth/dpt-probe3d"], "precision bf16" if can else "precision fp32"
 
     def planned(**changes):
@@ -60,6 +60,13 @@ def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path,
     assert preset.settings.precision == "fp32" and not is_noted
 
 
+def test_a_cpu_computes_in_fp32_whatever_its_flags_promise(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(f"torch.cpu.{name}", lambda: True)
+    plan = make_plan(RunOptions(suite="paper", tasks=["voc/linear"], device="cpu"))
+    assert plan.tasks[0].settings.precision == "fp32"
+
+
 @pytest.mark.parametrize(
     ("options", "device"),
     [
@@ -73,7 +80,7 @@ def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path,
 def test_precision_is_that_of_the_device_units_will_have(options, device, monkeypatch):
     devices = []
     monkeypatch.setattr(
-        "benchmark.planning.plan.computes_in_bf16", lambda name: devices.append(str(name))
+        "benchmark.planning.plan.prefers_bf16", lambda name: devices.append(str(name))
     )
     monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("benchmark.planning.plan.current_device", lambda: torch.device("cpu"))

@@ -6,12 +6,14 @@ import json
 import signal
 import socket
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+import torch
 
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.training.distributed import end_with_launcher
+from backbones.cliptex.training.distributed import end_with_launcher, processes
 from backbones.cliptex.training.models import TINY_CLIP
 from backbones.cliptex.training.train import TrainContext, train
 from tests.backbones.cliptex import toy
@@ -80,3 +82,24 @@ def test_a_process_whose_launcher_is_gone_already_ends(tmp_path):
         }
         process = Fork(end_with_launcher, output=tmp_path / "output.txt", environment=environment)
         assert process.end(10) == 1
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("count", "index"), [(1, 0), (4, 3)])
+def test_a_process_that_sees_one_accelerator_computes_on_it(count, index, monkeypatch):
+    devices = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("backbones.cliptex.training.distributed.device_count", lambda: count)
+    monkeypatch.setattr("backbones.cliptex.training.distributed.set_device", devices.append)
+    with processes("cuda") as process:
+        assert devices == [process.device] == [torch.device("cuda", index)]
+
+
+@pytest.mark.unit
+def test_processes_wait_while_the_first_one_exports(monkeypatch):
+    join, options = "torch.distributed.init_process_group", {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(join, lambda backend, **given: options.update(given))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    with processes("cpu"):
+        assert options["timeout"] > timedelta(hours=1)
