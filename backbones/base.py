@@ -35,7 +35,8 @@ class DataConfig:
             embedded.
         squash: whole images are resized to ``size`` without keeping their shape (SigLIP), so
             nothing is cropped.
-        layers: which blocks (ViT) or stages (CNN) the feature maps are read from, shallow to deep.
+        layers: indices, from 0, of the blocks (ViT) or stages (CNN) that the feature maps are read
+            from, shallow to deep. Everywhere else the first layer is 1.
     """
 
     size: tuple[PositiveInt, PositiveInt]
@@ -152,8 +153,8 @@ class Backbone(nn.Module, ABC):
         return [(each.mean(dim=(2, 3)), each) for each in self(images)]
 
     def at_layers(self, layers: Sequence[int]) -> Backbone:
-        """This backbone with the feature maps of other layers, from 0 to ``depth`` - 1, shallow to
-        deep. Weights are shared.
+        """This backbone with the feature maps of other layers, by their numbers from 1 to
+        ``depth``, shallow to deep. Weights are shared.
 
         Raises:
             UserError: there is no such layer.
@@ -161,10 +162,10 @@ class Backbone(nn.Module, ABC):
         views: dict[tuple[int, ...], Backbone] = self.__dict__.setdefault("_views", {})
         layers = tuple(layers)
         if layers not in views:
-            self._check_blocks(max(layers) + 1, self.depth)
+            self._check_blocks(max(layers), self.depth)
             _ = self.is_plain  # cached, and so the view's
             view = copy.copy(self)
-            view.data = self.data.with_layers(layers)
+            view.data = self.data.with_layers([layer - 1 for layer in layers])
             device = next(chain(self.parameters(), self.buffers())).device
             step = max(self.divisor, *self.strides)  # strides are exact on whole cells alone
             size = self.fixed_size or tuple(-(-side // step) * step for side in self.data.size)

@@ -33,19 +33,17 @@ def _read_layer(value: Any, names: Sequence[str]) -> Layer:
     )
 
 
+def _layer_or(*names: str) -> Any:
+    """The type of a setting that is one layer, or one of some words."""
+    return Annotated[Layer, BeforeValidator(partial(_read_layer, names=names)), Axis("layers")]
+
+
 # ``all`` or the ``last`` of the backbone's own maps, or one layer
-DenseLayers = Annotated[
-    Layer, BeforeValidator(partial(_read_layer, names=("all", "last"))), Axis("layers")
-]
-PatchLayers = Annotated[
-    Layer, BeforeValidator(partial(_read_layer, names=("auto", "last", "all"))), Axis("layers")
-]
+DenseLayers: Any = _layer_or("all", "last")
+PatchLayers: Any = _layer_or("auto", "last", "all")
+KeypointLayers: Any = _layer_or("last")
 # of a whole image: an embedding, or the class token of one layer
-ImageFeatures = Annotated[
-    Layer,
-    BeforeValidator(partial(_read_layer, names=("projected", "pre_projection"))),
-    Axis("layers"),
-]
+ImageFeatures: Any = _layer_or("projected", "pre_projection")
 
 
 def requested_layer(settings: Any) -> Layer | None:
@@ -55,8 +53,8 @@ def requested_layer(settings: Any) -> Layer | None:
     return value if isinstance(value, int) or str(value).endswith("%") else None
 
 
-def layer_index(layer: Layer, depth: int, backbone: str) -> int:
-    """The index, from 0, of a layer in a backbone of this depth. Shares are rounded down.
+def layer_number(layer: Layer, depth: int, backbone: str) -> int:
+    """The number, from 1, of a layer in a backbone of this depth. Shares are rounded down.
 
     Raises:
         UserError: there is no such layer, or the backbone gives its own maps alone.
@@ -70,12 +68,12 @@ def layer_index(layer: Layer, depth: int, backbone: str) -> int:
         raise UserError(
             f"layers={layer}: backbone {backbone!r} has {depth} layers; choose 1 to {depth}"
         )
-    return number - 1
+    return number
 
 
 def at_layers(context: Context, layers: Sequence[Layer]) -> Context:
     """``context`` with a backbone that reads all ``layers`` in one pass, if the task reads one of
-    them; see ``position``.
+    them; see ``requested_map``.
 
     Raises:
         UserError: a layer does not exist.
@@ -83,14 +81,16 @@ def at_layers(context: Context, layers: Sequence[Layer]) -> Context:
     if requested_layer(context.settings) is None:
         return context
     backbone = context.backbone
-    indices = sorted({layer_index(layer, backbone.depth, backbone.name) for layer in layers})
-    config = {**context.backbone_config, "layers": indices}
-    return replace(context, backbone=backbone.at_layers(indices), backbone_config=config)
+    numbers = sorted({layer_number(layer, backbone.depth, backbone.name) for layer in layers})
+    config = {**context.backbone_config, "layers": numbers}
+    return replace(context, backbone=backbone.at_layers(numbers), backbone_config=config)
 
 
-def position(settings: Any, backbone: Backbone) -> int | None:
-    """Which map of a backbone of ``at_layers`` a task reads; None if it names no layer."""
+def requested_map(settings: Any, backbone: Backbone) -> int | None:
+    """The index of the map that a task reads, of those of a backbone of ``at_layers``; None if it
+    names no layer."""
     layer = requested_layer(settings)
     if layer is None:
         return None
-    return backbone.data.layers.index(layer_index(layer, backbone.depth, backbone.name))
+    number = layer_number(layer, backbone.depth, backbone.name)
+    return backbone.data.layers.index(number - 1)

@@ -20,7 +20,7 @@ from cliptex_common.files import content_key
 from probes.base import missing_capability
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import check_names, find_folder, prepare
-from probes.layers import layer_index
+from probes.layers import layer_number
 from probes.protocols.base import check_required
 
 
@@ -85,7 +85,7 @@ def check_fit(
     for task in tasks:
         root = roots[task.spec.name]
         for layer in task.encoded_layers:
-            layer_index(layer, backbone.depth, backbone.name)
+            layer_number(layer, backbone.depth, backbone.name)
         if check := getattr(task.probe, "check_backbone", None):
             check(task.settings, PreparedDataset(task.spec.at(root), root, {}), backbone)
         reason = missing_capability(task.probe, backbone, task.settings)  # type: ignore[arg-type]

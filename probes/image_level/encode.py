@@ -35,7 +35,7 @@ from probes.features.members import image_source
 from probes.features.store import CacheKey
 from probes.features.views import Encoded, Views
 from probes.image_level.settings import EncodeSettings, Encoding
-from probes.layers import position
+from probes.layers import requested_map
 
 TEXTS = 256  # that the backbone sees at once
 Encode = Callable[[Tensor], Tensor]  # what the backbone takes → features, on the device
@@ -64,7 +64,7 @@ def encode_split(context: Context, split: Split, members: Tensor | None = None) 
 
 def layer_columns(context: Context) -> slice:
     """The columns of the features that a task reads: those of its layer, or all."""
-    layer = position(context.settings, context.backbone)
+    layer = requested_map(context.settings, context.backbone)
     if layer is None:
         return slice(None)
     channels = context.backbone.channels

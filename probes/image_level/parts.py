@@ -15,7 +15,7 @@ from backbones.base import Backbone
 from probes.base import Context, EncodeRun
 from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.settings import Encoding
-from probes.layers import position
+from probes.layers import requested_map
 from probes.pictures import evenly
 
 IMAGES = 4
@@ -48,6 +48,6 @@ def part_features(context: Context) -> Mapping[str, np.ndarray]:
         run = EncodeRun(context.device, num_workers=0)
         views = ImageViews(run, backbone, paths, encoding, encode=encode, squash=True)
         cached[key] = torch.cat([each.cpu() for each in views.tensors()])
-    layer = position(settings, backbone)
+    layer = requested_map(settings, backbone)
     maps = cached[key].split(backbone.channels, dim=2)
     return {"image": np.array(names), "features": maps[-1 if layer is None else layer].numpy()}

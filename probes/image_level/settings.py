@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Fraction, Precision, Share, settings_dataclass
 from cliptex_common.visible_devices import is_accelerator_name
-from probes.layers import ImageFeatures, requested_layer
+from probes.layers import ImageFeatures, KeypointLayers, requested_layer
 
 RECALL_AT = (1, 5, 10)
 Features = Literal["projected", "pre_projection", "layers"]
@@ -181,11 +181,12 @@ class CorrespondenceSettings(EncodeSettings):
     Attributes:
         size: side of the square that images are resized to without keeping their shape, rounded up
             to the backbone's divisor.
-        layer: which of the backbone's feature maps is matched; -1 for the last.
+        layers: whose feature map is matched: the ``last`` of the backbone's own, or one layer, by
+            its number from 1 on or as a share of the depth (``50%``).
     """
 
     size: Annotated[PositiveInt | None, Axis()] = 512
-    layer: Annotated[int, Axis()] = -1
+    layers: KeypointLayers = "last"
 
 
 @settings_dataclass

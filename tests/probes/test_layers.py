@@ -11,7 +11,7 @@ import backbones
 import probes.catalog  # noqa: F401
 from backbones import UserError
 from cliptex_common.settings import with_changes
-from probes.layers import at_layers, layer_index
+from probes.layers import at_layers, layer_number
 from probes.registry import find_task
 from tests.probes import tiny_dense, tiny_mmlab
 from tests.probes.datasets.make import make_imagefolder
@@ -46,25 +46,25 @@ def contexts(folder, data, vit, task, layers, **changes):
 @pytest.mark.parametrize("name", [VIT, "random/timm/test_resnet", "random/open_clip/ViT-S-32-alt"])
 def test_a_backbone_reads_any_of_its_layers_with_the_same_weights(name):
     own = backbones.create(name)
-    last = own.data.layers[-1]
-    view = own.at_layers([0, last])
+    last = own.data.layers[-1] + 1
+    view = own.at_layers([1, last])
     images = torch.randn(1, 3, *own.data.size)
     with torch.inference_mode():
         maps, expected = view(images), own(images)
     assert torch.equal(maps[1], expected[-1]) and view.channels[1] == own.channels[-1]
     assert [images.shape[-1] // each.shape[-1] for each in maps] == list(view.strides)
-    assert view.data.layers == (0, last) and own.at_layers([0, last]) is view
-    assert backbones.create(name, layers=(0, last)).key() == view.key() != own.key()
+    assert view.data.layers == (0, last - 1) and own.at_layers([1, last]) is view
+    assert backbones.create(name, layers=(1, last)).key() == view.key() != own.key()
     with pytest.raises(UserError, match="not"):
-        own.at_layers([own.depth])
+        own.at_layers([own.depth + 1])
 
 
 @pytest.mark.parametrize(
-    ("layer", "depth", "index"),
-    [(1, 12, 0), (12, 12, 11), ("25%", 12, 2), ("50%", 5, 1), ("100%", 24, 23), ("1%", 12, 0)],
+    ("layer", "depth", "number"),
+    [(1, 12, 1), (12, 12, 12), ("25%", 12, 3), ("50%", 5, 2), ("100%", 24, 24), ("1%", 12, 1)],
 )
-def test_layers_by_number_or_share_of_the_depth(layer, depth, index):
-    assert layer_index(layer, depth, "vit") == index
+def test_layers_by_number_or_share_of_the_depth(layer, depth, number):
+    assert layer_number(layer, depth, "vit") == number
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "first", "101%", "0%", "2.5"])
@@ -72,9 +72,9 @@ def test_what_is_no_layer(value):
     with pytest.raises(UserError, match=f"layers={value}: must be all, last, the number of"):
         with_changes(find_task("camvid/linear")[1].settings_type(), {"layers": value})
     with pytest.raises(UserError, match="has 12 layers; choose 1 to 12"):
-        layer_index(13, 12, "vit")
+        layer_number(13, 12, "vit")
     with pytest.raises(UserError, match="only its own feature maps"):
-        layer_index(1, 0, "mine")
+        layer_number(1, 0, "mine")
 
 
 def test_patches_of_all_layers_are_encoded_once(tmp_path, segmentation, vit):

@@ -13,7 +13,7 @@ from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
 from probes.dense.settings import DenseSettings
 from probes.dense.tasks import DENSE_TASKS
-from probes.layers import position
+from probes.layers import requested_map
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def feature_maps(settings: DenseSettings, backbone: Any) -> FeatureMaps:
         backbone: a ``Backbone``, or a record with its names, weights, channels, strides and
             divisor.
     """
-    index = position(settings, backbone)
+    index = requested_map(settings, backbone)
     layer = -1 if settings.layers == "last" else index
     channels, strides = backbone.channels, backbone.strides
     if layer is not None:

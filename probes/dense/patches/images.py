@@ -32,7 +32,7 @@ from probes.dense.preview import Predicted, draw_preview
 from probes.features.crops import all_crops
 from probes.features.feature_dataset import MapViews, encoder_config
 from probes.features.store import DTYPES
-from probes.layers import position
+from probes.layers import requested_map
 from probes.pictures import GALLERY, evenly
 from probes.runner import bridge
 
@@ -89,7 +89,7 @@ class PatchImages:
         self.context, self.crops = context, crops
         self.device = device or context.device
         self.strides, self.stride = backbone.strides[-1:], None
-        self.layer = position(settings, backbone)  # of all that are cached
+        self.layer = requested_map(settings, backbone)  # of all that are cached
         out_indices = None
         if encoder is None:
             is_plain = len(set(backbone.strides)) == 1

@@ -43,8 +43,8 @@ def test_points_match_where_their_features_are(spair):
     assert [sample.image for sample in train] == [
         f"JPEGImages/{folder}/2_{x}.jpg" for folder in ("cat", "dog") for x in "ab"
     ]
-    with pytest.raises(UserError, match="has 1 feature maps, no layer 3"):
-        KEYPOINTS.run(context(KEYPOINTS, DATASETS["spair"], spair, size=128, layer=3))
+    with pytest.raises(UserError, match="layers=3: backbone 'colours' has only its own"):
+        KEYPOINTS.run(context(KEYPOINTS, DATASETS["spair"], spair, size=128, layers=3))
 
 
 def test_errors_are_in_pixels_of_the_target():
