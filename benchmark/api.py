@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.plugins import load_plugins
-from cliptex_common.settings import as_list, as_text, field_names, one_line_errors
+from cliptex_common.settings import as_list, as_pairs, field_names, one_line_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,8 +183,9 @@ def evaluate(
         tasks: ``dataset/probe``, one or several; by default all of the suite.
         name: of a module; by default that of its class.
         images: how the images of a module are prepared.
-        settings: changes to the tasks' settings, as with ``--set``; several values of an axis, such
-            as ``{"layers": [3, 6]}``, make variants.
+        settings: changes to the tasks' settings, as with ``--set``, or to those of one task, as
+            ``{"voc/linear": {"lr": 0.1}}``; several values of an axis, such as ``{"layers": [3,
+            6]}``, make variants.
         tracking_uri: MLflow store; by default as MLflow itself decides.
         **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``,
             ``partial``, ``limit``, ``force``, ``experiment``, ``device``, ``jobs``,
@@ -217,7 +218,7 @@ def evaluate(
             run_options = RunOptions(
                 backbones=names,
                 tasks=tasks,
-                overrides={key: as_text(key, value) for key, value in (settings or {}).items()},
+                overrides=as_pairs(settings or {}),
                 **{"only": True, **options},
             )
         result = _run_to_end(run_async(run_options))

@@ -160,6 +160,27 @@ def as_text(key: str, value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def split_task(key: str) -> tuple[str, str]:
+    """The task that a key is for and the setting: ``voc/head.head.type`` → (``voc/head``,
+    ``head.type``), ``lr`` → ('', ``lr``)."""
+    dataset, slash, rest = key.partition("/")
+    probe, _, setting = rest.partition(".")
+    return (f"{dataset}/{probe}", setting) if slash else ("", key)
+
+
+def as_pairs(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as ``--set`` takes them; those of one task may be a table: ``{"voc/linear": {"lr":
+    0.1}}``."""
+    pairs: dict[str, str] = {}
+    for key, value in settings.items():
+        task, setting = split_task(key)
+        if task and isinstance(value, Mapping):
+            pairs |= as_pairs({f"{key}.{name}": each for name, each in value.items()})
+        else:
+            pairs[key] = as_text(setting, value)
+    return pairs
+
+
 def field_names(settings_type: type) -> set[str]:
     """Names of the settings of a dataclass."""
     return {field.name for field in dataclasses.fields(settings_type)}

@@ -22,6 +22,7 @@ from cliptex_common.files import write_text
 from cliptex_common.plugins import load_plugins
 from cliptex_common.settings import (
     as_list,
+    as_pairs,
     as_text,
     one_line_errors,
     options_dataclass,
@@ -171,7 +172,7 @@ def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
         if key not in names:
             raise UserError(f"--config {file}: no option {option!r}; {suggest(key, names)}")
         if isinstance(value, Mapping):
-            words[names[key]] = [f"{each}={as_text(each, value[each])}" for each in value]
+            words[names[key]] = [f"{each}={text}" for each, text in as_pairs(value).items()]
         elif isinstance(value, list):
             words[names[key]] = [as_text(key, each) for each in value]
         else:

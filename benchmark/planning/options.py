@@ -91,11 +91,11 @@ class ProbeOptions(DataOptions, ExecutionOptions):
     backbones: BackboneNames = ()
     """backbones to probe; see `list backbones`"""
     suite: str | None = None
-    """a named list of tasks; see `list suites` (default: mini, or the first with the tasks)"""
+    """a named list of tasks; see `list suites` (default: mini, or those that have the tasks)"""
     tasks: TaskNames = ()
     """only these tasks; see `list tasks`"""
     overrides: Changes = field(default_factory=dict)
-    """change a setting of the tasks (repeatable)"""
+    """change a setting of the tasks, or of one as TASK.KEY=VALUE (repeatable)"""
     seed: Seed = 0
     """random seed"""
     experiment: str | None = None

@@ -13,7 +13,7 @@ from benchmark.execution.progress import console
 from benchmark.planning.options import DataOptions, RunOptions
 from benchmark.planning.tasks import choose_suite, plan_tasks
 from benchmark.probing.records import PlannedTask
-from benchmark.suites.registry import Suite
+from benchmark.suites.registry import SUITES, Suite
 from cliptex_common import plugins
 from cliptex_common.device import Device, current_device, planned_device, prefers_bf16
 from cliptex_common.errors import UserError
@@ -28,7 +28,7 @@ class RunPlan:
 
     Attributes:
         backbones: their names.
-        overrides: setting → value, from ``--set``.
+        overrides: setting, or TASK.SETTING, → value, from ``--set``.
         absent: tasks of the suite that are left out because their data have no folder.
         notes: lines to print first.
     """
@@ -59,7 +59,7 @@ class RunPlan:
             "only": True,
             "seed": self.seeds[0],
             "seeds": len(self.seeds),
-            "suite": self.suite.name,
+            "suite": self.suite.name if self.suite.name in SUITES else None,
             "task": list(options.tasks),
             "set": dict(self.overrides),
             "partial": options.partial,

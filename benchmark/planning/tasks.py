@@ -15,6 +15,7 @@ from cliptex_common.settings import (
     axes_of,
     field_names,
     setting_of,
+    split_task,
     with_changes,
 )
 from probes.base import Probe
@@ -29,10 +30,11 @@ TRAIN_SIZES = ("train_share", "shots")
 
 def choose_suite(name: str | None, tasks: Sequence[str]) -> Suite:
     """The suite called ``name``; without a name the first, in order of registration (``mini``
-    before others), that lists all tasks; if none does, the first that accepts them.
+    before others), that lists all tasks; if none does, the first that accepts them; if none does, a
+    suite of these tasks alone, with the settings that each has in the suite of its own.
 
     Raises:
-        UserError: no such suite or task, or no suite has all of these tasks.
+        UserError: no such suite or task, or tasks of two suites that make their own data.
     """
     if name:
         return find_suite(name)
@@ -42,14 +44,27 @@ def choose_suite(name: str | None, tasks: Sequence[str]) -> Suite:
         if suite.images is None  # a quick look is asked for by its name
         and all(settings_in(suite, task) is not None for task in tasks)
     ]
+    names = list(dict.fromkeys(task.partition(":")[0] for task in tasks))
     if not candidates:
-        owners = {task: choose_suite(None, [task]).name for task in tasks if len(tasks) > 1}
-        listed = ", ".join(f"{task} of {owner}" for task, owner in owners.items()) or tasks[0]
-        raise UserError(
-            f"no suite has all of these tasks ({listed}); run those of one suite at a time"
-        )
-    names = {task.partition(":")[0] for task in tasks}
-    return next((suite for suite in candidates if names <= set(suite.tasks)), candidates[0])
+        return _combined_suite(names)
+    return next((suite for suite in candidates if suite.tasks.keys() >= set(names)), candidates[0])
+
+
+def _combined_suite(tasks: Sequence[str]) -> Suite:
+    """See ``choose_suite``."""
+    if len(tasks) == 1:
+        raise UserError(f"no suite has the task {tasks[0]}; name one that does with --suite")
+    owners = {task: choose_suite(None, [task]) for task in tasks}
+    suites = list({owner.name: owner for owner in owners.values()}.values())
+    makers = [suite for suite in suites if suite.pipeline]
+    if len(makers) > 1:
+        listed = ", ".join(f"{task} of {owner.name}" for task, owner in owners.items())
+        raise UserError(f"two of these suites make their own data ({listed}); run them apart")
+    settings = {task: settings_in(owner, task) or {} for task, owner in owners.items()}
+    name = "+".join(suite.name for suite in suites)
+    if makers:
+        return replace(makers[0], name=name, tasks=settings)
+    return Suite(name, about="tasks of several suites", tasks=settings)
 
 
 def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
@@ -57,22 +72,25 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
 
     A variant (``TASK:VALUE``) has the settings of its task. A task that the suite does not list,
     such as ``nyu-depth/dpt-probe3d`` in ``paper``, is accepted if the suite lists others on the
-    same dataset (or ``any_dataset`` allows it). It gets the changes that all listed tasks on that
-    dataset share. If some of these have the same settings type as the task, only those are
-    compared.
+    same dataset (or ``any_dataset`` allows it). It gets those changes of settings that it has which
+    all listed tasks on that dataset share; if some of these have the same settings type as the
+    task, only they are compared.
     """
     task, _, _ = task.partition(":")
     if task in suite.tasks:
         return suite.tasks[task]
     dataset = _dataset(task)
     if names := [name for name in suite.tasks if _dataset(name) == dataset]:
-        settings_type = find_task(task)[1].settings_type
-        similar = [name for name in names if find_task(name)[1].settings_type is settings_type]
+        probe = find_task(task)[1]
+        fields, of_type = field_names(probe.settings_type), probe.settings_type
+        similar = [name for name in names if find_task(name)[1].settings_type is of_type]
         settings = [suite.tasks[name] for name in similar or names]
+        ranges = axis_ranges(settings[0], axes(probe))
         return {
             key: value
             for key, value in settings[0].items()
-            if all(each.get(key) == value for each in settings)
+            if (setting_of(key) in fields or key in ranges)
+            and all(each.get(key) == value for each in settings)
         }
     suites = SUITES.load_entry_points().values()
     listed = {_dataset(name) for each in suites for name in each.tasks}
@@ -166,33 +184,40 @@ def plan_tasks(
     """The suite's tasks (or the requested ones) with their settings: the probe's defaults, changed
     by the suite, by a published protocol (``protocol=NAME``), and by the user, in this order.
 
-    An override applies to every task that has the setting. A requested task may be one that the
-    suite does not list, see ``settings_in``. Several values of an axis (``size=224,448``) make a
-    variant of each task for every combination, called ``TASK:size=224``, and a requested variant
-    fixes the axis. ``TASK:VALUE`` is TASK with this share of train or (few-shot) this number of
-    shots.
+    An override applies to every task that has the setting, ``TASK.SETTING`` to that task, whatever
+    is set of all. A requested task may be one that the suite does not list, see ``settings_in``.
+    Several values of an axis (``size=224,448``) make a variant of each task for every combination,
+    called ``TASK:size=224``, and a requested variant fixes the axis. ``TASK:VALUE`` is TASK with
+    this share of train or (few-shot) this number of shots.
 
     Raises:
         UserError: an unknown task, a task that is not in the suite, an override that changes no
             task, a protocol that does not apply, or an axis with too few values.
     """
     tasks: dict[str, PlannedTask] = {}
-    applied: set[str] = set()
-    allowed = set(TRAIN_SIZES)
+    requests = {split_task(key): text for key, text in overrides.items()}
+    applied: set[tuple[str, str]] = set()
+    allowed = {"": set(TRAIN_SIZES)}  # of all tasks, and of each
     for name in _in_order(suite, requested or list(suite.tasks)):
         base = name.partition(":")[0]
         listed = settings_in(suite, name)
         probe = find_task(name)[1]
         if listed is None:
+            owner = choose_suite(None, [base]).name
             raise UserError(
-                f"suite {suite.name!r} has no task {name!r}; {suggest(name, suite.tasks)}"
+                f"suite {suite.name!r} has no task {name!r}, suite {owner!r} has; without --suite"
+                " each task has the settings of its own suite"
             )
         own_axes, fields = axes(probe), field_names(probe.settings_type)
-        allowed |= fields | own_axes.keys()
+        allowed[base] = fields | own_axes.keys()
+        allowed[""] |= allowed[base]
         fixed = split_variant(name, probe)
         ranges = {axis: [value] for axis, value in fixed.items()}
         changes = {}
-        for key, text in {**axis_ranges(listed, own_axes), **overrides}.items():
+        texts = axis_ranges(listed, own_axes)
+        for scope in ("", base):  # what is set of this task alone comes last
+            texts |= {setting: text for (task, setting), text in requests.items() if task == scope}
+        for key, text in texts.items():
             has_setting = setting_of(key) in fields or is_axis_value(own_axes, key, text)
             if key in fixed or not has_setting:
                 continue
@@ -200,18 +225,20 @@ def plan_tasks(
                 ranges[key] = read_values(key, text)
             else:
                 changes[own_axes.get(key, key)] = text
-            applied.add(key)
+            applied |= {("", key), (base, key)}
         ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one name each
-        planned = _planned(base, listed, base in suite.tasks, changes)
+        planned = _planned(base, listed, changes)
         for values in product(*ranges.values()):
             task = planned
             for axis, value in zip(ranges, values, strict=True):
                 task = _with_value(task, axis, own_axes[axis], value)
             _check_settings(task, {*changes, *ranges})
             tasks[task.name] = task
-    for key, text in overrides.items():
-        if key not in applied:
-            raise _no_such_setting(key, text, allowed)
+    for (base, key), text in requests.items():
+        if base not in allowed:
+            raise UserError(f"--set {base}.{key}: no such task is chosen; {suggest(base, tasks)}")
+        if (base, key) not in applied:
+            raise _no_such_setting(base, key, text, allowed[base])
     layers = [requested_layer(task.settings) for task in tasks.values()]
     encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
     return [replace(task, encoded_layers=encoded) for task in tasks.values()]
@@ -223,8 +250,9 @@ def _in_order(suite: Suite, names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: order.get(name.partition(":")[0], len(order)))
 
 
-def _no_such_setting(key: str, text: str, allowed: Collection[str]) -> UserError:
-    """The error of an override that none of the tasks takes; they have ``allowed`` settings."""
+def _no_such_setting(task: str, key: str, text: str, allowed: Collection[str]) -> UserError:
+    """The error of an override that the task, or '' for none of the tasks, takes; of ``allowed``
+    settings."""
     if key in allowed and not is_numeric(text):
         return UserError(f"--set {key}={text}: the tasks take numbers or shares for {key}")
     hint = suggest(key, allowed)
@@ -232,6 +260,8 @@ def _no_such_setting(key: str, text: str, allowed: Collection[str]) -> UserError
         hint = f"it is a setting of {', '.join(owners)}"
     if key in allowed:
         hint = "TASK:VALUE fixes it, and tasks without training do not have it"
+    if task:
+        return UserError(f"--set {task}.{key}: {task} does not have this setting; {hint}")
     return UserError(f"--set {key}: none of the tasks has this setting; {hint}")
 
 
@@ -258,21 +288,14 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
     Raises:
         UserError: an unknown task, setting or value.
     """
-    return _planned(name, settings_in(suite, name) or {}, name in suite.tasks, changes)
+    return _planned(name, settings_in(suite, name) or {}, changes)
 
 
-def _planned(
-    name: str, listed: Mapping[str, Any], is_own: bool, changes: Mapping[str, str]
-) -> PlannedTask:
-    """A task with a suite's settings for it, which come from tasks with other probes unless it is
-    the suite's own, and with the user's ``changes``."""
+def _planned(name: str, listed: Mapping[str, Any], changes: Mapping[str, str]) -> PlannedTask:
+    """A task with a suite's settings for it, and with the user's ``changes``."""
     spec, probe = find_task(name)
-    ranges, fields = axis_ranges(listed, axes(probe)), field_names(probe.settings_type)
-    values = {
-        key: value
-        for key, value in listed.items()
-        if key not in ranges and (is_own or setting_of(key) in fields)
-    }
+    ranges = axis_ranges(listed, axes(probe))
+    values = {key: value for key, value in listed.items() if key not in ranges}
     protocol = {**values, **changes}.get("protocol")
     if protocol is not None:
         values |= find_preset(protocol, spec, probe).settings

@@ -86,7 +86,7 @@ class SweepOptions(StudyOptions, DataOptions, ExecutionOptions, DryRunOptions, S
     overrides: Changes = field(default_factory=dict)
     """change a setting of the recipe, for all trials (repeatable)"""
     task_overrides: TaskChanges = field(default_factory=dict)
-    """change a setting of the tasks (repeatable)"""
+    """change a setting of the tasks, or of one as TASK.KEY=VALUE (repeatable)"""
     recipe: str = "cliptex"
     """cliptex, or a .json or .toml file"""
     init: str = ""

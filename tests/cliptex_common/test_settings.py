@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cliptex_common.errors import UserError
 from cliptex_common.settings import (
+    as_pairs,
     as_text,
     one_line_errors,
     parse_pairs,
@@ -69,6 +70,12 @@ def test_values_from_python_and_files_as_text(key, value, text):
 def test_wrong_values_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
         with_changes(Settings(), changes)
+
+
+def test_settings_of_one_task_may_be_a_table():
+    settings = {"lr": 0.1, "voc/linear": {"size": [224, 448]}, "voc/head.head": {"in_index": [0]}}
+    pairs = {"lr": "0.1", "voc/linear.size": "224,448", "voc/head.head.in_index": "[0]"}
+    assert as_pairs(settings) == pairs
 
 
 def test_what_is_constructed_from_a_users_values_is_reported_in_one_line():

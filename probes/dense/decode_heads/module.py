@@ -95,7 +95,8 @@ def reads_several(head: type[nn.Module], options: Mapping[str, Any]) -> bool:
         return selected[0] is not None
     except Exception as error:
         raise UserError(
-            f"head {head.__name__}: {summary(error)}; set its options by --set head.NAME=VALUE"
+            f"head {head.__name__}: {summary(error)}; set its options by --set head.NAME=VALUE, of"
+            " one task alone by --set TASK.head.NAME=VALUE"
         ) from error
     raise UserError(f"head {head.__name__} does not say which maps it reads; mmseg's heads do")
 

@@ -92,7 +92,9 @@ def test_precision_is_that_of_the_device_units_will_have(options, device, monkey
     ("suite", "tasks", "changes", "message"),
     [
         ("paper", ["voc/lineer"], {}, "did you mean voc/linear"),
-        ("paper", ["camvid/linear"], {}, "suite 'paper' has no task 'camvid/linear'"),
+        ("paper", ["camvid/linear"], {}, "no task 'camvid/linear', suite 'own' has"),
+        ("paper", ["voc/linear"], {"voc/dpt.lr": "0.1"}, "no such task is chosen"),
+        ("paper", ["voc/linear"], {"voc/linear.shots": "5"}, "voc/linear does not have"),
         ("paper", ["voc/linear"], {"max_itres": "3"}, "did you mean max_iters"),
         ("paper", ["voc/linear"], {"protocol": "dinov3"}, "does not apply to voc/linear"),
         (
@@ -120,10 +122,7 @@ def test_wrong_tasks_and_settings(suite, tasks, changes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"tasks": ["camvid/linear", "voc/linear"]},
-            r"camvid/linear of own, voc/linear of paper\); run those of one suite at a time",
-        ),
+        ({"tasks": ["camvid/linear", "voc/linear"]}, "own.paper has no default backbones"),
         ({"suite": "companion"}, "companion has no default backbones; give --backbone NAME"),
         ({"seeds": 0}, "seeds=0"),
         ({"seed": 2**31 - 1, "seeds": 2}, "the last seed must be at most 2147483647"),
@@ -181,6 +180,36 @@ def test_an_unlisted_task_has_the_settings_that_tasks_on_its_dataset_share():
     differing = {"voc/linear": {"size": 64, "lr": 0.5}, "voc/pspnet": {"size": 64, "lr": 0.1}}
     suite = replace(find_suite("paper"), tasks=differing)
     assert settings_in(suite, "voc/deeplabv3") == {"size": 64}
+
+
+def test_tasks_of_several_suites_have_the_settings_of_their_own():
+    names = ["camvid/linear", "nyu-depth/dpt", "mini-seg/linear"]
+    options = {"backbones": ["cliptex"], "overrides": {"batch_size": "4"}}
+    plan = make_plan(RunOptions(tasks=names, **options))
+    apart = [make_plan(RunOptions(tasks=[name], **options)).tasks[0] for name in names]
+    assert sorted(plan.tasks, key=lambda task: names.index(task.name)) == apart
+    assert plan.experiment == "own+paper+mini" and plan.suite.pipeline
+    assert list(plan.backbones) == ["random", "clip", "clip-ft", "cliptex"]
+    again = plan.as_config_file()
+    assert "suite" not in again and again["experiment"] == plan.experiment
+
+
+def test_a_setting_of_one_task():
+    tasks = ["voc/linear", "voc/head", "imagenet/linear"]
+    overrides = {
+        "batch_size": "4",
+        "voc/head.batch_size": "8",
+        "head.type": "FCNHead",
+        "head.channels": "8",
+        "voc/head.head.channels": "16",
+        "imagenet/linear.size": "96,128",
+    }
+    plan = make_plan(RunOptions(backbones=["random"], tasks=tasks, overrides=overrides))
+    planned = {task.name: task.settings for task in plan.tasks}
+    assert (planned["voc/linear"].batch_size, planned["voc/head"].batch_size) == (4, 8)
+    assert planned["voc/head"].head == {"type": "FCNHead", "channels": 16}
+    assert {"imagenet/linear:size=96", "imagenet/linear:size=128"} <= planned.keys()
+    assert planned["voc/linear"].size not in (96, 128)
 
 
 def test_a_dataset_that_no_suite_has_belongs_to_own(monkeypatch):
