@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from backbones.cliptex.protocols import Progress, RunLog, Silent
-from probes.datasets.base import DatasetSpec, PreparedDataset, Split
+from probes.datasets.base import PreparedDataset, Split
 from reports.metrics import Metric
 
 if TYPE_CHECKING:
@@ -274,12 +274,12 @@ class FeatureProbe:
             result: TaskResult = import_module(self.module).run(context)
         return result
 
-    def on(self, spec: DatasetSpec) -> FeatureProbe:
+    def on(self, main_metric: str) -> FeatureProbe:
         """The probe as it is scored on a dataset that has a main metric of its own."""
-        main = spec.extra.get("main_metric", "")
-        if main not in self.other_metrics:
+        if main_metric not in self.other_metrics:
             return self
-        return replace(self, metrics={main: self.other_metrics[main], **self.metrics})
+        main = {main_metric: self.other_metrics[main_metric]}
+        return replace(self, metrics={**main, **self.metrics})
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from cliptex_common.registry import Registry, instance_of
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
 from probes.dense.tasks import DENSE_TASKS
+from reports.metrics import DECLARERS, Metric
 
 PROBES: Registry[Probe] = Registry(
     "probe", "probes", instance_of(Probe, lambda probe: f"{probe.kind}/{probe.name}")
@@ -45,16 +46,29 @@ def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:
         registry.load_entry_points()  # their probes too
     probes = PROBES.load_entry_points().values()
     return {
-        f"{spec.name}/{probe.name}": (spec, _on(probe, spec))
+        f"{spec.name}/{probe.name}": (spec, _on(probe, spec.extra.get("main_metric", "")))
         for spec in DATASETS.load_entry_points().values()
         for probe in probes
         if probe.kind == spec.kind
     }
 
 
-def _on(probe: Probe, spec: DatasetSpec) -> Probe:
+def _on(probe: Probe, main_metric: str) -> Probe:
     """The probe with the main metric of a dataset, if it has one of its own."""
-    return probe.on(spec) if hasattr(probe, "on") else probe
+    return probe.on(main_metric) if hasattr(probe, "on") else probe
+
+
+def _declare(task: str, kind: str, main_metric: str) -> dict[str, Metric]:
+    dataset, _, name = task.partition(":")[0].partition("/")
+    key = f"{kind}/{name}"
+    if key not in PROBES:
+        tasks()  # with those of other packages
+    if key not in PROBES or (dataset in DATASETS and DATASETS[dataset].kind != kind):
+        return {}
+    return dict(_on(PROBES[key], main_metric).metrics)
+
+
+DECLARERS.append(_declare)
 
 
 def find_task(name: str) -> tuple[DatasetSpec, Probe]:
@@ -69,7 +83,7 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     if spec := DATASETS.get(dataset):
         key = f"{spec.kind}/{probe}"
         if key in PROBES:
-            return spec, _on(PROBES[key], spec)
+            return spec, _on(PROBES[key], spec.extra.get("main_metric", ""))
     all_tasks = tasks()  # with those of other packages
     if name in all_tasks:
         return all_tasks[name]

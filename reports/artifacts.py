@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Container
 
 import numpy as np
@@ -22,12 +24,36 @@ OPTIONS = "options.yaml"
 REPORT = "report/index.html"
 
 
+# what reading a file raises that was damaged, by accident or on purpose
+DAMAGED = (
+    *(ValueError, TypeError, LookupError, AttributeError, OSError, EOFError),
+    *(RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error),
+)
+
+
+def inflate(content: bytes, budget: int) -> dict[str, bytes]:
+    """The members of a zip file, which inflate to at most ``budget`` bytes.
+
+    Raises one of ``DAMAGED``: they are larger, or the file is damaged.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        infos = archive.infolist()
+        if sum(info.file_size for info in infos) > budget:
+            raise ValueError(f"it inflates to more than {budget / 1e6:.0f} MB")
+        members = {}
+        for info in infos:
+            # only these inflate no further than they are read
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{info.filename} is neither stored nor deflated")
+            with archive.open(info) as file:
+                members[info.filename] = file.read(info.file_size)
+    return members
+
+
 def read_arrays(content: bytes, names: Container[str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an npz file, of them those in ``names``.
 
-    Raises:
-        ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error: it is damaged, or
-            holds Python objects.
+    Raises one of ``DAMAGED``: it is damaged, or holds Python objects.
     """
     with np.load(io.BytesIO(content)) as stored:
         return {name: stored[name] for name in stored if names is None or name in names}

@@ -5,6 +5,7 @@ Reports have no list of metrics of their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -34,3 +35,9 @@ class Metric:
         One point of a score, next to nothing of other metrics.
         """
         return 1.0 if self.unit == "%" else 1e-6
+
+
+# (task, kind of its dataset, the dataset's main metric or '') → declarations of the task's metrics,
+# the main one first; empty if the probe is not registered for this dataset. Of results that others
+# share, metrics are what the probe says, never what the file says.
+DECLARERS: list[Callable[[str, str, str], dict[str, Metric]]] = []

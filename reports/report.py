@@ -163,6 +163,7 @@ def build_report(
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
     changes = mode_changes(store, analysis)
+    pictures, without_pictures = galleries(store, analysis)
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
     subtitle = [
         ", ".join(selection.backbones),
@@ -194,9 +195,9 @@ def build_report(
             "costs": gain_against_cost(analysis),
             "curves": training_curves(store, analysis),
         },
-        galleries=galleries(store, analysis),
+        galleries=pictures,
         provenance=collect_provenance(store, selection),
-        notes=[*changes, *caveats(analysis), *notes],
+        notes=[*changes, *caveats(analysis), *notes, *without_pictures],
         styles=backbone_styles(analysis),
     )
 

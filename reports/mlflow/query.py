@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import pandas as pd
 
 from cliptex_common.errors import suggest
 from cliptex_common.files import home
-from reports.artifacts import read_arrays
+from reports.artifacts import DAMAGED, read_arrays
 from reports.cell import TAGS, Cell, Record, read_record
 from reports.errors import TrackingError, damaged
 from reports.mlflow.client import (
@@ -152,7 +150,7 @@ class Store:
             return {}
         try:
             return parse(path.read_bytes())
-        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except DAMAGED as error:
             raise damaged(name, run.run_id, run.name, error) from error
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import zipfile
-import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from reports.analysis import Analysis
-from reports.artifacts import GALLERY
-from reports.cell import Cell
+from reports.artifacts import DAMAGED, GALLERY
 from reports.errors import damaged
 from reports.mlflow.query import Store
 from reports.selection import TaskColumn
@@ -52,17 +51,15 @@ class Gallery:
 
 
 class _Pack:
-    """A run's zip file of pictures."""
+    """A run's zip file of pictures. Raises one of ``DAMAGED``."""
 
-    def __init__(self, path: object, cell: Cell) -> None:
-        self.cell = cell
-        try:
-            self.files = zipfile.ZipFile(path)  # type: ignore[call-overload]
-            index = json.loads(self.files.read("index.json"))
-            self.images = {image["name"]: image for image in index["images"]}
-            self.legend = index["legend"] or ""
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise damaged(GALLERY, cell.run_id, cell.name, error) from error
+    def __init__(self, path: Path) -> None:
+        self.files = zipfile.ZipFile(path)
+        if name := self.files.testzip():
+            raise ValueError(name)
+        index = json.loads(self.files.read("index.json"))
+        self.images = {image["name"]: image for image in index["images"]}
+        self.legend = index["legend"] or ""
 
     def size(self, image: str, role: str) -> int:
         return self.files.getinfo(self.images[image][role]).file_size
@@ -73,27 +70,23 @@ class _Pack:
 
     def file_uri(self, file: str) -> str:
         """A file as a data URI."""
-        try:
-            content = self.files.read(file)
-        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise damaged(GALLERY, self.cell.run_id, self.cell.name, error) from error
         kind = "png" if file.endswith(".png") else "webp"
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        return f"data:image/{kind};base64,{base64.b64encode(self.files.read(file)).decode()}"
 
 
-def galleries(store: Store, analysis: Analysis, budget: int = BUDGET) -> list[Gallery]:
-    """Galleries of all tasks that have pictures.
+def galleries(
+    store: Store, analysis: Analysis, budget: int = BUDGET
+) -> tuple[list[Gallery], list[str]]:
+    """Galleries of all tasks that have pictures, and why pictures are missing.
 
     Evenly spaced images come first, then the worst for all, then those on which backbones differ
     most. Each task gets an equal share of ``budget`` (bytes); rows that do not fit are left out.
-
-    Raises:
-        TrackingError: a file of pictures is damaged.
     """
+    notes: list[str] = []
     packs = {
         column: column_packs
         for column in analysis.selection.columns
-        if (column_packs := _packs(store, analysis, column))
+        if (column_packs := _packs(store, analysis, column, notes))
     }
     result = []
     for index, column in enumerate(packs):
@@ -101,17 +94,24 @@ def galleries(store: Store, analysis: Analysis, budget: int = BUDGET) -> list[Ga
         budget -= used
         if gallery.rows:
             result.append(gallery)
-    return result
+    return result, notes
 
 
-def _packs(store: Store, analysis: Analysis, column: TaskColumn) -> dict[str, _Pack]:
+def _packs(
+    store: Store, analysis: Analysis, column: TaskColumn, notes: list[str]
+) -> dict[str, _Pack]:
     """Backbone → the pictures of its first seed."""
     packs = {}
     for name in analysis.selection.backbones:
         for cell in analysis.selection.cells.get((name, column), [])[:1]:
             path = store.artifact(cell, GALLERY)
-            if path is not None:
-                packs[name] = _Pack(path, cell)
+            if path is None:
+                continue
+            try:
+                packs[name] = _Pack(path)
+            except DAMAGED as error:
+                reason = damaged(GALLERY, cell.run_id, cell.name, error)
+                notes.append(f"No pictures of {name} on {column.title}: {reason}.")
     return packs
 
 

@@ -85,7 +85,16 @@ def csv_values(report: Report) -> dict[str, str]:
             frames["pairs.csv"] = pd.DataFrame([vars(pair) for pair in report.pairs.values()])
     for study in report.studies:
         frames[f"study-{re.sub('[^A-Za-z0-9_.-]', '-', study.name)}.csv"] = study_frame(study)
-    return {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
+    return {
+        name: frame.map(_inert).to_csv(index=False, lineterminator="\n")
+        for name, frame in frames.items()
+    }
+
+
+def _inert(value: object) -> object:
+    """Text that spreadsheets do not run as a formula: names may come from others' files."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
+    return f"'{value}" if is_formula else value
 
 
 def _with_marks(table: ResultTable) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 "use strict";
-const content = JSON.parse(document.getElementById("content").textContent);
+// without a prototype: a backbone may be called "constructor"
+const content = JSON.parse(document.getElementById("content").textContent, (_, value) =>
+  value instanceof Object && !Array.isArray(value) ? Object.setPrototypeOf(value, null) : value);
 const byId = id => document.getElementById(id);
 const make = (tag, text, attributes) => Object.assign(document.createElement(tag), { textContent: text ?? "" }, attributes);
 

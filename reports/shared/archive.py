@@ -8,26 +8,27 @@ this id. Equal results give equal bytes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from cliptex_common.files import atomic_write, canonical_json
-from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PROTOCOL
+from cliptex_common.files import atomic_write, canonical_json, content_key
+from reports.artifacts import DAMAGED, DETECTIONS, PARENT, PER_IMAGE, PROTOCOL, inflate
 from reports.cell import Cell, ParentRun, Record, read_record
 from reports.errors import TrackingError
+from reports.metrics import DECLARERS
 
 MANIFEST, RUNS = "manifest.json", "runs.json"
 FILES = "|".join(map(re.escape, (PROTOCOL, PARENT, PER_IMAGE, DETECTIONS)))
 MEMBER = re.compile(rf"{re.escape(RUNS)}|[0-9a-f]{{16}}/({FILES})")
 DATE = (1980, 1, 1, 0, 0, 0)
+MOST_BYTES, MOST_TIMES = 1 << 26, 50  # a file inflates to at most a + b times its size
 
 
 class Manifest(BaseModel):
@@ -45,6 +46,68 @@ class Manifest(BaseModel):
     source: str = ""
     version: str
     files: dict[str, str]
+
+
+class Entry(BaseModel):
+    """A record in the form in which MLflow holds it, too."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    id: str
+    parent: str | None
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, record: Record) -> Entry:
+        return cls.model_construct(
+            id=record.run_id,
+            parent=record.parent or None,
+            name=record.name,
+            tags=record.to_tags(),
+            params=record.params,
+            metrics=record.all_metrics(),
+        )
+
+    def record(self) -> Record:
+        fields = {"run_id": self.id, "parent": self.parent or "", "name": self.name}
+        return read_record(self.tags, self.params, self.metrics, **fields)
+
+
+class DatasetConditions(BaseModel):
+    name: str
+    fingerprint: str
+    extra: dict[str, Any] = {}
+
+
+class Conditions(BaseModel):
+    """What is read of a cell's ``protocol.json``."""
+
+    task: str
+    dataset: DatasetConditions
+    libraries: dict[str, str] = {}
+
+
+class DataConfig(BaseModel):
+    size: list[int] = []
+
+
+class Identity(BaseModel):
+    sha256: str
+    data: DataConfig = DataConfig()
+
+
+class Description(BaseModel):
+    """What is read of a parent's ``run.json``."""
+
+    backbone: Identity
+    environment: dict[str, Any] = {}
+
+
+ENTRIES = TypeAdapter(list[Entry])
+SHAPES: dict[str, type[BaseModel]] = {PROTOCOL: Conditions, PARENT: Description}
 
 
 @dataclass(frozen=True)
@@ -71,6 +134,13 @@ class SharedResults:
         }
 
 
+def shared_id(record: Any) -> str:
+    """The id of a cell or parent run in a file: equal results have equal ids."""
+    if isinstance(record, Cell):
+        return content_key(["cell", record.key, record.backbone])
+    return content_key(["run", record.run_key, record.backbone])
+
+
 def write_archive(
     path: Path, source: str, version: str, records: Sequence[Record], members: Mapping[str, bytes]
 ) -> None:
@@ -80,7 +150,7 @@ def write_archive(
         UserError: the folder cannot be written.
     """
     ordered = sorted(records, key=lambda record: (record.parent != "", record.name, record.run_id))
-    content = canonical_json([_entry(record) for record in ordered]).encode()
+    content = canonical_json([Entry.of(record).model_dump() for record in ordered]).encode()
     members = {**members, RUNS: content}
     digests = {name: hashlib.sha256(members[name]).hexdigest() for name in sorted(members)}
     manifest = Manifest(source=source, version=version, files=digests)
@@ -98,11 +168,12 @@ def read_archive(content: bytes, title: str) -> SharedResults:
     """Read a file of shared results and verify its checksums.
 
     Raises:
-        TrackingError: it is no such file, or was changed after it was written.
+        TrackingError: it is no such file, was changed after it was written, or has no results.
     """
+    budget = MOST_BYTES + MOST_TIMES * len(content)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
+        members = inflate(content, budget)
+        budget -= sum(map(len, members.values()))
         manifest = Manifest.model_validate_json(members.pop(MANIFEST))
         for name in sorted(members.keys() | manifest.files.keys()):
             if not MEMBER.fullmatch(name):
@@ -113,31 +184,43 @@ def read_archive(content: bytes, title: str) -> SharedResults:
                     f"{title}: {name} is not what was exported (its sha256 differs); export the"
                     " results again"
                 )
-        records = [_read_entry(**entry) for entry in json.loads(members[RUNS])]
+            if name.endswith(".npz"):
+                budget -= sum(map(len, inflate(members[name], budget).values()))
+            elif shape := SHAPES.get(name.rpartition("/")[2]):
+                value = json.loads(members[name])
+                json.dumps(value, allow_nan=False)  # the page could not be read
+                shape.model_validate(value)
+        records = [entry.record() for entry in ENTRIES.validate_json(members[RUNS])]
+        ids = [shared_id(record) for record in records]
+        if ids != [record.run_id for record in records] or len({*ids}) < len(ids):
+            raise TrackingError(f"{title}: a result has another id than its own, or is there twice")
     except TrackingError:
         raise
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise TrackingError(f"{title}: {field}: {first['msg']}") from error
-    except (zipfile.BadZipFile, KeyError, OSError, EOFError, ValueError, TypeError) as error:
+    except DAMAGED as error:
         raise TrackingError(f"{title} is not a file of `results export`: {error}") from error
     cells = [record for record in records if isinstance(record, Cell)]
+    if not cells:
+        raise TrackingError(f"{title} has no results")
     parents = {record.run_id: record for record in records if isinstance(record, ParentRun)}
-    return SharedResults(title, manifest, cells, parents, members)
+    results = SharedResults(title, manifest, cells, parents, members)
+    return replace(results, cells=[_with_metrics(results, cell) for cell in cells])
 
 
-def _entry(record: Record) -> dict[str, Any]:
-    """A record in the form in which MLflow holds it, too."""
-    return {
-        "id": record.run_id,
-        "parent": record.parent or None,
-        "name": record.name,
-        "tags": record.to_tags(),
-        "params": record.params,
-        "metrics": record.all_metrics(),
-    }
-
-
-def _read_entry(id: str, parent: str | None, name: str, **content: Any) -> Record:
-    return read_record(run_id=id, parent=parent or "", name=name, **content)
+def _with_metrics(results: SharedResults, cell: Cell) -> Cell:
+    """The cell with the metrics that its probe declares, whatever the file says of them."""
+    content = results.members.get(f"{cell.run_id}/{PROTOCOL}")
+    if content is None:
+        raise TrackingError(f"{results.title}: {cell.label}: {PROTOCOL} is missing")
+    main = Conditions.model_validate_json(content).dataset.extra.get("main_metric", "")
+    for declare in DECLARERS:
+        if declared := declare(cell.task, cell.kind, main):
+            metrics = {name: cell.metrics[name] for name in declared if name in cell.metrics}
+            return cell.model_copy(update={"declared": declared, "metrics": metrics})
+    raise TrackingError(
+        f"{results.title}: {cell.label}: no probe for this task on data of kind {cell.kind!r}; give"
+        " the plugin that it ran with (--plugin FILE)"
+    )

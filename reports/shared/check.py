@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-
 import numpy as np
 
 from cliptex_common.files import content_key
-from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PROTOCOL, read_arrays
+from reports.artifacts import DAMAGED, DETECTIONS, PARENT, PER_IMAGE, PROTOCOL, read_arrays
 from reports.cell import Cell, cell_key
 from reports.errors import TrackingError
 from reports.shared.archive import SharedResults
@@ -30,7 +27,7 @@ def check_results(results: SharedResults) -> dict[str, ImageScores]:
             scores[cell.run_id] = _check_cell(results, cell)
         except _Refused as error:
             raise TrackingError(f"{results.title}: {cell.label}: {error}") from error
-        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except DAMAGED as error:
             problem = f"a field or file is missing or damaged ({error!r})"
             raise TrackingError(f"{results.title}: {cell.label}: {problem}") from error
         names = scores[cell.run_id].images
@@ -54,8 +51,10 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
             raise _Refused(f"its {field} is not that of its parent run")
     if content_key(conditions) != cell.protocol:
         raise _Refused("its protocol is not the one that the tag `protocol` is the hash of")
-    if (conditions["task"], conditions["dataset"]["fingerprint"]) != (cell.task, cell.fingerprint):
-        raise _Refused("task or data fingerprint are not those of its protocol")
+    dataset, task = conditions["dataset"], cell.task.partition(":")[0]
+    described = (conditions["task"], dataset["name"], dataset["fingerprint"], task)
+    if described != (cell.task, cell.dataset, cell.fingerprint, f"{cell.dataset}/{cell.probe}"):
+        raise _Refused("task, dataset, probe or data fingerprint are not those of its protocol")
     identity = results.json(parent, PARENT)["backbone"]
     if identity["sha256"] != cell.weights:
         raise _Refused("its weights are not those of its parent run")

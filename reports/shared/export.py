@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cliptex_common.errors import UserError
-from cliptex_common.files import canonical_json, content_key
+from cliptex_common.files import canonical_json
 from cliptex_common.secrets import hide_secrets
 from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PROTOCOL
 from reports.cell import Cell, ParentRun
 from reports.detections import TYPES
 from reports.mlflow.query import Store
 from reports.selection import select, without_studies
-from reports.shared.archive import write_archive
+from reports.shared.archive import shared_id, write_archive
 from reports.stats.per_image import agrees, image_scores, why_unscored
 
 ABOUT = ("name", "source", "licence", "config")  # of a backbone in run.json, beside its identity
@@ -105,10 +105,10 @@ class _Exporter:
         conditions = self.store.json(cell, PROTOCOL)
         if without_paths(conditions) != conditions:
             raise _Unshareable("its settings name a file of this machine")
-        parent_id = content_key(["run", parent.run_key, parent.backbone])
+        parent_id = shared_id(parent)
         if parent_id not in self.parents:
             self._add_parent(parent, parent_id)
-        run_id = content_key(["cell", cell.key, cell.backbone])
+        run_id = shared_id(cell)
         changes = {"run_id": run_id, "name": cell.task, "parent": parent_id, "metrics": verified}
         self.cells.append(_shareable(cell, changes))
         self.members[f"{run_id}/{PROTOCOL}"] = canonical_json(conditions).encode()

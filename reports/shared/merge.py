@@ -3,9 +3,7 @@ one analysis see all."""
 
 from __future__ import annotations
 
-import io
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -24,6 +22,7 @@ from reports.shared.check import check_results
 from reports.shared.standings import settings_key
 
 SUFFIX = ".zip"
+TIMEOUT = 30.0  # seconds without a byte
 
 
 def find_files(locations: Sequence[str]) -> list[tuple[str, bytes]]:
@@ -40,7 +39,7 @@ def _find(location: str) -> list[tuple[str, bytes]]:
     if "://" in location:
         return [(PurePosixPath(urlsplit(location).path).stem, _fetch(location))]
     if path.is_dir():
-        paths = sorted(path.glob(f"*{SUFFIX}"))
+        paths = sorted(each for each in path.glob(f"*{SUFFIX}") if each.is_file())
         if not paths:
             raise TrackingError(f"no file of `results export` (*{SUFFIX}) in {path}")
         return [(each.stem, each.read_bytes()) for each in paths]
@@ -54,8 +53,15 @@ def _find(location: str) -> list[tuple[str, bytes]]:
 def _fetch(url: str) -> bytes:
     import fsspec
 
+    options = {}
+    if url.startswith("http"):
+        from aiohttp import ClientTimeout
+
+        options["client_kwargs"] = {
+            "timeout": ClientTimeout(sock_connect=TIMEOUT, sock_read=TIMEOUT)
+        }
     try:
-        with fsspec.open(url, "rb") as file:
+        with fsspec.open(url, "rb", **options) as file:
             return file.read()
     except Exception as error:  # each protocol has its own errors
         reason = redact(first_line(error))
@@ -158,8 +164,9 @@ def unpack(title: str, content: bytes) -> tuple[SharedResults, Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             root = Path(scratch) / "results"
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                archive.extractall(root)
+            for name, member in results.members.items():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_bytes(member)
             with suppress(OSError):  # another process has unpacked it meanwhile
                 root.rename(folder)
     return results, folder

@@ -71,7 +71,7 @@ class Place:
 class Leaderboard:
     """Everything that the page shows; ``backbones`` has what is known of each."""
 
-    columns: dict[tuple[str, str], SharedColumn] = field(default_factory=dict)
+    columns: dict[tuple[str, ...], SharedColumn] = field(default_factory=dict)
     backbones: dict[str, dict[str, str | float]] = field(default_factory=dict)
     weights: dict[tuple[str, int], str] = field(default_factory=dict)
 
@@ -92,7 +92,7 @@ class Leaderboard:
             name, own = names.get(cell.backbone, cell.backbone), scores[cell.run_id]
             conditions = results.json(cell, PROTOCOL)
             column = self.columns.setdefault(
-                (cell.task, settings_key(conditions)),
+                (cell.task, cell.kind, settings_key(conditions)),
                 SharedColumn(cell, conditions, len(own.units)),
             )
             if column.sources.setdefault(name, results.title) != results.title:

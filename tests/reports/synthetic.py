@@ -199,6 +199,7 @@ def write_run(
                 weights=sha,
                 task=task,
                 dataset=task.split("/")[0],
+                probe=task.partition(":")[0].split("/")[1],
                 kind=kind,
                 protocol=content_key(conditions[task]),
                 key=cell_key(identity, conditions[task], seed),

@@ -162,11 +162,11 @@ def test_nothing_runs_over_the_edge_of_a_phone(page):
 def test_leaderboard(browser, tmp_path):
     results = Leaderboard(
         {
-            "voc": column({"a": 0.7, "b": 0.5, "c": 0.3}),
+            "voc": column({"a": 0.7, "b": 0.5, "constructor": 0.3}),
             "nyu": column({"a": 0.2, "b": 0.4}, task="nyu/linear", direction=-1),
         }
     )
-    for name, parameters in (("a", 90e6), ("b", 5e6), ("c", 5e6)):
+    for name, parameters in (("a", 90e6), ("b", 5e6), ("constructor", 5e6)):
         results.backbones[name] = {"parameters": parameters, "licence": f"licence {name}"}
     path = tmp_path / "index.html"
     path.write_text(render_leaderboard(results, "Leaderboard", "three backbones"), encoding="utf-8")
@@ -179,9 +179,9 @@ def test_leaderboard(browser, tmp_path):
         "#rows tr",
         "rows => rows.map(row => [row.cells[0].firstChild.data, row.cells[1].textContent])",
     )
-    assert shown() == [["a", "1"], ["b", "2"], ["c", "–"]]
+    assert shown() == [["a", "1"], ["b", "2"], ["constructor", "–"]]
     page.select_option("#group", label="voc/linear")
-    assert shown() == [["a", "1"], ["b", "2"], ["c", "3"]]
+    assert shown() == [["a", "1"], ["b", "2"], ["constructor", "3"]]
     page.select_option("#size", label="25 M")
     page.fill("#text", "B")
     assert shown() == [["b", "2"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from contextlib import chdir
 from pathlib import Path
@@ -100,5 +101,8 @@ def test_a_damaged_artifact_is_named(tracker, report_of, name):
     else:
         path.write_bytes(content[: len(content) // 2])
     expected = rf"{path.name} of run {child.run_id} .* is damaged .*--force"
+    if path.name == "gallery.zip":  # the numbers do not need it
+        assert re.search(expected, "\n".join(report_of(tracker).notes))
+        return
     with pytest.raises(TrackingError, match=expected):
         report_of(tracker)

@@ -13,7 +13,8 @@ import pytest
 
 from reports.errors import TrackingError
 from reports.parts.tables import Number, ResultTable
-from reports.render.export import latex, write
+from reports.render.export import csv_values, latex, write
+from tests.reports.synthetic import write_run
 
 LATEX = shutil.which("pdflatex")
 SPECIAL = "a_b & 50 % #1 {x} ~^ \\ $5 λ δ < 1.25° –"  # needs escaping, or is not ASCII
@@ -91,6 +92,11 @@ def test_latex_compiles(report, tmp_path):
     command = [LATEX, "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
     assert result.returncode == 0, result.stdout[-2000:].decode()
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet(tracker, report_of):
+    write_run(tracker, "=1+1", 0, {"voc/linear": 0.6})
+    assert "\n'=1+1,voc/linear," in csv_values(report_of(tracker))["results.csv"]
 
 
 def test_the_text_of_a_difference():

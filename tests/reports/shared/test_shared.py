@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import zipfile
 from contextlib import chdir
 
@@ -13,9 +14,11 @@ import pytest
 from cliptex_common.files import content_key
 from reports.artifacts import PER_IMAGE, PROTOCOL
 from reports.errors import TrackingError
+from reports.metrics import Metric
 from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
 from reports.report import ReportRequest, build_report
+from reports.shared import merge
 from reports.shared.archive import read_archive, write_archive
 from reports.shared.check import check_results
 from reports.shared.export import export_results, without_paths
@@ -147,6 +150,47 @@ def _without_scores(cells, members):
     del members[f"{cells['voc/linear'].run_id}/{PER_IMAGE}"]
 
 
+def _kind(cells, members):
+    update(cells, kind="depth")
+
+
+def _probe(cells, members):
+    update(cells, probe="knn")
+
+
+def _twice(cells, members):
+    cells["again"] = cells["voc/linear"]
+
+
+def _under_another_id(cells, members):
+    cell, copy = cells["voc/linear"], "f" * 16
+    for name in [name for name in members if name.startswith(cell.run_id)]:
+        members[name.replace(cell.run_id, copy)] = members[name]
+    cells["again"] = cell.model_copy(update={"run_id": copy})
+
+
+def _infinite_cost(cells, members):
+    update(cells, costs={"seconds": float("inf")})
+
+
+def _in_a_member(old: bytes, new: bytes):
+    def change(cells, members):
+        for name in filter(lambda name: name.endswith(".json"), members):
+            members[name] = members[name].replace(old, new)
+
+    return change
+
+
+def _list(cells, members):
+    members[f"{cells['voc/linear'].run_id}/{PROTOCOL}"] = b"[]"
+
+
+def _large(cells, members):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, image=np.zeros(80_000_000, np.uint8))
+    members[f"{cells['voc/linear'].run_id}/{PER_IMAGE}"] = buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -156,12 +200,69 @@ def _without_scores(cells, members):
         (_protocol_and_hash, "that the tag `cell` is the hash of"),
         (_weights, "weights is not that of its parent"),
         (_without_scores, "no per-image scores"),
+        (_kind, "no probe for this task"),
+        (_probe, "task, dataset, probe"),
+        (_twice, "another id than its own, or is there twice"),
+        (_under_another_id, "another id than its own, or is there twice"),
+        (_infinite_cost, "metrics"),
+        (_in_a_member(b'"python":"3.11"', b'"python":NaN'), "not JSON compliant"),
+        (_in_a_member(b'"size":[224,224]', b'"size":224'), "size"),
+        (_list, "valid dictionary"),
+        (_large, "inflates to more than"),
     ],
 )
 def test_a_false_file_is_refused_with_the_reason(shared_file, change, reason):
     content = changed(shared_file, change)
     with pytest.raises(TrackingError, match=reason):
         check_results(read_archive(content, "others"))
+
+
+@pytest.mark.parametrize(
+    "declared", [{"top5": Metric(), "top1": Metric()}, {"top1": Metric(direction=-1)}]
+)
+def test_what_a_metric_is_follows_from_its_probe(shared_file, declared):
+    content = changed(
+        shared_file, lambda cells, _: update(cells, "imagenet/linear", declared=declared)
+    )
+    cells = read_archive(content, "others").cells
+    mains = {(cell.main, cell.declared[cell.main].direction) for cell in cells}
+    assert mains == {("mIoU", 1), ("top1", 1)}
+
+
+def entry(content: bytes, offset: int, value: bytes) -> bytes:
+    """The file with bytes changed in the last entry of its index."""
+    at = content.rindex(b"PK\x01\x02") + offset
+    return content[:at] + value + content[at + len(value) :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:1000],
+        lambda content: content[:60] + bytes(8) + content[68:],
+        lambda content: entry(content, 8, b"\x01"),  # encrypted
+        lambda content: entry(content, 10, b"\x63"),  # an unknown method
+    ],
+)
+def test_a_damaged_download_is_one_line(shared_file, damage):
+    with pytest.raises(TrackingError, match="others is not a file of `results export`"):
+        read_archive(damage(shared_file.read_bytes()), "others")
+
+
+def test_a_file_without_results_is_refused(folder):
+    write_archive(folder / "none.zip", "", "1", [], {})
+    with pytest.raises(TrackingError, match="none has no results"):
+        read_archive((folder / "none.zip").read_bytes(), "none")
+
+
+def test_a_server_that_sends_nothing_and_a_folder_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(merge, "TIMEOUT", 0.1)
+    (tmp_path / "folder.zip").mkdir()
+    with pytest.raises(TrackingError, match=r"no file of `results export`"):
+        find_files([str(tmp_path)])
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, pytest.raises(TrackingError, match="cannot fetch"):
+        find_files([f"http://127.0.0.1:{server.getsockname()[1]}/x.zip"])
 
 
 def test_a_changed_byte_and_other_files_are_refused(shared_file, folder):
@@ -175,8 +276,6 @@ def test_a_changed_byte_and_other_files_are_refused(shared_file, folder):
             archive.writestr(name, member)
     with pytest.raises(TrackingError, match=r"runs.json is not what was exported"):
         read_archive((folder / "edited.zip").read_bytes(), "edited")
-    with pytest.raises(TrackingError, match="is not a file of `results export`"):
-        read_archive(content[:1000], "part")
     with pytest.raises(TrackingError, match="no shared results at nowhere"):
         find_files(["nowhere"])
 
