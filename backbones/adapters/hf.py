@@ -16,8 +16,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING, AutoConfig
 
+from backbones.adapters.hf_hub import hub_file
 from backbones.adapters.hf_models import ADVICE, HfBackbone, HfStages, image_size
-from backbones.adapters.hub import hub_file
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request

@@ -16,15 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from backbones.adapters.hub import load_tokenizer
+from backbones.adapters.hf_hub import load_tokenizer
 from backbones.adapters.layers import TokenBackbone, evenly_spaced, layers_of, with_mean
 from backbones.base import Backbone, DataConfig
 from cliptex_common.errors import UserError, first_line
 
 ADVICE = "take it from timm or open_clip, or write a plugin (`new backbone`)"
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)  # of inputs that a model does not take
-# their embedding was already the pooled one in version 1
-POOLED_IN_VERSION_1 = ("clip", "siglip", "siglip2")
 
 
 class HfStages(Backbone):
@@ -91,7 +89,8 @@ class HfBackbone(TokenBackbone):
         self.vision = image_tower(self.model)
         lists = [module for module in self.vision.modules() if isinstance(module, nn.ModuleList)]
         self.blocks = max(lists, key=len, default=nn.ModuleList())  # the longest list
-        self.depth, self.divisor = len(self.blocks), patch_side(vision_config)
+        self.depth = self.token_blocks = len(self.blocks)
+        self.divisor = patch_side(vision_config)
         layers = data.layers or evenly_spaced(vision_config.num_hidden_layers)
         self._check_blocks(max(layers) + 1, self.depth)
         self.data = data.with_layers(layers)
@@ -111,11 +110,6 @@ class HfBackbone(TokenBackbone):
         self._choose_embedding()
         if self.has_text:
             self.text_length = config.text_config.max_position_embeddings
-        self.model_type = config.model_type
-
-    @property
-    def version(self) -> int:  # type: ignore[override]
-        return 2 if self.pooled and self.model_type not in POOLED_IN_VERSION_1 else 1
 
     @property
     def norm(self) -> nn.Module:
@@ -215,7 +209,7 @@ class HfBackbone(TokenBackbone):
         side, reason = self.divisor, ""
         attempts = [[(4 * side, 6 * side), (6 * side, 2 * side)], [native]]
         if "pixel_values_videos" in inspect.signature(self.vision.forward).parameters:
-            del attempts[0]  # positions in a clip follow from the number of a patch in its own grid
+            del attempts[0]  # a clip's positions count the patches of its own size
         for sizes in attempts:
             try:
                 shapes = [self._token_shape(size) for size in sizes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,42 +13,13 @@ from backbones.base import Backbone
 
 class TokenBackbone(Backbone):
     """A plain ViT: feature maps are the patch tokens after the blocks read, through the model's own
-    final norm, as DINOv2's ``get_intermediate_layers`` does.
-
-    Attributes:
-        depth: number of blocks; ``divisor`` is the patch size.
-    """
-
-    depth: int
-
-    @abstractmethod
-    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """(class token (N, C) or the mean of the patches, patch tokens (N, L, C)) after each of
-        these blocks, through the final norm."""
+    final norm, as DINOv2's ``get_intermediate_layers`` does. ``divisor`` is the patch size."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(each for _, each in self.encode_layers(images))
 
-    def encode_layers(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return as_maps(self.read_tokens(images, self.data.layers), images, self.divisor)
-
     def encode_image(self, images: Tensor) -> Tensor:
         return self.encode_tokens(images, 1)[0][0]
-
-    def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
-        self._check_blocks(blocks, self.depth)
-        return self.read_tokens(images, range(self.depth - blocks, self.depth))
-
-
-def as_maps(
-    tokens: Sequence[tuple[Tensor, Tensor]], images: Tensor, patch: int
-) -> list[tuple[Tensor, Tensor]]:
-    """(class token, patch tokens (N, L, C)) → (class token, map (N, C, H / patch, W / patch))."""
-    grid = images.shape[-2] // patch, images.shape[-1] // patch
-    return [
-        (token, patches.transpose(1, 2).unflatten(2, grid).contiguous())
-        for token, patches in tokens
-    ]
 
 
 def with_mean(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,18 +50,16 @@ def gives_tokens(model: Any) -> bool:
     return len(strides) == 1 and "return_prefix_tokens" in parameters
 
 
-def tokens_of(
-    model: Any, images: Tensor, blocks: int | Sequence[int]
-) -> list[tuple[Tensor, Tensor]]:
-    """``Backbone.encode_tokens`` of a timm ViT, for a number of last blocks or for these."""
-    layers = model.forward_intermediates(
+def tokens_of(model: Any, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """``Backbone.read_tokens`` of a timm ViT."""
+    outputs = model.forward_intermediates(
         images,
-        indices=blocks,
+        indices=list(layers),
         return_prefix_tokens=True,
         norm=True,
         output_fmt="NLC",
         intermediates_only=True,
     )
     if getattr(model, "cls_token", None) is None:  # none, or only registers
-        return [with_mean(layer[0] if isinstance(layer, tuple) else layer) for layer in layers]
-    return [(prefix[:, 0], patches) for patches, prefix in layers]
+        return [with_mean(each[0] if isinstance(each, tuple) else each) for each in outputs]
+    return [(prefix[:, 0], patches) for patches, prefix in outputs]

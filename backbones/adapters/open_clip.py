@@ -22,9 +22,8 @@ from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 
 from backbones.adapters.dense_text import can_be_dense, encode_dense
-from backbones.adapters.hub import hub_file, load_tokenizer
+from backbones.adapters.hf_hub import hub_file, load_tokenizer
 from backbones.adapters.layers import (
-    as_maps,
     evenly_spaced,
     gives_tokens,
     layers_of,
@@ -75,6 +74,10 @@ class OpenClipBackbone(Backbone):
         self.embed_dim = self.model_config["embed_dim"]
         self.channels, self.strides = feature_maps(visual, data.layers)
         self.divisor, self.depth = max(self.strides), len(all_strides(visual))
+        if isinstance(visual, VisionTransformer):
+            self.token_blocks = len(visual.transformer.resblocks)
+        elif isinstance(visual, TimmModel) and gives_tokens(visual.trunk):
+            self.token_blocks = len(cast(Any, visual.trunk).feature_info)
         any_size = isinstance(visual, TimmModel) and not hasattr(visual.trunk, "set_input_size")
         copies = SizedCopies(visual, native_size(visual), set_image_size)
         self._sized = None if any_size else copies
@@ -109,42 +112,20 @@ class OpenClipBackbone(Backbone):
             return trunk.forward_head(trunk.forward_features(images), pre_logits=True)
         return self.encode_image(images)
 
-    def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
-        if not self._depth:
-            return super().encode_tokens(images, blocks)
-        self._check_blocks(blocks, self._depth)
-        return self._tokens(images, blocks)
-
-    def encode_layers(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        if not self._depth:
-            return super().encode_layers(images)
-        return as_maps(self._tokens(images, list(self.data.layers)), images, self.divisor)
-
-    @property
-    def _depth(self) -> int:
-        """Number of blocks of a plain ViT, else 0."""
-        visual = self.visual
-        if isinstance(visual, VisionTransformer):
-            return len(visual.transformer.resblocks)
-        if isinstance(visual, TimmModel) and gives_tokens(visual.trunk):
-            return len(visual.trunk.feature_info)
-        return 0
-
-    def _tokens(self, images: Tensor, blocks: int | Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """(class token, patch tokens) of a plain ViT after a number of last blocks, or these."""
+    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         visual = self._at(images)
-        if isinstance(visual, VisionTransformer):
-            layers = visual.forward_intermediates(
-                images,
-                indices=blocks,
-                normalize_intermediates=normalizes(visual),
-                intermediates_only=True,
-                output_fmt="NLC",
-                output_extra_tokens=True,
-            )
-            prefixes = [prefix[:, 0] for prefix in layers["image_intermediates_prefix"]]
-            return list(zip(prefixes, layers["image_intermediates"], strict=True))
-        return tokens_of(visual.trunk, images, blocks)
+        if not isinstance(visual, VisionTransformer):
+            return tokens_of(visual.trunk, images, layers)
+        outputs = visual.forward_intermediates(
+            images,
+            indices=list(layers),
+            normalize_intermediates=normalizes(visual),
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        prefixes = [prefix[:, 0] for prefix in outputs["image_intermediates_prefix"]]
+        return list(zip(prefixes, outputs["image_intermediates"], strict=True))
 
     @property
     def has_dense_text(self) -> bool:

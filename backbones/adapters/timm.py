@@ -3,7 +3,7 @@ embedding."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import timm
@@ -11,8 +11,8 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from backbones.adapters.hub import hub_file
-from backbones.adapters.layers import as_maps, gives_tokens, layers_of, tokens_of
+from backbones.adapters.hf_hub import hub_file
+from backbones.adapters.layers import gives_tokens, layers_of, tokens_of
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
@@ -50,6 +50,7 @@ class TimmBackbone(Backbone):
         info = cast(Any, model).feature_info
         self.strides = tuple(info[layer]["reduction"] for layer in data.layers)
         self.depth = len(info)
+        self.token_blocks = self.depth if gives_tokens(model) else 0
         if not self.strides:
             raise UserError(
                 f"{self.architecture} has no feature maps at strides 4 to 32; choose another"
@@ -80,18 +81,8 @@ class TimmBackbone(Backbone):
         model = self._at(images)
         return model.forward_head(model.forward_features(images), pre_logits=True)
 
-    def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
-        model = self._at(images)
-        if not gives_tokens(model):
-            return super().encode_tokens(images, blocks)
-        self._check_blocks(blocks, len(model.feature_info))
-        return tokens_of(model, images, blocks)
-
-    def encode_layers(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        model = self._at(images)
-        if not gives_tokens(model):
-            return super().encode_layers(images)
-        return as_maps(tokens_of(model, images, list(self.data.layers)), images, self.divisor)
+    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        return tokens_of(self._at(images), images, layers)
 
     def identity(self) -> dict[str, Any]:
         identity = super().identity()

@@ -28,7 +28,7 @@ from backbones.registry import Request
 from cliptex_common.errors import UserError, error_summary
 
 
-class HubBackbone(TokenBackbone):
+class TorchHubBackbone(TokenBackbone):
     """A plain ViT of torch.hub. The embedding is the class token of the last block, CAPI's global
     feature, or the mean of V-JEPA 2's patches.
 
@@ -58,7 +58,8 @@ class HubBackbone(TokenBackbone):
                 f"{name!r} has the interface neither of DINOv2 (get_intermediate_layers) nor of"
                 " CAPI nor of V-JEPA 2; write a plugin (`new backbone`)"
             )
-        self.depth = len(self.model.encoder.blocks if self.is_capi else self.model.blocks)
+        blocks = self.model.encoder.blocks if self.is_capi else self.model.blocks
+        self.depth = self.token_blocks = len(blocks)
         self.data = data.with_layers(data.layers or evenly_spaced(self.depth))
         self._check_blocks(max(self.data.layers) + 1, self.depth)
         with torch.inference_mode():
@@ -132,7 +133,7 @@ def build(request: Request) -> Backbone:
         check_architecture(checkpoint, f"hub/{entry}")
         fit_state(model, checkpoint, f"hub/{entry}")
         data = checkpoint.data or data
-    backbone = HubBackbone(model, name=request.name, entry=entry, code=code, data=data)
+    backbone = TorchHubBackbone(model, name=request.name, entry=entry, code=code, data=data)
     backbone.model_config = arguments
     backbone.weights = request.weights(backbone.model_state(), f"hub/{entry}")
     return backbone

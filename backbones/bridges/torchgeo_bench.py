@@ -55,5 +55,6 @@ class TorchgeoBenchModel(BenchModel):
         maps = [hooked(each) for hooked, each in zip(self.maps, self.model(images), strict=True)]
         return maps[-1].mean(dim=(2, 3))
 
-    def _gives_maps(self) -> bool:  # to a probe of segmentation, which hooks into them
+    def _gives_maps(self) -> bool:
+        """Whether a segmentation probe has hooked into the maps."""
         return any(each._forward_hooks for each in self.maps)

@@ -18,7 +18,7 @@ from cliptex_common.settings import Folder, options_dataclass
 from probes.datasets.download import hub
 from probes.datasets.download.get import get
 from probes.datasets.download.table import ENTRIES, find_entry
-from probes.datasets.specs.webdataset import TASKS, datasets_of, register_folders
+from probes.datasets.specs.webdataset import DATACOMP, datasets_of, register_folders
 from probes.datasets.survey import DatasetState, survey
 
 STYLES = {
@@ -98,7 +98,7 @@ class GetDatasets(DryRunOptions):
             raise UserError("--archive needs a single NAME; run the command for each")
         names = self.names
         if names == ["zeroshot38"]:
-            names = [f"wds_{task.name}" for task in TASKS]
+            names = [f"wds_{task.name}" for task in DATACOMP]
         failed = []
         for name in names:
             try:

@@ -16,8 +16,8 @@ class TrainExpert(ConfigOptions, ExecutionOptions, PluginOptions, TrackingOption
     """Train an expert on a dataset in its official layout and evaluate it.
 
     examples:
-      python -m benchmark experts train unet --data-root DIR --out unet/
-      python -m benchmark experts train dpt --data-root DIR --set epochs=4 --out dpt/ --device auto
+      python -m benchmark experts train unet-seg --data-root DIR --out seg/
+      python -m benchmark experts train unet-depth --data-root DIR --set epochs=4 --out depth/
     """
 
     name: Positional[str]

@@ -34,7 +34,7 @@ class PredictLabels(
     examples:
       python -m benchmark labels predict --pairs 'cc3m/{00000..00331}.tar'
         --experts dpt=Intel/dpt-large,nll-angmf=scannet.pt --out labels/
-      python -m benchmark labels predict --pairs pairs.csv --experts dpt=dpt/
+      python -m benchmark labels predict --pairs pairs.csv --experts unet-depth=depth/
         --set label_side=112 --out labels/ --dry-run
     """
 

@@ -23,7 +23,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import Names, options_dataclass
 
 if TYPE_CHECKING:
-    from benchmark.stages.weights import TrainedWeights, TrainingInputs
+    from benchmark.stages.weights import TrainedWeights, Training
 
 
 @options_dataclass
@@ -69,14 +69,14 @@ class TrainBackbone(
         from backbones.cliptex.training.distributed import first_process
         from backbones.cliptex.training.recipes import find_recipe
         from benchmark.execution.progress import console
-        from benchmark.stages.weights import TrainingInputs, preview_training
+        from benchmark.stages.weights import Training, preview_training
         from reports.mlflow.client import using
 
         self._check_output()
         experts = {"experts": ",".join(self.experts)} if self.experts else {}
         recipe = find_recipe(self.recipe).changed({**self.overrides, **experts})
         labels = [path.absolute() for path in (self.manual_labels, self.labels) if path]
-        inputs = TrainingInputs(
+        inputs = Training(
             recipe=recipe,
             init=self.init,
             pairs=self.pairs,
@@ -124,7 +124,7 @@ class TrainBackbone(
 COMMAND = TrainBackbone
 
 
-def _train_rank(inputs: TrainingInputs, options: ExecutionOptions) -> TrainedWeights:
+def _train_rank(inputs: Training, options: ExecutionOptions) -> TrainedWeights:
     """Train as one of torchrun's processes; the first one reports progress."""
     from backbones.cliptex.training.distributed import first_process
     from benchmark.execution.progress import Bar, reporting
@@ -143,7 +143,7 @@ def _train_rank(inputs: TrainingInputs, options: ExecutionOptions) -> TrainedWei
     return weights
 
 
-def _submit(inputs: TrainingInputs, options: ExecutionOptions) -> TrainedWeights:
+def _submit(inputs: Training, options: ExecutionOptions) -> TrainedWeights:
     """Train as a unit of work; on SLURM in a process for each GPU of each node."""
     from benchmark.stages.session import open_executor_and_tracker
     from benchmark.stages.weights import train_weights

@@ -12,7 +12,6 @@ import torch
 
 import backbones
 import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones.cliptex.protocols import Silent
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter
 from benchmark.execution.unit import cached_in_process
@@ -22,6 +21,7 @@ from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
 from cliptex_common.device import float32_products, on_device
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
+from cliptex_common.progress import Silent
 from probes.base import GroupedProbe
 from probes.datasets.specs.webdataset import register_folders
 from reports.cell import Cell

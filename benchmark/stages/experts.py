@@ -10,8 +10,7 @@ from typing import Any
 
 import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
-from backbones.cliptex.experts.training import train_expert
-from backbones.cliptex.protocols import Silent
+from backbones.cliptex.experts.train import train_expert
 from backbones.cliptex.training.trainer import TrainContext
 from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
@@ -19,6 +18,7 @@ from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
 from benchmark.execution.unit import drop_cached
 from benchmark.stages.session import computing_tags, stage_run
+from cliptex_common.progress import Silent
 from reports.cell import TAGS
 from reports.mlflow.run import Tracker
 
@@ -63,7 +63,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
     ``expert.json``, with its accuracy on ground truth.
 
     Raises:
-        UserError: as ``backbones.cliptex.experts.training.train_expert``.
+        UserError: as ``backbones.cliptex.experts.train.train_expert``.
     """
     drop_cached()
     with exclusive(training.out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from backbones.cliptex.data.dataset import training_size
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
-from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.distributed import (
     end_with_launcher,
     first_process,
@@ -20,19 +20,15 @@ from backbones.cliptex.training.distributed import (
 )
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.states import States
-from backbones.cliptex.training.train import (
-    TrainContext,
-    TrainResult,
-    find_trained,
-    states_folder,
-    train,
-)
+from backbones.cliptex.training.train import TrainResult, find_trained, states_folder, train
+from backbones.cliptex.training.trainer import TrainContext
 from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
 from benchmark.execution.unit import drop_cached
 from benchmark.stages.session import computing_tags, print_note, stage_run
+from cliptex_common.progress import Progress, RunLog, Silent
 from cliptex_common.secrets import hide_secrets
 from reports.cell import TAGS
 from reports.mlflow.environment import environment
@@ -54,7 +50,7 @@ def load():
 
 
 @dataclass(frozen=True)
-class TrainingInputs:
+class Training:
     """A training, in plain values.
 
     Attributes:
@@ -79,6 +75,15 @@ class TrainingInputs:
     experiment: str = "train"
     parent: str = ""
 
+    def open(self, progress: Progress | None = None, *, keep: bool = True) -> dict[str, Any]:
+        """What ``train`` and ``find_trained`` take, its pairs and labels opened."""
+        return {
+            "init": self.init,
+            "pairs": open_pairs(self.pairs, progress, keep=keep),
+            "out": self.out,
+            "labels": open_labels(self.labels) if self.recipe.tasks else None,
+        }
+
 
 @dataclass(frozen=True)
 class TrainedWeights(TrainResult):
@@ -98,16 +103,15 @@ def open_labels(stores: tuple[Path, ...]) -> Any:
     return JoinedLabels(opened) if len(opened) > 1 else (opened[0] if opened else None)
 
 
-def find_weights(inputs: TrainingInputs, tracker: Tracker | None) -> TrainedWeights | None:
-    """The weights of ``inputs`` if they are trained."""
-    result = find_trained(
-        inputs.recipe,
-        init=inputs.init,
-        pairs=open_pairs(inputs.pairs, Silent(), keep=tracker is not None),
-        out=inputs.out,
-        labels=open_labels(inputs.labels) if inputs.recipe.tasks else None,
-        device=choose_device(inputs.device),
-    )
+def find_weights(training: Training, tracker: Tracker | None) -> TrainedWeights | None:
+    """The weights of ``training`` if they are trained."""
+    return _find(training, training.open(keep=tracker is not None), tracker)
+
+
+def _find(
+    training: Training, inputs: Mapping[str, Any], tracker: Tracker | None
+) -> TrainedWeights | None:
+    result = find_trained(training.recipe, **inputs, device=choose_device(training.device))
     if result is None:
         return None
     run = tracker.finished(**{TAGS["train_key"]: result.key}) if tracker is not None else None
@@ -115,32 +119,32 @@ def find_weights(inputs: TrainingInputs, tracker: Tracker | None) -> TrainedWeig
 
 
 async def train_weights(
-    inputs: TrainingInputs, executor: Executor, priority: int = Priority.DEFAULT
+    training: Training, executor: Executor, priority: int = Priority.DEFAULT
 ) -> TrainedWeights:
     """``train_unit`` through an executor, on its device."""
-    inputs = replace(inputs, device=executor.device, num_workers=executor.num_workers)
-    title = f"train {inputs.recipe.name} · seed {inputs.recipe.seed}"
-    return await executor.run(train_unit, inputs, name=title, kind="train", priority=priority)
+    training = replace(training, device=executor.device, num_workers=executor.num_workers)
+    title = f"train {training.recipe.name} · seed {training.recipe.seed}"
+    return await executor.run(train_unit, training, name=title, kind="train", priority=priority)
 
 
-def preview_training(inputs: TrainingInputs) -> None:
+def preview_training(training: Training) -> None:
     """Print whether a training is done, or how many steps are to do. Raises ``UserError`` as
     ``train_unit``."""
-    recipe, pairs = inputs.recipe, open_pairs(inputs.pairs, Silent(), keep=False)
+    recipe, pairs = training.recipe, open_pairs(training.pairs, Silent(), keep=False)
     count, steps = training_size(recipe, pairs)
     line = (
         f"{recipe.name}: {count} of {len(pairs)} pairs in {len(pairs.shards)} shards ×"
         f" {recipe.epochs:g} epochs = {steps} steps of {recipe.batch_size}"
     )
-    saved = States(states_folder(inputs.out), "").steps()
-    if find_weights(inputs, None):
-        line += f"; {inputs.out} holds these weights: nothing is to do"
+    saved = States(states_folder(training.out), "").steps()
+    if find_weights(training, None):
+        line += f"; {training.out} holds these weights: nothing is to do"
     elif saved and saved[0] < steps:
         line += f"; it resumes from step {saved[0]} if that was saved by the same training"
     console.print(line)
 
 
-def train_unit(inputs: TrainingInputs) -> TrainedWeights:
+def train_unit(training: Training) -> TrainedWeights:
     """Train unless another process has done so; a unit of work, or one process of several that
     train together.
 
@@ -149,57 +153,51 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
     """
     end_with_launcher()
     drop_cached()
+    inputs = training.open(reporter() if first_process() else Silent())
     if not first_process():
-        return TrainedWeights(**vars(_train(inputs, None)))
-    tracker = Tracker(inputs.experiment)
-    with exclusive(inputs.out):
-        weights = find_weights(inputs, tracker)
+        return TrainedWeights(**vars(_train(training, inputs, Silent())))
+    tracker = Tracker(training.experiment)
+    with exclusive(training.out):
+        weights = _find(training, inputs, tracker)
         if weights is None:
-            return _train_in_run(tracker, inputs)
+            return _train_in_run(tracker, training, inputs)
         if torchrun_environment().get("WORLD_SIZE", 1) > 1:
-            _train(inputs, None)  # returns at once; the other processes wait in it for this one
+            # returns at once; the other processes wait in it for this one
+            _train(training, inputs, Silent())
         return weights
 
 
-def _train(inputs: TrainingInputs, log: Any) -> TrainResult:
-    progress = reporter() if first_process() else Silent()
-
+def _train(training: Training, inputs: Mapping[str, Any], log: RunLog) -> TrainResult:
     context = TrainContext(
-        device=choose_device(inputs.device),
-        log=log or Silent(),
-        progress=progress,
-        notify=lambda line: print_note(f"train {inputs.recipe.name}: {line}"),
-        workers=inputs.num_workers,
-        save_seconds=inputs.save_seconds,
-        keep_every=inputs.keep_every,
+        device=choose_device(training.device),
+        log=log,
+        progress=reporter() if first_process() else Silent(),
+        notify=lambda line: print_note(f"train {training.recipe.name}: {line}"),
+        workers=training.num_workers,
+        save_seconds=training.save_seconds,
+        keep_every=training.keep_every,
     )
-    return train(
-        inputs.recipe,
-        init=inputs.init,
-        pairs=open_pairs(inputs.pairs, progress),
-        labels=open_labels(inputs.labels) if inputs.recipe.tasks else None,
-        out=inputs.out,
-        context=context,
-    )
+    return train(training.recipe, **inputs, context=context)
 
 
-def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
-    recipe = inputs.recipe
+def _train_in_run(
+    tracker: Tracker, training: Training, inputs: Mapping[str, Any]
+) -> TrainedWeights:
+    recipe, pairs = training.recipe, inputs["pairs"]
     params = {key: value for key, value in recipe.settings().items() if key != "name"}
     tags = {
         "recipe": recipe.name,
         "seed": str(recipe.seed),
         "backbone": recipe.name,
         "experts": ",".join(recipe.tasks),
-        "architecture": _architecture(inputs),
-        **computing_tags(inputs.device),
+        "architecture": _architecture(training),
+        **computing_tags(training.device),
     }
     title = f"train {recipe.name} · seed {recipe.seed}"
-    parent = Run(tracker, inputs.parent, "") if inputs.parent else None
+    parent = Run(tracker, training.parent, "") if training.parent else None
     with stage_run(tracker, "train", title, tags, params, parent) as run:
-        pairs = open_pairs(inputs.pairs, Silent())
-        result = _train(inputs, run)
-        _log_result(run, inputs, result)
+        result = _train(training, inputs, run)
+        _log_result(run, training, result)
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
         # weights of a sweep's many trials, and very large ones, are stored by path and sha256
         is_stored = parent is None and result.path.stat().st_size <= MAX_STORED_BYTES
@@ -221,15 +219,15 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
     return TrainedWeights(**vars(result), run=run.id)
 
 
-def _architecture(inputs: TrainingInputs) -> str:
+def _architecture(training: Training) -> str:
     """What is trained, as far as its speed depends on it."""
-    if Path(inputs.init).is_file():
-        return load_checkpoint(inputs.init).architecture or inputs.init
-    model = inputs.recipe.model if inputs.init in ("random", "imagenet") else inputs.init
+    if Path(training.init).is_file():
+        return load_checkpoint(training.init).architecture or training.init
+    model = training.recipe.model if training.init in ("random", "imagenet") else training.init
     return f"open_clip/{model.removeprefix('open_clip/').partition('/')[0]}"
 
 
-def _log_result(run: Run, inputs: TrainingInputs, result: TrainResult) -> None:
+def _log_result(run: Run, training: Training, result: TrainResult) -> None:
     run.set_tags(
         {
             TAGS["train_key"]: result.key,
@@ -242,8 +240,8 @@ def _log_result(run: Run, inputs: TrainingInputs, result: TrainResult) -> None:
     run.log_metrics({**metrics, "cost/disk_bytes": result.path.stat().st_size})
     run.log_json(
         {
-            "recipe": inputs.recipe.settings(),
-            "init": inputs.init,
+            "recipe": training.recipe.settings(),
+            "init": training.init,
             "environment": environment(),
             "notes": result.notes,
         },

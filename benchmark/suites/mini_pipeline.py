@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from backbones.base import Backbone
-from backbones.cliptex.experts.training import VERSION as EXPERT_VERSION
+from backbones.cliptex.experts.train import VERSION as EXPERT_VERSION
 from backbones.cliptex.labels.labeller import VERSION as LABEL_VERSION
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import MANIFEST, LabelStore
-from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.models import load_initial_clip
 from backbones.cliptex.training.recipes import Recipe, find_recipe
 from benchmark.execution.base import Executor, Priority
 from benchmark.mini import datasets
@@ -24,7 +24,7 @@ from benchmark.stages.experts import ExpertTraining, make_expert
 from benchmark.stages.labels import LabelRequest, find_labels, label_pairs
 from benchmark.stages.weights import (
     TrainedWeights,
-    TrainingInputs,
+    Training,
     find_weights,
     open_labels,
     train_weights,
@@ -93,7 +93,7 @@ class MiniPipeline:
 
     def architecture(self) -> Backbone:
         settings = self.sizes.clip
-        return load_pretrained_clip(
+        return load_initial_clip(
             "random", settings["model"], image_size=settings.get("image_size", 0)
         )
 
@@ -199,7 +199,7 @@ class MiniPipeline:
             f"{self.root.name}-{recipe.name}-s{recipe.seed}-{content_key(identity, 8)}.safetensors"
         )
         path = home() / "weights" / file
-        inputs = TrainingInputs(
+        inputs = Training(
             recipe,
             init,
             self.pairs,

@@ -22,7 +22,7 @@ class Sizes:
     Attributes:
         world: its pictures.
         clip: changes to the recipe that pre-trains CLIP on captions.
-        init: its initial weights, see ``backbones.cliptex.training.models.load_pretrained_clip``.
+        init: its initial weights, see ``backbones.cliptex.training.models.load_initial_clip``.
             ``mini`` has an image tower with ImageNet weights: a small ViT from scratch stays at
             chance in zero-shot after 56,000 samples of this world.
         tune: changes to the recipes that fine-tune it; clip-ft and cliptex share them, so that
@@ -52,9 +52,9 @@ _EXPERT = {
 }
 EXPERTS: dict[str, dict[str, Any]] = {  # the longest first, so that no core is alone in the end
     # instead of Mask R-CNN, which trains too slowly (23 images a second on the CPU)
-    "unet": {**_EXPERT, "epochs": 4.0, "balance": 0.5},
-    "dpt": {**_EXPERT, "epochs": 1.5},
-    "nll-angmf": {**_EXPERT, "epochs": 1.5},
+    "unet-seg": {**_EXPERT, "epochs": 4.0, "balance": 0.5},
+    "unet-depth": {**_EXPERT, "epochs": 1.5},
+    "unet-normals": {**_EXPERT, "epochs": 1.5},
 }
 SIZES = {
     "mini": Sizes(

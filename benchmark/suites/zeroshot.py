@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from benchmark.suites.paper import COMPARED
 from benchmark.suites.registry import Suite, register_suite
-from probes.datasets.specs.webdataset import TASKS
+from probes.datasets.specs.webdataset import DATACOMP
 
 PROBES = {"classification": "zero-shot", "association": "zero-shot", "image-text": "retrieval"}
 SHIFTS = ("imagenet1k", "imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "objectnet")
@@ -17,7 +17,7 @@ register_suite(
     Suite(
         name="zeroshot38",
         about="the 38 zero-shot tasks of OpenCLIP and DataComp and their average",
-        tasks={f"{task.name}/{PROBES[task.kind]}": {} for task in TASKS},
+        tasks={f"{task.name}/{PROBES[task.kind]}": {} for task in DATACOMP},
         default_backbones=COMPARED,
         skips_absent_data=True,
         average="average of the 38 tasks",

@@ -15,7 +15,6 @@ from typing import Any
 
 import backbones
 from backbones import UserError
-from backbones.cliptex.protocols import Silent
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
 from benchmark.planning.options import RunOptions
@@ -25,6 +24,7 @@ from benchmark.probing.data import RunInputs, split_into_units
 from benchmark.probing.submit import unit_name
 from benchmark.probing.unit import describe_backbone
 from benchmark.suites.registry import BackboneSource, NotMade
+from cliptex_common.progress import Silent
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotChecked
 from reports.cell import Cell

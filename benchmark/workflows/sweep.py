@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import NonNegativeInt
 
 from backbones.base import Backbone
-from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.models import load_initial_clip
 from backbones.cliptex.training.recipes import RECIPES, Recipe, read_recipe
 from benchmark.execution import ExecutionOptions, Executor
 from benchmark.execution.base import Priority
@@ -35,7 +35,7 @@ from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.submit import Probing
 from benchmark.results.run_result import check_writable
 from benchmark.stages.session import open_executor_and_tracker
-from benchmark.stages.weights import TrainedWeights, TrainingInputs, train_weights
+from benchmark.stages.weights import TrainedWeights, Training, train_weights
 from benchmark.suites.registry import find_suite
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key, home, write_json
@@ -260,14 +260,14 @@ class PairsPipeline:
 
     def architecture(self) -> Backbone:
         options = self.options
-        return load_pretrained_clip(options.init, options.overrides.get("model", CLIPTEX.model))
+        return load_initial_clip(options.init, options.overrides.get("model", CLIPTEX.model))
 
     async def train(self, recipe: Recipe, parent: str) -> TrainedWeights:
         init, pairs, labels = self.options.init, self.options.pairs, Path(self.options.labels)
         key = content_key([recipe.identity(), init, pairs, str(labels)])
         out = home() / "weights" / f"sweep-{recipe.name}-{key}.safetensors"
         mark_in_use(out)
-        inputs = TrainingInputs(
+        inputs = Training(
             recipe,
             init,
             pairs,

@@ -1,10 +1,42 @@
-"""Check instance masks of a COCO file before pycocotools reads them: it reads past the end of a
-run-length code that is too short."""
+"""COCO's instance files, whose masks are checked before pycocotools reads them: it reads past the
+end of a run-length code that is too short."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
+
+from cliptex_common.errors import UserError, report_malformed
+from cliptex_common.files import read_json
+
+Instances = dict[int, dict[str, Any]]
+
+
+def read_instances(path: Path) -> tuple[dict[int, str], Instances]:
+    """Categories (id → name) and images (id → the file's entry, and its ``annotations``) of a COCO
+    file.
+
+    Raises:
+        UserError: it is malformed or lists no images, two images have one id, or an annotation is
+            of no image.
+    """
+    with report_malformed(f"{path} is not a COCO annotation file", "get the file again"):
+        content = read_json(path)
+        categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        images = {entry["id"]: {**entry, "annotations": []} for entry in content["images"]}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] not in images:
+                raise UserError(
+                    f"{path} annotation {annotation['id']} belongs to image"
+                    f" {annotation['image_id']}, which is not in the file"
+                )
+            images[annotation["image_id"]]["annotations"].append(annotation)
+    if len(images) < len(content["images"]):
+        raise UserError(f"{path} has two images with the same id; get the file again")
+    if not images:
+        raise UserError(f"{path} lists no images")
+    return categories, images
 
 
 def mask_error(mask: Any, height: int, width: int) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from cliptex_common.errors import UserError
 from cliptex_common.images import IMAGE_ERRORS
 
+UNKNOWN = 255  # in stored maps of classes of 8 bits; of 16 bits 65535
 DEEP = ("I", "I;16")  # Pillow's modes of 16-bit grey
 GREY = ("L", "1", *DEEP)
 ImageFile = str | Path | IO[bytes]

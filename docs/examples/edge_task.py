@@ -1,4 +1,4 @@
-"""Boundaries of objects, a family of dense tasks: probes, a task of CLIPTeX, and its expert.
+"""Boundaries of objects, a family of dense tasks: probes and a task of CLIPTeX; and its expert.
 
 ``python edge_task.py COCO DIR`` writes the boundaries of COCO's instances to DIR/edges.
 """
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from backbones.cliptex.experts import EXPERTS
 from backbones.cliptex.experts.unet import UNetExpert
-from backbones.cliptex.tasks import TASKS
 from backbones.cliptex.tasks.base import Summed
 from backbones.cliptex.tasks.shapes import ScalarMap
 from probes.datasets.base import DatasetSpec
@@ -31,22 +30,16 @@ STEPS = np.arange(1, 20) / 20  # thresholds
 COUNTED = ("predicted", "right", "true", "recalled")
 
 
-def entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy summed over valid pixels; an edge counts four times, as edges are rare."""
-    loss = F.binary_cross_entropy_with_logits
-    return loss(logits[valid], target[valid], pos_weight=logits.new_tensor(4.0), reduction="sum")
-
-
 def counts(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Pixels of N images at each threshold, (N, thresholds): edges predicted and true, and those
-    with one of the other map nearby (BSDS assigns them one to one instead)."""
+    """Pixels of maps (1, H, W) at each threshold: edges predicted and true, and those with one of
+    the other map nearby (BSDS assigns them one to one instead)."""
     reach = max(1, round(0.0075 * float(np.hypot(*target.shape[-2:]))))
     steps = torch.from_numpy(STEPS).to(prediction)[:, None, None]
-    values, true = prediction[:, None], (target > 0.5)[:, None]
+    values, true = prediction[None], (target > 0.5)[None]
     near = [F.max_pool2d(each, 2 * reach + 1, 1, reach) for each in (values, true.float())]
     predicted, recalled = values > steps, true & (near[0] > steps)
     maps = predicted, predicted & (near[1] > 0), true.expand_as(predicted), recalled
-    return {name: each.sum((2, 3)) for name, each in zip(COUNTED, maps, strict=True)}
+    return {name: each.sum((0, 2, 3)) for name, each in zip(COUNTED, maps, strict=True)}
 
 
 def f_measure(sums: dict[str, np.ndarray]) -> np.ndarray:
@@ -56,47 +49,40 @@ def f_measure(sums: dict[str, np.ndarray]) -> np.ndarray:
     return 200 * precision * recall / np.maximum(precision + recall, 1e-9)
 
 
-class EdgeProbe(DenseTask):
-    name, field, unknown = "edges", "edge_map", -1.0
+class Edges(ScalarMap, DenseTask):
+    name, about, unknown = "edges", "boundaries of objects, 0 to 1", -1.0
     metrics = METRICS
 
-    def loss(self, raw, target):
-        valid = target >= 0
-        return entropy(raw, target, valid) / valid.sum().clamp(min=1)
+    def valid(self, target: Tensor) -> Tensor:
+        return target >= 0  # unknown is NaN in labels of CLIPTeX, and -1 around crops of probes
 
-    def decode(self, raw):
-        return raw.sigmoid()
+    def loss(self, prediction: Tensor, target: Tensor) -> Summed:
+        """Cross-entropy of logits; an edge counts four times, as edges are rare."""
+        valid, logits = self.valid(target), prediction.float()
+        weight = logits.new_tensor(4.0)
+        entropy = F.binary_cross_entropy_with_logits(
+            logits[valid], target[valid], pos_weight=weight, reduction="sum"
+        )
+        return entropy, self.count(target)
 
-    def score(self, prediction, target):
-        return {name: each[0] for name, each in counts(prediction, target).items()}
+    def predict(self, output: Tensor) -> Tensor:
+        return output[:, 0].sigmoid()
+
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return counts(prediction, target)
 
     def summary(self, arrays, weights):
         return {"ODS": f_measure({name: weights @ arrays[name] for name in COUNTED}).max(1)}
 
 
-class EdgeLabels(ScalarMap):
-    name, about = "edges", "boundaries of objects, 0 to 1"
-
-    def loss(self, prediction: Tensor, target: Tensor) -> Summed:
-        return entropy(prediction.float(), target, self.valid(target)), self.count(target)
-
-    def score(self, outputs, target, classes=0):
-        pixels = counts(torch.from_numpy(outputs["edges"]), torch.from_numpy(target))
-        return {"ODS": float(f_measure({k: v.sum(0).numpy() for k, v in pixels.items()}).max())}
-
-
 class EdgeExpert(UNetExpert):
     name, task, about = "edge-unet", "edges", "boundaries of objects; a U-Net"
 
-    def labels(self, output: Tensor) -> Tensor:
-        return output[:, 0].sigmoid()
 
-
-register_dense_task(EdgeProbe())
+register_dense_task(Edges())
 register_dataset(
     DatasetSpec("edges", "edges", "edges", mirrored("images/{part}", "annotations/{part}"))
 )
-TASKS.register("edges", EdgeLabels())
 EXPERTS.register("edge-unet", EdgeExpert)
 
 

@@ -5,8 +5,6 @@ python -m benchmark experts train edge-unet --plugin edges.py --plugin edge_unet
     --data-root DIR --out edge-unet
 """
 
-from torch import Tensor
-
 from backbones.cliptex.experts import EXPERTS
 from backbones.cliptex.experts.unet import UNetExpert
 
@@ -15,9 +13,6 @@ class EdgeUNet(UNetExpert):
     name = "edge-unet"
     about = "edges of objects; a U-Net"
     task = "edges"  # it is learned by the loss of this task
-
-    def labels(self, output: Tensor) -> Tensor:  # of logits (N, 1, H, W)
-        return output[:, 0].sigmoid()
 
 
 EXPERTS.register("edge-unet", EdgeUNet)

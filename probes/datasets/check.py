@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backbones.cliptex.protocols import Progress, Silent
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import content_key, home, read_json_object, write_json
+from cliptex_common.progress import Progress, Silent
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
 from probes.datasets.verify import coco_images, verify
 from probes.dense.tasks import DENSE_TASKS
@@ -22,6 +22,7 @@ from probes.registry import DATASETS
 
 VERSION = 3  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
+ALL: Mapping[Split, int | None] = dict.fromkeys(SPLITS)
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
 CHUNK = 1000  # samples whose hashes are stored together
 
@@ -82,7 +83,7 @@ def prepare(
     spec: DatasetSpec,
     root: Path,
     *,
-    splits: Sequence[Split] | Mapping[Split, int | None] = SPLITS,
+    splits: Mapping[Split, int | None] = ALL,
     partial: bool = False,
     workers: int = 2,
     progress: Progress | None = None,
@@ -92,8 +93,8 @@ def prepare(
     call only compares names, sizes and times of the files.
 
     Args:
-        splits: that the probe uses (``val`` alone for zero-shot and retrieval); as a mapping, with
-            the number of samples to take, evenly spaced (None: all).
+        splits: that the probe uses (``val`` alone for zero-shot and retrieval) → number of samples
+            to take, evenly spaced (None: all).
         partial: accept fewer samples than the official dataset has.
         workers: decoding threads; they never change the result.
         cached_only: raise ``NotChecked`` instead of checking.
@@ -106,8 +107,8 @@ def prepare(
     root = Path(root)
     spec = spec.at(root)
     inventory = Inventory(spec, root)
-    for split in splits:
-        inventory.add_split(split, splits[split] if isinstance(splits, Mapping) else None)
+    for split, limit in splits.items():
+        inventory.add_split(split, limit)
     complete = inventory.is_complete()
     if not complete and not (partial or spec.allows_subsets):
         raise UserError(
@@ -117,7 +118,7 @@ def prepare(
     inventory.validate_splits()
 
     identity = {"version": VERSION, "root": str(root.resolve()), "files": inventory.stats}
-    identity |= {"spec": protocol(spec, root), "expected": spec.expected}
+    identity |= {"spec": content_identity(spec, root), "expected": spec.expected}
     identity |= DATASETS.origin(spec.name)
     cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
     result = read_json_object(cache)
@@ -146,7 +147,7 @@ def prepare(
     )
 
 
-def protocol(spec: DatasetSpec, root: Path) -> dict[str, Any]:
+def content_identity(spec: DatasetSpec, root: Path) -> dict[str, Any]:
     """What the declaration says about the content: part of the fingerprint."""
     return {
         "kind": spec.kind,
@@ -313,7 +314,7 @@ def check_samples(
         limit_unreadable(inventory, split, len(usable), skipped[split])
         hashes[split] = content_hashes.content_hashes([root / image for image in usable])
     return {
-        "fingerprint": content_key([protocol(spec, root), digests], length=32),
+        "fingerprint": content_key([content_identity(spec, root), digests], length=32),
         "skipped": skipped,
         "notes": overlap(hashes),
     }

@@ -22,14 +22,14 @@ from probes.datasets.base import Lister, Sample, Split
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
-def folder(root: Path, name: str) -> Path:
+def require_folder(root: Path, name: str) -> Path:
     """The folder ``root / name``. Raises ``UserError`` if it does not exist."""
     if not (path := Path(root) / name).is_dir():
         raise UserError(f"folder {name} is missing in {root}")
     return path
 
 
-def file(root: Path, *names: str) -> Path:
+def require_file(root: Path, *names: str) -> Path:
     """The first of ``names`` that is a file in ``root``. Raises ``UserError`` if none is."""
     for name in names:
         if (path := Path(root) / name).is_file():
@@ -69,7 +69,7 @@ def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
 
 def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:
     """Files in the folder ``root / name``, nested or not, sorted; without hidden ones."""
-    top, paths = folder(root, name), []
+    top, paths = require_folder(root, name), []
     for directory, _, names in os.walk(top, followlinks=True):
         below = Path(directory).relative_to(top).as_posix()
         prefix = "" if below == "." else f"{below}/"
@@ -115,7 +115,7 @@ def class_folders(root: Path, split_folder: str) -> list[str]:
     """Names of the folders in ``root / split_folder``, sorted: the classes of an ImageFolder."""
     names = [
         entry.name
-        for entry in folder(root, split_folder).iterdir()
+        for entry in require_folder(root, split_folder).iterdir()
         if entry.is_dir() and entry.name[0] != "."
     ]
     if not names:

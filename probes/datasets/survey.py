@@ -7,8 +7,8 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backbones.cliptex.protocols import Progress
 from cliptex_common.errors import UserError
+from cliptex_common.progress import Progress
 from probes.datasets.base import DatasetSpec, Split
 from probes.datasets.check import SPLITS, DatasetNotFound, Inventory, find_folder, overlap, prepare
 from probes.registry import DATASETS, PROBES
@@ -71,7 +71,7 @@ def survey(
                 data = prepare(
                     spec,
                     root,
-                    splits=[split for split in splits if counts.get(split)],
+                    splits=dict.fromkeys(split for split in splits if counts.get(split)),
                     partial=True,
                     workers=workers,
                     progress=progress,

@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from cliptex_common.dense_maps.coco_masks import mask_error
+from cliptex_common.dense_maps.coco_masks import Instances, mask_error, read_instances
 from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import canonical_json
 from probes.datasets.base import DatasetSpec, Sample, Split, Unreadable
-from probes.datasets.layouts import file, read_annotations
+from probes.datasets.layouts import require_file
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import read_and_hash
 
@@ -41,45 +41,57 @@ def verify(
     data, sha256 = read_and_hash(image)
     _, size = decode(data, "image", size_only=True)
     content = sample.image.encode() + b"\0" + bytes.fromhex(sha256)
-    ground_truth = canonical_json(sample.target).encode()
-    if task := DENSE_TASKS.get(spec.kind):
-        path = root / sample.target
-        data, sha256 = read_and_hash(path)
-        label, label_size = decode(data, "label map")
-        if label_size != size:
-            raise UserError(
-                f"{path} is {label_size[0]}x{label_size[1]} but its image is {size[0]}x{size[1]};"
-                f" the label maps of {spec.name} do not belong to these images"
-            )
-        task.check_file(spec, classes, path, label)
-        ground_truth = bytes.fromhex(sha256)
+    if spec.kind in DENSE_TASKS:
+        ground_truth = _check_map(spec, classes, root / sample.target, size)
+    elif spec.kind == "detection":
+        ground_truth = _check_instances(spec, image, instances[sample.target], size)
     elif spec.kind == "classification":
         if not 0 <= sample.target < classes:
             raise UserError(
                 f"{image} has class {sample.target}, but {spec.name} has {classes} classes"
             )
         ground_truth = str(sample.ground_truth).encode()
-    elif spec.kind == "image-text":
-        captions = sample.target
-        # retrieval scores are comparable only over the same captions
-        expected = spec.extra.get("captions_per_image", len(captions))
-        if len(captions) != expected:
-            raise UserError(
-                f"{image} has {len(captions)} captions instead of {expected}; get the annotation"
-                " file again"
-            )
-        if not all(caption.strip() for caption in captions):
-            raise Unreadable("an empty caption")
-    elif spec.kind == "detection":
-        entry = instances[sample.target]
-        if size != entry["size"]:
-            raise UserError(
-                f"{image} is {size[0]}x{size[1]} but its annotation says"
-                f" {entry['size'][0]}x{entry['size'][1]}; the images of {spec.name} do not belong"
-                " to these annotations"
-            )
-        ground_truth = canonical_json(entry["annotations"]).encode()
+    else:
+        if spec.kind == "image-text":
+            _check_captions(spec, image, sample.target)
+        ground_truth = canonical_json(sample.target).encode()
     return hashlib.sha256(content + ground_truth).hexdigest()
+
+
+def _check_map(spec: DatasetSpec, classes: int, path: Path, size: tuple[int, int]) -> bytes:
+    data, sha256 = read_and_hash(path)
+    label, label_size = decode(data, "label map")
+    if label_size != size:
+        raise UserError(
+            f"{path} is {label_size[0]}x{label_size[1]} but its image is {size[0]}x{size[1]};"
+            f" the label maps of {spec.name} do not belong to these images"
+        )
+    DENSE_TASKS[spec.kind].check_file(spec, classes, path, label)
+    return bytes.fromhex(sha256)
+
+
+def _check_instances(
+    spec: DatasetSpec, image: Path, entry: Mapping[str, Any], size: tuple[int, int]
+) -> bytes:
+    declared = entry["width"], entry["height"]
+    if size != declared:
+        raise UserError(
+            f"{image} is {size[0]}x{size[1]} but its annotation says {declared[0]}x{declared[1]};"
+            f" the images of {spec.name} do not belong to these annotations"
+        )
+    return canonical_json(entry["annotations"]).encode()
+
+
+def _check_captions(spec: DatasetSpec, image: Path, captions: Sequence[str]) -> None:
+    # retrieval scores are comparable only over the same captions
+    expected = spec.extra.get("captions_per_image", len(captions))
+    if len(captions) != expected:
+        raise UserError(
+            f"{image} has {len(captions)} captions instead of {expected}; get the annotation file"
+            " again"
+        )
+    if not all(caption.strip() for caption in captions):
+        raise Unreadable("an empty caption")
 
 
 def decode(
@@ -102,37 +114,28 @@ def decode(
     return image, size
 
 
-def coco_images(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[str, Any]]:
-    """Image id → {size: (width, height), annotations: list} of a COCO annotation file.
+def coco_images(spec: DatasetSpec, root: Path, split: Split) -> Instances:
+    """The images of a split's annotation file, see ``read_instances``.
 
     Raises:
-        UserError: duplicate or unknown ids, a category that the declaration lacks, a box outside
-            its image or an invalid mask; names the annotation.
+        UserError: the file is malformed or has no annotations, or one has a category that the
+            declaration lacks, a box outside its image or an invalid mask.
     """
-    path = file(root, spec.annotations[split])
-    content = read_annotations(path)
+    path = require_file(root, spec.annotations[split])
+    categories, images = read_instances(path)
     classes = set(spec.class_names(root))
     with report_malformed(f"{path} is not a COCO annotation file"):
-        categories = {entry["id"]: entry["name"] for entry in content["categories"]}
-        images: dict[int, dict[str, Any]] = {
-            entry["id"]: {"size": (entry["width"], entry["height"]), "annotations": []}
-            for entry in content["images"]
-        }
-        if len(images) < len(content["images"]):
-            raise UserError(f"{path} has two images with the same id; get the file again")
-        for annotation in content["annotations"]:
-            name = f"{path} annotation {annotation['id']}"
-            image, category = annotation["image_id"], categories.get(annotation["category_id"])
-            if image not in images:
-                raise UserError(f"{name} belongs to image {image}, which is not in the file")
-            if category not in classes:
-                raise UserError(
-                    f"{name} has category {annotation['category_id']} ({category}), which is not"
-                    f" one of the {len(classes)} classes of {spec.name}"
-                )
-            check_instance(name, annotation, images[image]["size"])
-            images[image]["annotations"].append(annotation)
-    if not content["annotations"]:
+        for image in images.values():
+            for annotation in image["annotations"]:
+                name = f"{path} annotation {annotation['id']}"
+                category = categories.get(annotation["category_id"])
+                if category not in classes:
+                    raise UserError(
+                        f"{name} has category {annotation['category_id']} ({category}), which is"
+                        f" not one of the {len(classes)} classes of {spec.name}"
+                    )
+                check_instance(name, annotation, (image["width"], image["height"]))
+    if not any(image["annotations"] for image in images.values()):
         raise UserError(f"{path} has no annotations; get the file again")
     return images
 

@@ -62,7 +62,7 @@ def best_constant(data: PreparedDataset) -> Any:
     options = task.reading(data.spec, len(data.classes))
     pixels = []
     for sample in samples[:: max(1, len(samples) // IMAGES)]:
-        ground_truth = task.read(str(data.root / sample.target), **options)
+        ground_truth = task.load(str(data.root / sample.target), **options)
         flat = ground_truth.reshape(-1, *ground_truth.shape[2:])
         pixels.append(flat[:: max(1, len(flat) // PIXELS)])
     return task.best_constant(np.concatenate(pixels), data)

@@ -46,7 +46,7 @@ class LoadGroundTruth(BaseTransform):
     """
 
     def __init__(self, kind: str, **options: Any) -> None:
-        self.read: Any = partial(DENSE_TASKS.find(kind).read, **options)
+        self.read: Any = partial(DENSE_TASKS.find(kind).load, **options)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         ground_truth = self.read(results["target_path"])

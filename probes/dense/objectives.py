@@ -15,16 +15,19 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from probes.dense.tasks import DENSE_TASKS
+from backbones.cliptex.tasks import angmf
+from probes.dense.tasks import DENSE_TASKS, DenseTask
 
 
-@MODELS.register_module(name="TaskObjective")
-class Objective(nn.Module):
+@MODELS.register_module()
+class TaskObjective(nn.Module):
     """The meaning of a head's raw outputs, and their loss: those of a ``DenseTask``, unless a
-    subclass has its own.
+    subclass has its own. In this order: ``read`` at the resolution of the features; where it is
+    tested, ``mirror``, ``averaged`` and ``from_average``; at the resolution of the ground truth
+    ``forward`` or ``decode``; ``at_own_scale`` where the image was resized.
 
     Args:
-        task: name of the dense task.
+        task: the dense task, or its name.
 
     Attributes:
         field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` its prediction.
@@ -38,9 +41,9 @@ class Objective(nn.Module):
     first_raw: tuple[float, ...]
     iterations: Tensor
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str | DenseTask) -> None:
         super().__init__()
-        self.task = DENSE_TASKS.find(task)
+        self.task = DENSE_TASKS.find(task) if isinstance(task, str) else task
         self.field, self.channels = self.task.field, self.task.outputs
         self.first_raw = (0.0,) * self.channels
         self.register_buffer("iterations", torch.zeros((), dtype=torch.long))
@@ -62,7 +65,8 @@ class Objective(nn.Module):
 
     def decode(self, raw: Tensor) -> Tensor:
         """``raw`` (as read), float32 → predictions, (N, channels of the ground truth, H, W)."""
-        return self.task.decode(raw)
+        prediction = self.task.predict(raw)
+        return prediction[:, None] if prediction.ndim == 3 else prediction
 
     def at_own_scale(self, prediction: Tensor, scale: tuple[float, float]) -> Tensor:
         """A prediction (channels, H, W) of an image that was resized by factors of width and height
@@ -72,10 +76,11 @@ class Objective(nn.Module):
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         """Loss of ``raw`` (as read), float32, against ``target`` of the same size; a scalar."""
-        return self.task.loss(raw, target)
+        total, count = self.task.loss(self.task.activate(raw), target.squeeze(1))
+        return total / count.clamp(min=1)
 
 
-class Classes(Objective):
+class ClassObjective(TaskObjective):
     """Logits of classes, whose loss is mmseg's."""
 
     def __init__(self) -> None:
@@ -97,7 +102,7 @@ def _multiplied(values: Tensor, factors: Sequence[float], dim: int) -> Tensor:
     return torch.cat([first * values.new_tensor(factors).view(-1, 1, 1), rest], dim)
 
 
-class Depth(Objective):
+class MetricDepthObjective(TaskObjective):
     """Metres between two bounds. A pixel is valid when its ground truth is within [min_depth,
     max_depth] and above 0.
 
@@ -115,7 +120,7 @@ class Depth(Objective):
 
 
 @MODELS.register_module()
-class DepthObjective(Depth):
+class DepthObjective(MetricDepthObjective):
     """Depth in metres through a bounded output, trained with the scale-invariant logarithmic loss.
 
     ``depth = min_depth + (max_depth - min_depth) · sigmoid(raw)``: near zero this is exponential,
@@ -168,7 +173,7 @@ class DepthObjective(Depth):
 
 
 @MODELS.register_module()
-class DepthBins(Depth):
+class DepthBins(MetricDepthObjective):
     """Depth in metres as the mean of uniform bins, trained with SigLoss: the depth heads of DINOv2,
     DINOv3 and probe3d.
 
@@ -214,8 +219,8 @@ class DepthBins(Depth):
 @MODELS.register_module()
 class Probe3dDepth(DepthBins):
     """``DepthBins`` with probe3d's loss: ten times SigLoss (of the biased variance), and half of
-    the absolute differences of the log error between images two apart in the batch, of each second,
-    fourth and sixth image of it too.
+    the absolute differences of the log error between images two apart in the batch, summed over the
+    complete batch and over every second, every fourth and every sixth image of it.
 
     Its code calls this the gradient, and means neighbouring pixels; its indices are of the batch.
     """
@@ -235,7 +240,7 @@ class Probe3dDepth(DepthBins):
 
 
 @MODELS.register_module()
-class NormalObjective(Objective):
+class NormalObjective(TaskObjective):
     """Unit surface normals, trained with the mean angle to the ground truth in radians, or with
     AngMF's likelihood.
 
@@ -245,9 +250,9 @@ class NormalObjective(Objective):
     valid when its ground truth is not (0, 0, 0).
 
     Args:
-        uncertainty: a fourth output is each pixel's concentration, κ = elu(raw) + 1.01, and the
-            loss of a pixel ``κ · angle + log(1 + exp(-κπ)) - log(κ² + 1)``, the negative logarithm
-            of AngMF's density but for a constant (Bae, Budvytis, Cipolla, ICCV 2021).
+        uncertainty: a fourth output is each pixel's concentration, and the loss the negative
+            logarithm of AngMF's density but for a constant (Bae, Budvytis, Cipolla, ICCV 2021); see
+            ``backbones.cliptex.tasks.angmf``.
     """
 
     loss_name = "loss_angle"
@@ -276,10 +281,5 @@ class NormalObjective(Objective):
         cosine = (vector * target).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
         loss = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
         if self.uncertainty:
-            kappa = F.elu(raw[:, 3]) + 1.01
-            loss = (
-                kappa * loss
-                + torch.log1p(torch.exp(-kappa * math.pi))
-                - torch.log1p(kappa.square())
-            )
+            loss = angmf.nll_of_angle(loss, angmf.concentration(raw[:, 3]))
         return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+from backbones.cliptex.tasks import TASKS
 from cliptex_common.errors import UserError
 from probes.base import Context, Probe, TaskResult
 from probes.configs import config_file
@@ -171,12 +172,13 @@ def _register_probes(heads: Iterable[DenseHead], tasks: Iterable[DenseTask]) -> 
 
 def register_dense_task(task: DenseTask) -> DenseTask:
     """Add a family of dense tasks: each head is a probe of its datasets, and reports resample its
-    scores.
+    scores. A ``Task`` of CLIPTeX is registered as one, too.
 
     Raises:
         UserError: its name is taken, or it lacks something.
         Exception: what its own methods raise when they are tried on zeros.
     """
+    from backbones.cliptex.tasks.base import Task
     from probes.dense.tasks.trial import try_task
 
     if task.name in {probe.kind for probe in PROBES.values()}:
@@ -184,6 +186,8 @@ def register_dense_task(task: DenseTask) -> DenseTask:
     try_task(task)
     DENSE_TASKS.register(task.name, task)
     SCORERS.register(task.name, task.image_scores)
+    if isinstance(task, Task):
+        TASKS.register(task.name, task)
     _register_probes(HEADS.values(), [task])
     return task
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from cliptex_common.weighted import Arrays
 from reports.detections import Columns
-from reports.stats.per_image import Arrays, ImageScores, MetricFunction, class_scores
+from reports.stats.per_image import ImageScores, MetricFunction, class_scores
 
 RECALLS = np.linspace(0, 1, 101)
 IOUS = 10  # thresholds 0.5, 0.55 … 0.95

@@ -22,7 +22,8 @@ from torch import Tensor
 import probes.runner.bridge  # noqa: F401  gives mmcv the operators that mmdet's import asks for
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
-from backbones.cliptex.experts.base import BACKGROUND, IGNORE, Expert
+from backbones.cliptex.experts.base import BACKGROUND, Expert
+from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.errors import UserError, first_line, suggest
 from cliptex_common.files import canonical_json
 from cliptex_common.settings import Probability, settings_dataclass
@@ -66,9 +67,9 @@ class MaskRCNN(Expert):
         self, settings: MaskRCNNSettings, classes: tuple[str, ...], model: Mapping[str, Any]
     ) -> None:
         super().__init__(settings, classes)
-        if len(classes) > IGNORE:
+        if len(classes) > UNKNOWN:
             raise UserError(
-                f"mask-rcnn: {len(classes) - 1} classes; at most {IGNORE - 1} fit a map of 8 bits"
+                f"mask-rcnn: {len(classes) - 1} classes; at most {UNKNOWN - 1} fit a map of 8 bits"
             )
         # plain JSON, as part of the identity
         self.model_config: dict[str, Any] = json.loads(canonical_json(model))
@@ -111,9 +112,9 @@ class MaskRCNN(Expert):
         low, high = self.settings.ignore_threshold, self.settings.score_threshold
         maps = []
         for result in results:
-            counts = result["scores"] >= low
+            is_labelled = result["scores"] >= low
             masks, scores, labels = (
-                result[name][counts].cpu().numpy() for name in ("masks", "scores", "labels")
+                result[name][is_labelled].cpu().numpy() for name in ("masks", "scores", "labels")
             )
             maps.append(merge(masks, scores, self.class_of_label[labels], size, high, low))
         return {"seg": np.stack(maps)}
@@ -209,7 +210,7 @@ def merge(
     merged = np.zeros(size, np.uint8)
     for index in np.argsort(scores, kind="stable"):
         if scores[index] >= ignore_threshold:
-            merged[masks[index]] = classes[index] if scores[index] >= score_threshold else IGNORE
+            merged[masks[index]] = classes[index] if scores[index] >= score_threshold else UNKNOWN
     return merged
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from backbones.cliptex.protocols import Progress, Silent
 from cliptex_common.device import takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.out_of_memory import Halving
+from cliptex_common.progress import Progress, Silent
 from probes.base import EncodeRun
 from probes.features.budget import CacheFull
 from probes.features.store import (

@@ -9,15 +9,9 @@ from functools import partial
 
 import numpy as np
 
+from cliptex_common.weighted import Arrays, mean_of_images, ratio
 from probes.image_level.settings import RECALL_AT
-from reports.stats.per_image import (
-    SCORERS,
-    Arrays,
-    ImageScores,
-    MetricFunction,
-    mean_of_images,
-    ratio,
-)
+from reports.stats.per_image import SCORERS, ImageScores, MetricFunction
 
 
 def classification(images: tuple[str, ...], arrays: Arrays) -> ImageScores:

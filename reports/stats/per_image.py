@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cliptex_common.registry import Registry
+from cliptex_common.weighted import Arrays
 from reports.detections import Columns
 
-Arrays = Mapping[str, np.ndarray]
 # weights (R, U), how often each unit is in each set → values (R,)
 MetricFunction = Callable[[np.ndarray], np.ndarray]
 TOLERANCE = 1e-3  # relative difference between a metric and its value from per-image scores
@@ -159,34 +159,3 @@ def class_scores(
     """See ``ClassScores``; ``amounts`` (N, C) are positive where an image has a class."""
     names = tuple(map(str, arrays.get("classes", range(len(values)))))
     return ClassScores(metric, names, (amounts > 0).sum(axis=0), values)
-
-
-def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """``above / below``; NaN where ``below`` is not positive."""
-    return np.divide(
-        above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0
-    )
-
-
-def mean_of_images(
-    values: np.ndarray, weights: np.ndarray, size: np.ndarray | None = None
-) -> np.ndarray:
-    """(R,) the mean of images' ``values`` (N,) without NaN, by ``size`` (N,) if given.
-
-    Images are added in pairs, as ``numpy.mean`` does, so that weights of one give its last digit.
-    """
-    values = values.astype(np.float64)
-    counted = ~np.isnan(values)
-    if size is None:
-        weights, values = weights[:, counted], values[counted]
-        return ratio((weights * values).sum(axis=1), weights.sum(axis=1, dtype=np.float64))
-    counted &= size > 0
-    weights, size = weights[:, counted], size[counted]
-    return ratio((weights * (values[counted] * size)).sum(axis=1), weights @ size)
-
-
-def mean_of_classes(values: np.ndarray) -> np.ndarray:
-    """(R,) the mean of each row of (R, C) without NaN; NaN where there is no value."""
-    values = values[:, ~np.isnan(values).all(axis=0)]
-    present = ~np.isnan(values)
-    return ratio(np.where(present, values, 0.0).sum(axis=1), present.sum(axis=1))

@@ -25,7 +25,7 @@ RUN = shlex.split(
     " --set max_iters=3 --set batch_size=2 --set size=32 --set channels=8 --set epochs=1" + CPU
 )
 RUN_AGAIN = [*RUN, "--experiment", "again", "--json", "after.json"]
-EXPERTS = ",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))
+EXPERTS = ",".join(f"{name}=experts/{name}" for name in ("unet-seg", "unet-depth", "unet-normals"))
 LABEL = shlex.split(f"labels predict --pairs pairs --batch-size 4 --experts {EXPERTS}" + CPU)
 TRAIN = shlex.split(
     "train --recipe cliptex --init random --pairs pairs --labels labels"

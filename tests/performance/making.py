@@ -20,12 +20,12 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
 
     from backbones.cliptex.data.dataset import Batch
     from backbones.cliptex.training.heads import TaskHeads
-    from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
+    from backbones.cliptex.training.models import CLIPWithHeads, load_initial_clip
     from backbones.cliptex.training.recipes import RECIPES
-    from backbones.cliptex.training.step import TrainStep
+    from backbones.cliptex.training.step import Passes
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    start = load_pretrained_clip("random", model)
+    start = load_initial_clip("random", model)
     layers, size, channels = start.data.layers, start.data.size[0], start.channels
     side = 4 * size // min(start.strides)
     heads = TaskHeads(channels, {"seg": 21, "depth": 1, "normal": 3}, min(256, max(channels) // 2))
@@ -44,10 +44,10 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
             "normal": normals,
         },
     ).to(device)
-    cliptex = TrainStep(with_heads, RECIPES["cliptex"], side, device)
-    clip_ft = TrainStep(without, RECIPES["clip-ft"], 0, device)
+    cliptex = Passes(with_heads, RECIPES["cliptex"], side, device)
+    clip_ft = Passes(without, RECIPES["clip-ft"], 0, device)
 
-    def run(steps: TrainStep) -> None:
+    def run(steps: Passes) -> None:
         steps.model.zero_grad(set_to_none=True)
         losses, _ = steps.backward(batch)
         assert all(bool(loss.isfinite()) for loss in losses.values())
@@ -78,12 +78,12 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
         finish_labels,
         labels_writer,
     )
-    from backbones.cliptex.protocols import Silent
+    from cliptex_common.progress import Silent
 
     torch.manual_seed(0)
     encoder = {"size": side, "encoder": "resnet18", "pretrained": False}
     experts = []
-    for name in ("unet", "dpt", "nll-angmf"):
+    for name in ("unet-seg", "unet-depth", "unet-normals"):
         kind = find_expert(name)
         classes = ("background", "cup", "chair") if kind.task == "seg" else ()
         experts.append(kind.create(kind.settings_type(**encoder), classes).freeze())

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from backbones.base import Backbone
-from backbones.cliptex.protocols import Silent
+from cliptex_common.progress import Silent
 from probes.base import Context
 from probes.datasets.base import PreparedDataset
 from tests.probes import tiny_dense

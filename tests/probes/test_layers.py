@@ -110,7 +110,7 @@ def test_class_tokens_of_all_layers_are_encoded_once(tmp_path, vit):
     from probes.image_level.encode import encode_split
 
     make_imagefolder(tmp_path)
-    data = prepare(find_task("imagefolder/knn")[0], tmp_path, splits=["val"], partial=True)
+    data = prepare(find_task("imagefolder/knn")[0], tmp_path, splits={"val": None}, partial=True)
     tasks = contexts(tmp_path, data, vit, "imagefolder/knn", [2, 6], size=32)
     second, sixth = (encode_split(context, "val") for _, context in tasks)
     assert [context.cost.images["encode"] > 0 for _, context in tasks] == [True, False]

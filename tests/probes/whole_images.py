@@ -83,6 +83,6 @@ def with_wrong_labels(task: Context) -> Context:
 
 def context(probe, spec, root: Path, *, backbone=None, workers=0, **settings) -> Context:
     """A context for ``probe`` on the copy of a dataset at ``root``."""
-    data = prepare(spec, root, splits=probe.splits, partial=True)
+    data = prepare(spec, root, splits=dict.fromkeys(probe.splits), partial=True)
     task = tiny_mmlab.context(root / "work", data, probe.settings_type(**settings), workers=workers)
     return replace(task, backbone=backbone or Colours(), backbone_config={"name": "colours"})

@@ -26,9 +26,10 @@ from sklearn.preprocessing import StandardScaler
 
 import probes.catalog  # noqa: F401
 from benchmark.probing.unit import computing_on
+from cliptex_common.dense_maps.scores import confusion
 from cliptex_common.settings import with_changes
 from probes.base import Context
-from probes.dense.metrics import confusion, segmentation_scores
+from probes.dense.metrics import segmentation_scores
 from probes.dense.patches.images import PatchImages
 from probes.dense.patches.knn import Voter
 from probes.dense.patches.logreg import fit, targets

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from cliptex_common.dense_maps.read import read_labels
-from probes.dense.metrics import class_areas, confusion, segmentation_scores
+from cliptex_common.dense_maps.scores import class_areas, confusion
+from probes.dense.metrics import segmentation_scores
 from tests.protocols import dense
 from tests.protocols.dense import (
     CHANNELS,

@@ -15,7 +15,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from probes.dense.objectives import Classes
+from probes.dense.objectives import ClassObjective
 from probes.dense.segmentors import DenseModel
 from tests.protocols import dense, nearest
 from tests.protocols.dense import CHANNELS, CLASSES, summary
@@ -113,7 +113,7 @@ def edge(kind: type, metainfo: dict[str, Any]) -> int:
     model = kind.__new__(kind)
     nn.Module.__init__(model)
     model.align_corners = False
-    model.decode_head = SimpleNamespace(threshold=None, objective=Classes())
+    model.decode_head = SimpleNamespace(threshold=None, objective=ClassObjective())
     model.out_channels = 2
     sample = SegDataSample(metainfo={"ori_shape": (14, 26), "img_shape": (14, 28), **metainfo})
     (result,) = model.postprocess_result(logits, [sample])

@@ -25,11 +25,11 @@ from backbones.base import DataConfig
 from backbones.cliptex.data.augment import Geometry, centre_geometry, crop_images, random_geometry
 from backbones.cliptex.data.prefetch import computed_ahead
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
-from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import Recipe
 from cliptex_common.device import takes_pinned_memory
 from cliptex_common.errors import UserError
+from cliptex_common.progress import Progress
 
 MEMORY_BYTES = 1 << 30
 MAX_REPLACEMENTS = 100  # unreadable pairs in a row
@@ -94,7 +94,7 @@ class Batch:
 
 
 @dataclass
-class _Sample:
+class _DecodedPair:
     image: np.ndarray
     tokens: Tensor
     labels: dict[str, Tensor]
@@ -148,7 +148,7 @@ class TrainDataset(Dataset[Batch]):
         self.rank, self.world = rank, world
         self.steps_per_epoch = math.ceil(self.count / recipe.batch_size)
         self._orders: dict[int, np.ndarray] = {}
-        self._cache: list[_Sample] | None = None
+        self._cache: list[_DecodedPair] | None = None
 
     def __len__(self) -> int:
         return self.steps
@@ -245,10 +245,10 @@ class TrainDataset(Dataset[Batch]):
             self._orders = orders
         return orders[epoch]
 
-    def _sample(self, index: int, labelled: bool = True) -> _Sample:
+    def _sample(self, index: int, labelled: bool = True) -> _DecodedPair:
         return self._cache[index] if self._cache is not None else self._read(index, labelled)
 
-    def _read(self, index: int, labelled: bool = True) -> _Sample:
+    def _read(self, index: int, labelled: bool = True) -> _DecodedPair:
         """Pair ``index``, or instead of an unreadable one the next that is readable and trained
         on."""
         bad = None
@@ -269,7 +269,7 @@ class TrainDataset(Dataset[Batch]):
                 f"{MAX_REPLACEMENTS} pairs in a row cannot be read from {self.pairs.name}, first"
                 f" {bad}; check the files"
             )
-        sample = _Sample(image, self.tokenizer([pair.caption])[0], {}, bad)
+        sample = _DecodedPair(image, self.tokenizer([pair.caption])[0], {}, bad)
         if self.labels is not None and labelled:
             sample.labels = self._read_labels(self.labels, pair.key)
             sample.unlabelled = not sample.labels
@@ -282,7 +282,7 @@ class TrainDataset(Dataset[Batch]):
         maps = labels.get(key, self.recipe.tasks)
         return {name: find_task(name).to_tensor(np.asarray(label)) for name, label in maps.items()}
 
-    def _assemble(self, samples: Sequence[_Sample], geometry: Geometry) -> Batch:
+    def _assemble(self, samples: Sequence[_DecodedPair], geometry: Geometry) -> Batch:
         images = crop_images(
             [sample.image for sample in samples],
             geometry,

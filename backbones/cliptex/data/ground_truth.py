@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from cliptex_common.dense_maps.coco_masks import mask_error
+from cliptex_common.dense_maps.coco_masks import mask_error, read_instances
+from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.errors import UserError, report_malformed
-from cliptex_common.files import read_json
 
-IGNORE = 255
 COCO = {
     "train": "annotations/instances_train2017.json",
     "val": "annotations/instances_val2017.json",
 }
 CLASSES = "classes.txt"
-Sample = tuple[Path, Callable[[], np.ndarray]]  # image file; reads its label
+LabelledImage = tuple[Path, Callable[[], np.ndarray]]  # image file; reads its label
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,9 @@ class MapFolders:
     maps: str = "annotations"
     val: str = "val"
 
-    def samples(self, root: Path, split: str, read: Callable[[Path], np.ndarray]) -> list[Sample]:
+    def samples(
+        self, root: Path, split: str, read: Callable[[Path], np.ndarray]
+    ) -> list[LabelledImage]:
         """The samples of ``train`` or ``val``; ``read`` makes the label of a map's file.
 
         Raises:
@@ -74,7 +75,7 @@ def find_folder(root: Path, name: str, content: str) -> Path:
     )
 
 
-def coco_samples(root: Path, split: str) -> tuple[tuple[str, ...], list[Sample]]:
+def coco_samples(root: Path, split: str) -> tuple[tuple[str, ...], list[LabelledImage]]:
     """Class names (``background`` first) and samples of a split of ``root/coco``.
 
     Raises:
@@ -92,26 +93,21 @@ def coco_instances(path: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
 
     Returns:
         the names, and a dict for each image: ``file_name``, ``height``, ``width`` and
-        ``instances``, whose ``category_id`` is the class number, 1 … (0 is the background).
+        ``annotations``, whose ``category_id`` is the class number, 1 … (0 is the background).
 
     Raises:
         UserError: the file is malformed or lists no images.
     """
+    categories, images = read_instances(path)
+    numbers = {category: number for number, category in enumerate(sorted(categories), 1)}
     with report_malformed(f"{path} is not a COCO instance file"):
-        content = read_json(path)
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        numbers = {category["id"]: i for i, category in enumerate(categories, 1)}
-        images = {image["id"]: {**image, "instances": []} for image in content["images"]}
-        for annotation in content["annotations"]:
-            image = images[annotation["image_id"]]
-            size = image["height"], image["width"]
-            if problem := mask_error(annotation["segmentation"], *size):
-                raise UserError(f"{path} annotation {annotation.get('id')} has {problem}")
-            number = numbers[annotation["category_id"]]
-            image["instances"].append({**annotation, "category_id": number})
-        names = ("background", *(str(category["name"]) for category in categories))
-    if not images:
-        raise UserError(f"{path} lists no images")
+        for image in images.values():
+            for annotation in image["annotations"]:
+                size = image["height"], image["width"]
+                if problem := mask_error(annotation["segmentation"], *size):
+                    raise UserError(f"{path} annotation {annotation.get('id')} has {problem}")
+                annotation["category_id"] = numbers[annotation["category_id"]]
+    names = ("background", *(categories[category] for category in sorted(categories)))
     return names, list(images.values())
 
 
@@ -119,10 +115,10 @@ def paint(image: dict[str, Any]) -> np.ndarray:
     """Instances merged into one (H, W) uint8 class map, small ones over large ones; crowds: 255."""
     size = image["height"], image["width"]
     merged = np.zeros(size, np.uint8)
-    for instance in sorted(image["instances"], key=lambda instance: -instance.get("area", 0)):
+    for instance in sorted(image["annotations"], key=lambda instance: -instance.get("area", 0)):
         crowd = instance.get("iscrowd", 0)
         mask = _mask(instance["segmentation"], *size)
-        merged[mask] = IGNORE if crowd else instance["category_id"]
+        merged[mask] = UNKNOWN if crowd else instance["category_id"]
     return merged
 
 

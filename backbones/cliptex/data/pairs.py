@@ -33,9 +33,9 @@ from backbones.cliptex.data.source import (
 from backbones.cliptex.data.table import TablePairs
 from backbones.cliptex.data.tables import Contents, cached_table
 from backbones.cliptex.data.tar_index import read_member, tar_identity, walk_tar
-from backbones.cliptex.protocols import Progress, Silent
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.files import content_key
+from cliptex_common.progress import Progress, Silent
 from cliptex_common.secrets import hide_secrets
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")

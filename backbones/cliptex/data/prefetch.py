@@ -1,4 +1,4 @@
-"""Batches made by threads while the training works on earlier ones."""
+"""Work done by threads while the caller works on earlier results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Result = TypeVar("Result")
 
 
 def computed_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int = 0
 ) -> Iterator[Result]:
     """``function`` of each item, in order, by so many threads (0: when the next one is requested).
 
-    At most two results a thread wait to be requested.
+    At most ``ahead`` results, or two a thread, wait to be requested.
     """
     if not threads:
         yield from map(function, items)
@@ -25,7 +25,7 @@ def computed_ahead(
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) > 2 * threads:
+            if len(pending) > (ahead or 2 * threads):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

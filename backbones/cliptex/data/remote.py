@@ -14,10 +14,10 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from backbones.cliptex.protocols import Progress
 from cliptex_common.errors import DISK_FULL, UserError, first_line
 from cliptex_common.files import atomic_write, content_key, home
 from cliptex_common.locks import lock_path, locked
+from cliptex_common.progress import Progress
 from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 
 DOWNLOADS = 16  # at a time

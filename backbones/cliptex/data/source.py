@@ -39,7 +39,8 @@ class Shard:
 
 
 class BadPair(ValueError):
-    """A pair cannot be read; the message says why. An error only past 1 % (``FailureCounter``)."""
+    """A pair cannot be read or labelled; the message says why. An error only past 1 %, see
+    ``FailureCounter``."""
 
 
 class FailureCounter:

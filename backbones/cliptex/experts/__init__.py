@@ -2,23 +2,29 @@
 
 from backbones.cliptex.experts.base import EXPERTS, Expert, find_expert
 from backbones.cliptex.experts.registry import load_experts
-from backbones.cliptex.experts.training import evaluate_expert, train_expert
 
 EXPERTS.register_lazy(
-    "unet",
+    "unet-seg",
     f"{__name__}.unet:UNetSeg",
-    "semantic segmentation (encoder-decoder); trained here on COCO instances merged into one map",
+    "semantic segmentation by a U-Net, trained here on COCO instances merged into one map",
+)
+EXPERTS.register_lazy(
+    "unet-depth", f"{__name__}.unet:UNetDepth", "relative inverse depth by a U-Net, trained here"
+)
+EXPERTS.register_lazy(
+    "unet-normals",
+    f"{__name__}.unet:UNetNormals",
+    "surface normals and their uncertainty by a U-Net (AngMF likelihood), trained here",
 )
 EXPERTS.register_lazy(
     "dpt",
     f"{__name__}.dpt:DPT",
-    "relative inverse depth: a transformers model by hub name or folder; can be trained here",
+    "relative inverse depth by a transformers model: a hub name or a folder",
 )
 EXPERTS.register_lazy(
     "nll-angmf",
     f"{__name__}.nll_angmf:NllAngMF",
-    "surface normals and their uncertainty (AngMF likelihood), by its authors' checkpoint; can be"
-    " trained here",
+    "surface normals and their uncertainty (AngMF likelihood), by its authors' checkpoint",
 )
 
-__all__ = ["EXPERTS", "Expert", "evaluate_expert", "find_expert", "load_experts", "train_expert"]
+__all__ = ["EXPERTS", "Expert", "find_expert", "load_experts"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,19 +19,16 @@ from torch.utils._pytree import tree_map_only
 
 from backbones.base import state_sha256
 from backbones.cliptex.experts.data import ExpertData
+from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.device import prefers_bf16
 from cliptex_common.errors import UserError, first_line, report_malformed
 from cliptex_common.files import atomic_write, read_json, write_json
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.settings import ShareRange, one_line_errors, settings_dataclass
 
-if TYPE_CHECKING:  # it imports open_clip and timm, and `list experts` must not
-    from backbones.cliptex.training.trainer import TrainContext
-
+# of images (B, 3, S, S) in [0, 1] and their target, as ``Task.warp`` gives it: a scalar
+Loss = Callable[[Tensor, Tensor], Tensor]
 BACKGROUND = "background"
-# of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16
-IGNORE = 255
-IGNORE_WIDE = 65535
 WEIGHTS, CONFIG = "weights.safetensors", "expert.json"
 
 
@@ -64,7 +61,7 @@ class Expert(nn.Module, ABC):
 
     A subclass is one file. It gives ``name``, ``task`` and ``settings_type`` (a frozen dataclass of
     JSON-able fields that says how it is built and trained), builds itself from its settings, and
-    implements ``predict``; those that can be trained here implement ``train_on``; those whose
+    implements ``predict``; those that can be trained here implement ``loss``; those whose
     weights come from elsewhere override ``load`` to read them.
 
     Attributes:
@@ -104,12 +101,9 @@ class Expert(nn.Module, ABC):
         """An expert to be trained, its encoder with pretrained weights where it has some."""
         return cls(settings, classes)
 
-    def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
-        """Fit this expert to ``data``.
-
-        Returns:
-            the cost: ``train_seconds`` and ``train_flops``.
-        """
+    def loss(self, data: ExpertData) -> Loss:
+        """What an expert that is trained here learns from ``data``, or from other images of the
+        same classes."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
@@ -127,7 +121,7 @@ class Expert(nn.Module, ABC):
     @property
     def ignore_index(self) -> int:
         """Value of ``seg`` where the expert is not sure."""
-        return IGNORE if len(self.classes) <= IGNORE else IGNORE_WIDE
+        return UNKNOWN if len(self.classes) <= UNKNOWN else 65535
 
     @property
     def device(self) -> torch.device:

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backbones.cliptex.data.ground_truth import IGNORE, Sample
-from backbones.cliptex.protocols import Progress
+from backbones.cliptex.data.ground_truth import LabelledImage
 from backbones.cliptex.tasks import find_task
+from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.images import IMAGE_ERRORS, to_rgb
+from cliptex_common.progress import Progress
 from cliptex_common.visible_devices import cores
 
 MEMORY = 2 * 2**30
@@ -40,7 +41,7 @@ class ExpertData:
     """
 
     task: str
-    samples: Sequence[Sample]
+    samples: Sequence[LabelledImage]
     size: int
     classes: tuple[str, ...] = ()
     fingerprint: str = ""
@@ -115,7 +116,7 @@ def load_data(root: Path, task: str, split: str, size: int, progress: Progress) 
         if classes:
             data.pixels += torch.bincount(batch[1].flatten().long(), minlength=256)[:256]
         progress.advance(len(batch[0]))
-    numbers = data.pixels[:IGNORE].nonzero().flatten().tolist()
+    numbers = data.pixels[:UNKNOWN].nonzero().flatten().tolist()
     if numbers and numbers[-1] >= len(classes):
         raise UserError(
             f"the {split} maps of {task} have class {numbers[-1]}, but only {len(classes)} names"

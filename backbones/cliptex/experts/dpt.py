@@ -1,4 +1,4 @@
-"""``dpt``: relative inverse depth, by a published model or a U-Net that is trained here."""
+"""``dpt``: relative inverse depth by a published model (Ranftl et al., TPAMI 2022, and later)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.cliptex.experts.base import CONFIG, Expert, FitSettings, resize
-from backbones.cliptex.experts.unet import UNetExpert
+from backbones.cliptex.experts.base import Expert, FitSettings, resize
 from cliptex_common.errors import UserError, first_line
 
 SUGGESTED = "Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf"
 
 
-class PublishedDepth(Expert):
+class DPT(Expert):
     """A depth model of transformers that predicts relative inverse depth.
 
     Its own processor resizes and normalises the images.
+
+    WHERE: a hub name (``Intel/dpt-large``, ``depth-anything/Depth-Anything-V2-Small-hf``), or a
+    folder as transformers saves it.
     """
 
     name = "dpt"
@@ -55,6 +57,11 @@ class PublishedDepth(Expert):
         Raises:
             UserError: no such model, missing weights, or not relative inverse depth.
         """
+        if Path(source).is_file():
+            raise UserError(
+                f"{source} is a file, and MiDaS's own checkpoints are not read; use the same"
+                f" weights from the hub, such as dpt={SUGGESTED}"
+            )
         net, processor = _from_transformers(source)
         _check_convention(source, net.config)
         expert = cls(net, processor)
@@ -107,27 +114,3 @@ def _check_convention(source: str, config: Any) -> None:
             f" (depth_estimation_type: {depth_type}); use {SUGGESTED}, or, if it does, write"
             ' "depth_estimation_type": "relative" into the config.json of a copy'
         )
-
-
-class DPT(UNetExpert):
-    """Relative inverse depth, trained with the loss of MiDaS (Ranftl et al., TPAMI 2022): a U-Net.
-
-    WHERE: a folder that ``experts train`` wrote, or a published model: a hub name
-    (``Intel/dpt-large``, ``depth-anything/Depth-Anything-V2-Small-hf``) or a folder as transformers
-    saves it.
-    """
-
-    name = "dpt"
-    task = "depth"
-
-    @classmethod
-    def load(cls, source: str, device: torch.device | str = "cpu") -> Any:
-        path = Path(source)
-        if (path / CONFIG).is_file():
-            return super().load(source, device)
-        if path.is_file():
-            raise UserError(
-                f"{source} is a file, and MiDaS's own checkpoints are not read; use the same"
-                f" weights from the hub, such as dpt={SUGGESTED}"
-            )
-        return PublishedDepth.load(source, device)

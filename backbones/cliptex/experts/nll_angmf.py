@@ -1,10 +1,10 @@
-"""``nll-angmf``: surface normals and their uncertainty by the AngMF likelihood."""
+"""``nll-angmf``: surface normals and their uncertainty, by the authors' network (Bae et al., ICCV
+2021)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,22 +15,22 @@ from torch.nn import functional as F
 
 from backbones.checkpoint import fit_state, load_checkpoint
 from backbones.cliptex.experts.base import Expert, FitSettings, resize
-from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.uncertainty_guided import STRIDE, Norm, UncertaintyGuided
-from backbones.cliptex.experts.unet import Loss, UNetExpert, scaled
-from backbones.cliptex.tasks import angmf
+from backbones.cliptex.experts.unet import scaled
 from backbones.cliptex.training.encoders import Normalise
 
 AT_ONCE = 8  # images: at 480 × 640 px the last MLP takes 0.5 GB each
 
 
-class PublishedNllAngMF(Expert):
+class NllAngMF(Expert):
     """The authors' own network with their weights.
 
     Their normals have x left, y up, z towards the camera; ``predict`` negates x to give
     ``dense_maps.geometry.AXES``. (Their repository does not say so; its issue 13 found it by trial,
     and their DSINE, which reads the same ground truth of NYU-v2 and ScanNet, says it: x right, y
     down, z to the front, of normals that point into the surface.)
+
+    WHERE: a checkpoint of the authors (``scannet.pt``, ``nyu.pt``).
     """
 
     name = "nll-angmf"
@@ -42,7 +42,7 @@ class PublishedNllAngMF(Expert):
         self.normalise = Normalise(MEAN, STD)
 
     @classmethod
-    def load(cls, source: str, device: torch.device | str = "cpu") -> Any:
+    def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
         checkpoint = load_checkpoint(source)
         norm: Norm = "BN" if "decoder.up1._net.1.running_mean" in checkpoint.state else "GN"
         expert = cls(norm)
@@ -69,34 +69,3 @@ class PublishedNllAngMF(Expert):
             normals.append(F.normalize(resize(normal, size), dim=1).cpu().numpy())
             kappas.append(resize(kappa[:, None], size)[:, 0].cpu().numpy())
         return {"normal": np.concatenate(normals), "confidence": np.concatenate(kappas)}
-
-
-class NllAngMF(UNetExpert):
-    """(μ, κ) of each pixel (Bae et al., ICCV 2021): a U-Net without that paper's refinement.
-
-    WHERE: a folder that ``experts train`` wrote, or a checkpoint of the authors (``scannet.pt``,
-    ``nyu.pt``).
-    """
-
-    name = "nll-angmf"
-    task = "normal"
-    channels = 4
-
-    @classmethod
-    def load(cls, source: str, device: torch.device | str = "cpu") -> Any:
-        if Path(source).is_file():
-            return PublishedNllAngMF.load(source, device)
-        return super().load(source, device)
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        mean, kappa = angmf.split(self.outputs(images))
-        return {"normal": mean.cpu().numpy(), "confidence": kappa.cpu().numpy()}
-
-    def loss(self, data: ExpertData) -> Loss:
-        def mean_loss(output: Tensor, normal: Tensor) -> Tensor:
-            mean, kappa = angmf.split(output)
-            valid = normal.square().sum(1) > 0.25
-            return (angmf.nll(mean, kappa, normal) * valid).sum() / valid.sum().clamp(min=1)
-
-        return mean_loss

@@ -1,13 +1,12 @@
-"""``unet``: semantic segmentation by a timm encoder with a U-Net decoder (Ronneberger et al. 2015).
+"""``unet-seg``, ``unet-depth``, ``unet-normals``: experts that are trained here.
 
-Also the base of the other experts that are one.
+Each is a timm encoder with a U-Net decoder (Ronneberger et al. 2015).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -16,18 +15,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import state_sha256
-from backbones.cliptex.data.augment import IGNORE as UNLABELLED
-from backbones.cliptex.experts.base import IGNORE, Expert, FitSettings, resize
+from backbones.cliptex.data.augment import IGNORE
+from backbones.cliptex.experts.base import Expert, FitSettings, Loss, resize
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.tasks import find_task
+from backbones.cliptex.tasks import angmf, find_task
 from backbones.cliptex.training.encoders import PACKAGED, Normalise, timm_encoder
+from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.settings import settings_dataclass
 
-if TYPE_CHECKING:  # it imports open_clip and timm, which a plugin that is listed must not
-    from backbones.cliptex.training.trainer import TrainContext
-
 LONGEST = 8
-Loss = Callable[[Tensor, Tensor], Tensor]  # of (N, channels, H, W) and its target: a scalar
+
+
+class LastOutput:
+    """A function that returns its last output again where the next input is equal."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        self.function = function
+        self.input: Tensor | None = None
+        self.output: Any = None
+
+    def __call__(self, pixels: Tensor) -> Any:
+        if self.input is None or not torch.equal(pixels, self.input):
+            self.input, self.output = pixels, self.function(pixels)
+        return self.output
 
 
 class UNet(nn.Module):
@@ -56,6 +66,7 @@ class UNet(nn.Module):
         super().__init__()
         self.encoder, mean, std = timm_encoder(encoder, pretrained)
         self.frozen = frozen
+        self.encode_once: LastOutput | None = None  # shared with networks of the same encoder
         self.encoder.requires_grad_(not frozen)
         strides = self.encoder.feature_info.reduction()
         depths = self.encoder.feature_info.channels()
@@ -83,7 +94,8 @@ class UNet(nn.Module):
         x = self.normalise(images)
         if inner != list(size):
             x = F.interpolate(x, inner, mode="bilinear", align_corners=False)
-        maps = self.encoder(x.contiguous(memory_format=torch.channels_last))
+        encode = self.encode_once or self.encoder
+        maps = encode(x.contiguous(memory_format=torch.channels_last))
         x = maps[self.levels[-1]]
         for block, level in zip(self.blocks, reversed(self.levels[:-1]), strict=True):
             x = F.interpolate(x, maps[level].shape[-2:], mode="bilinear", align_corners=False)
@@ -113,20 +125,6 @@ class UNetSettings(FitSettings):
     stride: PositiveInt = 2
 
 
-class LastOutput:
-    """A function that returns its last output again where the next input is equal."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        self.function = function
-        self.input: Tensor | None = None
-        self.output: Any = None
-
-    def __call__(self, pixels: Tensor) -> Any:
-        if self.input is None or not torch.equal(pixels, self.input):
-            self.input, self.output = pixels, self.function(pixels)
-        return self.output
-
-
 class UNetExpert(Expert):
     """An expert that is a ``UNet``, learned by the loss of its task. A subclass gives ``name``,
     ``task`` and, where a label is not what the task's loss takes, ``labels``.
@@ -148,7 +146,7 @@ class UNetExpert(Expert):
         self.net = UNet(
             settings.encoder,
             pretrained=pretrained,
-            channels=self.channels or find_task(self.task).channels(classes),
+            channels=self.channels or find_task(self.task).output_channels(classes),
             frozen=settings.frozen,
             width=settings.width,
             stride=settings.stride,
@@ -169,9 +167,8 @@ class UNetExpert(Expert):
             return
         own, shared = self.net.encoder, earlier.net.encoder
         if state_sha256(own.state_dict()) == state_sha256(shared.state_dict()):
-            if not isinstance(shared.forward, LastOutput):
-                shared.forward = LastOutput(shared.forward)
-            self.net.encoder = shared
+            earlier.net.encode_once = earlier.net.encode_once or LastOutput(shared)
+            self.net.encoder, self.net.encode_once = shared, earlier.net.encode_once
 
     def outputs(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 → (N, channels, H, W), computed at ``size`` on the short side."""
@@ -181,31 +178,20 @@ class UNetExpert(Expert):
 
     def labels(self, output: Tensor) -> Tensor:
         """Labels of N images from the network's output, (N, channels, H, W)."""
-        return find_task(self.task).activate(output)
+        return find_task(self.task).predict(output)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         return {self.task: self.labels(self.outputs(images)).cpu().numpy()}
 
     def loss(self, data: ExpertData) -> Loss:
-        """The loss on a batch of ``data``, or of other images of the same classes."""
         task = find_task(self.task)
 
-        def mean_loss(output: Tensor, target: Tensor) -> Tensor:
-            total, count = task.loss(task.activate(output), target)
+        def mean_loss(images: Tensor, target: Tensor) -> Tensor:
+            total, count = task.loss(task.activate(self.net(images).float()), target)
             return total / count.clamp(min=1)
 
         return mean_loss
-
-    def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
-        from backbones.cliptex.experts.fit import ExpertTrainer
-
-        loss = self.to(context.device).loss(data)
-
-        def loss_of(images: Tensor, target: Tensor) -> Tensor:
-            return loss(self.net(images).float(), target)
-
-        return ExpertTrainer(self, loss_of, data, self.settings, context, seed).fit()
 
 
 def scaled(size: tuple[int, ...], side: int) -> tuple[int, int]:
@@ -221,7 +207,7 @@ def scaled(size: tuple[int, ...], side: int) -> tuple[int, int]:
 
 @settings_dataclass
 class UNetSegSettings(UNetSettings):
-    """Settings of ``unet``.
+    """Settings of ``unet-seg``.
 
     Attributes (besides those of ``UNetSettings``):
         score_threshold: pixels whose likeliest class has a lower probability are ignored.
@@ -234,9 +220,9 @@ class UNetSegSettings(UNetSettings):
 
 
 class UNetSeg(UNetExpert):
-    """Semantic segmentation by a U-Net: background and the classes of a COCO file."""
+    """Background and the classes of a COCO file."""
 
-    name = "unet"
+    name = "unet-seg"
     task = "seg"
     settings_type = UNetSegSettings
     settings: UNetSegSettings
@@ -245,11 +231,16 @@ class UNetSeg(UNetExpert):
         best, index = output.softmax(1).max(1)
         sure = best >= self.settings.score_threshold
         labels = torch.where(sure, index, self.ignore_index)
-        return labels.to(torch.uint8 if self.ignore_index == IGNORE else torch.uint16)
+        return labels.to(torch.uint8 if self.ignore_index == UNKNOWN else torch.uint16)
 
     def loss(self, data: ExpertData) -> Loss:
         weight = _class_weights(data, self.settings.balance).to(self.device)
-        return partial(F.cross_entropy, weight=weight, ignore_index=UNLABELLED)
+
+        def weighted(images: Tensor, target: Tensor) -> Tensor:
+            output = self.net(images).float()
+            return F.cross_entropy(output, target, weight, ignore_index=IGNORE)
+
+        return weighted
 
 
 def _class_weights(data: ExpertData, balance: float) -> Tensor:
@@ -258,3 +249,32 @@ def _class_weights(data: ExpertData, balance: float) -> Tensor:
     share /= share.sum()
     weight = share.clamp(min=1e-6) ** -balance
     return weight / (weight * share).sum()
+
+
+class UNetDepth(UNetExpert):
+    """Relative inverse depth, learned by the loss of MiDaS (Ranftl et al., TPAMI 2022)."""
+
+    name = "unet-depth"
+    task = "depth"
+
+
+class UNetNormals(UNetExpert):
+    """Surface normals and their uncertainty, learned by the likelihood of AngMF (Bae et al., ICCV
+    2021)."""
+
+    name = "unet-normals"
+    task = "normal"
+    channels = 4
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> dict[str, np.ndarray]:
+        mean, kappa = angmf.split(self.outputs(images))
+        return {"normal": mean.cpu().numpy(), "confidence": kappa.cpu().numpy()}
+
+    def loss(self, data: ExpertData) -> Loss:
+        def mean_loss(images: Tensor, normal: Tensor) -> Tensor:
+            mean, kappa = angmf.split(self.net(images).float())
+            valid = normal.square().sum(1) > 0.25
+            return (angmf.nll(mean, kappa, normal) * valid).sum() / valid.sum().clamp(min=1)
+
+        return mean_loss

@@ -1,20 +1,19 @@
 """Pseudo-labels: every expert sees every pair's image once; its labels are stored shard by shard.
 
 A shard is a unit of work: whoever labels it, in whichever order, writes the same bytes, and a
-finished shard of the same experts and pairs is kept. Memory is constant. Every pair is labelled or
-named as failed, except pairs without a manual label.
+finished shard of the same experts and pairs is kept. Memory is constant. A pair that cannot be
+labelled is listed with its reason; one without a manual label is not.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,23 +21,22 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from backbones.cliptex.cost import count_flops
+from backbones.cliptex.data.prefetch import computed_ahead
 from backbones.cliptex.data.source import BadPair, FailureCounter, PairSource, Shard, decode_image
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.labels.manual import ManualLabels
 from backbones.cliptex.labels.shards import DamagedShard, tar_path
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, store_key
-from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, origins
 from backbones.cliptex.tasks.base import resize_nearest
 from cliptex_common.errors import UserError
 from cliptex_common.out_of_memory import Halving
+from cliptex_common.progress import Progress
 from cliptex_common.settings import settings_dataclass
 
 VERSION = 2
 Labelling = Sequence[Expert | ManualLabels]
 Prediction = tuple[str, Sequence[int], dict[str, np.ndarray]]  # key, image size, maps by task
-T = TypeVar("T")
-R = TypeVar("R")
 IMAGE_PIXELS = 2**19  # of larger images fewer are in a batch, so that memory stays bounded
 
 
@@ -83,7 +81,8 @@ class Labeller:
             them, or ``ManualLabels``.
         writer: of the store, as ``labels_writer`` gives it for these.
         batch_size: images of one size that experts see at once; fewer above ``IMAGE_PIXELS``.
-        num_workers: threads that decode images and encode labels; never changes a byte.
+        num_workers: threads that decode images, and as many that encode labels; never changes a
+            byte.
     """
 
     def __init__(
@@ -116,29 +115,22 @@ class Labeller:
         if summary := self.writer.finished(shard.name, notify):
             return LabelledShard(summary["failed"])
         progress.start(f"labelling {shard.name}", shard.count)
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            return self._write(shard, pool, progress)
-
-    def _write(self, shard: Shard, pool: ThreadPoolExecutor, progress: Progress) -> LabelledShard:
         started = time.monotonic()
         self.images, self.seconds = 0, dict.fromkeys(self.seconds, 0.0)
         with self.writer.shard(shard.name) as file:
 
-            def fail(key: str, error: Exception) -> None:
+            def fail(key: str, error: BadPair) -> None:
                 file.fail(key, str(error))
                 progress.advance()
 
-            ahead = 2 * self.num_workers + self.batch_size
-            images = _run_ahead(pool, self._decode, self.source.iter_shard(shard), ahead)
+            threads, batch_size = self.num_workers, self.batch_size
+            indices = self.source.iter_shard(shard)
+            images = computed_ahead(self._decode, indices, threads, 2 * threads + batch_size)
+            encode = partial(self._encode, shard.name)
             predictions = self._predictions(images, fail)
-            encoded = _run_ahead(
-                pool, lambda item: self._encode(shard.name, *item), predictions, 2 * self.batch_size
-            )
-            for (key, *_), future in encoded:
-                try:
-                    labels = future.result()
-                except BadPair as error:
-                    fail(key, error)
+            for key, labels in computed_ahead(encode, predictions, threads, 2 * batch_size):
+                if isinstance(labels, BadPair):
+                    fail(key, labels)
                     continue
                 if labels:
                     file.add(key, labels)
@@ -155,8 +147,8 @@ class Labeller:
 
     def _predictions(
         self,
-        decoded: Iterable[tuple[int, Future[np.ndarray]]],
-        fail: Callable[[str, Exception], None],
+        decoded: Iterable[tuple[str, np.ndarray | BadPair]],
+        fail: Callable[[str, BadPair], None],
     ) -> Iterator[Prediction]:
         for keys, images in self._batches(decoded, fail):
             predictions = self._predict(images)
@@ -166,8 +158,8 @@ class Labeller:
 
     def _batches(
         self,
-        decoded: Iterable[tuple[int, Future[np.ndarray]]],
-        fail: Callable[[str, Exception], None],
+        decoded: Iterable[tuple[str, np.ndarray | BadPair]],
+        fail: Callable[[str, BadPair], None],
     ) -> Iterator[tuple[list[str], Tensor]]:
         """Keys and (N, 3, H, W) uint8 images of one size, at most ``batch_size``, in the shard's
         order."""
@@ -178,12 +170,9 @@ class Labeller:
             keys, images = zip(*waiting.pop(shape), strict=True)
             return list(keys), torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-        for index, future in decoded:
-            key = self.source.key(index)
-            try:
-                image = future.result()
-            except BadPair as error:
-                fail(key, error)
+        for key, image in decoded:
+            if isinstance(image, BadPair):
+                fail(key, image)
                 continue
             waiting.setdefault(image.shape, []).append((key, image))
             pixels = {
@@ -197,8 +186,12 @@ class Labeller:
         for shape in list(waiting):
             yield batch(shape)
 
-    def _decode(self, index: int) -> np.ndarray:
-        return decode_image(self.source[index].image, self.settings.input_side or None)
+    def _decode(self, index: int) -> tuple[str, np.ndarray | BadPair]:
+        key = self.source.key(index)
+        try:
+            return key, decode_image(self.source[index].image, self.settings.input_side or None)
+        except BadPair as error:
+            return key, error
 
     def _predict(self, images: Tensor) -> dict[str, np.ndarray]:
         predictions: dict[str, np.ndarray] = {}
@@ -216,33 +209,23 @@ class Labeller:
         self.images += len(images)
         return predictions
 
-    def _encode(
-        self, shard: str, key: str, size: Sequence[int], predictions: Mapping[str, np.ndarray]
-    ) -> dict[str, bytes]:
-        """All labels of a pair as files by suffix. Raises ``BadPair`` where one is of no use."""
+    def _encode(self, shard: str, prediction: Prediction) -> tuple[str, dict[str, bytes] | BadPair]:
+        """The key of a pair and all of its labels as files by suffix, or why one is of no use."""
+        key, size, maps = prediction
         labels = {}
-        for name, prediction in predictions.items():
-            label = find_task(name).from_expert(prediction)
+        for name, values in maps.items():
+            label = find_task(name).from_expert(values)
             if label.dtype.kind == "f" and not np.isfinite(label).any():
-                raise BadPair(f"no finite {name} from its expert")
+                return key, BadPair(f"no finite {name} from its expert")
             labels[name] = label
-        for manual in self.manual:
-            if (manual_label := manual.read(shard, key, size)) is not None:
-                labels[manual.task] = manual_label
+        try:
+            for manual in self.manual:
+                if (manual_label := manual.read(shard, key, size)) is not None:
+                    labels[manual.task] = manual_label
+        except BadPair as error:
+            return key, error
         side = self.settings.label_side
-        return encode({name: resize_nearest(label, side) for name, label in labels.items()})
-
-
-def _run_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int
-) -> Iterator[tuple[T, Future[R]]]:
-    """Each item, in order, with the call of ``function`` for it; ``count`` calls run ahead."""
-    calls: deque[tuple[T, Future[R]]] = deque()
-    for item in items:
-        calls.append((item, pool.submit(function, item)))
-        if len(calls) > count:
-            yield calls.popleft()
-    yield from calls
+        return key, encode({name: resize_nearest(label, side) for name, label in labels.items()})
 
 
 def labels_writer(

@@ -28,15 +28,17 @@ def nll(mean: Tensor, kappa: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
     """−log p(n | μ, κ) (eq. 5 there, with the constant 2π kept so that it is a density).
 
     ``mean`` and ``normal`` are unit vectors along ``dim``, ``kappa`` ≥ 0 and the result have their
-    shape without it. Stable for every κ: log(1 + exp(−κπ)) is a softplus, κ² + 1 a ``log1p``.
+    shape without it.
     """
-    theta = angle(mean, normal, dim)
-    return (
-        -torch.log1p(kappa.square())
-        + kappa * theta
-        + F.softplus(-math.pi * kappa)
-        + math.log(2 * math.pi)
-    )
+    return nll_of_angle(angle(mean, normal, dim), kappa) + math.log(2 * math.pi)
+
+
+def nll_of_angle(theta: Tensor, kappa: Tensor) -> Tensor:
+    """``nll`` less log 2π, of angles in radians.
+
+    Stable for every κ: log(1 + exp(−κπ)) is a softplus, κ² + 1 a ``log1p``.
+    """
+    return -torch.log1p(kappa.square()) + kappa * theta + F.softplus(-math.pi * kappa)
 
 
 def expected_angle(kappa: Tensor) -> Tensor:
@@ -44,7 +46,11 @@ def expected_angle(kappa: Tensor) -> Tensor:
     return 2 * kappa / (kappa.square() + 1) + math.pi * torch.sigmoid(-math.pi * kappa)
 
 
+def concentration(raw: Tensor) -> Tensor:
+    """κ = ELU(x) + 1 + ``MIN_KAPPA`` of a raw output."""
+    return F.elu(raw) + 1 + MIN_KAPPA
+
+
 def split(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Raw outputs (N, 4, H, W) → unit μ (N, 3, H, W), κ = ELU(x) + 1 + ``MIN_KAPPA`` (N, H, W)."""
-    mean = F.normalize(outputs[:, :3], dim=1, eps=1e-6)
-    return mean, F.elu(outputs[:, 3]) + 1 + MIN_KAPPA
+    """Raw outputs (N, 4, H, W) → unit μ (N, 3, H, W) and κ (N, H, W)."""
+    return F.normalize(outputs[:, :3], dim=1, eps=1e-6), concentration(outputs[:, 3])

@@ -11,13 +11,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from backbones.cliptex.data.augment import Geometry
-from backbones.cliptex.data.ground_truth import MapFolders, Sample
+from backbones.cliptex.data.ground_truth import LabelledImage, MapFolders
+from cliptex_common.weighted import Arrays, mean_of_images
 
 Summed = tuple[Tensor, Tensor]
 
@@ -46,13 +48,17 @@ class Task(ABC):
 
     # --- learning
 
-    def channels(self, classes: Sequence[str]) -> int:
-        """Output channels of the head."""
+    def output_channels(self, classes: Sequence[str]) -> int:
+        """Output channels of a head."""
         return 1
 
     def activate(self, output: Tensor) -> Tensor:
-        """The head's output, (N, channels, H, W), in the form that the loss takes."""
+        """A head's output, (N, channels, H, W), in the form that the loss takes."""
         return output
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The labels of N images in a head's output."""
+        return self.activate(output)
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
@@ -72,7 +78,7 @@ class Task(ABC):
 
     # --- labels
 
-    def ground_truth(self, root: Path, split: str) -> tuple[tuple[str, ...], list[Sample]]:
+    def ground_truth(self, root: Path, split: str) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """What ``experts train`` learns from: names of the classes, and the samples of the
         ``train`` or ``val`` split in a data root; by default the files of ``folders``.
 
@@ -109,16 +115,42 @@ class Task(ABC):
 
     # --- measured and seen
 
-    @abstractmethod
-    def score(
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Statistics of one image, from which ``summary`` computes metrics.
+
+        Args:
+            prediction, target: (1, H, W), or (3, H, W) of vectors.
+        """
+        raise NotImplementedError
+
+    def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
+        """The metrics of sets of images: here the mean of each statistic, without NaN.
+
+        Args:
+            arrays: the statistics of N images.
+            weights: (R, N) how often each image is in each set.
+
+        Returns:
+            metric → (R,).
+        """
+        return {name: mean_of_images(values, weights) for name, values in arrays.items()}
+
+    def accuracy(
         self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
     ) -> dict[str, float]:
-        """Score an expert's predictions of N images.
+        """The metrics of an expert's predictions of N images.
 
         Args:
             outputs: the expert's predictions by name (this task's, and a confidence if any).
             target: (N, …); classes from ``classes`` on are not scored.
         """
+        scores = [
+            self.score(*(torch.from_numpy(each).reshape(-1, *each.shape[-2:]) for each in pair))
+            for pair in zip(outputs[self.name], target, strict=True)
+        ]
+        arrays = {name: np.stack([each[name].numpy() for each in scores]) for name in scores[0]}
+        metrics = self.summary(arrays, np.ones((1, len(scores))))
+        return {name: float(values[0]) for name, values in metrics.items()}
 
     @abstractmethod
     def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,13 @@ from backbones.cliptex.data.ground_truth import MapFolders
 from backbones.cliptex.tasks.base import Summed
 from backbones.cliptex.tasks.shapes import ScalarMap
 from cliptex_common.dense_maps.read import DEEP, read_stored
+from cliptex_common.dense_maps.scores import depth_scores
 
 FLAT = 1e-6
 MIN_SPREAD = 1e-2  # of a prediction: heads begin at 0.02 to 0.2
 
 
-class Depth(ScalarMap):
+class InverseDepth(ScalarMap):
     """Inverse depth up to scale and shift, learned by the loss of MiDaS."""
 
     name = "depth"
@@ -53,26 +53,18 @@ class Depth(ScalarMap):
         """In [0, 1]: 0 the farthest and 1 the nearest of the image."""
         return np.square(super().decode(data))
 
-    def score(
-        self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
-    ) -> dict[str, float]:
-        """``abs_rel``, mean |d − d*| / d*, and ``delta1`` in per cent.
-
-        Image by image, after the least-squares scale and shift of inverse depth (MiDaS's protocol:
-        Ranftl et al. 2020). The target is in 1/m, NaN unknown.
-        """
-        errors, deltas = [], []
-        for predicted, real in zip(outputs[self.name], target, strict=True):
-            valid = np.isfinite(real)
-            if valid.sum() < 2:
-                continue
-            x, y = predicted[valid].astype(np.float64), real[valid].astype(np.float64)
-            design = np.stack([x, np.ones_like(x)], 1)
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """``abs_rel`` and ``delta1`` of depth, after the least-squares scale and shift of inverse
+        depth (MiDaS's protocol: Ranftl et al. 2020); NaN with fewer than two labelled pixels."""
+        valid = torch.isfinite(target)
+        x, y = (each[valid].double().numpy() for each in (prediction, target))
+        design = np.stack([x, np.ones_like(x)], 1)
+        aligned = np.ones_like(y)
+        if len(y) > 1:
             aligned = np.maximum(design @ np.linalg.lstsq(design, y, rcond=None)[0], y.min() / 10)
-            ratio = y / aligned  # of depths, predicted to true
-            errors.append(np.mean(np.abs(ratio - 1)))
-            deltas.append(np.mean(np.maximum(ratio, 1 / ratio) < 1.25))
-        return {"abs_rel": float(np.mean(errors)), "delta1": 100 * float(np.mean(deltas))}
+        depth, real = (torch.from_numpy(1 / each) for each in (aligned, y))
+        scores = depth_scores(depth, real, torch.full((len(y),), len(y) > 1))
+        return {name: scores[name] for name in ("abs_rel", "delta1")}
 
 
 def depth_loss(
@@ -138,4 +130,4 @@ def _align(values: Tensor, mask: Tensor, min_spread: float = 1e-6) -> tuple[Tens
     return (values - centre) / deviation.clamp(min=min_spread)[:, None, None], deviation
 
 
-TASK = Depth()
+TASK = InverseDepth()

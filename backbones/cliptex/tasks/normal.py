@@ -13,9 +13,10 @@ from backbones.cliptex.data.ground_truth import MapFolders
 from backbones.cliptex.tasks.angmf import angle, expected_angle
 from backbones.cliptex.tasks.base import Summed
 from backbones.cliptex.tasks.shapes import VectorMap
+from cliptex_common.dense_maps.scores import angles
 
 
-class Normal(VectorMap):
+class NormalLabels(VectorMap):
     """Directions, learned by their angle."""
 
     name = "normal"
@@ -23,10 +24,10 @@ class Normal(VectorMap):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
         """Sum of angles in radians (Bae et al. 2021, ICCV, eq. 4) and number of labelled pixels."""
-        angles = angle(self.activate(prediction), target.float())
-        return torch.where(self.valid(target), angles, 0.0).sum(), self.count(target)
+        theta = angle(self.activate(prediction), target.float())
+        return torch.where(self.valid(target), theta, 0.0).sum(), self.count(target)
 
-    def score(
+    def accuracy(
         self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
     ) -> dict[str, float]:
         """``normal_mean``, ``normal_median`` in degrees, ``normal_11.25`` in per cent.
@@ -35,12 +36,12 @@ class Normal(VectorMap):
         to compare with ``normal_mean``.
         """
         valid = np.square(target).sum(1) > 0.25
-        chord = np.linalg.norm(outputs[self.name] - target, axis=1)[valid]
-        angles = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
+        maps = (torch.from_numpy(each).movedim(1, 0) for each in (outputs[self.name], target))
+        errors = angles(*maps).numpy()[valid]
         metrics = {
-            "normal_mean": float(angles.mean()),
-            "normal_median": float(np.median(angles)),
-            "normal_11.25": 100 * float(np.mean(angles < 11.25)),
+            "normal_mean": float(errors.mean()),
+            "normal_median": float(np.median(errors)),
+            "normal_11.25": 100 * float(np.mean(errors < 11.25)),
         }
         if "confidence" in outputs:
             expected = expected_angle(torch.from_numpy(outputs["confidence"][valid])).mean()
@@ -48,4 +49,4 @@ class Normal(VectorMap):
         return metrics
 
 
-TASK = Normal()
+TASK = NormalLabels()

@@ -6,21 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.cliptex.data.augment import IGNORE
-from backbones.cliptex.data.ground_truth import Sample, coco_samples
+from backbones.cliptex.data.ground_truth import LabelledImage, coco_samples
 from backbones.cliptex.tasks.base import Summed
 from backbones.cliptex.tasks.shapes import ClassMap
+from cliptex_common.dense_maps.scores import class_areas, confusion
 
 
-class Segmentation(ClassMap):
+class SegLabels(ClassMap):
     """Pixel-wise classes, learned by cross-entropy."""
 
     name = "seg"
 
-    def ground_truth(self, root: Path, split: str) -> tuple[tuple[str, ...], list[Sample]]:
+    def ground_truth(self, root: Path, split: str) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """Instances of COCO: 0 is the background, crowds are unknown."""
         return coco_samples(root, split)
 
@@ -30,7 +32,7 @@ class Segmentation(ClassMap):
         total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
         return total, self.count(target)
 
-    def score(
+    def accuracy(
         self, outputs: Mapping[str, np.ndarray], target: np.ndarray, classes: int = 0
     ) -> dict[str, float]:
         """Metrics in per cent.
@@ -39,23 +41,21 @@ class Segmentation(ClassMap):
         ``object_acc`` (over pixels of objects), ``labelled`` (share not unknown) and
         ``labelled_acc`` (correct among those).
         """
-        labels, scored = outputs[self.name], target < classes
-        predicted, real = labels[scored].astype(np.int64), target[scored].astype(np.int64)
-        # unknown is a column of its own
-        predicted = np.where(predicted == np.iinfo(labels.dtype).max, classes, predicted)
-        counts = np.bincount(real * (classes + 1) + predicted, minlength=classes * (classes + 1))
-        counts = counts.reshape(classes, classes + 1)
-        correct = counts.diagonal()
-        union = counts.sum(1) + counts[:, :classes].sum(0) - correct
-        present = counts.sum(1) > 0
-        sure = counts[:, :classes].sum()
+        # unknown predictions are of a class that no pixel has; targets above it are not scored
+        predicted = torch.from_numpy(np.minimum(outputs[self.name], classes).astype(np.int64))
+        real = torch.from_numpy(np.where(target < classes, target, classes + 1).astype(np.int64))
+        areas = class_areas(confusion(predicted, real, classes + 1, classes + 1))
+        hit, answered, label = (area.numpy() for area in areas.values())
+        present = label > 0
+        union = label[present] + answered[present] - hit[present]
+        sure = answered[:classes].sum()
         return {
-            "mIoU": 100 * float(np.mean(correct[present] / union[present])),
-            "aAcc": 100 * float(correct.sum() / counts.sum()),
-            "object_acc": 100 * float(correct[1:].sum() / max(counts[1:].sum(), 1)),
-            "labelled": 100 * float(sure / counts.sum()),
-            "labelled_acc": 100 * float(correct.sum() / max(sure, 1)),
+            "mIoU": 100 * float(np.mean(hit[present] / union)),
+            "aAcc": 100 * float(hit.sum() / label.sum()),
+            "object_acc": 100 * float(hit[1:].sum() / max(label[1:].sum(), 1)),
+            "labelled": 100 * float(sure / label.sum()),
+            "labelled_acc": 100 * float(hit.sum() / max(sure, 1)),
         }
 
 
-TASK = Segmentation()
+TASK = SegLabels()

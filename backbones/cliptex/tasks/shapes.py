@@ -1,6 +1,6 @@
 """Tasks of the known shapes: a class, a number or a direction for each pixel.
 
-A subclass gives ``name``, ``loss`` and ``score``, and what is different about it.
+A subclass gives ``name``, ``loss`` and, for its expert, ``score``, and what is different about it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ClassMap(KnownShape):
     has_classes = True
     missing = torch.full((1, 1), IGNORE, dtype=torch.int16)
 
-    def channels(self, classes: Sequence[str]) -> int:
+    def output_channels(self, classes: Sequence[str]) -> int:
         return len(classes)
 
     def valid(self, target: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class VectorMap(KnownShape):
     quantisation = "octahedral, 2 × 8 bits: at most 0.95 degrees"
     missing = torch.zeros(3, 1, 1, dtype=torch.int8)
 
-    def channels(self, classes: Sequence[str]) -> int:
+    def output_channels(self, classes: Sequence[str]) -> int:
         return 3
 
     def activate(self, output: Tensor) -> Tensor:

@@ -18,11 +18,10 @@ from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.optimizer import build_optimizer
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.retrieval import recall
-from backbones.cliptex.training.step import TrainStep
+from backbones.cliptex.training.step import Passes
 from backbones.cliptex.training.trainer import (
     TrainContext,
     Trainer,
-    TrainPlan,
     copy_buffers,
     restore_buffers,
 )
@@ -51,15 +50,10 @@ class CLIPTrainer(Trainer):
         context: TrainContext,
         key: str,
     ) -> None:
-        plan = TrainPlan(
-            name=recipe.name,
-            key=key,
-            seed=recipe.seed,
-            steps=dataset.steps,
-            batch_size=recipe.batch_size,
-            grad_clip=recipe.grad_clip,
-            ema=recipe.ema,
-        )
+        self.recipe, self.dataset, self.key = recipe, dataset, key
+        self.name, self.seed, self.steps = recipe.name, recipe.seed, dataset.steps
+        self.batch_size, self.grad_clip = recipe.batch_size, recipe.grad_clip
+        self.ema_decay = recipe.ema
         optimizer = build_optimizer(
             model,
             recipe.lr,
@@ -68,16 +62,15 @@ class CLIPTrainer(Trainer):
             betas=(recipe.beta1, recipe.beta2),
             eps=1e-6,
         )
-        super().__init__(model, optimizer, plan, context, process)
-        self.recipe, self.dataset = recipe, dataset
-        self.forward = TrainStep(model, recipe, dataset.label_size, process.device)
+        super().__init__(model, optimizer, context, process)
+        self.passes = Passes(model, recipe, dataset.label_size, process.device)
         self.unreadable, self.unlabelled = FailureCounter(f"pairs of {dataset.pairs.name}"), 0
 
     def batches(self, start: int) -> Iterable[Batch]:
         recipe, context = self.recipe, self.context
         if recipe.epochs > FEW_EPOCHS:
             self.dataset.cache_in_memory(context.progress, threads=max(1, context.workers))
-        lambdas = {f"train/lambda_{name}": recipe.weight(name) for name in ("clip", *recipe.tasks)}
+        lambdas = {f"train/lambda_{name}": value for name, value in recipe.losses.items()}
         context.log.log_metrics(lambdas, start)
         pin = takes_pinned_memory(self.process.device)
         return map(self._on_device, self.dataset.loader(start, context.workers, pin=pin))
@@ -89,14 +82,14 @@ class CLIPTrainer(Trainer):
 
     def rate(self, step: int) -> float:
         """Linear from lr / warm-up steps to lr, then half a cosine to 0."""
-        lr, steps = self.recipe.lr, self.plan.steps
+        lr, steps = self.recipe.lr, self.steps
         warmup = round(self.recipe.warmup * steps)
         if step < warmup:
             return lr * (step + 1) / warmup
         return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     def backward(self, batch: Batch, norms: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
-        return self.forward.backward(batch, norms)
+        return self.passes.backward(batch, norms)
 
     def exported(self) -> torch.nn.Module:
         return self.model.clip
@@ -115,7 +108,7 @@ class CLIPTrainer(Trainer):
         logit_scale: Any = self.model.clip.logit_scale
         return {
             **{f"train/loss_{name}": value for name, value in losses.items()},
-            "train/loss": sum(self.recipe.weight(name) * value for name, value in losses.items()),
+            "train/loss": sum(self.recipe.losses[name] * value for name, value in losses.items()),
             "train/logit_scale": logit_scale.exp().item(),
         }
 
@@ -126,7 +119,7 @@ class CLIPTrainer(Trainer):
         part = batch.split(recipe.accumulate)[0]
 
         def embed() -> dict[str, Any]:
-            with self.forward.autocast():
+            with self.passes.autocast():
                 return model(part.images, part.tokens, label_size)
 
         def forward_and_backward() -> None:
@@ -160,7 +153,7 @@ class CLIPTrainer(Trainer):
         embeddings: dict[str, list[Tensor]] = {"image": [], "text": []}
         for batch in dataset.validation():
             batch = dataset.to_device(batch, self.process.device)
-            with self.forward.autocast():
+            with self.passes.autocast():
                 out = model(batch.images, batch.tokens)
             for name, parts in embeddings.items():
                 parts.append(out[name].float().cpu())
@@ -176,7 +169,7 @@ class CLIPTrainer(Trainer):
         for unreadable in self.process.gather(self.unreadable.bad):  # each read its own share
             self.unreadable.bad |= unreadable
         notes = [self.unreadable.summary()] if self.unreadable.bad else []
-        steps = self.plan.steps
+        steps = self.steps
         if unlabelled := sum(self.process.gather(self.unlabelled)):
             share = unlabelled / (steps * self.recipe.batch_size)
             notes.append(f"{share:.1%} of the samples have no labels; only the contrast uses them")

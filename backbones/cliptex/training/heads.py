@@ -26,7 +26,7 @@ class TaskHeads(nn.Module):
 
     Args:
         channels: of each feature map.
-        outputs: task → output channels, see ``Task.channels``.
+        outputs: task → output channels, see ``Task.output_channels``.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ TINY_CLIP: dict[str, Any] = {
 MODELS = {"mini": MINI_CLIP, "tiny": TINY_CLIP}
 
 
-def load_pretrained_clip(
+def load_initial_clip(
     init: str, model: str, *, image_size: int = 0, seed: int = 0
 ) -> OpenClipBackbone:
     """The backbone to train: its ``model`` is in training mode, in float32, on the CPU.

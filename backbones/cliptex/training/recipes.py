@@ -106,7 +106,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for task in {*self.experts, *(self.lambdas.keys() - {"clip"})} - {*PAPER}:
             find_task(task)
-        if not self.weight("clip") and not self.tasks:
+        if not any(self.losses.values()):
             raise UserError("every lambda is 0, so there is nothing to learn; set one above 0")
         if self.batch_size % self.accumulate:
             raise UserError(
@@ -114,13 +114,17 @@ class Recipe:
             )
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks whose loss counts, in the order of ``tasks.ordered``."""
-        return ordered(task for task in self.experts if self.weight(task) > 0)
+    def losses(self) -> dict[str, float]:
+        """λ of each loss that counts: of ``clip``, then of tasks in the order of
+        ``tasks.ordered``."""
+        lambdas = {"clip": 1.0, **dict.fromkeys(ordered(self.experts), 1.0)}
+        lambdas |= {name: self.lambdas[name] for name in lambdas if name in self.lambdas}
+        return {name: float(x) for name, x in lambdas.items() if x > 0 or name == "clip"}
 
-    def weight(self, loss: str) -> float:
-        """λ of ``clip`` or a task."""
-        return float(self.lambdas.get(loss, 1.0))
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks whose loss counts."""
+        return tuple(name for name in self.losses if name != "clip")
 
     def settings(self) -> dict[str, Any]:
         """All settings by the names that users know: every λ is a setting."""
@@ -129,7 +133,7 @@ class Recipe:
         losses = ("clip", *ordered({*PAPER, *self.experts, *self.lambdas} - {"clip"}))
         return {
             "name": settings.pop("name"),
-            **{LAMBDA + loss: self.weight(loss) for loss in losses},
+            **{LAMBDA + loss: float(self.lambdas.get(loss, 1.0)) for loss in losses},
             **settings,
         }
 
@@ -166,8 +170,7 @@ class Recipe:
         if not self.tasks:
             excluded |= {"head_lr", "head_width", "label_size"}
         settings = {name: value for name, value in asdict(self).items() if name not in excluded}
-        lambdas = {loss: self.weight(loss) for loss in ("clip", *self.tasks)}
-        return {"version": VERSION, "lambdas": lambdas, **settings, **origins(self.tasks)}
+        return {"version": VERSION, "lambdas": self.losses, **settings, **origins(self.tasks)}
 
     def key(self, init: str, pairs: str, labels: str) -> str:
         """Identity of the weights that this recipe makes of these inputs (digests)."""

@@ -30,8 +30,8 @@ from cliptex_common.errors import UserError
 Losses = dict[str, Tensor]
 
 
-class TrainStep:
-    """Runs a recipe's forward and backward passes on ``model``, wrapped for DDP here.
+class Passes:
+    """A recipe's forward and backward passes through ``model``, wrapped for DDP here.
 
     ``label_size``: side of the dense predictions; 0 without tasks.
 
@@ -150,7 +150,8 @@ class TrainStep:
         }
 
     def _weighted(self, losses: Losses) -> Losses:
-        return {name: self.recipe.weight(name) * loss for name, loss in losses.items()}
+        lambdas = self.recipe.losses
+        return {name: lambdas[name] * loss for name, loss in losses.items()}
 
     def _gradients(self, weighted: Losses) -> dict[str, list[Tensor]]:
         """The gradient of each loss at the shared parameters."""

@@ -21,7 +21,7 @@ from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
 from backbones.cliptex.training.distributed import processes
 from backbones.cliptex.training.heads import TaskHeads
-from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
+from backbones.cliptex.training.models import CLIPWithHeads, load_initial_clip
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import TrainContext
 from cliptex_common.device import float32_products
@@ -29,8 +29,6 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.heap import return_freed_memory
 from cliptex_common.out_of_memory import report_out_of_memory
-
-__all__ = ["TrainContext", "TrainResult", "find_trained", "states_folder", "train"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def train(
     batch norms, which see each process's share by itself).
 
     Args:
-        init: see ``load_pretrained_clip``.
+        init: see ``load_initial_clip``.
         out: where the weights go (safetensors).
         labels: ``LabelStore`` or ``JoinedLabels``; read only when a task counts.
 
@@ -95,7 +93,7 @@ def train(
         report_out_of_memory(CLIPTrainer.memory_advice),
     ):
         recipe = recipe.with_precision(process.device)
-        start = load_pretrained_clip(
+        start = load_initial_clip(
             init, recipe.model, image_size=recipe.image_size, seed=recipe.seed
         )
         key = _key(recipe, start, pairs, labels)
@@ -182,7 +180,7 @@ def find_trained(
     if not Path(out).is_file():
         return None
     recipe = recipe.with_precision(device)
-    start = load_pretrained_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
+    start = load_initial_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
     return _finished(Path(out), _key(recipe, start, pairs, labels))
 
 
@@ -239,7 +237,7 @@ def build_heads(recipe: Recipe, start: Backbone, labels: Labels | None) -> TaskH
             raise UserError(
                 f"the labels name no classes of {task.name}; leave it out with --set experts=…"
             )
-        outputs[task.name] = task.channels(classes)
+        outputs[task.name] = task.output_channels(classes)
     width = recipe.head_width or min(256, max(start.channels) // 2)
     # no finer than the labels
     upsample = min(

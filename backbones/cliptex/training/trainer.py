@@ -16,13 +16,13 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from backbones.cliptex.protocols import Progress, RunLog, Silent
 from backbones.cliptex.training.contrastive import sum_over_ranks
 from backbones.cliptex.training.distributed import DistContext
 from backbones.cliptex.training.states import States
 from cliptex_common.device import skips_fused_steps
 from cliptex_common.errors import NonFiniteLoss
 from cliptex_common.pacing import Pace
+from cliptex_common.progress import Progress, RunLog, Silent
 
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
 Step = tuple[int, dict[str, Tensor], Tensor]  # number from 1, losses, norm of the gradient
@@ -66,17 +66,24 @@ class TrainContext:
         return replace(self, log=Silent(), progress=Silent(), notify=lambda line: None)
 
 
-@dataclass(frozen=True)
-class TrainPlan:
-    """How long and how a model is trained.
+class Trainer:
+    """Trains ``model`` in place; a subclass says with which batches, losses and learning rates, and
+    sets the attributes that have no default before it calls ``__init__``.
+
+    Args:
+        optimizer: as ``build_optimizer`` makes it.
 
     Attributes:
         name: of what is trained, for the progress bar and messages.
         key: identity of the training; it resumes only from states with the same key.
-        steps: of the whole training.
+        seed: of everything random.
+        steps: of the complete training.
         batch_size: samples in a step, over all processes.
         grad_clip: largest norm of the gradient; 0: no limit.
-        ema: decay of the weights' moving average; 0: none.
+        ema_decay: of the weights' moving average; 0: none.
+        prefix: of the curves' names.
+        advice: what a user can do when the loss breaks.
+        metrics: the last values of the curves.
     """
 
     name: str
@@ -84,44 +91,39 @@ class TrainPlan:
     seed: int
     steps: int
     batch_size: int
-    grad_clip: float
-    ema: float = 0.0
-
-
-class Trainer:
-    """Trains ``model`` in place; a subclass says with which batches, losses and learning rates.
-
-    Attributes:
-        prefix: of the curves' names.
-        advice: what a user can do when the loss breaks.
-        metrics: the last values of the curves.
-    """
-
+    grad_clip = 0.0
+    ema_decay = 0.0
     prefix = "train"
     advice = "lower lr"
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        plan: TrainPlan,
+        optimizer: torch.optim.AdamW,
         context: TrainContext,
         process: DistContext,
     ) -> None:
-        self.model, self.optimizer, self.plan = model, optimizer, plan
+        self.model, self.optimizer = model, optimizer
         self.context, self.process = context, process
         # the decay of step n is at most n / (9 + n), so that the initial weights are forgotten
         self.ema = (
-            ModelEmaV3(self.exported(), plan.ema, use_warmup=True, warmup_gamma=9, warmup_power=1)
-            if plan.ema
+            ModelEmaV3(
+                self.exported(), self.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1
+            )
+            if self.ema_decay
             else None
         )
-        self.states = States(Path(str(context.resume_dir)), plan.key)
+        self.states = States(Path(str(context.resume_dir)), self.key)
         self.metrics: dict[str, float] = {}
         self._unread: list[Step] = []
         self._failure = ""  # why the training cannot go on; raised at the next log entry
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.flops_per_step = self.earlier_seconds = 0.0
+        self._losses: list[dict[str, Tensor]] = []  # since the last log entry
+        self._norm = math.nan  # of the gradient, at the last step that was not skipped
+        self._started = self._window_started = time.perf_counter()
+        self._buffers: dict[str, Tensor] = {}  # as the last finished step left them
+        self._updating = False  # weights and optimizer state may be from different steps
 
     def batches(self, start: int) -> Iterable[Any]:
         """The batches from step ``start`` to the last, on the device."""
@@ -184,22 +186,21 @@ class Trainer:
             NonFiniteLoss: the gradient was not finite ``MAX_SKIPPED`` times in a row, or at most
                 steps; raised at the next log entry, in all processes.
         """
-        plan, context, first = self.plan, self.context, self.process.first
+        context, first = self.context, self.process.first
         self._resume()
         batches = self.batches(self.step)
-        context.progress.start(f"train {plan.name}", plan.steps)
+        context.progress.start(f"train {self.name}", self.steps)
         context.progress.advance(self.step)
-        self._start_window()
-        self._started, saving = time.perf_counter(), Pace(context.save_seconds)
+        self._started = self._window_started = time.perf_counter()
+        saving = Pace(context.save_seconds)
         self._buffers = copy_buffers(self.model)
-        self._updating = False  # weights and optimizer state may be from different steps
         try:
             for batch in batches:
                 self._train_on(batch)
                 if metrics := self.validate():
                     context.log.log_metrics(metrics, self.step)
                     self.metrics |= metrics
-                if first and self.step < plan.steps:
+                if first and self.step < self.steps:
                     if export and context.keep_every and self.step % context.keep_every == 0:
                         export(self.step)
                     if saving.is_due:
@@ -207,7 +208,7 @@ class Trainer:
                             self._save()
                 context.progress.advance()
         except KeyboardInterrupt:
-            if first and not self._updating and self.step < plan.steps:
+            if first and not self._updating and self.step < self.steps:
                 # undo the forward pass of the unfinished step
                 restore_buffers(self.model, self._buffers)
                 self._save()
@@ -217,12 +218,12 @@ class Trainer:
 
     def cost(self) -> dict[str, float]:
         """Seconds and FLOPs over all ``processes``, ``images_per_second`` and ``steps``."""
-        seconds, steps = self._seconds(), self.plan.steps
+        seconds, steps = self._seconds(), self.steps
         return {
             "train_seconds": seconds,
             "train_flops": self.flops_per_step * steps,
             "flops_per_step": self.flops_per_step,
-            "images_per_second": steps * self.plan.batch_size / seconds,
+            "images_per_second": steps * self.batch_size / seconds,
             "steps": float(steps),
             "processes": float(self.process.world),
         }
@@ -232,9 +233,9 @@ class Trainer:
         return dict((self.ema.module if self.ema else self.exported()).state_dict())
 
     def _train_on(self, batch: Any) -> None:
-        plan, process, context, step = self.plan, self.process, self.context, self.step
+        process, context, step = self.process, self.context, self.step
         # of dropout, patch dropout and drop path: the same after a resume
-        torch.manual_seed((plan.seed * 1_000_003 + step) * process.world + process.rank)
+        torch.manual_seed((self.seed * 1_000_003 + step) * process.world + process.rank)
         if not self.flops_per_step:
             self.flops_per_step = self.flops(batch) * process.world
         lr = self.rate(step)
@@ -248,7 +249,7 @@ class Trainer:
         self._buffers = copy_buffers(self.model)
         self.step_done(batch)
         self.step, self._updating = step + 1, False
-        if self.step % context.log_every == 0 or norms or self.step == plan.steps:
+        if self.step % context.log_every == 0 or norms or self.step == self.steps:
             self._read_steps()
             if self._failure:
                 raise NonFiniteLoss(self._failure)
@@ -262,7 +263,7 @@ class Trainer:
 
     def _update(self, lr: float) -> Tensor:
         """Clip the gradient and step, unless it is not finite; the norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.parameters(), self.plan.grad_clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.grad_clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["multiple"]
         if self.optimizer.defaults["fused"] and skips_fused_steps(norm.device):  # without a wait
@@ -281,7 +282,7 @@ class Trainer:
         """
         if not self._unread:
             return
-        plan, norms = self.plan, torch.stack([norm for *_, norm in self._unread]).tolist()
+        norms = torch.stack([norm for *_, norm in self._unread]).tolist()
         skipped, in_a_row = self.skipped, self.skipped_in_a_row
         finite: list[dict[str, Tensor]] = []
         for (step, losses, _), norm in zip(self._unread, norms, strict=True):
@@ -291,21 +292,16 @@ class Trainer:
                 self._norm = norm
                 continue
             skipped, in_a_row = skipped + 1, in_a_row + 1
-            mostly = step == plan.steps and 2 * skipped > plan.steps
+            mostly = step == self.steps and 2 * skipped > self.steps
             if not self._failure and (mostly or in_a_row == MAX_SKIPPED):
                 named = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
                 self._failure = (
-                    f"{plan.name}: the gradient became NaN or infinite {in_a_row} times in a row,"
+                    f"{self.name}: the gradient became NaN or infinite {in_a_row} times in a row,"
                     f" last at step {step} (losses: {named}); {self.advice}"
                 )
         self._losses += finite
         self.skipped, self.skipped_in_a_row = skipped, in_a_row
         self._unread.clear()
-
-    def _start_window(self) -> None:
-        """Forget the losses before a log entry."""
-        self._losses: list[dict[str, Tensor]] = []
-        self._window_started = time.perf_counter()
 
     def _read_window(self) -> dict[str, float]:
         """The curves since the last log entry, over all processes; empty if all were skipped."""
@@ -314,11 +310,11 @@ class Trainer:
             local = torch.stack([torch.stack(list(each.values())) for each in self._losses]).mean(0)
             mean = (sum_over_ranks(local) / sum_over_ranks(torch.ones_like(local))).tolist()
             curves = self.curves(dict(zip(self._losses[0], mean, strict=True)))
-            images = len(self._losses) * self.plan.batch_size
+            images = len(self._losses) * self.batch_size
             seconds = time.perf_counter() - self._window_started
             curves[f"{self.prefix}/grad_norm"] = self._norm
             curves[f"{self.prefix}/images_per_second"] = images / seconds
-        self._start_window()
+        self._losses, self._window_started = [], time.perf_counter()
         return curves
 
     def _seconds(self) -> float:

@@ -35,7 +35,7 @@ class GroundPlane(Expert):
         super().__init__(settings, classes)
         self.slope = nn.Parameter(torch.ones(()))  # stands for your network
 
-    # Override ``load`` to read a checkpoint of its authors, and ``train_on`` for `experts train`.
+    # Override ``load`` to read a checkpoint of its authors, and ``loss`` for `experts train`.
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ python -m benchmark train --plugin edges.py --recipe cliptex --set experts=edges
     --set lambda_edges=0.5 --pairs 'DIR/{00000..00009}.tar' --labels labels --out w.safetensors
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,8 +24,12 @@ class Edges(ScalarMap):  # a number a pixel; there are ClassMap, VectorMap and T
         each = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")
         return torch.where(valid, each, 0.0).sum(), valid.sum().float()
 
-    def score(self, outputs, target, classes=0) -> dict[str, float]:  # of an expert's predictions
-        return {"edges_error": float(np.nanmean(np.abs(outputs[self.name] - target)))}
+    def predict(self, output: Tensor) -> Tensor:  # an expert's or a head's (N, 1, H, W)
+        return output[:, 0].sigmoid()
+
+    # of one image, (1, H, W); metrics are means over images, or see ``summary``
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"edges_error": (prediction - target).abs().nanmean()}
 
 
 TASKS.register("edges", Edges())

@@ -10,8 +10,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from backbones.cliptex.protocols import Progress
 from cliptex_common.errors import DISK_FULL, UserError
+from cliptex_common.progress import Progress
 from probes.features.budget import free_bytes
 
 BLOCK = 1 << 20  # bytes at a time

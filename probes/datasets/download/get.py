@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from backbones.cliptex.protocols import Progress
 from cliptex_common.errors import UserError
 from cliptex_common.locks import lock_path, locked
+from cliptex_common.progress import Progress
 from probes.datasets.download import fetch
-from probes.datasets.download.table import Archive, Entry
+from probes.datasets.download.table import Archive, Download
 
 DOWNLOADS = ".downloads"  # below --to: archives until they are unpacked
 
 
 def get(
-    entry: Entry,
+    entry: Download,
     to: Path,
     archives: Sequence[Path],
     progress: Progress,
@@ -63,7 +63,7 @@ def get(
 
 
 def collect(
-    entry: Entry,
+    entry: Download,
     downloads: Path,
     local: dict[str, Path],
     progress: Progress,
@@ -89,11 +89,11 @@ def collect(
         path = paths[archive.name]
         if archive in pending:
             fetch.download(archive.url, path, progress)
-        verify(archive, path, progress, log, delete=archive.name not in local)
+        check_archive(archive, path, progress, log, delete=archive.name not in local)
     return paths
 
 
-def match_archives(entry: Entry, paths: Sequence[Path]) -> dict[str, Path]:
+def match_archives(entry: Download, paths: Sequence[Path]) -> dict[str, Path]:
     """Archive name → given file: by its name; a single file of another name is the one archive that
     is missing. Raises ``UserError`` for a file that matches none or does not exist."""
     names = [archive.name for archive in entry.archives]
@@ -114,7 +114,7 @@ def match_archives(entry: Entry, paths: Sequence[Path]) -> dict[str, Path]:
     return local
 
 
-def verify(
+def check_archive(
     archive: Archive, path: Path, progress: Progress, log: Callable[[str], None], delete: bool
 ) -> None:
     """Compare an archive with its published checksum, or log its sha256 if there is none.

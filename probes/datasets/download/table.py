@@ -47,7 +47,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Download:
     """A dataset that ``data get`` downloads.
 
     Attributes:
@@ -99,7 +99,7 @@ IMAGENET = tuple(
     )
 )
 _ENTRIES = (
-    Entry(
+    Download(
         "voc",
         "PASCAL VOC 2012 with the augmented train list (SBD)",
         "VOCdevkit/VOC2012",
@@ -127,7 +127,7 @@ _ENTRIES = (
             "SegmentationObject",
         ),
     ),
-    Entry(
+    Download(
         "ade20k",
         "ADE20K scene parsing, 150 classes",
         "ade/ADEChallengeData2016",
@@ -143,7 +143,7 @@ _ENTRIES = (
         1_100_000_000,
         ("images", "annotations"),
     ),
-    Entry(
+    Download(
         "coco",
         "COCO 2017 boxes and masks",
         "coco",
@@ -153,7 +153,7 @@ _ENTRIES = (
         21_000_000_000,
         ("train2017", "val2017", "annotations"),
     ),
-    Entry(
+    Download(
         "nyu",
         "NYU Depth v2, the labelled 795 + 654 images with depth (no normals: bring nyu/normals)",
         "nyu",
@@ -171,7 +171,7 @@ _ENTRIES = (
         ("images", "annotations"),
         "h5py",
     ),
-    Entry(
+    Download(
         "nyu-24k",
         "NYU Depth v2 with the 24,231 raw frames that most published depth heads are trained on",
         "nyu",
@@ -191,7 +191,7 @@ _ENTRIES = (
         4_200_000_000,
         ("images", "annotations"),
     ),
-    Entry(
+    Download(
         "flickr30k",
         "Flickr30k: Karpathy's captions and splits, and the images from --archive",
         "flickr30k",
@@ -210,7 +210,7 @@ _ENTRIES = (
         partial(archives.flickr, "flickr30k"),
         4_600_000_000,
     ),
-    Entry(
+    Download(
         "imagenet",
         "ImageNet-1k (ILSVRC 2012), from --archive; without the training images zero-shot runs",
         "imagenet",
@@ -223,7 +223,7 @@ _ENTRIES = (
 ENTRIES = {entry.name: entry for entry in _ENTRIES}
 
 
-def find_entry(name: str) -> Entry:
+def find_entry(name: str) -> Download:
     """The entry called ``name``. Raises ``UserError`` naming the nearest if there is none."""
     if name not in ENTRIES:
         raise UserError(

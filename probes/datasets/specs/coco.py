@@ -5,14 +5,14 @@ from pathlib import Path
 
 from cliptex_common.errors import report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import file, folder, mmlab_classes, read_annotations
+from probes.datasets.layouts import mmlab_classes, read_annotations, require_file, require_folder
 from probes.registry import register_dataset
 
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
     """Images of ``instances_*.json`` in its order; target = image id."""
-    path, images = file(root, COCO.annotations[split]), f"{split}2017"
-    folder(root, images)
+    path, images = require_file(root, COCO.annotations[split]), f"{split}2017"
+    require_folder(root, images)
     content = read_annotations(path)
     with report_malformed(f"{path} is not a COCO annotation file: images need id and file_name"):
         return [

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import file, read_annotations
+from probes.datasets.layouts import read_annotations, require_file
 from probes.registry import register_dataset
 
 
 def samples_of(name: str, root: Path, split: Split) -> list[Sample]:
     """Samples of Flickr8k or Flickr30k."""
-    path = file(
+    path = require_file(
         root, *(f"{folder}dataset_{name}.json" for folder in ("", "annotations/", "karpathy/"))
     )
     images = ("images", f"{name}-images", f"{name}_images", "Images", "Flicker8k_Dataset")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cliptex_common.errors import report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import file, folder, image_folder, read_lines
+from probes.datasets.layouts import image_folder, read_lines, require_file, require_folder
 from probes.registry import register_dataset
 
 
@@ -27,9 +27,9 @@ def classes(root: Path) -> tuple[str, ...]:
 def list_samples(root: Path, split: Split) -> list[Sample]:
     """Of folders, or of the flat layout: lines ``ILSVRC2012_val_00000001.JPEG 65`` in
     ``meta/<split>.txt``."""
-    if any(entry.is_dir() for entry in folder(root, split).iterdir()):
+    if any(entry.is_dir() for entry in require_folder(root, split).iterdir()):
         return image_folder(root, split, wnids())
-    path = file(root, f"meta/{split}.txt")
+    path = require_file(root, f"meta/{split}.txt")
     with report_malformed(f"{path} needs lines of a file and its class, 0 to 999"):
         pairs = [line.rsplit(" ", 1) for line in read_lines(path)]
         return [Sample(f"{split}/{name}", int(label)) for name, label in pairs]

@@ -10,8 +10,8 @@ under the same names, the ground truth as PNG.
   inside the Eigen crop. The train set is the 795 images of the labelled set, or the 24,231 frames
   of the raw videos (Lee et al. 2019, "BTS") that most published depth heads are trained on, as
   mmseg's ``tools/dataset_converters/nyu.py`` lays out their ``nyu.zip``
-  (``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``). Which of them
-  a copy has is told by its size, and is part of the protocol.
+  (``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``). The number of
+  a copy's images says which train set it has, and this is part of the protocol.
 * ``nyu-normal``: ``normals/{train,test}``, 8-bit RGB: n = png / 127.5 - 1, then scaled to unit
   length. Axes: x right, y up, z towards the camera. A stored (0, 0, 0), which would decode to (-1,
   -1, -1), means 'no normal here' and is neither trained on nor scored.

@@ -6,7 +6,6 @@ both show; tested on 12,234.
 the source of.
 """
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import file, folder, read_annotations, read_lines
+from probes.datasets.layouts import read_annotations, read_lines, require_file, require_folder
 from probes.registry import register_dataset
 
 PARTS = {"train": "trn", "val": "test"}
@@ -23,11 +22,11 @@ PARTS = {"train": "trn", "val": "test"}
 def list_samples(root: Path, split: Split) -> list[Sample]:
     """The images of a split's pairs, in the order of their names."""
     root, part = Path(root), PARTS[split]
-    annotations = folder(root, f"PairAnnotation/{part}")
-    pairs_of_image: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for name in read_lines(file(root, f"Layout/large/{part}.txt")):
-        # a colon is no character of a file's name everywhere: some copies have an underscore for it
-        path = file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
+    annotations = require_folder(root, f"PairAnnotation/{part}")
+    pairs_of_image: dict[str, list[dict[str, Any]]] = {}
+    for name in read_lines(require_file(root, f"Layout/large/{part}.txt")):
+        # some file systems allow no colon in names, and copies there have an underscore for it
+        path = require_file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
         annotation = read_annotations(path)
         with report_malformed(f"{path} is no pair of SPair-71k"):
             source, target = (
@@ -48,8 +47,8 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
                 f"{path} has {len(pair['source'])} and {len(pair['target'])} keypoints; get the"
                 " file again"
             )
-        pairs_of_image[source].append(pair)
-        pairs_of_image[target]  # an image that is a target only is looked at all the same
+        pairs_of_image.setdefault(source, []).append(pair)
+        pairs_of_image.setdefault(target, [])  # an image that is a target only is a sample, too
     return [Sample(image, pairs) for image, pairs in sorted(pairs_of_image.items())]
 
 

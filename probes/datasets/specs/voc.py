@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import file, folder, mmlab_classes, read_lines
+from probes.datasets.layouts import mmlab_classes, read_lines, require_file, require_folder
 from probes.registry import register_dataset
 
 LISTS = "ImageSets/Segmentation"
@@ -19,11 +19,11 @@ def augmented(root: Path) -> bool:
 
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
-    folder(root, "JPEGImages")
-    folder(root, "SegmentationClass")
-    names = official = read_lines(file(root, f"{LISTS}/{split}.txt"))
+    require_folder(root, "JPEGImages")
+    require_folder(root, "SegmentationClass")
+    names = official = read_lines(require_file(root, f"{LISTS}/{split}.txt"))
     if split == "train" and augmented(root):
-        names = read_lines(file(root, f"{LISTS}/trainaug.txt"))
+        names = read_lines(require_file(root, f"{LISTS}/trainaug.txt"))
     # VOC's own label maps are finer than SBD's: they are kept for the images that have them
     suffixes = dict.fromkeys(names, "Aug") | dict.fromkeys(official, "")
     return [

@@ -29,7 +29,7 @@ import numpy as np
 
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Lister, Sample, Split
-from probes.datasets.layouts import file, folder, read_annotations, read_lines
+from probes.datasets.layouts import read_annotations, read_lines, require_file, require_folder
 from probes.features.members import IMAGES, members, read_bytes
 from probes.registry import DATASETS, register_dataset
 
@@ -44,7 +44,7 @@ WORST_TOP5: dict[str, Any] = {"main_metric": "worst_group_top5", "group": 0}
 def tars(root: Path, split: Split) -> list[str]:
     """The shards of a split, relative to ``root``, in their order; all that ``nshards.txt`` counts
     must be there."""
-    split_folder = folder(root, FOLDERS[split])
+    split_folder = require_folder(root, FOLDERS[split])
     if (count := split_folder / "nshards.txt").is_file():
         (line,) = read_lines(count)[:1]
         with report_malformed(f"{count} must hold the number of shards"):
@@ -110,7 +110,7 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
     list of {"cue", "candidates", "associations"} with the images' names (their keys in the tars). A
     sample's target: [number of the instance, cue, whether it is associated] of each question that
     it is a candidate of."""
-    path = file(Path(root), "instances.json")
+    path = require_file(Path(root), "instances.json")
     images = {
         name.rpartition(".")[0]: f"{tar}/{name}"
         for tar in tars(Path(root), split)
@@ -138,7 +138,7 @@ def type_of(root: Path) -> str:
 
 
 def classes(root: Path) -> tuple[str, ...]:
-    return tuple(read_lines(file(root, "classnames.txt")))
+    return tuple(read_lines(require_file(root, "classnames.txt")))
 
 
 def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
@@ -271,4 +271,4 @@ _SPECS = (
     ),
     webdataset("fairness-geode", "GeoDE", 12488, also="wds_geode", **WORST_TOP1),
 )
-TASKS = tuple(map(register_dataset, _SPECS))  # the 38
+DATACOMP = tuple(map(register_dataset, _SPECS))  # its 38 datasets

@@ -26,7 +26,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from cliptex_common.device import is_accelerator
-from probes.dense.objectives import Classes, Objective
+from probes.dense.objectives import ClassObjective, TaskObjective
 
 Losses = dict[str, Tensor]
 LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")
@@ -115,7 +115,7 @@ class Segmentation(BaseDecodeHead):
     """Mix-in before an mmseg decode head: the plain cross-entropy at the label's resolution, and
     the percentage of right pixels, by ``resized_cross_entropy``. Any other loss is mmseg's."""
 
-    objective: ClassVar[Objective] = Classes()
+    objective: ClassVar[TaskObjective] = ClassObjective()
 
     def __init__(self, loss_images: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -172,7 +172,7 @@ class Regression(BaseDecodeHead):
         self.loss_images = loss_images
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> TaskObjective:
         return self.loss_decode
 
     def init_weights(self) -> None:
@@ -223,8 +223,8 @@ def build_head(config: Mapping[str, Any]) -> Any:
     kind: Any = MODELS.get(options.pop("type"))
     if has_own_loss(kind):
         del options["loss_images"]
-        return type(kind.__name__, (kind,), {"objective": Classes()})(**options)
+        return type(kind.__name__, (kind,), {"objective": ClassObjective()})(**options)
     losses = options["loss_decode"]
     loss = MODELS.get(losses["type"]) if isinstance(losses, Mapping) else None
-    mix_in = Regression if isclass(loss) and issubclass(loss, Objective) else Segmentation
+    mix_in = Regression if isclass(loss) and issubclass(loss, TaskObjective) else Segmentation
     return type(kind.__name__, (mix_in, kind), {})(**options)

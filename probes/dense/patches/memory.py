@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cliptex_common.dense_maps.scores import class_areas, confusion
 from cliptex_common.device import CPU, float64_device
 from cliptex_common.files import derive_seed
 from probes.base import Context
-from probes.dense.metrics import class_areas, confusion, segmentation_scores
+from probes.dense.metrics import segmentation_scores
 from probes.dense.patches.images import PatchImages, in_groups
 from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
 from probes.dense.patches.settings import has_void_class

@@ -20,10 +20,11 @@ from cliptex_common.dense_maps.read import read_scalars
 from cliptex_common.errors import UserError
 from cliptex_common.images import IMAGE_ERRORS
 from cliptex_common.settings import settings_dataclass
+from cliptex_common.weighted import Arrays, mean_of_images
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
 from reports.metrics import Metric
-from reports.stats.per_image import Arrays, ImageScores, mean_of_images
+from reports.stats.per_image import ImageScores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,12 +37,15 @@ class DenseTask:
     """A family of dense tasks; ``probes.dense.probe.register_dense_task`` makes probes of it with
     every head.
 
-    A subclass that is learned by a loss of its own, without classes, gives ``name``, ``field``,
-    ``metrics``, ``loss`` and ``score``; what else differs from these defaults it overrides.
+    A subclass that is learned by a loss of its own, without classes, gives ``name``, ``metrics``,
+    ``loss`` and ``score``; what else differs from these defaults it overrides. One that is also a
+    ``backbones.cliptex.tasks.base.Task`` (``class Edges(ScalarMap, DenseTask)``) is a task of
+    CLIPTeX, too: reading, activation, loss, predictions and scores are the same methods of both.
 
     Attributes:
         name: the ``kind`` of its datasets.
-        field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` the prediction.
+        field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` the prediction; by
+            default the name.
         metrics: see ``probes.base.Probe``; the main metric first.
         settings: of its probes, besides those of their heads.
         shipped_settings, head_settings: of the shipped heads, and of those that the setting
@@ -67,6 +71,8 @@ class DenseTask:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if not hasattr(cls, "field"):
+            cls.field = f"{cls.name}_map"
         heads = {"shipped_settings": ShippedHeadSettings, "head_settings": ModuleHeadSettings}
         for name, of_head in heads.items():
             # named by where it is found, so that it can be pickled
@@ -90,15 +96,25 @@ class DenseTask:
         """Options of ``read`` for a dataset and, unless None, the settings of a probe."""
         return {}
 
-    def read(self, path: str, **options: Any) -> np.ndarray:
+    def read(self, path: Any, **options: Any) -> np.ndarray:
         """The ground truth of an image, (H, W) or (H, W, channels), float32 unless it is classes;
         here a grey PNG, black the smallest value and white the largest.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+        return read_scalars(path, *self.value_range)
+
+    def load(self, path: str, **options: Any) -> np.ndarray:
+        """``read``, with one line for the user.
 
         Raises:
             UserError: it cannot be read.
         """
         try:
-            return read_scalars(path, *self.value_range)
+            return self.read(path, **options)
+        except UserError:
+            raise
         except IMAGE_ERRORS as error:
             raise UserError(f"cannot read ground truth {path}: {error}") from error
 
@@ -120,7 +136,7 @@ class DenseTask:
         """
         return ()
 
-    def valid(self, values: np.ndarray) -> np.ndarray:
+    def labelled(self, values: np.ndarray) -> np.ndarray:
         """Which pixels, (n,) or (n, channels), have ground truth: (n,) bool."""
         valid = np.isfinite(values) & (values != self.unknown)
         return valid if values.ndim == 1 else valid.any(axis=1)
@@ -129,17 +145,26 @@ class DenseTask:
 
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
         """Options of the decode head: ``num_classes`` and the loss of a segmenter, or
-        ``loss_decode`` with the config of a ``probes.dense.objectives.Objective``."""
+        ``loss_decode`` with the config of a ``probes.dense.objectives.TaskObjective``."""
         return {"loss_decode": {"type": "TaskObjective", "task": self.name}}
 
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """The mean loss, a scalar, of a head's outputs (N, outputs, H, W) at the resolution of the
-        ground truth (N, channels, H, W); a sum of 0 where nothing is known."""
+    def activate(self, output: Tensor) -> Tensor:
+        """A head's output, (N, outputs, H, W) float32, in the form that the loss takes: without
+        the second dimension where it is one number a pixel."""
+        return output.squeeze(1)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum, count) of the loss over the pixels with ground truth; a sum of 0 without any.
+
+        Args:
+            prediction: as ``activate`` gives it, at the resolution of the ground truth.
+            target: (N, H, W), or (N, channels, H, W) of more than one channel.
+        """
         raise NotImplementedError
 
-    def decode(self, raw: Tensor) -> Tensor:
-        """A head's outputs, (N, outputs, H, W) float32 → predictions (N, channels, H, W)."""
-        return raw
+    def predict(self, output: Tensor) -> Tensor:
+        """A head's output → predictions of the shape of ``loss``'s target."""
+        return self.activate(output)
 
     # --- scores
 
@@ -201,7 +226,7 @@ class DenseTask:
         Args:
             pixels: (n,) or (n, channels) ground truth of pixels of ``train``.
         """
-        values = pixels[self.valid(pixels)]
+        values = pixels[self.labelled(pixels)]
         return values.mean(axis=0, dtype=np.float64) if len(values) else np.zeros(self.channels)
 
     def constant_score(self, constant: Any, per_image: Mapping[str, np.ndarray]) -> float | None:
@@ -220,7 +245,7 @@ class DenseTask:
         channel in viridis over the range of ``targets``, grey where unknown."""
 
         def mask(maps: np.ndarray) -> np.ndarray:
-            return self.valid(maps.reshape(len(maps), -1).T).reshape(maps.shape[1:])
+            return self.labelled(maps.reshape(len(maps), -1).T).reshape(maps.shape[1:])
 
         values = np.concatenate([target[0][mask(target)] for target in targets])
         low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)

@@ -26,7 +26,7 @@ from reports.metrics import Metric
 @settings_dataclass
 class DepthSettings(DenseSettings):
     """Defaults: NYU-v2's 480 px, 20k iterations. Images are not scaled at random: enlarging one
-        changes the depth it shows.
+    changes the depth it shows.
 
     Attributes:
         bins: outputs of a pixel, each for a depth; see ``probes.dense.objectives.DepthBins``. 0 for

@@ -15,11 +15,11 @@ from cliptex_common.dense_maps.pictures import normal_picture
 from cliptex_common.dense_maps.read import read_depth, read_normals
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, settings_dataclass
+from cliptex_common.weighted import Arrays, mean_of_images, ratio
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
 from probes.dense.settings import DenseSettings, FactorRange
 from probes.dense.tasks.base import DenseTask, Drawing
 from reports.metrics import Metric
-from reports.stats.per_image import Arrays, mean_of_images, ratio
 
 FARTHEST = 10_000  # mm, of depths that mask normals
 

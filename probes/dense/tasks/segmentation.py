@@ -14,11 +14,12 @@ from cliptex_common.dense_maps.pictures import class_legend, label_picture, pale
 from cliptex_common.dense_maps.read import read_labels
 from cliptex_common.errors import UserError
 from cliptex_common.settings import settings_dataclass
+from cliptex_common.weighted import Arrays, mean_of_classes, ratio
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.dense.settings import DenseSettings
 from probes.dense.tasks.base import DenseTask, Drawing
 from reports.metrics import Metric
-from reports.stats.per_image import Arrays, ImageScores, class_scores, mean_of_classes, ratio
+from reports.stats.per_image import ImageScores, class_scores
 
 LEGEND = 40  # classes at most of a legend
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cliptex_common.errors import UserError
+from probes.dense.objectives import TaskObjective
 from probes.dense.tasks.base import DenseTask
 from probes.dense.tasks.segmentation import Segmentation
 
@@ -23,8 +24,8 @@ def try_task(task: DenseTask) -> None:
     """
     if not re.fullmatch(r"[\w-]+", task.name):
         raise UserError(f"dense task {task.name!r}: a name has letters, digits and hyphens")
-    if not getattr(task, "field", "") or not task.metrics:
-        raise UserError(f"dense task {task.name!r} needs a field and metrics")
+    if not task.metrics:
+        raise UserError(f"dense task {task.name!r} needs metrics")
     if task.has_classes != isinstance(task, Segmentation):
         raise UserError(f"dense task {task.name!r}: one with classes is a subclass of Segmentation")
     if isinstance(task, Segmentation) and task.field != Segmentation.field:
@@ -39,12 +40,13 @@ def try_task(task: DenseTask) -> None:
     target = torch.zeros(2, task.channels, SIDE, SIDE)
     prediction = target
     if "objective" not in overridden:
+        objective = TaskObjective(task)
         raw = torch.zeros(2, task.outputs, SIDE, SIDE, requires_grad=True)
-        task.loss(raw, target).backward()
-        prediction = task.decode(raw.detach())
+        objective(raw, target).backward()
+        prediction = objective.decode(raw.detach())
         if prediction.shape != target.shape:
             raise UserError(
-                f"dense task {task.name!r}: decode gives {tuple(prediction.shape[1:])}, and the"
+                f"dense task {task.name!r}: predict gives {tuple(prediction.shape[1:])}, and the"
                 f" ground truth is {tuple(target.shape[1:])}"
             )
     if "evaluator" not in overridden:

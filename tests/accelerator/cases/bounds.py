@@ -34,9 +34,9 @@ BOUNDS: dict[str, Bound] = {
     "cliptex": Bound(loops.cliptex(), 0, 0, short=4, long=8),
     "cliptex, moving average": Bound(loops.cliptex(ema=0.9), 1, 0, short=4, long=8),
     "cliptex, gradient cache": Bound(loops.cliptex(accumulate=2), 0, 0, short=4, long=8),
-    "expert unet": Bound(loops.expert("unet"), 0, 0, short=4, long=8),
-    "expert dpt": Bound(loops.expert("dpt"), 0, 0, short=4, long=8),
-    "expert nll-angmf": Bound(loops.expert("nll-angmf"), 0, 0, short=4, long=8),
+    "expert unet-seg": Bound(loops.expert("unet-seg"), 0, 0, short=4, long=8),
+    "expert unet-depth": Bound(loops.expert("unet-depth"), 0, 0, short=4, long=8),
+    "expert unet-normals": Bound(loops.expert("unet-normals"), 0, 0, short=4, long=8),
     "segmentation": Bound(loops.probe("segmentation/linear", "max_iters", **DENSE), 0, 0),
     "segmentation, cached": Bound(
         loops.probe("segmentation/linear", "max_iters", **DENSE, cache="fp16"), 0, 0

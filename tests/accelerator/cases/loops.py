@@ -15,9 +15,10 @@ import torch
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.experts.data import load_data
-from backbones.cliptex.protocols import Silent
+from backbones.cliptex.experts.train import ExpertTrainer
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.trainer import TrainContext
+from cliptex_common.progress import Silent
 from probes.image_level import random_crops
 from probes.registry import PROBES
 from probes.runner.member import Member
@@ -89,7 +90,7 @@ def expert(name: str) -> Loop:
         data = load_data(root, kind.task, "train", settings.size, Silent())
         context = TrainContext(device=device, resume_dir=folder / "states", log_every=RARELY)
         torch.manual_seed(0)
-        kind.create(settings, data.classes).train_on(data, context, 0)
+        ExpertTrainer(kind.create(settings, data.classes), data, context, 0).run()
 
     return loop
 

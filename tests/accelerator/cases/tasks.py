@@ -101,7 +101,7 @@ def write_data(probe: Probe, folder: Path) -> PreparedDataset:
         return tiny_coco.prepared(tiny_coco.write(folder, train=6, val=3))
     name, write = WHOLE_IMAGES[probe.kind]
     write(folder)
-    return prepare(DATASETS[name], folder, splits=probe.splits, partial=True)
+    return prepare(DATASETS[name], folder, splits=dict.fromkeys(probe.splits), partial=True)
 
 
 # of a kind of dataset: one that is read, and what writes a copy

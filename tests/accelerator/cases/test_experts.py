@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import probes.experts  # noqa: F401  registers those that need MMDetection
-from backbones.cliptex.experts import EXPERTS, Expert, load_experts, train_expert
+from backbones.cliptex.experts import EXPERTS, Expert, load_experts
+from backbones.cliptex.experts.train import train_expert
 from backbones.cliptex.training.encoders import PACKAGED
 from backbones.cliptex.training.trainer import TrainContext
 from cliptex_common.device import CPU
@@ -64,7 +65,7 @@ def test_labels_are_those_of_the_cpu(name, tmp_path, device):
     check_labels(make(name, tmp_path), device)
 
 
-@pytest.mark.parametrize("name", slow_except(TRAINED, ["unet"]))
+@pytest.mark.parametrize("name", slow_except(TRAINED, ["unet-seg"]))
 def test_training_is_that_of_the_cpu_and_resumes_to_the_same_bits(name, tmp_path, device):
     root = toy_experts.write_truth(tmp_path / "data", train=8, val=2)
     settings = {**toy_experts.SMALL_UNET, "batch_size": 4, "epochs": 2.0}
@@ -88,7 +89,7 @@ def test_experts_that_share_a_frozen_encoder(tmp_path, device):
     settings = {**toy_experts.SMALL_UNET, **encoder, "batch_size": 4, "epochs": 1.0}
     context = TrainContext(device=CPU, progress=toy.Recorder())
     specs = []
-    for name in ("unet", "nll-angmf"):
+    for name in ("unet-seg", "unet-normals"):
         train_expert(name, root, tmp_path / name, context, settings)
         specs.append(f"{name}={tmp_path / name}")
     expected = [expert.predict(PICTURES) for expert in load_experts(specs)]

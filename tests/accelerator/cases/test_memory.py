@@ -11,8 +11,8 @@ import torch
 
 import backbones
 import probes.catalog  # noqa: F401  registers probes and datasets
-from backbones.cliptex.protocols import Silent
 from cliptex_common.errors import OutOfMemory
+from cliptex_common.progress import Silent
 from probes.base import Context, EncodeRun
 from probes.datasets.check import prepare
 from probes.image_level.encode import ImageViews
@@ -42,7 +42,7 @@ def data(tmp_path_factory):
     spec = DATASETS["imagefolder"]
     return {
         "segmentation": tiny_dense.make(root, "segmentation", val=4, size=(96, 128)),
-        "classification": prepare(spec, root / "folder", splits=("train", "val"), partial=True),
+        "classification": prepare(spec, root / "folder", partial=True),
     }
 
 

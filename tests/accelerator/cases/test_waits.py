@@ -11,7 +11,7 @@ from tests.kinds import slow_except
 
 ALWAYS = (
     "cliptex, moving average",
-    "expert unet",
+    "expert unet-seg",
     "segmentation",
     "segmentation, cached",
     "linear",

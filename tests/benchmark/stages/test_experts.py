@@ -25,17 +25,17 @@ def world(tmp_path, monkeypatch) -> Path:
 
 
 def test_trained_once_with_a_run_of_its_own(world):
-    inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
+    inputs = ExpertTraining("unet-seg", world, Path("unet-seg").absolute(), SETTINGS, device="cpu")
 
     async def train(executor):
         return await make_expert(inputs, executor)
 
     expert = run_on(train)
-    assert expert == read_json("unet/expert.json")
+    assert expert == read_json("unet-seg/expert.json")
     (run,) = runs_of("experts")
     assert (
         run.info.status == "FINISHED"
-        and run.data.tags["expert"] == "unet"
+        and run.data.tags["expert"] == "unet-seg"
         and run.data.tags["stage"] == "experts"
     )
     assert run.data.tags["weights.sha256"] == expert["sha256"]
@@ -47,7 +47,7 @@ def test_trained_once_with_a_run_of_its_own(world):
 
 @pytest.mark.slow
 def test_two_processes_that_want_the_same_train_it_once(world):
-    inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
+    inputs = ExpertTraining("unet-seg", world, Path("unet-seg").absolute(), SETTINGS, device="cpu")
 
     async def both(executor):
         return await asyncio.gather(*(make_expert(inputs, executor) for _ in range(2)))
@@ -59,14 +59,14 @@ def test_two_processes_that_want_the_same_train_it_once(world):
 def test_from_the_command_line(world, capsys):
     settings = " ".join(f"--set {key}={value}" for key, value in SETTINGS.items())
     options = "--data-root world --out mine --device cpu --experiment mine"
-    assert run_command(f"experts train unet {options} {settings}") == 0
-    assert "--experts unet=mine" in capsys.readouterr().out
+    assert run_command(f"experts train unet-seg {options} {settings}") == 0
+    assert "--experts unet-seg=mine" in capsys.readouterr().out
     (run,) = runs_of("mine")
     assert read_json("mine/expert.json")["sha256"] == run.data.tags["weights.sha256"]
 
 
 def test_a_folder_of_another_expert_is_refused(world):
-    inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
+    inputs = ExpertTraining("unet-seg", world, Path("unet-seg").absolute(), SETTINGS, device="cpu")
     expert_unit(inputs)
     with pytest.raises(UserError, match="holds another expert"):
-        expert_unit(ExpertTraining("unet", world, inputs.out, SETTINGS, seed=1, device="cpu"))
+        expert_unit(ExpertTraining("unet-seg", world, inputs.out, SETTINGS, seed=1, device="cpu"))

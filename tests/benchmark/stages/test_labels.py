@@ -26,7 +26,7 @@ from tests.servers import FileServer
 
 pytestmark = pytest.mark.integration
 
-NAMES = ("unet", "dpt", "nll-angmf")
+NAMES = ("unet-seg", "unet-depth", "unet-normals")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_labelling_killed_and_started_again(here, tmp_path, capsys):
     assert sorted(run.info.status for run in runs_of("cut-labels")) == ["FINISHED", "KILLED"]
     (run,) = [run.data for run in runs_of("cut-labels") if run.info.status == "FINISHED"]
     assert run.metrics["cost/label_flops"] == LabelStore("labels").manifest["cost"]["flops"] > 0
-    assert run.metrics["cost/label_seconds"] > run.metrics["cost/label_seconds/dpt"] > 0
+    assert run.metrics["cost/label_seconds"] > run.metrics["cost/label_seconds/unet-depth"] > 0
 
 
 def test_dry_run_says_what_is_done_and_creates_nothing(here, tmp_path, capsys, monkeypatch):
@@ -182,9 +182,9 @@ def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(
     label_request = request(None, name="toy", experiment="home")
     first = stage(label_request)
     assert label_request.folder(first["key"]) == tmp_path / "labels" / f"toy-{first['key'][:8]}"
-    folder = here / "experts/unet"
+    folder = here / "experts/unet-seg"
     files = {path: path.read_bytes() for path in folder.iterdir()}
-    expert = find_expert("unet").load(str(folder))
+    expert = find_expert("unet-seg").load(str(folder))
     with torch.no_grad():
         for values in expert.parameters():
             values.add_(

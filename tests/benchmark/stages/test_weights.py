@@ -18,7 +18,7 @@ import backbones
 from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
-from backbones.cliptex.protocols import Silent
+from cliptex_common.progress import Silent
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.benchmark.commands import assert_same_weights, listing, run_command, runs_of, store

@@ -37,9 +37,9 @@ def test_dry_run_on_an_empty_home_names_every_unit(workdir, capsys):
     pending = [line.removeprefix("  to do · ") for line in lines]
     stages = [
         "render the mini world",
-        "train expert unet",
-        "train expert dpt",
-        "train expert nll-angmf",
+        "train expert unet-seg",
+        "train expert unet-depth",
+        "train expert unet-normals",
         "label the pairs",
         "train clip · seed 0",
         "train clip-ft · seed 0",

@@ -129,10 +129,10 @@ def test_splits_without_images(tmp_path):
     (root / "images/val").mkdir()
     (root / "annotations/val").mkdir()
     check_error("split 'val' is empty", "camvid", root)
-    assert set(prepare(DATASETS["camvid"], root, splits=["train"]).samples) == {"train"}
+    assert set(prepare(DATASETS["camvid"], root, splits={"train": None}).samples) == {"train"}
     root = make.make_imagefolder(tmp_path / "images", 0, 2)
     check_error("train is missing", "imagefolder", root)
-    assert len(prepare(DATASETS["imagefolder"], root, splits=["val"]).samples["val"]) == 8
+    assert len(prepare(DATASETS["imagefolder"], root, splits={"val": None}).samples["val"]) == 8
 
 
 def grey(value, dtype=np.uint8, size=(40, 48)):
@@ -217,7 +217,7 @@ def test_samples_that_say_nothing_are_skipped(tmp_path, name, file, content, mes
     ],
 )
 def test_annotations_are_in_the_fingerprint(tmp_path, name, write, file, change):
-    root, options = write(tmp_path), {"splits": ["train"], "partial": True}
+    root, options = write(tmp_path), {"splits": {"train": None}, "partial": True}
     before = prepare(DATASETS[name], root, **options).fingerprint
     rewrite(root / file if file else next((root / "PairAnnotation/trn").iterdir()), change)
     assert prepare(DATASETS[name], root, **options).fingerprint != before

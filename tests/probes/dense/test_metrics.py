@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
+from cliptex_common.dense_maps.scores import angles
 from probes.dense.metrics import (
     DepthScores,
     NormalScores,
     SegmentationScores,
-    angles,
     segmentation_scores,
 )
 

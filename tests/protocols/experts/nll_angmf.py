@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from backbones.cliptex.experts.nll_angmf import PublishedNllAngMF
+from backbones.cliptex.experts.nll_angmf import NllAngMF
 from tests.protocols.experts import image, network_input, random_state
 
 SOURCE, COMMIT = "baegwangbin/surface_normal_uncertainty", "fe2b9f1"
@@ -60,7 +60,7 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
 def suite() -> dict[str, dict[str, Any]]:
     fields = {}
     for norm in NORMS:
-        expert = PublishedNllAngMF(norm)
+        expert = NllAngMF(norm)
         expert.net.load_state_dict(random_state(expert.net.state_dict()), assign=True)
         expert.freeze()
         expert.settings = SimpleNamespace(size=min(SIZE))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from backbones.cliptex.data.dataset import TrainDataset
-from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.models import load_initial_clip
 from backbones.cliptex.training.recipes import RECIPES
 from tests.backbones.cliptex import toy
 
@@ -19,7 +19,7 @@ CLIPTEX = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=2.0, l
 
 
 def dataset(pairs, labels=None, recipe=CLIPTEX, **ranks) -> TrainDataset:
-    start = load_pretrained_clip("random", "tiny")
+    start = load_initial_clip("random", "tiny")
     options = {"tokenizer": start.tokenizer, "data": start.data, "label_size": 16}
     return TrainDataset(pairs, labels, recipe, **options, **ranks)
 

@@ -13,11 +13,11 @@ from backbones.cliptex.data.augment import IGNORE, Geometry
 from backbones.cliptex.data.ground_truth import paint
 from backbones.cliptex.experts.base import FitSettings
 from backbones.cliptex.experts.data import ExpertData, load_data
-from backbones.cliptex.experts.fit import augmented_batch
-from backbones.cliptex.protocols import Silent
+from backbones.cliptex.experts.train import augmented_batch
 from backbones.cliptex.tasks import TASKS, find_task
 from backbones.cliptex.tasks.shapes import ClassMap
 from cliptex_common.errors import UserError
+from cliptex_common.progress import Silent
 from tests.backbones.cliptex.experts import toy_experts
 
 
@@ -26,7 +26,7 @@ def test_small_instances_are_painted_over_large_ones():
     dot = {"category_id": 2, "area": 4, "segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]]}
     runs = {"size": [10, 10], "counts": [80, 20]}
     crowd = {"category_id": 2, "area": 8, "iscrowd": 1, "segmentation": runs}
-    merged = paint({"height": 10, "width": 10, "instances": [dot, crowd, square]})
+    merged = paint({"height": 10, "width": 10, "annotations": [dot, crowd, square]})
     assert (merged[4, 4], merged[2, 2], merged[0, 0]) == (2, 1, 0)
     assert (merged[:, 8:] == 255).all()
 

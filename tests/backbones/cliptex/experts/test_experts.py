@@ -9,20 +9,21 @@ import pytest
 import torch
 
 from backbones.base import state_sha256
-from backbones.cliptex.experts import evaluate_expert, load_experts, train_expert
+from backbones.cliptex.experts import load_experts
 from backbones.cliptex.experts.data import load_data
-from backbones.cliptex.protocols import Silent
+from backbones.cliptex.experts.train import evaluate_expert, train_expert
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.trainer import TrainContext
 from benchmark.cli.new import template
 from cliptex_common import plugins
 from cliptex_common.errors import UserError
+from cliptex_common.progress import Silent
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 
 pytestmark = pytest.mark.integration
 
-NAMES = ("unet", "dpt", "nll-angmf")
+NAMES = ("unet-seg", "unet-depth", "unet-normals")
 QUIET = TrainContext()
 
 
@@ -72,31 +73,31 @@ def test_save_and_load(name, tmp_path):
 
 def test_damaged_and_wrong_experts(tmp_path):
     folder = tmp_path / "e"
-    toy_experts.make_expert("dpt").save(folder)
-    with pytest.raises(UserError, match="holds expert 'dpt', not 'unet'"):
-        load_experts([f"unet={folder}"])
+    toy_experts.make_expert("unet-depth").save(folder)
+    with pytest.raises(UserError, match="holds expert 'unet-depth', not 'unet-seg'"):
+        load_experts([f"unet-seg={folder}"])
     with pytest.raises(UserError, match="both label depth"):
-        load_experts([f"dpt={folder}", f"dpt={folder}"])
+        load_experts([f"unet-depth={folder}", f"unet-depth={folder}"])
     weights = folder / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
     for damaged, message in ((content, "has changed since"), (content[:999], "does not hold")):
         weights.write_bytes(bytes(damaged))
         with pytest.raises(UserError, match=message):
-            load_experts([f"dpt={folder}"])
+            load_experts([f"unet-depth={folder}"])
     for spec, message in (
-        (f"unet={tmp_path}", "no expert in"),
+        (f"unet-seg={tmp_path}", "no expert in"),
         ("nll-angfm=x", "did you mean nll-angmf"),
-        ("dpt", "needs its weights"),
+        ("unet-depth", "needs its weights"),
     ):
         with pytest.raises(UserError, match=message):
             load_experts([spec])
 
 
 TRAINED = {
-    "unet": ({"epochs": 20.0, "lr": 3e-3, "width": 16}, "object_acc", 70.0, 1),
-    "dpt": ({"epochs": 8.0, "lr": 3e-3, "width": 16}, "abs_rel", 0.12, -1),
-    "nll-angmf": ({"epochs": 20.0, "lr": 3e-3, "width": 16}, "normal_median", 6.0, -1),
+    "unet-seg": ({"epochs": 20.0, "lr": 3e-3, "width": 16}, "object_acc", 70.0, 1),
+    "unet-depth": ({"epochs": 8.0, "lr": 3e-3, "width": 16}, "abs_rel", 0.12, -1),
+    "unet-normals": ({"epochs": 20.0, "lr": 3e-3, "width": 16}, "normal_median", 6.0, -1),
 }
 
 
@@ -146,14 +147,14 @@ def test_a_frozen_encoder_is_computed_once_for_all_experts(tmp_path):
 def test_training_is_the_same_resumed_or_not(tmp_path):
     root = toy_experts.write_truth(tmp_path / "data", train=16, val=4)
     settings = {**toy_experts.SMALL_UNET, "batch_size": 8, "epochs": 6.0}
-    complete = train_expert("nll-angmf", root, tmp_path / "complete", QUIET, settings)
+    complete = train_expert("unet-normals", root, tmp_path / "complete", QUIET, settings)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         context = replace(QUIET, progress=toy.Recorder(die_at=8))
-        train_expert("nll-angmf", root, out, context, settings)
+        train_expert("unet-normals", root, out, context, settings)
     (state,) = (out / "training-state").iterdir()
     seconds = torch.load(state, weights_only=True)["seconds"]
-    resumed = train_expert("nll-angmf", root, out, QUIET, settings)
+    resumed = train_expert("unet-normals", root, out, QUIET, settings)
     assert resumed["sha256"] == complete["sha256"]
     assert resumed["flops"] == complete["flops"] > 1e7 and resumed["seconds"] > seconds > 0
     assert not (out / "training-state").exists()

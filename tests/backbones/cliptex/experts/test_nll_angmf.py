@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from backbones.cliptex.experts import load_experts
-from backbones.cliptex.experts.nll_angmf import PublishedNllAngMF
+from backbones.cliptex.experts.nll_angmf import NllAngMF
 from cliptex_common.errors import UserError
 
 pytestmark = pytest.mark.integration
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 def test_a_checkpoint_of_the_authors(norm, tmp_path):
     """As saved from several GPUs; images of any size, also in bf16."""
     torch.manual_seed(0)
-    original = PublishedNllAngMF(norm, size=32).freeze()
+    original = NllAngMF(norm, size=32).freeze()
     state = {f"module.{name}": tensor for name, tensor in original.net.state_dict().items()}
     path = tmp_path / "scannet.pt"
     torch.save({"model": state, "iter": 5000}, path)

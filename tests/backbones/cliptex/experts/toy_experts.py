@@ -28,7 +28,7 @@ def make_expert(name: str, **changes) -> Expert:
 
 
 def all_experts() -> list[Expert]:
-    return [make_expert("unet"), make_expert("dpt"), make_expert("nll-angmf")]
+    return [make_expert("unet-seg"), make_expert("unet-depth"), make_expert("unet-normals")]
 
 
 def picture(seed: int, height: int = 40, width: int = 40) -> np.ndarray:

@@ -14,8 +14,8 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import decode_image
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.labels.store import LabelStore, check_labels
-from backbones.cliptex.protocols import Silent
 from cliptex_common.errors import UserError
+from cliptex_common.progress import Silent
 from tests.backbones.cliptex.experts import toy_experts
 from tests.forks import Fork
 
@@ -60,7 +60,7 @@ def labelled(tmp_path):
 def test_large_images_reach_experts_at_their_own_size_in_small_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("backbones.cliptex.labels.labeller.IMAGE_PIXELS", 40 * 40 // 2)
     pattern = toy_experts.write_shards(tmp_path / "pairs", shards=1)
-    expert = toy_experts.make_expert("dpt")
+    expert = toy_experts.make_expert("unet-depth")
     with patch.object(expert, "predict", wraps=expert.predict) as predict:
         label(pattern, tmp_path / "labels", [expert])
     shapes = {tuple(call.args[0].shape) for call in predict.call_args_list}
@@ -69,7 +69,7 @@ def test_large_images_reach_experts_at_their_own_size_in_small_batches(tmp_path,
 
 def test_images_that_do_not_fit_together_are_labelled_in_parts(tmp_path):
     pattern = toy_experts.write_shards(tmp_path / "pairs")
-    expert = toy_experts.make_expert("dpt")
+    expert = toy_experts.make_expert("unet-depth")
     label(pattern, tmp_path / "complete", [expert])
     predict, sizes = expert.predict, []
 
@@ -113,7 +113,7 @@ def test_every_pair_once_with_every_label(labelled):
 
 def test_labels_that_are_not_finite_are_failures(tmp_path):
     pattern = toy_experts.write_shards(tmp_path / "pairs", shards=1, each=2)
-    expert = toy_experts.make_expert("dpt")
+    expert = toy_experts.make_expert("unet-depth")
     predict = expert.predict
 
     def broken(images):

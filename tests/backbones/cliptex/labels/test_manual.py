@@ -11,8 +11,8 @@ from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.labeller import LabelSettings, make_labels
 from backbones.cliptex.labels.manual import ManualLabels
 from backbones.cliptex.labels.store import LabelStore, check_labels
-from backbones.cliptex.protocols import Silent
 from cliptex_common.errors import UserError
+from cliptex_common.progress import Silent
 from tests.backbones.cliptex import toy
 
 

@@ -123,7 +123,7 @@ def test_segmentation_scores_agree_with_torchmetrics():
     random = np.random.default_rng(0)
     target, labels = (random.integers(0, 4, (5, 9, 9)).astype(np.uint8) for _ in range(2))
     target[0, 0] = 255
-    scores = find_task("seg").score({"seg": labels}, target, 4)
+    scores = find_task("seg").accuracy({"seg": labels}, target, 4)
     expected = multiclass_jaccard_index(
         torch.from_numpy(labels),
         torch.from_numpy(np.where(target == 255, -1, target.astype(int))),
@@ -134,17 +134,17 @@ def test_segmentation_scores_agree_with_torchmetrics():
     assert scores["mIoU"] == pytest.approx(100 * float(expected))
     assert scores["aAcc"] == pytest.approx(100 * (labels == target)[target != 255].mean())
     labels[1:] = 255
-    assert find_task("seg").score({"seg": labels}, target, 4)["labelled"] == pytest.approx(
+    assert find_task("seg").accuracy({"seg": labels}, target, 4)["labelled"] == pytest.approx(
         100 * 72 / 396
     )
 
 
 def test_depth_scores_ignore_scale_and_shift():
     target = np.random.default_rng(0).uniform(0.2, 1, (3, 8, 8)).astype(np.float32)
-    scores = find_task("depth").score({"depth": 7 * target + 3}, target)
+    scores = find_task("depth").accuracy({"depth": 7 * target + 3}, target)
     assert scores["abs_rel"] < 1e-5 and scores["delta1"] == 100
     noise = np.random.default_rng(1).uniform(size=target.shape)
-    assert find_task("depth").score({"depth": noise}, target)["abs_rel"] > 0.2
+    assert find_task("depth").accuracy({"depth": noise}, target)["abs_rel"] > 0.2
 
 
 def test_normal_scores():
@@ -153,6 +153,6 @@ def test_normal_scores():
     labels = np.zeros_like(target)
     labels[0, :, 0, 0] = (0, 0, 1)
     labels[0, :, 0, 1] = (0, 1, 0)
-    scores = find_task("normal").score({"normal": labels}, target)
+    scores = find_task("normal").accuracy({"normal": labels}, target)
     assert scores["normal_mean"] == pytest.approx(45)
     assert scores["normal_11.25"] == 50

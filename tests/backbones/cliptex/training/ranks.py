@@ -14,10 +14,11 @@ from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training.distributed import DistContext, end_with_launcher, processes
 from backbones.cliptex.training.heads import TaskHeads
-from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
+from backbones.cliptex.training.models import CLIPWithHeads, load_initial_clip
 from backbones.cliptex.training.recipes import RECIPES, Recipe
-from backbones.cliptex.training.step import TrainStep
-from backbones.cliptex.training.train import TrainContext, train
+from backbones.cliptex.training.step import Passes
+from backbones.cliptex.training.train import train
+from backbones.cliptex.training.trainer import TrainContext
 from tests.backbones.cliptex import toy
 
 ALONE = DistContext(0, 1, torch.device("cpu"))
@@ -40,7 +41,7 @@ def one_step(
 ) -> tuple[dict, dict, dict]:
     """Losses, gradients and the losses' gradient norms of the first step, on the CPU."""
     torch.manual_seed(0)
-    start = load_pretrained_clip(init, recipe.model)
+    start = load_initial_clip(init, recipe.model)
     batches = TrainDataset(
         open_pairs(pairs_dir),
         toy.ToyLabels(missing=("00000/000000004",)),
@@ -54,7 +55,7 @@ def one_step(
     heads = TaskHeads(start.channels, {"seg": 3, "depth": 1, "normal": 3}, 16)
     model = CLIPWithHeads(start.model, start.data.layers, heads).to(process.device)
     batch = batches.to_device(batches[0], process.device)
-    step = TrainStep(model, recipe, 16, process.device)
+    step = Passes(model, recipe, 16, process.device)
     losses, norms = step.backward(batch, norms=True)
     parameters = step.model.named_parameters()
     gradients = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}

@@ -15,7 +15,8 @@ from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training.distributed import end_with_launcher, processes
 from backbones.cliptex.training.models import TINY_CLIP
-from backbones.cliptex.training.train import TrainContext, train
+from backbones.cliptex.training.train import train
+from backbones.cliptex.training.trainer import TrainContext
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.training.ranks import (
     RECIPE,

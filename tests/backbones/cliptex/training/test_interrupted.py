@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import backbones
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training import clip_trainer
-from backbones.cliptex.training.step import TrainStep
+from backbones.cliptex.training.step import Passes
 from backbones.cliptex.training.train import TrainResult
 from cliptex_common import device
 from cliptex_common.errors import NonFiniteLoss
@@ -49,7 +49,7 @@ def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeyp
     """Such as the statistics of batch norms, which a forward pass changes."""
     init = other_tower(tmp_path, "timm")
     complete = run(CLIPTEX, pairs, tmp_path / "complete.safetensors", init=init)
-    calls, backward = [], TrainStep.backward
+    calls, backward = [], Passes.backward
 
     def interrupted(self, *args, **more):
         result = backward(self, *args, **more)
@@ -58,7 +58,7 @@ def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeyp
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(TrainStep, "backward", interrupted)
+    monkeypatch.setattr(Passes, "backward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(CLIPTEX, pairs, tmp_path / "cut.safetensors", init=init)
     assert newest(tmp_path / "cut.safetensors.resume") == 2
@@ -101,7 +101,7 @@ def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
 
 def break_steps(patch: pytest.MonkeyPatch, *steps: int) -> list[int]:
     """Make gradients NaN at ``steps``, from 1; the list that is returned grows by each step."""
-    backward, calls = TrainStep.backward, []
+    backward, calls = Passes.backward, []
 
     def broken(self, *args, **more):
         calls.append(1)
@@ -110,7 +110,7 @@ def break_steps(patch: pytest.MonkeyPatch, *steps: int) -> list[int]:
             self.model.clip.logit_scale.grad.fill_(float("nan"))
         return result
 
-    patch.setattr(TrainStep, "backward", broken)
+    patch.setattr(Passes, "backward", broken)
     return calls
 
 

@@ -12,17 +12,17 @@ import torch
 from backbones.adapters.open_clip import build_model
 from backbones.cliptex.training import models
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
-from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.models import load_initial_clip
 from backbones.cliptex.training.optimizer import build_optimizer
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
-from backbones.cliptex.training.step import TrainStep
+from backbones.cliptex.training.step import Passes
 from tests.backbones.cliptex.training.test_train import CLIPTEX, CPU, TINY, TOWERS, dataset
 
 
 def check_both_passes_drop_the_same(pairs, device: torch.device) -> None:
     """A step of four micro-batches, each of which is embedded twice, by a model with dropout."""
-    start = load_pretrained_clip("random", "tiny")
+    start = load_initial_clip("random", "tiny")
     for block in start.model.visual.transformer.resblocks:
         block.mlp.add_module("drop", torch.nn.Dropout(0.5))
     towers = models.CLIPWithHeads(start.model, start.data.layers, None).to(device)
@@ -30,7 +30,7 @@ def check_both_passes_drop_the_same(pairs, device: torch.device) -> None:
     batches = dataset(pairs, None, recipe, 0)
     seen: list[dict[str, torch.Tensor]] = []
     towers.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    TrainStep(towers, recipe, 0, device).backward(batches.to_device(batches[0], device))
+    Passes(towers, recipe, 0, device).backward(batches.to_device(batches[0], device))
     assert len(seen) == 8
     for first, second in zip(seen[:4], seen[4:], strict=True):
         assert torch.equal(first["image"], second["image"]) and second["image"].requires_grad
@@ -52,7 +52,7 @@ def decayed_names(model: torch.nn.Module) -> set[str]:
 
 
 def test_norms_biases_and_embeddings_are_not_decayed():
-    start = load_pretrained_clip("random", "tiny")
+    start = load_initial_clip("random", "tiny")
     heads = models.TaskHeads((32, 32), {"seg": 3}, 16)
     decayed = decayed_names(models.CLIPWithHeads(start.model, start.data.layers, heads))
     undecayed = ("bias", "ln_", "norm", "logit", "positional_embedding", "class_embedding")
@@ -64,8 +64,7 @@ def test_norms_biases_and_embeddings_are_not_decayed():
 
 
 def test_learning_rate_warms_up_and_falls_by_a_cosine():
-    plan = SimpleNamespace(steps=100)
-    trainer = SimpleNamespace(recipe=replace(CLIPTEX, lr=2.0, warmup=0.1), plan=plan)
+    trainer = SimpleNamespace(recipe=replace(CLIPTEX, lr=2.0, warmup=0.1), steps=100)
     rates = [CLIPTrainer.rate(trainer, step) for step in range(100)]
     assert (rates[0], rates[9], max(rates)) == pytest.approx((0.2, 2.0, 2.0))
     assert rates[55] == pytest.approx(1.0) and rates[99] < 1e-3

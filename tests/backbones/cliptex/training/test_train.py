@@ -15,10 +15,11 @@ from backbones.adapters.open_clip import build_model
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.training import models
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
-from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.models import load_initial_clip
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
-from backbones.cliptex.training.train import TrainContext, find_trained, train
+from backbones.cliptex.training.train import find_trained, train
+from backbones.cliptex.training.trainer import TrainContext
 from backbones.named import efficientnet_lite_state
 from cliptex_common.errors import UserError
 from tests.backbones.cliptex import toy
@@ -38,7 +39,7 @@ def run(recipe, pairs, out, *, init="random", labels=..., **context):
 
 def dataset(pairs, labels, recipe, label_size=16):
     """The batches of a training from random weights."""
-    start = load_pretrained_clip("random", "tiny")
+    start = load_initial_clip("random", "tiny")
     return TrainDataset(
         pairs,
         labels,
@@ -192,12 +193,12 @@ def test_heads_refuse_patch_dropout(pairs, tmp_path):
 
 
 def test_a_tower_that_starts_from_imagenet(pairs, tmp_path):
-    start = load_pretrained_clip("imagenet", "mini", seed=3)
+    start = load_initial_clip("imagenet", "mini", seed=3)
     stored, _ = efficientnet_lite_state()
     trunk = start.model.visual.trunk.state_dict()
     assert all(torch.equal(trunk[name], stored[name]) for name in trunk) and len(trunk) > 200
     assert start.data.mean == (0.5, 0.5, 0.5) and "ImageNet" in start.weights.source
-    different = load_pretrained_clip("random", "mini", seed=3)
+    different = load_initial_clip("random", "mini", seed=3)
     assert torch.equal(start.model.token_embedding.weight, different.model.token_embedding.weight)
     assert start.weights.sha256 != different.weights.sha256
     recipe = replace(

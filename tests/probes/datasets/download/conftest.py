@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from probes.datasets.download import fetch
-from probes.datasets.download.table import ENTRIES, Entry
+from probes.datasets.download.table import ENTRIES, Download
 from tests.servers import FileServer
 
 
@@ -22,11 +22,11 @@ def server(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def served(server) -> Callable[[str], Entry]:
+def served(server) -> Callable[[str], Download]:
     """An entry of the table, whose archives are those in the server's folder, with their
     checksums."""
 
-    def entry(name: str) -> Entry:
+    def entry(name: str) -> Download:
         archives = []
         for each in ENTRIES[name].archives:
             file = Path(server.folder, each.name)

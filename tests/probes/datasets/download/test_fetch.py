@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from backbones.cliptex.protocols import Silent
 from cliptex_common.errors import UserError
+from cliptex_common.progress import Silent
 from probes.datasets.download.fetch import checksum, download
 from tests.recorder import Recorder
 
@@ -39,7 +39,7 @@ def test_a_killed_download_goes_on(source, tmp_path):
     address = f"{source.address}/a.tar"
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from backbones.cliptex.protocols import Silent\n"
+        "from cliptex_common.progress import Silent\n"
         "from probes.datasets.download import fetch\n"
         "class Slow(Silent):\n"
         "    def advance(self, steps=1): time.sleep(60)\n"

@@ -18,9 +18,9 @@ from scipy.io import savemat
 from torchvision.datasets import imagenet
 
 import probes.catalog  # noqa: F401
-from backbones.cliptex.protocols import Silent
 from benchmark.cli.main import main
 from cliptex_common.errors import UserError
+from cliptex_common.progress import Silent
 from probes.datasets.check import prepare
 from probes.datasets.download import table
 from probes.datasets.download.get import get
@@ -210,7 +210,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     hub = Hub(tmp_path)
-    monkeypatch.setattr("backbones.adapters.hub.hub_reachable", lambda: True)
+    monkeypatch.setattr("backbones.adapters.hf_hub.hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
     return hub

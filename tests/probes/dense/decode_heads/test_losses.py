@@ -13,7 +13,7 @@ import probes.dense.config  # noqa: F401  registers the heads
 from probes.dense.decode_heads import losses as loss_module
 from probes.dense.decode_heads.linear import LinearHead
 from probes.dense.decode_heads.losses import build_head, resized_cross_entropy
-from probes.dense.objectives import Classes
+from probes.dense.objectives import ClassObjective
 from probes.dense.segmentors import DenseModel, at_own_size
 
 from mmseg.models import EncoderDecoder  # isort: skip
@@ -121,7 +121,7 @@ def test_labels_are_those_that_mmseg_predicts():
         for sample in packed:
             sample.set_metainfo({"img_padding_size": padding, "img_shape": (16, 12)})
         head = LinearHead(in_channels=5, in_index=0, num_classes=5)
-        head.objective = Classes()
+        head.objective = ClassObjective()
         model = kind.__new__(kind)
         torch.nn.Module.__init__(model)
         model.decode_head, model.align_corners = head, False

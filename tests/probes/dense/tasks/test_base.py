@@ -10,7 +10,7 @@ from PIL import Image
 import probes.catalog  # noqa: F401  registers the kinds of all probes
 from cliptex_common.errors import UserError
 from probes.dense.data import FollowImage
-from probes.dense.objectives import Objective
+from probes.dense.objectives import TaskObjective
 from probes.dense.probe import register_dense_task
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.base import DenseTask
@@ -20,13 +20,13 @@ METRICS = {"error": Metric(-1, ""), "share": Metric()}
 
 
 class Flow(DenseTask):
-    name, field, metrics, channels, outputs = "flow", "flow_map", {"epe": Metric(-1, "px")}, 2, 2
+    name, metrics, channels, outputs = "flow", {"epe": Metric(-1, "px")}, 2, 2
 
     def factors(self, flipped, scale):
         return (-scale[0] if flipped else scale[0], scale[1])
 
-    def loss(self, raw, target):
-        return (raw[:, :2] - target).abs().mean()
+    def loss(self, prediction, target):
+        return (prediction[:, :2] - target).abs().sum(), torch.tensor(target.numel())
 
     def score(self, prediction, target):
         return {"epe": (prediction - target).square().sum(0).sqrt().mean()}
@@ -43,7 +43,7 @@ def flow():
 
 
 class Alpha(DenseTask):
-    name, field, metrics, value_range, unknown = "alpha", "alpha_map", METRICS, (0.0, 2.0), -1.0
+    name, metrics, value_range, unknown = "alpha", METRICS, (0.0, 2.0), -1.0
 
 
 def test_a_map_of_numbers_is_a_grey_png(tmp_path):
@@ -52,7 +52,7 @@ def test_a_map_of_numbers_is_a_grey_png(tmp_path):
     np.testing.assert_allclose(values, [[0, 2 * 128 / 255, 2]], rtol=1e-6)
     (tmp_path / "map.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="cannot read ground truth"):
-        Alpha().read(str(tmp_path / "map.png"))
+        Alpha().load(str(tmp_path / "map.png"))
 
 
 def test_metrics_are_means_over_the_images_of_a_resample():
@@ -72,7 +72,7 @@ def test_a_vector_follows_the_image_and_comes_back(flow):
     resized = {"scale_factor": (2.0, 3.0), "enlarged": (1.0, 2.0), "flip": True}
     followed = FollowImage("flow").transform({**resized, "gt_seg_map": target})["gt_seg_map"]
     assert followed[0, 0].tolist() == [-2, 6] and followed.dtype == np.float32
-    objective = Objective("flow")
+    objective = TaskObjective("flow")
     raw = torch.stack([torch.full((2, 4), 4.0), torch.full((2, 4), 6.0)])
     assert objective.at_own_scale(raw, (2.0, 3.0))[:, 0, 0].tolist() == [2, 2]
     assert objective.mirror(raw[None])[0, :, 0, 0].tolist() == [-4, 6]
@@ -83,10 +83,10 @@ def test_a_vector_follows_the_image_and_comes_back(flow):
     [
         ({"name": "my flow/x"}, "letters, digits and hyphens"),
         ({"name": "detection"}, "of kind 'detection' already"),
-        ({"metrics": {}}, "needs a field and metrics"),
+        ({"metrics": {}}, "needs metrics"),
         ({"metrics": {"epe": Metric(), "Fw": Metric()}}, "summary gives no Fw"),
         ({"loss": DenseTask.loss}, "has no loss"),
-        ({"outputs": 3}, r"decode gives \(3, 64, 64\)"),
+        ({"outputs": 3}, r"predict gives \(3, 64, 64\)"),
         ({"has_classes": True}, "subclass of Segmentation"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a caller gives to training and labelling: a log for curves, and a progress bar."""
+"""What a caller gives to long work: a log for curves, and a progress bar."""
 
 from __future__ import annotations
 

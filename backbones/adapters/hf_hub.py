@@ -39,10 +39,10 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
         cached = try_to_load_from_cache(repo, file)
         if isinstance(cached, str):
             return Path(cached)
+    or_pass = "pass it with --weights FILE, or " if weights else ""
     advice = (
-        f"fetch {files[0]} of https://huggingface.co/{repo} elsewhere and"
-        f"{' pass it with --weights FILE, or' * weights} copy the hub cache to"
-        f" {constants.HF_HUB_CACHE}"
+        f"fetch {files[0]} of https://huggingface.co/{repo} elsewhere and {or_pass}copy the hub"
+        f" cache to {constants.HF_HUB_CACHE}"
     )
     if not hub_reachable():
         raise UserError(f"no network for the files of {backbone!r}: {advice}")
