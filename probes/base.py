@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress, RunLog, Silent
 from probes.datasets.base import PreparedDataset, Split
 from reports.metrics import Metric
@@ -181,21 +183,16 @@ class TaskResult:
     notes: list[str] = field(default_factory=list)
 
 
-def missing_capability(probe: Probe, backbone: Backbone, settings: Any) -> str:
-    """What a backbone lacks for a probe with these settings; empty where it lacks nothing."""
-    if probe.needs_text and not backbone.has_text:
-        return "no text tower"
-    if getattr(probe, "needs_dense_text", False) and not backbone.has_dense_text:
-        return "its patch features are not aligned with its text encoder"
-    # settings without this method are checked by the backbone, with the first image
-    feeds_only = getattr(settings, "feeds_only", None)
-    if backbone.fixed_size and feeds_only and not feeds_only(backbone.fixed_size):
-        height, width = backbone.fixed_size
-        return (
-            f"takes images of {height}×{width} only; set size={height}, and of a dense probe"
-            f" slide={height},{height // 2} or resize=square-bilinear"
-        )
-    return ""
+class NotApplicable(UserError):
+    """A backbone lacks what a probe needs: the task has no number, and the others go on."""
+
+
+@runtime_checkable
+class SizedSettings(Protocol):
+    """Settings that say which images the backbone gets."""
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """Whether the backbone sees images of ``size`` (height, width) only."""
 
 
 @runtime_checkable
@@ -210,8 +207,9 @@ class Probe(Protocol):
             which are part of a task's identity; the defaults are the paper's.
         metrics: name → unit, range, direction and label, recorded with each number; the main metric
             first.
-        needs_text: whether the backbone must have a text tower. A probe may have
-            ``needs_dense_text`` too: patch features aligned with the text tower.
+        defaults: settings of this probe that are not the defaults of ``settings_type``.
+        needs_text, needs_dense_text: whether the backbone must have a text tower, and patch
+            features that are aligned with it.
         splits: the splits that the probe reads; (``val``,) where nothing is trained.
     """
 
@@ -220,8 +218,38 @@ class Probe(Protocol):
     version: int
     settings_type: type
     metrics: Mapping[str, Metric]
-    needs_text: bool
-    splits: tuple[Split, ...]
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    needs_text: bool = False
+    needs_dense_text: bool = False
+    splits: tuple[Split, ...] = ("train", "val")
+
+    def on(self, main_metric: str) -> Probe:
+        """The probe as it is scored on a dataset with a main metric of its own ('' for none)."""
+        return self
+
+    def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
+        """Check, before any work, that backbone, dataset and settings fit each other and the probe.
+
+        Args:
+            backbone: a ``Backbone``, or a record of one that is not there yet, with its attributes.
+            data: perhaps without samples, where they are not checked yet.
+
+        Raises:
+            NotApplicable: the backbone lacks what the probe needs.
+            UserError: something else does not fit.
+        """
+        if self.needs_text and not backbone.has_text:
+            raise NotApplicable("no text tower")
+        if self.needs_dense_text and not backbone.has_dense_text:
+            raise NotApplicable("its patch features are not aligned with its text encoder")
+        # other settings are checked by the backbone, with the first image
+        size = backbone.fixed_size if isinstance(settings, SizedSettings) else None
+        if size and not settings.feeds_only(size):
+            height, width = size
+            raise NotApplicable(
+                f"takes images of {height}×{width} only; set size={height}, and of a dense probe"
+                f" slide={height},{height // 2} or resize=square-bilinear"
+            )
 
     def config(self, context: Context) -> str:
         """The resolved config as text: MMEngine's python, which plain mmengine runs, or JSON."""
@@ -236,7 +264,7 @@ class Probe(Protocol):
 
 
 @dataclass
-class FeatureProbe:
+class FeatureProbe(Probe):
     """A probe on frozen features, without MMEngine's Runner; see ``Probe``.
 
     Attributes:

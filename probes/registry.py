@@ -46,16 +46,11 @@ def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:
         registry.load_entry_points()  # their probes too
     probes = PROBES.load_entry_points().values()
     return {
-        f"{spec.name}/{probe.name}": (spec, _on(probe, spec.extra.get("main_metric", "")))
+        f"{spec.name}/{probe.name}": (spec, probe.on(spec.extra.get("main_metric", "")))
         for spec in DATASETS.load_entry_points().values()
         for probe in probes
         if probe.kind == spec.kind
     }
-
-
-def _on(probe: Probe, main_metric: str) -> Probe:
-    """The probe with the main metric of a dataset, if it has one of its own."""
-    return probe.on(main_metric) if hasattr(probe, "on") else probe
 
 
 def _declare(task: str, kind: str, main_metric: str) -> dict[str, Metric]:
@@ -65,7 +60,7 @@ def _declare(task: str, kind: str, main_metric: str) -> dict[str, Metric]:
         tasks()  # with those of other packages
     if key not in PROBES or (dataset in DATASETS and DATASETS[dataset].kind != kind):
         return {}
-    return dict(_on(PROBES[key], main_metric).metrics)
+    return dict(PROBES[key].on(main_metric).metrics)
 
 
 DECLARERS.append(_declare)
@@ -83,7 +78,7 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     if spec := DATASETS.get(dataset):
         key = f"{spec.kind}/{probe}"
         if key in PROBES:
-            return spec, _on(PROBES[key], spec.extra.get("main_metric", ""))
+            return spec, PROBES[key].on(spec.extra.get("main_metric", ""))
     all_tasks = tasks()  # with those of other packages
     if name in all_tasks:
         return all_tasks[name]

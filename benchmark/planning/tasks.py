@@ -300,15 +300,12 @@ def _planned(name: str, listed: Mapping[str, Any], changes: Mapping[str, str]) -
     if protocol is not None:
         values |= find_preset(protocol, spec, probe).settings
         values["protocol"] = protocol
-    defaults = with_changes(probe.settings_type(), getattr(probe, "defaults", {}))
+    defaults = with_changes(probe.settings_type(), probe.defaults)
     return PlannedTask(name, with_changes(defaults, {**values, **changes}))
 
 
 def _check_settings(task: PlannedTask, changed: Collection[str]) -> None:
-    """Raise ``UserError`` where settings of a task contradict each other; ``changed``: those that
-    the user, or an axis, sets."""
-    if check := getattr(task.probe, "check_settings", None):
-        check(task.settings)
+    """Raise ``UserError`` where a setting that the user, or an axis, sets changes nothing."""
     epochs = getattr(task.settings, "epochs", 0)
     if "max_iters" in changed and "epochs" not in changed and epochs:
         raise UserError(

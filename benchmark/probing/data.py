@@ -17,7 +17,7 @@ from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.unit import describe_backbone
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.files import content_key
-from probes.base import missing_capability
+from probes.base import NotApplicable
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import check_names, find_folder, prepare
 from probes.layers import layer_number
@@ -86,11 +86,11 @@ def check_fit(
         root = roots[task.spec.name]
         for layer in task.encoded_layers:
             layer_number(layer, backbone.depth, backbone.name)
-        if check := getattr(task.probe, "check_backbone", None):
-            check(task.settings, PreparedDataset(task.spec.at(root), root, {}), backbone)
-        reason = missing_capability(task.probe, backbone, task.settings)  # type: ignore[arg-type]
-        if reason:
-            reasons[task.name] = reason
+        data = PreparedDataset(task.spec.at(root), root, {})
+        try:
+            task.probe.fits(backbone, data, task.settings)
+        except NotApplicable as error:
+            reasons[task.name] = str(error)
     return reasons
 
 

@@ -70,6 +70,7 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
     heads: dict[int, tuple[Config, Context]] = {}
     for index, (probe, context) in enumerate(tasks):
         try:
+            probe.fits(context.backbone, context.data, context.settings)
             heads[index] = dense_config(probe, context), context
         except Exception as error:
             results[index] = error

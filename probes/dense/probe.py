@@ -8,7 +8,7 @@ probes in the head.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ from backbones.cliptex.tasks import TASKS
 from cliptex_common.errors import UserError
 from probes.base import Context, Probe, TaskResult
 from probes.configs import config_file
-from probes.datasets.base import PreparedDataset, Split
+from probes.datasets.base import PreparedDataset
 from probes.dense.decode_heads.base import SHIPPED, DenseHead
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.layers import requested_layer
@@ -25,11 +25,8 @@ from probes.registry import HEADS, PROBES, register_probe
 from reports.stats.per_image import SCORERS
 
 
-class DenseProbe:
+class DenseProbe(Probe):
     """A head on datasets of one dense task; see ``probes.base.Probe``."""
-
-    needs_text = False
-    splits: tuple[Split, ...] = ("train", "val")
 
     def __init__(self, head: DenseHead, task: DenseTask) -> None:
         self.head, self.task = head, task
@@ -40,21 +37,30 @@ class DenseProbe:
         self.settings_type: type = task.shipped_settings if is_shipped else task.head_settings
         self.defaults = {} if is_shipped else {"head": head.config}
 
-    def check_settings(self, settings: Any) -> None:
-        """Check, before any work, what follows from the settings alone.
-
-        Raises:
-            UserError: no such head, options that it does not know, or one layer where it reads
-                several.
-        """
+    def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
+        """See ``Probe``; a head that this package does not know is run on maps without data."""
         if self.head.maps and settings.layers != "all":
             raise UserError(
                 f"layers={settings.layers}: {self.name} fuses {self.head.maps} feature maps, not"
                 " one; leave layers out, or choose another probe"
             )
+        if self.head.config is not None:
+            self._check_head(settings.head)
+        super().fits(backbone, data, settings)
+        if requested_layer(settings) is not None:
+            if len({*zip(backbone.channels, backbone.strides, strict=True)}) > 1:
+                return  # only the unit that reads the layer knows its map
+            settings = replace(settings, layers="last")  # a plain ViT's maps are alike
         if self.head.config is None:
+            self.head.check(settings, data, backbone)
             return
-        name, own = settings.head.get("type"), self.head.config.get("type")
+        from probes.dense.config import try_model
+
+        try_model(self, settings, data, backbone)
+
+    def _check_head(self, requested: Mapping[str, Any]) -> None:
+        """Raise ``UserError`` where the setting ``head`` fits no backbone and no dataset."""
+        name, own = requested.get("type"), self.defaults["head"].get("type")
         if not name:
             raise UserError(
                 "head.type is missing: name a head of mmseg's registry, such as --set"
@@ -66,28 +72,7 @@ class DenseProbe:
             raise UserError(f"head.type={name}: {name} is a probe of its own, DATASET/{name}")
         from probes.dense.decode_heads.module import check_settings
 
-        check_settings(settings.head, self.task)
-
-    def check_backbone(self, settings: Any, data: PreparedDataset, backbone: Any) -> None:
-        """Check, before any work, that the head fits dataset and backbone.
-
-        Args:
-            backbone: see ``probes.dense.decode_heads.base.feature_maps``.
-
-        Raises:
-            UserError: the head cannot be built for the backbone's maps, fails, or returns other
-                shapes than the task has.
-        """
-        if requested_layer(settings) is not None:
-            if len({*zip(backbone.channels, backbone.strides, strict=True)}) > 1:
-                return  # only the unit that reads the layer knows its map
-            settings = replace(settings, layers="last")  # a plain ViT's maps are alike
-        if self.head.config is None:
-            self.head.check(settings, data, backbone)
-            return
-        from probes.dense.config import try_model
-
-        try_model(self, settings, data, backbone)
+        check_settings(requested, self.task)
 
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the

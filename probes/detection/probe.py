@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from probes.base import Context, TaskResult
+from probes.base import Context, Probe, TaskResult
 from probes.configs import config_file
-from probes.datasets.base import Split
 from probes.detection.settings import STATS, MaskRCNNSettings, SSDSettings
 from probes.registry import register_probe
 from reports.metrics import Metric
@@ -20,7 +19,7 @@ from reports.stats.per_image import SCORERS, ImageScores
 
 
 @dataclass
-class DetectionProbe:
+class DetectionProbe(Probe):
     """A detector on the maps of a frozen backbone; see ``probes.base.Probe``."""
 
     name: str
@@ -28,8 +27,6 @@ class DetectionProbe:
     metrics: Mapping[str, Metric]
     kind: str = "detection"
     version: int = 3
-    needs_text: bool = False
-    splits: tuple[Split, ...] = ("train", "val")
 
     @property
     def config_file(self) -> Path:

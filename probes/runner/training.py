@@ -1,9 +1,8 @@
 """Training that all MMEngine probes share: seeded samples, exact resume, one loop for many heads.
 
-A probe writes a config of model, data, optimizer, schedule and evaluator. ``resolved`` adds the
-parts that all share (registered types, so that the dumped text runs with plain mmengine);
-``train_together`` trains the heads of several such configs in one loop, on the same batches, and
-``run_training`` trains one.
+A probe's config has model, data, optimizer, schedule and evaluator; ``resolved`` adds what is true
+of every training. ``train_together`` trains the heads of several such configs in one loop, on the
+same batches, and ``run_training`` trains one.
 
 Neither the number of loading processes by itself, nor a stop and a resume, nor the other heads of
 the group change what is computed.
@@ -37,12 +36,15 @@ from probes.datasets.base import PreparedDataset
 from probes.runner import bridge
 from probes.runner.group_data import GroupDataset, rows_of
 from probes.runner.logs import logging_to
-from probes.runner.member import STATES, Member, failing_alone, failure_of
+from probes.runner.member import Member, failing_alone, failure_of
 from probes.runner.sampling import EndlessSampler, SeededSamples
 
 
 def resolved(cfg: Config, context: Context) -> Config:
-    """``cfg`` with all that the probes share; its ``pretty_text`` is what ``Probe.config`` returns.
+    """``cfg`` with what its training adds: samples and iterations that follow from the seed, and
+    one evaluation at the end. Its ``pretty_text`` is what ``Probe.config`` returns. This package
+    trains it by the loop below, and mmengine's Runner, which takes it as it is, gives the same
+    weights.
 
     Args:
         cfg: a probe's config with ``default_scope``, ``model``, ``train_dataloader`` and
@@ -52,41 +54,23 @@ def resolved(cfg: Config, context: Context) -> Config:
             own types.
         context: gives seed and loading processes.
     """
-    cfg = copy.deepcopy(cfg)
-    max_iters = cfg.train_cfg["max_iters"]
+    cfg, seed = copy.deepcopy(cfg), context.seed
     imports = ["probes.runner.bridge", "probes.runner.sampling", *cfg.custom_imports.imports]
     cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
-    workers = context.num_workers
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.update({"num_workers": workers, "persistent_workers": workers > 0, **loader})
-    samples = {
+        loader.setdefault("num_workers", context.num_workers)
+    cfg.train_dataloader.dataset = {
         "type": "SeededSamples",
-        "seed": context.seed,
+        "seed": seed,
         "dataset": cfg.train_dataloader.dataset,
         "shuffle": context.settings.shuffle,
     }
-    cfg.train_dataloader.dataset, cfg.train_dataloader.sampler = samples, {"type": "EndlessSampler"}
+    cfg.train_dataloader.sampler = {"type": "EndlessSampler"}
     cfg.val_dataloader.sampler = {"type": "DefaultSampler", "shuffle": False}
-    cfg.train_cfg = {"type": "IterBasedTrainLoop", "val_interval": max_iters, **cfg.train_cfg}
-    cfg.val_cfg = {"type": "ValLoop"}
-    cfg.default_hooks = {
-        "logger": {
-            "type": "LoggerHook",
-            "interval": max(1, max_iters // 50),
-            "log_metric_by_epoch": False,
-        },
-        "checkpoint": {
-            "type": "CheckpointHook",
-            "interval": max(1, max_iters // STATES),
-            "by_epoch": False,
-            "max_keep_ckpts": 1,
-        },
-    }
-    cfg.custom_hooks = [{"type": "SeedEachIteration", "seed": context.seed}]
-    cfg.log_processor = {"by_epoch": False}
-    cfg.visualizer = {"type": "Visualizer", "vis_backends": []}
-    cfg.randomness = {"seed": context.seed % 2**32}
-    cfg.env_cfg = {"mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}}
+    cfg.custom_hooks = [{"type": "SeedEachIteration", "seed": seed}]
+    cfg.randomness = {"seed": seed % 2**32}
+    cfg.train_cfg.update(by_epoch=False, val_interval=cfg.train_cfg.max_iters)
+    cfg.val_cfg = {}
     cfg.work_dir = f"work_dirs/{context.data.spec.name}"  # not this run's scratch folder
     return cfg
 

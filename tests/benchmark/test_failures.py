@@ -15,7 +15,7 @@ from benchmark.execution.local import LocalExecutor
 from benchmark.probing.parents import Parent
 from benchmark.suites.registry import Suite, register_suite
 from cliptex_common.errors import NonFiniteLoss
-from probes.base import Metric, TaskResult
+from probes.base import Metric, Probe, TaskResult
 from probes.registry import register_probe
 from tests.benchmark.commands import read_json, run_command, runs_of
 from tests.benchmark.fake_pipeline import register_trained
@@ -32,7 +32,7 @@ class NoSettings:
     """None."""
 
 
-class Buggy:
+class Buggy(Probe):
     """A probe that raises."""
 
     name, kind, version, settings_type, metrics = (
@@ -42,7 +42,7 @@ class Buggy:
         NoSettings,
         {"top1": Metric()},
     )
-    needs_text, splits = False, ("val",)
+    splits = ("val",)
 
     def __init__(self, error: Exception | None) -> None:
         self.error = error
@@ -178,21 +178,21 @@ VANISH = """
 import os, signal
 from dataclasses import dataclass
 from benchmark.suites.registry import Suite
-from probes.base import Metric
+from probes.base import Metric, Probe
 
 @dataclass(frozen=True)
 class NoSettings:
     pass
 
-class Probe:
+class Vanishing(Probe):
     name, kind, version, settings_type, metrics = "vanish", "classification", 1, NoSettings, {"top1": Metric()}
-    needs_text, splits = False, ("val",)
+    splits = ("val",)
     def config(self, context):
         return ""
     def run(self, context):
         os.kill(os.getpid(), signal.SIGKILL)
 
-PROBE = Probe()
+PROBE = Vanishing()
 SUITE = Suite("vanishing", "for tests", {"camvid/linear": {}, "imagefolder/vanish": {}}, ("random",))
 """  # noqa: E501
 POINTS = """

@@ -32,7 +32,7 @@ from backbones import Entry
 from backbones.cliptex.experts import Expert
 from benchmark.execution import Executor
 from benchmark.suites.registry import Suite
-from probes.base import Metric, TaskResult
+from probes.base import Metric, Probe, TaskResult
 from probes.datasets.base import DatasetSpec, Sample
 
 GREY = Entry("grey", "one grey map", "MIT", lambda request: None)
@@ -52,15 +52,15 @@ class Cluster(Executor):
 
 SUITE = Suite("my-suite", "mine", {"voc/linear": {}})
 
-class Probe:
+class MyProbe(Probe):
     name, kind, version, settings_type, metrics = "my-probe", "segmentation", 1, SimpleNamespace, {"mIoU": Metric()}
-    needs_text, splits = False, ("val",)
+    splits = ("val",)
     def config(self, context):
         return ""
     def run(self, context):
         return TaskResult({"mIoU": 1.0})
 
-PROBE = Probe()
+PROBE = MyProbe()
 
 NOTHING = 3
 """  # noqa: E501

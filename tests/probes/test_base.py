@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 import benchmark.suites.catalog  # noqa: F401 – registers every probe
-from probes.base import missing_capability
+from probes.base import NotApplicable, Probe
 from probes.registry import PROBES
 
 SQUARE = {"resize": "square-bilinear"}
@@ -36,9 +37,7 @@ def test_a_backbone_of_one_size_is_shown_no_other(probe, settings, fits):
     probe = PROBES[probe]
     settings = probe.settings_type(**settings)
     backbone = SimpleNamespace(has_text=True, has_dense_text=True, fixed_size=(224, 224))
-    reason = missing_capability(probe, backbone, settings)
-    assert fits == (not reason)
-    if not fits:
-        assert "takes images of 224×224 only; set size=224" in reason
+    with nullcontext() if fits else pytest.raises(NotApplicable, match="224×224 only; set size"):
+        Probe.fits(probe, backbone, None, settings)
     backbone.fixed_size = None
-    assert not missing_capability(probe, backbone, settings)
+    Probe.fits(probe, backbone, None, settings)

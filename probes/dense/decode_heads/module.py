@@ -218,6 +218,11 @@ def complete_head(
         derived = {"in_channels": list(channels), "in_index": indices}
         derived |= of_maps(kind, channels, strides)
     else:
+        if head.in_index >= len(each):
+            raise UserError(
+                f"head {head.type} reads map {head.in_index} of {len(each)}; head.in_index: leave"
+                " it out, the backbone decides"
+            )
         channel, stride = each[head.in_index]
         derived = {"in_channels": channel, **of_maps(kind, [channel], [stride])}
     head.update({name: value for name, value in derived.items() if name not in requested})

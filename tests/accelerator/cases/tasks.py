@@ -125,6 +125,6 @@ def make_task(
 ) -> Context:
     """A task of a probe on ``device``, with a tiny backbone."""
     task = tiny_mmlab.context(folder, data, settings)
-    if probe.kind in WHOLE_IMAGES or getattr(probe, "needs_dense_text", False):
+    if probe.kind in WHOLE_IMAGES or probe.needs_dense_text:
         task = replace(task, backbone=TextBackbone(), backbone_config={"name": "colours"})
     return replace(task, device=device, backbone=task.backbone.to(device))

@@ -160,6 +160,8 @@ def test_unfit_data_and_settings_fail_before_training(tmp_path):
     )
     with pytest.raises(UserError, match="does not declare min_depth"):
         run(tmp_path / "c", "depth", "linear", bare)
+    with pytest.raises(UserError, match="dpt fuses 4 feature maps, not one"):
+        run(tmp_path / "d", "depth", "dpt", data, layers=3)
 
 
 METAS = [{"ori_shape": (96, 128), "img_shape": (96, 128), "pad_shape": (96, 128)}]

@@ -173,7 +173,7 @@ def test_nothing_global_is_left_behind(data, tmp_path):
 
 
 def test_config_runs_with_plain_mmengine(data, tmp_path, monkeypatch):
-    """With its own checkpoints, in a folder of whoever runs it."""
+    """In a folder of whoever runs it."""
     monkeypatch.chdir(tmp_path)
     text = resolved(*config_and_task(data, tmp_path / "a", 4)).pretty_text
     assert str(tmp_path) not in text
@@ -182,8 +182,6 @@ def test_config_runs_with_plain_mmengine(data, tmp_path, monkeypatch):
     ours = train(data, tmp_path / "b", 4)
     assert same_head(runner, ours)
     assert resolved(ours.config, ours.context).pretty_text == text
-    (checkpoint,) = tmp_path.glob("work_dirs/*/iter_4.pth")
-    assert checkpoint.is_file()
 
 
 class Noise:

@@ -70,8 +70,7 @@ def planned(kind, name="head", head=None, **changes):
 def test_heads_train_and_score(tmp_path, datasets, kind, name, head, changes):
     probe, settings = planned(kind, name, head, **changes)
     task = context(tmp_path, datasets[kind], settings)
-    probe.check_settings(settings)
-    probe.check_backbone(settings, task.data, task.backbone)
+    probe.fits(task.backbone, task.data, settings)
     result = probe.run(task)
     assert set(probe.metrics) <= set(result.metrics)
     assert all(np.isfinite(value) for value in result.metrics.values())
@@ -155,8 +154,7 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path, datasets, kind, head, cha
     probe, settings = planned(kind, head=head, **changes)
     task = context(tmp_path, datasets[kind], settings)
     with pytest.raises(UserError, match=message) as error:
-        probe.check_settings(settings)
-        probe.check_backbone(settings, task.data, task.backbone)
+        probe.fits(task.backbone, task.data, settings)
     assert "\n" not in str(error.value)
 
 
@@ -164,7 +162,7 @@ def test_a_head_is_tried_before_the_data_are_checked(tmp_path, datasets):
     """In evaluation a batch norm has statistics of its own: one image is enough."""
     probe, settings = planned("segmentation", head=UPERNET)
     task = context(tmp_path, datasets["segmentation"], settings)
-    probe.check_backbone(settings, replace(task.data, samples={}), task.backbone)
+    probe.fits(task.backbone, replace(task.data, samples={}), settings)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +181,7 @@ def test_a_module_that_does_not_fit_is_refused(tmp_path, datasets, returns, mess
         settings = probe.settings_type(**{**SMALL, "size": 96}, head=head.config)
         task = context(tmp_path, datasets["segmentation"], settings)
         with pytest.raises(UserError, match=message):
-            probe.check_backbone(settings, task.data, task.backbone)
+            probe.fits(task.backbone, task.data, settings)
     finally:
         del HEADS["failing"]
 
