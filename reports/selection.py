@@ -176,7 +176,7 @@ def select(
 
     newest, notes = _newest(cells, runs)
     unfinished = [cell for cell in cells if not cell.metrics]
-    columns = _columns(newest, unfinished, _task_order(runs))
+    columns = _columns(newest, unfinished, task_order(_parents(runs)))
     grid: dict[tuple[str, TaskColumn], list[Cell]] = defaultdict(list)
     by_protocol = {(column.task, column.protocol): column for column in columns}
     for cell in sorted(newest, key=lambda cell: cell.seed):
@@ -283,9 +283,9 @@ def _newest(cells: Sequence[Cell], runs: Sequence[Record]) -> tuple[list[Cell], 
     return list(newest.values()), notes
 
 
-def _task_order(runs: Sequence[Record]) -> list[str]:
+def task_order(parents: Sequence[ParentRun]) -> list[str]:
     """Tasks in the suite's order, as parent runs record it; the one with most tasks decides."""
-    recorded = [run.main_metrics for run in sorted(_parents(runs), key=lambda run: -run.started)]
+    recorded = [run.main_metrics for run in sorted(parents, key=lambda run: -run.started)]
     longest_first = sorted(recorded, key=len, reverse=True)
     return list(dict.fromkeys(name.rpartition("/")[0] for names in longest_first for name in names))
 

@@ -50,7 +50,7 @@ function heading(group, single) {
 function row(backbone, group, single) {
   const standing = group.places[backbone.name], line = make("tr", "", { className: standing ? "" : "out" });
   const name = make("th", backbone.name, { scope: "row" });
-  name.append(make("small", [backbone.weights || backbone.architecture, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
+  name.append(make("small", [backbone.architecture || backbone.weights, backbone.licence, backbone.source].filter(Boolean).join(" · ")));
   line.append(name, make("td", standing?.place ?? "–"), make("td", millions(backbone.parameters)));
   if (!single) line.append(standing ? number(standing) : make("td", "–"));
   for (const c of group.columns) {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports.render.page import render_template
+from reports.selection import task_order
 from reports.shared.standings import Leaderboard, Place, SharedColumn, rank_backbones
 
 
@@ -16,7 +17,10 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
     Args:
         about: a sentence below the title.
     """
-    columns = list(results.columns.values())
+    order = {task: number for number, task in enumerate(task_order(results.parents))}
+    columns = sorted(
+        results.columns.values(), key=lambda column: order.get(column.cell.task, len(order))
+    )
     content = {
         "backbones": [{"name": name, **details} for name, details in results.backbones.items()],
         "columns": [_column(column) for column in columns],

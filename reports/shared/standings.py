@@ -69,11 +69,16 @@ class Place:
 
 @dataclass
 class Leaderboard:
-    """Everything that the page shows; ``backbones`` has what is known of each."""
+    """Everything that the page shows; ``backbones`` has what is known of each.
+
+    Attributes:
+        parents: of all files, which have the order of tasks.
+    """
 
     columns: dict[tuple[str, ...], SharedColumn] = field(default_factory=dict)
     backbones: dict[str, dict[str, str | float]] = field(default_factory=dict)
     weights: dict[tuple[str, int], str] = field(default_factory=dict)
+    parents: list[ParentRun] = field(default_factory=list)
 
     def add(self, results: SharedResults) -> None:
         """Verify a file and add its results; a name that others have for other weights gets the
@@ -84,6 +89,7 @@ class Leaderboard:
         """
         scores = check_results(results)
         names = results.new_names(self.weights)
+        self.parents += results.parents.values()
         for parent in results.parents.values():
             name = names.get(parent.backbone, parent.backbone)
             self.weights[name, parent.seed] = parent.weights

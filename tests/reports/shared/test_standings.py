@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from reports.cell import Cell
+from reports.cell import Cell, ParentRun
 from reports.metrics import Metric
 from reports.shared.page import render_leaderboard
 from reports.shared.standings import RESAMPLES, Leaderboard, SharedColumn, rank_backbones
@@ -95,3 +95,13 @@ def test_the_page_has_every_number_and_its_protocol():
         "data: voc",
         "task: voc/linear",
     ]
+
+
+def test_columns_have_the_suites_order():
+    tasks = ["nyu/linear", "voc/linear", "ade20k/linear"]
+    results = Leaderboard({(task, ""): column({"a": 0.7}, task=task) for task in sorted(tasks)})
+    names = tuple(f"{task}/mIoU" for task in tasks)
+    results.parents = [ParentRun(backbone="a", seed=0, run_key="", main_metrics=names)]
+    page = render_leaderboard(results, "", "")
+    content = json.loads(re.search(r'id="content">(.*?)</script>', page, re.S)[1])
+    assert [each["task"] for each in content["columns"]] == tasks
