@@ -108,8 +108,8 @@ def stratified_split(
 
 
 def held_out_by_content(context: Context) -> list[int]:
-    """Positions of a tenth of the training images among those that are encoded, by chance in their
-    order too: the first of them are a fair sample.
+    """Positions of a tenth of the training images among those that are encoded, in random order, so
+    that the first of them are a fair sample.
 
     The images follow from the hash of their content, so they are the same for all backbones, seeds
     and tasks; copies of an image stay together.

@@ -77,7 +77,7 @@ class FixedCrop(BaseTransform):
         )
         random = None
         if crop.number:
-            # "view" is part of the seed: renaming it would change every crop
+            # every crop follows from this seed, the word "view" included
             random = np.random.default_rng(
                 derive_seed("view", content_hash(results["img_path"]), crop.number)
             )

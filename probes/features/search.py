@@ -13,7 +13,7 @@ from cliptex_common.device import is_accelerator
 GPU_CELLS, CPU_CELLS = 2**27, 2**22
 
 
-def nearest(
+def nearest_neighbours(
     queries: Tensor,
     memory: Tensor,
     k: int,

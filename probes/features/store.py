@@ -171,19 +171,19 @@ class FeatureStore:
 
 
 def get_or_build(
-    key: CacheKey, build: Builder, *, wait: Callable[[], None] | None = None
+    key: CacheKey, build: Builder, *, on_wait: Callable[[], None] = lambda: None
 ) -> FeatureStore:
     """Open the store of ``key``; build it first if it is missing or damaged.
 
     Args:
         build: called at most once, with the items of the missing shards.
-        wait: called once if another process is building the store, before waiting for it.
+        on_wait: called once if another process is building the store, before waiting for it.
 
     Raises:
         CacheFull: it does not fit into the cache or on the disk (see ``probes.features.budget``).
     """
     folder, notes = key.folder, list[str]()
-    with locked(store_lock(folder), wait or (lambda: None)):
+    with locked(store_lock(folder), on_wait):
         entries = [key.entry(number) for number in range(len(key.shards))]
         if error := integrity_error(folder, list(filter(None, entries))):
             notes.append(f"cached {key.kind} of {key.about} were damaged ({error}) and are rebuilt")

@@ -161,7 +161,7 @@ def open_store(key: CacheKey, build: Builder, run: EncodeRun) -> FeatureStore:
     """``get_or_build``, with cost and progress. Raises as it does."""
     message = f"waiting for the process that encodes {key.about}"
     with run.cost.phase("encode"):
-        return get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
+        return get_or_build(key, build, on_wait=lambda: run.progress.start(message, 1))
 
 
 class _Loaded(Dataset[Any]):

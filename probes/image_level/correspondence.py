@@ -31,7 +31,7 @@ from probes.layers import requested_map
 ALPHAS = ("0.05", "0.1")
 STEPS = 8  # positions from one patch to the next
 Pair = tuple[str, Mapping[str, Any]]  # source image, and the rest as in ``Sample.target``
-View = tuple[Tensor, tuple[int, int]]  # see ``feature_maps``
+ImageMap = tuple[Tensor, tuple[int, int]]  # see ``encode_maps``
 
 
 def run(context: Context) -> TaskResult:
@@ -48,11 +48,11 @@ def run(context: Context) -> TaskResult:
     for _, category in groupby(sorted(pairs, key=folder_of), folder_of):
         group = list(category)
         images = {name for source, pair in group for name in (source, pair["image"])}
-        views = feature_maps(context, sorted(images))
+        maps = encode_maps(context, sorted(images))
         for source, pair in group:
             context.progress.advance()
             x1, y1, x2, y2 = pair["box"]
-            both = views[source], views[pair["image"]]
+            both = maps[source], maps[pair["image"]]
             distances = pixel_errors(*both, pair["source"], pair["target"])
             errors.append(distances / max(x2 - x1, y2 - y1))
             units.append((source, pair["image"]))
@@ -76,7 +76,7 @@ def folder_of(pair: Pair) -> str:
 
 
 @torch.inference_mode()
-def feature_maps(context: Context, names: Sequence[str]) -> dict[str, View]:
+def encode_maps(context: Context, names: Sequence[str]) -> dict[str, ImageMap]:
     """Image → its feature map, (C, h, w) float16 on the device, and (width, height) in pixels."""
     settings: CorrespondenceSettings = context.settings
     backbone, index = context.backbone, requested_map(settings, context.backbone)
@@ -94,15 +94,15 @@ def feature_maps(context: Context, names: Sequence[str]) -> dict[str, View]:
 
 @torch.inference_mode()
 def pixel_errors(
-    source: View,
-    target: View,
+    source: ImageMap,
+    target: ImageMap,
     source_points: Sequence[Sequence[float]],
     target_points: Sequence[Sequence[float]],
 ) -> np.ndarray:
     """Distance of each match from the true point, (K,) pixels of the target's file.
 
     Args:
-        source, target: see ``feature_maps``.
+        source, target: see ``encode_maps``.
         source_points, target_points: K points (x, y) in pixels.
     """
     (source_map, source_size), (target_map, target_size) = source, target

@@ -47,19 +47,16 @@ def encode_split(context: Context, split: Split, members: Tensor | None = None) 
     Args:
         members: indices of samples; None for all.
     """
-    data, is_share = context.data, False
-    samples, name = data.encoded(split), str(split)
+    data, name = context.data, str(split)
+    samples, used = data.encoded(split), data.train_indices if split == "train" else ()
     if members is not None:
-        samples = [data.samples[split][index] for index in members]
+        samples, used = [data.samples[split][index] for index in members], ()
         name = f"held-out part of {split}"
-    else:
-        is_share = split == "train" and bool(data.full_train)
     paths = [data.root / sample.image for sample in samples]
     encoding = context.settings.encoding(context.device.type)
-    name = f"{data.spec.name} ({name})"
-    embeddings = ImageViews(context, context.backbone, paths, encoding, name).embeddings()
-    embeddings = embeddings[:, layer_columns(context)]
-    return embeddings[list(data.train_indices)] if is_share else embeddings
+    views = ImageViews(context, context.backbone, paths, encoding, f"{data.spec.name} ({name})")
+    embeddings = views.embeddings()[:, layer_columns(context)]
+    return embeddings[list(used)] if used else embeddings
 
 
 def layer_columns(context: Context) -> slice:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from cliptex_common.device import float64_device
 from probes.base import Context, TaskResult
-from probes.features.search import nearest
+from probes.features.search import nearest_neighbours
 from probes.image_level.classification import on_device_if_small, score, targets, top1
 from probes.image_level.encode import encode_split
 from probes.image_level.settings import KnnSettings
@@ -73,7 +73,7 @@ def votes(
     device, exact = labels.device, float64_device(labels.device)
     ballots: list[list[Tensor]] = [[] for _ in neighbours]
     for part in queries.split(4096):
-        similar, index = nearest(part.to(device), memory, max(neighbours))
+        similar, index = nearest_neighbours(part.to(device), memory, max(neighbours))
         weights, voted = (similar.to(exact).double() / temperature).exp(), labels[index].to(exact)
         for parts, k in zip(ballots, neighbours, strict=True):
             ballot = torch.zeros(len(part), classes, dtype=torch.float64, device=exact)

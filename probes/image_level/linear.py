@@ -44,8 +44,8 @@ class Samples:
     """Features with their classes, or some of them; the others are not copied.
 
     Attributes:
-        features: (N, D) float32, on the CPU or, where it has room, on a GPU; there, too, are
-        labels: (N,) int64.
+        features: (N, D) float32, on the CPU or, where it has room, on a GPU.
+        labels: (N,) int64, on the same device.
         classes: number of classes.
         members: (M,) indices of the samples that count; None for all.
     """
@@ -91,19 +91,18 @@ class Standardiser(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
 
     @classmethod
-    def fit(cls, samples: Samples) -> Standardiser:
-        """Measure in float64, ``ROWS`` rows at once."""
-        device = float64_device(samples.features.device)
-        mean = variance = torch.zeros((), dtype=torch.float64, device=device)
-        for part, _ in samples.batches(ROWS, device):
-            mean = mean + part.double().sum(dim=0) / len(samples)
-        for part, _ in samples.batches(ROWS, device):
-            variance = variance + (part.double() - mean).square().sum(dim=0) / len(samples)
-        return cls.from_moments(mean, variance)
-
-    @classmethod
-    def from_moments(cls, mean: Tensor, variance: Tensor) -> Standardiser:
-        """From (D,) float64 mean and variance."""
+    def fit(cls, features: Tensor, members: Tensor | None = None) -> Standardiser:
+        """Measure (N, D) features, or those of some rows, in float64 on their own device, ``ROWS``
+        rows at once."""
+        device = float64_device(features.device)
+        every = torch.arange(len(features), device=features.device)
+        rows = every if members is None else members
+        mean = variance = torch.zeros(features.shape[1], dtype=torch.float64, device=device)
+        for part in rows.split(ROWS):
+            mean = mean + features[part].to(device).double().sum(dim=0) / len(rows)
+        for part in rows.split(ROWS):
+            deviation = features[part].to(device).double() - mean
+            variance = variance + deviation.square().sum(dim=0) / len(rows)
         constant = variance <= 1e-12 * (mean**2 + 1e-12)
         scale = torch.where(constant, 0.0, variance.clamp_min(1e-24).rsqrt())
         return cls(mean.float(), scale.float())
@@ -173,7 +172,7 @@ def zero_heads(
     width = samples.features.shape[1]
     standardise = Standardiser.identity(width)
     if settings.standardise:
-        standardise = Standardiser.fit(samples)
+        standardise = Standardiser.fit(samples.features, samples.members)
     zeros = [torch.zeros(width, samples.classes, device=device) for _ in range(count)]
     return LinearHeads(standardise, zeros).to(device)
 

@@ -33,7 +33,8 @@ from probes.dense.metrics import segmentation_scores
 from probes.dense.patches.images import PatchImages
 from probes.dense.patches.knn import Voter
 from probes.dense.patches.logreg import fit, targets
-from probes.dense.patches.memory import class_count, held_out_images, remember, standardiser
+from probes.dense.patches.memory import class_count, held_out_images, remember
+from probes.image_level.linear import Standardiser
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
 from tests.probes.tiny_mmlab import context
@@ -341,7 +342,7 @@ def _suite_knn(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
         task = prepare(KNN, dataset, TRAIN + TRAIN)
         memory = remember(task, pixels=True)
         voters = {
-            distance: Voter(memory, standardiser(memory.features), distance, task)
+            distance: Voter(memory, Standardiser.fit(memory.features), distance, task)
             for distance in ("cosine", "l2")
         }
 
@@ -377,7 +378,7 @@ def _suite_logreg(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
     for dataset, void in segmented.VOID.items():
         task = prepare(LOGREG, dataset, TRAIN + TRAIN)
         memory = remember(task)
-        standardise = standardiser(memory.features)
+        standardise = Standardiser.fit(memory.features)
         labels = targets(memory, task)
         for c in STRENGTHS:
             with (

@@ -33,7 +33,7 @@ from cliptex_common.settings import with_changes
 from probes.datasets.base import PreparedDataset
 from probes.dense.augment import ShortSide
 from probes.dense.patches import open_vocabulary
-from probes.dense.patches.images import DenseEncoder, PatchImages
+from probes.dense.patches.images import PatchImages, TextSpaceEncoder
 from probes.dense.patches.pixels import Patches, average_windows, windows
 from probes.image_level.zero_shot import embed_names, templates_for
 from probes.protocols.base import find_preset
@@ -292,7 +292,7 @@ def suite() -> dict[str, dict[str, Any]]:
     settings = with_changes(PROBES[PROBE].settings_type(), preset)
     boxes = [windows(size, settings.slide) for size in SIZES]
     tower = SimpleNamespace(divisor=VIT["patch_size"], encode_dense=partial(encode_dense, _tower()))
-    encoder = DenseEncoder(tower, settings.precision, (VIT["image_size"],) * 2)
+    encoder = TextSpaceEncoder(tower, settings.precision, (VIT["image_size"],) * 2)
     trained = timm.get_pretrained_cfg("vit_large_patch14_reg1_tipsv2")
     with torch.no_grad():
         values = [encoder(image)[0][:, ::5] for image in _images()]
@@ -337,7 +337,7 @@ def _suite_scores(folder: Path, settings: Any) -> dict[str, Any]:
 
     with mock.patch.object(open_vocabulary, "evaluate_patches", evaluate):
         result = open_vocabulary.run(task)
-    images = PatchImages(task, "val", DenseEncoder(task.backbone, "fp32", settings.slide))
+    images = PatchImages(task, "val", TextSpaceEncoder(task.backbone, "fp32", settings.slide))
     patches = next(each for each in images.walk() if each.index == 0)
     templates = templates_for(settings.templates, spec)[1]
     return {

@@ -40,7 +40,7 @@ T = TypeVar("T")
 QUERIES = 2**14  # patches that are predicted at once, at least
 
 
-class DenseEncoder(torch.nn.Module):
+class TextSpaceEncoder(torch.nn.Module):
     """Patches in the space of texts; see ``Backbone.encode_dense``.
 
     Args:
@@ -81,7 +81,7 @@ class PatchImages:
         self,
         context: Context,
         split: Split,
-        encoder: DenseEncoder | None = None,
+        encoder: TextSpaceEncoder | None = None,
         crops: int = 0,
         device: torch.device | None = None,
     ) -> None:

@@ -19,7 +19,7 @@ from probes.dense.patches.images import PatchImages, evaluate_patches
 from probes.dense.patches.memory import remember
 from probes.dense.patches.pixels import Patches, label_map
 from probes.dense.patches.settings import InContextSettings
-from probes.features.search import nearest
+from probes.features.search import nearest_neighbours
 
 ROWS_AT_ONCE = 2**10  # queries whose neighbours' values are in memory at once
 
@@ -48,7 +48,7 @@ def attend(
     Args:
         features: (M, D), values: (M, classes), of the memory, of any precision.
     """
-    similar, index = nearest(
+    similar, index = nearest_neighbours(
         normalize(queries, dim=1),
         features,
         settings.neighbours,

@@ -26,11 +26,10 @@ from probes.dense.patches.memory import (
     mean_iou,
     order_labels,
     remember,
-    standardiser,
 )
 from probes.dense.patches.pixels import Patches, label_map, pixel_map
 from probes.dense.patches.settings import PatchKnnSettings, has_void_class
-from probes.features.search import nearest
+from probes.features.search import nearest_neighbours
 from probes.image_level.linear import Standardiser
 from probes.selection import Candidate, log_scores, select_candidate
 
@@ -74,7 +73,7 @@ class Voter:
     ) -> Iterator[list[Tensor]]:
         """For each image its (H, W) label map by so many neighbours each."""
         queries = self.make_keys(torch.cat([patches.features for patches in images]))
-        _, index = nearest(
+        _, index = nearest_neighbours(
             queries,
             self.memory.features,
             max(counts),
@@ -111,7 +110,7 @@ def run(context: Context) -> TaskResult:
     pairs: list[Pair] = list(product(settings.neighbours, settings.distances))
     with context.cost.phase("train"):
         memory = remember(context, settings.votes == "pixels")
-        standardise = standardiser(memory.features).to(context.device)
+        standardise = Standardiser.fit(memory.features).to(context.device)
         (neighbours, distance), reason = pairs[0], "fixed"
         if len(pairs) > 1:
             (neighbours, distance), reason = choose(memory, standardise, pairs, context)

@@ -26,7 +26,6 @@ from probes.dense.patches.memory import (
     held_out_images,
     mean_iou,
     remember,
-    standardiser,
 )
 from probes.dense.patches.pixels import Patches, label_map, pixel_map
 from probes.dense.patches.settings import LogregSettings
@@ -132,7 +131,7 @@ def run(context: Context) -> TaskResult:
     grid = sorted(settings.c)
     with context.cost.phase("train"):
         memory = remember(context)
-        standardise = standardiser(memory.features).to(context.device)
+        standardise = Standardiser.fit(memory.features).to(context.device)
         c, reason, start = grid[0], "fixed", None
         if len(grid) > 1:
             c, reason, start = choose(memory, standardise, context)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cliptex_common.dense_maps.scores import class_areas, confusion
-from cliptex_common.device import CPU, float64_device
+from cliptex_common.device import CPU
 from cliptex_common.files import derive_seed
 from probes.base import Context
 from probes.dense.metrics import segmentation_scores
@@ -22,11 +22,9 @@ from probes.dense.patches.images import PatchImages, in_groups
 from probes.dense.patches.pixels import Patches, class_shares, pixel_labels
 from probes.dense.patches.settings import has_void_class
 from probes.image_level.classification import on_device_if_small
-from probes.image_level.linear import Standardiser
 from probes.selection import held_out_by_content
 
 ROWS = 2**16  # of the memory at once
-MOMENT_ROWS = 2**14  # in float64
 
 
 @dataclass
@@ -54,18 +52,6 @@ class Memory:
         is_held_out = torch.zeros(int(self.owner.max()) + 1, dtype=torch.bool)
         is_held_out[torch.tensor(held_out, dtype=torch.int64)] = True
         return self.is_void | is_held_out[self.owner]
-
-
-def standardiser(features: Tensor) -> Standardiser:
-    """From the mean and deviation of (M, D) features, on their own device."""
-    device = float64_device(features.device)
-    total = square = torch.zeros(features.shape[1], dtype=torch.float64, device=device)
-    for part in features.split(MOMENT_ROWS):
-        total = total + part.to(device).double().sum(dim=0)
-    mean = total / len(features)
-    for part in features.split(MOMENT_ROWS):
-        square = square + (part.to(device).double() - mean).square().sum(dim=0)
-    return Standardiser.from_moments(mean, square / len(features))
 
 
 def class_count(context: Context) -> int:
@@ -160,7 +146,8 @@ def rarest(shares: Tensor, noise: Tensor, count: int) -> Tensor:
 
 def order_labels(labels: Tensor, context: Context) -> Tensor:
     """Labels as a vote orders them, of which the first of equals wins: as they are stored, void
-    first where it is stored as 0, else last. Void that is background is of the first class."""
+    first where it is stored as 0, else last. Void pixels that count as background have the first
+    class."""
     classes, spec = len(context.data.classes), context.data.spec
     void = 0 if context.settings.void == "background" else classes
     labels = torch.where(labels == spec.ignore_index, void, labels)

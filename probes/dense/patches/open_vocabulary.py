@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from probes.base import Context, TaskResult
-from probes.dense.patches.images import DenseEncoder, PatchImages, evaluate_patches
+from probes.dense.patches.images import PatchImages, TextSpaceEncoder, evaluate_patches
 from probes.dense.patches.pixels import Patches, average_windows, label_map
 from probes.dense.patches.settings import OpenVocabularySettings
 from probes.image_level.zero_shot import embed_names, templates_for
@@ -42,7 +42,7 @@ def run(context: Context) -> TaskResult:
     counts = torch.tensor([len(class_names) for class_names in synonyms])
     owner = torch.arange(len(synonyms)).repeat_interleave(counts).to(context.device)
 
-    encoder = DenseEncoder(context.backbone, settings.precision, settings.slide)
+    encoder = TextSpaceEncoder(context.backbone, settings.precision, settings.slide)
     split = PatchImages(context, "val", encoder)
 
     def predict(images: Sequence[Patches]) -> Iterator[Tensor]:

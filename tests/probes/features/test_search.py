@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
 
-from probes.features.search import nearest
+from probes.features.search import nearest_neighbours
 
 
 @pytest.mark.parametrize("cells", [2**22, 40, 700])
@@ -21,12 +21,12 @@ def test_neighbours_are_scikit_learns(metric, cells, monkeypatch):
         .kneighbors(queries.numpy())
     )
     if metric == "cosine":
-        similar, index = nearest(normalize(queries, dim=1), normalize(memory, dim=1), 7)
+        similar, index = nearest_neighbours(normalize(queries, dim=1), normalize(memory, dim=1), 7)
         assert torch.allclose(
             similar, (normalize(queries, dim=1) @ normalize(memory, dim=1).T).gather(1, index)
         )
     else:
-        similar, index = nearest(queries, memory, 7, -memory.square().sum(dim=1) / 2)
+        similar, index = nearest_neighbours(queries, memory, 7, -memory.square().sum(dim=1) / 2)
     assert np.array_equal(index.numpy(), expected)
     assert bool((similar.diff(dim=1) <= 0).all())
 
@@ -37,14 +37,14 @@ def test_chunks_of_the_memory_are_merged(monkeypatch):
         torch.randn(3, 4, generator=random),
         torch.randn(2**16 + 50, 4, generator=random),
     )
-    similar, index = nearest(queries, memory.half(), 5)
+    similar, index = nearest_neighbours(queries, memory.half(), 5)
     exact, order = (queries @ memory.half().float().T).topk(5, dim=1)
     assert torch.equal(index, order) and torch.allclose(similar, exact)
 
 
 def test_rows_are_prepared_and_left_out():
     memory = torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0]]).half()
-    similar, index = nearest(
+    similar, index = nearest_neighbours(
         torch.tensor([[1.0, 0.0]]),
         memory,
         2,

@@ -75,7 +75,7 @@ def test_a_diverging_head_does_not_touch_the_others():
 def test_trained_long_it_is_logistic_regression():
     features, labels = blobs(samples=300)
     ours = train([(2.0, 0.02)], features, labels, epochs=300, batch_size=300)
-    inputs = Standardiser.fit(Samples(features, labels, 5))(features).numpy().astype(np.float64)
+    inputs = Standardiser.fit(features)(features).numpy().astype(np.float64)
     # sklearn minimises C * sum of losses + |w|^2 / 2: the same with C = 1 / (N * weight decay)
     reference = LogisticRegression(C=1 / (300 * 0.02), tol=1e-8, max_iter=5000)
     reference.fit(inputs, labels.numpy())
@@ -84,8 +84,8 @@ def test_trained_long_it_is_logistic_regression():
 
 
 def test_standardised_features_are_those_of_a_batchnorm_without_affine():
-    features, labels = blobs()
-    ours = Standardiser.fit(Samples(features, labels, 5))(features)
+    features, _ = blobs()
+    ours = Standardiser.fit(features)(features)
     norm = nn.BatchNorm1d(16, eps=1e-15, affine=False, dtype=torch.float64)
     expected = norm(features.double()).float()
     assert (ours[:, 0] == 0).all()  # the constant one

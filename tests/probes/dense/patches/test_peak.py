@@ -9,9 +9,10 @@ import torch
 from probes.dense.patches import memory as memory_module
 from probes.dense.patches.in_context import attend
 from probes.dense.patches.knn import Voter
-from probes.dense.patches.memory import remember, standardiser
+from probes.dense.patches.memory import remember
 from probes.dense.patches.pixels import Patches
 from probes.dense.patches.settings import InContextSettings, PatchKnnSettings
+from probes.image_level.linear import Standardiser
 from tests.probes.tiny_mmlab import context
 
 IMAGES, SIDE, WIDTH = 200, 128, 32
@@ -62,7 +63,7 @@ def test_the_peak_is_at_most_1_3_times_the_memory(tmp_path, monkeypatch):
     stored = (memory.features, memory.labels, memory.owner, memory.is_void)
     size = sum(each.nbytes for each in stored)
     assert len(memory) == IMAGES * SIDE**2 and memory.features.dtype == torch.float16
-    standardise = standardiser(memory.features)
+    standardise = Standardiser.fit(memory.features)
     for distance in settings.distances:
         voter = Voter(memory, standardise, distance, task, held_out=list(range(20)))
         assert len(list(voter.label_maps([queries], [1, 3]))) == 1
