@@ -19,7 +19,10 @@ from torch import nn
 from backbones.base import Backbone
 from benchmark.reproduce.targets import Target
 from probes.datasets.base import PreparedDataset
+from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
+from probes.runner.config_file import learning_rates
+from probes.runner.settings import TrainingSettings
 
 MAX_MAPS = 50  # label maps that are read of a split
 UNLABELLED = [
@@ -32,6 +35,7 @@ UNLABELLED = [
     "void",
 ]
 FINAL_NORMS = ("norm", "ln_post", "layernorm", "post_layernorm", "final_norm", "norm_post")
+NEAR = 0.05  # share of the highest learning rate that rates may differ by
 FLOOR = 0.02  # share of the highest learning rate that counts as none
 NORMALISED = ("", "visual", "visual.trunk", "vision_model", "model")  # modules that end with one
 
@@ -94,7 +98,9 @@ def label_zero(evidence: Evidence) -> str:
     data = evidence.data
     if data.spec.kind != "segmentation":
         return ""
-    classes = data.classes
+    classes, ignored = data.classes, data.spec.ignore_index
+    if ignored < len(classes) and classes[ignored].lower() not in UNLABELLED:
+        return f"class {classes[ignored]} is not scored, since ignore_index={ignored}"
     if data.spec.label_offset == 0:
         expected = evidence.target.preset.data.get("classes", len(classes))
         if classes[0].lower() in UNLABELLED or len(classes) != expected:
@@ -103,9 +109,9 @@ def label_zero(evidence: Evidence) -> str:
     stored: set[int] = set()
     for label_map in chain(_label_maps(data, "train"), _label_maps(data, "val")):
         stored.update(np.unique(np.asarray(label_map)).tolist())
-    if data.spec.ignore_index in stored and 0 in stored and len(classes) not in stored:
+    if ignored in stored and 0 in stored and len(classes) not in stored:
         return (
-            f"label maps hold 0 to {len(classes) - 1} and {data.spec.ignore_index}, so label 0 was"
+            f"label maps hold 0 to {len(classes) - 1} and {ignored}, so label 0 was"
             f" removed before; class {classes[0]} is lost"
         )
     return ""
@@ -158,7 +164,8 @@ def final_norm(evidence: Evidence) -> str:
 
 
 def rate_schedule(evidence: Evidence) -> str:
-    """A learning rate stepped per batch where its schedule counts epochs, or the reverse."""
+    """A learning rate stepped per batch where its schedule counts epochs, or the reverse, or that
+    is not the protocol's."""
     if len(evidence.rates) < 4:
         return ""
     steps, rates = (np.array(column, float) for column in zip(*evidence.rates, strict=True))
@@ -173,6 +180,17 @@ def rate_schedule(evidence: Evidence) -> str:
         return f"the rate reached its floor after {100 * low[0]:.0f} % of the training"
     if getattr(evidence.settings, "schedule", "") and after[-1] > 0.5 and share[peak] < 0.5:
         return f"the rate ends at {100 * after[-1]:.0f} % of its maximum: it was stepped too rarely"
+    settings = evidence.settings
+    if isinstance(settings, DenseSettings):
+        settings = in_iterations(settings, len(evidence.data.samples["train"]))
+    if isinstance(settings, TrainingSettings) and not getattr(settings, "lr_grid", ()):
+        expected = learning_rates(settings)[steps.astype(int) - 1]
+        worst = int(abs(rates - expected).argmax())
+        if abs(rates - expected)[worst] > NEAR * expected.max():
+            return (
+                f"the rate is {rates[worst]:.3g} at iteration {steps[worst]:.0f}, the protocol's is"
+                f" {expected[worst]:.3g}"
+            )
     return ""
 
 

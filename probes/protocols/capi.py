@@ -75,7 +75,7 @@ register_protocol(
                 ),
                 "patches to standardise by": (
                     "mean and deviation of features are those of the other nine tenths, here of all"
-                    " of train (0.00 mIoU on CamVid)"
+                    " of train (0.00 mIoU on CamVid, -0.5 on 15 images of VOC)"
                 ),
             },
             "classification/attentive": {

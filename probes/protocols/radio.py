@@ -37,6 +37,16 @@ register_protocol(
         "RADIO (Ranzinger et al. 2024), mmseg and examples/knn_classification.py of NVlabs/RADIO",
         (SEGMENTATION, KNN),
         differs={
+            "classification/knn": {
+                "image": (
+                    "both sides of the resized image are rounded to multiples of 16 px before the"
+                    " crop, here images are resized as the backbone's own transform does"
+                ),
+                "class tokens": (
+                    "the summaries of all teachers are concatenated, here (c-radio-b16,"
+                    " c-radio-l16) the first class token is read (its effect is not measured)"
+                ),
+            },
             "": {
                 "crop": (
                     "crops of 512 px are padded to 518 px for patches of 14, here they have 518 px"

@@ -13,7 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 
 from cliptex_common.settings import field_names
 from probes.configs import FOLDER
@@ -114,3 +118,20 @@ def training_config(settings: TrainingSettings) -> Config:
     apply_settings(config, settings, {})
     apply_training(config, settings)
     return config
+
+
+def learning_rates(settings: TrainingSettings) -> np.ndarray:
+    """(max_iters,) the rate of each iteration of a training with these settings."""
+    config = training_config(settings)
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=config.optim_wrapper.optimizer.lr, momentum=0.9)
+    wrapper = OptimWrapper(optimizer)
+    parts = ({**part, "optimizer": wrapper} for part in config.param_scheduler)
+    schedulers = [PARAM_SCHEDULERS.build(part) for part in parts]
+    rates = np.empty(settings.max_iters)
+    for iteration in range(settings.max_iters):
+        rates[iteration] = optimizer.param_groups[0]["lr"]
+        wrapper.step()  # which schedulers expect before theirs
+        for scheduler in schedulers:
+            scheduler.step()
+    return rates

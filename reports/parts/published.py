@@ -118,7 +118,10 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
             partial = ["on a part of the data"] * any(cell.partial for cell in cells)
             own = [protocol_difference(cell, entry.preset) for cell in cells]
             differences = dict.fromkeys(filter(None, (*partial, *own, entry.differs)))
-            differs = "; ".join(differences) or "same protocol"
+            same = "same settings; `list protocols` has what its source does otherwise"
+            differs = "; ".join(differences) or (
+                "same protocol" if entry.preset in ("", "own") else same
+            )
             yield PublishedRow(name, column.title, with_interval(estimate, 2), differs, entry)
 
 

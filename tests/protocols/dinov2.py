@@ -126,6 +126,7 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
             "iterations": length,
             "crops": crops,
             "val_resize": [evaluation.transforms[0].size, evaluation.transforms[1].size[0]],
+            "normalised black": -mean / std,
             "chosen_on": keywords["data_loader"],
             "precision": {"fp16": "float16", "bf16": "bfloat16"}[precision],
         }
@@ -220,6 +221,7 @@ def suite() -> dict[str, dict[str, Any]]:
             "iterations": length,
             "crops": crops,
             "val_resize": [math.floor(data.size[0] / data.crop_pct), data.size[0]],
+            "normalised black": [-m / s for m, s in zip(data.mean, data.std, strict=True)],
             "chosen_on": "held-out part of train" if settings.holdout else "val_data_loader",
             "precision": {"fp32": "float32", "bf16": "bfloat16"}[settings.precision],
         }

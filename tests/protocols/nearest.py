@@ -1,22 +1,42 @@
-"""k-NN classification of Pixio and RADIO: votes, neighbours and settings."""
+"""k-NN classification of Pixio and RADIO: images, features, votes, neighbours and settings."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import normalize
 
 PROBE = "classification/knn"
 TRAIN, VAL, WIDTH, CLASSES = 60, 100, 8, 5
 TEMPERATURE = 0.07
+SIDE = 224  # of what RADIO's model prefers, here
 NEIGHBOURS = (3, 10, 20)
+
+
+def photograph() -> Image.Image:
+    """An RGB image of 403 × 301 px."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    return Image.fromarray(pixels).resize((403, 301))
+
+
+def summary(pixels: torch.Tensor) -> torch.Tensor:
+    """(3, H, W) in [0, 1] → 48 means."""
+    return torch.nn.functional.adaptive_avg_pool2d(pixels, 4).flatten()
+
+
+def final_norm(passed: bool) -> str:
+    return f"{'after' if passed else 'before'} the final norm"
 
 
 def features() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -33,7 +53,10 @@ def features() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def suite(protocol: str) -> dict[str, Any]:
     """The fields of a protocol, by this suite."""
+    import backbones
+    from backbones.preprocessing import resizing
     from probes.image_level.classification import top1
+    from probes.image_level.encode import encoder
     from probes.image_level.knn import votes
     from probes.protocols.base import find_preset
     from probes.registry import find_task
@@ -41,8 +64,19 @@ def suite(protocol: str) -> dict[str, Any]:
     spec, probe = find_task("imagenet/knn")
     settings = probe.settings_type(**find_preset(protocol, spec, probe).settings)
     train, labels, val, targets = features()
+    backbone = backbones.create("random/timm/vit_tiny_patch16_224", seed=0)
+    side = settings.size or SIDE
+    data = replace(backbone.data, size=(side, side))
+    pixels = resizing(data, data.interpolation)(photograph()) / 255
+    inputs = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        embeddings = encoder(backbone, settings.encoding("cpu"))(inputs)
+        normed = backbone.model.forward_features(inputs)[:, 0]
     ballots = votes(val, train, labels, NEIGHBOURS, settings.temperature, CLASSES)
     return {
+        "image": [list(pixels.shape), *summary(pixels)],
+        "normalised black": [-m / s for m, s in zip(data.mean, data.std, strict=True)],
+        "class tokens": final_norm(torch.allclose(embeddings, normed, atol=1e-5)),
         "top1": [top1(ballot, targets) for ballot in ballots],
         "neighbours": list(settings.neighbours),
         "temperature": settings.temperature,
@@ -63,13 +97,13 @@ def pixio(checkout: Path) -> dict[str, Any]:
         for k in NEIGHBOURS
     ]
     arguments = script_defaults(checkout / "evaluation" / "eval_knn.py")
-    sizes: list[int] = []
+    transforms: list[Any] = []
 
     class Enough(Exception):
         pass
 
     def dataset(_: str, transform: Any) -> None:
-        sizes.append(transform.transforms[1].size[0])
+        transforms.append(transform)
         raise Enough
 
     with (
@@ -77,11 +111,32 @@ def pixio(checkout: Path) -> dict[str, Any]:
         contextlib.suppress(Enough),
     ):
         eval_knn.extract_feature_pipeline(argparse.Namespace(data_path=""))
+    *parts, normalise = transforms[0].transforms
+    black, pixels = normalise(torch.zeros(3, 1, 1)), photograph()
+    for part in parts:
+        pixels = part(pixels)
+    outputs = [{"cls_tokens": torch.zeros(1, 8, 2), "cls_tokens_norm": torch.ones(1, 8, 2)}]
+    loader = mock.MagicMock(dataset=[0])
+    loader.__iter__.return_value = [(torch.zeros(1, 3, 8, 8), torch.zeros(1).long())]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(torch.Tensor, "cuda", lambda self, **_: self),
+        mock.patch.object(eval_knn.misc, "MetricLogger") as logger,
+    ):
+        logger.return_value.log_every = lambda batches, _: batches
+        torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=0, world_size=1)
+        embeddings = eval_knn.extract_features(
+            lambda _: outputs, loader, argparse.Namespace(dtype="fp32")
+        )
+        torch.distributed.destroy_process_group()
     return {
+        "image": [list(pixels.shape), *summary(pixels)],
+        "normalised black": black.flatten(),
+        "class tokens": final_norm(bool(embeddings.all())),
         "top1": top1,
         "neighbours": arguments["nb_knn"],
         "temperature": arguments["temperature"],
-        "size": sizes[0],
+        "size": parts[1].size[0],
         "chosen_on": "val",  # it prints the accuracy on val of each
         "precision": {"bf16": "bfloat16"}[arguments["dtype"]],
     }
@@ -106,7 +161,13 @@ def radio(checkout: Path) -> dict[str, Any]:
     with mock.patch.object(torch, "exp", lambda ratio: weights.append(ratio.item()) or ratio.exp()):
         knn_classification._get_vote_cls(torch.ones(1, 1), torch.zeros(1, 1).long(), 2)
     arguments = script_defaults(checkout / "examples" / "knn_classification.py")
+    with importing(checkout / "examples" / "common"):
+        import resize_transform  # type: ignore[import-not-found]
+    pixels = resize_transform.get_standard_transform((SIDE, SIDE), arguments["resize_multiple"])(
+        photograph()
+    )
     return {
+        "image": [list(pixels.shape), *summary(pixels)],
         "top1": [float(each) for each in top1],
         "neighbours": [arguments["k"]],
         "temperature": 1 / weights[0],

@@ -11,6 +11,7 @@ from PIL import Image
 
 import backbones.named
 import probes.dense.config
+import probes.runner.config_file
 from backbones.registry import Entry, register
 from benchmark.reproduce import targets as targets_module
 from probes.datasets.base import DatasetSpec
@@ -115,11 +116,34 @@ def step_per_batch(folder, monkeypatch):
         part = {"type": "CosineAnnealingLR", "T_max": 3, "eta_min": 0.0}
         return [{"by_epoch": False, "begin": 0, "end": settings.max_iters, **part}]
 
-    monkeypatch.setattr(probes.dense.config, "schedule", schedule)
+    monkeypatch.setattr(probes.runner.config_file, "schedule", schedule)
     return "learning rate: the rate rises"
 
 
-PLANTS = [halve_training_set, shrink_masks, remove_label_zero_before, step_per_batch]
+def double_rate(folder, monkeypatch):
+    def apply_training(config, settings):
+        apply(config, settings)
+        config.optim_wrapper.optimizer.lr *= 2
+
+    apply = probes.dense.config.apply_training
+    monkeypatch.setattr(probes.dense.config, "apply_training", apply_training)
+    return "learning rate: the rate is 0.02 at iteration 1, the protocol's is 0.01"
+
+
+def ignore_first_class(folder, monkeypatch):
+    spec = dataclasses.replace(DATASETS["golden"], ignore_index=0)
+    monkeypatch.setitem(DATASETS.data, "golden", spec)
+    return "label 0: class red is not scored, since ignore_index=0"
+
+
+PLANTS = [
+    halve_training_set,
+    shrink_masks,
+    remove_label_zero_before,
+    step_per_batch,
+    double_rate,
+    ignore_first_class,
+]
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)

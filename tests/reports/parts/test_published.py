@@ -66,6 +66,14 @@ def test_equal_settings_without_known_differences_are_the_same_protocol(tracker,
     assert {row.differs for row in rows} == {"same protocol"}
 
 
+def test_a_preset_whose_source_does_more_is_not_called_the_same_protocol(tracker, report_of):
+    tags = {"voc/linear": {"preset": "pixio"}}
+    for name in ("random", "timm/vit_huge_patch14_224.mae"):
+        write_run(tracker, name, 0, {"voc/linear": 0.5}, task_tags=tags)
+    (row,) = report_of(tracker).published
+    assert row.differs.startswith("same settings; `list protocols`")
+
+
 def test_a_statement_stands_beside_the_mean_gain(tracker, report_of) -> None:
     for name in ("clip", "cliptex"):
         write_run(tracker, name, 0, {"imagenet/linear": 0.6})
