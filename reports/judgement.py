@@ -22,7 +22,7 @@ from reports.stats.intervals import (
 from reports.stats.resampling import MetricSample, pair_samples, weighted_sum
 
 GAIN_SHARE = 0.25
-MOST_NOISE = 1 / 3  # half width of a baseline's interval, relative to it, for percentages of it
+MOST_NOISE = 1 / 3  # half width of a baseline's interval, relative to the mean of both numbers
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def judge_differences(
     for key in main:
         backbone, column, metric = key
         number = estimates[base, column, metric]
-        if not _has_percent(number):
+        if not _has_percent(number, estimates[key]):
             excluded[column] = f"{base} is too near zero for percentages"
             continue
         mine, reference = (float(side.values.mean()) for side in pairs[key])
@@ -168,11 +168,16 @@ def _estimate_numbers(samples: Mapping[Key, MetricSample]) -> dict[Key, Estimate
     return estimates
 
 
-def _has_percent(base: Estimate) -> bool:
-    """Whether a change in percent of ``base`` is meaningful: its own noise is small beside it."""
-    if not np.isfinite(base.value) or base.value == 0:
+def _has_percent(base: Estimate, mine: Estimate) -> bool:
+    """Whether a change in percent of ``base`` is meaningful: its own noise is small beside it.
+
+    Beside the mean of both numbers, too, which hardly depends on their ratio: where the baseline
+    alone decides, it is shown where chance has raised it.
+    """
+    size, both = abs(base.value), (abs(base.value) + abs(mine.value)) / 2
+    if not np.isfinite(size) or size == 0:
         return False
-    return not base.has_interval or base.reach < MOST_NOISE * abs(base.value)
+    return not base.has_interval or base.reach < MOST_NOISE * min(both, 2 * size)
 
 
 def _mean_gains(

@@ -59,7 +59,9 @@ def summarise(analysis: Analysis) -> Summary:
         tasks = count(max(each.total() for each in judged.values()), "task")
         gain = _gain_words(analysis, leader)
         best = f"; {leader} is highest: {gain}" if gain else ""
-        sentence = f"no backbone differs detectably from {base} on any of {tasks}{best}"
+        has_verdicts = any(each.total() > each["unknown"] for each in judged.values())
+        words = "differs detectably from" if has_verdicts else "can be judged against"
+        sentence = f"no backbone {words} {base} on any of {tasks}{best}"
         headline = about_weights(analysis, leader, sentence)
         return Summary("open", headline[0].upper() + headline[1:], lines)
     headline = _headline(analysis, leader, tones[leader], common)
@@ -97,8 +99,10 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskCol
         words = f"is {first}" + (f", undecided on {undecided}" if undecided else "")
     elif tone in ("better", "worse"):
         words = f"is {tone} than {base} on average, but undecided on each of {tasks}"
-    else:
+    elif verdicts["tie"]:
         words = f"does not differ detectably from {base} on any of {tasks}"
+    else:
+        words = f"cannot be judged against {base} on any of {tasks}"
     gain = _gain_words(analysis, name)
     compared = len(analysis.selection.backbones) - 1
     if compared > 1 and gain:
