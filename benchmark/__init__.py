@@ -2,7 +2,12 @@
 
 from typing import Any
 
+from cliptex_common import plugins
+
 __all__ = ["compare", "evaluate", "load_plugins"]
+
+# a file that states a probe's config
+plugins.READERS.append("probes.dense.config_probe:register_config")
 
 
 def __getattr__(name: str) -> Any:

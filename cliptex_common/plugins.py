@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from traceback import walk_tb
 from types import FrameType, ModuleType
 from typing import Any
@@ -80,6 +81,8 @@ _lock = threading.RLock()
 # modules that register this project's entries, imported before a plugin: it is then refused at the
 # line where it registers a name of theirs
 CATALOGS: list[str] = []
+# ``MODULE:FUNCTION`` of what may register a plugin whose own code registers nothing
+READERS: list[str] = []
 
 
 def loaded() -> tuple[tuple[str, bytes], ...]:
@@ -138,6 +141,8 @@ def load(path: str | Path, source: bytes | None = None) -> None:
         LOADED[path] = plugin
         try:
             plugin.execute()
+            for read in READERS if not plugin.entries else ():
+                resolve_name(read)(plugin)
             if not plugin.entries:
                 raise UserError("it registers nothing; see `python -m benchmark new --help`")
         except BaseException as error:  # also SystemExit: it must not end the command silently

@@ -54,14 +54,17 @@ class Registry(UserDict[str, T]):
         self.broken: dict[str, str] = {}  # name → why an entry point could not be loaded
         plugins.CATALOGS.extend(catalogs)
 
-    def register(self, name: str, entry: T) -> T:
+    def register(self, name: str, entry: T, plugin: plugins.Plugin | None = None) -> T:
         """Add an entry.
+
+        Args:
+            plugin: that it comes from; by default the one whose code is calling.
 
         Raises:
             UserError: the name is taken.
             TypeError, ValueError: what a plugin registers is no such entry.
         """
-        plugin = plugins.calling_plugin()
+        plugin = plugin or plugins.calling_plugin()
         exists = name in self.data or (plugin is not None and name in self._points())
         is_same = self.data.get(name) is entry and self._plugins.get(name) is plugin
         if exists and not is_same:  # a module may be imported twice

@@ -8,9 +8,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveInt
 
 from benchmark.execution import ExecutionOptions
+from cliptex_common import plugins
 from cliptex_common.errors import UserError
 from cliptex_common.files import MAX_SEED
 from cliptex_common.settings import (
@@ -24,7 +25,21 @@ from cliptex_common.settings import (
 )
 
 BackboneNames = Annotated[Names, Field(alias="backbone")]
-TaskNames = Annotated[Names, Field(alias="task")]
+
+
+def _with_config_files(names: Sequence[str]) -> list[str]:
+    """Names of tasks; ``DATASET/FILE.py`` is the probe of a config file, which is a plugin."""
+    result = []
+    for name in names:
+        dataset, _, file = name.partition("/")
+        if file.endswith(".py"):
+            plugins.load(file)
+            name = f"{dataset}/{Path(file).stem}"
+        result.append(name)
+    return result
+
+
+TaskNames = Annotated[Names, AfterValidator(_with_config_files), Field(alias="task")]
 Changes = Annotated[Mapping[str, str], Field(alias="set")]
 TaskChanges = Annotated[Mapping[str, str], Field(alias="set-task")]
 
@@ -93,7 +108,7 @@ class ProbeOptions(DataOptions, ExecutionOptions):
     suite: str | None = None
     """a named list of tasks; see `list suites` (default: mini, or those that have the tasks)"""
     tasks: TaskNames = ()
-    """only these tasks; see `list tasks`"""
+    """only these tasks; see `list tasks`. DATASET/FILE.py is a dense probe by a config file"""
     overrides: Changes = field(default_factory=dict)
     """change a setting of the tasks, or of one as TASK.KEY=VALUE (repeatable)"""
     seed: Seed = 0

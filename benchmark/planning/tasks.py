@@ -295,7 +295,8 @@ def _planned(name: str, listed: Mapping[str, Any], changes: Mapping[str, str]) -
     """A task with a suite's settings for it, and with the user's ``changes``."""
     spec, probe = find_task(name)
     ranges = axis_ranges(listed, axes(probe))
-    values = {key: value for key, value in listed.items() if key not in ranges}
+    fixed = ranges.keys() | probe.defaults.keys()  # a suite changes no config file of a user
+    values = {key: value for key, value in listed.items() if key not in fixed}
     protocol = {**values, **changes}.get("protocol")
     if protocol is not None:
         values |= find_preset(protocol, spec, probe).settings

@@ -29,7 +29,7 @@ from probes.dense.tasks import DENSE_TASKS
 from probes.features.crops import image_size
 from probes.features.feature_dataset import encoder_config, loader_config
 from probes.runner.batches import at_once
-from probes.runner.config_file import Places, apply_settings, apply_training, read_config
+from probes.runner.config_file import Places, apply_settings, apply_training
 
 TRAIN = "train_dataloader.dataset.pipeline"
 # setting → the literals of a config file that it changes, besides those of ``TRAINING``
@@ -60,9 +60,11 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     images = sum(sample.image not in held_out for sample in data.samples["train"])
     settings = in_iterations(context.settings, images)
 
-    config = read_config(probe.config_file)
+    config = probe.read_config()
+    own_schedule = config.param_scheduler if probe.has_own_schedule else None
     apply_settings(config, settings, PLACES)
     apply_training(config, settings)
+    config.param_scheduler = own_schedule or config.param_scheduler
     complete_model(config, probe, settings, data, backbone)
     model, prepare = config.model, preprocessor(backbone)
     model.backbone.update(
@@ -117,7 +119,8 @@ def complete_model(
     task, model = DENSE_TASKS.find(data.spec.kind), config.model
     head, requested = model.decode_head, getattr(settings, "head", {})
     for name, value in task.objective(settings, data.spec, len(data.classes)).items():
-        head[name] = value  # ``update`` of a config would merge both losses
+        if name != "loss_decode" or not probe.has_own_loss:
+            head[name] = value  # ``update`` of a config would merge both losses
     inputs = complete_head(model, requested, feature_maps(settings, backbone))
     if settings.feature_stride and "neck" not in model:
         raise UserError(
@@ -141,14 +144,15 @@ def try_model(probe: Any, settings: Any, data: PreparedDataset, backbone: Any) -
     Raises:
         UserError: dataset, settings or backbone do not fit the head.
     """
-    config = read_config(probe.config_file)
+    config = probe.read_config()
     inputs = complete_model(config, probe, settings, data, backbone)
-    if probe.head.config is not None:
+    if not probe.is_shipped:
         crop = feature_maps(settings, backbone).crop
         # without samples where the data are not checked yet
         test = test_size(settings, data, backbone.divisor) if data.samples else crop
         head = config.model.decode_head.to_dict()
-        try_head(head, settings.head, inputs, settings.batch_size, (crop, test))
+        requested = getattr(settings, "head", {"type": head["type"]})
+        try_head(head, requested, inputs, settings.batch_size, (crop, test))
 
 
 def test_size(settings: DenseSettings, data: PreparedDataset, divisor: int) -> tuple[int, int]:

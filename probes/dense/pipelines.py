@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from cliptex_common.errors import UserError
 from probes.datasets.base import DatasetSpec
 from probes.dense.augment import COLOURS
 from probes.dense.settings import DenseSettings
@@ -114,10 +115,18 @@ def _resize(parts: list[Part], kind: str, settings: DenseSettings) -> None:
 
 def _insert(parts: list[Part], kind: str, inserted: list[Part], after: bool = False) -> None:
     """Insert before (or ``after``) the part of a type."""
-    index = [part["type"] for part in parts].index(kind) + after
-    parts[index:index] = inserted
+    if inserted:
+        index = _index(parts, kind) + after
+        parts[index:index] = inserted
 
 
 def _replace(parts: list[Part], kind: str, replacement: list[Part]) -> None:
-    index = [part["type"] for part in parts].index(kind)
+    index = _index(parts, kind)
     parts[index : index + 1] = replacement
+
+
+def _index(parts: list[Part], kind: str) -> int:
+    kinds = [part["type"] for part in parts]
+    if kind not in kinds:
+        raise UserError(f"the settings change {kind}, and the pipeline has {', '.join(kinds)}")
+    return kinds.index(kind)

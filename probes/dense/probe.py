@@ -26,16 +26,30 @@ from reports.stats.per_image import SCORERS
 
 
 class DenseProbe(Probe):
-    """A head on datasets of one dense task; see ``probes.base.Probe``."""
+    """A head on datasets of one dense task; see ``probes.base.Probe``.
+
+    Attributes:
+        is_shipped: whether its head is one of this package's, which need not be tried.
+        has_own_loss, has_own_schedule: whether they are as the config file states them, whatever
+            the settings.
+    """
+
+    has_own_loss = has_own_schedule = False
 
     def __init__(self, head: DenseHead, task: DenseTask) -> None:
         self.head, self.task = head, task
         self.name, self.version = head.name, head.version
         self.kind, self.metrics = task.name, task.metrics
-        self.config_file = config_file(task.name, "head" if head.config is not None else head.name)
-        is_shipped = head.config is None
-        self.settings_type: type = task.shipped_settings if is_shipped else task.head_settings
-        self.defaults = {} if is_shipped else {"head": head.config}
+        self.is_shipped = head.config is None
+        self.config_file = config_file(task.name, head.name if self.is_shipped else "head")
+        self.settings_type: type = task.shipped_settings if self.is_shipped else task.head_settings
+        self.defaults = {} if self.is_shipped else {"head": head.config}
+
+    def read_config(self) -> Any:
+        """The config of its file, to be completed."""
+        from probes.runner.config_file import read_config
+
+        return read_config(self.config_file)
 
     def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
         """See ``Probe``; a head that this package does not know is run on maps without data."""
@@ -51,7 +65,7 @@ class DenseProbe(Probe):
             if len({*zip(backbone.channels, backbone.strides, strict=True)}) > 1:
                 return  # only the unit that reads the layer knows its map
             settings = replace(settings, layers="last")  # a plain ViT's maps are alike
-        if self.head.config is None:
+        if self.is_shipped:
             self.head.check(settings, data, backbone)
             return
         from probes.dense.config import try_model

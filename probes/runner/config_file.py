@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
+from cliptex_common.errors import UserError
 from cliptex_common.settings import field_names
 from probes.configs import FOLDER
 from probes.runner.settings import TrainingSettings, schedule
@@ -36,15 +38,20 @@ TRAINING: Places = {
     "lr": ("optim_wrapper.optimizer.lr",),
     "weight_decay": ("optim_wrapper.optimizer.weight_decay",),
     "betas": ("optim_wrapper.optimizer.betas",),
+    "clip_norm": ("optim_wrapper.clip_grad.max_norm",),
     "precision": ("model.backbone.precision",),
     "flip": ("train_dataloader.dataset.pipeline.RandomFlip.prob",),
 }
+
+
+NO_DECAY = {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}  # without the setting ``decay_all``
 
 
 def read_config(path: Path) -> Config:
     """The config of a file and its bases; a copy, to be completed.
 
     Raises:
+        UserError: it lacks a key.
         Exception: what its code raises.
     """
     return copy.deepcopy(_parsed(path, path.stat().st_mtime_ns))
@@ -54,8 +61,25 @@ def read_config(path: Path) -> Config:
 def _parsed(path: Path, modified: int) -> Config:
     # yapf would take a second to format it
     config = Config.fromfile(path, format_python_code=False)
+    if missing := [name for name in KEYS if name not in config]:
+        raise UserError(
+            f"config file {path.name} states no {', '.join(missing)}; take them from this package:"
+            " _base_ = ['probes::_base_/segmentation.py', 'probes::_base_/schedule_40k.py']"
+        )
     config.model.pop("_scope_", None)
     return Config({name: config[name] for name in KEYS}, format_python_code=False)
+
+
+def parse_config(name: str, source: bytes) -> Config:
+    """The config of a file with this content, whose bases may be those of this package:
+    ``probes::_base_/segmentation.py``.
+
+    Raises as ``read_config``.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(source.replace(b"probes::", f"{FOLDER}/".encode()))
+        return read_config(path)
 
 
 def literals(config: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -103,12 +127,14 @@ def apply_training(config: Config, settings: TrainingSettings) -> None:
     if settings.optimizer == "sgd":
         wrapper.optimizer.pop("betas", None)
         wrapper.optimizer |= {"type": "SGD", "momentum": 0.9}
-    wrapper.pop("clip_grad", None)
-    wrapper.pop("paramwise_cfg", None)
     if settings.clip_norm:
-        wrapper.clip_grad = {"max_norm": settings.clip_norm}
+        wrapper.setdefault("clip_grad", {})["max_norm"] = settings.clip_norm
+    else:
+        wrapper.pop("clip_grad", None)
     if not settings.decay_all:
-        wrapper.paramwise_cfg = {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}
+        wrapper.paramwise_cfg = dict(NO_DECAY)
+    elif wrapper.get("paramwise_cfg") == NO_DECAY:
+        del wrapper["paramwise_cfg"]
     config.param_scheduler = schedule(settings)
 
 

@@ -1,0 +1,91 @@
+"""A probe that a user's config file states, in MMEngine's format: ``--task voc/my_probe.py``."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from cliptex_common.errors import UserError
+from cliptex_common.plugins import Plugin
+from cliptex_common.settings import with_changes
+from probes.configs import config_file
+from probes.datasets.base import PreparedDataset
+from probes.dense.config import PLACES
+from probes.dense.decode_heads.base import DenseHead
+from probes.dense.probe import DenseProbe
+from probes.dense.tasks import DENSE_TASKS, DenseTask
+from probes.registry import PROBES
+from probes.runner.config_file import NO_DECAY, TRAINING, parse_config, read_config, stated
+from probes.runner.settings import schedule
+
+OF_SCHEDULE = ("max_iters", "epochs", "warmup", "warmup_start", "schedule", "steps", "power")
+OF_LOSS = ("loss_mean", "silog_lambda", "bins", "bins_loss", "sig_warmup", "uncertainty")
+
+
+class ConfigProbe(DenseProbe):
+    """A probe that a config file states; the defaults of its settings are the file's literals.
+
+    A setting that would change what the file states in its own way is refused.
+    """
+
+    def __init__(self, name: str, config: Config, task: DenseTask) -> None:
+        super().__init__(DenseHead(name), task)
+        self.is_shipped, self._config = False, config
+        self.defaults = stated(config, {**TRAINING, **PLACES})
+        self.defaults |= _sizes(config)
+        self.defaults["decay_all"] = config.optim_wrapper.get("paramwise_cfg") != NO_DECAY
+        loss = config.model.decode_head.get("loss_decode")
+        usual = read_config(config_file(task.name, "linear")).model.decode_head.loss_decode
+        self.has_own_loss = loss is not None and loss != usual
+        self._settings: Any = with_changes(self.settings_type(), self.defaults)
+        self.has_own_schedule = config.param_scheduler != schedule(self._settings)
+
+    def read_config(self) -> Config:
+        return copy.deepcopy(self._config)
+
+    def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
+        fixed = {*TRAINING, *PLACES} - self.defaults.keys()
+        fixed |= set(OF_SCHEDULE) if self.has_own_schedule else set()
+        fixed |= set(OF_LOSS) if self.has_own_loss else set()
+        for name in sorted(fixed):
+            if getattr(settings, name, None) != getattr(self._settings, name, None):
+                raise UserError(
+                    f"{name}={getattr(settings, name)}: the config file of {self.name} has its own;"
+                    " change it there"
+                )
+        super().fits(backbone, data, settings)
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    """The settings ``size`` and ``crop`` by the literals of the pipelines."""
+    scales, crops = (
+        [part[key] for part in config[f"{split}_dataloader"].dataset.pipeline if key in part]
+        for split, key in (("val", "scale"), ("train", "crop_size"))
+    )
+    size = scales[0][-1] if scales else 0
+    crop = tuple(crops[0]) if crops else ()
+    return {"size": size, "crop": () if crop == (size, size) else crop}
+
+
+def register_config(plugin: Plugin) -> None:
+    """Register the probe of a plugin that is a config file: one that states a ``model`` or bases.
+
+    Raises:
+        UserError: it states no evaluator of a dense task.
+    """
+    if not {"model", "_base_"} & vars(sys.modules[plugin.module]).keys():
+        return
+    config, name = parse_config(plugin.path.name, plugin.source), Path(plugin.path).stem
+    for kind, task in DENSE_TASKS.items():
+        usual = read_config(config_file(kind, "linear")).val_evaluator
+        if (
+            config.val_evaluator.type == usual.type
+            and config.val_evaluator.get("task", kind) == kind
+        ):
+            PROBES.register(f"{kind}/{name}", ConfigProbe(name, config, task), plugin)
+            return
+    raise UserError(f"val_evaluator.type={config.val_evaluator.type} is of no dense task")

@@ -1,0 +1,103 @@
+"""A probe that a user's config file states: ``--task voc/my_probe.py``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import benchmark  # noqa: F401  plugins may be config files
+from benchmark.planning.options import RunOptions
+from benchmark.planning.tasks import plan_tasks
+from benchmark.suites.registry import find_suite
+from cliptex_common import plugins
+from cliptex_common.errors import UserError
+from cliptex_common.settings import with_changes
+from probes.dense.config import dense_config
+from probes.registry import PROBES
+from tests.probes import tiny_dense
+from tests.probes.tiny_mmlab import context
+
+FILE = """
+_base_ = ["probes::_base_/segmentation.py", "probes::_base_/schedule_40k.py"]
+
+model = dict(
+    type="DenseModel",
+    backbone=dict(type="FrozenBackbone", precision="fp32"),
+    neck=dict(type="ResizeConcat"),
+    decode_head=dict(
+        type="FCNHead",
+        channels=8,
+        num_convs=1,
+        dropout_ratio=0.2,
+        loss_images=None,
+        loss_decode=[dict(type="CrossEntropyLoss"), dict(type="DiceLoss")],
+    ),
+    test_cfg=dict(mode="whole", flip=False),
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+param_scheduler = [dict(type="MultiStepLR", by_epoch=False, milestones=[2], gamma=0.1)]
+train_cfg = dict(max_iters=3)
+train_dataloader = dict(batch_size=2)
+"""
+SMALL = {"size": 48}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my_probe.py"
+    path.write_text(FILE)
+    plugins.load(path)
+    yield path
+    plugins.LOADED[path].remove()
+
+
+def prepare(folder, **changes):
+    probe = PROBES["segmentation/my_probe"]
+    settings = with_changes(probe.settings_type(), {**probe.defaults, **SMALL, **changes})
+    return probe, context(folder / "work", tiny_dense.make(folder, "segmentation"), settings)
+
+
+@pytest.mark.integration
+def test_it_is_trained_as_the_file_says_unless_a_setting_changes_it(tmp_path, file):
+    probe, task = prepare(tmp_path, lr=0.01)
+    config = dense_config(probe, task)
+    assert [loss.type for loss in config.model.decode_head.loss_decode] == [
+        "CrossEntropyLoss",
+        "DiceLoss",
+    ]
+    assert config.optim_wrapper.optimizer.lr == 0.01 and config.train_cfg.max_iters == 3
+    assert [part.type for part in config.param_scheduler] == ["MultiStepLR"]
+    result = probe.run(task)
+    assert all(np.isfinite(value) for value in result.metrics.values())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"max_iters": 5}, {"loss_mean": "all"}, {"dropout_first": True}]
+)
+def test_what_the_file_states_in_its_own_way_is_not_a_setting(tmp_path, file, changes):
+    probe, task = prepare(tmp_path, **changes)
+    with pytest.raises(UserError, match="change it there"):
+        probe.fits(task.backbone, task.data, task.settings)
+
+
+def test_the_options_of_a_command_name_the_file(file):
+    (name,) = RunOptions(tasks=[f"camvid/{file}"]).tasks
+    assert name == "camvid/my_probe"
+    (task,) = plan_tasks(find_suite("own"), [name], {})
+    assert (task.settings.lr, task.settings.max_iters, task.settings.batch_size) == (2e-3, 3, 2)
+    assert PROBES.origin("segmentation/my_probe")["plugin"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = dict(type='DenseModel')\n", "states no .*train_dataloader"),
+        (FILE.replace("_base_/segmentation.py", "_base_/none.py"), "none.py"),
+        (FILE + "val_evaluator = dict(type='CocoMeanAP')\n", "of no dense task"),
+    ],
+)
+def test_a_file_that_is_no_probe_is_refused(tmp_path, text, message):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        plugins.load(path)
