@@ -221,6 +221,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
         ) from error
     if "format_version" not in metadata:
         return Checkpoint(path, _unwrap(state))
+    if metadata["format_version"] != str(FORMAT_VERSION):
+        raise UserError(f"{path} has a newer format; update the suite")
     try:
         remembered = Checkpoint(
             path,

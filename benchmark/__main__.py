@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import sys
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -17,6 +19,10 @@ def entry() -> NoReturn:
     # During the imports there is nothing to save: Ctrl-C ends the process at once, without a
     # traceback.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by `>&-`
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
 
     from benchmark.cli.main import main
     from benchmark.execution import interrupts

@@ -24,7 +24,11 @@ def home() -> Path:
     """Where large reusable artifacts are stored: ``$CLIPTEX_HOME``, or ``cliptex`` in the user's
     cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("CLIPTEX_HOME") or f"{cache}/cliptex").expanduser()
+    folder = Path(os.environ.get("CLIPTEX_HOME") or f"{cache}/cliptex")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{folder}: there is no such user; set CLIPTEX_HOME") from error
 
 
 def json_output_path(path: Path) -> Path:
@@ -53,6 +57,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+    try:
         try:
             yield temporary
             with temporary.open("rb") as written:

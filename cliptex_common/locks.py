@@ -59,11 +59,9 @@ def _acquire(lock: BaseFileLock, path: Path, **options: Any) -> bool:
     except Timeout:  # an OSError too
         return False
     except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"cannot lock {path}: {reason}; set CLIPTEX_HOME to a folder that you can write, on a"
-            " file system with locks (flock)"
-        ) from error
+        reason = getattr(error, "strerror", None) or "no locks (flock) there"
+        advice = "set CLIPTEX_HOME to a folder of a local disk"
+        raise UserError(f"cannot lock {path}: {reason}; {advice}") from error
     return True
 
 

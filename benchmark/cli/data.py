@@ -48,6 +48,8 @@ class CheckDatasets(FolderOptions, JsonOptions):
         """Print a line for each dataset; exit code 1 if one is broken."""
         if self.data_root is None and not self.data:
             raise UserError("give --data-root DIR and/or --data NAME=DIR")
+        if self.data_root and not self.data_root.is_dir():
+            raise UserError(f"no folder {self.data_root}; `data get` downloads datasets")
         register_folders(self.data_root)
         with Bar() as bar:
             rows = survey(
@@ -59,7 +61,7 @@ class CheckDatasets(FolderOptions, JsonOptions):
             if self.data_root:  # without the 38 of zeroshot38
                 present += [row for row in absent if "no folder wds_" not in row.message]
             _show(present)
-            if absent:
+            if any(row.state == "absent" for row in present):
                 console.print("`data get` downloads datasets", style="dim")
         return 1 if any(row.state == "broken" for row in rows) else 0
 

@@ -123,7 +123,7 @@ def _mmlab(options: Doctor) -> Iterator[Finding]:
 
 def _mlflow(options: Doctor) -> Iterator[Finding]:
     """The MLflow store; none is created."""
-    from urllib.request import urlopen
+    import requests
 
     from cliptex_common.secrets import hide_secrets
     from reports.mlflow.client import check_database, tracking_uri
@@ -135,7 +135,7 @@ def _mlflow(options: Doctor) -> Iterator[Finding]:
         return
     try:
         if uri.startswith("http"):
-            urlopen(f"{uri.rstrip('/')}/version", timeout=5).close()
+            requests.get(f"{uri.rstrip('/')}/version", timeout=5).raise_for_status()
         else:
             check_database(uri)
         yield Finding("mlflow", "ok", value)
@@ -155,7 +155,7 @@ def _home(options: Doctor) -> Iterator[Finding]:
         with locked(lock_path("doctor", "")):
             free = shutil.disk_usage(folder).free
     except (OSError, UserError) as error:
-        yield Finding("home", "bad", f"{folder}: {first_line(error)}", remedy)
+        yield Finding("home", "bad", user_error_message(error) or f"{folder}: {error}", remedy)
         return
     state = "ok" if free > 20 * GB else "bad" if free < GB else "warn"
     remedy = "" if state == "ok" else f"see `cache ls`, or {remedy}"

@@ -22,6 +22,7 @@ from benchmark.planning.options import (
     TrackingOptions,
 )
 from cliptex_common.errors import UserError
+from cliptex_common.files import read_text
 from cliptex_common.settings import Folder, Names, options_dataclass, with_changes
 
 
@@ -109,7 +110,10 @@ class MakeLabels(ConfigOptions, PairsOptions, PluginOptions):
         from benchmark.execution.exclusive import exclusive
         from benchmark.stages.session import print_note
 
-        classes = self.classes.read_text(encoding="utf-8").split("\n") if self.classes else []
+        try:
+            classes = read_text(self.classes).split("\n") if self.classes else []
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--classes {self.classes}: {error}; give a text in UTF-8") from error
         names = [name.strip() for name in classes if name.strip()]
         labels = [
             ManualLabels(task, folder, names if find_task(task).has_classes else ())

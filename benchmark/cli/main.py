@@ -1,7 +1,7 @@
 """The command line: one module for each command.
 
 Exit codes: 0 done, 1 a run failed or a bug, 2 wrong input, 130 interrupted, 141 the reader of the
-output ended (broken pipe), 143 terminated.
+output ended (broken pipe), 143 terminated, 129 hung up.
 """
 
 from __future__ import annotations
@@ -54,11 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:  # libraries' deprecation notes are not for users
         warnings.simplefilter("ignore")
     try:
-        code = parse(argv).main()
+        try:
+            command = parse(argv)
+        except SystemExit as exit_:  # after --help and the like
+            return int(exit_.code or 0)
+        code = command.main()
         sys.stdout.flush()  # raises here if the disk behind `> FILE` is full
         return code
-    except SystemExit as exit_:  # after --help and the like
-        return int(exit_.code or 0)
+    except SystemExit as exit_:
+        sys.stderr.write(f"error: a plugin or library called exit({exit_.code!r})\n")
+        return 1
     except KeyboardInterrupt:
         return _interrupted(argv)
     except BrokenPipeError:  # `… list tasks | head`

@@ -39,7 +39,7 @@ class WriteReport(ConfigOptions, TrackingOptions, PluginOptions):
     """html, md, csv, latex (default: html)"""
     out: Folder = Path("report")
     """output folder"""
-    ui_url: str = ""
+    ui_url: Annotated[str, Field(pattern="^(https?://|$)")] = ""
     """address of an MLflow UI: numbers then link to their runs"""
 
     def main(self) -> int:

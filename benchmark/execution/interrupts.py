@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as ``KeyboardInterrupt``.
+"""Ctrl-C, SIGTERM and SIGHUP as ``KeyboardInterrupt``.
 
 A signal is remembered: one that goes to the whole process group also kills the loading processes,
 whose death must not be taken for the failure of a unit.
@@ -6,6 +6,7 @@ whose death must not be taken for the failure of a unit.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -13,23 +14,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _pid = os.getpid()
 _received = 0
 _ignored_later: tuple[int, ...] = ()
 
 
 def handle_signals(*, once: bool = False, numbers: Sequence[int] = STOP_SIGNALS) -> None:
-    """Let the signals ``numbers`` raise ``KeyboardInterrupt`` here, and end forked processes.
+    """Let the signals ``numbers`` raise ``KeyboardInterrupt`` here, and end forked processes. After
+    the first, other signals are ignored: they cannot disturb the saving that it starts.
 
     Args:
-        once: ignore every further signal, so that it cannot disturb the saving that the first one
-            starts. A worker may get one with its process group and one from its parent.
+        once: ignore the same signal, too. A worker may get one with its process group and one from
+            its parent.
     """
     global _pid, _received, _ignored_later
     _pid, _received, _ignored_later = os.getpid(), 0, tuple(numbers) if once else ()
     for number in numbers:
-        signal.signal(number, _handle)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _handle)
 
 
 @contextmanager
@@ -66,8 +69,9 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _is_importing(frame):  # an exception would be swallowed, or leave a half-imported library
         threading.Timer(0.05, os.kill, (_pid, number)).start()
         return
-    for each in _ignored_later:
+    for each in _ignored_later or {*STOP_SIGNALS} - {number}:
         signal.signal(each, signal.SIG_IGN)
+    logging.getLogger("asyncio").disabled = True  # tracebacks of tasks that end by this
     raise KeyboardInterrupt
 
 

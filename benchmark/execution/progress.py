@@ -27,8 +27,14 @@ from rich.text import Text
 from cliptex_common.files import read_json_object
 from cliptex_common.pacing import Pace
 
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich exits with 1
+
+
 # names and paths of users are printed as they are, never read as markup
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class ProgressLine:

@@ -240,6 +240,8 @@ def _with_result(
     """The cell with the metrics that the probe declares, and its notes."""
     data, device = context.data, context.device
     metrics = {name: result.metrics[name] for name in cell.declared if name in result.metrics}
+    if not np.isfinite(metrics.get(cell.main, np.nan)):
+        raise RuntimeError(f"the probe returned no finite {cell.main}")
     notes = [*result.notes, *context.cost.notes, *filter(None, [cell.differs]), *data.notes]
     emulates = is_accelerator(device) and not prefers_bf16(device)
     if emulates and getattr(task.settings, "precision", "") == "bf16":

@@ -97,7 +97,7 @@ def _arrivals(options: WatchOptions, states: dict[int, str]) -> Iterator[tuple[i
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Step → weights file, in the order of steps. Raises ``UserError`` if two files have the same
-    step."""
+    step, or a step is too large."""
     files: dict[int, Path] = {}
     for path in folder.glob("[!.]*"):
         numbers = re.findall(r"\d+", path.stem)
@@ -106,6 +106,8 @@ def checkpoints(folder: Path) -> dict[int, Path]:
             if first != path:
                 pair = f"{first.name} and {path.name} in {folder}"
                 raise UserError(f"{pair} are both of step {numbers[-1]}; move one away")
+            if int(numbers[-1]) >= 2**63:
+                raise UserError(f"MLflow has no step {numbers[-1]}; rename {path}")
     return dict(sorted(files.items()))
 
 

@@ -207,6 +207,12 @@ def test_files_without_weights_are_refused(tmp_path, content, message):
         load_checkpoint(path)
 
 
+def test_weights_of_a_newer_format_are_refused(tmp_path):
+    save_file({"weight": torch.ones(1)}, tmp_path / "w", {"format_version": "2"})
+    with pytest.raises(UserError, match="newer format"):
+        load_checkpoint(tmp_path / "w")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("save", [save_file, torch.save])
 def test_weights_that_are_not_finite_are_refused(tmp_path, value, save):

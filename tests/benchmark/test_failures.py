@@ -108,6 +108,17 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
     }
 
 
+@pytest.mark.parametrize("metrics", [{}, {"top1": float("nan")}])
+def test_a_probe_without_a_number_fails(here, metrics):
+    probe = Buggy(None)
+    probe.run = lambda context: TaskResult(metrics)
+    register_probe(probe)
+    register_suite(Suite("numberless", "for tests", {"imagefolder/buggy": {}}, ("random",)))
+    assert run_command("run --suite numberless --data-root . --device cpu --json out.json") == 1
+    (hole,) = read_json("out.json")["holes"]
+    assert hole["reason"].endswith("no finite top1")
+
+
 def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
     names = ("clip", "random", "cliptex")
     register_trained("waiting", {"imagefolder/linear": {}}, names, dict.fromkeys(names, mistake))

@@ -41,6 +41,10 @@ def interrupted():
     raise KeyboardInterrupt
 
 
+def exits():
+    raise SystemExit(0)
+
+
 @pytest.mark.parametrize(
     ("does", "code", "message"),
     [
@@ -48,6 +52,7 @@ def interrupted():
         (lambda: 1, 1, ""),
         (full_disk, 2, "error: cannot write /data/weights: No space left on device"),
         (users, 2, "error: no such folder\n"),
+        (exits, 1, "error: a plugin or library called exit(0)\n"),
         (interrupted, 130, "Go on with: python -m benchmark ui\n"),
     ],
 )
@@ -92,10 +97,28 @@ def test_commands_that_only_list_import_no_library_that_computes(words, heavy):
     assert process.returncode == 0 and process.stdout, process.stderr
 
 
-def test_a_reader_that_went_ends_a_command_as_it_ends_others():
-    script = f"set -o pipefail; {sys.executable} -m benchmark list tasks | true"
+@pytest.mark.parametrize(("output", "code"), [("| true", 141), (">&-", 0)])
+def test_a_reader_that_went_ends_a_command_as_it_ends_others(output, code):
+    script = f"set -o pipefail; {sys.executable} -m benchmark list tasks {output}"
     process = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
-    assert process.stderr == ""
+    assert (process.returncode, process.stderr) == (code, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data check --data-root /nope",
+        "report --ui-url javascript:alert(1)",
+        "labels make --pairs pairs.csv --from seg=. --out labels --classes .",
+        "labels make --pairs pairs.csv --from seg=. --out labels --classes latin.txt",
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    Path("latin.txt").write_bytes("Stra\xdfe".encode("latin-1"))
+    assert main(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and words.split()[-1] in line
 
 
 def test_the_console_script_redacts_secrets():

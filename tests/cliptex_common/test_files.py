@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cliptex_common.errors import UserError, user_error_message
-from cliptex_common.files import atomic_write, content_key, json_output_path, write_text
+from cliptex_common.files import atomic_write, content_key, home, json_output_path, write_text
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):
@@ -55,6 +55,14 @@ def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/a.txt: (Not a dir|File exists)"):
         write_text(tmp_path / "file" / "a.txt", "x")
+    with pytest.raises(UserError, match=r"cannot write /proc/a/b/c\.txt"):
+        write_text(Path("/proc/a/b/c.txt"), "x")
+
+
+def test_a_home_of_nobody_is_one_line(monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", "~no-such-user")
+    with pytest.raises(UserError, match="no such user"):
+        home()
 
 
 @pytest.mark.parametrize(

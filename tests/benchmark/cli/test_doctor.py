@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 
 import pytest
@@ -45,11 +49,33 @@ def test_an_unreachable_server(diagnose):
     assert "secret" not in json.dumps(findings)
 
 
+def test_a_server_with_a_password(diagnose):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.headers["Authorization"] else 401)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request).start()
+        port = server.server_address[1]
+        findings = diagnose("--tracking-uri", f"http://user:secret@127.0.0.1:{port}")[1]
+    assert findings["mlflow"]["state"] == "ok"
+
+
 def test_a_home_that_cannot_be_written(diagnose, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "file/home"))
     code, findings = diagnose()
     assert code == 1 and "set CLIPTEX_HOME" in findings["home"]["remedy"]
+
+
+def test_a_home_without_locks(diagnose, monkeypatch):
+    def flock(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    value = diagnose()[1]["home"]["value"]
+    assert "No locks available" in value and value.endswith("a local disk")
 
 
 def test_a_broken_library(diagnose, monkeypatch):

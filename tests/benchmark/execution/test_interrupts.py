@@ -44,6 +44,25 @@ entry()
 """
 
 
+ASYNC = """
+import asyncio, os, signal
+from benchmark.execution import interrupts
+interrupts.handle_signals()
+async def stop():
+    os.kill(os.getpid(), signal.{name})
+async def wait(task):
+    await task
+async def main():
+    task = asyncio.ensure_future(stop())
+    await asyncio.gather(*(wait(task) for _ in range(3)))
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGTERM if {name!r} != "SIGTERM" else signal.SIGINT)
+    print("saved", interrupts.received())
+"""
+
+
 def run_script(script, **environment):
     return subprocess.run(
         [sys.executable, "-c", script],
@@ -60,6 +79,12 @@ def test_a_signal_waits_for_the_end_of_an_import(tmp_path, name):
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
     done = run_script(IMPORTS, PYTHONPATH=path)
     assert done.stdout == f"interrupted {int(getattr(signal, name))} True\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_tasks_end_without_tracebacks_and_another_signal_does_not_disturb_the_saving(name):
+    done = run_script(ASYNC.format(name=name))
+    assert (done.stdout, done.stderr) == (f"saved {int(getattr(signal, name))}\n", "")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

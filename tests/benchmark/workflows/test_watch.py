@@ -86,6 +86,10 @@ def test_wrong_folders_and_checkpoints(refused):
     torch.save({"weight": torch.ones(1)}, Path("run/other-4.pt"))
     with pytest.raises(UserError, match="are both of step 4; move one away"):
         checkpoints(Path("run"))
+    late = Path("run/other-4.pt").rename(f"run/{10**22}.pt")
+    with pytest.raises(UserError, match="MLflow has no step"):
+        checkpoints(Path("run"))
+    late.unlink()
     path.rename("run/other-4.pt")
     Path("run/other-4.pt").write_bytes(b"cut")
     refused(f"watch {RUN} --dir run --once", "run/other-4.pt would have to be unpickled")
