@@ -48,7 +48,7 @@ def mixed(rng: np.random.Generator, count: int) -> World:
 BETTER: dict[str, Any] = {"images": 500, "effect": 3.0}
 TRAINED: dict[str, Any] = {"seed": 3.6, "of_pair": 0.7, "of_seed": 0.3}  # as in the stored run
 WORLDS: dict[str, World | Callable[[np.random.Generator], World]] = {
-    **{f"null, mixed, seeds: {n}": partial(mixed, count=n) for n in (1, 2, 3, 5)},
+    **{f"null, mixed, {n} seeds": partial(mixed, count=n) for n in (1, 2, 3, 5)},
     "null, 13 backbones, 3 seeds": World(13, 5),
     **{f"null, seed noise 3.6, {n} seeds": World(seed=3.6, **seeds(n)) for n in (2, 3, 5)},
     "null, one task 10 times noisier, 3 seeds": World(noisy_task=10.0),
@@ -120,7 +120,7 @@ def table(reports: int) -> str:
             f"{100 * found[head][0]:.1f} ± {100 * found[head][1]:.1f}" if head in found else ""
             for head in HEADS
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name.replace(', 1 seeds', ', 1 seed')} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
 
