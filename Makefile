@@ -49,9 +49,10 @@ lint: install-dev ## ruff (lint and format), mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: install-dev ## let ruff rewrite
+format: install-dev ## let ruff rewrite; show files in the pages again
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m tests.docs.shown_files
 
 docs: .venv/installed-docs ## build the documentation as site/index.html; warnings are errors
 	$(BIN)/python -m tests.docs.shown_files

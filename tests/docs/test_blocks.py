@@ -47,8 +47,10 @@ from benchmark.planning.tasks import plan_tasks
 from benchmark.probing.data import RunInputs
 from benchmark.probing.records import BackboneInfo
 from benchmark.probing.unit import describe_backbone
+from benchmark.reproduce.quick import FEW, TEXT_BACKBONE
 from benchmark.reproduce.targets import find_targets
 from benchmark.results.run_result import RunResult, as_json
+from benchmark.run import run as run_tasks
 from benchmark.suites.registry import find_suite
 from benchmark.workflows.dry_run import dry_run
 from benchmark.workflows.sweep import plan_sweep
@@ -276,6 +278,39 @@ def test_commands_are_right(page, user_folder):
             PROGRAMS[program](words)
         except (Exception, SystemExit) as error:
             pytest.fail(f"{where}: {program} {' '.join(words)}: {type(error).__name__}: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["dataset", "head", "probe"])
+def test_runs_of_what_one_adds_end(page, user_folder):
+    """Each run of the pages with a small random backbone for a few iterations."""
+    for where, (_, *words) in commands(f"docs/add/{page}.md", user_folder):
+        if words[:3] != ["-m", "benchmark", "run"]:
+            continue
+        command = replace(parse(words[2:]), data_root=Path("DIR"), partial=True)
+        plan = make_plan(command)
+        settings = [task.settings for task in plan.tasks]
+        few = {key: FEW[key] for key in FEW if any(getattr(each, key, None) for each in settings)}
+        if "epoch_length" in few:
+            few["epochs"] = "1"
+        options = run_options(
+            command,
+            backbones=[TEXT_BACKBONE],
+            weights=None,
+            overrides={**command.overrides, **few},
+            limit=2,
+            seeds=1,
+            executor="local",
+            executor_arg={},
+            jobs=1,
+            num_workers=0,
+            device="cpu",
+        )
+        cells = run_tasks(options).cells
+        assert (
+            cells
+            and [f"{each.task}: {each.reason}" for each in cells if each.status == "failed"] == []
+        ), where
 
 
 # --- the rest
