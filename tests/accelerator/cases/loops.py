@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
+import probes.experts  # noqa: F401  registers those that need MMDetection
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.experts import find_expert
+from backbones.cliptex.experts import find_expert, load_experts
 from backbones.cliptex.experts.data import load_data
 from backbones.cliptex.experts.train import ExpertTrainer
 from backbones.cliptex.training.recipes import RECIPES
@@ -26,6 +28,7 @@ from tests.accelerator.cases.tasks import make_task, small, write_data
 from tests.accelerator.pretended import Events, counting
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
+from tests.backbones.cliptex.experts.small_mask_rcnn import shrink
 from tests.backbones.cliptex.training.test_train import run
 from tests.probes import tiny_dense
 from tests.recorder import Recorder
@@ -91,6 +94,20 @@ def expert(name: str) -> Loop:
         context = TrainContext(device=device, resume_dir=folder / "states", log_every=RARELY)
         torch.manual_seed(0)
         ExpertTrainer(kind.create(settings, data.classes), data, context, 0).run()
+
+    return loop
+
+
+def labelling(write: Callable[[Path], str]) -> Loop:
+    """Labels of Mask R-CNN; the length is the number of images."""
+
+    def loop(folder: Path, device: torch.device, length: int) -> None:
+        folder.mkdir(parents=True)
+        (labeller,) = load_experts([f"mask-rcnn={write(folder)}"], device)
+        if labeller.is_torchvision:
+            shrink(labeller.net)
+        pictures = [toy_experts.picture(seed, 48, 64) for seed in range(length)]
+        labeller.predict(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
 
     return loop
 

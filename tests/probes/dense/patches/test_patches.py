@@ -4,6 +4,7 @@ colours mean. (The golden record of CAPI proves their numbers.)"""
 from dataclasses import replace
 from importlib import import_module
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -166,6 +167,21 @@ def test_held_out_images_are_a_part_of_train_that_follows_from_content(tmp_path)
     memory = remember(task)
     assert set(memory.owner[memory.unused(fewer)].tolist()) == set(fewer)
     assert torch.allclose(memory.labels.float().sum(dim=1), torch.ones(len(memory)), atol=1e-2)
+
+
+def test_held_out_patches_do_not_vote_on_themselves(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=8, val=1)
+    random = np.random.default_rng(0)
+    for path in (tmp_path / "data").rglob("train/*.png"):  # labels do not follow from images
+        is_image = path.parents[1].name == "images"
+        shape = (48, 64, 3) if is_image else (3, 4)
+        values = random.integers(0, 256 if is_image else 3, shape, np.uint8)
+        cv2.imwrite(str(path), values if is_image else np.kron(values, np.ones((16, 16), np.uint8)))
+    options = {"neighbours": (1, 3), "distances": ("cosine",), "held_out": 4}
+    probe, task = prepare(tmp_path, "patch-knn", "tiny-vit", data=data, **options)
+    probe.run(task)
+    (scores,) = (each for _, each in task.log.metrics if any("select" in name for name in each))
+    assert max(scores.values()) < 60
 
 
 def test_open_vocabulary_reads_what_it_sees(tmp_path):
