@@ -112,7 +112,7 @@ class MaskRCNN(Expert):
         low, high = self.settings.ignore_threshold, self.settings.score_threshold
         maps = []
         for result in results:
-            is_labelled = result["scores"] >= low
+            is_labelled = (result["scores"] >= low).nonzero().squeeze(1)
             masks, scores, labels = (
                 result[name][is_labelled].cpu().numpy() for name in ("masks", "scores", "labels")
             )

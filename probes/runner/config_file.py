@@ -128,7 +128,7 @@ def apply_training(config: Config, settings: TrainingSettings) -> None:
         wrapper.optimizer.pop("betas", None)
         wrapper.optimizer |= {"type": "SGD", "momentum": 0.9}
     if settings.clip_norm:
-        wrapper.setdefault("clip_grad", {})["max_norm"] = settings.clip_norm
+        wrapper.clip_grad = {**wrapper.get("clip_grad", {}), "max_norm": settings.clip_norm}
     else:
         wrapper.pop("clip_grad", None)
     if not settings.decay_all:
