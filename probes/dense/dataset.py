@@ -71,6 +71,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
         self.root, self.split, self.exclude = Path(root), split, frozenset(exclude)
         self.spec = DATASETS.find(dataset).at(self.root)
         self.encoder, self.name = encoder or {}, f"{self.spec.name} ({split})"
+        self._field = f"gt_{DENSE_TASKS.find(self.spec.kind).field}"
         self.crops: list[Crop] = []
         self.image_steps, self.blank_steps = image_only(pipeline), _without_images(pipeline)
         self._side = next((part["crop"] for part in pipeline if "crop" in part), 0)
@@ -176,7 +177,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
             (target,) = self.stores[1][item]
         else:
             target = channels_first(self.load_ground_truth(metadata)["gt_seg_map"])
-        return dense_sample(metadata, f"gt_{DENSE_TASKS.find(self.spec.kind).field}", target)
+        return dense_sample(metadata, self._field, target)
 
     def _info(self, item: int) -> dict[str, Any]:
         """The sample of an item of the store, with its crop."""
