@@ -42,7 +42,7 @@ def restrict_accelerators(kind: str = "", number: str = "") -> dict[str, str]:
     return dict.fromkeys(VARIABLES.get(kind or "cuda", ()), number)
 
 
-def set_variables() -> str:
+def describe_variables() -> str:
     """The variables that are set in this process, as ``NAME=value``."""
     names = (name for names in VARIABLES.values() for name in names if name in os.environ)
     return ", ".join(f"{name}={os.environ[name]}" for name in names)

@@ -7,18 +7,19 @@ import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cliptex_common.dense_maps.pictures import INK, PAPER
 from cliptex_common.files import atomic_write
+from reports import artifacts
 
 GAP = 8
 TILE = 256  # longest side of a picture, pixels
 PALE = (96, 96, 96)
-GALLERY = 48  # images of a gallery
+GALLERY_IMAGES = 48  # images of a gallery
 SMALL = 176  # longest side of a gallery's picture, pixels
 
 
@@ -79,13 +80,14 @@ def evenly(count: int, limit: int) -> list[int]:
 
 
 def write_gallery(
-    path: Path,
+    folder: Path,
     images: Iterable[tuple[str, Mapping[str, np.ndarray]]],
     legend: np.ndarray | None = None,
     flat: bool = False,
     side: int = SMALL,
 ) -> Path:
-    """Write small pictures for a report as a ZIP of picture files, completely or not at all.
+    """Write small pictures for a report as a ZIP of picture files, ``artifacts.GALLERY``,
+    completely or not at all.
 
     Args:
         images: (name of the image, {"image" | "truth" | "prediction": (H, W, 3) uint8 RGB});
@@ -96,12 +98,13 @@ def write_gallery(
         side: longest side of the pictures, pixels.
 
     Returns:
-        ``path``; its ``index.json`` is
+        its path; its ``index.json`` is
         ``{"images": [{"name", "image", "truth", "prediction"}, …], "legend"}`` with file names.
 
     Raises:
         UserError: the file cannot be written.
     """
+    path = folder / PurePath(artifacts.GALLERY).name
     index: list[dict[str, str]] = []
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as pack:
         for number, (name, pictures) in enumerate(images):

@@ -22,6 +22,8 @@ GALLERY = f"{PICTURES}/gallery.zip"
 PARENT = "run.json"
 OPTIONS = "options.yaml"
 REPORT = "report/index.html"
+# of a sweep
+PLOTS = "plots.json"
 
 
 # what reading a file raises that was damaged, by accident or on purpose

@@ -126,7 +126,7 @@ class Record(BaseModel):
 
     def all_metrics(self) -> dict[str, float]:
         """Metrics and costs, under their names in MLflow."""
-        return {**self.metrics, **{f"{COST}{name}": value for name, value in self.costs.items()}}
+        return {**self.metrics, **cost_metrics(self.costs)}
 
     def to_tags(self) -> dict[str, str]:
         """Its tags in MLflow, without empty ones."""
@@ -224,6 +224,11 @@ class ParentRun(Record):
 def cell_key(identity: Mapping[str, Any], conditions: Mapping[str, Any], seed: int) -> str:
     """Identity of a cell: backbone weights and layers, conditions of the task and seed."""
     return content_key({"backbone": identity, "protocol": conditions, "seed": seed})
+
+
+def cost_metrics(costs: Mapping[str, float]) -> dict[str, float]:
+    """Costs under their names in MLflow."""
+    return {f"{COST}{name}": value for name, value in costs.items()}
 
 
 def task_tag(task: str) -> str:

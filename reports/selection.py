@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cliptex_common.errors import suggest
-from reports.cell import Cell, ParentRun, Record, task_tag
+from reports.cell import TAGS, Cell, ParentRun, Record, task_tag
 from reports.errors import TrackingError
 from reports.metrics import Metric
 from reports.mlflow.query import Store
@@ -113,7 +113,7 @@ def default_experiments(store: Store) -> list[str]:
     ids = store.experiments()
     newest = store.client.search_runs(
         list(ids.values()),
-        "attributes.status = 'FINISHED' and tags.protocol != ''",
+        f"attributes.status = 'FINISHED' and tags.{TAGS['key']} != ''",
         max_results=1,
         order_by=["attributes.start_time DESC"],
     )

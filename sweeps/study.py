@@ -17,6 +17,7 @@ import pandas as pd
 import sqlalchemy
 from filelock import Timeout
 from optuna import visualization
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cliptex_common.errors import UserError, first_line
@@ -60,16 +61,17 @@ def storage_errors(url: str) -> Iterator[None]:
 
 
 def create_study(name: str, url: str) -> optuna.Study:
-    """The study ``name``, created if missing."""
+    """The study ``name``, created if missing. Raises ``UserError`` if it is not of a sweep."""
     storage = _open_storage(url)
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name=name, storage=storage, direction="maximize", load_if_exists=True
     )
+    return _check_origin(study)
 
 
 def load_study(name: str | None, url: str) -> optuna.Study | None:
     """The study ``name``, without a name the only one there is; None if there is none. Raises
-    ``UserError`` if there are several."""
+    ``UserError`` if there are several, or if it is not of a sweep."""
     path = url.removeprefix("sqlite:///")
     if path != url and not Path(path).exists():  # Optuna would create it
         return None
@@ -78,7 +80,19 @@ def load_study(name: str | None, url: str) -> optuna.Study | None:
     if name is None and len(names) > 1:
         raise UserError(f"there are {', '.join(names)}; select one with --study")
     name = name or next(iter(names), None)
-    return optuna.load_study(study_name=name, storage=storage) if name in names else None
+    if name not in names:
+        return None
+    return _check_origin(optuna.load_study(study_name=name, storage=storage))
+
+
+def _check_origin(study: optuna.Study) -> optuna.Study:
+    """The study; raises ``UserError`` if a program other than ``sweep launch`` made it."""
+    has_recipe = "recipe" in study.user_attrs or not study.trials
+    if study.directions != [StudyDirection.MAXIMIZE] or not has_recipe:
+        raise UserError(
+            f"study {study.study_name!r} is not one of `sweep launch`; name another with --study"
+        )
+    return study
 
 
 def _open_storage(url: str) -> optuna.storages.RDBStorage:
@@ -98,7 +112,7 @@ def sole_driver(name: str, url: str) -> Iterator[None]:
         raise UserError(f"study {name!r} is driven by another process; wait for it") from None
 
 
-def agree(study: optuna.Study, identity: Mapping[str, Any]) -> None:
+def fix_identity(study: optuna.Study, identity: Mapping[str, Any]) -> None:
     """Store what the values of trials depend on, or compare it with what was stored before.
 
     Raises:
@@ -118,7 +132,7 @@ def agree(study: optuna.Study, identity: Mapping[str, Any]) -> None:
     study.set_user_attr("identity", {**old, **new})
 
 
-def complete(study: optuna.Study) -> list[FrozenTrial]:
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The finished trials."""
     return study.get_trials(states=(TrialState.COMPLETE,))
 

@@ -17,11 +17,12 @@ from backbones.cliptex.training.recipes import RECIPES, Recipe
 from cliptex_common.errors import UserError, error_summary, user_error_message
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import find_task
+from reports import artifacts
 from reports.mlflow.client import PARENT_TAG
 from reports.mlflow.run import Run, Tracker
 from reports.stats.gains import interquartile_mean, relative_gain
 from sweeps.space import Space, Value
-from sweeps.study import ask, best_recipe, complete, figures, queue
+from sweeps.study import ask, best_recipe, figures, finished_trials, queue
 
 Metrics = Mapping[str, Mapping[str, float]]  # task → metric → value
 
@@ -74,7 +75,7 @@ class Sweep:
     @property
     def unfinished(self) -> int:
         """Number of trials that are not finished."""
-        return max(0, self.space.total - len(complete(self.study)))
+        return max(0, self.space.total - len(finished_trials(self.study)))
 
     async def run(self, width: int, seeds: Sequence[int]) -> None:
         """Measure clip-ft, every trial that is not finished, and the best one and the base again:
@@ -104,11 +105,11 @@ class Sweep:
                 queue(study, self.space)
                 pending = iter(range(self.unfinished))
                 await asyncio.gather(*(self._work(pending) for _ in range(width)))
-            if self.baseline and complete(study):
+            if self.baseline and finished_trials(study):
                 again = [study.best_params, self.space.base]
                 if again[0] != again[1]:
                     await asyncio.gather(*(self._again(*each) for each in product(again, seeds)))
-                self.parent.log_json(figures(study), "plots.json")
+                self.parent.log_json(figures(study), artifacts.PLOTS)
                 self.parent.log_json(best_recipe(study), "best_recipe.json")
             if self.unfinished:
                 self.parent.fail(f"{self.unfinished} trials are not finished")

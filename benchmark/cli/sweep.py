@@ -12,7 +12,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import write_json
 from cliptex_common.settings import options_dataclass
 from reports.mlflow.client import using
-from sweeps.study import best_recipe, complete, load_study, storage_errors
+from sweeps.study import best_recipe, finished_trials, load_study, storage_errors
 
 
 @options_dataclass
@@ -42,7 +42,7 @@ class Best(StudyOptions, JsonOptions):
     def main(self) -> int:
         with storage_errors(self.url):
             study = load_study(self.study, self.url)
-            if study is None or not complete(study):
+            if study is None or not finished_trials(study):
                 raise UserError("no finished trial there; start a study with `sweep launch`")
             trial, recipe = study.best_trial, best_recipe(study)
         best = {

@@ -9,7 +9,7 @@ import torch
 from benchmark.execution.unit import GPUS
 from cliptex_common.device import current_device, is_accelerator, is_available
 from cliptex_common.errors import UserError
-from cliptex_common.visible_devices import set_variables
+from cliptex_common.visible_devices import describe_variables
 
 
 def check_device(name: str, is_local: bool) -> None:
@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
     device = torch.device("cpu") if assigned == "0" else current_device()
     if assigned not in (None, "0") and not is_accelerator(device):
         raise UserError(
-            f"this task was assigned a GPU ({set_variables() or 'of all'}) but torch finds none;"
-            " use --device cpu"
+            f"this task was assigned a GPU ({describe_variables() or 'of all'}) but torch finds"
+            " none; use --device cpu"
         )
     return device

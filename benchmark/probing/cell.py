@@ -31,7 +31,7 @@ from probes.features import budget
 from probes.image_level.parts import part_features
 from probes.predictor import write_head
 from reports import artifacts
-from reports.cell import COST, TAGS, Cell, cell_key
+from reports.cell import TAGS, Cell, cell_key, cost_metrics
 from reports.detections import to_columns
 from reports.mlflow.client import PARENT_TAG
 from reports.mlflow.run import Run, Tracker
@@ -258,7 +258,7 @@ def _log(cell: Cell, run: Run, model: str) -> None:
     # the Models page has one column for each "dataset": one task under the same conditions
     about = {"model_id": model, "dataset_name": cell.task, "dataset_digest": cell.protocol}
     run.log_metrics(cell.metrics, about=about)
-    run.log_metrics({f"{COST}{name}": value for name, value in cell.costs.items()})
+    run.log_metrics(cost_metrics(cell.costs))
     if cell.notes:
         run.describe("\n".join(f"* {note}" for note in cell.notes))
     finite = {name: v if np.isfinite(v) else None for name, v in cell.metrics.items()}

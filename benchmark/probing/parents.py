@@ -19,7 +19,7 @@ from benchmark.suites.registry import BackboneSource
 from cliptex_common import plugins
 from cliptex_common.files import content_key
 from reports import artifacts
-from reports.cell import COST, TAGS, Cell, ParentRun, task_tag
+from reports.cell import TAGS, Cell, ParentRun, cost_metrics, task_tag
 from reports.mlflow.client import metric_key
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
@@ -145,7 +145,7 @@ class Parent:
                 name = f"plugins/{number}-{Path(path).name}"
                 run.log_text(source.decode(errors="replace"), name)
             run.log_models(inputs=[self.model])
-            run.log_new_metrics({f"{COST}{name}": v for name, v in record.costs.items()})
+            run.log_new_metrics(cost_metrics(record.costs))
             save_view(self.tracker.client, self.tracker.experiment_id)
             yield run
 

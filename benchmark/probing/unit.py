@@ -24,7 +24,7 @@ from cliptex_common.files import content_key
 from cliptex_common.progress import Silent
 from probes.base import GroupedProbe
 from probes.datasets.specs.webdataset import register_folders
-from reports.cell import Cell
+from reports.cell import Cell, cost_metrics
 from reports.mlflow.run import Run, Tracker
 
 
@@ -73,8 +73,7 @@ def _run_pending(
     context = CellContext(request, tracker, parent, backbone, device)
     cells: list[Cell] = []
     with computing_on(device):
-        costs = backbone_costs(backbone, device).items()
-        parent.log_new_metrics({f"cost/{name}": value for name, value in costs})
+        parent.log_new_metrics(cost_metrics(backbone_costs(backbone, device)))
         parent.flush()
         for joint_tasks in trained_together(tasks, context):
             names = " + ".join(task.name for task in joint_tasks)

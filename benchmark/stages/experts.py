@@ -19,7 +19,7 @@ from benchmark.execution.progress import console, reporter
 from benchmark.execution.unit import drop_cached
 from benchmark.stages.session import computing_tags, stage_run
 from cliptex_common.progress import Silent
-from reports.cell import TAGS
+from reports.cell import TAGS, cost_metrics
 from reports.mlflow.run import Tracker
 
 
@@ -79,9 +79,8 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
         with stage_run(tracker, "experts", title, tags, training.settings) as run:
             expert = _train(training, run)
             run.log_json(expert, CONFIG)
-            run.log_metrics(
-                {"cost/train_seconds": expert["seconds"], "cost/train_flops": expert["flops"]}
-            )
+            costs = {"train_seconds": expert["seconds"], "train_flops": expert["flops"]}
+            run.log_metrics(cost_metrics(costs))
             run.set_tags(
                 {
                     TAGS["weights"]: expert["sha256"],

@@ -32,7 +32,7 @@ from cliptex_common.device import device_name
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
 from cliptex_common.locks import mark_in_use
-from reports.cell import TAGS
+from reports.cell import TAGS, cost_metrics
 from reports.mlflow.run import Run, Tracker
 
 
@@ -189,22 +189,16 @@ def _log(run: Run, store: LabelStore, source: PairSource) -> None:
     run.log_json(manifest, MANIFEST)
     run.log_dataset(source.name, source.fingerprint, "labelling", pairs=len(source))
     cost = manifest["cost"]
-    run.log_metrics(
-        {
-            "cost/label_seconds": cost["seconds"],
-            "cost/label_flops": cost["flops"],
-            "cost/images_per_second": cost["images"] / max(cost["seconds"], 1e-9),
-            "cost/disk_bytes": manifest["bytes_per_image"] * manifest["pairs_out"],
-            "bytes_per_image": manifest["bytes_per_image"],
-        }
-    )
+    costs = {
+        "label_seconds": cost["seconds"],
+        "label_flops": cost["flops"],
+        "images_per_second": cost["images"] / max(cost["seconds"], 1e-9),
+        "disk_bytes": manifest["bytes_per_image"] * manifest["pairs_out"],
+    }
     for name, seconds in cost["expert_seconds"].items():
-        run.log_metrics(
-            {
-                f"cost/label_seconds/{name}": seconds,
-                f"cost/images_per_second/{name}": cost["images"] / max(seconds, 1e-9),
-            }
-        )
+        costs[f"label_seconds/{name}"] = seconds
+        costs[f"images_per_second/{name}"] = cost["images"] / max(seconds, 1e-9)
+    run.log_metrics({**cost_metrics(costs), "bytes_per_image": manifest["bytes_per_image"]})
     with TemporaryDirectory() as folder:
         picture = Path(folder) / "labels.png"
         draw_labels(store.root, source, picture)

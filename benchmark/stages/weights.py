@@ -30,7 +30,7 @@ from benchmark.execution.unit import drop_cached
 from benchmark.stages.session import computing_tags, print_note, stage_run
 from cliptex_common.progress import Progress, RunLog, Silent
 from cliptex_common.secrets import hide_secrets
-from reports.cell import TAGS
+from reports.cell import TAGS, cost_metrics
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
@@ -236,8 +236,8 @@ def _log_result(run: Run, training: Training, result: TrainResult) -> None:
         }
     )
     metrics = {k: v for k, v in result.metrics.items() if k.startswith("val/")}
-    metrics |= {f"cost/{key}": value for key, value in result.cost.items()}
-    run.log_metrics({**metrics, "cost/disk_bytes": result.path.stat().st_size})
+    costs = {**result.cost, "disk_bytes": result.path.stat().st_size}
+    run.log_metrics({**metrics, **cost_metrics(costs)})
     run.log_json(
         {
             "recipe": training.recipe.settings(),

@@ -48,10 +48,10 @@ from reports.mlflow.run import Run, Tracker
 from reports.report import ReportRequest
 from sweeps.space import LAMBDAS, SearchOptions, Space, make_space
 from sweeps.study import (
-    agree,
     best_recipe,
-    complete,
     create_study,
+    finished_trials,
+    fix_identity,
     load_study,
     sole_driver,
     storage_url,
@@ -173,12 +173,12 @@ def launch(options: SweepOptions) -> int:
     plan = plan_sweep(options)
     study = load_study(options.name, options.url)
     if study is not None and study.trials:
-        agree(study, plan.identity)
+        fix_identity(study, plan.identity)
     if options.dry_run:
+        done = len(finished_trials(study)) if study else 0
         console.print(
-            f"{options.name}: {len(complete(study)) if study else 0} of {plan.space.total} trials"
-            f" done, {len(plan.tasks)} tasks each; then the best and the base again on"
-            f" {options.confirm} fresh seeds"
+            f"{options.name}: {done} of {plan.space.total} trials done, {len(plan.tasks)} tasks each;"
+            f" then the best and the base again on {options.confirm} fresh seeds"
         )
         return 0
     check_writable(options.recipe_file, "--out")
@@ -212,12 +212,12 @@ async def _run(
     study = create_study(options.name, options.url)
     if not study.trials:  # a first launch that failed binds the study to nothing
         study.set_user_attr("identity", {})
-    agree(study, {**plan.identity, "conditions": probing.conditions})
+    fix_identity(study, {**plan.identity, "conditions": probing.conditions})
 
     async def evaluate(recipe: Recipe, run: Run) -> dict[str, dict[str, float]]:
         weights = await pipeline.train(recipe, run.id)
         if recipe.tasks or recipe.name == "clip-ft":
-            agree(study, {recipe.name: weights.labels or weights.key})
+            fix_identity(study, {recipe.name: weights.labels or weights.key})
         path = str(weights.path)
         run.set_tags(
             {

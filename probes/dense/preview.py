@@ -15,7 +15,7 @@ from torch import nn
 
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.feature_dataset import collate_views
-from probes.pictures import GALLERY, evenly, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, evenly, write_gallery, write_preview
 
 IMAGES = 6  # of the preview
 
@@ -35,9 +35,9 @@ def draw_preview(
 ) -> Path:
     """Write evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) as a PNG, with
     ground truth and what is ``predicted``; and up to 48, the same among them, small, into
-    ``gallery.zip`` beside it (``probes.pictures.write_gallery``)."""
+    a gallery beside it (``probes.pictures.write_gallery``)."""
     task, classes = DENSE_TASKS.find(kind), dataset.metainfo["classes"]
-    gallery = evenly(len(dataset), GALLERY)
+    gallery = evenly(len(dataset), GALLERY_IMAGES)
     large = {gallery[row]: predicted(gallery[row]) for row in evenly(len(gallery), IMAGES)}
     draw, legend = task.drawing(classes, [image.target for image in large.values()])
 
@@ -47,7 +47,7 @@ def draw_preview(
 
     small = (large.get(index) or predicted(index) for index in gallery)
     pictures = ((image.name, panels(image)) for image in small)
-    write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=task.has_classes)
+    write_gallery(path.parent, pictures, legend, flat=task.has_classes)
     return write_preview(
         path,
         ("image", "ground truth", "prediction"),

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cliptex_common.dense_maps.pictures import palette
 from cliptex_common.images import to_rgb
-from probes.pictures import GALLERY, evenly, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, evenly, write_gallery, write_preview
 
 IMAGES = 6
 SIDE = 400  # longest side of a picture, pixels
@@ -32,7 +32,7 @@ def draw_preview(
     masks: bool,
 ) -> Path:
     """Write a PNG of up to six images with objects, evenly spaced over ``images``, two in a row;
-    and up to 48 of them, smaller, into ``gallery.zip`` beside it
+    and up to 48 of them, smaller, into a gallery beside it
     (``probes.pictures.write_gallery``).
 
     Args:
@@ -69,9 +69,9 @@ def draw_preview(
         }
 
     with_objects = [image for image in images if ground_truth.imgToAnns[image]] or list(images)
-    gallery = [with_objects[index] for index in evenly(len(with_objects), GALLERY)]
+    gallery = [with_objects[index] for index in evenly(len(with_objects), GALLERY_IMAGES)]
     write_gallery(
-        path.with_name("gallery.zip"),
+        path.parent,
         ((images[image], draw(image, SMALL)) for image in gallery),
         side=SMALL,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cliptex_common.errors import suggest
+from reports.artifacts import PLOTS
 from reports.cell import Record
 from reports.errors import TrackingError
 from reports.mlflow.query import Store
@@ -123,7 +124,7 @@ def find_studies(store: Store, runs: Sequence[Record]) -> list[Study]:
             alt = "the table of trials has its numbers"
             figures = [
                 Figure(f"optuna-{name}-{n}", plot["title"], "Drawn by Optuna.", alt, plot["spec"])
-                for n, plot in enumerate(store.json(parent, "plots.json"))
+                for n, plot in enumerate(store.json(parent, PLOTS))
             ]
             studies.append(Study(name, parent, ranked, again, figures))
     return studies

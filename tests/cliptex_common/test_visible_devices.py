@@ -34,7 +34,8 @@ def test_a_part_of_what_a_process_sees_is_named_as_the_process_got_it(
         monkeypatch.setenv(name, value)
     assert visible_devices.accelerator_ids(kind, 2) == expected
     assert all(
-        f"{name}={value}" in visible_devices.set_variables() for name, value in environment.items()
+        f"{name}={value}" in visible_devices.describe_variables()
+        for name, value in environment.items()
     )
 
 

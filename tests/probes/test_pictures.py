@@ -31,7 +31,7 @@ def test_a_gallery_stores_label_maps_without_loss(tmp_path):
     photo = np.random.default_rng(0).integers(0, 255, (300, 600, 3), dtype=np.uint8)
     pictures = {"image": photo, "truth": labels, "prediction": labels[:, ::-1]}
     images = ((f"{number}.jpg", pictures) for number in range(3))
-    path = write_gallery(tmp_path / "gallery.zip", images, legend=labels, flat=True)
+    path = write_gallery(tmp_path, images, legend=labels, flat=True)
     with zipfile.ZipFile(path) as pack:
         index = json.loads(pack.read("index.json"))
         assert [entry["name"] for entry in index["images"]] == ["0.jpg", "1.jpg", "2.jpg"]

@@ -7,6 +7,7 @@ from contextlib import chdir
 import pytest
 
 from reports.analysis import Analysis, analyse
+from reports.artifacts import PLOTS
 from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
 from reports.render.page import render_page
@@ -48,7 +49,7 @@ def write_sweep(tracker: Tracker) -> None:
     with tracker.run("sweep lambdas", tags={"study": "lambdas", "stage": "sweep"}) as sweep:
         data = [{"type": "contour", "x": [0.1, 1], "y": [0.1, 1], "z": [[0.2, 1.1], [1.1, None]]}]
         plot = {"title": "Contour Plot", "spec": {"data": data, "layout": {}}}
-        sweep.log_json([plot], "plots.json")
+        sweep.log_json([plot], PLOTS)
     trials = {"λdepth 0.1": 0.2, "λseg 0.1": 1.1, "base": 0.3, "λseg 10": None}
     for number, (setting, gain) in enumerate(trials.items()):
         tags = {"study": "lambdas", "trial": str(number), "setting": setting}

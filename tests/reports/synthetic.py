@@ -221,19 +221,19 @@ def write_run(
                     child.log_metrics({"train/loss": 3.0 - step}, step)
                 if pictures and kind in ("segmentation", "depth"):
                     with TemporaryDirectory() as scratch:
-                        pack = write_pictures(Path(scratch, "gallery.zip"), seed)
+                        pack = write_pictures(Path(scratch), seed)
                         child.log_file(pack, PICTURES)
                 child.log_json(conditions[task], PROTOCOL)
     return parent.id
 
 
-def write_pictures(path: Path, seed: int, images: int = 12) -> Path:
+def write_pictures(folder: Path, seed: int, images: int = 12) -> Path:
     """A gallery of noise."""
     rng = np.random.default_rng(seed)
     roles = ("image", "truth", "prediction")
     pictures = rng.integers(0, 255, (images, 3, 24, 32, 3), dtype=np.uint8)
     return write_gallery(
-        path,
+        folder,
         (
             (f"{number:04d}.jpg", dict(zip(roles, each, strict=True)))
             for number, each in enumerate(pictures)

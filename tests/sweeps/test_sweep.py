@@ -18,12 +18,13 @@ import optuna
 import pytest
 
 from cliptex_common.errors import UserError
+from reports.artifacts import PLOTS
 from reports.mlflow.query import Store
 from reports.parts.study import find_study, study_frame
 from sweeps.study import (
-    agree,
     best_recipe,
     create_study,
+    fix_identity,
     load_study,
     sole_driver,
     storage_errors,
@@ -237,11 +238,11 @@ def test_best_and_base_run_again_on_the_same_fresh_seeds_once(url, tracker):
 
 def test_a_changed_study_is_refused_with_its_differences(url):
     study = create_study("cheap", storage_url(url))
-    agree(study, {"recipe": {"lr": 1.0, "experts": ("seg",)}, "search": "linear"})
-    agree(study, {"recipe": {"lr": 1.0, "experts": ["seg"]}})
-    agree(study, {"labels": "a"})
+    fix_identity(study, {"recipe": {"lr": 1.0, "experts": ("seg",)}, "search": "linear"})
+    fix_identity(study, {"recipe": {"lr": 1.0, "experts": ["seg"]}})
+    fix_identity(study, {"labels": "a"})
     with pytest.raises(UserError, match=r"recipe\.lr: 1.0 → 2.0") as caught:
-        agree(study, {"recipe": {"lr": 2.0}, "labels": "b"})
+        fix_identity(study, {"recipe": {"lr": 2.0}, "labels": "b"})
     assert 'labels: "a" → "b"' in str(caught.value) and "--study NAME" in str(caught.value)
 
 
@@ -283,6 +284,17 @@ def test_a_study_is_found_by_its_name_or_because_it_is_the_only_one(url, tmp_pat
         load_study(None, address)
 
 
+@pytest.mark.parametrize("directions", [["maximize"], ["minimize"], ["maximize", "maximize"]])
+def test_a_study_of_another_program_is_refused(directions, url):
+    """Also by ``sweep launch``, which would add its trials."""
+    address = storage_url(url)
+    other = optuna.create_study(study_name="other", storage=address, directions=directions)
+    other.add_trial(optuna.create_trial(values=[1.0 for _ in directions]))
+    for look_up in (load_study, create_study):
+        with pytest.raises(UserError, match="study 'other' is not one of `sweep launch`"):
+            look_up("other", address)
+
+
 def test_several_processes_may_create_a_storage_at_once(storage):
     create = lambda name: create_study(name, storage_url(storage)).study_name
     with ThreadPoolExecutor() as pool:
@@ -291,7 +303,7 @@ def test_several_processes_may_create_a_storage_at_once(storage):
 
 def test_optunas_figures_are_stored_with_the_sweep(url, tracker):
     sweep = finish(sweep_of(url, tracker, evaluate))
-    path = tracker.client.download_artifacts(sweep.parent.id, "plots.json")
+    path = tracker.client.download_artifacts(sweep.parent.id, PLOTS)
     text = Path(path).read_text()
     titles = [figure["title"] for figure in json.loads(text)]
     assert len(titles) == 5 and "Optimization History Plot" in titles

@@ -33,7 +33,7 @@ from probes.features.crops import all_crops
 from probes.features.feature_dataset import MapViews, encoder_config
 from probes.features.store import DTYPES
 from probes.layers import requested_map
-from probes.pictures import GALLERY, evenly
+from probes.pictures import GALLERY_IMAGES, evenly
 from probes.runner import bridge
 
 T = TypeVar("T")
@@ -240,7 +240,7 @@ def evaluate_patches(
     metric = SegmentationScores(data.spec.ignore_index, hungarian)
     names = [*data.classes, *(["void"] if has_void_class(context.settings) else [])]
     metric.dataset_meta = {"classes": names}
-    gallery = set(evenly(len(images), GALLERY))
+    gallery = set(evenly(len(images), GALLERY_IMAGES))
     scores: dict[int, dict[str, Any]] = {}
     pictures: dict[int, Predicted] = {}
     for patches, prediction in in_groups(

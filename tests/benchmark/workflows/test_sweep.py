@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from backbones.cliptex.training.recipes import read_recipe
 from benchmark.workflows.sweep import SweepOptions, plan_sweep
 from reports.mlflow.client import Client
-from sweeps.study import agree, create_study, sole_driver, storage_url
+from sweeps.study import create_study, fix_identity, sole_driver, storage_url
 from tests.benchmark.commands import read_json, run_command
 
 pytestmark = pytest.mark.integration
@@ -32,7 +32,7 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_sweep_from_launch_to_recipe(here, capsys):
     failed = create_study("smoke-linear", storage_url(None))  # a launch before its first trial
-    agree(failed, {"recipe": {"epochs": 9.0}})
+    fix_identity(failed, {"recipe": {"epochs": 9.0}})
     assert run_command(f"{LAUNCH} --confirm 2") == 0
     shown = capsys.readouterr().out
     assert "is best by mean gain over clip-ft" in shown and "report: " in shown
