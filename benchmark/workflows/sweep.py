@@ -177,8 +177,8 @@ def launch(options: SweepOptions) -> int:
     if options.dry_run:
         done = len(finished_trials(study)) if study else 0
         console.print(
-            f"{options.name}: {done} of {plan.space.total} trials done, {len(plan.tasks)} tasks each;"
-            f" then the best and the base again on {options.confirm} fresh seeds"
+            f"{options.name}: {done} of {plan.space.total} trials done, {len(plan.tasks)} tasks"
+            f" each; then the best and the base again on {options.confirm} fresh seeds"
         )
         return 0
     check_writable(options.recipe_file, "--out")
