@@ -144,6 +144,8 @@ def read_options(typed: Mapping[str, Any]) -> Any:
             options[name] = {**pairs[0], **pairs[1]}
         if field.is_required() and not options.get(name):
             raise UserError(f"{flag} is missing")
+        if typed.get(name) == "" and (name == "json" or Path in value_types(field.annotation)):
+            raise UserError(f"{flag} is empty; give a path, or leave it out")
     del options["command"]
     if "plugins" in fields:
         load_plugins(as_list(options.get("plugins", ())))

@@ -20,6 +20,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.visible_devices import is_accelerator_name
 from probes.datasets.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
+from probes.features.budget import chosen_limit
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def make_plan(options: RunOptions) -> RunPlan:
         UserError: an unknown backbone, suite, task or setting, or options that contradict each
             other.
     """
+    chosen_limit()  # a wrong one would only show when features are first cached
     register_folders(options.data_root)
     suite = choose_suite(options.suite, options.tasks)
     tasks = plan_tasks(suite, options.tasks, options.overrides)

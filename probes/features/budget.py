@@ -7,6 +7,7 @@ recently used first.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -25,23 +26,30 @@ class CacheFull(UserError):
     """The features do not fit into the cache; a probe that needs no cache encodes without it."""
 
 
-def size_limit(folder: Path) -> int:
-    """Bytes that all stores in ``folder`` may take together.
+def chosen_limit() -> int | None:
+    """Bytes of ``$CLIPTEX_CACHE_GB``; None where it is not set.
 
     Raises:
-        UserError: ``$CLIPTEX_CACHE_GB`` is not a number of gigabytes.
+        UserError: it is not a number of gigabytes.
     """
     text = os.environ.get(VARIABLE)
     if not text:
-        used = sum(map(size_of, stores(folder)))
-        return int(min(DEFAULT_GB * GB, (free_bytes(folder) + used) / 2))
+        return None
     try:
         limit = float(text)
     except ValueError:
         limit = -1.0
-    if limit < 0:
+    if not 0 <= limit < math.inf:
         raise UserError(f"{VARIABLE}={text!r} is not a number of gigabytes; set one such as 20")
     return int(limit * GB)
+
+
+def size_limit(folder: Path) -> int:
+    """Bytes that all stores in ``folder`` may take together. Raises as ``chosen_limit``."""
+    if (limit := chosen_limit()) is not None:
+        return limit
+    used = sum(map(size_of, stores(folder)))
+    return int(min(DEFAULT_GB * GB, (free_bytes(folder) + used) / 2))
 
 
 def make_room(folder: Path, size: int, about: str, delete: Callable[[Path], bool]) -> None:

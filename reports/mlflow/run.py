@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import tempfile
 import time
 from asyncio import CancelledError
@@ -167,7 +168,7 @@ class Tracker:
         else:
             created = self.client.create_run(self.experiment_id, run_name=name, tags=run_tags)
             run_id = created.info.run_id
-        run = Run(self, run_id, name)
+        run = Run(self, run_id, name, is_resumed=bool(resume))
         try:
             # a process that was killed may have written none; what is written does not change
             stored = self.client.get_run(run_id).data.params if params and resume else {}
@@ -217,10 +218,11 @@ class Run:
     """A run being written. All but files is sent in the background, in the order of the calls,
     metrics in batches with time stamps; ``flush`` waits for it."""
 
-    def __init__(self, tracker: Tracker, run_id: str, name: str):
+    def __init__(self, tracker: Tracker, run_id: str, name: str, is_resumed: bool = False):
         self.tracker = tracker
         self.id = run_id
         self.name = name
+        self.is_resumed = is_resumed
         self.status = "FINISHED"  # the status that the run will end with
         self._buffer: list[Any] = []
         self._sent = time.monotonic()
@@ -252,13 +254,18 @@ class Run:
 
         now = int(time.time() * 1000)
         for name, value in metrics.items():
-            value = float(value)
-            if value == value and abs(value) != float("inf"):
-                self._buffer.append(
-                    Metric(metric_key(name), value, now, int(step), **(about or {}))
-                )
+            key, value = metric_key(name), float(value)
+            if math.isfinite(value) and not (step and step in self._logged_steps(key)):
+                self._buffer.append(Metric(key, value, now, int(step), **(about or {})))
         if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
             self._send()
+
+    @functools.cache
+    def _logged_steps(self, key: str) -> set[int]:
+        """The steps of a curve that a killed process logged after the state that is resumed."""
+        if not self.is_resumed:
+            return set()
+        return {each.step for each in self.tracker.client.get_metric_history(self.id, key)}
 
     def log_new_metrics(self, metrics: Mapping[str, float]) -> None:
         """``log_metrics`` without the values that the run has already."""

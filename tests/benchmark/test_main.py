@@ -111,14 +111,22 @@ def test_a_reader_that_went_ends_a_command_as_it_ends_others(output, code):
         "report --ui-url javascript:alert(1)",
         "labels make --pairs pairs.csv --from seg=. --out labels --classes .",
         "labels make --pairs pairs.csv --from seg=. --out labels --classes latin.txt",
+        "labels make --pairs pairs.csv --from seg=. --out labels --classes missing.txt",
+        "list tasks --json=",
+        "run --suite smoke --dry-run CLIPTEX_CACHE_GB=abc",
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes("Stra\xdfe".encode("latin-1"))
-    assert main(words.split()) == 2
+    *command, wrong = words.split()
+    if wrong.startswith("CLIPTEX_"):
+        monkeypatch.setenv(*wrong.split("="))
+    else:
+        command.append(wrong)
+    assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and words.split()[-1] in line
+    assert line.startswith("error: ") and wrong.strip("=").partition("=")[0] in line
 
 
 def test_the_console_script_redacts_secrets():

@@ -91,6 +91,18 @@ def test_resume_continues_the_same_run(tracker):
     assert stored(run).data.params == {"a": "1", "b": "3"}, "a killed process wrote no b"
 
 
+def test_points_of_a_curve_that_a_resumed_training_repeats_are_logged_once(tracker):
+    with pytest.raises(RuntimeError), tracker.run("r") as run:
+        for step in (1, 2, 3):
+            run.log_metrics({"train/loss": step, "select/lr": 0.1}, step)
+        raise RuntimeError("killed after its state of step 1")
+    with tracker.run("r", resume=run.id) as again:
+        for step in (2, 3, 4):
+            again.log_metrics({"train/loss": step}, step)
+    history = tracker.client.get_metric_history(run.id, "train/loss")
+    assert sorted(each.step for each in history) == [1, 2, 3, 4]
+
+
 def hold_a_run(uri, marker):
     def stop(*_):
         raise KeyboardInterrupt
