@@ -260,7 +260,7 @@ class Run:
         if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
             self._send()
 
-    @functools.cache
+    @functools.cache  # noqa: B019 – as long as the run is written
     def _logged_steps(self, key: str) -> set[int]:
         """The steps of a curve that a killed process logged after the state that is resumed."""
         if not self.is_resumed:
