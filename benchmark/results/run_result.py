@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,19 @@ class RunResult:
     def seeds(self) -> list[int]:
         return list(dict.fromkeys(cell.seed for cell in self.cells))
 
+    def means(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Backbone → task → metric → mean over the seeds; without metrics that a seed lacks."""
+        values = defaultdict[tuple[str, str, str], list[float]](list)
+        for cell in self.cells:
+            for metric, value in cell.metrics.items():
+                if np.isfinite(value):
+                    values[cell.backbone, cell.task, metric].append(value)
+        means: dict[str, dict] = {name: {} for name in self.backbones}
+        for (name, task, metric), of_seeds in values.items():
+            if len(of_seeds) == len(self.seeds):
+                means[name].setdefault(task, {})[metric] = float(np.mean(of_seeds))
+        return means
+
     def average(self, backbone: str, seed: int) -> float | None:
         """``suite_average`` of a backbone and seed."""
         cells = [c for c in self.cells if (c.backbone, c.seed) == (backbone, seed)]
@@ -74,24 +88,17 @@ def as_json(result: RunResult) -> dict[str, Any]:
     of each seed."""
     seeds, names = result.seeds, result.backbones
     by_seed: dict[str, dict] = {str(seed): {name: {} for name in names} for seed in seeds}
-    values: dict[tuple[str, str, str], list[float]] = {}
     for cell in result.cells:
-        for metric, value in cell.metrics.items():
-            if np.isfinite(value):
-                row = by_seed[str(cell.seed)][cell.backbone].setdefault(cell.task, {})
-                row[metric] = float(value)
-                values.setdefault((cell.backbone, cell.task, metric), []).append(float(value))
-    means: dict[str, dict] = {name: {} for name in names}
-    for (name, task, metric), of_seeds in values.items():
-        if len(of_seeds) == len(seeds):
-            means[name].setdefault(task, {})[metric] = float(np.mean(of_seeds))
+        finite = {name: float(value) for name, value in cell.metrics.items() if np.isfinite(value)}
+        if finite:
+            by_seed[str(cell.seed)][cell.backbone][cell.task] = finite
     run_ids: dict[str, dict[str, str]] = {str(seed): {} for seed in seeds}
     for (name, seed), run_id in result.run_ids.items():
         run_ids[str(seed)][name] = run_id
     document: dict[str, Any] = {
         "suite": result.suite.name,
         "seed": seeds[0],
-        "backbones": means,
+        "backbones": result.means(),
         "mlflow": {
             "tracking_uri": hide_secrets(result.tracker.uri),
             "experiment": result.tracker.experiment,

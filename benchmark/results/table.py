@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich import box
 from rich.measure import Measurement
 from rich.table import Table
@@ -16,7 +14,8 @@ from rich.text import Text
 from benchmark.execution.progress import console
 from benchmark.results.run_result import RunResult
 from reports.cell import Cell
-from reports.parts.tables import MARKS, Number
+from reports.parts.tables import MARKS, Number, digits
+from reports.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from reports.report import Report
@@ -27,10 +26,8 @@ NUMERAL = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
 
 def show(result: RunResult, report: Report | None = None) -> None:
     """Print the report's numbers and verdict, then the best values of axes, averages, notes and
-    missing values, a line each. Without a report, or where it has no number, means over seeds."""
-    numbers = mean_numbers(result)
-    if report:
-        numbers |= report.numbers()
+    missing values, a line each. Without a report, the numbers are the means of ``run --json``."""
+    numbers = report.numbers() if report else mean_numbers(result)
     table = results_table(result, numbers)
     if not console.is_terminal:  # a log has no width, and a number must not be broken in two
         options = console.options.update(width=1000)
@@ -70,56 +67,43 @@ def results_table(result: RunResult, numbers: Numbers) -> Table:
     table.add_column("metric")
     for name in names:
         table.add_column(name, justify="right")
+    missing = {
+        (cell.backbone, cell.task): "–" if cell.is_finished else cell.status
+        for cell in result.cells
+    }
     for task in result.tasks:
         label = task.name
         for metric, about in task.probe.metrics.items():
             if about.shown or metric == task.main_metric:
-                row = [numbers[name, task.name, metric] for name in names]
-                texts = [Text(_cell(n), style="bold" if n.best else "") for n in row]
-                table.add_row(label, f"{metric} {'↑' if about.direction > 0 else '↓'}", *texts)
+                row = []
+                for name in names:
+                    number = numbers.get((name, task.name, metric))
+                    row.append(_cell(number) if number else Text(missing[name, task.name]))
+                table.add_row(label, f"{metric} {'↑' if about.direction > 0 else '↓'}", *row)
                 label = ""
     return table
 
 
-def _cell(number: Number) -> str:
+def _cell(number: Number) -> Text:
     """Value, interval or else standard error, and mark."""
     if number.missing:
-        return number.missing.partition(":")[0]
+        return Text(number.missing.partition(":")[0])
     spread = number.interval or (f"± {number.error}" if number.error else "")
-    return " ".join(filter(None, [number.text, spread, MARKS[number.verdict]]))
+    words = filter(None, [number.text, spread, MARKS[number.verdict]])
+    return Text(" ".join(words), style="bold" if number.best else "")
 
 
-def mean_numbers(result: RunResult) -> dict[tuple[str, str, str], Number]:
-    """The mean over seeds of every metric, the best of several backbones marked; missing where a
-    seed has none."""
-    numbers: dict[tuple[str, str, str], Number] = {}
-    for task in result.tasks:
-        for metric, about in task.probe.metrics.items():
-            row = {
-                name: _mean_number(
-                    Number(name, task.name, "", metric, about.direction),
-                    [c for c in result.cells if (c.backbone, c.task) == (name, task.name)],
-                )
-                for name in result.backbones
-            }
-            values = {n: about.direction * number.value for n, number in row.items()}
-            best = max(values, key=lambda name: np.nan_to_num(values[name], nan=-np.inf))
-            if len(row) > 1 and np.isfinite(values[best]):
-                row[best] = replace(row[best], best=True)
-            numbers |= {(name, task.name, metric): number for name, number in row.items()}
+def mean_numbers(result: RunResult) -> Numbers:
+    """The means of ``run --json``, which no report has judged."""
+    numbers = {}
+    metrics = {task.name: task.probe.metrics for task in result.tasks}
+    for name, tasks in result.means().items():
+        for task, means in tasks.items():
+            for metric, mean in means.items():
+                about, decimals = metrics[task][metric], digits([Estimate(mean)])
+                number = Number(name, task, "", metric, about.direction, mean, digits=decimals)
+                numbers[name, task, metric] = number
     return numbers
-
-
-def _mean_number(empty: Number, cells: Sequence[Cell]) -> Number:
-    """The mean over the cells of one backbone on one task, one for each seed."""
-    values = np.array([cell.metrics.get(empty.metric, np.nan) for cell in cells])
-    if not np.isfinite(values).all():
-        has_metrics = any(cell.metrics for cell in cells)
-        return replace(empty, missing="–" if has_metrics else cells[0].status)
-    count, mean = len(values), float(values.mean())
-    error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
-    digits = 3 if abs(mean) < 10 else 1
-    return replace(empty, value=mean, standard_error=error, seeds=count, digits=digits)
 
 
 def note_lines(cells: Sequence[Cell]) -> list[str]:
