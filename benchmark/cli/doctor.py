@@ -69,9 +69,10 @@ def _run(name: str, check: Check, options: Doctor) -> list[Finding]:
     try:
         return list(check(options))
     except Exception as error:
-        value = user_error_message(error) or f"{type(error).__name__}: {first_line(error)}"
+        if message := user_error_message(error):  # it says what to do
+            return [Finding(name, "bad", message)]
         remedy = "fix that, or reinstall the suite in a new virtual environment"
-        return [Finding(name, "bad", value, remedy)]
+        return [Finding(name, "bad", f"{type(error).__name__}: {first_line(error)}", remedy)]
 
 
 def _python(options: Doctor) -> Iterator[Finding]:

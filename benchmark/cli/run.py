@@ -37,6 +37,8 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
         from cliptex_common.secrets import hide_secrets
         from reports.mlflow.client import using
 
+        if self.json and (self.dry_run or self.dump_config):
+            raise UserError("--json needs a run; leave out --dry-run and --dump-config")
         with using(self.tracking_uri) as uri:
             if self.dump_config:
                 dry_run.dump_config(self)

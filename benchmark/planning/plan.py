@@ -9,6 +9,7 @@ from typing import Any
 import backbones
 import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.execution import ExecutionOptions
+from benchmark.execution.device import check_device
 from benchmark.execution.progress import console
 from benchmark.planning.options import DataOptions, RunOptions
 from benchmark.planning.tasks import choose_suite, plan_tasks
@@ -178,6 +179,7 @@ def decide_precision(
     Raises:
         UserError: torch knows no such device.
     """
+    check_device(options.device, is_local=False)
     automatic = [task for task in tasks if getattr(task.settings, "precision", "") == "auto"]
     if not automatic:
         return list(tasks), []

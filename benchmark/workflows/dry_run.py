@@ -101,6 +101,11 @@ async def _walk(plan: RunPlan) -> None:
     sources = {row: await look_up(inputs.backbone(*row)) for row in plan.rows}
     for title in missing:
         console.print(f"  to do · {title}")
+    if data is None:
+        console.print(
+            "  note · tasks on the same images become one unit, known once the data are made and"
+            " checked"
+        )
     units = split_into_units(plan.tasks, data) if data else [[task] for task in plan.tasks]
     counts = Counter({"done": 0, "to do": 0})
     for (name, seed), source in sources.items():

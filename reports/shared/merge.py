@@ -64,7 +64,8 @@ def _fetch(url: str) -> bytes:
         with fsspec.open(url, "rb", **options) as file:
             return file.read()
     except Exception as error:  # each protocol has its own errors
-        reason = redact(first_line(error))
+        # fsspec's own error of a server says the URL alone
+        reason = redact(first_line(error.__cause__ or error))
         raise TrackingError(f"cannot fetch {hide_secrets(url)}: {reason}; check the URL") from error
 
 

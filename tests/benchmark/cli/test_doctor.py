@@ -49,6 +49,12 @@ def test_an_unreachable_server(diagnose):
     assert "secret" not in json.dumps(findings)
 
 
+def test_a_store_that_mlflow_has_dropped(diagnose):
+    code, findings = diagnose("--tracking-uri", "./mlruns")
+    assert code == 1 and "use sqlite:///FILE.db" in findings["mlflow"]["value"]
+    assert not findings["mlflow"]["remedy"], "nothing is to be reinstalled"
+
+
 def test_a_server_with_a_password(diagnose):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

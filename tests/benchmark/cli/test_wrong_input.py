@@ -25,6 +25,8 @@ EXPERT = "experts train unet --data-root there --out expert"
         ("run --seed 2147483648", "seed=2147483648: must be less than or equal to 2147483647"),
         (EXPERT.replace("unet", "mask-rcnn"), "expert 'mask-rcnn' cannot be trained here"),
         ("run --task ,", "tasks=[',']: separate names by commas"),
+        ("run --suite smoke --dry-run --json x.json", "--json needs a run"),
+        ("run --suite smoke --dry-run --device cpu:x", "no device 'cpu:x'"),
         ("run --data coco", "--data 'coco' is not of the form key=value"),
     ],
 )

@@ -47,7 +47,8 @@ def test_dry_run_on_an_empty_home_names_every_unit(workdir, capsys):
     ]
     assert sorted(pending[: len(stages)]) == sorted(stages)
     assert "cliptex · seed 0 · mini-class/zero-shot" in pending
-    assert len(pending) == len(stages) + 16 + 1
+    assert "tasks on the same images become one unit" in pending[len(stages)]
+    assert len(pending) == len(stages) + 1 + 16 + 1
     assert lines[-1] == "2 backbones × 8 tasks × 1 seeds: 0 done, 16 to do"
 
 

@@ -261,8 +261,11 @@ def test_a_server_that_sends_nothing_and_a_folder_are_one_line(tmp_path, monkeyp
     with pytest.raises(TrackingError, match=r"no file of `results export`"):
         find_files([str(tmp_path)])
     server = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/x.zip"
     with server, pytest.raises(TrackingError, match="cannot fetch"):
-        find_files([f"http://127.0.0.1:{server.getsockname()[1]}/x.zip"])
+        find_files([url])
+    with pytest.raises(TrackingError, match="Cannot connect"):  # nobody listens any more
+        find_files([url])
 
 
 def test_a_changed_byte_and_other_files_are_refused(shared_file, folder):
