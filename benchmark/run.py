@@ -54,16 +54,16 @@ async def run_async(options: RunOptions) -> RunResult:
         with Bar() as bar:
             executor = make_executor(options, bar)
             inputs = RunInputs(plan, executor)
-            described = [inputs.describe(name) for name in plan.backbones]
-            inapplicable = {backbone.name: inputs.check(backbone) for backbone in described}
+            planned = [inputs.planned_backbone(name) for name in plan.backbones]
+            inapplicable = {backbone.name: inputs.check(backbone) for backbone in planned}
             if not executor.in_this_process:
-                drop_cached()
+                drop_cached()  # each worker loads its own
             with open_tracker(executor, plan.experiment) as tracker:
                 data = await inputs.data(executor.num_workers)
                 rows = _Rows(plan, executor, tracker, inputs, inapplicable, data)
                 result = await rows.run()
     finally:
-        drop_cached()
+        drop_cached()  # of units in this process
     return result
 
 
@@ -75,6 +75,7 @@ class _Rows:
         inapplicable: backbone → task → why it does not apply.
         data: task → its dataset.
         reasons: error → reason; backbones that wait for one training fail with the same error.
+        expected: row → its units that run; all of them until its finished cells are known.
     """
 
     plan: RunPlan
@@ -84,6 +85,7 @@ class _Rows:
     inapplicable: Mapping[str, Mapping[str, str]]
     data: Mapping[str, PreparedDataset]
     reasons: dict[Exception, str] = field(default_factory=dict)
+    expected: dict[tuple[str, int], int] = field(default_factory=dict)
 
     async def run(self) -> RunResult:
         """All rows."""
@@ -97,8 +99,8 @@ class _Rows:
             options.data_root,
             options.force,
         )
-        self.expected = executor.overview.expected
-        self.expected["probe"] = len(plan.rows) * len(self.probing.units)
+        for row in plan.rows:
+            self._expect(row, len(self.probing.units))
         # A local worker keeps one backbone in memory, so at most as many backbones as workers at a
         # time; remote executors have no such limit.
         slots = len(plan.rows) if executor.is_remote else executor.slots
@@ -118,7 +120,7 @@ class _Rows:
                 backbone = await self.probing.describe(source.create_arguments)
                 return await self._probe(backbone, source, seed)
         except Exception as error:
-            self.expected["probe"] -= len(self.probing.units)
+            self._expect((name, seed), 0)
             reason = f"could not load its weights or write its parent run: {self._reason(error)}"
             reasons = {task.name: reason for task in self.plan.tasks}
             return list(missing_cells(name, seed, reasons).values()), ""
@@ -139,10 +141,11 @@ class _Rows:
                 style="dim",
             )
         cells |= missing_cells(name, seed, self.inapplicable[name], "not applicable")
-        units = self.probing.units
-        pending = [[task for task in tasks if task.name not in cells] for tasks in units]
+        pending = [
+            [task for task in tasks if task.name not in cells] for tasks in self.probing.units
+        ]
         pending = [tasks for tasks in pending if tasks]
-        self.expected["probe"] -= len(units) - len(pending)
+        self._expect((name, seed), len(pending))
         model = log_backbone(tracker, backbone, source.run)
         parent = Parent(tracker, plan, backbone, source, seed, self.probing.conditions, model)
         with ExitStack() as stack:
@@ -180,6 +183,11 @@ class _Rows:
             console.print(f"{backbone.name} · seed {seed} · {names}: {reason}", style="red")
             reasons = {task.name: reason for task in tasks}
             return missing_cells(backbone.name, seed, reasons)
+
+    def _expect(self, row: tuple[str, int], units: int) -> None:
+        """Set how many units of a row will run, which the progress counts."""
+        self.expected[row] = units
+        self.executor.overview.expected["probe"] = sum(self.expected.values())
 
     def _reason(self, error: Exception) -> str:
         """``failure_reason``, which prints the traceback of each error once."""

@@ -140,8 +140,8 @@ def read_options(typed: Mapping[str, Any]) -> Any:
     for name, field in fields.items():
         flag = _flag(name, field)
         if Mapping in value_types(field.annotation):
-            pairs = [parse_pairs(source.get(name, ()), flag) for source in (stored, typed)]
-            options[name] = {**pairs[0], **pairs[1]}
+            from_file, from_line = stored.get(name, ()), typed.get(name, ())
+            options[name] = parse_pairs(from_file, flag) | parse_pairs(from_line, flag)
         if field.is_required() and not options.get(name):
             raise UserError(f"{flag} is missing")
         if typed.get(name) == "" and (name == "json" or Path in value_types(field.annotation)):

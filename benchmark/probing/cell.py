@@ -41,10 +41,10 @@ RUN_FILE = "cell.json"  # in a cell's scratch folder: the MLflow run that it was
 
 @dataclass(frozen=True)
 class CellContext:
-    """What the cells of a unit share: the unit, the parent of their MLflow runs, and the frozen
+    """What the cells of a unit share: its request, the parent of their MLflow runs, and the frozen
     backbone on its device."""
 
-    unit: ProbeRequest
+    request: ProbeRequest
     tracker: Tracker
     parent: Run
     backbone: Backbone
@@ -55,15 +55,15 @@ class CellContext:
     ) -> Context:
         """The context of the task's probe."""
         return task.context(
-            self.unit.dataset(task),
-            self.unit.seed,
+            self.request.dataset(task),
+            self.request.seed,
             backbone=self.backbone,
-            backbone_config=self.unit.backbone.create_arguments,
+            backbone_config=self.request.backbone.create_arguments,
             device=self.device,
             work_dir=work_dir,
             log=log,
             progress=progress,
-            num_workers=self.unit.num_workers,
+            num_workers=self.request.num_workers,
         )
 
 
@@ -114,22 +114,24 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
         }
         for task, (cell, probe_context, run), result in zip(tasks, opened, results, strict=True):
             costs = {**probe_context.cost.metrics(), **shared_cost}
-            try:
-                if isinstance(result, Exception):
-                    raise result
-                cell = _with_result(cell, task, probe_context, result, costs)
-                _log(cell, run, context.unit.model)
-                _log_files(task, probe_context, run, result)
+            if not isinstance(result, Exception):
+                try:
+                    cell = _with_result(cell, task, probe_context, result, costs)
+                    _log(cell, run, context.request.model)
+                    _log_files(task, probe_context, run, result)
+                except Exception as error:
+                    result = error
+            if isinstance(result, Exception):
+                reason = failure_reason(result)
+                failed = {"status": "failed", "reason": reason, "metrics": {}, "costs": {}}
+                cell = cell.model_copy(update=failed)
+                run.fail(reason)
+            else:
                 value = cell.metrics.get(cell.main, np.nan)
                 console.print(
                     f"  {cell.backbone} · seed {cell.seed} · {cell.task}: {cell.main}"
                     f" {value:.4g}  {cell.seconds:.0f} s"
                 )
-            except Exception as error:
-                reason = failure_reason(error)
-                failed = {"status": "failed", "reason": reason, "metrics": {}, "costs": {}}
-                cell = cell.model_copy(update=failed)
-                run.fail(reason)
             cells.append(cell)
     for cell in cells:
         if cell.status == "done":
@@ -177,8 +179,8 @@ def missing_cells(
 @contextmanager
 def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Context, Run]]:
     """A cell without result, the context of its probe, and its MLflow run."""
-    unit, data = context.unit, context.unit.dataset(task)
-    backbone, conditions = unit.backbone, task.conditions(data)
+    request, data = context.request, context.request.dataset(task)
+    backbone, conditions = request.backbone, task.conditions(data)
     cell = Cell(
         name=task.name,
         backbone=backbone.name,
@@ -187,19 +189,19 @@ def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Conte
         dataset=task.spec.name,
         kind=task.spec.kind,
         probe=task.probe.name,
-        seed=unit.seed,
-        suite=unit.suite,
+        seed=request.seed,
+        suite=request.suite,
         device=device_name(context.device),
         threads=str(torch.get_num_threads()),
         protocol=content_key(conditions),
-        key=cell_key(backbone.identity, conditions, unit.seed),
+        key=cell_key(backbone.identity, conditions, request.seed),
         fingerprint=data.fingerprint,
         partial=data.partial,
         preset=getattr(task.settings, "protocol", "own"),
         differs=task.deviations(data),
         declared=dict(task.probe.metrics),
     )
-    params = {"backbone": backbone.name, "seed": unit.seed, **conditions["settings"]}
+    params = {"backbone": backbone.name, "seed": request.seed, **conditions["settings"]}
     if task.train_share < 1:
         params["train_share"] = task.train_share
     work_dir = _work_dir(cell.key)
@@ -223,7 +225,7 @@ def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Conte
             source=str(data.root.resolve()),
             **{split: len(samples) for split, samples in data.samples.items()},
         )
-        run.log_models(inputs=[unit.model])
+        run.log_models(inputs=[request.model])
         run.log_json(conditions, artifacts.PROTOCOL)
         cell = cell.model_copy(update={"run_id": run.id})
         yield cell, context.of_task(task, work_dir, run, reporter()), run

@@ -166,7 +166,7 @@ class RunInputs:
             plan.tasks, plan.options, num_workers, cached_only, plan.suite.images, created
         )
 
-    def describe(self, name: str) -> BackboneInfo:
+    def planned_backbone(self, name: str) -> BackboneInfo:
         """A backbone before any work: of one that the suite trains its architecture, else with the
         weights of the first seed. Raises ``UserError`` if it cannot be built."""
         if self.is_trained(name):

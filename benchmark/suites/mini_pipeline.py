@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,24 +49,27 @@ def once(title: str) -> Callable[[Method], Method]:
     """
 
     def decorate(method: Method) -> Method:
-        async def make(self: MiniPipeline, *arguments: Any) -> Any:
-            try:
-                return await method(self, *arguments)
-            except NotMade as error:
-                raise NotMade(*error.titles, title.format(*arguments)) from None
-            finally:
-                return_freed_memory()  # of models that were loaded to look for finished work
-
         @wraps(method)
         async def result(self: MiniPipeline, *arguments: Any) -> Any:
             key = (method.__name__, *arguments)
             if key not in self.results:
-                self.results[key] = asyncio.ensure_future(make(self, *arguments))
+                work = _make(method(self, *arguments), title.format(*arguments))
+                self.results[key] = asyncio.ensure_future(work)
             return await self.results[key]
 
         return result  # type: ignore[return-value]
 
     return decorate
+
+
+async def _make(work: Awaitable[Any], title: str) -> Any:
+    """Await ``work``; ``title`` joins those of its ``NotMade``."""
+    try:
+        return await work
+    except NotMade as error:
+        raise NotMade(*error.titles, title) from None
+    finally:
+        return_freed_memory()  # of models that were loaded to look for finished work
 
 
 class MiniPipeline:
@@ -165,9 +168,10 @@ class MiniPipeline:
         recipe = self._recipe(name, seed)
         weights = await self.train(recipe)
         cost = Counter(weights.train_cost)
-        sources = self._label_sources(recipe)
-        costs = [("label", store.manifest["cost"]) for store in await self._all(sources)]
-        if self.labels in sources:
+        makers = self._label_makers(recipe)
+        stores = await self._all(makers.values())
+        costs = [("label", store.manifest["cost"]) for store in stores]
+        if "experts" in makers:
             costs += [("experts", expert) for expert in await self._experts()]
         for subject, values in costs:
             cost.update({f"{subject}_{kind}": values[kind] for kind in ("seconds", "flops")})
@@ -186,7 +190,7 @@ class MiniPipeline:
             await self.world()
         else:
             clip_of_seed = partial(self.weights, "clip", recipe.seed)
-            clip, *stores = await self._all([clip_of_seed, *self._label_sources(recipe)])
+            clip, *stores = await self._all([clip_of_seed, *self._label_makers(recipe).values()])
             init = clip.create_arguments["weights"]
             labels = tuple(store.root for store in stores)
         store = open_labels(labels)
@@ -259,12 +263,13 @@ class MiniPipeline:
         recipe = find_recipe("cliptex" if name in LABELLED else name)
         return recipe.changed({**settings, "name": name, "seed": seed})
 
-    def _label_sources(self, recipe: Recipe) -> Sequence[Callable[[], Awaitable[Any]]]:
-        """Where the labels of a recipe come from; the first that has labels of a pair counts."""
-        if not recipe.tasks:
-            return []
-        sources = {
-            "cliptex-manual": [self.manual_labels],
-            "cliptex-both": [self.manual_labels, self.labels],
+    def _label_makers(self, recipe: Recipe) -> dict[str, Callable[[], Awaitable[Any]]]:
+        """What makes the labels of a recipe, by where they come from; the first that has labels of
+        a pair counts."""
+        sources = {"cliptex-manual": ["manual"], "cliptex-both": ["manual", "experts"]}
+        makers: dict[str, Callable[[], Awaitable[Any]]] = {
+            "manual": self.manual_labels,
+            "experts": self.labels,
         }
-        return sources.get(recipe.name, [self.labels])
+        names = sources.get(recipe.name, ["experts"]) if recipe.tasks else []
+        return {name: makers[name] for name in names}

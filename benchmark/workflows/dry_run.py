@@ -136,7 +136,7 @@ def _cells(
 ) -> dict[str, Cell]:
     """Task → cell, of the tasks of a backbone and seed that are finished or do not apply."""
     try:
-        backbone = inputs.describe(name)
+        backbone = inputs.planned_backbone(name)
         info = describe_backbone(source.create_arguments) if source else None
     except UserError as error:  # its weights are not on this disk
         console.print(f"  note · {name}: {error}")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import benchmark.suites.catalog  # noqa: F401
-from benchmark.execution import EXECUTORS, base
+from benchmark.execution import EXECUTORS, base, make_executor
 from benchmark.execution.local import LocalExecutor
-from benchmark.probing.parents import Parent
+from benchmark.probing.parents import Parent, log_backbone
 from benchmark.suites.registry import Suite, register_suite
 from cliptex_common.errors import NonFiniteLoss
 from probes.base import Metric, Probe, TaskResult
@@ -139,6 +139,27 @@ def test_a_parent_run_that_breaks_fails_its_tasks(here, monkeypatch):
     assert entry["reason"].endswith("its parent run: ZeroDivisionError: a bug in a parent run")
     (parent,) = [run for run in runs_of("broken-parent") if "task" not in run.data.tags]
     assert parent.info.status == "FAILED"
+
+
+def test_the_progress_counts_a_row_that_breaks_once(here, monkeypatch):
+    """Its cells are finished, and then its model cannot be logged; the other seed's unit runs."""
+    register_suite(Suite("counted", "for tests", {"imagefolder/linear": {}}, ("random",)))
+    assert run_command(f"run --suite counted {FAST}") == 0
+    executors = []
+
+    def keep(*arguments):
+        executors.append(make_executor(*arguments))
+        return executors[-1]
+
+    def break_first(tracker, backbone, *arguments):
+        if backbone.create_arguments["seed"] == 0:
+            raise ZeroDivisionError
+        return log_backbone(tracker, backbone, *arguments)
+
+    monkeypatch.setattr("benchmark.run.make_executor", keep)
+    monkeypatch.setattr("benchmark.run.log_backbone", break_first)
+    assert run_command(f"run --suite counted {FAST} --seeds 2") == 1
+    assert executors[0].overview.expected["probe"] == 1
 
 
 @pytest.mark.parametrize(
