@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-import pandas as pd
 
 from reports.judgement import Judgement, judge_differences
 from reports.measurements import Key, Measurements, measure, shown_metrics
 from reports.mlflow.query import Store
 from reports.selection import Selection, TaskColumn
-from reports.stats.gains import task_weights
-from reports.stats.intervals import Estimate, estimate
+from reports.stats.intervals import estimate
 from reports.stats.resampling import MetricSample, difference
 
 
@@ -23,11 +20,9 @@ class Analysis(Judgement, Measurements):
 
     Attributes:
         best: (column, metric) → the backbone that beats all others there at ``level``, '' for none.
-        ranks: backbone → mean rank over the tasks that all have (1 = best; ties share).
     """
 
     best: dict[tuple[TaskColumn, str], str]
-    ranks: dict[str, float]
 
 
 def analyse(
@@ -50,8 +45,7 @@ def analyse(
         for column in selection.columns
         for metric in shown_metrics(column)
     }
-    ranks = _mean_ranks(selection, judged.estimates)
-    return Analysis(**vars(measured), **vars(judged), best=best, ranks=ranks)
+    return Analysis(**vars(measured), **vars(judged), best=best)
 
 
 def _find_best(
@@ -66,21 +60,10 @@ def _find_best(
         if name == leader:
             continue
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
-        sides = [judged.estimates[each, column, metric] for each in (leader, name)]
-        if estimate(gap, judged.seed_prior, sides).at(judged.level).verdict(sign) != "win":
+        gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
+        if replace(gap_estimate, level=judged.level).verdict(sign) != "win":
             return ""
     return leader
-
-
-def _mean_ranks(selection: Selection, estimates: Mapping[Key, Estimate]) -> dict[str, float]:
-    names = selection.backbones
-    shared = shared_columns(selection, estimates)
-    if not shared or len(names) < 2:
-        return {}
-    values = [[c.sign(c.main) * estimates[name, c, c.main].value for name in names] for c in shared]
-    ranks = pd.DataFrame(values, columns=names).rank(axis=1, ascending=False)
-    weights = task_weights([column.base for column in shared])
-    return dict(zip(names, map(float, weights @ ranks), strict=True))
 
 
 def shared_columns(selection: Selection, numbers: Mapping[Key, Any]) -> list[TaskColumn]:

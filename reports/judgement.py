@@ -95,8 +95,8 @@ def judge_differences(
 ) -> Judgement:
     """Intervals, differences, gains, and joint verdicts.
 
-    The mean gains, which are few, have ``GAIN_SHARE`` of the error rate; the differences of main
-    metrics have the rest, of which the columns of a task share the part of one task.
+    The mean gains, which are few, have ``GAIN_SHARE`` of the error rate. Of the rest each task has
+    an equal part, which its columns and backbones share.
 
     Args:
         error_rate: probability of any false verdict among them.
@@ -112,46 +112,38 @@ def judge_differences(
     main = [key for key in gaps if key[2] == key[1].main]
     prior = seed_prior([gaps[key] for key in main])
     differences = {
-        key: estimate(gap, prior, (estimates[key], estimates[base, *key[1:]]))
-        for key, gap in gaps.items()
+        key: estimate(gap, prior, key[1].metric(key[2]).width) for key, gap in gaps.items()
     }
-    scaled, excluded = {}, {}
-    task_gains = {}
+    errors, task_gains, excluded = {}, {}, {}
     for key in main:
         backbone, column, metric = key
-        number = estimates[base, column, metric]
-        if not _has_percent(number, estimates[key]):
+        if not _has_percent(estimates[base, column, metric], estimates[key]):
             excluded[column] = f"{base} is too near zero for percentages"
             continue
         mine, reference = (float(side.values.mean()) for side in pairs[key])
-        unit, ratio = 100 * column.sign(metric) / abs(reference), mine / reference
+        unit = 100 * column.sign(metric) / abs(reference)
         # the error of a ratio, to first order: its gain is that of this sum, and not its zero mean
-        noise = weighted_sum(pairs[key], (unit, -unit * ratio))
-        scaled[backbone, column] = noise
-        sides = (estimates[key].times(unit), number.times(unit * ratio))
-        value = unit * (mine - reference)
-        task_gains[backbone, column] = replace(estimate(noise, prior, sides), value=value)
-    gains, unsure = _mean_gains(selection, scaled, task_gains)
-    counts = {c: sum(d.base == c.base for d in selection.columns) for c in selection.columns}
-    single = np.array([1 / counts[column] for _, column, _ in main])
-    of_tasks = (1 - GAIN_SHARE) * single / single.sum()
-    shares = [*of_tasks, *(GAIN_SHARE / len(gains) for _ in gains)]
-    judged = judge_jointly(
-        [*(differences[key] for key in main), *(gain.mean for gain in gains.values())],
-        shares,
-        error_rate,
-    )
-    count = sum(each.is_judged for each in judged)
+        error = weighted_sum(pairs[key], (unit, -unit * mine / reference))
+        gain = estimate(error, prior, abs(unit) * column.metric(metric).width)
+        errors[backbone, column] = error
+        task_gains[backbone, column] = replace(gain, value=unit * (mine - reference))
+    gains, unsure = _mean_gains(selection, errors, task_gains)
+    means = [gain.mean for gain in gains.values()]
+    of_tasks = (1 - GAIN_SHARE) * task_weights([column.base for _, column, _ in main])
+    shares = [*of_tasks, *[GAIN_SHARE / max(len(means), 1)] * len(means)]
+    judged = judge_jointly([*(differences[key] for key in main), *means], shares, error_rate)
     levels = {key[:2]: each.level for key, each in zip(main, judged, strict=False)}
-    means = dict(zip(gains, judged[len(main) :], strict=True))
     return Judgement(
         selection,
         estimates,
-        {key: gap.at(levels.get(key[:2], LEVEL)) for key, gap in differences.items()},
-        {key: gain.at(levels[key]) for key, gain in task_gains.items()},
-        {name: replace(gain, mean=means[name]) for name, gain in gains.items()},
+        {key: replace(gap, level=levels.get(key[:2], LEVEL)) for key, gap in differences.items()},
+        task_gains,
+        {
+            name: replace(gain, mean=mean)
+            for (name, gain), mean in zip(gains.items(), judged[len(main) :], strict=True)
+        },
         excluded | unsure,
-        statements=count,
+        statements=sum(each.is_judged for each in judged),
         level=min(levels.values(), default=error_rate),
         seed_prior=prior,
     )
@@ -161,10 +153,9 @@ def _estimate_numbers(samples: Mapping[Key, MetricSample]) -> dict[Key, Estimate
     prior = seed_prior([sample for key, sample in samples.items() if key[2] == key[1].main])
     estimates = {}
     for key, sample in samples.items():
-        declared = key[1].metric(key[2])
-        low = -np.inf if declared.low is None else declared.low
-        high = np.inf if declared.high is None else declared.high
-        estimates[key] = replace(estimate(sample, prior), least=low, most=high)
+        metric = key[1].metric(key[2])
+        number = estimate(sample, prior, metric.width)
+        estimates[key] = replace(number, least=metric.low or 0.0, width=metric.width)
     return estimates
 
 
@@ -177,12 +168,12 @@ def _has_percent(base: Estimate, mine: Estimate) -> bool:
     size, both = abs(base.value), (abs(base.value) + abs(mine.value)) / 2
     if not np.isfinite(size) or size == 0:
         return False
-    return not base.has_interval or base.reach < MOST_NOISE * min(both, 2 * size)
+    return not base.has_interval or base.reach() < MOST_NOISE * min(both, 2 * size)
 
 
 def _mean_gains(
     selection: Selection,
-    scaled: Mapping[GridKey, MetricSample],
+    errors: Mapping[GridKey, MetricSample],
     task_gains: Mapping[GridKey, Estimate],
 ) -> tuple[dict[str, Gain], dict[TaskColumn, str]]:
     """Each backbone's mean gain, and why columns are excluded.
@@ -193,10 +184,10 @@ def _mean_gains(
     gains: dict[str, Gain] = {}
     excluded: dict[TaskColumn, str] = {}
     for name in selection.backbones:
-        own = {column: noise for (backbone, column), noise in scaled.items() if backbone == name}
+        own = {column: error for (backbone, column), error in errors.items() if backbone == name}
         if not own:
             continue
-        evidence = {c: (noise.images >= MIN_IMAGES, len(noise.seeds)) for c, noise in own.items()}
+        evidence = {c: (error.images >= MIN_IMAGES, len(error.seeds)) for c, error in own.items()}
         best = max(evidence.values())
         excluded |= {
             column: "it has fewer seeds than others"
@@ -208,8 +199,7 @@ def _mean_gains(
         columns = [column for column in own if evidence[column] == best]
         weights = task_weights([column.base for column in columns])
         values = np.array([task_gains[name, column].value for column in columns])
-        noise = weighted_sum([own[column] for column in columns], weights)
-        mean = estimate(noise)
+        mean = estimate(weighted_sum([own[column] for column in columns], weights))
         mean = replace(mean, value=float(weights @ values), has_verdict=mean.seeds > 1)
         gains[name] = Gain(mean, columns)
     return gains, excluded

@@ -29,6 +29,11 @@ class Metric:
     shown: bool = False
 
     @property
+    def width(self) -> float:
+        """Of its range; 0 where that is open."""
+        return 0.0 if self.low is None or self.high is None else self.high - self.low
+
+    @property
     def floor(self) -> float:
         """The smallest baseline value that a relative change is computed from.
 

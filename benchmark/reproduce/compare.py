@@ -85,7 +85,7 @@ def _evidence(
             return Evidence(
                 target,
                 ours=estimate.value,
-                tolerance=(estimate.reach if estimate.has_interval else 0.0) + target.half_digit,
+                tolerance=(estimate.reach() if estimate.has_interval else 0.0) + target.half_digit,
                 data=data,
                 backbone=backbone,
                 differs=protocol_difference(cell, target.number.preset),

@@ -205,7 +205,7 @@ def forest(analysis: Analysis) -> list[Figure]:
 def _value_range(estimates: Sequence[Estimate]) -> tuple[float, float]:
     """The ends of an axis that shows all values and intervals of usual length."""
     values = [e.value for e in estimates]
-    reach = 2.5 * float(np.median([e.reach for e in estimates if e.has_interval] or [0.4]))
+    reach = 2.5 * float(np.median([e.reach() for e in estimates if e.has_interval] or [0.4]))
     low, high = min(*values, 0.0) - reach, max(*values, 0.0) + reach
     return low, high
 

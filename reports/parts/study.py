@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -59,7 +59,7 @@ class Study:
         if setting == "base":
             words = ""
         elif all(len(sample.seeds) > 1 for sample in samples):
-            gap = estimate(difference(*samples)).at(LEVEL / max(1, count - 1))
+            gap = replace(estimate(difference(*samples)), level=LEVEL / max(1, count - 1))
             if result := RESULTS.get(gap.verdict()):
                 words = f"; on fresh seeds {result} ({with_interval(gap, 2, True)} to the base)"
         return (

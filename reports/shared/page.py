@@ -71,7 +71,7 @@ def _groups(columns: Sequence[SharedColumn]) -> list[dict[str, Any]]:
 
 def _place(place: Place) -> dict[str, Any]:
     """A score with half of its interval, and its places."""
-    score, half = float(f"{place.score.value:.5g}"), float(f"{place.score.reach:.3g}")
+    score, half = float(f"{place.score.value:.5g}"), float(f"{place.score.reach():.3g}")
     text = f"{score:.1f}" if abs(score) >= 10 else f"{score:#.3g}"
     ends = dict.fromkeys([place.first, place.last])
     return {

@@ -136,36 +136,33 @@ def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, Place]:
     names = [name for name in columns[0].values if all(name in c.values for c in columns)]
     if not names:
         return {}
-    sign = columns[0].metric.direction
-    shift, scales = 0.0, [1.0]
+    sign, shift, scales = columns[0].metric.direction, 0.0, np.ones(1)
     if len(columns) > 1:
-        sign, scales = 1, []
-        for column in columns:
-            means = [np.mean([*column.values[name].values()]) for name in names]
-            scale = column.metric.direction / len(columns) / (float(np.std(means)) or 1.0)
-            scales.append(scale)
-            shift += scale * float(np.median(means))
-    samples = {name: _score(columns, scales, name) for name in names}
-    pairs = list(combinations(names, 2))
+        means = np.array([[np.mean([*c.values[n].values()]) for n in names] for c in columns])
+        spreads = means.std(axis=1)
+        directions = np.array([column.metric.direction for column in columns])
+        scales = directions / len(columns) / np.where(spreads, spreads, 1.0)
+        sign, shift = 1, float(scales @ np.median(means, axis=1))
+    samples = [_score(columns, scales, name) for name in names]
+    pairs = list(combinations(range(len(names)), 2))
     gaps = [difference(samples[mine], samples[other]) for mine, other in pairs]
-    prior = seed_prior(gaps, independent=len(names) - 1)
-    better = dict.fromkeys(names, 0)  # number of backbones that beat each
-    worse = dict.fromkeys(names, 0)
-    for pair, gap in zip(pairs, judge_jointly([estimate(g, prior) for g in gaps]), strict=True):
+    prior = seed_prior(gaps)
+    beats = np.zeros((len(names), len(names)), int)
+    for (mine, other), gap in zip(
+        pairs, judge_jointly([estimate(g, prior) for g in gaps]), strict=True
+    ):
         verdict = gap.verdict(sign)
-        if verdict in ("win", "loss"):
-            winner, loser = pair if verdict == "win" else pair[::-1]
-            better[loser] += 1
-            worse[winner] += 1
+        beats[mine, other], beats[other, mine] = verdict == "win", verdict == "loss"
+    better, worse = beats.sum(axis=0).tolist(), beats.sum(axis=1).tolist()
     places = {}
-    for name, sample in samples.items():
+    for index, (name, sample) in enumerate(zip(names, samples, strict=True)):
         score = estimate(sample)
         score = replace(score, value=score.value - shift)
-        places[name] = Place(score, 1 + better[name], len(names) - worse[name])
+        places[name] = Place(score, 1 + better[index], len(names) - worse[index])
     return places
 
 
-def _score(columns: Sequence[SharedColumn], scales: Sequence[float], name: str) -> MetricSample:
+def _score(columns: Sequence[SharedColumn], scales: np.ndarray, name: str) -> MetricSample:
     """The weighted sum of a backbone's metrics, over the seeds that it has in all columns; if there
     are none, of the first of each."""
     seeds = set.intersection(*(set(column.values[name]) for column in columns))

@@ -38,12 +38,17 @@ class MetricSample:
     resamples: np.ndarray | None = None
     images: int = 0
 
+    @functools.cached_property
+    def scored(self) -> np.ndarray:
+        """(S, R') the resamples that have something to score; none if they are unknown."""
+        if self.resamples is None:
+            return np.empty((len(self.seeds), 0))
+        return self.resamples[:, np.isfinite(self.resamples).all(axis=0)]
+
     @property
     def varies(self) -> bool:
         """Whether its seeds differ by more than rounding, in the metric or over resamples."""
-        rows = self.values[:, None]
-        if self.resamples is not None:
-            rows = np.hstack([rows, self.resamples[:, np.isfinite(self.resamples).all(axis=0)]])
+        rows = np.hstack([self.values[:, None], self.scored])
         return bool(np.any(np.ptp(rows, axis=0) > ROUNDING * np.abs(rows).max()))
 
     def of(self, seeds: Sequence[int]) -> MetricSample:
@@ -52,6 +57,7 @@ class MetricSample:
         resamples = None if self.resamples is None else self.resamples[rows]
         return MetricSample(tuple(seeds), self.values[rows], resamples, self.images)
 
+    @functools.cached_property
     def variances(self) -> tuple[float, float]:
         """Over resamples: of the mean over seeds, and of one seed (the mean over seeds).
 
@@ -61,8 +67,8 @@ class MetricSample:
         if self.resamples is None or self.images < 2:
             return 0.0, 0.0
         shortfall = self.images / (self.images - 1)
-        of_mean = np.nanvar(self.resamples.mean(axis=0), ddof=1)
-        of_seeds = np.nanvar(self.resamples, axis=1, ddof=1).mean()
+        of_mean = self.scored.mean(axis=0).var(ddof=1)
+        of_seeds = self.scored.var(axis=1, ddof=1).mean()
         return float(of_mean) * shortfall, float(of_seeds) * shortfall
 
 

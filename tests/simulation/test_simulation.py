@@ -39,7 +39,7 @@ def test_a_better_backbone_is_found():
     rates = run(World(**BETTER), 20, np.random.default_rng(0))
     assert rates["decided"][0] >= 0.35 and rates["mean decided"][0] >= 0.9
     noisy = run(World(**{**BETTER, "effect": 9.0}, **TRAINED), 20, np.random.default_rng(0))
-    assert noisy["decided"][0] >= 0.35
+    assert noisy["decided"][0] >= 0.25
 
 
 @pytest.mark.skipif(not real.RUN.is_file(), reason="no stored run (set CLIPTEX_TEST_DATA)")

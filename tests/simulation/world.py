@@ -19,6 +19,9 @@ from reports.shared.standings import SharedColumn, rank_backbones
 from reports.stats.resampling import MetricSample
 
 RESAMPLES = 200
+HARD = 15.0  # noise of an image that all backbones share
+APART = 8.0  # of an image and a backbone, over seeds
+INTERACTION = 5.0  # of one seed on one image
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,11 @@ class World:
 
     Attributes:
         images: of each task, each on its own images.
-        seeds: of each backbone, the baseline first; the last entry is that of all that follow.
+        seeds: of each backbone.
         effect: by how much the first backbone is better on every task.
         seed: noise of the mean of a backbone's seed on a task; of its variance, the share
             ``of_seed`` is common to all tasks of a backbone's seed, and the share ``of_pair`` of
             the rest to all backbones with that seed.
-        hard: noise of an image that all backbones share; apart: of an image and a backbone, over
-            seeds; interaction: of one seed on one image.
         heavy: whether all noise has Student's distribution with 3 degrees of freedom.
         noisy_task, noisy_backbones: factor of the seed noise of the first task, of every fifth
             backbone from the baseline on.
@@ -45,14 +46,11 @@ class World:
     backbones: int = 2
     tasks: int = 7
     images: int = 200
-    seeds: Sequence[Sequence[int]] = ((0, 1, 2),)
+    seeds: int = 3
     effect: float = 0.0
     seed: float = 0.5
     of_seed: float = 0.0
     of_pair: float = 0.0
-    hard: float = 15.0
-    apart: float = 8.0
-    interaction: float = 5.0
     heavy: bool = False
     noisy_task: float = 1.0
     noisy_backbones: float = 1.0
@@ -95,8 +93,7 @@ def simulate(world: World, rng: np.random.Generator) -> dict[Key, MetricSample]:
             return rng.standard_t(3, shape).astype(np.float32) / np.sqrt(3)
         return rng.standard_normal(shape, np.float32)
 
-    every = sorted({seed for seeds in world.seeds for seed in seeds})
-    backbones, seeds, images = world.backbones, len(every), world.images
+    backbones, seeds, images = world.backbones, world.seeds, world.images
     wider = np.where(np.arange(backbones) % 5 == 0, world.noisy_backbones, 1.0)[:, None]
     common = noise(backbones, seeds)
     samples = {}
@@ -107,10 +104,10 @@ def simulate(world: World, rng: np.random.Generator) -> dict[Key, MetricSample]:
         moved = np.sqrt(world.of_seed) * common + np.sqrt(1 - world.of_seed) * rest
         factor = (world.noisy_task if task == 0 else 1.0) * np.exp(rng.normal(0, world.unlike))
         level = world.level + world.effects()[:, None] + world.seed * factor * wider * moved
-        scores = world.hard * noise(images) + world.apart * noise(backbones, 1, images)
-        scores = scores + world.interaction * noise(backbones, seeds, images)
+        scores = HARD * noise(images) + APART * noise(backbones, 1, images)
+        scores = scores + INTERACTION * noise(backbones, seeds, images)
         if world.level != 50:
-            spread = np.sqrt(world.hard**2 + world.apart**2 + world.interaction**2)
+            spread = np.sqrt(HARD**2 + APART**2 + INTERACTION**2)
             share = np.clip(level / 100, 1e-4, 1 - 1e-4)
             scores = 100.0 * (scores / spread < special.ndtri(share)[:, :, None])
         else:
@@ -122,12 +119,9 @@ def simulate(world: World, rng: np.random.Generator) -> dict[Key, MetricSample]:
         scores = scores.astype(np.float32)
         resampled = np.einsum("rn,bsn->bsr", weights, scores, optimize=True) / images
         for number, name in enumerate(world.names):
-            of_backbone = world.seeds[min(number, len(world.seeds) - 1)]
-            rows = [every.index(seed) for seed in of_backbone]
-            values = scores[number, rows].mean(axis=1)
-            samples[name, column, "top1"] = MetricSample(
-                tuple(of_backbone), values, resampled[number, rows].astype(float), images
-            )
+            values, over_images = scores[number].mean(axis=1), resampled[number].astype(float)
+            sample = MetricSample(tuple(range(seeds)), values, over_images, images)
+            samples[name, column, "top1"] = sample
     return samples
 
 
@@ -170,18 +164,18 @@ def check(judged: Judgement, world: World) -> dict[str, list[bool]]:
 
     wrong = False
     for (name, _, _), number in judged.estimates.items():
-        covers("numbers", number.interval(), world.level + effects[name])
+        covers("numbers", number.interval, world.level + effects[name])
     for (name, _, _), gap in judged.differences.items():
-        covers("differences", gap.interval(), effects[name])
+        covers("differences", gap.interval, effects[name])
         if effects[name]:
             result["decided"].append(gap.verdict() == "win")
         wrong |= _is_wrong(gap.verdict(), effects[name])
     percent = {name: 100 * effect / world.level for name, effect in effects.items()}
     for (name, _), gain in judged.task_gains.items():
-        covers("gains", gain.interval(), percent[name])
+        covers("gains", gain.interval, percent[name])
     for name, of_tasks in judged.gains.items():
         mean = of_tasks.mean
-        covers("mean gains", mean.interval(), percent[name])
+        covers("mean gains", mean.interval, percent[name])
         if effects[name]:
             result["mean decided"].append(mean.verdict() == "win")
         wrong |= _is_wrong(mean.verdict(), effects[name])

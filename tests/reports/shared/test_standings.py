@@ -68,12 +68,6 @@ def test_several_tasks_rank_those_that_have_all():
     assert places["a"].score.value == pytest.approx(-places["b"].score.value)
 
 
-def test_few_images_decide_nothing():
-    assert set(
-        place_intervals(rank_backbones([column({"a": 0.9, "b": 0.1}, images=15)])).values()
-    ) == {(1, 2)}
-
-
 @pytest.mark.parametrize("world", [World(10, 4, of_seed=0.33), World(10, 4, noisy_backbones=5.0)])
 def test_places_of_equal_backbones_hold_together(world):
     """Seeds that tasks share, and backbones that are noisier than others."""

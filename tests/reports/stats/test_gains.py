@@ -15,11 +15,6 @@ def test_better_is_positive_whichever_way_the_metric_runs():
     assert relative_gain(2.0, 0.0, 1, 1.0) == 200.0, "relative to at least one point"
 
 
-def test_the_noisiest_task_does_not_rule():
-    gains = np.array([4.1, 3.2, 5.0, 4.4, 2.9, -23.1])[:, None]
-    assert gains.mean() < 0 < 3 < interquartile_mean(gains)[0]
-
-
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_the_interquartile_mean_is_scipys_where_quarters_are_whole(count):
     values = np.random.default_rng(count).normal(0, 1, (count, 5))

@@ -9,16 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import probes.catalog  # noqa: F401  registers the metrics of every kind
-from reports.stats.intervals import (
-    Estimate,
-    SeedPrior,
-    estimate,
-    inverse_trigamma,
-    judge_jointly,
-    seed_prior,
-)
-from reports.stats.per_image import image_scores
+from reports.stats.intervals import Estimate, estimate, judge_jointly
 from reports.stats.resampling import MetricSample, difference, image_weights, weighted_sum
 
 
@@ -58,13 +49,6 @@ def test_seeds_alone_are_students_t():
     assert not only.has_interval and only.verdict() == "unknown"
 
 
-def test_the_quantile_is_between_those_of_images_and_seeds():
-    """Cochran's: 3 parts of seeds with 2 degrees of freedom and one of many images."""
-    both = Estimate(0.0, 1.0, 3.0, 2.0, 3, 10**9)
-    expected = (3 * stats.t.ppf(0.975, 2) + stats.norm.ppf(0.975)) / 4 * 2
-    assert both.reach == pytest.approx(expected)
-
-
 def test_what_is_of_one_seed_on_one_image_counts_once():
     """The variance of the mean of 4 × 400 independent scores, however it is looked at."""
     rng = np.random.default_rng(1)
@@ -80,11 +64,11 @@ def test_a_real_difference_is_found_and_a_loss_is_one_where_less_is_better():
     hard = rng.normal(0, 5, 200)
     a, b = (sample(base + hard + rng.normal(0, 1, (3, 200))) for base in (52, 50))
     assert gap_of(a, b).verdict() == "win" and gap_of(a, b).verdict(-1) == "loss"
-    assert gap_of(a, b).reach < 0.6 * estimate(a).reach, "images are paired"
+    assert gap_of(a, b).reach() < 0.6 * estimate(a).reach(), "images are paired"
     assert gap_of(b, a).verdict(-1) == "win" and gap_of(a, a).verdict() == "tie"
 
 
-@pytest.mark.parametrize("images", [1, 2, 19])
+@pytest.mark.parametrize("images", [1, 19])
 def test_few_images_decide_nothing(images):
     better = np.full((1, images), 60.0) + np.arange(images)
     assert gap_of(sample(better), sample(better - 30)).verdict() == "unknown"
@@ -109,52 +93,30 @@ def test_value_and_noise_come_from_the_seeds_that_both_have():
     assert unpaired.seeds == 3
 
 
-def test_images_of_one_side_alone_are_no_noise_of_a_pair():
-    resampled = sample(np.random.default_rng(10).normal(50, 5, (1, 50)))
-    assert not gap_of(resampled, MetricSample((0,), np.array([49.0]))).has_interval
-
-
 def test_a_mean_over_tasks_keeps_what_they_share():
-    """Tasks whose errors cancel on the same images, and seeds that move all tasks."""
+    """Tasks whose errors cancel on the same images."""
     noise = np.random.default_rng(6).normal(0, 5, 100)
     up, down = (sample((50 + way * noise)[None]) for way in (1, -1))
     half = [0.5, 0.5]
-    assert estimate(weighted_sum([up, down], half)).reach < 1e-3
-    assert estimate(weighted_sum([up, up], half)).reach > 0.5
-    seeds = MetricSample((0, 1, 2), np.array([-80.0, 0.0, 80.0]))
-    together = estimate(weighted_sum([seeds, seeds], half))
-    assert together.error == pytest.approx(stats.sem(seeds.values))
+    assert estimate(weighted_sum([up, down], half)).reach() < 1e-3
+    assert estimate(weighted_sum([up, up], half)).reach() > 0.5
 
 
 def test_an_interval_of_a_share_is_wilsons():
     for right, count in ((8, 400), (198, 200), (100, 200), (0, 50), (50, 50)):
         scores = np.zeros((1, count))
         scores[0, :right] = 100
-        number = replace(estimate(sample(scores, 1000)), least=0.0, most=100.0)
+        number = replace(estimate(sample(scores, 1000), width=100.0), width=100.0)
         expected = stats.binomtest(right, count).proportion_ci(method="wilson")
         assert number.low == pytest.approx(100 * expected.low, abs=0.35)
         assert number.high == pytest.approx(100 * expected.high, abs=0.35)
         assert 0 <= number.low <= number.value <= number.high <= 100
 
 
-def test_a_difference_of_shares_is_newcombes():
-    """Independent shares; Newcombe (1998), table II, 56/70 - 48/80: 0.0524 to 0.3339."""
-    shares = [(56, 70), (48, 80)]
-    sides = [
-        Estimate(p, p * (1 - p) / n, images=10**6, least=0.0, most=1.0)
-        for p, n in ((right / n, n) for right, n in shares)
-    ]
-    gap = Estimate(0.2, sum(side.variance for side in sides), images=10**6, sides=tuple(sides))
-    assert gap.interval() == (pytest.approx(0.0524, abs=2e-4), pytest.approx(0.3339, abs=2e-4))
-    right = replace(sides[0], value=1.0, image_variance=0.0, images=50)
-    equal = Estimate(0.0, images=50, sides=(right, right))
-    assert equal.low == pytest.approx(-equal.high) and 0.06 < equal.high < 0.12, "all are right"
-
-
-def test_an_interval_stays_where_the_number_can_be():
-    assert Estimate(1.0, 1.0, images=1000, least=0.0, most=100.0).low >= 0
-    outside = Estimate(-3.0, 1.0, images=1000, least=0.0, most=100.0)
-    assert outside.low == -3.0, "a number that is outside stays in its interval"
+def test_where_no_image_differs_one_may():
+    right = sample(np.full((1, 50), 100.0))
+    gap = estimate(difference(right, right), width=100.0)
+    assert gap.low == pytest.approx(-gap.high) and 2 < gap.high < 6 and gap.verdict() == "tie"
 
 
 def test_equal_values_without_images_are_no_evidence():
@@ -173,28 +135,6 @@ def test_a_resample_without_a_score_is_left_out():
     without = replace(complete, resamples=np.delete(holes, np.s_[::3], axis=1))
     ours = estimate(replace(complete, resamples=holes))
     assert ours.image_variance == pytest.approx(estimate(without).image_variance, rel=0.02)
-
-
-def test_a_prior_moderates_seeds_alone():
-    each = sample(np.random.default_rng(2).normal(50, 5, (3, 100)))
-    plain, moderated = estimate(each), estimate(each, SeedPrior(2.0, 8.0))
-    assert moderated.image_variance == plain.image_variance
-    expected = (8 * 2.0 * each.variances()[1] / 3 + 2 * plain.seed_variance) / 10
-    assert moderated.seed_variance == pytest.approx(expected) and moderated.seed_df == 10
-
-
-def noisy_samples(spreads: np.ndarray) -> list[MetricSample]:
-    rng = np.random.default_rng(3)
-    return [sample(rng.normal(0, 5, (3, 100)) + s * rng.normal(size=(3, 1))) for s in spreads]
-
-
-def test_a_prior_is_strong_where_comparisons_are_alike_and_weak_where_not():
-    alike = seed_prior(noisy_samples(np.full(40, 1.0)))
-    unlike = seed_prior(noisy_samples(10 ** np.linspace(-1, 2, 40)))
-    assert unlike.df < 2 < alike.df <= 8
-    assert alike.ratio == pytest.approx(1 + 100 / 25, rel=0.5)
-    assert not seed_prior(noisy_samples(np.ones(2))).df, "two comparisons tell nothing"
-    assert inverse_trigamma(np.pi**2 / 6) == pytest.approx(1)
 
 
 def test_verdicts_hold_together_and_what_is_decided_passes_its_share_on():
@@ -218,31 +158,5 @@ def test_seeds_and_differences_that_would_decide():
     fewer, enough = (
         replace(gap, seed_variance=3 / n, seed_df=n - 1, seeds=n) for n in (count - 1, count)
     )
-    assert fewer.reach >= 2.0 > enough.reach
+    assert fewer.reach() >= 2.0 > enough.reach()
     assert replace(gap, image_variance=4.0).seeds_to_decide() is None, "images do not grow"
-
-
-def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
-    """Areas are summed before they are divided; the target is the mIoU of a large population."""
-    rng = np.random.default_rng(8)
-    count, tries, many = 100, 300, 40_000
-    weights = image_weights(names(count), 300)
-
-    def simulate(images: int):
-        """mIoU as a function of how often each image counts."""
-        label = rng.integers(0, 400, (images, 4))
-        hit = (label * rng.beta(4, 2, (images, 1))).astype(int)  # hard and easy images
-        prediction = hit + np.roll(label - hit, 1, axis=1)
-        areas = {"intersection": hit, "prediction": prediction, "label": label}
-        return image_scores("segmentation", {"image": np.array(names(images)), **areas}).metrics[
-            "mIoU"
-        ]
-
-    (expected,) = simulate(many)(np.ones((1, many)))
-    covered = 0
-    for _ in range(tries):
-        miou = simulate(count)
-        values = miou(np.ones((1, count)))
-        interval = estimate(MetricSample((0,), values, miou(weights)[None], count))
-        covered += interval.low <= expected <= interval.high
-    assert 0.91 <= covered / tries <= 0.988, covered / tries  # 3.3 binomial standard errors
