@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ class TokenBackbone(Backbone):
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.encode_tokens(images, 1)[0][0]
+
+    @abstractmethod
+    def read_tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """See ``Backbone``."""
 
 
 def with_mean(patches: Tensor) -> tuple[Tensor, Tensor]:

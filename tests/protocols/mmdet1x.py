@@ -130,13 +130,14 @@ def rpn_losses(config: Any) -> list[float]:
     """Losses of the built RPN with seeded weights on seeded features, for two boxes."""
     from mmdet.registry import MODELS
     from mmdet.structures import DetDataSample
+    from mmengine.registry import DefaultScope
     from mmengine.structures import InstanceData
 
     import probes.detection.models  # noqa: F401  prepares MMDetection
 
-    head = MODELS.build(
-        {**config.model.rpn_head, "train_cfg": config.model.train_cfg.rpn, "test_cfg": None}
-    )
+    rpn = {**config.model.rpn_head, "train_cfg": config.model.train_cfg.rpn, "test_cfg": None}
+    with DefaultScope.overwrite_default_scope("mmdet"):  # a Runner of another test may set its own
+        head = MODELS.build(rpn)
     generator = torch.Generator().manual_seed(0)
     for parameter in head.parameters():
         parameter.data.normal_(0, 0.01, generator=generator)
