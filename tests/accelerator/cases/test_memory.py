@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import replace
 
@@ -76,6 +77,7 @@ def test_encoding_goes_on_in_smaller_batches(data, device, tmp_path, caplog):
             encoded = torch.cat([features.cpu() for features in views.tensors()])
         return encoded, run.cost.notes
 
+    gc.collect()  # what earlier tests left would be freed in between
     live = MEMORY.live
     MEMORY.reset_peak()
     unlimited, notes = embeddings(MEMORY.UNLIMITED)
