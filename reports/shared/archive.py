@@ -48,7 +48,7 @@ class Manifest(BaseModel):
     files: dict[str, str]
 
 
-class Entry(BaseModel):
+class SharedRun(BaseModel):
     """A record in the form in which MLflow holds it, too."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -61,7 +61,7 @@ class Entry(BaseModel):
     metrics: dict[str, float]
 
     @classmethod
-    def of(cls, record: Record) -> Entry:
+    def of(cls, record: Record) -> SharedRun:
         return cls.model_construct(
             id=record.run_id,
             parent=record.parent or None,
@@ -90,13 +90,13 @@ class Conditions(BaseModel):
     libraries: dict[str, str] = {}
 
 
-class DataConfig(BaseModel):
+class InputSize(BaseModel):
     size: list[int] = []
 
 
 class Identity(BaseModel):
     sha256: str
-    data: DataConfig = DataConfig()
+    data: InputSize = InputSize()
 
 
 class Description(BaseModel):
@@ -106,7 +106,7 @@ class Description(BaseModel):
     environment: dict[str, Any] = {}
 
 
-ENTRIES = TypeAdapter(list[Entry])
+ENTRIES = TypeAdapter(list[SharedRun])
 SHAPES: dict[str, type[BaseModel]] = {PROTOCOL: Conditions, PARENT: Description}
 
 
@@ -150,7 +150,7 @@ def write_archive(
         UserError: the folder cannot be written.
     """
     ordered = sorted(records, key=lambda record: (record.parent != "", record.name, record.run_id))
-    content = canonical_json([Entry.of(record).model_dump() for record in ordered]).encode()
+    content = canonical_json([SharedRun.of(record).model_dump() for record in ordered]).encode()
     members = {**members, RUNS: content}
     digests = {name: hashlib.sha256(members[name]).hexdigest() for name in sorted(members)}
     manifest = Manifest(source=source, version=version, files=digests)
