@@ -247,9 +247,9 @@ def datasets(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its patch must not outlive these tests
 def described():
-    """Each backbone is built and hashed once."""
+    """Each backbone is built and hashed once, with random weights."""
 
     @cache
     def describe(name: str) -> BackboneInfo:
