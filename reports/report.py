@@ -8,18 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+import pandas as pd
+
 from cliptex_common.secrets import hide_secrets
 from reports.analysis import Analysis, analyse
 from reports.cell import Cell, ParentRun, Record
 from reports.mlflow.query import Store
 from reports.parts.axes import axis_figures, best_values, mode_changes
 from reports.parts.caveats import caveats
+from reports.parts.costs import cost_frame, costs_of_backbones
 from reports.parts.figures import (
     Figure,
     Style,
     backbone_styles,
     forest,
-    gain_against_cost,
     task_bars,
     training_curves,
 )
@@ -37,6 +39,7 @@ from reports.parts.tables import (
     class_tables,
     count,
     experts_table,
+    judge_pairs,
     overview,
     sections,
 )
@@ -62,6 +65,7 @@ class Report:
     Attributes:
         axes: the best values of settings, a sentence each.
         mode_changes: where features change mode between sizes; in ``notes``, too.
+        costs: of backbones (``reports.parts.costs.cost_frame``).
         figures: by part of the page.
     """
 
@@ -75,6 +79,7 @@ class Report:
     tables: list[ResultTable] = field(default_factory=list)
     classes: list[ClassTable] = field(default_factory=list)
     pairs: dict[tuple[str, str], PairGain] = field(default_factory=dict)
+    costs: pd.DataFrame = field(default_factory=pd.DataFrame)
     published: list[PublishedRow] = field(default_factory=list)
     studies: list[Study] = field(default_factory=list)
     figures: dict[str, list[Figure]] = field(default_factory=dict)
@@ -163,6 +168,8 @@ def build_report(
     start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, advance)
     changes = mode_changes(store, analysis)
+    judgements, provenance = judge_pairs(analysis), collect_provenance(store, selection)
+    costs = cost_frame(analysis, provenance)
     pictures, without_pictures = galleries(store, analysis)
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
     subtitle = [
@@ -185,18 +192,19 @@ def build_report(
         overview=overview(analysis),
         tables=[*sections(analysis), *filter(None, [experts_table(analysis)])],
         classes=class_tables(analysis),
-        pairs=all_pairs(analysis),
+        pairs=all_pairs(judgements),
+        costs=costs,
         published=compare_published(analysis),
         studies=find_studies(store, runs),
         figures={
             "forest": forest(analysis),
             "bars": task_bars(analysis),
             "axes": axis_figures(analysis),
-            "costs": gain_against_cost(analysis),
+            "costs": costs_of_backbones(analysis, judgements, costs),
             "curves": training_curves(store, analysis),
         },
         galleries=pictures,
-        provenance=collect_provenance(store, selection),
+        provenance=provenance,
         notes=[*changes, *caveats(analysis), *notes, *without_pictures],
         styles=backbone_styles(analysis),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,8 +50,8 @@ def peak_mb(device: torch.device) -> float:
 
 
 def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, float]:
-    """``parameters``, and ``flops_per_image``, ``images_per_second`` and ``memory_mb`` of feature
-    maps at the backbone's own size in fp32.
+    """``parameters``, and ``flops_per_image``, ``images_per_second``, ``memory_mb`` and
+    ``latency_ms`` (of an image alone) of feature maps at the backbone's own size in fp32.
 
     FLOPs are as in ``backbones.cliptex.cost``. Memory is that of ``peak_mb``.
     """
@@ -81,28 +81,35 @@ def backbone_costs(backbone: Backbone, device: torch.device) -> Mapping[str, flo
 
 @torch.inference_mode()
 def _measure(backbone: Backbone, device: torch.device) -> dict[str, float]:
-    """Costs of 16 images at once on an accelerator, else of one.
-
-    The fastest pass counts, because other processes may compute meanwhile.
-    """
+    """Costs of 16 images at once on an accelerator, else of one; latency is that of one."""
     batch = 16 if is_accelerator(device) else 1
     images = torch.zeros(batch, 3, *backbone.data.size, device=device)
     images = in_memory_format(images, backbone)
 
-    def timed_pass() -> float:
-        started = time.perf_counter()
+    def compute() -> None:
         backbone(images)
         synchronize(device)
-        return time.perf_counter() - started
 
-    flops = count_flops(timed_pass)
+    flops = count_flops(compute)
     reset_peak(device)
-    seconds = [timed_pass()]
-    while sum(seconds) < TIMED_SECONDS and len(seconds) < MAX_PASSES:
-        seconds.append(timed_pass())
+    seconds = _fastest(compute)
+    memory = peak_mb(device)
+    if batch > 1:
+        images = images[:1]
     return {
         "parameters": float(sum(parameter.numel() for parameter in backbone.parameters())),
         "flops_per_image": flops / batch,
-        "images_per_second": batch / min(seconds),
-        "memory_mb": peak_mb(device),
+        "images_per_second": batch / seconds,
+        "latency_ms": 1000 * (_fastest(compute) if batch > 1 else seconds),
+        "memory_mb": memory,
     }
+
+
+def _fastest(compute: Callable[[], None]) -> float:
+    """Seconds of the fastest pass, because other processes may compute meanwhile."""
+    seconds: list[float] = []
+    while sum(seconds) < TIMED_SECONDS and len(seconds) < MAX_PASSES:
+        started = time.perf_counter()
+        compute()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

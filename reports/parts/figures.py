@@ -7,13 +7,12 @@ follows its light or dark theme.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from reports.analysis import Analysis, shared_columns
+from reports.analysis import Analysis
 from reports.mlflow.query import Store
 from reports.parts.tables import decimal, overview, with_interval
 from reports.stats.intervals import Estimate
@@ -33,11 +32,6 @@ COLOURS = (
 )
 BASELINE_COLOUR = "#8A8F98"
 SYMBOLS = ("square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down", "x")
-STAGE_METRICS = {
-    "experts": "experts_seconds",
-    "labelling": "label_seconds",
-    "training": "train_seconds",
-}  # part → cost of parent runs
 MOST_CURVES = 40  # each is a request to the store
 LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "xanchor": "left"}
 
@@ -51,6 +45,10 @@ class Figure:
         alt: its content in words, for readers who cannot see it.
         spec: Plotly JSON.
         height: in pixels.
+        menus: name → its choices, of a figure whose reader selects what is on the axes: of the
+            vertical one, of the horizontal one.
+        choices: what replaces parts of ``spec``; see ``reports.parts.scatter``. ``opacity`` and
+            ``notes`` (parts of the layout) are of each vertical and horizontal choice.
     """
 
     id: str
@@ -59,6 +57,8 @@ class Figure:
     alt: str
     spec: dict[str, Any]
     height: int = 340
+    menus: dict[str, list[str]] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -251,70 +251,6 @@ def task_bars(analysis: Analysis) -> list[Figure]:
         spec = {"data": [bar], "layout": layout}
         figures.append(Figure(f"bars-{index}", head.column.title, caption, alt, spec, 230))
     return figures
-
-
-def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
-    """Backbone → seconds of experts, labelling, training and probing, means over its seeds.
-
-    Probing is summed over the tasks that all backbones have, of several protocols of a task the
-    mean, so that no backbone looks cheap because it lacks a task.
-    """
-    result: dict[str, dict[str, float]] = {}
-    selection = analysis.selection
-    shared = shared_columns(selection, analysis.samples)
-    for name in selection.backbones:
-        parents = [run for (backbone, _), run in selection.parents.items() if backbone == name]
-        means = pd.DataFrame([run.costs for run in parents]).mean()
-        parts = {
-            part: float(means[metric]) for part, metric in STAGE_METRICS.items() if metric in means
-        }
-        seconds = [
-            (column.task, column.letter, cell.costs.get("seconds", np.nan))
-            for column in shared
-            for cell in selection.cells[name, column]
-        ]
-        probing = pd.DataFrame(seconds, columns=["task", "letter", "seconds"]).dropna()
-        by_column = probing.groupby(["task", "letter"])["seconds"].mean()
-        if len(by_column):
-            parts["probing"] = float(by_column.groupby("task").mean().sum())
-        if parts:
-            result[name] = parts
-    return result
-
-
-def gain_against_cost(analysis: Analysis) -> list[Figure]:
-    """Mean gain against the seconds of experts, labels, training and probing."""
-    seconds = costs(analysis)
-    baseline = analysis.selection.baseline
-    names = [name for name in seconds if name in analysis.gains or name == baseline]
-    if len(names) < 2:
-        return []
-    styles = backbone_styles(analysis)
-    data, alt = [], []
-    for name in names:
-        gain = analysis.gains[name].mean if name in analysis.gains else Estimate(0.0)
-        parts = ", ".join(f"{part} {_duration(value)}" for part, value in seconds[name].items())
-        alt.append(f"{name}: {parts}")
-        text = f"{name}: {decimal(gain.value, 1, True)} %<br>{parts}"
-        data.append(points(name, styles[name], [gain], [sum(seconds[name].values())], [text]))
-    layout = make_layout(
-        {"type": "log", "title": "seconds, log"},
-        {"title": f"gain over {baseline} (%)", "zerolinecolor": "var:muted"},
-        legend=True,
-    )
-    caption = (
-        "Mean gain against the seconds of experts, labels, training and probing (of the tasks that"
-        " all have), means over seeds. Up and left is better. The cost of weights that were trained"
-        " elsewhere is unknown and not included."
-    )
-    spec = {"data": data, "layout": layout}
-    return [Figure("cost", "Gain against cost", caption, "; ".join(alt), spec)]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def training_curves(store: Store, analysis: Analysis) -> list[Figure]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from reports.analysis import Analysis
-from reports.judgement import judge_differences
+from reports.judgement import Judgement, judge_differences
 from reports.measurements import shown_metrics
 from reports.selection import TaskColumn
 from reports.stats.intervals import LEVEL, Estimate
@@ -310,23 +310,32 @@ class PairGain:
     undecided: int
 
 
-def all_pairs(analysis: Analysis) -> dict[tuple[str, str], PairGain]:
-    """(backbone, baseline) → their comparison; empty for fewer than three or over
-    ``MOST_PAIRED``.
+def judge_pairs(analysis: Analysis) -> dict[str, Judgement]:
+    """Baseline → the main metrics and mean gains of all others against it; empty for over
+    ``MOST_PAIRED`` backbones.
 
     All pairs hold jointly: each of B baselines has its own family of comparisons, judged at 5 % / B
-    (Bonferroni).
+    (Bonferroni). Of two backbones it is the comparison of the report.
     """
-    names = analysis.selection.backbones
-    if not 2 < len(names) <= MOST_PAIRED:
+    names, baseline = analysis.selection.backbones, analysis.selection.baseline
+    if len(names) <= 2:
+        return {baseline: analysis}
+    if len(names) > MOST_PAIRED:
         return {}
     main = {key: sample for key, sample in analysis.samples.items() if key[2] == key[1].main}
-    pairs = {}
-    for base in names:
-        judged = judge_differences(
+    return {
+        base: judge_differences(
             replace(analysis.selection, baseline=base), main, LEVEL / len(names)
         )
-        for name in names:
+        for base in names
+    }
+
+
+def all_pairs(judgements: Mapping[str, Judgement]) -> dict[tuple[str, str], PairGain]:
+    """(backbone, baseline) → their comparison; empty for fewer than three backbones."""
+    pairs = {}
+    for base, judged in judgements.items() if len(judgements) > 1 else ():
+        for name in judged.selection.backbones:
             outcomes = Counter(judged.tasks(name).values())
             if name == base or not outcomes:
                 continue

@@ -70,14 +70,15 @@ def csv_values(report: Report) -> dict[str, str]:
     """CSV files, name → text.
 
     ``results.csv``: a row for each number of the tables; ``runs.csv``: for each metric of each
-    MLflow run; ``classes.csv`` and ``pairs.csv`` if there are any; ``study-NAME.csv``: the trials
-    of a sweep.
+    MLflow run; ``costs.csv``: for each backbone; ``classes.csv`` and ``pairs.csv`` if there are
+    any; ``study-NAME.csv``: the trials of a sweep.
     """
     frames = {}
     if report.analysis is not None:
         selection = report.analysis.selection
         frames["results.csv"] = numbers_frame(report)
         frames["runs.csv"] = tidy([cell for cells in selection.cells.values() for cell in cells])
+        frames["costs.csv"] = report.costs.reset_index()
         if report.classes:
             classes = [table.frame.assign(task=table.title) for table in report.classes]
             frames["classes.csv"] = pd.concat(classes)

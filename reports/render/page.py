@@ -17,7 +17,10 @@ from reports.parts.tables import ACROSS, bracketed, count, decimal, plain_cell
 from reports.stats.resampling import RESAMPLES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reports.cell import Record
+    from reports.parts.figures import Figure
     from reports.report import Report
 
 
@@ -27,7 +30,6 @@ def render_page(report: Report) -> str:
     Plotly (4.8 MB) is embedded once, gzipped (1.4 MB), and unpacked by the browser; the tables are
     plain HTML and need no script.
     """
-    figures = {figure.id: figure.spec for figure in report.all_figures()}
     return render_template(
         "page.html.j2",
         report=report,
@@ -37,9 +39,14 @@ def render_page(report: Report) -> str:
         count=count,
         ACROSS=ACROSS,
         RESAMPLES=RESAMPLES,
-        figures=figures,
-        plotly=_plotly() if figures else "",
+        **figure_content(report.all_figures()),
     )
+
+
+def figure_content(figures: Sequence[Figure]) -> dict[str, Any]:
+    """What a page needs to draw figures: ``figures``, their Plotly JSON by id, and ``plotly``."""
+    content = {f.id: {**f.spec, **({"choices": f.choices} if f.choices else {})} for f in figures}
+    return {"figures": content, "plotly": _plotly() if content else ""}
 
 
 def render_template(name: str, **content: Any) -> str:

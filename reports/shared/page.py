@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from reports.render.page import render_template
+import pandas as pd
+
+from reports.parts.costs import cost_figure
+from reports.parts.figures import Style
+from reports.parts.scatter import Score
+from reports.render.page import figure_content, render_template
 from reports.selection import task_order
 from reports.shared.standings import Leaderboard, Place, SharedColumn, rank_backbones
 
@@ -21,13 +27,51 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
     columns = sorted(
         results.columns.values(), key=lambda column: order.get(column.cell.task, len(order))
     )
+    groups = _groups(columns)
+    scores = [
+        Score(_axis_title(group, columns), {n: place.score for n, place in group.places.items()})
+        for group in groups
+    ]
+    better = [{name: place.better for name, place in group.places.items()} for group in groups]
+    costs = pd.DataFrame([*results.costs.values()], [*results.costs])
+    styles = dict.fromkeys(costs.index, Style("var:accent", "circle"))
+    figures = cost_figure(styles, scores, better, costs)
     content = {
         "backbones": [{"name": name, **details} for name, details in results.backbones.items()],
         "columns": [_column(column) for column in columns],
-        "groups": _groups(columns),
+        "groups": [
+            {
+                "label": group.label,
+                "columns": group.columns,
+                "places": {name: _place(place) for name, place in group.places.items()},
+            }
+            for group in groups
+        ],
         "protocols": [column.conditions for column in columns],
     }
-    return render_template("leaderboard.html.j2", title=title, about=about, content=content)
+    return render_template(
+        "leaderboard.html.j2",
+        title=title,
+        about=about,
+        content=content,
+        shown_figures=figures,
+        **figure_content(figures),
+    )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What one can rank by: the numbers of its columns, and the places of backbones."""
+
+    label: str
+    columns: list[int]
+    places: dict[str, Place]
+
+
+def _axis_title(group: _Group, columns: Sequence[SharedColumn]) -> str:
+    """What is ranked by, with a word on the direction of a metric; scores go up."""
+    directions = [columns[number].metric.direction for number in group.columns]
+    return f"{group.label}, lower is better" if directions == [-1] else group.label
 
 
 def _column(column: SharedColumn) -> dict[str, Any]:
@@ -50,8 +94,8 @@ def _column(column: SharedColumn) -> dict[str, Any]:
     }
 
 
-def _groups(columns: Sequence[SharedColumn]) -> list[dict[str, Any]]:
-    """What one can rank by: all tasks, those of one probe or one dataset, and each task."""
+def _groups(columns: Sequence[SharedColumn]) -> list[_Group]:
+    """All tasks, those of one probe or one dataset, and each task."""
     members: dict[str, list[int]] = defaultdict(list)
     for number, column in enumerate(columns):
         cell = column.cell
@@ -61,12 +105,10 @@ def _groups(columns: Sequence[SharedColumn]) -> list[dict[str, Any]]:
     for number, task in enumerate(tasks):
         letter = f" ({chr(65 + tasks[:number].count(task))})" if tasks.count(task) > 1 else ""
         members[f"task: {task}{letter}"].append(number)
-    groups = []
-    for label, numbers in members.items():
-        places = rank_backbones([columns[number] for number in numbers])
-        ranked = {name: _place(place) for name, place in places.items()}
-        groups.append({"label": label, "columns": numbers, "places": ranked})
-    return groups
+    return [
+        _Group(label, numbers, rank_backbones([columns[number] for number in numbers]))
+        for label, numbers in members.items()
+    ]
 
 
 def _place(place: Place) -> dict[str, Any]:

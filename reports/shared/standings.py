@@ -18,6 +18,7 @@ from cliptex_common.files import content_key
 from reports.artifacts import PARENT, PROTOCOL
 from reports.cell import Cell, ParentRun
 from reports.metrics import Metric
+from reports.parts.costs import COST_AXES
 from reports.shared.archive import SharedResults
 from reports.shared.check import check_results
 from reports.stats.intervals import Estimate, estimate, judge_jointly, seed_prior
@@ -60,11 +61,15 @@ class SharedColumn:
 
 @dataclass(frozen=True)
 class Place:
-    """A backbone's score, and the interval of its place."""
+    """A backbone's score, those that are better, and the interval of its place."""
 
     score: Estimate
-    first: int
+    better: tuple[str, ...]
     last: int
+
+    @property
+    def first(self) -> int:
+        return 1 + len(self.better)
 
 
 @dataclass
@@ -72,11 +77,13 @@ class Leaderboard:
     """Everything that the page shows; ``backbones`` has what is known of each.
 
     Attributes:
+        costs: of each, as a row of ``reports.parts.costs.cost_frame``; some may be missing.
         parents: of all files, which have the order of tasks.
     """
 
     columns: dict[tuple[str, ...], SharedColumn] = field(default_factory=dict)
     backbones: dict[str, dict[str, str | float]] = field(default_factory=dict)
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: dict[tuple[str, int], str] = field(default_factory=dict)
     parents: list[ParentRun] = field(default_factory=list)
 
@@ -93,7 +100,11 @@ class Leaderboard:
         for parent in results.parents.values():
             name = names.get(parent.backbone, parent.backbone)
             self.weights[name, parent.seed] = parent.weights
-            self.backbones.setdefault(name, _describe(results, parent))
+            details = self.backbones.setdefault(name, _describe(results, parent))
+            devices = [c.device for c in results.cells if c.parent == parent.run_id]
+            measured = {cost: parent.costs[cost] for cost in COST_AXES if cost in parent.costs}
+            about = {"device": next(iter(devices), ""), "image_size": details["resolution"]}
+            self.costs.setdefault(name, {**about, **measured})
         for cell in results.cells:
             name, own = names.get(cell.backbone, cell.backbone), scores[cell.run_id]
             conditions = results.json(cell, PROTOCOL)
@@ -153,12 +164,12 @@ def rank_backbones(columns: Sequence[SharedColumn]) -> dict[str, Place]:
     ):
         verdict = gap.verdict(sign)
         beats[mine, other], beats[other, mine] = verdict == "win", verdict == "loss"
-    better, worse = beats.sum(axis=0).tolist(), beats.sum(axis=1).tolist()
     places = {}
     for index, (name, sample) in enumerate(zip(names, samples, strict=True)):
         score = estimate(sample)
         score = replace(score, value=score.value - shift)
-        places[name] = Place(score, 1 + better[index], len(names) - worse[index])
+        better = tuple(names[other] for other in np.flatnonzero(beats[:, index]))
+        places[name] = Place(score, better, len(names) - int(beats[index].sum()))
     return places
 
 

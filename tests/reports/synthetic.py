@@ -16,7 +16,7 @@ import probes.catalog  # noqa: F401  registers the metrics of every kind
 from cliptex_common.files import content_key
 from probes.pictures import write_gallery
 from reports.artifacts import DETECTIONS, PARENT, PER_IMAGE, PICTURES, PROTOCOL
-from reports.cell import Cell, ParentRun, cell_key, task_tag
+from reports.cell import Cell, ParentRun, cell_key, cost_metrics, task_tag
 from reports.detections import to_columns
 from reports.metrics import Metric
 from reports.mlflow.run import Run, Tracker
@@ -189,7 +189,9 @@ def write_run(
         about = {"name": backbone, "source": "here", "licence": "none", "config": {}}
         stored = {"backbone": {**identity, **about}, "environment": environment}
         parent.log_json(stored, PARENT)
-        parent.log_metrics({"cost/train_seconds": 10.0 + 5 * seed})
+        latency = 1.0 + len(backbone)
+        costs = {"train_seconds": 10.0 + 5 * seed, "latency_ms": latency, "memory_mb": 100.0}
+        parent.log_metrics(cost_metrics(costs))
         for task, quality in qualities.items():
             kind = kind_of(task)
             cell = Cell(

@@ -151,6 +151,21 @@ def test_gallery_figures_and_colours(page):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
 
 
+def test_menus_select_what_a_figure_shows(page):
+    plot = page.locator('[data-figure="cost"]')
+    plot.scroll_into_view_if_needed()
+    page.locator('[data-figure="cost"].js-plotly-plot .scatterlayer').wait_for()
+    shown = lambda: plot.evaluate("plot => plot.data.map(trace => [trace.x[0], trace.y[0]])")
+    before = shown()
+    menus = page.locator('figure:has([data-figure="cost"]) select')
+    menus.nth(1).select_option(label="peak memory (MB)")
+    assert [x for x, _ in shown()] == [100, 100] and [y for _, y in shown()] == [
+        y for _, y in before
+    ]
+    menus.nth(0).select_option(label="voc/linear: mIoU (%)")
+    page.wait_for_function("document.querySelector('[data-figure=cost]').data[0].y[0] > 1")
+
+
 @pytest.mark.parametrize("page", [360], indirect=True)
 def test_nothing_runs_over_the_edge_of_a_phone(page):
     for plot in page.query_selector_all(".plot"):
@@ -168,6 +183,8 @@ def test_leaderboard(browser, tmp_path):
     )
     for name, parameters in (("a", 90e6), ("b", 5e6), ("constructor", 5e6)):
         results.backbones[name] = {"parameters": parameters, "licence": f"licence {name}"}
+        about = {"device": "cpu", "image_size": "224 × 224"}
+        results.costs[name] = {"parameters": parameters, **about}
     path = tmp_path / "index.html"
     path.write_text(render_leaderboard(results, "Leaderboard", "three backbones"), encoding="utf-8")
     context = browser.new_context(viewport={"width": 390, "height": 800})
@@ -182,6 +199,9 @@ def test_leaderboard(browser, tmp_path):
     assert shown() == [["a", "1"], ["b", "2"], ["constructor", "–"]]
     page.select_option("#group", label="voc/linear")
     assert shown() == [["a", "1"], ["b", "2"], ["constructor", "3"]]
+    page.locator("html[data-figures=drawn]").wait_for(state="attached")
+    beaten = "document.querySelector('.plot').data.map(trace => trace.opacity < 1)"
+    assert page.evaluate(beaten) == [False, False, True], "b is better at the same cost"
     page.select_option("#size", label="25 M")
     page.fill("#text", "B")
     assert shown() == [["b", "2"]]

@@ -40,7 +40,7 @@ def out(results, monkeypatch, tmp_path):
 def test_report_writes_a_page_and_tables(out, capsys):
     assert run_command(f"report --out {out} --format html,md,csv,latex --baseline clip-ft") == 0
     files = {"index.html", "report.md", "results.csv", "runs.csv", "classes.csv", "tables.tex"}
-    assert {path.name for path in out.iterdir()} == files
+    assert {path.name for path in out.iterdir()} == {*files, "costs.csv"}
     output = " ".join(capsys.readouterr().out.split())
     assert "experiment paper" in output and "index.html" in output
     assert "cliptex is better than clip-ft on 2 of 2 tasks" in output

@@ -20,6 +20,7 @@ def test_measured_once_for_an_architecture_and_device(tmp_path, monkeypatch):
     with torch.inference_mode():
         assert costs["flops_per_image"] == count_flops(lambda: vit(images))
     assert costs["images_per_second"] > 0 and costs["memory_mb"] > 10
+    assert costs["latency_ms"] == pytest.approx(1000 / costs["images_per_second"])  # on a CPU
     monkeypatch.setattr(cost, "_measure", lambda *_: pytest.fail("measured again"))
     second = backbones.create("random/timm/test_vit", seed=5)  # other weights cost the same
     assert cost.backbone_costs(second, cpu) == costs

@@ -6,7 +6,7 @@ import json
 
 import plotly.graph_objects as go
 
-from reports.parts.figures import costs, forest, task_bars
+from reports.parts.figures import forest, task_bars
 from tests.reports.synthetic import stored_run
 
 
@@ -19,23 +19,6 @@ def test_figures_are_valid_plotly_with_a_text(report):
             spec = spec.replace(f"var:{name}", "#000")
         go.Figure(json.loads(spec))  # raises on anything that Plotly does not know
         assert figure.alt and figure.title
-
-
-def test_costs_count_shared_tasks_once(analysis_of):
-    runs = [
-        stored_run(index, name, task, 0, 50.0 + index, protocol=protocol)
-        for index, (name, task, protocol) in enumerate(
-            [
-                ("clip", "voc/linear", "p"),
-                ("clip", "voc/linear", "q"),
-                ("clip", "ade20k/linear", "p"),
-                ("mine", "voc/linear", "p"),
-                ("mine", "voc/linear", "q"),
-            ]
-        )
-    ]
-    seconds = {"probing": 1.0}  # of each run
-    assert costs(analysis_of(runs)) == {"clip": seconds, "mine": seconds}
 
 
 def test_an_unknown_interval_has_an_open_symbol_and_no_bar(analysis_of):

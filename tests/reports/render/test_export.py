@@ -43,7 +43,7 @@ def latex_numbers(text: str, table: ResultTable) -> list[list[str]]:
 
 def test_every_format_has_the_same_numbers(report, files):
     names = {"index.html", "report.md", "tables.tex", "results.csv", "runs.csv", "classes.csv"}
-    assert set(files) == names | {"pairs.csv", "study-lambdas.csv"}
+    assert set(files) == names | {"pairs.csv", "costs.csv", "study-lambdas.csv"}
     rows = {
         (row["backbone"], row["task"], row["metric"]): row
         for row in csv.DictReader(io.StringIO(files["results.csv"]))

@@ -1,0 +1,226 @@
+"""Scores against what backbones cost: the figure of the report and of the leaderboard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from reports.analysis import Analysis, shared_columns
+from reports.judgement import Judgement
+from reports.parts.figures import Figure, Style, backbone_styles
+from reports.parts.provenance import Provenance
+from reports.parts.scatter import Quantity, Score, scatter
+from reports.parts.tables import overview
+from reports.selection import TaskColumn
+from reports.stats.intervals import Estimate
+
+STAGE_METRICS = {
+    "experts": "experts_seconds",
+    "labelling": "label_seconds",
+    "training": "train_seconds",
+}  # part → cost of parent runs
+PRECISION = "fp32"  # in which speed and memory of backbones are measured
+BEATEN = 0.35  # opacity
+Better = Mapping[str, Collection[str]]  # backbone → those that are better than it beyond doubt
+
+
+@dataclass(frozen=True)
+class CostAxis:
+    """A cost as an axis shows it.
+
+    Attributes:
+        unit: in which it is shown, in those that it is stored in.
+        sign: +1 where less is cheaper, else -1.
+    """
+
+    title: str
+    unit: float = 1.0
+    sign: int = 1
+
+
+COST_AXES = {
+    "parameters": CostAxis("parameters (M)", 1e6),
+    "flops_per_image": CostAxis("GFLOPs an image", 1e9),
+    "images_per_second": CostAxis("images a second, more is cheaper", sign=-1),
+    "latency_ms": CostAxis("latency of one image (ms)"),
+    "memory_mb": CostAxis("peak memory (MB)"),
+    "seconds": CostAxis("seconds of experts, labels, training and probing"),
+}  # column of ``cost_frame`` → its axis
+
+
+def cost_frame(analysis: Analysis, provenance: Provenance) -> pd.DataFrame:
+    """What each backbone costs, a row each: device, precision, image size, and costs in the units
+    that they are stored in; ``seconds`` is the sum of ``stage_seconds``. NaN where unknown."""
+    selection, seconds = analysis.selection, stage_seconds(analysis)
+    rows = {}
+    for name in selection.backbones:
+        run = selection.parent(name)
+        own = [
+            cell for column in selection.columns for cell in selection.cells.get((name, column), ())
+        ]
+        rows[name] = {
+            "device": next((cell.device for cell in own if run and cell.parent == run.run_id), ""),
+            "precision": PRECISION,
+            "image_size": provenance.backbones[name]["Resolution"],
+            **{cost: run.costs.get(cost) if run else None for cost in COST_AXES},
+            "seconds": sum(seconds[name].values()) if name in seconds else None,
+        }
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("backbone")
+    return frame.astype(dict.fromkeys(COST_AXES, float))
+
+
+def stage_seconds(analysis: Analysis) -> dict[str, dict[str, float]]:
+    """Backbone → seconds of experts, labelling, training and probing, means over its seeds.
+
+    Probing is summed over the tasks that all backbones have, of several protocols of a task the
+    mean, so that no backbone looks cheap because it lacks a task.
+    """
+    result: dict[str, dict[str, float]] = {}
+    selection = analysis.selection
+    shared = shared_columns(selection, analysis.samples)
+    for name in selection.backbones:
+        parents = [run for (backbone, _), run in selection.parents.items() if backbone == name]
+        means = pd.DataFrame([run.costs for run in parents]).mean()
+        parts = {
+            part: float(means[metric]) for part, metric in STAGE_METRICS.items() if metric in means
+        }
+        seconds = [
+            (column.task, column.letter, cell.costs.get("seconds", np.nan))
+            for column in shared
+            for cell in selection.cells[name, column]
+        ]
+        probing = pd.DataFrame(seconds, columns=["task", "letter", "seconds"]).dropna()
+        by_column = probing.groupby(["task", "letter"])["seconds"].mean()
+        if len(by_column):
+            parts["probing"] = float(by_column.groupby("task").mean().sum())
+        if parts:
+            result[name] = parts
+    return result
+
+
+def costs_of_backbones(
+    analysis: Analysis, judgements: Mapping[str, Judgement], costs: pd.DataFrame
+) -> list[Figure]:
+    """The mean gain and each task's main metric against each cost.
+
+    Args:
+        judgements: of all pairs (``judge_pairs``).
+    """
+    names, baseline = analysis.selection.backbones, analysis.selection.baseline
+    gains = {name: gain.mean for name, gain in analysis.gains.items()}
+    scores: list[Score] = []
+    better: list[Better] = []
+    if gains:
+
+        def of_gain(judged: Judgement, name: str) -> str:
+            return judged.gains[name].mean.verdict() if name in judged.gains else ""
+
+        better.append(_better(names, judgements, of_gain))
+        title = f"mean gain over {baseline} (%)"
+        scores.append(Score(title, {baseline: Estimate(0.0), **gains}))
+    for score, column in main_scores(analysis):
+        scores.append(score)
+        outcome = lambda judged, name, of=column: judged.outcome(name, of)
+        better.append(_better(names, judgements, outcome))
+    caption = (
+        " Seconds are means over seeds, of the tasks that all have; those of weights that were"
+        " trained elsewhere are unknown."
+    )
+    return cost_figure(backbone_styles(analysis), scores, better, costs, caption)
+
+
+def _better(
+    names: Sequence[str],
+    judgements: Mapping[str, Judgement],
+    outcome: Callable[[Judgement, str], str],
+) -> dict[str, list[str]]:
+    """Backbone → those that are better than it, in either comparison of the two."""
+    pairs = set()
+    for base, judged in judgements.items():
+        for name in names:
+            verdict = outcome(judged, name)
+            if verdict in ("win", "loss"):
+                pairs.add((name, base) if verdict == "win" else (base, name))
+    return {name: [other for other in names if (other, name) in pairs] for name in names}
+
+
+def main_scores(analysis: Analysis) -> list[tuple[Score, TaskColumn]]:
+    """The main metric of each column of the overview."""
+    scores = []
+    for head in overview(analysis).columns:
+        keys = {name: (name, head.column, head.metric) for name in analysis.selection.backbones}
+        estimates = {
+            name: analysis.estimates[key] for name, key in keys.items() if key in analysis.estimates
+        }
+        unit = f" ({head.unit})" if head.unit else ""
+        arrow = "" if head.sign > 0 else ", lower is better"
+        title = f"{head.column.title}: {head.label}{unit}{arrow}"
+        scores.append((Score(title, estimates, head.digits), head.column))
+    return scores
+
+
+def cost_figure(
+    styles: Mapping[str, Style],
+    scores: Sequence[Score],
+    better: Sequence[Better],
+    costs: pd.DataFrame,
+    caption: str = "",
+) -> list[Figure]:
+    """Scores against costs, with the front; no figure where no cost of two backbones is known.
+
+    Args:
+        better: of each score.
+        costs: as of ``cost_frame``; may lack some.
+    """
+    styles = {name: style for name, style in styles.items() if name in costs.index}
+    shown = [cost for cost in COST_AXES if cost in costs and costs[cost].count() > 1]
+    shown.sort(key=lambda cost: costs[cost].nunique() == 1)  # those that differ come first
+    if not shown or not scores:
+        return []
+    quantities = [
+        Quantity(COST_AXES[cost].title, costs[cost] / COST_AXES[cost].unit, is_log=True)
+        for cost in shown
+    ]
+    caption = (
+        "Pale: another one is better beyond doubt at no more cost. Open: one seed, or no interval."
+        f" Speed and memory: {_conditions(costs)}.{caption}"
+    )
+    title = "Scores against costs"
+    figure = scatter("cost", title, caption, styles, ("score", "cost"), scores, quantities)
+    fronts = [
+        [on_front(costs[cost], each, COST_AXES[cost].sign) for cost in shown] for each in better
+    ]
+    figure.choices["opacity"] = [
+        [[1.0 if name in front else BEATEN for name in styles] for front in of_score]
+        for of_score in fronts
+    ]
+    for trace, opacity in zip(figure.spec["data"], figure.choices["opacity"][0][0], strict=True):
+        trace["opacity"] = opacity
+    return [figure]
+
+
+def on_front(costs: Mapping[str, float] | pd.Series, better: Better, sign: int = 1) -> set[str]:
+    """The backbones with a known cost that no better one undercuts or equals in cost.
+
+    Args:
+        sign: +1 where less is cheaper, else -1.
+    """
+    known = {str(name): sign * cost for name, cost in costs.items() if np.isfinite(cost)}
+    return {
+        name
+        for name, cost in known.items()
+        if not any(known.get(other, np.inf) <= cost for other in better.get(name, ()))
+    }
+
+
+def _conditions(costs: pd.DataFrame) -> str:
+    """Under which the costs were measured."""
+    devices, sizes = (
+        [value for value in costs[column].unique() if value] for column in ("device", "image_size")
+    )
+    size = f"images of {sizes[0]}" if len(sizes) == 1 else "images of each backbone's own size"
+    words = f"{PRECISION}, {size}, on {' and '.join(devices) or 'an unknown device'}"
+    return f"{words}, which cannot be compared" if len(devices) > 1 else words
