@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from cliptex_common.errors import UserError, suggest
 from probes.datasets.download import archives, nyu
 from probes.datasets.download.archives import Unpacker
+from probes.registry import DATASETS
 
 KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 HORATIO = "http://horatio.cs.nyu.edu/mit/silberman"
@@ -226,6 +227,11 @@ ENTRIES = {entry.name: entry for entry in _ENTRIES}
 def find_entry(name: str) -> Download:
     """The entry called ``name``. Raises ``UserError`` naming the nearest if there is none."""
     if name not in ENTRIES:
+        if spec := DATASETS.get(name):
+            raise UserError(
+                f"{name} is not downloaded automatically; put it into the folder {spec.folder} of"
+                f" --data-root: {spec.about}"
+            )
         raise UserError(
             f"cannot download dataset {name!r}; {suggest(name, ENTRIES)} (or wds_NAME, a webdataset"
             " folder)"

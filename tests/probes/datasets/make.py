@@ -100,6 +100,105 @@ def make_coco_stuff(root: Path, n_train: int = 2, n_val: int = 2) -> Path:
     return make_pairs(root, counts, [*range(171), 255], *names)
 
 
+def make_cityscapes(root: Path, n_train: int = 4, n_val: int = 3) -> Path:
+    """Two cities a split; 19 classes and 255, as csCreateTrainIdLabelImgs writes them."""
+    rng = np.random.default_rng(0)
+    for part, number in {"train": n_train, "val": n_val}.items():
+        for index in range(number):
+            name = f"{part}/city{index % 2}/city{index % 2}_{index:06d}_000019"
+            save(root / f"leftImg8bit/{name}_leftImg8bit.png", picture(rng, SIZE))
+            values = labels(rng, SIZE, [*range(19), 255])
+            save(root / f"gtFine/{name}_gtFine_labelTrainIds.png", values)
+    return root
+
+
+def make_pascal_context(root: Path, n_train: int = 4, n_val: int = 3) -> Path:
+    """VOC2010 with stored labels 0 (background) to 59."""
+    rng = np.random.default_rng(0)
+    for split, number in {"train": n_train, "val": n_val}.items():
+        names = [f"2008_{split}{index:04d}" for index in range(number)]
+        for name in names:
+            save(root / f"JPEGImages/{name}.jpg", picture(rng, SIZE))
+            save(root / f"SegmentationClassContext/{name}.png", labels(rng, SIZE, range(60)))
+        path = root / f"ImageSets/SegmentationContext/{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{name}\n" for name in names))
+    return root
+
+
+def make_kitti(root: Path, n_train: int = 2, n_val: int = 3) -> Path:
+    """Eigen's split with images of two sizes, two a drive, and in the list of test images one
+    without ground truth. Depths are 1 m and more to the right, of every fourth row."""
+    rng = np.random.default_rng(0)
+    date = "2011_09_26"
+    for part, number in {"train": n_train, "test": n_val}.items():
+        lines = [f"{date}/{date}_drive_0009_sync/image_02/data/none.png None 721.5\n"]
+        for index in range(number):
+            height, width = ((375, 1242), (370, 1224))[index % 2]
+            drive = f"{date}_drive_{part}{index // 2}_sync"
+            image = f"{date}/{drive}/image_02/data/{index:010d}.png"
+            depth = f"{drive}/proj_depth/groundtruth/image_02/{index:010d}.png"
+            row = rng.integers(0, 255, (1, width, 3)).repeat(height, axis=0)
+            save(root / f"input/{image}", row.astype(np.uint8))
+            values = np.zeros((height, width), np.uint16)
+            values[::4] = 256 + np.arange(width)
+            save(root / f"gt_depth/{depth}", values)
+            lines.append(f"{image} {depth} 721.5\n")
+        (root / f"kitti_eigen_{part}.txt").write_text("".join(lines))
+    return root
+
+
+def write_ground_truth(
+    path: Path, gallery: Sequence[str], queries: Sequence[str], entries: Sequence[dict]
+) -> Path:
+    """The ``.mat`` of Revisited Oxford and Paris, as MATLAB stores its cells and structures.
+
+    Args:
+        entries: of each query ``bbx``, and numbers of gallery images from 1 on in ``easy``,
+            ``hard`` and ``junk``.
+    """
+    from scipy.io import savemat
+
+    names = {"imlist": gallery, "qimlist": queries}
+    cells = {key: np.array(list(each), object).reshape(1, -1) for key, each in names.items()}
+    table = np.zeros((1, len(entries)), [(key, object) for key in ("bbx", "easy", "hard", "junk")])
+    for index, entry in enumerate(entries):
+        for key, values in entry.items():
+            table[0, index][key] = np.array([values], np.float64)
+    savemat(path, {**cells, "gnd": table})
+    return path
+
+
+def make_revisited(root: Path, name: str = "roxford5k") -> Path:
+    """Three pictures of each colour, one easy, one hard and one junk; a query is grey but for a box
+    of its colour."""
+    rng = np.random.default_rng(0)
+    gallery = [f"{colour}_{index:06d}" for colour in COLOURS for index in range(3)]
+    for image in gallery:
+        save(root / f"jpg/{image}.jpg", picture(rng, SIZE, COLOURS[image.partition("_")[0]]))
+    for colour in COLOURS:
+        pixels = picture(rng, (96, 40))
+        pixels[:, 60:] = picture(rng, (36, 40), COLOURS[colour])
+        save(root / f"jpg/{colour}_query.jpg", pixels)
+    entries = [
+        {"bbx": [60.2, 0, 95.6, 40], "easy": [n + 1], "hard": [n + 2], "junk": [n + 3]}
+        for n in range(0, len(gallery), 3)
+    ]
+    queries = [f"{colour}_query" for colour in COLOURS]
+    write_ground_truth(root / f"gnd_{name}.mat", gallery, queries, entries)
+    return root
+
+
+def make_amstertime(root: Path) -> Path:
+    """A place is a colour; the old photographs of two of them are swapped."""
+    rng = np.random.default_rng(0)
+    old = ["green", "red", "blue", "white"]
+    for index, (new_colour, old_colour) in enumerate(zip(COLOURS, old, strict=True)):
+        save(root / f"new/{index:04d}.png", picture(rng, (32, 48), COLOURS[new_colour]))
+        save(root / f"old/{index:04d}.jpg", picture(rng, SIZE, COLOURS[old_colour]))
+    return root
+
+
 def make_nyu(
     root: Path,
     n_train: int = 4,

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.datasets.base import Sample
 from probes.datasets.check import prepare
+from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS
 from tests.probes import tiny_coco
 from tests.probes.datasets import make
@@ -110,6 +112,31 @@ def test_voc_lists(tmp_path):
     ]
 
 
+def test_cityscapes_has_names_of_its_own(tmp_path):
+    root = make.make_cityscapes(tmp_path, 1, 1)
+    (sample,) = DATASETS["cityscapes"].list_samples(root, "val")
+    assert sample == Sample(
+        "leftImg8bit/val/city0/city0_000000_000019_leftImg8bit.png",
+        "gtFine/val/city0/city0_000000_000019_gtFine_labelTrainIds.png",
+    )
+    assert DATASETS["cityscapes"].class_names(root)[::18] == ("road", "bicycle")
+    (root / sample.target).rename(root / sample.target.replace("Train", ""))  # as downloaded
+    with pytest.raises(UserError, match="csCreateTrainIdLabelImgs"):
+        DATASETS["cityscapes"].list_samples(root, "val")
+
+
+@pytest.mark.parametrize(("classes", "background"), [(59, 255), (60, 0)])
+def test_pascal_context_ignores_background_or_has_it_as_a_class(tmp_path, classes, background):
+    spec, root = DATASETS[f"pascal-context-{classes}"], make.make_pascal_context(tmp_path, 1, 1)
+    assert len(spec.class_names(root)) == classes
+    (sample,) = spec.list_samples(root, "val")
+    options = DENSE_TASKS["segmentation"].reading(spec, classes)
+    read = DENSE_TASKS["segmentation"].read(str(root / sample.target), **options)
+    stored = np.asarray(Image.open(root / sample.target))
+    assert (read[stored == 0] == background).all()
+    assert (read[stored == 59] == classes - 1).all()
+
+
 def test_mirrored_folders_nest_and_keep_orphans(tmp_path):
     root = make.make_nyu(tmp_path, 3, 2, scenes=True)
     make.save(root / "images/train/bath/a.png", np.zeros((4, 4, 3), np.uint8))
@@ -128,7 +155,9 @@ def test_mirrored_folders_nest_and_keep_orphans(tmp_path):
     assert DATASETS["nyu-normal"].list_samples(root, "val")[0].target.startswith("normals/test/")
 
 
-@pytest.mark.parametrize("name", ["voc", "coco", "nyu-depth", "imagenet", "flickr30k"])
+@pytest.mark.parametrize(
+    "name", ["voc", "coco", "nyu-depth", "imagenet", "flickr30k", "cityscapes"]
+)
 def test_an_empty_folder_names_what_is_missing(tmp_path, name):
     with pytest.raises(UserError, match="missing in"):
         DATASETS[name].list_samples(tmp_path, "val")
