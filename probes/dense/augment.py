@@ -21,24 +21,26 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.functional import adjust_hue, adjust_saturation
 
+from probes.dense.areas import bounds_read
+
 IMAGE = ("img", "gt_seg_map")  # what geometry changes alike
 
 
 @TRANSFORMS.register_module()
 class ReadArea(BaseTransform):
-    """Keep the part ``area`` = (top, bottom, left, right) of an image, and of its ground truth if
+    """Keep the part ``area`` of an image (see ``probes.dense.areas``), and of its ground truth if
     that is loaded."""
 
-    def __init__(self, area: Sequence[int]) -> None:
+    def __init__(self, area: Sequence[Any]) -> None:
         self.area = tuple(area)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        y1, y2, x1, x2 = self.area
+        y1, y2, x1, x2 = bounds = bounds_read(self.area, *results["img"].shape[:2])
         for name in IMAGE:
             if name in results:
                 results[name] = results[name][y1:y2, x1:x2]
         results["img_shape"] = results["img"].shape[:2]
-        results["area"] = self.area
+        results["area"] = bounds
         return results
 
 

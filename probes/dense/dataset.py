@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cliptex_common.files import content_key
 from probes.base import EncodeRun, Progress
+from probes.dense.areas import bounds_read
 from probes.dense.augment import ReadArea, ShortSide
 from probes.dense.data import channels_first, dense_sample, image_only
 from probes.dense.tasks import DENSE_TASKS
@@ -128,7 +129,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
         width, height = self.own_size(index)
         for part in self.pipeline.transforms:
             if isinstance(part, ReadArea):
-                y1, y2, x1, x2 = part.area
+                y1, y2, x1, x2 = bounds_read(part.area, height, width)
                 width, height = min(x2, width) - x1, min(y2, height) - y1
             if isinstance(part, ShortSide):
                 width, height = part.new_size(width, height)

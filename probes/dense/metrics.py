@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cliptex_common.dense_maps.scores import angles, class_areas, confusion, depth_scores
 from cliptex_common.errors import UserError
+from probes.dense.areas import bounds_scored
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.segmentation import class_ious
 
@@ -56,9 +57,9 @@ def hungarian_miou(counts: Tensor) -> float:
     return float(iou[linear_sum_assignment(iou.numpy(), maximize=True)].mean())
 
 
-def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
-    """(…, H, W) inside ``crop`` = (top, bottom, left, right) in pixels, bottom and right exclusive;
-    all of it when None. On a device that can sum it in float64: its own, else the CPU.
+def cropped(pixels: Tensor, crop: Sequence[Any] | None) -> Tensor:
+    """(…, H, W) inside ``crop``, see ``probes.dense.areas``; all of it when None. On a device that
+    can sum it in float64: its own, else the CPU.
 
     Raises:
         UserError: the crop does not fit.
@@ -66,8 +67,8 @@ def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
     pixels = pixels.to(float64_device(pixels.device))
     if crop is None:
         return pixels
-    y1, y2, x1, x2 = crop
     height, width = pixels.shape[-2:]
+    y1, y2, x1, x2 = bounds_scored(tuple(crop), height, width)
     if y2 > height or x2 > width:
         raise UserError(
             f"the evaluation crop (rows {y1}-{y2}, columns {x1}-{x2}) does not fit a"
@@ -181,7 +182,7 @@ class DepthScores(TaskScores):
     """
 
     def __init__(
-        self, min_depth: float, max_depth: float, crop: Sequence[int] | None = None
+        self, min_depth: float, max_depth: float, crop: Sequence[Any] | None = None
     ) -> None:
         super().__init__("depth")
         self.min_depth, self.max_depth, self.crop = min_depth, max_depth, crop
@@ -221,7 +222,7 @@ class NormalScores(TaskScores):
     COARSE = 1800  # bins of an image's own histogram
     WITHIN = (11.25, 22.5, 30)
 
-    def __init__(self, crop: Sequence[int] | None = None) -> None:
+    def __init__(self, crop: Sequence[Any] | None = None) -> None:
         super().__init__("normals")
         self.crop = crop
 

@@ -10,12 +10,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Probability, Share, settings_dataclass
+from probes.dense.areas import Area
 from probes.layers import DenseLayers
 from probes.runner.settings import TrainingSettings
 
 ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
-Area = tuple[()] | tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]
 # settings that crops which repeat do not know
 RANDOM_CROPS = (
     *("interpolation", "train_area", "test_area", "crop", "max_class_share", "enlarge"),
@@ -34,8 +34,9 @@ class DenseSettings(TrainingSettings):
         interpolation: that images are resized with: OpenCV's ``bilinear``, or Pillow's, which
             smooths what it makes smaller.
         train_area: (top, bottom, left, right) in pixels of the part of a training image that is
-            used, bottom and right exclusive; none for all of it. test_area: likewise at test time,
-            instead of the dataset's own area that is scored.
+            used, bottom and right exclusive; none for all of it; or a name of
+            ``probes.dense.areas``. test_area: likewise at test time, instead of the dataset's own
+            area that is scored.
         crop: (height, width) of training's crops in pixels, each rounded up likewise; none for size
             × size.
         scale_range: in training images are resized to ``size`` × a random factor of this range
@@ -116,7 +117,8 @@ class DenseSettings(TrainingSettings):
         if low > high:
             raise UserError(f"scale_range={low:g},{high:g}: must be two factors, 0 < low <= high")
         for name in ("train_area", "test_area"):
-            if (area := getattr(self, name)) and not (area[0] < area[1] and area[2] < area[3]):
+            area = getattr(self, name)
+            if len(area) == 4 and not (area[0] < area[1] and area[2] < area[3]):
                 raise UserError(f"{name}={area}: must be top < bottom and left < right")
         if 0 < self.size < 16:
             raise UserError(f"size={self.size}: must be 16 or more, or 0 to keep the images' sizes")
