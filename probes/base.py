@@ -248,7 +248,8 @@ class Probe(Protocol):
             height, width = size
             raise NotApplicable(
                 f"takes images of {height}×{width} only; set size={height}, and of a dense probe"
-                f" slide={height},{height // 2} or resize=square-bilinear"
+                f" slide={height},{height // 2} or resize=square-bilinear, of instance retrieval"
+                " resize=square"
             )
 
     def config(self, context: Context) -> str:

@@ -1,6 +1,7 @@
 """Importing this module registers every dataset, probe and suite; nothing else does. It imports
 nothing that computes."""
 
+import benchmark.suites.card
 import benchmark.suites.mini
 import benchmark.suites.own
 import benchmark.suites.paper

@@ -23,10 +23,12 @@ class Sample:
         image: path of the image, relative to the dataset's root, with forward slashes.
         target: relative path of the label map (dense tasks), class index (classification), list of
             captions (image-text), image id in the annotation file (detection), [instance, cue,
-            whether it is associated] for each question that it is a candidate of (association), or
+            whether it is associated] for each question that it is a candidate of (association),
             the pairs that it is the source of (correspondence): each a mapping with the other
             ``image``, and ``source`` and ``target`` points (x, y in pixels) with the object's
-            ``box`` in the target.
+            ``box`` in the target; or (instance retrieval) a mapping with the ``gallery`` that it is
+            in and, of a query, the one that it ``searches``, perhaps its ``box`` (left, top, right,
+            bottom in pixels), and the ``positives`` and ``junk`` images of each level.
         group: number of its group (a region of the world), where scores are by group.
     """
 
@@ -47,14 +49,15 @@ class DatasetSpec:
     Attributes:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
         kind: what its ground truth is: a family of dense tasks (``probes.dense.tasks``),
-            ``detection``, ``classification``, ``image-text``, ``association`` or
-            ``correspondence``.
+            ``detection``, ``classification``, ``image-text``, ``association``,
+            ``correspondence`` or ``instance-retrieval``.
         folder: under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
         other_folders: other names of that folder.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is
             missing.
         expected: official number of samples of each split; a dataset with fewer runs only with
-            ``--partial``. Empty if there is no official number.
+            ``--partial``. 0 for a split that it does not have; empty if there are no official
+            numbers.
         allows_subsets: a copy with fewer samples runs without ``--partial``, as a partial one.
         classes: class names, by index; empty for regression and image-text. May be a function of
             the root, if the copy names its classes (ImageFolder) or importing the names is slow

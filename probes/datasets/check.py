@@ -24,6 +24,11 @@ VERSION = 3  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 ALL: Mapping[Split, int | None] = dict.fromkeys(SPLITS)
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
+RELATIONS = (
+    "association",
+    "correspondence",
+    "instance-retrieval",
+)  # kinds whose images need others
 CHUNK = 1000  # samples whose hashes are stored together
 
 
@@ -187,7 +192,7 @@ class Inventory:
         except UserError as error:
             raise UserError(f"{spec.name}: {error}") from error
         if limit is not None and limit < len(samples):
-            if spec.kind in ("association", "correspondence"):
+            if spec.kind in RELATIONS:
                 raise UserError(
                     f"--limit: {spec.name} is scored on relations between images; leave it out"
                     " with --task"

@@ -90,6 +90,7 @@ def inspect_copy(
 ) -> tuple[str, dict[str, int], list[str]]:
     """State, samples by split and messages (see ``DatasetState``), without decoding anything."""
     inventory = Inventory(spec, root)
+    splits = [split for split in splits if spec.expected.get(split) != 0]
     messages = []
     for split in splits:
         try:

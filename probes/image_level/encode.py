@@ -111,11 +111,14 @@ class ImageViews(Views):
         """The file of an item."""
         return self.paths[item]
 
+    def image(self, item: int) -> Image.Image:
+        """The part of an item's file that is seen, before it is resized: here all of it."""
+        with Image.open(image_source(self.path(item))) as image:
+            return to_rgb(image)
+
     def load(self, item: int) -> Tensor:
         try:
-            with Image.open(image_source(self.path(item))) as image:
-                rgb = to_rgb(image)
-            return self.transform(rgb)
+            return self.transform(self.image(item))
         except Exception as error:
             reason = f"{self.path(item)} ({first_line(error)})"
             raise UserError(f"cannot read {reason}; was it changed just now?") from error
@@ -162,7 +165,8 @@ class ImageViews(Views):
         try:
             store = self.open()
         except CacheFull:
-            return torch.stack([embedding for _, (embedding,), _ in self.items([self.every])])
+            computed = {item: embedding for item, (embedding,), _ in self.items([self.every])}
+            return torch.stack([computed[item] for item in self.every])
         try:
             return store.stacked()
         finally:

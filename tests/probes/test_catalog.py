@@ -13,7 +13,10 @@ from probes.datasets.base import DatasetSpec
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS, PROBES, find_task
 
-KINDS = (*DENSE_TASKS, "detection", "classification", "image-text", "association", "correspondence")
+KINDS = (
+    *(*DENSE_TASKS, "detection", "classification", "image-text", "association"),
+    *("correspondence", "instance-retrieval"),
+)
 
 
 def test_an_unknown_task_names_the_nearest():

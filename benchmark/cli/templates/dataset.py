@@ -11,8 +11,8 @@ from probes.registry import register_dataset
 register_dataset(
     DatasetSpec(
         name="leaves",
-        # segmentation, depth, normals, detection, classification, image-text, association or
-        # correspondence: decides which probes it has
+        # segmentation, depth, normals, detection, classification, image-text, association,
+        # correspondence or instance-retrieval: decides which probes it has
         kind="segmentation",
         folder="leaves",  # below --data-root; --data leaves=DIR places it elsewhere
         # images/train/a.jpg has its label map in masks/train/a.png; {part} is train or val. For

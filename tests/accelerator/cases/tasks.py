@@ -110,6 +110,7 @@ WHOLE_IMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "image-text": ("flickr30k", make.make_flickr),
     "association": ("misc-winogavil", make.make_winogavil),
     "correspondence": ("spair", make.make_spair),
+    "instance-retrieval": ("roxford5k", make.make_revisited),
 }
 
 
