@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress, RunLog, Silent
 from probes.datasets.base import PreparedDataset, Split
+from probes.upsamplers.names import misfit
 from reports.metrics import Metric
 
 if TYPE_CHECKING:
@@ -242,6 +243,8 @@ class Probe(Protocol):
             raise NotApplicable("no text tower")
         if self.needs_dense_text and not backbone.has_dense_text:
             raise NotApplicable("its patch features are not aligned with its text encoder")
+        if reason := misfit(settings, backbone):
+            raise NotApplicable(reason)
         # other settings are checked by the backbone, with the first image
         size = backbone.fixed_size if isinstance(settings, SizedSettings) else None
         if size and not settings.feeds_only(size):

@@ -120,7 +120,7 @@ def build(request: Request) -> Backbone:
         raise UserError(f"{request.name!r} names no entry point; write hub/OWNER/REPO:ENTRY")
     arguments = dict(settings.get("model_args", {}) | settings.get("model_config", {}))
     pretrained = checkpoint is None and not request.random
-    model, code = _load(repo, function, arguments, request.name, pretrained)
+    model, code = load_entry(repo, function, arguments, repr(request.name), pretrained)
     native = (getattr(model, "img_height", 224), getattr(model, "img_width", 224))
     data = DataConfig(
         size=tuple(settings.get("size", native)),
@@ -139,33 +139,46 @@ def build(request: Request) -> Backbone:
     return backbone
 
 
-def _load(
-    repo: str, function: str, arguments: Mapping[str, Any], backbone: str, pretrained: bool
+def load_entry(
+    repo: str,
+    function: str,
+    arguments: Mapping[str, Any],
+    subject: str,
+    pretrained: bool,
+    pinned: bool = False,
 ) -> tuple[nn.Module, str]:
     """(model, digest of the code). The entry point gets ``pretrained=False`` if its weights are not
-    wanted."""
+    wanted.
+
+    Args:
+        repo, function: see ``build``.
+        subject: what it is loaded for, for messages.
+        pinned: REF is a commit by its full hash, which GitHub need not confirm.
+
+    Raises: as ``build``.
+    """
     arguments = dict(arguments) if pretrained else {**arguments, "pretrained": False}
     try:
-        folder = Path(repo) if Path(repo).is_dir() else _code(repo, backbone)
+        folder = Path(repo) if Path(repo).is_dir() else _code(repo, subject, pinned)
         model = torch.hub.load(str(folder), function, source="local", verbose=False, **arguments)
     except UserError:
         raise
     except EOFError as error:
         raise UserError(
-            f"{backbone!r} runs the code of github.com/{repo}, which you have not said you trust;"
+            f"{subject} runs the code of github.com/{repo}, which you have not said you trust;"
             f" answer once, at a terminal: python -c \"import torch; torch.hub.list('{repo}',"
-            " trust_repo='check')\""
+            f" trust_repo='check', skip_validation={pinned})\""
         ) from error
     except Exception as error:  # whatever the network and the repository's code raise
         raise UserError(
-            f"torch.hub cannot build {backbone!r} ({error_summary(error)}); check the name, the"
+            f"torch.hub cannot build {subject} ({error_summary(error)}); check the name, the"
             " network and the packages that its code needs"
         ) from error
     if isinstance(model, tuple | list) and model:
         model = model[0]
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"{backbone!r} returns a {type(model).__name__}, not a module; name an entry point that"
+            f"{subject} returns a {type(model).__name__}, not a module; name an entry point that"
             " returns a model"
         )
     digest = hashlib.sha256()
@@ -174,12 +187,13 @@ def _load(
     return model, digest.hexdigest()
 
 
-def _code(repo: str, backbone: str) -> Path:
+def _code(repo: str, subject: str, pinned: bool) -> Path:
     """The folder of a repository's code, fetched if missing; torch.hub asks for trust first."""
     name = repo.partition(":")[0].replace("/", "_")
     if constants.HF_HUB_OFFLINE and not any(Path(torch.hub.get_dir()).glob(f"{name}_*")):
         raise UserError(
-            f"no network for the code of {backbone!r}: fetch github.com/{repo} where there is one"
+            f"no network for the code of {subject}: fetch github.com/{repo} where there is one"
             f" (by torch.hub), and copy its folder to {torch.hub.get_dir()}"
         )
-    return Path(torch.hub._get_cache_or_reload(repo, False, "check", verbose=False))
+    options = {"verbose": False, "skip_validation": pinned}
+    return Path(torch.hub._get_cache_or_reload(repo, False, "check", **options))

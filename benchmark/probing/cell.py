@@ -30,6 +30,7 @@ from probes.dense.tasks import DENSE_TASKS
 from probes.features import budget
 from probes.image_level.parts import part_features
 from probes.predictor import write_head
+from probes.upsamplers.names import credit
 from reports import artifacts
 from reports.cell import TAGS, Cell, cell_key, cost_metrics
 from reports.detections import to_columns
@@ -244,7 +245,9 @@ def _with_result(
     metrics = {name: result.metrics[name] for name in cell.declared if name in result.metrics}
     if not np.isfinite(metrics.get(cell.main, np.nan)):
         raise RuntimeError(f"the probe returned no finite {cell.main}")
-    notes = [*result.notes, *context.cost.notes, *filter(None, [cell.differs]), *data.notes]
+    upsampler = credit(getattr(task.settings, "upsampler", ""))
+    others = filter(None, [cell.differs, upsampler])
+    notes = [*result.notes, *context.cost.notes, *others, *data.notes]
     emulates = is_accelerator(device) and not prefers_bf16(device)
     if emulates and getattr(task.settings, "precision", "") == "bf16":
         notes.append(f"{device_name(device)} emulates bf16; precision=fp32 is faster there")

@@ -16,7 +16,11 @@ from probes.datasets.share import with_share
 from probes.layers import Layer, at_layers
 from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
 from probes.registry import DATASETS, PROBES, find_task
+from probes.upsamplers.names import upsampler_identity
 from reports.cell import cell_key
+
+# settings with which numbers are what they were before there was the setting; no part of identities
+NEUTRAL = {"upsampler": "bilinear", "linear_norm": True}
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,11 @@ class PlannedTask:
             "task": self.name,
             "version": self.probe.version,
             "libraries": versions(*PROBING),
-            "settings": asdict(self.settings),
+            "settings": {
+                name: value
+                for name, value in asdict(self.settings).items()
+                if name not in NEUTRAL or value != NEUTRAL[name]
+            },
             "dataset": {
                 "name": self.spec.name,
                 "fingerprint": data.fingerprint,
@@ -93,6 +101,8 @@ class PlannedTask:
             conditions["preset_version"] = PROTOCOLS.find(preset).version
             if origin := PROTOCOLS.origin(preset):
                 conditions["preset_origin"] = origin
+        if upsampler := upsampler_identity(getattr(self.settings, "upsampler", "")):
+            conditions["upsampler"] = upsampler
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
         return conditions

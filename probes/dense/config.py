@@ -72,6 +72,8 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         class_token=reads_class_token(settings, backbone),
         **context.backbone_config,
     )
+    if settings.upsampler != "bilinear":
+        upsample_in_backbone(model, settings)
     if settings.slide:
         side, step = settings.slide
         window = (round_up(side, backbone.divisor),) * 2
@@ -122,17 +124,34 @@ def complete_model(
         if name != "loss_decode" or not probe.has_own_loss:
             head[name] = value  # ``update`` of a config would merge both losses
     inputs = complete_head(model, requested, feature_maps(settings, backbone))
-    if settings.feature_stride and "neck" not in model:
-        raise UserError(
-            f"feature_stride={settings.feature_stride} is of heads that read the maps concatenated;"
-            f" {requested.get('type', probe.name)} reads each at its own stride: set"
-            " feature_stride=none"
-        )
+    options = {"feature_stride": None, "upsampler": "bilinear"}
+    for name, neutral in options.items():
+        if (value := getattr(settings, name)) != neutral and "neck" not in model:
+            raise UserError(
+                f"{name}={value} is of heads that read the maps concatenated;"
+                f" {requested.get('type', probe.name)} reads each at its own stride: set"
+                f" {name}={str(neutral).lower()}"
+            )
+    if not getattr(settings, "linear_norm", True) and head.type == "LinearHead":
+        head.norm = False
     if settings.class_token == "project":
         head.readout_type = "project"
     if not getattr(settings, "dpt_norm", True) and "readout_type" in head:
         head.norm_cfg = None
     return inputs
+
+
+def upsample_in_backbone(model: Any, settings: DenseSettings) -> None:
+    """Bring the maps to one stride in the frozen part, which has the images, not in the neck.
+
+    A linear head upsamples its outputs instead where that gives the same.
+    """
+    neck = model.pop("neck")
+    if neck.index is not None:
+        model.backbone.out_indices = [neck.index]
+    is_linear = model.decode_head.type == "LinearHead" and settings.cache == "none"
+    options = {"name": settings.upsampler, "stride": neck.stride, "deferred": is_linear}
+    model.backbone.upsampler = options
 
 
 def try_model(probe: Any, settings: Any, data: PreparedDataset, backbone: Any) -> None:

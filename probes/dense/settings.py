@@ -13,6 +13,7 @@ from cliptex_common.settings import Axis, Probability, Share, settings_dataclass
 from probes.dense.areas import Area
 from probes.layers import DenseLayers
 from probes.runner.settings import TrainingSettings
+from probes.upsamplers.names import UpsamplerName
 
 ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
@@ -65,9 +66,11 @@ class DenseSettings(TrainingSettings):
             one, the mean of the patches), ``concat-dino`` that of DINO and DINOv2 alone (probe3d);
             ``project``, of dpt alone, mixes both in a layer of its own, as mmseg's
             ``readout_type``.
-        feature_stride: the maps are resized (bilinear) to this stride and concatenated; none for
-            the finest native stride that is not below 8, so that the maps of a plain ViT stay as
-            they are.
+        feature_stride: the maps are brought to this stride and concatenated; none for the finest
+            native stride that is not below 8, so that the maps of a plain ViT stay as they are.
+        upsampler: that brings them there, see ``docs/guide/upsamplers.md``: ``bilinear``,
+            ``nearest``, ``bicubic``, ``jbu`` (joint bilateral), ``tile2`` (windows of an image of
+            twice the size), or with weights ``anyup``, ``anyup-multi``, ``naf``, ``loftup``.
         align_corners: of the interpolation of outputs.
         slide: (crop, stride) in pixels: at test time crops of this side are taken at this stride,
             and their outputs are averaged where they overlap (mmseg's ``slide_inference``; the crop
@@ -98,6 +101,7 @@ class DenseSettings(TrainingSettings):
     layers: DenseLayers = "all"
     class_token: Literal["none", "concat", "concat-dino", "project"] = "none"
     feature_stride: Annotated[PositiveInt | None, Axis()] = None
+    upsampler: Annotated[UpsamplerName, Axis()] = "bilinear"
     align_corners: bool = False
     slide: tuple[()] | tuple[ImageSize, ImageSize] = ()
     slide_padded: bool = False
@@ -166,6 +170,7 @@ class ShippedHeadSettings:
             it its convolutions have biases, as in MiDaS' code.
         dropout: of channels before the last convolution; none for 0 (linear, dpt-probe3d) or 0.1
             (deeplabv3, pspnet, dpt). dropout_first: before the normalisation of linear.
+        linear_norm: batch normalisation before the convolution of linear.
     """
 
     channels: Annotated[PositiveInt, Axis()] = 512
@@ -173,6 +178,7 @@ class ShippedHeadSettings:
     dpt_norm: bool = True
     dropout: Share | None = None
     dropout_first: bool = False
+    linear_norm: bool = True
 
 
 @settings_dataclass

@@ -13,7 +13,6 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS, MODELS, DefaultScope
 
-from backbones.base import Backbone
 from backbones.versions import DENSE, versions
 from cliptex_common.device import is_accelerator, takes_pinned_memory
 from cliptex_common.files import content_key
@@ -22,6 +21,7 @@ from probes.features.content_hashes import content_hashes
 from probes.features.store import DTYPES, CacheKey, FeatureStore
 from probes.features.views import Encoded, Views
 from probes.runner import bridge
+from probes.upsamplers.names import upsampler_identity
 
 Part = dict[str, Any]  # of a config
 BATCH = 32
@@ -169,27 +169,34 @@ class MapViews(Views):
         return min(BATCH, max(2, CPU_PIXELS // math.prod(size)))
 
     def key(self) -> CacheKey:
-        backbone, layers = self.frozen.backbone, list(self.frozen.out_indices)
+        backbone, levels = self.frozen.backbone, self.frozen.levels
         dtype = self.dataset.encoder["dtype"]
         identity = {
             **self.identity,
             "backbone": backbone.identity(),
-            "layers": layers,
+            "layers": list(self.frozen.out_indices),
             "precision": self.frozen.precision,
             "data_preprocessor": self.dataset.encoder["data_preprocessor"],
             "device": self.run.device.type,
             "libraries": versions(*DENSE),
         }
-        item_bytes = [maps_bytes(backbone, layers, size, dtype) for size in self.sizes]
-        return CacheKey("dense maps", self.name, identity, (dtype,) * len(layers), item_bytes)
+        if upsampler := dict(self.dataset.encoder["backbone"].get("upsampler") or {}):
+            identity["upsampler"] = {**upsampler, **upsampler_identity(upsampler["name"])}
+        item_bytes = [maps_bytes(levels, backbone.divisor, size, dtype) for size in self.sizes]
+        return CacheKey("dense maps", self.name, identity, (dtype,) * len(levels), item_bytes)
 
 
-def maps_bytes(backbone: Backbone, layers: Sequence[int], size: tuple[int, ...], dtype: str) -> int:
-    """Bytes of the maps of an image of ``size`` (height, width), padded to the divisor."""
-    height, width = (-(-side // backbone.divisor) * backbone.divisor for side in size)
+def maps_bytes(
+    levels: Sequence[tuple[int, float]], divisor: int, size: tuple[int, ...], dtype: str
+) -> int:
+    """Bytes of the maps of an image of ``size`` (height, width), padded to the divisor.
+
+    Args:
+        levels: channels and stride of each map.
+    """
+    height, width = (-(-side // divisor) * divisor for side in size)
     cells = [
-        backbone.channels[i] * (height // backbone.strides[i]) * (width // backbone.strides[i])
-        for i in layers
+        channels * round(height / stride) * round(width / stride) for channels, stride in levels
     ]
     return sum(cells) * DTYPES[dtype].itemsize
 

@@ -28,6 +28,7 @@ from backbones.pyramid import SimpleFeaturePyramid, resize_concat
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.runner import ops
+from probes.upsamplers.operators import Upsampler
 
 ops.install()  # mmdet imports mmcv's operators
 with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
@@ -124,10 +125,15 @@ class FrozenBackbone(nn.Module):
         out_indices: which of the backbone's maps to return, in this order; None for all.
         rounded: ``fp16`` to round the maps to it, as the feature store does.
         class_token: append a layer's class token to the channels of its map, at each position.
+        upsampler: options of an ``Upsampler`` that makes one map of them, which is returned; none
+            to return them as they are.
         **create: arguments of ``backbones.create`` (``name``, ``weights``, ``seed`` …).
 
+    Attributes:
+        levels: channels and stride of each map that is returned, without class tokens.
+
     Raises:
-        UserError: from ``backbones.create``.
+        UserError: from ``backbones.create`` and ``Upsampler``.
     """
 
     def __init__(
@@ -137,6 +143,7 @@ class FrozenBackbone(nn.Module):
         out_indices: Sequence[int] | None = None,
         rounded: str | None = None,
         class_token: bool = False,
+        upsampler: Mapping[str, Any] | None = None,
         **create: Any,
     ) -> None:
         super().__init__()
@@ -145,6 +152,14 @@ class FrozenBackbone(nn.Module):
         every = range(len(self.backbone.channels))
         self.out_indices = tuple(every if out_indices is None else out_indices)
         self.settings = id(self.backbone), precision, rounded, self.out_indices, class_token
+        levels = list(zip(self.backbone.channels, self.backbone.strides, strict=True))
+        self.levels: list[tuple[int, float]] = [levels[index] for index in self.out_indices]
+        self._upsampler: tuple[Upsampler, ...] = ()
+        if upsampler:
+            with isolated_rng():
+                self._upsampler = (Upsampler(self.backbone, **upsampler),)
+            self.settings = *self.settings, *upsampler.items()
+            self.levels = [(sum(width for width, _ in self.levels), upsampler["stride"])]
 
     @property
     def backbone(self) -> Backbone:
@@ -154,7 +169,8 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor | Maps) -> Maps:
         """(N, 3, H, W) normalised RGB → float32 maps (N, channels[i], H / strides[i], W /
-        strides[i]). Maps that were computed before stay as they are, in float32.
+        strides[i]). Maps that were computed before stay as they are, in float32. Of a ``deferred``
+        upsampler ``UpsampledMaps``, in a tuple.
 
         Raises:
             UserError: H or W is not a multiple of the backbone's divisor (the data preprocessor
@@ -169,6 +185,18 @@ class FrozenBackbone(nn.Module):
                 f" {divisor}, not {tuple(images.shape[-2:])}; set pad_size_divisor (mmdet) or"
                 " size_divisor (mmseg)"
             )
+        selected = [] if self._upsampler else self._encode(images)
+        for upsampler in self._upsampler:
+            with torch.autocast(images.device.type, enabled=False):
+                upsampled = upsampler(self._encode, images)
+            if not isinstance(upsampled, Tensor):
+                return (upsampled,)
+            selected = [upsampled]
+        if self.rounded == "fp16":
+            selected = [each.half() for each in selected]
+        return tuple(each.float().contiguous() for each in selected)
+
+    def _encode(self, images: Tensor) -> list[Tensor]:
         images = in_memory_format(images, self.backbone)
         # set either way: the heads may run under autocast where the backbone must be exact
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -179,13 +207,11 @@ class FrozenBackbone(nn.Module):
                 ]
             else:
                 maps = self.backbone(images)
-        selected = [maps[index] for index in self.out_indices]
-        if self.rounded == "fp16":
-            selected = [each.half() for each in selected]
-        return tuple(each.float().contiguous() for each in selected)
+        return [maps[index] for index in self.out_indices]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBackbone:
-        self.backbone._apply(fn)
+        for module in (self.backbone, *self._upsampler):
+            module._apply(fn)
         super()._apply(fn, recurse)
         return self
 

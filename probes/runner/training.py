@@ -244,6 +244,8 @@ def _evaluate(members: Sequence[Member], dataset: GroupDataset, description: str
             member.metrics = dict(member.evaluator.evaluate(len(dataset)))
     for member in scored:
         member.cost.seconds["eval"] = (time.perf_counter() - started) / len(scored)
+        if not dataset.datasets[0].stores:  # else they were encoded before
+            member.cost.images["eval"] = len(dataset)
 
 
 def _score(

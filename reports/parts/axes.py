@@ -1,4 +1,7 @@
-"""Scores over the values of a setting: figures, the best value, and where features change mode."""
+"""Scores over the values of a setting: figures, the best value, and where features change mode.
+
+Of an axis in ``BASELINES`` gains over one of its values are shown.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,12 @@ from reports.parts.figures import (
 )
 from reports.parts.tables import with_interval
 from reports.selection import TaskColumn
+from reports.stats.intervals import Estimate, estimate
 from reports.stats.modes import MIN_LIKENESS, part_likeness
+from reports.stats.resampling import difference
 
 SAMPLES = {"train_share": "share of train", "shots": "training images of each class"}
+BASELINES = {"upsampler": "bilinear"}  # axis → value
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -45,6 +51,19 @@ class Variant:
         """The values on all other axes."""
         shown = [f"{name}={value}" for name, value in self.values.items() if name not in without]
         return ", ".join(shown)
+
+    def estimate(self, analysis: Analysis) -> Estimate:
+        """The main metric."""
+        return analysis.estimates[self.backbone, self.column, self.column.main]
+
+    def seconds(self, analysis: Analysis) -> str:
+        """``, 0.12 s an image`` to encode, upsample and perhaps predict; '' on other axes."""
+        if not BASELINES.keys() & self.values.keys():
+            return ""
+        costs = [cell.costs for cell in analysis.selection.cells[self.backbone, self.column]]
+        names = ("encode_images_per_second", "eval_images_per_second")
+        rates = [cost[name] for cost in costs for name in names if cost.get(name)]
+        return f", {len(rates) / sum(rates):.2g} s an image" if rates else ""
 
 
 def task_variants(analysis: Analysis) -> dict[str, list[Variant]]:
@@ -82,7 +101,7 @@ def _values(analysis: Analysis, column: TaskColumn, sampled: bool) -> dict[str, 
 
 
 def axis_figures(analysis: Analysis) -> list[Figure]:
-    """One for each task and axis: the main metric with intervals."""
+    """One for each task and axis: the main metric, or its gain, with intervals."""
     figures: list[Figure] = []
     for task, variants in task_variants(analysis).items():
         for axis in dict.fromkeys(axis for variant in variants for axis in variant.values):
@@ -99,20 +118,25 @@ def _figure(
     lines: dict[tuple[str, str], list[Variant]] = defaultdict(list)
     for variant in variants:
         lines[variant.backbone, variant.text(axis)].append(variant)
-    values = sorted(
-        {_number(variant.values[axis]): variant.values[axis] for variant in variants}.items()
-    )
-    ticks = {x: _tick(axis, text) for x, text in values}
+    positions = _positions([variant.values[axis] for variant in variants])
+    ticks = {x: _tick(axis, text) for text, x in positions.items()}
     styles = _styles(analysis, list(lines))
+    baseline = BASELINES.get(axis, "")
+    has_gains = any(variant.values[axis] == baseline for variant in variants)
     data: list[dict[str, Any]] = []
     alt = []
     for (backbone, other_values), line_variants in lines.items():
         title = f"{backbone}, {other_values}" if other_values else backbone
-        by_value = {_number(variant.values[axis]): variant.column for variant in line_variants}
-        estimates = {
-            x: analysis.estimates[backbone, by_value[x], by_value[x].main] for x in sorted(by_value)
-        }
-        text = [f"{with_interval(each, 2)} at {ticks[x]}" for x, each in estimates.items()]
+        by_value = {positions[variant.values[axis]]: variant for variant in line_variants}
+        by_value = dict(sorted(by_value.items()))
+        if has_gains:
+            estimates = _gains(analysis, by_value, positions[baseline])
+        else:
+            estimates = {x: each.estimate(analysis) for x, each in by_value.items()}
+        text = [
+            f"{with_interval(each, 2, has_gains)} at {ticks[x]}{by_value[x].seconds(analysis)}"
+            for x, each in estimates.items()
+        ]
         alt.append(f"{title}: {', '.join(text)}")
         hover = [f"{title}: {words}" for words in text]
         style, dash = styles[backbone, other_values]
@@ -124,17 +148,38 @@ def _figure(
     metric = column.metric(column.main)
     label = f"{metric.label or column.main}{f' ({metric.unit})' if metric.unit else ''}"
     about = SAMPLES.get(axis, axis)
-    numbers = [x for x, _ in values]
+    numbers = list(ticks)
     scale = {"type": "log"} if min(numbers) > 0 and max(numbers) >= 10 * min(numbers) else {}
     title = f"{about}, log" if scale else about
+    better = "higher" if metric.direction > 0 else "lower"
+    caption = f"{label} by {about}, {better} is better; separate 95 % intervals."
+    if has_gains:
+        label = f"{label}: gain over {baseline}"
+        caption = (
+            f"{label}, positive is better; paired, separate 95 % intervals. With the pointer: the"
+            " seconds that an image costs with its encoding."
+        )
     layout = make_layout(
         {**scale, "title": title, "tickvals": numbers, "ticktext": list(ticks.values())},
         {"title": label},
         legend=True,
     )
-    better = "higher" if metric.direction > 0 else "lower"
-    caption = f"{label} by {about}, {better} is better; separate 95 % intervals."
     return Figure(name, task, caption, "; ".join(alt), {"data": data, "layout": layout}, 300)
+
+
+def _gains(
+    analysis: Analysis, by_value: Mapping[float, Variant], baseline: float
+) -> dict[float, Estimate]:
+    """Position → gain over the variant at ``baseline``, image by image; none without it."""
+    gains = {}
+    for x, variant in by_value.items():
+        column, main = variant.column, variant.column.main
+        if baseline in by_value and x != baseline:
+            keys = [(each.backbone, each.column, main) for each in (variant, by_value[baseline])]
+            pair = [analysis.samples[key] for key in keys][:: column.sign(main)]
+            width = column.metric(main).width
+            gains[x] = estimate(difference(*pair), analysis.seed_prior, width)
+    return gains
 
 
 def _styles(
@@ -230,6 +275,14 @@ def mode_changes(store: Store, analysis: Analysis) -> list[str]:
                     f" (usual: more than {100 * MIN_LIKENESS:.0f} %)."
                 )
     return sentences
+
+
+def _positions(texts: Sequence[str]) -> dict[str, float]:
+    """Where values are on their axis: numbers at theirs, after names; names alone in order."""
+    names = list(dict.fromkeys(texts))
+    if not any(map(_number, names)):
+        return {name: float(place) for place, name in enumerate(names)}
+    return {name: _number(name) for name in sorted(names, key=_number)}
 
 
 def _number(text: str) -> float:

@@ -109,6 +109,11 @@ class DenseHead:
             )
         if settings.class_token == "project" and self.name != "dpt":
             raise UserError(f"class_token=project is of dpt, not of {self.name}; use concat")
+        if self.maps and settings.upsampler != "bilinear":
+            raise UserError(
+                f"upsampler={settings.upsampler} is of heads that read the maps concatenated;"
+                f" {self.name} reads each at its own stride: set upsampler=bilinear"
+            )
         maps = feature_maps(settings, backbone)
         if self.maps not in (None, len(maps.channels)):
             raise UserError(

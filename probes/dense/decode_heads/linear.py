@@ -14,6 +14,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
 from cliptex_common.device import is_accelerator
+from probes.upsamplers.operators import UpsampledMaps
 
 
 @MODELS.register_module()
@@ -22,24 +23,42 @@ class LinearHead(BaseDecodeHead):
 
     Input (N, in_channels, H, W), output (N, out_channels, H, W).
 
+    Of ``UpsampledMaps`` it upsamples its outputs where that gives the same: it does not where
+    training normalises or drops channels.
+
     Args:
         dropout_first: dropout before the normalisation, not after it.
+        norm: whether there is the normalisation.
     """
 
-    def __init__(self, dropout_first: bool = False, **kwargs: Any) -> None:
+    def __init__(self, dropout_first: bool = False, norm: bool = True, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "channels": kwargs["in_channels"]})
-        self.norm, self.dropout_first = nn.BatchNorm2d(self.in_channels), dropout_first
+        self.norm = nn.BatchNorm2d(self.in_channels) if norm else nn.Identity()
+        self.has_norm, self.dropout_first = norm, dropout_first
 
-    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, inputs: tuple[Tensor | UpsampledMaps, ...]) -> Tensor:
+        if isinstance(inputs[0], UpsampledMaps):
+            if not self.training or (not self.has_norm and self.dropout is None):
+                return self._project_and_upsample(inputs[0])
+            inputs = (inputs[0].features,)
         maps = self._transform_inputs(inputs)
         if self.dropout is not None and not self.dropout_first:
             return self.cls_seg(self.norm(maps))
         if self.dropout is not None:
             maps = self.dropout(maps)
         on_cpu = not is_accelerator(maps.device)  # a GPU's time is not in this head
-        if on_cpu and self.training and not maps.requires_grad:
+        if self.has_norm and on_cpu and self.training and not maps.requires_grad:
             return self._normalise_and_project(maps)
         return self.conv_seg(self.norm(maps))
+
+    def _project_and_upsample(self, maps: UpsampledMaps) -> Tensor:
+        """``conv_seg(norm(maps.features))`` with the statistics of training."""
+        weight, bias = self.conv_seg.weight.flatten(1), self.conv_seg.bias
+        if not self.has_norm:
+            return maps.project(weight, bias, weight.new_zeros(weight.shape[1]))
+        norm: Any = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return maps.project(weight * scale, bias + weight @ norm.bias, norm.running_mean)
 
     def _normalise_and_project(self, maps: Tensor) -> Tensor:
         """``conv_seg(norm(maps))`` of constant maps, with the normalisation's scale and bias in

@@ -100,6 +100,14 @@ class PatchImages:
             else:
                 self.strides = backbone.strides
             self.stride = settings.feature_stride or native_stride(self.strides)
+        upsampler = {}
+        if self.stride is not None and settings.upsampler != "bilinear":
+            upsampler = {"name": settings.upsampler, "stride": self.stride}
+            if len(self.strides) > 1:
+                upsampler["unit_length"] = True
+            if self.layer is not None:
+                out_indices, self.layer = [self.layer], None
+            self.strides = (self.stride,)
         is_cached = encoder is None and self.strides == (self.stride,)
         self.dtype = DTYPES[settings.cache] if is_cached else torch.float32
         bridge.share(context.backbone_config, backbone)
@@ -129,6 +137,7 @@ class PatchImages:
             "type": "FrozenBackbone",
             "out_indices": out_indices,
             "precision": settings.precision,
+            "upsampler": upsampler,
             **context.backbone_config,
         }
         source = encoder_config(

@@ -10,6 +10,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Precision, settings_dataclass
 from probes.dense.settings import ImageSize
 from probes.layers import PatchLayers
+from probes.upsamplers.names import UpsamplerName
 
 
 @settings_dataclass
@@ -61,6 +62,7 @@ class PatchSettings(ImageSettings):
             (``50%``). Several are brought to one stride, each of unit length at every
             position, and concatenated.
         feature_stride: that stride; none for the finest native one that is not below 8.
+        upsampler: see ``DenseSettings``. Features are cached after it.
         memory: patches of train that are remembered at most, as many of each image, sampled by the
             seed.
         void: pixels of train without a label. ``ignore``: they have no part in a patch, and patches
@@ -72,6 +74,7 @@ class PatchSettings(ImageSettings):
     cache: Literal["fp16", "bf16", "fp32"] = "fp16"
     layers: PatchLayers = "auto"
     feature_stride: Annotated[PositiveInt | None, Axis()] = None
+    upsampler: Annotated[UpsamplerName, Axis()] = "bilinear"
     memory: Annotated[PositiveInt, Axis()] = 2_000_000
     void: Literal["ignore", "background", "class", "vote"] = "ignore"
 

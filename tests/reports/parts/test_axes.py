@@ -97,3 +97,18 @@ def test_features_that_are_others_above_a_size_are_named(analysis_of):
     features = {"224": parts[0], "448": parts[0] + 0.3 * parts[1], "672": parts[2]}
     (line,) = mode_changes(Parts(features), profile(analysis_of, held_out=True))
     assert "features change mode between 448 and 672 px at layers=3; layers=6" in line
+
+
+def test_upsamplers_are_shown_as_gains_over_bilinear_with_what_an_image_costs(analysis_of):
+    runs = []
+    for backbone in ("mine", "other"):
+        for upsampler, quality in (("bilinear", 50.0), ("jbu", 52.0), ("nearest", 49.0)):
+            task = f"voc/linear:upsampler={upsampler}"
+            fields = {"protocol": task, "costs": {"eval_images_per_second": 4.0}}
+            runs.append(stored_run(len(runs), backbone, task, 0, quality, **fields))
+    (figure,) = axis_figures(analysis_of(runs))
+    assert figure.spec["layout"]["xaxis"]["ticktext"] == ["bilinear", "jbu", "nearest"]
+    line = figure.spec["data"][0]
+    assert line["x"] == [1.0, 2.0] and line["y"] == [2.0, -1.0]
+    assert "at jbu, 0.25 s an image" in line["text"][0]
+    assert "gain over bilinear" in figure.caption and "paired" in figure.caption

@@ -1,0 +1,132 @@
+"""Upsamplers of feature maps by name: where those with weights come from, and what each fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from typing import Any, Literal
+
+UpsamplerName = Literal[
+    "bilinear", "nearest", "bicubic", "jbu", "tile2", "anyup", "anyup-multi", "naf", "loftup"
+]
+
+
+@dataclass(frozen=True)
+class HubUpsampler:
+    """An upsampler with weights.
+
+    Attributes:
+        repository, commit, entry: of its code on GitHub, for torch.hub.
+        weights: address of their file.
+        sha256: of that file; '' where nobody has published one.
+        licence: of code and weights.
+    """
+
+    repository: str
+    commit: str
+    entry: str
+    weights: str
+    sha256: str
+    licence: str
+
+
+GITHUB = "https://github.com"
+HUB_UPSAMPLERS: Mapping[str, HubUpsampler] = {
+    "anyup": HubUpsampler(
+        "wimmerth/anyup",
+        "351807a9c4287368732cc247f26c7c81c9139af4",
+        "anyup",
+        f"{GITHUB}/wimmerth/anyup/releases/download/checkpoint/anyup_paper.pth",
+        "9d035c0f27114a6f32bdd3d8ed93b6cd39dad4b8f8bf94e69fddbfbf022901b2",
+        "CC-BY-4.0",
+    ),
+    "anyup-multi": HubUpsampler(
+        "wimmerth/anyup",
+        "351807a9c4287368732cc247f26c7c81c9139af4",
+        "anyup_multi_backbone",
+        f"{GITHUB}/wimmerth/anyup/releases/download/checkpoint_v2/anyup_multi_backbone.pth",
+        "b6cc407da8986c7e5c9098e61f7531767a9aca8fff20a1bc6c99d488e61aac59",
+        "CC-BY-4.0",
+    ),
+    "naf": HubUpsampler(
+        "valeoai/NAF",
+        "ad4e24d2ec32a2fbcccb3beaf7107bc3caa7038a",
+        "naf",
+        f"{GITHUB}/valeoai/NAF/releases/download/model/naf_release.pth",
+        "c096c1ab2217a5c3ac136365f721685e2201379cb69d509cfb0261183847c98f",
+        "Apache-2.0",
+    ),
+    "loftup": HubUpsampler(
+        "andrehuang/loftup",
+        "6620d9bcde4c1af5cddedde6b9aaed6d4174a799",
+        "loftup_{}",
+        "https://huggingface.co/haiwen/loftup-{}/resolve/main/pytorch_model.bin",
+        "",
+        "MIT",
+    ),
+}
+# source of a backbone's weights → LoftUp's name of it
+LOFTUP_BACKBONES = {
+    r"vit_small_patch14_dinov2\.|dinov2_vits14$": "dinov2s",
+    r"vit_small_patch14_reg4_dinov2\.|dinov2_vits14_reg$": "dinov2s_reg",
+    r"vit_base_patch14_dinov2\.|dinov2_vitb14$": "dinov2b",
+    r"vit_base_patch14_reg4_dinov2\.|dinov2_vitb14_reg$": "dinov2b_reg",
+    r"ViT-B-16-SigLIP(/|$)": "siglip",
+    r"ViT-B-16-SigLIP2(/|$)": "siglip2",
+}
+
+
+def hub_upsampler(name: str, backbone: Any) -> HubUpsampler | None:
+    """The published upsampler ``name`` for a backbone; None if it has none for it, or no weights.
+
+    Args:
+        backbone: a ``Backbone``, or a record with its weights.
+    """
+    source = HUB_UPSAMPLERS.get(name)
+    if source is None or name != "loftup":
+        return source
+    for pattern, own in LOFTUP_BACKBONES.items():
+        if re.search(pattern, backbone.weights.source):
+            address = source.weights.format(own)
+            return replace(source, entry=source.entry.format(own), weights=address)
+    return None
+
+
+def upsampler_identity(name: str) -> dict[str, str]:
+    """Code, weights and licence of an upsampler, as part of a number's conditions."""
+    return asdict(HUB_UPSAMPLERS[name]) if name in HUB_UPSAMPLERS else {}
+
+
+def credit(name: str) -> str:
+    """Source and licence of an upsampler with weights in one line; '' of others."""
+    if source := HUB_UPSAMPLERS.get(name):
+        return f"upsampler={name}: github.com/{source.repository}, licence {source.licence}"
+    return ""
+
+
+def misfit(settings: Any, backbone: Any) -> str:
+    """Why the upsampler of a task's settings cannot serve a backbone; '' if it can.
+
+    Args:
+        backbone: see ``hub_upsampler``; with channels and strides, too.
+    """
+    name, strides = getattr(settings, "upsampler", "bilinear"), backbone.strides
+    if name == "bilinear":
+        return ""
+    one_stride = len(set(strides)) == 1 or settings.layers not in ("all", "auto")
+    if (settings.feature_stride or (max(strides) if one_stride else 0)) >= max(strides):
+        return (
+            f"upsampler={name} has nothing to do, maps are at stride {max(strides):g} already; set"
+            " feature_stride to a lower one"
+        )
+    if name == "naf" and find_spec("natten") is None:
+        return "upsampler=naf needs the package natten, which is not installed"
+    if name == "naf" and any(width % 4 for width in backbone.channels):
+        return f"upsampler=naf takes multiples of 4 channels, not {backbone.channels}"
+    if name == "loftup" and hub_upsampler(name, backbone) is None:
+        return f"upsampler=loftup has no weights for {backbone.weights.source}"
+    if name == "loftup" and settings.layers not in ("last", "auto"):
+        return "upsampler=loftup is for the last layer; set layers=last"
+    return ""

@@ -1,0 +1,180 @@
+"""Feature maps at a finer resolution.
+
+An upsampler makes an operator of the colours of images and of a map of them. It applies to the map,
+and, where it is linear in it, as well to what a linear layer makes of the map: the outputs have
+fewer channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.base import Backbone
+from probes.upsamplers.hub import load_upsampler
+from probes.upsamplers.names import HUB_UPSAMPLERS
+
+Size = Sequence[int]  # height, width
+Encode = Callable[[Tensor], Sequence[Tensor]]  # images → maps
+Operator = Callable[[Tensor], Tensor]  # (N, K, h, w) → (N, K, H, W)
+# colours (N, 3, height, width) in [0, 1], map (N, C, h, w), (H, W) → operator
+Upsampling = Callable[[Tensor, Tensor, Size], Operator]
+
+KERNEL, COLOUR, SPACE = 5, 0.1, 1.5  # of ``joint_bilateral``, as NAF's authors compare with
+
+
+def interpolation(mode: str, colours: Tensor, features: Tensor, size: Size) -> Operator:
+    """``F.interpolate``, without corner alignment."""
+    return partial(F.interpolate, size=tuple(size), mode=mode)
+
+
+def joint_bilateral(colours: Tensor, features: Tensor, size: Size) -> Operator:
+    """Joint bilateral upsampling (Kopf, Cohen, Lischinski, Uyttendaele, SIGGRAPH 2007).
+
+    A pixel is the mean of the ``KERNEL`` × ``KERNEL`` nearest cells with weights exp(−d² / (2
+    ``SPACE``²) − c² / (2 ``COLOUR``²)): d is the distance in cells, c that of the mean colours.
+    Cells at the edge stand for those beyond it.
+    """
+    low = features.shape[2:]
+    fine, coarse = (F.adaptive_avg_pool2d(colours, tuple(each)) for each in (size, low))
+    rows, columns = (_taps(*sides, colours.device) for sides in zip(low, size, strict=True))
+    cells = list(product(rows[0], columns[0]))
+    exponents = [
+        (down[:, None] + across) / (-2 * SPACE**2)
+        - (fine - _at(coarse, cell)).square().sum(dim=1, keepdim=True) / (2 * COLOUR**2)
+        for (down, across), cell in zip(product(rows[1], columns[1]), cells, strict=True)
+    ]
+    weights = torch.stack(exponents).softmax(dim=0)
+
+    def apply(values: Tensor) -> Tensor:
+        total = weights[0] * _at(values, cells[0])
+        for weight, cell in zip(weights[1:], cells[1:], strict=True):
+            total = total + weight * _at(values, cell)
+        return total
+
+    return apply
+
+
+def _taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each of ``new`` pixels its nearest cells, (KERNEL, new), and their squared distances."""
+    position = (torch.arange(new, device=device) + 0.5) * (old / new) - 0.5
+    offsets = torch.arange(KERNEL, device=device)[:, None] - KERNEL // 2
+    cells = position.round() + offsets
+    return cells.long().clamp(0, old - 1), (position - cells).square()
+
+
+def _at(values: Tensor, cell: tuple[Tensor, Tensor]) -> Tensor:
+    return values.index_select(2, cell[0]).index_select(3, cell[1])
+
+
+UPSAMPLINGS: Mapping[str, Upsampling] = {
+    "nearest": partial(interpolation, "nearest-exact"),
+    "bicubic": partial(interpolation, "bicubic"),
+    "jbu": joint_bilateral,
+    "tile2": partial(interpolation, "bilinear"),  # of the maps of ``encode_tiles``
+}
+
+
+class UpsampledMaps:
+    """Maps of images, to be upsampled by operators that are linear in them and leave constants as
+    they are."""
+
+    def __init__(self, maps: Sequence[Tensor], operators: Sequence[Operator]) -> None:
+        self.maps, self.operators = maps, operators
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(N, Σ channels, H, W)."""
+        pairs = zip(self.operators, self.maps, strict=True)
+        return torch.cat([operator(each) for operator, each in pairs], dim=1)
+
+    def project(self, weight: Tensor, bias: Tensor, mean: Tensor) -> Tensor:
+        """``weight @ (features - mean) + bias``, (N, K, H, W), of which only the K channels are
+        upsampled. ``weight``: (K, Σ channels)."""
+        widths = [each.shape[1] for each in self.maps]
+        parts = zip(self.maps, weight.split(widths, dim=1), mean.split(widths), strict=True)
+        projected = [
+            F.conv2d(each - centre[:, None, None], own[:, :, None, None])
+            for each, own, centre in parts
+        ]
+        pairs = zip(self.operators, projected, strict=True)
+        outputs = torch.stack([operator(each) for operator, each in pairs])
+        return outputs.sum(dim=0) + bias[:, None, None]
+
+
+class Upsampler(nn.Module):
+    """Encodes images, and brings their maps to one stride: coarser ones are upsampled, finer ones
+    resized (bilinear).
+
+    Args:
+        name: see ``probes.upsamplers.names``; not ``bilinear``.
+        stride: in pixels.
+        unit_length: features of each map get unit length first.
+        deferred: whether what reads the maps may upsample its outputs in place of them.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        name: str,
+        stride: float,
+        unit_length: bool = False,
+        deferred: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name, self.stride, self.unit_length = name, stride, unit_length
+        self.data, self.divisor = backbone.data, backbone.divisor
+        is_hub = name in HUB_UPSAMPLERS
+        self.upsampling: Any = load_upsampler(name, backbone) if is_hub else UPSAMPLINGS[name]
+        self.deferred = deferred and getattr(self.upsampling, "is_linear", True)
+
+    def forward(self, encode: Encode, images: Tensor) -> UpsampledMaps | Tensor:
+        """Normalised images (N, 3, height, width) → (N, Σ channels, height / stride, width /
+        stride), or what makes it."""
+        is_tiled = self.name == "tile2"
+        maps = encode_tiles(encode, images, self.divisor) if is_tiled else encode(images)
+        maps = [each.float() for each in maps]
+        std, mean = (
+            images.new_tensor(each)[:, None, None] for each in (self.data.std, self.data.mean)
+        )
+        size = [round(side / self.stride) for side in images.shape[2:]]
+        operators = []
+        for each in maps:
+            is_coarser = each.shape[2] < size[0]
+            upsampling = self.upsampling if is_coarser else partial(interpolation, "bilinear")
+            operators.append(upsampling(images * std + mean, each, size))
+        if self.unit_length:
+            maps = [F.normalize(each, dim=1) for each in maps]
+        upsampled = UpsampledMaps(maps, operators)
+        return upsampled if self.deferred else upsampled.features
+
+
+def encode_tiles(encode: Encode, images: Tensor, divisor: int) -> list[Tensor]:
+    """Maps of twice the resolution, of images that are enlarged to twice their size (bilinear).
+
+    They are encoded in windows as large as the images, at steps of half of it, rounded down to
+    multiples of ``divisor``; where windows overlap, maps are averaged.
+    """
+    sides = images.shape[2:]
+    large = F.interpolate(images, scale_factor=2, mode="bilinear")
+    starts = [sorted({0, side // 2 // divisor * divisor, side}) for side in sides]
+    totals: list[Tensor] = []
+    counts: list[Tensor] = []
+    for y, x in product(*starts):
+        window = large[:, :, y : y + sides[0], x : x + sides[1]]
+        for level, part in enumerate(encode(window)):
+            height, width = part.shape[2:]
+            if level == len(totals):
+                totals.append(part.new_zeros(*part.shape[:2], 2 * height, 2 * width))
+                counts.append(part.new_zeros(2 * height, 2 * width))
+            top, left = y * height // sides[0], x * width // sides[1]
+            cells = slice(top, top + height), slice(left, left + width)
+            totals[level][:, :, *cells] += part
+            counts[level][*cells] += 1
+    return [total / count for total, count in zip(totals, counts, strict=True)]
