@@ -36,7 +36,7 @@ def load_upsampler(name: str, backbone: Backbone) -> HubUpsampling:
     module, _ = load_entry(repository, source.entry, {}, f"upsampler={name}", False, pinned=True)
     module.load_state_dict(_weights(name, source))
     kind = {"naf": Naf, "loftup": LoftUp}.get(name, AnyUp)
-    return kind(module.eval().requires_grad_(False))
+    return kind(module).eval().requires_grad_(False)
 
 
 def _weights(name: str, source: HubUpsampler) -> dict[str, Tensor]:

@@ -46,7 +46,9 @@ class Unification(nn.Module):
         each = features.flatten(0, 1)[:, None]
         inside = F.conv2d(torch.ones_like(each[:1]), torch.ones_like(self.basis[:1]), padding=2)
         responses = F.conv2d(each, self.basis, padding=2) / inside
-        return responses.softmax(dim=1).unflatten(0, features.shape[:2]).mean(dim=1)
+        # (N, channels, filters, h, w), which the source reads as (N, filters, channels, h, w)
+        read = responses.reshape(len(features), WIDTH, -1, *features.shape[2:])
+        return read.softmax(dim=1).mean(dim=2)
 
 
 class Rotary(nn.Module):
@@ -55,7 +57,7 @@ class Rotary(nn.Module):
         self.freqs = nn.Parameter(torch.empty(2, WIDTH))
 
     def forward(self, maps: Tensor) -> Tensor:
-        axes = [torch.linspace(0, 1, side) for side in maps.shape[2:]]
+        axes = [torch.linspace(0, 1, side).to(maps) for side in maps.shape[2:]]
         angle = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) @ self.freqs
         values = maps.movedim(1, -1)
         first, second = values.chunk(2, dim=-1)
