@@ -151,14 +151,15 @@ class FrozenBackbone(nn.Module):
         self._backbone = (_build(create),)  # a tuple: nn.Module does not look into it
         every = range(len(self.backbone.channels))
         self.out_indices = tuple(every if out_indices is None else out_indices)
-        self.settings = id(self.backbone), precision, rounded, self.out_indices, class_token
+        options = tuple((upsampler or {}).items())
+        maps = self.out_indices, class_token
+        self.settings = id(self.backbone), precision, rounded, maps, options
         levels = list(zip(self.backbone.channels, self.backbone.strides, strict=True))
         self.levels: list[tuple[int, float]] = [levels[index] for index in self.out_indices]
         self._upsampler: tuple[Upsampler, ...] = ()
         if upsampler:
             with isolated_rng():
                 self._upsampler = (Upsampler(self.backbone, **upsampler),)
-            self.settings = *self.settings, *upsampler.items()
             self.levels = [(sum(width for width, _ in self.levels), upsampler["stride"])]
 
     @property

@@ -77,7 +77,7 @@ class HubUpsampling(nn.Module):
             colours.new_tensor(each)[:, None, None]
             for each in (IMAGENET_DEFAULT_STD, IMAGENET_DEFAULT_MEAN)
         )
-        return self.operator((colours - mean) / std, features, tuple(size))
+        return self.operator((colours - mean) / std, features, size)
 
     def operator(self, guide: Tensor, features: Tensor, size: tuple[int, ...]) -> Any:
         """``guide``: images with ImageNet's mean and deviation."""

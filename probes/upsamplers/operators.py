@@ -20,7 +20,7 @@ from backbones.base import Backbone
 from probes.upsamplers.hub import load_upsampler
 from probes.upsamplers.names import HUB_UPSAMPLERS
 
-Size = Sequence[int]  # height, width
+Size = tuple[int, int]  # height, width
 Encode = Callable[[Tensor], Sequence[Tensor]]  # images → maps
 Operator = Callable[[Tensor], Tensor]  # (N, K, h, w) → (N, K, H, W)
 # colours (N, 3, height, width) in [0, 1], map (N, C, h, w), (H, W) → operator
@@ -31,7 +31,7 @@ KERNEL, COLOUR, SPACE = 5, 0.1, 1.5  # of ``joint_bilateral``, as NAF's authors 
 
 def interpolation(mode: str, colours: Tensor, features: Tensor, size: Size) -> Operator:
     """``F.interpolate``, without corner alignment."""
-    return partial(F.interpolate, size=tuple(size), mode=mode)
+    return partial(F.interpolate, size=size, mode=mode)
 
 
 def joint_bilateral(colours: Tensor, features: Tensor, size: Size) -> Operator:
@@ -41,8 +41,8 @@ def joint_bilateral(colours: Tensor, features: Tensor, size: Size) -> Operator:
     ``SPACE``²) − c² / (2 ``COLOUR``²)): d is the distance in cells, c that of the mean colours.
     Cells at the edge stand for those beyond it.
     """
-    low = features.shape[2:]
-    fine, coarse = (F.adaptive_avg_pool2d(colours, tuple(each)) for each in (size, low))
+    low: Size = features.shape[2], features.shape[3]
+    fine, coarse = (F.adaptive_avg_pool2d(colours, each) for each in (size, low))
     rows, columns = (_taps(*sides, colours.device) for sides in zip(low, size, strict=True))
     cells = list(product(rows[0], columns[0]))
     exponents = [
@@ -143,12 +143,12 @@ class Upsampler(nn.Module):
         std, mean = (
             images.new_tensor(each)[:, None, None] for each in (self.data.std, self.data.mean)
         )
-        size = [round(side / self.stride) for side in images.shape[2:]]
+        height, width = (round(side / self.stride) for side in images.shape[2:])
         operators = []
         for each in maps:
-            is_coarser = each.shape[2] < size[0]
+            is_coarser = each.shape[2] < height
             upsampling = self.upsampling if is_coarser else partial(interpolation, "bilinear")
-            operators.append(upsampling(images * std + mean, each, size))
+            operators.append(upsampling(images * std + mean, each, (height, width)))
         if self.unit_length:
             maps = [F.normalize(each, dim=1) for each in maps]
         upsampled = UpsampledMaps(maps, operators)

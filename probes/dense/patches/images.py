@@ -88,7 +88,8 @@ class PatchImages:
         settings, backbone, data = context.settings, context.backbone, context.data
         self.context, self.crops = context, crops
         self.device = device or context.device
-        self.strides, self.stride = backbone.strides[-1:], None
+        self.strides: tuple[float, ...] = backbone.strides[-1:]
+        self.stride: float | None = None
         self.layer = requested_map(settings, backbone)  # of all that are cached
         out_indices = None
         if encoder is None:
