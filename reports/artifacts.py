@@ -18,6 +18,7 @@ PARTS = "parts.npz"
 HEAD = "head/head.safetensors"
 PICTURES = "pictures"
 GALLERY = f"{PICTURES}/gallery.zip"
+FEATURES = f"{PICTURES}/features.npz"
 # of the run of one backbone, suite and seed
 PARENT = "run.json"
 OPTIONS = "options.yaml"

@@ -17,6 +17,7 @@ from reports.mlflow.query import Store
 from reports.parts.axes import axis_figures, best_values, mode_changes
 from reports.parts.caveats import caveats
 from reports.parts.costs import cost_frame, costs_of_backbones
+from reports.parts.features import FeaturePictures, read_feature_pictures
 from reports.parts.figures import (
     Figure,
     Style,
@@ -54,7 +55,7 @@ def _now() -> str:
 def _command() -> str:
     """The command of this process, without secrets."""
     words = sys.argv[1:]
-    tracked = words and words[0] in ("report", "run", "sweep")
+    tracked = words and words[0] in ("report", "run", "show", "sweep")
     return hide_secrets(f"python -m benchmark {' '.join(words)}") if tracked else ""
 
 
@@ -84,6 +85,7 @@ class Report:
     studies: list[Study] = field(default_factory=list)
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     galleries: list[Gallery] = field(default_factory=list)
+    features: FeaturePictures | None = None
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
     power: list[str] = field(default_factory=list)
@@ -204,6 +206,7 @@ def build_report(
             "curves": training_curves(store, analysis),
         },
         galleries=pictures,
+        features=read_feature_pictures(store, analysis),
         provenance=provenance,
         notes=[*changes, *caveats(analysis), *notes, *without_pictures],
         styles=backbone_styles(analysis),

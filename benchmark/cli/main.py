@@ -42,6 +42,7 @@ COMMANDS = {
     "report": "compare the results in MLflow: a page, and tables for a paper",
     "results": "share results in one file, check and show shared ones",
     "reproduce": "run a published protocol and compare with the published number",
+    "show": "draw the features of backbones on images of a folder: components and likeness",
     "ui": "open MLflow's own UI on the right store",
 }
 

@@ -28,6 +28,7 @@ from cliptex_common.out_of_memory import out_of_memory
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.dense.tasks import DENSE_TASKS
 from probes.features import budget
+from probes.image_level.feature_pictures import task_feature_pictures
 from probes.image_level.parts import part_features
 from probes.predictor import write_head
 from probes.upsamplers.names import credit
@@ -120,6 +121,8 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
                     cell = _with_result(cell, task, probe_context, result, costs)
                     _log(cell, run, context.request.model)
                     _log_files(task, probe_context, run, result)
+                    if task is context.request.tasks[0]:  # one of those on the same images
+                        _log_feature_pictures(probe_context, run)
                 except Exception as error:
                     result = error
             if isinstance(result, Exception):
@@ -303,6 +306,14 @@ def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult
     # MMEngine's log is TIME/TIME.log or SUB/TIME/TIME.log: log it in the folder log or log/SUB
     for log in sorted(context.work_dir.rglob("*.log")):
         run.log_file(log, "/".join(["log", *log.relative_to(context.work_dir).parts[:-2]]))
+
+
+def _log_feature_pictures(context: Context, run: Run) -> None:
+    path = PurePath(artifacts.FEATURES)
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name, path.name)
+        np.savez_compressed(file, **task_feature_pictures(context))  # type: ignore[arg-type]
+        run.log_file(file, str(path.parent))
 
 
 @contextmanager

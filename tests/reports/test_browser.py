@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from reports.mlflow.run import Tracker
+from reports.parts.features import make_feature_pictures
+from reports.parts.summary import Summary
 from reports.render.export import write
-from reports.report import ReportRequest, build_report
+from reports.report import Report, ReportRequest, build_report
 from reports.shared.page import render_leaderboard
 from reports.shared.standings import Leaderboard
+from tests.reports.parts.test_features import arrays
 from tests.reports.shared.test_standings import column
 from tests.reports.synthetic import write_run
 
@@ -172,6 +175,30 @@ def test_nothing_runs_over_the_edge_of_a_phone(page):
         plot.scroll_into_view_if_needed()
     page.locator(".plot.js-plotly-plot").last.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_likeness_follows_the_selected_part(browser, tmp_path):
+    features = make_feature_pictures("voc", {"a": arrays(4), "b": arrays(6)})
+    report = Report("Features", "", Summary("open", "", []), store="", features=features)
+    (path,) = write(report, tmp_path)
+    context = browser.new_context(viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(path.as_uri())
+    pixel = """([index, x, y]) => [...document.querySelectorAll('canvas')[index]
+        .getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3)"""
+    like_itself = [253, 231, 37]
+    page.locator(".features").focus()
+    for key in ("ArrowDown", *["ArrowRight"] * 4):
+        page.keyboard.press(key)
+    assert page.evaluate(pixel, [0, 6, 3]) == like_itself, "of the second image"
+    assert page.evaluate(pixel, [1, 9, 5]) == like_itself, "the same place of another backbone"
+    page.locator(".map img").first.click(position={"x": 3, "y": 3})
+    page.locator("#centred").uncheck()
+    assert page.evaluate(pixel, [0, 0, 0]) == like_itself
+    assert page.evaluate("document.documentElement.scrollWidth") == 390 and errors == []
+    context.close()
 
 
 def test_leaderboard(browser, tmp_path):
