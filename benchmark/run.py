@@ -18,7 +18,7 @@ from benchmark.execution.progress import console
 from benchmark.execution.unit import drop_cached
 from benchmark.planning.options import RunOptions
 from benchmark.planning.plan import RunPlan, make_plan, print_notes
-from benchmark.probing.cell import failure_reason, finished_cells, missing_cells
+from benchmark.probing.cell import failure_reason, find_cells, missing_cells
 from benchmark.probing.data import RunInputs
 from benchmark.probing.parents import Parent, log_backbone
 from benchmark.probing.records import BackboneInfo, PlannedTask
@@ -132,8 +132,7 @@ class _Rows:
         plan, tracker, name = self.plan, self.tracker, backbone.name
         cells = {}
         if not plan.options.force:
-            keys = backbone.cell_keys(self.probing.conditions, seed)
-            cells = finished_cells(tracker, keys, name)
+            cells = find_cells(tracker, backbone, self.probing.conditions, seed)
         if cells:
             console.print(
                 f"{name} · seed {seed}: {len(cells)} of {len(plan.tasks)} tasks are finished and"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
+BINS = 15  # of confidences
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -14,6 +15,11 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(
         above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0
     )
+
+
+def bins_of(confidence: np.ndarray) -> np.ndarray:
+    """The bin of each confidence among ``BINS`` of equal width, [a, b); the last has 1, too."""
+    return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence, side="right")
 
 
 def mean_of_images(

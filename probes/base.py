@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress, RunLog, Silent
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 END = object()
+Reuse = Literal["", "head", "train"]
 
 
 @dataclass
@@ -115,6 +116,7 @@ class Context(EncodeRun):
         work_dir: scratch folder of the cell until it is finished, with the state to resume from.
         log: of curves.
         cost: what the task costs; the caller records it.
+        head: of the task whose head this one uses; None where it trains its own.
     """
 
     backbone: Backbone
@@ -124,6 +126,12 @@ class Context(EncodeRun):
     seed: int
     work_dir: Path
     log: RunLog
+    head: Head | None = None
+
+    @property
+    def training(self) -> Context:
+        """The context with the dataset that the probe is trained on."""
+        return replace(self, data=self.data.trained_on or self.data)
 
 
 @dataclass(frozen=True)
@@ -212,6 +220,10 @@ class Probe(Protocol):
         needs_text, needs_dense_text: whether the backbone must have a text tower, and patch
             features that are aligned with it.
         splits: the splits that the probe reads; (``val``,) where nothing is trained.
+        reuse: what it is scored with on a dataset that others are trained on
+            (``DatasetSpec.trained_on``): the ``head`` of their task; their ``train`` split, where
+            nothing is learned from it but a setting; '' where it cannot be scored there.
+        head_of: name of the probe whose head it uses, where it trains none itself.
     """
 
     name: str
@@ -223,6 +235,8 @@ class Probe(Protocol):
     needs_text: bool = False
     needs_dense_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
+    reuse: Reuse = ""
+    head_of: str = ""
 
     def on(self, main_metric: str) -> Probe:
         """The probe as it is scored on a dataset with a main metric of its own ('' for none)."""
@@ -245,6 +259,11 @@ class Probe(Protocol):
             raise NotApplicable("its patch features are not aligned with its text encoder")
         if reason := misfit(settings, backbone):
             raise NotApplicable(reason)
+        if data.spec.trained_on and "train" in self.splits and not self.reuse:
+            raise UserError(
+                f"{data.spec.name} is scored with what was trained on {data.spec.trained_on}, and"
+                f" {self.name} keeps nothing that could be"
+            )
         # other settings are checked by the backbone, with the first image
         size = backbone.fixed_size if isinstance(settings, SizedSettings) else None
         if size and not settings.feeds_only(size):
@@ -287,6 +306,8 @@ class FeatureProbe(Probe):
     needs_dense_text: bool = False
     version: int = 1
     other_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    reuse: Reuse = ""
+    head_of: str = ""
 
     def config(self, context: Context) -> str:
         """The settings, the backbone and the data, as JSON."""

@@ -24,9 +24,9 @@ from cliptex_common import plugins
 from cliptex_common.device import prefers_bf16
 from probes.base import Context, EncodeRun, Head
 from probes.dense.tasks import DENSE_TASKS
-from probes.image_level.attentive import create_head, token_encoder
+from probes.image_level.attentive import stored_head, token_encoder
 from probes.image_level.encode import ImageViews, encoder
-from probes.image_level.linear import LinearHeads, Standardiser
+from probes.image_level.linear import LinearHeads
 from probes.image_level.settings import Encoding
 from reports.artifacts import HEAD
 
@@ -76,7 +76,7 @@ def load_predictor(
         UserError: the run has no head, or the backbone has other weights.
         TrackingError: the store cannot be used.
     """
-    head = read_head(Path(run)) if Path(run).is_file() else _download(str(run), tracking_uri)
+    head = read_head(Path(run)) if Path(run).is_file() else download_head(str(run), tracking_uri)
     metadata = head.metadata
     created_by = metadata["backbone"]
     backbone = backbone or backbones.create(**created_by)
@@ -92,7 +92,8 @@ def load_predictor(
     return kind(head, backbone, torch.device(device))
 
 
-def _download(run: str, tracking_uri: str | None) -> Head:
+def download_head(run: str, tracking_uri: str | None) -> Head:
+    """The head of a finished task's run. Raises as ``load_predictor``."""
     from reports.mlflow.client import connect
     from reports.mlflow.client import tracking_uri as default_uri
 
@@ -198,17 +199,13 @@ class _ImageLevelPredictor(Predictor):
     @torch.no_grad()
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
         super().__init__(head, backbone, device)
-        metadata, tensors = head.metadata, head.tensors
+        metadata = head.metadata
         self.encoding = Encoding(**metadata["encoding"])
         if pool := metadata.get("pool"):
-            self.heads = create_head(pool, metadata["channels"], len(self.classes))
-            self.heads.load_state_dict(dict(tensors))
+            self.heads = stored_head(head)
             self.encode = token_encoder(self.backbone, pool)
         else:
-            standardise = Standardiser(tensors["mean"], tensors["scale"])
-            columns = slice(*metadata["columns"])
-            self.heads = LinearHeads(standardise, [tensors["weight"]], columns)
-            self.heads.biases[0].copy_(tensors["bias"])
+            self.heads = LinearHeads.of(head)
             self.encode = encoder(self.backbone, self.encoding)
         self.heads.to(device).eval()
 

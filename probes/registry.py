@@ -66,6 +66,16 @@ def _declare(task: str, kind: str, main_metric: str) -> dict[str, Metric]:
 DECLARERS.append(_declare)
 
 
+def trained_task(name: str) -> str:
+    """The task that trains what a task is scored with: that of another dataset
+    (``DatasetSpec.trained_on``) or probe (``Probe.head_of``), or the task itself."""
+    spec, probe = find_task(name)
+    if "train" not in probe.splits:
+        return name
+    trained = f"{spec.trained_on or spec.name}/{probe.head_of or probe.name}"
+    return trained if trained != f"{spec.name}/{probe.name}" else name
+
+
 def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     """Dataset and probe of a task such as ``voc/pspnet``, or of a variant (``voc/pspnet:0.1``).
 

@@ -34,6 +34,7 @@ TAGS = {
     "licence": "weights.licence",
     "device": "device.kind",
     "key": "cell",
+    "head": "head.sha256",
     "run_key": "run.key",
     "fingerprint": "data.fingerprint",
     "partial": "data.partial",
@@ -142,6 +143,7 @@ class Cell(Record):
         probe: name of the probe; kind: of the dataset (``segmentation``, ``detection`` …).
         protocol: hash of the conditions that its numbers depend on (``artifacts.PROTOCOL``).
         key: identity of the cell (``cell_key``).
+        head: sha256 of the file of its head, or of that of another task that it uses; '' for none.
         fingerprint, partial: of the data.
         preset, differs: the published protocol that its settings follow, and how they differ.
         metrics, declared: name → value, and the metric's declaration; the main one first. Only
@@ -163,6 +165,7 @@ class Cell(Record):
     threads: str = ""
     protocol: str = ""
     key: str = ""
+    head: str = ""
     fingerprint: str = ""
     partial: Flag = False
     preset: str = ""
@@ -221,9 +224,13 @@ class ParentRun(Record):
         return super().to_tags() | protocols | reused
 
 
-def cell_key(identity: Mapping[str, Any], conditions: Mapping[str, Any], seed: int) -> str:
-    """Identity of a cell: backbone weights and layers, conditions of the task and seed."""
-    return content_key({"backbone": identity, "protocol": conditions, "seed": seed})
+def cell_key(
+    identity: Mapping[str, Any], conditions: Mapping[str, Any], seed: int, head: str = ""
+) -> str:
+    """Identity of a cell: backbone weights and layers, conditions of the task, seed, and the sha256
+    of the head of another task, where the conditions name one that it uses."""
+    used = {"head": head} if "head" in conditions else {}
+    return content_key({"backbone": identity, "protocol": conditions, "seed": seed, **used})
 
 
 def cost_metrics(costs: Mapping[str, float]) -> dict[str, float]:

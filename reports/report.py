@@ -29,6 +29,7 @@ from reports.parts.figures import (
 from reports.parts.gallery import Gallery, galleries
 from reports.parts.provenance import Provenance, collect_provenance
 from reports.parts.published import PublishedRow, compare_published
+from reports.parts.reliability import reliability
 from reports.parts.study import Study, find_studies, find_study
 from reports.parts.summary import Summary, average_lines, power_lines, summarise
 from reports.parts.tables import (
@@ -201,6 +202,7 @@ def build_report(
         figures={
             "forest": forest(analysis),
             "bars": task_bars(analysis),
+            "reliability": reliability(store, analysis),
             "axes": axis_figures(analysis),
             "costs": costs_of_backbones(analysis, judgements, costs),
             "curves": training_curves(store, analysis),

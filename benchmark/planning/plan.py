@@ -95,6 +95,10 @@ def make_plan(options: RunOptions) -> RunPlan:
     for name in names:
         backbones.find(name.removeprefix("random/"))
     absent: Sequence[PlannedTask] = ()
+    names_of_tasks = {name.partition(":")[0] for name in options.tasks or suite.tasks}
+    added = [task.name for task in tasks if task.name.partition(":")[0] not in names_of_tasks]
+    if added:
+        notes.append(f"{', '.join(added)}: trained here, because other tasks use its head")
     if suite.skips_absent_data and not options.tasks:
         tasks, absent = _split_by_folder(suite, tasks, options)
         if absent:
@@ -136,7 +140,8 @@ def _split_by_folder(
     present, absent = [], []
     for task in tasks:
         try:
-            find_folder(task.spec, options.data_root, options.data)
+            for each in (task, task.trained):
+                find_folder(each.spec, options.data_root, options.data)
             present.append(task)
         except DatasetNotFound:
             absent.append(task)

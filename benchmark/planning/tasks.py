@@ -21,7 +21,7 @@ from cliptex_common.settings import (
 from probes.base import Probe
 from probes.layers import requested_layer
 from probes.protocols.base import find_preset
-from probes.registry import PROBES, find_task
+from probes.registry import PROBES, find_task, trained_task
 
 # Axes of how much is trained on. Their values are named without the axis (``voc/linear:0.1``), and
 # already a single value makes a variant.
@@ -70,15 +70,19 @@ def _combined_suite(tasks: Sequence[str]) -> Suite:
 def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
     """A suite's changes to the settings of a task, or None if it does not accept the task.
 
-    A variant (``TASK:VALUE``) has the settings of its task. A task that the suite does not list,
+    A variant (``TASK:VALUE``) has the settings of its task, and a task that is scored with what
+    another one trains has those of that one. A task that the suite does not list,
     such as ``nyu-depth/dpt-probe3d`` in ``paper``, is accepted if the suite lists others on the
     same dataset (or ``any_dataset`` allows it). It gets those changes of settings that it has which
     all listed tasks on that dataset share; if some of these have the same settings type as the
     task, only they are compared.
     """
     task, _, _ = task.partition(":")
+    own, task = suite.tasks.get(task), trained_task(task)
     if task in suite.tasks:
         return suite.tasks[task]
+    if own is not None:
+        return own
     dataset = _dataset(task)
     if names := [name for name in suite.tasks if _dataset(name) == dataset]:
         probe = find_task(task)[1]
@@ -188,7 +192,8 @@ def plan_tasks(
     is set of all. A requested task may be one that the suite does not list, see ``settings_in``.
     Several values of an axis (``size=224,448``) make a variant of each task for every combination,
     called ``TASK:size=224``, and a requested variant fixes the axis. ``TASK:VALUE`` is TASK with
-    this share of train or (few-shot) this number of shots.
+    this share of train or (few-shot) this number of shots. A task that is scored with what another
+    one trains has the settings of that one, which is planned, too, if it trains a head.
 
     Raises:
         UserError: an unknown task, a task that is not in the suite, an override that changes no
@@ -200,6 +205,7 @@ def plan_tasks(
     allowed = {"": set(TRAIN_SIZES)}  # of all tasks, and of each
     for name in _in_order(suite, requested or list(suite.tasks)):
         base = name.partition(":")[0]
+        trained = trained_task(base)
         listed = settings_in(suite, name)
         probe = find_task(name)[1]
         if listed is None:
@@ -209,13 +215,13 @@ def plan_tasks(
                 " each task has the settings of its own suite"
             )
         own_axes, fields = axes(probe), field_names(probe.settings_type)
-        allowed[base] = fields | own_axes.keys()
-        allowed[""] |= allowed[base]
+        allowed[trained] = fields | own_axes.keys()
+        allowed[""] |= allowed[trained]
         fixed = split_variant(name, probe)
         ranges = {axis: [value] for axis, value in fixed.items()}
         changes = {}
         texts = axis_ranges(listed, own_axes)
-        for scope in ("", base):  # what is set of this task alone comes last
+        for scope in ("", trained):  # what is set of this task alone comes last
             texts |= {setting: text for (task, setting), text in requests.items() if task == scope}
         for key, text in texts.items():
             has_setting = setting_of(key) in fields or is_axis_value(own_axes, key, text)
@@ -225,9 +231,9 @@ def plan_tasks(
                 ranges[key] = read_values(key, text)
             else:
                 changes[own_axes.get(key, key)] = text
-            applied |= {("", key), (base, key)}
+            applied |= {("", key), (trained, key)}
         ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one name each
-        planned = _planned(base, listed, changes)
+        planned = replace(_planned(trained, listed, changes), name=base)
         for values in product(*ranges.values()):
             task = planned
             for axis, value in zip(ranges, values, strict=True):
@@ -236,9 +242,12 @@ def plan_tasks(
             tasks[task.name] = task
     for (base, key), text in requests.items():
         if base not in allowed:
-            raise UserError(f"--set {base}.{key}: no such task is chosen; {suggest(base, tasks)}")
+            raise UserError(f"--set {base}.{key}: no such task is chosen; {suggest(base, allowed)}")
         if (base, key) not in applied:
             raise _no_such_setting(base, key, text, allowed[base])
+    for task in list(tasks.values()):
+        if task.uses_head:
+            tasks.setdefault(task.trained.name, task.trained)
     layers = [requested_layer(task.settings) for task in tasks.values()]
     encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
     return [replace(task, encoded_layers=encoded) for task in tasks.values()]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +20,18 @@ from benchmark.execution import WorkerLost
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
-from benchmark.probing.records import PlannedTask, ProbeRequest
+from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
 from cliptex_common.device import device_name, is_accelerator, is_out_of_memory, prefers_bf16
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
-from cliptex_common.files import content_key, home, read_json_object, write_json
+from cliptex_common.files import content_key, home, read_json_object, sha256_file, write_json
 from cliptex_common.locks import lock_path, locked
 from cliptex_common.out_of_memory import out_of_memory
-from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
+from probes.base import Context, GroupedProbe, Head, Probe, Progress, RunLog, TaskResult
 from probes.dense.tasks import DENSE_TASKS
 from probes.features import budget
 from probes.image_level.feature_pictures import task_feature_pictures
 from probes.image_level.parts import part_features
-from probes.predictor import write_head
+from probes.predictor import download_head, write_head
 from probes.upsamplers.names import credit
 from reports import artifacts
 from reports.cell import TAGS, Cell, cell_key, cost_metrics
@@ -43,19 +44,21 @@ RUN_FILE = "cell.json"  # in a cell's scratch folder: the MLflow run that it was
 
 @dataclass(frozen=True)
 class CellContext:
-    """What the cells of a unit share: its request, the parent of their MLflow runs, and the frozen
-    backbone on its device."""
+    """What the cells of a unit share: its request, the parent of their MLflow runs, the frozen
+    backbone on its device, and, by the names of tasks, the cells whose heads they use."""
 
     request: ProbeRequest
     tracker: Tracker
     parent: Run
     backbone: Backbone
     device: torch.device
+    heads: Mapping[str, Cell]
 
     def of_task(
         self, task: PlannedTask, work_dir: Path, log: RunLog, progress: Progress
     ) -> Context:
         """The context of the task's probe."""
+        cell = self.heads.get(task.name)
         return task.context(
             self.request.dataset(task),
             self.request.seed,
@@ -66,7 +69,30 @@ class CellContext:
             log=log,
             progress=progress,
             num_workers=self.request.num_workers,
+            head=download_head(cell.run_id, self.tracker.uri) if cell else None,
         )
+
+
+def find_cells(
+    tracker: Tracker, backbone: BackboneInfo, conditions: Mapping[str, Any], seed: int
+) -> dict[str, Cell]:
+    """Task → cell, of tasks that are finished; see ``PlannedTask.conditions``."""
+    heads = cells_of_heads(tracker, backbone, conditions, seed)
+    return finished_cells(tracker, backbone.cell_keys(conditions, seed, heads), backbone.name)
+
+
+def cells_of_heads(
+    tracker: Tracker,
+    backbone: BackboneInfo,
+    conditions: Mapping[str, Any],
+    seed: int,
+    parent: str = "",
+) -> dict[str, Cell]:
+    """Task → the finished cell of another task whose head it uses; ``parent``: see
+    ``finished_cells``."""
+    trained = {name: each["head"] for name, each in conditions.items() if "head" in each}
+    keys = backbone.cell_keys(trained, seed)
+    return finished_cells(tracker, keys, backbone.name, parent)
 
 
 def finished_cells(
@@ -119,6 +145,8 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
             if not isinstance(result, Exception):
                 try:
                     cell = _with_result(cell, task, probe_context, result, costs)
+                    if result.head is not None:
+                        cell = cell.model_copy(update={"head": _log_head(run, result.head)})
                     _log(cell, run, context.request.model)
                     _log_files(task, probe_context, run, result)
                     if task is context.request.tasks[0]:  # one of those on the same images
@@ -185,6 +213,7 @@ def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Conte
     """A cell without result, the context of its probe, and its MLflow run."""
     request, data = context.request, context.request.dataset(task)
     backbone, conditions = request.backbone, task.conditions(data)
+    head = context.heads[task.name].head if task.name in context.heads else ""
     cell = Cell(
         name=task.name,
         backbone=backbone.name,
@@ -198,7 +227,8 @@ def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Conte
         device=device_name(context.device),
         threads=str(torch.get_num_threads()),
         protocol=content_key(conditions),
-        key=cell_key(backbone.identity, conditions, request.seed),
+        key=cell_key(backbone.identity, conditions, request.seed, head),
+        head=head,
         fingerprint=data.fingerprint,
         partial=data.partial,
         preset=getattr(task.settings, "protocol", "own"),
@@ -273,8 +303,19 @@ def _log(cell: Cell, run: Run, model: str) -> None:
     run.log_json(finite, artifacts.METRICS)
 
 
+def _log_head(run: Run, head: Head) -> str:
+    """Log a head; the sha256 of its file, which becomes a tag, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, PurePath(artifacts.HEAD).name)
+        write_head(head, path)
+        digest = sha256_file(path)
+        run.log_file(path, str(PurePath(artifacts.HEAD).parent))
+    run.set_tags({TAGS["head"]: digest})
+    return digest
+
+
 def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult) -> None:
-    """Log config, per-image scores, parts of images, detections, the head, pictures and logs."""
+    """Log config, per-image scores, parts of images, detections, pictures and logs."""
     config = task.probe.config(context)
     run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
     per_image = dict(result.per_image)
@@ -294,10 +335,6 @@ def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult
             if columns:
                 np.savez_compressed(folder / file, **columns)  # type: ignore[arg-type]
                 run.log_file(folder / file)
-        if result.head is not None:
-            path = PurePath(artifacts.HEAD)
-            write_head(result.head, folder / path.name)
-            run.log_file(folder / path.name, str(path.parent))
     if result.preview is not None:
         gallery = result.preview.with_name(PurePath(artifacts.GALLERY).name)
         # the gallery, which the report shows of all backbones side by side, is not of every probe

@@ -3,7 +3,7 @@ images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -44,12 +44,12 @@ def prepare_data(
             protocol requires.
     """
     roots = _find_folders(tasks, options, created)
-    for task in tasks:
+    for task in {task.trained.name: task.trained for task in tasks}.values():
         if protocol := getattr(task.settings, "protocol", ""):
             check_required(protocol, task.spec.at(roots[task.spec.name]), task.probe)
     datasets: dict[tuple[str, tuple[Split, ...]], PreparedDataset] = {}
-    for task in tasks:
-        spec, splits = task.spec, task.probe.splits
+    for task in with_trained(tasks):
+        spec, splits = task.spec, task.splits
         if (spec.name, splits) not in datasets:
             limits = {split: options.limit if split == "val" else images for split in splits}
             if images and "val" in limits:
@@ -63,7 +63,19 @@ def prepare_data(
                 progress=reporter(),
                 cached_only=cached_only,
             )
-    return {task.name: datasets[task.spec.name, task.probe.splits] for task in tasks}
+    data = {}
+    for task in tasks:
+        trained = task.trained
+        data[task.name] = datasets[task.spec.name, task.splits]
+        if trained.spec.name != task.spec.name:
+            trained_on = datasets[trained.spec.name, trained.splits]
+            data[task.name] = replace(data[task.name], trained_on=trained_on)
+    return data
+
+
+def with_trained(tasks: Iterable[PlannedTask]) -> list[PlannedTask]:
+    """Tasks, and those that train what they are scored with."""
+    return list({each.name: each for task in tasks for each in (task.trained, task)}.values())
 
 
 def check_fit(
@@ -99,7 +111,7 @@ def _find_folders(
 ) -> dict[str, Path]:
     """Dataset → folder: the user's ``--data``, what the suite creates, or under ``--data-root``."""
     check_names(options.data)
-    specs = {task.spec.name: task.spec for task in tasks}
+    specs = {task.spec.name: task.spec for task in with_trained(tasks)}
     folders = {name: root for name, root in created.items() if name not in options.data}
     return {
         name: folders.get(name) or find_folder(spec, options.data_root, options.data)
@@ -111,12 +123,13 @@ def split_into_units(
     tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]
 ) -> list[list[PlannedTask]]:
     """The tasks of each unit of work: those that are scored on the same photographs (by their
-    names), such as three probes of VOC, or depth and normals of NYU. A detector is alone.
-    Variants of different sizes share no features and are apart."""
+    names), such as three probes of VOC, or depth and normals of NYU, and those that are scored on
+    other images with what was trained for these. A detector is alone. Variants of different sizes
+    share no features and are apart."""
     stem_keys: dict[int, str] = {}  # by dataset object: listing a million names takes seconds
     units: dict[str, list[PlannedTask]] = {}
     for task in tasks:
-        dataset = data[task.name]
+        dataset = data[task.name].trained_on or data[task.name]
         if id(dataset) not in stem_keys:
             stem_keys[id(dataset)] = content_key(
                 [Path(sample.image).stem for sample in dataset.samples["val"]]

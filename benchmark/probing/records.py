@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from backbones.base import Backbone, Weights
 from backbones.versions import PROBING, versions
 from cliptex_common.settings import PositiveShare, field_names
 from probes.base import Context, Probe
-from probes.datasets.base import DatasetSpec, PreparedDataset
+from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from probes.datasets.share import with_share
 from probes.layers import Layer, at_layers
 from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
-from probes.registry import DATASETS, PROBES, find_task
+from probes.registry import DATASETS, PROBES, find_task, trained_task
 from probes.upsamplers.names import upsampler_identity
-from reports.cell import cell_key
+from reports.cell import Cell, cell_key
 
 # settings with which numbers are what they were before there was the setting; no part of identities
 NEUTRAL = {"upsampler": "bilinear", "linear_norm": True}
@@ -52,13 +53,30 @@ class PlannedTask:
     def main_metric(self) -> str:
         return next(iter(self.probe.metrics))
 
+    @property
+    def trained(self) -> PlannedTask:
+        """The task that trains what this one is scored with, under the same settings: this one, or
+        that of another dataset (``DatasetSpec.trained_on``) or probe (``Probe.head_of``)."""
+        name, *variant = self.name.split(":")
+        return replace(self, name=":".join([trained_task(name), *variant]))
+
+    @property
+    def uses_head(self) -> bool:
+        """Whether it is scored with the head of another task."""
+        return self.trained != self and self.probe.reuse == "head"
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that are read of its own dataset."""
+        return ("val",) if self.spec.trained_on else self.probe.splits
+
     def deviations(self, data: PreparedDataset) -> str:
         """What differs from the published protocol that the setting ``protocol`` names, in one
         line; '' if nothing differs, or if the protocol is ``own``, which is not published."""
         if "protocol" not in field_names(self.probe.settings_type):
             return ""
-        preset = find_preset(self.settings.protocol, self.spec, self.probe)
-        differences = preset_deviations(preset, self.settings, data.spec)
+        preset = find_preset(self.settings.protocol, self.trained.spec, self.trained.probe)
+        differences = preset_deviations(preset, self.settings, (data.trained_on or data).spec)
         if preset.settings and self.train_share < 1:
             differences.append(f"train_share={self.train_share}")
         if not differences:
@@ -78,6 +96,7 @@ class PlannedTask:
 
         In a cell's MLflow run, their hash is the tag ``protocol``, and the setting ``protocol``
         (the name of a protocol, whose preset changes the task's settings) is the tag ``preset``.
+        Under ``head`` or ``train`` are those of the task whose head or training images it uses.
         """
         conditions: dict[str, Any] = {
             "task": self.name,
@@ -105,6 +124,9 @@ class PlannedTask:
             conditions["upsampler"] = upsampler
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
+        if self.trained != self:
+            conditions[self.probe.reuse] = self.trained.conditions(data.trained_on or data)
+            conditions["transfer"] = dict(data.spec.transfer)
         return conditions
 
 
@@ -153,10 +175,20 @@ class BackboneInfo:
             },
         )
 
-    def cell_keys(self, conditions: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, str]:
+    def cell_keys(
+        self,
+        conditions: Mapping[str, Mapping[str, Any]],
+        seed: int,
+        heads: Mapping[str, Cell] = MappingProxyType({}),
+    ) -> dict[str, str]:
         """Task → identity of its cell: backbone weights and layers, conditions of the task
-        (``PlannedTask.conditions``) and seed."""
-        return {name: cell_key(self.identity, each, seed) for name, each in conditions.items()}
+        (``PlannedTask.conditions``) and seed, and the head of another task that it uses. Tasks
+        whose head is in no cell of ``heads`` have none yet."""
+        return {
+            name: cell_key(self.identity, each, seed, heads[name].head if name in heads else "")
+            for name, each in conditions.items()
+            if name in heads or "head" not in each
+        }
 
 
 @dataclass(frozen=True)
@@ -191,5 +223,15 @@ class ProbeRequest:
 
     def dataset(self, task: PlannedTask) -> PreparedDataset:
         """The dataset of a task, with its spec."""
-        data = self.data[task.name]
-        return replace(data, spec=task.spec.at(data.root))
+        return _with_spec(self.data[task.name], task.spec)
+
+
+def _with_spec(data: PreparedDataset, spec: DatasetSpec) -> PreparedDataset:
+    trained_on = data.trained_on and _with_spec(data.trained_on, DATASETS.find(spec.trained_on))
+    return replace(data, spec=spec.at(data.root), trained_on=trained_on)
+
+
+def without_specs(data: PreparedDataset) -> PreparedDataset:
+    """The dataset without what cannot be pickled, see ``ProbeRequest.data``."""
+    trained_on = data.trained_on and without_specs(data.trained_on)
+    return replace(data, spec=None, trained_on=trained_on)  # type: ignore[arg-type]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from benchmark.execution.base import Executor, Priority
 from benchmark.probing.data import split_into_units
-from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
+from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest, without_specs
 from benchmark.probing.unit import describe_backbone, probe_unit
 from probes.datasets.base import PreparedDataset
 from reports.cell import Cell
@@ -90,7 +90,7 @@ class Probing:
         """
         request = ProbeRequest(
             tasks=tuple(tasks),
-            data={task.name: replace(self.data[task.name], spec=None) for task in tasks},  # type: ignore[arg-type]
+            data={task.name: without_specs(self.data[task.name]) for task in tasks},
             data_root=self.data_root,
             backbone=backbone,
             model=model,

@@ -15,7 +15,14 @@ import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter
 from benchmark.execution.unit import cached_in_process
-from benchmark.probing.cell import CellContext, cell_locks, finished_cells, run_cells
+from benchmark.probing.cell import (
+    CellContext,
+    cell_locks,
+    cells_of_heads,
+    finished_cells,
+    missing_cells,
+    run_cells,
+)
 from benchmark.probing.cost import backbone_costs
 from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
 from cliptex_common.device import float32_products, on_device
@@ -49,18 +56,32 @@ def probe_unit(request: ProbeRequest) -> list[Cell]:
     tracker = Tracker(request.experiment)
     # with --force, accept only cells of this same parent, finished by a worker that died
     parent = request.parent if request.force else ""
-    conditions = {task.name: task.conditions(request.dataset(task)) for task in request.tasks}
-    keys = request.backbone.cell_keys(conditions, request.seed)
-    with cell_locks(keys.values()):
-        cells = finished_cells(tracker, keys, request.backbone.name, parent)
-        pending = [task for task in request.tasks if task.name not in cells]
-        if pending:
-            cells |= {cell.task: cell for cell in _run_pending(request, pending, tracker)}
+    backbone, seed, cells = request.backbone, request.seed, dict[str, Cell]()
+    for uses_head in (False, True):  # heads are trained before other tasks use them
+        tasks = [task for task in request.tasks if task.uses_head == uses_head]
+        conditions = {task.name: task.conditions(request.dataset(task)) for task in tasks}
+        heads = cells_of_heads(tracker, backbone, conditions, seed, parent)
+        keys = backbone.cell_keys(conditions, seed, heads)
+        reasons = {
+            task.name: f"{task.trained.name}, whose head it uses, has no result"
+            for task in tasks
+            if task.name not in keys
+        }
+        cells |= missing_cells(backbone.name, seed, reasons)
+        with cell_locks(keys.values()):
+            cells |= finished_cells(tracker, keys, backbone.name, parent)
+            pending = [task for task in tasks if task.name not in cells]
+            if pending:
+                finished = _run_pending(request, pending, tracker, heads)
+                cells |= {cell.task: cell for cell in finished}
     return [cells[task.name] for task in request.tasks]
 
 
 def _run_pending(
-    request: ProbeRequest, tasks: Sequence[PlannedTask], tracker: Tracker
+    request: ProbeRequest,
+    tasks: Sequence[PlannedTask],
+    tracker: Tracker,
+    heads: Mapping[str, Cell],
 ) -> list[Cell]:
     device = choose_device(request.device)
     backbone = _load_backbone(**request.backbone.create_arguments).to(device)
@@ -70,7 +91,7 @@ def _run_pending(
             " again"
         )
     parent = Run(tracker, request.parent, name=request.parent)
-    context = CellContext(request, tracker, parent, backbone, device)
+    context = CellContext(request, tracker, parent, backbone, device, heads)
     cells: list[Cell] = []
     with computing_on(device):
         parent.log_new_metrics(cost_metrics(backbone_costs(backbone, device)))
@@ -89,7 +110,7 @@ def trained_together(tasks: Sequence[PlannedTask], context: CellContext) -> list
     lists: dict[str, list[PlannedTask]] = {}
     for task in tasks:
         key = None
-        if isinstance(task.probe, GroupedProbe):
+        if isinstance(task.probe, GroupedProbe) and not task.uses_head:
             # only to read the settings and data: no folder, log or progress
             key = task.probe.group_key(context.of_task(task, Path(), Silent(), Silent()))
         lists.setdefault(key or task.name, []).append(task)

@@ -7,5 +7,6 @@ import benchmark.suites.own
 import benchmark.suites.paper
 import benchmark.suites.patches
 import benchmark.suites.profile
+import benchmark.suites.shifts
 import benchmark.suites.zeroshot  # noqa: F401
 import probes.catalog  # noqa: F401

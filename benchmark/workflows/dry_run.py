@@ -19,7 +19,7 @@ from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
 from benchmark.planning.options import RunOptions
 from benchmark.planning.plan import RunPlan, make_plan, print_notes
-from benchmark.probing.cell import finished_cells, missing_cells
+from benchmark.probing.cell import find_cells, missing_cells
 from benchmark.probing.data import RunInputs, split_into_units
 from benchmark.probing.submit import unit_name
 from benchmark.probing.unit import describe_backbone
@@ -145,5 +145,5 @@ def _cells(
     tracker = Tracker.existing(plan.experiment)
     if data and info and tracker and not plan.options.force:
         conditions = {task.name: task.conditions(data[task.name]) for task in plan.tasks}
-        cells = finished_cells(tracker, info.cell_keys(conditions, seed), name)
+        cells = find_cells(tracker, info, conditions, seed)
     return cells | missing_cells(name, seed, inputs.check(backbone), "not applicable")

@@ -104,16 +104,21 @@ def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.n
     return labels.astype(np.uint16)
 
 
-def read_depth(path: str, scale: float) -> np.ndarray:
+def unrotated(stored: np.ndarray, bits: int) -> np.ndarray:
+    """16-bit values whose bits were rotated to the left by so many."""
+    return stored if not bits else (stored >> bits) | ((stored << (16 - bits)) & 0xFFFF)
+
+
+def read_depth(path: str, scale: float, rotated_bits: int = 0) -> np.ndarray:
     """A depth PNG (8 or 16 bits, stored 0 = unknown) × ``scale`` → (H, W) float32 metres, 0 where
-    unknown.
+    unknown; see ``unrotated``.
 
     Raises:
         UserError: the file cannot be read.
     """
     with _report_unreadable("depth", path):
         stored = read_stored(path, GREY, "it must be a PNG with one channel")
-    return stored.astype(np.float32) * np.float32(scale)
+    return unrotated(stored, rotated_bits).astype(np.float32) * np.float32(scale)
 
 
 def read_normals(path: str) -> np.ndarray:

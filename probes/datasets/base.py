@@ -21,14 +21,15 @@ class Sample:
 
     Attributes:
         image: path of the image, relative to the dataset's root, with forward slashes.
-        target: relative path of the label map (dense tasks), class index (classification), list of
-            captions (image-text), image id in the annotation file (detection), [instance, cue,
-            whether it is associated] for each question that it is a candidate of (association),
-            the pairs that it is the source of (correspondence): each a mapping with the other
-            ``image``, and ``source`` and ``target`` points (x, y in pixels) with the object's
-            ``box`` in the target; or (instance retrieval) a mapping with the ``gallery`` that it is
-            in and, of a query, the one that it ``searches``, perhaps its ``box`` (left, top, right,
-            bottom in pixels), and the ``positives`` and ``junk`` images of each level.
+        target: relative path of the label map (dense tasks), class index or a list of all that are
+            right (classification), name of its set (unknown images), list of captions (image-text),
+            image id in the annotation file (detection), [instance, cue, whether it is associated]
+            for each question that it is a candidate of (association), the pairs that it is the
+            source of (correspondence): each a mapping with the other ``image``, and ``source`` and
+            ``target`` points (x, y in pixels) with the object's ``box`` in the target; or (instance
+            retrieval) a mapping with the ``gallery`` that it is in and, of a query, the one that it
+            ``searches``, perhaps its ``box`` (left, top, right, bottom in pixels), and the
+            ``positives`` and ``junk`` images of each level.
         group: number of its group (a region of the world), where scores are by group.
     """
 
@@ -49,8 +50,8 @@ class DatasetSpec:
     Attributes:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
         kind: what its ground truth is: a family of dense tasks (``probes.dense.tasks``),
-            ``detection``, ``classification``, ``image-text``, ``association``,
-            ``correspondence`` or ``instance-retrieval``.
+            ``detection``, ``classification``, ``image-text``, ``association``, ``correspondence``,
+            ``instance-retrieval`` or ``unknown-images``.
         folder: under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
         other_folders: other names of that folder.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is
@@ -74,6 +75,12 @@ class DatasetSpec:
         units: root → image → name of what it was sampled with (a scene), where images are not
             independent; reports resample these. Images that are not in it count on their own.
         is_generated: the suite that uses it generates it; ``data check`` does not look for it.
+        trained_on: name of the dataset whose train split the probes of this one are trained on; ''
+            for its own. This one has ``val`` only.
+        transfer: what such tasks do differently here, part of their identity: ``classes``, of each
+            class the indices of those of ``trained_on`` that stand for it (the highest score
+            counts; classes that stand for none are left out), ``border``, so many pixels that are
+            cut off at each side of an image, and ``squash``, images are resized without a crop.
         about: one line for ``list``: what it is, where to get it.
         module: that registers it, which configs import; ``register_dataset`` sets it.
     """
@@ -93,6 +100,8 @@ class DatasetSpec:
     is_generated: bool = False
     other_folders: tuple[str, ...] = ()
     allows_subsets: bool = False
+    trained_on: str = ""
+    transfer: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
     module: str = ""
 
@@ -119,6 +128,7 @@ class PreparedDataset:
         notes: what a reader of its scores should know, one line each.
         full_train: all of train, if ``samples`` has a share of it (see ``with_share``).
         train_indices: of that share in ``full_train``.
+        trained_on: the dataset that probes are trained on, where it is another one.
     """
 
     spec: DatasetSpec
@@ -130,6 +140,7 @@ class PreparedDataset:
     notes: tuple[str, ...] = ()
     full_train: tuple[Sample, ...] = ()
     train_indices: tuple[int, ...] = ()
+    trained_on: PreparedDataset | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -143,4 +154,5 @@ class PreparedDataset:
     @property
     def without_unused(self) -> PreparedDataset:
         """The dataset with no more of train than the share that is trained on."""
-        return replace(self, full_train=(), train_indices=())
+        trained_on = self.trained_on and self.trained_on.without_unused
+        return replace(self, full_train=(), train_indices=(), trained_on=trained_on)

@@ -12,15 +12,17 @@ from probes.features.content_hashes import content_hashes
 
 
 def with_share(data: PreparedDataset, share: float, seed: int) -> PreparedDataset:
-    """``data`` with ``share`` (0 to 1) of its training images, at least one; for classification
-    that share of each class. Seed and image content decide which. Features of the full split are
-    encoded, so all shares need one encoding.
+    """``data`` with ``share`` (0 to 1) of its training images (or those of the dataset that is
+    trained on), at least one; for classification that share of each class. Seed and image content
+    decide which. Features of the full split are encoded, so all shares need one encoding.
 
     Raises:
         UserError: an image cannot be read.
     """
     if share == 1:
         return data
+    if data.trained_on is not None:
+        return replace(data, trained_on=with_share(data.trained_on, share, seed))
     train = data.samples["train"]
     ranks = [
         content_key(["share of train", seed, digest])

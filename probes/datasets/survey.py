@@ -65,13 +65,14 @@ def survey(
             rows.append(DatasetState(spec.name, "absent", expected=spec.expected, message=hint))
             continue
         spec = spec.at(root)
-        state, counts, messages = inspect_copy(spec, root, splits)
+        used: Sequence[Split] = ("val",) if spec.trained_on else splits
+        state, counts, messages = inspect_copy(spec, root, used)
         if full and state != "broken":
             try:
                 data = prepare(
                     spec,
                     root,
-                    splits=dict.fromkeys(split for split in splits if counts.get(split)),
+                    splits=dict.fromkeys(split for split in used if counts.get(split)),
                     partial=True,
                     workers=workers,
                     progress=progress,

@@ -46,7 +46,8 @@ def verify(
     elif spec.kind == "detection":
         ground_truth = _check_instances(spec, image, instances[sample.target], size)
     elif spec.kind == "classification":
-        if not 0 <= sample.target < classes:
+        labels = sample.target if isinstance(sample.target, list) else [sample.target]
+        if not all(0 <= label < classes for label in labels):
             raise UserError(
                 f"{image} has class {sample.target}, but {spec.name} has {classes} classes"
             )

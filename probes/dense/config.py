@@ -21,6 +21,7 @@ from backbones.base import Backbone
 from cliptex_common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split
+from probes.dense.data import ground_truth_config
 from probes.dense.decode_heads.base import feature_maps, reads_class_token, round_up
 from probes.dense.decode_heads.module import complete_head, try_head
 from probes.dense.pipelines import complete_pipelines
@@ -52,9 +53,10 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
 
     Args:
         probe: a ``DenseProbe``.
+        context: of the task; its ``training`` has what is trained on.
         held_out: training images to score instead of ``val``; training leaves them out.
     """
-    data, backbone = context.data, context.backbone
+    data, backbone = context.training.data, context.backbone
     spec, classes = data.spec, len(data.classes)
     task = DENSE_TASKS.find(spec.kind)
     images = sum(sample.image not in held_out for sample in data.samples["train"])
@@ -90,16 +92,23 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
     complete_pipelines(config, spec, classes, settings, crop, prepare["mean"])
     train, val = config.train_dataloader, config.val_dataloader
     train.dataset.update(dataset_of(data, "train"))
-    val.dataset.update(dataset_of(data, "train" if held_out else "val", held_out))
+    scored = data if held_out else context.data
+    for part in val.dataset.pipeline:
+        if part["type"] == "LoadGroundTruth":
+            part.update(ground_truth_config(scored.spec, classes, settings))
+    val.dataset.update(dataset_of(scored, "train" if held_out else "val", held_out))
     val.update(at_once(val.batch_size, context.device, classes or task.outputs))
     for loader in (train, val):
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder
-    config.val_evaluator = task.evaluator(settings, spec)
+    config.val_evaluator = task.evaluator(settings, scored.spec)
     # importing them registers what the config names
-    declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
-    modules = [declared_in, type(task).__module__, probe.head.declared_in]
-    config.custom_imports.imports += filter(None, modules)
+    declared_in = [
+        each.module or getattr(each.list_samples, "__module__", "probes.catalog")
+        for each in (spec, scored.spec)
+    ]
+    modules = [*declared_in, type(task).__module__, probe.head.declared_in]
+    config.custom_imports.imports += dict.fromkeys(filter(None, modules))
     return config
 
 

@@ -71,14 +71,18 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
     for index, (probe, context) in enumerate(tasks):
         try:
             probe.fits(context.backbone, context.data, context.settings)
-            heads[index] = dense_config(probe, context), context
+            config = dense_config(probe, context)
+            if context.head is not None:  # nothing is trained
+                config.train_dataloader.dataset = config.val_dataloader.dataset
+            heads[index] = config, context
         except Exception as error:
             results[index] = error
     names = " + ".join(
         f"{context.data.spec.name}/{tasks[index][0].name}" for index, (_, context) in heads.items()
     )
     notes: dict[int, list[str]] = {}
-    if grids := [index for index in heads if tasks[index][1].settings.lr_grid]:
+    contexts = {index: context for index, (_, context) in heads.items() if context.head is None}
+    if grids := [index for index, context in contexts.items() if context.settings.lr_grid]:
         choices = choose([tasks[index] for index in grids], f"{names}: learning rates")
         for index, choice in zip(grids, choices, strict=True):
             if isinstance(choice, Exception):
@@ -179,7 +183,8 @@ def _result(probe: Probe, member: Member, chosen: Sequence[str]) -> TaskResult:
         units = context.data.spec.units(context.data.root)
         per_image["unit"] = np.array([units.get(image, image) for image in images])
     scored = member.metrics, per_image, member.config, member.val_dataset
-    notes = [*scores.notes, *constant_note(context.data, *scored), *chosen, *member.notes]
+    constant = [] if context.head else constant_note(context.data, *scored)
+    notes = [*scores.notes, *constant, *chosen, *member.notes]
     return TaskResult(
         metrics=member.metrics,
         per_image=per_image,
@@ -189,6 +194,6 @@ def _result(probe: Probe, member: Member, chosen: Sequence[str]) -> TaskResult:
             probe.kind,
             context.work_dir / "preview.png",
         ),
-        head=mmlab_head(member.model, member.config, context),
+        head=None if context.head else mmlab_head(member.model, member.config, context),
         notes=notes,
     )

@@ -179,16 +179,30 @@ class DepthScores(TaskScores):
     Args:
         min_depth, max_depth: valid range of the ground truth, metres.
         crop: see ``cropped``.
+        cut: metres that ground truth and predictions beyond them count as.
+        several_sizes: the crop ends where a smaller map does.
     """
 
     def __init__(
-        self, min_depth: float, max_depth: float, crop: Sequence[Any] | None = None
+        self,
+        min_depth: float,
+        max_depth: float,
+        crop: Sequence[Any] | None = None,
+        cut: float | None = None,
+        several_sizes: bool = False,
     ) -> None:
         super().__init__("depth")
-        self.min_depth, self.max_depth, self.crop = min_depth, max_depth, crop
+        self.min_depth, self.max_depth, self.crop, self.cut = min_depth, max_depth, crop, cut
+        self.several_sizes = several_sizes
 
     def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        prediction, target = (cropped(each[0], self.crop) for each in (prediction, target))
+        crop = self.crop
+        if self.several_sizes and crop:
+            height, width = target.shape[-2:]
+            crop = (crop[0], min(crop[1], height), crop[2], min(crop[3], width))
+        prediction, target = (cropped(each[0], crop) for each in (prediction, target))
+        if self.cut is not None:
+            prediction, target = prediction.clamp(max=self.cut), target.clamp(max=self.cut)
         valid = (target > self.min_depth) & (target < self.max_depth)
         return depth_scores(prediction, target, valid) | {"pixels": valid.sum()}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from backbones.cliptex.tasks import TASKS
 from cliptex_common.errors import UserError
-from probes.base import Context, Probe, TaskResult
+from probes.base import Context, Probe, Reuse, TaskResult
 from probes.configs import config_file
 from probes.datasets.base import PreparedDataset
 from probes.dense.decode_heads.base import SHIPPED, DenseHead
@@ -35,6 +35,7 @@ class DenseProbe(Probe):
     """
 
     has_own_loss = has_own_schedule = False
+    reuse: Reuse = "head"
 
     def __init__(self, head: DenseHead, task: DenseTask) -> None:
         self.head, self.task = head, task

@@ -22,7 +22,7 @@ from backbones.base import Backbone
 from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import score, targets, top1
-from probes.image_level.encode import Encode, ImageViews, autocast, input_size
+from probes.image_level.encode import Encode, ImageViews, autocast, encoding_of, input_size
 from probes.image_level.linear import pair_name
 from probes.image_level.random_crops import train_on_crops
 from probes.image_level.settings import AttentiveSettings
@@ -66,6 +66,14 @@ def create_head(pool: str, channels: int, classes: int) -> nn.Module:
     return nn.Sequential(query, classifier)
 
 
+def stored_head(head: Head) -> nn.Module:
+    """The module of a head that a run has stored."""
+    metadata = head.metadata
+    module = create_head(metadata["pool"], metadata["channels"], len(metadata["classes"]))
+    module.load_state_dict(dict(head.tensors))
+    return module
+
+
 def token_encoder(backbone: Backbone, pool: str) -> Encode:
     """Normalised images → patch tokens of the last block, (N, L, C); for the ``latent`` pool the
     class token comes first."""
@@ -87,10 +95,14 @@ class AttentiveHeads(nn.ModuleList):
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     settings: AttentiveSettings = context.settings
-    data, labels = context.data, targets(context, "train")
-    train, val = (
-        [data.root / sample.image for sample in data.samples[split]] for split in ("train", "val")
-    )
+    data = context.data
+    val = [data.root / sample.image for sample in data.samples["val"]]
+    if context.head is not None:
+        heads = AttentiveHeads([stored_head(context.head)]).to(context.device)
+        (logits,) = predict(context, heads, val)
+        return score(context, logits)
+    labels = targets(context, "train")
+    train = [data.root / sample.image for sample in data.samples["train"]]
     with context.cost.phase("train"):
         heads = create_heads(context).to(context.device)
         encode = token_encoder(context.backbone, settings.pool)
@@ -145,9 +157,8 @@ def create_heads(context: Context) -> AttentiveHeads:
 @torch.no_grad()
 def predict(context: Context, heads: AttentiveHeads, paths: Sequence[Path]) -> list[Tensor]:
     """(N, classes) float32 logits of each head, on the CPU."""
-    backbone, encoding = context.backbone, context.settings.encoding(context.device.type)
-    encode = token_encoder(backbone, context.settings.pool)
-    views = ImageViews(context, backbone, paths, encoding, encode=encode)
+    encode = token_encoder(context.backbone, context.settings.pool)
+    views = ImageViews(context, context.backbone, paths, encoding_of(context), encode=encode)
     context.progress.start("classifying images", len(paths))
     batches = []
     for tokens in views.tensors():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from cliptex_common.device import is_accelerator, memory
+from cliptex_common.device import float64_device, is_accelerator, memory
 from probes.base import Context, Head, TaskResult
 from probes.datasets.base import Split
 from probes.image_level.metrics import classification
+from probes.image_level.settings import ALEXNET_ERRORS
 
 
 def targets(context: Context, split: Split) -> Tensor:
@@ -45,22 +50,78 @@ def top1(logits: Tensor, labels: Tensor) -> float:
     return 100 * (ranks(logits, labels) == 0).double().mean().item()
 
 
-def score(
-    context: Context, logits: Tensor, notes: Sequence[str] = (), head: Head | None = None
-) -> TaskResult:
-    """Metrics of (N, C) logits of ``val``, ``top5`` with more than five classes; see
-    ``probes.image_level.metrics.classification``."""
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature, 1/50 to 50, by which dividing (N, C) logits minimises their mean
+    cross-entropy."""
+    logits = logits.to(float64_device(logits.device)).double()
+    index = labels.to(logits.device)[:, None]
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        return -scaled.log_softmax(dim=1).gather(1, index).mean().item()
+
+    bound = math.log(50)
+    options = {"xatol": 1e-6}
+    optimum = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options=options)
+    return math.exp(optimum.x)
+
+
+def own_classes(context: Context, logits: Tensor) -> Tensor:
+    """Logits of the classes of a task's dataset, from those of the dataset that the probe was
+    trained on; as DINOv2's ``LinearPostprocessor``, where each class is one of those. See
+    ``DatasetSpec.transfer``."""
+    groups = context.data.spec.transfer.get("classes")
+    if context.data.trained_on is None or not groups:
+        return logits
+    return torch.stack([logits[:, list(group)].amax(dim=1) for group in groups], dim=1)
+
+
+def best_targets(context: Context, logits: Tensor) -> Tensor:
+    """(N,) int64 classes of ``val``; of an image with several right ones that of the highest
+    score."""
     samples = context.data.samples["val"]
-    labels = targets(context, "val")
+    if not any(isinstance(sample.target, list) for sample in samples):
+        return targets(context, "val")
+    best = [
+        max(sample.target, key=row.__getitem__)
+        for sample, row in zip(samples, logits.tolist(), strict=True)
+    ]
+    return torch.tensor(best, dtype=torch.int64)
+
+
+def score(
+    context: Context,
+    logits: Tensor,
+    notes: Sequence[str] = (),
+    head: Head | None = None,
+    more: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> TaskResult:
+    """Metrics of (N, C) logits of ``val``, C the classes that the probe was trained on; ``top5``
+    with more than five classes; see ``probes.image_level.metrics.classification``. ``more`` are
+    other numbers of the images."""
+    samples, logits = context.data.samples["val"], own_classes(context, logits)
+    labels = best_targets(context, logits)
     per_image = {
         "image": np.array([sample.image for sample in samples]),
         "rank": ranks(logits, labels).numpy(),
         "label": labels.numpy(),
         "prediction": logits.argmax(dim=1).numpy(),
+        **more,
     }
-    if all(sample.group is not None for sample in samples):
+    notes = list(notes)
+    if context.data.spec.extra.get("main_metric") == "mCE":
+        folders = [sample.image.split("/") for sample in samples]
+        per_image["corruption"] = np.array(["/".join(parts[:2]) for parts in folders])
+        per_image["unit"] = np.array([Path(parts[-1]).stem for parts in folders])  # photographs
+        present = {parts[0] for parts in folders}
+        if missing := [name for name in ALEXNET_ERRORS if name not in present]:
+            notes.append(
+                f"mCE over {len(present)} of {len(ALEXNET_ERRORS)} corruptions, without"
+                f" {', '.join(missing)}"
+            )
+    elif all(sample.group is not None for sample in samples):
         per_image["group"] = np.array([sample.group for sample in samples])
     metrics = classification(tuple(per_image["image"]), per_image).values()
     if logits.shape[1] <= 5:
         metrics = {name: value for name, value in metrics.items() if not name.endswith("top5")}
-    return TaskResult(metrics, per_image, head=head, notes=list(notes))
+    return TaskResult(metrics, per_image, head=head, notes=notes)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -37,6 +37,7 @@ from probes.features.views import Encoded, Views
 from probes.image_level.settings import EncodeSettings, Encoding
 from probes.layers import requested_map
 
+EDITS = ("border", "squash")  # of images, which most tasks leave as they are
 TEXTS = 256  # that the backbone sees at once
 Encode = Callable[[Tensor], Tensor]  # what the backbone takes → features, on the device
 
@@ -48,15 +49,27 @@ def encode_split(context: Context, split: Split, members: Tensor | None = None) 
         members: indices of samples; None for all.
     """
     data, name = context.data, str(split)
+    trained_on, encoding = data.trained_on, encoding_of(context)
+    if trained_on and encoding == encoding_of(context.training) and data.root == trained_on.root:
+        index = {sample.image: row for row, sample in enumerate(trained_on.samples[split])}
+        rows = [index.get(sample.image, -1) for sample in data.samples[split]]
+        if -1 not in rows:  # some of its images, which are encoded once
+            return encode_split(context.training, split)[rows]
     samples, used = data.encoded(split), data.train_indices if split == "train" else ()
     if members is not None:
         samples, used = [data.samples[split][index] for index in members], ()
         name = f"held-out part of {split}"
     paths = [data.root / sample.image for sample in samples]
-    encoding = context.settings.encoding(context.device.type)
     views = ImageViews(context, context.backbone, paths, encoding, f"{data.spec.name} ({name})")
     embeddings = views.embeddings()[:, layer_columns(context)]
     return embeddings[list(used)] if used else embeddings
+
+
+def encoding_of(context: Context) -> Encoding:
+    """How the images of a task are encoded."""
+    encoding: Encoding = context.settings.encoding(context.device.type)
+    transfer = context.data.spec.transfer if context.data.trained_on else {}
+    return replace(encoding, **{name: transfer[name] for name in EDITS if name in transfer})
 
 
 def layer_columns(context: Context) -> slice:
@@ -100,7 +113,8 @@ class ImageViews(Views):
         self.backbone, self.paths, self.encoding = backbone, [str(path) for path in paths], encoding
         self.size, self.are_stored = input_size(encoding.size, backbone), encode is None
         data = backbone.data
-        data = replace(data, size=self.size, squash=squash or data.squash)
+        squash = squash or encoding.squash or data.squash
+        data = replace(data, size=self.size, squash=squash)
         self.transform: Any = resizing(data, data.interpolation)
         self._encode = encode or encoder(backbone, encoding)
         self._normalise = Preprocessing(backbone.data, run.device).normalise
@@ -112,9 +126,10 @@ class ImageViews(Views):
         return self.paths[item]
 
     def image(self, item: int) -> Image.Image:
-        """The part of an item's file that is seen, before it is resized: here all of it."""
+        """The part of an item's file that is seen, before it is resized: here all but a border."""
         with Image.open(image_source(self.path(item))) as image:
-            return to_rgb(image)
+            rgb, border = to_rgb(image), self.encoding.border
+        return ImageOps.crop(rgb, border) if border else rgb
 
     def load(self, item: int) -> Tensor:
         try:
@@ -137,10 +152,11 @@ class ImageViews(Views):
 
     def key(self) -> CacheKey:
         backbone, encoding = self.backbone, self.encoding
+        fields = asdict(encoding).items()
         identity = {
             "backbone": backbone.identity(),
             "images": content_key(content_hashes(list(map(Path, self.paths))), 64),
-            **asdict(encoding),
+            **{name: value for name, value in fields if name not in EDITS or value},
             "size": self.size,
             "device": self.run.device.type,
             "libraries": versions(*WHOLE_IMAGES),

@@ -77,9 +77,10 @@ class LeastSquares:
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     settings: FewShotSettings = context.settings
-    device, classes = float64_device(context.device), len(context.data.classes)
-    train, val = encode_split(context, "train"), encode_split(context, "val")
-    labels = targets(context, "train")
+    training = context.training
+    device, classes = float64_device(context.device), len(training.data.classes)
+    train, val = encode_split(training, "train"), encode_split(context, "val")
+    labels = targets(training, "train")
     shots = sample_shots(labels, settings.shots, context.seed)
     with context.cost.phase("train"):
         shot_labels = labels[shots].to(device)

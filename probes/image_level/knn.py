@@ -24,15 +24,16 @@ from probes.selection import Candidate, log_scores, select_candidate, stratified
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     settings: KnnSettings = context.settings
-    labels, classes = targets(context, "train").to(context.device), len(context.data.classes)
+    training = context.training
+    labels, classes = targets(training, "train").to(context.device), len(training.data.classes)
     train, val = (
-        normalize(on_device_if_small(encode_split(context, split), context.device), dim=1)
-        for split in ("train", "val")
+        normalize(on_device_if_small(features, context.device), dim=1)
+        for features in (encode_split(training, "train"), encode_split(context, "val"))
     )
     context.progress.start("searching neighbours", 1)
     neighbours, reason = settings.neighbours[0], "fixed"
     if len(settings.neighbours) > 1:
-        neighbours, reason = choose(train, labels, context)
+        neighbours, reason = choose(train, labels, training)
     (logits,) = votes(val, train, labels, [neighbours], settings.temperature, classes)
     context.progress.advance()
     return score(context, logits, [f"{neighbours} neighbours: {reason}"])

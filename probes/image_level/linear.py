@@ -29,7 +29,13 @@ from cliptex_common.device import float64_device, upload
 from cliptex_common.errors import NonFiniteLoss
 from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
-from probes.image_level.classification import on_device_if_small, ranks, score, targets
+from probes.image_level.classification import (
+    fit_temperature,
+    on_device_if_small,
+    ranks,
+    score,
+    targets,
+)
 from probes.image_level.encode import encode_split, encoder, input_size, layer_columns
 from probes.image_level.random_crops import cosine, train_on_crops, train_step
 from probes.image_level.settings import LinearSettings
@@ -137,6 +143,15 @@ class LinearHeads(nn.Module):
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterList(torch.zeros_like(weight[0]) for weight in weights)
 
+    @classmethod
+    def of(cls, head: Head) -> LinearHeads:
+        """The one classifier of a stored head."""
+        tensors = head.tensors
+        standardise = Standardiser(tensors["mean"], tensors["scale"])
+        heads = cls(standardise, [tensors["weight"]], slice(*head.metadata["columns"]))
+        heads.biases = nn.ParameterList([tensors["bias"]])
+        return heads
+
     def forward(self, features: Tensor) -> Tensor:
         """(N, D) → (G, N, C): one matrix product for all."""
         biases = torch.stack(list(self.biases))
@@ -241,11 +256,10 @@ def pair_name(pair: Pair) -> str:
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     settings: LinearSettings = context.settings
+    if context.head is not None:
+        return score(context, stored_logits(context, context.head))
     train = train_on_tokens if settings.random_crops else train_on_features
-    heads, number, notes = train(context)
-    val = encode_split(context, "val")
-    with torch.no_grad():
-        logits = [heads(part.to(context.device))[number].cpu() for part in val.split(4096)]
+    heads, number, temperature, notes = train(context)
     tensors = {
         "mean": heads.standardise.mean,
         "scale": heads.standardise.scale,
@@ -255,22 +269,41 @@ def run(context: Context) -> TaskResult:
     columns = heads.columns if settings.random_crops else layer_columns(context)
     encoding = asdict(settings.encoding(context.device.type))
     ends = (columns.start, columns.stop)
-    head = Head.of(context, tensors, encoding=encoding, columns=ends)
-    return score(context, torch.cat(logits), notes, head)
+    head = Head.of(context, tensors, encoding=encoding, columns=ends, temperature=temperature)
+    return score(context, logits_of(context, heads, number), notes, head)
 
 
-def train_on_features(context: Context) -> tuple[LinearHeads, int, list[str]]:
+def stored_logits(context: Context, head: Head) -> Tensor:
+    """(N, C) logits of ``val`` by a stored head, on the CPU."""
+    heads = LinearHeads.of(head).to(context.device)
+    if not context.settings.random_crops:
+        heads.columns = slice(None)  # only those of its layer are read from the store
+    return logits_of(context, heads, 0)
+
+
+@torch.no_grad()
+def logits_of(context: Context, heads: LinearHeads, number: int) -> Tensor:
+    """(N, C) logits of ``val`` by one of the classifiers, on the CPU."""
+    val = encode_split(context, "val")
+    return torch.cat([heads(part.to(context.device))[number].cpu() for part in val.split(4096)])
+
+
+Trained = tuple[LinearHeads, int, float | None, list[str]]
+
+
+def train_on_features(context: Context) -> Trained:
     """Train on one embedding of each image, after a choice on a held-out part of train.
 
     Logs ``select/top1/lr_…`` after each epoch of the choice.
 
     Returns:
-        heads, the number of the one that is chosen, and notes.
+        heads, the number of the one that is chosen, the temperature (``fit_temperature``) of the
+        one that was chosen on the held-out part, None if there was no choice, and notes.
     """
     settings, data, device = context.settings, context.data, context.device
     features = on_device_if_small(encode_split(context, "train"), device)
     train = Samples(features, targets(context, "train"), len(data.classes))
-    grid, reason = settings.grid, "fixed"
+    grid, reason, temperature = settings.grid, "fixed", None
     with context.cost.phase("train"):
         if len(grid) > 1:
             split = stratified_split(
@@ -285,6 +318,7 @@ def train_on_features(context: Context) -> tuple[LinearHeads, int, list[str]]:
                 log_scores(context.log, "top1", candidates, epoch)
                 context.progress.advance()
             best, reason = select_candidate(candidates, "top1", len(held_out))
+            temperature = held_out_temperature(heads, candidates.index(best), held_out, device)
             grid = [best.value]
         context.progress.start("training the linear classifier", settings.epochs)
         heads = zero_heads(train, 1, settings, device)
@@ -292,10 +326,20 @@ def train_on_features(context: Context) -> tuple[LinearHeads, int, list[str]]:
             context.log.log_metrics({"train/loss": losses[0]}, epoch)
             context.progress.advance()
     rate, decay = grid[0]
-    return heads, 0, [f"learning rate {rate:g}, weight decay {decay:g}: {reason}"]
+    return heads, 0, temperature, [f"learning rate {rate:g}, weight decay {decay:g}: {reason}"]
 
 
-def train_on_tokens(context: Context) -> tuple[LinearHeads, int, list[str]]:
+@torch.no_grad()
+def held_out_temperature(
+    heads: LinearHeads, number: int, samples: Samples, device: torch.device
+) -> float:
+    """``fit_temperature`` of one of the classifiers."""
+    batches = [(heads(x)[number], y) for x, y in samples.batches(ROWS, device)]
+    logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return fit_temperature(logits, labels)
+
+
+def train_on_tokens(context: Context) -> Trained:
     """As ``train_on_features``, on the tokens of random crops."""
     settings, device = context.settings, context.device
     grids: Any = create_heads(context).to(device)
@@ -313,7 +357,8 @@ def train_on_tokens(context: Context) -> tuple[LinearHeads, int, list[str]]:
     best, reason = select_candidate(candidates, "top1", len(held_out))
     choice, number = divmod(candidates.index(best), len(settings.grid))
     notes = [f"{best.name}: {reason}", "DINOv2 itself chooses the head on val"]
-    return grids[choice], number, notes
+    temperature = held_out_temperature(grids[choice], number, samples, device)
+    return grids[choice], number, temperature, notes
 
 
 class TokenHeads(nn.ModuleList):

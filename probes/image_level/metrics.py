@@ -5,21 +5,27 @@ See ``reports.stats.per_image``. Importing this imports nothing that computes bu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
-from cliptex_common.weighted import Arrays, mean_of_images, ratio
-from probes.image_level.settings import RECALL_AT
+from cliptex_common.weighted import BINS, Arrays, bins_of, mean_of_images, ratio
+from probes.image_level.settings import ALEXNET_ERRORS, OOD_SCORES, RECALL_AT
 from reports.stats.per_image import SCORERS, ImageScores, MetricFunction
+
+KNOWN = "known"  # the set of the images whose classes were trained on
 
 
 def classification(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
     """``top1``, ``top5``; ``mean_per_class_recall`` and ``f1_macro`` over the classes that have
-    images; ``worst_group_top…`` where images have groups.
+    images; ``worst_group_top…`` where images have groups; ``mCE`` where they are corrupted; the
+    metrics of calibration where there is a ``confidence``.
 
     Args:
-        arrays: of each image the ``rank`` of the true class, ``label``, ``prediction``, ``group``.
+        arrays: of each image the ``rank`` of the true class, ``label``, ``prediction``, ``group``,
+            ``corruption`` (``fog/3``); with and without ``_scaled`` its ``confidence``, ``nll`` and
+            ``brier``.
     """
     rank = arrays["rank"]
     metrics: dict[str, MetricFunction] = {
@@ -32,7 +38,53 @@ def classification(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
         for k in (1, 5):
             hits = 100.0 * (rank < k)[:, None] * member
             metrics[f"worst_group_top{k}"] = partial(_worst, hits, member)
-    return ImageScores(images, metrics, lambda: -rank.astype(float), "rank of the true class", 1)
+    if "corruption" in arrays:
+        metrics["mCE"] = partial(_corruption_error, arrays["corruption"], 100.0 * (rank > 0))
+    for suffix in ("", "_scaled"):
+        if (confidence := arrays.get(f"confidence{suffix}")) is not None:
+            gap = (rank == 0) - confidence
+            metrics |= {
+                f"ece{suffix}": partial(_calibration_error, confidence, gap),
+                f"ece_adaptive{suffix}": partial(_adaptive_error, confidence, gap),
+                f"nll{suffix}": partial(mean_of_images, arrays[f"nll{suffix}"]),
+                f"brier{suffix}": partial(mean_of_images, arrays[f"brier{suffix}"]),
+            }
+    # weights of all images at once have to fit the memory
+    most = max(100, 200_000_000 // len(images))
+    score_name = "rank of the true class"
+    return ImageScores(images, metrics, lambda: -rank.astype(float), score_name, 1, most)
+
+
+def _calibration_error(confidence: np.ndarray, gap: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """In percent: the mean over images of their bin's difference of accuracy and confidence."""
+    member = (bins_of(confidence)[:, None] == np.arange(BINS)).astype(np.float64)
+    gaps = np.abs(weights @ (gap[:, None] * member)).sum(axis=1)
+    return 100 * ratio(gaps, weights.sum(axis=1, dtype=np.float64))
+
+
+def _adaptive_error(confidence: np.ndarray, gap: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The same with bins of equal numbers of images; an image on an edge counts in part on both
+    sides."""
+    order = np.argsort(confidence, kind="stable")
+    errors = []
+    for row in weights[:, order].astype(np.float64):
+        count, gaps = (np.concatenate([[0], np.cumsum(each)]) for each in (row, row * gap[order]))
+        edges = np.interp(np.linspace(0, count[-1], BINS + 1), count, gaps)
+        errors.append(np.abs(np.diff(edges)).sum() / count[-1])
+    return 100 * np.array(errors)
+
+
+def _corruption_error(corruption: np.ndarray, error: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean over corruptions of the error, mean of the levels, in percent of AlexNet's."""
+    names, index = np.unique(corruption, return_inverse=True)
+    level = (index[:, None] == np.arange(len(names))).astype(np.float64)
+    errors = ratio(weights @ (error[:, None] * level), weights @ level)
+    kinds = [name.partition("/")[0] for name in names.tolist()]
+    relative = [
+        100 * errors[:, [each == kind for each in kinds]].mean(axis=1) / ALEXNET_ERRORS[kind]
+        for kind in dict.fromkeys(kinds)
+    ]
+    return np.mean(relative, axis=0)
 
 
 def _share(hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -134,10 +186,64 @@ def retrieval(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
     return ImageScores(images, metrics, lambda: -image_rank.astype(float), name, 1)
 
 
+def detection_of_unknown(images: tuple[str, ...], arrays: Arrays) -> ImageScores:
+    """``auroc_SCORE`` and ``fpr95_SCORE`` in percent, each the plain mean over the sets of unknown
+    images, and over the near and the far ones.
+
+    Unknown images are the positive ones: FPR95 is the share of known images with a score as high as
+    the lowest of the highest 95 % of unknown ones (as OpenOOD; others reverse the roles).
+
+    Args:
+        arrays: of each image its ``set``, ``KNOWN`` or ``near/…`` or ``far/…``, and the scores
+            ``msp``, ``energy`` and ``knn``, higher for unknown images.
+    """
+    sets = arrays["set"]
+    metrics: dict[str, MetricFunction] = {}
+    for distance in ("", "near", "far"):
+        names = [each for each in np.unique(sets) if each != KNOWN and each.startswith(distance)]
+        prefix = f"{distance}_" if distance else ""
+        for score in OOD_SCORES if names else ():
+            values = arrays[score]
+            metrics[f"{prefix}auroc_{score}"] = partial(_of_sets, _auroc, values, sets, names)
+            metrics[f"{prefix}fpr95_{score}"] = partial(_of_sets, _fpr95, values, sets, names)
+    return ImageScores(images, metrics, lambda: arrays["energy"], "energy", 1)
+
+
+def _of_sets(
+    metric: Callable[..., float],
+    values: np.ndarray,
+    sets: np.ndarray,
+    names: Sequence[str],
+    weights: np.ndarray,
+) -> np.ndarray:
+    """The mean over sets of unknown images of a metric between each and the known images."""
+    distinct, rank = np.unique(values, return_inverse=True)
+    members = [np.flatnonzero(sets == name) for name in (KNOWN, *names)]
+    rows = []
+    for row in weights:
+        familiar, *ood = (np.bincount(rank[m], row[m], len(distinct)) for m in members)
+        rows.append(np.mean([metric(familiar, each) for each in ood]))
+    return 100 * np.array(rows)
+
+
+def _auroc(familiar: np.ndarray, ood: np.ndarray) -> float:
+    """The share of pairs in which the unknown image scores higher, ties counting half; arrays are
+    how many images have each score, ascending."""
+    below = np.cumsum(familiar) - familiar / 2
+    return float(ood @ below / (familiar.sum() * ood.sum())) if ood.any() else np.nan
+
+
+def _fpr95(familiar: np.ndarray, ood: np.ndarray) -> float:
+    detected = np.cumsum(ood[::-1]) / max(ood.sum(), 1)
+    flagged = np.cumsum(familiar[::-1]) / max(familiar.sum(), 1)
+    return float(flagged[np.argmax(detected >= 0.95 - 1e-12)]) if ood.any() else np.nan
+
+
 for _kind, _scorer in {
     "classification": classification,
     "association": association,
     "correspondence": correspondence,
     "image-text": retrieval,
+    "unknown-images": detection_of_unknown,
 }.items():
     SCORERS.register(_kind, _scorer)

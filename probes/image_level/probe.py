@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import probes.image_level.metrics  # noqa: F401  registers the metrics
 from probes.base import FeatureProbe
 from probes.image_level.settings import (
+    OOD_SCORES,
     RECALL_AT,
     AttentiveSettings,
     CorrespondenceSettings,
@@ -24,6 +26,7 @@ TOP = {f"top{k}": Metric(label=f"top-{k}", shown=True) for k in (1, 5)}
 OTHER_METRICS = {
     "mean_per_class_recall": Metric(label="mean per-class recall"),
     "f1_macro": Metric(label="macro F1"),
+    "mCE": Metric(-1, high=None, label="mCE"),
     "worst_group_top1": Metric(label="top-1 of the worst group"),
     "worst_group_top5": Metric(label="top-5 of the worst group"),
 }
@@ -42,6 +45,26 @@ JACCARD = {
     "jaccard_5-6": Metric(label="Jaccard, 5 or 6 candidates", shown=True),
     "jaccard": Metric(label="Jaccard"),
 }
+CALIBRATION_METRICS = {
+    f"{name}{suffix}": replace(metric, label=f"{metric.label}{words}")
+    for suffix, words in (("", ""), ("_scaled", ", with temperature"))
+    for name, metric in {
+        "ece": Metric(-1, label="ECE", shown=True),
+        "ece_adaptive": Metric(-1, label="ECE, adaptive bins"),
+        "nll": Metric(-1, "", 0.0, None, "NLL", True),
+        "brier": Metric(-1, "", 0.0, 2.0, "Brier score", True),
+    }.items()
+}
+OOD_METRICS = {
+    f"{prefix}{name}_{score}": Metric(direction, label=f"{label}, {words}{score}", shown=shown)
+    for prefix, words, shown in (
+        ("", "", True),
+        ("near_", "near, ", False),
+        ("far_", "far, ", False),
+    )
+    for score in OOD_SCORES
+    for name, label, direction in (("auroc", "AUROC", 1), ("fpr95", "FPR95", -1))
+}
 FOLDER = "probes.image_level"
 classification = partial(
     FeatureProbe, kind="classification", metrics=TOP, other_metrics=OTHER_METRICS
@@ -49,12 +72,26 @@ classification = partial(
 untrained = partial(FeatureProbe, splits=("val",))
 
 LINEAR = classification(
-    "linear", settings_type=LinearSettings, module=f"{FOLDER}.linear", version=2
+    "linear", settings_type=LinearSettings, module=f"{FOLDER}.linear", version=2, reuse="head"
 )
-KNN = classification("knn", settings_type=KnnSettings, module=f"{FOLDER}.knn")
-FEW_SHOT = classification("few-shot", settings_type=FewShotSettings, module=f"{FOLDER}.few_shot")
+KNN = classification("knn", settings_type=KnnSettings, module=f"{FOLDER}.knn", reuse="train")
+FEW_SHOT = classification(
+    "few-shot", settings_type=FewShotSettings, module=f"{FOLDER}.few_shot", reuse="train"
+)
 ATTENTIVE = classification(
-    "attentive", settings_type=AttentiveSettings, module=f"{FOLDER}.attentive"
+    "attentive", settings_type=AttentiveSettings, module=f"{FOLDER}.attentive", reuse="head"
+)
+CALIBRATION = FeatureProbe(
+    "calibration",
+    "classification",
+    LinearSettings,
+    {**CALIBRATION_METRICS, **TOP},
+    f"{FOLDER}.calibration",
+    reuse="head",
+    head_of="linear",
+)
+OOD = FeatureProbe(
+    "linear", "unknown-images", LinearSettings, OOD_METRICS, f"{FOLDER}.ood", reuse="head"
 )
 ZERO_SHOT = classification(
     "zero-shot",
@@ -79,5 +116,16 @@ RETRIEVAL = untrained(
 KEYPOINTS = untrained(
     "keypoints", "correspondence", CorrespondenceSettings, PCK, f"{FOLDER}.correspondence"
 )
-for _probe in (LINEAR, RETRIEVAL, ZERO_SHOT, KNN, FEW_SHOT, ATTENTIVE, ASSOCIATION, KEYPOINTS):
+for _probe in (
+    LINEAR,
+    RETRIEVAL,
+    ZERO_SHOT,
+    KNN,
+    FEW_SHOT,
+    ATTENTIVE,
+    CALIBRATION,
+    OOD,
+    ASSOCIATION,
+    KEYPOINTS,
+):
     register_probe(_probe)

@@ -14,6 +14,26 @@ from cliptex_common.visible_devices import is_accelerator_name
 from probes.layers import ImageFeatures, KeypointLayers, requested_layer
 
 RECALL_AT = (1, 5, 10)
+OOD_SCORES = ("energy", "msp", "knn")
+# top-1 error in percent of AlexNet on each corruption of ImageNet-C, mean of its five levels
+# (Hendrycks and Dietterich 2019)
+ALEXNET_ERRORS = {
+    "gaussian_noise": 88.6428,
+    "shot_noise": 89.4468,
+    "impulse_noise": 92.264,
+    "defocus_blur": 81.988,
+    "glass_blur": 82.6268,
+    "motion_blur": 78.5948,
+    "zoom_blur": 79.836,
+    "snow": 86.6816,
+    "frost": 82.6572,
+    "fog": 81.9324,
+    "brightness": 56.4592,
+    "contrast": 85.3204,
+    "elastic_transform": 64.6056,
+    "pixelate": 71.784,
+    "jpeg_compression": 60.65,
+}
 Features = Literal["projected", "pre_projection", "layers"]
 
 Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
@@ -31,6 +51,8 @@ class Encoding:
             projection; ``layers``: the class tokens of all layers that the backbone reads.
         blocks: where it is not 0, the class tokens of so many last blocks, shallow to deep, and the
             mean of the last patch tokens take the place of ``features``.
+        border: pixels that are cut off at each side of an image first.
+        squash: images become squares without a crop.
     """
 
     size: tuple[int, int] | None = None
@@ -38,6 +60,8 @@ class Encoding:
     batch_size: int = 64
     features: Features = "projected"
     blocks: int = 0
+    border: int = 0
+    squash: bool = False
 
 
 @settings_dataclass

@@ -116,7 +116,11 @@ class Member:
             for schedule in config.get("param_scheduler") or []
         ]
         self.evaluator = Evaluator(config.val_evaluator)
-        self._resume()
+        if context.head is not None:
+            self.model.load_state_dict(context.head.tensors)
+            self.iteration = self.max_iters
+        else:
+            self._resume()
         self.optim_wrapper.initialize_count_status(self.model, self.iteration, self.max_iters)
 
     @property

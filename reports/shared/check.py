@@ -58,9 +58,9 @@ def _check_cell(results: SharedResults, cell: Cell) -> ImageScores:
     identity = results.json(parent, PARENT)["backbone"]
     if identity["sha256"] != cell.weights:
         raise _Refused("its weights are not those of its parent run")
-    if cell_key(identity, conditions, cell.seed) != cell.key:
+    if cell_key(identity, conditions, cell.seed, cell.head) != cell.key:
         raise _Refused(
-            "backbone, protocol and seed are not those that the tag `cell` is the hash of"
+            "backbone, protocol, seed and head are not those that the tag `cell` is the hash of"
         )
     arrays = {
         name: read_arrays(content)

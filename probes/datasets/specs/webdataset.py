@@ -30,6 +30,7 @@ import numpy as np
 from cliptex_common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Lister, Sample, Split
 from probes.datasets.layouts import read_annotations, read_lines, require_file, require_folder
+from probes.datasets.specs.imagenet_shifts import as_shift
 from probes.features.members import IMAGES, members, read_bytes
 from probes.registry import DATASETS, register_dataset
 
@@ -271,4 +272,4 @@ _SPECS = (
     ),
     webdataset("fairness-geode", "GeoDE", 12488, also="wds_geode", **WORST_TOP1),
 )
-DATACOMP = tuple(map(register_dataset, _SPECS))  # its 38 datasets
+DATACOMP = tuple(register_dataset(as_shift(spec)) for spec in _SPECS)  # its 38 datasets

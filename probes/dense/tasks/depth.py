@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from cliptex_common.dense_maps.pictures import depth_picture, scale_bar
-from cliptex_common.dense_maps.read import read_depth
+from cliptex_common.dense_maps.read import read_depth, unrotated
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Probability, settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
@@ -81,7 +81,8 @@ class Depth(DenseTask):
                 f"{path} is not 16-bit ({image.mode}); {spec.name} stores depth in units of "
                 f"{spec.extra['depth_scale']} m as 16-bit PNG"
             )
-        depth = np.asarray(image).astype(np.float64) * spec.extra["depth_scale"]
+        stored = unrotated(np.asarray(image), spec.extra.get("rotated_bits", 0))
+        depth = stored.astype(np.float64) * spec.extra["depth_scale"]
         if not (measured := depth[depth > 0]).size:
             raise Unreadable("no pixel has a depth")
         low, high = spec.extra["min_depth"], spec.extra["max_depth"]
@@ -91,10 +92,11 @@ class Depth(DenseTask):
             )
 
     def reading(self, spec: DatasetSpec, classes: int, settings: Any = None) -> dict[str, Any]:
-        return {"depth_scale": spec.extra["depth_scale"]}
+        names = ("depth_scale", "rotated_bits")
+        return {name: spec.extra[name] for name in names if name in spec.extra}
 
-    def read(self, path: str, depth_scale: float) -> np.ndarray:  # type: ignore[override]
-        return read_depth(path, depth_scale)
+    def read(self, path: str, depth_scale: float, rotated_bits: int = 0) -> np.ndarray:  # type: ignore[override]
+        return read_depth(path, depth_scale, rotated_bits)
 
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
         loss = _bounds(spec)
@@ -107,7 +109,9 @@ class Depth(DenseTask):
 
     def evaluator(self, settings: Any, spec: DatasetSpec) -> dict[str, Any]:
         crop = settings.test_area or spec.extra.get("crop")
-        return {"type": "DepthScores", **_bounds(spec), "crop": crop}
+        names = ("cut", "several_sizes")
+        options = {name: spec.extra[name] for name in names if name in spec.extra}
+        return {"type": "DepthScores", **_bounds(spec), "crop": crop, **options}
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
         """The depth with the least mean |c - t| / t, which is the median weighted with 1 / t."""

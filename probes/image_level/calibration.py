@@ -1,0 +1,49 @@
+"""``calibration`` of the ``linear`` classifier: are its probabilities shares of right answers?
+
+Its head is scored as it is, and with its logits divided by a temperature that minimises the loss on
+the training images held out for the choice of its learning rate (Guo et al. 2017), by the head that
+was chosen there: the one that is scored has seen these images. That changes no prediction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from probes.base import Context, TaskResult
+from probes.image_level.classification import best_targets, own_classes, score
+from probes.image_level.linear import stored_logits
+
+
+def run(context: Context) -> TaskResult:
+    """See ``probes.base.FeatureProbe``."""
+    assert context.head is not None
+    temperature = context.head.metadata["temperature"]
+    note = "no temperature: with one learning rate, no training image was held out"
+    if temperature is not None:
+        note = f"temperature {temperature:.4g} on held-out training images"
+    logits = stored_logits(context, context.head)
+    own = own_classes(context, logits)
+    labels = best_targets(context, own)
+    more = per_image(own, labels, "")
+    if temperature is not None:
+        more |= per_image(own / temperature, labels, "_scaled")
+    return score(context, logits, [note], more=more)
+
+
+def per_image(logits: Tensor, labels: Tensor, suffix: str) -> dict[str, np.ndarray]:
+    """``confidence``, ``nll`` and ``brier`` of each image, float64.
+
+    Args:
+        logits: (N, C). labels: (N,).
+    """
+    log_probabilities = logits.double().log_softmax(dim=1)
+    probabilities = log_probabilities.exp()
+    true = labels[:, None]
+    right = probabilities.gather(1, true).squeeze(1)
+    values = {
+        "confidence": probabilities.amax(dim=1),
+        "nll": -log_probabilities.gather(1, true).squeeze(1),
+        "brier": probabilities.square().sum(dim=1) - 2 * right + 1,
+    }
+    return {f"{name}{suffix}": value.numpy() for name, value in values.items()}

@@ -1,0 +1,147 @@
+"""A head that is trained once and scored on other sets, which others share: in commands, in Python,
+and in worker processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import backbones
+from benchmark import evaluate
+from cliptex_common.errors import UserError
+from probes.datasets.base import PreparedDataset
+from probes.datasets.specs import imagenet
+from probes.predictor import load_predictor
+from probes.registry import find_task
+from tests.benchmark.commands import read_json, run_command, runs_of
+from tests.probes.datasets.make import make_nyu
+from tests.probes.datasets.make_shifts import make_imagenet, make_real, make_shift
+from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
+
+pytestmark = pytest.mark.integration
+
+RUN = "run --suite paper --backbone random --data-root . --device cpu --num-workers 0 --partial"
+EPOCHS = "--set epochs=2"
+DENSE = "--set max_iters=2 --set batch_size=2 --set size=32 --set lr_grid=()"
+
+
+@pytest.fixture
+def shifts(workdir):
+    make_imagenet(workdir / "imagenet")
+    make_shift(workdir, "imagenet-a")
+    return workdir
+
+
+def cells(experiment: str = "paper") -> dict[str, list]:
+    """Task → its runs in MLflow."""
+    tasks: dict[str, list] = {}
+    for run in runs_of(experiment):
+        if "task" in run.data.tags:
+            tasks.setdefault(run.data.tags["task"], []).append(run)
+    return tasks
+
+
+def test_a_head_is_trained_once_and_scored_on_another_set(shifts, capsys):
+    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet/linear") == 0
+    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet-a/linear --json a.json") == 0
+    tags = {task: [run.data.tags for run in runs] for task, runs in cells().items()}
+    (trained,), (scored,) = tags["imagenet/linear"], tags["imagenet-a/linear"]
+    assert trained["head.sha256"] == scored["head.sha256"] and trained["cell"] != scored["cell"]
+    metrics = read_json("a.json")["backbones"]["random"]
+    assert set(metrics) == {"imagenet/linear", "imagenet-a/linear"}
+    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet-a/linear") == 0
+    assert "2 of 2 tasks are finished" in capsys.readouterr().out
+    assert {task: len(runs) for task, runs in cells().items()} == dict.fromkeys(metrics, 1)
+
+    (run,) = cells()["imagenet/linear"]
+    predict, indices = load_predictor(run.info.run_id), [470, 954]
+    hits = [
+        np.argmax(predict(path)[indices]) == position
+        for position, index in enumerate(indices)
+        for path in (shifts / "imagenet-a" / imagenet.wnids()[index]).iterdir()
+    ]
+    # the other 198 classes of the set were never trained on
+    assert metrics["imagenet-a/linear"]["top1"] == pytest.approx(100 * np.mean(hits))
+
+
+def test_another_head_is_another_number(shifts):
+    for epochs in (1, 2):
+        command = f"{RUN} --jobs 1 --task imagenet-a/linear --set imagenet/linear.epochs={epochs}"
+        assert run_command(command) == 0
+    runs = cells()
+    heads = {run.data.tags["head.sha256"] for run in runs["imagenet-a/linear"]}
+    assert len(heads) == len(runs["imagenet/linear"]) == 2
+
+
+def test_without_a_head_the_training_images_are_used_again(shifts):
+    command = f"{RUN} --jobs 1 --task imagenet-a/knn,imagenet-a/few-shot"
+    assert run_command(command, "--json", "knn.json") == 0
+    assert set(cells()) == {"imagenet-a/knn", "imagenet-a/few-shot"}
+    metrics = read_json("knn.json")["backbones"]["random"]
+    assert metrics["imagenet-a/knn"]["top1"] == 100
+
+
+def test_a_number_needs_the_head_of_another_task(shifts, monkeypatch):
+    def fail(context):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("probes.image_level.linear.train_on_features", fail)
+    assert run_command(f"{RUN} --jobs 1 --task imagenet-a/linear --json a.json") == 1
+    reasons = read_json("a.json")["holes"]
+    assert "imagenet/linear, whose head it uses" in str(reasons)
+
+
+def test_python_and_the_command_find_each_others_heads(shifts):
+    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet/linear") == 0
+    options = {"suite": "paper", "data_root": ".", "partial": True, "device": "cpu"}
+    results = evaluate("random", "imagenet-a/linear", settings={"epochs": 2}, **options)
+    status = results.frame.groupby("task").status.first().to_dict()
+    assert status == {"imagenet/linear": "cached", "imagenet-a/linear": "done"}
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_depth_head_of_nyu_is_scored_on_sun_rgbd(workdir, jobs):
+    make_nyu(workdir / "nyu", n_train=2, n_val=1, size=(640, 480))
+    depths = make_sun_rgbd(workdir / "sunrgbd")
+    command = f"{RUN} {DENSE} --jobs {jobs} --task sun-rgbd/linear --json sun.json"
+    assert run_command(command) == 0
+    runs = cells()
+    (trained,) = runs["nyu-depth/linear"]
+    errors = []
+    predict = load_predictor(trained.info.run_id)
+    for image, depth in depths.items():
+        target, prediction = np.minimum(depth, 8.0), np.minimum(predict(image), 8.0)
+        valid = np.zeros(depth.shape, bool)
+        valid[45:471, 41:601] = True
+        valid &= target > 1e-3
+        errors.append(np.sqrt(np.square(prediction - target)[valid].mean()))
+    metrics = read_json("sun.json")["backbones"]["random"]["sun-rgbd/linear"]
+    assert metrics["rmse"] == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+def test_a_probe_that_keeps_nothing_is_refused(workdir):
+    spec, probe = find_task("voc/in-context")
+    data = PreparedDataset(replace(spec, trained_on="ade20k"), workdir, {})
+    with pytest.raises(UserError, match="keeps nothing"):
+        probe.fits(backbones.create("random"), data, probe.settings_type())
+
+
+@pytest.mark.slow
+def test_photographs_of_all_sets(workdir, real_data):
+    """Of a real backbone: what is changed is recognised less often, and what is unknown is told
+    from what is known."""
+    make_real(workdir, real_data)
+    command = "run --suite robustness --backbone efficientnet-lite0 --data-root . --partial"
+    assert run_command(f"{command} --device cpu --num-workers 0 --jobs 1 --json all.json") == 0
+    metrics = read_json("all.json")["backbones"]["efficientnet-lite0"]
+    for probe in ("linear", "knn"):
+        own = metrics[f"imagenet/{probe}"]["top1"]
+        assert metrics[f"imagenet_sketch/{probe}"]["top1"] < own
+        assert metrics[f"imagenet-val-a/{probe}"]["top1"] > own, "of fewer classes"
+        assert metrics[f"imagenet-c/{probe}"]["mCE"] < 100
+    assert metrics["imagenet-ood/linear"]["auroc_knn"] > 80
+    calibration = metrics["imagenet/calibration"]
+    assert calibration["nll_scaled"] < calibration["nll"]
+    assert calibration["top1"] == metrics["imagenet/linear"]["top1"]
