@@ -4,7 +4,7 @@ config is built."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from benchmark.planning.plan import decide_precision
 from benchmark.planning.tasks import plan_tasks
 from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import SUITES
-from probes.datasets.base import DatasetSpec, PreparedDataset
+from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from tests.probes import tiny_coco
-from tests.probes.datasets import make
+from tests.probes.datasets import make, make_shifts
 from tests.probes.tiny_mmlab import context
 
 # isort: split
@@ -42,7 +42,9 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "AmsterTime": make.make_amstertime,
     "SPair-71k": make.make_spair,
     "nyu": make.make_nyu,
-    "imagenet": lambda root: make.make_imagefolder(root, classes=("n01440764", "n01443537")),
+    "imagenet": make_shifts.make_imagenet,
+    "imagenet-c": lambda root: make_shifts.make_shift(root, "imagenet-c", 1),
+    "imagenet-ood": lambda root: make.make_imagefolder(root / "near/colours").parents[1],
     "places365": make.make_imagefolder,
     "imagefolder": make.make_imagefolder,
     "flickr30k": make.make_flickr,
@@ -91,7 +93,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DatasetSpec]
                 for annotation in content["annotations"]:
                     annotation["category_id"] = 1 + annotation["id"] % len(names)
                 (root / file).write_text(json.dumps(content))
-            samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
+            splits: Sequence[Split] = ("val",) if spec.trained_on else ("train", "val")
+            samples = {split: spec.list_samples(root, split) for split in splits}
             datasets[spec.name] = PreparedDataset(spec, root, samples, partial=True)
         return datasets[spec.name]
 
