@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from benchmark.suites.paper import COMPARED, ENCODER
 from benchmark.suites.registry import Suite, cross, register_suite
+from benchmark.suites.shifts import SETS
 
 # as the Monocular-Depth-Estimation-Toolbox reads and scores KITTI
 KITTI = {
@@ -25,13 +26,14 @@ register_suite(
         " and depth, on the datasets that are present",
         tasks={
             **cross(["imagenet"], ["linear", "knn"], **ENCODER),
+            **cross(SETS[1:], ["linear"], **ENCODER),
             **cross(["roxford5k", "rparis6k", "amstertime"], ["retrieval"], **ENCODER),
             **cross(["spair"], ["keypoints"], **ENCODER),
             **cross(["ade20k", "voc"], ["linear"], **ENCODER),
             # as MMSegmentation's configs of both: images as large as they are, and 480 px
             **cross(["cityscapes"], ["linear"], **ENCODER, size=1024, crop=(512, 1024)),
             **cross(["pascal-context-59"], ["linear"], **ENCODER, size=480),
-            **cross(["nyu-depth"], ["linear"], **ENCODER),
+            **cross(["nyu-depth", "sun-rgbd"], ["linear"], **ENCODER),
             **cross(["kitti-depth"], ["linear"], **KITTI),
         },
         default_backbones=COMPARED,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from benchmark.suites.registry import SUITES
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from tests.probes import tiny_coco
 from tests.probes.datasets import make, make_shifts
+from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
 from tests.probes.tiny_mmlab import context
 
 # isort: split
@@ -43,6 +45,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "SPair-71k": make.make_spair,
     "nyu": make.make_nyu,
     "imagenet": make_shifts.make_imagenet,
+    "sunrgbd": lambda root: [make_sun_rgbd(root), root][1],
     "imagenet-c": lambda root: make_shifts.make_shift(root, "imagenet-c", 1),
     "imagenet-ood": lambda root: make.make_imagefolder(root / "near/colours").parents[1],
     "places365": make.make_imagefolder,
@@ -107,7 +110,10 @@ def test_every_config_is_built(
     prepared: Callable[[DatasetSpec], PreparedDataset], tmp_path: Path, name: str, backbone: str
 ) -> None:
     task = TASKS[name]
-    probe_context = context(tmp_path, prepared(task.spec), task.settings, backbone)
+    data = prepared(task.spec)
+    if task.spec.trained_on:
+        data = replace(data, trained_on=prepared(task.trained.spec))
+    probe_context = context(tmp_path, data, task.settings, backbone)
     text = task.probe.config(probe_context)
     if text.startswith("{"):
         settings = json.loads(text)["settings"]
@@ -126,7 +132,7 @@ def test_every_config_is_built(
         for schedule in config.param_scheduler:
             PARAM_SCHEDULERS.build({**schedule, "optimizer": wrapper.optimizer})
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) > 0
-    assert len(train) == len(probe_context.data.samples["train"])
+    assert len(train) == len(probe_context.training.data.samples["train"])
     assert len(val) == len(probe_context.data.samples["val"])
     for item in (train[0], val[0]):
         if isinstance(item["inputs"], tuple):  # kept feature maps
