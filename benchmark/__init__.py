@@ -1,18 +1,26 @@
-"""The benchmark: ``python -m benchmark``, or ``from benchmark import evaluate, compare``."""
+"""The benchmark: ``python -m benchmark``, or ``from benchmark import evaluate, InLoop …``."""
 
+from importlib import import_module
 from typing import Any
 
 from cliptex_common import plugins
 
-__all__ = ["compare", "evaluate", "load_plugins"]
+_MODULES = {
+    "compare": "api",
+    "evaluate": "api",
+    "load_plugins": "api",
+    "InLoop": "in_loop",
+    "LightningProbe": "in_loop",
+    "TransformersProbe": "in_loop",
+}
+__all__ = list(_MODULES)
 
 # a file that states a probe's config
 plugins.READERS.append("probes.dense.config_probe:register_config")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from benchmark import api  # imported when asked for: commands start without it
-
-    return getattr(api, name)
+    # imported when asked for: commands start without them
+    return getattr(import_module(f"benchmark.{_MODULES[name]}"), name)

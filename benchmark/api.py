@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from backbones import DataConfig
+    from benchmark.planning.options import RunOptions
     from reports.report import Report
 
 T = TypeVar("T")
@@ -198,29 +199,17 @@ def evaluate(
     """
     import pandas as pd
 
-    from benchmark.planning.options import RunOptions
     from benchmark.run import run_async
     from reports.mlflow.client import using
 
-    allowed = field_names(RunOptions)
-    for option in options:
-        if option not in allowed:
-            raise UserError(f"evaluate has no option {option!r}; {suggest(option, allowed)}")
     repeated = {key: value for key, value in options.items() if key not in ("weights", "force")}
     if not isinstance(backbone, str | Sequence) and options.setdefault("jobs", 1) != 1:
         raise UserError(
             "a module in memory is evaluated in this process: leave jobs out, or register an entry"
             " point"
         )
-    load_plugins(as_list(options.get("plugins", ())))
     with _named(backbone, name, images) as names, using(tracking_uri):
-        with one_line_errors():
-            run_options = RunOptions(
-                backbones=names,
-                tasks=tasks,
-                overrides=as_pairs(settings or {}),
-                **{"only": True, **options},
-            )
+        run_options = _run_options(names, tasks, settings, options)
         result = _run_to_end(run_async(run_options))
     rows = []
     for cell in result.cells:
@@ -274,6 +263,52 @@ def compare(
     parents = tuple(parent for each in results for parent in each.parents)
     frame = pd.concat([each.frame for each in results])
     return Results(frame, uri, experiment, parents, baseline=baseline)
+
+
+def check(
+    tasks: str | Sequence[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    tracking_uri: str | None = None,
+    **options: Any,
+) -> None:
+    """Check what ``evaluate`` is going to be given, and make and read the data, before there is a
+    backbone.
+
+    Args:
+        tasks, settings, tracking_uri, **options: as of ``evaluate``.
+
+    Raises:
+        UserError: tasks, settings, options, data or the MLflow store cannot be used.
+    """
+    from benchmark.run import check_async
+    from reports.mlflow.client import using
+
+    with using(tracking_uri):
+        _run_to_end(check_async(_run_options(["random"], tasks, settings, {"jobs": 1, **options})))
+
+
+def _run_options(
+    names: Sequence[str],
+    tasks: str | Sequence[str],
+    settings: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> RunOptions:
+    """Raises ``UserError`` for an option that is unknown or not allowed."""
+    from benchmark.planning.options import RunOptions
+
+    allowed = field_names(RunOptions)
+    for option in options:
+        if option not in allowed:
+            raise UserError(f"evaluate has no option {option!r}; {suggest(option, allowed)}")
+    load_plugins(as_list(options.get("plugins", ())))
+    with one_line_errors():
+        return RunOptions(
+            backbones=names,
+            tasks=tasks,
+            overrides=as_pairs(settings or {}),
+            **{"only": True, **options},
+        )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from benchmark.probing.parents import Parent, log_backbone
 from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.submit import Probing
 from benchmark.results.run_result import RunResult
-from benchmark.stages.session import open_tracker
+from benchmark.stages.session import open_executor_and_tracker, open_tracker
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.locks import lock_path, locked_async, mark_in_use
 from probes.datasets.base import PreparedDataset
@@ -65,6 +65,14 @@ async def run_async(options: RunOptions) -> RunResult:
     finally:
         drop_cached()  # of units in this process
     return result
+
+
+async def check_async(options: RunOptions) -> None:
+    """Check the options, the data and the MLflow store of a run, and make data that the suite
+    makes; nothing is probed. Raises as ``run_async``."""
+    plan = make_plan(options)
+    with open_executor_and_tracker(options, plan.experiment) as (executor, _):
+        await RunInputs(plan, executor).data(executor.num_workers)
 
 
 @dataclass

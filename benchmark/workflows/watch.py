@@ -6,8 +6,11 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 from backbones.checkpoint import load_checkpoint
 from benchmark.execution.progress import console
@@ -16,6 +19,7 @@ from benchmark.planning.plan import RunPlan, make_plan
 from benchmark.results.run_result import RunResult
 from benchmark.run import run
 from cliptex_common.errors import UserError
+from cliptex_common.files import atomic_write
 from cliptex_common.locks import lock_path, locked
 from reports.cell import TAGS
 from reports.mlflow.run import Tracker
@@ -109,6 +113,17 @@ def checkpoints(folder: Path) -> dict[int, Path]:
             if int(numbers[-1]) >= 2**63:
                 raise UserError(f"MLflow has no step {numbers[-1]}; rename {path}")
     return dict(sorted(files.items()))
+
+
+def write_weights(folder: Path, step: int, state: Mapping[str, Tensor]) -> Path:
+    """Write the weights of a step as ``checkpoints`` finds them; returns the file. Raises
+    ``UserError`` as ``atomic_write``."""
+    path = folder / f"step-{step}.safetensors"
+    # safetensors refuses tensors that share memory
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with atomic_write(path) as part:
+        save_file(tensors, part)
+    return path
 
 
 def _state(path: Path) -> str:

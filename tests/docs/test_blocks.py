@@ -21,6 +21,7 @@ import mlflow.cli
 import numpy as np
 import open_clip
 import pytest
+from torch import nn
 
 import backbones
 from backbones.cliptex.experts import EXPERTS
@@ -331,7 +332,10 @@ def test_python_blocks_run(folder, store, plugin_files):
     """Page by page, with one seed; README's first, whose runs the others load."""
     make.make_imagefolder(folder / "datasets" / "imagefolder", n_train=2, n_val=5)
     shutil.copy(folder / "datasets/imagefolder/val/red/0000.JPEG", folder / "street.jpg")
-    names: dict[str, Any] = {"my_module": Patches()}
+    model = nn.Module()
+    model.encoder = Patches()
+    names: dict[str, Any] = {"my_module": Patches(), "my_model": model, "loader": range(3)}
+    names["my_step"] = lambda model, batch: None
     mlflow.set_tracking_uri(store)
     ran, run_id = set(), ""
     for block in blocks("python"):
@@ -339,7 +343,9 @@ def test_python_blocks_run(folder, store, plugin_files):
             with mlflow.start_run():
                 exec(
                     compile(
-                        block.text.replace("RUN_ID", run_id).replace("seeds=3", "seeds=1"),
+                        block.text.replace("RUN_ID", run_id)
+                        .replace("seeds=3", "seeds=1")
+                        .replace("every=1000", "every=2"),
                         str(block),
                         "exec",
                     ),
@@ -356,7 +362,9 @@ def test_python_blocks_run(folder, store, plugin_files):
             )
             assert set(random.frame.status) == {"cached"}
             run_id = random.frame.run.iloc[0]
-    assert ran == {"README.md", "docs/add/expert.md", "docs/guide/mlflow.md"}
+    in_loop = "docs/guide/in-loop.md"
+    assert ran == {"README.md", "docs/add/expert.md", in_loop, "docs/guide/mlflow.md"}
+    assert (folder / "probes/probes.csv").is_file()
     assert names["labels"].shape == (4,) and len(names["predict"].classes) == 4
     assert (folder / "ground-plane/expert.json").is_file()
 

@@ -1,0 +1,315 @@
+"""Probes inside a training: every so many steps its model is scored on other data than it learns
+from, by ``evaluate``, and the training goes on as if nothing had happened, bit by bit::
+
+    probe = InLoop(["voc/linear", "imagefolder/knn"], every=1000, data_root="datasets")
+    for step, batch in enumerate(loader):
+        ...
+        probe(model, step)
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from benchmark.api import Results, check, evaluate
+from benchmark.execution.progress import console
+from benchmark.workflows.watch import write_weights
+from cliptex_common.device import current_device, device_count
+from cliptex_common.errors import UserError
+from reports.mlflow.client import metric_key
+
+WAIT = timedelta(days=7)  # of the other processes, while the first one evaluates
+COLUMNS = ("step", "task", "metric", "value", "run", "seconds")
+
+
+class InLoop:
+    """Scores a model every so many steps of its training.
+
+    A copy of the model is evaluated, in evaluation mode; random generators, flags of torch and the
+    active MLflow run are those of the training again afterwards. Numbers are logged as
+    ``probe/TASK/METRIC`` at the step to the active MLflow run, to ``wandb.run`` and to ``log``, and
+    written to ``folder``/probes.csv.
+
+    Where several processes train, all of them must create it and call it. By ``where="here"`` the
+    first evaluates and the others wait. By ``where="watch"`` the first writes a file of weights,
+    which ``python -m benchmark watch`` scores elsewhere.
+
+    Args:
+        tasks: as of ``evaluate``.
+        every: steps between two evaluations; step 0 is not evaluated.
+        encoder: model → the module to score, as ``evaluate`` takes it; by default the model itself,
+            without the wrappers of ``DistributedDataParallel`` and ``torch.compile``.
+        images: how its images are prepared; see ``evaluate``.
+        name: of the backbone in results; by default that of the module's class.
+        log: what else to log to: an object with ``log_metrics(metrics, step)`` (a Lightning logger)
+            or ``add_scalar(name, value, step)`` (a SummaryWriter).
+        where: ``here``, ``watch``, or ``auto``: here in a training of one process, else watch.
+        state: model → its state dict, for ``watch``; called in all processes. A model whose
+            weights are in pieces (FSDP) needs it.
+        on_error: ``warn`` to go on without the numbers, or ``raise``.
+        folder: of probes.csv and of the weights for ``watch``.
+        **options: of ``evaluate``: ``data_root``, ``settings``, ``seeds``, ``experiment`` …
+
+    Raises:
+        UserError: tasks, settings, options or data cannot be used.
+
+    Attributes:
+        seconds: that evaluations have taken in this process so far.
+    """
+
+    def __init__(
+        self,
+        tasks: str | Sequence[str],
+        *,
+        every: int,
+        encoder: Callable[[Any], nn.Module] | None = None,
+        images: Any = None,
+        name: str | None = None,
+        log: Any = None,
+        where: Literal["auto", "here", "watch"] = "auto",
+        state: Callable[[Any], Mapping[str, Tensor]] | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+        folder: str | Path = "probes",
+        **options: Any,
+    ) -> None:
+        if every < 1:
+            raise UserError(f"every={every}: give a number of steps, 1 or more")
+        self.tasks, self.every, self.encoder = tasks, every, encoder
+        self.subject = {"name": name, "images": images}
+        self.loggers, self.state, self.on_error = [log] if log else [], state, on_error
+        self.folder, self.options = Path(folder), options
+        self.rank, world = _process()
+        self.where = ("watch" if world > 1 else "here") if where == "auto" else where
+        self.group = dist.new_group(backend="gloo", timeout=WAIT) if world > 1 else None
+        self.seconds, self._started, self._last = 0.0, time.monotonic(), 0
+        if self.rank == 0 and self.where == "here":
+            with untouched():
+                check(tasks, **options)
+
+    def __call__(self, model: Any, step: int) -> Results | None:
+        """The numbers if an evaluation is due at ``step`` and this process makes it, else None.
+
+        Raises:
+            Exception: what failed, with ``on_error="raise"``.
+        """
+        if step % self.every or step == self._last:
+            return None
+        self._last, started = step, time.monotonic()
+        try:
+            return self._score(model, step)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            reason = f"probes at step {step} failed ({type(error).__name__}: {error})"
+            warnings.warn(f"{reason}; the training goes on", stacklevel=2)
+            return None
+        finally:
+            if self.group is not None and self.where == "here":
+                dist.barrier(self.group)
+            self.seconds += time.monotonic() - started
+
+    @property
+    def share(self) -> float:
+        """The share of the time since its creation that evaluations have taken."""
+        return self.seconds / max(time.monotonic() - self._started, 1e-9)
+
+    def _score(self, model: Any, step: int) -> Results | None:
+        if self.where == "watch":
+            state = self.state(model) if self.state else _whole(self._module(model)).state_dict()
+            if self.rank == 0:
+                path = write_weights(self.folder / "steps", step, state)
+                tasks = ",".join([self.tasks] if isinstance(self.tasks, str) else self.tasks)
+                command = f"watch --backbone NAME --dir {path.parent} --task {tasks}"
+                console.print(f"step {step}: {path}; score it with python -m benchmark {command}")
+            return None
+        if self.rank:
+            return None
+        started = time.monotonic()
+        with untouched():
+            module = _whole(self._module(model))
+            results = evaluate(module, self.tasks, **self.subject, **self.options)
+        for row in results.frame[results.frame.status == "failed"].itertuples():
+            if self.on_error == "raise":
+                raise UserError(f"{row.task} at step {step}: {row.reason}")
+            warnings.warn(f"{row.task} at step {step} failed: {row.reason}", stacklevel=3)
+        self._log(results, step, time.monotonic() - started)
+        return results
+
+    def _module(self, model: Any) -> nn.Module:
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        return self.encoder(model) if self.encoder else model
+
+    def _log(self, results: Results, step: int, seconds: float) -> None:
+        frame = results.frame[results.frame.value.notna()]
+        numbers = frame.groupby(["task", "metric"], sort=False, as_index=False)
+        means: Any = numbers.agg(value=("value", "mean"), run=("run", "first"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "probes.csv"
+        is_new = not path.exists()
+        with path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([COLUMNS] if is_new else [])
+            for row in means.itertuples():
+                writer.writerow([step, row.task, row.metric, row.value, row.run, round(seconds, 1)])
+        metrics = {f"probe/{row.task}/{row.metric}": row.value for row in means.itertuples()}
+        metrics["probe/seconds"] = seconds
+        for log_metrics in self._targets():
+            log_metrics(metrics, step)
+
+    def _targets(self) -> Iterator[Callable[[dict[str, float], int], None]]:
+        """What logs metrics at a step: what this training has begun to use, and what was named."""
+        mlflow, wandb = sys.modules.get("mlflow"), sys.modules.get("wandb")
+        if mlflow is not None and mlflow.active_run() is not None:
+            yield lambda metrics, step: mlflow.log_metrics(
+                {metric_key(name): value for name, value in metrics.items()}, step=step
+            )
+        if wandb is not None and getattr(wandb, "run", None) is not None:
+            wandb.define_metric("probe/*", step_metric="probe/step")  # its own axis
+            yield lambda metrics, step: wandb.log({**metrics, "probe/step": step})
+        for logger in self.loggers:
+            yield getattr(logger, "log_metrics", None) or _scalars(logger)
+
+
+def _scalars(writer: Any) -> Callable[[dict[str, float], int], None]:
+    """Log to a SummaryWriter."""
+
+    def log_metrics(metrics: dict[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+
+    return log_metrics
+
+
+def _process() -> tuple[int, int]:
+    """Rank and number of the processes that train together."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _whole(module: nn.Module) -> nn.Module:
+    """``module``, if this process has all of its weights."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    is_cut = any(isinstance(each, FullyShardedDataParallel) for each in module.modules())
+    if is_cut or any(hasattr(each, "full_tensor") for each in module.parameters()):
+        raise UserError(
+            "this process has pieces of the weights only (FSDP); give InLoop where='watch' and"
+            " state=model → its whole state dict"
+        )
+    return module
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Run a block in torch's default state; afterwards all state that a training depends on is as
+    it was before: generators of python, numpy, torch and of the accelerators, autocast, grad mode,
+    flags of cuDNN and TF32, the default type and device, and numbers of threads."""
+    device = current_device()
+    count = device_count()
+    module = torch.get_device_module(device)
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    indices: list[tuple[int, ...]] = [(index,) for index in range(count)] if count > 1 else [()]
+    devices = [module.get_rng_state(*index) for index in indices] if count else []
+    cudnn, matrices = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    flags = {
+        name: getattr(cudnn, name)
+        for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
+    }
+    threads, opencv, dtype = torch.get_num_threads(), cv2.getNumThreads(), torch.get_default_dtype()
+    try:
+        with ExitStack() as stack:
+            for kind in {"cpu", device.type}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.device("cpu"))
+            torch.set_default_dtype(torch.float32)
+            yield
+    finally:
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        torch.set_rng_state(generators[2])
+        for index, state in zip(indices, devices, strict=False):
+            module.set_rng_state(state, *index)
+        for name, value in flags.items():
+            setattr(cudnn, name, value)
+        torch.set_float32_matmul_precision(matrices)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(opencv)
+
+
+def LightningProbe(tasks: str | Sequence[str], **options: Any) -> Any:
+    """``InLoop`` as a callback of Lightning, which logs to the trainer's loggers too.
+
+    Args:
+        tasks, **options: as of ``InLoop``; ``every`` counts the trainer's ``global_step``.
+
+    Raises:
+        UserError: Lightning is not installed, or as ``InLoop``.
+    """
+    base = _class_of(("lightning.pytorch", "pytorch_lightning"), "Callback")
+    probe = InLoop(tasks, **options)
+    named = list(probe.loggers)
+
+    class Callback(base):  # type: ignore[misc, valid-type]
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            if not trainer.sanity_checking:
+                probe.loggers = [*named, *trainer.loggers]
+                probe(pl_module, trainer.global_step)
+
+    callback = Callback()
+    callback.probe = probe
+    return callback
+
+
+def TransformersProbe(tasks: str | Sequence[str], **options: Any) -> Any:
+    """``InLoop`` as a callback of the Trainer of transformers.
+
+    Args:
+        tasks, **options: as of ``InLoop``; ``every`` counts the trainer's ``global_step``.
+
+    Raises:
+        UserError: as ``InLoop``.
+    """
+    from transformers import TrainerCallback
+
+    probe = InLoop(tasks, **options)
+
+    class Callback(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            probe(others["model"], state.global_step)
+
+    callback = Callback()
+    callback.probe = probe  # type: ignore[attr-defined]
+    return callback
+
+
+def _class_of(modules: Sequence[str], name: str) -> type:
+    """A class of the first module that is installed; of one that is imported already before."""
+    from importlib import import_module
+
+    for module in sorted(modules, key=lambda each: each not in sys.modules):
+        try:
+            return getattr(import_module(module), name)
+        except ModuleNotFoundError:
+            continue
+    raise UserError("LightningProbe needs Lightning: pip install lightning")

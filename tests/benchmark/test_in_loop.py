@@ -1,0 +1,286 @@
+"""Probes inside a training: the training stays what it is, and the numbers reach its loggers."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from backbones import DataConfig, UserError
+from benchmark import InLoop, LightningProbe, TransformersProbe
+from benchmark.in_loop import untouched
+from benchmark.workflows.watch import checkpoints
+from tests.probes.datasets.make import make_camvid, make_imagefolder
+
+pytestmark = pytest.mark.integration
+
+IMAGES = DataConfig((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+class Encoder(nn.Module):
+    """One map at stride 8; dropout and batch statistics, which an evaluation must not touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(3, 6, 8, 8), nn.BatchNorm2d(6), nn.Dropout(0.2)
+
+    def forward(self, images):
+        return self.drop(self.norm(self.conv(images)).relu())
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = Encoder(), nn.Linear(6, 2)
+
+    def forward(self, pixel_values=None, labels=None):
+        logits = self.head(self.encoder(pixel_values).mean((2, 3)))
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    """Tiny data, a store, and what every probe here shares."""
+    make_camvid(tmp_path / "camvid", n_train=4, n_val=4)
+    make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=12)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield {
+        "tasks": ["imagefolder/knn", "camvid/linear"],
+        "encoder": lambda model: model.encoder,
+        "images": IMAGES,
+        "name": "mine",
+        "data": {name: tmp_path / name for name in ("camvid", "imagefolder")},
+        "settings": {"size": 32, "max_iters": 2, "batch_size": 2, "k": 3},
+        "num_workers": 0,
+        "device": "cpu",
+        "on_error": "raise",
+    }
+    mlflow.set_tracking_uri(None)
+
+
+def train(steps: int, probe=None) -> dict[str, torch.Tensor]:
+    """The weights after a training whose random numbers come from every generator."""
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(1, steps + 1):
+        images = torch.randn(4, 3, 32, 32) * random.random() * np.random.rand()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(images, torch.randint(2, (4,)))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if probe is not None:
+            probe(model, step)
+        assert model.training
+    return model.state_dict()
+
+
+def read(path: Path = Path("probes/probes.csv")) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_training_is_the_same_with_it_and_its_numbers_are_logged(options):
+    plain = train(20)
+    probe = InLoop(**options, every=10)
+    with mlflow.start_run() as run:
+        probed = train(20, probe)
+        assert mlflow.active_run().info.run_id == run.info.run_id
+    assert plain.keys() == probed.keys()
+    assert all(torch.equal(plain[name], probed[name]) for name in plain)
+
+    rows = read()
+    assert {row["step"] for row in rows} == {"10", "20"}
+    assert {row["task"] for row in rows} == set(options["tasks"])
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(run.info.run_id, "probe/imagefolder/knn/top1")
+    logged = {str(metric.step): metric.value for metric in history}
+    written = {
+        row["step"]: float(row["value"])
+        for row in rows
+        if (row["task"], row["metric"]) == ("imagefolder/knn", "top1")
+    }
+    assert logged == written
+    assert 0 < probe.share < 1
+    # the run that a row names has the number too
+    first = rows[0]
+    stored = client.get_run(first["run"]).data.metrics[first["metric"]]
+    assert stored == pytest.approx(float(first["value"]))
+
+
+def test_state_of_a_training_is_restored_and_default_inside():
+    before = torch.get_rng_state()
+    flags = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        with untouched():
+            assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+            torch.manual_seed(9), random.seed(9), np.random.seed(9)
+            torch.backends.cudnn.benchmark = not flags[0]
+            torch.set_float32_matmul_precision("medium")
+        assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()) == flags
+
+
+def test_mistakes_show_before_the_training(options):
+    with pytest.raises(UserError, match="imagefolder/k-nn"):
+        InLoop(**{**options, "tasks": "imagefolder/k-nn"}, every=10)
+    with pytest.raises(UserError):
+        InLoop(**{**options, "data": {"camvid": Path("absent")}}, every=10)
+    with pytest.raises(UserError, match="no option"):
+        InLoop(**options, every=10, batches=3)
+
+
+def test_an_error_of_a_probe_does_not_end_the_training(options):
+    probe = InLoop(**{**options, "encoder": lambda model: model.head, "on_error": "warn"}, every=1)
+    with pytest.warns(UserWarning, match="the training goes on"):
+        assert probe(Model(), 1) is None
+    with pytest.raises(Exception):  # noqa: B017 – whatever a linear layer says to images
+        InLoop(**{**options, "encoder": lambda model: model.head}, every=1)(Model(), 1)
+
+
+KNN = {"tasks": "imagefolder/knn", "settings": {"k": 3}}
+
+
+class Recorder:
+    """As far as InLoop uses it, a SummaryWriter of TensorBoard."""
+
+    def __init__(self) -> None:
+        self.scalars: dict[tuple[str, int], float] = {}
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars[name, step] = value
+
+
+def test_it_logs_to_what_is_named(options):
+    writer = Recorder()
+    results = InLoop(**{**options, **KNN}, every=5, log=writer)(Model(), 5)
+    value = results.frame.query("metric == 'top1'").value.item()
+    assert writer.scalars["probe/imagefolder/knn/top1", 5] == value
+
+
+def test_weights_for_watch_are_those_of_the_step(options):
+    probe = InLoop(**options, every=5, where="watch")
+    model = Model()
+    assert probe(model, 4) is None and probe(model, 5) is None
+    (path,) = checkpoints(Path("probes/steps")).values()
+    from safetensors.torch import load_file
+
+    stored = load_file(path)
+    assert all(torch.equal(stored[name], each) for name, each in model.encoder.state_dict().items())
+    assert not Path("probes/probes.csv").exists()
+
+
+def probe_in_two_processes(rank: int, options: dict) -> None:
+    store = f"file://{Path('store').absolute()}"
+    torch.distributed.init_process_group("gloo", store, rank=rank, world_size=2)
+    probe = InLoop(**options, encoder=lambda model: model.encoder, every=1, where="here")
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(Model())
+    results = probe(model, 1)
+    assert (results is None) == (rank > 0)
+    model(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))["loss"].backward()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_of_several_processes_the_first_evaluates(options):
+    del options["encoder"]
+    options |= KNN
+    torch.multiprocessing.spawn(probe_in_two_processes, (options,), nprocs=2)
+    assert {row["task"] for row in read()} == {"imagefolder/knn"}
+
+
+def data(count: int = 16) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, 32, 32, generator=generator)
+    return TensorDataset(images, (images.mean((1, 2, 3)) > 0).long())
+
+
+def test_a_callback_of_lightning(options):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Model()
+
+        def training_step(self, batch, index):
+            return self.model(*batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    from lightning.pytorch.loggers import CSVLogger
+
+    options |= {**KNN, "encoder": lambda module: module.model.encoder}
+
+    def fit(callbacks: list) -> tuple[dict, str]:
+        lightning.seed_everything(0, verbose=False)
+        logger = CSVLogger("logs")
+        trainer = lightning.Trainer(
+            max_steps=8,
+            logger=logger,
+            callbacks=callbacks,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            log_every_n_steps=1,
+        )
+        module = Module()
+        trainer.fit(module, DataLoader(data(), 4, shuffle=True))
+        return module.state_dict(), logger.log_dir
+
+    plain, _ = fit([])
+    probed, folder = fit([LightningProbe(**options, every=4)])
+    assert all(torch.equal(plain[name], probed[name]) for name in plain)
+    assert [row["step"] for row in read() if row["metric"] == "top1"] == ["4", "8"]
+    with Path(folder, "metrics.csv").open(encoding="utf-8") as file:
+        assert "probe/imagefolder/knn/top1" in file.readline()
+
+
+def test_a_callback_of_transformers(options, tmp_path):
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    options |= KNN
+    arguments = TrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=8,
+        per_device_train_batch_size=4,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=0,
+    )
+
+    def collate(rows):
+        images, labels = zip(*rows, strict=True)
+        return {"pixel_values": torch.stack(images), "labels": torch.stack(labels)}
+
+    def fit(callbacks: list) -> dict:
+        torch.manual_seed(0)
+        model = Model()
+        Trainer(
+            model, arguments, data_collator=collate, train_dataset=data(), callbacks=callbacks
+        ).train()
+        return model.state_dict()
+
+    plain = fit([])
+    probed = fit([TransformersProbe(**options, every=4)])
+    assert all(torch.equal(plain[name], probed[name]) for name in plain)
+    assert [row["step"] for row in read() if row["metric"] == "top1"] == ["4", "8"]
