@@ -26,16 +26,20 @@ class Sample:
             image id in the annotation file (detection), [instance, cue, whether it is associated]
             for each question that it is a candidate of (association), the pairs that it is the
             source of (correspondence): each a mapping with the other ``image``, and ``source`` and
-            ``target`` points (x, y in pixels) with the object's ``box`` in the target; or (instance
-            retrieval) a mapping with the ``gallery`` that it is in and, of a query, the one that it
-            ``searches``, perhaps its ``box`` (left, top, right, bottom in pixels), and the
-            ``positives`` and ``junk`` images of each level.
+            ``target`` points (x, y in pixels) with the object's ``box`` in the target;
+            (instance retrieval) a mapping with the ``gallery`` that it is in and, of a query, the
+            one that it ``searches``, perhaps its ``box`` (left, top, right, bottom in pixels), and
+            the ``positives`` and ``junk`` images of each level; or relative path of the masks of a
+            frame (video).
         group: number of its group (a region of the world), where scores are by group.
+        files: relative paths of what belongs to the image: the label map of a dense task (by
+            itself), masks, depth.
     """
 
     image: str
     target: Any = None
     group: int | None = None
+    files: tuple[str, ...] = ()
 
     @property
     def ground_truth(self) -> Any:
@@ -51,7 +55,7 @@ class DatasetSpec:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
         kind: what its ground truth is: a family of dense tasks (``probes.dense.tasks``),
             ``detection``, ``classification``, ``image-text``, ``association``, ``correspondence``,
-            ``instance-retrieval`` or ``unknown-images``.
+            ``instance-retrieval``, ``unknown-images`` or ``video``.
         folder: under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
         other_folders: other names of that folder.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is

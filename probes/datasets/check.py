@@ -24,11 +24,9 @@ VERSION = 3  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 ALL: Mapping[Split, int | None] = dict.fromkeys(SPLITS)
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
-RELATIONS = (
-    "association",
-    "correspondence",
-    "instance-retrieval",
-)  # kinds whose images need others
+LINKED = ("video",)  # kinds of which no sample may be left out
+# kinds whose images need others
+RELATIONS = ("association", "correspondence", "instance-retrieval", *LINKED)
 CHUNK = 1000  # samples whose hashes are stored together
 
 
@@ -202,10 +200,11 @@ class Inventory:
         present, missing, images = [], [], set()
         for sample in samples:
             inode = self._stat(split, sample.image)
+            files = [sample.target] if spec.kind in DENSE_TASKS else sample.files
             if inode is None:
                 missing.append(sample.image)
-            elif spec.kind in DENSE_TASKS and self._stat(split, sample.target) is None:
-                missing.append(sample.target)
+            elif absent := [path for path in files if self._stat(split, path) is None]:
+                missing += absent
             else:
                 present.append(sample)
                 images.add((inode, sample.image.partition(".tar/")[2]))
@@ -341,10 +340,13 @@ def limit_unreadable(
 ) -> None:
     """Raise ``UserError`` if too many samples of a split cannot be used."""
     total = usable + len(skipped)
-    if usable and len(skipped) <= max(1, int(MAX_UNREADABLE * total)):
+    accepted, limit = max(1, int(MAX_UNREADABLE * total)), ", more than 1 %"
+    if inventory.spec.kind in LINKED:
+        accepted, limit = 0, ""
+    if usable and len(skipped) <= accepted:
         return
     examples = ", ".join(f"{path} ({reason})" for path, reason in skipped[:3])
     raise UserError(
-        f"{inventory.spec.name}: {len(skipped)} of {total} {split} samples cannot be used, more"
-        f" than 1 %: {examples}; get them again or remove them (in {inventory.root})"
+        f"{inventory.spec.name}: {len(skipped)} of {total} {split} samples cannot be used{limit}:"
+        f" {examples}; get them again or remove them (in {inventory.root})"
     )

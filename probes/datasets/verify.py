@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from cliptex_common.dense_maps.coco_masks import Instances, mask_error, read_instances
+from cliptex_common.dense_maps.read import read_classes
 from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import canonical_json
+from cliptex_common.images import IMAGE_ERRORS
 from probes.datasets.base import DatasetSpec, Sample, Split, Unreadable
 from probes.datasets.layouts import require_file
 from probes.dense.tasks import DENSE_TASKS
@@ -55,7 +58,11 @@ def verify(
     else:
         if spec.kind == "image-text":
             _check_captions(spec, image, sample.target)
+        elif spec.kind == "video":
+            _check_masks(root / sample.target, size)
         ground_truth = canonical_json(sample.target).encode()
+        for path in sample.files:
+            ground_truth += bytes.fromhex(read_and_hash(root / path)[1])
     return hashlib.sha256(content + ground_truth).hexdigest()
 
 
@@ -69,6 +76,21 @@ def _check_map(spec: DatasetSpec, classes: int, path: Path, size: tuple[int, int
         )
     DENSE_TASKS[spec.kind].check_file(spec, classes, path, label)
     return bytes.fromhex(sha256)
+
+
+def _check_masks(path: Path, size: tuple[int, int]) -> None:
+    try:
+        masks = read_classes(path)
+    except IMAGE_ERRORS as error:
+        raise UserError(f"{path} cannot be read ({error}); get the file again") from error
+    if masks.shape[::-1] != size:
+        raise UserError(
+            f"{path} is {masks.shape[1]}x{masks.shape[0]} but its frame is {size[0]}x{size[1]}"
+        )
+    if int(path.stem) == 0:
+        objects = set(np.unique(masks).tolist()) - {0, 255}
+        if empty := set(range(1, max(objects, default=1) + 1)) - objects:
+            raise UserError(f"{path}: object {min(empty)} has no pixel in the first frame")
 
 
 def _check_instances(

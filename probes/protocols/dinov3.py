@@ -1,9 +1,10 @@
-"""DINOv3's linear probes for dense tasks: ADE20K and NYU Depth v2.
+"""DINOv3's linear probes for dense tasks, ADE20K and NYU Depth v2, and its propagation of masks.
 
 Source: Siméoni et al., "DINOv3", 2025, and ``dinov3/eval/{segmentation,depth}`` of
 github.com/facebookresearch/dinov3: ``segmentation/config.py`` and
 ``configs/config-ade20k-linear-training.yaml``; ``depth/config.py``, ``depth/models``. They
-were read, not copied, since their licence differs.
+were read, not copied, since their licence differs. ``notebooks/segmentation_tracking.ipynb`` has
+the propagation.
 
 A linear head on the last layer, which (of a ViT) has passed the backbone's own final norm, without
 the class token. What the paper and its files leave open is the probe's own default.
@@ -82,21 +83,38 @@ DEPTH = Preset(
     images={"train": 24_231},
 )
 
+VIDEO = Preset(
+    "video/label-propagation",
+    {
+        "size": 960,
+        "resize": "dinov3",
+        "precision": "fp32",
+        "layers": "last",
+        "previous_frames": 7,
+        "neighbourhood": "circle",
+        "radius": 12,
+        "neighbours": 5,
+        "temperature": 0.2,
+        "upsampling": "nearest",
+    },
+    datasets=("davis",),
+)
+
 register_protocol(
     Protocol(
         "dinov3",
-        "DINOv3 (Siméoni et al. 2025), dinov3/eval/segmentation and dinov3/eval/depth of"
-        " facebookresearch/dinov3",
-        (SEGMENTATION, DEPTH),
+        "DINOv3 (Siméoni et al. 2025), dinov3/eval/segmentation, dinov3/eval/depth and"
+        " notebooks/segmentation_tracking.ipynb of facebookresearch/dinov3",
+        (SEGMENTATION, DEPTH, VIDEO),
         differs={
             "": {
                 **NORMALISED_BLACK,
-                **HEAD_PRECISION,
                 "final norm of ConvNeXt": (
                     "the last map of a ConvNeXt passes its final norm, here it does not"
                 ),
             },
             "segmentation/linear": {
+                **HEAD_PRECISION,
                 "validations": (
                     "the best of eight validations on val is reported, here the last is scored"
                 ),
@@ -112,7 +130,16 @@ register_protocol(
                     " 0.009 of a standard deviation)"
                 ),
             },
+            "video/label-propagation": {
+                "published numbers": (
+                    "its model card names no protocol for DAVIS, here it is that of the notebook"
+                ),
+                "object that fills the frame": (
+                    "an object that fills the whole frame becomes background, here it stays"
+                ),
+            },
             "depth/linear": {
+                **HEAD_PRECISION,
                 "turned image": (
                     "images are turned as real numbers, here by OpenCV, whose weights are multiples"
                     " of 1/32, to whole numbers, and mixed with black at their edges in another way"

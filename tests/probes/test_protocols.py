@@ -44,7 +44,7 @@ def test_deviations_are_listed_and_a_task_without_a_preset_is_refused():
         "max_iters=100 instead of 38400",
         "split=official 795/654 instead of 24k/654",
     ]
-    with pytest.raises(UserError, match=r"it applies to ade20k/linear, nyu-depth/linear$"):
+    with pytest.raises(UserError, match=r"applies to ade20k/linear, davis/label-propagation, nyu"):
         find_preset("dinov3", *find_task("voc/linear"))
     with pytest.raises(UserError, match="no protocol 'dinov4'; did you mean dinov3"):
         find_preset("dinov4", spec, probe)

@@ -1,4 +1,5 @@
-"""DINOv3's linear probes of ADE20K and NYU Depth v2, by its code and by this suite.
+"""DINOv3's linear probes of ADE20K and NYU Depth v2 and its label propagation, by its code and by
+this suite.
 
 The source needs omegaconf 2.3, pandas and torchmetrics beside this suite's packages.
 """
@@ -8,14 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.protocols import dinov3_depth, dinov3_segmentation
+from tests.protocols import dinov3_depth, dinov3_segmentation, dinov3_video
 
-TOLERANCE = {"initial weights": 2e-4}  # of random values
+TOLERANCE = {"initial weights": 2e-4, "shares": 1e-6}  # of random values
 READ = {
     "": {"final norm of ConvNeXt": ("yes", "no")},
     "depth": {"backbone in training": ("training mode, for 1,600 iterations", "evaluation mode")},
+    "video": {"published numbers": ("no protocol is named", "the notebook's")},
 }
-PARTS = {"segmentation/linear": dinov3_segmentation, "depth/linear": dinov3_depth}
+PARTS = {
+    "segmentation/linear": dinov3_segmentation,
+    "depth/linear": dinov3_depth,
+    "video/label-propagation": dinov3_video,
+}
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:

@@ -13,21 +13,25 @@ import numpy as np
 import torch
 
 RECORDS = Path(__file__).parent / "records"
-EXPERTS = {"dpt": "dpt", "nll-angmf": "nll_angmf"}  # experts with a record, and their modules
+# what has a record and is no protocol, and its module
+OTHERS = {
+    "dpt": "experts.dpt",
+    "nll-angmf": "experts.nll_angmf",
+    "davis2017": "metrics.davis2017",
+}
 
 # A preset's probe (``segmentation/linear``) → field → a number, a text, or nested lists of them.
 Fields = Mapping[str, Mapping[str, Any]]
 
 
 def module(name: str) -> ModuleType:
-    """The module that computes the fields of a protocol or an expert."""
-    part = f"experts.{EXPERTS[name]}" if name in EXPERTS else name
-    return import_module(f"tests.protocols.{part}")
+    """The module that computes the fields of a protocol, an expert or a metric."""
+    return import_module(f"tests.protocols.{OTHERS.get(name, name)}")
 
 
 def record_path(name: str) -> Path:
     """The file of a record."""
-    return RECORDS / ("experts" if name in EXPERTS else "") / f"{name}.json"
+    return RECORDS / OTHERS.get(name, "").rpartition(".")[0] / f"{name}.json"
 
 
 def plain(value: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Make the golden record of a protocol, or of an expert, from a checkout of its source.
+"""Make the golden record of a protocol, an expert or a metric from a checkout of its source.
 
     python -m tests.protocols.record dinov3 --source DIR
 
 imports the source's code from DIR (nothing of it is copied), lets it compute the fields of
 ``tests/protocols/dinov3.py``, and writes ``tests/protocols/records/dinov3.json``. The checkout must
-be at the commit that the protocol names. An expert's (``nll-angmf``) is made likewise.
+be at the commit that the protocol names. Those of experts (``nll-angmf``) and metrics
+(``davis2017``) are made likewise.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from pathlib import Path
 import probes.catalog  # noqa: F401  registers every protocol
 from backbones.versions import versions
 from probes.protocols.base import PROTOCOLS
-from tests.protocols.fields import EXPERTS, module, plain, record_path, with_facts
+from tests.protocols.fields import OTHERS, module, plain, record_path, with_facts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("name", choices=sorted({*PROTOCOLS, *EXPERTS} - {"own"}))
+    parser.add_argument("name", choices=sorted({*PROTOCOLS, *OTHERS} - {"own"}))
     parser.add_argument("--source", type=Path, required=True, help="checkout of the source")
     arguments = parser.parse_args()
     name, code = arguments.name, module(arguments.name)
-    if name in EXPERTS:
+    if name in OTHERS:
         source, expected = code.SOURCE, code.COMMIT
     else:
         source, expected = PROTOCOLS[name].source, PROTOCOLS[name].commit

@@ -7,7 +7,7 @@ import pytest
 import probes.catalog  # noqa: F401  registers every protocol
 from probes.protocols.base import PROTOCOLS, Protocol
 from tests.protocols.fields import (
-    EXPERTS,
+    OTHERS,
     RECORDS,
     differing_fields,
     module,
@@ -42,8 +42,8 @@ def test_a_preset_gives_what_its_source_gives_or_lists_the_difference(protocol: 
     assert all(all(differences) for differences in protocol.differs.values())
 
 
-@pytest.mark.parametrize("name", EXPERTS)
-def test_an_expert_gives_what_its_authors_network_gives(name: str) -> None:
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_expert_or_a_metric_gives_what_its_authors_code_gives(name: str) -> None:
     record, code = read_record(name), module(name)
     assert record["commit"] == code.COMMIT
     differing = differing_fields(record["fields"], code.suite(), code.TOLERANCE)

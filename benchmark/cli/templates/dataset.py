@@ -12,7 +12,7 @@ register_dataset(
     DatasetSpec(
         name="leaves",
         # segmentation, depth, normals, detection, classification, image-text, association,
-        # correspondence or instance-retrieval: decides which probes it has
+        # correspondence, instance-retrieval or video: decides which probes it has
         kind="segmentation",
         folder="leaves",  # below --data-root; --data leaves=DIR places it elsewhere
         # images/train/a.jpg has its label map in masks/train/a.png; {part} is train or val. For

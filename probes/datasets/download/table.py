@@ -193,6 +193,21 @@ _ENTRIES = (
         ("images", "annotations"),
     ),
     Download(
+        "davis",
+        "DAVIS 2017, videos with masks of objects at 480p (train and val)",
+        "DAVIS",
+        ("davis",),
+        (
+            Archive(
+                "https://data.vision.ee.ethz.ch/csergi/share/davis/DAVIS-2017-trainval-480p.zip",
+                830_000_000,
+            ),
+        ),
+        partial(archives.unchanged, "DAVIS"),
+        850_000_000,
+        ("JPEGImages", "Annotations", "ImageSets"),
+    ),
+    Download(
         "flickr30k",
         "Flickr30k: Karpathy's captions and splits, and the images from --archive",
         "flickr30k",
