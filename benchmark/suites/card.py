@@ -22,13 +22,14 @@ KITTI = {
 register_suite(
     Suite(
         name="card",
-        about="the columns of model cards: classification, retrieval, correspondence, segmentation"
-        " and depth, on the datasets that are present",
+        about="the columns of model cards: classification, retrieval, correspondence, videos,"
+        " segmentation and depth, on the datasets that are present",
         tasks={
             **cross(["imagenet"], ["linear", "knn"], **ENCODER),
             **cross(SETS[1:], ["linear"], **ENCODER),
             **cross(["roxford5k", "rparis6k", "amstertime"], ["retrieval"], **ENCODER),
             **cross(["spair"], ["keypoints"], **ENCODER),
+            **cross(["davis"], ["label-propagation"], **ENCODER),
             **cross(["ade20k", "voc"], ["linear"], **ENCODER),
             # as MMSegmentation's configs of both: images as large as they are, and 480 px
             **cross(["cityscapes"], ["linear"], **ENCODER, size=1024, crop=(512, 1024)),

@@ -21,6 +21,7 @@ from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from tests.probes import tiny_coco
 from tests.probes.datasets import make, make_shifts
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
+from tests.probes.matching.layouts import make_davis
 from tests.probes.tiny_mmlab import context
 
 # isort: split
@@ -43,6 +44,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "rparis6k": lambda root: make.make_revisited(root, "rparis6k"),
     "AmsterTime": make.make_amstertime,
     "SPair-71k": make.make_spair,
+    "DAVIS": make_davis,
     "nyu": make.make_nyu,
     "imagenet": make_shifts.make_imagenet,
     "sunrgbd": lambda root: [make_sun_rgbd(root), root][1],
