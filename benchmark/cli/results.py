@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import benchmark.suites.catalog  # noqa: F401 – registers the metrics of every kind of task
 from benchmark.planning.options import BackboneNames, PluginOptions, TaskNames, TrackingOptions
+from cliptex_common.errors import UserError
+from cliptex_common.files import atomic_write
 from cliptex_common.settings import Folder, Names, options_dataclass
 
 Files = Annotated[Names, {"nargs": "+"}]
@@ -14,11 +18,14 @@ Files = Annotated[Names, {"nargs": "+"}]
 
 @options_dataclass
 class ExportResults(TrackingOptions, PluginOptions):
-    """Write the results of an experiment into one file that others can compare with.
+    """Write the results of an experiment into one file that others can compare with, or its
+    numbers for other tools.
 
     examples:
       python -m benchmark results export --experiment paper --out my-net.zip
       python -m benchmark report --experiment paper --with others/
+      python -m benchmark results export --experiment paper --format hf-eval
+        --hub voc=ORG/NAME --out hub/
     """
 
     experiment: Names = ()
@@ -29,11 +36,52 @@ class ExportResults(TrackingOptions, PluginOptions):
     """only these tasks"""
     source: str = ""
     """who shares them, in a few words; reports show it"""
-    out: Path = Path("results.zip")
-    """the file to write"""
+    format: Literal["zip", "csv", "parquet", "hf-eval", "model-index"] = "zip"
+    """zip: with what intervals need; csv, parquet: a row for each number; hf-eval, model-index:
+    files for the Hugging Face Hub, a folder for each backbone; nothing is uploaded"""
+    hub: Mapping[str, str] = field(default_factory=dict)
+    """for the Hub: the repository of a dataset, as voc=ORG/NAME (repeatable)"""
+    out: Path | None = None
+    """the file or folder to write (default: results.zip, .csv … or the folder results)"""
 
     def main(self) -> int:
         """Print what was written and what was left out."""
+        return self._write_shared() if self.format == "zip" else self._write_numbers()
+
+    def _write_numbers(self) -> int:
+        from benchmark.execution.progress import Bar, console
+        from cliptex_common.files import write_text
+        from reports.render.export import numbers_frame
+        from reports.report import ReportRequest, build_report
+        from reports.shared.hub import community_evaluations, model_cards
+
+        request = ReportRequest(
+            self.experiment,
+            backbones=self.backbones,
+            tasks=self.tasks,
+            tracking_uri=self.tracking_uri,
+        )
+        with Bar() as bar:
+            report = build_report(request, bar.start, bar.advance)
+        if self.format in ("csv", "parquet"):
+            frame = numbers_frame(report)
+            path = self.out or Path(f"results.{self.format}")
+            with atomic_write(path) as part:
+                frame.to_csv(part, index=False) if self.format == "csv" else frame.to_parquet(part)
+            console.print(f"{len(frame)} numbers: {path}")
+            return 0
+        write = community_evaluations if self.format == "hf-eval" else model_cards
+        folder, files = self.out or Path("results"), write(report, self.hub)
+        if not files:
+            raise UserError(
+                "an entry of hf-eval names the dataset's repository: give --hub DATASET=ORG/NAME"
+            )
+        for name, text in files.items():
+            write_text(folder / name, text)
+        console.print(f"{len(files)} files: {folder}")
+        return 0
+
+    def _write_shared(self) -> int:
         from benchmark.execution.progress import console
         from reports.mlflow.query import Store
         from reports.selection import default_experiments
@@ -41,14 +89,13 @@ class ExportResults(TrackingOptions, PluginOptions):
 
         store = Store(self.tracking_uri)
         experiments = self.experiment or default_experiments(store)
-        written = export_results(
-            store, experiments, self.out, self.backbones, self.tasks, self.source
-        )
+        path = self.out or Path("results.zip")
+        written = export_results(store, experiments, path, self.backbones, self.tasks, self.source)
         for note in written.notes:
             console.print(f"  note · {note}", style="dim")
         names = ", ".join(written.backbones)
-        size = self.out.stat().st_size / 1e6
-        console.print(f"{written.cells} results of {names}: {self.out} ({size:.1f} MB)")
+        size = path.stat().st_size / 1e6
+        console.print(f"{written.cells} results of {names}: {path} ({size:.1f} MB)")
         return 0
 
 
