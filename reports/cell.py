@@ -25,6 +25,7 @@ from reports.mlflow.client import metric_key
 T = TypeVar("T")
 COST = "cost/"  # of metrics that say what a run took
 HELD_OUT = "select/"  # of scores on held-out training images, by which a probe chose a setting
+LABEL_FREE = "label_free/"  # of diagnostics of features without labels, which nothing ranks
 SAMPLED = ("shots", "train_share")  # parameters that learning curves are drawn over
 PROTOCOLS, REUSED = "protocol.", "cached."  # of a parent's tags, one for each task
 # field → its tag in MLflow, where they differ
@@ -150,6 +151,7 @@ class Cell(Record):
             finished cells have values.
         commit: of the code.
         held_out: ``METRIC/SETTING`` → score on held-out training images.
+        label_free: diagnostic of the training features (``probes.label_free``) → value.
         notes: what the user should know of it, one line each; empty if it is read back.
     """
 
@@ -173,6 +175,7 @@ class Cell(Record):
     declared: Declared = {}
     commit: str = ""
     held_out: Annotated[dict[str, float], Field(exclude=True)] = {}
+    label_free: Annotated[dict[str, float], Field(exclude=True)] = {}
     notes: Annotated[tuple[str, ...], Field(exclude=True)] = ()
 
     @property
@@ -258,7 +261,8 @@ def read_record(
     metrics = {name: value for name, value in metrics.items() if not name.startswith(COST)}
     values = {**tags, "metrics": metrics, "costs": costs, **fields}
     if fields.get("parent") and tags.get("task") and tags.get("protocol"):
-        cell = Cell(**values, held_out=_with_prefix(metrics, HELD_OUT))
+        held_out, label_free = _with_prefix(metrics, HELD_OUT), _with_prefix(metrics, LABEL_FREE)
+        cell = Cell(**values, held_out=held_out, label_free=label_free)
         declared = cell.declared if cell.is_finished else ()
         own = {
             "metrics": {name: metrics[name] for name in declared if name in metrics},

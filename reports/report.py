@@ -17,6 +17,11 @@ from reports.mlflow.query import Store
 from reports.parts.axes import axis_figures, best_values, mode_changes
 from reports.parts.caveats import caveats
 from reports.parts.costs import cost_frame, costs_of_backbones
+from reports.parts.diagnostics import (
+    Diagnostics,
+    collect_diagnostics,
+    diagnostics_figures,
+)
 from reports.parts.features import FeaturePictures, read_feature_pictures
 from reports.parts.figures import (
     Figure,
@@ -87,6 +92,7 @@ class Report:
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     galleries: list[Gallery] = field(default_factory=list)
     features: FeaturePictures | None = None
+    diagnostics: list[Diagnostics] = field(default_factory=list)
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
     power: list[str] = field(default_factory=list)
@@ -172,7 +178,7 @@ def build_report(
     analysis = analyse(store, selection, advance)
     changes = mode_changes(store, analysis)
     judgements, provenance = judge_pairs(analysis), collect_provenance(store, selection)
-    costs = cost_frame(analysis, provenance)
+    costs, diagnostics = cost_frame(analysis, provenance), collect_diagnostics(analysis)
     pictures, without_pictures = galleries(store, analysis)
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
     subtitle = [
@@ -205,10 +211,12 @@ def build_report(
             "reliability": reliability(store, analysis),
             "axes": axis_figures(analysis),
             "costs": costs_of_backbones(analysis, judgements, costs),
+            "diagnostics": diagnostics_figures(analysis, diagnostics),
             "curves": training_curves(store, analysis),
         },
         galleries=pictures,
         features=read_feature_pictures(store, analysis),
+        diagnostics=diagnostics,
         provenance=provenance,
         notes=[*changes, *caveats(analysis), *notes, *without_pictures],
         styles=backbone_styles(analysis),

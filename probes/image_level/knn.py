@@ -18,6 +18,7 @@ from probes.features.search import nearest_neighbours
 from probes.image_level.classification import on_device_if_small, score, targets, top1
 from probes.image_level.encode import encode_split
 from probes.image_level.settings import KnnSettings
+from probes.label_free import log_label_free
 from probes.selection import Candidate, log_scores, select_candidate, stratified_split
 
 
@@ -26,10 +27,10 @@ def run(context: Context) -> TaskResult:
     settings: KnnSettings = context.settings
     training = context.training
     labels, classes = targets(training, "train").to(context.device), len(training.data.classes)
-    train, val = (
-        normalize(on_device_if_small(features, context.device), dim=1)
-        for features in (encode_split(training, "train"), encode_split(context, "val"))
-    )
+    features = encode_split(training, "train"), encode_split(context, "val")
+    if training.data is context.data:
+        log_label_free(context, features[0])
+    train, val = (normalize(on_device_if_small(each, context.device), dim=1) for each in features)
     context.progress.start("searching neighbours", 1)
     neighbours, reason = settings.neighbours[0], "fixed"
     if len(settings.neighbours) > 1:

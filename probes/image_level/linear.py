@@ -39,6 +39,7 @@ from probes.image_level.classification import (
 from probes.image_level.encode import encode_split, encoder, input_size, layer_columns
 from probes.image_level.random_crops import cosine, train_on_crops, train_step
 from probes.image_level.settings import LinearSettings
+from probes.label_free import log_label_free
 from probes.selection import Candidate, log_scores, select_candidate, stratified_split
 
 ROWS = 8192  # samples at once when the statistics of all features are measured
@@ -302,6 +303,7 @@ def train_on_features(context: Context) -> Trained:
     """
     settings, data, device = context.settings, context.data, context.device
     features = on_device_if_small(encode_split(context, "train"), device)
+    log_label_free(context, features)
     train = Samples(features, targets(context, "train"), len(data.classes))
     grid, reason, temperature = settings.grid, "fixed", None
     with context.cost.phase("train"):

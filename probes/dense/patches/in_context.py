@@ -20,6 +20,7 @@ from probes.dense.patches.memory import remember
 from probes.dense.patches.pixels import Patches, label_map
 from probes.dense.patches.settings import InContextSettings
 from probes.features.search import nearest_neighbours
+from probes.label_free import log_label_free
 
 ROWS_AT_ONCE = 2**10  # queries whose neighbours' values are in memory at once
 
@@ -28,6 +29,7 @@ def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     with context.cost.phase("train"):
         memory = remember(context)
+        log_label_free(context, memory.features)
 
     def predict(images: Sequence[Patches]) -> Iterator[Tensor]:
         queries = torch.cat([patches.features for patches in images])

@@ -31,6 +31,7 @@ from probes.dense.patches.pixels import Patches, label_map, pixel_map
 from probes.dense.patches.settings import PatchKnnSettings, has_void_class
 from probes.features.search import nearest_neighbours
 from probes.image_level.linear import Standardiser
+from probes.label_free import log_label_free
 from probes.selection import Candidate, log_scores, select_candidate
 
 Pair = tuple[int, str]  # neighbours, distance
@@ -110,6 +111,7 @@ def run(context: Context) -> TaskResult:
     pairs: list[Pair] = list(product(settings.neighbours, settings.distances))
     with context.cost.phase("train"):
         memory = remember(context, settings.votes == "pixels")
+        log_label_free(context, memory.features)
         standardise = Standardiser.fit(memory.features).to(context.device)
         (neighbours, distance), reason = pairs[0], "fixed"
         if len(pairs) > 1:

@@ -27,6 +27,14 @@ def test_doctor_reports_the_accelerator(tmp_path, device, monkeypatch, capsys):
     assert "GB free" in finding["value"] or not is_pretended(device)
 
 
+def test_features_are_shown_of_the_device(tmp_path, device, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    images = make_imagefolder(tmp_path / "imagefolder", n_train=2, n_val=2)
+    options = ["--images", str(images), "--out", str(tmp_path)]
+    assert main(["show", "--backbone", "random/timm/test_vit", *options]) == 0
+    assert "data-map=" in (tmp_path / "index.html").read_text()
+
+
 @pytest.mark.slow
 def test_a_run_on_the_device_of_the_machine_which_emulates_bf16(tmp_path, device, monkeypatch):
     monkeypatch.chdir(tmp_path)
