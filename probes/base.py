@@ -33,13 +33,15 @@ Reuse = Literal["", "head", "train"]
 
 @dataclass
 class Cost:
-    """What a task costs: seconds and images by phase, ``encode``, ``text``, ``train`` and ``eval``.
+    """What a task costs: seconds and images by phase, ``encode``, ``text``, ``train`` and ``eval``,
+    and bytes of features that were stored.
 
     ``images["encode"]`` counts what went through the backbone, each view of an image once.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     images: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    disk_bytes: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -68,14 +70,16 @@ class Cost:
             self.seconds[name] += share * seconds
         for name, images in cost.images.items():
             self.images[name] += share * images
+        self.disk_bytes += share * cost.disk_bytes
         self.notes += [note for note in cost.notes if note not in self.notes]
 
     def metrics(self) -> dict[str, float]:
-        """``PHASE_seconds``, and ``PHASE_images_per_second`` of phases that count images.
+        """``disk_bytes``, ``PHASE_seconds``, and ``PHASE_images_per_second`` of phases that count
+        images.
 
         Without ``encode`` where every feature came from the cache.
         """
-        metrics = {}
+        metrics = {"disk_bytes": self.disk_bytes}
         for name, seconds in self.seconds.items():
             images = self.images.get(name)
             if images or name != "encode":

@@ -1,8 +1,7 @@
-"""Trained heads, stored with their runs, and the predictors that they make with their backbone."""
+"""The predictors that trained heads make with their backbone."""
 
 from __future__ import annotations
 
-import ast
 from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
@@ -15,20 +14,18 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 import backbones
 from backbones import Backbone, UserError
 from cliptex_common import plugins
 from cliptex_common.device import prefers_bf16
-from probes.base import Context, EncodeRun, Head
+from probes.base import EncodeRun, Head
 from probes.dense.tasks import DENSE_TASKS
+from probes.head_file import download_head, read_head
 from probes.image_level.attentive import stored_head, token_encoder
 from probes.image_level.encode import ImageViews, encoder
 from probes.image_level.linear import LinearHeads
 from probes.image_level.settings import Encoding
-from reports.artifacts import HEAD
 
 Picture = str | Path | np.ndarray  # a file, or (H, W, 3) uint8 RGB
 
@@ -92,60 +89,10 @@ def load_predictor(
     return kind(head, backbone, torch.device(device))
 
 
-def download_head(run: str, tracking_uri: str | None) -> Head:
-    """The head of a finished task's run. Raises as ``load_predictor``."""
-    from reports.mlflow.client import connect
-    from reports.mlflow.client import tracking_uri as default_uri
-
-    client = connect(default_uri(tracking_uri))
-    if HEAD not in [artifact.path for artifact in client.list_artifacts(run, "head")]:
-        raise UserError(
-            f"run {run} has no head; name a finished run of a task whose probe trains one (not a"
-            " parent run)"
-        )
-    with TemporaryDirectory() as folder:
-        return read_head(Path(client.download_artifacts(run, HEAD, folder)))
-
-
-def write_head(head: Head, path: Path) -> None:
-    """Write safetensors, with the metadata as a Python literal in the header."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in head.tensors.items()
-    }
-    save_file(tensors, path, {"head": repr(head.metadata)})
-
-
-def read_head(path: Path) -> Head:
-    """A head that ``write_head`` wrote. Raises ``UserError`` for any other file."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = ast.literal_eval(file.metadata()["head"])
-        return Head(load_file(path), metadata)
-    except (OSError, SafetensorError, KeyError, TypeError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is no head of a task's run ({type(error).__name__})") from error
-
-
-def mmlab_head(model: torch.nn.Module, config: Config, context: Context) -> Head:
-    """The head of a model that MMEngine trained: everything but the frozen backbone.
-
-    The config in its metadata is that of the model, which encodes images itself where it is not
-    given features.
-    """
-    pipeline = config.val_dataloader.dataset["pipeline"]
-    return Head.of(
-        context,
-        model.state_dict(),
-        scope=config.default_scope,
-        imports=list(config.custom_imports.imports),
-        model=config.model.to_dict(),
-        pipeline=[part for part in pipeline if part["type"] != "LoadGroundTruth"],
-    )
-
-
 class _MMLabPredictor(Predictor):
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
         super().__init__(head, backbone, device)
-        from probes.runner import bridge
+        from probes.runner import frozen_backbone
 
         metadata = head.metadata
         self.kind, self.scope = metadata["kind"], metadata["scope"]
@@ -158,7 +105,7 @@ class _MMLabPredictor(Predictor):
                     f"the head of {self.task} needs {module}; import it, or name its file in"
                     f" {plugins.VARIABLE}"
                 ) from error
-        bridge.share(metadata["backbone"], backbone)
+        frozen_backbone.share(metadata["backbone"], backbone)
         with DefaultScope.overwrite_default_scope(self.scope):
             self.model: Any = MODELS.build(Config({"model": metadata["model"]}).model)
             self.load = Compose(metadata["pipeline"][:1])
@@ -175,10 +122,10 @@ class _MMLabPredictor(Predictor):
         else:
             sample = self.load({**sample, "img_path": str(image), "image": str(image)})
         # as in training: heads of dense probes compute in bf16 on a GPU
-        is_half = self.scope == "mmseg" and prefers_bf16(self.device)
+        is_bf16 = self.scope == "mmseg" and prefers_bf16(self.device)
         with (
             DefaultScope.overwrite_default_scope(self.scope),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=is_half),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16),
         ):
             (result,) = self.model.test_step(pseudo_collate([self.prepare(sample)]))
         if self.kind == "detection":

@@ -93,12 +93,14 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     if name in all_tasks:
         return all_tasks[name]
     if dataset in DATASETS.broken:
-        DATASETS.find(dataset)
-    if dataset in DATASETS and (key := f"{DATASETS[dataset].kind}/{probe}") in PROBES.broken:
-        PROBES.find(key)
-    kinds = {each.kind for each in PROBES.values()}
-    if dataset in DATASETS and (kind := DATASETS[dataset].kind) not in kinds:
-        raise UserError(
-            f"dataset {dataset!r} has kind {kind!r}, which no probe is for; {suggest(kind, kinds)}"
-        )
+        DATASETS.find(dataset)  # says what is broken
+    if spec := DATASETS.get(dataset):
+        if f"{spec.kind}/{probe}" in PROBES.broken:
+            PROBES.find(f"{spec.kind}/{probe}")
+        kinds = {each.kind for each in PROBES.values()}
+        if spec.kind not in kinds:
+            raise UserError(
+                f"dataset {dataset!r} has kind {spec.kind!r}, which no probe is for;"
+                f" {suggest(spec.kind, kinds)}"
+            )
     raise UserError(f"no task {name!r}; {suggest(name, all_tasks)}")

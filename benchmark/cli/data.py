@@ -15,11 +15,11 @@ from benchmark.execution.progress import Bar, console
 from benchmark.planning.options import DryRunOptions, FolderOptions
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Folder, options_dataclass
+from probes.checks.survey import DatasetState, survey
 from probes.datasets.download import hub
 from probes.datasets.download.get import get
 from probes.datasets.download.table import ENTRIES, find_entry
 from probes.datasets.specs.webdataset import DATACOMP, datasets_of, register_folders
-from probes.datasets.survey import DatasetState, survey
 
 STYLES = {
     "complete": "green",

@@ -19,7 +19,7 @@ from cliptex_common import plugins
 from cliptex_common.device import Device, current_device, planned_device, prefers_bf16
 from cliptex_common.errors import UserError
 from cliptex_common.visible_devices import is_accelerator_name
-from probes.datasets.check import DatasetNotFound, find_folder
+from probes.checks.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
 from probes.features.budget import chosen_limit
 

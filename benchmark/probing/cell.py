@@ -28,10 +28,9 @@ from cliptex_common.locks import lock_path, locked
 from cliptex_common.out_of_memory import out_of_memory
 from probes.base import Context, GroupedProbe, Head, Probe, Progress, RunLog, TaskResult
 from probes.dense.tasks import DENSE_TASKS
-from probes.features import budget
+from probes.head_file import download_head, write_head
 from probes.image_level.feature_pictures import task_feature_pictures
 from probes.image_level.parts import part_features
-from probes.predictor import download_head, write_head
 from probes.upsamplers.names import credit
 from reports import artifacts
 from reports.cell import TAGS, Cell, cell_key, cost_metrics
@@ -119,8 +118,8 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
     """Run tasks in one training loop, on the same batches (or a single task), each into a child run
     of the parent. The caller holds the cells' locks.
 
-    ``cost/seconds`` and ``cost/disk_bytes`` of a cell are an equal share of what the loop took;
-    ``cost/peak_memory_mb`` is the loop's. A task that breaks is a failed cell with its reason.
+    ``cost/seconds`` of a cell is an equal share of what the loop took; ``cost/peak_memory_mb`` is
+    the loop's. A task that breaks is a failed cell with its reason.
 
     Raises:
         errors that the user can correct (``user_error_message``), such as a full disk. They end the
@@ -128,7 +127,7 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
             resumes them.
     """
     cells: list[Cell] = []
-    started, bytes_before = time.perf_counter(), budget.reserved_bytes
+    started = time.perf_counter()
     with ExitStack() as stack:
         opened = [stack.enter_context(_open(context, task)) for task in tasks]
         reset_peak(context.device)
@@ -137,7 +136,6 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
         results = _run_probes(list(zip(probes, contexts, strict=True)))
         shared_cost = {
             "seconds": (time.perf_counter() - started) / len(tasks),
-            "disk_bytes": (budget.reserved_bytes - bytes_before) / len(tasks),
             "peak_memory_mb": peak_mb(context.device),
         }
         for task, (cell, probe_context, run), result in zip(tasks, opened, results, strict=True):

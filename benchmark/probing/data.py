@@ -18,8 +18,8 @@ from benchmark.probing.unit import describe_backbone
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.files import content_key
 from probes.base import NotApplicable
+from probes.checks.check import check_names, find_folder, prepare
 from probes.datasets.base import PreparedDataset, Split
-from probes.datasets.check import check_names, find_folder, prepare
 from probes.layers import layer_number
 from probes.protocols.base import check_required
 

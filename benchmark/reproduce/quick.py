@@ -12,7 +12,7 @@ from benchmark.probing.cell import missing_cells
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
 from cliptex_common.errors import UserError
-from probes.datasets.check import DatasetNotFound, find_folder
+from probes.checks.check import DatasetNotFound, find_folder
 from probes.protocols.base import PROTOCOLS
 from probes.registry import tasks
 from reports.cell import Cell

@@ -9,10 +9,10 @@ from typing import Any
 
 import backbones
 from backbones.checkpoint import load_checkpoint
-from backbones.cliptex.data.dataset import training_size
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
+from backbones.cliptex.training.dataset import training_size
 from backbones.cliptex.training.distributed import (
     end_with_launcher,
     first_process,

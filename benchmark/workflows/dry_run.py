@@ -25,8 +25,8 @@ from benchmark.probing.submit import unit_name
 from benchmark.probing.unit import describe_backbone
 from benchmark.suites.registry import BackboneSource, NotMade
 from cliptex_common.progress import Silent
+from probes.checks.check import NotChecked
 from probes.datasets.base import PreparedDataset
-from probes.datasets.check import NotChecked
 from reports.cell import Cell
 from reports.mlflow.run import Tracker
 

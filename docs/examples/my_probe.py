@@ -3,22 +3,21 @@
 python -m benchmark run --backbone clip --task voc/my_probe.py --data-root DIR
 """
 
-_base_ = ["probes::_base_/segmentation.py", "probes::_base_/schedule_40k.py"]
+_base_ = [
+    "probes::_base_/heads/head.py",
+    "probes::_base_/segmentation.py",
+    "probes::_base_/schedule_40k.py",
+]
 
 model = dict(
-    type="DenseModel",
-    backbone=dict(type="FrozenBackbone", precision="fp32"),
-    neck=dict(type="ResizeConcat"),  # all maps at one stride, concatenated
     decode_head=dict(
         type="FCNHead",
         channels=256,
         num_convs=1,
         dropout_ratio=0.1,
         norm_cfg=dict(type="BN", requires_grad=True),
-        loss_images=None,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, avg_non_ignore=True),
-    ),
-    test_cfg=dict(mode="whole", flip=False),
+    )
 )
 param_scheduler = [
     dict(type="MultiStepLR", by_epoch=False, milestones=[20_000, 30_000], gamma=0.1),

@@ -1,7 +1,7 @@
 """List the samples of official layouts: id lists, mirrored folders, ImageFolder.
 
 Nothing is decoded here. Each function raises ``UserError`` naming a missing folder, list or
-annotation file; ``probes.datasets.check`` looks at the single files.
+annotation file; ``probes.checks.check`` looks at the single files.
 """
 
 from __future__ import annotations
@@ -59,9 +59,6 @@ def read_annotations(path: Path) -> Any:
 def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
     """Class names of a dataset of MMSegmentation or MMDetection, for any ``root``. Importing those
     takes seconds: declare ``functools.partial(mmlab_classes, module, dataset)``."""
-    from probes.runner import ops
-
-    ops.install()
     with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
         dataset_class = getattr(import_module(module), dataset)
     return tuple(name.strip() for name in dataset_class.METAINFO["classes"])

@@ -8,27 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
 import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, Resize
-from mmseg.datasets.transforms import PhotoMetricDistortion
 from mmseg.registry import TRANSFORMS
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.functional import adjust_hue, adjust_saturation
 
-from probes.dense.areas import bounds_read
+from probes.dense.tasks.areas import bounds_read
+from probes.mmlab import mmseg
 
 IMAGE = ("img", "gt_seg_map")  # what geometry changes alike
 
 
 @TRANSFORMS.register_module()
 class ReadArea(BaseTransform):
-    """Keep the part ``area`` of an image (see ``probes.dense.areas``), and of its ground truth if
+    """Keep the part ``area`` of an image (see ``tasks.areas``), and of its ground truth if
     that is loaded."""
 
     def __init__(self, area: Sequence[Any]) -> None:
@@ -109,7 +106,7 @@ class ScaleImage(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class RgbDistortion(PhotoMetricDistortion):
+class RgbDistortion(mmseg.datasets.transforms.PhotoMetricDistortion):
     """DINOv3's colours for segmentation: as mmseg's, but saturation is mixed with grey, and the hue
     takes any value."""
 
@@ -189,24 +186,3 @@ COLOURS = {  # of crops
     "dinov3": "RgbDistortion",
     "dinov3-depth": "GammaDistortion",
 }
-
-
-@TRANSFORMS.register_module()
-class PadCrop(BaseTransform):
-    """Pad image and ground truth at the right and the bottom to ``size`` = (height, width) px, with
-    the values ``image`` (BGR 0–255) and ``ground_truth``."""
-
-    def __init__(self, size: Sequence[int], image: Sequence[float], ground_truth: float) -> None:
-        self.size, self.image, self.ground_truth = size, tuple(image), ground_truth
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        height, width = results["img"].shape[:2]
-        bottom, right = max(0, self.size[0] - height), max(0, self.size[1] - width)
-        border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
-        results["img"] = cv2.copyMakeBorder(results["img"], *border, value=self.image)
-        if "gt_seg_map" in results:
-            results["gt_seg_map"] = cv2.copyMakeBorder(
-                results["gt_seg_map"], *border, value=(self.ground_truth,) * 3
-            )
-        results["img_shape"] = results["img"].shape[:2]
-        return results

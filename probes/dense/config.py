@@ -13,7 +13,9 @@ import probes.dense.dataset
 import probes.dense.decode_heads.dpt
 import probes.dense.decode_heads.linear
 import probes.dense.decode_heads.probe3d
+import probes.dense.depth
 import probes.dense.metrics
+import probes.dense.normals
 import probes.dense.segmentors
 import probes.features.crops
 import probes.runner.schedules  # noqa: F401  registers what configs name
@@ -23,13 +25,12 @@ from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split
 from probes.dense.data import ground_truth_config
 from probes.dense.decode_heads.base import feature_maps, reads_class_token, round_up
-from probes.dense.decode_heads.module import complete_head, try_head
+from probes.dense.decode_heads.module import complete_head
 from probes.dense.pipelines import complete_pipelines
-from probes.dense.settings import DenseSettings, in_iterations
 from probes.dense.tasks import DENSE_TASKS
-from probes.features.crops import image_size
+from probes.dense.tasks.settings import DenseSettings, in_iterations
 from probes.features.feature_dataset import encoder_config, loader_config
-from probes.runner.batches import at_once
+from probes.runner.batches import batch_options
 from probes.runner.config_file import Places, apply_settings, apply_training
 
 TRAIN = "train_dataloader.dataset.pipeline"
@@ -97,7 +98,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         if part["type"] == "LoadGroundTruth":
             part.update(ground_truth_config(scored.spec, classes, settings))
     val.dataset.update(dataset_of(scored, "train" if held_out else "val", held_out))
-    val.update(at_once(val.batch_size, context.device, classes or task.outputs))
+    val.update(batch_options(val.batch_size, context.device, classes or task.outputs))
     for loader in (train, val):
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder
@@ -161,35 +162,6 @@ def upsample_in_backbone(model: Any, settings: DenseSettings) -> None:
     is_linear = model.decode_head.type == "LinearHead" and settings.cache == "none"
     options = {"name": settings.upsampler, "stride": neck.stride, "deferred": is_linear}
     model.backbone.upsampler = options
-
-
-def try_model(probe: Any, settings: Any, data: PreparedDataset, backbone: Any) -> None:
-    """Check that a head fits, and run one that this package does not know on maps without data.
-
-    Args:
-        backbone: see ``feature_maps``.
-
-    Raises:
-        UserError: dataset, settings or backbone do not fit the head.
-    """
-    config = probe.read_config()
-    inputs = complete_model(config, probe, settings, data, backbone)
-    if not probe.is_shipped:
-        crop = feature_maps(settings, backbone).crop
-        # without samples where the data are not checked yet
-        test = test_size(settings, data, backbone.divisor) if data.samples else crop
-        head = config.model.decode_head.to_dict()
-        requested = getattr(settings, "head", {"type": head["type"]})
-        try_head(head, requested, inputs, settings.batch_size, (crop, test))
-
-
-def test_size(settings: DenseSettings, data: PreparedDataset, divisor: int) -> tuple[int, int]:
-    """(height, width) of the first test image, or of a window of it, as the backbone gets it."""
-    if settings.slide:
-        return (round_up(settings.slide[0], divisor),) * 2
-    width, height = image_size(data.root / data.samples["val"][0].image)
-    factor = settings.size / min(width, height) if settings.size else 1
-    return round_up(round(factor * height), divisor), round_up(round(factor * width), divisor)
 
 
 def preprocessor(backbone: Backbone) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -75,6 +73,27 @@ class FollowImage(BaseTransform):
         if any(factor != 1 for factor in factors):
             ground_truth = results["gt_seg_map"]
             results["gt_seg_map"] = ground_truth * np.array(factors, ground_truth.dtype)
+        return results
+
+
+@TRANSFORMS.register_module()
+class PadCrop(BaseTransform):
+    """Pad image and ground truth at the right and the bottom to ``size`` = (height, width) px, with
+    the values ``image`` (BGR 0–255) and ``ground_truth``."""
+
+    def __init__(self, size: Sequence[int], image: Sequence[float], ground_truth: float) -> None:
+        self.size, self.image, self.ground_truth = size, tuple(image), ground_truth
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = results["img"].shape[:2]
+        bottom, right = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
+        results["img"] = cv2.copyMakeBorder(results["img"], *border, value=self.image)
+        if "gt_seg_map" in results:
+            results["gt_seg_map"] = cv2.copyMakeBorder(
+                results["gt_seg_map"], *border, value=(self.ground_truth,) * 3
+            )
+        results["img_shape"] = results["img"].shape[:2]
         return results
 
 

@@ -8,9 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
 import mmcv
 import torch
 from mmcv.transforms import Resize
@@ -21,14 +18,15 @@ from mmseg.registry import MODELS, TRANSFORMS
 from torch import Tensor
 
 from cliptex_common.files import content_key
+from cliptex_common.images import image_size
 from probes.base import EncodeRun, Progress
-from probes.dense.areas import bounds_read
 from probes.dense.augment import ReadArea, ShortSide
 from probes.dense.data import channels_first, dense_sample, image_only
 from probes.dense.tasks import DENSE_TASKS
+from probes.dense.tasks.areas import bounds_read
 from probes.features.content_hashes import content_hashes
-from probes.features.crops import Crop, all_crops, draw_crop, image_size, without_images
-from probes.features.feature_dataset import FeatureDataset, MapViews
+from probes.features.crops import Crop, all_crops, draw_crop
+from probes.features.feature_dataset import FeatureDataset, MapViews, without_images
 from probes.features.store import DTYPES, Builder, CacheKey
 from probes.features.views import open_store
 from probes.registry import DATASETS

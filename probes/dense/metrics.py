@@ -11,21 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-from cliptex_common.device import float64_device
-
-# isort: split
 import numpy as np
-import torch
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cliptex_common.dense_maps.scores import angles, class_areas, confusion, depth_scores
+from cliptex_common.dense_maps.scores import class_areas, confusion
+from cliptex_common.device import float64_device
 from cliptex_common.errors import UserError
-from probes.dense.areas import bounds_scored
 from probes.dense.tasks import DENSE_TASKS
+from probes.dense.tasks.areas import bounds_scored
 from probes.dense.tasks.segmentation import class_ious
 
 
@@ -58,7 +54,7 @@ def hungarian_miou(counts: Tensor) -> float:
 
 
 def cropped(pixels: Tensor, crop: Sequence[Any] | None) -> Tensor:
-    """(…, H, W) inside ``crop``, see ``probes.dense.areas``; all of it when None. On a device that
+    """(…, H, W) inside ``crop``, see ``tasks.areas``; all of it when None. On a device that
     can sum it in float64: its own, else the CPU.
 
     Raises:
@@ -169,121 +165,7 @@ class SegmentationScores(TaskScores):
         return metrics
 
 
-@METRICS.register_module()
-class DepthScores(TaskScores):
-    """The means over images of ``depth_scores``, as mmseg and most papers on NYU-v2 report them.
-
-    Scored are pixels with min_depth < ground truth < max_depth inside the crop; images without any
-    are left out, with a note.
-
-    Args:
-        min_depth, max_depth: valid range of the ground truth, metres.
-        crop: see ``cropped``.
-        cut: metres that ground truth and predictions beyond them count as.
-        several_sizes: the crop ends where a smaller map does.
-    """
-
-    def __init__(
-        self,
-        min_depth: float,
-        max_depth: float,
-        crop: Sequence[Any] | None = None,
-        cut: float | None = None,
-        several_sizes: bool = False,
-    ) -> None:
-        super().__init__("depth")
-        self.min_depth, self.max_depth, self.crop, self.cut = min_depth, max_depth, crop, cut
-        self.several_sizes = several_sizes
-
-    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        crop = self.crop
-        if self.several_sizes and crop:
-            height, width = target.shape[-2:]
-            crop = (crop[0], min(crop[1], height), crop[2], min(crop[3], width))
-        prediction, target = (cropped(each[0], crop) for each in (prediction, target))
-        if self.cut is not None:
-            prediction, target = prediction.clamp(max=self.cut), target.clamp(max=self.cut)
-        valid = (target > self.min_depth) & (target < self.max_depth)
-        return depth_scores(prediction, target, valid) | {"pixels": valid.sum()}
-
-    def summary(self) -> dict[str, float]:
-        _note_empty(self)
-        return super().summary()
-
-
-@METRICS.register_module()
-class NormalScores(TaskScores):
-    """Angular errors over all valid pixels of the set together, as Fouhey et al. 2013 and later
-    papers report them.
-
-    ``normal_mean`` and ``normal_median`` in degrees; ``normal_11.25``, ``normal_22.5``,
-    ``normal_30``: percent of pixels whose error is below. Means over images of each one's own:
-    ``normal_image_rmse`` and ``normal_image_11.25`` …, as probe3d (El Banani et al. 2024) reports
-    them, and this suite's own ``normal_image_mean`` of its mean error. Valid are pixels whose
-    ground truth is not (0, 0, 0).
-
-    The median is that of all pixels, counted in bins of 180° / 2²² = 0.00004°, which is about what
-    float32 predictions resolve: right within half a bin, in 16 MB for a set of any size, where
-    NYU's 654 images have 650 MB of errors. ``per_image`` has ``normal_mean`` and shares of each
-    image and ``pixels``: weighted by them they give back the metrics; the median of any draw of
-    images follows from ``error_histogram``, (images, 1800) pixels by error in bins of 0.1°.
-
-    Args:
-        crop: see ``cropped``.
-    """
-
-    BINS = 2**22
-    COARSE = 1800  # bins of an image's own histogram
-    WITHIN = (11.25, 22.5, 30)
-
-    def __init__(self, crop: Sequence[Any] | None = None) -> None:
-        super().__init__("normals")
-        self.crop = crop
-
-    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
-        prediction, target = (cropped(each, self.crop) for each in (prediction, target))
-        valid = target.any(dim=0).flatten()
-        error, pixels = angles(prediction, target).flatten(), valid.sum().double()
-        if self.pooled is None:
-            self.pooled = torch.zeros(self.BINS, dtype=torch.int32, device=error.device)
-        counted = valid.int()
-        self.pooled.index_add_(0, _bin(error, self.BINS), counted)
-        coarse = torch.zeros(self.COARSE, dtype=torch.int32, device=error.device)
-        error = torch.where(valid, error, 0.0)
-        return {
-            "normal_mean": error.sum() / pixels,
-            "image_rmse": (error.square().sum() / pixels).sqrt(),
-            **{
-                f"normal_{limit:g}": 100 * ((error < limit) & valid).sum() / pixels
-                for limit in self.WITHIN
-            },
-            "pixels": pixels.long(),
-            "error_histogram": coarse.index_add_(0, _bin(error, self.COARSE), counted),
-        }
-
-    def summary(self) -> dict[str, float]:
-        _note_empty(self)
-        assert self.pooled is not None
-        return {**super().summary(), "normal_median": histogram_median(self.pooled.cpu().numpy())}
-
-
-def histogram_median(counts: np.ndarray) -> float:
-    """Median of errors counted in bins of equal width over [0°, 180°], as the middle of its bin (of
-    an even number, between those of the middle two); NaN when all are empty."""
-    total, so_far = int(counts.sum()), np.cumsum(counts, dtype=np.int64)
-    if not total:
-        return float("nan")
-    bins = np.searchsorted(so_far, [(total - 1) // 2 + 1, total // 2 + 1])
-    return float((bins.mean() + 0.5) * 180 / len(counts))
-
-
-def _bin(error: Tensor, bins: int) -> Tensor:
-    """Which of ``bins`` of equal width over [0°, 180°] each error is in (NaN, of a pixel without
-    ground truth, in the first)."""
-    return (error.nan_to_num() * (bins / 180)).long().clamp(0, bins - 1)
-
-
-def _note_empty(metric: TaskScores) -> None:
+def note_empty(metric: TaskScores) -> None:
     empty = metric.per_image["image"][metric.per_image["pixels"] == 0]
     if len(empty):
         count = f"{len(empty)} of {len(metric.per_image['image'])}"

@@ -69,7 +69,7 @@ class DenseProbe(Probe):
         if self.is_shipped:
             self.head.check(settings, data, backbone)
             return
-        from probes.dense.config import try_model
+        from probes.dense.head_trial import try_model
 
         try_model(self, settings, data, backbone)
 
@@ -93,7 +93,7 @@ class DenseProbe(Probe):
         """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
         first rate."""
         from probes.dense.config import dense_config
-        from probes.dense.group import with_rate
+        from probes.dense.learning_rates import with_rate
         from probes.runner.training import resolved
 
         context = replace(context, data=context.data.without_unused)
@@ -179,7 +179,7 @@ def register_dense_task(task: DenseTask) -> DenseTask:
         Exception: what its own methods raise when they are tried on zeros.
     """
     from backbones.cliptex.tasks.base import Task
-    from probes.dense.tasks.trial import try_task
+    from probes.dense.task_trial import try_task
 
     if task.name in {probe.kind for probe in PROBES.values()}:
         raise UserError(f"there are datasets of kind {task.name!r} already; choose another name")

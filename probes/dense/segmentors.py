@@ -6,9 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
 import torch
 import torch.nn.functional as F
 from mmengine.structures import PixelData
@@ -21,7 +18,7 @@ from probes.dense.decode_heads.losses import build_head
 
 @MODELS.register_module()
 class DenseModel(EncoderDecoder):
-    """mmseg's encoder-decoder, whose head has an ``objective`` (``probes.dense.objectives``).
+    """mmseg's encoder-decoder, whose head has an ``objective``; see ``decode_heads.objectives``.
 
     It averages the outputs of an image and of its mirror image where ``test_cfg.flip`` is set, and
     pads sliding crops where ``test_cfg.padded`` is. Predictions are ``pred_FIELD``, as the

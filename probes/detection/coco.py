@@ -8,17 +8,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from probes.runner import bridge  # noqa: F401 - before mmdet, which it prepares
-
-# isort: split
 import mmcv
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from mmdet.datasets import CocoDataset
-from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
-from mmdet.datasets.samplers import AspectRatioBatchSampler
-from mmdet.datasets.transforms import PackDetInputs
 from mmengine.dataset import Compose
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope
@@ -29,8 +22,9 @@ from torch.utils.data import Sampler
 from cliptex_common.errors import UserError
 from probes.base import EncodeRun
 from probes.detection.settings import STATS
-from probes.features.crops import flips, without_images
-from probes.features.feature_dataset import FeatureDataset, MapViews
+from probes.features.crops import flips
+from probes.features.feature_dataset import FeatureDataset, MapViews, without_images
+from probes.mmlab import mmdet
 
 OF_IMAGES = ("LoadImageFromFile", "Resize")  # steps that decide an upright image
 META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")
@@ -38,7 +32,7 @@ BITS = 1 << np.arange(10)  # one for each IoU threshold 0.5, 0.55 … 0.95
 
 
 @TRANSFORMS.register_module()
-class PackInstances(PackDetInputs):
+class PackInstances(mmdet.datasets.transforms.PackDetInputs):
     """mmdet's, with the image as RGB: its preprocessor would swap channels on the device, by a list
     that is copied there for each image."""
 
@@ -46,7 +40,7 @@ class PackInstances(PackDetInputs):
         return super().transform({**results, "img": results["img"][..., ::-1]})
 
 
-class _OrderedCOCO(MMDetCOCO):
+class _OrderedCOCO(mmdet.datasets.api_wrappers.COCO):
     """An annotation file whose category ids have the order of the class names. mmdet numbers labels
     in the order of the file and names in the order of the config, which may differ."""
 
@@ -76,7 +70,7 @@ def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> list
 
 
 @DATASETS.register_module()
-class CocoInstances(FeatureDataset, CocoDataset):
+class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
     """mmdet's ``CocoDataset`` on selected images; see ``FeatureDataset``.
 
     In ``test_mode`` images are sorted by their resized shapes, so that neighbours can be evaluated
@@ -209,7 +203,8 @@ class CocoInstances(FeatureDataset, CocoDataset):
         if not self.aspect_groups:
             return order
         rest = -position % self.aspect_groups
-        batches = AspectRatioBatchSampler(_InOrder(order[rest:], self), self.aspect_groups)
+        sampler = mmdet.datasets.samplers.AspectRatioBatchSampler
+        batches = sampler(_InOrder(order[rest:], self), self.aspect_groups)
         return np.concatenate([order[:rest], *batches]).astype(order.dtype)
 
 

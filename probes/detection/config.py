@@ -15,7 +15,7 @@ from probes.detection import coco, per_shape  # noqa: F401  they register types
 from probes.detection.models import complete_detector
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.feature_dataset import encoder_config, loader_config
-from probes.runner.batches import at_once
+from probes.runner.batches import batch_options
 from probes.runner.config_file import Places, apply_settings, apply_training, read_config
 
 Part = dict[str, Any]
@@ -76,7 +76,7 @@ def detection_config(probe: Any, context: Context) -> Config:
     train, val = config.train_dataloader, config.val_dataloader
     is_grouped = getattr(settings, "aspect_ratio_groups", False)
     train.dataset.aspect_groups = settings.batch_size if is_grouped else 0
-    val.update(at_once(val.batch_size, context.device))
+    val.update(batch_options(val.batch_size, context.device))
     train.dataset.update(coco_set(data, "train"))
     val.dataset.update(coco_set(data, "val"))
     for loader in (train, val):

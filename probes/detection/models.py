@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from probes.runner import bridge  # before mmdet, which it prepares
-
-# isort: split
 from mmdet.models import SSDHead
 from mmengine.registry import MODELS
 
 from backbones.base import Backbone
 from backbones.pyramid import SimpleFeaturePyramid
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
+from probes.runner import frozen_backbone
 
 Part = dict[str, Any]
 
@@ -62,7 +60,11 @@ def pyramid(
 
 
 def group_norm(out_channels: int) -> Part:
-    return {"type": "GN", "num_groups": bridge.groups_of(out_channels), "requires_grad": True}
+    return {
+        "type": "GN",
+        "num_groups": frozen_backbone.groups_of(out_channels),
+        "requires_grad": True,
+    }
 
 
 def complete_detector(model: Any, backbone: Backbone, classes: int, settings: Any) -> None:

@@ -13,9 +13,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmdet, which it prepares
-
-# isort: split
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.utils.misc import samplelist_boxtype2tensor

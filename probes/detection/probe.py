@@ -44,29 +44,28 @@ class DetectionProbe(Probe):
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
         from probes.detection.config import detection_config
         from probes.detection.preview import draw_preview
-        from probes.predictor import mmlab_head
         from probes.runner.training import run_training
 
         data = context.data
         config = detection_config(self, context)
-        member = run_training(config, context, f"{data.spec.name}/{self.name}")
-        (scores,) = member.evaluator.metrics
+        trainer = run_training(config, context, f"{data.spec.name}/{self.name}")
+        (scores,) = trainer.evaluator.metrics
         names = {sample.target: sample.image for sample in data.samples["val"]}
         if sorted(scores.image_ids) != sorted(names):
             raise RuntimeError("the images that were scored are not those of val")
-        context.cost.add(member.cost)
-        notes, train = list(member.notes), member.train_dataset
+        context.cost.add(trainer.cost)
+        notes, train = list(trainer.notes), trainer.train_dataset
         if dropped := train.dropped_empty:
             notes.append(
                 f"{dropped} of {dropped + len(train)} training images have no object and were left"
                 " out of training"
             )
-        missing = [name for name in self.metrics if name not in member.metrics]
+        missing = [name for name in self.metrics if name not in trainer.metrics]
         if missing:
             notes.append(f"val has no object of that size, so there is no {', '.join(missing)}")
         counts = Counter(detection["image_id"] for detection in scores.detections)
         return TaskResult(
-            metrics=member.metrics,
+            metrics=trainer.metrics,
             per_image={
                 "image": np.array([names[image] for image in scores.image_ids]),
                 "image_id": np.array(scores.image_ids, dtype=np.int64),
@@ -83,7 +82,7 @@ class DetectionProbe(Probe):
                 scores.detections,
                 scores.masks,
             ),
-            head=mmlab_head(member.model, member.config, context),
+            head=trainer.head(),
             notes=notes,
         )
 

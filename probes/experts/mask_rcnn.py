@@ -8,36 +8,33 @@ in this package because MMDetection is used here; ``probes.experts`` registers i
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from mmcv.transforms import Compose
+from mmdet.registry import MODELS
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
-import probes.runner.bridge  # noqa: F401  gives mmcv the operators that mmdet's import asks for
-from backbones.checkpoint import load_checkpoint
+from backbones.checkpoint import Checkpoint, load_checkpoint
 from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
 from backbones.cliptex.experts.base import BACKGROUND, Expert
 from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.errors import UserError, first_line, suggest
 from cliptex_common.files import canonical_json
 from cliptex_common.settings import Probability, settings_dataclass
-
-# isort: split
-import mmdet
-from mmcv.transforms import Compose
-from mmdet.datasets import CocoDataset
-from mmdet.registry import MODELS
-from mmdet.utils import get_test_pipeline_cfg
+from probes.mmlab import mmdet
 
 
 @settings_dataclass
-class MaskRCNNSettings:
+class MergeSettings:
     """How instances become labels.
 
     Attributes:
@@ -54,17 +51,21 @@ class MaskRCNN(Expert):
     """Mask R-CNN of torchvision, or any instance segmenter of MMDetection, with its weights.
 
     Args:
-        model: MMDetection's config of the model with the ``pipeline`` that images pass before it,
-            or ``torchvision_mask_rcnn.describe``.
+        model: of the config of the network, with all that decides its instances; JSON-able.
+
+    Attributes:
+        class_of_label: (labels,) which class of a map each label of the network is.
     """
 
     name = "mask-rcnn"
     task = "seg"
-    settings_type = MaskRCNNSettings
-    settings: MaskRCNNSettings
+    settings_type = MergeSettings
+    settings: MergeSettings
+    net: Any
+    class_of_label: np.ndarray
 
     def __init__(
-        self, settings: MaskRCNNSettings, classes: tuple[str, ...], model: Mapping[str, Any]
+        self, settings: MergeSettings, classes: tuple[str, ...], model: Mapping[str, Any]
     ) -> None:
         super().__init__(settings, classes)
         if len(classes) > UNKNOWN:
@@ -73,20 +74,6 @@ class MaskRCNN(Expert):
             )
         # plain JSON, as part of the identity
         self.model_config: dict[str, Any] = json.loads(canonical_json(model))
-        self.is_torchvision = self.model_config["type"] == torchvision.TYPE
-        self.net: Any
-        if self.is_torchvision:
-            self.net = torchvision.build(self.model_config)
-            # labels that torchvision has no name for are background
-            names = torchvision.classes(self.model_config["num_classes"])
-            indices = [classes.index(name) if name in classes else 0 for name in names]
-            self.class_of_label = np.array(indices)
-        else:
-            network = {key: part for key, part in self.model_config.items() if key != "pipeline"}
-            with DefaultScope.overwrite_default_scope("mmdet"):
-                self.net = MODELS.build(Config(network)._cfg_dict)
-                self.prepare = Compose(model["pipeline"])
-            self.class_of_label = np.arange(len(classes))
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "model": self.model_config}
@@ -95,23 +82,17 @@ class MaskRCNN(Expert):
         parts = [getattr(self.net, name, None) for name in ("backbone", "neck")]
         return [part for part in parts if part is not None]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move all parts; MMEngine's preprocessor notices only its own ``to``."""
-        super()._apply(fn, recurse)
-        if not self.is_torchvision:
-            self.net._set_device(self.device)
-        return self
+    @abstractmethod
+    def instances(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """The instances in images (N, 3, H, W) uint8 RGB: of each image ``masks`` (n, H, W) bool,
+        ``scores`` (n,) and ``labels`` (n,) from 1."""
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         size = (int(images.shape[-2]), int(images.shape[-1]))
-        if self.is_torchvision:
-            results = torchvision.instances(self.net, images)
-        else:
-            results = self._instances(images)
         low, high = self.settings.ignore_threshold, self.settings.score_threshold
         maps = []
-        for result in results:
+        for result in self.instances(images):
             is_labelled = (result["scores"] >= low).nonzero().squeeze(1)
             masks, scores, labels = (
                 result[name][is_labelled].cpu().numpy() for name in ("masks", "scores", "labels")
@@ -119,19 +100,8 @@ class MaskRCNN(Expert):
             maps.append(merge(masks, scores, self.class_of_label[labels], size, high, low))
         return {"seg": np.stack(maps)}
 
-    def _instances(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """MMDetection's instances of each image, in the form of ``torchvision.instances``."""
-        # MMDetection's images are BGR
-        pixels = images.flip(1).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-        prepared = [self.prepare({"img": image, "img_id": 0}) for image in pixels]
-        instances = [each.pred_instances for each in self.net.test_step(pseudo_collate(prepared))]
-        return [
-            {"masks": each.masks.bool(), "scores": each.scores, "labels": each.labels + 1}
-            for each in instances
-        ]
-
     @classmethod
-    def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
+    def load(cls, source: str, device: torch.device | str = "cpu") -> MaskRCNN:
         """Published weights.
 
         Args:
@@ -142,16 +112,10 @@ class MaskRCNN(Expert):
             UserError: a file is missing, or the weights are those of another model.
         """
         name, colon, checkpoint = source.partition(":")
+        expert: MaskRCNN
         if not colon and Path(source).suffix in (".pth", ".pt", ".safetensors"):
-            model_name = "torchvision's Mask R-CNN"
-            weights = load_checkpoint(source)
-            if (model := torchvision.describe(weights)) is None:
-                raise UserError(
-                    f"{source} is no Mask R-CNN of torchvision; MMDetection's are given as"
-                    f" CONFIG:{source}"
-                )
-            names = [name for name in torchvision.classes(model["num_classes"]) if name != "N/A"]
-            expert = cls(MaskRCNNSettings(), (BACKGROUND, *names[1:]), model)
+            model_name, weights = "torchvision's Mask R-CNN", load_checkpoint(source)
+            expert = TorchvisionMaskRCNN.of(weights, source)
         else:
             path = find_config(name)
             model_name = path.stem
@@ -161,7 +125,7 @@ class MaskRCNN(Expert):
                     f" MMDetection's model zoo and give mask-rcnn={name}:FILE"
                 )
             weights = load_checkpoint(checkpoint)
-            expert = cls._from_config(path)
+            expert = MMDetMaskRCNN.of(path)
         try:
             expert.net.load_state_dict(weights.state)
         except RuntimeError as error:
@@ -172,8 +136,66 @@ class MaskRCNN(Expert):
         expert.source = source
         return expert.freeze(device)
 
+
+class TorchvisionMaskRCNN(MaskRCNN):
+    """torchvision's; ``model`` is ``torchvision_mask_rcnn.describe``'s."""
+
+    def __init__(
+        self, settings: MergeSettings, classes: tuple[str, ...], model: Mapping[str, Any]
+    ) -> None:
+        super().__init__(settings, classes, model)
+        self.net = torchvision.build(self.model_config)
+        # labels that torchvision has no name for are background
+        names = torchvision.classes(self.model_config["num_classes"])
+        indices = [classes.index(name) if name in classes else 0 for name in names]
+        self.class_of_label = np.array(indices)
+
+    def instances(self, images: Tensor) -> list[dict[str, Tensor]]:
+        return torchvision.instances(self.net, images)
+
     @classmethod
-    def _from_config(cls, path: Path) -> Self:
+    def of(cls, weights: Checkpoint, source: str) -> Self:
+        """The expert of a checkpoint, with random weights. Raises ``UserError`` for another's."""
+        if (model := torchvision.describe(weights)) is None:
+            raise UserError(
+                f"{source} is no Mask R-CNN of torchvision; MMDetection's are given as"
+                f" CONFIG:{source}"
+            )
+        names = [name for name in torchvision.classes(model["num_classes"]) if name != "N/A"]
+        return cls(MergeSettings(), (BACKGROUND, *names[1:]), model)
+
+
+class MMDetMaskRCNN(MaskRCNN):
+    """MMDetection's; ``model`` is its config with the ``pipeline`` that images pass before it."""
+
+    def __init__(
+        self, settings: MergeSettings, classes: tuple[str, ...], model: Mapping[str, Any]
+    ) -> None:
+        super().__init__(settings, classes, model)
+        network = {key: part for key, part in self.model_config.items() if key != "pipeline"}
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            self.net = MODELS.build(Config(network)._cfg_dict)
+            self.prepare = Compose(model["pipeline"])
+        self.class_of_label = np.arange(len(classes))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move all parts; MMEngine's preprocessor notices only its own ``to``."""
+        super()._apply(fn, recurse)
+        self.net._set_device(self.device)
+        return self
+
+    def instances(self, images: Tensor) -> list[dict[str, Tensor]]:
+        # MMDetection's images are BGR
+        pixels = images.flip(1).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+        prepared = [self.prepare({"img": image, "img_id": 0}) for image in pixels]
+        instances = [each.pred_instances for each in self.net.test_step(pseudo_collate(prepared))]
+        return [
+            {"masks": each.masks.bool(), "scores": each.scores, "labels": each.labels + 1}
+            for each in instances
+        ]
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
         """The expert of a config file, with random weights."""
         if path.suffix != ".py":
             raise UserError(f"{path} is no .py config; other formats can run code unseen")
@@ -183,7 +205,7 @@ class MaskRCNN(Expert):
             model = config.model.to_dict()
             model = json.loads(canonical_json(model), object_hook=_without_initial_weights)
             model["pipeline"] = _pipeline(config)
-            return cls(MaskRCNNSettings(), (BACKGROUND, *_class_names(config)), model)
+            return cls(MergeSettings(), (BACKGROUND, *_class_names(config)), model)
         except UserError:
             raise
         except Exception as error:  # a config is a program, and may raise anything
@@ -258,5 +280,5 @@ def _class_names(config: Config) -> tuple[str, ...]:
     if names := dataset.get("metainfo", {}).get("classes"):
         return (names,) if isinstance(names, str) else tuple(names)
     count = int((head[0] if isinstance(head, list) else head)["num_classes"])
-    coco = tuple(CocoDataset.METAINFO["classes"])
+    coco = tuple(mmdet.datasets.CocoDataset.METAINFO["classes"])
     return coco if count == len(coco) else tuple(f"class {number}" for number in range(count))

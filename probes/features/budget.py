@@ -19,7 +19,6 @@ from cliptex_common.errors import UserError
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
 GB = 10**9
-reserved_bytes = 0  # of features that this process made room for
 
 
 class CacheFull(UserError):
@@ -62,7 +61,6 @@ def make_room(folder: Path, size: int, about: str, delete: Callable[[Path], bool
     Raises:
         CacheFull: the stores in use leave too little, or the disk is full.
     """
-    global reserved_bytes
     limit, sizes = size_limit(folder), {store: size_of(store) for store in stores(folder)}
     used = sum(sizes.values())
     for store in sorted(sizes, key=last_used):
@@ -77,7 +75,6 @@ def make_room(folder: Path, size: int, about: str, delete: Callable[[Path], bool
             f" {gigabytes(limit)} are in use and {gigabytes(free)} are free on its disk; raise"
             f" {VARIABLE}, set CLIPTEX_HOME to a larger disk, or encode each time with cache=none"
         )
-    reserved_bytes += size
 
 
 def stores(folder: Path) -> list[Path]:

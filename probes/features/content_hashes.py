@@ -20,7 +20,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.files import content_key, home
 from probes.features.members import FileState, read_bytes, state_of
 
-_pending: list[tuple[Path, FileState, str]] = []
+HashedFile = tuple[Path, FileState, str]  # with its sha256
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
@@ -52,18 +52,11 @@ def content_hash(path: str | Path) -> str:
     return _hash(Path(path), state_of(path))
 
 
-def read_and_hash(path: Path) -> tuple[bytes, str]:
-    """A file's bytes and their sha256, which ``save`` stores. Raises ``OSError``."""
+def read_and_hash(path: Path) -> tuple[bytes, HashedFile]:
+    """A file's bytes, and what ``store_hashes`` stores of it. Raises ``OSError``."""
     state = state_of(path)
     data = read_bytes(path)
-    sha256 = hashlib.sha256(data).hexdigest()
-    _pending.append((path, state, sha256))
-    return data, sha256
-
-
-def save() -> None:
-    """Store the hashes that ``read_and_hash`` has computed."""
-    store_hashes(_pending.pop() for _ in range(len(_pending)))
+    return data, (path, state, hashlib.sha256(data).hexdigest())
 
 
 def hash_content(path: Path) -> str:
@@ -75,7 +68,7 @@ def _hash(path: Path, state: FileState) -> str:
     return hash_content(path)
 
 
-def hash_file(folder: Path) -> Path:
+def record_of(folder: Path) -> Path:
     """Where the hashes of a folder's files are stored."""
     return home() / "content_hashes" / f"{content_key(folder.absolute(), 32)}.jsonl"
 
@@ -83,7 +76,7 @@ def hash_file(folder: Path) -> Path:
 def stored_hashes(folder: Path) -> dict[str, tuple[FileState, str]]:
     """Name → (state, sha256) of the files of a folder; the last line of a name counts."""
     stored = {}
-    with suppress(OSError), hash_file(folder).open(encoding="utf-8") as lines:
+    with suppress(OSError), record_of(folder).open(encoding="utf-8") as lines:
         for line in lines:
             with suppress(ValueError):  # cut short by a process that was killed
                 name, size, time, inode, sha256 = json.loads(line)
@@ -91,14 +84,14 @@ def stored_hashes(folder: Path) -> dict[str, tuple[FileState, str]]:
     return stored
 
 
-def store_hashes(entries: Iterable[tuple[Path, FileState, str]]) -> None:
-    """Append (file, its state, sha256) for other processes."""
+def store_hashes(entries: Iterable[HashedFile]) -> None:
+    """Append entries for other processes."""
     folders: dict[Path, list[str]] = defaultdict(list)
     for path, state, sha256 in entries:
         folders[path.parent].append(json.dumps([path.name, *state, sha256]) + "\n")
     with suppress(OSError):  # without the file, hashes are computed again
         for folder, lines in folders.items():
-            hash_file(folder).parent.mkdir(parents=True, exist_ok=True)
-            with hash_file(folder).open("a", encoding="utf-8") as file:
+            record_of(folder).parent.mkdir(parents=True, exist_ok=True)
+            with record_of(folder).open("a", encoding="utf-8") as file:
                 # the empty line ends one that a killed process has cut short
                 file.write("".join(["\n", *lines]))

@@ -6,21 +6,14 @@ So each crop is encoded once, and all backbones and all tasks on the same images
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
-
-# isort: split
 import numpy as np
 from mmcv.transforms import BaseTransform, Resize
 from mmengine.registry import TRANSFORMS
-from PIL import Image
 
-from cliptex_common.errors import UserError
 from cliptex_common.files import derive_seed
-from cliptex_common.images import IMAGE_ERRORS
 from probes.features.content_hashes import content_hash
 
 
@@ -97,35 +90,3 @@ class FixedCrop(BaseTransform):
         results["flip"] = crop.flipped
         results["flip_direction"] = "horizontal" if crop.flipped else None
         return results
-
-
-@TRANSFORMS.register_module()
-class LoadBlank(BaseTransform):
-    """Load a black image of the file's size: only the header is read.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        width, height = image_size(results["img_path"])
-        results["img"] = np.zeros((height, width, 3), np.uint8)
-        results["img_shape"] = results["ori_shape"] = (height, width)
-        return results
-
-
-def without_images(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A pipeline for ground truth alone, with ``LoadBlank``."""
-    return [
-        {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else dict(part)
-        for part in pipeline
-    ]
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) from the file's header. Raises ``UserError`` if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except IMAGE_ERRORS as error:
-        raise UserError(f"cannot read {path}: {error}") from error

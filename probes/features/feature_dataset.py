@@ -9,18 +9,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import FUNCTIONS, MODELS, DefaultScope
+from mmengine.registry import FUNCTIONS, MODELS, TRANSFORMS, DefaultScope
 
+import probes.runner.frozen_backbone  # noqa: F401  registers what encoders name
 from backbones.versions import DENSE, versions
 from cliptex_common.device import is_accelerator, takes_pinned_memory
 from cliptex_common.files import content_key
+from cliptex_common.images import image_size
 from probes.base import EncodeRun
 from probes.features.content_hashes import content_hashes
 from probes.features.store import DTYPES, CacheKey, FeatureStore
 from probes.features.views import Encoded, Views
-from probes.runner import bridge
+from probes.runner.sampling import isolated_rng
 from probes.upsamplers.names import upsampler_identity
 
 Part = dict[str, Any]  # of a config
@@ -54,6 +58,29 @@ def loader_config(encoder: Mapping[str, Any] | None) -> Part:
     if encoder:  # reading mapped files is faster than passing them on
         options |= {"num_workers": 0, "persistent_workers": False}
     return options
+
+
+@TRANSFORMS.register_module()
+class LoadBlank(BaseTransform):
+    """Load a black image of the file's size: only the header is read.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        width, height = image_size(results["img_path"])
+        results["img"] = np.zeros((height, width, 3), np.uint8)
+        results["img_shape"] = results["ori_shape"] = (height, width)
+        return results
+
+
+def without_images(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A pipeline for ground truth alone, with ``LoadBlank``."""
+    return [
+        {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else dict(part)
+        for part in pipeline
+    ]
 
 
 @FUNCTIONS.register_module()
@@ -155,7 +182,7 @@ class MapViews(Views):
         super().__init__(run, f"{self.frozen.backbone.name} on {dataset.name}", BATCH, sizes)
 
     def load(self, item: int) -> dict[str, Any]:
-        with bridge.isolated_rng():  # flipping an image draws, though it is certain
+        with isolated_rng():  # flipping an image draws, though it is certain
             return self.dataset.load(item)
 
     def encode(self, batch: Any) -> Encoded:

@@ -10,7 +10,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from backbones.cliptex.data.tar_index import index_tar, read_member, tar_identity
+from cliptex_common.tar_index import index_tar, read_member, tar_identity
 
 FileState = tuple[int, int, int]  # size, time of the last change in ns, inode
 IMAGES = ("webp", "png", "jpg", "jpeg")

@@ -39,7 +39,7 @@ from cliptex_common.files import (
 )
 from cliptex_common.locks import acquire_liveness_lock, is_in_use, locked, release_liveness_lock
 from probes.features import budget
-from probes.features.content_hashes import content_hashes, hash_file, store_hashes
+from probes.features.content_hashes import content_hashes, record_of, store_hashes
 from probes.features.members import state_of
 
 VERSION = 4  # raised whenever the same key would give other bytes
@@ -117,10 +117,14 @@ class FeatureStore:
     Attributes:
         folder: where it is.
         notes: what was damaged and rebuilt, one line each.
+        built_bytes: of what was missing, about.
     """
 
-    def __init__(self, key: CacheKey, lock: FileLock, notes: Sequence[str]) -> None:
+    def __init__(
+        self, key: CacheKey, lock: FileLock, notes: Sequence[str], built_bytes: int
+    ) -> None:
         self.folder, self.notes, self._lock = key.folder, notes, lock
+        self.built_bytes = built_bytes
         self._kinds, self._items = len(key.dtypes), len(key.item_bytes)
         self._starts = [shard.start for shard in key.shards]
         self._loaded: dict[int, tuple[list[Sequence[Tensor]], list[dict[str, Any]]]] = {}
@@ -182,7 +186,7 @@ def get_or_build(
     Raises:
         CacheFull: it does not fit into the cache or on the disk (see ``probes.features.budget``).
     """
-    folder, notes = key.folder, list[str]()
+    folder, notes, built_bytes = key.folder, list[str](), 0
     with locked(store_lock(folder), on_wait):
         entries = [key.entry(number) for number in range(len(key.shards))]
         if error := integrity_error(folder, list(filter(None, entries))):
@@ -194,13 +198,14 @@ def get_or_build(
                 file.unlink()
             entries = [{} for _ in entries]
         if not all(entries):
-            _build(key, build, [number for number, entry in enumerate(entries) if not entry])
+            pending = [number for number, entry in enumerate(entries) if not entry]
+            built_bytes = _build(key, build, pending)
         budget.touch(folder)
-        return FeatureStore(key, acquire_liveness_lock(folder / "readers"), notes)
+        return FeatureStore(key, acquire_liveness_lock(folder / "readers"), notes, built_bytes)
 
 
-def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> None:
-    """Write the pending shards. The caller holds the lock."""
+def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> int:
+    """Write the pending shards; their size in bytes, about. The caller holds the lock."""
     folder, shards = key.folder, [key.shards[number] for number in pending]
     folder.mkdir(parents=True, exist_ok=True)
     for temporary in folder.glob(".*.tmp"):  # of a process that was killed
@@ -217,6 +222,7 @@ def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> None:
         path = folder / shard_name(number)
         entry = _write_shard(path, key, [items[item] for item in shard])
         write_json(path.with_suffix(".json"), {**entry, "first": shard.start})
+    return size
 
 
 def _write_shard(
@@ -278,7 +284,7 @@ def remove_store(folder: Path) -> bool:
             for entry in folder.glob("*.json"):  # first: then it is not complete
                 entry.unlink()
             shutil.rmtree(folder, ignore_errors=True)
-            hash_file(folder).unlink(missing_ok=True)
+            record_of(folder).unlink(missing_ok=True)
     except Timeout:
         return False
     return not folder.exists()

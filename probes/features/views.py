@@ -161,7 +161,9 @@ def open_store(key: CacheKey, build: Builder, run: EncodeRun) -> FeatureStore:
     """``get_or_build``, with cost and progress. Raises as it does."""
     message = f"waiting for the process that encodes {key.about}"
     with run.cost.phase("encode"):
-        return get_or_build(key, build, on_wait=lambda: run.progress.start(message, 1))
+        store = get_or_build(key, build, on_wait=lambda: run.progress.start(message, 1))
+    run.cost.disk_bytes += store.built_bytes
+    return store
 
 
 class _Loaded(Dataset[Any]):

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cliptex_common.errors import UserError
+from cliptex_common.images import image_size
 from probes.base import Context, TaskResult
-from probes.features.crops import image_size
 from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.metrics import correspondence
 from probes.image_level.settings import CorrespondenceSettings

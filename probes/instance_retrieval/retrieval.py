@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from backbones.preprocessing import resizing
+from cliptex_common.images import image_size
 from probes.base import Context, TaskResult
-from probes.features.crops import image_size
 from probes.features.store import CacheKey
 from probes.image_level.encode import ImageViews, layer_columns
 from probes.instance_retrieval.probe import NO_POSITIVE, InstanceSettings, instance_retrieval

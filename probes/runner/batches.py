@@ -17,7 +17,7 @@ PIXELS, GPU_PIXELS = 2**18, 2**22
 OUTPUTS, GPU_OUTPUTS = 2**27, 2**30  # numbers that a model puts out for a batch, in float32
 
 
-def at_once(images: int, device: torch.device, channels: int = 0) -> dict[str, Any]:
+def batch_options(images: int, device: torch.device, channels: int = 0) -> dict[str, Any]:
     """Loader options of an evaluation with batches of at most so many ``images``, fewer where they
     are large, or what is made of them is: ``channels`` numbers for each pixel of their files."""
     pixels, outputs = (GPU_PIXELS, GPU_OUTPUTS) if is_accelerator(device) else (PIXELS, OUTPUTS)
@@ -51,17 +51,18 @@ class SameShapeBatches(Sampler[list[int]]):
         dataset: Any = sampler.dataset  # type: ignore[attr-defined]
         self.batches: list[list[int]] = []
         self.outputs = outputs
-        last, total = None, 0
+        batch: list[int] = []
+        batch_shape, output_pixels = None, 0
         for index in sampler:
             shape = dataset.shape(index)
-            own = math.prod(dataset.own_size(index)) if outputs else 0
-            limit = min(batch_size, pixels // (shape[0] * shape[1]))
-            is_full = self.batches and len(self.batches[-1]) >= max(1, limit)
-            if shape != last or is_full or total + own > (outputs or 0):
-                self.batches.append([])
-                total = 0
-            self.batches[-1].append(index)
-            last, total = shape, total + own
+            own_pixels = math.prod(dataset.own_size(index)) if outputs else 0
+            has_room = len(batch) < max(1, min(batch_size, pixels // (shape[0] * shape[1])))
+            fits = not outputs or output_pixels + own_pixels <= outputs
+            if shape != batch_shape or not has_room or not fits:
+                batch, batch_shape, output_pixels = [], shape, 0
+                self.batches.append(batch)
+            batch.append(index)
+            output_pixels += own_pixels
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

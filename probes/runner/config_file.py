@@ -64,7 +64,8 @@ def _parsed(path: Path, modified: int) -> Config:
     if missing := [name for name in KEYS if name not in config]:
         raise UserError(
             f"config file {path.name} states no {', '.join(missing)}; take them from this package:"
-            " _base_ = ['probes::_base_/segmentation.py', 'probes::_base_/schedule_40k.py']"
+            " _base_ = ['probes::_base_/heads/head.py', 'probes::_base_/segmentation.py',"
+            " 'probes::_base_/schedule_40k.py']"
         )
     config.model.pop("_scope_", None)
     return Config({name: config[name] for name in KEYS}, format_python_code=False)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cliptex_common.files import content_key
-from probes.runner.bridge import isolated_rng
+from probes.runner.sampling import isolated_rng
 
 
 class GroupDataset(Dataset):

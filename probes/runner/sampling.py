@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
@@ -20,7 +22,6 @@ from torch.utils.data import Dataset, Sampler
 
 from cliptex_common.device import seed_devices
 from cliptex_common.files import derive_seed
-from probes.runner.bridge import isolated_rng
 
 
 def seed_iteration(seed: int, iteration: int) -> None:
@@ -30,6 +31,23 @@ def seed_iteration(seed: int, iteration: int) -> None:
     random.seed(number)
     np.random.seed(number)
     seed_devices(number)
+
+
+@contextmanager
+def isolated_rng(seed: int | None = None) -> Iterator[None]:
+    """Restore the generators of python, numpy and torch (CPU) after the block; within it they start
+    from ``seed``, if one is given."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 @DATASETS.register_module()
@@ -104,7 +122,7 @@ class EndlessSampler(Sampler[int]):
 
 @HOOKS.register_module()
 class SeedEachIteration(Hook):
-    """``seed_iteration`` before each step of plain mmengine, as ``probes.runner.member`` does
+    """``seed_iteration`` before each step of plain mmengine, as ``probes.runner.head_trainer`` does
     for each head."""
 
     priority = "VERY_HIGH"

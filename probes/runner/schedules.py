@@ -1,6 +1,6 @@
 """Learning rates and betas of published sources that no scheduler of mmengine gives.
 
-Importing the module registers ``SourceLR`` and ``SourceMomentum``, which configs name.
+Importing the module registers ``CurveLR`` and ``CurveMomentum``, which configs name.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from mmengine.registry import PARAM_SCHEDULERS
 from probes.runner.curves import BETAS, RATES
 
 
-class _Source(_ParamScheduler):
-    """A parameter that follows the curve of ``source``.
+class _Curve(_ParamScheduler):
+    """A parameter that follows a curve of ``probes.runner.curves``.
 
     Args:
-        source: key of ``RATES`` or ``BETAS``.
+        curve: key of ``RATES`` or ``BETAS``.
         warm: iterations of warm-up.
     """
 
-    def __init__(self, optimizer: Any, *args: Any, source: str, warm: int, **kwargs: Any) -> None:
-        self.source, self.warm = source, warm
+    def __init__(self, optimizer: Any, *args: Any, curve: str, warm: int, **kwargs: Any) -> None:
+        self.curve, self.warm = curve, warm
         super().__init__(optimizer, *args, **kwargs)
 
 
 @PARAM_SCHEDULERS.register_module()
-class SourceLR(LRSchedulerMixin, _Source):
-    """``RATES[source]`` times the optimizer's rate."""
+class CurveLR(LRSchedulerMixin, _Curve):
+    """``RATES[curve]`` times the optimizer's rate."""
 
     def _get_value(self) -> list[float]:
-        share = RATES[self.source](self.last_step, self.warm, self.end)
+        share = RATES[self.curve](self.last_step, self.warm, self.end)
         return [base * share for base in self.base_values]
 
 
 @PARAM_SCHEDULERS.register_module()
-class SourceMomentum(MomentumSchedulerMixin, _Source):
-    """``BETAS[source]`` as beta 1."""
+class CurveMomentum(MomentumSchedulerMixin, _Curve):
+    """``BETAS[curve]`` as beta 1."""
 
     def _get_value(self) -> list[float]:
-        return [BETAS[self.source](self.last_step, self.warm, self.end)] * len(self.base_values)
+        return [BETAS[self.curve](self.last_step, self.warm, self.end)] * len(self.base_values)

@@ -95,9 +95,9 @@ def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
     decay = {"eta_min": settings.min_lr, "begin": warm}
     parts: list[dict[str, Any]]
     if settings.schedule in RATES:
-        tables = {"SourceLR": RATES, "SourceMomentum": BETAS}
+        tables = {"CurveLR": RATES, "CurveMomentum": BETAS}
         kinds = [kind for kind, curves in tables.items() if settings.schedule in curves]
-        parts = [{"type": kind, "source": settings.schedule, "warm": warm} for kind in kinds]
+        parts = [{"type": kind, "curve": settings.schedule, "warm": warm} for kind in kinds]
     elif settings.schedule == "poly":
         parts = [{"type": "PolyLR", "power": settings.power, **decay}]
     elif settings.schedule == "cosine":

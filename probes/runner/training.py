@@ -13,10 +13,10 @@ from __future__ import annotations
 import copy
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import torch
@@ -33,11 +33,13 @@ from cliptex_common.errors import OutOfMemory
 from cliptex_common.out_of_memory import log
 from probes.base import Context, Cost
 from probes.datasets.base import PreparedDataset
-from probes.runner import bridge
+from probes.runner import frozen_backbone
 from probes.runner.group_data import GroupDataset, rows_of
+from probes.runner.head_trainer import HeadTrainer, failing_alone, failure_of
 from probes.runner.logs import logging_to
-from probes.runner.member import Member, failing_alone, failure_of
 from probes.runner.sampling import EndlessSampler, SeededSamples
+
+K = TypeVar("K", bound=Hashable)
 
 
 def resolved(cfg: Config, context: Context) -> Config:
@@ -55,7 +57,11 @@ def resolved(cfg: Config, context: Context) -> Config:
         context: gives seed and loading processes.
     """
     cfg, seed = copy.deepcopy(cfg), context.seed
-    imports = ["probes.runner.bridge", "probes.runner.sampling", *cfg.custom_imports.imports]
+    imports = [
+        "probes.runner.frozen_backbone",
+        "probes.runner.sampling",
+        *cfg.custom_imports.imports,
+    ]
     cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.setdefault("num_workers", context.num_workers)
@@ -75,25 +81,25 @@ def resolved(cfg: Config, context: Context) -> Config:
     return cfg
 
 
-def run_training(cfg: Config, context: Context, description: str) -> Member:
+def run_training(cfg: Config, context: Context, description: str) -> HeadTrainer:
     """``train_together`` of one head. Raises its error, ``NonFiniteLoss`` among others."""
-    (result,) = train_together([(cfg, context)], description=description)
+    result = train_together({0: (cfg, context)}, description=description)[0]
     if isinstance(result, Exception):
         raise result
     return result
 
 
 def train_together(
-    heads: Sequence[tuple[Config, Context]],
+    heads: Mapping[K, tuple[Config, Context]],
     *,
     description: str,
     leave_out: Sequence[int] = (),
-    finish: Callable[[int, Member], Any] = lambda index, member: member,
-) -> list[Any]:
+    finish: Callable[[K, HeadTrainer], Any] = lambda key, trainer: trainer,
+) -> dict[K, Any]:
     """Train all heads in one loop, on the same batches, and evaluate all in another.
 
     A head is a pair: its config (as for ``resolved``) and its task's context; it resumes from its
-    ``work_dir``. Returns, in the order of ``heads``, the ``Member`` of each (or the value of
+    ``work_dir``. Returns, by the keys of ``heads``, the ``HeadTrainer`` of each (or the value of
     ``finish``), or the ``Exception`` that it failed with.
 
     The heads must share backbone, seed and device, and their data must be the same photographs in
@@ -112,46 +118,47 @@ def train_together(
     Args:
         description: of the progress bar, e.g. the tasks' names.
         leave_out: items of the training set that are not trained on.
-        finish: called with the index and the member of each head while the data are still open.
+        finish: called with the key and the trainer of each head while the data are still open.
 
     Raises:
         Exception: what failed for all heads: an image that cannot be read, for example.
     """
-    config, context = heads[0]
-    bridge.share(context.backbone_config, context.backbone)
+    config, context = next(iter(heads.values()))
+    frozen_backbone.share(context.backbone_config, context.backbone)
     cv2.setNumThreads(0)  # its threads do not survive the fork of loading processes
     with (
-        logging_to([each.work_dir for _, each in heads]),
+        logging_to([each.work_dir for _, each in heads.values()]),
         DefaultScope.overwrite_default_scope(config.default_scope),
         ExitStack() as stack,
     ):
-        train = GroupDataset([cfg.train_dataloader.dataset.to_dict() for cfg, _ in heads])
-        val = GroupDataset([cfg.val_dataloader.dataset.to_dict() for cfg, _ in heads])
-        encoding, notes = replace(context, cost=Cost()), list[str]()
+        train = GroupDataset([cfg.train_dataloader.dataset.to_dict() for cfg, _ in heads.values()])
+        val = GroupDataset([cfg.val_dataloader.dataset.to_dict() for cfg, _ in heads.values()])
+        group_context, notes = replace(context, cost=Cost()), list[str]()
         for dataset in (*train.datasets, *val.datasets):
             stack.callback(dataset.close)  # till then no other process can remove the features
-            dataset.open(encoding)
+            dataset.open(group_context)
             notes += [note for store in dataset.stores for note in store.notes]
         leave_out = sorted({*leave_out, *unused_items(train.datasets[0], context.data)})
-        results: list[Any] = []
-        for index, (cfg, each) in enumerate(heads):
+        results: dict[K, Any] = {}
+        by_key: dict[K, HeadTrainer] = {}
+        for index, (key, (cfg, each)) in enumerate(heads.items()):
             try:
-                results.append(Member(cfg, each, leave_out, index, train, val))
+                by_key[key] = HeadTrainer(cfg, each, leave_out, index, train, val)
             except Exception as error:
-                results.append(failure_of(error))
-        members = [member for member in results if isinstance(member, Member)]
-        if any(member.trains for member in members):
+                results[key] = failure_of(error)
+        trainers = list(by_key.values())
+        if any(trainer.trains for trainer in trainers):
             samples = SeededSamples(train, context.seed, leave_out, context.settings.shuffle)
-            _train(members, train, samples, description)
-        if trained := [member for member in members if member.error is None]:
+            _train(trainers, train, samples, description)
+        if trained := [trainer for trainer in trainers if trainer.error is None]:
             _evaluate(trained, val, description)
-        for member in members:
-            member.notes = notes
-            member.cost.add(encoding.cost, 1 / len(heads))
-            with failing_alone(member):
-                if member.error is None:
-                    results[member.index] = finish(member.index, member)
-            results[member.index] = member.error or results[member.index]
+        for key, trainer in by_key.items():
+            trainer.notes = notes
+            trainer.cost.add(group_context.cost, 1 / len(heads))
+            with failing_alone(trainer):
+                if trainer.error is None:
+                    results[key] = finish(key, trainer)
+            results[key] = trainer.error or results[key]
     gc.collect()  # reference cycles hold loading processes and features
     return results
 
@@ -168,47 +175,47 @@ def unused_items(dataset: Any, data: PreparedDataset) -> list[int]:
 
 
 def _train(
-    members: Sequence[Member], dataset: GroupDataset, samples: SeededSamples, description: str
+    trainers: Sequence[HeadTrainer], dataset: GroupDataset, samples: SeededSamples, description: str
 ) -> None:
-    """Train all members on the samples of one loader."""
-    context, loader = members[0].context, members[0].config.train_dataloader
-    iteration = min(member.iteration for member in members if member.trains)
+    """Train all heads on the samples of one loader."""
+    context, loader = trainers[0].context, trainers[0].config.train_dataloader
+    iteration = min(trainer.iteration for trainer in trainers if trainer.trains)
     sampler = EndlessSampler(samples)
     sampler.skip(iteration * loader.batch_size)
-    context.progress.start(description, max(member.max_iters for member in members))
+    context.progress.start(description, max(trainer.max_iters for trainer in trainers))
     context.progress.advance(iteration)
-    for member in members:
-        member.model.train()
-    preprocessor = members[0].model.data_preprocessor
+    for trainer in trainers:
+        trainer.model.train()
+    preprocessor = trainers[0].model.data_preprocessor
     finished_at = time.perf_counter()
     with _batches(_loader(loader, samples, sampler, context)) as loaded:
-        while any(member.trains for member in members):
+        while any(trainer.trains for trainer in trainers):
             data = next(loaded)
-            current = [each for each in members if each.trains and each.iteration == iteration]
+            current = [each for each in trainers if each.trains and each.iteration == iteration]
             if current:
-                batches = _prepare(members, dataset, preprocessor, data)
-                current = [member for member in current if member.error is None]
-            with bridge.one_batch():
-                for member in current:
-                    with failing_alone(member):
-                        member.step(batches[member.index])
-                    if isinstance(member.error, OutOfMemory):
-                        member.discard()
+                batches = _prepare(trainers, dataset, preprocessor, data)
+                current = [trainer for trainer in current if trainer.error is None]
+            with frozen_backbone.one_batch():
+                for trainer in current:
+                    with failing_alone(trainer):
+                        trainer.step(batches[trainer.index])
+                    if isinstance(trainer.error, OutOfMemory):
+                        trainer.discard()
             started_at, finished_at = finished_at, time.perf_counter()
-            for member in current:
-                member.cost.seconds["train"] += (finished_at - started_at) / len(current)
-                if member.error is None:
-                    with failing_alone(member):
-                        member.settle()
+            for trainer in current:
+                trainer.cost.seconds["train"] += (finished_at - started_at) / len(current)
+                if trainer.error is None:
+                    with failing_alone(trainer):
+                        trainer.check_and_save()
             iteration += 1
             context.progress.advance()
 
 
 def _prepare(
-    members: Sequence[Member], dataset: GroupDataset, preprocessor: nn.Module, data: Any
+    trainers: Sequence[HeadTrainer], dataset: GroupDataset, preprocessor: nn.Module, data: Any
 ) -> list[dict[str, Any]]:
     """A batch for training. While it does not fit, the head with most parameters leaves."""
-    while training := [member for member in members if member.trains]:
+    while training := [trainer for trainer in trainers if trainer.trains]:
         try:
             return dataset.batches(preprocessor, data, True)
         except RuntimeError as error:
@@ -216,7 +223,7 @@ def _prepare(
                 raise
             failure = failure_of(error)
         largest = max(
-            training, key=lambda member: sum(map(Tensor.numel, member.model.parameters()))
+            training, key=lambda trainer: sum(map(Tensor.numel, trainer.model.parameters()))
         )
         largest.error = failure
         largest.discard()
@@ -224,35 +231,35 @@ def _prepare(
 
 
 @torch.no_grad()
-def _evaluate(members: Sequence[Member], dataset: GroupDataset, description: str) -> None:
-    """Score members, all on the same batches."""
-    context, started = members[0].context, time.perf_counter()
+def _evaluate(trainers: Sequence[HeadTrainer], dataset: GroupDataset, description: str) -> None:
+    """Score all heads on the same batches."""
+    context, started = trainers[0].context, time.perf_counter()
     sampler = DefaultSampler(dataset.datasets[0], shuffle=False)
-    loader = _loader(members[0].config.val_dataloader, dataset, sampler, context)
-    for member in members:
-        member.model.eval()
-        member.evaluator.dataset_meta = member.val_dataset.metainfo
-    preprocessor = members[0].model.data_preprocessor
+    loader = _loader(trainers[0].config.val_dataloader, dataset, sampler, context)
+    for trainer in trainers:
+        trainer.model.eval()
+        trainer.evaluator.dataset_meta = trainer.val_dataset.metainfo
+    preprocessor = trainers[0].model.data_preprocessor
     context.progress.start(f"{description}: evaluation", len(loader))
     with _batches(loader) as loaded:
         for data in loaded:
-            _score([each for each in members if each.error is None], dataset, preprocessor, data)
+            _score([each for each in trainers if each.error is None], dataset, preprocessor, data)
             context.progress.advance()
-    scored = [member for member in members if member.error is None]
-    for member in scored:
-        with failing_alone(member):
-            member.metrics = dict(member.evaluator.evaluate(len(dataset)))
-    for member in scored:
-        member.cost.seconds["eval"] = (time.perf_counter() - started) / len(scored)
+    scored = [trainer for trainer in trainers if trainer.error is None]
+    for trainer in scored:
+        with failing_alone(trainer):
+            trainer.metrics = dict(trainer.evaluator.evaluate(len(dataset)))
+    for trainer in scored:
+        trainer.cost.seconds["eval"] = (time.perf_counter() - started) / len(scored)
         if not dataset.datasets[0].stores:  # else they were encoded before
-            member.cost.images["eval"] = len(dataset)
+            trainer.cost.images["eval"] = len(dataset)
 
 
 def _score(
-    members: Sequence[Member], dataset: GroupDataset, preprocessor: nn.Module, data: Any
+    trainers: Sequence[HeadTrainer], dataset: GroupDataset, preprocessor: nn.Module, data: Any
 ) -> None:
     """Score a batch; those for which it is too large score its halves."""
-    pending: list[Member] = []
+    pending: list[HeadTrainer] = []
     try:
         batches = dataset.batches(preprocessor, data, False)
     except RuntimeError as error:
@@ -260,26 +267,26 @@ def _score(
             raise
         batches = None
     count = len(data["data_samples"])
-    with bridge.one_batch():
-        for member in members:
-            with failing_alone(member):
+    with frozen_backbone.one_batch():
+        for trainer in trainers:
+            with failing_alone(trainer):
                 if batches is None:
                     raise torch.OutOfMemoryError("a batch does not fit")
-                member.score(batches[member.index])
-            if isinstance(member.error, OutOfMemory) and count > 1:
-                member.error = None
-                pending.append(member)
+                trainer.score(batches[trainer.index])
+            if isinstance(trainer.error, OutOfMemory) and count > 1:
+                trainer.error = None
+                pending.append(trainer)
     if not pending:
         return
     del batches
     half = count // 2
-    for member in pending:
+    for trainer in pending:
         note = f"evaluation: {half} images at once instead of {count}, which do not fit the memory"
-        if not any(line.startswith("evaluation: ") for line in member.cost.notes):
-            member.cost.notes.append(f"{note} of the device; sums may be rounded differently")
+        if not any(line.startswith("evaluation: ") for line in trainer.cost.notes):
+            trainer.cost.notes.append(f"{note} of the device; sums may be rounded differently")
     log.warning("evaluation: batches of %s images do not fit the memory of the device", count)
     for rows in (slice(0, half), slice(half, count)):
-        remaining = [member for member in pending if member.error is None]
+        remaining = [trainer for trainer in pending if trainer.error is None]
         _score(remaining, dataset, preprocessor, rows_of(data, rows))
 
 

@@ -18,7 +18,7 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     same batch."""
     import torch
 
-    from backbones.cliptex.data.dataset import Batch
+    from backbones.cliptex.training.dataset import Batch
     from backbones.cliptex.training.heads import TaskHeads
     from backbones.cliptex.training.models import CLIPWithHeads, load_initial_clip
     from backbones.cliptex.training.recipes import RECIPES
@@ -134,9 +134,9 @@ def training_data(folder: Path, pairs: int, size: int, epochs: float = 1.0) -> A
     import open_clip
 
     from backbones.base import DataConfig
-    from backbones.cliptex.data.dataset import TrainDataset
     from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
+    from backbones.cliptex.training.dataset import TrainDataset
     from backbones.cliptex.training.recipes import RECIPES
 
     labels = [encode(each) for each in mini_labels(8)]

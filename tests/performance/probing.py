@@ -32,7 +32,7 @@ def segmentation(
     import benchmark.suites.catalog  # noqa: F401
     from cliptex_common.device import current_device, prefers_bf16
     from probes.features.store import root
-    from probes.runner.bridge import share
+    from probes.runner.frozen_backbone import share
     from tests.performance.toys import context, dense
 
     batch = min(16, images)

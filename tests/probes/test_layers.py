@@ -106,7 +106,7 @@ def test_heads_on_several_layers_train_in_one_loop_as_they_would_alone(
 
 
 def test_class_tokens_of_all_layers_are_encoded_once(tmp_path, vit):
-    from probes.datasets.check import prepare
+    from probes.checks.check import prepare
     from probes.image_level.encode import encode_split
 
     make_imagefolder(tmp_path)

@@ -15,7 +15,8 @@ from backbones.base import Backbone
 from cliptex_common.errors import UserError
 from probes.base import TaskResult
 from probes.datasets.base import PreparedDataset
-from probes.predictor import Predictor, load_predictor, read_head, write_head
+from probes.head_file import read_head, write_head
+from probes.predictor import Predictor, load_predictor
 from probes.registry import DATASETS, PROBES
 from tests.probes import tiny_dense
 from tests.probes.datasets import make

@@ -1,5 +1,5 @@
-"""A small backbone with known weights and a toy MMEngine problem, for the tests of the bridge and
-of training."""
+"""A small backbone with known weights and a toy MMEngine problem, for the tests of the frozen
+backbone and of training."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from cliptex_common.settings import with_changes
 from probes.base import Context
 from probes.dense.metrics import segmentation_scores
 from probes.dense.patches.images import PatchImages
-from probes.dense.patches.knn import Voter
+from probes.dense.patches.knn import PatchKnn
 from probes.dense.patches.logreg import fit, targets
 from probes.dense.patches.memory import class_count, held_out_images, remember
 from probes.image_level.linear import Standardiser
@@ -342,7 +342,7 @@ def _suite_knn(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
         task = prepare(KNN, dataset, TRAIN + TRAIN)
         memory = remember(task, pixels=True)
         voters = {
-            distance: Voter(memory, Standardiser.fit(memory.features), distance, task)
+            distance: PatchKnn(memory, Standardiser.fit(memory.features), distance, task)
             for distance in ("cosine", "l2")
         }
 

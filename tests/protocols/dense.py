@@ -30,8 +30,8 @@ from probes.dense.decode_heads.losses import build_head
 from probes.dense.segmentors import DenseModel
 from probes.protocols.base import find_preset
 from probes.registry import find_task
-from probes.runner.bridge import isolated_rng
 from probes.runner.config_file import training_config
+from probes.runner.sampling import isolated_rng
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from cliptex_common.dense_maps.scores import depth_scores
 from probes.dense.decode_heads.base import round_up
+from probes.dense.depth import DepthBins
 from probes.dense.metrics import cropped
-from probes.dense.objectives import DepthBins
 from tests.protocols import dense
 from tests.protocols.dense import (
     CHANNELS,

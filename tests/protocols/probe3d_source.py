@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor
 
 import backbones
-from probes.runner.bridge import isolated_rng
+from probes.runner.sampling import isolated_rng
 from tests.protocols import dense
 from tests.protocols.dense import STEPS, depths, photograph, random, seeded, summary
 

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
 from cliptex_common.settings import with_changes
-from probes.datasets.check import prepare
+from probes.checks.check import prepare
 from probes.matching.label_propagation import (
     best_labels,
     frame_maps,

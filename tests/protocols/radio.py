@@ -15,7 +15,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from probes.dense.objectives import ClassObjective
+from probes.dense.decode_heads.objectives import ClassObjective
 from probes.dense.segmentors import DenseModel
 from tests.protocols import dense, nearest
 from tests.protocols.dense import CHANNELS, CLASSES, summary

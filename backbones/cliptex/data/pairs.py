@@ -31,12 +31,12 @@ from backbones.cliptex.data.source import (
     Shard,
 )
 from backbones.cliptex.data.table import TablePairs
-from backbones.cliptex.data.tables import Contents, cached_table
-from backbones.cliptex.data.tar_index import read_member, tar_identity, walk_tar
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.files import content_key
 from cliptex_common.progress import Progress, Silent
 from cliptex_common.secrets import hide_secrets
+from cliptex_common.tables import Contents, cached_table
+from cliptex_common.tar_index import read_member, tar_identity, walk_tar
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 MEMBERS = (("image", np.int64, 2), ("caption", np.int64, 2))  # offset and size

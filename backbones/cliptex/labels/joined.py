@@ -1,14 +1,34 @@
-"""Several label stores as one: manual labels joined with pseudo-labels (paper, Table 7)."""
+"""Label maps of pairs, and several stores of them as one: manual labels joined with pseudo-labels
+(paper, Table 7)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from backbones.cliptex.data.dataset import Labels
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
+
+
+class Labels(Protocol):
+    """Label maps of full images at any resolution, by pair key (see ``labels.store.LabelStore``).
+
+    Attributes:
+        identity: digest of the labels.
+        classes: task → class names, for tasks that have classes.
+    """
+
+    identity: str
+    classes: Mapping[str, Sequence[str]]
+
+    def get(self, key: str, tasks: Collection[str] | None = None) -> Mapping[str, np.ndarray]:
+        """The pair's labels for those of ``tasks`` (None: all) that exist, as ``Task`` describes
+        them. Raises ``KeyError`` if the pair has none."""
+
+    def tasks_of(self, key: str) -> tuple[str, ...]:
+        """The tasks that the pair has labels for."""
 
 
 class JoinedLabels:

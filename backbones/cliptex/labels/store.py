@@ -4,7 +4,8 @@
       00000.tar, 00000.tar.json …   see ``shards``
       manifest.json                 written last: identity, counts, failures, digests of the shards
 
-The positions of the labels are a table that all processes of a machine share; see ``data.tables``.
+The positions of the labels are a table that all processes of a machine share; see
+``cliptex_common.tables``.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from backbones.cliptex.data.tables import Contents, Table, cached_table
-from backbones.cliptex.data.tar_index import list_members, read_member
 from backbones.cliptex.labels.shards import (
     VERSION,
     DamagedShard,
@@ -34,6 +33,8 @@ from backbones.cliptex.tasks import find_task, ordered
 from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import content_key, read_json, write_json
 from cliptex_common.images import IMAGE_ERRORS
+from cliptex_common.tables import Contents, Table, cached_table
+from cliptex_common.tar_index import list_members, read_member
 
 MANIFEST = "manifest.json"
 FIELDS = {"key", "tasks", "classes", "shards", "failed", "pairs_in", "pairs_out"}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.data.dataset import Batch, TrainDataset
 from backbones.cliptex.data.source import FailureCounter
 from backbones.cliptex.tasks import find_task
+from backbones.cliptex.training.dataset import Batch, TrainDataset
 from backbones.cliptex.training.distributed import DistContext
 from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.optimizer import build_optimizer

@@ -13,7 +13,6 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backbones.cliptex.data.dataset import Batch
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.contrastive import (
     cached_gradients,
@@ -21,6 +20,7 @@ from backbones.cliptex.training.contrastive import (
     sum_over_ranks,
     world,
 )
+from backbones.cliptex.training.dataset import Batch
 from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import copy_buffers, restore_buffers

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from backbones.base import Backbone, state_sha256
 from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from backbones.cliptex.data.dataset import Labels, TrainDataset
 from backbones.cliptex.data.source import PairSource
+from backbones.cliptex.labels.joined import Labels
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
+from backbones.cliptex.training.dataset import TrainDataset
 from backbones.cliptex.training.distributed import processes
 from backbones.cliptex.training.heads import TaskHeads
 from backbones.cliptex.training.models import CLIPWithHeads, load_initial_clip

@@ -1,18 +1,5 @@
-"""The linear probe, batch normalisation and one 1×1 convolution: a plugin's dense task."""
+"""A plugin's dense task by the linear head on frozen maps, trained with its own loss."""
 
-_base_ = ["../_base_/dense.py", "../_base_/schedule_40k.py"]
+_base_ = ["../_base_/heads/linear.py", "../_base_/dense.py", "../_base_/schedule_40k.py"]
 
-model = dict(
-    type="DenseModel",
-    backbone=dict(type="FrozenBackbone", precision="fp32"),
-    neck=dict(type="ResizeConcat"),  # all maps at one stride, concatenated
-    decode_head=dict(
-        type="LinearHead",
-        dropout_ratio=0.0,
-        dropout_first=False,
-        align_corners=False,
-        loss_images=None,
-        loss_decode=dict(type="TaskObjective"),
-    ),
-    test_cfg=dict(mode="whole", flip=False),
-)
+model = dict(decode_head=dict(loss_decode=dict(type="TaskObjective")))

@@ -1,18 +1,5 @@
-"""probe3d's simplification of DPT (El Banani et al., CVPR 2024): surface normals."""
+"""Surface normals by probe3d's DPT on frozen maps, trained with the angle."""
 
-_base_ = ["../_base_/normals.py", "../_base_/schedule_20k.py"]
+_base_ = ["../_base_/heads/dpt-probe3d.py", "../_base_/normals.py", "../_base_/schedule_20k.py"]
 
-model = dict(
-    type="DenseModel",
-    backbone=dict(type="FrozenBackbone", precision="fp32"),
-    neck=dict(type="ResizeConcat"),  # all maps at one stride, concatenated
-    decode_head=dict(
-        type="Probe3dHead",
-        channels=512,
-        dropout_ratio=0.0,
-        align_corners=False,
-        loss_images=None,
-        loss_decode=dict(type="NormalObjective", uncertainty=False),
-    ),
-    test_cfg=dict(mode="whole", flip=False),
-)
+model = dict(decode_head=dict(loss_decode=dict(type="NormalObjective", uncertainty=False)))

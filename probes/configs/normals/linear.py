@@ -1,18 +1,5 @@
-"""The linear probe, batch normalisation and one 1×1 convolution: surface normals."""
+"""Surface normals by the linear head on frozen maps, trained with the angle."""
 
-_base_ = ["../_base_/normals.py", "../_base_/schedule_20k.py"]
+_base_ = ["../_base_/heads/linear.py", "../_base_/normals.py", "../_base_/schedule_20k.py"]
 
-model = dict(
-    type="DenseModel",
-    backbone=dict(type="FrozenBackbone", precision="fp32"),
-    neck=dict(type="ResizeConcat"),  # all maps at one stride, concatenated
-    decode_head=dict(
-        type="LinearHead",
-        dropout_ratio=0.0,
-        dropout_first=False,
-        align_corners=False,
-        loss_images=None,
-        loss_decode=dict(type="NormalObjective", uncertainty=False),
-    ),
-    test_cfg=dict(mode="whole", flip=False),
-)
+model = dict(decode_head=dict(loss_decode=dict(type="NormalObjective", uncertainty=False)))

@@ -1,21 +1,9 @@
-"""DPT (Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021): segmentation."""
+"""Segmentation by DPT on frozen maps, trained with cross-entropy."""
 
-_base_ = ["../_base_/segmentation.py", "../_base_/schedule_40k.py"]
+_base_ = ["../_base_/heads/dpt.py", "../_base_/segmentation.py", "../_base_/schedule_40k.py"]
 
 model = dict(
-    type="DenseModel",
-    backbone=dict(type="FrozenBackbone", precision="fp32"),
-    neck=dict(type="ResizeConcat"),  # all maps at one stride, concatenated
     decode_head=dict(
-        type="MultiWidthDPTHead",
-        channels=512,
-        widths=(),
-        readout_type="ignore",
-        dropout_ratio=0.1,
-        norm_cfg=dict(type="BN", requires_grad=True),
-        align_corners=False,
-        loss_images=None,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, avg_non_ignore=True),
-    ),
-    test_cfg=dict(mode="whole", flip=False),
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, avg_non_ignore=True)
+    )
 )

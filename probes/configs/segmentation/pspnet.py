@@ -1,19 +1,9 @@
-"""PSPNet (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017): segmentation."""
+"""Segmentation by PSPNet on frozen maps, trained with cross-entropy."""
 
-_base_ = ["../_base_/segmentation.py", "../_base_/schedule_40k.py"]
+_base_ = ["../_base_/heads/pspnet.py", "../_base_/segmentation.py", "../_base_/schedule_40k.py"]
 
 model = dict(
-    type="DenseModel",
-    backbone=dict(type="FrozenBackbone", precision="fp32"),
-    neck=dict(type="ResizeConcat"),  # all maps at one stride, concatenated
     decode_head=dict(
-        type="PSPHead",
-        channels=512,
-        dropout_ratio=0.1,
-        norm_cfg=dict(type="BN", requires_grad=True),
-        align_corners=False,
-        loss_images=None,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, avg_non_ignore=True),
-    ),
-    test_cfg=dict(mode="whole", flip=False),
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, avg_non_ignore=True)
+    )
 )

@@ -11,8 +11,8 @@ from typing import Any
 
 from cliptex_common.errors import UserError
 from probes.datasets.base import PreparedDataset
-from probes.dense.settings import DenseSettings
 from probes.dense.tasks import DENSE_TASKS
+from probes.dense.tasks.settings import DenseSettings
 from probes.layers import requested_map
 
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
 import torch
 from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS

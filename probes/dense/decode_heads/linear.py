@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS

@@ -15,9 +15,6 @@ from collections.abc import Callable, Mapping
 from inspect import isclass
 from typing import Any, ClassVar
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
 import torch
 import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -26,7 +23,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from cliptex_common.device import is_accelerator
-from probes.dense.objectives import ClassObjective, TaskObjective
+from probes.dense.decode_heads.objectives import ClassObjective, TaskObjective
 
 Losses = dict[str, Tensor]
 LOSS_METHODS = ("loss", "predict", "loss_by_feat", "predict_by_feat")
@@ -111,7 +108,7 @@ def in_fp32(function: Callable[..., Any]) -> Callable[..., Any]:
     return exact
 
 
-class Segmentation(BaseDecodeHead):
+class Segmenter(BaseDecodeHead):
     """Mix-in before an mmseg decode head: the plain cross-entropy at the label's resolution, and
     the percentage of right pixels, by ``resized_cross_entropy``. Any other loss is mmseg's."""
 
@@ -156,7 +153,7 @@ def _is_plain(loss: Any) -> bool:
     )
 
 
-class Regression(BaseDecodeHead):
+class Regressor(BaseDecodeHead):
     """Mix-in before an mmseg decode head: an objective in ``loss_decode`` replaces the loss over
     classes."""
 
@@ -226,5 +223,5 @@ def build_head(config: Mapping[str, Any]) -> Any:
         return type(kind.__name__, (kind,), {"objective": ClassObjective()})(**options)
     losses = options["loss_decode"]
     loss = MODELS.get(losses["type"]) if isinstance(losses, Mapping) else None
-    mix_in = Regression if isclass(loss) and issubclass(loss, TaskObjective) else Segmentation
+    mix_in = Regressor if isclass(loss) and issubclass(loss, TaskObjective) else Segmenter
     return type(kind.__name__, (mix_in, kind), {})(**options)

@@ -1,36 +1,26 @@
-"""Decode heads for the maps of a backbone: what follows from the maps is added to their configs.
-Heads of mmseg's registry, and modules of plugins, are run on maps without data before anything is
-trained."""
+"""Decode heads for the maps of a backbone: what follows from the maps is added to their configs."""
 
 from __future__ import annotations
 
 import inspect
 import traceback
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
-from probes.runner.bridge import isolated_rng  # first: it prepares mmseg
-
-# isort: split
 import torch
 from mmengine.registry import DefaultScope
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cliptex_common.errors import UserError, error_summary, suggest
-from probes.dense.data import dense_sample
 from probes.dense.decode_heads.base import FeatureMaps, aspp_dilations
-from probes.dense.decode_heads.losses import build_head, has_own_loss
+from probes.dense.decode_heads.losses import has_own_loss
 from probes.dense.tasks import DenseTask
 from probes.registry import HEADS
 
 LOSS_OPTIONS = ("loss_decode", "sampler")
-OF_BACKBONE = ("in_channels", "in_index", "num_classes", "feature_strides")
 
 
 def head_class(name: str) -> Any:
@@ -227,75 +217,3 @@ def complete_head(
         derived = {"in_channels": channel, **of_maps(kind, [channel], [stride])}
     head.update({name: value for name, value in derived.items() if name not in requested})
     return each
-
-
-def try_head(
-    config: Mapping[str, Any],
-    requested: Mapping[str, Any],
-    inputs: Sequence[tuple[int, float]],
-    batch: int,
-    sizes: Sequence[tuple[int, int]],
-) -> None:
-    """Build a head, and run it on a training batch and on a test image.
-
-    Args:
-        config, requested: of the head, and the options of it that the user gave.
-        inputs: channels and stride of each map that it gets.
-        batch: images of a training batch.
-        sizes: (height, width) of training crops, then of a test image, as the backbone gets them.
-
-    Raises:
-        UserError: the head cannot be built, fails, or returns other shapes.
-    """
-    batch = min(batch, 2)  # normalisation over a batch needs two images; more change no shape
-    with suppress(Exception), FakeTensorMode(allow_non_fake_inputs=True):
-        return _run(config, inputs, batch, sizes)
-    try:  # fake tensors have no values, which some heads read
-        _run(config, inputs, batch, sizes)
-    except Exception as error:
-        options = {name: value for name, value in requested.items() if name != "type"}
-        decided = [f"head.{name}" for name in OF_BACKBONE if name in options]
-        hint = f"; {', '.join(decided)}: leave it out, the backbone decides" if decided else ""
-        raise UserError(
-            f"head {requested['type']} with {options or 'its defaults'} on maps of"
-            f" {', '.join(str(width) for width, _ in inputs)} channels: {summary(error)}{hint}"
-        ) from error
-
-
-@torch.no_grad()
-def _run(
-    config: Mapping[str, Any],
-    inputs: Sequence[tuple[int, float]],
-    batch: int,
-    sizes: Sequence[tuple[int, int]],
-) -> None:
-    has_loss = has_own_loss(head_class(config["type"]))
-    with (
-        isolated_rng(),
-        warnings.catch_warnings(action="ignore"),
-        DefaultScope.overwrite_default_scope("mmseg"),
-    ):
-        head = build_head(config)
-        module = getattr(head, "module", head)  # of a plugin
-        outputs_of_pixel = head.out_channels if module is head else head.num_classes
-        for is_training, images, size in zip((True, False), (batch, 1), sizes, strict=True):
-            maps = [
-                torch.zeros(images, channels, *(max(1, round(side / stride)) for side in size))
-                for channels, stride in inputs
-            ]
-            head.train(is_training)
-            meta = {"img_shape": size, "pad_shape": size}
-            if not has_loss:
-                outputs = module(maps)
-            elif is_training:
-                labels = torch.zeros(1, *size, dtype=torch.long)
-                head.loss(maps, [dense_sample(meta, "gt_sem_seg", labels)] * images, {})
-                continue
-            else:
-                outputs = head.predict(maps, [meta], {})
-            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            if len(shape) != 4 or shape[:2] != (images, outputs_of_pixel):
-                raise UserError(
-                    f"it must return ({images}, {outputs_of_pixel}, height, width), and returns"
-                    f" {shape}"
-                )

@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
-
-# isort: split
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead

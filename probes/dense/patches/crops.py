@@ -24,7 +24,7 @@ from torchvision.transforms.functional import resized_crop, to_tensor
 
 from cliptex_common.files import derive_seed
 from probes.features.content_hashes import content_hash
-from probes.runner import bridge
+from probes.runner.sampling import isolated_rng
 
 AREA, ASPECT = (0.5, 2.0), (3 / 4, 4 / 3)  # of a crop: share of the image's area, width / height
 COLOURS = Compose(
@@ -43,7 +43,7 @@ def draw_region(height: int, width: int) -> Region:
 
 def region_of(path: str, number: int, height: int, width: int) -> Region:
     """The part of an image file that its crop ``number`` shows."""
-    with bridge.isolated_rng(derive_seed("memory crop", content_hash(path), number)):
+    with isolated_rng(derive_seed("memory crop", content_hash(path), number)):
         return draw_region(height, width)
 
 
@@ -64,7 +64,7 @@ class JitteredCrop(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         path, number = results["img_path"], results["crop"][0]
         region = region_of(path, number, *results["img"].shape[:2])
-        with bridge.isolated_rng(derive_seed("memory colours", content_hash(path), number)):
+        with isolated_rng(derive_seed("memory colours", content_hash(path), number)):
             image = COLOURS(Image.fromarray(results["img"][..., ::-1]))
         pixels = 255 * resize_region(to_tensor(image), region, self.crop, is_image=True)
         results["img"] = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()[..., ::-1])

@@ -34,7 +34,7 @@ from probes.features.feature_dataset import MapViews, encoder_config
 from probes.features.store import DTYPES
 from probes.layers import requested_map
 from probes.pictures import GALLERY_IMAGES, evenly
-from probes.runner import bridge
+from probes.runner import frozen_backbone
 
 T = TypeVar("T")
 QUERIES = 2**14  # patches that are predicted at once, at least
@@ -111,7 +111,7 @@ class PatchImages:
             self.strides = (self.stride,)
         is_cached = encoder is None and self.strides == (self.stride,)
         self.dtype = DTYPES[settings.cache] if is_cached else torch.float32
-        bridge.share(context.backbone_config, backbone)
+        frozen_backbone.share(context.backbone_config, backbone)
         self.score_side = settings.score_size
         side = settings.size
         resize: dict[str, Any] = {"type": "Resize", "scale": (4 * side, side), "keep_ratio": True}
@@ -147,7 +147,7 @@ class PatchImages:
         dataset = {"type": "DenseDataset", "pipeline": pipeline, "encoder": source}
         with DefaultScope.overwrite_default_scope("mmseg"):
             self.dataset: Any = DATASETS.build({**dataset, **dataset_of(data, split)})
-        self.dataset.crops = all_crops(crops, 0.0)
+        self.dataset.crops = all_crops(crops, flip=0.0)
         self.views: MapViews = self.dataset.views(context, encoder)
         images = (split == "train" and data.train_indices) or range(len(self.dataset))
         each = max(crops, 1)

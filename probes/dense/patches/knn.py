@@ -44,7 +44,7 @@ def key_maker(standardise: Standardiser, distance: str) -> Callable[[Tensor], Te
     return standardise
 
 
-class Voter:
+class PatchKnn:
     """A memory that is searched by cosine or L2 distance.
 
     Args:
@@ -89,10 +89,12 @@ class Voter:
             if self.context.settings.votes == "shares":
                 yield [label_map(each.float().mean(dim=1), patches) for each in nearest_labels]
             else:
-                yield [pixel_map(vote(each, self.context), patches) for each in nearest_labels]
+                yield [
+                    pixel_map(most_frequent(each, self.context), patches) for each in nearest_labels
+                ]
 
 
-def vote(labels: Tensor, context: Context) -> Tensor:
+def most_frequent(labels: Tensor, context: Context) -> Tensor:
     """(N, k, P) labels of k neighbours as ``order_labels`` gives them → (N, P): the most frequent
     of k, of equals the first."""
     labels = labels.transpose(1, 2).long()
@@ -116,11 +118,11 @@ def run(context: Context) -> TaskResult:
         (neighbours, distance), reason = pairs[0], "fixed"
         if len(pairs) > 1:
             (neighbours, distance), reason = choose(memory, standardise, pairs, context)
-        voter = Voter(memory, standardise, distance, context)
+        knn = PatchKnn(memory, standardise, distance, context)
     return evaluate_patches(
         context,
         PatchImages(context, "val"),
-        lambda images: (maps[0] for maps in voter.label_maps(images, [neighbours])),
+        lambda images: (maps[0] for maps in knn.label_maps(images, [neighbours])),
         [f"{neighbours} neighbours by {distance}: {reason}", f"{len(memory)} patches remembered"],
     )
 
@@ -134,8 +136,8 @@ def choose(
     context.progress.start("choosing the neighbours", len(settings.distances) * len(held_out))
     scores: dict[Pair, float] = {}
     for distance in settings.distances:
-        voter = Voter(memory, standardise, distance, context, held_out)
-        predict = partial(voter.label_maps, counts=settings.neighbours)
+        knn = PatchKnn(memory, standardise, distance, context, held_out)
+        predict = partial(knn.label_maps, counts=settings.neighbours)
         ious = mean_iou(PatchImages(context, "train"), held_out, predict)
         scores |= {
             (count, distance): iou for count, iou in zip(settings.neighbours, ious, strict=True)

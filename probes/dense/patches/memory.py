@@ -1,7 +1,7 @@
-"""The memory of training patches with their labels, and the images held out to choose settings on.
+"""The bank of training patches with their labels, and the images held out to choose settings on.
 
-Held-out images follow from their content (``probes.selection``); ``val`` has no say. The memory is
-in memory once: whoever standardises or normalises its features does so a part at a time.
+Held-out images follow from their content (``probes.selection``); ``val`` has no say. There is one
+copy of the features: whoever standardises or normalises them does so a part at a time.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from cliptex_common.images import IMAGE_ERRORS
 from cliptex_common.settings import settings_dataclass
 from cliptex_common.weighted import Arrays, mean_of_images
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.dense.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
+from probes.dense.tasks.settings import DenseSettings, ModuleHeadSettings, ShippedHeadSettings
 from reports.metrics import Metric
 from reports.stats.per_image import ImageScores
 
@@ -145,7 +145,7 @@ class DenseTask:
 
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
         """Options of the decode head: ``num_classes`` and the loss of a segmenter, or
-        ``loss_decode`` with the config of a ``probes.dense.objectives.TaskObjective``."""
+        ``loss_decode`` with the config of a ``decode_heads.objectives.TaskObjective``."""
         return {"loss_decode": {"type": "TaskObjective", "task": self.name}}
 
     def activate(self, output: Tensor) -> Tensor:

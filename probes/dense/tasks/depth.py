@@ -18,8 +18,8 @@ from cliptex_common.dense_maps.read import read_depth, unrotated
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Probability, settings_dataclass
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
-from probes.dense.settings import DenseSettings, FactorRange
 from probes.dense.tasks.base import DenseTask, Drawing
+from probes.dense.tasks.settings import DenseSettings, FactorRange
 from reports.metrics import Metric
 
 
@@ -29,11 +29,11 @@ class DepthSettings(DenseSettings):
     changes the depth it shows.
 
     Attributes:
-        bins: outputs of a pixel, each for a depth; see ``probes.dense.objectives.DepthBins``. 0 for
+        bins: outputs of a pixel, each for a depth; see ``dense.depth.DepthBins``. 0 for
             one bounded output (``DepthObjective``).
         silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
             free).
-        bins_loss: ``sig``, or ``probe3d``: see ``probes.dense.objectives.Probe3dDepth``.
+        bins_loss: ``sig``, or ``probe3d``: see ``dense.depth.Probe3dDepth``.
         sig_warmup: iterations at the start without the variance in the loss of ``bins``.
         rotation: half of the training images are turned by up to so many degrees.
     """

@@ -17,8 +17,8 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, settings_dataclass
 from cliptex_common.weighted import Arrays, mean_of_images, ratio
 from probes.datasets.base import DatasetSpec, PreparedDataset, Unreadable
-from probes.dense.settings import DenseSettings, FactorRange
 from probes.dense.tasks.base import DenseTask, Drawing
+from probes.dense.tasks.settings import DenseSettings, FactorRange
 from reports.metrics import Metric
 
 FARTHEST = 10_000  # mm, of depths that mask normals
@@ -103,7 +103,7 @@ class Normals(DenseTask):
         return {"type": "NormalScores", "crop": settings.test_area or spec.extra.get("crop")}
 
     def summary(self, arrays: Arrays, weights: np.ndarray) -> dict[str, Any]:
-        """See ``probes.dense.metrics.NormalScores``; the median is that of ``error_histogram``."""
+        """See ``probes.dense.normals.NormalScores``; the median is that of ``error_histogram``."""
         pixels = arrays["pixels"]
         shares = [name for name in arrays if name.startswith("normal_") and name in self.metrics]
         shares = [name for name in shares if name != "normal_median"]

@@ -16,8 +16,8 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import settings_dataclass
 from cliptex_common.weighted import Arrays, mean_of_classes, ratio
 from probes.datasets.base import DatasetSpec, PreparedDataset
-from probes.dense.settings import DenseSettings
 from probes.dense.tasks.base import DenseTask, Drawing
+from probes.dense.tasks.settings import DenseSettings
 from reports.metrics import Metric
 from reports.stats.per_image import ImageScores, class_scores
 

@@ -21,9 +21,10 @@ from backbones.cliptex.experts.train import ExpertTrainer
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.trainer import TrainContext
 from cliptex_common.progress import Silent
+from probes.experts.mask_rcnn import TorchvisionMaskRCNN
 from probes.image_level import random_crops
 from probes.registry import PROBES
-from probes.runner.member import Member
+from probes.runner.head_trainer import HeadTrainer
 from tests.accelerator.cases.tasks import make_task, small, write_data
 from tests.accelerator.pretended import Events, counting
 from tests.backbones.cliptex import toy
@@ -104,7 +105,7 @@ def labelling(write: Callable[[Path], str]) -> Loop:
     def loop(folder: Path, device: torch.device, length: int) -> None:
         folder.mkdir(parents=True)
         (labeller,) = load_experts([f"mask-rcnn={write(folder)}"], device)
-        if labeller.is_torchvision:
+        if isinstance(labeller, TorchvisionMaskRCNN):
             shrink(labeller.net)
         pictures = [toy_experts.picture(seed, 48, 64) for seed in range(length)]
         labeller.predict(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
@@ -161,11 +162,11 @@ def validation(name: str, **changes: Any) -> Loop:
 @contextlib.contextmanager
 def checked_at_the_end() -> Iterator[None]:
     """Let heads look at their losses, and save their state, after their last step only."""
-    settle = Member.settle
+    check_and_save = HeadTrainer.check_and_save
 
-    def at_the_end(member: Member) -> None:
-        if not member.trains:
-            settle(member)
+    def at_the_end(trainer: HeadTrainer) -> None:
+        if not trainer.trains:
+            check_and_save(trainer)
 
-    with mock.patch.object(Member, "settle", at_the_end):
+    with mock.patch.object(HeadTrainer, "check_and_save", at_the_end):
         yield

@@ -15,7 +15,7 @@ import probes.catalog  # noqa: F401  registers probes and datasets
 from cliptex_common.errors import OutOfMemory
 from cliptex_common.progress import Silent
 from probes.base import Context, EncodeRun
-from probes.datasets.check import prepare
+from probes.checks.check import prepare
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 from probes.registry import DATASETS, PROBES

@@ -13,7 +13,8 @@ import torch
 from cliptex_common.device import CPU
 from cliptex_common.settings import field_names
 from probes.base import Probe, TaskResult
-from probes.predictor import load_predictor, write_head
+from probes.head_file import write_head
+from probes.predictor import load_predictor
 from probes.registry import PROBES
 from tests.accelerator.cases.devices import check_metrics, is_pretended
 from tests.accelerator.cases.tasks import (
@@ -40,7 +41,7 @@ def own_home(tmp_path, monkeypatch):
 @pytest.fixture
 def in_fp32(monkeypatch):
     """Heads compute in fp32, as on a CPU."""
-    monkeypatch.setattr("probes.runner.member.prefers_bf16", lambda device: False)
+    monkeypatch.setattr("probes.runner.head_trainer.prefers_bf16", lambda device: False)
     monkeypatch.setattr("probes.predictor.prefers_bf16", lambda device: False)
 
 

@@ -24,7 +24,7 @@ from benchmark.mini.config import WorldConfig, chunks_of
 from benchmark.mini.layout import VOC
 from benchmark.mini.shapes import CLASSES
 from benchmark.mini.world import is_complete
-from probes.datasets.check import prepare
+from probes.checks.check import prepare
 from probes.registry import DATASETS
 from tests.executors import run_on
 from tests.forks import Fork

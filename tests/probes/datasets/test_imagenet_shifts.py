@@ -12,7 +12,7 @@ from PIL import Image
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.datasets.check import prepare
+from probes.checks.check import prepare
 from probes.datasets.specs import imagenet
 from probes.datasets.specs.imagenet_shifts import SHIFTS
 from probes.image_level.classification import own_classes, score

@@ -12,8 +12,8 @@ import benchmark.suites.catalog  # noqa: F401
 from backbones.preprocessing import resizing
 from benchmark.suites.registry import SUITES
 from cliptex_common.errors import UserError
+from probes.checks.check import find_folder, prepare
 from probes.datasets.base import Sample
-from probes.datasets.check import find_folder, prepare
 from probes.datasets.specs import webdataset
 from probes.registry import DATASETS, find_task
 from reports.stats.per_image import image_scores

@@ -18,21 +18,20 @@ from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 
 FILE = """
-_base_ = ["probes::_base_/segmentation.py", "probes::_base_/schedule_40k.py"]
+_base_ = [
+    "probes::_base_/heads/head.py",
+    "probes::_base_/segmentation.py",
+    "probes::_base_/schedule_40k.py",
+]
 
 model = dict(
-    type="DenseModel",
-    backbone=dict(type="FrozenBackbone", precision="fp32"),
-    neck=dict(type="ResizeConcat"),
     decode_head=dict(
         type="FCNHead",
         channels=8,
         num_convs=1,
         dropout_ratio=0.2,
-        loss_images=None,
         loss_decode=[dict(type="CrossEntropyLoss"), dict(type="DiceLoss")],
     ),
-    test_cfg=dict(mode="whole", flip=False),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [dict(type="MultiStepLR", by_epoch=False, milestones=[2], gamma=0.1)]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from probes.dense.decode_heads.base import aspp_dilations
 from probes.dense.decode_heads.linear import LinearHead
-from probes.dense.objectives import DepthObjective, NormalObjective
+from probes.dense.depth import DepthObjective
+from probes.dense.normals import NormalObjective
 
 
 def test_dilations_are_the_papers_at_its_size():

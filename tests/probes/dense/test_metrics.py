@@ -7,17 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmseg.evaluation.metrics import DepthMetric
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
 from cliptex_common.dense_maps.scores import angles
-from probes.dense.metrics import (
-    DepthScores,
-    NormalScores,
-    SegmentationScores,
-    segmentation_scores,
-)
-
-from mmseg.evaluation.metrics import DepthMetric  # isort: skip
+from probes.dense.depth import DepthScores
+from probes.dense.metrics import SegmentationScores, segmentation_scores
+from probes.dense.normals import NormalScores
 
 seeds = st.integers(0, 2**32 - 1)
 

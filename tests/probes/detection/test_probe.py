@@ -24,7 +24,7 @@ from probes.detection.probe import BOXES, MASKS
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.registry import PROBES
 from probes.runner.config_file import apply_settings, read_config
-from probes.runner.member import STATE
+from probes.runner.head_trainer import STATE_FILE
 from reports.detections import to_columns
 from reports.stats.per_image import image_scores
 from tests.coco_reference import evaluate
@@ -236,7 +236,7 @@ def test_same_seed_same_numbers_for_any_workers_and_after_a_stop(root, tmp_path,
     run(root, tmp_path / "s", name, changes=short, seed=1)
     assert first.metrics == resumed.metrics and first.detections == resumed.detections
     weights, again, reseeded = (
-        torch.load(tmp_path / w / STATE, weights_only=True)["model"] for w in ("0", "2", "s")
+        torch.load(tmp_path / w / STATE_FILE, weights_only=True)["model"] for w in ("0", "2", "s")
     )
     assert all(torch.equal(weights[key], again[key]) for key in weights)
     assert not all(torch.equal(weights[key], reseeded[key]) for key in weights)
@@ -257,10 +257,10 @@ def test_config_runs_with_plain_mmengine(root, tmp_path, name):
 def test_every_shape_of_backbone_gets_matching_levels(name, strides):
     """One forward pass: maps and anchors agree in number and the finest anchors lie where the maps'
     cells are."""
-    from probes.runner import bridge
+    from probes.runner import frozen_backbone
 
     backbone = TinyBackbone("shape", 0, strides).freeze()
-    bridge.share({"name": f"shape-{strides}"}, backbone)
+    frozen_backbone.share({"name": f"shape-{strides}"}, backbone)
     init_default_scope("mmdet")
     if name == "ssd":
         settings: Any = SSDSettings(out_channels=16, size=100)
@@ -270,7 +270,7 @@ def test_every_shape_of_backbone_gets_matching_levels(name, strides):
     apply_settings(config, settings, PLACES)
     config.model.backbone.backbone.name = f"shape-{strides}"
     models.complete_detector(config.model, backbone, 3, settings)
-    detector = bridge.MODELS.build(config.model).eval()
+    detector = frozen_backbone.MODELS.build(config.model).eval()
     side = -(-100 // backbone.divisor) * backbone.divisor
     levels = detector.extract_feat(torch.zeros(1, 3, side, side))
     generator = (detector.bbox_head if name == "ssd" else detector.rpn_head).prior_generator

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import probes.catalog  # noqa: F401
+from probes.head_file import write_head
 from probes.image_level import random_crops
 from probes.image_level.probe import ATTENTIVE, LINEAR
-from probes.predictor import load_predictor, write_head
+from probes.predictor import load_predictor
 from probes.registry import DATASETS
 from tests.probes.whole_images import Colours, context, run_interrupted
 

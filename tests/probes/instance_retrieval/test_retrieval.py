@@ -10,8 +10,8 @@ from scipy.io import loadmat
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.base import NotApplicable
-from probes.datasets.check import prepare
-from probes.datasets.survey import survey
+from probes.checks.check import prepare
+from probes.checks.survey import survey
 from probes.instance_retrieval.probe import RETRIEVAL
 from probes.instance_retrieval.retrieval import average_precision
 from probes.registry import DATASETS

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.settings import with_changes
-from probes.datasets.check import prepare
+from probes.checks.check import prepare
 from probes.matching.label_propagation import propagate_masks, resize_frame
 from probes.matching.masks import contour_accuracy, region_similarity
 from probes.matching.probe import LABEL_PROPAGATION

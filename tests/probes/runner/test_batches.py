@@ -10,7 +10,7 @@ import probes.catalog  # noqa: F401  registers
 from probes.dense import config
 from probes.detection import config as detection_config
 from probes.registry import PROBES
-from probes.runner.batches import SameShapeBatches, at_once
+from probes.runner.batches import SameShapeBatches, batch_options
 from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.recorder import Recorder
@@ -94,7 +94,9 @@ def test_results_are_those_of_one_by_one(tmp_path, monkeypatch, task, cache):
     results, steps = {}, {}
     for most in (1, 32):
         for module in (config, detection_config):
-            monkeypatch.setattr(module, "at_once", lambda _, *rest, most=most: at_once(most, *rest))
+            monkeypatch.setattr(
+                module, "batch_options", lambda _, *rest, most=most: batch_options(most, *rest)
+            )
         recorder = Recorder()
         chosen = probe.settings_type(**settings, cache=cache)
         results[most] = probe.run(context(tmp_path / str(most), data, chosen, recorder=recorder))

@@ -11,7 +11,7 @@ from cliptex_common.errors import OutOfMemory
 from probes.base import TaskResult
 from probes.registry import PROBES
 from probes.runner.group_data import GroupDataset
-from probes.runner.member import Member
+from probes.runner.head_trainer import HeadTrainer
 from tests.probes import tiny_dense
 from tests.probes.runner import test_together as groups
 from tests.probes.tiny_mmlab import TinyBackbone
@@ -29,11 +29,11 @@ def test_the_largest_head_leaves_where_a_batch_does_not_fit(tmp_path, data, monk
     large, small = ("segmentation", "pspnet"), ("segmentation", "linear")
     alone = PROBES["/".join(small)].run(groups.task(tmp_path / "alone", data, *small))
     models, alive = [], []
-    prepare, create = GroupDataset.batches, Member.__init__
+    prepare, create = GroupDataset.batches, HeadTrainer.__init__
 
-    def recorded(member, *args):
-        create(member, *args)
-        models.append(weakref.ref(member.model))
+    def recorded(trainer, *args):
+        create(trainer, *args)
+        models.append(weakref.ref(trainer.model))
 
     def batches(dataset, preprocessor, batch, is_training):
         if is_training:
@@ -42,7 +42,7 @@ def test_the_largest_head_leaves_where_a_batch_does_not_fit(tmp_path, data, monk
                 raise torch.OutOfMemoryError("does not fit")
         return prepare(dataset, preprocessor, batch, is_training)
 
-    monkeypatch.setattr(Member, "__init__", recorded)
+    monkeypatch.setattr(HeadTrainer, "__init__", recorded)
     monkeypatch.setattr(GroupDataset, "batches", batches)
     contexts = {key: groups.task(tmp_path / "group", data, *key) for key in (large, small)}
     outcomes = groups.together(contexts)

@@ -7,7 +7,7 @@ import pytest
 import probes.dense.probe  # noqa: F401 – registers the probes
 from probes.dense.config import dense_config
 from probes.registry import PROBES
-from probes.runner import member
+from probes.runner import head_trainer
 from probes.runner.training import run_training
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
@@ -30,18 +30,20 @@ SMALL = {
 @pytest.mark.parametrize("name", ["linear", "pspnet"])
 def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind, name):
     data, metrics, losses, seen = tiny_dense.make(tmp_path / "data", kind), {}, {}, set()
-    settle = member.Member.settle
+    check_and_save = head_trainer.HeadTrainer.check_and_save
 
     def record_dtypes(self) -> None:
         seen.update(
             str(value.dtype) for _, _, values in self._unchecked for value in values.values()
         )
         seen.add(f"weights {next(self.model.parameters()).dtype}")
-        settle(self)
+        check_and_save(self)
 
-    monkeypatch.setattr(member.Member, "settle", record_dtypes)
+    monkeypatch.setattr(head_trainer.HeadTrainer, "check_and_save", record_dtypes)
     for autocast in (False, True):
-        monkeypatch.setattr(member, "prefers_bf16", lambda device, autocast=autocast: autocast)
+        monkeypatch.setattr(
+            head_trainer, "prefers_bf16", lambda device, autocast=autocast: autocast
+        )
         probe = PROBES[f"{kind}/{name}"]
         task = context(tmp_path / f"{autocast}", data, probe.settings_type(**SMALL))
         metrics[autocast] = probe.run(task).metrics
@@ -57,5 +59,5 @@ def test_a_state_of_another_precision_is_not_resumed(tmp_path, monkeypatch):
     config = dense_config(probe, task := context(tmp_path, data, probe.settings_type(**SMALL)))
     assert run_training(config, task, "toy").resumed_at == 0
     assert run_training(config, task, "toy").resumed_at == 20
-    monkeypatch.setattr(member, "prefers_bf16", lambda device: True)
+    monkeypatch.setattr(head_trainer, "prefers_bf16", lambda device: True)
     assert run_training(config, task, "toy").resumed_at == 0

@@ -24,7 +24,7 @@ from probes.dense.data import LoadGroundTruth
 from probes.features.budget import stores
 from probes.features.store import root
 from probes.registry import PROBES
-from probes.runner.member import STATE
+from probes.runner.head_trainer import STATE_FILE
 from probes.runner.training import train_together
 from probes.selection import held_out_by_content
 from tests.probes import tiny_dense
@@ -111,7 +111,7 @@ def together(contexts: dict[Key, Context]) -> dict[Key, TaskResult | Exception]:
 
 
 def weights(task: Context) -> dict[str, torch.Tensor]:
-    return torch.load(task.work_dir / STATE, weights_only=True)["model"]
+    return torch.load(task.work_dir / STATE_FILE, weights_only=True)["model"]
 
 
 @pytest.fixture(scope="module")
@@ -159,16 +159,16 @@ def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(
 
 
 @pytest.mark.parametrize(
-    ("members", "change"),
+    ("trainers", "change"),
     [(SEGMENTATION, CACHED), (KINDS, CACHED), (REGRESSION, {})],
     ids=["probes", "kinds", "uncached kinds"],
 )
 def test_one_pass_serves_several_ground_truths(
-    tmp_path, data, calls, check_as_alone, members, change
+    tmp_path, data, calls, check_as_alone, trainers, change
 ):
     """Each photograph is decoded once, or its features read once, and every head sees its own truth
     of the same crop."""
-    contexts = {key: task(tmp_path, data, *key, **change) for key in members}
+    contexts = {key: task(tmp_path, data, *key, **change) for key in trainers}
     outcomes = together(contexts)
     if not change:
         assert calls["LoadImageFromFile"] == 6 * 3 + 3 + 2 * 3
@@ -256,7 +256,7 @@ def test_killed_and_resumed_each_ends_as_alone(tmp_path, data, check_as_alone):
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    states = list(tmp_path.rglob(STATE))
+    states = list(tmp_path.rglob(STATE_FILE))
     assert len(states) == 2
     states[0].unlink()  # one begins anew, the other one waits
     contexts = {key: task(tmp_path, data, *key) for key in keys}
@@ -283,12 +283,12 @@ def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_pa
         probe, scores = PROBES["/".join(key)], {}
         for rate in rates[:2]:
             ours = task(tmp_path / f"held-{rate}", data, *key, lr=rate)
-            (trained,) = train_together(
-                [(dense_config(probe, ours, frozenset(images)), ours)],
+            trained = train_together(
+                {rate: (dense_config(probe, ours, frozenset(images)), ours)},
                 description="one",
                 leave_out=held_out_items,
             )
-            scores[rate] = trained.metrics["mIoU"]
+            scores[rate] = trained[rate].metrics["mIoU"]
         best = max(scores, key=lambda rate: (scores[rate], -rate))
         logged = dict(item for _, metrics in recorders[key].metrics for item in metrics.items())
         assert logged["select/lr"] == best
@@ -330,6 +330,6 @@ def test_an_interrupted_grid_goes_on_and_chooses_the_same(tmp_path, data):
     for stop in (4, 9, 6):  # in the first pass, between the two, in the second
         with pytest.raises(KeyboardInterrupt):
             PROBES["depth/linear"].run(replace(cut, progress=Recorder(die_at=stop)))
-    assert len(list(cut.work_dir.rglob(STATE))) == 3
+    assert len(list(cut.work_dir.rglob(STATE_FILE))) == 3
     again = PROBES["depth/linear"].run(cut)
     assert again.metrics == result.metrics

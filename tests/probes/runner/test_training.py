@@ -23,7 +23,7 @@ from cliptex_common.errors import NonFiniteLoss
 from probes.dense.config import dense_config
 from probes.dense.decode_heads.linear import LinearHead
 from probes.registry import PROBES
-from probes.runner.member import STATE, STATES
+from probes.runner.head_trainer import SAVES, STATE_FILE
 from probes.runner.sampling import SeededSamples
 from probes.runner.training import resolved, run_training
 from tests.probes import tiny_dense
@@ -56,8 +56,8 @@ def config_and_task(data, folder, max_iters=20, **options):
 
 def train(data, folder, max_iters=20, checkpoint_every=None, **options):
     config, task = config_and_task(data, folder, max_iters, **options)
-    states = max_iters // checkpoint_every if checkpoint_every else STATES
-    with patch("probes.runner.member.STATES", states):
+    states = max_iters // checkpoint_every if checkpoint_every else SAVES
+    with patch("probes.runner.head_trainer.SAVES", states):
         return run_training(config, task, "toy")
 
 
@@ -133,7 +133,7 @@ def test_state_of_another_run_is_not_used(data, tmp_path):
 
 def test_a_damaged_state_is_not_used(data, tmp_path):
     first = train(data, tmp_path, 6)
-    state = tmp_path / STATE
+    state = tmp_path / STATE_FILE
     state.write_bytes(state.read_bytes()[:-100])
     again = train(data, tmp_path, 6)
     assert again.resumed_at == 0 and again.metrics == first.metrics
@@ -157,7 +157,7 @@ def test_a_loss_is_looked_at_now_and_then_but_before_each_state(data, tmp_path, 
     recorder = Recorder()
     with pytest.raises(NonFiniteLoss, match="iteration 7 "):
         train(data, tmp_path, 1500, checkpoint_every=8, recorder=recorder)
-    assert not (tmp_path / STATE).exists()
+    assert not (tmp_path / STATE_FILE).exists()
     assert [step for step, _ in recorder.metrics] == [1, 3, 6], "curves have 500 points"
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.training.dataset import TrainDataset
 from backbones.cliptex.training.distributed import DistContext, end_with_launcher, processes
 from backbones.cliptex.training.heads import TaskHeads
 from backbones.cliptex.training.models import CLIPWithHeads, load_initial_clip

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.adapters.open_clip import build_model
-from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.training import models
 from backbones.cliptex.training.clip_trainer import CLIPTrainer
+from backbones.cliptex.training.dataset import TrainDataset
 from backbones.cliptex.training.models import load_initial_clip
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall

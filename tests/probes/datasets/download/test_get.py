@@ -21,7 +21,7 @@ import probes.catalog  # noqa: F401
 from benchmark.cli.main import main
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Silent
-from probes.datasets.check import prepare
+from probes.checks.check import prepare
 from probes.datasets.download import table
 from probes.datasets.download.get import get
 from probes.registry import DATASETS

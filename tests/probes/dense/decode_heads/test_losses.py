@@ -13,7 +13,7 @@ import probes.dense.config  # noqa: F401  registers the heads
 from probes.dense.decode_heads import losses as loss_module
 from probes.dense.decode_heads.linear import LinearHead
 from probes.dense.decode_heads.losses import build_head, resized_cross_entropy
-from probes.dense.objectives import ClassObjective
+from probes.dense.decode_heads.objectives import ClassObjective
 from probes.dense.segmentors import DenseModel, at_own_size
 
 from mmseg.models import EncoderDecoder  # isort: skip

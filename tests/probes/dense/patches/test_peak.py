@@ -8,7 +8,7 @@ import torch
 
 from probes.dense.patches import memory as memory_module
 from probes.dense.patches.in_context import attend
-from probes.dense.patches.knn import Voter
+from probes.dense.patches.knn import PatchKnn
 from probes.dense.patches.memory import remember
 from probes.dense.patches.pixels import Patches
 from probes.dense.patches.settings import InContextSettings, PatchKnnSettings
@@ -65,8 +65,8 @@ def test_the_peak_is_at_most_1_3_times_the_memory(tmp_path, monkeypatch):
     assert len(memory) == IMAGES * SIDE**2 and memory.features.dtype == torch.float16
     standardise = Standardiser.fit(memory.features)
     for distance in settings.distances:
-        voter = Voter(memory, standardise, distance, task, held_out=list(range(20)))
-        assert len(list(voter.label_maps([queries], [1, 3]))) == 1
+        knn = PatchKnn(memory, standardise, distance, task, held_out=list(range(20)))
+        assert len(list(knn.label_maps([queries], [1, 3]))) == 1
     attend(queries.features, memory.features, memory.labels, InContextSettings())
     peak = resident("VmHWM") - before
     print(f"memory {size / 2**20:.0f} MiB, peak {peak / size:.2f} times")

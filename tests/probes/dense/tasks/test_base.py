@@ -10,7 +10,7 @@ from PIL import Image
 import probes.catalog  # noqa: F401  registers the kinds of all probes
 from cliptex_common.errors import UserError
 from probes.dense.data import FollowImage
-from probes.dense.objectives import TaskObjective
+from probes.dense.decode_heads.objectives import TaskObjective
 from probes.dense.probe import register_dense_task
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.base import DenseTask

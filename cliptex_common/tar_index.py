@@ -17,8 +17,8 @@ from typing import IO
 
 import numpy as np
 
-from backbones.cliptex.data.tables import Contents, Table, cached_table
 from cliptex_common.errors import UserError
+from cliptex_common.tables import Contents, Table, cached_table
 
 VERSION = 4  # of the cached index
 

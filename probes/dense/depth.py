@@ -1,105 +1,19 @@
-"""Objectives: what a head's raw outputs mean, and the loss of those that regress.
-
-Raw outputs are resized to the label's resolution first and decoded there; what ``read`` does (the
-mean over bins of depth) comes before that, at the resolution of the features.
-"""
+"""Depth: objectives and scores. What needs no torch is in ``probes.dense.tasks.depth``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from mmseg.registry import METRICS
+from torch import Tensor
 
-from backbones.cliptex.tasks import angmf
-from probes.dense.tasks import DENSE_TASKS, DenseTask
-
-
-@MODELS.register_module()
-class TaskObjective(nn.Module):
-    """The meaning of a head's raw outputs, and their loss: those of a ``DenseTask``, unless a
-    subclass has its own. In this order: ``read`` at the resolution of the features; where it is
-    tested, ``mirror``, ``averaged`` and ``from_average``; at the resolution of the ground truth
-    ``forward`` or ``decode``; ``at_own_scale`` where the image was resized.
-
-    Args:
-        task: the dense task, or its name.
-
-    Attributes:
-        field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` its prediction.
-        loss_name: key of the loss.
-        channels: raw outputs of a pixel.
-        first_raw: raw outputs at the start of training: the bias of the last convolution.
-        iterations: of training so far.
-    """
-
-    loss_name: ClassVar[str] = "loss_task"
-    first_raw: tuple[float, ...]
-    iterations: Tensor
-
-    def __init__(self, task: str | DenseTask) -> None:
-        super().__init__()
-        self.task = DENSE_TASKS.find(task) if isinstance(task, str) else task
-        self.field, self.channels = self.task.field, self.task.outputs
-        self.first_raw = (0.0,) * self.channels
-        self.register_buffer("iterations", torch.zeros((), dtype=torch.long))
-
-    def read(self, raw: Tensor) -> Tensor:
-        """(N, channels, h, w) raw outputs as they are resized and averaged."""
-        return raw
-
-    def mirror(self, raw: Tensor) -> Tensor:
-        """``raw`` (as read) of a mirrored image → of the image itself."""
-        return _multiplied(raw.flip(-1), self.task.factors(True, (1.0, 1.0)), dim=1)
-
-    def averaged(self, raw: Tensor) -> Tensor:
-        """What is averaged where padded sliding crops overlap; ``from_average`` undoes it."""
-        return raw
-
-    def from_average(self, values: Tensor) -> Tensor:
-        return values
-
-    def decode(self, raw: Tensor) -> Tensor:
-        """``raw`` (as read), float32 → predictions, (N, channels of the ground truth, H, W)."""
-        prediction = self.task.predict(raw)
-        return prediction[:, None] if prediction.ndim == 3 else prediction
-
-    def at_own_scale(self, prediction: Tensor, scale: tuple[float, float]) -> Tensor:
-        """A prediction (channels, H, W) of an image that was resized by factors of width and height
-        → of the image itself."""
-        factors = self.task.factors(False, (1 / scale[0], 1 / scale[1]))
-        return _multiplied(prediction, factors, dim=0)
-
-    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Loss of ``raw`` (as read), float32, against ``target`` of the same size; a scalar."""
-        total, count = self.task.loss(self.task.activate(raw), target.squeeze(1))
-        return total / count.clamp(min=1)
-
-
-class ClassObjective(TaskObjective):
-    """Logits of classes, whose loss is mmseg's."""
-
-    def __init__(self) -> None:
-        super().__init__("segmentation")
-
-    def averaged(self, raw: Tensor) -> Tensor:
-        return raw.softmax(dim=1)
-
-    def decode(self, raw: Tensor) -> Tensor:
-        """(N, classes, H, W) logits → (N, 1, H, W) int64 class indices."""
-        return raw.argmax(dim=1, keepdim=True)
-
-
-def _multiplied(values: Tensor, factors: Sequence[float], dim: int) -> Tensor:
-    """The first channels, which are along ``dim``, by a factor each."""
-    if all(factor == 1 for factor in factors):
-        return values
-    first, rest = values.split([len(factors), values.shape[dim] - len(factors)], dim)
-    return torch.cat([first * values.new_tensor(factors).view(-1, 1, 1), rest], dim)
+from cliptex_common.dense_maps.scores import depth_scores
+from probes.dense.decode_heads.objectives import TaskObjective
+from probes.dense.metrics import TaskScores, cropped, note_empty
 
 
 class MetricDepthObjective(TaskObjective):
@@ -239,47 +153,43 @@ class Probe3dDepth(DepthBins):
         return loss
 
 
-@MODELS.register_module()
-class NormalObjective(TaskObjective):
-    """Unit surface normals, trained with the mean angle to the ground truth in radians, or with
-    AngMF's likelihood.
+@METRICS.register_module()
+class DepthScores(TaskScores):
+    """The means over images of ``depth_scores``, as mmseg and most papers on NYU-v2 report them.
 
-    The angle itself, not ``1 - cos``: it is what is scored, and its gradient does not fade as the
-    angle gets small. ``arccos`` has an infinite slope at ±1, so the cosine is clamped to ±(1 -
-    1e-6); within 0.08° of the ground truth (or of its opposite) the gradient is zero. A pixel is
-    valid when its ground truth is not (0, 0, 0).
+    Scored are pixels with min_depth < ground truth < max_depth inside the crop; images without any
+    are left out, with a note.
 
     Args:
-        uncertainty: a fourth output is each pixel's concentration, and the loss the negative
-            logarithm of AngMF's density but for a constant (Bae, Budvytis, Cipolla, ICCV 2021); see
-            ``backbones.cliptex.tasks.angmf``.
+        min_depth, max_depth: valid range of the ground truth, metres.
+        crop: see ``cropped``.
+        cut: metres that ground truth and predictions beyond them count as.
+        several_sizes: the crop ends where a smaller map does.
     """
 
-    loss_name = "loss_angle"
+    def __init__(
+        self,
+        min_depth: float,
+        max_depth: float,
+        crop: Sequence[Any] | None = None,
+        cut: float | None = None,
+        several_sizes: bool = False,
+    ) -> None:
+        super().__init__("depth")
+        self.min_depth, self.max_depth, self.crop, self.cut = min_depth, max_depth, crop, cut
+        self.several_sizes = several_sizes
 
-    def __init__(self, uncertainty: bool = False) -> None:
-        super().__init__("normals")
-        self.uncertainty = uncertainty
-        self.channels = 4 if uncertainty else 3
-        # Training begins with normals that face the camera: most do, more or less. Near (0, 0, 0) a
-        # direction is noise, and its gradient turns a pixel without making it any surer, however
-        # good the features are.
-        self.first_raw = (0.0, 0.0, 1.0, 0.0)[: self.channels]
+    def score(self, prediction: Tensor, target: Tensor) -> dict[str, Any]:
+        crop = self.crop
+        if self.several_sizes and crop:
+            height, width = target.shape[-2:]
+            crop = (crop[0], min(crop[1], height), crop[2], min(crop[3], width))
+        prediction, target = (cropped(each[0], crop) for each in (prediction, target))
+        if self.cut is not None:
+            prediction, target = prediction.clamp(max=self.cut), target.clamp(max=self.cut)
+        valid = (target > self.min_depth) & (target < self.max_depth)
+        return depth_scores(prediction, target, valid) | {"pixels": valid.sum()}
 
-    def decode(self, raw: Tensor) -> Tensor:
-        """(N, 3 or 4, H, W) raw outputs → (N, 3, H, W) unit vectors (x right, y up, z towards the
-        camera for our datasets)."""
-        return F.normalize(raw[:, :3], dim=1, eps=1e-6)
-
-    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Mean loss over the valid pixels of ``raw`` (N, 3 or 4, H, W) against unit ``target`` (N,
-        3, H, W); a scalar."""
-        valid = target.square().sum(dim=1) > 0.25
-        # the cosine without the unit vectors, which cost four times as much to make; the least
-        # length bounds the gradient of a raw output that happens to be (0, 0, 0)
-        vector = raw[:, :3]
-        cosine = (vector * target).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
-        loss = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
-        if self.uncertainty:
-            loss = angmf.nll_of_angle(loss, angmf.concentration(raw[:, 3]))
-        return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
+    def summary(self) -> dict[str, float]:
+        note_empty(self)
+        return super().summary()

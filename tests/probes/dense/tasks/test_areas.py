@@ -8,12 +8,12 @@ import torch
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.datasets.check import prepare
-from probes.dense.areas import bounds_read, bounds_scored
+from probes.checks.check import prepare
 from probes.dense.dataset import DenseDataset
-from probes.dense.metrics import DepthScores
+from probes.dense.depth import DepthScores
 from probes.dense.segmentors import at_own_size
 from probes.dense.tasks import DENSE_TASKS
+from probes.dense.tasks.areas import bounds_read, bounds_scored
 from probes.dense.tasks.depth import DepthSettings
 from probes.registry import DATASETS
 from tests.probes import tiny_dense

@@ -24,13 +24,13 @@ from cliptex_common.images import IMAGE_ERRORS
 from probes.datasets.base import DatasetSpec, Sample, Split, Unreadable
 from probes.datasets.layouts import require_file
 from probes.dense.tasks import DENSE_TASKS
-from probes.features.content_hashes import read_and_hash
+from probes.features.content_hashes import HashedFile, read_and_hash
 
 
 def verify(
     spec: DatasetSpec, classes: int, root: Path, sample: Sample, instances: Mapping[Any, Any]
-) -> str:
-    """Verify a sample; the sha256 of its name and content.
+) -> tuple[str, list[HashedFile]]:
+    """Verify a sample; the sha256 of its name and content, and the hashes of its files.
 
     Args:
         classes: number of classes.
@@ -41,11 +41,12 @@ def verify(
         UserError: the dataset is not what its declaration says.
     """
     image = root / sample.image
-    data, sha256 = read_and_hash(image)
+    data, hashed = read_and_hash(image)
+    files = [hashed]
     _, size = decode(data, "image", size_only=True)
-    content = sample.image.encode() + b"\0" + bytes.fromhex(sha256)
     if spec.kind in DENSE_TASKS:
-        ground_truth = _check_map(spec, classes, root / sample.target, size)
+        files.append(_check_map(spec, classes, root / sample.target, size))
+        ground_truth = bytes.fromhex(files[1][2])
     elif spec.kind == "detection":
         ground_truth = _check_instances(spec, image, instances[sample.target], size)
     elif spec.kind == "classification":
@@ -62,12 +63,14 @@ def verify(
             _check_masks(root / sample.target, size)
         ground_truth = canonical_json(sample.target).encode()
         for path in sample.files:
-            ground_truth += bytes.fromhex(read_and_hash(root / path)[1])
-    return hashlib.sha256(content + ground_truth).hexdigest()
+            files.append(read_and_hash(root / path)[1])
+            ground_truth += bytes.fromhex(files[-1][2])
+    content = sample.image.encode() + b"\0" + bytes.fromhex(hashed[2])
+    return hashlib.sha256(content + ground_truth).hexdigest(), files
 
 
-def _check_map(spec: DatasetSpec, classes: int, path: Path, size: tuple[int, int]) -> bytes:
-    data, sha256 = read_and_hash(path)
+def _check_map(spec: DatasetSpec, classes: int, path: Path, size: tuple[int, int]) -> HashedFile:
+    data, hashed = read_and_hash(path)
     label, label_size = decode(data, "label map")
     if label_size != size:
         raise UserError(
@@ -75,7 +78,7 @@ def _check_map(spec: DatasetSpec, classes: int, path: Path, size: tuple[int, int
             f" the label maps of {spec.name} do not belong to these images"
         )
     DENSE_TASKS[spec.kind].check_file(spec, classes, path, label)
-    return bytes.fromhex(sha256)
+    return hashed
 
 
 def _check_masks(path: Path, size: tuple[int, int]) -> None:

@@ -8,12 +8,11 @@ decoded on demand.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from backbones.base import DataConfig
 from backbones.cliptex.data.augment import Geometry, centre_geometry, crop_images, random_geometry
 from backbones.cliptex.data.prefetch import computed_ahead
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
+from backbones.cliptex.labels.joined import Labels
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import Recipe
 from cliptex_common.device import takes_pinned_memory
@@ -33,25 +33,6 @@ from cliptex_common.progress import Progress
 
 MEMORY_BYTES = 1 << 30
 MAX_REPLACEMENTS = 100  # unreadable pairs in a row
-
-
-class Labels(Protocol):
-    """Label maps of full images at any resolution, by pair key (see ``labels.store.LabelStore``).
-
-    Attributes:
-        identity: digest of the labels.
-        classes: task → class names, for tasks that have classes.
-    """
-
-    identity: str
-    classes: Mapping[str, Sequence[str]]
-
-    def get(self, key: str, tasks: Collection[str] | None = None) -> Mapping[str, np.ndarray]:
-        """The pair's labels for those of ``tasks`` (None: all) that exist, as ``Task`` describes
-        them. Raises ``KeyError`` if the pair has none."""
-
-    def tasks_of(self, key: str) -> tuple[str, ...]:
-        """The tasks that the pair has labels for."""
 
 
 @dataclass

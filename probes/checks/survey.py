@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress
+from probes.checks.check import SPLITS, DatasetNotFound, Inventory, find_folder, overlap, prepare
 from probes.datasets.base import DatasetSpec, Split
-from probes.datasets.check import SPLITS, DatasetNotFound, Inventory, find_folder, overlap, prepare
 from probes.registry import DATASETS, PROBES
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.files import content_key, home, read_json_object, write_json
 from cliptex_common.progress import Progress, Silent
+from probes.checks.verify import coco_images, verify
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
-from probes.datasets.verify import coco_images, verify
 from probes.dense.tasks import DENSE_TASKS
-from probes.features import content_hashes
+from probes.features.content_hashes import HashedFile, content_hashes, store_hashes
 from probes.features.members import state_of
 from probes.registry import DATASETS
 
@@ -289,11 +289,14 @@ def check_samples(
     for split, samples in inventory.present.items():
         instances = coco_images(spec, root, split) if spec.kind == "detection" else {}
 
-        def check(sample: Sample, instances: Mapping[Any, Any] = instances) -> tuple[str, str]:
+        def check(
+            sample: Sample, instances: Mapping[Any, Any] = instances
+        ) -> tuple[str, str, list[HashedFile]]:
             try:
-                return verify(spec, classes, root, sample, instances), ""
+                digest, files = verify(spec, classes, root, sample, instances)
+                return digest, "", files
             except (Unreadable, OSError) as error:
-                return "", getattr(error, "strerror", None) or str(error)
+                return "", getattr(error, "strerror", None) or str(error), []
 
         pending = [sample for sample in samples if sample.image not in checked]
         progress.advance(len(samples) - len(pending))
@@ -301,14 +304,16 @@ def check_samples(
         # append theirs: halves of two lines could be a wrong digest.
         with ThreadPoolExecutor(max(1, workers)) as pool, journal.open("a", buffering=1) as file:
             for start in range(0, len(pending), CHUNK):
-                chunk = pending[start : start + CHUNK]
+                chunk, hashed = pending[start : start + CHUNK], list[HashedFile]()
                 try:
-                    for sample, result in zip(chunk, pool.map(check, chunk), strict=True):
-                        checked[sample.image] = result
-                        file.write(json.dumps([sample.image, *result]) + "\n")
+                    for sample, each in zip(chunk, pool.map(check, chunk), strict=True):
+                        digest, reason, files = each
+                        checked[sample.image] = digest, reason
+                        hashed += files
+                        file.write(json.dumps([sample.image, digest, reason]) + "\n")
                         progress.advance()
                 finally:
-                    content_hashes.save()
+                    store_hashes(hashed)
         usable = [sample.image for sample in samples if not checked[sample.image][1]]
         digests[split] = [checked[image][0] for image in usable]
         reasons = [(sample.image, checked[sample.image][1]) for sample in samples]
@@ -316,7 +321,7 @@ def check_samples(
         if not spec.expected:  # of an official dataset, missing files make it partial
             skipped[split] += [(path, "missing") for path in inventory.missing[split]]
         limit_unreadable(inventory, split, len(usable), skipped[split])
-        hashes[split] = content_hashes.content_hashes([root / image for image in usable])
+        hashes[split] = content_hashes([root / image for image in usable])
     return {
         "fingerprint": content_key([content_identity(spec, root), digests], length=32),
         "skipped": skipped,

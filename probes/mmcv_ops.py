@@ -1,19 +1,19 @@
 """The compiled operators of mmcv that our detectors use, from torchvision.
 
 mmcv's wheels for current versions of torch come without the compiled module ``mmcv._ext``, which
-``mmcv.ops`` imports. ``install`` puts a module in its place.
+``mmcv.ops`` imports. ``OperatorFinder``, which importing ``probes`` installs, has a module in its
+place.
 """
 
 from __future__ import annotations
 
-import sys
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torchvision.ops
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = "mmcv._ext"
 
@@ -25,8 +25,10 @@ class TorchvisionOps(ModuleType):
     def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> Tensor:
         """Indices (M,) of the boxes (N, 4; x1 y1 x2 y2) to keep, best first; sides measure
         ``x2 - x1 + offset``."""
+        from torchvision import ops
+
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-        return torchvision.ops.nms(boxes, scores, iou_threshold)
+        return ops.nms(boxes, scores, iou_threshold)
 
     @staticmethod
     def roi_align_forward(
@@ -34,9 +36,11 @@ class TorchvisionOps(ModuleType):
     ) -> None:
         """Write RoIAlign (He et al. 2017) of ``rois`` (K, 5) into ``output`` (K, C, height, width);
         mmdet crops masks with it."""
+        from torchvision import ops
+
         assert pool_mode == 1, "torchvision's RoIAlign averages; it has no maximum"
         size = options.pop("aligned_height"), options.pop("aligned_width")
-        output.copy_(torchvision.ops.roi_align(maps, rois, size, **options))
+        output.copy_(ops.roi_align(maps, rois, size, **options))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -50,10 +54,14 @@ class TorchvisionOps(ModuleType):
         return missing
 
 
-def install() -> None:
-    """Put the stand-in at ``mmcv._ext``, unless mmcv has compiled operators; to be called before
-    mmdet or ``mmcv.ops`` is imported."""
-    if NAME not in sys.modules and find_spec(NAME) is None:
-        module = TorchvisionOps(NAME)
-        module.__spec__ = ModuleSpec(NAME, None)
-        sys.modules[NAME] = module
+class OperatorFinder(MetaPathFinder, Loader):
+    """Finds ``TorchvisionOps`` as ``mmcv._ext``; Python asks it last, where mmcv has none."""
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        return ModuleSpec(NAME, self) if name == NAME else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return TorchvisionOps(NAME)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is left to do."""

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from cliptex_common.errors import UserError
 from cliptex_common.settings import Axis, Probability, Share, settings_dataclass
-from probes.dense.areas import Area
+from probes.dense.tasks.areas import Area
 from probes.layers import DenseLayers
 from probes.runner.settings import TrainingSettings
 from probes.upsamplers.names import UpsamplerName
@@ -36,7 +36,7 @@ class DenseSettings(TrainingSettings):
             smooths what it makes smaller.
         train_area: (top, bottom, left, right) in pixels of the part of a training image that is
             used, bottom and right exclusive; none for all of it; or a name of
-            ``probes.dense.areas``. test_area: likewise at test time, instead of the dataset's own
+            ``tasks.areas``. test_area: likewise at test time, instead of the dataset's own
             area that is scored.
         crop: (height, width) of training's crops in pixels, each rounded up likewise; none for size
             × size.
@@ -56,7 +56,7 @@ class DenseSettings(TrainingSettings):
             ``max_iters``.
         lr_grid: learning rates to choose from, instead of ``lr``: a head is trained with each on
             nine tenths of the training images, and the best one on the rest is scored; see
-            ``probes.dense.group``. Empty: ``lr``.
+            ``probes.dense.learning_rates``. Empty: ``lr``.
         loss_images: the loss is the mean over groups of so many images, as over the GPUs of a
             source; none for the whole batch (for each image of depth without bins).
         layers: ``all`` of the backbone's feature maps, the ``last`` only, or one layer: a number

@@ -28,21 +28,20 @@ from cliptex_common.device import is_out_of_memory, prefers_bf16, takes_pinned_m
 from cliptex_common.errors import NonFiniteLoss, OutOfMemory
 from cliptex_common.files import content_key
 from cliptex_common.out_of_memory import out_of_memory
-from probes.base import Context, Cost
-from probes.runner.bridge import isolated_rng
+from probes.base import Context, Cost, Head
 from probes.runner.group_data import GroupDataset
-from probes.runner.sampling import seed_iteration
+from probes.runner.sampling import isolated_rng, seed_iteration
 from probes.training_state import load_state, save_state
 
-STATE = "training-state.pth"
-STATES = 20  # of a training
+STATE_FILE = "training-state.pth"
+SAVES = 20  # of a training
 CHECK_EVERY = 20  # iterations between two checks of the losses: each waits for the device
 
 
-class Member:
+class HeadTrainer:
     """A head, from its config to its trained model and its metrics.
 
-    Its state is saved ``STATES`` times, the last time at the end, in
+    Its state is saved ``SAVES`` times, the last time at the end, in
     ``work_dir/training-state.pth``: the head's weights (the frozen backbone is not part of them),
     optimizer, schedules, iteration and training time. It is replaced atomically, never after a loss
     that is not finite, and read with ``weights_only=True``. A state is resumed only by a head of
@@ -129,7 +128,7 @@ class Member:
         return self.error is None and self.iteration < self.max_iters
 
     def step(self, data: Mapping[str, Any]) -> None:
-        """Take one training step on a prepared batch; ``settle`` notices losses that are not
+        """Take one training step on a prepared batch; ``check_and_save`` notices a loss that is not
         finite."""
         seed_iteration(self.context.seed, self.iteration)
         rate = float(self.optim_wrapper.get_lr()["lr"][0])
@@ -142,13 +141,13 @@ class Member:
         self.iteration += 1
         self._unchecked.append((self.iteration, rate, values))
 
-    def settle(self) -> None:
+    def check_and_save(self) -> None:
         """After a step: check losses, log curves and save the state where they are due.
 
         Raises:
             NonFiniteLoss: names the first iteration whose losses were not finite, and the losses.
         """
-        every = max(1, self.max_iters // STATES)
+        every = max(1, self.max_iters // SAVES)
         due = self.iteration % every == 0 or self.iteration == self.max_iters
         if due or len(self._unchecked) >= CHECK_EVERY:
             self._check_losses()
@@ -182,6 +181,22 @@ class Member:
             for metric, count in zip(self.evaluator.metrics, scored, strict=True):
                 del metric.results[count:]
             raise
+
+    def head(self) -> Head:
+        """The trained head: everything but the frozen backbone.
+
+        The config in its metadata is that of the model, which encodes images itself where it is not
+        given features.
+        """
+        pipeline = self.config.val_dataloader.dataset["pipeline"]
+        return Head.of(
+            self.context,
+            self.model.state_dict(),
+            scope=self.config.default_scope,
+            imports=list(self.config.custom_imports.imports),
+            model=self.config.model.to_dict(),
+            pipeline=[part for part in pipeline if part["type"] != "LoadGroundTruth"],
+        )
 
     def _check_losses(self) -> None:
         """Read the losses since the last check (only this waits for the device) and log them."""
@@ -218,7 +233,7 @@ class Member:
 
     def _resume(self) -> None:
         warn = partial(print_log, logger="current", level=logging.WARNING)
-        state = load_state(Path(self.context.work_dir, STATE), self.key, warn)
+        state = load_state(Path(self.context.work_dir, STATE_FILE), self.key, warn)
         if state is None:
             return
         self.model.load_state_dict(state["model"])
@@ -237,18 +252,18 @@ class Member:
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "seconds": self.cost.seconds["train"],
         }
-        save_state(Path(self.context.work_dir, STATE), self.key, state)
+        save_state(Path(self.context.work_dir, STATE_FILE), self.key, state)
 
 
 @contextmanager
-def failing_alone(member: Member) -> Iterator[None]:
-    """Record an error of the block as this member's, which leaves its group; the others go on."""
+def failing_alone(trainer: HeadTrainer) -> Iterator[None]:
+    """Record an error of the block as this trainer's, which leaves its group; the others go on."""
     try:
         yield
     except Exception as error:
-        member.error = failure_of(error)
-        if isinstance(member.error, OutOfMemory):
-            member.release()
+        trainer.error = failure_of(error)
+        if isinstance(trainer.error, OutOfMemory):
+            trainer.release()
 
 
 def failure_of(error: Exception) -> Exception:

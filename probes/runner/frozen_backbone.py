@@ -1,7 +1,7 @@
-"""The bridge to MMSegmentation and MMDetection: importing it registers our modules with mmengine,
-whose registries are the parents of both.
+"""A frozen backbone, and what brings its maps to a head, as modules of MMSegmentation and
+MMDetection: importing this registers them with mmengine, whose registries are the parents of both.
 
-A config with ``custom_imports = dict(imports=['probes.runner.bridge'])`` can name
+A config with ``custom_imports = dict(imports=['probes.runner.frozen_backbone'])`` can name
 ``FrozenBackbone``, ``SimpleFeaturePyramid`` and ``ResizeConcat`` as types under either library's
 scope, and runs with plain mmengine.
 """
@@ -9,37 +9,24 @@ scope, and runs with plain mmengine.
 from __future__ import annotations
 
 import functools
-import io
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import backbones
+import probes.mmlab  # noqa: F401  registers what configs name
 from backbones.base import Backbone
 from backbones.preprocessing import in_memory_format
 from backbones.pyramid import SimpleFeaturePyramid, resize_concat
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
-from probes.runner import ops
+from probes.runner.sampling import isolated_rng
 from probes.upsamplers.operators import Upsampler
-
-ops.install()  # mmdet imports mmcv's operators
-with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
-    import mmdet.datasets
-    import mmdet.engine
-    import mmdet.evaluation
-    import mmdet.models  # noqa: F401
-    import mmseg.datasets
-    import mmseg.engine
-    import mmseg.evaluation
-    import mmseg.models  # noqa: F401
 
 Maps = tuple[Tensor, ...]
 _shared: dict[str, Backbone] = {}  # the last backbone, by its config
@@ -58,23 +45,6 @@ def _build(config: Mapping[str, Any]) -> Backbone:
         with isolated_rng():  # building one must not change the random numbers that follow
             share(config, backbones.create(**config))
     return _shared[key]
-
-
-@contextmanager
-def isolated_rng(seed: int | None = None) -> Iterator[None]:
-    """Restore the generators of python, numpy and torch (CPU) after the block; within it they start
-    from ``seed``, if one is given."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 _outputs: dict[Any, tuple[Any, Maps]] | None = None  # key → (inputs, output), within one_batch

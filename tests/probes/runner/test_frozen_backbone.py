@@ -1,4 +1,4 @@
-"""The bridge: our modules under both libraries' scopes, and a backbone that nothing trains, saves
+"""Our modules under both libraries' scopes, and a backbone that nothing trains, saves
 or initialises."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from mmengine.model import BaseModule
 
 from cliptex_common.errors import UserError
-from probes.runner import bridge
+from probes.runner import frozen_backbone
 from tests.probes.tiny_mmlab import TinyBackbone
 
 # isort: split
@@ -20,11 +20,11 @@ from tests.probes.tiny_mmlab import TinyBackbone
 @pytest.fixture(autouse=True)
 def nothing_shared(monkeypatch):
     """Other tests share other backbones under these names."""
-    monkeypatch.setattr(bridge, "_shared", {})
+    monkeypatch.setattr(frozen_backbone, "_shared", {})
 
 
-def frozen(**options: object) -> bridge.FrozenBackbone:
-    return bridge.FrozenBackbone(**{"name": "tiny-cnn", "seed": 3, **options})
+def frozen(**options: object) -> frozen_backbone.FrozenBackbone:
+    return frozen_backbone.FrozenBackbone(**{"name": "tiny-cnn", "seed": 3, **options})
 
 
 class Probe(BaseModule):
@@ -69,7 +69,7 @@ def test_heads_share_what_they_compute_within_one_batch():
     same, second_map = [frozen(), frozen()], frozen(out_indices=(1,))
     images = torch.randn(2, 3, 64, 64)
     assert same[0](images)[0] is not same[1](images)[0]
-    with bridge.one_batch():
+    with frozen_backbone.one_batch():
         maps = same[0](images)
         assert same[1](images) is maps is not same[0](images.clone())
         assert second_map(images)[0].shape == (2, 16, 8, 8)
@@ -97,8 +97,8 @@ def test_training_saving_and_initialising_do_not_reach_it():
 
 def test_moving_the_model_moves_the_backbone():
     backbone = TinyBackbone("elsewhere", 0, (4,))
-    bridge.share({"name": "elsewhere"}, backbone)
-    module = torch.nn.Sequential(bridge.FrozenBackbone(name="elsewhere"))
+    frozen_backbone.share({"name": "elsewhere"}, backbone)
+    module = torch.nn.Sequential(frozen_backbone.FrozenBackbone(name="elsewhere"))
     module.to("meta")
     assert all(parameter.device.type == "meta" for parameter in backbone.parameters())
 

@@ -6,8 +6,8 @@ import pytest
 
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
-from probes.datasets.check import prepare
-from probes.datasets.survey import survey
+from probes.checks.check import prepare
+from probes.checks.survey import survey
 from probes.registry import DATASETS
 from tests.probes import tiny_coco
 from tests.probes.datasets import make

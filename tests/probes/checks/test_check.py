@@ -12,9 +12,9 @@ import pytest
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.files import home
-from probes.datasets import check
-from probes.datasets.check import find_folder, prepare
-from probes.datasets.survey import survey
+from probes.checks import check
+from probes.checks.check import find_folder, prepare
+from probes.checks.survey import survey
 from probes.registry import DATASETS
 from tests.probes import tiny_coco
 from tests.probes.datasets import make

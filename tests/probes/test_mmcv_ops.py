@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torchvision.ops
+from mmcv.ops import RoIAlign, nms, roi_align
 from torch import Tensor
 
-import probes.runner.bridge  # installs the operators
-from probes.runner import ops
-
-# isort: split
-from mmcv.ops import RoIAlign, nms, roi_align
+from probes import mmcv_ops
 
 pytestmark = pytest.mark.skipif(
-    not isinstance(sys.modules[ops.NAME], ops.TorchvisionOps), reason="mmcv has compiled operators"
+    not isinstance(sys.modules[mmcv_ops.NAME], mmcv_ops.TorchvisionOps),
+    reason="mmcv has compiled operators",
 )
 ROIS = torch.tensor([[0, 1.3, 2.1, 17.7, 12.9], [1, 0, 0, 31, 23], [0, -9, -5, 6, 40]])
 
@@ -58,27 +54,6 @@ def test_nms(threshold, offset):
     assert torch.equal(detections, torch.cat([boxes, scores[:, None]], dim=1)[indices])
 
 
-def imports(path: Path) -> list[str]:
-    """What a module imports at its top, in order."""
-    names = []
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return names
-
-
-def test_operators_are_installed_before_mmlab_is_imported():
-    root, late = Path(probes.__path__[0]), []
-    for path in root.rglob("*.py"):
-        relevant = ("probes.runner.bridge", "mmdet.", "mmseg.", "mmcv.ops")
-        first = next((name for name in imports(path) if name.startswith(relevant)), "")
-        if first.startswith("mm") and path != root / "runner" / "bridge.py":
-            late.append(f"{path}: {first}")
-    assert not late
-
-
 def test_roi_align_is_torchvisions():
     maps = torch.randn(2, 3, 6, 8, requires_grad=True)
     expected = torchvision.ops.roi_align(maps, ROIS, (3, 2), 0.25, 2, True)
@@ -94,7 +69,7 @@ def test_compiled_operators_are_used_where_they_exist(tmp_path):
     (tmp_path / "_ext.py").touch()
     program = (
         f"import mmcv; mmcv.__path__.insert(0, {str(tmp_path)!r})\n"
-        "from probes.runner import ops; ops.install()\n"
+        "import probes\n"
         f"import mmcv._ext; assert mmcv._ext.__file__.startswith({str(tmp_path)!r})\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,47 @@
+"""Files of trained heads, which are stored with their runs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from cliptex_common.errors import UserError
+from probes.base import Head
+from reports.artifacts import HEAD
+
+
+def write_head(head: Head, path: Path) -> None:
+    """Write safetensors, with the metadata as a Python literal in the header."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in head.tensors.items()
+    }
+    save_file(tensors, path, {"head": repr(head.metadata)})
+
+
+def read_head(path: Path) -> Head:
+    """A head that ``write_head`` wrote. Raises ``UserError`` for any other file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = ast.literal_eval(file.metadata()["head"])
+        return Head(load_file(path), metadata)
+    except (OSError, SafetensorError, KeyError, TypeError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is no head of a task's run ({type(error).__name__})") from error
+
+
+def download_head(run: str, tracking_uri: str | None) -> Head:
+    """The head of a finished task's run. Raises as ``probes.predictor.load_predictor``."""
+    from reports.mlflow.client import connect
+    from reports.mlflow.client import tracking_uri as default_uri
+
+    client = connect(default_uri(tracking_uri))
+    if HEAD not in [artifact.path for artifact in client.list_artifacts(run, "head")]:
+        raise UserError(
+            f"run {run} has no head; name a finished run of a task whose probe trains one (not a"
+            " parent run)"
+        )
+    with TemporaryDirectory() as folder:
+        return read_head(Path(client.download_artifacts(run, HEAD, folder)))
