@@ -74,7 +74,9 @@ def results_table(result: RunResult, numbers: Numbers) -> Table:
     for task in result.tasks:
         label = task.name
         for metric, about in task.probe.metrics.items():
-            if about.shown or metric == task.main_metric:
+            # without metrics that no backbone has but the main one, as in the report
+            has_number = any((name, task.name, metric) in numbers for name in names)
+            if metric == task.main_metric or (about.shown and has_number):
                 row = []
                 for name in names:
                     number = numbers.get((name, task.name, metric))

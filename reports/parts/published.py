@@ -1,8 +1,9 @@
 """Published numbers beside those of the report.
 
 ``published.json`` holds only numbers that were read in the source it cites: ``models`` with the
-names that load their weights here, and ``sources`` with the numbers of each task and metric, the
-preset that follows the source's code, and what else differs.
+names that load their weights here, ``sources`` with the numbers of each task and metric, the
+preset that follows the source's code, and what else differs, and ``left_out``, what a source has
+and looks miscopied.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ def test_masks_have_a_row_of_their_own():
     cell = Cell(backbone="clip", task="coco/mask-rcnn", seed=0, metrics=values)
     output = shown("coco/mask-rcnn", metrics, [cell])
     assert "bbox_mAP ↑" in output and "segm_mAP ↑" in output and "mAP_50" not in output
+    boxes = cell.model_copy(update={"metrics": {"bbox_mAP": 1.0}})
+    assert "segm_mAP" not in shown("coco/mask-rcnn", metrics, [boxes])
 
 
 def test_numbers_stay_whole_in_a_log_file(monkeypatch):
