@@ -53,12 +53,14 @@ def top1(logits: Tensor, labels: Tensor) -> float:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature, 1/50 to 50, by which dividing (N, C) logits minimises their mean
     cross-entropy."""
-    logits = logits.to(float64_device(logits.device)).double()
-    index = labels.to(logits.device)[:, None]
+    exact, index = float64_device(logits.device), labels.to(logits.device)[:, None]
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / math.exp(log_temperature)
-        return -scaled.log_softmax(dim=1).gather(1, index).mean().item()
+        total = torch.zeros((), dtype=torch.float64, device=exact)
+        for part, true in zip(logits.split(8192), index.split(8192), strict=True):
+            scaled = part.to(exact).double() / math.exp(log_temperature)
+            total -= scaled.log_softmax(dim=1).gather(1, true.to(exact)).sum()
+        return (total / len(logits)).item()
 
     bound = math.log(50)
     options = {"xatol": 1e-6}

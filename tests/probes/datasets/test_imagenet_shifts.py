@@ -19,7 +19,7 @@ from probes.image_level.classification import own_classes, score
 from probes.image_level.encode import encode_split
 from probes.image_level.settings import ALEXNET_ERRORS
 from probes.registry import DATASETS, find_task
-from tests.probes.datasets.make import make_wds
+from tests.probes.datasets.make import make_wds, save
 from tests.probes.datasets.make_shifts import CLASSES, make_imagenet, make_shift
 from tests.probes.whole_images import context
 
@@ -138,3 +138,23 @@ def test_a_corruption_without_a_level_is_refused(tmp_path):
     (root / "fog/1").mkdir(parents=True)
     with pytest.raises(UserError, match="fog/1"):
         DATASETS["imagenet-c"].list_samples(root, "val")
+
+
+def test_unknown_images_are_in_folders_or_lists(tmp_path):
+    for name in ("near/a/x/1", "pictures/2", "pictures/3"):
+        save(tmp_path / f"{name}.jpg", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "far").mkdir()
+    listed = tmp_path / "far/b.txt"
+    listed.write_text("pictures/2.jpg -1\npictures/3.jpg\n")
+    list_samples = DATASETS["imagenet-ood"].list_samples
+    assert {sample.image: sample.target for sample in list_samples(tmp_path, "val")} == {
+        "near/a/x/1.jpg": "near/a",
+        "pictures/2.jpg": "far/b",
+        "pictures/3.jpg": "far/b",
+    }
+    listed.write_text("pictures/4.jpg\n")
+    with pytest.raises(UserError, match="which is not in"):
+        list_samples(tmp_path, "val")
+    listed.write_text("near/a/x/1.jpg\n")
+    with pytest.raises(UserError, match="listed twice"):
+        prepare(DATASETS["imagenet-ood"], tmp_path, splits={"val": None})
