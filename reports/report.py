@@ -33,7 +33,6 @@ from reports.parts.figures import (
 )
 from reports.parts.gallery import Gallery, galleries
 from reports.parts.provenance import Provenance, collect_provenance
-from reports.parts.published import PublishedRow, compare_published
 from reports.parts.reliability import reliability
 from reports.parts.study import Study, find_studies, find_study
 from reports.parts.summary import Summary, average_lines, power_lines, summarise
@@ -50,6 +49,7 @@ from reports.parts.tables import (
     overview,
     sections,
 )
+from reports.published.table import PublishedRow, compare_published
 from reports.selection import TaskColumn, default_experiments, select, without_studies
 from reports.shared.merge import read_shared
 

@@ -17,7 +17,7 @@ from probes.datasets.base import PreparedDataset
 from reports.analysis import Analysis
 from reports.artifacts import PER_IMAGE
 from reports.mlflow.query import Store
-from reports.parts.published import protocol_difference
+from reports.published.table import protocol_difference
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import find_suite
 from cliptex_common.errors import UserError, suggest
 from probes.protocols.base import PROTOCOLS, Preset, find_preset
-from reports.parts.published import PublishedNumber, published_numbers
+from reports.published.table import PublishedNumber, published_numbers
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Target:
     @property
     def half_digit(self) -> float:
         """How far the published value may be from what its authors measured, by rounding."""
-        decimals = len(str(self.number.value).partition(".")[2])
-        return 0.5 * 10.0**-decimals
+        return 0.5 * 10.0**-self.number.digits
 
 
 def protocol_names() -> list[str]:

@@ -18,7 +18,7 @@ from probes.datasets.base import DatasetSpec
 from probes.datasets.layouts import mirrored
 from probes.protocols.base import PROTOCOLS, Preset, Protocol
 from probes.registry import DATASETS, register_dataset
-from reports.parts.published import PublishedNumber
+from reports.published.table import PublishedNumber
 from tests.benchmark.commands import run_command
 from tests.probes import tiny_dense
 
@@ -73,8 +73,17 @@ def golden(workdir, monkeypatch):
         Image.fromarray(np.where(labels == 255, 0, labels + 1).astype(np.uint8)).save(path)
 
     def reproduce(published: float, backbone: str = VIT) -> int:
-        task, texts = ("golden/linear", "mIoU", published), ("", "", "", "golden", "")
-        number = PublishedNumber("golden", (backbone,), "", *task, *texts)
+        number = PublishedNumber(
+            model="golden",
+            backbones=(backbone,),
+            architecture="",
+            task="golden/linear",
+            metric="mIoU",
+            value=published,
+            digits=len(str(published).partition(".")[2]),
+            preset="golden",
+            **dict.fromkeys(("source", "title", "url", "licence", "protocol", "differs"), ""),
+        )
         monkeypatch.setattr(targets_module, "published_numbers", lambda: [number])
         return run_command(f"{COMMAND} --backbone {backbone} --data golden=golden")
 

@@ -1,21 +1,26 @@
 """Published numbers beside those of the report.
 
-``published.json`` holds only numbers that were read in the source it cites: ``models`` with the
-names that load their weights here, ``sources`` with the numbers of each task and metric, the
-preset that follows the source's code, and what else differs, and ``left_out``, what a source has
-and looks miscopied.
+``numbers.csv`` has a row for each number that was read in its source; ``sources.csv`` says where
+that is, under which licence and protocol, and what was left out; ``models.csv`` has the names of
+this suite that load a source's weights, where the source has other names. ``read`` makes the rows
+of some sources again from a checkout.
 """
 
 from __future__ import annotations
 
-import json
+import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
+from functools import cache
+from pathlib import Path
 
 from reports.analysis import Analysis
 from reports.cell import Cell
 from reports.parts.tables import decimal, with_interval
+
+FOLDER = Path(__file__).parent
+# of the sources' own classifiers, which this suite does not train
+OWN_HEAD = "own-head"
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class PublishedNumber:
         task: of this suite; empty for a statement about the backbone as such.
         metric: its name here, or the statement.
         value: in the metric's unit.
-        source, url: the file at its commit.
+        digits: as the source writes it, after the point.
+        source: key in ``sources.csv``; title, url: of the file at its commit.
+        licence: of the source; empty where none is stated.
         protocol: a phrase.
         preset: that follows the source's code; empty where there is none.
         differs: known differences that the preset cannot remove.
@@ -43,8 +50,11 @@ class PublishedNumber:
     task: str
     metric: str
     value: float
+    digits: int
     source: str
+    title: str
     url: str
+    licence: str
     protocol: str
     preset: str
     differs: str
@@ -67,33 +77,44 @@ class PublishedRow:
     number: PublishedNumber
 
 
-def published_numbers() -> Iterator[PublishedNumber]:
-    """Every number of ``published.json``."""
-    table = json.loads((files("reports.parts") / "published.json").read_text(encoding="utf-8"))
-    for source in table["sources"]:
-        about = {key: value for key, value in source.items() if key != "numbers"}
-        for task, metrics in source["numbers"].items():
-            for metric, values in metrics.items():
-                for model, value in values.items():
-                    names = table["models"][model]
-                    yield PublishedNumber(
-                        model=model,
-                        backbones=tuple(names["names"]),
-                        architecture=names.get("architecture", ""),
-                        task=task,
-                        metric=metric,
-                        value=value,
-                        **about,
-                    )
+@cache
+def published_numbers() -> tuple[PublishedNumber, ...]:
+    """Every number of the table."""
+    sources = {row["source"]: row for row in read_rows("sources")}
+    models = {row["model"]: row for row in read_rows("models")}
+    about = ("source", "title", "url", "licence", "protocol", "preset", "differs", "loader")
+    numbers = []
+    for row in read_rows("numbers"):
+        source, model = sources[row["source"]], row["model"]
+        # timm's have the size of the images behind their name
+        names = models.get(model, {"names": model.partition("@")[0], "architecture": ""})
+        numbers.append(
+            PublishedNumber(
+                model=model,
+                backbones=tuple(names["names"].split()),
+                architecture=names["architecture"],
+                task=row["task"],
+                metric=row["metric"],
+                value=float(row["value"]),
+                digits=len(row["value"].partition(".")[2]),
+                **{name: source[name] for name in about},
+            )
+        )
+    return tuple(numbers)
+
+
+def read_rows(name: str) -> Iterator[dict[str, str]]:
+    """The rows of ``NAME.csv``."""
+    with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
 
 
 def compare_published(analysis: Analysis) -> list[PublishedRow]:
     """Published numbers of the same weights on the same task, and ours beside them."""
-    numbers = list(published_numbers())
     return [
         row
         for name in analysis.selection.backbones
-        for entry in numbers
+        for entry in published_numbers()
         if name.partition("@")[0] in entry.backbones
         for row in _rows(analysis, entry, name)
     ]
@@ -112,6 +133,8 @@ def _rows(analysis: Analysis, entry: PublishedNumber, name: str) -> Iterator[Pub
     }
     if entry.architecture and architectures - {entry.architecture, ""}:
         return
+    if entry.task.endswith(OWN_HEAD):
+        yield PublishedRow(name, entry.task, "", "its own classifier, not a probe", entry)
     for column in selection.columns:
         estimate = analysis.estimates.get((name, column, entry.metric))
         if column.task == entry.task and estimate is not None:

@@ -1,0 +1,100 @@
+"""Tables of sources are read again from a checkout: rows as in its files, and what has changed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from benchmark.published import main
+from cliptex_common.errors import UserError
+from reports.published import read, table
+from reports.published.read import PROBES, TIMM, ZERO_SHOT, read_source
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A copy of the tables, which ``read`` changes."""
+    copy = tmp_path / "tables"
+    shutil.copytree(table.FOLDER, copy)
+    monkeypatch.setattr(table, "FOLDER", copy)
+    return copy
+
+
+def write_csv(path, *records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def rows_of(source):
+    return [
+        tuple(row.values())[1:] for row in table.read_rows("numbers") if row["source"] == source
+    ]
+
+
+def test_open_clip(tmp_path, folder):
+    model = {"name": "ViT-Z", "pretrained": "mine"}
+    zero_shot = dict.fromkeys([*ZERO_SHOT, "Flickr", "MSCOCO"], "")
+    values = {"ImageNet 1k": "0.8437", "MNIST": "1.0", "MSCOCO": "0.6376"}
+    write_csv(tmp_path / "open_clip/docs/openclip_results.csv", {**model, **zero_shot, **values})
+    names = [
+        f"{data} {kind} retr. R@{k}"
+        for data in ("Flickr", "MSCOCO")
+        for kind in ("image", "text")
+        for k in (1, 5, 10)
+    ]
+    retrieval = {**dict.fromkeys(names, ""), "Flickr text retr. R@5": "0.9970"}
+    write_csv(tmp_path / "open_clip/docs/openclip_retrieval_results.csv", {**model, **retrieval})
+    changes = read_source(tmp_path / "open_clip")
+    name = "open_clip/ViT-Z/mine"
+    assert rows_of("open_clip-zero-shot") == [
+        (name, "imagenet1k/zero-shot", "top1", "84.37"),
+        (name, "mnist/zero-shot", "top1", "100"),
+        (name, f"{read.COCO}/retrieval", "mean_R@1", "63.76"),
+    ]
+    assert rows_of("open_clip-flickr30k") == [(name, "flickr30k/retrieval", "i2t_R@5", "99.70")]
+    assert changes.rows == 6
+    assert sum(line.startswith("gone") for line in changes.lines) > 6000
+    assert len(rows_of("timm-imagenet")) > 1500  # other sources stay
+
+
+def test_timm_has_a_model_for_each_size(tmp_path, folder, capsys):
+    for file in TIMM:
+        records = [{"model": "net.x", "img_size": size, "top1": "80.100"} for size in (224, 288)]
+        write_csv(tmp_path / f"timm/results/results-{file}.csv", *records)
+    assert main(["read", "--source", str(tmp_path / "timm")]) == 0
+    assert "12 numbers" in capsys.readouterr().out
+    assert rows_of("timm-imagenet") == [
+        ("timm/net.x@224", "imagenet/own-head", "top1", "80.100"),
+        ("timm/net.x@288", "imagenet/own-head", "top1", "80.100"),
+    ]
+
+
+def test_the_best_linear_probe_of_a_grid(tmp_path, folder):
+    run = {"model_short": "ViT-Z mine", "dataset": "vtab/dtd", "lp_acc1": 0.5, "fewshot_k": -1}
+    runs = [run, {**run, "lp_acc1": 0.625}, {**run, "lp_acc1": 0.9, "fewshot_k": 10}]
+    path = tmp_path / "bench" / PROBES
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(runs))
+    read_source(tmp_path / "bench")
+    assert rows_of("clip_benchmark-linear") == [
+        ("open_clip/ViT-Z/mine", "vtab-dtd/linear", "top1", "62.50")
+    ]
+
+
+def test_another_folder_and_other_columns_change_nothing(tmp_path, folder):
+    before = (folder / "numbers.csv").read_bytes()
+    with pytest.raises(UserError, match="none of the files"):
+        read_source(tmp_path)
+    for file in TIMM:
+        write_csv(tmp_path / f"results/results-{file}.csv", {"net": "x"})
+    with pytest.raises(UserError, match="other columns"):
+        read_source(tmp_path)
+    assert (folder / "numbers.csv").read_bytes() == before
