@@ -20,9 +20,6 @@ class DPT(Expert):
     """A depth model of transformers that predicts relative inverse depth.
 
     Its own processor resizes and normalises the images.
-
-    WHERE: a hub name (``Intel/dpt-large``, ``depth-anything/Depth-Anything-V2-Small-hf``), or a
-    folder as transformers saves it.
     """
 
     name = "dpt"
@@ -52,8 +49,11 @@ class DPT(Expert):
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
-        """The model at a hub name or in a folder as transformers saves it.
+        """Published weights.
 
+        Args:
+            source: a hub name (``Intel/dpt-large``, ``depth-anything/Depth-Anything-V2-Small-hf``),
+                or a folder as transformers saves it.
         Raises:
             UserError: no such model, missing weights, or not relative inverse depth.
         """

@@ -29,8 +29,6 @@ class NllAngMF(Expert):
     ``dense_maps.geometry.AXES``. (Their repository does not say so; its issue 13 found it by trial,
     and their DSINE, which reads the same ground truth of NYU-v2 and ScanNet, says it: x right, y
     down, z to the front, of normals that point into the surface.)
-
-    WHERE: a checkpoint of the authors (``scannet.pt``, ``nyu.pt``).
     """
 
     name = "nll-angmf"
@@ -43,6 +41,7 @@ class NllAngMF(Expert):
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
+        """A checkpoint of the authors (``scannet.pt``, ``nyu.pt``)."""
         checkpoint = load_checkpoint(source)
         norm: Norm = "BN" if "decoder.up1._net.1.running_mean" in checkpoint.state else "GN"
         expert = cls(norm)

@@ -131,8 +131,6 @@ class UNetExpert(Expert):
 
     Attributes:
         channels: of the output; 0: those of the task's head.
-
-    WHERE: a folder that ``experts train`` wrote.
     """
 
     settings_type = UNetSettings
