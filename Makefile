@@ -64,8 +64,8 @@ notebook: .venv/installed-docs ## run docs/guide/python.ipynb again, in a tempor
 	  $(BIN)/python -m nbconvert --to notebook --execute --ExecutePreprocessor.record_timing=False --inplace $$folder/python.ipynb && \
 	  cp $$folder/python.ipynb docs/guide; code=$$?; rm -rf $$folder; exit $$code
 
-bench: install-dev ## measure, and write docs/benchmarks.md and .json
-	$(BIN)/python -m tests.performance
+bench: install-dev ## measure, and write docs/benchmarks.md and .json; SOURCES=CHECKOUTS for all rows
+	$(BIN)/python -m tests.performance $(if $(SOURCES),--sources $(SOURCES))
 
 faults: install-dev ## kill commands, fill disks, damage stores (an hour); FAULTS="store --points 100 --seed 1"
 	$(BIN)/python -m tests.faults $(FAULTS)

@@ -9,7 +9,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +20,24 @@ from typing import Any
 import pytest
 
 from cliptex_common.files import write_json, write_text
+
+PEERS_TEXT = (
+    "Rows with *ours against theirs* are what a user would run instead: one backbone on the same"
+    " image files by this suite (A) and by the code of others (B), each in a process of its own, in"
+    " turn. Seconds are from image files to the score, with our store of features empty each time;"
+    " memory is the most that a process took, imports and backbone included. clip-benchmark"
+    " (zero-shot, linear probe) is a package that `.[dev]` brings. CAPI (k-NN and logistic"
+    " regression of patches), Open-Hummingbird, DINOv2 (linear classification), probe3d (depth) and"
+    " DINOv3 (linear segmentation) are measured where a folder has their checkouts, named as the"
+    " protocols and at the commits that `list protocols` names:",
+    "",
+    "```text",
+    "git clone https://github.com/facebookresearch/capi CHECKOUTS/capi",
+    "git -C CHECKOUTS/capi checkout 98b4fa1",
+    "make bench SOURCES=CHECKOUTS",
+    "python -m tests.performance capi --sources CHECKOUTS    # these rows alone, not written",
+    "```",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,15 @@ class Result:
         return self.ratio <= float(number) if sign == "<=" else self.ratio >= float(number)
 
 
-MODULES = ("encoding", "feeding", "making", "probing", "reading", "report", "run")
+class Unavailable(Exception):
+    """A benchmark lacks something; the message says what."""
+
+
+PEERS = ("clip_benchmark", "capi", "hummingbird", "dinov2", "probe3d", "dinov3")
+MODULES = (
+    *("encoding", "feeding", "making", "probing", "reading", "report", "run"),
+    *(f"peers.{name}" for name in PEERS),
+)
 Benchmark = Callable[..., list[Result]]
 BENCHES: dict[str, Benchmark] = {}  # those of the modules that were imported
 TOYS: dict[str, Benchmark] = {}  # the same, at a size that tests run
@@ -125,11 +151,15 @@ def alternate(
     return Result(name, median_a, median_b, ratio, goal, unit, n, note)
 
 
-def write(results: list[Result], folder: Path) -> None:
+def write(results: list[Result], folder: Path, skipped: Sequence[str] = ()) -> None:
     """``benchmarks.json`` (a list of {name, a, b, ratio, goal, unit, n, note}) and
-    ``benchmarks.md``."""
+    ``benchmarks.md``.
+
+    Args:
+        skipped: benchmarks that could not run, with the reason.
+    """
     write_json(folder / "benchmarks.json", [asdict(result) for result in results])
-    write_text(folder / "benchmarks.md", markdown(results))
+    write_text(folder / "benchmarks.md", markdown(results, skipped))
 
 
 def merged(results: list[Result], folder: Path) -> list[Result]:
@@ -141,7 +171,7 @@ def merged(results: list[Result], folder: Path) -> list[Result]:
     return [new.pop(result.name, result) for result in old] + list(new.values())
 
 
-def markdown(results: list[Result]) -> str:
+def markdown(results: list[Result], skipped: Sequence[str] = ()) -> str:
     """The table, with the machine it was measured on."""
     from reports.mlflow.environment import environment
 
@@ -150,7 +180,9 @@ def markdown(results: list[Result]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `make bench`: A and B alternate in one process; medians and their ratio.",
+        "Made by `make bench`: A and B alternate; medians and their ratio.",
+        "",
+        *PEERS_TEXT,
         "",
         (
             f"Machine: {_cpu()}, {env['cpu_count']} cores, {env['platform']}, Python"
@@ -166,6 +198,7 @@ def markdown(results: list[Result]) -> str:
             f"| {r.name} | {r.a:.4g} | {r.b:.4g} | {r.unit} | {r.ratio:.3f} | {r.goal or '–'} |"
             f" {reached} | {r.n} | {r.note} |"
         )
+    lines += ["", *(f"* Not measured: {each}" for each in skipped)] if skipped else []
     return "\n".join(lines) + "\n"
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 from backbones.base import Backbone
 from cliptex_common.progress import Silent
 from probes.base import Context
-from probes.datasets.base import PreparedDataset
+from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
+from tests.performance.beside import TEMPLATES, class_files
 from tests.probes import tiny_dense
-from tests.probes.datasets.make import write_tar
+from tests.probes.datasets.make import picture, write_tar
 
 
 def photograph(random: np.random.Generator, size: tuple[int, int]) -> bytes:
@@ -70,3 +71,33 @@ def context(
         work_dir=work,
         log=Silent(),
     )
+
+
+def classes(folder: Path, train: int, val: int, count: int = 10) -> None:
+    """Write photographs of ``count`` classes, which their colours tell apart."""
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (count, 3))
+    for split, number in (("train", train), ("val", val)):
+        (folder / split).mkdir()
+        for index in range(number):
+            kind = index % count
+            image = Image.fromarray(picture(random, (320, 240), colours[kind]))
+            image.save(folder / f"{split}/{kind:02}-{index:04}.jpg", quality=90)
+
+
+def classified(folder: Path) -> PreparedDataset:
+    """A dataset that ``classes`` wrote."""
+    samples = {
+        split: [Sample(f"{split}/{path.name}", kind) for path, kind in class_files(folder, split)]
+        for split in ("train", "val")
+    }
+    names = tuple(f"class {kind}" for kind in range(1 + max(s.target for s in samples["train"])))
+    spec = DatasetSpec(
+        "colours",
+        "classification",
+        "",
+        lambda root, split: samples[split],
+        classes=names,
+        extra={"templates": TEMPLATES},
+    )
+    return PreparedDataset(spec, folder, samples, fingerprint="colours")

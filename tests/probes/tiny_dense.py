@@ -84,6 +84,11 @@ def make(
             image, target = draw(kind, blobs(random, *shape))
             cv2.imwrite(str(root / f"images/{split}/{number:03}.png"), image)
             cv2.imwrite(str(root / f"truth/{split}/{number:03}.png"), target)
+    return prepared(root, kind, seed)
+
+
+def prepared(root: Path, kind: str, seed: int = 0) -> PreparedDataset:
+    """A dataset that ``make`` wrote."""
     spec = DATASETS[SPECS[kind].name]
     samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
     return PreparedDataset(spec, root, samples, fingerprint=f"{kind}-{seed}")

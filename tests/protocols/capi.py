@@ -10,18 +10,17 @@ import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import probes.catalog  # noqa: F401
@@ -38,7 +37,7 @@ from probes.image_level.linear import Standardiser
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
 from tests.probes.tiny_mmlab import context
-from tests.protocols import capi_attentive, segmented
+from tests.protocols import capi_attentive, segmented, sources
 from tests.protocols.fields import read_record
 
 KNN, LOGREG = "segmentation/patch-knn", "segmentation/logreg"
@@ -64,30 +63,6 @@ TOLERANCE = {
 }
 
 
-@contextmanager
-def imported() -> Iterator[ModuleType]:
-    """``eval_segmentation`` on a CPU, in one process."""
-    import torch._dynamo
-
-    linear = SimpleNamespace(LogisticRegression=_logistic_regression)
-    stubs = {"cuml": SimpleNamespace(linear_model=linear), "cuml.linear_model": linear}
-    stubs["datasets"] = mock.MagicMock()
-    stubs["datasets.formatting"] = stubs["datasets"].formatting
-    with (
-        mock.patch.dict("sys.modules", stubs),
-        mock.patch.object(torch, "compile", lambda *_, **__: lambda function: function),
-        mock.patch.object(torch.Tensor, "cuda", lambda self, **_: self),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            import eval_segmentation
-
-            yield eval_segmentation
-        finally:
-            torch.distributed.destroy_process_group()
-
-
 constructed: list[dict[str, Any]] = []  # options of the source's logistic regressions
 fitted: list[Any] = []  # the source's logistic regressions
 standardised: list[np.ndarray] = []  # features that the source standardises by
@@ -101,10 +76,8 @@ class Scaler(StandardScaler):
 
 def _logistic_regression(**options: Any) -> Any:
     constructed.append(options)
-    model = LogisticRegression(C=options["C"], max_iter=options["max_iter"], tol=options["tol"])
-    model.solver_model = SimpleNamespace()
-    fitted.append(model)
-    return model
+    fitted.append(sources.logistic_regression(**options))
+    return fitted[-1]
 
 
 class SourceImages(torch.utils.data.Dataset):
@@ -130,7 +103,9 @@ class SourceModel(torch.nn.Module):
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:
-    with imported() as code:
+    with sources.capi(_logistic_regression):
+        import eval_segmentation as code
+
         fields = {KNN: _source_knn(code), LOGREG: _source_logreg(code)}
         shared = _source_images(code) | _source_model(checkout)
     segmentation = {probe: {**shared, **each} for probe, each in fields.items()}

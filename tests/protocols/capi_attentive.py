@@ -9,8 +9,7 @@ import ast
 import inspect
 import tempfile
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,8 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+
+from tests.protocols import sources
 
 PROBE = "classification/attentive"
 IMAGES, CLASSES, SIDE, WIDTH = 40, 3, 2, 128
@@ -90,25 +91,6 @@ class Model(torch.nn.Module):
         return patches[:, 0], patches, patches.view(len(numbers), SIDE, SIDE, WIDTH)
 
 
-@contextmanager
-def one_process() -> Iterator[None]:
-    """The source's code on a CPU."""
-    import torch._dynamo
-
-    stubs = {name: mock.MagicMock() for name in ("datasets", "datasets.formatting")}
-    with (
-        mock.patch.dict("sys.modules", stubs),
-        mock.patch.object(torch.Tensor, "cuda", lambda self, **_: self),
-        mock.patch.object(torch.nn.Module, "cuda", lambda self: self),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            yield
-        finally:
-            torch.distributed.destroy_process_group()
-
-
 def source() -> dict[str, Any]:
     """The fields, by the source's code."""
     trained: dict[Any, Any] = {}
@@ -126,7 +108,7 @@ def source() -> dict[str, Any]:
         trained.update(dict(zip(heads.idx_to_key, heads, strict=True)))
         raise Trained
 
-    with one_process(), tempfile.TemporaryDirectory() as out:
+    with sources.capi(), tempfile.TemporaryDirectory() as out:
         import eval_classification as code
 
         original = code.AttnPoolClassifier

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import math
-import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+from tests.protocols import sources
 
 PROBE = "classification/linear"
 CLASSES, WIDTH, PATCHES, IMAGES, BLOCKS = 3, 5, 7, 6, 4
@@ -58,20 +59,16 @@ def summary(crop: torch.Tensor) -> torch.Tensor:
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:
     """The fields, by the source's code."""
-    for name in ("fvcore", "fvcore.common", "fvcore.common.checkpoint", "xformers", "xformers.ops"):
-        sys.modules.setdefault(name, mock.MagicMock())
-    from dinov2.data.transforms import (  # type: ignore[import-not-found]
-        make_classification_eval_transform,
-        make_classification_train_transform,
-    )
-    from dinov2.eval import linear  # type: ignore[import-not-found]
+    with sources.dinov2():
+        from dinov2.data.transforms import (  # type: ignore[import-not-found]
+            make_classification_eval_transform,
+            make_classification_train_transform,
+        )
+        from dinov2.eval import linear  # type: ignore[import-not-found]
     from omegaconf import OmegaConf  # type: ignore[import-not-found]
 
     defaults = linear.get_args_parser().parse_args([])
-    with (
-        mock.patch.object(torch.nn.Module, "cuda", lambda self: self),
-        mock.patch.object(linear.distributed, "get_global_size", lambda: GPUS),
-    ):
+    with sources.on_cpu(), mock.patch.object(linear.distributed, "get_global_size", lambda: GPUS):
         heads, groups = linear.setup_linear_classifiers(
             tokens(), [1, BLOCKS], defaults.learning_rates, defaults.batch_size, CLASSES
         )

@@ -29,7 +29,7 @@ from probes.dense.patches.pixels import Patches, class_shares
 from probes.protocols.base import PROTOCOLS, find_preset
 from probes.registry import DATASETS, PROBES
 from tests.probes.tiny_mmlab import context
-from tests.protocols import segmented
+from tests.protocols import segmented, sources
 
 PROBE = "segmentation/in-context"
 READ = {
@@ -57,8 +57,7 @@ class Exact:
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:
-    lightning = SimpleNamespace(LightningDataModule=object)
-    with mock.patch.dict("sys.modules", {"pytorch_lightning": lightning}):
+    with sources.hummingbird():
         from hbird import hbird_eval, models
         from hbird.data.ade20k.ade20k_data import Ade20kDataModule
         from hbird.data.voc.voc_data import VOCDataset

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
+
+from tests.protocols.sources import importing, on_cpu, one_process
 
 PROBE = "classification/knn"
 TRAIN, VAL, WIDTH, CLASSES = 60, 100, 8, 5
@@ -118,17 +118,11 @@ def pixio(checkout: Path) -> dict[str, Any]:
     outputs = [{"cls_tokens": torch.zeros(1, 8, 2), "cls_tokens_norm": torch.ones(1, 8, 2)}]
     loader = mock.MagicMock(dataset=[0])
     loader.__iter__.return_value = [(torch.zeros(1, 3, 8, 8), torch.zeros(1).long())]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(torch.Tensor, "cuda", lambda self, **_: self),
-        mock.patch.object(eval_knn.misc, "MetricLogger") as logger,
-    ):
+    with on_cpu(), one_process(), mock.patch.object(eval_knn.misc, "MetricLogger") as logger:
         logger.return_value.log_every = lambda batches, _: batches
-        torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=0, world_size=1)
         embeddings = eval_knn.extract_features(
             lambda _: outputs, loader, argparse.Namespace(dtype="fp32")
         )
-        torch.distributed.destroy_process_group()
     return {
         "image": [list(pixels.shape), *summary(pixels)],
         "normalised black": black.flatten(),
@@ -175,19 +169,6 @@ def radio(checkout: Path) -> dict[str, Any]:
         "chosen_on": "nothing",
         "precision": "float32",
     }
-
-
-@contextlib.contextmanager
-def importing(*folders: Path) -> Iterator[None]:
-    """Import from folders; what is imported is forgotten."""
-    import torch._dynamo  # noqa: F401  patch.dict would drop it, and it cannot be imported again
-    import torchvision.datasets  # noqa: F401
-
-    with (
-        mock.patch.dict(sys.modules),
-        mock.patch.object(sys, "path", [*map(str, folders), *sys.path]),
-    ):
-        yield
 
 
 def script_defaults(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.protocols import dense
+from tests.protocols import dense, sources
 from tests.protocols.dense import (
     CHANNELS,
     CLASSES,
@@ -109,10 +109,7 @@ def modules(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    with (
-        patch.object(Tensor, "cuda", lambda self, *args: self),
-        patch("torch.distributed.all_reduce", lambda tensor: None),
-    ):
+    with sources.on_cpu(), patch("torch.distributed.all_reduce", lambda tensor: None):
         yield
 
 

@@ -11,9 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock, patch
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 
 import backbones
 from probes.runner.sampling import isolated_rng
-from tests.protocols import dense
+from tests.protocols import dense, sources
 from tests.protocols.dense import STEPS, depths, photograph, random, seeded, summary
 
 TASKS = {
@@ -78,18 +77,8 @@ def row_ends(depth: Tensor) -> list[float]:
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:
-    with _stubs():
+    with sources.probe3d():
         return {kind: _source(checkout, kind) for kind in TASKS}
-
-
-def _stubs() -> Any:
-    """Modules that the source imports for its command line, its log and its crops."""
-    hydra, utils = ModuleType("hydra"), ModuleType("hydra.utils")
-    hydra.main = lambda **options: lambda function: function  # type: ignore[attr-defined]
-    utils.instantiate = lambda config, **options: config  # type: ignore[attr-defined]
-    mae = "transformers.models.vit_mae.modeling_vit_mae"
-    modules = {name: MagicMock() for name in ("loguru", "omegaconf", "albumentations", mae)}
-    return patch.dict(sys.modules, {"hydra": hydra, "hydra.utils": utils, **modules})
 
 
 def _source(checkout: Path, kind: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import probes.catalog  # noqa: F401  registers every protocol
 from backbones.versions import versions
 from probes.protocols.base import PROTOCOLS
 from tests.protocols.fields import OTHERS, module, plain, record_path, with_facts
+from tests.protocols.sources import commit_of
 
 
 def main() -> None:
@@ -32,10 +32,7 @@ def main() -> None:
         source, expected = code.SOURCE, code.COMMIT
     else:
         source, expected = PROTOCOLS[name].source, PROTOCOLS[name].commit
-    commit = ""
-    if (arguments.source / ".git").exists():  # else an archive, or an installed package
-        git = ["git", "-C", str(arguments.source), "rev-parse", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    commit = commit_of(arguments.source)
     if commit and not commit.startswith(expected):
         parser.error(f"{arguments.source} is at {commit[:7]}; check out {expected}")
     sys.path.insert(0, str(arguments.source))
