@@ -24,7 +24,7 @@ CLIP = Size(images=200, val=200, batch=64, model="open_clip/ViT-B-32")
 EPOCHS = 10
 
 
-@bench(size=replace(TOY, model=CLIP.model), n=1)
+@bench(size=replace(TOY, model="open_clip/ViT-S-32"), n=1)
 def clip_benchmark(size: Size = CLIP, n: int = 3) -> list[Result]:
     """Top-1 by texts, and by a linear probe whose grid each chooses from on a tenth of train."""
     rows = []
