@@ -72,7 +72,7 @@ def checkout(protocol: str) -> Path:
     return path
 
 
-def beside(
+def compare_sides(
     title: str,
     metric: str,
     kind: str,

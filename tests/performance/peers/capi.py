@@ -14,8 +14,8 @@ from tests.performance.beside import (
     TOY,
     Evaluate,
     Size,
-    beside,
     checkout,
+    compare_sides,
     dense_files,
     import_from,
     our_probe,
@@ -32,7 +32,7 @@ def capi(size: Size = SIZE, n: int = 3) -> list[Result]:
     source, rows = checkout("capi"), []
     for name, (probe, title) in CLASSIFIERS.items():
         sides = partial(ours, f"voc/{probe}"), partial(theirs, name)
-        rows += beside(f"CAPI's {title}", "mIoU", "segmentation", sides, size, n, source)
+        rows += compare_sides(f"CAPI's {title}", "mIoU", "segmentation", sides, size, n, source)
     return rows
 
 

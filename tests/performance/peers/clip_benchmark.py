@@ -14,7 +14,7 @@ from tests.performance.beside import (
     Classified,
     Evaluate,
     Size,
-    beside,
+    compare_sides,
     our_probe,
     patches,
 )
@@ -32,7 +32,9 @@ def clip_benchmark(size: Size = CLIP, n: int = 3) -> list[Result]:
         ("zero-shot", (our_zero_shot, their_zero_shot)),
         ("linear probe", (our_linear, their_linear)),
     ):
-        rows += beside(f"clip-benchmark's {title}", "top-1", "classification", sides, size, n)
+        rows += compare_sides(
+            f"clip-benchmark's {title}", "top-1", "classification", sides, size, n
+        )
     return rows
 
 

@@ -13,8 +13,8 @@ from tests.performance.beside import (
     Classified,
     Evaluate,
     Size,
-    beside,
     checkout,
+    compare_sides,
     import_from,
     our_probe,
     patches,
@@ -30,7 +30,7 @@ def dinov2(size: Size = SIZE, n: int = 3) -> list[Result]:
     """Top-1 of the best head after a training on random crops."""
     source, sides = checkout("dinov2"), (ours, theirs)
     title = f"DINOv2's linear classification, {size.steps} batches of {size.batch}"
-    return beside(title, "top-1", "classification", sides, size, n, source)
+    return compare_sides(title, "top-1", "classification", sides, size, n, source)
 
 
 def rates(size: Size) -> tuple[float, ...]:

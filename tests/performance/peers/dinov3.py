@@ -10,8 +10,8 @@ from tests.performance.beside import (
     TOY,
     Evaluate,
     Size,
-    beside,
     checkout,
+    compare_sides,
     dense_files,
     import_from,
     our_probe,
@@ -24,7 +24,7 @@ def dinov3(size: Size = SIZE, n: int = 3) -> list[Result]:
     """mIoU of a linear head after a training on random crops, in windows."""
     source, sides = checkout("dinov3"), (ours, theirs)
     title = f"DINOv3's linear segmentation, {size.steps} batches of {size.batch}"
-    return beside(title, "mIoU", "segmentation", sides, size, n, source)
+    return compare_sides(title, "mIoU", "segmentation", sides, size, n, source)
 
 
 def ours(data: Path, source: Path, size: Size) -> Evaluate:

@@ -11,8 +11,8 @@ from tests.performance.beside import (
     TOY,
     Evaluate,
     Size,
-    beside,
     checkout,
+    compare_sides,
     dense_files,
     import_from,
     our_probe,
@@ -28,7 +28,7 @@ def hummingbird(size: Size = SIZE, n: int = 3) -> list[Result]:
     """mIoU after Hungarian matching, with a memory of half of the patches of two passes."""
     source, sides = checkout("hummingbird"), (ours, theirs)
     title = "Open-Hummingbird's evaluation"
-    return beside(title, "mIoU", "segmentation", sides, size, n, source)
+    return compare_sides(title, "mIoU", "segmentation", sides, size, n, source)
 
 
 def memory(size: Size, stride: int = 16) -> int:

@@ -9,8 +9,8 @@ from tests.performance.beside import (
     TOY,
     Evaluate,
     Size,
-    beside,
     checkout,
+    compare_sides,
     dense_files,
     import_from,
     our_probe,
@@ -24,7 +24,7 @@ def probe3d(size: Size = SIZE, n: int = 3) -> list[Result]:
     """Error of a DPT head on changed colours."""
     source, sides = checkout("probe3d"), (ours, theirs)
     title = f"probe3d's depth probe, {epochs(size)} epochs"
-    return beside(title, "rmse in m", "depth", sides, size, n, source)
+    return compare_sides(title, "rmse in m", "depth", sides, size, n, source)
 
 
 def epochs(size: Size) -> int:
