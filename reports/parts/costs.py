@@ -23,7 +23,7 @@ STAGE_METRICS = {
     "training": "train_seconds",
 }  # part → cost of parent runs
 PRECISION = "fp32"  # in which speed and memory of backbones are measured
-BEATEN = 0.35  # opacity
+BEATEN = 0.45  # opacity
 Better = Mapping[str, Collection[str]]  # backbone → those that are better than it beyond doubt
 
 
