@@ -144,7 +144,7 @@ def _better(
             verdict = outcome(judged, name)
             if verdict in ("win", "loss"):
                 pairs.add((name, base) if verdict == "win" else (base, name))
-    return {name: [other for other in names if (other, name) in pairs] for name in names}
+    return {name: [rival for rival in names if (rival, name) in pairs] for name in names}
 
 
 def main_scores(analysis: Analysis) -> list[tuple[Score, TaskColumn]]:
@@ -208,11 +208,11 @@ def on_front(costs: Mapping[str, float] | pd.Series, better: Better, sign: int =
     Args:
         sign: +1 where less is cheaper, else -1.
     """
-    known = {str(name): sign * cost for name, cost in costs.items() if np.isfinite(cost)}
+    finite = {str(name): sign * cost for name, cost in costs.items() if np.isfinite(cost)}
     return {
         name
-        for name, cost in known.items()
-        if not any(known.get(other, np.inf) <= cost for other in better.get(name, ()))
+        for name, cost in finite.items()
+        if not any(finite.get(rival, np.inf) <= cost for rival in better.get(name, ()))
     }
 
 

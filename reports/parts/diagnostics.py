@@ -111,5 +111,12 @@ def _note(x: pd.Series, y: pd.Series) -> dict[str, object]:
     """ρ as a part of the layout."""
     rho, low, high = spearman(x, y)
     text = f"ρ = {decimal(rho, 2)} {bracketed(low, high, 2)}"
-    place = {"x": 1, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "right", "yanchor": "top"}
-    return {"annotations": [{**place, "text": text, "showarrow": False}]}
+    corner = {
+        "x": 1,
+        "y": 1,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "right",
+        "yanchor": "top",
+    }
+    return {"annotations": [{**corner, "text": text, "showarrow": False}]}

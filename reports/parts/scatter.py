@@ -95,8 +95,8 @@ def _score_choice(score: Score, styles: Mapping[str, Style]) -> dict[str, Any]:
 def _quantity_choice(quantity: Quantity, names: Sequence[str]) -> dict[str, Any]:
     hover = f"%{{text}}<br>{quantity.title}: %{{x:.4~g}}<extra></extra>"
     values = [quantity.values[name] for name in names]
-    places = [[value] if np.isfinite(value) else [None] for value in values]
-    data = [{"x": place, "hovertemplate": hover} for place in places]
+    positions = [[value] if np.isfinite(value) else [None] for value in values]
+    data = [{"x": position, "hovertemplate": hover} for position in positions]
     axis: dict[str, Any] = {"title": {"text": quantity.title}}
     if quantity.is_log:
         axis = {"type": "log", "title": {"text": f"{quantity.title}, log"}}
