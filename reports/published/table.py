@@ -21,6 +21,7 @@ from reports.parts.tables import decimal, with_interval
 FOLDER = Path(__file__).parent
 # of the sources' own classifiers, which this suite does not train
 OWN_HEAD = "own-head"
+LOWER_IS_BETTER = ("rmse",)  # of the metrics in the table
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class PublishedNumber:
     preset: str
     differs: str
     loader: str = ""
+
+    @property
+    def direction(self) -> int:
+        """1 where higher is better, else -1."""
+        return -1 if self.metric in LOWER_IS_BETTER else 1
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pandas as pd
 from reports.parts.costs import cost_figure
 from reports.parts.figures import Style
 from reports.parts.scatter import Score
+from reports.published.table import published_numbers, read_rows
 from reports.render.page import figure_content, render_template
 from reports.selection import task_order
 from reports.shared.standings import Leaderboard, Place, SharedColumn, rank_backbones
@@ -48,6 +49,7 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
             for group in groups
         ],
         "protocols": [column.conditions for column in columns],
+        "published": _published(),
     }
     return render_template(
         "leaderboard.html.j2",
@@ -57,6 +59,39 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
         shown_figures=figures,
         **figure_content(figures),
     )
+
+
+def _published() -> dict[str, Any]:
+    """Published numbers: sources and models, and of each task and metric rows (number of the model,
+    number of the source, value)."""
+    sources = list(read_rows("sources"))
+    number_of = {row["source"]: number for number, row in enumerate(sources)}
+    models: dict[str, dict[str, Any]] = {}
+    tasks: dict[tuple[str, str], dict[str, Any]] = {}
+    for each in published_numbers():
+        if not each.task:  # a statement
+            continue
+        name = each.backbones[0]
+        size = each.model.partition("@")[2]
+        shown = f"{name} at {size} px" if size else name
+        about = {"name": shown, "model": each.model, "names": list(each.backbones)}
+        model = models.setdefault(each.model, {"number": len(models), **about})
+        task = tasks.setdefault(
+            (each.task, each.metric),
+            {
+                "task": each.task,
+                "metric": each.metric,
+                "direction": each.direction,
+                "rows": [],
+            },
+        )
+        text = f"{each.value:.{each.digits}f}"
+        task["rows"].append([model["number"], number_of[each.source], text])
+    return {
+        "sources": sources,
+        "models": list(models.values()),
+        "tasks": [tasks[key] for key in sorted(tasks)],
+    }
 
 
 @dataclass(frozen=True)

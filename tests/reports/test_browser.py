@@ -234,5 +234,30 @@ def test_leaderboard(browser, tmp_path):
     assert shown() == [["b", "2"]]
     page.locator("td button").first.click()
     assert '"task": "voc/linear"' in page.locator("#detail-protocol").inner_text()
+    page.locator("#close").click()
+
+    numbers = page.locator("#p-rows tr")
+    assert "voc/linear" in page.locator("#p-explain").inner_text(), "a task that is ranked"
+    page.select_option("#p-task", label="imagenet_sketch · top1 (1556)")
+    assert numbers.count() == 100
+    page.locator("#p-more").click()
+    assert numbers.count() == 1556
+    name = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+    page.fill("#p-text", name)
+    assert numbers.count() == 1 and "45.106" in numbers.inner_text()
+    page.locator("#p-rows button").press("Enter")
+    about = page.locator("#detail-protocol").inner_text()
+    assert "not a probe" in about and "commit: aa4b585" in about
+    page.locator("#close").click()
+    link = page.evaluate("location.href")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390 and errors == []
+    page.goto("about:blank")
+    page.goto(link)
+    assert numbers.count() == 1, "the address keeps what was chosen"
+    page.fill("#p-text", "")
+    values = lambda: [float(text) for text in page.locator("#p-rows td button").all_inner_texts()]
+    assert values() == sorted(values(), reverse=True)
+    page.locator("#p-head button").nth(1).click()
+    assert values() == sorted(values())
     assert page.evaluate("document.documentElement.scrollWidth") == 390 and errors == []
     context.close()

@@ -31,6 +31,7 @@ def test_every_number_names_a_task_a_metric_and_a_file_at_a_commit() -> None:
         if number.preset not in ("", "own"):
             assert PROTOCOLS[number.preset].preset(spec, probe), number
         unit = probe.metrics[number.metric]
+        assert number.direction == unit.direction, number
         assert 0 <= number.value < (unit.high or 20), number
         kinds[spec.kind] += 1
     assert sum(kinds.values()) >= 120

@@ -1,0 +1,86 @@
+"use strict";
+// published numbers: one task at a time; what is chosen is in the page's address
+{
+  const { sources, models, tasks } = content.published, AT_FIRST = 100;
+  const family = model => model.name.includes("/") ? model.name.split("/")[0] : "by name";
+  let sorted = { by: "value", up: false }, limit = AT_FIRST;
+
+  const fill = (id, values) => values.forEach(([value, text]) => byId(id).append(make("option", text, { value })));
+  const probes = {};
+  tasks.forEach((task, number) => {
+    const [data, probe] = task.task.split("/");
+    if (!probes[probe]) byId("p-task").append(probes[probe] = make("optgroup", "", { label: probe }));
+    probes[probe].append(make("option", `${data} · ${task.metric} (${task.rows.length})`, { value: number }));
+  });
+  const unique = values => [...new Set(values)].filter(Boolean).sort().map(value => [value, value]);
+  fill("p-source", unique(sources.map(source => source.title.split(",")[0])));
+  fill("p-family", unique(models.map(family)));
+  fill("p-licence", unique(sources.map(source => source.licence)));
+
+  const chosen = ["p-task", "p-source", "p-family", "p-licence", "p-text"];
+  function restore() {
+    const words = new URLSearchParams(location.hash.slice(1));
+    for (const id of chosen.slice(1)) if (words.has(id)) byId(id).value = words.get(id);
+    const task = tasks.findIndex(each => `${each.task} ${each.metric}` === words.get("p-task"));
+    const ranked = new Set(content.columns.map(column => column.task));
+    const first = Math.max(0, tasks.findIndex(each => ranked.has(each.task)));
+    byId("p-task").value = task < 0 ? first : task;
+  }
+
+  function remember() {
+    const task = tasks[byId("p-task").value], words = new URLSearchParams({ "p-task": `${task.task} ${task.metric}` });
+    for (const id of chosen.slice(1)) if (byId(id).value) words.set(id, byId(id).value);
+    history.replaceState(null, "", `#${words}`);
+  }
+
+  function list() {
+    const task = tasks[byId("p-task").value], text = byId("p-text").value.toLowerCase();
+    const is = (id, value) => !byId(id).value || byId(id).value === value;
+    const rows = task.rows.filter(([m, s]) => is("p-source", sources[s].title.split(",")[0]) && is("p-family", family(models[m]))
+      && is("p-licence", sources[s].licence) && `${models[m].name} ${models[m].model} ${sources[s].protocol}`.toLowerCase().includes(text));
+    const key = { model: ([m]) => models[m].name, value: row => Number(row[2]), source: ([, s]) => sources[s].title }[sorted.by];
+    const sign = (sorted.up ? 1 : -1) * (sorted.by === "value" ? task.direction : 1);
+    rows.sort((a, b) => sign * (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
+    byId("p-rows").replaceChildren(...rows.slice(0, limit).map(row => line(task, row)));
+    byId("p-explain").textContent = `${rows.length} numbers of ${task.task}, ${task.metric} ${task.direction > 0 ? "↑" : "↓"}.`;
+    byId("p-more").hidden = rows.length <= limit;
+    for (const head of document.querySelectorAll("#p-head th"))
+      head.setAttribute("aria-sort", head.dataset.by !== sorted.by ? "none" : sign > 0 ? "ascending" : "descending");
+  }
+
+  function line(task, [m, s, value]) {
+    const model = models[m], source = sources[s], row = make("tr"), name = make("th", model.name, { scope: "row" });
+    if (!model.names.includes(model.model.split("@")[0])) name.append(make("small", model.model));
+    const entry = make("td"), button = make("button", value, { type: "button" });
+    button.addEventListener("click", () => explain(task, model, source, value));
+    entry.append(button);
+    row.append(name, entry, make("td", source.title), make("td", source.licence));
+    return row;
+  }
+
+  function explain(task, model, source, value) {
+    byId("detail-title").textContent = `${model.name} · ${task.task} · published`;
+    byId("detail-text").textContent = `${task.metric} ${value}, called ${model.model} in its source: `;
+    byId("detail-text").append(make("a", source.title, { href: source.url, rel: "noopener" }));
+    const lines = [["protocol", source.protocol], ["preset here", source.preset || "none"], ["differs", source.differs], ["commit", source.commit],
+      ["licence", source.licence], ["left out of this source", source.left_out], ["names here", model.names.join(", ")]];
+    byId("detail-protocol").textContent = lines.filter(([, text]) => text).map(each => each.join(": ")).join("\n");
+    byId("detail").showModal();
+  }
+
+  for (const id of chosen) byId(id).addEventListener("input", () => { limit = AT_FIRST; remember(); list(); });
+  for (const button of document.querySelectorAll("#p-head button"))
+    button.addEventListener("click", () => {
+      const by = button.parentElement.dataset.by;
+      sorted = { by, up: sorted.by === by ? !sorted.up : by !== "value" };
+      list();
+    });
+  byId("p-more").addEventListener("click", () => { limit = Infinity; list(); });
+  byId("p-link").addEventListener("click", async () => {
+    remember();
+    await navigator.clipboard.writeText(location.href);
+    byId("p-link").textContent = "Copied";
+  });
+  restore();
+  list();
+}
