@@ -118,6 +118,9 @@ register_protocol(
                 "validations": (
                     "the best of eight validations on val is reported, here the last is scored"
                 ),
+                "images that a pass leaves out": (
+                    "a pass leaves out the images that fill no batch, here they are in the next one"
+                ),
                 "test sizes": (
                     "the long side of images has no limit, here it is at most four times the short"
                     " one, in training, too (none on usual photographs)"

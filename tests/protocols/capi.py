@@ -37,8 +37,9 @@ from probes.image_level.linear import Standardiser
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
 from tests.probes.tiny_mmlab import context
-from tests.protocols import capi_attentive, segmented, sources
+from tests.protocols import capi_attentive, capi_choice, segmented, sources
 from tests.protocols.fields import read_record
+from tests.recorder import Recorder
 
 KNN, LOGREG = "segmentation/patch-knn", "segmentation/logreg"
 READ = {
@@ -57,6 +58,7 @@ SAMPLE = slice(3, 224, 44)
 # solvers differ, which moves a patch or two that two classes fit alike; a patch is 0.06 mIoU
 TOLERANCE = {
     "mIoU": 0.1,
+    **capi_choice.TOLERANCE,
     "predicted pixels": 5.0,
     "predicted patches": 2.0,
     **capi_attentive.TOLERANCE,
@@ -112,15 +114,33 @@ def source(checkout: Path) -> dict[str, dict[str, Any]]:
     return {**segmentation, capi_attentive.PROBE: capi_attentive.source()}
 
 
-def _evaluate(code: ModuleType, void: int, classifier: str, options: Mapping[str, Any]) -> Any:
-    """mIoU in percent, and how many pixels each label is predicted for."""
-    numbers = {"train": TRAIN, "val": TRAIN, "test": VAL}
+def _evaluate(
+    code: ModuleType,
+    void: int,
+    classifier: str,
+    options: Mapping[str, Any],
+    val: list[int] = TRAIN,
+) -> Any:
+    """Results with mIoU in percent, how many pixels each label is predicted for, and the values
+    that are fitted last.
+
+    Args:
+        val: pictures that values are chosen on, then trained on.
+    """
+    numbers = {"train": TRAIN, "val": val, "test": VAL}
+    fitted_with: list[dict[str, Any]] = []
+    fit = code.Classifier.fit
+
+    def fit_and_note(self: Any, *arguments: Any) -> None:
+        fitted_with.append({name: getattr(self, name) for name in self.hparam_grids})
+        fit(self, *arguments)
 
     def make_dataset(dataset_str_or_path: str, **transforms: Any) -> SourceImages:
         return SourceImages(numbers[dataset_str_or_path], void, **transforms)
 
     with (
         mock.patch.object(code, "make_dataset", make_dataset),
+        mock.patch.object(code.Classifier, "fit", fit_and_note),
         mock.patch.dict(code.standardizations, StandardScaler=Scaler),
         tempfile.TemporaryDirectory() as out,
     ):
@@ -138,7 +158,14 @@ def _evaluate(code: ModuleType, void: int, classifier: str, options: Mapping[str
         )
         predictions = torch.load(Path(out) / f"preds_{classifier}.pth")
     counts = predictions.flatten().bincount(minlength=256)
-    return 100 * results[f"labels_{classifier}_mIoU"], [int(n) for n in counts if n]
+    results = {name: 100 * value for name, value in results.items() if "mIoU" in name}
+    return results, [int(n) for n in counts if n], fitted_with[-1]
+
+
+def _score(code: ModuleType, *arguments: Any) -> tuple[float, list[int]]:
+    """mIoU in percent, and how many pixels each label is predicted for."""
+    results, counts, _ = _evaluate(code, *arguments)
+    return results[f"labels_{arguments[1]}_mIoU"], counts
 
 
 def _source_knn(code: ModuleType) -> dict[str, Any]:
@@ -150,7 +177,7 @@ def _source_knn(code: ModuleType) -> dict[str, Any]:
                 "num_neighbors": (neighbours,),
                 "distance": ("L2" if distance == "l2" else distance,),
             }
-            scores[f"{void} {neighbours} {distance}"] = _evaluate(code, void, "knn", options)
+            scores[f"{void} {neighbours} {distance}"] = _score(code, void, "knn", options)
     import omegaconf
 
     config = omegaconf.OmegaConf.load(Path(code.__file__).with_name("default_eval_config.yaml"))
@@ -158,6 +185,7 @@ def _source_knn(code: ModuleType) -> dict[str, Any]:
     return {
         "mIoU": {key: miou for key, (miou, _) in scores.items()},
         "predicted pixels": {key: counts for key, (_, counts) in scores.items()},
+        **capi_choice.source_knn(partial(_evaluate, code, 255)),
         "neighbours": defaults["num_neighbors"],
         "distances": [each.lower() for each in defaults["distance"]],
         "precision on ADE20K": config.seg_ade20k.classifiers_kwargs.knn.dtype,
@@ -168,10 +196,11 @@ def _source_logreg(code: ModuleType) -> dict[str, Any]:
     scores, classes = {}, {}
     for void in segmented.VOID.values():
         for c in STRENGTHS:
-            scores[f"{void} {c:g}"] = _evaluate(code, void, "logreg", {"C": (c,)})
+            scores[f"{void} {c:g}"] = _score(code, void, "logreg", {"C": (c,)})
         classes[str(void)] = len(fitted[-1].classes_)
     defaults = _defaults(code.LogregClassifier)
     return {
+        **capi_choice.source_logreg(partial(_evaluate, code, 255)),
         "mIoU": {key: miou for key, (miou, _) in scores.items()},
         "predicted patches": {key: _patches(counts) for key, (_, counts) in scores.items()},
         "fitted classes": classes,
@@ -279,10 +308,11 @@ def _prepare(
     dataset: str,
     train: list[int],
     backbone: str = "golden-projection",
+    **changes: Any,
 ) -> Context:
     data = segmented.write(folder / f"{dataset}-{len(train)}", dataset, train, VAL)
-    settings = with_changes(PROBES[probe].settings_type(), presets[probe])
-    return context(folder / "work", data, settings, backbone)
+    settings = with_changes(PROBES[probe].settings_type(), {**presets[probe], **changes})
+    return context(folder / "work", data, settings, backbone, Recorder())
 
 
 def _scores(task: Context, predict: Any) -> list[Any]:
@@ -331,6 +361,7 @@ def _suite_knn(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "mIoU": {key: miou for key, (miou, _) in scores.items()},
         "predicted pixels": {key: counts for key, (_, counts) in scores.items()},
+        **capi_choice.suite_knn(partial(prepare, KNN, "golden-void-255"), TRAIN),
         "neighbours": preset["neighbours"],
         "distances": preset["distances"],
         "precision on ADE20K": "float32",
@@ -366,6 +397,7 @@ def _suite_logreg(prepare: Any, preset: Mapping[str, Any]) -> dict[str, Any]:
             (scores[f"{void} {c:g}"],) = _scores(task, predict)
         classes[str(void)] = len(model.classes)
     return {
+        **capi_choice.suite_logreg(partial(prepare, LOGREG, "golden-void-255"), TRAIN),
         "mIoU": {key: miou for key, (miou, _) in scores.items()},
         "predicted patches": {key: _patches(counts) for key, (_, counts) in scores.items()},
         "fitted classes": classes,

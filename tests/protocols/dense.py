@@ -7,8 +7,10 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,8 +32,9 @@ from probes.dense.decode_heads.losses import build_head
 from probes.dense.segmentors import DenseModel
 from probes.protocols.base import find_preset
 from probes.registry import find_task
+from probes.runner import training
 from probes.runner.config_file import training_config
-from probes.runner.sampling import isolated_rng
+from probes.runner.sampling import EndlessSampler, SeededSamples, isolated_rng
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 
@@ -299,6 +302,41 @@ def slid(config: Config, images: Tensor, last: float = 0.0) -> Tensor:
     padded, _ = stack_batch([*images], **config.model.data_preprocessor.test_cfg)
     height, width = images.shape[2:]
     return model.slide_inference(padded, [{}])[:, :, :height, :width]
+
+
+def scored_images(protocol: str, task: str, data: Any, **changes: Any) -> dict[str, float]:
+    """Metrics of the files of a dataset by a preset's probe, whose head has weights by
+    ``fill_head`` instead of a training, on the backbone of ``segmented``."""
+    _, probe = find_task(task)
+    settings = preset_settings(protocol, task, **changes)
+
+    def fill_heads(members: Sequence[Any], *_: Any) -> None:
+        for member in members:
+            fill_head(member.model.decode_head)
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(training, "_train", fill_heads):
+        work = Path(folder, "work")
+        return probe.run(context(work, data, settings, "golden-projection")).metrics
+
+
+def fill_head(built: nn.Module) -> None:
+    """Give a head such weights that images have several classes."""
+    fill(by_shape(built) if isinstance(built, LinearHead) else by_name(built), 0.5)
+
+
+def order_of_passes(order: Sequence[int], size: int) -> dict[str, Any]:
+    """What records have of the order of ``size`` images in three passes or more."""
+    passes = [tuple(order[start : start + size]) for start in range(0, 3 * size, size)]
+    return {
+        "each image once a pass": all(sorted(each) == list(range(size)) for each in passes),
+        "orders of three passes": len(set(passes)),
+    }
+
+
+def order(settings: Any, size: int = 7) -> list[int]:
+    """The first images that a training by these settings takes of ``size``."""
+    samples = SeededSamples(list(range(size)), seed=0, shuffle=settings.shuffle)  # type: ignore[arg-type]
+    return [samples[number] for number in islice(EndlessSampler(samples), 3 * size)]
 
 
 def black(config: Config) -> list[float]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from torch import nn
 from cliptex_common.dense_maps.read import read_labels
 from cliptex_common.dense_maps.scores import class_areas, confusion
 from probes.dense.metrics import segmentation_scores
-from tests.protocols import dense
+from tests.protocols import dense, segmented
 from tests.protocols.dense import (
     CHANNELS,
     CLASSES,
@@ -40,6 +43,7 @@ from tests.protocols.dinov3_config import (
 TASK = "ade20k/linear"
 LABELS = [labels(IMAGES, 24, 24, seed=40 + step) for step in range(STEPS)]
 STORED = [0, 1, 2, 150, 255]
+SCORED = [20, 21, 22, 23]  # pictures, lying and standing
 SIZES = [(30, 40), (40, 30), (25, 70), (10, 50)]
 
 
@@ -151,6 +155,60 @@ def source(checkout: Path) -> dict[str, Any]:
         "windows": summary(windows),
         "validations": config.scheduler.total_iter // config.eval.eval_interval,
         "head precision": config.model_dtype.value,
+        "from image to score": source_scores(config),
+        **source_order(),
+    }
+
+
+def source_scores(config: Any) -> list[float]:
+    """mIoU, mAcc and aAcc of the pictures of ``segmented`` by the source's evaluation."""
+    from dinov3.eval.segmentation import eval as evaluation
+    from dinov3.eval.segmentation.models import FeatureDecoder
+    from dinov3.eval.segmentation.models.heads.linear_head import LinearHead
+    from dinov3.eval.segmentation.transforms import make_segmentation_eval_transforms
+
+    head = LinearHead([6], len(segmented.CLASSES))
+    dense.fill(dense.by_shape(head), 0.5)
+    backbone = nn.Module()
+    backbone.forward = lambda images: [segmented.features(images)]
+    prepare = make_segmentation_eval_transforms(
+        img_size=config.transforms.eval.img_size,
+        inference_mode=config.eval.mode,
+        mean=config.transforms.mean,
+        std=config.transforms.std,
+    )
+    batches = []
+    for number in SCORED:
+        images, target = prepare(*segmented.picture(number, 0))
+        batches.append(([each[None] for each in images], (None, target[None])))
+    scores = evaluation.evaluate_segmentation_model(
+        Module(FeatureDecoder(nn.ModuleList([backbone, head]), nullcontext)),
+        *(batches, "cpu", config.eval.crop_size, config.eval.stride, "linear"),
+        *(len(segmented.CLASSES), torch.float32),
+    )
+    return [scores[name] for name in ("mIoU", "acc", "aAcc")]
+
+
+def source_order() -> dict[str, Any]:
+    """The order of seven images in batches of two."""
+    from dinov3.data import SamplerType, make_data_loader
+    from dinov3.eval.segmentation.train import InfiniteDataloader
+
+    of_one_process = {"is_available": lambda: True, "get_world_size": lambda: 1}
+    with mock.patch.multiple(torch.distributed, **of_one_process, get_rank=lambda: 0):
+        loader = make_data_loader(
+            dataset=list(range(7)),
+            batch_size=2,
+            num_workers=0,
+            sampler_type=SamplerType.DISTRIBUTED,
+        )
+    endless, order = InfiniteDataloader(loader), list[int]()
+    for _ in range(3):
+        batches = [next(endless) for _ in range(len(loader))]
+        order += loader.sampler  # as it was at the first batch
+    return {
+        "order": dense.order_of_passes(order, 7),
+        "images that a pass leaves out": 7 - sum(map(len, batches)),
     }
 
 
@@ -203,7 +261,17 @@ def suite() -> dict[str, Any]:
         "windows": summary(dense.slid(config, random(1, 3, 512, 683, seed=8))),
         "validations": 1,
         "head precision": HEAD_PRECISION,
+        "from image to score": suite_scores(),
+        "order": dense.order_of_passes(dense.order(settings), 7),
+        "images that a pass leaves out": 0,
     }
+
+
+def suite_scores() -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        data = segmented.write(Path(folder), "golden-void-0", [0], SCORED)
+        scores = dense.scored_images("dinov3", TASK, data)
+    return [scores[name] for name in ("mIoU", "mAcc", "aAcc")]
 
 
 class Module(nn.Module):
@@ -229,8 +297,6 @@ def predictions() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def stored_labels(stored: torch.Tensor, classes: int = CLASSES) -> torch.Tensor:
     """Stored labels of ADE20K as the suite reads them."""
-    import tempfile
-
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         Image.fromarray(np.atleast_2d(stored.numpy()).astype(np.uint8)).save(file.name)
         read = read_labels(file.name, -1, 255, classes).astype(np.int64)

@@ -5,21 +5,26 @@ The source is a checkout of onedl-mmsegmentation, or the folder of its installed
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATA_SAMPLERS, DefaultScope
+from mmseg.datasets import BaseSegDataset
+from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS
 from torch import Tensor
 
 from cliptex_common.device import prefers_bf16
 from probes.protocols.base import find_preset
 from probes.registry import find_task
-from tests.protocols import dense
+from tests.protocols import dense, segmented
 from tests.protocols.dense import CHANNELS, CLASSES, IMAGES, STEPS, labels, random, summary
 
 FILES = {
@@ -31,6 +36,7 @@ VARIANTS = {"voc": "40k_voc12aug", "ade20k": "160k_ade20k"}
 MAPS = [random(IMAGES, CHANNELS, 6, 6, seed=20 + step) for step in range(STEPS)]
 LABELS = [labels(IMAGES, 24, 24, seed=40 + step) for step in range(STEPS)]
 WIDTHS = [3, 6, 12, 24]  # of DPT for ``CHANNELS`` channels
+TOLERANCE = {"from image to score": 0.01}  # scores are rounded
 FLOAT = "bfloat16" if prefers_bf16("cuda") else "float32"  # of heads on a GPU
 
 
@@ -71,6 +77,7 @@ def source_head(head: str, configs: Mapping[str, Config]) -> dict[str, Any]:
         },
         "normalised black": dense.black(config),
         "head precision": "float32" if config.optim_wrapper.type == "OptimWrapper" else "amp",
+        "order": source_order(config),
     }
     if head == "dpt":
         token = config.model.decode_head.readout_type
@@ -81,6 +88,7 @@ def source_head(head: str, configs: Mapping[str, Config]) -> dict[str, Any]:
     fields["layers"] = {"map": config.model.decode_head.in_index, "stride": stride}
     if head == "deeplabv3":
         fields["dilations"] = config.model.decode_head.dilations
+    fields["from image to score"] = source_scores(head, configs["ade20k"])
     lists = [each.ann_file for each in configs["voc"].train_dataloader.dataset.datasets]
     fields["train list"] = [Path(name).stem for name in lists]
     return fields
@@ -120,6 +128,7 @@ def suite_head(head: str) -> dict[str, Any]:
         "backbone": {"trained": False, "auxiliary head": model.get("auxiliary_head")},
         "normalised black": dense.black(config),
         "head precision": FLOAT,
+        "order": dense.order_of_passes(dense.order(settings), 7),
     }
     if head == "dpt":
         fields["layers"] = {**layers, "class token": model.decode_head.readout_type}
@@ -129,9 +138,70 @@ def suite_head(head: str) -> dict[str, Any]:
     fields["layers"] = {"map": range(4)[index], "stride": model.neck.stride}
     if head == "deeplabv3":
         fields["dilations"] = model.decode_head.dilations
+    fields["from image to score"] = suite_scores(f"ade20k/{head}")
     required = find_preset("mmseg", *find_task(task)).required["train_list"]
     fields["train list"] = {"trainaug": ["train", "aug"]}.get(required)
     return fields
+
+
+# ---------------------------------------------------------------- whole evaluations
+
+SCORED = [0, 12, 24]  # pictures of whole patches at the size of a test
+
+
+def source_scores(head: str, config: Config) -> dict[str, float]:
+    """Scores of the pictures of ``segmented`` by MMSegmentation's data set, pipeline, model and
+    metric."""
+    classes = segmented.CLASSES
+    options = {"in_channels": 6, "in_index": 0, "channels": CHANNELS, "num_classes": len(classes)}
+    with DefaultScope.overwrite_default_scope("mmseg"), tempfile.TemporaryDirectory() as folder:
+        segmented.write(Path(folder), "golden-void-0", [0], SCORED)
+        model = MODELS.build(
+            {
+                "type": "EncoderDecoder",
+                "data_preprocessor": config.model.data_preprocessor,
+                "backbone": {"type": "torch.nn.Identity"},
+                "decode_head": {**config.model.decode_head, **options},
+                "test_cfg": config.model.test_cfg,
+            }
+        ).eval()
+        model.backbone.forward = lambda images: [
+            torch.nn.functional.interpolate(
+                segmented.features(images), scale_factor=2, mode="bilinear", align_corners=False
+            )
+        ]  # at stride 8, as that of the configs
+        dense.fill_head(model.decode_head)
+        dataset = BaseSegDataset(
+            data_root=folder,
+            data_prefix={"img_path": "images/val", "seg_map_path": "labels/val"},
+            img_suffix=".png",
+            pipeline=config.test_pipeline,
+            reduce_zero_label=True,
+            metainfo={"classes": classes},
+            test_mode=True,
+        )
+        metric = IoUMetric(iou_metrics=["mIoU"])
+        metric.dataset_meta = dataset.metainfo
+        with torch.no_grad():
+            for item in dataset:
+                results = model.test_step(pseudo_collate([item]))
+                metric.process({}, [result.to_dict() for result in results])
+        scores = metric.evaluate(len(dataset))
+    return {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")}
+
+
+def suite_scores(task: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        data = segmented.write(Path(folder), "golden-void-0", [0], SCORED)
+        scores = dense.scored_images("mmseg", task, data, channels=CHANNELS)
+    return {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")}
+
+
+def source_order(config: Config) -> dict[str, Any]:
+    """The order of seven images by the sampler of a config."""
+    options = {**config.train_dataloader.sampler, "dataset": list(range(7)), "seed": 0}
+    sampler = DATA_SAMPLERS.build(options)
+    return dense.order_of_passes([*islice(sampler, 21)], 7)
 
 
 # ---------------------------------------------------------------- both, from configs of mmengine
