@@ -27,7 +27,8 @@ class TorchvisionOps(ModuleType):
         ``x2 - x1 + offset``."""
         from torchvision import ops
 
-        boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
+        boxes = boxes.clone()
+        boxes[:, 2:] += offset
         return ops.nms(boxes, scores, iou_threshold)
 
     @staticmethod

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -85,7 +86,8 @@ class MaskRCNN(Expert):
     @abstractmethod
     def instances(self, images: Tensor) -> list[dict[str, Tensor]]:
         """The instances in images (N, 3, H, W) uint8 RGB: of each image ``masks`` (n, H, W) bool,
-        ``scores`` (n,) and ``labels`` (n,) from 1."""
+        ``scores`` (n,) and ``labels`` (n,) from 1; those of a score below ``ignore_threshold`` may
+        be left out."""
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
@@ -151,7 +153,7 @@ class TorchvisionMaskRCNN(MaskRCNN):
         self.class_of_label = np.array(indices)
 
     def instances(self, images: Tensor) -> list[dict[str, Tensor]]:
-        return torchvision.instances(self.net, images)
+        return torchvision.instances(self.net, images, self.settings.ignore_threshold)
 
     @classmethod
     def of(cls, weights: Checkpoint, source: str) -> Self:
@@ -176,6 +178,9 @@ class MMDetMaskRCNN(MaskRCNN):
         with DefaultScope.overwrite_default_scope("mmdet"):
             self.net = MODELS.build(Config(network)._cfg_dict)
             self.prepare = Compose(model["pipeline"])
+        if type(getattr(self.net, "roi_head", None)) is mmdet.models.StandardRoIHead:
+            head = self.net.roi_head.mask_head
+            head.predict_by_feat = partial(self._paste, head.predict_by_feat)
         self.class_of_label = np.arange(len(classes))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -193,6 +198,23 @@ class MMDetMaskRCNN(MaskRCNN):
             {"masks": each.masks.bool(), "scores": each.scores, "labels": each.labels + 1}
             for each in instances
         ]
+
+    def _paste(
+        self,
+        paste: Callable[..., list[Any]],
+        mask_preds: Sequence[Tensor],
+        results_list: Sequence[Any],
+        **options: Any,
+    ) -> list[Any]:
+        """``paste`` the masks of instances into their images on the CPU, and only of those that are
+        labelled: on an accelerator MMDetection waits for it several times an image."""
+        masks, results = [], []
+        for mask, result in zip(mask_preds, results_list, strict=True):
+            result = result.cpu()
+            is_labelled = result.scores >= self.settings.ignore_threshold
+            masks.append(mask.cpu()[is_labelled])
+            results.append(result[is_labelled])
+        return paste(masks, results, **options)
 
     @classmethod
     def of(cls, path: Path) -> Self:

@@ -70,18 +70,26 @@ def classes(num_classes: int) -> tuple[str, ...]:
     return ("background", *(f"class {number}" for number in range(1, num_classes)))
 
 
-def instances(model: MaskRCNN, images: Tensor) -> list[dict[str, Tensor]]:
-    """The instances in images (N, 3, H, W) uint8.
+def instances(model: MaskRCNN, images: Tensor, least: float) -> list[dict[str, Tensor]]:
+    """The instances in images (N, 3, H, W) uint8 whose score is at least ``least``.
+
+    Their masks are pasted into the images on the CPU: torchvision reads the sides of each box as
+    numbers, and an accelerator would be waited for at each of them.
 
     Returns:
-        for each image ``masks`` (n, H, W) bool, ``scores`` (n,) and ``labels`` (n,) from 1.
+        for each image ``masks`` (n, H, W) bool, ``scores`` (n,) and ``labels`` (n,) from 1, on the
+        CPU.
     """
     device = next(model.parameters()).device
-    return [
-        {
-            "masks": result["masks"][:, 0] > 0.5,
-            "scores": result["scores"],
-            "labels": result["labels"],
-        }
-        for result in model(list(images.to(device).to(torch.float32) / 255))
+    batch, _ = model.transform(list(images.to(device).to(torch.float32) / 255))
+    maps = model.backbone(batch.tensors)
+    proposals, _ = model.rpn(batch, maps)
+    results, _ = model.roi_heads(maps, proposals, batch.image_sizes)
+    results = [{name: each.cpu() for name, each in result.items()} for result in results]
+    results = [
+        {name: each[result["scores"] >= least] for name, each in result.items()}
+        for result in results
     ]
+    sizes = [tuple(images.shape[2:])] * len(images)
+    results = model.transform.postprocess(results, batch.image_sizes, sizes)
+    return [{**result, "masks": result["masks"][:, 0] > 0.5} for result in results]

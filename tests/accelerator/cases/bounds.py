@@ -38,8 +38,8 @@ BOUNDS: dict[str, Bound] = {
     "expert unet-seg": Bound(loops.expert("unet-seg"), 0, 0, short=4, long=8),
     "expert unet-depth": Bound(loops.expert("unet-depth"), 0, 0, short=4, long=8),
     "expert unet-normals": Bound(loops.expert("unet-normals"), 0, 0, short=4, long=8),
-    "labels, MMDetection": Bound(loops.labelling(write_mmdet), 10, 15, "image"),
-    "labels, torchvision": Bound(loops.labelling(write_torchvision), 45, 11, "image"),
+    "labels, MMDetection": Bound(loops.labelling(write_mmdet), 7, 12, "image"),
+    "labels, torchvision": Bound(loops.labelling(write_torchvision), 6, 8, "image"),
     "segmentation": Bound(loops.probe("segmentation/linear", "max_iters", **DENSE), 0, 0),
     "segmentation, cached": Bound(
         loops.probe("segmentation/linear", "max_iters", **DENSE, cache="fp16"), 0, 0
