@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from benchmark.execution import Bar, Executor, make_executor
 from benchmark.execution.base import Priority
@@ -22,7 +23,7 @@ from benchmark.probing.cell import failure_reason, find_cells, missing_cells
 from benchmark.probing.data import RunInputs
 from benchmark.probing.parents import Parent, log_backbone
 from benchmark.probing.records import BackboneInfo, PlannedTask
-from benchmark.probing.submit import Probing
+from benchmark.probing.submit import Probing, ask_for_precision
 from benchmark.results.run_result import RunResult
 from benchmark.stages.session import open_executor_and_tracker, open_tracker
 from benchmark.suites.registry import BackboneSource
@@ -59,6 +60,8 @@ async def run_async(options: RunOptions) -> RunResult:
             if not executor.in_this_process:
                 drop_cached()  # each worker loads its own
             with open_tracker(executor, plan.experiment) as tracker:
+                tasks = await ask_for_precision(plan.tasks, executor)
+                inputs.plan = plan = replace(plan, tasks=tasks)
                 data = await inputs.data(executor.num_workers)
                 rows = _Rows(plan, executor, tracker, inputs, inapplicable, data)
                 result = await rows.run()
@@ -126,7 +129,12 @@ class _Rows:
             source = await self.inputs.backbone(name, seed)
             async with self.at_once:
                 backbone = await self.probing.describe(source.create_arguments)
-                return await self._probe(backbone, source, seed)
+                # Another command with the same row waits, then finds its cells and its parent. A
+                # row waits for no other row, so these locks cannot wait for each other.
+                subject = [name, seed, backbone.identity, self.probing.conditions]
+                lock = lock_path("row", [self.tracker.uri, self.plan.experiment, *subject])
+                async with locked_async(lock, partial(_report_wait, name, seed)):
+                    return await self._probe(backbone, source, seed)
         except Exception as error:
             self._expect((name, seed), 0)
             reason = f"could not load its weights or write its parent run: {self._reason(error)}"
@@ -201,3 +209,7 @@ class _Rows:
         if error not in self.reasons:
             self.reasons[error] = failure_reason(error)
         return self.reasons[error]
+
+
+def _report_wait(name: str, seed: int) -> None:
+    console.print(f"{name} · seed {seed}: another command runs this; waiting for it", style="dim")

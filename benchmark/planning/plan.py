@@ -16,8 +16,15 @@ from benchmark.planning.tasks import choose_suite, plan_tasks
 from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import SUITES, Suite
 from cliptex_common import plugins
-from cliptex_common.device import Device, current_device, planned_device, prefers_bf16
+from cliptex_common.device import (
+    Device,
+    current_device,
+    is_available,
+    planned_device,
+    prefers_bf16,
+)
 from cliptex_common.errors import UserError
+from cliptex_common.settings import Precision
 from cliptex_common.visible_devices import is_accelerator_name
 from probes.checks.check import DatasetNotFound, find_folder
 from probes.datasets.specs.webdataset import register_folders
@@ -173,32 +180,45 @@ def decide_precision(
     computes in it, else by fp32.
 
     The device is that of ``options``; for ``auto`` on a cluster an accelerator, otherwise what this
-    machine has.
+    machine has. Where this machine lacks it, ``auto`` stays: a worker is asked
+    (``benchmark.probing.submit.ask_for_precision``).
 
     Args:
         option: the option that changes a task's settings, which the note names.
 
     Returns:
-        all tasks, and notes to print: one if a precision was replaced.
+        all tasks, and notes to print: one if a precision was ``auto``.
 
     Raises:
         UserError: torch knows no such device.
     """
     check_device(options.device, is_local=False)
-    automatic = [task for task in tasks if getattr(task.settings, "precision", "") == "auto"]
-    if not automatic:
+    if not has_open_precision(tasks):
         return list(tasks), []
     device: Device = options.device
     if device == "auto":
         is_cluster = options.executor == "slurm" or "address" in options.executor_arg
         device = planned_device() if is_cluster else current_device()
-    name = "the CPU" if not is_accelerator_name(str(device)) else str(device)
-    precision, opposite = ("bf16", "fp32") if prefers_bf16(device) else ("fp32", "bf16")
+    if not is_available(device):
+        choice = f"{option} precision=fp32 or bf16 decides"
+        return list(tasks), [f"precision bf16 if the workers' {device} computes in it ({choice})"]
+    name = str(device) if is_accelerator_name(str(device)) else "the CPU"
+    precision: Precision = "bf16" if prefers_bf16(device) else "fp32"
+    opposite = "fp32" if precision == "bf16" else "bf16"
     note = f"precision {precision} on {name} ({option} precision={opposite})"
-    decided = [
+    return with_precision(tasks, precision), [note]
+
+
+def has_open_precision(tasks: Iterable[PlannedTask]) -> bool:
+    """Whether the precision of a task is ``auto``."""
+    return any(getattr(task.settings, "precision", "") == "auto" for task in tasks)
+
+
+def with_precision(tasks: Iterable[PlannedTask], precision: Precision) -> list[PlannedTask]:
+    """Tasks with ``precision`` in place of ``auto``."""
+    return [
         replace(task, settings=replace(task.settings, precision=precision))
-        if task in automatic
+        if has_open_precision([task])
         else task
         for task in tasks
     ]
-    return decided, [note]

@@ -96,6 +96,7 @@ class Parent:
         It must not be running, because another process writes it then, and all its numbers of these
         tasks must have been measured under the same conditions (on the same data, for example).
         """
+        self.tracker.close_stale()  # one whose process was killed while this one waited for it
         protocols = self.record.protocols.items()
         key = f"tags.`{TAGS['run_key']}` = '{self.record.run_key}'"
         for run in self.tracker.search(key):

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.execution.base import Executor, Priority
+from benchmark.execution.progress import console
+from benchmark.planning.plan import has_open_precision, with_precision
 from benchmark.probing.data import split_into_units
 from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest, without_specs
-from benchmark.probing.unit import describe_backbone, probe_unit
+from benchmark.probing.unit import describe_backbone, preferred_precision, probe_unit
 from probes.datasets.base import PreparedDataset
 from reports.cell import Cell
 
@@ -19,6 +21,24 @@ from reports.cell import Cell
 def unit_name(backbone: str, seed: int, tasks: Sequence[PlannedTask]) -> str:
     """The name of the unit that probes ``tasks``."""
     return f"{backbone} · seed {seed} · {' + '.join(task.name for task in tasks)}"
+
+
+async def ask_for_precision(
+    tasks: Sequence[PlannedTask], executor: Executor
+) -> Sequence[PlannedTask]:
+    """Tasks with the precision that a worker prefers on its device, where the plan has ``auto``:
+    this machine has no such device."""
+    if not has_open_precision(tasks):
+        return tasks
+    precision = await executor.run(
+        preferred_precision,
+        executor.device,
+        name="ask a worker whether it computes in bf16",
+        kind="precision",
+        priority=Priority.PREPARATION,
+    )
+    console.print(f"precision {precision} on the workers", style="dim")
+    return with_precision(tasks, precision)
 
 
 @dataclass

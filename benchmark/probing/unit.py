@@ -25,14 +25,20 @@ from benchmark.probing.cell import (
 )
 from benchmark.probing.cost import backbone_costs
 from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
-from cliptex_common.device import float32_products, on_device
+from cliptex_common.device import float32_products, on_device, prefers_bf16
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from cliptex_common.progress import Silent
+from cliptex_common.settings import Precision
 from probes.base import GroupedProbe
 from probes.datasets.specs.webdataset import register_folders
 from reports.cell import Cell, cost_metrics
 from reports.mlflow.run import Run, Tracker
+
+
+def preferred_precision(device: str) -> Precision:
+    """What ``precision=auto`` means on the device of this process; a unit of work."""
+    return "bf16" if prefers_bf16(choose_device(device)) else "fp32"
 
 
 def describe_backbone(create_arguments: Mapping[str, Any]) -> BackboneInfo:

@@ -18,7 +18,7 @@ from backbones import UserError
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
 from benchmark.planning.options import RunOptions
-from benchmark.planning.plan import RunPlan, make_plan, print_notes
+from benchmark.planning.plan import RunPlan, make_plan, print_notes, with_precision
 from benchmark.probing.cell import find_cells, missing_cells
 from benchmark.probing.data import RunInputs, split_into_units
 from benchmark.probing.submit import unit_name
@@ -37,9 +37,15 @@ def dump_config(options: RunOptions) -> None:
     Raises:
         UserError: as ``run`` does, or data or weights of the suite do not exist yet.
     """
-    plan = make_plan(replace(options, seeds=1))
+    plan = _make_plan(replace(options, seeds=1))
     texts = asyncio.run(_configs(plan))
     sys.stdout.write("\n".join(texts) + "\n")
+
+
+def _make_plan(options: RunOptions) -> RunPlan:
+    """The plan of a run whose workers, where it would ask one, compute in bf16."""
+    plan = make_plan(options)
+    return replace(plan, tasks=with_precision(plan.tasks, "bf16"))
 
 
 async def _configs(plan: RunPlan) -> list[str]:
@@ -80,7 +86,7 @@ async def _existing(subject: str, work: Awaitable[Any]) -> Any:
 def dry_run(options: RunOptions) -> None:
     """Print what has to be made first, and which units are done and which are to do."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-    plan = make_plan(options)
+    plan = _make_plan(options)
     print_notes(plan.notes)
     asyncio.run(_walk(plan))
 

@@ -32,7 +32,7 @@ from benchmark.planning.tasks import plan_tasks
 from benchmark.probing.data import check_fit, prepare_data
 from benchmark.probing.parents import log_backbone
 from benchmark.probing.records import BackboneInfo, PlannedTask
-from benchmark.probing.submit import Probing
+from benchmark.probing.submit import Probing, ask_for_precision
 from benchmark.results.run_result import check_writable
 from benchmark.stages.session import open_executor_and_tracker
 from benchmark.stages.weights import TrainedWeights, Training, train_weights
@@ -200,7 +200,7 @@ def launch(options: SweepOptions) -> int:
 async def _run(
     options: SweepOptions, plan: SweepPlan, executor: Executor, tracker: Tracker
 ) -> Sweep:
-    suite, tasks = find_suite(options.suite), plan.tasks
+    suite, tasks = find_suite(options.suite), await ask_for_precision(plan.tasks, executor)
     make: Callable[..., Any] = suite.pipeline or partial(PairsPipeline, options)
     pipeline = make(executor, tracker.experiment)
     untrained = replace(BackboneInfo.of(pipeline.architecture(), {}), name=plan.recipe.name)

@@ -161,8 +161,9 @@ class Tracker:
             run_tags[PARENT_TAG] = parent.id
         if resume:
             run_id = resume
-            self.client.update_run(run_id, status="RUNNING", name=name)
+            # before it is RUNNING: with the tags of the process that died it could be closed
             self.client.set_tags(run_id, run_tags)
+            self.client.update_run(run_id, status="RUNNING", name=name)
             with contextlib.suppress(Exception):
                 self.client.delete_tag(run_id, tag_key(FAILURE_TAG))
         else:

@@ -91,6 +91,19 @@ def check_models(results: dict) -> None:
     assert "camvid/linear/mIoU" in run.data.metrics
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_a_worker_is_asked_for_the_precision_of_a_device_that_this_machine_lacks(
+    can, camvid, monkeypatch, capsys
+):
+    monkeypatch.setattr("benchmark.planning.plan.is_available", lambda device: False)
+    monkeypatch.setattr("benchmark.probing.unit.prefers_bf16", lambda device: can)
+    assert run_command(f"{CAMVID} 0 --set max_iters=1 --set precision=auto") == 0
+    precision = "bf16" if can else "fp32"
+    assert f"precision {precision} on the workers" in capsys.readouterr().out
+    (cell,) = [run for run in runs_of("own") if "cell" in run.data.tags]
+    assert cell.data.params["precision"] == precision
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_and_run_again_gives_the_same(camvid, workdir):
     """No RUNNING run is left, and the metrics are those of an undisturbed run (interrupted ones:

@@ -68,24 +68,22 @@ def test_a_cpu_computes_in_fp32_whatever_its_flags_promise(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "device"),
+    ("options", "precision"),
     [
-        ({"device": "cpu", "executor": "slurm"}, "cpu"),
-        ({"executor": "slurm"}, "cuda"),
-        ({"executor": "ray", "executor_arg": {"address": "auto"}}, "cuda"),
-        ({"executor": "ray"}, "cpu"),
-        ({"device": "cuda:1"}, "cuda:1"),
+        ({"device": "cpu", "executor": "slurm"}, "fp32"),
+        ({"executor": "slurm"}, "auto"),
+        ({"executor": "ray", "executor_arg": {"address": "auto"}}, "auto"),
+        ({"executor": "ray"}, "fp32"),
+        ({"device": "cuda:1"}, "auto"),
     ],
 )
-def test_precision_is_that_of_the_device_units_will_have(options, device, monkeypatch):
-    devices = []
-    monkeypatch.setattr(
-        "benchmark.planning.plan.prefers_bf16", lambda name: devices.append(str(name))
-    )
+def test_precision_is_decided_where_the_device_is(options, precision, monkeypatch):
+    """On a machine without a GPU: of a CPU here, of an accelerator of others there."""
     monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("benchmark.planning.plan.current_device", lambda: torch.device("cpu"))
-    make_plan(RunOptions(suite="paper", tasks=["voc/linear"], **options))
-    assert devices == [device]
+    monkeypatch.setattr("benchmark.planning.plan.is_available", lambda name: str(name) == "cpu")
+    plan = make_plan(RunOptions(suite="paper", tasks=["voc/linear"], **options))
+    assert plan.tasks[0].settings.precision == precision
 
 
 @pytest.mark.parametrize(

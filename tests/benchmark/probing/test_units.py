@@ -1,8 +1,11 @@
-"""Units of two commands at once: a cell is run by one of them, the other waits and finds it."""
+"""Two commands at once: a cell is run by one of them, the other waits and finds it; equal commands
+have one parent."""
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +32,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("camvid", "imagef
 TASKS = ["camvid/linear", "imagefolder/linear"]
 SETTINGS = ["max_iters=2", "batch_size=2", "size=32", "epochs=2"]
 RUN = "run --suite own --backbone random --data-root . --device cpu --num-workers 0 --jobs 1"
+RUN += "".join(f" --set {each}" for each in SETTINGS)
 
 
 def cells() -> list[str]:
@@ -40,22 +44,54 @@ def cells() -> list[str]:
     return [*backbone.cell_keys(conditions, 0).values()]
 
 
+def running() -> list:
+    """MLflow runs under way."""
+    return [run for run in runs_of("own") if run.info.status == "RUNNING"]
+
+
+def wait_until(holds: Callable[[], object], forks: list[Fork]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline, forks[0].text()
+        assert all(fork.process.is_alive() for fork in forks), forks[0].text()
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("end", ["finishes", pytest.param("is killed", marks=pytest.mark.slow)])
+def test_two_equal_commands_at_once_have_one_parent(workdir, end):
+    """The second waits for the first, then finds its cell, or goes on where it was killed."""
+    Tracker("own")
+    forks = []
+    with cell_locks(cells()):
+        for name in ("one", "two"):
+            words = f"{RUN} --task {TASKS[0]} --json {name}.json"
+            forks.append(Fork(command, *words.split(), output=workdir / name))
+        wait_until(running, forks)
+        wait_until(lambda: any("waiting for it" in fork.text() for fork in forks), forks)
+        forks.sort(key=lambda fork: "waiting for it" in fork.text())
+        if end == "is killed":
+            forks[0].signal(signal.SIGKILL)
+            assert forks[0].end() == -signal.SIGKILL
+    codes = [fork.end() for fork in forks]
+    assert codes == [0 if end == "finishes" else -signal.SIGKILL, 0], forks[1].text()
+    runs = {run.info.run_id: run for run in runs_of("own")}
+    assert [run.info.status for run in runs.values()] == ["FINISHED"] * 2, "parent and cell"
+    (parent,) = [key for key, run in runs.items() if "task" not in run.data.tags]
+    for document in workdir.glob("*.json"):
+        assert read_json(document)["mlflow"]["run_ids"]["random"] == parent
+
+
 @pytest.mark.slow
 def test_two_commands_at_once_run_each_cell_once(workdir):
     """Of different commands that share a cell; both begin while a third process holds all cells."""
-    settings = " ".join(f"--set {each}" for each in SETTINGS)
     Tracker("own")
     with ExitStack() as stack:
         stack.enter_context(cell_locks(cells()))
         forks = []
         for name, tasks in {"one": TASKS, "two": TASKS[:1]}.items():
-            words = f"{RUN} {settings} --task {','.join(tasks)} --json {name}.json"
+            words = f"{RUN} --task {','.join(tasks)} --json {name}.json"
             forks.append(Fork(command, *words.split(), output=workdir / name))
-        deadline = time.monotonic() + 120
-        while sum(run.info.status == "RUNNING" for run in runs_of("own")) < 2:
-            assert time.monotonic() < deadline, forks[0].text()
-            assert all(fork.process.is_alive() for fork in forks), forks[0].text()
-            time.sleep(0.1)
+        wait_until(lambda: len(running()) == 2, forks)
         time.sleep(2)
         started = runs_of("own")
         assert len(started) == 2, "nobody runs a locked cell"
