@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
 
-import probes.dense.augment  # noqa: F401  registers the transforms
+import probes.dense.config  # noqa: F401  registers what configs name
 from cliptex_common.dense_maps.read import read_depth, read_normals
 from probes.dense.constant import best_constant, constant_note
 from probes.dense.dataset import DenseDataset
