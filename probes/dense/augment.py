@@ -18,7 +18,7 @@ from torchvision import transforms
 from torchvision.transforms.functional import adjust_hue, adjust_saturation
 
 from probes.dense.tasks.areas import bounds_read
-from probes.mmlab import mmseg
+from probes.mmseg import mmseg
 
 IMAGE = ("img", "gt_seg_map")  # what geometry changes alike
 

@@ -24,7 +24,7 @@ from probes.base import EncodeRun
 from probes.detection.settings import STATS
 from probes.features.crops import flips
 from probes.features.feature_dataset import FeatureDataset, MapViews, without_images
-from probes.mmlab import mmdet
+from probes.mmdet import mmdet
 
 OF_IMAGES = ("LoadImageFromFile", "Resize")  # steps that decide an upright image
 META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")

@@ -31,7 +31,7 @@ from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.errors import UserError, first_line, suggest
 from cliptex_common.files import canonical_json
 from cliptex_common.settings import Probability, settings_dataclass
-from probes.mmlab import mmdet
+from probes.mmdet import mmdet
 
 
 @settings_dataclass

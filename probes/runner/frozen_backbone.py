@@ -19,7 +19,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import backbones
-import probes.mmlab  # noqa: F401  registers what configs name
+import probes.mmseg  # noqa: F401  registers what configs name
 from backbones.base import Backbone
 from backbones.preprocessing import in_memory_format
 from backbones.pyramid import SimpleFeaturePyramid, resize_concat
