@@ -31,11 +31,11 @@ from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.settings import DenseSettings, in_iterations
 from probes.features.feature_dataset import encoder_config, loader_config
 from probes.runner.batches import batch_options
-from probes.runner.config_file import Places, apply_settings, apply_training
+from probes.runner.config_file import LiteralPaths, apply_settings, apply_training
 
 TRAIN = "train_dataloader.dataset.pipeline"
 # setting → the literals of a config file that it changes, besides those of ``TRAINING``
-PLACES: Places = {
+LITERALS: LiteralPaths = {
     "scale_range": (f"{TRAIN}.RandomResize.ratio_range",),
     "max_class_share": (f"{TRAIN}.RandomCrop.cat_max_ratio",),
     "align_corners": ("model.decode_head.align_corners",),
@@ -65,7 +65,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
 
     config = probe.read_config()
     own_schedule = config.param_scheduler if probe.has_own_schedule else None
-    apply_settings(config, settings, PLACES)
+    apply_settings(config, settings, LITERALS)
     apply_training(config, settings)
     config.param_scheduler = own_schedule or config.param_scheduler
     complete_model(config, probe, settings, data, backbone)

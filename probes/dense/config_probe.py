@@ -14,7 +14,7 @@ from cliptex_common.plugins import Plugin
 from cliptex_common.settings import with_changes
 from probes.configs import config_file
 from probes.datasets.base import PreparedDataset
-from probes.dense.config import PLACES
+from probes.dense.config import LITERALS
 from probes.dense.decode_heads.base import DenseHead
 from probes.dense.probe import DenseProbe
 from probes.dense.tasks import DENSE_TASKS, DenseTask
@@ -35,7 +35,7 @@ class ConfigProbe(DenseProbe):
     def __init__(self, name: str, config: Config, task: DenseTask) -> None:
         super().__init__(DenseHead(name), task)
         self.is_shipped, self._config = False, config
-        self.defaults = stated(config, {**TRAINING, **PLACES})
+        self.defaults = stated(config, {**TRAINING, **LITERALS})
         self.defaults |= _sizes(config)
         self.defaults["decay_all"] = config.optim_wrapper.get("paramwise_cfg") != NO_DECAY
         loss = config.model.decode_head.get("loss_decode")
@@ -48,7 +48,7 @@ class ConfigProbe(DenseProbe):
         return copy.deepcopy(self._config)
 
     def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
-        fixed = {*TRAINING, *PLACES} - self.defaults.keys()
+        fixed = {*TRAINING, *LITERALS} - self.defaults.keys()
         fixed |= set(OF_SCHEDULE) if self.has_own_schedule else set()
         fixed |= set(OF_LOSS) if self.has_own_loss else set()
         for name in sorted(fixed):

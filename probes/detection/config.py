@@ -16,12 +16,12 @@ from probes.detection.models import complete_detector
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.features.feature_dataset import encoder_config, loader_config
 from probes.runner.batches import batch_options
-from probes.runner.config_file import Places, apply_settings, apply_training, read_config
+from probes.runner.config_file import LiteralPaths, apply_settings, apply_training, read_config
 
 Part = dict[str, Any]
 AUGMENTATION = ("Expand", "MinIoURandomCrop", "PhotoMetricDistortion")
 # setting → the literals of a config file that it changes, besides those of ``TRAINING``
-PLACES: Places = {
+LITERALS: LiteralPaths = {
     "min_size": ("train_dataloader.dataset.min_size",),
     "precision": ("model.backbone.backbone.precision",),
     "fc_out_channels": ("model.roi_head.bbox_head.fc_out_channels",),
@@ -53,7 +53,7 @@ def detection_config(probe: Any, context: Context) -> Config:
     """
     data, settings, backbone = context.data, context.settings, context.backbone
     config = read_config(probe.config_file)
-    apply_settings(config, settings, PLACES)
+    apply_settings(config, settings, LITERALS)
     apply_training(config, settings)
     model, mean = config.model, [255 * value for value in backbone.data.mean]
     complete_detector(model, backbone, len(data.classes), settings)

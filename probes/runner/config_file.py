@@ -1,7 +1,7 @@
 """Config files of probes, in MMEngine's format: read, and completed with settings.
 
 A file states what is trained, with the defaults as literals. A setting changes a literal that the
-file states: ``TRAINING``, and ``PLACES`` of the probes, have where, for each setting. Where that
+file states: ``TRAINING``, and ``LITERALS`` of the probes, have where, for each setting. Where that
 does not say it all (another optimizer, another schedule), ``apply_training`` does.
 """
 
@@ -25,14 +25,14 @@ from cliptex_common.settings import field_names
 from probes.configs import FOLDER
 from probes.runner.settings import TrainingSettings, schedule
 
-Places = Mapping[str, Sequence[str]]
+LiteralPaths = Mapping[str, Sequence[str]]
 KEYS = (  # of a config file; others are names that it uses itself
     *("default_scope", "custom_imports", "model", "train_dataloader", "val_dataloader"),
     *("val_evaluator", "optim_wrapper", "param_scheduler", "train_cfg"),
 )
 
 # setting → the literals that it changes. A step of a path into a list is the ``type`` of a part.
-TRAINING: Places = {
+TRAINING: LiteralPaths = {
     "max_iters": ("train_cfg.max_iters",),
     "batch_size": ("train_dataloader.batch_size",),
     "lr": ("optim_wrapper.optimizer.lr",),
@@ -98,26 +98,26 @@ def _children(part: Any, step: str) -> list[Any]:
     return [part[step]] if isinstance(part.get(step), dict | list | tuple) else []
 
 
-def stated(config: Config, places: Places) -> dict[str, Any]:
+def stated(config: Config, literal_paths: LiteralPaths) -> dict[str, Any]:
     """Setting → its value in a config, of those that the config states."""
     values: dict[str, Any] = {}
-    for name, paths in places.items():
+    for name, paths in literal_paths.items():
         for part, key in (each for path in paths for each in literals(config, path)):
             values.setdefault(name, part[key])
     return values
 
 
-def apply_settings(config: Config, settings: Any, places: Places) -> None:
-    """Change the literals of a config to those of ``settings``; one without a place in it changes
+def apply_settings(config: Config, settings: Any, literal_paths: LiteralPaths) -> None:
+    """Change the literals of a config to those of ``settings``; one without a literal in it changes
     nothing, and None leaves a number as the file has it.
 
     Args:
-        places: besides those of ``TRAINING``.
+        literal_paths: besides those of ``TRAINING``.
     """
-    places = {**TRAINING, **places}
-    for name in places.keys() & field_names(type(settings)):
+    literal_paths = {**TRAINING, **literal_paths}
+    for name in literal_paths.keys() & field_names(type(settings)):
         value = getattr(settings, name)
-        for part, key in (each for path in places[name] for each in literals(config, path)):
+        for part, key in (each for path in literal_paths[name] for each in literals(config, path)):
             if value is not None or not isinstance(part[key], float):
                 part[key] = value
 

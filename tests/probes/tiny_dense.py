@@ -98,12 +98,12 @@ def pipelines(data: PreparedDataset, settings, crop, mean=(0, 0, 0)) -> tuple[li
     """Of train and val, as a config has them."""
     # they prepare mmseg, which takes seconds
     from probes.configs import config_file
-    from probes.dense.config import PLACES
+    from probes.dense.config import LITERALS
     from probes.dense.pipelines import complete_pipelines
     from probes.runner.config_file import apply_settings, read_config
 
     config = read_config(config_file(data.spec.kind, "linear"))
-    apply_settings(config, settings, PLACES)
+    apply_settings(config, settings, LITERALS)
     complete_pipelines(config, data.spec, len(data.classes), settings, crop, mean)
     return tuple(
         config[f"{split}_dataloader"].dataset.to_dict()["pipeline"] for split in ("train", "val")
