@@ -30,6 +30,7 @@ register_suite(
             **cross(["roxford5k", "rparis6k", "amstertime"], ["retrieval"], **ENCODER),
             **cross(["spair"], ["keypoints"], **ENCODER),
             **cross(["davis"], ["label-propagation"], **ENCODER),
+            **cross(["navi"], ["view-matching"], **ENCODER),
             **cross(["ade20k", "voc"], ["linear"], **ENCODER),
             # as MMSegmentation's configs of both: images as large as they are, and 480 px
             **cross(["cityscapes"], ["linear"], **ENCODER, size=1024, crop=(512, 1024)),

@@ -24,7 +24,7 @@ VERSION = 3  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 ALL: Mapping[Split, int | None] = dict.fromkeys(SPLITS)
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
-LINKED = ("video",)  # kinds of which no sample may be left out
+LINKED = ("video", "object-views", "scene-views")  # kinds of which no sample may be left out
 # kinds whose images need others
 RELATIONS = ("association", "correspondence", "instance-retrieval", *LINKED)
 CHUNK = 1000  # samples whose hashes are stored together

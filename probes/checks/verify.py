@@ -61,6 +61,8 @@ def verify(
             _check_captions(spec, image, sample.target)
         elif spec.kind == "video":
             _check_masks(root / sample.target, size)
+        elif spec.kind.endswith("-views"):
+            _check_depth(root / sample.files[0])
         ground_truth = canonical_json(sample.target).encode()
         for path in sample.files:
             files.append(read_and_hash(root / path)[1])
@@ -94,6 +96,12 @@ def _check_masks(path: Path, size: tuple[int, int]) -> None:
         objects = set(np.unique(masks).tolist()) - {0, 255}
         if empty := set(range(1, max(objects, default=1) + 1)) - objects:
             raise UserError(f"{path}: object {min(empty)} has no pixel in the first frame")
+
+
+def _check_depth(path: Path) -> None:
+    depth, _ = decode(path.read_bytes(), path.name)
+    if not np.asarray(depth).any():
+        raise Unreadable(f"{path.name} has no pixel with a depth")
 
 
 def _check_instances(

@@ -29,8 +29,11 @@ class Sample:
             ``target`` points (x, y in pixels) with the object's ``box`` in the target;
             (instance retrieval) a mapping with the ``gallery`` that it is in and, of a query, the
             one that it ``searches``, perhaps its ``box`` (left, top, right, bottom in pixels), and
-            the ``positives`` and ``junk`` images of each level; or relative path of the masks of a
-            frame (video).
+            the ``positives`` and ``junk`` images of each level; relative path of the masks of a
+            frame (video); or (object-views, scene-views) a mapping with ``rotation`` (3 × 3) and
+            ``translation`` (metres) from the world to the camera, its ``camera`` (the 3 × 3 matrix;
+            of objects the focal length in short sides of the image), and ``pairs``, the other
+            images of the pairs that are listed.
         group: number of its group (a region of the world), where scores are by group.
         files: relative paths of what belongs to the image: the label map of a dense task (by
             itself), masks, depth.
@@ -55,7 +58,8 @@ class DatasetSpec:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
         kind: what its ground truth is: a family of dense tasks (``probes.dense.tasks``),
             ``detection``, ``classification``, ``image-text``, ``association``, ``correspondence``,
-            ``instance-retrieval``, ``unknown-images`` or ``video``.
+            ``instance-retrieval``, ``unknown-images``, ``video``, ``object-views`` or
+            ``scene-views``.
         folder: under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
         other_folders: other names of that folder.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is

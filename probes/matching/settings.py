@@ -44,3 +44,42 @@ class LabelPropagationSettings(EncodeSettings):
     def feeds_only(self, size: tuple[int, int]) -> bool:
         """No: the size follows from that of the frames."""
         return False
+
+
+@settings_dataclass
+class SceneViewSettings(EncodeSettings):
+    """Protocol of the matching of views of rooms; the defaults are probe3d's.
+
+    Attributes:
+        size: short side of images in pixels.
+        encode_batch_size: views that the backbone sees at once.
+        layers: whose feature map is matched, see ``LabelPropagationSettings``.
+        matches: the clearest of a pair, which are scored; fewer where there are fewer points.
+    """
+
+    size: Annotated[PositiveInt, Axis()] = 480
+    encode_batch_size: PositiveInt | None = 8
+    layers: KeypointLayers = "last"
+    matches: PositiveInt = 1000
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """No: images are not square."""
+        return False
+
+
+@settings_dataclass
+class ObjectViewSettings(SceneViewSettings):
+    """Protocol of the matching of views of objects; the defaults are probe3d's.
+
+    Attributes:
+        size: side in pixels of the square around the object.
+        pairs: ``sampled``: to every fourth image another one at random, at most 120 degrees away;
+            or those that are ``listed`` with the dataset.
+    """
+
+    size: Annotated[PositiveInt, Axis()] = 512
+    pairs: Literal["sampled", "listed"] = "sampled"
+
+    def feeds_only(self, size: tuple[int, int]) -> bool:
+        """Whether the square is of ``size``."""
+        return size == (self.size, self.size)

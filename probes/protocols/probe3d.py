@@ -1,9 +1,12 @@
-"""probe3d's depth and surface normals on NYU Depth v2, by a DPT-style head on four blocks.
+"""probe3d's depth and surface normals on NYU Depth v2, by a DPT-style head on four blocks, and its
+correspondence of views of NAVI and ScanNet.
 
 Source: El Banani et al., "Probing the 3D Awareness of Visual Foundation Models", CVPR 2024, and
 github.com/mbanani/probe3d: ``configs/{depth,snorm}_training.yaml``,
 ``configs/optimizer/ten_epoch.yaml``, ``configs/probe``, ``evals/models/probes.py``,
-``evals/utils/{optim,losses,metrics}.py``, ``evals/datasets/{nyu,utils}.py``.
+``evals/utils/{optim,losses,metrics}.py``, ``evals/datasets/{nyu,utils}.py``; of views
+``evaluate_{navi,scannet}_correspondence.py``, ``evals/utils/correspondence.py``,
+``evals/datasets/{navi,scannet_pairs}.py``, ``data_processing/resize_navi.py``.
 
 AdamW with torch's defaults; warm-up over 1.5 of 10 epochs, then a quarter of a cosine. Images and
 ground truth are the central 480 × 480 pixels, in training and in testing. Its numbers are means
@@ -60,42 +63,49 @@ NORMALS = Preset(
     {**SHARED, "uncertainty": True, "mask": "depth"},
     datasets=("nyu-normal",),
 )
+VIEWS = {"precision": "fp32", "layers": "last", "matches": 1000}
+OBJECT_VIEWS = Preset(
+    "object-views/view-matching", {**VIEWS, "size": 512, "pairs": "sampled"}, datasets=("navi",)
+)
+SCENE_VIEWS = Preset("scene-views/view-matching", {**VIEWS, "size": 480}, datasets=("scannet",))
+FEW_POINTS = {"few points": "a pair with fewer than 1,000 matches ends it with an error"}
+TRAINED = {
+    "data": (
+        "it trains on 30,814 images of GeoNet, in the order of their names, and tests"
+        " on images with a white border (those of `data get nyu-24k` have a black one,"
+        " and are JPEG files)"
+    ),
+    "iterations": (
+        "the last batch of an epoch has the images that are left, here batches go on"
+        " into the next epoch"
+    ),
+    **HEAD_PRECISION,
+    "strides": "maps of a CNN are brought to stride 16, here to 8",
+    "padding": (
+        "images that are no whole number of patches are padded on all sides with the"
+        " mean colour, and the output is not cut to the image (normals are resized to"
+        " it by cubic interpolation) (none with patches of 16; with those of 14"
+        " predictions move by up to 5 of 480 px)"
+    ),
+    "initial weights": (
+        "the last convolution starts as torch makes it, here with weights of σ = 0.01"
+        " and normals that face the camera"
+    ),
+    "scores without valid pixels": ("an image without valid pixels counts as 0, here not at all"),
+    "seed": "its runs are not seeded (no code reads its random_seed of 8)",
+}
 
 register_protocol(
     Protocol(
         "probe3d",
         "Probing the 3D Awareness of Visual Foundation Models (El Banani et al., CVPR 2024),"
         " mbanani/probe3d",
-        (DEPTH, NORMALS),
+        (DEPTH, NORMALS, OBJECT_VIEWS, SCENE_VIEWS),
         differs={
             "": {
-                "data": (
-                    "it trains on 30,814 images of GeoNet, in the order of their names, and tests"
-                    " on images with a white border (those of `data get nyu-24k` have a black one,"
-                    " and are JPEG files)"
-                ),
-                "iterations": (
-                    "the last batch of an epoch has the images that are left, here batches go on"
-                    " into the next epoch"
-                ),
                 "tokens": "its blocks are taken before the backbone's final norm",
                 "mean colour": (
                     "images of every backbone have ImageNet's mean and deviation, here its own"
-                ),
-                **HEAD_PRECISION,
-                "strides": "maps of a CNN are brought to stride 16, here to 8",
-                "padding": (
-                    "images that are no whole number of patches are padded on all sides with the"
-                    " mean colour, and the output is not cut to the image (normals are resized to"
-                    " it by cubic interpolation) (none with patches of 16; with those of 14"
-                    " predictions move by up to 5 of 480 px)"
-                ),
-                "initial weights": (
-                    "the last convolution starts as torch makes it, here with weights of σ = 0.01"
-                    " and normals that face the camera"
-                ),
-                "scores without valid pixels": (
-                    "an image without valid pixels counts as 0, here not at all"
                 ),
                 "SigLIP's blocks": (
                     "SigLIP's blocks are run twice and maps are taken in the second pass, so its"
@@ -105,9 +115,9 @@ register_protocol(
                     "MAE's maps are taken one block earlier, and its position embedding is computed"
                     " for 30 × 30 patches, here it is resized"
                 ),
-                "seed": "its runs are not seeded (no code reads its random_seed of 8)",
             },
             "depth/dpt-probe3d": {
+                **TRAINED,
                 "test depth": (
                     "depth to test on is not rounded, here to 1 mm (at most 0.5 mm, with `data get"
                     " nyu-24k` 1 mm)"
@@ -120,7 +130,25 @@ register_protocol(
                     "depth is scored after the best scale and shift of each image, too"
                 ),
             },
+            "object-views/view-matching": {
+                **FEW_POINTS,
+                "order of files": (
+                    "pairs are sampled from files in the order in which the disk lists them, here"
+                    " in that of their names; and only of objects that also have multiview scenes"
+                ),
+                "image": (
+                    "photographs that are reduced to 1024 pixels are stored as JPEG files again,"
+                    " here not"
+                ),
+            },
+            "scene-views/view-matching": {
+                **FEW_POINTS,
+                "scale of colours": (
+                    "colours go from -1 to 1 for every backbone, here to its own mean and deviation"
+                ),
+            },
             "normals/dpt-probe3d": {
+                **TRAINED,
                 "loss of small angles": "angles below 0.81° have no gradient, here below 0.08°",
                 "pixels without a normal": (
                     "a pixel with a depth and without a normal is scored as 90° off, and is in the"

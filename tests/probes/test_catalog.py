@@ -16,6 +16,7 @@ from probes.registry import DATASETS, PROBES, find_task
 KINDS = (
     *(*DENSE_TASKS, "detection", "classification", "image-text", "association"),
     *("correspondence", "instance-retrieval", "unknown-images", "video"),
+    *("object-views", "scene-views"),
 )
 
 

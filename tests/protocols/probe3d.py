@@ -1,4 +1,5 @@
-"""probe3d's depth and normals of NYU Depth v2, by its code and by this suite."""
+"""probe3d's depth and normals of NYU Depth v2 and its correspondence of views, by its code and by
+this suite."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from probes.dense.tasks.settings import in_iterations
 from probes.registry import DATASETS
 from probes.runner.frozen_backbone import FrozenBackbone
 from probes.runner.sampling import SeededSamples, isolated_rng
-from tests.protocols import dense
+from tests.protocols import dense, probe3d_views
 from tests.protocols.dense import photograph, random, seeded, summary
 from tests.protocols.probe3d_source import (
     BACKBONES,
@@ -43,10 +44,9 @@ from tests.protocols.probe3d_source import (
     frame_depth,
     normal_frames,
     row_ends,
-    source,
 )
+from tests.protocols.probe3d_source import source as trained_source
 
-__all__ = ["TOLERANCE", "source", "suite"]
 TOLERANCE = {"losses": 2e-4, "weights after ten steps": 2e-4, "head output": 2e-5}
 TOLERANCE |= {"colours": 1e-3, "scores": 1e-3}
 READ = {
@@ -58,12 +58,17 @@ READ = {
         "pixels without a normal": ("90°", "not scored"),
         "stored normals": ("float32", "8 bits"),
     },
+    **probe3d_views.READ,
 }
 HEAD_PRECISION = "bfloat16" if prefers_bf16("cuda") else "float32"  # on a GPU
 
 
+def source(checkout: Path) -> dict[str, dict[str, Any]]:
+    return trained_source(checkout) | probe3d_views.source(checkout)
+
+
 def suite() -> dict[str, dict[str, Any]]:
-    return {kind: _suite(kind) for kind in TASKS}
+    return {kind: _suite(kind) for kind in TASKS} | probe3d_views.suite()
 
 
 def _suite(kind: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ register_dataset(
     DatasetSpec(
         name="leaves",
         # segmentation, depth, normals, detection, classification, image-text, association,
-        # correspondence, instance-retrieval or video: decides which probes it has
+        # correspondence, instance-retrieval, video, object-views or scene-views: decides which
+        # probes it has
         kind="segmentation",
         folder="leaves",  # below --data-root; --data leaves=DIR places it elsewhere
         # images/train/a.jpg has its label map in masks/train/a.png; {part} is train or val. For

@@ -18,7 +18,7 @@ from probes.protocols.base import PROTOCOLS, Preset
 from probes.registry import DATASETS, PROBES
 from tests.probes import tiny_coco, tiny_dense, tiny_mmlab
 from tests.probes.datasets import make
-from tests.probes.matching.layouts import make_davis
+from tests.probes.matching.layouts import make_davis, make_navi, make_scannet
 from tests.probes.whole_images import DenseColours
 
 PROBE_NAMES = sorted(PROBES.load_entry_points())
@@ -113,6 +113,8 @@ WHOLE_IMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "correspondence": ("spair", make.make_spair),
     "instance-retrieval": ("roxford5k", make.make_revisited),
     "video": ("davis", make_davis),
+    "object-views": ("navi", make_navi),
+    "scene-views": ("scannet", make_scannet),
 }
 
 

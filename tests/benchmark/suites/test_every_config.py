@@ -21,7 +21,7 @@ from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from tests.probes import tiny_coco
 from tests.probes.datasets import make, make_shifts
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
-from tests.probes.matching.layouts import make_davis
+from tests.probes.matching.layouts import make_davis, make_navi
 from tests.probes.tiny_mmlab import context
 
 # isort: split
@@ -45,6 +45,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "AmsterTime": make.make_amstertime,
     "SPair-71k": make.make_spair,
     "DAVIS": make_davis,
+    "navi_v1": make_navi,
     "nyu": make.make_nyu,
     "imagenet": make_shifts.make_imagenet,
     "sunrgbd": lambda root: [make_sun_rgbd(root), root][1],

@@ -1,11 +1,13 @@
-"""Small copies of DAVIS in its official layout, made of photographs, so that the truth is exact;
-and a backbone to which every patch looks different."""
+"""Small copies of DAVIS, NAVI and ScanNet in their official layouts, made of photographs, so that
+the truth is exact; and a backbone to which every patch looks different."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -57,4 +59,87 @@ def make_davis(
         path = root / f"ImageSets/2017/{split}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(scenes) + "\n")
+    return root
+
+
+def make_navi(
+    root: Path,
+    objects: Mapping[str, Scene] | None = None,
+    angles: Sequence[float] = (0, 20, 45, 80, 100, 350),
+    listed: Sequence[tuple[int, int]] = ((0, 1), (2, 4)),
+) -> Path:
+    """Views of flat objects half a metre away, by a camera that rolls by ``angles`` degrees.
+
+    Args:
+        objects: name → a square photograph, and where the object is.
+        listed: views of the pairs that the dataset lists.
+    """
+    objects = objects or {
+        name: tuple(np.ascontiguousarray(part[:96, 30:126]) for part in noisy_scene(seed))
+        for seed, name in enumerate(("bottle", "keyboard"))
+    }
+    lines = []
+    for name, (photo, mask) in objects.items():
+        side, entries = len(photo), []
+        for number, angle in enumerate(np.deg2rad(angles)):
+            cosine, sine = np.cos(angle), np.sin(angle)
+            turn, centre = np.array([[cosine, -sine], [sine, cosine]]), np.full(2, (side - 1) / 2)
+            affine = np.column_stack([turn, centre - turn @ centre])
+            turned = cv2.warpAffine(photo, affine, (side, side))
+            inside = cv2.warpAffine(mask, affine, (side, side), flags=cv2.INTER_NEAREST) > 0
+            depth = np.where(inside, round(655350 / 500), 0).astype(np.uint16)
+            save(root / f"{name}/wild_set/images/{number:03}.jpg", turned, quality=95)
+            save(root / f"{name}/wild_set/depth/{number:03}.png", depth)
+            camera = {"q": [np.cos(angle / 2), 0, 0, np.sin(angle / 2)], "t": [0, 0, 500]}
+            camera["focal_length"] = 2.0 * side
+            file = f"{number:03}.jpg"
+            entries.append({"filename": file, "image_size": [side, side], "camera": camera})
+        for folder, content in (("wild_set", entries), ("multiview_00_test", [])):
+            (root / name / folder / "images").mkdir(parents=True, exist_ok=True)
+            (root / name / folder / "annotations.json").write_text(json.dumps(content))
+        path = f"{name}/wild_set/images"
+        lines += [f"{path}/{a:03}.jpg {path}/{b:03}.jpg 1.5" for a, b in listed]
+    path = root / "custom_splits/pairwise_pixel_correspondences/pairs-wild_set.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(lines) + "\n")
+    return root
+
+
+def make_scannet(
+    root: Path,
+    frames: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
+    angles: Sequence[float] = (0, 5, 20),
+) -> Path:
+    """Rooms in which a camera turns to the right by ``angles`` degrees.
+
+    Args:
+        frames: of each room an image (480, 640, 3) uint8 and its depth (480, 640) in metres.
+    """
+    if frames is None:
+        depth = np.linspace(1, 3, 480 * 640).reshape(480, 640)
+        photo = Image.fromarray(noisy_scene(0, (48, 64))[0])
+        frames = [(np.asarray(photo.resize((640, 480), Image.Resampling.NEAREST)), depth)]
+    camera = np.array([[580.0, 0, 320], [0, 580, 240], [0, 0, 1]])
+    y, x = np.mgrid[:480, :640] + 0.5
+    pixels = np.stack([x, y, np.ones_like(x)])
+    pairs = []
+    for room, (photo, depth) in enumerate(frames):
+        scene = root / f"scene{707 + room:04}_00"
+        for number, angle in enumerate(np.deg2rad(angles)):
+            cosine, sine = np.cos(angle), np.sin(angle)
+            turn = np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]])  # camera to world
+            rays = np.tensordot(turn @ np.linalg.inv(camera), pixels, axes=1)
+            seen = np.tensordot(camera, rays, axes=1)
+            at = [(seen[axis] / seen[2] - 0.5).astype(np.float32) for axis in (0, 1)]
+            # depth is along the first camera's axis, which is the world's
+            metres = cv2.remap(depth.astype(np.float32), *at, cv2.INTER_NEAREST) / rays[2]
+            save(scene / f"color/{15 * number}.jpg", cv2.remap(photo, *at, cv2.INTER_LINEAR))
+            save(scene / f"depth/{15 * number}.png", (1000 * metres).round().astype(np.uint16))
+            (scene / "pose").mkdir(exist_ok=True)
+            pose = np.block([[turn, np.zeros((3, 1))], [0, 0, 0, 1]])
+            np.savetxt(scene / f"pose/{15 * number}.txt", pose)
+        pairs += [[707 + room, 0, 0, 15 * number] for number in range(1, len(angles))]
+    np.savez(root / "test.npz", name=np.array(pairs))
+    scenes = [f"scene{707 + room:04}_00" for room in range(len(frames))]
+    np.savez(root / "intrinsics.npz", **dict.fromkeys(scenes, camera))
     return root

@@ -1,0 +1,133 @@
+"""Matching of views, where the points that belong together are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import probes.catalog  # noqa: F401
+from cliptex_common.errors import UserError
+from probes.checks.check import prepare
+from probes.matching.probe import OBJECT_VIEWS, SCENE_VIEWS
+from probes.matching.view_matching import match_errors, sampled_pairs
+from probes.matching.views import View, in_space
+from probes.protocols.base import check_required
+from probes.registry import DATASETS
+from reports.stats.per_image import image_scores
+from tests.probes.datasets.make import truncate
+from tests.probes.matching.layouts import Patches, make_navi, make_scannet
+from tests.probes.whole_images import context
+
+CAMERA = torch.tensor([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]])
+TURN = math.radians(40)
+# from the first camera to the second, which looks at the plane from the side
+POSE = torch.tensor(
+    [
+        [math.cos(TURN), 0, math.sin(TURN), -0.5 * math.sin(TURN)],
+        [0, 1, 0, 0],
+        [-math.sin(TURN), 0, math.cos(TURN), 0.5 - 0.5 * math.cos(TURN)],
+    ],
+    dtype=torch.float64,
+)
+
+
+def views_of_a_plane() -> list[tuple[torch.Tensor, View]]:
+    """A plane half a metre before the first camera, and features that follow from its points."""
+    frequencies = 60 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    views = []
+    for pose in (torch.eye(3, 4), POSE.float()):
+        rotation, offset = pose[:, :3], pose[:, 3]
+        normal = rotation[:, 2]  # the first camera's axis
+        rays = in_space(torch.ones(1, 64, 64), CAMERA)
+        depth = (0.5 + normal @ offset) / torch.tensordot(normal, rays, dims=1)
+        points = rays * depth
+        world = torch.tensordot(rotation.T, points - offset[:, None, None], dims=1)
+        phases = torch.tensordot(frequencies.T, world, dims=1)
+        features = torch.cat([phases.sin(), phases.cos()])
+        views.append((features, View(torch.zeros(3, 1, 1), points, CAMERA)))
+    return views
+
+
+@pytest.mark.parametrize("kind", ["object-views", "scene-views"])
+def test_features_that_are_coordinates_find_every_point(kind):
+    first, second = views_of_a_plane()
+    errors = match_errors((first, second), POSE, 1000, kind)
+    assert (errors["m"] < 0.01).float().mean() == 1
+    assert (errors["px"] < 1).float().mean() == 1
+    shuffled = second[0].flatten(1)[:, torch.randperm(64 * 64)].unflatten(1, (64, 64))
+    errors = match_errors((first, (shuffled, second[1])), POSE, 1000, kind)
+    assert (errors["m"] < 0.01).float().mean() < 0.02
+
+
+def test_views_of_objects_are_scored_by_pair_and_resampled_by_object(tmp_path):
+    spec = DATASETS["navi"]
+    options = {"backbone": Patches(), "pairs": "listed"}
+    task = context(OBJECT_VIEWS, spec, make_navi(tmp_path), **options)
+    result = OBJECT_VIEWS.run(task)
+    assert result.per_image["unit"].tolist() == ["bottle"] * 2 + ["keyboard"] * 2
+    assert result.per_image["angle"] == pytest.approx([20, 55, 20, 55], abs=1e-3)
+    path = "bottle/wild_set/images"
+    assert result.per_image["image"][0] == f"{path}/000.jpg → {path}/001.jpg"
+    assert {"recall_2cm", "recall_2cm_0-30", "recall_25px"} < set(result.metrics)
+    assert "recall_2cm_60-90" not in result.metrics, "no pair has such an angle"
+    assert result.metrics["recall_2cm"] > 20
+    scores = image_scores("object-views", result.per_image)
+    assert scores.units == ("bottle", "keyboard")
+    assert scores.value("recall_2cm") == pytest.approx(result.metrics["recall_2cm"])
+    assert task.progress.advanced == 4
+
+
+def test_views_of_rooms_are_scored_by_pair_and_resampled_by_image(tmp_path):
+    spec = DATASETS["scannet"]
+    task = context(SCENE_VIEWS, spec, make_scannet(tmp_path), backbone=Patches())
+    result = SCENE_VIEWS.run(task)
+    assert result.per_image["unit"].shape == (2, 2)
+    assert result.per_image["angle"] == pytest.approx([5, 20], abs=1e-3)
+    assert result.metrics["recall_10px_0-15"] > 20
+    assert image_scores("scene-views", result.per_image).units == tuple(
+        f"scene0707_00/color/{number}.jpg" for number in (0, 15, 30)
+    )
+
+
+def test_sampled_pairs_follow_from_the_data_alone(tmp_path):
+    samples = DATASETS["navi"].list_samples(make_navi(tmp_path), "val")
+    pairs = sampled_pairs(samples)
+    assert [first.image for first, _ in pairs] == [sample.image for sample in samples[::4]]
+    assert all(first.image[:6] == second.image[:6] and first != second for first, second in pairs)
+    assert pairs == sampled_pairs(samples)
+
+
+def test_listed_pairs_need_the_list(tmp_path):
+    spec, root = DATASETS["navi"], make_navi(tmp_path)
+    check_required("navi", spec.at(root), OBJECT_VIEWS)
+    next(root.glob("custom_splits/*/*.txt")).unlink()
+    with pytest.raises(UserError, match="listed_pairs=wild_set"):
+        check_required("navi", spec.at(root), OBJECT_VIEWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change", "message"),
+    [
+        ("navi", "bottle/wild_set/depth/001.png", "remove", "depth/001.png is missing"),
+        ("navi", "bottle/wild_set/images/001.jpg", "remove", "images/001.jpg is missing"),
+        ("navi", "bottle/wild_set/images/001.jpg", "cut", "images/001.jpg "),
+        ("navi", "bottle/wild_set/annotations.json", "[{}]", "no annotation file of NAVI"),
+        ("scannet", "scene0707_00/depth/15.png", "remove", "depth/15.png is missing"),
+        ("scannet", "scene0707_00/depth/15.png", "cut", "15.png cannot be decoded"),
+        ("scannet", "scene0707_00/pose/15.txt", "1 2 3", "no camera of ScanNet"),
+        ("scannet", "test.npz", "x", "cannot be read"),
+    ],
+)
+def test_a_damaged_copy_is_refused(tmp_path, name, file, change, message):
+    path = {"navi": make_navi, "scannet": make_scannet}[name](tmp_path) / file
+    if change == "cut":
+        truncate(path)
+    else:
+        path.unlink()
+        if change != "remove":
+            path.write_text(change)
+    with pytest.raises(UserError, match=message) as error:
+        prepare(DATASETS[name], tmp_path, splits={"val": None}, partial=True)
+    assert "\n" not in str(error.value)
