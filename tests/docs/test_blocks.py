@@ -65,7 +65,8 @@ from reports.render.export import FORMATS
 from tests.docs.blocks import FOR_OTHER_SUITES, ROOT, Block, blocks, commands
 from tests.docs.test_examples import Patches
 from tests.probes import tiny_coco
-from tests.probes.datasets import make
+from tests.probes.datasets import make, make_shifts
+from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
 
 pytestmark = pytest.mark.integration
 
@@ -241,7 +242,8 @@ def datasets(tmp_path_factory) -> Path:
     leaves = make.make_pairs(folder / "leaves", {"train": 4, "val": 3}, [0, 1, 255], *names)
     (leaves / "annotations").rename(leaves / "masks")
     tiny_coco.write(folder / "coco")
-    make.make_imagefolder(folder / "imagenet", classes=["n01440764", "n01443537"])
+    make_shifts.make_imagenet(folder / "imagenet")
+    make_sun_rgbd(folder / "sunrgbd")
     make.make_imagefolder(folder / "places365")
     for name in ("cifar10", "imagenetv2"):
         make.make_wds(folder / f"wds_{name}")
