@@ -16,6 +16,7 @@ from probes.base import Probe, TaskResult
 from probes.head_file import write_head
 from probes.predictor import load_predictor
 from probes.registry import PROBES
+from probes.upsamplers.hub import AnyUp
 from tests.accelerator.cases.devices import check_metrics, is_pretended
 from tests.accelerator.cases.tasks import (
     FIRST_OF_PATH,
@@ -27,6 +28,7 @@ from tests.accelerator.cases.tasks import (
 )
 from tests.accelerator.pretended import operators
 from tests.kinds import slow_except
+from tests.probes.upsamplers import anyup_module
 from tests.recorder import Recorder
 
 EXACT = 1e-4
@@ -98,6 +100,15 @@ def test_dense_heads_compute_in_bf16(kind, tmp_path, device):
 def test_uncertain_normals_score_as_on_the_cpu(tmp_path, device, in_fp32):
     probe = PROBES["normals/linear"]
     check_results(*run_both(probe, tmp_path, device, small(probe, {"uncertainty": True})), device)
+
+
+@pytest.mark.parametrize("name", slow_except(["jbu", "tile2", "anyup"], ["jbu"]))
+def test_upsampled_features_score_as_on_the_cpu(name, tmp_path, device, in_fp32, monkeypatch):
+    own = AnyUp(anyup_module.seeded(anyup_module.AnyUp()))
+    monkeypatch.setattr("probes.upsamplers.operators.load_upsampler", lambda *_: own)
+    probe = PROBES["segmentation/linear"]
+    settings = small(probe, {"upsampler": name, "feature_stride": 4, "layers": "last"})
+    check_results(*run_both(probe, tmp_path, device, settings), device)
 
 
 @pytest.mark.parametrize("name", slow_except(PROBE_NAMES, ["depth/linear", "detection/ssd"]))

@@ -96,7 +96,7 @@ class Decoder(nn.Module):
         size, own = queries.shape[2:], self.cross_attn
         mask = compute_attention_mask(size, keys.shape[2:])
         q, k, v = (each.flatten(2).mT for each in (self.conv2d(queries), keys, values))
-        _, weights = own.attention(own.norm_q(q), own.norm_k(k), k, attn_mask=mask)
+        _, weights = own.attention(own.norm_q(q), own.norm_k(k), k, attn_mask=mask.to(q.device))
         return (weights @ v).mT.unflatten(2, size)
 
 
