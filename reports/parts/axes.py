@@ -137,7 +137,9 @@ def _figure(
             f"{with_interval(each, 2, has_gains)} at {ticks[x]}{by_value[x].seconds(analysis)}"
             for x, each in estimates.items()
         ]
-        alt.append(f"{title}: {', '.join(text)}")
+        base = by_value.get(positions.get(baseline, -1))
+        about_base = [f"{baseline}{base.seconds(analysis)}"] if base else []
+        alt.append(f"{title}: {', '.join([*about_base, *text])}")
         hover = [f"{title}: {words}" for words in text]
         style, dash = styles[backbone, other_values]
         line = points(title, style, [*estimates.values()], [*estimates], hover)

@@ -111,4 +111,5 @@ def test_upsamplers_are_shown_as_gains_over_bilinear_with_what_an_image_costs(an
     line = figure.spec["data"][0]
     assert line["x"] == [1.0, 2.0] and line["y"] == [2.0, -1.0]
     assert "at jbu, 0.25 s an image" in line["text"][0]
+    assert "mine: bilinear, 0.25 s an image" in figure.alt
     assert "gain over bilinear" in figure.caption and "paired" in figure.caption
