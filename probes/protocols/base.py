@@ -41,7 +41,8 @@ class Preset:
 
 NORMALISED_BLACK = {
     "normalised black": (
-        "images of every backbone have ImageNet's mean and deviation, here its own"
+        "images of every backbone have ImageNet's mean and deviation, here its own (of"
+        " EfficientNet-Lite0, whose own are 0.5, 60 % of the ten nearest neighbours are shared)"
     ),
 }
 HEAD_PRECISION = {"head precision": "its heads compute in fp32, on a GPU those here in bf16"}
