@@ -45,7 +45,7 @@ class CheckDatasets(FolderOptions, JsonOptions):
     """data-loading processes"""
 
     def main(self) -> int:
-        """Print a line for each dataset; exit code 1 if one is broken."""
+        """Print a line for each dataset; exit code 2 if one is broken."""
         if self.data_root is None and not self.data:
             raise UserError("give --data-root DIR and/or --data NAME=DIR")
         if self.data_root and not self.data_root.is_dir():
@@ -63,7 +63,7 @@ class CheckDatasets(FolderOptions, JsonOptions):
             _show(present)
             if any(row.state == "absent" for row in present):
                 console.print("`data get` downloads datasets", style="dim")
-        return 1 if any(row.state == "broken" for row in rows) else 0
+        return 2 if any(row.state == "broken" for row in rows) else 0
 
 
 @options_dataclass

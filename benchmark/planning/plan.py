@@ -27,6 +27,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.settings import Precision
 from cliptex_common.visible_devices import is_accelerator_name
 from probes.checks.check import DatasetNotFound, find_folder
+from probes.datasets.base import UnfitCopy
 from probes.datasets.specs.webdataset import register_folders
 from probes.features.budget import chosen_limit
 
@@ -107,12 +108,13 @@ def make_plan(options: RunOptions) -> RunPlan:
     if added:
         notes.append(f"{', '.join(added)}: trained here, because other tasks use its head")
     if suite.skips_absent_data and not options.tasks:
-        tasks, absent = _split_by_folder(suite, tasks, options)
+        tasks, absent, unfit = _split_by_folder(suite, tasks, options)
         if absent:
             notes.append(
                 f"{len(absent)} of {len(tasks) + len(absent)} tasks of {suite.name} have no data:"
                 f" {_folders(absent)}"
             )
+        notes += [f"{name} is left out: {reason}" for name, reason in unfit.items()]
     tasks, reasons = decide_precision(tasks, options)
     notes += reasons
     seeds = range(options.seed, options.seed + options.seeds)
@@ -142,23 +144,26 @@ def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]
 
 def _split_by_folder(
     suite: Suite, tasks: Sequence[PlannedTask], options: DataOptions
-) -> tuple[list[PlannedTask], list[PlannedTask]]:
-    """Tasks whose dataset has a folder, and the others. Raises ``UserError`` if none has one."""
-    present, absent = [], []
+) -> tuple[list[PlannedTask], list[PlannedTask], dict[str, str]]:
+    """Tasks whose dataset has a folder, the others, and the datasets whose copy is unfit, with the
+    reason. Raises ``UserError`` if no task has a folder."""
+    present, absent, unfit = [], [], {}
     for task in tasks:
         try:
             for each in (task, task.trained):
-                find_folder(each.spec, options.data_root, options.data)
+                each.spec.at(find_folder(each.spec, options.data_root, options.data))
             present.append(task)
         except DatasetNotFound:
             absent.append(task)
+        except UnfitCopy as error:
+            unfit[task.spec.name] = str(error)
     if not present:
         where = f"in {options.data_root}" if options.data_root else "given; add --data-root DIR"
         raise UserError(
             f"suite {suite.name!r}: none of its {len(tasks)} datasets is {where}; its folders are"
             f" {_folders(absent)}"
         )
-    return present, absent
+    return present, absent, unfit
 
 
 def _folders(tasks: Sequence[PlannedTask]) -> str:

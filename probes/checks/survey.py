@@ -64,7 +64,11 @@ def survey(
                 hint = f"found elsewhere: --data {spec.name}={deeper[0]}"
             rows.append(DatasetState(spec.name, "absent", expected=spec.expected, message=hint))
             continue
-        spec = spec.at(root)
+        try:
+            spec = spec.at(root)
+        except UserError as error:
+            rows.append(DatasetState(spec.name, "broken", {}, spec.expected, str(error)))
+            continue
         used: Sequence[Split] = ("val",) if spec.trained_on else splits
         state, counts, messages = inspect_copy(spec, root, used)
         if full and state != "broken":

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cliptex_common.errors import UserError
+
 Split = Literal["train", "val"]
 Lister = Callable[[Path, Split], list["Sample"]]
 
 
 class Unreadable(Exception):
     """One sample cannot be used; the message says why."""
+
+
+class UnfitCopy(UserError):
+    """A copy lacks what one of the datasets in its folder needs."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class DatasetSpec:
             crop, main metric if it is not the probe's (``main_metric``), prompts (``templates``,
             ``{c}`` for the class) …; part of a task's identity.
         adapt: (spec, root) → the spec of the copy at ``root``, where copies differ (VOC with or
-            without the augmented train list); ``prepare`` applies it.
+            without the augmented train list); ``prepare`` applies it. May raise ``UnfitCopy``.
         units: root → image → name of what it was sampled with (a scene), where images are not
             independent; reports resample these. Images that are not in it count on their own.
         is_generated: the suite that uses it generates it; ``data check`` does not look for it.

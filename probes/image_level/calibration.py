@@ -10,14 +10,21 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from cliptex_common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.image_level.classification import best_targets, own_classes, score
 from probes.image_level.linear import stored_logits
 
 
 def run(context: Context) -> TaskResult:
-    """See ``probes.base.FeatureProbe``."""
+    """See ``probes.base.FeatureProbe``. Raises ``UserError`` if the head has no temperature."""
     assert context.head is not None
+    if "temperature" not in context.head.metadata:
+        trained = f"{context.training.data.spec.name}/linear"
+        raise UserError(
+            f"the head of {trained} was stored without a temperature; train it again:"
+            f" --task {trained} --force"
+        )
     temperature = context.head.metadata["temperature"]
     note = "no temperature: with one learning rate, no training image was held out"
     if temperature is not None:

@@ -18,15 +18,17 @@ backbone takes 224 px.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cliptex_common.errors import UserError
-from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.base import DatasetSpec, Sample, Split, UnfitCopy
 from probes.datasets.layouts import (
     IMAGE_SUFFIXES,
     class_folders,
@@ -174,15 +176,26 @@ def list_real(root: Path, split: Split) -> list[Sample]:
     labels = read_annotations(of_timm("imagenet_real_labels.json"))
     samples = []
     for sample in imagenet.list_samples(root, split):
-        number = Path(sample.image).stem.rpartition("_")[2]
-        if not (number.isdecimal() and 1 <= int(number) <= len(labels)):
-            raise UserError(
-                f"{root / sample.image}: ImageNet-ReaL needs the official names"
-                " (ILSVRC2012_val_00000001)"
-            )
-        if targets := labels[int(number) - 1]:
+        if targets := labels[official_number(root / sample.image) - 1]:
             samples.append(replace(sample, target=targets))
     return samples
+
+
+def official_number(image: Path) -> int:
+    """The number of an image of ImageNet's val, from 1. Raises ``UnfitCopy`` if it is not named
+    by it."""
+    if match := re.match(r"ILSVRC2012_val_000(\d{5})(?!\d)", image.name):
+        return int(match[1])
+    raise UnfitCopy(f"{image}: ImageNet-ReaL needs the official names (ILSVRC2012_val_00000001)")
+
+
+def require_official_names(spec: DatasetSpec, root: Path) -> DatasetSpec:
+    """The spec. Raises as ``official_number`` for the first image of val."""
+    for image in chain(root.glob("val/*.*"), root.glob("val/*/*.*")):
+        if image.suffix.lower() in IMAGE_SUFFIXES:
+            official_number(image)
+            break
+    return spec
 
 
 def list_corrupted(root: Path, split: Split) -> list[Sample]:
@@ -224,6 +237,7 @@ register_dataset(
         list_samples=list_real,
         expected={"val": 46837},
         classes=imagenet.classes,
+        adapt=require_official_names,
         about="ImageNet's val with the labels of ImageNet-ReaL, which come with timm",
     )
 )

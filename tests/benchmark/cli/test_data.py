@@ -23,14 +23,14 @@ def test_data_check(workdir, capsys):
     assert row["state"] == "available" and row["counts"] == {"train": 4, "val": 3}
 
 
-def test_a_broken_dataset_is_exit_code_1(workdir, capsys):
+def test_a_broken_dataset_is_exit_code_2(workdir, capsys):
     root = make_camvid(workdir / "camvid", n_train=4, n_val=3)
     truncate(root / "images/val/frame_val_00000.jpg")
     command = "data check --data-root . --full"
     assert run_command(command) == 0
     assert "frame_val_00000.jpg: image cannot be decoded" in capsys.readouterr().out
     (workdir / "ade/ADEChallengeData2016").mkdir(parents=True)
-    assert run_command(command) == 1
+    assert run_command(command) == 2
     assert "images/validation is missing" in capsys.readouterr().out
 
 

@@ -13,10 +13,12 @@ from backbones import UserError
 from benchmark.planning.options import RunOptions
 from benchmark.planning.plan import make_plan
 from benchmark.planning.tasks import plan_tasks, settings_in
+from benchmark.probing.data import prepare_data
 from benchmark.suites.registry import find_suite
 from cliptex_common.settings import one_line_errors
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS
+from tests.probes.datasets.make_shifts import make_imagenet
 
 
 def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
@@ -263,3 +265,18 @@ def test_variants_of_a_task():
     (plain,) = plan_tasks(own, ["imagefolder/linear"], {})
     assert tasks["imagefolder/linear"].conditions(data) == plain.conditions(data)
     assert tasks["imagefolder/linear:0.1"].conditions(data)["train_share"] == 0.1
+
+
+def test_a_dataset_that_the_copy_cannot_be_is_left_out_of_a_suite_and_named(workdir):
+    root = make_imagenet(workdir / "imagenet")
+    for number, image in enumerate(root.rglob("val/*/*.JPEG")):
+        image.rename(image.with_stem(f"{number}"))
+    options = RunOptions(suite="robustness", data_root=workdir, partial=True)
+    plan = make_plan(options)
+    assert "imagenet/linear" in {task.name for task in plan.tasks}
+    assert not any("real" in task.name for task in plan.tasks)
+    (note,) = (note for note in plan.notes if "official names" in note)
+    assert note.startswith("imagenet-real is left out")
+    with pytest.raises(UserError, match="official names"):
+        named = make_plan(replace(options, tasks=["imagenet-real/linear"]))
+        prepare_data(named.tasks, named.options, 0)

@@ -13,6 +13,7 @@ from PIL import Image
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.checks.check import prepare
+from probes.datasets.base import UnfitCopy
 from probes.datasets.specs import imagenet
 from probes.datasets.specs.imagenet_shifts import SHIFTS
 from probes.image_level.classification import own_classes, score
@@ -114,6 +115,19 @@ def test_real_has_several_labels_and_leaves_images_without_any_out(tmp_path):
         logits[:, 999] = 1
         logits[task.data.samples["val"].index(several), label] = 2
         assert score(task, logits).metrics["top1"] == pytest.approx(100 / 8)
+
+
+@pytest.mark.parametrize("number", ["n01440764_10306", "10306"])
+def test_real_needs_the_official_names(number, tmp_path):
+    root = make_imagenet(tmp_path / "imagenet")
+    first = min(root.rglob("val/*/*.JPEG"))
+    first.rename(first.with_stem(first.stem + "_n01440764"))  # as on the Hugging Face Hub
+    assert len(prepare(DATASETS["imagenet-real"], root, splits={"val": None}, partial=True).samples)
+    for image in root.rglob("val/*/*.JPEG"):
+        image.rename(image.with_stem(number))
+        break
+    with pytest.raises(UnfitCopy):
+        DATASETS["imagenet-real"].list_samples(root, "val")
 
 
 def test_mce_is_relative_to_alexnet_and_names_a_missing_corruption(tmp_path):

@@ -3,15 +3,23 @@ answer is known."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from cliptex_common.errors import UserError
+from probes.base import Head
+from probes.datasets.specs import imagenet
 from probes.image_level.calibration import per_image
 from probes.image_level.classification import fit_temperature
 from probes.image_level.metrics import KNOWN, classification, detection_of_unknown
+from probes.registry import find_task
+from tests.probes.datasets.make_shifts import make_imagenet
+from tests.probes.whole_images import context
 
 CLASSES = 10
 
@@ -126,3 +134,11 @@ def test_detection_is_computed_again_in_each_resample():
     again = detection_of_unknown(tuple(repeated["image"]), repeated)
     for name, metric in computed.metrics.items():
         assert metric(counts[None].astype(np.float32))[0] == pytest.approx(again.value(name))
+
+
+def test_a_head_that_was_stored_without_a_temperature_is_named(tmp_path):
+    root, (spec, probe) = make_imagenet(tmp_path), find_task("imagenet/calibration")
+    head = Head({}, {"task": "imagenet", "classes": imagenet.wnids()})
+    task = replace(context(probe, spec, root), head=head)
+    with pytest.raises(UserError, match="--task imagenet/linear --force"):
+        probe.run(task)
