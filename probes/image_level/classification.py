@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -114,7 +113,7 @@ def score(
     if context.data.spec.extra.get("main_metric") == "mCE":
         folders = [sample.image.split("/") for sample in samples]
         per_image["corruption"] = np.array(["/".join(parts[:2]) for parts in folders])
-        per_image["unit"] = np.array([Path(parts[-1]).stem for parts in folders])  # photographs
+        per_image["unit"] = np.array(["/".join(parts[2:]) for parts in folders])  # photographs
         present = {parts[0] for parts in folders}
         if missing := [name for name in ALEXNET_ERRORS if name not in present]:
             notes.append(

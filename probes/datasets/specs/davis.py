@@ -23,7 +23,14 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
             for folder, suffix in ((frames, ".jpg"), (masks, ".png"))
             for name in walk(root, folder, (suffix,))
         }
-        count = 1 + max(int(Path(path).stem) for path in present)
+        if wrong := [path for path in sorted(present) if not Path(path).stem.isdecimal()]:
+            raise UserError(f"{root / wrong[0]} is no frame of DAVIS; frames are 00000, 00001 …")
+        count = 1 + max((int(Path(path).stem) for path in present), default=-1)
+        if count < 3:
+            raise UserError(
+                f"{root / frames} has {count} frames; the first and the last are not scored: get"
+                " the video again"
+            )
         pairs = [(f"{frames}/{i:05}.jpg", f"{masks}/{i:05}.png") for i in range(count)]
         if absent := [path for pair in pairs for path in pair if path not in present]:
             raise UserError(f"{root / absent[0]} is missing; get the video again")

@@ -81,7 +81,7 @@ register_dataset(
         folder="navi_v1",
         other_folders=("navi_v1.5",),
         list_samples=list_samples,
-        expected={"val": 2298},
+        expected={"train": 0, "val": 2298},
         adapt=adapt,
         about="NAVI v1.0, objects in the wild with pose and depth (unpack navi_v1.0.tar.gz of"
         " github.com/google/navi there)",

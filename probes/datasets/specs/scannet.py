@@ -77,6 +77,7 @@ register_dataset(
         kind="scene-views",
         folder="scannet_test_1500",
         list_samples=list_samples,
+        expected={"train": 0},
         about="1,500 pairs of ScanNet (frames, and test.npz and intrinsics.npz beside them, from"
         " where github.com/zju3dv/LoFTR says)",
     )

@@ -144,7 +144,7 @@ def test_mce_is_relative_to_alexnet_and_names_a_missing_corruption(tmp_path):
     expected = [0 if name == "snow" else 100 * 40 / error for name, error in present.items()]
     assert result.metrics["mCE"] == pytest.approx(np.mean(expected))
     assert any("without fog" in note for note in result.notes)
-    assert len(np.unique(result.per_image["unit"])) == 2
+    assert len(np.unique(result.per_image["unit"])) == 2 * len(CLASSES)
 
 
 def test_a_corruption_without_a_level_is_refused(tmp_path):

@@ -112,11 +112,17 @@ FRAME, MASK = "JPEGImages/480p/video1/00002.jpg", "Annotations/480p/video1/00002
             lambda root: (root / "ImageSets/2017/val.txt").write_text("video0\nbear\n"),
             "folder JPEGImages/480p/bear is missing",
         ),
+        (
+            lambda root: (root / FRAME).rename((root / FRAME).with_name("last.jpg")),
+            "last.jpg is no frame",
+        ),
+        (lambda root: make_davis(root / "short", frames=2), "has 2 frames"),
     ],
 )
 def test_a_damaged_copy_is_refused(tmp_path, change, message):
     root = make_davis(tmp_path)
     change(root)
+    root = root / "short" if (root / "short").is_dir() else root
     with pytest.raises(UserError, match=message) as error:
         prepare(DATASETS["davis"], root, splits={"val": None}, partial=True)
     assert "\n" not in str(error.value)

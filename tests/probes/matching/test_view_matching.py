@@ -10,6 +10,7 @@ import torch
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.checks.check import prepare
+from probes.checks.survey import survey
 from probes.matching.probe import OBJECT_VIEWS, SCENE_VIEWS
 from probes.matching.view_matching import match_errors, sampled_pairs
 from probes.matching.views import View, in_space
@@ -105,6 +106,12 @@ def test_listed_pairs_need_the_list(tmp_path):
     next(root.glob("custom_splits/*/*.txt")).unlink()
     with pytest.raises(UserError, match="listed_pairs=wild_set"):
         check_required("navi", spec.at(root), OBJECT_VIEWS)
+
+
+def test_a_complete_copy_is_reported_as_one(tmp_path):
+    root = make_scannet(tmp_path)
+    (row,) = survey(None, {"scannet": root}, only=["scannet"])
+    assert (row.state, row.message) == ("complete", "")
 
 
 @pytest.mark.parametrize(
