@@ -29,7 +29,7 @@ from torch import distributed as dist
 from benchmark.api import Results, check, evaluate
 from benchmark.execution.progress import console
 from benchmark.workflows.watch import write_weights
-from cliptex_common.device import current_device, device_count
+from cliptex_common.device import current_device, device_count, float32_products_restored
 from cliptex_common.errors import UserError
 from reports.mlflow.client import metric_key
 
@@ -51,7 +51,8 @@ class InLoop:
 
     Args:
         tasks: as of ``evaluate``.
-        every: steps between two evaluations; step 0 is not evaluated.
+        every: steps between two evaluations; step 0 is not evaluated. Where steps go up by more
+            than one, the first is evaluated that reaches or passes a multiple of it.
         encoder: model → the module to score, as ``evaluate`` takes it; by default the model itself,
             without the wrappers of ``DistributedDataParallel`` and ``torch.compile``.
         images: how its images are prepared; see ``evaluate``.
@@ -91,12 +92,14 @@ class InLoop:
             raise UserError(f"every={every}: give a number of steps, 1 or more")
         self.tasks, self.every, self.encoder = tasks, every, encoder
         self.subject = {"name": name, "images": images}
-        self.loggers, self.state, self.on_error = [log] if log else [], state, on_error
+        self.loggers = [] if log is None else [log]
+        self.state, self.on_error = state, on_error
         self.folder, self.options = Path(folder), options
         self.rank, world = _process()
         self.where = ("watch" if world > 1 else "here") if where == "auto" else where
         self.group = dist.new_group(backend="gloo", timeout=WAIT) if world > 1 else None
-        self.seconds, self._started, self._last = 0.0, time.monotonic(), 0
+        self.seconds, self._started = 0.0, time.monotonic()
+        self._last: int | None = None
         if self.rank == 0 and self.where == "here":
             with untouched():
                 check(tasks, **options)
@@ -107,9 +110,10 @@ class InLoop:
         Raises:
             Exception: what failed, with ``on_error="raise"``.
         """
-        if step % self.every or step == self._last:
-            return None
+        last = max(step - 1, 0) if self._last is None else self._last
         self._last, started = step, time.monotonic()
+        if step // self.every <= last // self.every:
+            return None
         try:
             return self._score(model, step)
         except Exception as error:
@@ -151,10 +155,8 @@ class InLoop:
         return results
 
     def _module(self, model: Any) -> nn.Module:
-        model = getattr(model, "_orig_mod", model)  # of torch.compile
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        return self.encoder(model) if self.encoder else model
+        model = _unwrapped(model)
+        return _unwrapped(self.encoder(model)) if self.encoder else model
 
     def _log(self, results: Results, step: int, seconds: float) -> None:
         frame = results.frame[results.frame.value.notna()]
@@ -197,6 +199,17 @@ def _scalars(writer: Any) -> Callable[[dict[str, float], int], None]:
     return log_metrics
 
 
+def _unwrapped(module: Any) -> Any:
+    """A module without the wrappers of ``torch.compile`` and of several processes or devices."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = module.module
+        elif hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        else:
+            return module
+
+
 def _process() -> tuple[int, int]:
     """Rank and number of the processes that train together."""
     if dist.is_available() and dist.is_initialized():
@@ -221,18 +234,18 @@ def _whole(module: nn.Module) -> nn.Module:
 def untouched() -> Iterator[None]:
     """Run a block in torch's default state; afterwards all state that a training depends on is as
     it was before: generators of python, numpy, torch and of the accelerators, autocast, grad mode,
-    flags of cuDNN and TF32, the default type and device, and numbers of threads."""
+    flags of cuDNN and TF32, the default type and device, and numbers of threads.
+
+    Inside, this process trains with no others: libraries that would wait for them do not.
+    """
     device = current_device()
     count = device_count()
     module = torch.get_device_module(device)
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
     indices: list[tuple[int, ...]] = [(index,) for index in range(count)] if count > 1 else [()]
     devices = [module.get_rng_state(*index) for index in indices] if count else []
-    cudnn, matrices = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    flags = {
-        name: getattr(cudnn, name)
-        for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
-    }
+    cudnn = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
     threads, opencv, dtype = torch.get_num_threads(), cv2.getNumThreads(), torch.get_default_dtype()
     try:
         with ExitStack() as stack:
@@ -241,6 +254,8 @@ def untouched() -> Iterator[None]:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.device("cpu"))
+            stack.enter_context(float32_products_restored())
+            stack.enter_context(_without_processes())
             torch.set_default_dtype(torch.float32)
             yield
     finally:
@@ -251,10 +266,23 @@ def untouched() -> Iterator[None]:
             module.set_rng_state(state, *index)
         for name, value in flags.items():
             setattr(cudnn, name, value)
-        torch.set_float32_matmul_precision(matrices)
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         cv2.setNumThreads(opencv)
+
+
+@contextmanager
+def _without_processes() -> Iterator[None]:
+    """As if ``torch.distributed`` were not initialized."""
+    if not dist.is_available():
+        yield
+        return
+    members: Any = dist.GroupMember
+    world, members.WORLD = members.WORLD, None
+    try:
+        yield
+    finally:
+        members.WORLD = world
 
 
 def LightningProbe(tasks: str | Sequence[str], **options: Any) -> Any:

@@ -18,6 +18,7 @@ from backbones import DataConfig, UserError
 from benchmark import InLoop, LightningProbe, TransformersProbe
 from benchmark.in_loop import untouched
 from benchmark.workflows.watch import checkpoints
+from cliptex_common.device import float32_products
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 pytestmark = pytest.mark.integration
@@ -151,6 +152,52 @@ def test_an_error_of_a_probe_does_not_end_the_training(options):
         InLoop(**{**options, "encoder": lambda model: model.head}, every=1)(Model(), 1)
 
 
+@pytest.mark.parametrize(
+    ("steps", "due"),
+    [
+        (range(11), [5, 10]),
+        ([5, *range(11)], [5, 5, 10]),  # tried before the loop
+        ([3, 6, 9, 12], [6, 12]),
+        ([1001, 1002, 1005, 1005], [1005]),  # resumed; batches that are accumulated
+    ],
+)
+def test_evaluations_are_due_at_multiples_of_every(options, tmp_path, steps, due):
+    probe = InLoop(**{**options, **KNN}, every=5, where="watch")
+    written = []
+    for step in steps:
+        probe(Model(), step)
+        for path in Path("probes/steps").glob("*.safetensors"):
+            path.unlink()
+            written.append(step)
+    assert written == due
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_precision_may_be_set_by_either_interface(precision):
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("torch before 2.9")
+    matrices = torch.backends.cuda.matmul
+    before = matrices.fp32_precision
+    matrices.fp32_precision = precision
+    try:
+        with untouched(), float32_products(tf32=False):
+            assert matrices.fp32_precision == "ieee"
+        assert matrices.fp32_precision == precision
+    finally:
+        matrices.fp32_precision = before
+
+
+def test_weights_have_the_names_of_the_plain_module(options):
+    model = Model()
+    compiled = nn.DataParallel(torch.compile(model))
+    encoder = lambda inner: torch.compile(inner.encoder)
+    InLoop(**{**options, "encoder": encoder}, every=5, where="watch")(compiled, 5)
+    (path,) = checkpoints(Path("probes/steps")).values()
+    from safetensors.torch import load_file
+
+    assert load_file(path).keys() == model.encoder.state_dict().keys()
+
+
 KNN = {"tasks": "imagefolder/knn", "settings": {"k": 3}}
 
 
@@ -195,12 +242,24 @@ def probe_in_two_processes(rank: int, options: dict) -> None:
     torch.distributed.destroy_process_group()
 
 
+def test_libraries_do_not_wait_for_other_processes():
+    from torch import distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with untouched():
+            assert not dist.is_initialized()
+        assert dist.get_world_size() == 2
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.slow
 def test_of_several_processes_the_first_evaluates(options):
     del options["encoder"]
-    options |= KNN
     torch.multiprocessing.spawn(probe_in_two_processes, (options,), nprocs=2)
-    assert {row["task"] for row in read()} == {"imagefolder/knn"}
+    assert {row["task"] for row in read()} == set(options["tasks"])
 
 
 def data(count: int = 16) -> TensorDataset:
