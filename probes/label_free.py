@@ -24,7 +24,8 @@ FEWEST_FITTED = 20
 
 def log_label_free(context: Context, features: Tensor) -> None:
     """Log ``label_free/NAME`` and ``label_free/NAME_spread`` of each diagnostic, and the number of
-    ``features`` of a subsample: half of all, at most ``MOST``.
+    ``features`` of a subsample: half of all, at most ``MOST``. Nothing of features that are not
+    finite.
 
     Args:
         features: (N, D) of training images or patches, as the backbone gives them.
@@ -37,6 +38,8 @@ def log_label_free(context: Context, features: Tensor) -> None:
     for _ in range(SUBSAMPLES):
         rows = torch.randperm(len(features), generator=generator)[:count]
         sample = features[rows.to(features.device)].cpu().double()
+        if not bool(sample.isfinite().all()):
+            return
         samples.append(label_free(sample))
     logged = {f"{LABEL_FREE}features": float(count)}
     for name in samples[0]:

@@ -62,8 +62,8 @@ class Variant:
             return ""
         costs = [cell.costs for cell in analysis.selection.cells[self.backbone, self.column]]
         names = ("encode_images_per_second", "eval_images_per_second")
-        rates = [cost[name] for cost in costs for name in names if cost.get(name)]
-        return f", {len(rates) / sum(rates):.2g} s an image" if rates else ""
+        seconds = [sum(1 / cost[name] for name in names if cost.get(name)) for cost in costs]
+        return f", {np.mean(seconds):.2g} s an image" if any(seconds) else ""
 
 
 def task_variants(analysis: Analysis) -> dict[str, list[Variant]]:
@@ -163,7 +163,7 @@ def _figure(
         )
     layout = make_layout(
         {**scale, "title": title, "tickvals": numbers, "ticktext": list(ticks.values())},
-        {"title": label},
+        {"title": label, **({"rangemode": "tozero"} if has_gains else {})},
         legend=True,
     )
     return Figure(name, task, caption, "; ".join(alt), {"data": data, "layout": layout}, 300)

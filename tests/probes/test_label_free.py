@@ -63,3 +63,9 @@ def test_subsamples_are_of_one_size_and_the_same_for_all():
     few = Recorder()
     log_label_free(SimpleNamespace(log=few), features[:20])
     assert few.metrics == []
+
+
+def test_features_that_are_not_finite_have_no_diagnostics():
+    log = Recorder()
+    log_label_free(SimpleNamespace(log=log), normal(300, 16) / torch.zeros(16))
+    assert log.metrics == []
