@@ -243,6 +243,8 @@ def find_entry(name: str) -> Download:
     """The entry called ``name``. Raises ``UserError`` naming the nearest if there is none."""
     if name not in ENTRIES:
         if spec := DATASETS.get(name):
+            if spec.folder.startswith("wds_"):
+                raise UserError(f"{name} is downloaded as {spec.folder}: data get {spec.folder}")
             raise UserError(
                 f"{name} is not downloaded automatically; put it into the folder {spec.folder} of"
                 f" --data-root: {spec.about}"

@@ -34,5 +34,9 @@ def test_a_broken_dataset_is_exit_code_2(workdir, capsys):
     assert "images/validation is missing" in capsys.readouterr().out
 
 
+def test_a_webdataset_is_got_by_the_name_of_its_folder(refused):
+    refused("data get objectnet", "data get wds_objectnet")
+
+
 def test_data_check_needs_a_folder(refused):
     refused("data check", "--data-root DIR and/or --data NAME=DIR")
