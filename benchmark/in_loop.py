@@ -29,7 +29,7 @@ from torch import distributed as dist
 from benchmark.api import Results, check, evaluate
 from benchmark.execution.progress import console
 from benchmark.workflows.watch import write_weights
-from cliptex_common.device import current_device, device_count, float32_products_restored
+from cliptex_common.device import current_device, device_count
 from cliptex_common.errors import UserError
 from reports.mlflow.client import metric_key
 
@@ -244,8 +244,11 @@ def untouched() -> Iterator[None]:
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
     indices: list[tuple[int, ...]] = [(index,) for index in range(count)] if count > 1 else [()]
     devices = [module.get_rng_state(*index) for index in indices] if count else []
-    cudnn = torch.backends.cudnn
-    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    cudnn, matrices = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    flags = {
+        name: getattr(cudnn, name)
+        for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
+    }
     threads, opencv, dtype = torch.get_num_threads(), cv2.getNumThreads(), torch.get_default_dtype()
     try:
         with ExitStack() as stack:
@@ -254,7 +257,6 @@ def untouched() -> Iterator[None]:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.device("cpu"))
-            stack.enter_context(float32_products_restored())
             stack.enter_context(_without_processes())
             torch.set_default_dtype(torch.float32)
             yield
@@ -266,6 +268,7 @@ def untouched() -> Iterator[None]:
             module.set_rng_state(state, *index)
         for name, value in flags.items():
             setattr(cudnn, name, value)
+        torch.set_float32_matmul_precision(matrices)
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         cv2.setNumThreads(opencv)

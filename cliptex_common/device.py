@@ -104,43 +104,14 @@ def set_device(device: torch.device) -> None:
 def float32_products(*, tf32: bool) -> Iterator[None]:
     """Multiply and convolve float32 tensors in the block exactly or, with ``tf32``, rounded to TF32
     on GPUs that have it."""
-    with float32_products_restored():
-        for part in _with_precision():
-            part.fp32_precision = "none"
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = tf32
-        yield
-
-
-@contextmanager
-def float32_products_restored() -> Iterator[None]:
-    """Leave how float32 tensors are multiplied and convolved as it was before the block, whichever
-    of torch's two interfaces it was set by: the older cannot be read once the newer,
-    ``fp32_precision``, was used."""
-    try:
-        older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    except RuntimeError:
-        older = None
-    newer = [part.fp32_precision for part in _with_precision()]
+    matrices, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
-        if older:
-            torch.set_float32_matmul_precision(older[0])
-            torch.backends.cudnn.allow_tf32 = older[1]
-        for part, precision in zip(_with_precision(), newer, strict=True):
-            if part.fp32_precision != precision:
-                part.fp32_precision = precision
-
-
-def _with_precision() -> list[Any]:
-    """What has a ``fp32_precision``, since torch 2.9; what others inherit from comes first."""
-    backends: Any = torch.backends
-    parts = [backends]
-    for library in (backends.cuda, backends.cudnn, backends.mkldnn):
-        names = ("matmul", "conv", "rnn")
-        parts += [library, *(getattr(library, name, None) for name in names)]
-    return [part for part in parts if hasattr(part, "fp32_precision")]
+        torch.set_float32_matmul_precision(matrices)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def synchronize(device: torch.device) -> None:

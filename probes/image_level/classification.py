@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from cliptex_common.device import float64_device, is_accelerator, memory
@@ -16,6 +15,8 @@ from probes.base import Context, Head, TaskResult
 from probes.datasets.base import Split
 from probes.image_level.metrics import classification
 from probes.image_level.settings import ALEXNET_ERRORS
+
+SECTIONS = 34  # of the logarithm of a temperature: to 1e-6
 
 
 def targets(context: Context, split: Split) -> Tensor:
@@ -61,10 +62,21 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             total -= scaled.log_softmax(dim=1).gather(1, true.to(exact)).sum()
         return (total / len(logits)).item()
 
-    bound = math.log(50)
-    options = {"xatol": 1e-6}
-    optimum = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options=options)
-    return math.exp(optimum.x)
+    # by golden sections, as many for all logits: so an accelerator is waited for as often
+    high, golden = math.log(50), (math.sqrt(5) - 1) / 2
+    low = -high
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    of_left, of_right = loss(left), loss(right)
+    for _ in range(SECTIONS):
+        if of_left < of_right:
+            high, right, of_right = right, left, of_left
+            left = high - golden * (high - low)
+            of_left = loss(left)
+        else:
+            low, left, of_left = left, right, of_right
+            right = low + golden * (high - low)
+            of_right = loss(right)
+    return math.exp((low + high) / 2)
 
 
 def own_classes(context: Context, logits: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from backbones import DataConfig, UserError
 from benchmark import InLoop, LightningProbe, TransformersProbe
 from benchmark.in_loop import untouched
 from benchmark.workflows.watch import checkpoints
-from cliptex_common.device import float32_products
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 pytestmark = pytest.mark.integration
@@ -170,21 +169,6 @@ def test_evaluations_are_due_at_multiples_of_every(options, tmp_path, steps, due
             path.unlink()
             written.append(step)
     assert written == due
-
-
-@pytest.mark.parametrize("precision", ["tf32", "ieee"])
-def test_precision_may_be_set_by_either_interface(precision):
-    if not hasattr(torch.backends, "fp32_precision"):
-        pytest.skip("torch before 2.9")
-    matrices = torch.backends.cuda.matmul
-    before = matrices.fp32_precision
-    matrices.fp32_precision = precision
-    try:
-        with untouched(), float32_products(tf32=False):
-            assert matrices.fp32_precision == "ieee"
-        assert matrices.fp32_precision == precision
-    finally:
-        matrices.fp32_precision = before
 
 
 def test_weights_have_the_names_of_the_plain_module(options):

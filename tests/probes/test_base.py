@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,9 @@ def test_a_backbone_of_one_size_is_shown_no_other(probe, settings, fits):
     probe = PROBES[probe]
     settings = probe.settings_type(**settings)
     backbone = SimpleNamespace(has_text=True, has_dense_text=True, fixed_size=(224, 224))
+    backbone.strides = (16,)
+    data: Any = SimpleNamespace(spec=SimpleNamespace(name="data", trained_on=None))
     with nullcontext() if fits else pytest.raises(NotApplicable, match="224×224 only; set size"):
-        Probe.fits(probe, backbone, None, settings)
+        Probe.fits(probe, backbone, data, settings)
     backbone.fixed_size = None
-    Probe.fits(probe, backbone, None, settings)
+    Probe.fits(probe, backbone, data, settings)

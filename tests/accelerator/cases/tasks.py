@@ -21,7 +21,12 @@ from tests.probes.datasets import make
 from tests.probes.matching.layouts import make_davis, make_navi, make_scannet
 from tests.probes.whole_images import DenseColours
 
-PROBE_NAMES = sorted(PROBES.load_entry_points())
+# those that need no other task's head or training images
+PROBE_NAMES = sorted(
+    name
+    for name, probe in PROBES.load_entry_points().items()
+    if not getattr(probe, "head_of", "") and probe.kind != "unknown-images"
+)
 PRESETS: dict[str, Preset] = {
     f"{protocol.name}-{preset.probe}-{'-'.join(preset.datasets) or 'all'}": preset
     for protocol in PROTOCOLS.load_entry_points().values()

@@ -103,7 +103,11 @@ HEAD = "--task camvid/head --set head.type=FCNHead --set head.channels=8"
         ("camvid/linear", {"size": "224,"}, r"size=224,: an axis has two or more different values"),
         ("camvid/linear", {"size": "224,,448"}, "separated by single commas"),
         ("camvid/linear", {"size": "224,large"}, "size=large: must be a valid integer"),
-        ("camvid/linear", {"k": "5,20"}, "it is a setting of in-context, knn, patch-knn"),
+        (
+            "camvid/linear",
+            {"k": "5,20"},
+            "it is a setting of in-context, knn, label-prop",
+        ),
         ("camvid/linear:depth=3", {}, "camvid/linear has no axis 'depth', only train_share, "),
     ],
 )
