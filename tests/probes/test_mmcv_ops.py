@@ -8,10 +8,12 @@ import sys
 import pytest
 import torch
 import torchvision.ops
-from mmcv.ops import RoIAlign, nms, roi_align
 from torch import Tensor
 
-from probes import mmcv_ops
+from probes import mmcv_ops  # before mmcv, whose operators it brings
+
+# isort: split
+from mmcv.ops import RoIAlign, nms, roi_align
 
 pytestmark = pytest.mark.skipif(
     not isinstance(sys.modules[mmcv_ops.NAME], mmcv_ops.TorchvisionOps),
