@@ -29,7 +29,7 @@ from torch import distributed as dist
 from benchmark.api import Results, check, evaluate
 from benchmark.execution.progress import console
 from benchmark.workflows.watch import write_weights
-from cliptex_common.device import current_device, device_count
+from cliptex_common.device import current_device, device_count, float32_products
 from cliptex_common.errors import UserError
 from reports.mlflow.client import metric_key
 
@@ -232,9 +232,10 @@ def _whole(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """Run a block in torch's default state; afterwards all state that a training depends on is as
-    it was before: generators of python, numpy, torch and of the accelerators, autocast, grad mode,
-    flags of cuDNN and TF32, the default type and device, and numbers of threads.
+    """Run a block in torch's default state, with exact products of float32 tensors; afterwards all
+    state that a training depends on is as it was before: generators of python, numpy, torch and of
+    the accelerators, autocast, grad mode, flags of cuDNN and TF32, the default type and device, and
+    numbers of threads.
 
     Inside, this process trains with no others: libraries that would wait for them do not.
     """
@@ -244,11 +245,8 @@ def untouched() -> Iterator[None]:
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
     indices: list[tuple[int, ...]] = [(index,) for index in range(count)] if count > 1 else [()]
     devices = [module.get_rng_state(*index) for index in indices] if count else []
-    cudnn, matrices = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    flags = {
-        name: getattr(cudnn, name)
-        for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
-    }
+    cudnn = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
     threads, opencv, dtype = torch.get_num_threads(), cv2.getNumThreads(), torch.get_default_dtype()
     try:
         with ExitStack() as stack:
@@ -258,6 +256,7 @@ def untouched() -> Iterator[None]:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.device("cpu"))
             stack.enter_context(_without_processes())
+            stack.enter_context(float32_products(tf32=False))
             torch.set_default_dtype(torch.float32)
             yield
     finally:
@@ -268,7 +267,6 @@ def untouched() -> Iterator[None]:
             module.set_rng_state(state, *index)
         for name, value in flags.items():
             setattr(cudnn, name, value)
-        torch.set_float32_matmul_precision(matrices)
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         cv2.setNumThreads(opencv)

@@ -11,6 +11,7 @@ import functools
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ OUT_OF_MEMORY = (
     "STATUS_ALLOC_FAILED",
     "STATUS_NOT_INITIALIZED",
     "nable to find an engine",
+)
+
+# parts of ``torch.backends`` that have ``fp32_precision`` since torch 2.9
+PRODUCTS = (
+    *("cuda.matmul", "cudnn.conv", "cudnn.rnn"),
+    *("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"),
 )
 
 
@@ -103,15 +110,31 @@ def set_device(device: torch.device) -> None:
 @contextmanager
 def float32_products(*, tf32: bool) -> Iterator[None]:
     """Multiply and convolve float32 tensors in the block exactly or, with ``tf32``, rounded to TF32
-    on GPUs that have it."""
-    matrices, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    on GPUs that have it; afterwards as before."""
+    is_new = hasattr(torch.backends, "fp32_precision")
+    switches = {name: attrgetter(name)(torch.backends) for name in PRODUCTS if is_new}
+    precisions = {name: switch.fp32_precision for name, switch in switches.items()}
+    matrices = convolutions = None
+    with suppress(RuntimeError):  # these do not tell what ``fp32_precision`` alone has set
+        matrices = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        convolutions = torch.backends.cudnn.allow_tf32
     try:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        for name, switch in switches.items():
+            if not name.endswith("matmul"):  # else set already; the flag lets others inherit
+                switch.fp32_precision = "tf32" if tf32 and name.startswith("cudnn") else "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(matrices)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        if matrices is not None:
+            torch.set_float32_matmul_precision(matrices)
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
+        for name, switch in switches.items():
+            switch.fp32_precision = "none"  # inherits
+            if switch.fp32_precision != precisions[name]:
+                switch.fp32_precision = precisions[name]
 
 
 def synchronize(device: torch.device) -> None:

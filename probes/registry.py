@@ -11,7 +11,7 @@ from cliptex_common import plugins
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.registry import Registry, instance_of
 from probes.base import Probe
-from probes.datasets.base import DatasetSpec
+from probes.datasets.base import DECLARED, DatasetSpec
 from probes.dense.tasks import DENSE_TASKS
 from reports.metrics import DECLARERS, Metric
 
@@ -31,7 +31,17 @@ def register_probe(probe: Probe) -> Probe:
 
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
-    """Add a dataset of the calling module. Raises ``UserError`` when its name is registered."""
+    """Add a dataset of the calling module.
+
+    Raises:
+        UserError: its name is registered, or it lacks what datasets of its kind declare.
+    """
+    declared = DECLARED.get(spec.kind, {})
+    if missing := [f"{key}, {about}" for key, about in declared.items() if key not in spec.extra]:
+        raise UserError(
+            f"dataset {spec.name!r} does not declare, in extra={{…}} of its DatasetSpec:"
+            f" {'; '.join(missing)}"
+        )
     if not spec.module:
         module = sys._getframe(1).f_globals["__name__"]
         if plugins.calling_plugin():  # not a module that configs can import: only a name

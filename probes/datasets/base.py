@@ -12,6 +12,20 @@ from cliptex_common.errors import UserError
 Split = Literal["train", "val"]
 Lister = Callable[[Path, Split], list["Sample"]]
 
+# kind → what each dataset of it declares in ``DatasetSpec.extra``
+DECLARED = {
+    "depth": {
+        "depth_scale": "metres per stored unit (0.001 for millimetres)",
+        "min_depth": "metres",
+        "max_depth": "metres",
+    },
+    "normals": {
+        "encoding": "how a normal is stored, in words",
+        "invalid": "the stored value of pixels without a normal, such as (0, 0, 0)",
+    },
+    "instance-retrieval": {"average_precision": "'steps' or 'trapezoids'"},
+}
+
 
 class Unreadable(Exception):
     """One sample cannot be used; the message says why."""

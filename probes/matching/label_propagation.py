@@ -170,11 +170,11 @@ def propagate_masks(
     height, width = features.shape[1:]
     small = Image.fromarray(first).resize((width, height), Image.Resampling.NEAREST)
     one_hot = F.one_hot(torch.tensor(np.array(small)).long(), int(first.max()) + 1)
-    known = features, one_hot.permute(2, 0, 1).float().to(features.device)
+    first_frame = features, one_hot.permute(2, 0, 1).float().to(features.device)
     previous: deque[tuple[Tensor, Tensor]] = deque(maxlen=settings.previous_frames)
     yield first
     for current in maps:
-        features, shares = (torch.stack(each) for each in zip(known, *previous, strict=True))
+        features, shares = (torch.stack(each) for each in zip(first_frame, *previous, strict=True))
         labels = propagate(current, features, shares, settings)
         previous.append((current, labels))
         yield best_labels(labels, first.shape, stride, settings.upsampling)
@@ -235,9 +235,9 @@ def draw(path: Path, videos: dict[str, list[Frame]], objects: Sequence[str]) -> 
     the path of the preview."""
     rows, captions = [], [list(videos)[index] for index in evenly(len(videos), VIDEOS)]
     for name in captions:
-        first, *others = videos[name]
+        first, *later = videos[name]
         row = [overlay(first.path, first.truth)]
-        for frame in others:
+        for frame in later:
             row += [overlay(frame.path, frame.truth), overlay(frame.path, frame.predicted)]
         rows.append(row)
     gallery = []

@@ -21,7 +21,7 @@ def contour_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
         return float(not any(each.any() for each in contours))
     radius = np.ceil(TOLERANCE * np.hypot(*truth.shape))
     recall, precision = (
-        (_distance(other) <= radius)[each].mean() for each, other in (contours, reversed(contours))
+        (_distance(b) <= radius)[a].mean() for a, b in (contours, reversed(contours))
     )
     total = precision + recall
     return float(2 * precision * recall / total) if total else 0.0

@@ -32,7 +32,8 @@ class Row(NamedTuple):
     value: str
 
     @property
-    def place(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str, ...]:
+        """All but the value."""
         return self[:-1]
 
 
@@ -66,26 +67,26 @@ def read_source(checkout: Path) -> Changes:
     """
     source = next((each for each in SOURCES if _has_files(checkout, each)), None)
     if source is None:
-        known = ", ".join(sorted({file for each in SOURCES for file in each.keys.values()}))
-        raise UserError(f"{checkout} has none of the files of the known sources ({known})")
+        files = ", ".join(sorted({file for each in SOURCES for file in each.keys.values()}))
+        raise UserError(f"{checkout} has none of the files of the known sources ({files})")
     try:
-        new = {row.place: row for row in source.read(checkout)}
+        new = {row.key: row for row in source.read(checkout)}
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{checkout}: a file has other columns than expected ({error!r}); the reader is in"
             " reports/published/read.py"
         ) from error
     rows = [Row(*(row[name] for name in NUMBER)) for row in read_rows("numbers")]
-    old = {row.place: row for row in rows if row.source in source.keys}
-    kept = [row for row in rows if row.source not in source.keys]
-    _write("numbers", NUMBER, [*kept, *new.values()])
+    old = {row.key: row for row in rows if row.source in source.keys}
+    unchanged = [row for row in rows if row.source not in source.keys]
+    _write("numbers", NUMBER, [*unchanged, *new.values()])
     _update_sources(source, checkout)
-    lines = [f"gone: {' · '.join(place)}" for place in old.keys() - new.keys()]
-    lines += [f"new: {' · '.join(new[place])}" for place in new.keys() - old.keys()]
+    lines = [f"gone: {' · '.join(key)}" for key in old.keys() - new.keys()]
+    lines += [f"new: {' · '.join(new[key])}" for key in new.keys() - old.keys()]
     lines += [
-        f"changed: {' · '.join(place)}: {old[place].value} → {new[place].value}"
-        for place in new.keys() & old.keys()
-        if old[place].value != new[place].value
+        f"changed: {' · '.join(key)}: {old[key].value} → {new[key].value}"
+        for key in new.keys() & old.keys()
+        if old[key].value != new[key].value
     ]
     return Changes(list(source.keys), len(new), sorted(lines))
 
@@ -190,13 +191,13 @@ def _open_clip(checkout: Path) -> Iterator[Row]:
         for k in (1, 5, 10)
     }
     for record in _records(checkout / "docs/openclip_retrieval_results.csv"):
-        for place in (0, 1):
+        for part in (0, 1):
             tasks = {
-                title: (f"{PAIRS[column][place]}/retrieval", metric)
+                title: (f"{PAIRS[column][part]}/retrieval", metric)
                 for title, (column, metric) in retrieval.items()
-                if place < len(PAIRS[column])
+                if part < len(PAIRS[column])
             }
-            yield from of(("open_clip-retrieval", "open_clip-flickr30k")[place], record, tasks)
+            yield from of(("open_clip-retrieval", "open_clip-flickr30k")[part], record, tasks)
 
 
 # --- timm: results/*.csv, percent, of each model's own classifier
@@ -240,8 +241,8 @@ def _clip_benchmark(checkout: Path) -> Iterator[Row]:
     for run in json.loads((checkout / PROBES).read_text(encoding="utf-8")):
         if run["fewshot_k"] == -1 and (dataset := PROBED.get(run["dataset"])):
             model = run["model_short"].replace(" ", "/")
-            place = f"open_clip/{model}", f"{dataset}/linear"
-            best[place] = max(best[place], run["lp_acc1"])
+            key = f"open_clip/{model}", f"{dataset}/linear"
+            best[key] = max(best[key], run["lp_acc1"])
     for (model, task), share in best.items():
         yield Row("clip_benchmark-linear", model, task, "top1", f"{100 * share:.2f}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from operator import attrgetter
 from types import SimpleNamespace
 
 import pytest
@@ -179,3 +180,32 @@ def test_float32_products_of_matrices_and_convolutions(tf32):
     with device.float32_products(tf32=tf32):
         assert rounded() == (tf32, tf32)
     assert rounded() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.parametrize("name", ["", "cuda.matmul", "cudnn.conv", "mkldnn"])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_products_where_the_older_switches_cannot_be_read(name, tf32):
+    parts = ["", "mkldnn", *device.PRODUCTS]
+    switches = {
+        part: attrgetter(part)(torch.backends) if part else torch.backends for part in parts
+    }
+
+    def state():
+        return {part: switch.fp32_precision for part, switch in switches.items()}
+
+    untouched = state()
+    try:
+        switches[name].fp32_precision = "tf32"
+        before = state()
+        with device.float32_products(tf32=tf32):
+            inside = state()
+        assert state() == before
+        assert inside["cudnn.conv"] == inside["cuda.matmul"] == ("tf32" if tf32 else "ieee")
+        assert inside["mkldnn.conv"] == "ieee"
+        switches[name].fp32_precision = "ieee"
+        if not name:
+            assert state()["mkldnn.conv"] == "ieee", "it inherits as before"
+    finally:
+        for part, precision in untouched.items():
+            switches[part].fp32_precision = precision

@@ -9,9 +9,9 @@ import pytest
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from cliptex_common.files import canonical_json
-from probes.datasets.base import DatasetSpec
+from probes.datasets.base import DECLARED, DatasetSpec
 from probes.dense.tasks import DENSE_TASKS
-from probes.registry import DATASETS, PROBES, find_task
+from probes.registry import DATASETS, PROBES, find_task, register_dataset
 
 KINDS = (
     *(*DENSE_TASKS, "detection", "classification", "image-text", "association"),
@@ -32,6 +32,18 @@ def test_a_dataset_of_a_kind_that_no_probe_is_for():
             find_task("leaves/linear")
     finally:
         del DATASETS["leaves"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [("depth", "min_depth"), ("normals", "invalid"), ("instance-retrieval", "average_precision")],
+)
+def test_a_dataset_that_does_not_declare_what_its_kind_needs(kind, missing):
+    extra = dict.fromkeys(DECLARED[kind], 0)
+    del extra[missing]
+    with pytest.raises(UserError, match=f"'rooms' does not declare.*: {missing}, "):
+        register_dataset(DatasetSpec("rooms", kind, "rooms", lambda root, split: [], extra=extra))
+    assert "rooms" not in DATASETS
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -29,7 +29,7 @@ SPECS = {
         "normals",
         "tiny",
         list_samples,
-        extra={"axes": "x right, y up, z towards the camera"},
+        extra={"encoding": "n = png / 127.5 - 1", "invalid": (0, 0, 0)},
     ),
 }
 for _spec in SPECS.values():

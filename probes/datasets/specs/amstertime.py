@@ -28,9 +28,9 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
             " remove it"
         )
     return [
-        Sample(image, {"gallery": time, "searches": other, **_only(images[other][place])})
-        for time, other in TIMES.items()
-        for place, image in images[time].items()
+        Sample(image, {"gallery": time, "searches": gallery, **_only(images[gallery][name])})
+        for time, gallery in TIMES.items()
+        for name, image in images[time].items()
     ]
 
 

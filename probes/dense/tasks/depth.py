@@ -67,15 +67,6 @@ class Depth(DenseTask):
     }
     settings = DepthSettings
 
-    def check_dataset(self, data: PreparedDataset) -> None:
-        names = ("depth_scale", "min_depth", "max_depth")
-        if missing := [name for name in names if name not in data.spec.extra]:
-            raise UserError(
-                f"dataset {data.spec.name!r} does not declare {', '.join(missing)}; add to its"
-                " DatasetSpec extra={...}: depth_scale, metres per stored unit (0.001 for"
-                " millimetres); min_depth and max_depth in metres"
-            )
-
     def check_file(self, spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
         """16 bits a pixel, and some of them within the valid range."""
         if not image.mode.startswith("I"):

@@ -155,11 +155,6 @@ def test_unfit_data_and_settings_fail_before_training(tmp_path):
     with pytest.raises(UserError, match="needs 2 or more"):
         run(tmp_path / "b", "segmentation", "linear", single)
     data = tiny_dense.make(tmp_path / "depth", "depth")
-    bare = dataclasses.replace(
-        data, spec=dataclasses.replace(data.spec, extra={"depth_scale": 1.0})
-    )
-    with pytest.raises(UserError, match="does not declare min_depth"):
-        run(tmp_path / "c", "depth", "linear", bare)
     with pytest.raises(UserError, match="dpt fuses 4 feature maps, not one"):
         run(tmp_path / "d", "depth", "dpt", data, layers=3)
 
