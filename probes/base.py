@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_check
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress, RunLog, Silent
 from probes.datasets.base import PreparedDataset, Split
-from probes.upsamplers.names import misfit
+from probes.upsamplers.names import upsampler_misfit
 from reports.metrics import Metric
 
 if TYPE_CHECKING:
@@ -90,14 +90,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class EncodeRun:
-    """The resources that encode images.
+class EncodeContext:
+    """What encoding images takes, besides a backbone.
 
     Attributes:
         device: the device that computes.
         num_workers: loading processes (0 = in this one); by itself never changes a result.
         progress: of the progress bar.
-        cost: counts the images that are encoded, and seconds.
+        cost: counts the images that are encoded, and the seconds.
     """
 
     device: torch.device
@@ -107,7 +107,7 @@ class EncodeRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context(EncodeRun):
+class Context(EncodeContext):
     """Everything that a probe needs for one task.
 
     Attributes:
@@ -242,7 +242,7 @@ class Probe(Protocol):
     reuse: Reuse = ""
     head_of: str = ""
 
-    def on(self, main_metric: str) -> Probe:
+    def with_main_metric(self, name: str) -> Probe:
         """The probe as it is scored on a dataset with a main metric of its own ('' for none)."""
         return self
 
@@ -261,14 +261,14 @@ class Probe(Protocol):
             raise NotApplicable("no text tower")
         if self.needs_dense_text and not backbone.has_dense_text:
             raise NotApplicable("its patch features are not aligned with its text encoder")
-        if reason := misfit(settings, backbone):
+        if reason := upsampler_misfit(settings, backbone):
             raise NotApplicable(reason)
         if data.spec.trained_on and "train" in self.splits and not self.reuse:
             raise UserError(
                 f"{data.spec.name} is scored with what was trained on {data.spec.trained_on}, and"
                 f" {self.name} keeps nothing that could be"
             )
-        # other settings are checked by the backbone, with the first image
+        # where settings do not say the size, the backbone checks that of the first image
         size = backbone.fixed_size if isinstance(settings, SizedSettings) else None
         if size and not settings.feeds_only(size):
             height, width = size
@@ -331,12 +331,11 @@ class FeatureProbe(Probe):
             result: TaskResult = import_module(self.module).run(context)
         return result
 
-    def on(self, main_metric: str) -> FeatureProbe:
-        """The probe as it is scored on a dataset that has a main metric of its own."""
-        if main_metric not in self.other_metrics:
+    def with_main_metric(self, name: str) -> FeatureProbe:
+        """See ``Probe``."""
+        if name not in self.other_metrics:
             return self
-        main = {main_metric: self.other_metrics[main_metric]}
-        return replace(self, metrics={**main, **self.metrics})
+        return replace(self, metrics={name: self.other_metrics[name], **self.metrics})
 
 
 @runtime_checkable

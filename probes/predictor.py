@@ -19,7 +19,7 @@ import backbones
 from backbones import Backbone, UserError
 from cliptex_common import plugins
 from cliptex_common.device import prefers_bf16
-from probes.base import EncodeRun, Head
+from probes.base import EncodeContext, Head
 from probes.dense.tasks import DENSE_TASKS
 from probes.head_file import download_head, read_head
 from probes.image_level.attentive import stored_head, token_encoder
@@ -85,8 +85,8 @@ def load_predictor(
             f"{backbone.name!r} has weights {sha256[:12]}, the head of {metadata['task']} was"
             f" trained on {expected[:12]}; give that backbone"
         )
-    kind = _ImageLevelPredictor if "encoding" in metadata else _MMLabPredictor
-    return kind(head, backbone, torch.device(device))
+    predictor = _ImageLevelPredictor if "encoding" in metadata else _MMLabPredictor
+    return predictor(head, backbone, torch.device(device))
 
 
 class _MMLabPredictor(Predictor):
@@ -164,7 +164,7 @@ class _ImageLevelPredictor(Predictor):
                 Image.fromarray(image).save(path)
             else:
                 path = Path(image)
-            run = EncodeRun(self.device, num_workers=0)
-            views = ImageViews(run, self.backbone, [path], self.encoding, encode=self.encode)
+            context = EncodeContext(self.device, num_workers=0)
+            views = ImageViews(context, self.backbone, [path], self.encoding, encode=self.encode)
             (features,) = views.tensors()
         return self.heads(features.float().to(self.device)).flatten().cpu().numpy()

@@ -44,7 +44,7 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
         )
     if not spec.module:
         module = sys._getframe(1).f_globals["__name__"]
-        if plugins.calling_plugin():  # not a module that configs can import: only a name
+        if plugins.calling_plugin():  # configs cannot import a plugin's file
             module = __name__
         spec = replace(spec, module=module)
     return DATASETS.register(spec.name, spec)
@@ -56,24 +56,29 @@ def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:
         registry.load_entry_points()  # their probes too
     probes = PROBES.load_entry_points().values()
     return {
-        f"{spec.name}/{probe.name}": (spec, probe.on(spec.extra.get("main_metric", "")))
+        f"{spec.name}/{probe.name}": (spec, _scored_on(spec, probe))
         for spec in DATASETS.load_entry_points().values()
         for probe in probes
         if probe.kind == spec.kind
     }
 
 
-def _declare(task: str, kind: str, main_metric: str) -> dict[str, Metric]:
+def _scored_on(spec: DatasetSpec, probe: Probe) -> Probe:
+    return probe.with_main_metric(spec.extra.get("main_metric", ""))
+
+
+def _declared_metrics(task: str, kind: str, main_metric: str) -> dict[str, Metric]:
+    """The metrics of a task's probe, for reports; none of an unknown one."""
     dataset, _, name = task.partition(":")[0].partition("/")
     key = f"{kind}/{name}"
     if key not in PROBES:
         tasks()  # with those of other packages
     if key not in PROBES or (dataset in DATASETS and DATASETS[dataset].kind != kind):
         return {}
-    return dict(PROBES[key].on(main_metric).metrics)
+    return dict(PROBES[key].with_main_metric(main_metric).metrics)
 
 
-DECLARERS.append(_declare)
+DECLARERS.append(_declared_metrics)
 
 
 def trained_task(name: str) -> str:
@@ -98,12 +103,12 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     if spec := DATASETS.get(dataset):
         key = f"{spec.kind}/{probe}"
         if key in PROBES:
-            return spec, PROBES[key].on(spec.extra.get("main_metric", ""))
+            return spec, _scored_on(spec, PROBES[key])
     all_tasks = tasks()  # with those of other packages
     if name in all_tasks:
         return all_tasks[name]
     if dataset in DATASETS.broken:
-        DATASETS.find(dataset)  # says what is broken
+        DATASETS.find(dataset)  # raises, and says what is broken
     if spec := DATASETS.get(dataset):
         if f"{spec.kind}/{probe}" in PROBES.broken:
             PROBES.find(f"{spec.kind}/{probe}")

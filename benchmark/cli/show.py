@@ -45,7 +45,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         from benchmark.execution.device import choose_device
         from benchmark.execution.progress import console
         from cliptex_common.device import float32_products
-        from probes.base import EncodeRun
+        from probes.base import EncodeContext
         from probes.features.members import IMAGES as SUFFIXES
         from probes.image_level.feature_pictures import IMAGES, feature_pictures
         from probes.pictures import evenly
@@ -62,16 +62,16 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         if not files:
             raise UserError(f"--images {self.images}: no {', '.join(SUFFIXES)} file")
         paths = [files[index] for index in evenly(len(files), IMAGES)]
-        run = EncodeRun(choose_device(self.device), num_workers=0)
+        context = EncodeContext(choose_device(self.device), num_workers=0)
         size = (self.size, self.size) if self.size else None
         layers = [self.layer] if self.layer else []
         features = {}
         with float32_products(tf32=False):
             for name in self.backbones:
                 backbone = backbones.create(name, weights=self.weights, layers=layers).to(
-                    run.device
+                    context.device
                 )
-                features[name] = feature_pictures(run, backbone, paths, self.images, size)
+                features[name] = feature_pictures(context, backbone, paths, self.images, size)
         about = f"{len(paths)} of {len(files)} images of {self.images}"
         report = Report(
             "Features of backbones",

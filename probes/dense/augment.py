@@ -20,7 +20,7 @@ from torchvision.transforms.functional import adjust_hue, adjust_saturation
 from probes.dense.tasks.areas import bounds_read
 from probes.mmseg import mmseg
 
-IMAGE = ("img", "gt_seg_map")  # what geometry changes alike
+ARRAYS = ("img", "gt_seg_map")  # of a sample, which geometry changes alike
 
 
 @TRANSFORMS.register_module()
@@ -33,7 +33,7 @@ class ReadArea(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         y1, y2, x1, x2 = bounds = bounds_read(self.area, *results["img"].shape[:2])
-        for name in IMAGE:
+        for name in ARRAYS:
             if name in results:
                 results[name] = results[name][y1:y2, x1:x2]
         results["img_shape"] = results["img"].shape[:2]
@@ -173,7 +173,7 @@ class Enlarge(BaseTransform):
             results["enlarged"] = width / columns, height / rows
             y = np.random.randint(height - rows + 1)
             x = np.random.randint(width - columns + 1)
-            for name in IMAGE:
+            for name in ARRAYS:
                 if name in results:
                     part = np.ascontiguousarray(results[name][y : y + rows, x : x + columns])
                     size = (width, height)

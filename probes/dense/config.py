@@ -24,7 +24,7 @@ from cliptex_common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import Lister, PreparedDataset, Split
 from probes.dense.data import ground_truth_config
-from probes.dense.decode_heads.base import feature_maps, reads_class_token, round_up
+from probes.dense.decode_heads.base import head_input, reads_class_token, round_up
 from probes.dense.decode_heads.module import complete_head
 from probes.dense.pipelines import complete_pipelines
 from probes.dense.tasks import DENSE_TASKS
@@ -57,18 +57,20 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         context: of the task; its ``training`` has what is trained on.
         held_out: training images to score instead of ``val``; training leaves them out.
     """
-    data, backbone = context.training.data, context.backbone
-    spec, classes = data.spec, len(data.classes)
+    train_data, backbone = context.training.data, context.backbone
+    val_data = train_data if held_out else context.data
+    spec, classes = train_data.spec, len(train_data.classes)
     task = DENSE_TASKS.find(spec.kind)
-    images = sum(sample.image not in held_out for sample in data.samples["train"])
+    images = sum(sample.image not in held_out for sample in train_data.samples["train"])
     settings = in_iterations(context.settings, images)
 
     config = probe.read_config()
-    own_schedule = config.param_scheduler if probe.has_own_schedule else None
+    stated_schedule = config.param_scheduler
     apply_settings(config, settings, LITERALS)
     apply_training(config, settings)
-    config.param_scheduler = own_schedule or config.param_scheduler
-    complete_model(config, probe, settings, data, backbone)
+    if probe.schedule_is_fixed:
+        config.param_scheduler = stated_schedule
+    complete_model(config, probe, settings, train_data, backbone)
     model, prepare = config.model, preprocessor(backbone)
     model.backbone.update(
         out_indices=[-1] if settings.layers == "last" else None,
@@ -85,28 +87,27 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         # windows end with the image, which is padded where it is smaller than a window
         prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
     encoder = encoder_config(model.backbone.to_dict(), prepare, settings.cache, context.device.type)
-    if settings.cache == "fp16":
+    if settings.cache == "fp16":  # a stored head predicts from images as it learned from the store
         model.backbone.rounded = "fp16"
     model.update(data_preprocessor={**prepare, "type": "ViewsPreprocessor"}, train_cfg={})
 
-    crop = feature_maps(settings, backbone).crop
+    crop = head_input(settings, backbone).crop
     complete_pipelines(config, spec, classes, settings, crop, prepare["mean"])
     train, val = config.train_dataloader, config.val_dataloader
-    train.dataset.update(dataset_of(data, "train"))
-    scored = data if held_out else context.data
+    train.dataset.update(dataset_of(train_data, "train"))
     for part in val.dataset.pipeline:
         if part["type"] == "LoadGroundTruth":
-            part.update(ground_truth_config(scored.spec, classes, settings))
-    val.dataset.update(dataset_of(scored, "train" if held_out else "val", held_out))
+            part.update(ground_truth_config(val_data.spec, classes, settings))
+    val.dataset.update(dataset_of(val_data, "train" if held_out else "val", held_out))
     val.update(batch_options(val.batch_size, context.device, classes or task.outputs))
     for loader in (train, val):
         loader.update(loader_config(encoder))
         loader.dataset.encoder = encoder
-    config.val_evaluator = task.evaluator(settings, scored.spec)
+    config.val_evaluator = task.evaluator(settings, val_data.spec)
     # importing them registers what the config names
     declared_in = [
         each.module or getattr(each.list_samples, "__module__", "probes.catalog")
-        for each in (spec, scored.spec)
+        for each in (spec, val_data.spec)
     ]
     modules = [*declared_in, type(task).__module__, probe.head.declared_in]
     config.custom_imports.imports += dict.fromkeys(filter(None, modules))
@@ -119,7 +120,7 @@ def complete_model(
     """Complete the head and the neck for the classes of a dataset and the maps of a backbone.
 
     Args:
-        backbone: see ``feature_maps``.
+        backbone: see ``head_input``.
 
     Returns:
         channels and stride of each map that the head gets.
@@ -131,17 +132,17 @@ def complete_model(
     task, model = DENSE_TASKS.find(data.spec.kind), config.model
     head, requested = model.decode_head, getattr(settings, "head", {})
     for name, value in task.objective(settings, data.spec, len(data.classes)).items():
-        if name != "loss_decode" or not probe.has_own_loss:
-            head[name] = value  # ``update`` of a config would merge both losses
-    inputs = complete_head(model, requested, feature_maps(settings, backbone))
-    options = {"feature_stride": None, "upsampler": "bilinear"}
-    for name, neutral in options.items():
-        if (value := getattr(settings, name)) != neutral and "neck" not in model:
-            raise UserError(
-                f"{name}={value} is of heads that read the maps concatenated;"
-                f" {requested.get('type', probe.name)} reads each at its own stride: set"
-                f" {name}={str(neutral).lower()}"
-            )
+        if name != "loss_decode" or not probe.loss_is_fixed:
+            head[name] = value  # ``update`` of a config would merge the losses
+    inputs = complete_head(model, requested, head_input(settings, backbone))
+    if "neck" not in model:
+        for name, neutral in (("feature_stride", "none"), ("upsampler", "bilinear")):
+            if (value := getattr(settings, name)) not in (None, neutral):
+                raise UserError(
+                    f"{name}={value} is of heads that read the maps concatenated;"
+                    f" {requested.get('type', probe.name)} reads each at its own stride: set"
+                    f" {name}={neutral}"
+                )
     if not getattr(settings, "linear_norm", True) and head.type == "LinearHead":
         head.norm = False
     if settings.class_token == "project":
@@ -181,18 +182,19 @@ def dataset_of(
 ) -> dict[str, Any]:
     """Options of the ``DenseDataset`` of a split's usable images (all of train, see
     ``PreparedDataset.encoded``), or of those in ``only``."""
-    usable = {sample.image for sample in data.encoded(split)}
-    usable &= only or usable
-    listed = _listed(data.spec.list_samples, data.root, split, data.fingerprint)
+    included = only or {sample.image for sample in data.encoded(split)}
+    listed = _all_images(data.spec.list_samples, data.root, split, data.fingerprint)
     return {
         "dataset": data.spec.name,
         "root": str(data.root),
         "split": split,
-        "exclude": [image for image in listed if image not in usable],
+        "exclude": [image for image in listed if image not in included],
     }
 
 
 @lru_cache(maxsize=4)
-def _listed(list_samples: Lister, root: Path, split: Split, fingerprint: str) -> tuple[str, ...]:
+def _all_images(
+    list_samples: Lister, root: Path, split: Split, fingerprint: str
+) -> tuple[str, ...]:
     """All images of a split; walking through a large dataset takes seconds."""
     return tuple(sample.image for sample in list_samples(root, split))

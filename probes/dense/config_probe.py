@@ -20,7 +20,7 @@ from probes.dense.probe import DenseProbe
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.registry import PROBES
 from probes.runner.config_file import NO_DECAY, TRAINING, parse_config, read_config, stated
-from probes.runner.settings import schedule
+from probes.runner.settings import scheduler_configs
 
 OF_SCHEDULE = ("max_iters", "epochs", "warmup", "warmup_start", "schedule", "steps", "power")
 OF_LOSS = ("loss_mean", "silog_lambda", "bins", "bins_loss", "sig_warmup", "uncertainty")
@@ -39,18 +39,18 @@ class ConfigProbe(DenseProbe):
         self.defaults |= _sizes(config)
         self.defaults["decay_all"] = config.optim_wrapper.get("paramwise_cfg") != NO_DECAY
         loss = config.model.decode_head.get("loss_decode")
-        usual = read_config(config_file(task.name, "linear")).model.decode_head.loss_decode
-        self.has_own_loss = loss is not None and loss != usual
+        shipped = read_config(config_file(task.name, "linear")).model.decode_head.loss_decode
+        self.loss_is_fixed = loss not in (None, shipped)
         self._settings: Any = with_changes(self.settings_type(), self.defaults)
-        self.has_own_schedule = config.param_scheduler != schedule(self._settings)
+        self.schedule_is_fixed = config.param_scheduler != scheduler_configs(self._settings)
 
     def read_config(self) -> Config:
         return copy.deepcopy(self._config)
 
     def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
         fixed = {*TRAINING, *LITERALS} - self.defaults.keys()
-        fixed |= set(OF_SCHEDULE) if self.has_own_schedule else set()
-        fixed |= set(OF_LOSS) if self.has_own_loss else set()
+        fixed |= set(OF_SCHEDULE) if self.schedule_is_fixed else set()
+        fixed |= set(OF_LOSS) if self.loss_is_fixed else set()
         for name in sorted(fixed):
             if getattr(settings, name, None) != getattr(self._settings, name, None):
                 raise UserError(
@@ -62,12 +62,9 @@ class ConfigProbe(DenseProbe):
 
 def _sizes(config: Config) -> dict[str, Any]:
     """The settings ``size`` and ``crop`` by the literals of the pipelines."""
-    scales, crops = (
-        [part[key] for part in config[f"{split}_dataloader"].dataset.pipeline if key in part]
-        for split, key in (("val", "scale"), ("train", "crop_size"))
-    )
-    size = scales[0][-1] if scales else 0
-    crop = tuple(crops[0]) if crops else ()
+    test, train = config.val_dataloader.dataset.pipeline, config.train_dataloader.dataset.pipeline
+    size = next((part["scale"][-1] for part in test if "scale" in part), 0)
+    crop = next((tuple(part["crop_size"]) for part in train if "crop_size" in part), ())
     return {"size": size, "crop": () if crop == (size, size) else crop}
 
 
@@ -81,9 +78,9 @@ def register_config(plugin: Plugin) -> None:
         return
     config, name = parse_config(plugin.path.name, plugin.source), Path(plugin.path).stem
     for kind, task in DENSE_TASKS.items():
-        usual = read_config(config_file(kind, "linear")).val_evaluator
+        shipped = read_config(config_file(kind, "linear")).val_evaluator
         if (
-            config.val_evaluator.type == usual.type
+            config.val_evaluator.type == shipped.type
             and config.val_evaluator.get("task", kind) == kind
         ):
             PROBES.register(f"{kind}/{name}", ConfigProbe(name, config, task), plugin)

@@ -14,7 +14,7 @@ from probes.dense.tasks import DENSE_TASKS
 
 # of train, and of each of its images, evenly spread: a constant needs no more
 IMAGES, PIXELS = 200, 20_000
-# many heads are scored on one dataset
+# by the copy of the dataset, on which many heads are scored; and by how predictions are scored
 _constants: dict[tuple[str, ...], Any] = {}
 _scores: dict[tuple[str, ...], float] = {}
 
@@ -37,14 +37,14 @@ def constant_note(
     main, metric = next(iter(task.metrics.items()))
     if not np.isfinite(metrics[main]):
         return []
-    root = data.spec.name, str(data.root), data.fingerprint
-    if root not in _constants:
-        _constants[root] = best_constant(data)
-    constant = _constants[root]
+    copy = data.spec.name, str(data.root), data.fingerprint
+    if copy not in _constants:
+        _constants[copy] = best_constant(data)
+    constant = _constants[copy]
     score = task.constant_score(constant, per_image)
     if score is None:
         pipeline = config.val_dataloader["dataset"]["pipeline"]
-        key = (*root, repr(config.val_evaluator), repr(pipeline))
+        key = (*copy, repr(config.val_evaluator), repr(pipeline))
         if key not in _scores:
             _scores[key] = float(_score(val, task.field, config.val_evaluator, constant)[main])
         score = _scores[key]

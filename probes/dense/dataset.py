@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cliptex_common.files import content_key
 from cliptex_common.images import image_size
-from probes.base import EncodeRun, Progress
+from probes.base import EncodeContext, Progress
 from probes.dense.augment import ReadArea, ShortSide
 from probes.dense.data import channels_first, dense_sample, image_only
 from probes.dense.tasks import DENSE_TASKS
@@ -49,7 +49,10 @@ class DenseDataset(FeatureDataset, BaseDataset):
             cropping it again means decoding it again.
 
     Attributes:
-        crops: that features are stored of; empty for complete images.
+        crops: that features are stored of; empty for complete images. An item of the store is a
+            crop of an image, or an image.
+        image_steps: the pipeline without ground truth.
+        target_steps: the pipeline of the ground truth, on black images.
 
     Raises:
         UserError: the dataset is not known.
@@ -72,7 +75,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
         self.encoder, self.name = encoder or {}, f"{self.spec.name} ({split})"
         self._field = f"gt_{DENSE_TASKS.find(self.spec.kind).field}"
         self.crops: list[Crop] = []
-        self.image_steps, self.blank_steps = image_only(pipeline), _without_images(pipeline)
+        self.image_steps, self.target_steps = image_only(pipeline), _without_images(pipeline)
         self._side = next((part["crop"] for part in pipeline if "crop" in part), 0)
         for part in pipeline:
             if part["type"] == "FixedCrop":
@@ -80,7 +83,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
                 self._draw_crop = partial(draw_crop, part["fixed_crops"], part["flip"])
             elif part["type"] == "LoadGroundTruth":
                 self.load_ground_truth = TRANSFORMS.build(part)
-        self._images, self._blank = Compose(self.image_steps), Compose(self.blank_steps)
+        self._load_image, self._load_target = map(Compose, (self.image_steps, self.target_steps))
         # a sample that fails is never replaced by another one, which would change the metrics;
         # not serialised: mmengine would collect garbage, which takes longer than all else here
         super().__init__(
@@ -107,19 +110,19 @@ class DenseDataset(FeatureDataset, BaseDataset):
         if not self.encoder:
             return super().prepare_data(idx)
         item = self._draw_item(idx)
-        return {"inputs": tuple(self.features[item]), "data_samples": self._sample(idx, item)}
+        inputs = tuple(self.feature_store()[item])
+        return {"inputs": inputs, "data_samples": self._sample(idx, item)}
 
     def ground_truth(self, index: int) -> Any:
         if not self.encoder:
-            return self._blank(self.get_data_info(index))["data_samples"]
+            return self._load_target(self.get_data_info(index))["data_samples"]
         return self._sample(index, self._draw_item(index))
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """Height and width of a test image; of features, those in the backbone with padding come
-        first."""
+        """Height and width of a test image; of features, those of the padded image before them."""
         if not self.encoder:
             return self.resized_shape(index)
-        metadata = self.features.metadata(index)
+        metadata = self.feature_store().metadata(index)
         return *metadata["pad_shape"][:2], *metadata["img_shape"][:2]
 
     def resized_shape(self, index: int) -> tuple[int, int]:
@@ -141,7 +144,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
         """(width, height) of an image file, which its label map has too."""
         return image_size(self.get_data_info(index)["img_path"])
 
-    def views(self, run: EncodeRun, frozen: Any = None) -> MapViews:
+    def views(self, context: EncodeContext, frozen: Any = None) -> MapViews:
         """Each of the crops, or complete images as they are resized for tests."""
         sizes = [(self._side, self._side)] * (len(self) * len(self.crops))
         if not self.crops:
@@ -151,27 +154,30 @@ class DenseDataset(FeatureDataset, BaseDataset):
             "pipeline": self.image_steps,
             "crops": self.crops,
         }
-        return MapViews(run, self, sizes, identity, frozen)
+        return MapViews(context, self, sizes, identity, frozen)
 
-    def open(self, run: EncodeRun | None = None) -> None:
-        super().open(run)
+    def open(self, context: EncodeContext | None = None) -> None:
+        super().open(context)
         if self.stores and self.crops:
-            run = run or EncodeRun(torch.device("cpu"))
-            self.stores = [*self.stores, open_store(*self._ground_truth_crops(run.progress), run)]
+            context = context or EncodeContext(torch.device("cpu"))
+            self.stores = [
+                *self.stores,
+                open_store(*self._ground_truth_crops(context.progress), context),
+            ]
 
     def load(self, item: int) -> dict[str, Any]:
-        return self._images(self._info(item))
+        return self._load_image(self._info(item))
 
     def _draw_item(self, index: int) -> int:
-        """The item of the store that an image has this time."""
+        """The item of the store that is delivered of an image: its crop is drawn."""
         if not self.crops:
             return index
         return index * len(self.crops) + self.crops.index(self._draw_crop())
 
     def _sample(self, index: int, item: int) -> Any:
         """The sample of an image with the ground truth of an item of the store."""
-        shapes = {name: tuple(shape) for name, shape in self.features.metadata(item).items()}
-        metadata = {**self.get_data_info(index), **shapes}
+        shapes = self.feature_store().metadata(item).items()
+        metadata = {**self.get_data_info(index), **{name: tuple(shape) for name, shape in shapes}}
         if self.crops:
             (target,) = self.stores[1][item]
         else:
@@ -194,7 +200,7 @@ class DenseDataset(FeatureDataset, BaseDataset):
         identity = {
             "images": self.image_hash(),
             "ground truth": content_key(content_hashes(targets), 64),
-            "pipeline": self.blank_steps,
+            "pipeline": self.target_steps,
             "crops": self.crops,
             **DENSE_TASKS.origin(spec.kind),
         }
@@ -202,8 +208,8 @@ class DenseDataset(FeatureDataset, BaseDataset):
         def build(shards: Sequence[Sequence[int]]) -> Any:
             progress.start(f"cropping the ground truth of {spec.name}", sum(map(len, shards)))
             for item in (item for shard in shards for item in shard):
-                sample = self._blank(self._info(item))["data_samples"]
-                target = sample.get(f"gt_{task.field}").data
+                sample = self._load_target(self._info(item))["data_samples"]
+                target = sample.get(self._field).data
                 yield item, [target.to(DTYPES[dtype])], {}
                 progress.advance()
 

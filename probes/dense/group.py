@@ -67,7 +67,7 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
     names = " + ".join(
         f"{context.data.spec.name}/{tasks[index][0].name}" for index, (_, context) in heads.items()
     )
-    notes: dict[int, list[str]] = {}
+    notes: dict[int, list[str]] = {}  # on the rates that are chosen
     grids = {
         index: tasks[index]
         for index, (_, context) in heads.items()
@@ -90,7 +90,7 @@ def run_group(tasks: Sequence[Task]) -> list[TaskResult | Exception]:
     return [results[index] for index in range(len(tasks))]
 
 
-def _result(probe: Probe, trainer: HeadTrainer, chosen: Sequence[str]) -> TaskResult:
+def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> TaskResult:
     context, (scores,) = trainer.context, trainer.evaluator.metrics
     images = [sample.image for sample in context.data.samples["val"]]
     if list(scores.per_image["image"]) != images:
@@ -100,9 +100,11 @@ def _result(probe: Probe, trainer: HeadTrainer, chosen: Sequence[str]) -> TaskRe
     if context.data.spec.units:
         units = context.data.spec.units(context.data.root)
         per_image["unit"] = np.array([units.get(image, image) for image in images])
-    scored = trainer.metrics, per_image, trainer.config, trainer.val_dataset
-    constant = [] if context.head else constant_note(context.data, *scored)
-    notes = [*scores.notes, *constant, *chosen, *trainer.notes]
+    notes = list(scores.notes)
+    if context.head is None:
+        config, val = trainer.config, trainer.val_dataset
+        notes += constant_note(context.data, trainer.metrics, per_image, config, val)
+    notes += [*rate_notes, *trainer.notes]
     return TaskResult(
         metrics=trainer.metrics,
         per_image=per_image,

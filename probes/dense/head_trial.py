@@ -18,7 +18,7 @@ from cliptex_common.images import image_size
 from probes.datasets.base import PreparedDataset
 from probes.dense.config import complete_model
 from probes.dense.data import dense_sample
-from probes.dense.decode_heads.base import feature_maps, round_up
+from probes.dense.decode_heads.base import head_input, round_up
 from probes.dense.decode_heads.losses import build_head, has_own_loss
 from probes.dense.decode_heads.module import head_class, summary
 from probes.dense.tasks.settings import DenseSettings
@@ -31,7 +31,7 @@ def try_model(probe: Any, settings: Any, data: PreparedDataset, backbone: Any) -
     """Check that a head fits, and run one that this package does not know on maps without data.
 
     Args:
-        backbone: see ``feature_maps``.
+        backbone: see ``head_input``.
 
     Raises:
         UserError: dataset, settings or backbone do not fit the head.
@@ -39,7 +39,7 @@ def try_model(probe: Any, settings: Any, data: PreparedDataset, backbone: Any) -
     config = probe.read_config()
     inputs = complete_model(config, probe, settings, data, backbone)
     if not probe.is_shipped:
-        crop = feature_maps(settings, backbone).crop
+        crop = head_input(settings, backbone).crop
         # without samples where the data are not checked yet
         test = test_size(settings, data, backbone.divisor) if data.samples else crop
         head = config.model.decode_head.to_dict()

@@ -39,7 +39,7 @@ def complete_pipelines(
     test.pipeline = _testing(list(test.pipeline), settings)
     task = DENSE_TASKS.find(spec.kind)
     colour = [0, 0, 0] if settings.padding == "black" else [round(x) for x in reversed(mean)]
-    follows: dict[str, Part] = {
+    derived: dict[str, Part] = {
         "LoadGroundTruth": {"kind": spec.kind, **task.reading(spec, classes, settings)},
         "FollowImage": {"kind": spec.kind},
         "PackRGB": {"kind": spec.kind},
@@ -48,20 +48,20 @@ def complete_pipelines(
         "RandomCrop": {"crop_size": crop},
     }
     for part in (*train.pipeline, *test.pipeline):
-        part.update(follows.get(part["type"], {}))
+        part.update(derived.get(part["type"], {}))
         if "cat_max_ratio" in part:
             part["ignore_index"] = spec.ignore_index
 
 
 def _training(parts: list[Part], settings: DenseSettings, crop: tuple[int, ...]) -> list[Part]:
-    loaded: list[Part] = []  # what follows the ground truth
+    after_loading: list[Part] = []
     if settings.colours == "probe3d":  # the contrast is that of the complete image
-        loaded.append({"type": "ColorJitter"})
+        after_loading.append({"type": "ColorJitter"})
     if settings.train_area:
-        loaded.append({"type": "ReadArea", "area": settings.train_area})
+        after_loading.append({"type": "ReadArea", "area": settings.train_area})
     if settings.enlarge < 1:
-        loaded.append({"type": "Enlarge", "least": settings.enlarge})
-    _insert(parts, "LoadGroundTruth", loaded, after=True)
+        after_loading.append({"type": "Enlarge", "least": settings.enlarge})
+    _insert(parts, "LoadGroundTruth", after_loading, after=True)
     if settings.fixed_crops:
         fixed_crop = {
             "type": "FixedCrop",

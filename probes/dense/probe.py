@@ -30,11 +30,11 @@ class DenseProbe(Probe):
 
     Attributes:
         is_shipped: whether its head is one of this package's, which need not be tried.
-        has_own_loss, has_own_schedule: whether they are as the config file states them, whatever
-            the settings.
+        loss_is_fixed, schedule_is_fixed: whether they are as the config file states them, so that
+            no setting changes them.
     """
 
-    has_own_loss = has_own_schedule = False
+    loss_is_fixed = schedule_is_fixed = False
     reuse: Reuse = "head"
 
     def __init__(self, head: DenseHead, task: DenseTask) -> None:

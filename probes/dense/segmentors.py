@@ -47,7 +47,8 @@ class DenseModel(EncoderDecoder):
         padded = F.pad(inputs, (0, width, 0, height))
         total = padded.new_zeros((len(inputs), self.out_channels, *padded.shape[2:]))
         count = padded.new_zeros(padded.shape[2:])
-        metas[0]["img_shape"] = torch.Size((height, width))  # mmseg reads the padded shape else
+        # mmseg resizes outputs to this if it is a torch.Size, else to the padded image's shape
+        metas[0]["img_shape"] = torch.Size((height, width))
         for y in range(0, rows, down):
             for x in range(0, columns, across):
                 window = slice(y, y + height), slice(x, x + width)
@@ -60,8 +61,8 @@ class DenseModel(EncoderDecoder):
         objective = self.decode_head.objective
         for indices, part in at_own_size(raw, samples, self.align_corners):
             for index, decoded in zip(indices, objective.decode(part), strict=True):
-                own = objective.at_own_scale(decoded, _scale(samples[index]))
-                samples[index].set_data({f"pred_{objective.field}": PixelData(data=own)})
+                prediction = objective.at_own_scale(decoded, _scale(samples[index]))
+                samples[index].set_data({f"pred_{objective.field}": PixelData(data=prediction)})
         return samples
 
 

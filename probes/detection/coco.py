@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from torch.utils.data import Sampler
 
 from cliptex_common.errors import UserError
-from probes.base import EncodeRun
+from probes.base import EncodeContext
 from probes.detection.settings import STATS
 from probes.features.crops import flips
 from probes.features.feature_dataset import FeatureDataset, MapViews, without_images
@@ -116,8 +116,8 @@ class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
         self.image_steps = [step for step in pipeline if step["type"] in OF_IMAGES]
         pack = {"type": "PackInstances", "meta_keys": META_KEYS}
         with DefaultScope.overwrite_default_scope(self.scope):
-            self._blank = Compose(without_images(pipeline))
-            self._images = {
+            self._load_target = Compose(without_images(pipeline))
+            self._load_image = {
                 flipped: Compose(
                     [*self.image_steps, {"type": "RandomFlip", "prob": float(flipped)}, pack]
                 )
@@ -156,25 +156,26 @@ class CocoInstances(FeatureDataset, mmdet.datasets.CocoDataset):
         if sample is None:  # no object remains on the image: mmengine takes another one
             return None
         item = idx * len(self.flips) + self.flips.index(bool(sample.get("flip", False)))
-        sample.set_metainfo({"pad_shape": tuple(self.features.metadata(item)["pad_shape"])})
-        return {"inputs": tuple(self.features[item]), "data_samples": sample}
+        store = self.feature_store()
+        sample.set_metainfo({"pad_shape": tuple(store.metadata(item)["pad_shape"])})
+        return {"inputs": tuple(store[item]), "data_samples": sample}
 
     def ground_truth(self, index: int) -> Any:
-        packed = self._blank(self.get_data_info(index))
+        packed = self._load_target(self.get_data_info(index))
         return packed and packed["data_samples"]
 
-    def views(self, run: EncodeRun, frozen: Any = None) -> MapViews:
+    def views(self, context: EncodeContext, frozen: Any = None) -> MapViews:
         sizes = [self.shape(index) for index in range(len(self)) for _ in self.flips]
         identity = {
             "images": self.image_hash(),
             "pipeline": self.image_steps,
             "flipped": self.flips,
         }
-        return MapViews(run, self, sizes, identity, frozen)
+        return MapViews(context, self, sizes, identity, frozen)
 
     def load(self, item: int) -> dict[str, Any]:
         index, flipped = divmod(item, len(self.flips))
-        return self._images[self.flips[flipped]](self.get_data_info(index))
+        return self._load_image[self.flips[flipped]](self.get_data_info(index))
 
     def shape(self, index: int) -> tuple[int, int]:
         """Height and width of an image after the pipeline's ``Resize``."""

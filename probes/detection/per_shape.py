@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.utils.misc import samplelist_boxtype2tensor
-from mmengine.model import BaseModule, ImgDataPreprocessor
+from mmengine.model import BaseModule, ImgDataPreprocessor, stack_batch
 from mmengine.registry import MODELS
 from torch import Tensor
-from torch.nn import functional as F
 
 Part = dict[str, Any]  # of a config
 Maps = Sequence[Tensor]  # (C, h, w), of one image
@@ -56,7 +55,7 @@ class PerShape(BaseModule):
                 return tuple(outputs)
             for row, index in enumerate(indices):
                 levels[index] = [output[row] for output in outputs]
-        return tuple(map(stacked, zip(*levels, strict=True)))
+        return tuple(stack_batch(list(maps)) for maps in zip(*levels, strict=True))
 
 
 @MODELS.register_module()
@@ -82,13 +81,3 @@ class UnstackedDetPreprocessor(DetDataPreprocessor):
         if self.pad_mask and training:
             self.pad_gt_masks(samples)
         return {"inputs": inputs, "data_samples": samples}
-
-
-def stacked(maps: Sequence[Tensor]) -> Tensor:
-    """(C, h, w) maps of several sizes → (N, C, H, W) of the largest, zeros at the right and the
-    bottom. (mmengine's ``stack_batch`` decides by values, which the tensors of memory plans have
-    not.)"""
-    height, width = (max(each.shape[side] for each in maps) for side in (1, 2))
-    return torch.stack(
-        [F.pad(each, (0, width - each.shape[2], 0, height - each.shape[1])) for each in maps]
-    )

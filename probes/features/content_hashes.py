@@ -1,4 +1,5 @@
-"""sha256 of files, so that whatever is cached about an image follows its content, not its name.
+"""sha256 of files, so that whatever is cached about an image follows its content, not its name:
+``content_hashes`` of many, whose hashes are stored on disk, ``content_hash`` of one.
 
 A hash is stored with the file's size, time and inode, one file of ``$CLIPTEX_HOME/content_hashes``
 for each folder, to which processes append lines. A dataset's check reads every file anyway and
@@ -38,18 +39,19 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
             if stored[path.parent].get(path.name, ("",))[0] != state
         ]
         with ThreadPoolExecutor(4) as pool:  # reading and hashing release the GIL
-            new = list(pool.map(hash_content, [path for path, _ in changed]))
+            hashes = pool.map(read_sha256, [path for path, _ in changed])
+            hashed = [(*file, sha256) for file, sha256 in zip(changed, hashes, strict=True)]
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
-    store_hashes((*entry, sha256) for entry, sha256 in zip(changed, new, strict=True))
-    for (path, state), sha256 in zip(changed, new, strict=True):
+    store_hashes(hashed)
+    for path, state, sha256 in hashed:
         stored[path.parent][path.name] = state, sha256
     return [stored[path.parent][path.name][1] for path in paths]
 
 
 def content_hash(path: str | Path) -> str:
     """The sha256 of a file, which this process reads once unless it changes. Raises ``OSError``."""
-    return _hash(Path(path), state_of(path))
+    return _sha256_of_state(Path(path), state_of(path))
 
 
 def read_and_hash(path: Path) -> tuple[bytes, HashedFile]:
@@ -59,13 +61,14 @@ def read_and_hash(path: Path) -> tuple[bytes, HashedFile]:
     return data, (path, state, hashlib.sha256(data).hexdigest())
 
 
-def hash_content(path: Path) -> str:
+def read_sha256(path: Path) -> str:
+    """The sha256 of a file, read now. Raises ``OSError``."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 @lru_cache(maxsize=2**17)
-def _hash(path: Path, state: FileState) -> str:
-    return hash_content(path)
+def _sha256_of_state(path: Path, state: FileState) -> str:
+    return read_sha256(path)
 
 
 def record_of(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from backbones.versions import DENSE, versions
 from cliptex_common.device import is_accelerator, takes_pinned_memory
 from cliptex_common.files import content_key
 from cliptex_common.images import image_size
-from probes.base import EncodeRun
+from probes.base import EncodeContext
 from probes.features.content_hashes import content_hashes
 from probes.features.store import DTYPES, CacheKey, FeatureStore
 from probes.features.views import Encoded, Views
@@ -85,8 +85,8 @@ def without_images(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 @FUNCTIONS.register_module()
 def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """A batch as lists over its images, of which each has one tensor or its maps. (mmengine's own
-    sorts maps by level.)"""
+    """A batch as lists over its images, of which each has one tensor, or its maps together.
+    (mmengine's own makes a list of each level.)"""
     return {name: [item[name] for item in items] for name in items[0]}
 
 
@@ -119,21 +119,20 @@ class FeatureDataset:
         process. Raises ``UserError`` when the image cannot be read."""
 
     @abstractmethod
-    def views(self, run: EncodeRun, frozen: Any = None) -> MapViews:
+    def views(self, context: EncodeContext, frozen: Any = None) -> MapViews:
         """The views that features are made of.
 
         Args:
             frozen: see ``MapViews``.
         """
 
-    @property
-    def features(self) -> FeatureStore:
-        """The store of features, opened (and built) at first use."""
+    def feature_store(self) -> FeatureStore:
+        """The store of features; the first call opens it, and encodes what is missing."""
         if not self.stores:
             self.open()
         return self.stores[0]
 
-    def open(self, run: EncodeRun | None = None) -> None:
+    def open(self, context: EncodeContext | None = None) -> None:
         """Open the stores, building missing ones, and lock them against removal until ``close``.
         Does nothing without an encoder.
 
@@ -141,7 +140,7 @@ class FeatureDataset:
         """
         self.close()
         if self.encoder:
-            views = self.views(run or EncodeRun(torch.device(self.encoder["device"])))
+            views = self.views(context or EncodeContext(torch.device(self.encoder["device"])))
             self.stores = [views.open()]
 
     def close(self) -> None:
@@ -167,7 +166,7 @@ class MapViews(Views):
 
     def __init__(
         self,
-        run: EncodeRun,
+        context: EncodeContext,
         dataset: FeatureDataset,
         sizes: Sequence[tuple[int, ...]],
         identity: Mapping[str, Any],
@@ -176,13 +175,13 @@ class MapViews(Views):
         self.dataset, self.identity, self.are_stored = dataset, identity, frozen is None
         encoder = dataset.encoder
         with DefaultScope.overwrite_default_scope(dataset.scope):
-            self.frozen: Any = (frozen or MODELS.build(encoder["backbone"])).to(run.device)
-            self.preprocess: Any = MODELS.build(encoder["data_preprocessor"]).to(run.device)
-        self.preprocess._non_blocking = takes_pinned_memory(run.device)
-        super().__init__(run, f"{self.frozen.backbone.name} on {dataset.name}", BATCH, sizes)
+            self.frozen: Any = (frozen or MODELS.build(encoder["backbone"])).to(context.device)
+            self.preprocess: Any = MODELS.build(encoder["data_preprocessor"]).to(context.device)
+        self.preprocess._non_blocking = takes_pinned_memory(context.device)
+        super().__init__(context, f"{self.frozen.backbone.name} on {dataset.name}", BATCH, sizes)
 
     def load(self, item: int) -> dict[str, Any]:
-        with isolated_rng():  # flipping an image draws, though it is certain
+        with isolated_rng():  # flipping an image with probability 0 or 1 draws a number, too
             return self.dataset.load(item)
 
     def encode(self, batch: Any) -> Encoded:
@@ -191,7 +190,7 @@ class MapViews(Views):
         return maps, [_shapes(sample.metainfo) for sample in prepared["data_samples"]]
 
     def largest_batch(self, size: tuple[int, ...]) -> int:
-        if is_accelerator(self.run.device):
+        if is_accelerator(self.context.device):
             return BATCH
         return min(BATCH, max(2, CPU_PIXELS // math.prod(size)))
 
@@ -204,7 +203,7 @@ class MapViews(Views):
             "layers": list(self.frozen.out_indices),
             "precision": self.frozen.precision,
             "data_preprocessor": self.dataset.encoder["data_preprocessor"],
-            "device": self.run.device.type,
+            "device": self.context.device.type,
             "libraries": versions(*DENSE),
         }
         if upsampler := dict(self.dataset.encoder["backbone"].get("upsampler") or {}):

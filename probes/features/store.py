@@ -125,7 +125,7 @@ class FeatureStore:
     ) -> None:
         self.folder, self.notes, self._lock = key.folder, notes, lock
         self.built_bytes = built_bytes
-        self._kinds, self._items = len(key.dtypes), len(key.item_bytes)
+        self._tensors, self._items = len(key.dtypes), len(key.item_bytes)
         self._starts = [shard.start for shard in key.shards]
         self._loaded: dict[int, tuple[list[Sequence[Tensor]], list[dict[str, Any]]]] = {}
 
@@ -158,18 +158,19 @@ class FeatureStore:
         return shard, item - self._starts[shard]
 
     def _load(self, shard: int) -> tuple[list[Sequence[Tensor]], list[dict[str, Any]]]:
-        """A shard's tensors – for each kind those of its items – and the items' metadata."""
+        """A shard's tensors – the first of each item, then the second … – and the items'
+        metadata."""
         if shard not in self._loaded:
             with safe_open(self.folder / shard_name(shard), "pt") as file:
                 metadata = json.loads(file.metadata()["items"])
                 names = set(file.keys())
                 tensors: list[Sequence[Tensor]] = []
-                for kind in map(str, range(self._kinds)):
-                    if kind in names:
-                        tensors.append(file.get_tensor(kind))
+                for name in map(str, range(self._tensors)):
+                    if name in names:
+                        tensors.append(file.get_tensor(name))
                     else:
                         items = range(len(metadata))
-                        tensors.append([file.get_tensor(f"{kind}.{item}") for item in items])
+                        tensors.append([file.get_tensor(f"{name}.{item}") for item in items])
             self._loaded[shard] = tensors, metadata
         return self._loaded[shard]
 
@@ -212,8 +213,8 @@ def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> int:
         temporary.unlink()
     size = sum(key.item_bytes[item] for shard in shards for item in shard)
     budget.make_room(root(), size, key.about, remove_store)
-    about = {"kind": key.kind, "about": key.about, "identity": key.identity}
-    write_json(folder / "key.json", about)
+    content = {"kind": key.kind, "about": key.about, "identity": key.identity}
+    write_json(folder / "key.json", content)
     stream = iter(build(shards))
     for number, shard in zip(pending, shards, strict=True):
         items = {
@@ -228,14 +229,15 @@ def _build(key: CacheKey, build: Builder, pending: Sequence[int]) -> int:
 def _write_shard(
     path: Path, key: CacheKey, items: Sequence[tuple[Sequence[Tensor], Metadata]]
 ) -> dict[str, Any]:
-    """Write a shard and return its entry; tensors of one shape become one tensor."""
+    """Write a shard and return its entry: the n-th tensors of all items as tensor ``n`` where they
+    have one shape, else as ``n.0``, ``n.1`` …"""
     tensors: dict[str, Tensor] = {}
-    for kind in range(len(key.dtypes)):
-        values = [of_item[kind] for of_item, _ in items]
+    for number in range(len(key.dtypes)):
+        values = [of_item[number] for of_item, _ in items]
         if len({value.shape for value in values}) == 1:
-            tensors[str(kind)] = torch.stack(values)
+            tensors[str(number)] = torch.stack(values)
         else:
-            tensors |= {f"{kind}.{index}": value.clone() for index, value in enumerate(values)}
+            tensors |= {f"{number}.{index}": value.clone() for index, value in enumerate(values)}
     metadata = json.dumps([dict(metadata) for _, metadata in items])
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, {"items": metadata})

@@ -21,7 +21,7 @@ from cliptex_common.device import takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError
 from cliptex_common.out_of_memory import Halving
 from cliptex_common.progress import Progress, Silent
-from probes.base import EncodeRun
+from probes.base import EncodeContext
 from probes.features.budget import CacheFull
 from probes.features.store import (
     Builder,
@@ -42,7 +42,7 @@ class Views(ABC):
     """Views of images, which a frozen backbone encodes.
 
     Attributes:
-        run: what computes.
+        context: what computes.
         name: of backbone and images, for people.
         batch_size: most views that the backbone sees at once.
         sizes: of each view; views of one size share batches.
@@ -51,8 +51,10 @@ class Views(ABC):
 
     are_stored = False
 
-    def __init__(self, run: EncodeRun, name: str, batch_size: int, sizes: Sequence[Size]) -> None:
-        self.run, self.name, self.batch_size, self.sizes = run, name, batch_size, sizes
+    def __init__(
+        self, context: EncodeContext, name: str, batch_size: int, sizes: Sequence[Size]
+    ) -> None:
+        self.context, self.name, self.batch_size, self.sizes = context, name, batch_size, sizes
 
     @abstractmethod
     def load(self, item: int) -> Any:
@@ -90,25 +92,25 @@ class Views(ABC):
         Raises:
             UserError: an image cannot be read.
         """
-        run, workers = self.run, min(self.run.num_workers, len(batches))
+        context, workers = self.context, min(self.context.num_workers, len(batches))
         prefetched = PREFETCHED // max(map(len, batches), default=1)
         loader = DataLoader(
             _Loaded(self),
             batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
             num_workers=workers,
             collate_fn=_unchanged,
-            pin_memory=takes_pinned_memory(run.device),
+            pin_memory=takes_pinned_memory(context.device),
             prefetch_factor=max(2, prefetched) if workers else None,
         )
         with torch.random.fork_rng(devices=[]):  # a loader draws a seed
             loaded = iter(loader)
-        in_parts = Halving(self.batch_size, f"encoding {self.name}", run.cost.notes)
-        for batch in run.cost.timed("encode", loaded):
+        in_parts = Halving(self.batch_size, f"encoding {self.name}", context.cost.notes)
+        for batch in context.cost.timed("encode", loaded):
             if isinstance(batch, UserError):
                 raise batch
-            with run.cost.phase("encode"), torch.no_grad():
+            with context.cost.phase("encode"), torch.no_grad():
                 parts = in_parts(self.encode, batch)
-            run.cost.images["encode"] += len(batch)
+            context.cost.images["encode"] += len(batch)
             yield parts
 
     def items(
@@ -123,7 +125,7 @@ class Views(ABC):
             NonFiniteLoss: a feature is not finite.
             UserError: an image cannot be read, or a feature does not fit into fp16.
         """
-        batches, progress = self.batches(shards), progress or self.run.progress
+        batches, progress = self.batches(shards), progress or self.context.progress
         progress.start(f"encoding {self.name}", sum(map(len, batches)))
         for batch, parts in zip(batches, self.computed(batches), strict=True):
             progress.advance(len(batch))
@@ -138,7 +140,7 @@ class Views(ABC):
     def open(self) -> FeatureStore:
         """The store of all features, filled first. Raises as ``get_or_build`` and ``items``."""
         key = self.key()
-        return open_store(key, lambda shards: self.items(shards, key.dtypes[0]), self.run)
+        return open_store(key, lambda shards: self.items(shards, key.dtypes[0]), self.context)
 
     def features(self, items: Sequence[int]) -> Iterator[tuple[int, Sequence[Tensor], Metadata]]:
         """(item, features, metadata) of some items: in their order from the store; in any order,
@@ -157,12 +159,12 @@ class Views(ABC):
                 yield item, store[item], store.metadata(item)
 
 
-def open_store(key: CacheKey, build: Builder, run: EncodeRun) -> FeatureStore:
+def open_store(key: CacheKey, build: Builder, context: EncodeContext) -> FeatureStore:
     """``get_or_build``, with cost and progress. Raises as it does."""
     message = f"waiting for the process that encodes {key.about}"
-    with run.cost.phase("encode"):
-        store = get_or_build(key, build, on_wait=lambda: run.progress.start(message, 1))
-    run.cost.disk_bytes += store.built_bytes
+    with context.cost.phase("encode"):
+        store = get_or_build(key, build, on_wait=lambda: context.progress.start(message, 1))
+    context.cost.disk_bytes += store.built_bytes
     return store
 
 

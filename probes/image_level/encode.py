@@ -27,7 +27,7 @@ from cliptex_common.files import content_key
 from cliptex_common.images import to_rgb
 from cliptex_common.out_of_memory import Halving
 from cliptex_common.settings import Precision
-from probes.base import Context, EncodeRun
+from probes.base import Context, EncodeContext
 from probes.datasets.base import Split
 from probes.features.budget import CacheFull
 from probes.features.content_hashes import content_hashes
@@ -102,7 +102,7 @@ class ImageViews(Views):
 
     def __init__(
         self,
-        run: EncodeRun,
+        context: EncodeContext,
         backbone: Backbone,
         paths: Sequence[Path],
         encoding: Encoding,
@@ -117,9 +117,9 @@ class ImageViews(Views):
         data = replace(data, size=self.size, squash=squash)
         self.transform: Any = resizing(data, data.interpolation)
         self._encode = encode or encoder(backbone, encoding)
-        self._normalise = Preprocessing(backbone.data, run.device).normalise
+        self._normalise = Preprocessing(backbone.data, context.device).normalise
         sizes = [self.size] * len(self.paths)
-        super().__init__(run, f"{backbone.name} on {name}", encoding.batch_size, sizes)
+        super().__init__(context, f"{backbone.name} on {name}", encoding.batch_size, sizes)
 
     def path(self, item: int) -> str:
         """The file of an item."""
@@ -143,7 +143,7 @@ class ImageViews(Views):
         return default_collate([image.permute(1, 2, 0) for image in views]).permute(0, 3, 1, 2)
 
     def encode(self, batch: Tensor) -> Encoded:
-        device = self.run.device
+        device = self.context.device
         pixels = batch.to(device, non_blocking=takes_pinned_memory(device))
         with autocast(device, self.encoding.precision):
             # nothing else stays in memory
@@ -158,7 +158,7 @@ class ImageViews(Views):
             "images": content_key(content_hashes(list(map(Path, self.paths))), 64),
             **{name: value for name, value in fields if name not in EDITS or value},
             "size": self.size,
-            "device": self.run.device.type,
+            "device": self.context.device.type,
             "libraries": versions(*WHOLE_IMAGES),
         }
         # disk space: as long as the embedding, or a token for each block and a mean

@@ -20,7 +20,7 @@ from scipy import linalg
 from torch import Tensor
 
 from backbones.base import Backbone
-from probes.base import Context, EncodeRun
+from probes.base import Context, EncodeContext
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 from probes.layers import requested_map
@@ -37,12 +37,12 @@ def task_feature_pictures(context: Context) -> dict[str, np.ndarray]:
     samples = context.data.samples["val"]
     paths = [root / samples[index].image for index in evenly(len(samples), IMAGES)]
     layer = requested_map(context.settings, backbone)
-    run = EncodeRun(context.device, num_workers=0)
-    return feature_pictures(run, backbone, paths, root, layer=-1 if layer is None else layer)
+    in_process = EncodeContext(context.device, num_workers=0)
+    return feature_pictures(in_process, backbone, paths, root, layer=-1 if layer is None else layer)
 
 
 def feature_pictures(
-    run: EncodeRun,
+    context: EncodeContext,
     backbone: Backbone,
     paths: Sequence[Path],
     root: Path,
@@ -73,7 +73,9 @@ def feature_pictures(
         grids.append(features.shape[-2:])
         return features.flatten(2).transpose(1, 2)
 
-    views = ImageViews(run, backbone, paths, Encoding(size, "fp32", 1), encode=encode, squash=True)
+    views = ImageViews(
+        context, backbone, paths, Encoding(size, "fp32", 1), encode=encode, squash=True
+    )
     features = torch.cat([each.cpu() for each in views.tensors()]).double().numpy()
     components, centre, explained = principal_components(features.reshape(-1, features.shape[-1]))
     scale = np.abs(components).max(axis=0).clip(1e-12) / 127

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from backbones.base import Backbone
-from probes.base import Context, EncodeRun
+from probes.base import Context, EncodeContext
 from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.settings import Encoding
 from probes.layers import requested_map
@@ -45,8 +45,8 @@ def part_features(context: Context) -> Mapping[str, np.ndarray]:
     cached = _computed.setdefault(backbone, {})
     key = encoding, *paths
     if key not in cached:
-        run = EncodeRun(context.device, num_workers=0)
-        views = ImageViews(run, backbone, paths, encoding, encode=encode, squash=True)
+        in_process = EncodeContext(context.device, num_workers=0)
+        views = ImageViews(in_process, backbone, paths, encoding, encode=encode, squash=True)
         cached[key] = torch.cat([each.cpu() for each in views.tensors()])
     layer = requested_map(settings, backbone)
     maps = cached[key].split(backbone.channels, dim=2)

@@ -23,7 +23,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from cliptex_common.errors import UserError
 from cliptex_common.settings import field_names
 from probes.configs import FOLDER
-from probes.runner.settings import TrainingSettings, schedule
+from probes.runner.settings import TrainingSettings, scheduler_configs
 
 LiteralPaths = Mapping[str, Sequence[str]]
 KEYS = (  # of a config file; others are names that it uses itself
@@ -84,7 +84,7 @@ def parse_config(name: str, source: bytes) -> Config:
 
 
 def literals(config: Any, path: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """The dictionaries of a config, and their key, that have a literal at ``path``."""
+    """(dictionary of the config, key of the literal in it) of each literal at ``path``."""
     *steps, key = path.split(".")
     parts = [config]
     for step in steps:
@@ -108,8 +108,8 @@ def stated(config: Config, literal_paths: LiteralPaths) -> dict[str, Any]:
 
 
 def apply_settings(config: Config, settings: Any, literal_paths: LiteralPaths) -> None:
-    """Change the literals of a config to those of ``settings``; one without a literal in it changes
-    nothing, and None leaves a number as the file has it.
+    """Change the literals of a config to the values of ``settings``. A setting without a literal
+    changes nothing; nor does one that is None where the file states a float (``dropout``).
 
     Args:
         literal_paths: besides those of ``TRAINING``.
@@ -136,7 +136,7 @@ def apply_training(config: Config, settings: TrainingSettings) -> None:
         wrapper.paramwise_cfg = dict(NO_DECAY)
     elif wrapper.get("paramwise_cfg") == NO_DECAY:
         del wrapper["paramwise_cfg"]
-    config.param_scheduler = schedule(settings)
+    config.param_scheduler = scheduler_configs(settings)
 
 
 def training_config(settings: TrainingSettings) -> Config:

@@ -70,9 +70,9 @@ class GroupDataset(Dataset):
         batches = [first]
         more_samples = zip(*data.get("more_samples", []), strict=True)
         for samples in preprocessor.cast_data(list(more_samples)):  # type: ignore[operator]
-            for sample, padded in zip(samples, first["data_samples"], strict=True):
-                padding = set(padded.metainfo) - set(sample.metainfo)
-                sample.set_metainfo({name: padded.metainfo[name] for name in padding})
+            for sample, prepared in zip(samples, first["data_samples"], strict=True):
+                added = set(prepared.metainfo) - set(sample.metainfo)  # shapes with padding
+                sample.set_metainfo({name: prepared.metainfo[name] for name in added})
             batches.append({**first, "data_samples": list(samples)})
         return [batches[index] for index in self.indices]
 

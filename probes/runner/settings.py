@@ -78,7 +78,7 @@ class TrainingSettings:
             )
 
 
-def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
+def scheduler_configs(settings: TrainingSettings) -> list[dict[str, Any]]:
     """Configs of warm-up and decay, by iteration.
 
     Raises:

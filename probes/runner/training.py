@@ -42,48 +42,48 @@ from probes.runner.sampling import EndlessSampler, SeededSamples
 K = TypeVar("K", bound=Hashable)
 
 
-def resolved(cfg: Config, context: Context) -> Config:
-    """``cfg`` with what its training adds: samples and iterations that follow from the seed, and
+def resolved(config: Config, context: Context) -> Config:
+    """A config with what its training adds: samples and iterations that follow from the seed, and
     one evaluation at the end. Its ``pretty_text`` is what ``Probe.config`` returns. This package
     trains it by the loop below, and mmengine's Runner, which takes it as it is, gives the same
     weights.
 
     Args:
-        cfg: a probe's config with ``default_scope``, ``model``, ``train_dataloader`` and
+        config: of a probe, with ``default_scope``, ``model``, ``train_dataloader`` and
             ``val_dataloader`` (``batch_size``, ``dataset`` and further options), ``val_evaluator``,
             ``optim_wrapper``, ``param_scheduler`` (by iteration) and
             ``train_cfg=dict(max_iters=…)``; ``custom_imports`` of the modules that register its
             own types.
         context: gives seed and loading processes.
     """
-    cfg, seed = copy.deepcopy(cfg), context.seed
+    config, seed = copy.deepcopy(config), context.seed
     imports = [
         "probes.runner.frozen_backbone",
         "probes.runner.sampling",
-        *cfg.custom_imports.imports,
+        *config.custom_imports.imports,
     ]
-    cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+    config.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
+    for loader in (config.train_dataloader, config.val_dataloader):
         loader.setdefault("num_workers", context.num_workers)
-    cfg.train_dataloader.dataset = {
+    config.train_dataloader.dataset = {
         "type": "SeededSamples",
         "seed": seed,
-        "dataset": cfg.train_dataloader.dataset,
+        "dataset": config.train_dataloader.dataset,
         "shuffle": context.settings.shuffle,
     }
-    cfg.train_dataloader.sampler = {"type": "EndlessSampler"}
-    cfg.val_dataloader.sampler = {"type": "DefaultSampler", "shuffle": False}
-    cfg.custom_hooks = [{"type": "SeedEachIteration", "seed": seed}]
-    cfg.randomness = {"seed": seed % 2**32}
-    cfg.train_cfg.update(by_epoch=False, val_interval=cfg.train_cfg.max_iters)
-    cfg.val_cfg = {}
-    cfg.work_dir = f"work_dirs/{context.data.spec.name}"  # not this run's scratch folder
-    return cfg
+    config.train_dataloader.sampler = {"type": "EndlessSampler"}
+    config.val_dataloader.sampler = {"type": "DefaultSampler", "shuffle": False}
+    config.custom_hooks = [{"type": "SeedEachIteration", "seed": seed}]
+    config.randomness = {"seed": seed % 2**32}
+    config.train_cfg.update(by_epoch=False, val_interval=config.train_cfg.max_iters)
+    config.val_cfg = {}
+    config.work_dir = f"work_dirs/{context.data.spec.name}"  # not this run's scratch folder
+    return config
 
 
-def run_training(cfg: Config, context: Context, description: str) -> HeadTrainer:
+def run_training(config: Config, context: Context, description: str) -> HeadTrainer:
     """``train_together`` of one head. Raises its error, ``NonFiniteLoss`` among others."""
-    result = train_together({0: (cfg, context)}, description=description)[0]
+    result = train_together({0: (config, context)}, description=description)[0]
     if isinstance(result, Exception):
         raise result
     return result
@@ -123,16 +123,18 @@ def train_together(
     Raises:
         Exception: what failed for all heads: an image that cannot be read, for example.
     """
-    config, context = next(iter(heads.values()))
+    first_config, context = next(iter(heads.values()))
     frozen_backbone.share(context.backbone_config, context.backbone)
     cv2.setNumThreads(0)  # its threads do not survive the fork of loading processes
     with (
         logging_to([each.work_dir for _, each in heads.values()]),
-        DefaultScope.overwrite_default_scope(config.default_scope),
+        DefaultScope.overwrite_default_scope(first_config.default_scope),
         ExitStack() as stack,
     ):
-        train = GroupDataset([cfg.train_dataloader.dataset.to_dict() for cfg, _ in heads.values()])
-        val = GroupDataset([cfg.val_dataloader.dataset.to_dict() for cfg, _ in heads.values()])
+        train, val = (
+            GroupDataset([config[loader].dataset.to_dict() for config, _ in heads.values()])
+            for loader in ("train_dataloader", "val_dataloader")
+        )
         group_context, notes = replace(context, cost=Cost()), list[str]()
         for dataset in (*train.datasets, *val.datasets):
             stack.callback(dataset.close)  # till then no other process can remove the features
@@ -140,19 +142,18 @@ def train_together(
             notes += [note for store in dataset.stores for note in store.notes]
         leave_out = sorted({*leave_out, *unused_items(train.datasets[0], context.data)})
         results: dict[K, Any] = {}
-        by_key: dict[K, HeadTrainer] = {}
-        for index, (key, (cfg, each)) in enumerate(heads.items()):
+        trainers: dict[K, HeadTrainer] = {}
+        for index, (key, (config, each)) in enumerate(heads.items()):
             try:
-                by_key[key] = HeadTrainer(cfg, each, leave_out, index, train, val)
+                trainers[key] = HeadTrainer(config, each, leave_out, index, train, val)
             except Exception as error:
                 results[key] = failure_of(error)
-        trainers = list(by_key.values())
-        if any(trainer.trains for trainer in trainers):
+        if any(trainer.trains for trainer in trainers.values()):
             samples = SeededSamples(train, context.seed, leave_out, context.settings.shuffle)
-            _train(trainers, train, samples, description)
-        if trained := [trainer for trainer in trainers if trainer.error is None]:
+            _train(list(trainers.values()), train, samples, description)
+        if trained := [trainer for trainer in trainers.values() if trainer.error is None]:
             _evaluate(trained, val, description)
-        for key, trainer in by_key.items():
+        for key, trainer in trainers.items():
             trainer.notes = notes
             trainer.cost.add(group_context.cost, 1 / len(heads))
             with failing_alone(trainer):
@@ -187,7 +188,7 @@ def _train(
     for trainer in trainers:
         trainer.model.train()
     preprocessor = trainers[0].model.data_preprocessor
-    finished_at = time.perf_counter()
+    last = time.perf_counter()
     with _batches(_loader(loader, samples, sampler, context)) as loaded:
         while any(trainer.trains for trainer in trainers):
             data = next(loaded)
@@ -201,9 +202,10 @@ def _train(
                         trainer.step(batches[trainer.index])
                     if isinstance(trainer.error, OutOfMemory):
                         trainer.discard()
-            started_at, finished_at = finished_at, time.perf_counter()
+            now = time.perf_counter()
+            seconds, last = now - last, now  # loading and waiting, too
             for trainer in current:
-                trainer.cost.seconds["train"] += (finished_at - started_at) / len(current)
+                trainer.cost.seconds["train"] += seconds / len(current)
                 if trainer.error is None:
                     with failing_alone(trainer):
                         trainer.check_and_save()
@@ -258,14 +260,14 @@ def _evaluate(trainers: Sequence[HeadTrainer], dataset: GroupDataset, descriptio
 def _score(
     trainers: Sequence[HeadTrainer], dataset: GroupDataset, preprocessor: nn.Module, data: Any
 ) -> None:
-    """Score a batch; those for which it is too large score its halves."""
+    """Score a batch; the heads for which it is too large score its halves."""
     pending: list[HeadTrainer] = []
     try:
         batches = dataset.batches(preprocessor, data, False)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        batches = None
+        batches = None  # too large for all; the error itself would keep tensors
     count = len(data["data_samples"])
     with frozen_backbone.one_batch():
         for trainer in trainers:

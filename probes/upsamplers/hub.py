@@ -17,19 +17,19 @@ from backbones.adapters.torch_hub import load_entry
 from backbones.base import Backbone
 from cliptex_common.errors import UserError, error_summary
 from cliptex_common.files import content_key, sha256_file
-from probes.upsamplers.names import HubUpsampler, hub_upsampler
+from probes.upsamplers.names import HubSource, hub_source
 
 QUERIES = 4096  # pixels that attend at once, of AnyUp
 
 
-def load_upsampler(name: str, backbone: Backbone) -> HubUpsampling:
-    """A published upsampler, as an ``Upsampling``.
+def load_upsampler(name: str, backbone: Backbone) -> HubOperators:
+    """A published upsampler, as a ``MakeOperator``.
 
     Raises:
         UserError: it has none for this backbone; code or weights cannot be fetched, or are not
             those that were published.
     """
-    source = hub_upsampler(name, backbone)
+    source = hub_source(name, backbone)
     if source is None:
         raise UserError(f"upsampler={name} has no weights for {backbone.weights.source}")
     repository = f"{source.repository}:{source.commit}"
@@ -39,7 +39,7 @@ def load_upsampler(name: str, backbone: Backbone) -> HubUpsampling:
     return kind(module).eval().requires_grad_(False)
 
 
-def _weights(name: str, source: HubUpsampler) -> dict[str, Tensor]:
+def _weights(name: str, source: HubSource) -> dict[str, Tensor]:
     key = source.sha256 or content_key(source.weights, 64)
     path = Path(torch.hub.get_dir(), "checkpoints", f"{name}-{key[:16]}.pth")
     try:
@@ -57,8 +57,8 @@ def _weights(name: str, source: HubUpsampler) -> dict[str, Tensor]:
     return state
 
 
-class HubUpsampling(nn.Module):
-    """An ``Upsampling`` by a published module.
+class HubOperators(nn.Module):
+    """A ``MakeOperator`` by a published module.
 
     Attributes:
         is_linear: whether its operators are those of ``UpsampledMaps``; else they upsample the
@@ -72,7 +72,7 @@ class HubUpsampling(nn.Module):
         self.module: Any = module
 
     def forward(self, colours: Tensor, features: Tensor, size: Any) -> Any:
-        """See ``Upsampling``."""
+        """See ``MakeOperator``."""
         std, mean = (
             colours.new_tensor(each)[:, None, None]
             for each in (IMAGENET_DEFAULT_STD, IMAGENET_DEFAULT_MEAN)
@@ -84,7 +84,7 @@ class HubUpsampling(nn.Module):
         raise NotImplementedError
 
 
-class AnyUp(HubUpsampling):
+class AnyUp(HubOperators):
     """AnyUp (Wimmer et al. 2025): attention over the cells of the map, whose values are the map
     itself. So it takes other values as well, and its weights sum to 1."""
 
@@ -112,14 +112,14 @@ class _QueriesAndKeys(nn.Module):
         return queries, keys
 
 
-class Naf(HubUpsampling):
+class Naf(HubOperators):
     """NAF (2025): neighbourhood attention, each head over its own channels."""
 
     def operator(self, guide: Tensor, features: Tensor, size: tuple[int, ...]) -> Any:
         return lambda _: self.module(guide, features, size)
 
 
-class LoftUp(HubUpsampling):
+class LoftUp(HubOperators):
     """LoftUp (Huang et al. 2025), which normalises channels first. One image at a time: it scales
     its guide, whose size is that of the result, over the batch."""
 

@@ -14,8 +14,8 @@ UpsamplerName = Literal[
 
 
 @dataclass(frozen=True)
-class HubUpsampler:
-    """An upsampler with weights.
+class HubSource:
+    """Where an upsampler with weights comes from.
 
     Attributes:
         repository, commit, entry: of its code on GitHub, for torch.hub.
@@ -33,8 +33,8 @@ class HubUpsampler:
 
 
 GITHUB = "https://github.com"
-HUB_UPSAMPLERS: Mapping[str, HubUpsampler] = {
-    "anyup": HubUpsampler(
+HUB_SOURCES: Mapping[str, HubSource] = {
+    "anyup": HubSource(
         "wimmerth/anyup",
         "351807a9c4287368732cc247f26c7c81c9139af4",
         "anyup",
@@ -42,7 +42,7 @@ HUB_UPSAMPLERS: Mapping[str, HubUpsampler] = {
         "9d035c0f27114a6f32bdd3d8ed93b6cd39dad4b8f8bf94e69fddbfbf022901b2",
         "CC-BY-4.0",
     ),
-    "anyup-multi": HubUpsampler(
+    "anyup-multi": HubSource(
         "wimmerth/anyup",
         "351807a9c4287368732cc247f26c7c81c9139af4",
         "anyup_multi_backbone",
@@ -50,7 +50,7 @@ HUB_UPSAMPLERS: Mapping[str, HubUpsampler] = {
         "b6cc407da8986c7e5c9098e61f7531767a9aca8fff20a1bc6c99d488e61aac59",
         "CC-BY-4.0",
     ),
-    "naf": HubUpsampler(
+    "naf": HubSource(
         "valeoai/NAF",
         "ad4e24d2ec32a2fbcccb3beaf7107bc3caa7038a",
         "naf",
@@ -58,7 +58,7 @@ HUB_UPSAMPLERS: Mapping[str, HubUpsampler] = {
         "c096c1ab2217a5c3ac136365f721685e2201379cb69d509cfb0261183847c98f",
         "Apache-2.0",
     ),
-    "loftup": HubUpsampler(
+    "loftup": HubSource(
         "andrehuang/loftup",
         "6620d9bcde4c1af5cddedde6b9aaed6d4174a799",
         "loftup_{}",
@@ -78,54 +78,57 @@ LOFTUP_BACKBONES = {
 }
 
 
-def hub_upsampler(name: str, backbone: Any) -> HubUpsampler | None:
-    """The published upsampler ``name`` for a backbone; None if it has none for it, or no weights.
+def hub_source(name: str, backbone: Any) -> HubSource | None:
+    """The source of the upsampler ``name`` for a backbone; None where there is none for it, or
+    where it has no weights.
 
     Args:
         backbone: a ``Backbone``, or a record with its weights.
     """
-    source = HUB_UPSAMPLERS.get(name)
+    source = HUB_SOURCES.get(name)
     if source is None or name != "loftup":
         return source
-    for pattern, own in LOFTUP_BACKBONES.items():
+    for pattern, model in LOFTUP_BACKBONES.items():
         if re.search(pattern, backbone.weights.source):
-            address = source.weights.format(own)
-            return replace(source, entry=source.entry.format(own), weights=address)
+            address = source.weights.format(model)
+            return replace(source, entry=source.entry.format(model), weights=address)
     return None
 
 
 def upsampler_identity(name: str) -> dict[str, str]:
     """Code, weights and licence of an upsampler, as part of a number's conditions."""
-    return asdict(HUB_UPSAMPLERS[name]) if name in HUB_UPSAMPLERS else {}
+    return asdict(HUB_SOURCES[name]) if name in HUB_SOURCES else {}
 
 
 def credit(name: str) -> str:
     """Source and licence of an upsampler with weights in one line; '' of others."""
-    if source := HUB_UPSAMPLERS.get(name):
+    if source := HUB_SOURCES.get(name):
         return f"upsampler={name}: github.com/{source.repository}, licence {source.licence}"
     return ""
 
 
-def misfit(settings: Any, backbone: Any) -> str:
+def upsampler_misfit(settings: Any, backbone: Any) -> str:
     """Why the upsampler of a task's settings cannot serve a backbone; '' if it can.
 
     Args:
-        backbone: see ``hub_upsampler``; with channels and strides, too.
+        backbone: see ``hub_source``; with channels and strides, too.
     """
-    name, strides = getattr(settings, "upsampler", "bilinear"), backbone.strides
+    name = getattr(settings, "upsampler", "bilinear")
     if name == "bilinear":
         return ""
-    one_stride = len(set(strides)) == 1 or settings.layers not in ("all", "auto")
-    if (settings.feature_stride or (max(strides) if one_stride else 0)) >= max(strides):
+    coarsest, stride = max(backbone.strides), settings.feature_stride
+    if len(set(backbone.strides)) == 1 or settings.layers not in ("all", "auto"):
+        stride = stride or coarsest  # a single map stays as it is
+    if stride is not None and stride >= coarsest:
         return (
-            f"upsampler={name} has nothing to do, maps are at stride {max(strides):g} already; set"
+            f"upsampler={name} has nothing to do, maps are at stride {coarsest:g} already; set"
             " feature_stride to a lower one"
         )
     if name == "naf" and find_spec("natten") is None:
         return "upsampler=naf needs the package natten, which is not installed"
     if name == "naf" and any(width % 4 for width in backbone.channels):
         return f"upsampler=naf takes multiples of 4 channels, not {backbone.channels}"
-    if name == "loftup" and hub_upsampler(name, backbone) is None:
+    if name == "loftup" and hub_source(name, backbone) is None:
         return f"upsampler=loftup has no weights for {backbone.weights.source}"
     if name == "loftup" and settings.layers not in ("last", "auto"):
         return "upsampler=loftup is for the last layer; set layers=last"

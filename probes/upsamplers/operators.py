@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from backbones.base import Backbone
 from probes.upsamplers.hub import load_upsampler
-from probes.upsamplers.names import HUB_UPSAMPLERS
+from probes.upsamplers.names import HUB_SOURCES
 
 Size = tuple[int, int]  # height, width
 Encode = Callable[[Tensor], Sequence[Tensor]]  # images → maps
 Operator = Callable[[Tensor], Tensor]  # (N, K, h, w) → (N, K, H, W)
 # colours (N, 3, height, width) in [0, 1], map (N, C, h, w), (H, W) → operator
-Upsampling = Callable[[Tensor, Tensor, Size], Operator]
+MakeOperator = Callable[[Tensor, Tensor, Size], Operator]
 
 KERNEL, COLOUR, SPACE = 5, 0.1, 1.5  # of ``joint_bilateral``, as NAF's authors compare with
 
@@ -66,7 +66,7 @@ def _taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return cells.long().clamp(0, old - 1), (position - cells).square()
 
 
-UPSAMPLINGS: Mapping[str, Upsampling] = {
+OPERATORS: Mapping[str, MakeOperator] = {
     "nearest": partial(interpolation, "nearest-exact"),
     "bicubic": partial(interpolation, "bicubic"),
     "jbu": joint_bilateral,
@@ -123,9 +123,9 @@ class Upsampler(nn.Module):
         super().__init__()
         self.name, self.stride, self.unit_length = name, stride, unit_length
         self.data, self.divisor = backbone.data, backbone.divisor
-        is_hub = name in HUB_UPSAMPLERS
-        self.upsampling: Any = load_upsampler(name, backbone) if is_hub else UPSAMPLINGS[name]
-        self.deferred = deferred and getattr(self.upsampling, "is_linear", True)
+        is_hub = name in HUB_SOURCES
+        self.make_operator: Any = load_upsampler(name, backbone) if is_hub else OPERATORS[name]
+        self.deferred = deferred and getattr(self.make_operator, "is_linear", True)
 
     def forward(self, encode: Encode, images: Tensor) -> UpsampledMaps | Tensor:
         """Normalised images (N, 3, height, width) → (N, Σ channels, height / stride, width /
@@ -134,14 +134,14 @@ class Upsampler(nn.Module):
         maps = encode_tiles(encode, images, self.divisor) if is_tiled else encode(images)
         maps = [each.float() for each in maps]
         std, mean = (
-            images.new_tensor(each)[:, None, None] for each in (self.data.std, self.data.mean)
+            images.new_tensor(values)[:, None, None] for values in (self.data.std, self.data.mean)
         )
         height, width = (round(side / self.stride) for side in images.shape[2:])
         operators = []
         for each in maps:
             is_coarser = each.shape[2] < height
-            upsampling = self.upsampling if is_coarser else partial(interpolation, "bilinear")
-            operators.append(upsampling(images * std + mean, each, (height, width)))
+            make = self.make_operator if is_coarser else partial(interpolation, "bilinear")
+            operators.append(make(images * std + mean, each, (height, width)))
         if self.unit_length:
             maps = [F.normalize(each, dim=1) for each in maps]
         upsampled = UpsampledMaps(maps, operators)

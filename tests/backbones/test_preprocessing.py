@@ -11,7 +11,7 @@ from PIL import Image
 
 import backbones
 from backbones.preprocessing import Preprocessing, in_memory_format
-from probes.base import EncodeRun
+from probes.base import EncodeContext
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 
@@ -35,7 +35,7 @@ def test_pixels_are_those_of_the_probes(tmp_path, backbone, change, mode):
     high, dtype = (65536, np.uint16) if mode == "I;16" else (256, np.uint8)
     Image.fromarray(rng.integers(0, high, shape).astype(dtype)).save(tmp_path / "0.png")
     backbone.data = replace(backbone.data, **change)
-    run, paths = EncodeRun(torch.device("cpu"), num_workers=0), [tmp_path / "0.png"]
+    run, paths = EncodeContext(torch.device("cpu"), num_workers=0), [tmp_path / "0.png"]
     views = ImageViews(run, backbone, paths, Encoding(), encode=lambda images: images)
     (expected,) = views.tensors()
     with Image.open(tmp_path / "0.png") as image:

@@ -29,7 +29,7 @@ def encoding(
     import torch
 
     import backbones
-    from probes.base import EncodeRun
+    from probes.base import EncodeContext
     from probes.image_level.encode import ImageViews, autocast
     from probes.image_level.settings import Encoding
 
@@ -47,7 +47,7 @@ def encoding(
 
             def ours(backbone: backbones.Backbone = backbone) -> float:
                 started = time.perf_counter()
-                views = ImageViews(EncodeRun(device, workers), backbone, paths, how)
+                views = ImageViews(EncodeContext(device, workers), backbone, paths, how)
                 torch.cat([features.cpu() for features in views.tensors()])
                 return count / (time.perf_counter() - started)
 

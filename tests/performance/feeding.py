@@ -37,14 +37,14 @@ def feeding(images: int = 10_000, pairs: int = 2048, size: int = 224, n: int = 3
     of a training that computes nothing, with a loading process for each core."""
     import torch
 
-    from probes.base import EncodeRun
+    from probes.base import EncodeContext
     from probes.image_level.encode import ImageViews
     from probes.image_level.settings import Encoding
     from tests.probes.whole_images import Colours
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loading process
-    backbone, run = Colours((size, size)), EncodeRun(torch.device("meta"), WORKERS)
+    backbone, run = Colours((size, size)), EncodeContext(torch.device("meta"), WORKERS)
 
     with tempfile.TemporaryDirectory() as folder:
         paths = jpegs(Path(folder), min(images, 200), PHOTOGRAPHS) * max(images // 200, 1)

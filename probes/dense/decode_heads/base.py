@@ -17,14 +17,15 @@ from probes.layers import requested_map
 
 
 @dataclass(frozen=True)
-class FeatureMaps:
-    """The maps of a backbone that a head reads.
+class HeadInput:
+    """The shapes of what a head reads.
 
     Attributes:
         channels, strides: of each map, shallow to deep.
         stride: that they are brought to where a head reads them concatenated.
-        crop: height and width of a training crop in pixels.
-        index: of the only map that is read of those of the backbone, where a layer is named.
+        crop: height and width in pixels of a training crop, as the backbone gets it.
+        index: of the only map that is read of those of the backbone, where the settings name a
+            layer.
     """
 
     channels: tuple[int, ...]
@@ -34,24 +35,24 @@ class FeatureMaps:
     index: int | None = None
 
 
-def feature_maps(settings: DenseSettings, backbone: Any) -> FeatureMaps:
-    """The maps that a head reads of training crops.
+def head_input(settings: DenseSettings, backbone: Any) -> HeadInput:
+    """What a head reads of training crops.
 
     Args:
         backbone: a ``Backbone``, or a record with its names, weights, channels, strides and
             divisor.
     """
     index = requested_map(settings, backbone)
-    layer = -1 if settings.layers == "last" else index
     channels, strides = backbone.channels, backbone.strides
-    if layer is not None:
-        channels, strides = (channels[layer],), (strides[layer],)
+    only = -1 if settings.layers == "last" else index
+    if only is not None:
+        channels, strides = (channels[only],), (strides[only],)
     if reads_class_token(settings, backbone):
         channels = tuple(2 * width for width in channels)
     stride = settings.feature_stride or native_stride(strides)
     height, width = settings.crop or (settings.size,) * 2
     crop = round_up(height, backbone.divisor), round_up(width, backbone.divisor)
-    return FeatureMaps(tuple(channels), tuple(strides), stride, crop, index)
+    return HeadInput(tuple(channels), tuple(strides), stride, crop, index)
 
 
 def native_stride(strides: Sequence[float]) -> float:
@@ -100,7 +101,7 @@ class DenseHead:
         """Raise ``UserError`` where dataset, settings or backbone do not fit it.
 
         Args:
-            backbone: see ``feature_maps``.
+            backbone: see ``head_input``.
         """
         if settings.batch_size < self.min_batch:
             raise UserError(
@@ -114,12 +115,11 @@ class DenseHead:
                 f"upsampler={settings.upsampler} is of heads that read the maps concatenated;"
                 f" {self.name} reads each at its own stride: set upsampler=bilinear"
             )
-        maps = feature_maps(settings, backbone)
-        if self.maps not in (None, len(maps.channels)):
+        maps = len(head_input(settings, backbone).channels)
+        if self.maps not in (None, maps):
             raise UserError(
-                f"{self.name} fuses {self.maps} feature maps, and {backbone.name!r} gives"
-                f" {len(maps.channels)} (layers={settings.layers}); choose another probe or"
-                " backbone"
+                f"{self.name} fuses {self.maps} feature maps, and {backbone.name!r} gives {maps}"
+                f" (layers={settings.layers}); choose another probe or backbone"
             )
         DENSE_TASKS.find(data.spec.kind).check_dataset(data)
 
@@ -130,7 +130,8 @@ def aspp_dilations(
     """Dilation rates of DeepLabv3 for feature maps of ``size / stride``.
 
     Chen et al. 2017 use (1, 12, 24, 36) on 64×64 maps (512 px at stride 8). A rate beyond the map
-    only sees padding, so the ``rates`` keep their share of the map's side at other sizes.
+    only sees padding, so the ``rates`` keep their share of the map's side at other sizes; the
+    three are at least 2, and differ.
     """
     share = size / stride / 64
     first = max(2, round(share * rates[1]))
@@ -139,11 +140,9 @@ def aspp_dilations(
 
 
 SHIPPED = (
-    # 4 rounded otherwise on a CPU
     DenseHead("linear", version=5),
     DenseHead("deeplabv3", version=4, min_batch=2),
     DenseHead("pspnet", version=4, min_batch=2),
-    # 4 was probe3d's head
     DenseHead("dpt", version=5, maps=4),
     DenseHead("dpt-probe3d", version=4, kinds=("depth", "normals"), maps=4),
 )

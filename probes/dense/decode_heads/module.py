@@ -15,7 +15,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from cliptex_common.errors import UserError, error_summary, suggest
-from probes.dense.decode_heads.base import FeatureMaps, aspp_dilations
+from probes.dense.decode_heads.base import HeadInput, aspp_dilations
 from probes.dense.decode_heads.losses import has_own_loss
 from probes.dense.tasks import DenseTask
 from probes.registry import HEADS
@@ -72,6 +72,7 @@ def reads_several(head: type[nn.Module], options: Mapping[str, Any]) -> bool:
         return True
     selected: list[str | None] = []
 
+    # which maps a head reads is only in what its constructor hands to this method of mmseg's
     def record(self: Any, in_channels: Any, in_index: Any, transform: str | None) -> None:
         selected.append(transform)
         raise StopIteration
@@ -162,7 +163,7 @@ class ModuleHead(BaseDecodeHead):
 
 
 def complete_head(
-    model: Any, requested: Mapping[str, Any], maps: FeatureMaps
+    model: Any, requested: Mapping[str, Any], maps: HeadInput
 ) -> list[tuple[int, float]]:
     """Complete ``decode_head`` and ``neck`` of a model's config with what follows from the maps.
 
@@ -180,40 +181,40 @@ def complete_head(
     """
     head = model.decode_head
     for name, value in requested.items():
-        head[name] = value  # ``update`` of a config would merge both losses
+        head[name] = value  # ``update`` of a config would merge the losses
     kind = head_class(head.type)
     several = reads_several(kind, requested) if requested else "neck" not in model
-    each = list(zip(maps.channels, maps.strides, strict=True))
+    inputs = list(zip(maps.channels, maps.strides, strict=True))
     if "neck" in model:
         model.neck.update(strides=list(maps.strides), stride=maps.stride, index=maps.index)
         if (several or "in_index" in requested) and maps.index is None:
-            del model.neck
+            del model.neck  # the head takes the maps as they are
     if requested and has_own_loss(kind) and "loss_decode" not in requested:
         del head["loss_decode"]
     if not issubclass(kind, BaseDecodeHead):
         options = {name: head.pop(name) for name in requested}
         head.update(type="ModuleHead", module=options, strides=list(maps.strides))
         head.in_channels = list(maps.channels)
-        return each
+        return inputs
     if "dilations" in head and not requested:
         head.dilations = aspp_dilations(min(maps.crop), maps.stride, head.dilations)
     derived: dict[str, Any]
     if "neck" in model and not several:
-        each = [(sum(maps.channels), maps.stride)]
+        inputs = [(sum(maps.channels), maps.stride)]
         derived = {"in_channels": sum(maps.channels), "in_index": 0}
         derived |= of_maps(kind, maps.channels, [maps.stride])
     elif several:
-        indices = head.get("in_index", list(range(len(each))))
-        channels, strides = zip(*(each[index] for index in indices), strict=True)
+        indices = head.get("in_index", list(range(len(inputs))))
+        channels, strides = zip(*(inputs[index] for index in indices), strict=True)
         derived = {"in_channels": list(channels), "in_index": indices}
         derived |= of_maps(kind, channels, strides)
     else:
-        if head.in_index >= len(each):
+        if head.in_index >= len(inputs):
             raise UserError(
-                f"head {head.type} reads map {head.in_index} of {len(each)}; head.in_index: leave"
+                f"head {head.type} reads map {head.in_index} of {len(inputs)}; head.in_index: leave"
                 " it out, the backbone decides"
             )
-        channel, stride = each[head.in_index]
+        channel, stride = inputs[head.in_index]
         derived = {"in_channels": channel, **of_maps(kind, [channel], [stride])}
     head.update({name: value for name, value in derived.items() if name not in requested})
-    return each
+    return inputs

@@ -17,7 +17,7 @@ from probes.upsamplers.names import UpsamplerName
 
 ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
-# settings that crops which repeat do not know
+# settings of random crops, which ``fixed_crops`` do not have
 RANDOM_CROPS = (
     *("interpolation", "train_area", "test_area", "crop", "max_class_share", "enlarge"),
     *("colours", "rotation"),
@@ -111,7 +111,8 @@ class DenseSettings(TrainingSettings):
 
     def feeds_only(self, size: tuple[int, int]) -> bool:
         """Whether the backbone sees images of ``size`` only: crops in training, then windows."""
-        return (self.crop or (self.size, self.size)) == size == self.slide[:1] * 2
+        crop, window = self.crop or (self.size, self.size), self.slide[:1] * 2
+        return crop == size and window == size
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,8 +129,8 @@ class DenseSettings(TrainingSettings):
             raise UserError(f"size={self.size}: must be 16 or more, or 0 to keep the images' sizes")
         if not self.size and not self.crop:
             raise UserError("size=0 keeps the sizes of images, which differ; set crop as well")
-        folders = {f"{rate:g}" for rate in self.lr_grid}
-        if self.lr_grid and len(folders) != max(len(self.lr_grid), 2):
+        names = {f"{rate:g}" for rate in self.lr_grid}  # of their heads' folders
+        if len(self.lr_grid) == 1 or len(names) < len(self.lr_grid):
             raise UserError(
                 f"lr_grid={self.lr_grid}: must be two or more different rates, or none to use lr"
             )

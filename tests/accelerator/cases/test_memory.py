@@ -14,7 +14,7 @@ import backbones
 import probes.catalog  # noqa: F401  registers probes and datasets
 from cliptex_common.errors import OutOfMemory
 from cliptex_common.progress import Silent
-from probes.base import Context, EncodeRun
+from probes.base import Context, EncodeContext
 from probes.checks.check import prepare
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
@@ -71,7 +71,7 @@ def test_encoding_goes_on_in_smaller_batches(data, device, tmp_path, caplog):
     paths = [dataset.root / sample.image for sample in dataset.samples["train"]]
 
     def embeddings(limit):
-        run = EncodeRun(device, num_workers=0)
+        run = EncodeContext(device, num_workers=0)
         with memory_limit(limit), caplog.at_level(logging.WARNING):
             views = ImageViews(run, backbone, paths, Encoding((64, 64), batch_size=64))
             encoded = torch.cat([features.cpu() for features in views.tensors()])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from backbones import Backbone, Checkpoint, save_checkpoint
-from probes.base import EncodeRun
+from probes.base import EncodeContext
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 from tests.backbones import mini
@@ -64,7 +64,7 @@ def spec(request, clip_weights) -> tuple[str, dict]:
 
 def ours(backbone: Backbone, paths: Sequence[Path]) -> torch.Tensor:
     """(N, D) embeddings of files as the probes have them."""
-    run = EncodeRun(torch.device("cpu"), num_workers=0)
+    run = EncodeContext(torch.device("cpu"), num_workers=0)
     return torch.cat(list(ImageViews(run, backbone, paths, Encoding()).tensors()))
 
 

@@ -135,7 +135,7 @@ def test_cached_features_and_metrics_are_those_of_encoding_each_time(tmp_path, k
         train, _ = sets(*prepare(tmp_path / "x", kind, data, backbone=REAL[backbone], cache=cache))
         train.open()
         for row, item in enumerate(items):
-            features = train.features[row]
+            features = train.feature_store()[row]
             for cached, fresh in zip(features, maps, strict=True):
                 difference = (cached.float() - fresh[row]).abs()
                 assert bool(
@@ -210,7 +210,7 @@ def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
         folders = []
         for dataset in (train, val):
             dataset.open()
-            folders.append(dataset.features.folder.name)
+            folders.append(dataset.feature_store().folder.name)
             dataset.close()
         return folders[0], folders[1]
 
@@ -225,7 +225,7 @@ def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
         probe, dataclasses.replace(task, backbone_config={"name": "tiny-cnn", "seed": 4})
     )
     train.open()
-    assert train.features.folder.name != base[0]  # weights
+    assert train.feature_store().folder.name != base[0]  # weights
     for change in ({"size": 64}, {"cache": "fp16"}, {"precision": "bf16"}, {"layers": "last"}):
         assert not set(features(**change)) & set(base), change
     for change in ({"scale_range": (0.5, 1.0)}, {"fixed_crops": 3}, {"flip": 0.0}):

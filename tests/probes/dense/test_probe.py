@@ -26,7 +26,7 @@ from probes.dense.tasks.normals import Normals
 from probes.dense.tasks.segmentation import SegmentationSettings
 from probes.dense.tasks.settings import in_iterations
 from probes.registry import PROBES as REGISTERED
-from probes.runner.settings import schedule as schedule_of
+from probes.runner.settings import scheduler_configs
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 
@@ -220,9 +220,9 @@ def test_the_length_of_training_and_of_the_warm_up(tmp_path):
     chosen = in_iterations(SegmentationSettings(epochs=2.5, batch_size=4), images=16)
     assert (chosen.max_iters, chosen.epochs) == (10, 0.0)
     begins = [
-        schedule_of(SegmentationSettings(max_iters=1000, warmup=warmup))[1]["begin"]
+        scheduler_configs(SegmentationSettings(max_iters=1000, warmup=warmup))[1]["begin"]
         for warmup in (0.2, 150)
     ]
     assert begins == [200, 150]
     with pytest.raises(UserError, match="warmup=1500 leaves nothing of max_iters=100"):
-        schedule_of(SegmentationSettings(max_iters=100, warmup=1500))
+        scheduler_configs(SegmentationSettings(max_iters=100, warmup=1500))

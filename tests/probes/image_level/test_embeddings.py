@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from backbones import registry
-from probes.base import EncodeRun
+from probes.base import EncodeContext
 from probes.features.store import root
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
@@ -27,7 +27,7 @@ def paths(tmp_path):
 
 def encode(paths, seed: int = 3, **options) -> tuple[torch.Tensor, bool]:
     """The embeddings, and whether an image was encoded."""
-    run, encoding = EncodeRun(CPU, 0), Encoding(**{"batch_size": 2, **options})
+    run, encoding = EncodeContext(CPU, 0), Encoding(**{"batch_size": 2, **options})
     backbone = registry.create("tiny-cnn", seed=seed)
     embeddings = ImageViews(run, backbone, paths, encoding, "toys").embeddings()
     return embeddings, run.cost.images["encode"] > 0
@@ -35,7 +35,7 @@ def encode(paths, seed: int = 3, **options) -> tuple[torch.Tensor, bool]:
 
 def encode_directly(paths):
     backbone = registry.create("tiny-cnn", seed=3)
-    views = ImageViews(EncodeRun(CPU, 0), backbone, paths, Encoding(batch_size=2))
+    views = ImageViews(EncodeContext(CPU, 0), backbone, paths, Encoding(batch_size=2))
     return torch.cat(list(views.tensors()))
 
 

@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from cliptex_common.errors import NonFiniteLoss, UserError
-from probes.base import Context, EncodeRun
+from probes.base import Context, EncodeContext
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.image_level.encode import ImageViews, encode_texts
 from probes.image_level.settings import EncodeSettings, Encoding
@@ -38,7 +38,7 @@ def paths(tmp_path_factory):
 
 
 def encode(backbone, paths, workers=0, **options):
-    views = ImageViews(EncodeRun(CPU, workers), backbone, paths, Encoding(**options))
+    views = ImageViews(EncodeContext(CPU, workers), backbone, paths, Encoding(**options))
     return torch.cat(list(views.tensors()))
 
 
@@ -93,7 +93,7 @@ def test_order_size_progress_and_memory_format(paths):
 
     backbone.encode_image = spy
     encoding = Encoding(size=(24, 40), batch_size=8)
-    forward = ImageViews(EncodeRun(CPU, 2, bar), backbone, paths, encoding, "toys").embeddings()
+    forward = ImageViews(EncodeContext(CPU, 2, bar), backbone, paths, encoding, "toys").embeddings()
     assert [tuple(shape) for shape in backbone.seen] == [(n, 3, 24, 40) for n in (8, 8, 5)]
     assert all(channels_last)
     assert bar.started == [("encoding colours on toys", 21)] and bar.advanced == 21
@@ -116,7 +116,7 @@ def test_embeddings_that_are_not_finite_raise(paths):
     backbone = Colours()
     backbone.projection[0, 0] = torch.nan
     with pytest.raises(NonFiniteLoss, match="features of colours on toys"):
-        ImageViews(EncodeRun(CPU, 0), backbone, paths, Encoding(), "toys").embeddings()
+        ImageViews(EncodeContext(CPU, 0), backbone, paths, Encoding(), "toys").embeddings()
     with pytest.raises(NonFiniteLoss, match="text embeddings of colours"):
         encode_texts(task(backbone), ["red"])
 
@@ -136,7 +136,7 @@ def test_squash_keeps_both_ends(tmp_path):
     path = make.save(tmp_path / "wide.png", pixels)
     backbone = Colours((16, 16), "bilinear")
     squashed, cropped = (
-        ImageViews(EncodeRun(CPU, 0), backbone, [path], Encoding(), squash=squash).load(0)
+        ImageViews(EncodeContext(CPU, 0), backbone, [path], Encoding(), squash=squash).load(0)
         for squash in (True, False)
     )
     assert squashed.shape == cropped.shape == (3, 16, 16) and cropped.max() == 0

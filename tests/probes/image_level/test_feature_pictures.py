@@ -13,7 +13,7 @@ from PIL import Image
 
 import backbones
 from backbones.preprocessing import Preprocessing
-from probes.base import EncodeRun
+from probes.base import EncodeContext
 from probes.image_level.feature_pictures import (
     DIMENSIONS,
     feature_pictures,
@@ -21,7 +21,7 @@ from probes.image_level.feature_pictures import (
 )
 from tests.probes.datasets import make
 
-CPU = EncodeRun(torch.device("cpu"), num_workers=0)
+CPU = EncodeContext(torch.device("cpu"), num_workers=0)
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from probes.base import NotApplicable
 from probes.dense.decode_heads.linear import LinearHead
 from probes.registry import PROBES
 from probes.upsamplers import hub
-from probes.upsamplers.names import HUB_UPSAMPLERS, credit
+from probes.upsamplers.names import HUB_SOURCES, credit
 from probes.upsamplers.operators import (
-    UPSAMPLINGS,
+    OPERATORS,
     UpsampledMaps,
     encode_tiles,
     interpolation,
@@ -32,7 +32,7 @@ from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 from tests.probes.upsamplers import anyup_module
 
-LINEAR = [*UPSAMPLINGS, "anyup"]
+LINEAR = [*OPERATORS, "anyup"]
 SMALL = {"size": 48, "feature_stride": 4}
 DENSE = {"batch_size": 4, "channels": 8, "scale_range": (1.0, 1.0), "warmup": 0.0, "max_iters": 3}
 
@@ -40,7 +40,7 @@ DENSE = {"batch_size": 4, "channels": 8, "scale_range": (1.0, 1.0), "warmup": 0.
 def upsampling(name):
     if name == "anyup":
         return hub.AnyUp(anyup_module.seeded(anyup_module.AnyUp()))
-    return UPSAMPLINGS[name]
+    return OPERATORS[name]
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -101,7 +101,7 @@ def test_tiles_cover_the_enlarged_image():
     ],
 )
 def test_one_that_interpolates_gives_the_numbers_of_bilinear(tmp_path, monkeypatch, name, options):
-    monkeypatch.setitem(UPSAMPLINGS, "nearest", partial(interpolation, "bilinear"))
+    monkeypatch.setitem(OPERATORS, "nearest", partial(interpolation, "bilinear"))
     data = tiny_dense.make(tmp_path / "data", "segmentation", train=4, val=2)
     probe, scores = PROBES[f"segmentation/{name}"], {}
     for upsampler in ("bilinear", "nearest", "jbu", "tile2"):
@@ -169,7 +169,7 @@ def test_anyup_gives_what_its_source_gave_with_random_weights():
 def hub_folder(tmp_path, monkeypatch) -> Path:
     """torch.hub's, with the code of ``anyup`` and weights that are not published."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    source = HUB_UPSAMPLERS["anyup"]
+    source = HUB_SOURCES["anyup"]
     folder = tmp_path / f"wimmerth_anyup_{source.commit}"
     folder.mkdir()
     (tmp_path / "trusted_list").write_text("wimmerth_anyup\n")
@@ -180,7 +180,7 @@ def hub_folder(tmp_path, monkeypatch) -> Path:
     weights = tmp_path / "weights.pth"
     torch.save(anyup_module.seeded(anyup_module.AnyUp()).state_dict(), weights)
     own = replace(source, weights=weights.as_uri(), sha256=sha256_file(weights))
-    monkeypatch.setitem(HUB_UPSAMPLERS, "anyup", own)
+    monkeypatch.setitem(HUB_SOURCES, "anyup", own)
     return tmp_path
 
 
@@ -191,8 +191,8 @@ def test_code_and_weights_come_from_torch_hub(hub_folder):
 
 
 def test_other_weights_than_the_published_are_refused(hub_folder, monkeypatch):
-    own = replace(HUB_UPSAMPLERS["anyup"], sha256="0" * 64)
-    monkeypatch.setitem(HUB_UPSAMPLERS, "anyup", own)
+    own = replace(HUB_SOURCES["anyup"], sha256="0" * 64)
+    monkeypatch.setitem(HUB_SOURCES, "anyup", own)
     with pytest.raises(UserError, match="is not the published file of upsampler=anyup"):
         hub.load_upsampler("anyup", SimpleNamespace())
 
