@@ -73,12 +73,6 @@ def write_preview(
     return path
 
 
-def evenly(count: int, limit: int) -> list[int]:
-    """Up to ``limit`` indices of ``count`` items, evenly spaced, first and last included."""
-    indices = np.linspace(0, count - 1, min(limit, count)).round().astype(int)
-    return np.unique(indices).tolist()
-
-
 def write_gallery(
     folder: Path,
     images: Iterable[tuple[str, Mapping[str, np.ndarray]]],

@@ -44,11 +44,11 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         import backbones
         from benchmark.execution.device import choose_device
         from benchmark.execution.progress import console
+        from cliptex_common.dense_maps.pictures import spread_indices
         from cliptex_common.device import float32_products
         from probes.base import EncodeContext
         from probes.features.members import IMAGES as SUFFIXES
         from probes.image_level.feature_pictures import IMAGES, feature_pictures
-        from probes.pictures import evenly
         from reports.parts.features import make_feature_pictures
         from reports.parts.summary import Summary
         from reports.render.export import write
@@ -61,7 +61,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
         )
         if not files:
             raise UserError(f"--images {self.images}: no {', '.join(SUFFIXES)} file")
-        paths = [files[index] for index in evenly(len(files), IMAGES)]
+        paths = [files[index] for index in spread_indices(len(files), IMAGES)]
         context = EncodeContext(choose_device(self.device), num_workers=0)
         size = (self.size, self.size) if self.size else None
         layers = [self.layer] if self.layer else []

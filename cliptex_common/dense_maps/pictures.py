@@ -13,6 +13,11 @@ IGNORED = (224, 224, 192)  # PASCAL VOC's cream: no class has it
 UNKNOWN = (128, 128, 128)  # grey is not in viridis
 
 
+def spread_indices(count: int, limit: int) -> list[int]:
+    """Up to ``limit`` indices of ``count`` items, evenly spaced, first and last included."""
+    return np.linspace(0, count - 1, min(limit, count)).round().astype(int).tolist()
+
+
 @cache
 def palette(classes: int) -> np.ndarray:
     """Colours of label maps, (classes, 3) uint8.

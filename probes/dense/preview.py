@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from cliptex_common.dense_maps.pictures import spread_indices
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.feature_dataset import collate_views
-from probes.pictures import GALLERY_IMAGES, evenly, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, write_gallery, write_preview
 
 IMAGES = 6  # of the preview
 
@@ -37,8 +38,8 @@ def draw_preview(
     ground truth and what is ``predicted``; and up to 48, the same among them, small, into
     a gallery beside it (``probes.pictures.write_gallery``)."""
     task, classes = DENSE_TASKS.find(kind), dataset.metainfo["classes"]
-    gallery = evenly(len(dataset), GALLERY_IMAGES)
-    large = {gallery[row]: predicted(gallery[row]) for row in evenly(len(gallery), IMAGES)}
+    gallery = spread_indices(len(dataset), GALLERY_IMAGES)
+    large = {gallery[row]: predicted(gallery[row]) for row in spread_indices(len(gallery), IMAGES)}
     draw, legend = task.drawing(classes, [image.target for image in large.values()])
 
     def panels(image: Predicted) -> dict[str, np.ndarray]:

@@ -11,9 +11,9 @@ import numpy as np
 from faster_coco_eval import COCO
 from PIL import Image, ImageDraw, ImageFont
 
-from cliptex_common.dense_maps.pictures import palette
+from cliptex_common.dense_maps.pictures import palette, spread_indices
 from cliptex_common.images import to_rgb
-from probes.pictures import GALLERY_IMAGES, evenly, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, write_gallery, write_preview
 
 IMAGES = 6
 SIDE = 400  # longest side of a picture, pixels
@@ -69,13 +69,13 @@ def draw_preview(
         }
 
     with_objects = [image for image in images if ground_truth.imgToAnns[image]] or list(images)
-    gallery = [with_objects[index] for index in evenly(len(with_objects), GALLERY_IMAGES)]
+    gallery = [with_objects[index] for index in spread_indices(len(with_objects), GALLERY_IMAGES)]
     write_gallery(
         path.parent,
         ((images[image], draw(image, SMALL)) for image in gallery),
         side=SMALL,
     )
-    pairs = [draw(with_objects[index], SIDE) for index in evenly(len(with_objects), IMAGES)]
+    pairs = [draw(with_objects[index], SIDE) for index in spread_indices(len(with_objects), IMAGES)]
     tiles = [pair[role] for pair in pairs for role in ("truth", "prediction")]
     titles = ("ground truth", f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)")
     rows = [tiles[start : start + 4] for start in range(0, len(tiles), 4)]

@@ -24,7 +24,7 @@ from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import score, targets, top1
 from probes.image_level.encode import Encode, ImageViews, autocast, encoding_of, input_size
 from probes.image_level.linear import pair_name
-from probes.image_level.random_crops import train_on_crops
+from probes.image_level.random_crops import train_heads
 from probes.image_level.settings import AttentiveSettings
 from probes.selection import Candidate, log_scores, select_candidate
 
@@ -107,7 +107,7 @@ def run(context: Context) -> TaskResult:
         heads = create_heads(context).to(context.device)
         encode = token_encoder(context.backbone, settings.pool)
         optimizer = adamw(heads, settings)
-        _, held_out = train_on_crops(context, heads, optimizer, encode, "holdout=0.5")
+        _, held_out = train_heads(context, heads, optimizer, encode, "holdout=0.5")
     candidates = []
     logits_of_heads = predict(context, heads, [train[index] for index in held_out])
     several_decays = len(settings.weight_decays) > 1

@@ -30,15 +30,15 @@ def run(context: Context) -> TaskResult:
     if temperature is not None:
         note = f"temperature {temperature:.4g} on held-out training images"
     logits = stored_logits(context, context.head)
-    own = own_classes(context, logits)
-    labels = best_targets(context, own)
-    more = per_image(own, labels, "")
+    own_logits = own_classes(context, logits)
+    labels = best_targets(context, own_logits)
+    scores = probability_scores(own_logits, labels, "")
     if temperature is not None:
-        more |= per_image(own / temperature, labels, "_scaled")
-    return score(context, logits, [note], more=more)
+        scores |= probability_scores(own_logits / temperature, labels, "_scaled")
+    return score(context, logits, [note], more=scores)
 
 
-def per_image(logits: Tensor, labels: Tensor, suffix: str) -> dict[str, np.ndarray]:
+def probability_scores(logits: Tensor, labels: Tensor, suffix: str) -> dict[str, np.ndarray]:
     """``confidence``, ``nll`` and ``brier`` of each image, float64.
 
     Args:

@@ -20,11 +20,12 @@ from scipy import linalg
 from torch import Tensor
 
 from backbones.base import Backbone
+from cliptex_common.dense_maps.pictures import spread_indices
 from probes.base import Context, EncodeContext
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
 from probes.layers import requested_map
-from probes.pictures import SMALL, evenly
+from probes.pictures import SMALL
 
 IMAGES = 8
 DIMENSIONS = 32  # that are stored
@@ -35,7 +36,7 @@ def task_feature_pictures(context: Context) -> dict[str, np.ndarray]:
     of the layer that the task reads, or of the last one."""
     backbone, root = context.backbone, context.data.root
     samples = context.data.samples["val"]
-    paths = [root / samples[index].image for index in evenly(len(samples), IMAGES)]
+    paths = [root / samples[index].image for index in spread_indices(len(samples), IMAGES)]
     layer = requested_map(context.settings, backbone)
     in_process = EncodeContext(context.device, num_workers=0)
     return feature_pictures(in_process, backbone, paths, root, layer=-1 if layer is None else layer)

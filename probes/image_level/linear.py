@@ -37,7 +37,7 @@ from probes.image_level.classification import (
     targets,
 )
 from probes.image_level.encode import encode_split, encoder, input_size, layer_columns
-from probes.image_level.random_crops import cosine, train_on_crops, train_step
+from probes.image_level.random_crops import cosine, train_heads, train_step
 from probes.image_level.settings import LinearSettings
 from probes.label_free import log_label_free
 from probes.selection import Candidate, log_scores, select_candidate, stratified_split
@@ -259,7 +259,7 @@ def run(context: Context) -> TaskResult:
     settings: LinearSettings = context.settings
     if context.head is not None:
         return score(context, stored_logits(context, context.head))
-    train = train_on_tokens if settings.random_crops else train_on_features
+    train = train_on_random_crops if settings.random_crops else train_on_features
     heads, number, temperature, notes = train(context)
     tensors = {
         "mean": heads.standardise.mean,
@@ -341,7 +341,7 @@ def held_out_temperature(
     return fit_temperature(logits, labels)
 
 
-def train_on_tokens(context: Context) -> Trained:
+def train_on_random_crops(context: Context) -> Trained:
     """As ``train_on_features``, on the tokens of random crops."""
     settings, device = context.settings, context.device
     grids: Any = create_heads(context).to(device)
@@ -349,7 +349,7 @@ def train_on_tokens(context: Context) -> Trained:
     encode = encoder(context.backbone, settings.encoding(device.type))
     with context.cost.phase("train"):
         setting = "random_crops=false"
-        iterations, held_out = train_on_crops(context, grids, optimizer, encode, setting)
+        iterations, held_out = train_heads(context, grids, optimizer, encode, setting)
     features, labels = encode_split(context, "train", held_out), targets(context, "train")
     samples = Samples(features, labels[held_out], len(context.data.classes))
     candidates: list[Candidate[Pair]] = []

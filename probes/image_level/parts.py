@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from backbones.base import Backbone
+from cliptex_common.dense_maps.pictures import spread_indices
 from probes.base import Context, EncodeContext
 from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.settings import Encoding
 from probes.layers import requested_map
-from probes.pictures import evenly
 
 IMAGES = 4
 GRID = 4  # parts along each side of an image
@@ -32,7 +32,7 @@ def part_features(context: Context) -> Mapping[str, np.ndarray]:
     """
     backbone, settings = context.backbone, context.settings
     samples = context.data.samples["val"]
-    names = [samples[index].image for index in evenly(len(samples), IMAGES)]
+    names = [samples[index].image for index in spread_indices(len(samples), IMAGES)]
     paths = [context.data.root / name for name in names]
     size = (square_side(settings, backbone),) * 2
     encoding = Encoding(size, settings.precision, 1)

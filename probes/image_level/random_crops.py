@@ -76,7 +76,7 @@ class RandomCrops(ImageViews):
         return self.paths[self.index(item)]
 
 
-def train_on_crops(
+def train_heads(
     context: Context,
     heads: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -23,12 +23,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from backbones.preprocessing import resizing
+from cliptex_common.dense_maps.pictures import spread_indices
 from cliptex_common.images import image_size
 from probes.base import Context, TaskResult
 from probes.features.store import CacheKey
 from probes.image_level.encode import ImageViews, layer_columns
 from probes.instance_retrieval.probe import NO_POSITIVE, InstanceSettings, instance_retrieval
-from probes.pictures import GALLERY_IMAGES, TILE, evenly, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, TILE, write_gallery, write_preview
 
 SHOWN, RESULTS = 6, 5  # queries of the preview, and first results of each
 RIGHT, WRONG = (40, 160, 60), (200, 50, 40)  # frames
@@ -72,6 +73,7 @@ def run(context: Context) -> TaskResult:
             right = np.isin(results, expected)
             score = average_precision(right, len(positives), spec.extra["average_precision"])
             precisions[f"AP_{level}"].append(100 * score if positives else NO_POSITIVE)
+            # pictures show the first level that has positives
             if index not in answers or answers[index].positive is None:
                 first = zip(results[:RESULTS].tolist(), right.tolist(), strict=False)
                 answers[index] = Answer(list(first), next(iter(expected), None))
@@ -171,9 +173,9 @@ def draw_results(views: RetrievalViews, answers: Mapping[int, Answer], path: Pat
         return {"image": picture(query), "truth": truth, "prediction": picture(*results[0])}
 
     queries, names = list(answers), [sample.image for sample in views.samples]
-    gallery = [queries[row] for row in evenly(len(queries), GALLERY_IMAGES)]
+    gallery = [queries[row] for row in spread_indices(len(queries), GALLERY_IMAGES)]
     write_gallery(path.parent, ((names[query], panels(query)) for query in gallery))
-    rows = [queries[row] for row in evenly(len(queries), SHOWN)]
+    rows = [queries[row] for row in spread_indices(len(queries), SHOWN)]
     columns = max(len(answers[query].results) for query in rows)
     return write_preview(
         path,

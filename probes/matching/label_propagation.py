@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cliptex_common.dense_maps.pictures import palette
+from cliptex_common.dense_maps.pictures import palette, spread_indices
 from cliptex_common.dense_maps.read import read_classes
 from cliptex_common.images import to_rgb
 from probes.base import Context, TaskResult
@@ -33,7 +33,7 @@ from probes.layers import requested_map
 from probes.matching.masks import contour_accuracy, region_similarity
 from probes.matching.metrics import video
 from probes.matching.settings import LabelPropagationSettings
-from probes.pictures import GALLERY_IMAGES, evenly, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, write_gallery, write_preview
 
 PATCHES = 1024  # of a frame that are labelled at once
 VIDEOS = 6  # of the preview
@@ -44,7 +44,7 @@ class Frame:
     """A frame of a video, and the objects in it: (H, W) uint8, 0 for background."""
 
     path: Path
-    truth: np.ndarray
+    target: np.ndarray
     predicted: np.ndarray
 
 
@@ -57,13 +57,15 @@ def run(context: Context) -> TaskResult:
     names, units, scores = [], [], []
     shown: dict[str, list[Frame]] = {}
     for name, samples in videos.items():
-        truth = [read_masks(context.data.root / sample.target) for sample in samples]
-        predicted = propagate_masks(islice(maps, len(samples)), truth[0], context.settings, stride)
+        targets = [read_masks(context.data.root / sample.target) for sample in samples]
+        predicted = propagate_masks(
+            islice(maps, len(samples)), targets[0], context.settings, stride
+        )
         frames = [
             Frame(context.data.root / sample.image, *masks)
-            for sample, *masks in zip(samples, truth, predicted, strict=True)
+            for sample, *masks in zip(samples, targets, predicted, strict=True)
         ]
-        for label in range(1, int(truth[0].max()) + 1):
+        for label in range(1, int(targets[0].max()) + 1):
             names.append(f"{name}/{label}")
             units.append(name)
             scores.append(score_object(frames[1:-1], label))
@@ -92,7 +94,7 @@ def read_masks(path: Path) -> np.ndarray:
 
 def score_object(frames: Sequence[Frame], label: int) -> tuple[float, float]:
     """J and F of an object, means over frames."""
-    masks = [(frame.truth == label, frame.predicted == label) for frame in frames]
+    masks = [(frame.target == label, frame.predicted == label) for frame in frames]
     measures = region_similarity, contour_accuracy
     j, f = (float(np.mean([measure(*pair) for pair in masks])) for measure in measures)
     return j, f
@@ -186,8 +188,9 @@ def propagate(
     """The labels of a frame, from those of T other frames.
 
     Args:
-        current: (C, h, w) unit features. features: (T, C, h, w) unit features.
-        labels: (T, M, h, w) shares of each object in a patch.
+        current: (C, h, w) unit features of the frame.
+        features: (T, C, h, w) unit features of the others.
+        labels: (T, M, h, w) shares of each object in a patch of the others.
 
     Returns:
         (M, h, w) shares; all patches that are as near as the last of the neighbours count.
@@ -211,8 +214,8 @@ def propagate(
 
 
 def best_labels(labels: Tensor, size: Sequence[int], stride: int, upsampling: str) -> np.ndarray:
-    """The object of each pixel, (H, W) uint8, once the shares (M, h, w) of each object go from 0 to
-    1 over the frame.
+    """The object of each pixel, (H, W) uint8: the one with the highest share, after the shares (M,
+    h, w) of each object are scaled to [0, 1] over the frame.
 
     Args:
         size: height and width.
@@ -233,18 +236,18 @@ def best_labels(labels: Tensor, size: Sequence[int], stride: int, upsampling: st
 def draw(path: Path, videos: dict[str, list[Frame]], objects: Sequence[str]) -> Path:
     """Write the preview, three frames of some videos, and a gallery with one frame of each object;
     the path of the preview."""
-    rows, captions = [], [list(videos)[index] for index in evenly(len(videos), VIDEOS)]
+    rows, captions = [], [list(videos)[index] for index in spread_indices(len(videos), VIDEOS)]
     for name in captions:
         first, *later = videos[name]
-        row = [overlay(first.path, first.truth)]
+        row = [overlay(first.path, first.target)]
         for frame in later:
-            row += [overlay(frame.path, frame.truth), overlay(frame.path, frame.predicted)]
+            row += [overlay(frame.path, frame.target), overlay(frame.path, frame.predicted)]
         rows.append(row)
     gallery = []
-    for index in evenly(len(objects), GALLERY_IMAGES):
+    for index in spread_indices(len(objects), GALLERY_IMAGES):
         name, _, label = objects[index].rpartition("/")
         frame = videos[name][1]
-        masks = {"image": 0 * frame.truth, "truth": frame.truth, "prediction": frame.predicted}
+        masks = {"image": 0 * frame.target, "truth": frame.target, "prediction": frame.predicted}
         pictures = {
             role: overlay(frame.path, np.where(mask == int(label), mask, 0))
             for role, mask in masks.items()

@@ -8,18 +8,18 @@ import numpy as np
 TOLERANCE = 0.008  # of the diagonal: how far contours may be apart
 
 
-def region_similarity(truth: np.ndarray, predicted: np.ndarray) -> float:
+def region_similarity(target: np.ndarray, predicted: np.ndarray) -> float:
     """J: intersection over union of two masks (H, W) bool; 1 if both are empty."""
-    union = np.logical_or(truth, predicted).sum()
-    return float(np.logical_and(truth, predicted).sum() / union) if union else 1.0
+    union = np.logical_or(target, predicted).sum()
+    return float(np.logical_and(target, predicted).sum() / union) if union else 1.0
 
 
-def contour_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
+def contour_accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
     """F: F1 of the contours of two masks (H, W) bool; 1 if both are empty, 0 if one is."""
-    contours = contour(truth), contour(predicted)
+    contours = contour(target), contour(predicted)
     if not all(each.any() for each in contours):
         return float(not any(each.any() for each in contours))
-    radius = np.ceil(TOLERANCE * np.hypot(*truth.shape))
+    radius = np.ceil(TOLERANCE * np.hypot(*target.shape))
     recall, precision = (
         (_distance(b) <= radius)[a].mean() for a, b in (contours, reversed(contours))
     )

@@ -28,9 +28,9 @@ MAX_ANGLE = 120.0  # degrees, between the views of a sampled pair
 EVERY = 4  # images of which a sampled pair is scored
 SEED = 8  # of sampled pairs
 POINTS = 2048  # that are matched at once
-NEAREST = 1e-9  # cosine distances below are this
+TINY = 1e-9  # nothing is divided by less
 Pair = tuple[Sample, Sample]
-EncodedView = tuple[Tensor, View]
+EncodedView = tuple[Tensor, View]  # its feature map (C, h, w), and the view
 
 
 def run(context: Context) -> TaskResult:
@@ -48,13 +48,13 @@ def run(context: Context) -> TaskResult:
         encoded = EncodedViews(context, list(used.values())).all()
         views = dict(zip(used, encoded, strict=True))
         for first, second in members:
-            images, transform = [first.image, second.image], relative_pose(first, second)
-            pair = views[first.image], views[second.image]
-            errors = match_errors(pair, transform, context.settings.matches, kind)
+            images, pose = [first.image, second.image], relative_pose(first, second)
+            encoded_views = views[first.image], views[second.image]
+            errors = match_errors(*encoded_views, pose, context.settings.matches, kind)
             recalls = [
                 (errors[unit] < limit).float().mean().item() for _, unit, limit in RECALLS[kind]
             ]
-            rows.append([*recalls, angle_of(transform)])
+            rows.append([*recalls, angle_of(pose)])
             names.append(" → ".join(images))
             units.append(folder_of(first) if kind == "object-views" else images)
             context.progress.advance()
@@ -109,30 +109,29 @@ def relative_pose(first: Sample, second: Sample) -> Tensor:
     return torch.cat([rotation, (t1 - rotation @ t0)[:, None]], dim=1)
 
 
-def angle_of(transform: Tensor) -> float:
-    """The angle in degrees between two cameras."""
-    return float(((transform[:, :3].trace() - 1) / 2).clamp(-1, 1).acos().rad2deg())
+def angle_of(pose: Tensor) -> float:
+    """The angle in degrees between two cameras, by their ``relative_pose``."""
+    return float(((pose[:, :3].trace() - 1) / 2).clamp(-1, 1).acos().rad2deg())
 
 
 def match_errors(
-    pair: tuple[EncodedView, EncodedView], transform: Tensor, matches: int, kind: str
+    first: EncodedView, second: EncodedView, pose: Tensor, matches: int, kind: str
 ) -> dict[str, Tensor]:
-    """The errors of the clearest matches, ``m`` and ``px`` → (N,) float32 on the device.
+    """The errors of the clearest matches, ``m`` and ``px`` → (N,) float32 on the device: how far a
+    point of the first view is from its match, in the second camera's system and image.
 
     Args:
-        pair: of each view its map, (C, h, w), and the view.
-        transform: see ``relative_pose``.
+        pose: see ``relative_pose``.
         matches: how many.
         kind: of dataset.
     """
-    (features0, points0), (features1, points1) = (at_points(*each, kind) for each in pair)
-    camera, pose = (
-        each.to(points0.device, torch.float32) for each in (pair[1][1].camera, transform)
-    )
+    features0, points0 = at_points(*first, kind)
+    features1, points1 = at_points(*second, kind)
+    camera, pose = (each.to(points0.device, torch.float32) for each in (second[1].camera, pose))
     source, target = clearest_matches(features0, features1, matches)
-    reached = points0[source] @ pose[:, :3].T + pose[:, 3]
-    aim = points1[target]
-    errors = reached - aim, project(reached, camera) - project(aim, camera)
+    moved = points0[source] @ pose[:, :3].T + pose[:, 3]
+    matched = points1[target]
+    errors = moved - matched, project(moved, camera) - project(matched, camera)
     return {unit: error.norm(dim=1) for unit, error in zip(("m", "px"), errors, strict=True)}
 
 
@@ -158,10 +157,10 @@ def at_points(feature_map: Tensor, view: View, kind: str) -> tuple[Tensor, Tenso
 
 def clearest_matches(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Indices (N,) in the first and the second of at most ``count`` matches of unit features (K, C)
-    and (L, C): each of the first has its nearest in the second, and those count whose distance is
-    least beside that of the second nearest."""
+    and (L, C): each of the first is matched with its nearest in the second, and those count whose
+    distance is the smallest share of that to the second nearest."""
     parts = [(part @ second.T).topk(2, dim=1) for part in first.split(POINTS)]
-    distances = (1 - torch.cat([part.values for part in parts])).clamp(min=NEAREST)
+    distances = (1 - torch.cat([part.values for part in parts])).clamp(min=TINY)
     nearest = torch.cat([part.indices[:, 0] for part in parts])
     clarity = 1 - distances[:, 0] / distances[:, 1]
     source = clarity.topk(min(count, len(first))).indices
@@ -171,4 +170,4 @@ def clearest_matches(first: Tensor, second: Tensor, count: int) -> tuple[Tensor,
 def project(points: Tensor, camera: Tensor) -> Tensor:
     """Points (N, 3) → pixels (N, 2)."""
     rays = points @ camera.T
-    return rays[:, :2] / rays[:, 2:].clamp(min=NEAREST)
+    return rays[:, :2] / rays[:, 2:].clamp(min=TINY)

@@ -27,7 +27,7 @@ from probes.features.views import Encoded, Views
 from probes.image_level.encode import autocast
 from probes.layers import requested_map
 
-SHORT = 1024  # side to which photographs of objects are reduced first
+SHORT = 1024  # short side to which photographs of objects are reduced first
 SIDE = 512  # of the square in which objects are measured
 FRAME = 480, 640  # of rooms
 SPARSE = 4  # every fourth pixel in a row and in a column has a point
@@ -54,6 +54,7 @@ def object_view(root: Path, sample: Sample, side: int) -> View:
     square of 512."""
     pixels = torch.from_numpy(np.array(to_rgb(reduced(root / sample.image, "BILINEAR"))))
     stored = np.asarray(reduced(root / sample.files[0], "NEAREST"), np.float32)
+    # NAVI stores 655.35 / metres, and 0 where there is none
     depth = np.divide(655.35, stored, out=np.zeros_like(stored), where=stored > 0)
     pixels, metres = (
         center_crop(resize(each, SIDE, InterpolationMode.NEAREST), [SIDE, SIDE])
@@ -65,8 +66,8 @@ def object_view(root: Path, sample: Sample, side: int) -> View:
     points = in_space(metres, camera)[:, rows, columns]
     focal *= SIDE / points.shape[1]
     return View(
-        nearest(pixels[:, rows, columns], side),
-        nearest(points, SIDE)[:, ::SPARSE, ::SPARSE],
+        resized(pixels[:, rows, columns], side),
+        resized(points, SIDE)[:, ::SPARSE, ::SPARSE],
         torch.diag(torch.tensor([focal, focal, 1.0])),
     )
 
@@ -94,15 +95,16 @@ def reduced(path: Path, method: str) -> Image.Image:
     return upright.resize(size, Image.Resampling[method])
 
 
-def nearest(values: Tensor, side: int) -> Tensor:
-    """(C, H, W) at ``side`` × ``side`` pixels, each as OpenCV chooses it."""
+def resized(values: Tensor, side: int) -> Tensor:
+    """(C, H, W) at ``side`` × ``side`` pixels, by OpenCV's nearest neighbours."""
     array = np.ascontiguousarray(values.permute(1, 2, 0).numpy())
-    resized = cv2.resize(array, (side, side), interpolation=cv2.INTER_NEAREST)
-    return torch.from_numpy(resized).permute(2, 0, 1)
+    array = cv2.resize(array, (side, side), interpolation=cv2.INTER_NEAREST)
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def square_around(mask: Tensor) -> tuple[slice, slice]:
-    """Rows and columns of the square around what is True in a square mask (side, side)."""
+    """Rows and columns of the square around what is True in a square mask (side, side), which is in
+    its middle, or, where that square leaves the mask, at its bottom right."""
     inside = mask.nonzero()
     start, end = inside.amin(dim=0), inside.amax(dim=0)
     side = (end - start).max()

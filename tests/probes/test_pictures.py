@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from cliptex_common.dense_maps.pictures import scale_bar
-from probes.pictures import evenly, write_gallery, write_preview
+from cliptex_common.dense_maps.pictures import scale_bar, spread_indices
+from probes.pictures import write_gallery, write_preview
 
 
 def test_the_grid_has_each_picture_in_its_cell(tmp_path):
@@ -47,5 +47,5 @@ def test_a_gallery_stores_label_maps_without_loss(tmp_path):
 
 
 def test_evenly_spaced_indices():
-    assert evenly(100, 5) == [0, 25, 50, 74, 99]
-    assert evenly(3, 48) == [0, 1, 2] and evenly(0, 48) == []
+    assert spread_indices(100, 5) == [0, 25, 50, 74, 99]
+    assert spread_indices(3, 48) == [0, 1, 2] and spread_indices(0, 48) == []

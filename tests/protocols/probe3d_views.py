@@ -236,7 +236,7 @@ def _suite(folder: Path, name: str) -> dict[str, Any]:
     maps = feature_maps(f"{spec.kind}/view-matching")
     transform = relative_pose(*pairs[0])
     encoded = tuple(zip(maps, views, strict=True))
-    errors = match_errors(encoded, transform, settings.matches, spec.kind)
+    errors = match_errors(*encoded, transform, settings.matches, spec.kind)
     angles = DEGREES * np.arange(PAIRS)
     recall = next(iter(find_task(f"{name}/view-matching")[1].metrics))
     scores = view_pairs(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cliptex_common.dense_maps.geometry import MIRRORED
 
-IGNORE = -100
+IGNORE = -100  # of targets of classes, as of torch's cross-entropy; in files it is ``UNKNOWN``
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from backbones.cliptex.training.encoders import PACKAGED, Normalise, timm_encode
 from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.settings import settings_dataclass
 
-LONGEST = 8
+LONGEST = 8  # of a long side in short ones
 
 
 class LastOutput:

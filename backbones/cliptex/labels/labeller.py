@@ -126,9 +126,9 @@ class Labeller:
             threads, batch_size = self.num_workers, self.batch_size
             indices = self.source.iter_shard(shard)
             images = computed_ahead(self._decode, indices, threads, 2 * threads + batch_size)
-            encode = partial(self._encode, shard.name)
+            encoded = partial(self._encode, shard.name)
             predictions = self._predictions(images, fail)
-            for key, labels in computed_ahead(encode, predictions, threads, 2 * batch_size):
+            for key, labels in computed_ahead(encoded, predictions, threads, 2 * batch_size):
                 if isinstance(labels, BadPair):
                     fail(key, labels)
                     continue
@@ -161,8 +161,8 @@ class Labeller:
         decoded: Iterable[tuple[str, np.ndarray | BadPair]],
         fail: Callable[[str, BadPair], None],
     ) -> Iterator[tuple[list[str], Tensor]]:
-        """Keys and (N, 3, H, W) uint8 images of one size, at most ``batch_size``, in the shard's
-        order."""
+        """Keys and (N, 3, H, W) uint8 images of one size, at most ``batch_size``, each size in the
+        shard's order."""
         waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
         limit = self.batch_size * IMAGE_PIXELS
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageOps
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.tasks import find_task
+from cliptex_common.dense_maps.pictures import spread_indices
 from cliptex_common.errors import UserError
 from cliptex_common.files import atomic_write
 
@@ -42,10 +43,10 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[s
     keys: list[str] = []
     labelled = [
         index
-        for index in _spread(range(len(source)), CANDIDATES)
+        for index in spread_indices(len(source), CANDIDATES)
         if store.tasks_of(source.key(index))
     ]
-    for index in _spread(labelled, n):
+    for index in (labelled[row] for row in spread_indices(len(labelled), n)):
         try:
             pair = source[index]
             image, maps = decode_image(pair.image), store.get(pair.key)
@@ -73,11 +74,6 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[s
     with atomic_write(out) as temporary:
         sheet.save(temporary, image_format)
     return keys
-
-
-def _spread(items: Sequence[int], n: int) -> list[int]:
-    """At most ``n`` of them, evenly spread."""
-    return [items[int(i)] for i in np.linspace(0, len(items) - 1, min(n, len(items))).round()]
 
 
 def _tile(picture: np.ndarray) -> Image.Image:

@@ -118,12 +118,12 @@ class CLIPTrainer(Trainer):
         buffers = copy_buffers(model)
         part = batch.split(recipe.accumulate)[0]
 
-        def embed() -> dict[str, Any]:
+        def forward() -> dict[str, Any]:
             with self.passes.autocast():
                 return model(part.images, part.tokens, label_size)
 
         def forward_and_backward() -> None:
-            out = embed()
+            out = forward()
             loss: Any = (out["image"] @ out["text"].T).float().mean()
             for task in recipe.tasks:
                 loss = loss + find_task(task).loss(out["dense"][task], part.targets[task])[0]
@@ -133,7 +133,7 @@ class CLIPTrainer(Trainer):
         model.zero_grad(set_to_none=True)
         if recipe.accumulate > 1:
             with torch.no_grad():
-                total += count_flops(embed)
+                total += count_flops(forward)
         restore_buffers(model, buffers)
         return float(total * recipe.accumulate)
 
@@ -144,8 +144,8 @@ class CLIPTrainer(Trainer):
         Each process embeds its share.
         """
         dataset = self.dataset
-        last = self.step == dataset.steps
-        if not len(dataset.held_out) or not (last or self.step % dataset.steps_per_epoch == 0):
+        is_due = self.step == dataset.steps or self.step % dataset.steps_per_epoch == 0
+        if not len(dataset.held_out) or not is_due:
             return {}
         model = CLIPWithHeads(self.ema.module, (), None) if self.ema else self.model
         was_training = model.training

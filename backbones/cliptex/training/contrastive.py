@@ -7,24 +7,11 @@ from typing import Any
 
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from backbones.cliptex.training.distributed import world
 
 ContrastiveLoss = Callable[..., Tensor]
-
-
-def world() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) without torch.distributed."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum of a tensor without gradient over all ranks, on all ranks."""
-    if world()[1] > 1:
-        values = values.clone()
-        distributed.all_reduce(values)
-    return values
 
 
 def contrastive_loss(clip: nn.Module) -> ContrastiveLoss:

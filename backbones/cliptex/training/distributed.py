@@ -13,9 +13,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
-from backbones.cliptex.training.contrastive import world
 from cliptex_common.device import device_count, is_accelerator, set_device
 
 # how long processes wait for the first one, which may export weights to a slow disk
@@ -52,6 +51,21 @@ class DistContext:
         """Wait until every process is here."""
         if self.world > 1:
             distributed.barrier()
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of processes); (0, 1) without torch.distributed."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sum of a tensor without gradient over all ranks, on all ranks."""
+    if world()[1] > 1:
+        values = values.clone()
+        distributed.all_reduce(values)
+    return values
 
 
 def torchrun_environment() -> dict[str, int]:

@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.training.contrastive import (
-    cached_gradients,
-    contrastive_loss,
-    sum_over_ranks,
-    world,
-)
+from backbones.cliptex.training.contrastive import cached_gradients, contrastive_loss
 from backbones.cliptex.training.dataset import Batch
+from backbones.cliptex.training.distributed import sum_over_ranks, world
 from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import copy_buffers, restore_buffers
@@ -107,7 +103,7 @@ class Passes:
         rows = {name: torch.cat([each[name] for each in embeddings]) for name in ("image", "text")}
         clip, gradients = cached_gradients({**embeddings[0], **rows}, self.contrast)
         losses: Losses = {"clip": clip}
-        shared: dict[str, list[Any]] = {}
+        summed: dict[str, list[Any]] = {}  # gradients of each loss over the micro-batches
         size = len(parts[0].images)
         for i, part in enumerate(parts):
             cached = {
@@ -127,15 +123,15 @@ class Passes:
                 dense = self._dense_losses(out["dense"], part, counts)
                 weighted = self._weighted({"clip": surrogate, **dense})
                 for name, own in self._gradients(weighted).items() if norms else ():
-                    earlier = shared.get(name, [0.0] * len(own))
-                    shared[name] = [a + b for a, b in zip(earlier, own, strict=True)]
+                    earlier = summed.get(name, [0.0] * len(own))
+                    summed[name] = [a + b for a, b in zip(earlier, own, strict=True)]
                 reduce(add, weighted.values()).backward()
             for name, loss in dense.items():
                 losses[name] = losses.get(name, 0.0) + loss.detach()
-        return losses, _norms(shared)
+        return losses, _norms(summed)
 
     def _label_counts(self, batch: Batch) -> Losses:
-        """Labels of each task in the global batch, per process; at least 1e-6."""
+        """Labels of each task in the global batch, divided by the processes; at least 1e-6."""
         tasks = self.recipe.tasks
         if not tasks:
             return {}

@@ -121,9 +121,17 @@ def train(
         trainer = CLIPTrainer(recipe, model, dataset, process, context, key)
 
         def export(path: Path, weights: dict[str, Tensor], **extra: Any) -> None:
-            about = start.architecture, dict(start.model_config), start.data
-            source = f"{recipe.name} from {start.weights.source}"
-            save_checkpoint(Checkpoint(path, weights, *about, start.weights.licence, source, extra))
+            checkpoint = Checkpoint(
+                path,
+                weights,
+                architecture=start.architecture,
+                model_config=dict(start.model_config),
+                data=start.data,
+                licence=start.weights.licence,
+                source=f"{recipe.name} from {start.weights.source}",
+                extra=extra,
+            )
+            save_checkpoint(checkpoint)
 
         def export_step(step: int) -> None:
             path = out.with_suffix(".steps") / f"step-{step:09d}.safetensors"
@@ -135,13 +143,14 @@ def train(
             context.notify(note)
             notes.append(note)
         cost, weights = trainer.cost(), trainer.weights()
+        labels_identity = _labels_identity(recipe, labels)
         if process.first:
             extra = {
                 "recipe": recipe.settings(),
                 "key": key,
                 "init": init,
                 "init_sha256": start.weights.sha256,
-                "labels": _labels_identity(recipe, labels),
+                "labels": labels_identity,
                 "pairs": {
                     "name": pairs.name,
                     "count": len(pairs),
@@ -155,8 +164,8 @@ def train(
             export(out, weights, **extra)
             trainer.states.remove()
         process.wait()
-        used = _labels_identity(recipe, labels)
-        return TrainResult(out, state_sha256(weights), key, used, trainer.metrics, cost, notes)
+        sha256 = state_sha256(weights)
+        return TrainResult(out, sha256, key, labels_identity, trainer.metrics, cost, notes)
 
 
 def states_folder(out: Path) -> Path:

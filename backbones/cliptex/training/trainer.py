@@ -16,8 +16,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from backbones.cliptex.training.contrastive import sum_over_ranks
-from backbones.cliptex.training.distributed import DistContext
+from backbones.cliptex.training.distributed import DistContext, sum_over_ranks
 from backbones.cliptex.training.states import States
 from cliptex_common.device import skips_fused_steps
 from cliptex_common.errors import NonFiniteLoss

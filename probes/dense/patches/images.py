@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate, normalize
 
 from backbones.base import Backbone
 from backbones.pyramid import resize_concat
+from cliptex_common.dense_maps.pictures import spread_indices
 from cliptex_common.device import upload
 from cliptex_common.out_of_memory import Halving
 from probes.base import Context, TaskResult
@@ -33,7 +34,7 @@ from probes.features.crops import all_crops
 from probes.features.feature_dataset import MapViews, encoder_config
 from probes.features.store import DTYPES
 from probes.layers import requested_map
-from probes.pictures import GALLERY_IMAGES, evenly
+from probes.pictures import GALLERY_IMAGES
 from probes.runner import frozen_backbone
 
 T = TypeVar("T")
@@ -250,7 +251,7 @@ def evaluate_patches(
     metric = SegmentationScores(data.spec.ignore_index, hungarian)
     names = [*data.classes, *(["void"] if has_void_class(context.settings) else [])]
     metric.dataset_meta = {"classes": names}
-    gallery = set(evenly(len(images), GALLERY_IMAGES))
+    gallery = set(spread_indices(len(images), GALLERY_IMAGES))
     scores: dict[int, dict[str, Any]] = {}
     pictures: dict[int, Predicted] = {}
     for patches, prediction in in_groups(

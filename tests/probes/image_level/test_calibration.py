@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from cliptex_common.errors import UserError
 from probes.base import Head
 from probes.datasets.specs import imagenet
-from probes.image_level.calibration import per_image
+from probes.image_level.calibration import probability_scores
 from probes.image_level.classification import fit_temperature
 from probes.image_level.metrics import KNOWN, classification, detection_of_unknown
 from probes.registry import find_task
@@ -38,7 +38,7 @@ def scores(logits: torch.Tensor, labels: torch.Tensor):
         "rank": (prediction != labels).long().numpy(),
         "label": labels.numpy(),
         "prediction": prediction.numpy(),
-        **per_image(logits, labels, ""),
+        **probability_scores(logits, labels, ""),
     }
     return classification(tuple(map(str, range(len(labels)))), arrays)
 

@@ -54,11 +54,11 @@ def views_of_a_plane() -> list[tuple[torch.Tensor, View]]:
 @pytest.mark.parametrize("kind", ["object-views", "scene-views"])
 def test_features_that_are_coordinates_find_every_point(kind):
     first, second = views_of_a_plane()
-    errors = match_errors((first, second), POSE, 1000, kind)
+    errors = match_errors(first, second, POSE, 1000, kind)
     assert (errors["m"] < 0.01).float().mean() == 1
     assert (errors["px"] < 1).float().mean() == 1
     shuffled = second[0].flatten(1)[:, torch.randperm(64 * 64)].unflatten(1, (64, 64))
-    errors = match_errors((first, (shuffled, second[1])), POSE, 1000, kind)
+    errors = match_errors(first, (shuffled, second[1]), POSE, 1000, kind)
     assert (errors["m"] < 0.01).float().mean() < 0.02
 
 
