@@ -126,9 +126,9 @@ class Labeller:
             threads, batch_size = self.num_workers, self.batch_size
             indices = self.source.iter_shard(shard)
             images = computed_ahead(self._decode, indices, threads, 2 * threads + batch_size)
-            encoded = partial(self._encode, shard.name)
+            encode_pair = partial(self._encode, shard.name)
             predictions = self._predictions(images, fail)
-            for key, labels in computed_ahead(encoded, predictions, threads, 2 * batch_size):
+            for key, labels in computed_ahead(encode_pair, predictions, threads, 2 * batch_size):
                 if isinstance(labels, BadPair):
                     fail(key, labels)
                     continue
