@@ -137,8 +137,10 @@ class EncodedViews(Views):
     map is stretched over the image without them.
     """
 
+    context: Context
+
     def __init__(self, context: Context, samples: Sequence[Sample]) -> None:
-        self.context, self.samples = context, samples
+        self.samples = samples
         encoding = context.settings.encoding(context.device.type)
         name = f"{context.backbone.name} on {context.data.spec.name}"
         super().__init__(context, name, encoding.batch_size, [()] * len(samples))
