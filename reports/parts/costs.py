@@ -186,7 +186,7 @@ def cost_figure(
     ]
     caption = (
         "Pale: another one is better beyond doubt at no more cost. Open: one seed, or no interval."
-        f" Speed and memory: {_conditions(costs)}.{caption}"
+        f" Speed and memory: {cost_conditions(costs)}.{caption}"
     )
     title = "Scores against costs"
     figure = scatter("cost", title, caption, styles, ("score", "cost"), scores, quantities)
@@ -216,8 +216,8 @@ def on_front(costs: Mapping[str, float] | pd.Series, better: Better, sign: int =
     }
 
 
-def _conditions(costs: pd.DataFrame) -> str:
-    """Under which the costs were measured."""
+def cost_conditions(costs: pd.DataFrame) -> str:
+    """Precision, image size and device that speed and memory were measured with."""
     devices, sizes = (
         [value for value in costs[column].unique() if value] for column in ("device", "image_size")
     )

@@ -17,13 +17,14 @@ from typing import NamedTuple
 from cliptex_common.errors import UserError
 from cliptex_common.files import write_text
 from reports.published import table
-from reports.published.table import OWN_HEAD, read_rows
+from reports.published.table import COST, OWN_HEAD, read_rows
 
 NUMBER = ("source", "model", "task", "metric", "value")
 
 
 class Row(NamedTuple):
-    """A row of ``numbers.csv``; the value in the metric's unit, with the source's digits."""
+    """A row of ``numbers.csv`` or ``costs.csv``; the value in the metric's unit, with the source's
+    digits."""
 
     source: str
     model: str
@@ -76,10 +77,13 @@ def read_source(checkout: Path) -> Changes:
             f"{checkout}: a file has other columns than expected ({error!r}); the reader is in"
             " reports/published/read.py"
         ) from error
-    rows = [Row(*(row[name] for name in NUMBER)) for row in read_rows("numbers")]
-    old = {row.key: row for row in rows if row.source in source.keys}
-    unchanged = [row for row in rows if row.source not in source.keys]
-    _write("numbers", NUMBER, [*unchanged, *new.values()])
+    old: dict[tuple[str, ...], Row] = {}
+    for name in ("numbers", "costs"):
+        rows = [Row(*(row[field] for field in NUMBER)) for row in read_rows(name)]
+        old |= {row.key: row for row in rows if row.source in source.keys}
+        unchanged = [row for row in rows if row.source not in source.keys]
+        own = [row for row in new.values() if (row.task == COST) == (name == "costs")]
+        _write(name, NUMBER, [*unchanged, *own])
     _update_sources(source, checkout)
     lines = [f"gone: {' · '.join(key)}" for key in old.keys() - new.keys()]
     lines += [f"new: {' · '.join(new[key])}" for key in new.keys() - old.keys()]
@@ -198,6 +202,10 @@ def _open_clip(checkout: Path) -> Iterator[Row]:
                 if part < len(PAIRS[column])
             }
             yield from of(("open_clip-retrieval", "open_clip-flickr30k")[part], record, tasks)
+    for record in _records(checkout / PROFILE):
+        model = f"open_clip/{record['model']}@{record['image_size']}"
+        yield Row("open_clip-costs", model, COST, "parameters", record["image_mparams"])
+        yield Row("open_clip-costs", model, COST, "gflops", record["image_gflops"])
 
 
 # --- timm: results/*.csv, percent, of each model's own classifier
@@ -217,6 +225,13 @@ def _timm(checkout: Path) -> Iterator[Row]:
         for record in _records(checkout / f"results/results-{file}.csv"):
             model = f"timm/{record['model']}@{record['img_size']}"
             yield Row(f"timm-{file}", model, f"{dataset}/{OWN_HEAD}", "top1", record["top1"])
+    for record in _records(checkout / SPEED):
+        model = f"timm/{record['model']}@{record['infer_img_size']}"
+        gflops = f"{2 * Decimal(record['infer_gmacs'])}"
+        speed = record["infer_samples_per_sec"]
+        yield Row("timm-costs", model, COST, "parameters", record["param_count"])
+        yield Row("timm-costs", model, COST, "gflops", gflops)
+        yield Row("timm-costs", model, COST, "images_per_second", speed)
 
 
 # --- CLIP_benchmark: linear probes, shares; the best of the grid, as its own table has it
@@ -248,6 +263,8 @@ def _clip_benchmark(checkout: Path) -> Iterator[Row]:
 
 
 ZERO_SHOT_FILE, RETRIEVAL_FILE = "docs/openclip_results.csv", "docs/openclip_retrieval_results.csv"
+PROFILE = "docs/model_profile.csv"
+SPEED = "results/benchmark-infer-amp-nchw-pt291-cu128-4090.csv"
 SOURCES = (
     Source(
         {
@@ -255,9 +272,13 @@ SOURCES = (
             "open_clip-imagenet": ZERO_SHOT_FILE,
             "open_clip-retrieval": RETRIEVAL_FILE,
             "open_clip-flickr30k": RETRIEVAL_FILE,
+            "open_clip-costs": PROFILE,
         },
         _open_clip,
     ),
-    Source({f"timm-{file}": f"results/results-{file}.csv" for file in TIMM}, _timm),
+    Source(
+        {f"timm-{file}": f"results/results-{file}.csv" for file in TIMM} | {"timm-costs": SPEED},
+        _timm,
+    ),
     Source({"clip_benchmark-linear": PROBES}, _clip_benchmark),
 )

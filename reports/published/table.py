@@ -2,8 +2,9 @@
 
 ``numbers.csv`` has a row for each number that was read in its source; ``sources.csv`` says where
 that is, under which licence and protocol, and what was left out; ``models.csv`` has the names of
-this suite that load a source's weights, where the source has other names. ``read`` makes the rows
-of some sources again from a checkout.
+this suite that load a source's weights, where the source has other names, and none where it cannot
+load them; ``costs.csv`` has what architectures cost. ``read`` makes the rows of some sources again
+from a checkout.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from reports.parts.tables import decimal, with_interval
 FOLDER = Path(__file__).parent
 # of the sources' own classifiers, which this suite does not train
 OWN_HEAD = "own-head"
+COST = "cost"  # in place of a task, of the rows of ``costs.csv``
 LOWER_IS_BETTER = ("rmse",)  # of the metrics in the table
 
 
@@ -30,7 +32,7 @@ class PublishedNumber:
 
     Attributes:
         model: the source's name of the weights.
-        backbones: names in this suite that load them.
+        backbones: names in this suite that load them; none if it cannot.
         architecture: that a backbone of this name must have, since a name may stand for a file of
             other weights; empty if any.
         task: of this suite; empty for a statement about the backbone as such.
@@ -107,6 +109,31 @@ def published_numbers() -> tuple[PublishedNumber, ...]:
             )
         )
     return tuple(numbers)
+
+
+@cache
+def published_costs() -> dict[str, dict[str, dict[str, float]]]:
+    """Architecture (``timm/resnet50``, ``open_clip/ViT-B-16``) → size of the images in pixels →
+    ``parameters`` (in millions), ``gflops`` an image, ``images_per_second`` of timm's; of open_clip
+    of the image tower alone."""
+    costs: dict[str, dict[str, dict[str, float]]] = {}
+    for row in read_rows("costs"):
+        architecture, _, size = row["model"].partition("@")
+        of_size = costs.setdefault(architecture, {}).setdefault(size, {})
+        of_size[row["metric"]] = float(row["value"])
+    return costs
+
+
+def costs_of(number: PublishedNumber) -> tuple[str, dict[str, float]]:
+    """The size of the images and the costs of a number's model: at the size that its name has, else
+    at the first that its source measured; empty where none did."""
+    for name in (number.model, *number.backbones):
+        weights, _, size = name.partition("@")
+        architecture = "/".join(weights.split("/")[:2]).partition(".")[0]
+        if sizes := published_costs().get(architecture):
+            size = size or next(iter(sizes))
+            return size, sizes.get(size, {})
+    return "", {}
 
 
 def read_rows(name: str) -> Iterator[dict[str, str]]:

@@ -17,7 +17,9 @@ const Figures = (() => {
     // without a legend, those that are not pale have their names
     const more = (trace, i) => ({ opacity: opacity?.[i] ?? 1,
       ...(spec.layout.showlegend || opacity?.[i] < 1 ? {} : { mode: "markers+text", texttemplate: trace.name, textposition: "top center" }) });
-    return { data: spec.data.map((trace, i) => ({ ...trace, ...y.data[i], ...x.data[i], ...more(trace, i) })),
+    // a trace without a number must not widen the axis of costs
+    const data = i => y.data[i].y[0] === null ? { ...x.data[i], x: [null] } : x.data[i];
+    return { data: spec.data.map((trace, i) => ({ ...trace, ...y.data[i], ...data(i), ...more(trace, i) })),
       layout: { ...spec.layout, ...y.layout, ...x.layout, ...note } };
   }
   const colour = name => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
@@ -52,9 +54,8 @@ const Figures = (() => {
   async function draw(plot) {
     if (drawn.has(plot)) return;
     drawn.add(plot);
-    const spec = specOf(plot);
     try {
-      const Plotly = await library();
+      const Plotly = await library(), spec = specOf(plot);
       await Plotly.newPlot(plot, resolved(spec.data), styled(spec.layout), { displayModeBar: false, responsive: true });
     } catch (error) {
       plot.textContent = "This browser cannot draw the figure; its numbers are in the tables.";
@@ -64,6 +65,11 @@ const Figures = (() => {
   async function repaint() {
     const Plotly = plotly && await plotly;
     for (const plot of drawn) { const spec = specOf(plot); Plotly.react(plot, resolved(spec.data), styled(spec.layout)); }
+  }
+  // a figure whose points and axes the page selects
+  function fill(id, data, axes) {
+    specs[id] = { data, layout: { ...specs[id].layout, ...axes } };
+    return repaint();
   }
   const plots = $$(".plot");
   const visible = new IntersectionObserver(entries => entries.forEach(entry => { if (entry.isIntersecting) { visible.unobserve(entry.target); draw(entry.target); } }), { rootMargin: "400px" });
@@ -88,5 +94,5 @@ const Figures = (() => {
   $$("details").forEach(element => element.addEventListener("toggle", () => $$(".plot", element).forEach(plot => window.Plotly && drawn.has(plot) && window.Plotly.Plots.resize(plot))));
   $$("[data-axis]").forEach(menu => menu.addEventListener("input", repaint));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
-  return { dark, repaint, drawAll: () => Promise.all(plots.map(draw)) };
+  return { dark, repaint, fill, drawAll: () => Promise.all(plots.map(draw)) };
 })();

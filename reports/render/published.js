@@ -1,8 +1,8 @@
 "use strict";
 // published numbers: one task at a time; what is chosen is in the page's address
 {
-  const { sources, models, tasks } = content.published, AT_FIRST = 100;
-  const family = model => model.name.includes("/") ? model.name.split("/")[0] : "by name";
+  const { sources, models, tasks, costs } = content.published, AT_FIRST = 100;
+  const family = ({ names }) => !names.length ? "not loaded here" : names[0].includes("/") ? names[0].split("/")[0] : "by name";
   let sorted = { by: "value", up: false }, limit = AT_FIRST;
 
   const fill = (id, values) => values.forEach(([value, text]) => byId(id).append(make("option", text, { value })));
@@ -15,9 +15,10 @@
   const unique = values => [...new Set(values)].filter(Boolean).sort().map(value => [value, value]);
   fill("p-source", unique(sources.map(source => source.title.split(",")[0])));
   fill("p-family", unique(models.map(family)));
+  fill("p-cost", costs.map((title, number) => [number, title]));
   fill("p-licence", unique(sources.map(source => source.licence)));
 
-  const chosen = ["p-task", "p-source", "p-family", "p-licence", "p-text"];
+  const chosen = ["p-task", "p-source", "p-family", "p-licence", "p-cost", "p-text"];
   function restore() {
     const words = new URLSearchParams(location.hash.slice(1));
     for (const id of chosen.slice(1)) if (words.has(id)) byId(id).value = words.get(id);
@@ -41,6 +42,7 @@
     const key = { model: ([m]) => models[m].name, value: row => Number(row[2]), source: ([, s]) => sources[s].title }[sorted.by];
     const sign = (sorted.up ? 1 : -1) * (sorted.by === "value" ? task.direction : 1);
     rows.sort((a, b) => sign * (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
+    drawCosts(task, rows);
     byId("p-rows").replaceChildren(...rows.slice(0, limit).map(row => line(task, row)));
     byId("p-explain").textContent = `${rows.length} numbers of ${task.task}, ${task.metric} ${task.direction > 0 ? "↑" : "↓"}.`;
     byId("p-more").hidden = rows.length <= limit;
@@ -48,9 +50,22 @@
       head.setAttribute("aria-sort", head.dataset.by !== sorted.by ? "none" : sign > 0 ? "ascending" : "descending");
   }
 
+  function drawCosts(task, rows) {
+    const number = Number(byId("p-cost").value), columns = content.columns.filter(c => c.task === task.task && c.main === task.metric);
+    const points = rows.map(([m, s, value]) => [models[m].costs[number], Number(value), `${models[m].name}: ${value}<br>${sources[s].title}`]);
+    const own = columns.flatMap(column => content.backbones.filter(b => column.cells[b.name])
+      .map(b => [b.costs[number], column.cells[b.name].value, `${b.name}: ${column.cells[b.name].text} ${column.cells[b.name].spread}`]));
+    const trace = (name, color, points) => ({ type: "scatter", mode: "markers", name, x: points.map(p => p[0]), y: points.map(p => p[1]), text: points.map(p => p[2]),
+      marker: { color, size: 7, opacity: .7 }, hovertemplate: "%{text}<br>%{x:.4~g}<extra></extra>" });
+    const traces = [trace("published", "var:muted", points.filter(p => p[0])), trace("shared results", "var:accent", own.filter(p => p[0]))].filter(t => t.x.length);
+    const note = { text: "No costs are known of these models.", showarrow: false, xref: "paper", yref: "paper", x: .5, y: .5 };
+    Figures.fill("published-costs", traces, { xaxis: { type: "log", title: { text: `${costs[number]}, log` } },
+      yaxis: { title: { text: `${task.task}: ${task.metric}${task.direction > 0 ? "" : ", lower is better"}` } }, annotations: traces.length ? [] : [note] });
+  }
+
   function line(task, [m, s, value]) {
     const model = models[m], source = sources[s], row = make("tr"), name = make("th", model.name, { scope: "row" });
-    if (!model.names.includes(model.model.split("@")[0])) name.append(make("small", model.model));
+    if (![model.name, ...model.names].includes(model.model.split("@")[0])) name.append(make("small", model.model));
     const entry = make("td"), button = make("button", value, { type: "button" });
     button.addEventListener("click", () => explain(task, model, source, value));
     entry.append(button);
@@ -63,7 +78,8 @@
     byId("detail-text").textContent = `${task.metric} ${value}, called ${model.model} in its source: `;
     byId("detail-text").append(make("a", source.title, { href: source.url, rel: "noopener" }));
     const lines = [["protocol", source.protocol], ["preset here", source.preset || "none"], ["differs", source.differs], ["commit", source.commit],
-      ["licence", source.licence], ["left out of this source", source.left_out], ["names here", model.names.join(", ")]];
+      ["licence", source.licence], ["left out of this source", source.left_out],
+      [`costs at ${model.at} px`, costs.map((title, number) => model.costs[number] && `${title} ${model.costs[number]}`).filter(Boolean).join("; ")], ["names here", model.names.join(", ")]];
     byId("detail-protocol").textContent = lines.filter(([, text]) => text).map(each => each.join(": ")).join("\n");
     byId("detail").showModal();
   }

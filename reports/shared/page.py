@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from reports.parts.costs import cost_figure
-from reports.parts.figures import Style
+from reports.parts.costs import COST_AXES, cost_conditions, cost_figure
+from reports.parts.figures import Figure, Style, make_layout
 from reports.parts.scatter import Score
-from reports.published.table import published_numbers, read_rows
+from reports.published.table import costs_of, published_numbers, read_rows
 from reports.render.page import figure_content, render_template
 from reports.selection import task_order
 from reports.shared.standings import Leaderboard, Place, SharedColumn, rank_backbones
+
+PUBLISHED_COSTS = {
+    "parameters": "parameters",
+    "gflops": "flops_per_image",
+    "images_per_second": "images_per_second",
+}  # metric of ``published_costs`` → the same cost of ours
 
 
 def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
@@ -36,9 +42,12 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
     better = [{name: place.better for name, place in group.places.items()} for group in groups]
     costs = pd.DataFrame([*results.costs.values()], [*results.costs])
     styles = dict.fromkeys(costs.index, Style("var:accent", "circle"))
-    figures = cost_figure(styles, scores, better, costs)
+    figures, published = cost_figure(styles, scores, better, costs), _published_costs(costs)
     content = {
-        "backbones": [{"name": name, **details} for name, details in results.backbones.items()],
+        "backbones": [
+            {"name": name, **details, "costs": _own_costs(results.costs.get(name, {}))}
+            for name, details in results.backbones.items()
+        ],
         "columns": [_column(column) for column in columns],
         "groups": [
             {
@@ -57,8 +66,32 @@ def render_leaderboard(results: Leaderboard, title: str, about: str) -> str:
         about=about,
         content=content,
         shown_figures=figures,
-        **figure_content(figures),
+        published_figure=published,
+        **figure_content([*figures, published]),
     )
+
+
+def _own_costs(costs: Mapping[str, Any]) -> list[float | None]:
+    """What a backbone of the shared results costs, as the axes of published costs have it."""
+    units = {cost: COST_AXES[cost].unit for cost in PUBLISHED_COSTS.values()}
+    return [costs[cost] / units[cost] if cost in costs else None for cost in units]
+
+
+def _published_costs(own: pd.DataFrame) -> Figure:
+    """Published numbers of a task against published costs; the page fills it.
+
+    Args:
+        own: costs of the backbones of the shared results, which it shows beside them.
+    """
+    conditions = f"; of shared results: {cost_conditions(own)}" if len(own) else ""
+    caption = (
+        "Costs as timm and OpenCLIP publish them, of the same architecture at the same image size"
+        " (of a model card at the smallest size that timm measured). Speed of timm: RTX 4090, AMP,"
+        f" large batches{conditions}: speeds of two devices cannot be compared."
+    )
+    spec = {"data": [], "layout": make_layout({}, {}, legend=True)}
+    title, alt = "Published numbers against costs", "the numbers of the table below"
+    return Figure("published-costs", title, caption, alt, spec)
 
 
 def _published() -> dict[str, Any]:
@@ -71,11 +104,18 @@ def _published() -> dict[str, Any]:
     for each in published_numbers():
         if not each.task:  # a statement
             continue
-        name = each.backbones[0]
-        size = each.model.partition("@")[2]
-        shown = f"{name} at {size} px" if size else name
-        about = {"name": shown, "model": each.model, "names": list(each.backbones)}
-        model = models.setdefault(each.model, {"number": len(models), **about})
+        name, size = (*each.backbones, each.model)[0], each.model.partition("@")[2]
+        model = models.get(each.model)
+        if model is None:
+            at, costs = costs_of(each)
+            model = models[each.model] = {
+                "number": len(models),
+                "name": f"{name} at {size} px" if size else name,
+                "model": each.model,
+                "names": list(each.backbones),
+                "costs": [costs.get(cost) for cost in PUBLISHED_COSTS],
+                "at": at,
+            }
         task = tasks.setdefault(
             (each.task, each.metric),
             {
@@ -88,6 +128,7 @@ def _published() -> dict[str, Any]:
         text = f"{each.value:.{each.digits}f}"
         task["rows"].append([model["number"], number_of[each.source], text])
     return {
+        "costs": [COST_AXES[cost].title for cost in PUBLISHED_COSTS.values()],
         "sources": sources,
         "models": list(models.values()),
         "tasks": [tasks[key] for key in sorted(tasks)],
@@ -115,6 +156,7 @@ def _column(column: SharedColumn) -> dict[str, Any]:
         "task": column.cell.task,
         "kind": column.cell.kind,
         "metric": column.metric.label or column.cell.main,
+        "main": column.cell.main,
         "unit": column.metric.unit,
         "direction": column.metric.direction,
         "images": column.images,
@@ -153,7 +195,7 @@ def _place(place: Place) -> dict[str, Any]:
     ends = dict.fromkeys([place.first, place.last])
     return {
         "value": score,
-        "text": text,
+        "text": text.replace("-", "−"),
         "spread": f"± {half:#.2g}",
         "place": "–".join(map(str, ends)),
         "order": [place.first, place.last],

@@ -238,7 +238,13 @@ def test_leaderboard(browser, tmp_path):
 
     numbers = page.locator("#p-rows tr")
     assert "voc/linear" in page.locator("#p-explain").inner_text(), "a task that is ranked"
+    drawn = "document.querySelectorAll('.plot')[1].data.map(trace => [trace.name, trace.x.length])"
+    (_, published), shared = page.evaluate(drawn)
+    assert published > 1 and shared == ["shared results", 3]
     page.select_option("#p-task", label="imagenet_sketch · top1 (1556)")
+    assert page.evaluate(drawn) == [["published", 1556]]
+    page.select_option("#p-cost", label="images a second, more is cheaper")
+    assert page.evaluate(drawn) == [["published", 1556]]
     assert numbers.count() == 100
     page.locator("#p-more").click()
     assert numbers.count() == 1556
@@ -248,6 +254,7 @@ def test_leaderboard(browser, tmp_path):
     page.locator("#p-rows button").press("Enter")
     about = page.locator("#detail-protocol").inner_text()
     assert "not a probe" in about and "commit: aa4b585" in about
+    assert "costs at 224 px: parameters (M) 86.57" in about
     page.locator("#close").click()
     link = page.evaluate("location.href")
     assert page.evaluate("document.documentElement.scrollWidth") == 390 and errors == []

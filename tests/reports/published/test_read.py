@@ -11,7 +11,7 @@ import pytest
 from benchmark.published import main
 from cliptex_common.errors import UserError
 from reports.published import read, table
-from reports.published.read import PROBES, TIMM, ZERO_SHOT, read_source
+from reports.published.read import PROBES, SPEED, TIMM, ZERO_SHOT, read_source
 
 pytestmark = pytest.mark.unit
 
@@ -33,10 +33,8 @@ def write_csv(path, *records):
         writer.writerows(records)
 
 
-def rows_of(source):
-    return [
-        tuple(row.values())[1:] for row in table.read_rows("numbers") if row["source"] == source
-    ]
+def rows_of(source, file="numbers"):
+    return [tuple(row.values())[1:] for row in table.read_rows(file) if row["source"] == source]
 
 
 def test_open_clip(tmp_path, folder):
@@ -52,6 +50,13 @@ def test_open_clip(tmp_path, folder):
     ]
     retrieval = {**dict.fromkeys(names, ""), "Flickr text retr. R@5": "0.9970"}
     write_csv(tmp_path / "open_clip/docs/openclip_retrieval_results.csv", {**model, **retrieval})
+    profile = {
+        "model": "ViT-Z",
+        "image_size": 224,
+        "image_mparams": "86.19",
+        "image_gflops": "35.1",
+    }
+    write_csv(tmp_path / "open_clip/docs/model_profile.csv", profile)
     changes = read_source(tmp_path / "open_clip")
     name = "open_clip/ViT-Z/mine"
     assert rows_of("open_clip-zero-shot") == [
@@ -60,7 +65,11 @@ def test_open_clip(tmp_path, folder):
         (name, f"{read.COCO}/retrieval", "mean_R@1", "63.76"),
     ]
     assert rows_of("open_clip-flickr30k") == [(name, "flickr30k/retrieval", "i2t_R@5", "99.70")]
-    assert changes.rows == 6
+    costs = [("parameters", "86.19"), ("gflops", "35.1")]
+    assert rows_of("open_clip-costs", "costs") == [
+        ("open_clip/ViT-Z@224", "cost", *cost) for cost in costs
+    ]
+    assert changes.rows == 8
     assert sum(line.startswith("gone") for line in changes.lines) > 6000
     assert len(rows_of("timm-imagenet")) > 1500  # other sources stay
 
@@ -69,11 +78,18 @@ def test_timm_has_a_model_for_each_size(tmp_path, folder, capsys):
     for file in TIMM:
         records = [{"model": "net.x", "img_size": size, "top1": "80.100"} for size in (224, 288)]
         write_csv(tmp_path / f"timm/results/results-{file}.csv", *records)
+    speed = {"model": "net", "infer_img_size": 224, "infer_samples_per_sec": "1003.5"}
+    write_csv(tmp_path / "timm" / SPEED, {**speed, "infer_gmacs": "4.11", "param_count": "25.56"})
     assert main(["read", "--source", str(tmp_path / "timm")]) == 0
-    assert "12 numbers" in capsys.readouterr().out
+    assert "15 numbers" in capsys.readouterr().out
     assert rows_of("timm-imagenet") == [
         ("timm/net.x@224", "imagenet/own-head", "top1", "80.100"),
         ("timm/net.x@288", "imagenet/own-head", "top1", "80.100"),
+    ]
+    assert rows_of("timm-costs", "costs") == [
+        ("timm/net@224", "cost", "parameters", "25.56"),
+        ("timm/net@224", "cost", "gflops", "8.22"),
+        ("timm/net@224", "cost", "images_per_second", "1003.5"),
     ]
 
 
@@ -95,6 +111,7 @@ def test_another_folder_and_other_columns_change_nothing(tmp_path, folder):
         read_source(tmp_path)
     for file in TIMM:
         write_csv(tmp_path / f"results/results-{file}.csv", {"net": "x"})
+    write_csv(tmp_path / SPEED, {"net": "x"})
     with pytest.raises(UserError, match="other columns"):
         read_source(tmp_path)
     assert (folder / "numbers.csv").read_bytes() == before

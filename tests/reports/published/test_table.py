@@ -12,7 +12,7 @@ import benchmark.suites.catalog  # noqa: F401  registers everything
 from backbones.registry import find
 from probes.protocols.base import PROTOCOLS
 from probes.registry import find_task
-from reports.published.table import OWN_HEAD, published_numbers, read_rows
+from reports.published.table import OWN_HEAD, costs_of, published_numbers, read_rows
 from tests.reports.synthetic import write_run
 
 NUMBERS = [number for number in published_numbers() if number.task]
@@ -44,11 +44,27 @@ def test_every_name_of_published_weights_belongs_to_a_family() -> None:
 
 def test_every_source_has_numbers_a_licence_and_a_digest_if_it_is_read_by_a_program() -> None:
     used = {number.source for number in published_numbers()}
+    used |= {row["source"] for row in read_rows("costs")}
     for row in read_rows("sources"):
         assert row["source"] in used and row["protocol"], row
         assert row["licence"] or row["source"] == "cliptex-1", row
         if row["source"].partition("-")[0] in ("timm", "open_clip", "clip_benchmark"):
             assert re.fullmatch("[0-9a-f]{64}", row["sha256"]), row
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "costs"),
+    [
+        ("timm/resnet50.a1_in1k@288", "288", (25.56, 13.6, 2631.02)),
+        ("open_clip/ViT-B-16/openai", "224", (86.19, 35.13)),  # the image tower
+        ("DINOv3 B", "256", (85.64, 47.2, 1340.21)),  # by its name in timm
+        ("iBOT ViT-S/16 IN1k", "", ()),
+    ],
+)
+def test_costs_are_those_of_the_architecture_at_the_size(model, size, costs) -> None:
+    number = next(number for number in NUMBERS if number.model == model)
+    at, values = costs_of(number)
+    assert (at, tuple(values.values())) == (size, costs)
 
 
 def test_a_classifier_of_its_own_is_shown_as_that(tracker, report_of) -> None:
