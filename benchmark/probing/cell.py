@@ -22,7 +22,13 @@ from benchmark.execution.progress import console, reporter
 from benchmark.probing.cost import peak_mb, reset_peak
 from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest
 from cliptex_common.device import device_name, is_accelerator, is_out_of_memory, prefers_bf16
-from cliptex_common.errors import NonFiniteLoss, OutOfMemory, error_summary, user_error_message
+from cliptex_common.errors import (
+    NonFiniteLoss,
+    OutOfMemory,
+    UserError,
+    error_summary,
+    user_error_message,
+)
 from cliptex_common.files import content_key, home, read_json_object, sha256_file, write_json
 from cliptex_common.locks import lock_path, locked
 from cliptex_common.out_of_memory import out_of_memory
@@ -344,10 +350,15 @@ def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult
 
 
 def _log_feature_pictures(context: Context, run: Run) -> None:
+    try:
+        arrays = task_feature_pictures(context)
+    except UserError as error:  # the numbers are logged
+        console.print(f"  no picture of features: {error}")
+        return
     path = PurePath(artifacts.FEATURES)
     with tempfile.TemporaryDirectory() as name:
         file = Path(name, path.name)
-        np.savez_compressed(file, **task_feature_pictures(context))  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         run.log_file(file, str(path.parent))
 
 

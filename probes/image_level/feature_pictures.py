@@ -21,6 +21,7 @@ from torch import Tensor
 
 from backbones.base import Backbone
 from cliptex_common.dense_maps.pictures import spread_indices
+from cliptex_common.errors import UserError
 from probes.base import Context, EncodeContext
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
@@ -65,7 +66,8 @@ def feature_pictures(
         variance.
 
     Raises:
-        UserError: an image cannot be read, or the size does not fit the backbone.
+        UserError: an image cannot be read, the size does not fit the backbone, or a feature is not
+            finite.
     """
     grids: list[torch.Size] = []
 
@@ -78,6 +80,8 @@ def feature_pictures(
         context, backbone, paths, Encoding(size, "fp32", 1), encode=encode, squash=True
     )
     features = torch.cat([each.cpu() for each in views.tensors()]).double().numpy()
+    if not np.isfinite(features).all():
+        raise UserError(f"the feature maps of {backbone.name} have values that are not finite")
     components, centre, explained = principal_components(features.reshape(-1, features.shape[-1]))
     scale = np.abs(components).max(axis=0).clip(1e-12) / 127
     white = components[:, :3] / components[:, :3].std(axis=0, ddof=1).clip(1e-12)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import benchmark.suites.catalog  # noqa: F401
+from backbones import DataConfig
+from benchmark import evaluate
 from benchmark.execution import EXECUTORS, base, make_executor
 from benchmark.execution.local import LocalExecutor
 from benchmark.probing.parents import Parent, log_backbone
@@ -117,6 +120,16 @@ def test_a_probe_without_a_number_fails(here, metrics):
     assert run_command("run --suite numberless --data-root . --device cpu --json out.json") == 1
     (hole,) = read_json("out.json")["holes"]
     assert hole["reason"].endswith("no finite top1")
+
+
+def test_a_picture_of_features_that_cannot_be_drawn_fails_nothing(here, capsys):
+    register_probe(Buggy(None))
+    module = torch.nn.Conv2d(3, 4, 16, 16)
+    torch.nn.init.constant_(module.weight, torch.nan)
+    images = DataConfig((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    results = evaluate(module, "imagefolder/buggy", images=images, data_root=".", device="cpu")
+    assert results.frame.status.unique().tolist() == ["done"]
+    assert "no picture of features" in capsys.readouterr().out
 
 
 def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):

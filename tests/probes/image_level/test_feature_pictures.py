@@ -13,6 +13,7 @@ from PIL import Image
 
 import backbones
 from backbones.preprocessing import Preprocessing
+from cliptex_common.errors import UserError
 from probes.base import EncodeContext
 from probes.image_level.feature_pictures import (
     DIMENSIONS,
@@ -81,3 +82,10 @@ def test_constant_features_have_no_colour(paths):
         parameter.zero_()
     arrays = feature_pictures(CPU, backbone, paths, paths[0].parent)
     assert (arrays["map"] == 0).all() and len(np.unique(arrays["colours"])) == 1
+
+
+def test_features_that_are_not_finite_are_refused(paths):
+    backbone = backbones.create("random/timm/test_vit")
+    next(backbone.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        feature_pictures(CPU, backbone, paths, paths[0].parent)
