@@ -61,7 +61,7 @@ class InLoop:
             or ``add_scalar(name, value, step)`` (a SummaryWriter).
         where: ``here``, ``watch``, or ``auto``: here in a training of one process, else watch.
         state: model → its state dict, for ``watch``; called in all processes. A model whose
-            weights are in pieces (FSDP) needs it.
+            weights are in pieces (FSDP, ZeRO-3) needs it.
         on_error: ``warn`` to go on without the numbers, or ``raise``.
         folder: of probes.csv and of the weights for ``watch``.
         **options: of ``evaluate``: ``data_root``, ``settings``, ``seeds``, ``experiment`` …
@@ -185,7 +185,10 @@ class InLoop:
         if wandb is not None and getattr(wandb, "run", None) is not None:
             wandb.define_metric("probe/*", step_metric="probe/step")  # its own axis
             yield lambda metrics, step: wandb.log({**metrics, "probe/step": step})
+        run = getattr(wandb, "run", None)
         for logger in self.loggers:
+            if run is not None and getattr(logger, "experiment", None) is run:
+                continue  # a WandbLogger of this run
             yield getattr(logger, "log_metrics", None) or _scalars(logger)
 
 
@@ -221,11 +224,12 @@ def _whole(module: nn.Module) -> nn.Module:
     """``module``, if this process has all of its weights."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
+    pieces = ("full_tensor", "ds_tensor")  # of parameters of FSDP2 and of DeepSpeed's ZeRO-3
     is_cut = any(isinstance(each, FullyShardedDataParallel) for each in module.modules())
-    if is_cut or any(hasattr(each, "full_tensor") for each in module.parameters()):
+    if is_cut or any(hasattr(each, name) for each in module.parameters() for name in pieces):
         raise UserError(
-            "this process has pieces of the weights only (FSDP); give InLoop where='watch' and"
-            " state=model → its whole state dict"
+            "this process has pieces of the weights only (FSDP, ZeRO-3); give InLoop"
+            " where='watch' and state=model → its whole state dict"
         )
     return module
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import random
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -200,6 +202,25 @@ def test_it_logs_to_what_is_named(options):
     results = InLoop(**{**options, **KNN}, every=5, log=writer)(Model(), 5)
     value = results.frame.query("metric == 'top1'").value.item()
     assert writer.scalars["probe/imagefolder/knn/top1", 5] == value
+
+
+def test_a_wandb_logger_does_not_log_a_second_time(options, monkeypatch):
+    run, logged = object(), []
+    wandb = SimpleNamespace(run=run, define_metric=lambda *_, **__: None, log=logged.append)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    logger = SimpleNamespace(experiment=run, log_metrics=lambda metrics, _: logged.append(metrics))
+    InLoop(**{**options, **KNN}, every=5, log=logger)(Model(), 5)
+    (metrics,) = logged
+    assert metrics["probe/step"] == 5 and "probe/imagefolder/knn/top1" in metrics
+
+
+@pytest.mark.parametrize("attribute", ["full_tensor", "ds_tensor"])
+def test_weights_in_pieces_need_their_state(options, attribute):
+    """Of FSDP2 and of DeepSpeed."""
+    model = Model()
+    setattr(model.encoder.conv.weight, attribute, torch.empty(0))
+    with pytest.raises(UserError, match="give InLoop"):
+        InLoop(**{**options, **KNN}, every=5)(model, 5)
 
 
 def test_weights_for_watch_are_those_of_the_step(options):
