@@ -1,8 +1,9 @@
 """The work of ``run``, backbones × tasks × seeds: check the inputs, submit units of work, collect
 their cells.
 
-A cell is the result of one backbone, task and seed; a unit of work is the cells of one backbone and
-seed whose tasks are scored on the same images.
+A cell is the result of one backbone, task and seed. A row is the cells of one backbone and seed, in
+one parent run of MLflow; a unit of work is those cells of a row whose tasks are scored on the same
+images.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from benchmark.execution import Bar, Executor, make_executor
+from benchmark.execution import Bar, make_executor
 from benchmark.execution.base import Priority
 from benchmark.execution.progress import console
-from benchmark.execution.unit import drop_cached
+from benchmark.execution.unit import drop_last_model
 from benchmark.planning.options import RunOptions
 from benchmark.planning.plan import RunPlan, make_plan, print_notes
 from benchmark.probing.cell import failure_reason, find_cells, missing_cells
@@ -25,10 +26,9 @@ from benchmark.probing.parents import Parent, log_backbone
 from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.submit import Probing, ask_for_precision
 from benchmark.results.run_result import RunResult
-from benchmark.stages.session import open_executor_and_tracker, open_tracker
+from benchmark.stages.session import open_executor_and_tracker, start_executor
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.locks import lock_path, locked_async, mark_in_use
-from probes.datasets.base import PreparedDataset
 from reports.cell import Cell
 from reports.mlflow.run import Tracker
 
@@ -56,18 +56,24 @@ async def run_async(options: RunOptions) -> RunResult:
             executor = make_executor(options, bar)
             inputs = RunInputs(plan, executor)
             planned = [inputs.planned_backbone(name) for name in plan.backbones]
-            inapplicable = {backbone.name: inputs.check(backbone) for backbone in planned}
+            inapplicable = {each.name: inputs.inapplicable_tasks(each) for each in planned}
             if not executor.in_this_process:
-                drop_cached()  # each worker loads its own
-            with open_tracker(executor, plan.experiment) as tracker:
+                drop_last_model()  # each worker loads its own
+            with start_executor(executor, plan.experiment) as tracker:
                 tasks = await ask_for_precision(plan.tasks, executor)
-                inputs.plan = plan = replace(plan, tasks=tasks)
-                data = await inputs.data(executor.num_workers)
-                rows = _Rows(plan, executor, tracker, inputs, inapplicable, data)
-                result = await rows.run()
+                plan = replace(plan, tasks=tasks)
+                probing = Probing(
+                    executor,
+                    plan.experiment,
+                    plan.suite.name,
+                    tasks,
+                    await inputs.data(executor.num_workers),
+                    options.data_root,
+                    options.force,
+                )
+                return await _Rows(plan, inputs, inapplicable, probing, tracker).run()
     finally:
-        drop_cached()  # of units in this process
-    return result
+        drop_last_model()  # of units in this process
 
 
 async def check_async(options: RunOptions) -> None:
@@ -80,51 +86,41 @@ async def check_async(options: RunOptions) -> None:
 
 @dataclass
 class _Rows:
-    """A row is the cells of one backbone and seed, under one parent run.
+    """The rows of a run, at once.
 
     Attributes:
         inapplicable: backbone → task → why it does not apply.
-        data: task → its dataset.
-        reasons: error → reason; backbones that wait for one training fail with the same error.
-        expected: row → its units that run; all of them until its finished cells are known.
+        reasons: error → its line in failed cells. All backbones that wait for a training fail with
+            its error, which is printed once.
+        expected: row → number of units that will run, which is that of all its units until its
+            finished cells are known.
     """
 
     plan: RunPlan
-    executor: Executor
-    tracker: Tracker
     inputs: RunInputs
     inapplicable: Mapping[str, Mapping[str, str]]
-    data: Mapping[str, PreparedDataset]
+    probing: Probing
+    tracker: Tracker
     reasons: dict[Exception, str] = field(default_factory=dict)
     expected: dict[tuple[str, int], int] = field(default_factory=dict)
 
     async def run(self) -> RunResult:
-        """All rows."""
-        plan, executor, options = self.plan, self.executor, self.plan.options
-        self.probing = Probing(
-            executor,
-            plan.experiment,
-            plan.suite.name,
-            plan.tasks,
-            self.data,
-            options.data_root,
-            options.force,
-        )
+        """Their cells and parent runs."""
+        plan, executor = self.plan, self.probing.executor
         for row in plan.rows:
             self._expect(row, len(self.probing.units))
         # A local worker keeps one backbone in memory, so at most as many backbones as workers at a
         # time; remote executors have no such limit.
         slots = len(plan.rows) if executor.is_remote else executor.slots
         self.at_once = asyncio.Semaphore(slots)
-        rows = await asyncio.gather(*(self._row(name, seed) for name, seed in plan.rows))
-        cells = [cell for row, _ in rows for cell in row]
-        run_ids = {key: run_id for key, (_, run_id) in zip(plan.rows, rows, strict=True) if run_id}
+        results = await asyncio.gather(*(self._run_row(name, seed) for name, seed in plan.rows))
+        cells = [cell for row_cells, _ in results for cell in row_cells]
+        run_ids = {row: id_ for row, (_, id_) in zip(plan.rows, results, strict=True) if id_}
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
 
-    async def _row(self, name: str, seed: int) -> tuple[list[Cell], str]:
-        """The cells of one backbone and seed and the id of their parent run; if its weights cannot
-        be made or loaded or its parent run cannot be written, all cells are failed and the id is
-        ''."""
+    async def _run_row(self, name: str, seed: int) -> tuple[list[Cell], str]:
+        """The cells of a row and the id of their parent run. If the weights cannot be made or
+        loaded, or the parent run cannot be written, all cells are failed and the id is ''."""
         try:
             source = await self.inputs.backbone(name, seed)
             async with self.at_once:
@@ -134,17 +130,17 @@ class _Rows:
                 subject = [name, seed, backbone.identity, self.probing.conditions]
                 lock = lock_path("row", [self.tracker.uri, self.plan.experiment, *subject])
                 async with locked_async(lock, partial(_report_wait, name, seed)):
-                    return await self._probe(backbone, source, seed)
+                    return await self._probe_row(backbone, source, seed)
         except Exception as error:
             self._expect((name, seed), 0)
             reason = f"could not load its weights or write its parent run: {self._reason(error)}"
             reasons = {task.name: reason for task in self.plan.tasks}
             return list(missing_cells(name, seed, reasons).values()), ""
 
-    async def _probe(
+    async def _probe_row(
         self, backbone: BackboneInfo, source: BackboneSource, seed: int
     ) -> tuple[list[Cell], str]:
-        """Find finished cells, run the others under the parent run."""
+        """Find the finished cells, and run the units of the others under the parent run."""
         plan, tracker, name = self.plan, self.tracker, backbone.name
         cells = {}
         if not plan.options.force:
@@ -161,8 +157,8 @@ class _Rows:
         ]
         pending = [tasks for tasks in pending if tasks]
         self._expect((name, seed), len(pending))
-        model = log_backbone(tracker, backbone, source.run)
-        parent = Parent(tracker, plan, backbone, source, seed, self.probing.conditions, model)
+        model_id = log_backbone(tracker, backbone, source.run)
+        parent = Parent(tracker, plan, backbone, source, seed, self.probing.conditions, model_id)
         with ExitStack() as stack:
             # until the run is RUNNING, another command could resume it as well
             lock = lock_path("parent", [tracker.uri, plan.experiment, parent.record.run_key])
@@ -170,27 +166,27 @@ class _Rows:
                 earlier = None if plan.options.force else parent.find_earlier()
                 if not pending and earlier and parent.is_complete(earlier, cells.values()):
                     return [cells[task.name] for task in plan.tasks], earlier.run_id
-                run = stack.enter_context(parent.open(earlier, self.executor.device))
-            running = [self._unit(tasks, backbone, seed, run.id, model) for tasks in pending]
-            for unit_cells in await asyncio.gather(*running):
+                run = stack.enter_context(parent.open(earlier, self.probing.executor.device))
+            units = [self._run_unit(tasks, backbone, seed, run.id, model_id) for tasks in pending]
+            for unit_cells in await asyncio.gather(*units):
                 cells |= unit_cells
             ordered = [cells[task.name] for task in plan.tasks]
             parent.log_cells(run, ordered)
         return ordered, run.id
 
-    async def _unit(
+    async def _run_unit(
         self,
         tasks: Sequence[PlannedTask],
         backbone: BackboneInfo,
         seed: int,
-        parent: str,
-        model: str,
+        parent_id: str,
+        model_id: str,
     ) -> dict[str, Cell]:
-        """Task → cell, of one unit; failed, all with one reason, if the unit raises."""
+        """Task → cell, of one unit. If the unit raises, all are failed with that reason."""
         try:
             is_trained = self.inputs.is_trained(backbone.name)
             priority = Priority.DEFAULT if is_trained else Priority.FIRST_NUMBERS
-            cells = await self.probing.cells(tasks, backbone, seed, parent, model, priority)
+            cells = await self.probing.cells(tasks, backbone, seed, parent_id, model_id, priority)
             return {cell.task: cell for cell in cells}
         except Exception as error:
             reason = self._reason(error)
@@ -202,7 +198,7 @@ class _Rows:
     def _expect(self, row: tuple[str, int], units: int) -> None:
         """Set how many units of a row will run, which the progress counts."""
         self.expected[row] = units
-        self.executor.overview.expected["probe"] = sum(self.expected.values())
+        self.probing.executor.overview.expected["probe"] = sum(self.expected.values())
 
     def _reason(self, error: Exception) -> str:
         """``failure_reason``, which prints the traceback of each error once."""

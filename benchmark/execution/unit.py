@@ -41,7 +41,7 @@ class WorkerLost(RuntimeError):
 @dataclass(frozen=True)
 class _PickledCall:
     """Function and arguments of a unit in another process, and the plugins that they need there.
-    The function's module is imported first: what it imports does not count as a plugin's time."""
+    The function's module is imported first, and with it the registries that plugins add to."""
 
     module: str
     plugins: tuple[tuple[str, bytes], ...]
@@ -187,38 +187,39 @@ def _obey(stop: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-_cached: Any = None  # the function, with its cache, whose last result this process keeps
+_last_load: Any = None  # the ``lru_cache`` of the function that loaded a model last
 
 
-def cached_in_process(create: Callable[..., T]) -> Callable[..., T]:
-    """Decorate a function whose last result stays in this process for the next unit.
+def keep_last_model(load: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a function that loads a model: the last one stays in this process for the next unit.
 
-    Of all such functions together only one result stays, because models are large.
+    Of all such functions together only one model stays, because models are large.
     """
-    cached = lru_cache(maxsize=1)(create)
+    cached_load = lru_cache(maxsize=1)(load)
 
-    @wraps(create)
+    @wraps(load)
     def call(*args: Any, **kwargs: Any) -> T:
-        global _cached
-        if _cached is not cached:
-            drop_cached()
-            _cached = cached
-        return cached(*args, **kwargs)
+        global _last_load
+        if _last_load is not cached_load:
+            drop_last_model()
+            _last_load = cached_load
+        return cached_load(*args, **kwargs)
 
     return call
 
 
-def drop_cached() -> None:
-    """Free what ``cached_in_process`` keeps."""
-    if _cached is not None:
-        _cached.cache_clear()
+def drop_last_model() -> None:
+    """Free what ``keep_last_model`` keeps."""
+    if _last_load is not None:
+        _last_load.cache_clear()
 
 
 @cache
 def software() -> Mapping[str, str]:
     """The commit and the versions that a number depends on."""
     versions = environment()
-    commit = versions["git.commit"].partition("+")[0]  # all nodes see one checkout, edited or not
+    # without "+…" of uncommitted changes: all nodes see the same checkout with them
+    commit = versions["git.commit"].partition("+")[0]
     return {"git.commit": commit, "python": versions["python"], **versions["packages"]}
 
 

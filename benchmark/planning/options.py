@@ -27,8 +27,9 @@ from cliptex_common.settings import (
 BackboneNames = Annotated[Names, Field(alias="backbone")]
 
 
-def _with_config_files(names: Sequence[str]) -> list[str]:
-    """Names of tasks; ``DATASET/FILE.py`` is the probe of a config file, which is a plugin."""
+def _load_config_files(names: Sequence[str]) -> list[str]:
+    """Names of tasks. ``DATASET/FILE.py`` loads a config file as the plugin that registers its
+    probe, and becomes ``DATASET/FILE``."""
     result = []
     for name in names:
         dataset, _, file = name.partition("/")
@@ -39,7 +40,7 @@ def _with_config_files(names: Sequence[str]) -> list[str]:
     return result
 
 
-TaskNames = Annotated[Names, AfterValidator(_with_config_files), Field(alias="task")]
+TaskNames = Annotated[Names, AfterValidator(_load_config_files), Field(alias="task")]
 Changes = Annotated[Mapping[str, str], Field(alias="set")]
 TaskChanges = Annotated[Mapping[str, str], Field(alias="set-task")]
 
@@ -139,7 +140,8 @@ class RunOptions(ProbeOptions):
 
 
 def run_options(options: Any, **changes: Any) -> RunOptions:
-    """The options of a run with those that another command shares with it, and ``changes``.
+    """Options of a run: ``changes``, and what the options of another command have in common with
+    it.
 
     Raises:
         UserError: a change is not allowed.

@@ -62,7 +62,8 @@ class RunPlan:
         return [(name, seed) for seed in self.seeds for name in self.backbones]
 
     def as_config_file(self) -> dict[str, Any]:
-        """The options as ``--config`` reads them: absolute paths, nothing about execution."""
+        """The options as a ``--config`` file of the same run: absolute paths, nothing about
+        execution."""
         options = self.options
         values: dict[str, Any] = {
             "backbone": list(self.backbones),
@@ -103,9 +104,8 @@ def make_plan(options: RunOptions) -> RunPlan:
     for name in names:
         backbones.find(name.removeprefix("random/"))
     absent: Sequence[PlannedTask] = ()
-    names_of_tasks = {name.partition(":")[0] for name in options.tasks or suite.tasks}
-    added = [task.name for task in tasks if task.name.partition(":")[0] not in names_of_tasks]
-    if added:
+    chosen = {name.partition(":")[0] for name in options.tasks or suite.tasks}
+    if added := [task.name for task in tasks if task.name.partition(":")[0] not in chosen]:
         notes.append(f"{', '.join(added)}: trained here, because other tasks use its head")
     if suite.skips_absent_data and not options.tasks:
         tasks, absent, unfit = _split_by_folder(suite, tasks, options)
@@ -145,12 +145,12 @@ def _backbones(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]
 def _split_by_folder(
     suite: Suite, tasks: Sequence[PlannedTask], options: DataOptions
 ) -> tuple[list[PlannedTask], list[PlannedTask], dict[str, str]]:
-    """Tasks whose dataset has a folder, the others, and the datasets whose copy is unfit, with the
-    reason. Raises ``UserError`` if no task has a folder."""
+    """Tasks whose dataset has a folder, tasks whose dataset has none, and dataset → reason of unfit
+    copies, whose tasks are in neither. Raises ``UserError`` if no task has a folder."""
     present, absent, unfit = [], [], {}
     for task in tasks:
         try:
-            for each in (task, task.trained):
+            for each in (task, task.training_task):
                 each.spec.at(find_folder(each.spec, options.data_root, options.data))
             present.append(task)
         except DatasetNotFound:
@@ -184,9 +184,9 @@ def decide_precision(
     """Replace ``precision=auto`` of tasks by bf16 where the units' device is an accelerator that
     computes in it, else by fp32.
 
-    The device is that of ``options``; for ``auto`` on a cluster an accelerator, otherwise what this
-    machine has. Where this machine lacks it, ``auto`` stays: a worker is asked
-    (``benchmark.probing.submit.ask_for_precision``).
+    That device is the one of ``options``; if it is ``auto``, an accelerator on a cluster, else what
+    this machine has. If this machine has no such device, the precision stays ``auto``, and a worker
+    is asked (``benchmark.probing.submit.ask_for_precision``).
 
     Args:
         option: the option that changes a task's settings, which the note names.
@@ -198,7 +198,7 @@ def decide_precision(
         UserError: torch knows no such device.
     """
     check_device(options.device, is_local=False)
-    if not has_open_precision(tasks):
+    if not is_precision_open(tasks):
         return list(tasks), []
     device: Device = options.device
     if device == "auto":
@@ -214,7 +214,7 @@ def decide_precision(
     return with_precision(tasks, precision), [note]
 
 
-def has_open_precision(tasks: Iterable[PlannedTask]) -> bool:
+def is_precision_open(tasks: Iterable[PlannedTask]) -> bool:
     """Whether the precision of a task is ``auto``."""
     return any(getattr(task.settings, "precision", "") == "auto" for task in tasks)
 
@@ -223,7 +223,7 @@ def with_precision(tasks: Iterable[PlannedTask], precision: Precision) -> list[P
     """Tasks with ``precision`` in place of ``auto``."""
     return [
         replace(task, settings=replace(task.settings, precision=precision))
-        if has_open_precision([task])
+        if is_precision_open([task])
         else task
         for task in tasks
     ]

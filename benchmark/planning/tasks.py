@@ -23,15 +23,15 @@ from probes.layers import requested_layer
 from probes.protocols.base import find_preset
 from probes.registry import PROBES, find_task, trained_task
 
-# Axes of how much is trained on. Their values are named without the axis (``voc/linear:0.1``), and
-# already a single value makes a variant.
+# Axes of how much is trained on. Variants are named by their values alone (``voc/linear:0.1``), and
+# a single value makes one, too.
 TRAIN_SIZES = ("train_share", "shots")
 
 
 def choose_suite(name: str | None, tasks: Sequence[str]) -> Suite:
-    """The suite called ``name``; without a name the first, in order of registration (``mini``
-    before others), that lists all tasks; if none does, the first that accepts them; if none does, a
-    suite of these tasks alone, with the settings that each has in the suite of its own.
+    """The suite called ``name``; without a name the first that accepts all tasks, if possible one
+    that lists them all. If none accepts them, a suite of these tasks alone, each with the settings
+    that its own suite gives it. Suites are in order of registration, ``mini`` first.
 
     Raises:
         UserError: no such suite or task, or tasks of two suites that make their own data.
@@ -71,34 +71,35 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
     """A suite's changes to the settings of a task, or None if it does not accept the task.
 
     A variant (``TASK:VALUE``) has the settings of its task, and a task that is scored with what
-    another one trains has those of that one. A task that the suite does not list,
-    such as ``nyu-depth/dpt-probe3d`` in ``paper``, is accepted if the suite lists others on the
-    same dataset (or ``any_dataset`` allows it). It gets those changes of settings that it has which
-    all listed tasks on that dataset share; if some of these have the same settings type as the
-    task, only they are compared.
+    another one trains has those of that one. A task that the suite does not list is accepted if the
+    suite lists others on its dataset, which it is like (``_shared_settings``), or if
+    ``any_dataset`` allows it.
     """
-    task, _, _ = task.partition(":")
-    own, task = suite.tasks.get(task), trained_task(task)
-    if task in suite.tasks:
-        return suite.tasks[task]
-    if own is not None:
-        return own
-    dataset = _dataset(task)
+    task = task.partition(":")[0]
+    trained = trained_task(task)
+    for name in (trained, task):
+        if name in suite.tasks:
+            return suite.tasks[name]
+    dataset = _dataset(trained)
     if names := [name for name in suite.tasks if _dataset(name) == dataset]:
-        probe = find_task(task)[1]
-        fields, of_type = field_names(probe.settings_type), probe.settings_type
-        similar = [name for name in names if find_task(name)[1].settings_type is of_type]
-        settings = [suite.tasks[name] for name in similar or names]
-        ranges = axis_ranges(settings[0], axes(probe))
-        return {
-            key: value
-            for key, value in settings[0].items()
-            if (setting_of(key) in fields or key in ranges)
-            and all(each.get(key) == value for each in settings)
-        }
+        return _shared_settings(suite, names, find_task(trained)[1])
     suites = SUITES.load_entry_points().values()
     listed = {_dataset(name) for each in suites for name in each.tasks}
     return {} if suite.any_dataset and dataset not in listed else None
+
+
+def _shared_settings(suite: Suite, names: Sequence[str], probe: Probe) -> dict[str, Any]:
+    """The changes that a suite makes in all these tasks, as far as ``probe`` has the settings. If
+    some of the tasks have its type of settings, only they count."""
+    of_type = [name for name in names if find_task(name)[1].settings_type is probe.settings_type]
+    first, *rest = [suite.tasks[name] for name in of_type or names]
+    fields, ranges = field_names(probe.settings_type), axis_ranges(first, axes(probe))
+    return {
+        key: value
+        for key, value in first.items()
+        if (setting_of(key) in fields or key in ranges)
+        and all(each.get(key) == value for each in rest)
+    }
 
 
 def _dataset(task: str) -> str:
@@ -119,9 +120,8 @@ def axes(probe: Probe) -> dict[str, str]:
 
 
 def is_axis_value(own_axes: Mapping[str, str], key: str, text: str) -> bool:
-    """Whether ``--set KEY=TEXT`` gives values of one of these axes. Where the axis has another name
-    than its setting (``layers`` of ``features``), only numbers and shares do; words are given to
-    the setting."""
+    """Whether ``--set KEY=TEXT`` gives values of one of these axes. One that is not called like its
+    setting (``layers`` changes ``features``) has only numbers and shares as values."""
     field = own_axes.get(key)
     return field is not None and (field == key or is_numeric(text))
 
@@ -167,8 +167,8 @@ def read_values(axis: str, text: str) -> list[str]:
 
 
 def _with_value(task: PlannedTask, axis: str, setting: str, value: str) -> PlannedTask:
-    """The task with one value of an axis. The share or the shots that it has already change
-    nothing, not even its name."""
+    """The task with one value of an axis, which joins its name. A share or a number of shots that
+    the task has anyway does not."""
     if axis == "train_share":
         changed = with_changes(task, {axis: value})
         actual = changed.train_share
@@ -188,21 +188,23 @@ def plan_tasks(
     """The suite's tasks (or the requested ones) with their settings: the probe's defaults, changed
     by the suite, by a published protocol (``protocol=NAME``), and by the user, in this order.
 
-    An override applies to every task that has the setting, ``TASK.SETTING`` to that task, whatever
-    is set of all. A requested task may be one that the suite does not list, see ``settings_in``.
-    Several values of an axis (``size=224,448``) make a variant of each task for every combination,
-    called ``TASK:size=224``, and a requested variant fixes the axis. ``TASK:VALUE`` is TASK with
-    this share of train or (few-shot) this number of shots. A task that is scored with what another
-    one trains has the settings of that one, which is planned, too, if it trains a head.
+    An override applies to every task that has the setting; ``TASK.SETTING`` applies to that task
+    and takes precedence. A requested task may be one that the suite does not list, see
+    ``settings_in``. Several values of an axis (``size=224,448``) make a variant of each task for
+    every combination, called ``TASK:size=224``, and a requested variant fixes the axis.
+    ``TASK:VALUE`` is TASK with this share of train or (few-shot) this number of shots. A task that
+    is scored with what another one trains has the settings of that one, which is planned, too, if
+    it trains a head.
 
     Raises:
         UserError: an unknown task, a task that is not in the suite, an override that changes no
             task, a protocol that does not apply, or an axis with too few values.
     """
     tasks: dict[str, PlannedTask] = {}
+    # in these three, the task '' stands for all tasks
     requests = {split_task(key): text for key, text in overrides.items()}
-    applied: set[tuple[str, str]] = set()
-    allowed = {"": set(TRAIN_SIZES)}  # of all tasks, and of each
+    applied: set[tuple[str, str]] = set()  # task and setting
+    allowed = {"": set(TRAIN_SIZES)}  # task → its settings and axes
     for name in _in_order(suite, requested or list(suite.tasks)):
         base = name.partition(":")[0]
         trained = trained_task(base)
@@ -214,43 +216,62 @@ def plan_tasks(
                 f"suite {suite.name!r} has no task {name!r}, suite {owner!r} has; without --suite"
                 " each task has the settings of its own suite"
             )
-        own_axes, fields = axes(probe), field_names(probe.settings_type)
-        allowed[trained] = fields | own_axes.keys()
+        allowed[trained] = field_names(probe.settings_type) | axes(probe).keys()
         allowed[""] |= allowed[trained]
-        fixed = split_variant(name, probe)
-        ranges = {axis: [value] for axis, value in fixed.items()}
-        changes = {}
-        texts = axis_ranges(listed, own_axes)
+        texts = axis_ranges(listed, axes(probe))
         for scope in ("", trained):  # what is set of this task alone comes last
             texts |= {setting: text for (task, setting), text in requests.items() if task == scope}
-        for key, text in texts.items():
-            has_setting = setting_of(key) in fields or is_axis_value(own_axes, key, text)
-            if key in fixed or not has_setting:
-                continue
-            if key in own_axes and ("," in text or key in TRAIN_SIZES):
-                ranges[key] = read_values(key, text)
-            else:
-                changes[own_axes.get(key, key)] = text
-            applied |= {("", key), (trained, key)}
-        ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one name each
-        planned = replace(_planned(trained, listed, changes), name=base)
-        for values in product(*ranges.values()):
-            task = planned
-            for axis, value in zip(ranges, values, strict=True):
-                task = _with_value(task, axis, own_axes[axis], value)
-            _check_settings(task, {*changes, *ranges})
-            tasks[task.name] = task
-    for (base, key), text in requests.items():
-        if base not in allowed:
-            raise UserError(f"--set {base}.{key}: no such task is chosen; {suggest(base, allowed)}")
-        if (base, key) not in applied:
-            raise _no_such_setting(base, key, text, allowed[base])
-    for task in list(tasks.values()):
-        if task.uses_head:
-            tasks.setdefault(task.trained.name, task.trained)
-    layers = [requested_layer(task.settings) for task in tasks.values()]
+        used, variants = _plan_variants(name, listed, texts)
+        applied |= {(scope, key) for scope in ("", trained) for key in used}
+        tasks |= {task.name: task for task in variants}
+    for (task, key), text in requests.items():
+        if task not in allowed:
+            raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, allowed)}")
+        if (task, key) not in applied:
+            raise _unused_override(task, key, text, allowed[task])
+    for planned in list(tasks.values()):
+        if planned.uses_head:
+            tasks.setdefault(planned.training_task.name, planned.training_task)
+    layers = [requested_layer(planned.settings) for planned in tasks.values()]
     encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
-    return [replace(task, encoded_layers=encoded) for task in tasks.values()]
+    return [replace(planned, encoded_layers=encoded) for planned in tasks.values()]
+
+
+def _plan_variants(
+    name: str, listed: Mapping[str, Any], texts: Mapping[str, str]
+) -> tuple[Collection[str], list[PlannedTask]]:
+    """The keys of ``texts`` that a task has, and a variant of the task for every combination of
+    their axes' values; without axes the task itself.
+
+    Args:
+        name: of the task, or of a variant, which fixes axes.
+        listed: the suite's changes to its settings.
+        texts: setting or axis → value, or values, as ``--set`` has them.
+    """
+    task, probe = name.partition(":")[0], find_task(name)[1]
+    own_axes, fields = axes(probe), field_names(probe.settings_type)
+    ranges = {axis: [value] for axis, value in split_variant(name, probe).items()}
+    used = {
+        key: text
+        for key, text in texts.items()
+        if key not in ranges and (setting_of(key) in fields or is_axis_value(own_axes, key, text))
+    }
+    changes = {}
+    for key, text in used.items():
+        if key in own_axes and ("," in text or key in TRAIN_SIZES):
+            ranges[key] = read_values(key, text)
+        else:
+            changes[own_axes.get(key, key)] = text
+    ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one order, so one name
+    planned = replace(_planned(trained_task(task), listed, changes), name=task)
+    variants = []
+    for values in product(*ranges.values()):
+        variant = planned
+        for axis, value in zip(ranges, values, strict=True):
+            variant = _with_value(variant, axis, own_axes[axis], value)
+        _check_settings(variant, {*changes, *ranges})
+        variants.append(variant)
+    return used, variants
 
 
 def _in_order(suite: Suite, names: Sequence[str]) -> list[str]:
@@ -259,9 +280,9 @@ def _in_order(suite: Suite, names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: order.get(name.partition(":")[0], len(order)))
 
 
-def _no_such_setting(task: str, key: str, text: str, allowed: Collection[str]) -> UserError:
-    """The error of an override that the task, or '' for none of the tasks, takes; of ``allowed``
-    settings."""
+def _unused_override(task: str, key: str, text: str, allowed: Collection[str]) -> UserError:
+    """The error of an override that changes no task, or not ``task``, whose settings and axes are
+    ``allowed``."""
     if key in allowed and not is_numeric(text):
         return UserError(f"--set {key}={text}: the tasks take numbers or shares for {key}")
     hint = suggest(key, allowed)

@@ -49,8 +49,13 @@ RUN_FILE = "cell.json"  # in a cell's scratch folder: the MLflow run that it was
 
 @dataclass(frozen=True)
 class CellContext:
-    """What the cells of a unit share: its request, the parent of their MLflow runs, the frozen
-    backbone on its device, and, by the names of tasks, the cells whose heads they use."""
+    """What the cells of a unit share.
+
+    Attributes:
+        parent: of their MLflow runs.
+        backbone: frozen, on ``device``.
+        heads: task → the cell whose head it uses.
+    """
 
     request: ProbeRequest
     tracker: Tracker
@@ -91,28 +96,28 @@ def cells_of_heads(
     backbone: BackboneInfo,
     conditions: Mapping[str, Any],
     seed: int,
-    parent: str = "",
+    parent_id: str = "",
 ) -> dict[str, Cell]:
-    """Task → the finished cell of another task whose head it uses; ``parent``: see
+    """Task → the finished cell of another task whose head it uses; ``parent_id``: see
     ``finished_cells``."""
     trained = {name: each["head"] for name, each in conditions.items() if "head" in each}
     keys = backbone.cell_keys(trained, seed)
-    return finished_cells(tracker, keys, backbone.name, parent)
+    return finished_cells(tracker, keys, backbone.name, parent_id)
 
 
 def finished_cells(
-    tracker: Tracker, keys: Mapping[str, str], backbone: str, parent: str = ""
+    tracker: Tracker, keys: Mapping[str, str], backbone: str, parent_id: str = ""
 ) -> dict[str, Cell]:
     """Task → cell, of tasks that are finished.
 
     Args:
         keys: task → identity of its cell.
-        backbone: name under which they are asked for; equal weights may have another one, too.
-        parent: accept only runs under this parent run; '' accepts any.
+        backbone: its name in the cells; the same weights may have been probed under another one.
+        parent_id: accept only runs under this parent run; '' accepts any.
     """
     cells = {}
     for task, key in keys.items():
-        tags = {TAGS["key"]: key, **({PARENT_TAG: parent} if parent else {})}
+        tags = {TAGS["key"]: key, **({PARENT_TAG: parent_id} if parent_id else {})}
         cell = tracker.finished(**tags)
         if isinstance(cell, Cell):
             update = {"backbone": backbone, "status": "cached", "costs": {}}
@@ -135,7 +140,7 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
     cells: list[Cell] = []
     started = time.perf_counter()
     with ExitStack() as stack:
-        opened = [stack.enter_context(_open(context, task)) for task in tasks]
+        opened = [stack.enter_context(_open_run(context, task)) for task in tasks]
         reset_peak(context.device)
         contexts = [probe_context for _, probe_context, _ in opened]
         probes = [task.probe for task in tasks]
@@ -151,9 +156,9 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
                     cell = _with_result(cell, task, probe_context, result, costs)
                     if result.head is not None:
                         cell = cell.model_copy(update={"head": _log_head(run, result.head)})
-                    _log(cell, run, context.request.model)
+                    _log_metrics(cell, run, context.request.model_id)
                     _log_files(task, probe_context, run, result)
-                    if task is context.request.tasks[0]:  # one of those on the same images
+                    if task is context.request.tasks[0]:  # once, since the unit shares its images
                         _log_feature_pictures(probe_context, run)
                 except Exception as error:
                     result = error
@@ -213,8 +218,9 @@ def missing_cells(
 
 
 @contextmanager
-def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Context, Run]]:
-    """A cell without result, the context of its probe, and its MLflow run."""
+def _open_run(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Context, Run]]:
+    """Start or resume the MLflow run of a cell: the cell without result, its probe's context, and
+    the run."""
     request, data = context.request, context.request.dataset(task)
     backbone, conditions = request.backbone, task.conditions(data)
     head = context.heads[task.name].head if task.name in context.heads else ""
@@ -263,7 +269,7 @@ def _open(context: CellContext, task: PlannedTask) -> Iterator[tuple[Cell, Conte
             source=str(data.root.resolve()),
             **{split: len(samples) for split, samples in data.samples.items()},
         )
-        run.log_models(inputs=[request.model])
+        run.log_models(inputs=[request.model_id])
         run.log_json(conditions, artifacts.PROTOCOL)
         cell = cell.model_copy(update={"run_id": run.id})
         yield cell, context.of_task(task, work_dir, run, reporter()), run
@@ -282,11 +288,10 @@ def _with_result(
     metrics = {name: result.metrics[name] for name in cell.declared if name in result.metrics}
     if not np.isfinite(metrics.get(cell.main, np.nan)):
         raise RuntimeError(f"the probe returned no finite {cell.main}")
-    upsampler = credit(getattr(task.settings, "upsampler", ""))
-    others = filter(None, [cell.differs, upsampler])
-    notes = [*result.notes, *context.cost.notes, *others, *data.notes]
-    emulates = is_accelerator(device) and not prefers_bf16(device)
-    if emulates and getattr(task.settings, "precision", "") == "bf16":
+    of_task = filter(None, [cell.differs, credit(getattr(task.settings, "upsampler", ""))])
+    notes = [*result.notes, *context.cost.notes, *of_task, *data.notes]
+    emulates_bf16 = is_accelerator(device) and not prefers_bf16(device)
+    if emulates_bf16 and getattr(task.settings, "precision", "") == "bf16":
         notes.append(f"{device_name(device)} emulates bf16; precision=fp32 is faster there")
     if data.skipped:
         path, reason = data.skipped[0]
@@ -295,10 +300,10 @@ def _with_result(
     return cell.model_copy(update={"metrics": metrics, "costs": dict(costs), "notes": tuple(notes)})
 
 
-def _log(cell: Cell, run: Run, model: str) -> None:
-    """Log the numbers and notes of a cell; ``model`` is the id of the backbone's LoggedModel."""
-    # the Models page has one column for each "dataset": one task under the same conditions
-    about = {"model_id": model, "dataset_name": cell.task, "dataset_digest": cell.protocol}
+def _log_metrics(cell: Cell, run: Run, model_id: str) -> None:
+    """Log the numbers and notes of a cell; ``model_id`` is that of the backbone's LoggedModel."""
+    # MLflow's Models page has a column for each "dataset": here, for each task and its conditions
+    about = {"model_id": model_id, "dataset_name": cell.task, "dataset_digest": cell.protocol}
     run.log_metrics(cell.metrics, about=about)
     run.log_metrics(cost_metrics(cell.costs))
     if cell.notes:
@@ -319,14 +324,14 @@ def _log_head(run: Run, head: Head) -> str:
 
 
 def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult) -> None:
-    """Log config, per-image scores, parts of images, detections, pictures and logs."""
+    """Log config, per-image scores, features of parts of images, detections, pictures and logs."""
     config = task.probe.config(context)
     run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
     per_image = dict(result.per_image)
     dense_task = DENSE_TASKS.get(task.spec.kind)
     if task.spec.kind == "detection" or (dense_task and dense_task.has_classes):
-        # class names, for per-class tables: the one array here with an entry for each class, not
-        # for each image; a probe with classes of its own has set it
+        # names for per-class tables, unless the probe has classes of its own: the one array that
+        # has an entry for each class, not for each image
         per_image.setdefault("classes", np.array(context.data.classes))
     arrays: dict[str, Mapping[str, np.ndarray]] = {artifacts.PER_IMAGE: per_image}
     if task.varies("size"):
@@ -341,8 +346,7 @@ def _log_files(task: PlannedTask, context: Context, run: Run, result: TaskResult
                 run.log_file(folder / file)
     if result.preview is not None:
         gallery = result.preview.with_name(PurePath(artifacts.GALLERY).name)
-        # the gallery, which the report shows of all backbones side by side, is not of every probe
-        for picture in filter(Path.is_file, (result.preview, gallery)):
+        for picture in filter(Path.is_file, (result.preview, gallery)):  # not all probes draw both
             run.log_file(picture, artifacts.PICTURES)
     # MMEngine's log is TIME/TIME.log or SUB/TIME/TIME.log: log it in the folder log or log/SUB
     for log in sorted(context.work_dir.rglob("*.log")):

@@ -44,20 +44,21 @@ def prepare_data(
             protocol requires.
     """
     roots = _find_folders(tasks, options, created)
-    for task in {task.trained.name: task.trained for task in tasks}.values():
+    for task in {task.training_task.name: task.training_task for task in tasks}.values():
         if protocol := getattr(task.settings, "protocol", ""):
             check_required(protocol, task.spec.at(roots[task.spec.name]), task.probe)
+    # split → images to read, None for all
+    limits: dict[Split, int | None] = {"train": images, "val": images}
+    if options.limit:
+        limits["val"] = min(options.limit, images or options.limit)
     datasets: dict[tuple[str, tuple[Split, ...]], PreparedDataset] = {}
-    for task in with_trained(tasks):
+    for task in with_training_tasks(tasks):
         spec, splits = task.spec, task.splits
         if (spec.name, splits) not in datasets:
-            limits = {split: options.limit if split == "val" else images for split in splits}
-            if images and "val" in limits:
-                limits["val"] = min(images, options.limit or images)
             datasets[spec.name, splits] = prepare(
                 spec,
                 roots[spec.name],
-                splits=limits,
+                splits={split: limits[split] for split in splits},
                 partial=options.partial,
                 workers=num_workers,
                 progress=reporter(),
@@ -65,7 +66,7 @@ def prepare_data(
             )
     data = {}
     for task in tasks:
-        trained = task.trained
+        trained = task.training_task
         data[task.name] = datasets[task.spec.name, task.splits]
         if trained.spec.name != task.spec.name:
             trained_on = datasets[trained.spec.name, trained.splits]
@@ -73,9 +74,9 @@ def prepare_data(
     return data
 
 
-def with_trained(tasks: Iterable[PlannedTask]) -> list[PlannedTask]:
-    """Tasks, and those that train what they are scored with."""
-    return list({each.name: each for task in tasks for each in (task.trained, task)}.values())
+def with_training_tasks(tasks: Iterable[PlannedTask]) -> list[PlannedTask]:
+    """Tasks, each after its ``training_task``."""
+    return list({each.name: each for task in tasks for each in (task.training_task, task)}.values())
 
 
 def check_fit(
@@ -111,7 +112,7 @@ def _find_folders(
 ) -> dict[str, Path]:
     """Dataset → folder: the user's ``--data``, what the suite creates, or under ``--data-root``."""
     check_names(options.data)
-    specs = {task.spec.name: task.spec for task in with_trained(tasks)}
+    specs = {task.spec.name: task.spec for task in with_training_tasks(tasks)}
     folders = {name: root for name, root in created.items() if name not in options.data}
     return {
         name: folders.get(name) or find_folder(spec, options.data_root, options.data)
@@ -126,7 +127,7 @@ def split_into_units(
     names), such as three probes of VOC, or depth and normals of NYU, and those that are scored on
     other images with what was trained for these. A detector is alone. Variants of different sizes
     share no features and are apart."""
-    stem_keys: dict[int, str] = {}  # by dataset object: listing a million names takes seconds
+    stem_keys: dict[int, str] = {}  # id of a dataset → key, as a million names take seconds
     units: dict[str, list[PlannedTask]] = {}
     for task in tasks:
         dataset = data[task.name].trained_on or data[task.name]
@@ -187,7 +188,7 @@ class RunInputs:
         source = self._source(name, self.plan.seeds[0])
         return describe_backbone(source.create_arguments)
 
-    def check(self, backbone: BackboneInfo) -> dict[str, str]:
+    def inapplicable_tasks(self, backbone: BackboneInfo) -> dict[str, str]:
         """Task → why it does not apply to a backbone. Raises as ``check_fit``."""
         created = self.pipeline.data if self.pipeline else {}
         return check_fit(self.plan.tasks, self.plan.options, created, backbone)

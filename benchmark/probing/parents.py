@@ -27,16 +27,16 @@ from reports.mlflow.run import Run, Tracker
 from reports.mlflow.views import save_view
 
 
-def log_backbone(tracker: Tracker, backbone: BackboneInfo, trained_by: str = "") -> str:
+def log_backbone(tracker: Tracker, backbone: BackboneInfo, train_run: str = "") -> str:
     """The id of the backbone's LoggedModel, which is created if the experiment has none of these
-    weights. ``trained_by`` is the run that trained them."""
+    weights. ``train_run`` is the id of the run that trained them."""
     weights = backbone.weights
     tags = {
         "backbone": backbone.name,
         TAGS["weights_source"]: weights.source,
         TAGS["licence"]: weights.licence,
     }
-    return logged_model(tracker, backbone.name, weights.sha256, backbone.params, tags, trained_by)
+    return logged_model(tracker, backbone.name, weights.sha256, backbone.params, tags, train_run)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Parent:
     Attributes:
         source: how the backbone is built and what its weights cost.
         conditions: task → its ``PlannedTask.conditions``.
-        model: id of the backbone's LoggedModel.
+        model_id: of the backbone's LoggedModel.
     """
 
     tracker: Tracker
@@ -55,7 +55,7 @@ class Parent:
     source: BackboneSource
     seed: int
     conditions: Mapping[str, Mapping[str, Any]]
-    model: str
+    model_id: str
 
     @cached_property
     def record(self) -> ParentRun:
@@ -82,7 +82,7 @@ class Parent:
             weights_source=backbone.weights.source,
             licence=backbone.weights.licence,
             run_key=content_key(identity),
-            model=self.model,
+            model=self.model_id,
             train_run=self.source.run,
             experts=subsets().get(backbone.name, ()),
             main_metrics=tuple(f"{task.name}/{task.main_metric}" for task in plan.tasks),
@@ -91,12 +91,10 @@ class Parent:
         )
 
     def find_earlier(self) -> ParentRun | None:
-        """The newest run to resume, or None.
-
-        It must not be running, because another process writes it then, and all its numbers of these
-        tasks must have been measured under the same conditions (on the same data, for example).
-        """
-        self.tracker.close_stale()  # one whose process was killed while this one waited for it
+        """The newest run to resume, or None: one that no process writes, and whose numbers of these
+        tasks were measured under the same conditions (on the same data, for example)."""
+        # a process may have been killed while this one waited for its lock
+        self.tracker.close_stale()
         protocols = self.record.protocols.items()
         key = f"tags.`{TAGS['run_key']}` = '{self.record.run_key}'"
         for run in self.tracker.search(key):
@@ -145,7 +143,7 @@ class Parent:
             for number, (path, source) in enumerate(plugins.loaded()):  # names may be equal
                 name = f"plugins/{number}-{Path(path).name}"
                 run.log_text(source.decode(errors="replace"), name)
-            run.log_models(inputs=[self.model])
+            run.log_models(inputs=[self.model_id])
             run.log_new_metrics(cost_metrics(record.costs))
             save_view(self.tracker.client, self.tracker.experiment_id)
             yield run

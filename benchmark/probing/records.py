@@ -20,7 +20,7 @@ from probes.registry import DATASETS, PROBES, find_task, trained_task
 from probes.upsamplers.names import upsampler_identity
 from reports.cell import Cell, cell_key
 
-# settings with which numbers are what they were before there was the setting; no part of identities
+# values of settings that change nothing; not part of identities, which are older than the settings
 NEUTRAL = {"upsampler": "bilinear", "linear_norm": True}
 
 
@@ -29,7 +29,7 @@ class PlannedTask:
     """A task with the settings it runs with and the share of train that it is trained on.
 
     Attributes:
-        encoded_layers: layers that tasks of this run name, which one pass of the backbone reads.
+        encoded_layers: layers that any task of the run reads; one pass of the backbone gives all.
     """
 
     name: str
@@ -54,16 +54,17 @@ class PlannedTask:
         return next(iter(self.probe.metrics))
 
     @property
-    def trained(self) -> PlannedTask:
-        """The task that trains what this one is scored with, under the same settings: this one, or
-        that of another dataset (``DatasetSpec.trained_on``) or probe (``Probe.head_of``)."""
+    def training_task(self) -> PlannedTask:
+        """The task whose head or training images this one is scored with, under the same settings:
+        itself, or that of another dataset (``DatasetSpec.trained_on``) or probe
+        (``Probe.head_of``)."""
         name, *variant = self.name.split(":")
         return replace(self, name=":".join([trained_task(name), *variant]))
 
     @property
     def uses_head(self) -> bool:
         """Whether it is scored with the head of another task."""
-        return self.trained != self and self.probe.reuse == "head"
+        return self.training_task != self and self.probe.reuse == "head"
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -75,7 +76,8 @@ class PlannedTask:
         line; '' if nothing differs, or if the protocol is ``own``, which is not published."""
         if "protocol" not in field_names(self.probe.settings_type):
             return ""
-        preset = find_preset(self.settings.protocol, self.trained.spec, self.trained.probe)
+        trained = self.training_task
+        preset = find_preset(self.settings.protocol, trained.spec, trained.probe)
         differences = preset_deviations(preset, self.settings, (data.trained_on or data).spec)
         if preset.settings and self.train_share < 1:
             differences.append(f"train_share={self.train_share}")
@@ -84,7 +86,7 @@ class PlannedTask:
         return f"differs from {self.settings.protocol}: {', '.join(differences)}"
 
     def context(self, data: PreparedDataset, seed: int, **fields: Any) -> Context:
-        """The context of the probe, on the task's share of ``data``; ``fields``: the others of
+        """The context of the probe, on the task's share of ``data``, with further ``fields`` of
         ``Context``."""
         data = with_share(data, self.train_share, seed)
         context = Context(data=data, settings=self.settings, seed=seed, **fields)
@@ -95,8 +97,9 @@ class PlannedTask:
         different conditions never share a column.
 
         In a cell's MLflow run, their hash is the tag ``protocol``, and the setting ``protocol``
-        (the name of a protocol, whose preset changes the task's settings) is the tag ``preset``.
-        Under ``head`` or ``train`` are those of the task whose head or training images it uses.
+        (the name of a protocol, whose preset changes the task's settings) is the tag ``preset``. A
+        task that uses the head or training images of another one has that one's conditions under
+        ``head`` or ``train``.
         """
         conditions: dict[str, Any] = {
             "task": self.name,
@@ -124,8 +127,8 @@ class PlannedTask:
             conditions["upsampler"] = upsampler
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
-        if self.trained != self:
-            conditions[self.probe.reuse] = self.trained.conditions(data.trained_on or data)
+        if self.training_task != self:
+            conditions[self.probe.reuse] = self.training_task.conditions(data.trained_on or data)
             conditions["transfer"] = dict(data.spec.transfer)
         return conditions
 
@@ -182,8 +185,12 @@ class BackboneInfo:
         heads: Mapping[str, Cell] = MappingProxyType({}),
     ) -> dict[str, str]:
         """Task → identity of its cell: backbone weights and layers, conditions of the task
-        (``PlannedTask.conditions``) and seed, and the head of another task that it uses. Tasks
-        whose head is in no cell of ``heads`` have none yet."""
+        (``PlannedTask.conditions``), seed, and the head that it uses of another task.
+
+        Args:
+            heads: task → the cell whose head it uses. A task that uses one and is not in it, since
+                the head is not trained yet, has no identity yet and is left out.
+        """
         return {
             name: cell_key(self.identity, each, seed, heads[name].head if name in heads else "")
             for name, each in conditions.items()
@@ -196,14 +203,13 @@ class ProbeRequest:
     """The argument of ``probe_unit``: tasks that share images, on one backbone and seed.
 
     Attributes:
-        data: task → its ``PreparedDataset`` with ``spec=None``, because a spec may hold functions
-            that cannot be pickled.
+        data: task → its ``PreparedDataset`` ``without_specs``.
         data_root: as by ``--data-root``; its subfolders ``wds_NAME`` are webdatasets, which the
             worker has to register before it can find their tasks.
-        model: id of the backbone's LoggedModel.
+        model_id: of the backbone's LoggedModel.
         suite: name of the suite.
         experiment: in MLflow.
-        parent: id of the run that the cells' runs nest under.
+        parent_id: of the run that the cells' runs nest under.
         force: run finished cells again, except those finished under this same parent (by a worker
             that died before its unit ended).
     """
@@ -212,11 +218,11 @@ class ProbeRequest:
     data: Mapping[str, PreparedDataset]
     data_root: Path | None
     backbone: BackboneInfo
-    model: str
+    model_id: str
     seed: int
     suite: str
     experiment: str
-    parent: str
+    parent_id: str
     device: str
     num_workers: int
     force: bool
@@ -232,6 +238,6 @@ def _with_spec(data: PreparedDataset, spec: DatasetSpec) -> PreparedDataset:
 
 
 def without_specs(data: PreparedDataset) -> PreparedDataset:
-    """The dataset without what cannot be pickled, see ``ProbeRequest.data``."""
+    """The dataset with ``spec=None``: a spec may hold functions that cannot be pickled."""
     trained_on = data.trained_on and without_specs(data.trained_on)
     return replace(data, spec=None, trained_on=trained_on)  # type: ignore[arg-type]

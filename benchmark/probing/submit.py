@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmark.execution.base import Executor, Priority
 from benchmark.execution.progress import console
-from benchmark.planning.plan import has_open_precision, with_precision
+from benchmark.planning.plan import is_precision_open, with_precision
 from benchmark.probing.data import split_into_units
 from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest, without_specs
 from benchmark.probing.unit import describe_backbone, preferred_precision, probe_unit
@@ -26,9 +26,9 @@ def unit_name(backbone: str, seed: int, tasks: Sequence[PlannedTask]) -> str:
 async def ask_for_precision(
     tasks: Sequence[PlannedTask], executor: Executor
 ) -> Sequence[PlannedTask]:
-    """Tasks with the precision that a worker prefers on its device, where the plan has ``auto``:
-    this machine has no such device."""
-    if not has_open_precision(tasks):
+    """Tasks with the precision that a worker prefers on its device, where the plan still has
+    ``auto``, since this machine has no such device."""
+    if not is_precision_open(tasks):
         return tasks
     precision = await executor.run(
         preferred_precision,
@@ -72,11 +72,8 @@ class Probing:
         return {task.name: task.conditions(self.data[task.name]) for task in self.tasks}
 
     async def describe(self, create_arguments: Mapping[str, Any]) -> BackboneInfo:
-        """The record of a backbone.
-
-        It is built in a worker, which keeps it in memory, because the same worker may probe it
-        next. With an executor on other machines, where a job would wait in a queue, it is built in
-        this process.
+        """``describe_backbone`` in a worker, which may probe the backbone next. With an executor on
+        other machines, where a job would wait in a queue, in this process.
 
         Args:
             create_arguments: keyword arguments of ``backbones.create``.
@@ -97,27 +94,27 @@ class Probing:
         tasks: Sequence[PlannedTask],
         backbone: BackboneInfo,
         seed: int,
-        parent: str,
-        model: str,
+        parent_id: str,
+        model_id: str,
         priority: int = Priority.DEFAULT,
     ) -> list[Cell]:
         """The cells of one unit of work: ``tasks`` on one backbone and seed.
 
         Args:
             tasks: one of ``units``, or those of its tasks that are not finished.
-            parent: id of the MLflow run that the cells' runs nest under.
-            model: id of the backbone's LoggedModel.
+            parent_id: of the MLflow run that the cells' runs nest under.
+            model_id: of the backbone's LoggedModel.
         """
         request = ProbeRequest(
             tasks=tuple(tasks),
             data={task.name: without_specs(self.data[task.name]) for task in tasks},
             data_root=self.data_root,
             backbone=backbone,
-            model=model,
+            model_id=model_id,
             seed=seed,
             suite=self.suite,
             experiment=self.experiment,
-            parent=parent,
+            parent_id=parent_id,
             device=self.executor.device,
             num_workers=self.executor.num_workers,
             force=self.force,

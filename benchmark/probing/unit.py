@@ -14,7 +14,7 @@ import backbones
 import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import reporter
-from benchmark.execution.unit import cached_in_process
+from benchmark.execution.unit import keep_last_model
 from benchmark.probing.cell import (
     CellContext,
     cell_locks,
@@ -41,13 +41,13 @@ def preferred_precision(device: str) -> Precision:
     return "bf16" if prefers_bf16(choose_device(device)) else "fp32"
 
 
-def describe_backbone(create_arguments: Mapping[str, Any]) -> BackboneInfo:
-    """Build a backbone and describe it; a unit of work.
+load_backbone = keep_last_model(backbones.create)  # the same process may probe it next
 
-    The worker keeps the backbone in memory, because the same worker may probe it next. Raises
-    ``UserError`` as ``backbones.create`` does.
-    """
-    return BackboneInfo.of(_load_backbone(**create_arguments), create_arguments)
+
+def describe_backbone(create_arguments: Mapping[str, Any]) -> BackboneInfo:
+    """Build a backbone and describe it; a unit of work. Raises ``UserError`` as
+    ``backbones.create``."""
+    return BackboneInfo.of(load_backbone(**create_arguments), create_arguments)
 
 
 def probe_unit(request: ProbeRequest) -> list[Cell]:
@@ -60,22 +60,22 @@ def probe_unit(request: ProbeRequest) -> list[Cell]:
     """
     register_folders(request.data_root)
     tracker = Tracker(request.experiment)
-    # with --force, accept only cells of this same parent, finished by a worker that died
-    parent = request.parent if request.force else ""
+    # with --force, only what this same unit finished before its worker died
+    parent_id = request.parent_id if request.force else ""
     backbone, seed, cells = request.backbone, request.seed, dict[str, Cell]()
     for uses_head in (False, True):  # heads are trained before other tasks use them
         tasks = [task for task in request.tasks if task.uses_head == uses_head]
         conditions = {task.name: task.conditions(request.dataset(task)) for task in tasks}
-        heads = cells_of_heads(tracker, backbone, conditions, seed, parent)
+        heads = cells_of_heads(tracker, backbone, conditions, seed, parent_id)
         keys = backbone.cell_keys(conditions, seed, heads)
         reasons = {
-            task.name: f"{task.trained.name}, whose head it uses, has no result"
+            task.name: f"{task.training_task.name}, whose head it uses, has no result"
             for task in tasks
             if task.name not in keys
         }
         cells |= missing_cells(backbone.name, seed, reasons)
         with cell_locks(keys.values()):
-            cells |= finished_cells(tracker, keys, backbone.name, parent)
+            cells |= finished_cells(tracker, keys, backbone.name, parent_id)
             pending = [task for task in tasks if task.name not in cells]
             if pending:
                 finished = _run_pending(request, pending, tracker, heads)
@@ -90,13 +90,13 @@ def _run_pending(
     heads: Mapping[str, Cell],
 ) -> list[Cell]:
     device = choose_device(request.device)
-    backbone = _load_backbone(**request.backbone.create_arguments).to(device)
+    backbone = load_backbone(**request.backbone.create_arguments).to(device)
     if content_key(backbone.identity()) != content_key(request.backbone.identity):
         raise UserError(
             f"the weights of {backbone.name} have changed since the run began; run the command"
             " again"
         )
-    parent = Run(tracker, request.parent, name=request.parent)
+    parent = Run(tracker, request.parent_id, name=request.parent_id)
     context = CellContext(request, tracker, parent, backbone, device, heads)
     cells: list[Cell] = []
     with computing_on(device):
@@ -117,7 +117,7 @@ def trained_together(tasks: Sequence[PlannedTask], context: CellContext) -> list
     for task in tasks:
         key = None
         if isinstance(task.probe, GroupedProbe) and not task.uses_head:
-            # only to read the settings and data: no folder, log or progress
+            # the key depends on settings and data: no folder, log or progress
             key = task.probe.group_key(context.of_task(task, Path(), Silent(), Silent()))
         lists.setdefault(key or task.name, []).append(task)
     return list(lists.values())
@@ -129,6 +129,3 @@ def computing_on(device: torch.device) -> Iterator[None]:
     without TF32."""
     with on_device(device), float32_products(tf32=False):
         yield
-
-
-_load_backbone = cached_in_process(backbones.create)  # the same process may probe it next

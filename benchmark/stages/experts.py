@@ -16,7 +16,7 @@ from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
-from benchmark.execution.unit import drop_cached
+from benchmark.execution.unit import drop_last_model
 from benchmark.stages.session import computing_tags, stage_run
 from cliptex_common.progress import Silent
 from reports.cell import TAGS, cost_metrics
@@ -65,7 +65,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
     Raises:
         UserError: as ``backbones.cliptex.experts.train.train_expert``.
     """
-    drop_cached()
+    drop_last_model()
     with exclusive(training.out):
         if training.find() is not None:
             return _train(training, Silent())

@@ -26,7 +26,7 @@ from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive_async
 from benchmark.execution.progress import console, reporter
-from benchmark.execution.unit import cached_in_process, drop_cached
+from benchmark.execution.unit import drop_last_model, keep_last_model
 from benchmark.stages.session import print_note, stage_run
 from cliptex_common.device import device_name
 from cliptex_common.errors import UserError
@@ -133,7 +133,7 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
             except ExceptionGroup as errors:
                 raise errors.exceptions[0]  # noqa: B904 – keeps its own cause
             finally:
-                drop_cached()  # units of this process loaded the experts
+                drop_last_model()  # units of this process loaded the experts
             finish_labels(source, writer)
             store = LabelStore(writer.root)
             _log(run, store, source)
@@ -164,7 +164,7 @@ def label_unit(
     return shard, device_name(choose_device(request.device))
 
 
-@cached_in_process
+@keep_last_model
 def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
     """Loads the experts once for all shards that a process labels."""
     source = open_pairs(request.pairs)

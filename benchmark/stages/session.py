@@ -23,23 +23,27 @@ from reports.mlflow.run import Run, Tracker
 def open_executor_and_tracker(
     options: ExecutionOptions, experiment: str
 ) -> Iterator[tuple[Executor, Tracker]]:
-    """The executor and the MLflow experiment of a command that submits units of work. Runs whose
-    process has vanished are closed before and after.
+    """The executor, started, and the MLflow experiment of a command that submits units of work.
 
     Raises:
-        UserError, TrackingError: no such executor or device, or a store that cannot be used (by
-            units on other machines).
+        UserError: no such executor, or as ``start_executor``.
+        TrackingError: as ``start_executor``.
     """
     with Bar() as bar:
         executor = make_executor(options, bar)
-        with open_tracker(executor, experiment) as tracker:
+        with start_executor(executor, experiment) as tracker:
             yield executor, tracker
 
 
 @contextmanager
-def open_tracker(executor: Executor, experiment: str) -> Iterator[Tracker]:
-    """Start an executor and open the MLflow experiment that its units log to, as
-    ``open_executor_and_tracker`` does."""
+def start_executor(executor: Executor, experiment: str) -> Iterator[Tracker]:
+    """Start an executor and open the MLflow experiment that its units log to. Runs whose process
+    has vanished are closed before and after.
+
+    Raises:
+        UserError, TrackingError: no such device, or a store that cannot be used (by units on other
+            machines).
+    """
     tracker = None
     try:
         with executor:

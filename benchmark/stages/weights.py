@@ -26,7 +26,7 @@ from benchmark.execution.base import Executor, Priority
 from benchmark.execution.device import choose_device
 from benchmark.execution.exclusive import exclusive
 from benchmark.execution.progress import console, reporter
-from benchmark.execution.unit import drop_cached
+from benchmark.execution.unit import drop_last_model
 from benchmark.stages.session import computing_tags, print_note, stage_run
 from cliptex_common.progress import Progress, RunLog, Silent
 from cliptex_common.secrets import hide_secrets
@@ -152,7 +152,7 @@ def train_unit(training: Training) -> TrainedWeights:
         UserError, NonFiniteLoss: as ``backbones.cliptex.training.train.train``.
     """
     end_with_launcher()
-    drop_cached()
+    drop_last_model()
     inputs = training.open(reporter() if first_process() else Silent())
     if not first_process():
         return TrainedWeights(**vars(_train(training, inputs, Silent())))

@@ -152,4 +152,4 @@ def _cells(
     if data and info and tracker and not plan.options.force:
         conditions = {task.name: task.conditions(data[task.name]) for task in plan.tasks}
         cells = find_cells(tracker, info, conditions, seed)
-    return cells | missing_cells(name, seed, inputs.check(backbone), "not applicable")
+    return cells | missing_cells(name, seed, inputs.inapplicable_tasks(backbone), "not applicable")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from benchmark.execution.unit import cached_in_process, drop_cached
+from benchmark.execution.unit import drop_last_model, keep_last_model
 
 
 def test_a_process_caches_one_result_of_all_functions():
     created = []
 
-    @cached_in_process
+    @keep_last_model
     def backbone(name):
         created.append(name)
         return object()
 
-    @cached_in_process
+    @keep_last_model
     def labeller(name):
         created.append(name)
         return object()
@@ -22,6 +22,6 @@ def test_a_process_caches_one_result_of_all_functions():
     labeller("experts")
     backbone("clip")
     assert created == ["clip", "experts", "clip"], "the labeller took the backbone's place"
-    drop_cached()
+    drop_last_model()
     backbone("clip")
     assert len(created) == 4

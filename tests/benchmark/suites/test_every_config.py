@@ -115,7 +115,7 @@ def test_every_config_is_built(
     task = TASKS[name]
     data = prepared(task.spec)
     if task.spec.trained_on:
-        data = replace(data, trained_on=prepared(task.trained.spec))
+        data = replace(data, trained_on=prepared(task.training_task.spec))
     probe_context = context(tmp_path, data, task.settings, backbone)
     text = task.probe.config(probe_context)
     if text.startswith("{"):
