@@ -15,7 +15,7 @@ _MODULES = {
 }
 __all__ = list(_MODULES)
 
-# a file that states a probe's config
+# a plugin may be the config file of a probe
 plugins.READERS.append("probes.dense.config_probe:register_config")
 
 

@@ -272,8 +272,8 @@ def check(
     tracking_uri: str | None = None,
     **options: Any,
 ) -> None:
-    """Check what ``evaluate`` is going to be given, and make and read the data, before there is a
-    backbone.
+    """Check the arguments of a later ``evaluate`` before there is a backbone; the data are made and
+    checked.
 
     Args:
         tasks, settings, tracking_uri, **options: as of ``evaluate``.

@@ -78,10 +78,10 @@ class Plugin:
 
 LOADED: dict[Path, Plugin] = {}  # by path
 _lock = threading.RLock()
-# modules that register this project's entries, imported before a plugin: it is then refused at the
-# line where it registers a name of theirs
+# modules that register this project's entries. They are imported before a plugin, so that the line
+# of the plugin that registers one of their names is refused
 CATALOGS: list[str] = []
-# ``MODULE:FUNCTION`` of what may register a plugin whose own code registers nothing
+# ``MODULE:FUNCTION``, called with a plugin whose code registers nothing: it may be a config file
 READERS: list[str] = []
 
 

@@ -66,8 +66,8 @@ class Registry(UserDict[str, T]):
         """
         plugin = plugin or plugins.calling_plugin()
         exists = name in self.data or (plugin is not None and name in self._points())
-        is_same = self.data.get(name) is entry and self._plugins.get(name) is plugin
-        if exists and not is_same:  # a module may be imported twice
+        is_repeated = self.data.get(name) is entry and self._plugins.get(name) is plugin
+        if exists and not is_repeated:  # a module may be imported twice
             owner = f", of plugin {self._plugins[name].path}" if name in self._plugins else ""
             raise UserError(f"{self.kind} {name!r} exists already{owner}; choose another name")
         if plugin is not None:

@@ -28,7 +28,7 @@ def hide_secrets(text: str) -> str:
 def remember_secrets(uri: str) -> None:
     """Let ``redact`` hide the credentials of ``uri`` wherever they occur: libraries quote parts of
     a URL."""
-    user, _, host = uri.partition("://")[2 * ("://" in uri)].rpartition("@")
+    user, _, host = uri.split("://", 1)[-1].rpartition("@")
     name, colon, password = user.partition(":")
     parts = [match[2] for match in _PARAMETER.finditer(uri)]
     if colon:

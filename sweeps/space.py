@@ -66,7 +66,7 @@ class Space:
                 dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())
             ]
         params = [{**self.base, name: value} for name in values for value in values[name]]
-        return [dict(self.base), *filter(self.base.__ne__, params)]
+        return [dict(self.base), *(each for each in params if each != self.base)]
 
     @property
     def total(self) -> int:

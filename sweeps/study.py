@@ -32,7 +32,11 @@ PLOTS = (
     visualization.plot_contour,
     visualization.plot_param_importances,
 )
-LOST = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError)
+STORAGE_ERRORS = (
+    optuna.exceptions.StorageInternalError,
+    sqlalchemy.exc.SQLAlchemyError,
+    ImportError,
+)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
@@ -52,7 +56,7 @@ def storage_errors(url: str) -> Iterator[None]:
     """Raise ``UserError`` where the storage cannot be used, or stops answering."""
     try:
         yield
-    except LOST as error:
+    except STORAGE_ERRORS as error:
         reason = redact(first_line(error.__cause__ or error))
         raise UserError(
             f"cannot use the storage {hide_secrets(url)}: {reason}; name another --storage, or"
@@ -137,24 +141,25 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(states=(TrialState.COMPLETE,))
 
 
-def queue(study: optuna.Study, space: Space) -> None:
-    """Queue the trials that are not finished, also those that an earlier driver left RUNNING."""
+def queue_trials(study: optuna.Study, space: Space) -> None:
+    """Queue the trials of the search that are neither finished nor queued; of tpe, those that an
+    earlier driver left RUNNING."""
     interrupted = study.get_trials(states=(TrialState.RUNNING,))
-    settings = {
+    names = {
         trial.user_attrs.get("setting") or space.name(trial.params)
         for trial in study.get_trials(states=(TrialState.WAITING, TrialState.COMPLETE))
     }
     sampled = [trial.params for trial in interrupted if trial.params.keys() == space.base.keys()]
     for params in space.combinations() or sampled:
-        if space.name(params) not in settings:
+        if space.name(params) not in names:
             study.enqueue_trial(params, user_attrs={"setting": space.name(params)})
     for trial in interrupted:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def ask(study: optuna.Study, space: Space) -> optuna.Trial:
-    """The next trial, from the queue or of tpe, whose seed counts the params that it has chosen: a
-    driver that resumes the study draws as the first one would have."""
+def next_trial(study: optuna.Study, space: Space) -> optuna.Trial:
+    """The next trial, from the queue or sampled by tpe. The sampler's seed follows from the number
+    of settings that the study has, so that a resumed study samples as it would have."""
     every = space.base.keys()  # a driver may die between two of a trial's params
     chosen = {space.name(t.params) for t in study.trials if t.params.keys() == every}
     seed = (space.seed * 1_000_003 + len(chosen)) % 2**32

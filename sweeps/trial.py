@@ -22,13 +22,10 @@ from reports.mlflow.client import PARENT_TAG
 from reports.mlflow.run import Run, Tracker
 from reports.stats.gains import interquartile_mean, relative_gain
 from sweeps.space import Space, Value
-from sweeps.study import ask, best_recipe, figures, finished_trials, queue
+from sweeps.study import best_recipe, figures, finished_trials, next_trial, queue_trials
 
 Metrics = Mapping[str, Mapping[str, float]]  # task → metric → value
-
-
-# (recipe, its run): train, probe and log
-Evaluate = Callable[[Recipe, Run], Awaitable[Metrics]]
+Evaluate = Callable[[Recipe, Run], Awaitable[Metrics]]  # train, probe, and log to the run
 
 
 def gains(metrics: Metrics, baseline: Metrics) -> dict[str, float]:
@@ -97,26 +94,28 @@ class Sweep:
         with self.tracker.run(f"sweep {study.study_name}", tags=tags, resume=resume) as self.parent:
             study.set_user_attr("mlflow.run", self.parent.id)
             study.set_user_attr("recipe", self.recipe.settings())
-            plain = RECIPES["clip-ft"]
+            clip_ft = RECIPES["clip-ft"]
             recipe = replace(
-                self.recipe, name=plain.name, lambdas=plain.lambdas, experts=plain.experts
+                self.recipe, name=clip_ft.name, lambdas=clip_ft.lambdas, experts=clip_ft.experts
             )
             if await self._measure(recipe, {"baseline": recipe.name}):
-                queue(study, self.space)
+                queue_trials(study, self.space)
                 pending = iter(range(self.unfinished))
-                await asyncio.gather(*(self._work(pending) for _ in range(width)))
+                await asyncio.gather(*(self._run_trials(pending) for _ in range(width)))
             if self.baseline and finished_trials(study):
-                again = [study.best_params, self.space.base]
-                if again[0] != again[1]:
-                    await asyncio.gather(*(self._again(*each) for each in product(again, seeds)))
+                pair = [study.best_params, self.space.base]
+                if pair[0] != pair[1]:
+                    repeats = [self._measure_again(*each) for each in product(pair, seeds)]
+                    await asyncio.gather(*repeats)
                 self.parent.log_json(figures(study), artifacts.PLOTS)
                 self.parent.log_json(best_recipe(study), "best_recipe.json")
             if self.unfinished:
                 self.parent.fail(f"{self.unfinished} trials are not finished")
 
-    async def _work(self, pending: Iterator[int]) -> None:
+    async def _run_trials(self, pending: Iterator[int]) -> None:
+        """Run trials until ``pending``, which several coroutines share, has no more."""
         for _ in pending:
-            trial = ask(self.study, self.space)
+            trial = next_trial(self.study, self.space)
             tags = {"trial": str(trial.number), "setting": self.space.name(trial.params)}
             recipe = self.recipe.changed(trial.params)
             if result := await self._measure(recipe, tags, trial.params):
@@ -125,7 +124,7 @@ class Sweep:
             else:
                 self.study.tell(trial, state=TrialState.FAIL)
 
-    async def _again(self, params: Mapping[str, Value], seed: int) -> None:
+    async def _measure_again(self, params: Mapping[str, Value], seed: int) -> None:
         tags = {"again": self.space.name(params), "seed": str(seed)}
         if not self.tracker.finished(**tags, **{PARENT_TAG: self.parent.id}):
             await self._measure(self.recipe.changed({**params, "seed": seed}), tags, params)

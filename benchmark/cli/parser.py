@@ -125,26 +125,27 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: Any) -> None:
     parser.add_argument(_flag(name, field), dest=name, **settings)
 
 
-def read_options(typed: Mapping[str, Any]) -> Any:
+def read_options(from_line: Mapping[str, Any]) -> Any:
     """A command with the options of the command line and of its ``--config`` file.
 
     Args:
-        typed: ``command`` → the dataclass, and field name → the words typed for it.
+        from_line: ``command`` → the dataclass, and field name → its text or texts on the command
+            line.
 
     Raises:
         UserError: an option is missing or not allowed, or the file cannot be read.
     """
-    command, fields = typed["command"], typed["command"].__pydantic_fields__
-    stored = _read_file(Path(typed["config"]), fields) if "config" in typed else {}
-    options = {name: words for name, words in {**stored, **typed}.items() if words}
+    command, fields = from_line["command"], from_line["command"].__pydantic_fields__
+    from_file = _read_file(Path(from_line["config"]), fields) if "config" in from_line else {}
+    options = {name: text for name, text in {**from_file, **from_line}.items() if text}
     for name, field in fields.items():
         flag = _flag(name, field)
-        if Mapping in value_types(field.annotation):
-            from_file, from_line = stored.get(name, ()), typed.get(name, ())
-            options[name] = parse_pairs(from_file, flag) | parse_pairs(from_line, flag)
+        if Mapping in value_types(field.annotation):  # the line changes single entries of the file
+            entries = parse_pairs(from_file.get(name, ()), flag)
+            options[name] = entries | parse_pairs(from_line.get(name, ()), flag)
         if field.is_required() and not options.get(name):
             raise UserError(f"{flag} is missing")
-        if typed.get(name) == "" and (name == "json" or Path in value_types(field.annotation)):
+        if from_line.get(name) == "" and (name == "json" or Path in value_types(field.annotation)):
             raise UserError(f"{flag} is empty; give a path, or leave it out")
     del options["command"]
     if "plugins" in fields:
@@ -168,15 +169,15 @@ def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--config {file} must be a table of options, such as `suite: paper`")
     names = {name.replace("_", "-"): name for name in fields}
     names |= {_flag(name, field).removeprefix("--"): name for name, field in fields.items()}
-    words: dict[str, Any] = {}
+    texts: dict[str, Any] = {}
     for option, value in options.items():
         key = option.replace("_", "-")
         if key not in names:
             raise UserError(f"--config {file}: no option {option!r}; {suggest(key, names)}")
         if isinstance(value, Mapping):
-            words[names[key]] = [f"{each}={text}" for each, text in as_pairs(value).items()]
+            texts[names[key]] = [f"{each}={text}" for each, text in as_pairs(value).items()]
         elif isinstance(value, list):
-            words[names[key]] = [as_text(key, each) for each in value]
+            texts[names[key]] = [as_text(key, each) for each in value]
         else:
-            words[names[key]] = as_text(key, value)
-    return words
+            texts[names[key]] = as_text(key, value)
+    return texts

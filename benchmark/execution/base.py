@@ -103,7 +103,7 @@ class Executor(ABC):
         self.closing = False
         if options.num_workers is not None:
             self.num_workers = options.num_workers
-        # added to by this thread and by the scheduler's, which alone removes from them
+        # only the scheduler's thread removes from these
         self._waiting: list[_QueuedUnit] = []
         self._running: list[_QueuedUnit] = []
         self._wake = threading.Event()  # a unit was submitted or has ended
@@ -150,11 +150,9 @@ class Executor(ABC):
 
     @property
     def device(self) -> str:
-        """The device as a unit names it: in a worker, which sees only its own GPU, without a
-        number."""
-        return (
-            self.options.device if self.in_this_process else self.options.device.partition(":")[0]
-        )
+        """The device as units name it: without a number in a worker, which sees one GPU alone."""
+        device = self.options.device
+        return device if self.in_this_process else device.partition(":")[0]
 
     def resources(self) -> dict[str, Any]:
         """``cpus`` and ``gpus`` of a unit that computes on the device, whatever else is running.
@@ -250,7 +248,8 @@ class Executor(ABC):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        with self._on_exit as stack:  # runs callbacks in reverse order, all of them despite errors
+        # the block, then the callbacks from the last to the first, each whatever the others raise
+        with self._on_exit as stack:
             stack.callback(self._drop_all)
             stack.callback(self.release)
             stack.callback(self._close)
@@ -289,7 +288,7 @@ class Executor(ABC):
             time.sleep(0.05)
         if bug is not None:
             for queued in (*self._waiting, *self._running):
-                with suppress(Exception):  # it may be what has ended already
+                with suppress(Exception):  # one of them may have ended before the bug
                     self._end(queued, error=bug)
             self._waiting, self._running = [], []
 
@@ -315,7 +314,7 @@ class Executor(ABC):
         A unit that does not fit blocks those behind it; otherwise one that needs several cores or
         GPUs would never start.
         """
-        blocked: set[bool] = set()  # values of with_gpus whose first waiting unit did not fit
+        blocked: set[bool] = set()  # True for units with GPUs, False for those without
         for queued in sorted(self._waiting, key=lambda each: -each.priority):
             with_gpus = queued.unit.gpus > 0
             if queued.future.cancelled():
@@ -355,8 +354,8 @@ class Executor(ABC):
         self._show(queued, flush=True)
         queued.line.end()
         queued.line = self.bar.line()
-        again = f"{queued.unit.name}: {event} ({reason}); running it again, {count} of {limit}"
-        console.print(again, style="yellow")
+        line = f"{queued.unit.name}: {event} ({reason}); running it again, {count} of {limit}"
+        console.print(line, style="yellow")
         self._waiting.append(queued)
 
     def _drop(self, queued: _QueuedUnit) -> None:

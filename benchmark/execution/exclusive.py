@@ -1,4 +1,4 @@
-"""One process at a time for each result, whichever command wants it."""
+"""One process at a time creates a result, whatever its command is."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _pid = os.getpid()
 _received = 0
-_ignored_later: tuple[int, ...] = ()
+_ignored_after: tuple[int, ...] = ()  # the first signal; (): all but that one
 
 
 def handle_signals(*, once: bool = False, numbers: Sequence[int] = STOP_SIGNALS) -> None:
@@ -28,8 +28,8 @@ def handle_signals(*, once: bool = False, numbers: Sequence[int] = STOP_SIGNALS)
         once: ignore the same signal, too. A worker may get one with its process group and one from
             its parent.
     """
-    global _pid, _received, _ignored_later
-    _pid, _received, _ignored_later = os.getpid(), 0, tuple(numbers) if once else ()
+    global _pid, _received, _ignored_after
+    _pid, _received, _ignored_after = os.getpid(), 0, tuple(numbers) if once else ()
     for number in numbers:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _handle)
@@ -69,7 +69,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _is_importing(frame):  # an exception would be swallowed, or leave a half-imported library
         threading.Timer(0.05, os.kill, (_pid, number)).start()
         return
-    for each in _ignored_later or {*STOP_SIGNALS} - {number}:
+    for each in _ignored_after or {*STOP_SIGNALS} - {number}:
         signal.signal(each, signal.SIG_IGN)
     logging.getLogger("asyncio").disabled = True  # tracebacks of tasks that end by this
     raise KeyboardInterrupt

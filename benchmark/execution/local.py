@@ -42,8 +42,7 @@ class LocalExecutor(Executor):
         self._cpus = options.executor_integer("cpus", cores())
         self._gpu_kind, self._gpus = _select_gpus(options)
         self._set_capacity(self._cpus, len(self._gpus))
-        # ``slots`` is 1 with one GPU too, but without ``--jobs 1`` workers are needed: units
-        # without a GPU run beside the one on the GPU
+        # with one GPU, ``slots`` is 1, too, but units without a GPU run beside the one that has it
         self.in_this_process = self.slots == 1 and (options.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
 
@@ -57,13 +56,11 @@ class LocalExecutor(Executor):
         idle = [worker for worker in self._workers if worker not in busy]
         worker = next((each for each in idle if bool(each.gpu) == bool(unit.gpus)), None)
         if worker is None:
-            used = [each.gpu for each in self._workers]
-            free = [gpu for gpu in self._gpus if gpu not in used] if unit.gpus else [""]
-            if not free:
+            used = {each.gpu for each in self._workers}
+            gpu = next((gpu for gpu in self._gpus if gpu not in used), "") if unit.gpus else ""
+            if unit.gpus and not gpu:
                 return None
-            number = free[0]
-            environment = restrict_accelerators(self._gpu_kind if number else "", number)
-            worker = _Worker(number, environment)
+            worker = _Worker(gpu, restrict_accelerators(self._gpu_kind if gpu else "", gpu))
             self._workers.append(worker)
         try:
             return worker.run(unit, cpus)
@@ -79,7 +76,7 @@ class LocalExecutor(Executor):
             worker.pool.shutdown(wait=True, cancel_futures=True)
 
 
-# what units import, in the order of import
+# the server from which workers are forked imports first what units need
 multiprocessing.get_context("forkserver").set_forkserver_preload(
     ["benchmark.execution.worker_imports"]
 )
@@ -98,7 +95,7 @@ class _Worker:
         self.running: Future[Outcome] | None = None
         # Not forked from this process, which has torch's threads or a GPU in use. Without a GPU,
         # workers are forked from a server that has imported the libraries: so they start at once
-        # and share its memory. A GPU must not be looked for before a worker knows which it sees.
+        # and share its memory. That server may have looked for GPUs before a worker's are chosen.
         method = "spawn" if gpu else "forkserver"
         self.pool = ProcessPoolExecutor(
             1,
@@ -133,8 +130,8 @@ class _Worker:
 
 @contextmanager
 def _server_imports_like_this_process() -> Iterator[None]:
-    """Python gives the process that workers are forked from another ``sys.path``, which begins with
-    the working folder; a user's ``common.py`` there would be imported."""
+    """Give the server from which workers are forked this process's ``sys.path``. Python's own
+    choice begins with the working folder, where a user may have a ``common.py``."""
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
     previous = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -38,7 +38,8 @@ console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class ProgressLine:
-    """One step of work in a ``Progress``; by default in one that is not shown.
+    """A line of a ``Progress``, which shows one step of work after the other; by default of one
+    that is not drawn.
 
     Attributes:
         prefix: put before the description of each new step.
@@ -58,7 +59,7 @@ class ProgressLine:
         self._number += 1
 
     def advance(self, steps: int = 1) -> None:
-        """Add ``steps`` finished parts."""
+        """Add this many finished parts."""
         if self.step is not None:
             self.progress.advance(self.step, steps)
 
@@ -96,14 +97,13 @@ class ProgressLine:
             self.step = None
 
 
-class _Pace(ProgressColumn):
-    """Rate and time left of a step, or the time left of a run."""
-
+class _TimeLeft(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(_pace(task).strip(), style="cyan")
+        return Text(_time_left(task).strip(), style="cyan")
 
 
-def _pace(task: Task) -> str:
+def _time_left(task: Task) -> str:
+    """Rate and time left of a step; of an ``Overview`` its time left."""
     rate, seconds = f"{task.speed or 0:.1f}/s  ", task.time_remaining
     if "seconds_left" in task.fields:
         rate, seconds = "", task.fields["seconds_left"]
@@ -111,13 +111,13 @@ def _pace(task: Task) -> str:
 
 
 class Bar(ProgressLine):
-    """The current step and those beside it (``line``): drawn in a terminal, otherwise printed in
-    one line every ``interval`` seconds."""
+    """The progress of a command, with a line of its own and one for each concurrent unit
+    (``line``): drawn in a terminal, otherwise printed every ``interval`` seconds."""
 
     def __init__(self, interval: float = 30.0) -> None:
         description = TextColumn("{task.description}", markup=False)
         columns = (SpinnerColumn(), description, BarColumn(bar_width=24), MofNCompleteColumn())
-        super().__init__(Progress(*columns, _Pace(), console=console, transient=True))
+        super().__init__(Progress(*columns, _TimeLeft(), console=console, transient=True))
         self._printing = Pace(interval)
         self._printed = ""
 
@@ -135,7 +135,7 @@ class Bar(ProgressLine):
         self.print_when_due()
 
     def print_when_due(self) -> None:
-        """Print the steps where they are not drawn, if they have changed."""
+        """Print the steps, if they are not drawn and have changed."""
         if console.is_terminal or not self._printing.is_due:
             return
         with self._printing.timed():
@@ -147,7 +147,7 @@ class Bar(ProgressLine):
     def text(self) -> str:
         """Description, count, rate and time left of each step that is not finished."""
         return "; ".join(
-            f"{task.description}  {task.completed:.0f}/{task.total:.0f}{_pace(task)}"
+            f"{task.description}  {task.completed:.0f}/{task.total:.0f}{_time_left(task)}"
             for task in self.progress.tasks
             if not task.finished
         )

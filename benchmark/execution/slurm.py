@@ -27,7 +27,7 @@ QUERY_SECONDS = 3.0  # between two queries of the controller
 RESULT_SECONDS = 90.0  # for the result of an ended job to appear (NFS caches missing files)
 # --executor-arg keys that are not passed on to sbatch as they are
 OWN_SETTINGS = ("gpus", "cpus", "nodes", "signal_delay_s", "setup")
-GONE = "GONE"  # not a state of SLURM: the controller has forgotten the job
+FORGOTTEN = "FORGOTTEN"  # by the controller; not a state of SLURM
 FINAL_STATES = (
     "FAILED",
     "NODE_FAIL",
@@ -41,13 +41,13 @@ FINAL_STATES = (
     "REVOKED",
     "LAUNCH_FAILED",
     "RECONFIG_FAIL",
-    GONE,
+    FORGOTTEN,
 )
 
 
 @dataclass(eq=False)
 class _Job:
-    job: Any  # submitit's
+    submitted: Any  # submitit's job
     future: Future[Outcome] = field(default_factory=Future)
     final_state: str = "gone from the queue"  # which the controller soon forgets
     ended_at: float = 0.0  # when the controller first reported a final state
@@ -98,7 +98,7 @@ class SlurmExecutor(Executor):
             settings.get("partition") or os.environ.get("SBATCH_PARTITION", "")
         )
         self.slots = self.cpu_slots = options.jobs or 16
-        # those of the job; jobs do not share a machine, so ``--jobs`` does not count
+        # jobs do not share a machine's cores, whatever ``--jobs`` is
         self.threads = self._cpus_per_process or threads_per_unit(cores())
         self._jobs: dict[str, _Job] = {}
         self._queried = 0.0  # when the controller last answered
@@ -131,9 +131,9 @@ class SlurmExecutor(Executor):
             self._update_states(_query_states(self._jobs), now)
         for number, job in list(self._jobs.items()):
             if job.ended_at:
-                with suppress(OSError), os.scandir(job.job.paths.folder) as files:
+                with suppress(OSError), os.scandir(job.submitted.paths.folder) as files:
                     list(files)  # makes NFS ask its server
-            outcome = _outcome(job.job)
+            outcome = _outcome(job.submitted)
             if outcome is not None:
                 self._finish_job(number, outcome)
             elif job.ended_at and now - job.ended_at > (0 if self.closing else RESULT_SECONDS):
@@ -142,12 +142,12 @@ class SlurmExecutor(Executor):
 
     def _update_states(self, states: Mapping[str, str], now: float) -> None:
         for number, job in self._jobs.items():
-            state = states.get(number, GONE)
+            state = states.get(number, FORGOTTEN)
             if state not in FINAL_STATES:
                 job.ended_at = 0.0  # queued again
                 continue
             job.ended_at = job.ended_at or now
-            if state != GONE:
+            if state != FORGOTTEN:
                 job.final_state = state
 
     def _finish_job(self, number: str, outcome: Outcome) -> None:
@@ -221,7 +221,7 @@ def _outcome(job: Any) -> Outcome | None:
 
 def _last_line(job: _Job) -> str:
     with suppress(OSError, IndexError):
-        output = job.job.paths.stdout.read_text(errors="replace")
+        output = job.submitted.paths.stdout.read_text(errors="replace")
         return f": {output.strip().splitlines()[-1][:300]}"
     return ""
 

@@ -30,8 +30,9 @@ def draw_picture(
         scene = Scene(rng, domain, subject)
         solid, depth = scene.solids.first_hits(size, scene.tangent)
         pixels = np.bincount(scene.solids.body[solid].ravel(), minlength=2) / solid.size
-        share, others = pixels[1], pixels[2 : len(scene.objects) + 1].max(initial=0.0)
-        if share > max(0.1, 2 * others) if subject else 0.03 < max(share, others) < 0.7:
+        share, largest = pixels[1], pixels[2 : len(scene.objects) + 1].max(initial=0.0)
+        is_shown = share > max(0.1, 2 * largest) if subject else 0.03 < max(share, largest) < 0.7
+        if is_shown:
             return scene, *render_scene(scene, solid, depth, rng)
 
 

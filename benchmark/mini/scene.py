@@ -91,8 +91,8 @@ class Scene:
         for colour in self.wall, self.floor, "white":
             self._add_material(colour, rng.uniform(0.25, 0.5) * self.scale)
         self._place_camera(self._add_body(subject), is_close)
-        others = rng.choices(names, k=rng.randrange(0 if is_close else 1, 5))
-        for name in (*others, *[""] * rng.randrange(3)):
+        placed = rng.choices(names, k=rng.randrange(0 if is_close else 1, 5))
+        for name in (*placed, *[""] * rng.randrange(3)):  # '' is clutter
             self._add_body(name)
         self._add_room()
         warmth, self.ambient = rng.uniform(*self.domain.warmth), rng.uniform(*self.domain.ambient)
@@ -128,7 +128,7 @@ class Scene:
             return size
         self.spots.append((*spot, size[2]))
         table[:, -1] += len(self.materials)
-        self.bodies.append((table, turn(rng, 1.6) * scale, np.array([*spot[:2], 0])))
+        self.bodies.append((table, rotation(rng, 1.6) * scale, np.array([*spot[:2], 0])))
         colours = [rng.choice(COLOUR_NAMES) for _ in range(SLOTS)]
         grain = float(size.max()) * rng.uniform(0.08, 0.2)
         textures = [self._add_material(colour, grain) for colour in colours]
@@ -163,7 +163,7 @@ class Scene:
 
     def _add_room(self) -> None:
         """Build the room around all bodies and the camera, with a light in it."""
-        rng, (x, y, z), matrix = self.rng, self.position.tolist(), turn(self.rng, 1.0)
+        rng, (x, y, z), matrix = self.rng, self.position.tolist(), rotation(self.rng, 1.0)
         spots = np.array([*self.spots, (x, y, 0.15 * self.scale, z)]).T
         along = matrix[0, :2, None] * spots[0] + matrix[1, :2, None] * spots[1]  # the room's axes
         gaps = np.array([rng.uniform(0.02, 0.8) * self.scale for _ in range(4)])
@@ -178,8 +178,8 @@ class Scene:
         self.light = apply(self.axes, light - self.position).astype(np.float32)
 
 
-def turn(rng: Random, steepest: float) -> np.ndarray:
-    """A matrix (3, 3) that turns about the z axis, seldom backwards."""
+def rotation(rng: Random, steepest: float) -> np.ndarray:
+    """A random rotation (3, 3) about the z axis, seldom to the back."""
     slope = rng.uniform(-steepest, steepest)
     cosine = (1 if rng.random() < 0.85 else -1) / sqrt(1 + slope * slope)
     return np.array([[cosine, -slope * cosine, 0], [slope * cosine, cosine, 0], [0, 0, 1]])

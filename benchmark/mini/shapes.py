@@ -133,8 +133,9 @@ def teddy(rng: Random) -> list[Part]:
 
 def clutter(rng: Random) -> list[Part]:
     """A crate, a ball, a drum or a cone, which are of no class."""
-    things = [box((0.4, 0.35, 0.4), (0, 0, 0))], [ball((0.2, 0.2, 0.2), (0, 0, 0.2))]
-    return rng.choice((*things, turned((0, 0.18), (0.45, 0.18)), turned((0, 0.2), (0.4, 0))))
+    crate, sphere = [box((0.4, 0.35, 0.4), (0, 0, 0))], [ball((0.2, 0.2, 0.2), (0, 0, 0.2))]
+    drum, cone = turned((0, 0.18), (0.45, 0.18)), turned((0, 0.2), (0.4, 0))
+    return rng.choice((crate, sphere, drum, cone))
 
 
 _BUILDERS = bookshelf, bottle, chair, lamp, monitor, mug, plant, sofa, table, teddy

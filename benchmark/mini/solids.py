@@ -131,18 +131,18 @@ class Solids:
         # only rays in the cone from the light around a ball around a solid can hit it
         along, lengths = dot(rays[:, None], away[:, :, None]), dot(rays, rays)
         cone = np.maximum(dot(away, away) - dot(self.reach, self.reach), 0)[:, None]
-        is_near = (cone == 0) | ((along > 0) & (along * along >= cone * lengths))
+        may_hit = (cone == 0) | ((along > 0) & (along * along >= cone * lengths))
         for k in range(1, len(starts)):
-            near = np.flatnonzero(is_near[k])
-            enter, leave = self._span(k, starts[k], rays[:, near])
-            shaded[near] |= (enter <= leave) & (enter < 1 - 1e-4) & (leave > 0)
+            possible = np.flatnonzero(may_hit[k])
+            enter, leave = self._span(k, starts[k], rays[:, possible])
+            shaded[possible] |= (enter <= leave) & (enter < 1 - 1e-4) & (leave > 0)
         return shaded
 
     def _windows(self, size: int, tangent: float) -> list[tuple[slice, slice]]:
         """Rows and columns of a part of the picture around each solid."""
         low, high = self.centre - self.reach, self.centre + self.reach
-        near, far = np.maximum(-high[2], NEAREST), np.maximum(-low[2], NEAREST)
-        first, last = np.minimum(low / near, low / far), np.maximum(high / near, high / far)
+        front, back = np.maximum(-high[2], NEAREST), np.maximum(-low[2], NEAREST)
+        first, last = np.minimum(low / front, low / back), np.maximum(high / front, high / back)
         edges = np.stack([-last[1], -first[1], first[0], last[0]])  # rows count downwards
         edges = np.clip((edges / tangent * size + size) / 2, 0, size)
         edges[::2], edges[1::2] = np.floor(edges[::2]), np.ceil(edges[1::2])

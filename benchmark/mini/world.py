@@ -74,8 +74,9 @@ def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> N
 def _render(
     files: dict[str, bytes], shard: TarWriter, config: WorldConfig, split: str, index: int
 ) -> dict[str, Any]:
-    """Add a picture to ``files``, or a pair to its shard; returns what lists say of it."""
-    rng, (kind, _, part) = Random(f"{config.seed}/{split}/{index}"), split.rpartition("_")
+    """Add a picture to ``files``, or a pair to ``shard``; returns its entry in list files."""
+    rng = Random(f"{config.seed}/{split}/{index}")
+    kind, _, part = split.rpartition("_")
     subject = CLASSES[index % len(CLASSES)] if kind == "class" else None
     domain = "expert" if kind == "expert" else "home"
     scene, pixels, target = draw_picture(rng, domain, config.size, subject)

@@ -35,9 +35,9 @@ UNLABELLED = [
     "void",
 ]
 FINAL_NORMS = ("norm", "ln_post", "layernorm", "post_layernorm", "final_norm", "norm_post")
-NEAR = 0.05  # share of the highest learning rate that rates may differ by
+MAX_ERROR = 0.05  # share of the highest learning rate that rates may differ by
 FLOOR = 0.02  # share of the highest learning rate that counts as none
-NORMALISED = ("", "visual", "visual.trunk", "vision_model", "model")  # modules that end with one
+ENCODERS = ("", "visual", "visual.trunk", "vision_model", "model")  # modules that have such a norm
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def final_norm(evidence: Evidence) -> str:
     norms = []
     for name, module in backbone.model.named_modules():
         parent, _, own = name.rpartition(".")
-        if own in FINAL_NORMS and parent in NORMALISED:
+        if own in FINAL_NORMS and parent in ENCODERS:
             norms.append(module)
     if not norms:
         return ""
@@ -186,7 +186,7 @@ def rate_schedule(evidence: Evidence) -> str:
     if isinstance(settings, TrainingSettings) and not getattr(settings, "lr_grid", ()):
         expected = learning_rates(settings)[steps.astype(int) - 1]
         worst = int(abs(rates - expected).argmax())
-        if abs(rates - expected)[worst] > NEAR * expected.max():
+        if abs(rates - expected)[worst] > MAX_ERROR * expected.max():
             return (
                 f"the rate is {rates[worst]:.3g} at iteration {steps[worst]:.0f}, the protocol's is"
                 f" {expected[worst]:.3g}"

@@ -109,14 +109,14 @@ def mean_numbers(result: RunResult) -> Numbers:
 
 
 def note_lines(cells: Sequence[Cell]) -> list[str]:
-    """The notes of a task's cells; of notes that differ only in numbers, the first one and the
-    count of the others."""
+    """The notes of a task's cells; of those that differ only in numbers, the first and how many
+    more there are."""
     similar: dict[str, list[str]] = {}
     for cell in cells:
         for note in cell.notes:
             line = f" · {cell.backbone} · seed {cell.seed}: {note}"
             similar.setdefault(NUMERAL.sub("#", note), []).append(line)
     lines = []
-    for first, *others in similar.values():
-        lines.append(f"{first} (and {len(others)} more like it)" if others else first)
+    for first, *rest in similar.values():
+        lines.append(f"{first} (and {len(rest)} more like it)" if rest else first)
     return lines

@@ -68,7 +68,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
     drop_last_model()
     with exclusive(training.out):
         if training.find() is not None:
-            return _train(training, Silent())
+            return _train(training, Silent())  # checks it
         tags = {
             "expert": training.name,
             "seed": str(training.seed),
@@ -93,7 +93,7 @@ def expert_unit(training: ExpertTraining) -> dict[str, Any]:
 
 
 def _train(training: ExpertTraining, log: Any) -> dict[str, Any]:
-    """Train, or check that the finished expert is the one of these settings."""
+    """Train; of a finished expert, check that it was trained with these settings."""
     context = TrainContext(choose_device(training.device), log, reporter())
     return train_expert(
         training.name,

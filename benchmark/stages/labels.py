@@ -98,7 +98,7 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
                 _count_failures(failures, summary["failed"], len(source))
             else:
                 pending.append(number)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # other coroutines run meanwhile
         if not pending and (writer.root / MANIFEST).is_file():
             return LabelStore(writer.root)
         tags = {TAGS["labels_file"]: str(writer.root)}
@@ -111,14 +111,14 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
         with stage_run(Tracker(request.experiment), "label", title, tags, params) as run:
             executor.overview.expected["label"] = len(pending)
             steps = itertools.count(1)
-            slots = asyncio.Semaphore(2 * executor.slots)  # those that wait for a worker included
+            at_once = asyncio.Semaphore(2 * executor.slots)  # one runs, one waits, for each worker
 
-            async def label(number: int) -> None:
-                unit = request, writer, number
+            async def label_shard(number: int) -> None:
+                arguments = request, writer, number
                 name = f"label {source.shards[number].name}"
-                async with slots:
+                async with at_once:
                     shard, device = await executor.run(
-                        label_unit, *unit, name=name, kind="label", priority=request.priority
+                        label_unit, *arguments, name=name, kind="label", priority=request.priority
                     )
                 run.set_tags({TAGS["device"]: device})
                 if shard.images:
@@ -129,7 +129,7 @@ async def label_pairs(request: LabelRequest, executor: Executor) -> LabelStore:
             try:
                 async with asyncio.TaskGroup() as group:  # the first failure cancels the others
                     for number in pending:
-                        group.create_task(label(number))
+                        group.create_task(label_shard(number))
             except ExceptionGroup as errors:
                 raise errors.exceptions[0]  # noqa: B904 – keeps its own cause
             finally:

@@ -75,8 +75,8 @@ class Training:
     experiment: str = "train"
     parent: str = ""
 
-    def open(self, progress: Progress | None = None, *, keep: bool = True) -> dict[str, Any]:
-        """What ``train`` and ``find_trained`` take, its pairs and labels opened."""
+    def inputs(self, progress: Progress | None = None, *, keep: bool = True) -> dict[str, Any]:
+        """The arguments of ``train`` and ``find_trained``, with pairs and labels opened."""
         return {
             "init": self.init,
             "pairs": open_pairs(self.pairs, progress, keep=keep),
@@ -98,14 +98,15 @@ class TrainedWeights(TrainResult):
 
 
 def open_labels(stores: tuple[Path, ...]) -> Any:
-    """The label stores as one, in which the first counts; None without any."""
+    """The label stores as one, in which the first that has labels of a pair counts; None without
+    stores."""
     opened = [LabelStore(path) for path in stores]
     return JoinedLabels(opened) if len(opened) > 1 else (opened[0] if opened else None)
 
 
 def find_weights(training: Training, tracker: Tracker | None) -> TrainedWeights | None:
     """The weights of ``training`` if they are trained."""
-    return _find(training, training.open(keep=tracker is not None), tracker)
+    return _find(training, training.inputs(keep=tracker is not None), tracker)
 
 
 def _find(
@@ -153,7 +154,7 @@ def train_unit(training: Training) -> TrainedWeights:
     """
     end_with_launcher()
     drop_last_model()
-    inputs = training.open(reporter() if first_process() else Silent())
+    inputs = training.inputs(reporter() if first_process() else Silent())
     if not first_process():
         return TrainedWeights(**vars(_train(training, inputs, Silent())))
     tracker = Tracker(training.experiment)
@@ -162,7 +163,7 @@ def train_unit(training: Training) -> TrainedWeights:
         if weights is None:
             return _train_in_run(tracker, training, inputs)
         if torchrun_environment().get("WORLD_SIZE", 1) > 1:
-            # returns at once; the other processes wait in it for this one
+            # the other processes are in this call, and wait for the first before it returns
             _train(training, inputs, Silent())
         return weights
 
@@ -220,7 +221,7 @@ def _train_in_run(
 
 
 def _architecture(training: Training) -> str:
-    """What is trained, as far as its speed depends on it."""
+    """The architecture that is trained, on which its speed depends."""
     if Path(training.init).is_file():
         return load_checkpoint(training.init).architecture or training.init
     model = training.recipe.model if training.init in ("random", "imagenet") else training.init
@@ -263,7 +264,7 @@ def _description(run: Run, result: TrainResult, recipe: str, name: str, is_store
         )
     create = f"backbones.create({name!r}, weights={str(path)!r}, any_architecture=True)"
     text += f"```python\nimport backbones\nbackbone = {create}\n```\n\n"
-    if name != "clip":  # whose name stands for one architecture on the command line
+    if name != "clip":  # on the command line that is one architecture, perhaps not this one
         text += (
             f"```\npython -m benchmark run --backbone {name} --weights {path} --suite paper"
             " --data-root DIR\n```"

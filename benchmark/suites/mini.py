@@ -77,7 +77,7 @@ def pipeline(suite: str, executor: Executor | None, experiment: str) -> Pipeline
     return MiniPipeline(suite, executor, experiment)
 
 
-UNTRAINED = ("in-context", "knn")
+NEIGHBOURS = ("in-context", "knn")
 ABOUT = (
     "default: a rendered world with exact ground truth for every task, created on first use (with"
     " all trainings about four minutes a seed on two cores)"
@@ -88,8 +88,8 @@ SWEEP = (
 )
 for name, about, suite_tasks in (
     ("mini", ABOUT, mini_tasks(200, 200, without=["pspnet"])),
-    ("smoke", "the mini suite, tiny, for tests", mini_tasks(20, 10, without=UNTRAINED)),
-    ("sweep", SWEEP, mini_tasks(100, 100, without=["pspnet", "mask-rcnn", *UNTRAINED])),
+    ("smoke", "the mini suite, tiny, for tests", mini_tasks(20, 10, without=NEIGHBOURS)),
+    ("sweep", SWEEP, mini_tasks(100, 100, without=["pspnet", "mask-rcnn", *NEIGHBOURS])),
 ):
     register_suite(
         Suite(

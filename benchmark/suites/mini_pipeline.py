@@ -45,7 +45,7 @@ def once(title: str) -> Callable[[Method], Method]:
     """Run a coroutine method once for its arguments, however many await it.
 
     Args:
-        title: of what it makes, with its arguments as ``{}``; joins the titles of a ``NotMade``.
+        title: of the work, with the arguments as ``{}``, for ``NotMade``.
     """
 
     def decorate(method: Method) -> Method:
@@ -53,7 +53,7 @@ def once(title: str) -> Callable[[Method], Method]:
         async def result(self: MiniPipeline, *arguments: Any) -> Any:
             key = (method.__name__, *arguments)
             if key not in self.results:
-                work = _make(method(self, *arguments), title.format(*arguments))
+                work = _titled(method(self, *arguments), title.format(*arguments))
                 self.results[key] = asyncio.ensure_future(work)
             return await self.results[key]
 
@@ -62,8 +62,8 @@ def once(title: str) -> Callable[[Method], Method]:
     return decorate
 
 
-async def _make(work: Awaitable[Any], title: str) -> Any:
-    """Await ``work``; ``title`` joins those of its ``NotMade``."""
+async def _titled(work: Awaitable[Any], title: str) -> Any:
+    """The result of ``work``; if it raises ``NotMade``, ``title`` is added to the titles."""
     try:
         return await work
     except NotMade as error:
@@ -119,7 +119,7 @@ class MiniPipeline:
         training = self.experts[name]
         self._mark_in_use(training.out)
         return training.find() or await make_expert(
-            training, self._executor(), Priority.PREPARATION
+            training, self._need_executor(), Priority.PREPARATION
         )
 
     @once("label the pairs")
@@ -128,9 +128,7 @@ class MiniPipeline:
         await self._experts()
         request = LabelRequest(
             pairs=self.pairs,
-            experts=tuple(
-                f"{name}={self._expert_training(name).out}" for name in self.sizes.experts
-            ),
+            experts=tuple(f"{name}={training.out}" for name, training in self.experts.items()),
             name=self.root.name,
             settings=LabelSettings(input_side=0, label_side=0),
             batch_size=128,
@@ -152,7 +150,7 @@ class MiniPipeline:
         self._mark_in_use(path)
         if not (path / MANIFEST).is_file():
             arguments = self.sizes.world, self.pairs, path
-            await self._executor().run(
+            await self._need_executor().run(
                 write_manual_labels,
                 *arguments,
                 name="manual labels",
@@ -220,13 +218,13 @@ class MiniPipeline:
         priority = priorities.get(recipe.name, Priority.LONG_TRAINING)
         if parent:  # a trial's, after the probes of others
             priority = Priority.DEFAULT
-        return await train_weights(inputs, self._executor(), priority)
+        return await train_weights(inputs, self._need_executor(), priority)
 
     async def _experts(self) -> list[dict[str, Any]]:
         return await self._all(partial(self.expert, name) for name in self.experts)
 
     async def _all(self, makers: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any]:
-        """Their results; what several of them lack is one ``NotMade``."""
+        """The results of all; one ``NotMade`` has the titles of all that do not exist."""
         work = [make() for make in makers]
         if self.executor is not None:
             return await asyncio.gather(*work)
@@ -241,7 +239,8 @@ class MiniPipeline:
             raise NotMade(*titles)
         return results
 
-    def _executor(self) -> Executor:
+    def _need_executor(self) -> Executor:
+        """The executor; without one, what needs it is ``NotMade``."""
         if self.executor is None:
             raise NotMade
         return self.executor
@@ -264,8 +263,8 @@ class MiniPipeline:
         return recipe.changed({**settings, "name": name, "seed": seed})
 
     def _label_makers(self, recipe: Recipe) -> dict[str, Callable[[], Awaitable[Any]]]:
-        """What makes the labels of a recipe, by where they come from; the first that has labels of
-        a pair counts."""
+        """Source → what makes its labels, of all that a recipe learns from; the first source that
+        has labels of a pair counts."""
         sources = {"cliptex-manual": ["manual"], "cliptex-both": ["manual", "experts"]}
         makers: dict[str, Callable[[], Awaitable[Any]]] = {
             "manual": self.manual_labels,

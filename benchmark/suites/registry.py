@@ -72,7 +72,7 @@ class Pipeline(Protocol):
         """A backbone that the suite trains."""
 
     async def train(self, recipe: Recipe, parent: str = "") -> TrainedWeights:
-        """The weights of any recipe, from what the suite's own recipe of this seed starts from.
+        """The weights of any recipe, with the data, labels and initial weights of the suite's own.
 
         Args:
             parent: id of the MLflow run that the training's run nests under, '' for none.

@@ -43,7 +43,7 @@ def dump_config(options: RunOptions) -> None:
 
 
 def _make_plan(options: RunOptions) -> RunPlan:
-    """The plan of a run whose workers, where it would ask one, compute in bf16."""
+    """The plan of a run. Where the run would ask a worker for its precision, it is bf16 here."""
     plan = make_plan(options)
     return replace(plan, tasks=with_precision(plan.tasks, "bf16"))
 
@@ -88,10 +88,10 @@ def dry_run(options: RunOptions) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
     plan = _make_plan(options)
     print_notes(plan.notes)
-    asyncio.run(_walk(plan))
+    asyncio.run(_print_units(plan))
 
 
-async def _walk(plan: RunPlan) -> None:
+async def _print_units(plan: RunPlan) -> None:
     inputs, missing = RunInputs(plan, None), dict[str, None]()  # titles, in the order of the work
 
     async def look_up(work: Awaitable[Any]) -> Any:

@@ -134,15 +134,16 @@ class SweepPlan:
 def plan_sweep(options: SweepOptions) -> SweepPlan:
     """The plan of a sweep. Raises ``UserError`` for options that cannot be used."""
     suite, inputs = find_suite(options.suite), (options.init, options.pairs, options.labels)
-    if any(inputs) if suite.pipeline else not all(inputs):
+    are_wrong = any(inputs) if suite.pipeline else not all(inputs)
+    if are_wrong:
         raise UserError(
             f"--init, --pairs and --labels: suite {suite.name!r}"
             f" {'makes its own, leave them out' if suite.pipeline else 'needs all three'}"
         )
-    file = CLIPTEX if options.recipe == CLIPTEX.name else read_recipe(Path(options.recipe))
+    named = CLIPTEX if options.recipe == CLIPTEX.name else read_recipe(Path(options.recipe))
     changes = {
         **suite.training_settings,
-        **dict(file.settings().items() - CLIPTEX.settings().items()),
+        **dict(named.settings().items() - CLIPTEX.settings().items()),  # what a file changes
         **dict.fromkeys(LAMBDAS, 1.0),  # as at the start of the paper's search
         **options.overrides,
     }
@@ -210,12 +211,13 @@ async def _run(
     data = prepare_data(tasks, options, executor.num_workers, created=pipeline.data)
     probing = Probing(executor, tracker.experiment, suite.name, tasks, data, options.data_root)
     study = create_study(options.name, options.url)
-    if not study.trials:  # a first launch that failed binds the study to nothing
+    if not study.trials:  # of an earlier launch that failed before its first trial
         study.set_user_attr("identity", {})
     fix_identity(study, {**plan.identity, "conditions": probing.conditions})
 
     async def evaluate(recipe: Recipe, run: Run) -> dict[str, dict[str, float]]:
         weights = await pipeline.train(recipe, run.id)
+        # all trials learn from the same labels, and are compared with the same clip-ft
         if recipe.tasks or recipe.name == "clip-ft":
             fix_identity(study, {recipe.name: weights.labels or weights.key})
         path = str(weights.path)
@@ -228,10 +230,10 @@ async def _run(
         )
         source = {"name": recipe.name, "weights": path, "seed": recipe.seed}
         backbone = await probing.describe({**source, "any_architecture": True})
-        model = log_backbone(tracker, backbone, weights.run)
+        model_id = log_backbone(tracker, backbone, weights.run)
         # the probes of a trial come before the trainings of others
-        about = backbone, recipe.seed, run.id, model, Priority.TRAINING
-        units = [probing.cells(unit, *about) for unit in probing.units]
+        common = backbone, recipe.seed, run.id, model_id, Priority.TRAINING
+        units = [probing.cells(tasks, *common) for tasks in probing.units]
         metrics = {}
         for cell in chain.from_iterable(await asyncio.gather(*units)):
             if cell.status == "failed":
@@ -256,7 +258,7 @@ class PairsPipeline:
     data: Mapping[str, Path] = field(default_factory=dict)
 
     async def make_data(self) -> None:
-        """They are the user's."""
+        """Nothing to make: the datasets are the user's."""
 
     def architecture(self) -> Backbone:
         options = self.options

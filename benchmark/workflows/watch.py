@@ -72,17 +72,17 @@ def _follow(
     return failures
 
 
-def _arrivals(options: WatchOptions, states: dict[int, str]) -> Iterator[tuple[int, Path]]:
-    """Step and file of each new checkpoint, in order of steps; waits for the next.
+def _arrivals(options: WatchOptions, scored: dict[int, str]) -> Iterator[tuple[int, Path]]:
+    """Step and file of each new or changed checkpoint, in order of steps; waits for the next.
 
     Args:
-        states: step → state of its file when it was scored; updated.
+        scored: step → ``_version`` of the file that was scored; updated.
     """
-    last = max(states, default=-1)
+    last = max(scored, default=-1)
     while options.once or last < (options.until or math.inf):
         for step, path in checkpoints(options.dir).items():
-            if states.get(step) != (state := _state(path)):
-                states[step] = state
+            if scored.get(step) != (version := _version(path)):
+                scored[step] = version
                 try:
                     load_checkpoint(path)
                 except UserError as error:
@@ -126,8 +126,8 @@ def write_weights(folder: Path, step: int, state: Mapping[str, Tensor]) -> Path:
     return path
 
 
-def _state(path: Path) -> str:
-    """Changes whenever the file does."""
+def _version(path: Path) -> str:
+    """Size and time of a file, by which it is known to have changed; '' without it."""
     try:
         status = path.stat()
     except FileNotFoundError:  # the training has removed it meanwhile

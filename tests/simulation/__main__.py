@@ -83,7 +83,7 @@ WORLDS: dict[str, World | Callable[[np.random.Generator], World]] = {
         for images in (300, 1000, 2000)
     },
 }
-PLACES = {
+RANKINGS = {
     "places, 10 equal backbones, a fifth 5 times noisier": World(10, 7, noisy_backbones=5.0),
     "places, 10 equal backbones, a third of seed noise shared": World(10, 7, of_seed=0.33),
     "places, one of 13 better by 3": World(13, 7, effect=3.0, **seeds(5)),
@@ -96,7 +96,7 @@ def rows(reports: int) -> Mapping[str, Callable[[], Rates]]:
     result: dict[str, Callable[[], Rates]] = {
         name: partial(run, world, reports, rng()) for name, world in WORLDS.items()
     }
-    result |= {name: partial(run_places, world, reports, rng()) for name, world in PLACES.items()}
+    result |= {name: partial(run_places, world, reports, rng()) for name, world in RANKINGS.items()}
     if real.RUN.is_file():
         nine = [*real.stored()][: real.NINE]
         result |= {
@@ -115,9 +115,9 @@ def table(reports: int) -> str:
     """A row for each world, in Markdown: percent ± one standard error."""
     lines = [f"| what is simulated | {' | '.join(HEADS)} |", "|---" * (len(HEADS) + 1) + "|"]
     for name, simulate in rows(reports).items():
-        found = simulate()
+        rates = simulate()
         cells = [
-            f"{100 * found[head][0]:.1f} ± {100 * found[head][1]:.1f}" if head in found else ""
+            f"{100 * rates[head][0]:.1f} ± {100 * rates[head][1]:.1f}" if head in rates else ""
             for head in HEADS
         ]
         lines.append(f"| {name.replace(', 1 seeds', ', 1 seed')} | {' | '.join(cells)} |")

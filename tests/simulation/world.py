@@ -159,8 +159,8 @@ def check(judged: Judgement, world: World) -> dict[str, list[bool]]:
     effects = dict(zip(world.names, world.effects(), strict=True))
     result: dict[str, list[bool]] = defaultdict(list)
 
-    def covers(name: str, interval: tuple[float, float], truth: float) -> None:
-        result[name].append(interval[0] <= truth <= interval[1])
+    def covers(name: str, interval: tuple[float, float], value: float) -> None:
+        result[name].append(interval[0] <= value <= interval[1])
 
     wrong = False
     for (name, _, _), number in judged.estimates.items():
@@ -193,8 +193,8 @@ def run(
     """Simulate reports, and compare their statements with the ground truth."""
     results = []
     for _ in range(reports):
-        drawn = world if isinstance(world, World) else world(rng)
-        results.append(check(judge(simulate(drawn, rng)), drawn))
+        fixed = world if isinstance(world, World) else world(rng)
+        results.append(check(judge(simulate(fixed, rng)), fixed))
     return rates(results)
 
 
@@ -212,14 +212,14 @@ def shared_columns(samples: Mapping[Key, MetricSample]) -> list[SharedColumn]:
 
 def run_places(world: World, reports: int, rng: np.random.Generator) -> Rates:
     """How often all places of a leaderboard contain the true ones; equal backbones share theirs."""
-    truth = dict(zip(world.names, world.effects(), strict=True))
+    effects = dict(zip(world.names, world.effects(), strict=True))
     results = []
     for _ in range(reports):
-        places = rank_backbones(shared_columns(simulate(world, rng)))
-        held = all(
-            place.first <= 1 + sum(other > truth[name] for other in truth.values())
-            and place.last >= sum(other >= truth[name] for other in truth.values())
-            for name, place in places.items()
+        ranks = rank_backbones(shared_columns(simulate(world, rng)))
+        are_covered = all(
+            rank.first <= 1 + sum(world.effects() > effects[name])
+            and rank.last >= sum(world.effects() >= effects[name])
+            for name, rank in ranks.items()
         )
-        results.append({"places": [held]})
+        results.append({"places": [are_covered]})
     return rates(results)
