@@ -188,7 +188,7 @@ def evaluate(
             ``{"voc/linear": {"lr": 0.1}}``; several values of an axis, such as ``{"layers": [3,
             6]}``, make variants.
         tracking_uri: MLflow store; by default as MLflow itself decides.
-        **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``,
+        **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``, ``heads``,
             ``partial``, ``limit``, ``force``, ``experiment``, ``device``, ``jobs``,
             ``num_workers``, ``plugins``, as of ``python -m benchmark run``. A single backbone comes
             without baselines (``only=False`` adds them). A module is evaluated in this process.
@@ -202,7 +202,8 @@ def evaluate(
     from benchmark.run import run_async
     from reports.mlflow.client import using
 
-    repeated = {key: value for key, value in options.items() if key not in ("weights", "force")}
+    own = ("weights", "heads", "force")
+    repeated = {key: value for key, value in options.items() if key not in own}
     if not isinstance(backbone, str | Sequence) and options.setdefault("jobs", 1) != 1:
         raise UserError(
             "a module in memory is evaluated in this process: leave jobs out, or register an entry"

@@ -144,7 +144,7 @@ class _Rows:
         plan, tracker, name = self.plan, self.tracker, backbone.name
         cells = {}
         if not plan.options.force:
-            cells = find_cells(tracker, backbone, self.probing.conditions, seed)
+            cells = find_cells(tracker, backbone, plan.tasks, self.probing.conditions, seed)
         if cells:
             console.print(
                 f"{name} · seed {seed}: {len(cells)} of {len(plan.tasks)} tasks are finished and"

@@ -144,11 +144,14 @@ class Head:
 
     Attributes:
         tensors: its weights, by name.
-        metadata: its task, backbone and model, as Python literals.
+        metadata: its task, backbone and model, as Python literals; of a stored head also its
+            ``seed`` and the ``conditions`` of its task.
+        sha256: of its file; '' before it is stored.
     """
 
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, Any]
+    sha256: str = ""
 
     @classmethod
     def of(cls, context: Context, tensors: Mapping[str, torch.Tensor], **metadata: Any) -> Head:

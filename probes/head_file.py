@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from cliptex_common.errors import UserError
+from cliptex_common.files import sha256_file
 from probes.base import Head
 from reports.artifacts import HEAD
 
@@ -27,9 +28,17 @@ def read_head(path: Path) -> Head:
     try:
         with safe_open(path, "pt") as file:
             metadata = ast.literal_eval(file.metadata()["head"])
-        return Head(load_file(path), metadata)
+        return Head(load_file(path), metadata, sha256_file(path))
     except (OSError, SafetensorError, KeyError, TypeError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is no head of a task's run ({type(error).__name__})") from error
+
+
+def load_head(source: str | Path, tracking_uri: str | None = None) -> Head:
+    """The head of a finished task: of its MLflow run, by its id, or in a file ``head.safetensors``.
+    Raises as ``probes.predictor.load_predictor``."""
+    if Path(source).is_file():
+        return read_head(Path(source))
+    return download_head(str(source), tracking_uri)
 
 
 def download_head(run: str, tracking_uri: str | None) -> Head:

@@ -21,7 +21,7 @@ from cliptex_common import plugins
 from cliptex_common.device import prefers_bf16
 from probes.base import EncodeContext, Head
 from probes.dense.tasks import DENSE_TASKS
-from probes.head_file import download_head, read_head
+from probes.head_file import load_head
 from probes.image_level.attentive import stored_head, token_encoder
 from probes.image_level.encode import ImageViews, encoder
 from probes.image_level.linear import LinearHeads
@@ -73,7 +73,7 @@ def load_predictor(
         UserError: the run has no head, or the backbone has other weights.
         TrackingError: the store cannot be used.
     """
-    head = read_head(Path(run)) if Path(run).is_file() else download_head(str(run), tracking_uri)
+    head = load_head(run, tracking_uri)
     metadata = head.metadata
     created_by = metadata["backbone"]
     backbone = backbone or backbones.create(**created_by)

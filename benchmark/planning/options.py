@@ -27,6 +27,11 @@ from cliptex_common.settings import (
 BackboneNames = Annotated[Names, Field(alias="backbone")]
 
 
+def _with_absolute_files(sources: Sequence[str]) -> list[str]:
+    """Files of heads, which workers elsewhere read, too, or ids of runs."""
+    return [str(Path(each).absolute()) if Path(each).is_file() else each for each in sources]
+
+
 def _load_config_files(names: Sequence[str]) -> list[str]:
     """Names of tasks. ``DATASET/FILE.py`` loads a config file as the plugin that registers its
     probe, and becomes ``DATASET/FILE``."""
@@ -40,6 +45,7 @@ def _load_config_files(names: Sequence[str]) -> list[str]:
     return result
 
 
+HeadSources = Annotated[Names, AfterValidator(_with_absolute_files), Field(alias="head")]
 TaskNames = Annotated[Names, AfterValidator(_load_config_files), Field(alias="task")]
 Changes = Annotated[Mapping[str, str], Field(alias="set")]
 TaskChanges = Annotated[Mapping[str, str], Field(alias="set-task")]
@@ -124,6 +130,9 @@ class RunOptions(ProbeOptions):
 
     weights: Path | None = None
     """checkpoint of the backbone (safetensors, or a torch file loaded weights-only)"""
+    heads: HeadSources = ()
+    """ids of MLflow runs of finished tasks, or files head.safetensors of them: other test sets are
+    scored with these heads, and the images that they were trained on are not needed"""
     seeds: PositiveInt = 1
     """number of seeds, starting at --seed"""
     only: bool = False

@@ -11,9 +11,10 @@ import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe
 from benchmark.execution import ExecutionOptions
 from benchmark.execution.device import check_device
 from benchmark.execution.progress import console
+from benchmark.planning.heads import stored_heads
 from benchmark.planning.options import DataOptions, RunOptions
 from benchmark.planning.tasks import choose_suite, plan_tasks
-from benchmark.probing.records import PlannedTask
+from benchmark.probing.records import PlannedTask, with_training_tasks
 from benchmark.suites.registry import SUITES, Suite
 from cliptex_common import plugins
 from cliptex_common.device import (
@@ -77,6 +78,7 @@ class RunPlan:
             "limit": options.limit,
             "data": {name: str(path.absolute()) for name, path in options.data.items()},
             "weights": options.weights and str(options.weights.absolute()),
+            "head": list(options.heads),
             "data-root": options.data_root and str(options.data_root.absolute()),
             "experiment": self.experiment,
             "plugin": [path for path, _ in plugins.loaded()],
@@ -94,7 +96,8 @@ def make_plan(options: RunOptions) -> RunPlan:
     chosen_limit()  # a wrong one would only show when features are first cached
     register_folders(options.data_root)
     suite = choose_suite(options.suite, options.tasks)
-    tasks = plan_tasks(suite, options.tasks, options.overrides)
+    heads = stored_heads(options.heads)
+    tasks = plan_tasks(suite, options.tasks, options.overrides, heads)
     names, notes = _backbones(suite, options)
     if options.weights is not None and len(names) != 1:
         raise UserError(
@@ -150,7 +153,7 @@ def _split_by_folder(
     present, absent, unfit = [], [], {}
     for task in tasks:
         try:
-            for each in (task, task.training_task):
+            for each in with_training_tasks([task]):
                 each.spec.at(find_folder(each.spec, options.data_root, options.data))
             present.append(task)
         except DatasetNotFound:

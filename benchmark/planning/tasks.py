@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
-from benchmark.probing.records import PlannedTask
+from benchmark.probing.records import PlannedTask, StoredHeads
 from benchmark.suites.registry import SUITES, Suite, find_suite
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.settings import (
@@ -183,7 +184,10 @@ def _with_value(task: PlannedTask, axis: str, setting: str, value: str) -> Plann
 
 
 def plan_tasks(
-    suite: Suite, requested: Sequence[str], overrides: Mapping[str, str]
+    suite: Suite,
+    requested: Sequence[str],
+    overrides: Mapping[str, str],
+    heads: Mapping[str, StoredHeads] = MappingProxyType({}),
 ) -> list[PlannedTask]:
     """The suite's tasks (or the requested ones) with their settings: the probe's defaults, changed
     by the suite, by a published protocol (``protocol=NAME``), and by the user, in this order.
@@ -196,9 +200,12 @@ def plan_tasks(
     is scored with what another one trains has the settings of that one, which is planned, too, if
     it trains a head.
 
+    Args:
+        heads: task → stored heads, which are used instead, with the settings that they have.
+
     Raises:
         UserError: an unknown task, a task that is not in the suite, an override that changes no
-            task, a protocol that does not apply, or an axis with too few values.
+            task, a protocol that does not apply, an axis with too few values, or heads for no task.
     """
     tasks: dict[str, PlannedTask] = {}
     # in these three, the task '' stands for all tasks
@@ -229,9 +236,20 @@ def plan_tasks(
             raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, allowed)}")
         if (task, key) not in applied:
             raise _unused_override(task, key, text, allowed[task])
+    for name in heads.keys() - requested:  # of the suite
+        tasks.pop(name, None)
     for planned in list(tasks.values()):
-        if planned.uses_head:
-            tasks.setdefault(planned.training_task.name, planned.training_task)
+        if not planned.uses_head:
+            continue
+        training_task = planned.training_task
+        stored = heads.get(training_task.name)
+        if stored and stored.kind == planned.spec.kind:
+            tasks[planned.name] = _with_heads(planned, stored, requests)
+        else:
+            tasks.setdefault(training_task.name, training_task)
+    used_heads = {planned.training_task.name for planned in tasks.values() if planned.heads}
+    if unused := heads.keys() - used_heads:
+        raise UserError(f"--head: no chosen task is scored with the head of {', '.join(unused)}")
     layers = [requested_layer(planned.settings) for planned in tasks.values()]
     encoded = tuple(dict.fromkeys(layer for layer in layers if layer is not None))
     return [replace(planned, encoded_layers=encoded) for planned in tasks.values()]
@@ -272,6 +290,24 @@ def _plan_variants(
         _check_settings(variant, {*changes, *ranges})
         variants.append(variant)
     return used, variants
+
+
+def _with_heads(
+    task: PlannedTask, heads: StoredHeads, requests: Mapping[tuple[str, str], str]
+) -> PlannedTask:
+    """The task with stored heads and their settings. Raises ``UserError`` where the user sets
+    another value: (task, setting) → text."""
+    trained, settings = task.training_task.name, task.probe.settings_type()
+    settings = with_changes(settings, heads.conditions["settings"])
+    for (scope, key), text in requests.items():
+        is_meant = scope in ("", trained.partition(":")[0])
+        is_setting = setting_of(key) in field_names(type(settings))
+        if is_meant and is_setting and with_changes(settings, {key: text}) != settings:
+            raise UserError(
+                f"--set {key}={text}: the head of {trained} was trained with"
+                f" {getattr(settings, setting_of(key))}, and heads keep their settings"
+            )
+    return replace(task, settings=settings, heads=heads)
 
 
 def _in_order(suite: Suite, names: Sequence[str]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -29,12 +30,19 @@ from cliptex_common.errors import (
     error_summary,
     user_error_message,
 )
-from cliptex_common.files import content_key, home, read_json_object, sha256_file, write_json
+from cliptex_common.files import (
+    canonical_json,
+    content_key,
+    home,
+    read_json_object,
+    sha256_file,
+    write_json,
+)
 from cliptex_common.locks import lock_path, locked
 from cliptex_common.out_of_memory import out_of_memory
 from probes.base import Context, GroupedProbe, Head, Probe, Progress, RunLog, TaskResult
 from probes.dense.tasks import DENSE_TASKS
-from probes.head_file import download_head, write_head
+from probes.head_file import load_head, write_head
 from probes.image_level.feature_pictures import task_feature_pictures
 from probes.image_level.parts import part_features
 from probes.upsamplers.names import credit
@@ -79,30 +87,38 @@ class CellContext:
             log=log,
             progress=progress,
             num_workers=self.request.num_workers,
-            head=download_head(cell.run_id, self.tracker.uri) if cell else None,
+            head=load_head(cell.run_id, self.tracker.uri) if cell else None,
         )
 
 
 def find_cells(
-    tracker: Tracker, backbone: BackboneInfo, conditions: Mapping[str, Any], seed: int
+    tracker: Tracker,
+    backbone: BackboneInfo,
+    tasks: Sequence[PlannedTask],
+    conditions: Mapping[str, Any],
+    seed: int,
 ) -> dict[str, Cell]:
-    """Task → cell, of tasks that are finished; see ``PlannedTask.conditions``."""
-    heads = cells_of_heads(tracker, backbone, conditions, seed)
+    """Task → cell, of tasks that are finished; see ``PlannedTask.conditions``. Raises as
+    ``cells_of_heads``."""
+    heads = cells_of_heads(tracker, backbone, tasks, conditions, seed)
     return finished_cells(tracker, backbone.cell_keys(conditions, seed, heads), backbone.name)
 
 
 def cells_of_heads(
     tracker: Tracker,
     backbone: BackboneInfo,
+    tasks: Sequence[PlannedTask],
     conditions: Mapping[str, Any],
     seed: int,
     parent_id: str = "",
 ) -> dict[str, Cell]:
     """Task → the finished cell of another task whose head it uses; ``parent_id``: see
-    ``finished_cells``."""
+    ``finished_cells``. Raises ``UserError`` where none of the stored heads is of this backbone and
+    seed."""
+    stored = {task.name: task.heads.cell_of(backbone, seed) for task in tasks if task.heads}
     trained = {name: each["head"] for name, each in conditions.items() if "head" in each}
     keys = backbone.cell_keys(trained, seed)
-    return finished_cells(tracker, keys, backbone.name, parent_id)
+    return finished_cells(tracker, keys, backbone.name, parent_id) | stored
 
 
 def finished_cells(
@@ -155,7 +171,9 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
                 try:
                     cell = _with_result(cell, task, probe_context, result, costs)
                     if result.head is not None:
-                        cell = cell.model_copy(update={"head": _log_head(run, result.head)})
+                        conditions = task.conditions(context.request.dataset(task))
+                        head = _log_head(run, result.head, conditions, cell.seed)
+                        cell = cell.model_copy(update={"head": head})
                     _log_metrics(cell, run, context.request.model_id)
                     _log_files(task, probe_context, run, result)
                     if task is context.request.tasks[0]:  # once, since the unit shares its images
@@ -312,8 +330,11 @@ def _log_metrics(cell: Cell, run: Run, model_id: str) -> None:
     run.log_json(finite, artifacts.METRICS)
 
 
-def _log_head(run: Run, head: Head) -> str:
-    """Log a head; the sha256 of its file, which becomes a tag, too."""
+def _log_head(run: Run, head: Head, conditions: Mapping[str, Any], seed: int) -> str:
+    """Log a head with all that it depends on; the sha256 of its file, which becomes a tag, too."""
+    conditions = json.loads(canonical_json(conditions))
+    metadata = {**head.metadata, "seed": seed, "conditions": conditions}
+    head = replace(head, metadata=metadata)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, PurePath(artifacts.HEAD).name)
         write_head(head, path)

@@ -3,7 +3,7 @@ images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
 from benchmark.planning.options import DataOptions
 from benchmark.planning.plan import RunPlan
-from benchmark.probing.records import BackboneInfo, PlannedTask
+from benchmark.probing.records import BackboneInfo, PlannedTask, with_training_tasks
 from benchmark.probing.unit import describe_backbone
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.files import content_key
@@ -22,6 +22,8 @@ from probes.checks.check import check_names, find_folder, prepare
 from probes.datasets.base import PreparedDataset, Split
 from probes.layers import layer_number
 from probes.protocols.base import check_required
+
+ABSENT = Path("absent")  # folder of the images that stored heads were trained on
 
 
 def prepare_data(
@@ -44,7 +46,9 @@ def prepare_data(
             protocol requires.
     """
     roots = _find_folders(tasks, options, created)
-    for task in {task.training_task.name: task.training_task for task in tasks}.values():
+    for task in {
+        task.training_task.name: task.training_task for task in tasks if not task.heads
+    }.values():
         if protocol := getattr(task.settings, "protocol", ""):
             check_required(protocol, task.spec.at(roots[task.spec.name]), task.probe)
     # split → images to read, None for all
@@ -69,14 +73,12 @@ def prepare_data(
         trained = task.training_task
         data[task.name] = datasets[task.spec.name, task.splits]
         if trained.spec.name != task.spec.name:
-            trained_on = datasets[trained.spec.name, trained.splits]
+            if task.heads:
+                trained_on = PreparedDataset(trained.spec, ABSENT, {"train": [], "val": []})
+            else:
+                trained_on = datasets[trained.spec.name, trained.splits]
             data[task.name] = replace(data[task.name], trained_on=trained_on)
     return data
-
-
-def with_training_tasks(tasks: Iterable[PlannedTask]) -> list[PlannedTask]:
-    """Tasks, each after its ``training_task``."""
-    return list({each.name: each for task in tasks for each in (task.training_task, task)}.values())
 
 
 def check_fit(

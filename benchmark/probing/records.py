@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from typing import Any
 
 from backbones.base import Backbone, Weights
 from backbones.versions import PROBING, versions
+from cliptex_common.errors import UserError
 from cliptex_common.settings import PositiveShare, field_names
 from probes.base import Context, Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split
@@ -25,17 +26,46 @@ NEUTRAL = {"upsampler": "bilinear", "linear_norm": True}
 
 
 @dataclass(frozen=True)
+class StoredHeads:
+    """Heads of a task that earlier runs trained under the same conditions, of several backbones and
+    seeds.
+
+    Attributes:
+        kind: of the dataset.
+        conditions: of the task, see ``PlannedTask.conditions``.
+        cells: one for each head; ``run_id`` is its MLflow run or its file.
+    """
+
+    kind: str
+    conditions: Mapping[str, Any]
+    cells: Sequence[Cell]
+
+    def cell_of(self, backbone: BackboneInfo, seed: int) -> Cell:
+        """The one of a backbone and seed. Raises ``UserError`` if there is none."""
+        for cell in self.cells:
+            if (cell.weights, cell.seed) == (backbone.weights.sha256, seed):
+                return cell
+        owners = ", ".join(f"{cell.label} ({cell.weights[:12]})" for cell in self.cells)
+        raise UserError(
+            f"no head is of {backbone.name} ({backbone.weights.sha256[:12]}) and seed {seed};"
+            f" --head names {owners}"
+        )
+
+
+@dataclass(frozen=True)
 class PlannedTask:
     """A task with the settings it runs with and the share of train that it is trained on.
 
     Attributes:
         encoded_layers: layers that any task of the run reads; one pass of the backbone gives all.
+        heads: one of these is scored; neither ``training_task`` nor its images are needed.
     """
 
     name: str
     settings: Any
     train_share: PositiveShare = 1.0
     encoded_layers: tuple[Layer, ...] = ()
+    heads: StoredHeads | None = None
 
     @property
     def spec(self) -> DatasetSpec:
@@ -69,7 +99,7 @@ class PlannedTask:
     @property
     def splits(self) -> tuple[Split, ...]:
         """The splits that are read of its own dataset."""
-        return ("val",) if self.spec.trained_on else self.probe.splits
+        return ("val",) if self.spec.trained_on or self.heads else self.probe.splits
 
     def deviations(self, data: PreparedDataset) -> str:
         """What differs from the published protocol that the setting ``protocol`` names, in one
@@ -128,9 +158,19 @@ class PlannedTask:
         if self.train_share < 1:
             conditions["train_share"] = self.train_share
         if self.training_task != self:
-            conditions[self.probe.reuse] = self.training_task.conditions(data.trained_on or data)
+            conditions[self.probe.reuse] = (
+                self.heads.conditions
+                if self.heads
+                else self.training_task.conditions(data.trained_on or data)
+            )
             conditions["transfer"] = dict(data.spec.transfer)
         return conditions
+
+
+def with_training_tasks(tasks: Iterable[PlannedTask]) -> list[PlannedTask]:
+    """Tasks, each after its ``training_task``, if this is not replaced by stored heads."""
+    pairs = ((task,) if task.heads else (task.training_task, task) for task in tasks)
+    return list({each.name: each for pair in pairs for each in pair}.values())
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def probe_unit(request: ProbeRequest) -> list[Cell]:
     for uses_head in (False, True):  # heads are trained before other tasks use them
         tasks = [task for task in request.tasks if task.uses_head == uses_head]
         conditions = {task.name: task.conditions(request.dataset(task)) for task in tasks}
-        heads = cells_of_heads(tracker, backbone, conditions, seed, parent_id)
+        heads = cells_of_heads(tracker, backbone, tasks, conditions, seed, parent_id)
         keys = backbone.cell_keys(conditions, seed, heads)
         reasons = {
             task.name: f"{task.training_task.name}, whose head it uses, has no result"

@@ -151,5 +151,5 @@ def _cells(
     tracker = Tracker.existing(plan.experiment)
     if data and info and tracker and not plan.options.force:
         conditions = {task.name: task.conditions(data[task.name]) for task in plan.tasks}
-        cells = find_cells(tracker, info, conditions, seed)
+        cells = find_cells(tracker, info, plan.tasks, conditions, seed)
     return cells | missing_cells(name, seed, inputs.inapplicable_tasks(backbone), "not applicable")

@@ -183,7 +183,8 @@ def dataset_of(
     """Options of the ``DenseDataset`` of a split's usable images (all of train, see
     ``PreparedDataset.encoded``), or of those in ``only``."""
     included = only or {sample.image for sample in data.encoded(split)}
-    listed = _all_images(data.spec.list_samples, data.root, split, data.fingerprint)
+    lister = data.spec.list_samples
+    listed = _all_images(lister, data.root, split, data.fingerprint) if included else ()
     return {
         "dataset": data.spec.name,
         "root": str(data.root),

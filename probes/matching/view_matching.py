@@ -8,29 +8,52 @@ distance, a mean over pairs; also by bins of the angle between the cameras.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cliptex_common.dense_maps.pictures import spread_indices
 from cliptex_common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Sample
 from probes.matching.metrics import RECALLS, view_pairs
 from probes.matching.views import EncodedViews, View
+from probes.pictures import GALLERY_IMAGES, SMALL, write_gallery, write_preview
 
 MAX_ANGLE = 120.0  # degrees, between the views of a sampled pair
 EVERY = 4  # images of which a sampled pair is scored
 SEED = 8  # of sampled pairs
 POINTS = 2048  # that are matched at once
 TINY = 1e-9  # nothing is divided by less
+PAIRS, PAIR_SIDE = 6, 768  # pairs of the preview, and pixels of their longest side
+LINES = 48  # matches of a pair that are drawn
+RIGHT, WRONG = (0, 200, 80), (230, 40, 40)
 Pair = tuple[Sample, Sample]
 EncodedView = tuple[Tensor, View]  # its feature map (C, h, w), and the view
+
+
+@dataclass(frozen=True)
+class PairMatches:
+    """The clearest matches of a pair of views, the clearest first.
+
+    Attributes:
+        errors: ``m`` and ``px`` → (N,) float32 on the device: how far a point of the first view is
+            from its match, in the second camera's system and image.
+        cells: of both views, (N,) int64: numbers in the grid of points, row by row.
+        moved: (N, 3) float32, the points of the first view in the second camera's system.
+    """
+
+    errors: Mapping[str, Tensor]
+    cells: tuple[Tensor, Tensor]
+    moved: Tensor
 
 
 def run(context: Context) -> TaskResult:
@@ -41,7 +64,9 @@ def run(context: Context) -> TaskResult:
     if not pairs:
         raise UserError(f"{context.data.spec.name} has no pair to match")
     context.progress.start("matching views", len(pairs))
-    names, units, rows = [], [], []
+    names: list[str] = []
+    units, rows = [], []
+    shown, pictured = set(spread_indices(len(pairs), GALLERY_IMAGES)), {}
     for _, group in groupby(pairs, lambda pair: folder_of(pair[0])):
         members = list(group)
         used = {sample.image: sample for pair in members for sample in pair}
@@ -50,12 +75,16 @@ def run(context: Context) -> TaskResult:
         for first, second in members:
             images, pose = [first.image, second.image], relative_pose(first, second)
             encoded_views = views[first.image], views[second.image]
-            errors = match_errors(*encoded_views, pose, context.settings.matches, kind)
+            matches = match_views(*encoded_views, pose, context.settings.matches, kind)
             recalls = [
-                (errors[unit] < limit).float().mean().item() for _, unit, limit in RECALLS[kind]
+                (matches.errors[unit] < limit).float().mean().item()
+                for _, unit, limit in RECALLS[kind]
             ]
+            name = " → ".join(images)
+            if len(names) in shown:
+                pictured[name] = (encoded_views[0][1], encoded_views[1][1]), matches
             rows.append([*recalls, angle_of(pose)])
-            names.append(" → ".join(images))
+            names.append(name)
             units.append(folder_of(first) if kind == "object-views" else images)
             context.progress.advance()
     columns = [name for name, _, _ in RECALLS[kind]] + ["angle"]
@@ -63,7 +92,8 @@ def run(context: Context) -> TaskResult:
     per_image |= dict(zip(columns, np.array(rows).T, strict=True))
     values = view_pairs(kind, tuple(names), per_image).values()
     metrics = {name: value for name, value in values.items() if not np.isnan(value)}
-    return TaskResult(metrics, per_image, notes=[f"{len(pairs)} pairs"])
+    preview = draw_pairs(context.work_dir / "preview.png", pictured, kind)
+    return TaskResult(metrics, per_image, preview=preview, notes=[f"{len(pairs)} pairs"])
 
 
 def folder_of(sample: Sample) -> str:
@@ -114,11 +144,10 @@ def angle_of(pose: Tensor) -> float:
     return float(((pose[:, :3].trace() - 1) / 2).clamp(-1, 1).acos().rad2deg())
 
 
-def match_errors(
+def match_views(
     first: EncodedView, second: EncodedView, pose: Tensor, matches: int, kind: str
-) -> dict[str, Tensor]:
-    """The errors of the clearest matches, ``m`` and ``px`` → (N,) float32 on the device: how far a
-    point of the first view is from its match, in the second camera's system and image.
+) -> PairMatches:
+    """The clearest matches of two views.
 
     Args:
         pose: see ``relative_pose``.
@@ -132,7 +161,9 @@ def match_errors(
     moved = points0[source] @ pose[:, :3].T + pose[:, 3]
     matched = points1[target]
     errors = moved - matched, project(moved, camera) - project(matched, camera)
-    return {unit: error.norm(dim=1) for unit, error in zip(("m", "px"), errors, strict=True)}
+    lengths = {unit: error.norm(dim=1) for unit, error in zip(("m", "px"), errors, strict=True)}
+    known0, known1 = ((view.points[2] > 0).flatten().nonzero()[:, 0] for _, view in (first, second))
+    return PairMatches(lengths, (known0[source.cpu()], known1[target.cpu()]), moved.cpu())
 
 
 def at_points(feature_map: Tensor, view: View, kind: str) -> tuple[Tensor, Tensor]:
@@ -171,3 +202,58 @@ def project(points: Tensor, camera: Tensor) -> Tensor:
     """Points (N, 3) → pixels (N, 2)."""
     rays = points @ camera.T
     return rays[:, :2] / rays[:, 2:].clamp(min=TINY)
+
+
+def draw_pairs(
+    path: Path, pairs: Mapping[str, tuple[tuple[View, View], PairMatches]], kind: str
+) -> Path:
+    """Write the preview, some pairs with their matches, and a gallery; the path of the preview.
+
+    Args:
+        pairs: name → the views, and their matches.
+    """
+    recall, unit, limit = RECALLS[kind][0]
+    distance = recall.removeprefix("recall_")
+
+    def pictures(views: tuple[View, View], matches: PairMatches) -> dict[str, np.ndarray]:
+        shown = spread_indices(len(matches.moved), LINES)
+        first, second = (cells[shown] for cells in matches.cells)
+        # a point that is unknown is at the camera, and nearest to none
+        distances = torch.cdist(matches.moved[shown], views[1].points.flatten(1).T)
+        is_right = (matches.errors[unit][shown] < limit).cpu()
+        return {
+            "image": side_by_side(views, first[:0], first[:0], is_right[:0]),
+            "truth": side_by_side(views, first, distances.argmin(dim=1), torch.ones_like(is_right)),
+            "prediction": side_by_side(views, first, second, is_right),
+        }
+
+    images = ((name, pictures(*pair)) for name, pair in pairs.items())
+    write_gallery(path.parent, images, side=2 * SMALL)
+    names = [list(pairs)[index] for index in spread_indices(len(pairs), PAIRS)]
+    rows = [[pictures(*pairs[name])["prediction"]] for name in names]
+    captions = [name.replace("→", "to") for name in names]  # the font has no arrow
+    title = f"matches: green within {distance[:-2]} {distance[-2:]}, others red"
+    return write_preview(path, [title], rows, captions, side=PAIR_SIDE)
+
+
+def side_by_side(
+    views: tuple[View, View], first: Tensor, second: Tensor, is_right: Tensor
+) -> np.ndarray:
+    """Both views, (H, 2W, 3) uint8, and a line from a cell of the first to one of the second for
+    each match (N,)."""
+    sheet = Image.fromarray(
+        np.concatenate([view.pixels.permute(1, 2, 0).numpy() for view in views], axis=1)
+    )
+    pen = ImageDraw.Draw(sheet)
+    starts, ends = pixels_of(views[0], first), pixels_of(views[1], second)
+    ends[:, 0] += views[0].pixels.shape[2]
+    for start, end, right in zip(starts.tolist(), ends.tolist(), is_right.tolist(), strict=True):
+        pen.line([*start, *end], RIGHT if right else WRONG, width=2)
+    return np.asarray(sheet)
+
+
+def pixels_of(view: View, cells: Tensor) -> Tensor:
+    """The middle x, y (N, 2) in an image of cells (N,) of the grid over it."""
+    height, width = view.points.shape[1:]
+    scale = torch.tensor([view.pixels.shape[2] / width, view.pixels.shape[1] / height])
+    return (torch.stack([cells % width, cells // width], dim=1) + 0.5) * scale

@@ -3,6 +3,7 @@ and in worker processes."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from probes.datasets.base import PreparedDataset
 from probes.datasets.specs import imagenet
 from probes.predictor import load_predictor
 from probes.registry import find_task
-from tests.benchmark.commands import read_json, run_command, runs_of
+from tests.benchmark.commands import read_json, run_command, runs_of, store
 from tests.probes.datasets.make import make_nyu
 from tests.probes.datasets.make_shifts import make_imagenet, make_real, make_shift
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
@@ -101,6 +102,41 @@ def test_python_and_the_command_find_each_others_heads(shifts):
     assert status == {"imagenet/linear": "cached", "imagenet-a/linear": "done"}
 
 
+@pytest.mark.parametrize("is_file", [False, True], ids=["run", "file"])
+def test_a_stored_head_is_scored_without_the_images_that_it_was_trained_on(shifts, is_file):
+    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet-a/linear") == 0
+    (trained,), (scored,) = cells()["imagenet/linear"], cells()["imagenet-a/linear"]
+    shutil.rmtree("imagenet")
+    head = trained.info.run_id
+    if is_file:
+        head = store().download_artifacts(head, "head/head.safetensors", str(shifts))
+    options = {"data_root": ".", "partial": True, "device": "cpu", "experiment": "elsewhere"}
+    results = evaluate("random", "imagenet-a/linear", heads=[head], **options)
+    assert results.frame.status.tolist() == ["done"] * 2
+    (again,) = cells("elsewhere")["imagenet-a/linear"]
+    assert set(cells("elsewhere")) == {"imagenet-a/linear"}, "nothing is trained"
+    for same in ("cell", "protocol", "head.sha256"):
+        assert again.data.tags[same] == scored.data.tags[same]
+    assert again.data.metrics["top1"] == scored.data.metrics["top1"]
+    results = evaluate("random", "imagenet-a/linear", heads=[head], **options)
+    assert results.frame.status.tolist() == ["cached"] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--task imagenet-a/linear --set epochs=3", "was trained with 2"),
+        ("--task imagenet-a/linear --seed 1", "no head is of random"),
+        ("--task imagenet-a/knn", "no chosen task is scored with the head of imagenet/linear"),
+    ],
+)
+def test_a_stored_head_is_not_used_for_what_it_does_not_fit(shifts, capsys, words, message):
+    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet/linear") == 0
+    (trained,) = cells()["imagenet/linear"]
+    assert run_command(f"{RUN} --jobs 1 {words} --head {trained.info.run_id}") == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_depth_head_of_nyu_is_scored_on_sun_rgbd(workdir, jobs):
     make_nyu(workdir / "nyu", n_train=2, n_val=1, size=(640, 480))
@@ -119,6 +155,11 @@ def test_a_depth_head_of_nyu_is_scored_on_sun_rgbd(workdir, jobs):
         errors.append(np.sqrt(np.square(prediction - target)[valid].mean()))
     metrics = read_json("sun.json")["backbones"]["random"]["sun-rgbd/linear"]
     assert metrics["rmse"] == pytest.approx(np.mean(errors), rel=1e-4)
+
+    shutil.rmtree("nyu")
+    words = f"--experiment elsewhere --head {trained.info.run_id} --json again.json"
+    assert run_command(f"{RUN} --jobs {jobs} --task sun-rgbd/linear {words}") == 0
+    assert read_json("again.json")["backbones"]["random"] == {"sun-rgbd/linear": metrics}
 
 
 def test_a_probe_that_keeps_nothing_is_refused(workdir):

@@ -28,7 +28,7 @@ from probes.matching.metrics import ANGLES, view_pairs
 from probes.matching.view_matching import (
     angle_of,
     listed_pairs,
-    match_errors,
+    match_views,
     relative_pose,
     sampled_pairs,
 )
@@ -236,7 +236,7 @@ def _suite(folder: Path, name: str) -> dict[str, Any]:
     maps = feature_maps(f"{spec.kind}/view-matching")
     transform = relative_pose(*pairs[0])
     encoded = tuple(zip(maps, views, strict=True))
-    errors = match_errors(*encoded, transform, settings.matches, spec.kind)
+    errors = match_views(*encoded, transform, settings.matches, spec.kind).errors
     angles = DEGREES * np.arange(PAIRS)
     recall = next(iter(find_task(f"{name}/view-matching")[1].metrics))
     scores = view_pairs(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import zipfile
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from cliptex_common.errors import UserError
 from probes.checks.check import prepare
 from probes.checks.survey import survey
 from probes.matching.probe import OBJECT_VIEWS, SCENE_VIEWS
-from probes.matching.view_matching import match_errors, sampled_pairs
+from probes.matching.view_matching import match_views, sampled_pairs
 from probes.matching.views import View, in_space
 from probes.protocols.base import check_required
 from probes.registry import DATASETS
@@ -54,11 +56,11 @@ def views_of_a_plane() -> list[tuple[torch.Tensor, View]]:
 @pytest.mark.parametrize("kind", ["object-views", "scene-views"])
 def test_features_that_are_coordinates_find_every_point(kind):
     first, second = views_of_a_plane()
-    errors = match_errors(first, second, POSE, 1000, kind)
+    errors = match_views(first, second, POSE, 1000, kind).errors
     assert (errors["m"] < 0.01).float().mean() == 1
     assert (errors["px"] < 1).float().mean() == 1
     shuffled = second[0].flatten(1)[:, torch.randperm(64 * 64)].unflatten(1, (64, 64))
-    errors = match_errors(first, (shuffled, second[1]), POSE, 1000, kind)
+    errors = match_views(first, (shuffled, second[1]), POSE, 1000, kind).errors
     assert (errors["m"] < 0.01).float().mean() < 0.02
 
 
@@ -78,6 +80,10 @@ def test_views_of_objects_are_scored_by_pair_and_resampled_by_object(tmp_path):
     assert scores.units == ("bottle", "keyboard")
     assert scores.value("recall_2cm") == pytest.approx(result.metrics["recall_2cm"])
     assert task.progress.advanced == 4
+    assert result.preview.is_file()
+    with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as gallery:
+        index = json.loads(gallery.read("index.json"))["images"]
+    assert [each["name"] for each in index] == result.per_image["image"].tolist()
 
 
 def test_views_of_rooms_are_scored_by_pair_and_resampled_by_image(tmp_path):
