@@ -93,4 +93,10 @@ def requested_map(settings: Any, backbone: Backbone) -> int | None:
     if layer is None:
         return None
     number = layer_number(layer, backbone.depth, backbone.name)
-    return backbone.data.layers.index(number - 1)
+    return backbone.data.layers.index(number - 1)  # these count from 0
+
+
+def map_index(settings: Any, backbone: Backbone) -> int:
+    """The index of the map that a task reads where it reads one: ``requested_map``, or the last."""
+    index = requested_map(settings, backbone)
+    return -1 if index is None else index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +25,8 @@ VERSION = 3  # raised whenever the checks change: older results no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 ALL: Mapping[Split, int | None] = dict.fromkeys(SPLITS)
 MAX_UNREADABLE = 0.01  # of a split; one sample is always accepted
-LINKED = ("video", "object-views", "scene-views")  # kinds of which no sample may be left out
-# kinds whose images need others
+LINKED = ("video", "object-views", "scene-views")  # kinds of which no sample may be unreadable
+# kinds that are scored on relations between images, which ``--limit`` would break
 RELATIONS = ("association", "correspondence", "instance-retrieval", *LINKED)
 CHUNK = 1000  # samples whose hashes are stored together
 
@@ -288,16 +289,7 @@ def check_samples(
     progress.start(f"checking {spec.name}", sum(map(len, inventory.present.values())))
     for split, samples in inventory.present.items():
         instances = coco_images(spec, root, split) if spec.kind == "detection" else {}
-
-        def check(
-            sample: Sample, instances: Mapping[Any, Any] = instances
-        ) -> tuple[str, str, list[HashedFile]]:
-            try:
-                digest, files = verify(spec, classes, root, sample, instances)
-                return digest, "", files
-            except (Unreadable, OSError) as error:
-                return "", getattr(error, "strerror", None) or str(error), []
-
+        check = functools.partial(check_sample, spec, classes, root, instances)
         pending = [sample for sample in samples if sample.image not in checked]
         progress.advance(len(samples) - len(pending))
         # Decoding and hashing release the GIL. Lines are written whole, since other processes may
@@ -306,8 +298,8 @@ def check_samples(
             for start in range(0, len(pending), CHUNK):
                 chunk, hashed = pending[start : start + CHUNK], list[HashedFile]()
                 try:
-                    for sample, each in zip(chunk, pool.map(check, chunk), strict=True):
-                        digest, reason, files = each
+                    results = zip(chunk, pool.map(check, chunk), strict=True)
+                    for sample, (digest, reason, files) in results:
                         checked[sample.image] = digest, reason
                         hashed += files
                         file.write(json.dumps([sample.image, digest, reason]) + "\n")
@@ -327,6 +319,18 @@ def check_samples(
         "skipped": skipped,
         "notes": overlap(hashes),
     }
+
+
+def check_sample(
+    spec: DatasetSpec, classes: int, root: Path, instances: Mapping[Any, Any], sample: Sample
+) -> tuple[str, str, list[HashedFile]]:
+    """The digest of ``verify`` and its files; or '', the reason why the sample is left out, and
+    none. Raises ``UserError`` as it does."""
+    try:
+        digest, files = verify(spec, classes, root, sample, instances)
+        return digest, "", files
+    except (Unreadable, OSError) as error:
+        return "", getattr(error, "strerror", None) or str(error), []
 
 
 def read_journal(path: Path) -> dict[str, tuple[str, str]]:

@@ -41,19 +41,26 @@ class Sample:
 
     Attributes:
         image: path of the image, relative to the dataset's root, with forward slashes.
-        target: relative path of the label map (dense tasks), class index or a list of all that are
-            right (classification), name of its set (unknown images), list of captions (image-text),
-            image id in the annotation file (detection), [instance, cue, whether it is associated]
-            for each question that it is a candidate of (association), the pairs that it is the
-            source of (correspondence): each a mapping with the other ``image``, and ``source`` and
-            ``target`` points (x, y in pixels) with the object's ``box`` in the target;
-            (instance retrieval) a mapping with the ``gallery`` that it is in and, of a query, the
-            one that it ``searches``, perhaps its ``box`` (left, top, right, bottom in pixels), and
-            the ``positives`` and ``junk`` images of each level; relative path of the masks of a
-            frame (video); or (object-views, scene-views) a mapping with ``rotation`` (3 × 3) and
-            ``translation`` (metres) from the world to the camera, its ``camera`` (the 3 × 3 matrix;
-            of objects the focal length in short sides of the image), and ``pairs``, the other
-            images of the pairs that are listed.
+        target: by the kind of the dataset:
+
+            * dense tasks: relative path of the map
+            * ``detection``: image id in the annotation file
+            * ``classification``: class index, or a list of all that are right
+            * ``unknown-images``: name of its set
+            * ``image-text``: list of captions
+            * ``association``: [instance, cue, whether it is associated] for each question that it
+              is a candidate of
+            * ``correspondence``: the pairs that it is the source of, each a mapping with the other
+              ``image``, ``source`` and ``target`` points (x, y in pixels), and the object's ``box``
+              in the target
+            * ``instance-retrieval``: a mapping with the ``gallery`` that it is in and, of a query,
+              the one that it ``searches``, perhaps its ``box`` (left, top, right, bottom in
+              pixels), and the ``positives`` and ``junk`` images of each level
+            * ``video``: relative path of the masks of the frame
+            * ``object-views``, ``scene-views``: a mapping with ``rotation`` (3 × 3) and
+              ``translation`` (metres) from the world to the camera, its ``camera`` (the 3 × 3
+              matrix; of objects the focal length in short sides of the image), and ``pairs``, the
+              other images of the pairs that are listed
         group: number of its group (a region of the world), where scores are by group.
         files: relative paths of what belongs to the image: the label map of a dense task (by
             itself), masks, depth.

@@ -34,7 +34,7 @@ def pyramid(
         ``out_indices`` of the backbone, config of the neck, true strides of its levels without the
         extra ones.
     """
-    if len(set(backbone.strides)) == 1:
+    if backbone.is_plain:
         nominal = tuple(stride for stride in (4, 8, 16, 32) if stride >= finest)
         stride = backbone.strides[-1]
         neck = {

@@ -26,7 +26,7 @@ from probes.base import Context, TaskResult
 from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.metrics import correspondence
 from probes.image_level.settings import CorrespondenceSettings
-from probes.layers import requested_map
+from probes.layers import map_index
 
 ALPHAS = ("0.05", "0.1")
 STEPS = 8  # positions from one patch to the next
@@ -79,13 +79,13 @@ def folder_of(pair: Pair) -> str:
 def encode_maps(context: Context, names: Sequence[str]) -> dict[str, ImageMap]:
     """Image → its feature map, (C, h, w) float16 on the device, and (width, height) in pixels."""
     settings: CorrespondenceSettings = context.settings
-    backbone, index = context.backbone, requested_map(settings, context.backbone)
+    backbone, index = context.backbone, map_index(settings, context.backbone)
     side = square_side(settings, backbone)
     paths = [context.data.root / name for name in names]
     encoding = replace(settings.encoding(context.device.type), size=(side, side))
 
     def encode(pixels: Tensor) -> Tensor:
-        return backbone(pixels)[-1 if index is None else index]
+        return backbone(pixels)[index]
 
     views = ImageViews(context, backbone, paths, encoding, encode=encode, squash=True)
     maps = [each for batch in views.tensors() for each in batch.half()]

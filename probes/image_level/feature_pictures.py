@@ -25,7 +25,7 @@ from cliptex_common.errors import UserError
 from probes.base import Context, EncodeContext
 from probes.image_level.encode import ImageViews
 from probes.image_level.settings import Encoding
-from probes.layers import requested_map
+from probes.layers import map_index
 from probes.pictures import SMALL
 
 IMAGES = 8
@@ -38,9 +38,9 @@ def task_feature_pictures(context: Context) -> dict[str, np.ndarray]:
     backbone, root = context.backbone, context.data.root
     samples = context.data.samples["val"]
     paths = [root / samples[index].image for index in spread_indices(len(samples), IMAGES)]
-    layer = requested_map(context.settings, backbone)
+    index = map_index(context.settings, backbone)
     in_process = EncodeContext(context.device, num_workers=0)
-    return feature_pictures(in_process, backbone, paths, root, layer=-1 if layer is None else layer)
+    return feature_pictures(in_process, backbone, paths, root, index=index)
 
 
 def feature_pictures(
@@ -49,14 +49,14 @@ def feature_pictures(
     paths: Sequence[Path],
     root: Path,
     size: tuple[int, int] | None = None,
-    layer: int = -1,
+    index: int = -1,
 ) -> dict[str, np.ndarray]:
     """A feature map of N images, in float32, each image alone and squeezed to the size.
 
     Args:
         root: folder that the images' names are relative to.
         size: (height, width) in pixels; None for the backbone's own.
-        layer: which of its maps.
+        index: of its map.
 
     Returns:
         ``image`` (N,) names; ``strip``, the bytes of a WebP of all images in a row; ``colours`` (N,
@@ -72,7 +72,7 @@ def feature_pictures(
     grids: list[torch.Size] = []
 
     def encode(pixels: Tensor) -> Tensor:
-        features = backbone(pixels)[layer].float()
+        features = backbone(pixels)[index].float()
         grids.append(features.shape[-2:])
         return features.flatten(2).transpose(1, 2)
 

@@ -16,7 +16,7 @@ from cliptex_common.dense_maps.pictures import spread_indices
 from probes.base import Context, EncodeContext
 from probes.image_level.encode import ImageViews, square_side
 from probes.image_level.settings import Encoding
-from probes.layers import requested_map
+from probes.layers import map_index
 
 IMAGES = 4
 GRID = 4  # parts along each side of an image
@@ -48,6 +48,6 @@ def part_features(context: Context) -> Mapping[str, np.ndarray]:
         in_process = EncodeContext(context.device, num_workers=0)
         views = ImageViews(in_process, backbone, paths, encoding, encode=encode, squash=True)
         cached[key] = torch.cat([each.cpu() for each in views.tensors()])
-    layer = requested_map(settings, backbone)
     maps = cached[key].split(backbone.channels, dim=2)
-    return {"image": np.array(names), "features": maps[-1 if layer is None else layer].numpy()}
+    features = maps[map_index(settings, backbone)].numpy()
+    return {"image": np.array(names), "features": features}

@@ -29,7 +29,7 @@ from cliptex_common.images import to_rgb
 from probes.base import Context, TaskResult
 from probes.datasets.base import Sample
 from probes.image_level.encode import Encode, ImageViews
-from probes.layers import requested_map
+from probes.layers import map_index
 from probes.matching.masks import contour_accuracy, region_similarity
 from probes.matching.metrics import video
 from probes.matching.settings import LabelPropagationSettings
@@ -51,7 +51,7 @@ class Frame:
 def run(context: Context) -> TaskResult:
     """See ``probes.base.FeatureProbe``."""
     videos = {name: list(frames) for name, frames in groupby(context.data.samples["val"], video_of)}
-    stride = context.backbone.strides[map_index(context)]
+    stride = context.backbone.strides[map_index(context.settings, context.backbone)]
     context.progress.start("propagating masks", len(videos))
     maps = frame_maps(context, list(videos.values()))
     names, units, scores = [], [], []
@@ -136,7 +136,7 @@ def resize_frame(image: Image.Image, short: int, method: str, divisor: int) -> T
 
 def frame_maps(context: Context, videos: Sequence[Sequence[Sample]]) -> Iterator[Tensor]:
     """The unit features of each frame of all videos, (C, h, w) float32 on the device."""
-    backbone, index = context.backbone, map_index(context)
+    backbone, index = context.backbone, map_index(context.settings, context.backbone)
 
     def encode(pixels: Tensor) -> Tensor:
         return F.normalize(backbone(pixels)[index].float(), dim=1)
@@ -151,12 +151,6 @@ def frame_maps(context: Context, videos: Sequence[Sequence[Sample]]) -> Iterator
         start = end
     for batch in frames.tensors(batches):
         yield from batch
-
-
-def map_index(context: Context) -> int:
-    """The map of the backbone that is matched."""
-    index = requested_map(context.settings, context.backbone)
-    return -1 if index is None else index
 
 
 def propagate_masks(

@@ -25,7 +25,7 @@ from probes.base import Context
 from probes.datasets.base import Sample
 from probes.features.views import Encoded, Views
 from probes.image_level.encode import autocast
-from probes.layers import requested_map
+from probes.layers import map_index
 
 SHORT = 1024  # short side to which photographs of objects are reduced first
 SIDE = 512  # of the square in which objects are measured
@@ -157,12 +157,12 @@ class EncodedViews(Views):
 
     def encode(self, batch: Any) -> Encoded:
         context, backbone = self.context, self.context.backbone
-        device, index = context.device, requested_map(context.settings, context.backbone)
+        device, index = context.device, map_index(context.settings, context.backbone)
         pixels = torch.stack([view.pixels for view in batch])
         pixels = pixels.to(device, non_blocking=takes_pinned_memory(device))
         with autocast(device, context.settings.precision):
             padded = pad_to(self._normalise(pixels), backbone.divisor)
-            maps = backbone(in_memory_format(padded, backbone))[-1 if index is None else index]
+            maps = backbone(in_memory_format(padded, backbone))[index]
         return [maps.float()], [{"view": view} for view in batch]
 
     def all(self) -> list[tuple[Tensor, View]]:

@@ -94,10 +94,9 @@ class PatchImages:
         self.layer = requested_map(settings, backbone)  # of all that are cached
         out_indices = None
         if encoder is None:
-            is_plain = len(set(backbone.strides)) == 1
             if self.layer is not None:
                 self.strides = backbone.strides[self.layer : self.layer + 1]
-            elif settings.layers == "last" or (settings.layers == "auto" and is_plain):
+            elif settings.layers == "last" or (settings.layers == "auto" and backbone.is_plain):
                 out_indices = [-1]
             else:
                 self.strides = backbone.strides

@@ -206,18 +206,20 @@ class DenseTask:
             ]
             return np.concatenate([self.summary(arrays, block)[main] for block in blocks])
 
-        latest: tuple[Any, dict[str, Any]] = lambda: None, {}
+        # reports ask for all metrics of the same weights, one after the other
+        last_weights: Callable[[], Any] = lambda: None
+        last_summary: dict[str, Any] = {}
 
-        def function(name: str, weights: np.ndarray) -> np.ndarray:
-            nonlocal latest
+        def metric_of(name: str, weights: np.ndarray) -> np.ndarray:
+            nonlocal last_weights, last_summary
             if len(weights) == 1:
                 return self.summary(arrays, weights)[name]
-            if latest[0]() is not weights:  # metrics are resampled one after the other
-                latest = weakref.ref(weights), self.summary(arrays, weights)
-            return latest[1][name]
+            if last_weights() is not weights:
+                last_weights, last_summary = weakref.ref(weights), self.summary(arrays, weights)
+            return last_summary[name]
 
         names = self.summary(arrays, np.ones((1, count)))
-        metrics = {name: partial(function, name) for name in self.metrics if name in names}
+        metrics = {name: partial(metric_of, name) for name in self.metrics if name in names}
         return ImageScores(images, metrics, of_images, main, metric.direction)
 
     def best_constant(self, pixels: np.ndarray, data: PreparedDataset) -> Any:
