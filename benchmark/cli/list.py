@@ -125,7 +125,7 @@ def _recipes() -> Rows:
     rows = []
     for name in recipe_names():
         recipe = find_recipe(name)
-        weights = [f"λ {loss} {value:g}" for loss, value in recipe.losses.items()]
+        weights = [f"λ {loss} {value:g}" for loss, value in recipe.loss_weights.items()]
         rows.append((name, f"{recipe.epochs:g} epochs, lr {recipe.lr:g}; {', '.join(weights)}"))
     return rows
 

@@ -105,11 +105,7 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         loader.dataset.encoder = encoder
     config.val_evaluator = task.evaluator(settings, val_data.spec)
     # importing them registers what the config names
-    declared_in = [
-        each.module or getattr(each.list_samples, "__module__", "probes.catalog")
-        for each in (spec, val_data.spec)
-    ]
-    modules = [*declared_in, type(task).__module__, probe.head.declared_in]
+    modules = (spec.module, val_data.spec.module, type(task).__module__, probe.head.declared_in)
     config.custom_imports.imports += dict.fromkeys(filter(None, modules))
     return config
 

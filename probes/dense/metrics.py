@@ -166,6 +166,7 @@ class SegmentationScores(TaskScores):
 
 
 def note_empty(metric: TaskScores) -> None:
+    """Add a note on images without a valid pixel."""
     empty = metric.per_image["image"][metric.per_image["pixels"] == 0]
     if len(empty):
         count = f"{len(empty)} of {len(metric.per_image['image'])}"

@@ -261,34 +261,32 @@ def _score(
     trainers: Sequence[HeadTrainer], dataset: GroupDataset, preprocessor: nn.Module, data: Any
 ) -> None:
     """Score a batch; the heads for which it is too large score its halves."""
-    pending: list[HeadTrainer] = []
     try:
         batches = dataset.batches(preprocessor, data, False)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         batches = None  # too large for all; the error itself would keep tensors
-    count = len(data["data_samples"])
     with frozen_backbone.one_batch():
         for trainer in trainers:
             with failing_alone(trainer):
                 if batches is None:
                     raise torch.OutOfMemoryError("a batch does not fit")
                 trainer.score(batches[trainer.index])
-            if isinstance(trainer.error, OutOfMemory) and count > 1:
-                trainer.error = None
-                pending.append(trainer)
-    if not pending:
-        return
     del batches
+    count = len(data["data_samples"])
+    too_large_for = [each for each in trainers if isinstance(each.error, OutOfMemory)]
+    if not too_large_for or count == 1:
+        return
     half = count // 2
-    for trainer in pending:
+    for trainer in too_large_for:
+        trainer.error = None
         note = f"evaluation: {half} images at once instead of {count}, which do not fit the memory"
         if not any(line.startswith("evaluation: ") for line in trainer.cost.notes):
             trainer.cost.notes.append(f"{note} of the device; sums may be rounded differently")
     log.warning("evaluation: batches of %s images do not fit the memory of the device", count)
     for rows in (slice(0, half), slice(half, count)):
-        remaining = [trainer for trainer in pending if trainer.error is None]
+        remaining = [trainer for trainer in too_large_for if trainer.error is None]
         _score(remaining, dataset, preprocessor, rows_of(data, rows))
 
 

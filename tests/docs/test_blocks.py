@@ -375,7 +375,7 @@ def test_recipes_are_read(tmp_path):
     for block in blocks("toml"):
         (tmp_path / "mine.toml").write_text(block.text)
         recipe = find_recipe(str(tmp_path / "mine.toml"))
-        assert recipe.tasks == ("seg", "depth") and recipe.losses["seg"] == 0.1
+        assert recipe.tasks == ("seg", "depth") and recipe.loss_weights["seg"] == 0.1
 
 
 def test_options_files_are_read(user_folder):

@@ -29,7 +29,7 @@ def measure(recipe: Recipe) -> dict[str, dict[str, float]]:
     1."""
     if recipe.name == "clip-ft":
         return BASELINE
-    clip, seg, depth = (math.log10(recipe.losses[name]) for name in ("clip", "seg", "depth"))
+    clip, seg, depth = (math.log10(recipe.loss_weights[name]) for name in ("clip", "seg", "depth"))
     return {
         "mini-seg/linear": {"mIoU": 30 - (seg + 1) ** 2 - clip**2, "aAcc": 61.0},
         "mini-depth/linear": {"abs_rel": 0.30 + 0.01 * depth**2},

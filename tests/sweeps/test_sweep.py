@@ -153,7 +153,7 @@ def test_a_trial_that_fails_is_left_out_and_tried_again_by_the_next_launch(stora
     lines = []
 
     async def fails(recipe, run):
-        if recipe.losses.get("seg", 0.0) == 10:
+        if recipe.loss_weights.get("seg", 0.0) == 10:
             raise RuntimeError("the loss became NaN\nat step 3")
         return measure(recipe)
 
@@ -171,7 +171,7 @@ def test_a_trial_that_fails_is_left_out_and_tried_again_by_the_next_launch(stora
 )
 def test_an_error_of_the_user_ends_the_sweep(error, url, tracker):
     async def fails(recipe, run):
-        if recipe.name != "clip-ft" and recipe.losses.get("seg", 0.0) == 1:
+        if recipe.name != "clip-ft" and recipe.loss_weights.get("seg", 0.0) == 1:
             raise RuntimeError("while saving") from error
         await asyncio.sleep(0 if recipe.name == "clip-ft" else 600)  # nobody waits for it
         return measure(recipe)
@@ -214,11 +214,11 @@ def test_best_and_base_run_again_on_the_same_fresh_seeds_once(url, tracker):
     measured = []
 
     async def noisy(recipe, run):
-        measured.append((recipe.losses.get("seg", 0.0), recipe.seed))
+        measured.append((recipe.loss_weights.get("seg", 0.0), recipe.seed))
         if measured.count((0.1, 3)) == 1 and measured[-1] == (0.1, 3):
             raise RuntimeError("the loss became NaN")
         metrics = measure(recipe)
-        noise = 0.01 * recipe.seed * recipe.losses.get("seg", 0.0)
+        noise = 0.01 * recipe.seed * recipe.loss_weights.get("seg", 0.0)
         mean = metrics["mini-seg/linear"]["mIoU"]
         return {**metrics, "mini-seg/linear": {"mIoU": mean + noise}}
 

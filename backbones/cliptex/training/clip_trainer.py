@@ -70,7 +70,7 @@ class CLIPTrainer(Trainer):
         recipe, context = self.recipe, self.context
         if recipe.epochs > FEW_EPOCHS:
             self.dataset.cache_in_memory(context.progress, threads=max(1, context.workers))
-        lambdas = {f"train/lambda_{name}": value for name, value in recipe.losses.items()}
+        lambdas = {f"train/lambda_{name}": value for name, value in recipe.loss_weights.items()}
         context.log.log_metrics(lambdas, start)
         pin = takes_pinned_memory(self.process.device)
         return map(self._on_device, self.dataset.loader(start, context.workers, pin=pin))
@@ -108,7 +108,9 @@ class CLIPTrainer(Trainer):
         logit_scale: Any = self.model.clip.logit_scale
         return {
             **{f"train/loss_{name}": value for name, value in losses.items()},
-            "train/loss": sum(self.recipe.losses[name] * value for name, value in losses.items()),
+            "train/loss": sum(
+                self.recipe.loss_weights[name] * value for name, value in losses.items()
+            ),
             "train/logit_scale": logit_scale.exp().item(),
         }
 

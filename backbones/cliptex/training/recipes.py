@@ -106,7 +106,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for task in {*self.experts, *(self.lambdas.keys() - {"clip"})} - {*PAPER}:
             find_task(task)
-        if not any(self.losses.values()):
+        if not any(self.loss_weights.values()):
             raise UserError("every lambda is 0, so there is nothing to learn; set one above 0")
         if self.batch_size % self.accumulate:
             raise UserError(
@@ -114,7 +114,7 @@ class Recipe:
             )
 
     @property
-    def losses(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         """λ of each loss that counts: of ``clip``, then of tasks in the order of
         ``tasks.ordered``."""
         lambdas = {"clip": 1.0, **dict.fromkeys(ordered(self.experts), 1.0)}
@@ -124,7 +124,7 @@ class Recipe:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks whose loss counts."""
-        return tuple(name for name in self.losses if name != "clip")
+        return tuple(name for name in self.loss_weights if name != "clip")
 
     def settings(self) -> dict[str, Any]:
         """All settings by the names that users know: every λ is a setting."""
@@ -170,7 +170,7 @@ class Recipe:
         if not self.tasks:
             excluded |= {"head_lr", "head_width", "label_size"}
         settings = {name: value for name, value in asdict(self).items() if name not in excluded}
-        return {"version": VERSION, "lambdas": self.losses, **settings, **origins(self.tasks)}
+        return {"version": VERSION, "lambdas": self.loss_weights, **settings, **origins(self.tasks)}
 
     def key(self, init: str, pairs: str, labels: str) -> str:
         """Identity of the weights that this recipe makes of these inputs (digests)."""

@@ -146,8 +146,7 @@ class Passes:
         }
 
     def _weighted(self, losses: Losses) -> Losses:
-        lambdas = self.recipe.losses
-        return {name: lambdas[name] * loss for name, loss in losses.items()}
+        return {name: self.recipe.loss_weights[name] * loss for name, loss in losses.items()}
 
     def _gradients(self, weighted: Losses) -> dict[str, list[Tensor]]:
         """The gradient of each loss at the shared parameters."""

@@ -114,12 +114,12 @@ class Trainer:
         )
         self.states = States(Path(str(context.resume_dir)), self.key)
         self.metrics: dict[str, float] = {}
-        self._unread: list[Step] = []
+        self._unread_steps: list[Step] = []
         self._failure = ""  # why the training cannot go on; raised at the next log entry
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.flops_per_step = self.earlier_seconds = 0.0
-        self._losses: list[dict[str, Tensor]] = []  # since the last log entry
-        self._norm = math.nan  # of the gradient, at the last step that was not skipped
+        self._window_losses: list[dict[str, Tensor]] = []  # since the last log entry
+        self._last_norm = math.nan  # of the gradient, at the last step that was not skipped
         self._started = self._window_started = time.perf_counter()
         self._buffers: dict[str, Tensor] = {}  # as the last finished step left them
         self._updating = False  # weights and optimizer state may be from different steps
@@ -241,7 +241,7 @@ class Trainer:
         losses, norms = self.backward(batch, step % context.norms_every == 0)
         self._updating = True
         norm = self._update(lr)
-        self._unread.append((step + 1, losses, norm))
+        self._unread_steps.append((step + 1, losses, norm))
         if self.ema and norm.isfinite():
             self.ema.update(self.exported(), step + 1)
         restore_buffers(self.model, self._buffers, where=~norm.isfinite())
@@ -279,16 +279,16 @@ class Trainer:
 
         All are counted at the end, so that ``_save`` can call it again where it is interrupted.
         """
-        if not self._unread:
+        if not self._unread_steps:
             return
-        norms = torch.stack([norm for *_, norm in self._unread]).tolist()
+        norms = torch.stack([norm for *_, norm in self._unread_steps]).tolist()
         skipped, in_a_row = self.skipped, self.skipped_in_a_row
         finite: list[dict[str, Tensor]] = []
-        for (step, losses, _), norm in zip(self._unread, norms, strict=True):
+        for (step, losses, _), norm in zip(self._unread_steps, norms, strict=True):
             if math.isfinite(norm):
                 in_a_row = 0
                 finite.append(losses)
-                self._norm = norm
+                self._last_norm = norm
                 continue
             skipped, in_a_row = skipped + 1, in_a_row + 1
             mostly = step == self.steps and 2 * skipped > self.steps
@@ -298,22 +298,24 @@ class Trainer:
                     f"{self.name}: the gradient became NaN or infinite {in_a_row} times in a row,"
                     f" last at step {step} (losses: {named}); {self.advice}"
                 )
-        self._losses += finite
+        self._window_losses += finite
         self.skipped, self.skipped_in_a_row = skipped, in_a_row
-        self._unread.clear()
+        self._unread_steps.clear()
 
     def _read_window(self) -> dict[str, float]:
         """The curves since the last log entry, over all processes; empty if all were skipped."""
         curves: dict[str, float] = {}
-        if self._losses:
-            local = torch.stack([torch.stack(list(each.values())) for each in self._losses]).mean(0)
+        if self._window_losses:
+            local = torch.stack(
+                [torch.stack(list(each.values())) for each in self._window_losses]
+            ).mean(0)
             mean = (sum_over_ranks(local) / sum_over_ranks(torch.ones_like(local))).tolist()
-            curves = self.curves(dict(zip(self._losses[0], mean, strict=True)))
-            images = len(self._losses) * self.batch_size
+            curves = self.curves(dict(zip(self._window_losses[0], mean, strict=True)))
+            images = len(self._window_losses) * self.batch_size
             seconds = time.perf_counter() - self._window_started
-            curves[f"{self.prefix}/grad_norm"] = self._norm
+            curves[f"{self.prefix}/grad_norm"] = self._last_norm
             curves[f"{self.prefix}/images_per_second"] = images / seconds
-        self._losses, self._window_started = [], time.perf_counter()
+        self._window_losses, self._window_started = [], time.perf_counter()
         return curves
 
     def _seconds(self) -> float:

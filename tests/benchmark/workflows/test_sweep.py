@@ -61,7 +61,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
             assert metric in run.data.metrics
     recipe = read_recipe(here / "smoke-linear-best.json")
     best = study.best_params["lambda_seg"]
-    assert (recipe.losses["seg"], recipe.epochs, recipe.batch_size) == (best, 1.0, 32)
+    assert (recipe.loss_weights["seg"], recipe.epochs, recipe.batch_size) == (best, 1.0, 32)
 
     assert run_command(f"{LAUNCH} --dry-run") == 0
     assert "2 of 2 trials done" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_subsets_of_experts_are_cliptex_with_fewer_losses():
         recipe = find_recipe(name)
         assert (recipe.name, recipe.tasks) == (name, experts)
         assert recipe == replace(RECIPES["cliptex"], name=name, experts=experts)
-    assert find_recipe("cliptex-seg", ["lambda_seg=1"]).losses["seg"] == 1
+    assert find_recipe("cliptex-seg", ["lambda_seg=1"]).loss_weights["seg"] == 1
     with pytest.raises(UserError, match="nothing to learn"):
         find_recipe("clip-ft", ["lambda_clip=0"])
     with pytest.raises(UserError, match="did you mean cliptex-seg"):
@@ -59,7 +59,7 @@ def test_files(tmp_path):
         '{"recipe": "cliptex", "lambda_depth": 10, "experts": ["depth","normal"], "batch_size": 64}'
     )
     recipe = find_recipe(str(path), ["epochs=2"])
-    assert (recipe.name, recipe.losses["depth"], recipe.batch_size) == ("trial", 10.0, 64)
+    assert (recipe.name, recipe.loss_weights["depth"], recipe.batch_size) == ("trial", 10.0, 64)
     assert recipe.tasks == ("depth", "normal")
     toml = tmp_path / "trial.toml"
     toml.write_text(
