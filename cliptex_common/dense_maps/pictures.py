@@ -1,14 +1,20 @@
-"""Maps as pictures, and the legends of these."""
+"""Maps as pictures, the legends of these, and grids of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-INK, PAPER = (32, 32, 32), (255, 255, 255)
+from cliptex_common.files import atomic_write
+
+INK, PALE, PAPER = (32, 32, 32), (96, 96, 96), (255, 255, 255)
+GAP = 8  # pixels between the pictures of a grid
+TILE = 256  # longest side of a picture of a grid, pixels
 IGNORED = (224, 224, 192)  # PASCAL VOC's cream: no class has it
 UNKNOWN = (128, 128, 128)  # grey is not in viridis
 
@@ -101,3 +107,62 @@ def class_legend(names: Sequence[str], colours: np.ndarray, width: int) -> np.nd
         pen.rectangle((x, y + 3, x + 16, y + 17), tuple(colour.tolist()), INK)
         pen.text((x + 22, y + 10), name, INK, font, anchor="lm")
     return np.asarray(picture)
+
+
+def write_grid(
+    path: Path,
+    titles: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    captions: Sequence[str] = (),
+    legend: np.ndarray | None = None,
+    side: int = TILE,
+) -> Path:
+    """Write a grid of pictures, completely or not at all.
+
+    Args:
+        path: its suffix says the format.
+        titles: one for each column.
+        rows: pictures (H, W, 3) uint8 RGB, resized so that their longest side is ``side``; the last
+            row may be shorter.
+        captions: one for each row, above it; may be left out.
+        legend: (h, w, 3) uint8, below the grid.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    tiles = [[fit_picture(picture, side) for picture in row] for row in rows]
+    widths = [max(tile.width for tile in column if tile) for column in zip_longest(*tiles)]
+    heights = [max(tile.height for tile in row) for row in tiles]
+    lefts = [GAP * (column + 1) + sum(widths[:column]) for column in range(len(widths))]
+    caption_height = 20 if captions else 0
+    width = lefts[-1] + widths[-1] + GAP
+    height = 28 + sum(heights) + (GAP + caption_height) * len(heights) + GAP
+    if legend is not None:
+        width, height = max(width, legend.shape[1] + 2 * GAP), height + legend.shape[0] + GAP
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for x, column_width, title in zip(lefts, widths, titles, strict=True):
+        pen.text((x + column_width / 2, 16), title, INK, ImageFont.load_default(16), anchor="mm")
+    y = 28
+    all_captions = captions or [""] * len(tiles)
+    for row, row_height, caption in zip(tiles, heights, all_captions, strict=True):
+        pen.text((GAP, y + 10), caption, PALE, ImageFont.load_default(13), anchor="lm")
+        for x, tile in zip(lefts, row, strict=False):
+            sheet.paste(tile, (x, y + caption_height))
+        y += caption_height + row_height + GAP
+    if legend is not None:
+        sheet.paste(Image.fromarray(legend), (GAP, y))
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, Image.registered_extensions()[path.suffix.lower()])
+    return path
+
+
+def fit_picture(picture: np.ndarray, side: int) -> Image.Image:
+    """A picture (H, W, 3) uint8 RGB, resized so that its longest side is ``side`` pixels."""
+    image = Image.fromarray(picture)
+    factor = side / max(image.size)
+    size = [max(1, round(length * factor)) for length in image.size]
+    return image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST)

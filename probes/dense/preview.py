@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from cliptex_common.dense_maps.pictures import spread_indices
+from cliptex_common.dense_maps.pictures import spread_indices, write_grid
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.feature_dataset import collate_views
-from probes.pictures import GALLERY_IMAGES, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, write_gallery
 
 IMAGES = 6  # of the preview
 
@@ -49,7 +49,7 @@ def draw_preview(
     small = (large.get(index) or predicted(index) for index in gallery)
     pictures = ((image.name, panels(image)) for image in small)
     write_gallery(path.parent, pictures, legend, flat=task.has_classes)
-    return write_preview(
+    return write_grid(
         path,
         ("image", "ground truth", "prediction"),
         [[*panels(image).values()] for image in large.values()],

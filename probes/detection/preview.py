@@ -11,9 +11,9 @@ import numpy as np
 from faster_coco_eval import COCO
 from PIL import Image, ImageDraw, ImageFont
 
-from cliptex_common.dense_maps.pictures import palette, spread_indices
+from cliptex_common.dense_maps.pictures import palette, spread_indices, write_grid
 from cliptex_common.images import to_rgb
-from probes.pictures import GALLERY_IMAGES, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, write_gallery
 
 IMAGES = 6
 SIDE = 400  # longest side of a picture, pixels
@@ -79,7 +79,7 @@ def draw_preview(
     tiles = [pair[role] for pair in pairs for role in ("truth", "prediction")]
     titles = ("ground truth", f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)")
     rows = [tiles[start : start + 4] for start in range(0, len(tiles), 4)]
-    return write_preview(path, titles * min(2, len(pairs)), rows, side=SIDE)
+    return write_grid(path, titles * min(2, len(pairs)), rows, side=SIDE)
 
 
 def best(detections: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from backbones.preprocessing import resizing
-from cliptex_common.dense_maps.pictures import spread_indices
+from cliptex_common.dense_maps.pictures import TILE, spread_indices, write_grid
 from cliptex_common.images import image_size
 from probes.base import Context, TaskResult
 from probes.features.store import CacheKey
 from probes.image_level.encode import ImageViews, layer_columns
 from probes.instance_retrieval.probe import NO_POSITIVE, InstanceSettings, instance_retrieval
-from probes.pictures import GALLERY_IMAGES, TILE, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, write_gallery
 
 SHOWN, RESULTS = 6, 5  # queries of the preview, and first results of each
 RIGHT, WRONG = (40, 160, 60), (200, 50, 40)  # frames
@@ -177,7 +177,7 @@ def draw_results(views: RetrievalViews, answers: Mapping[int, Answer], path: Pat
     write_gallery(path.parent, ((names[query], panels(query)) for query in gallery))
     rows = [queries[row] for row in spread_indices(len(queries), SHOWN)]
     columns = max(len(answers[query].results) for query in rows)
-    return write_preview(
+    return write_grid(
         path,
         ("query", *(f"result {rank + 1}" for rank in range(columns))),
         [[picture(query), *(picture(*each) for each in answers[query].results)] for query in rows],

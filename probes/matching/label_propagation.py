@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cliptex_common.dense_maps.pictures import palette, spread_indices
+from cliptex_common.dense_maps.pictures import palette, spread_indices, write_grid
 from cliptex_common.dense_maps.read import read_classes
 from cliptex_common.images import to_rgb
 from probes.base import Context, TaskResult
@@ -33,7 +33,7 @@ from probes.layers import map_index
 from probes.matching.masks import contour_accuracy, region_similarity
 from probes.matching.metrics import video
 from probes.matching.settings import LabelPropagationSettings
-from probes.pictures import GALLERY_IMAGES, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, write_gallery
 
 PATCHES = 1024  # of a frame that are labelled at once
 VIDEOS = 6  # of the preview
@@ -249,7 +249,7 @@ def draw(path: Path, videos: dict[str, list[Frame]], objects: Sequence[str]) -> 
         gallery.append((objects[index], pictures))
     write_gallery(path.parent, gallery)
     titles = ["first frame (known)", "middle frame", "predicted", "last scored frame", "predicted"]
-    return write_preview(path, titles, rows, captions)
+    return write_grid(path, titles, rows, captions)
 
 
 def overlay(path: Path, masks: np.ndarray) -> np.ndarray:

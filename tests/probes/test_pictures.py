@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from cliptex_common.dense_maps.pictures import scale_bar, spread_indices
-from probes.pictures import write_gallery, write_preview
+from cliptex_common.dense_maps.pictures import scale_bar, spread_indices, write_grid
+from probes.pictures import write_gallery
 
 
 def test_the_grid_has_each_picture_in_its_cell(tmp_path):
@@ -18,7 +18,7 @@ def test_the_grid_has_each_picture_in_its_cell(tmp_path):
     red, green, blue = (np.full((60, 120, 3), colour, np.uint8) for colour in colours)
     rows, captions = [[red, green], [blue]], ["one", "two"]
     path = tmp_path / "preview.png"
-    write_preview(path, ("a", "b"), rows, captions, scale_bar(0, 1))
+    write_grid(path, ("a", "b"), rows, captions, scale_bar(0, 1))
     sheet = np.asarray(Image.open(path).convert("RGB"))
     for y, x, colour in zip((112, 112, 268), (136, 400, 136), colours, strict=True):
         assert sheet[y, x].tolist() == list(colour)
