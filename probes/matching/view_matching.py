@@ -20,13 +20,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cliptex_common.dense_maps.pictures import spread_indices
+from cliptex_common.dense_maps.pictures import spread_indices, write_grid
 from cliptex_common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Sample
 from probes.matching.metrics import RECALLS, view_pairs
 from probes.matching.views import EncodedViews, View
-from probes.pictures import GALLERY_IMAGES, SMALL, write_gallery, write_preview
+from probes.pictures import GALLERY_IMAGES, SMALL, write_gallery
 
 MAX_ANGLE = 120.0  # degrees, between the views of a sampled pair
 EVERY = 4  # images of which a sampled pair is scored
@@ -233,7 +233,7 @@ def draw_pairs(
     rows = [[pictures(*pairs[name])["prediction"]] for name in names]
     captions = [name.replace("→", "to") for name in names]  # the font has no arrow
     title = f"matches: green within {distance[:-2]} {distance[-2:]}, others red"
-    return write_preview(path, [title], rows, captions, side=PAIR_SIDE)
+    return write_grid(path, [title], rows, captions, side=PAIR_SIDE)
 
 
 def side_by_side(
