@@ -12,7 +12,7 @@ from typing import Any
 import probes.experts  # noqa: F401 – registers the expert that needs MMDetection
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import FailureCounter, PairSource
-from backbones.cliptex.experts.registry import load_experts
+from backbones.cliptex.experts import load_experts
 from backbones.cliptex.labels.labeller import (
     LabelledShard,
     Labeller,

@@ -19,7 +19,7 @@ from probes.dense.decode_heads.base import DenseHead
 from probes.dense.probe import DenseProbe
 from probes.dense.tasks import DENSE_TASKS, DenseTask
 from probes.registry import PROBES
-from probes.runner.config_file import NO_DECAY, TRAINING, parse_config, read_config, stated
+from probes.runner.config_file import NO_DECAY, TRAINING, parse_config, read_config, stated_settings
 from probes.runner.settings import scheduler_configs
 
 OF_SCHEDULE = ("max_iters", "epochs", "warmup", "warmup_start", "schedule", "steps", "power")
@@ -35,7 +35,7 @@ class ConfigProbe(DenseProbe):
     def __init__(self, name: str, config: Config, task: DenseTask) -> None:
         super().__init__(DenseHead(name), task)
         self.is_shipped, self._config = False, config
-        self.defaults = stated(config, {**TRAINING, **LITERALS})
+        self.defaults = stated_settings(config, {**TRAINING, **LITERALS})
         self.defaults |= _sizes(config)
         self.defaults["decay_all"] = config.optim_wrapper.get("paramwise_cfg") != NO_DECAY
         loss = config.model.decode_head.get("loss_decode")

@@ -98,7 +98,7 @@ def _children(part: Any, step: str) -> list[Any]:
     return [part[step]] if isinstance(part.get(step), dict | list | tuple) else []
 
 
-def stated(config: Config, literal_paths: LiteralPaths) -> dict[str, Any]:
+def stated_settings(config: Config, literal_paths: LiteralPaths) -> dict[str, Any]:
     """Setting → its value in a config, of those that the config states."""
     values: dict[str, Any] = {}
     for name, paths in literal_paths.items():

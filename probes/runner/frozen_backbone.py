@@ -52,7 +52,7 @@ _outputs: dict[Any, tuple[Any, Maps]] | None = None  # key → (inputs, output),
 
 @contextmanager
 def one_batch() -> Iterator[None]:
-    """Within the block, modules with ``computed_once`` and equal settings compute each input once,
+    """Within the block, modules with ``computed_once`` and one ``memo_key`` compute an input once,
     so that the heads of a task group share one pass through the backbone."""
     global _outputs
     _outputs = {}
@@ -64,8 +64,7 @@ def one_batch() -> Iterator[None]:
 
 def computed_once(forward: Callable[[Any, Any], Maps]) -> Callable[[Any, Any], Maps]:
     """Memoize the ``forward`` of a module without weights within ``one_batch``, by the module's
-    type, its attribute ``settings`` and the memory of its inputs. Outputs must not be changed in
-    place."""
+    type, its ``memo_key`` and the memory of its inputs. Outputs must not be changed in place."""
 
     @functools.wraps(forward)
     def memoized(self: Any, inputs: Tensor | Sequence[Tensor]) -> Maps:
@@ -73,7 +72,7 @@ def computed_once(forward: Callable[[Any, Any], Maps]) -> Callable[[Any, Any], M
             return forward(self, inputs)
         tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         memory = ((each.data_ptr(), each.shape, each.stride(), each.dtype) for each in tensors)
-        key = (type(self), self.settings, *memory)
+        key = (type(self), self.memo_key, *memory)
         if key not in _outputs:  # the inputs are kept, so that nothing else takes their memory
             _outputs[key] = tensors, forward(self, inputs)
         return _outputs[key][1]
@@ -123,7 +122,7 @@ class FrozenBackbone(nn.Module):
         self.out_indices = tuple(every if out_indices is None else out_indices)
         options = tuple((upsampler or {}).items())
         maps = self.out_indices, class_token
-        self.settings = id(self.backbone), precision, rounded, maps, options
+        self.memo_key = id(self.backbone), precision, rounded, maps, options
         levels = list(zip(self.backbone.channels, self.backbone.strides, strict=True))
         self.levels: list[tuple[int, float]] = [levels[index] for index in self.out_indices]
         self._upsampler: tuple[Upsampler, ...] = ()
@@ -246,12 +245,12 @@ class ResizeConcat(nn.Module):
         self, strides: Sequence[float], stride: float | None = None, index: int | None = None
     ) -> None:
         super().__init__()
-        self.settings = tuple(strides), stride or min(strides), index
+        self.memo_key = tuple(strides), stride or min(strides), index
 
     @computed_once
     def forward(self, maps: Sequence[Tensor]) -> Maps:
         """Maps (N, C_i, H / strides[i], W / strides[i]) → one (N, ΣC_i, H / stride, W / stride), in
         a tuple."""
-        strides, stride, index = self.settings
+        strides, stride, index = self.memo_key
         read = maps if index is None else [maps[index]]
         return (resize_concat(read, strides, stride),)

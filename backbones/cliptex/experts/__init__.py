@@ -1,7 +1,6 @@
 """Task experts: models that write pseudo-labels. They are registered here, and imported lazily."""
 
-from backbones.cliptex.experts.base import EXPERTS, Expert, find_expert
-from backbones.cliptex.experts.registry import load_experts
+from backbones.cliptex.experts.base import EXPERTS, Expert, find_expert, load_experts
 
 EXPERTS.register_lazy(
     "unet-seg",

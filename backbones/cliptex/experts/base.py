@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from backbones.base import state_sha256
 from backbones.cliptex.experts.data import ExpertData
+from backbones.cliptex.tasks import ordered
 from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.device import prefers_bf16
 from cliptex_common.errors import UserError, first_line, report_malformed
@@ -182,6 +183,38 @@ class Expert(nn.Module, ABC):
 
 EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", instance_of(Expert, subclass=True))
 find_expert = EXPERTS.find
+
+
+def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[Expert]:
+    """Experts from ``NAME=WHERE`` (a folder, a checkpoint, a hub name), ready to label.
+
+    Raises:
+        UserError: an unknown name, no WHERE, two experts for one task, or weights that an expert
+            cannot use.
+    """
+    experts: dict[str, Expert] = {}
+    for spec in specs:
+        name, _, where = spec.partition("=")
+        kind = EXPERTS.find(name.strip())
+        if not where.strip():
+            raise UserError(
+                f"expert {name!r} needs its weights, as in {name}=FOLDER; make them with: experts"
+                " train"
+            )
+        expert = kind.load(where.strip(), device)
+        if twin := experts.get(expert.task):
+            raise UserError(
+                f"experts {twin.name!r} and {name!r} both label {expert.task}; choose one of them"
+            )
+        for earlier in experts.values():
+            expert.share_with(earlier)
+        experts[expert.task] = expert
+    if not experts:
+        raise UserError(
+            "no experts given; --experts takes NAME=WHERE, with names such as"
+            f" {', '.join(sorted(EXPERTS.descriptions()))}"
+        )
+    return [experts[task] for task in ordered(experts)]
 
 
 def read_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
