@@ -24,7 +24,7 @@ from benchmark.probing.cell import failure_reason, find_cells, missing_cells
 from benchmark.probing.data import RunInputs
 from benchmark.probing.parents import Parent, log_backbone
 from benchmark.probing.records import BackboneInfo, PlannedTask
-from benchmark.probing.submit import Probing, ask_for_precision
+from benchmark.probing.submit import Probing, ask_for_precision, unit_name
 from benchmark.results.run_result import RunResult
 from benchmark.stages.session import open_executor_and_tracker, start_executor
 from benchmark.suites.registry import BackboneSource
@@ -183,17 +183,16 @@ class _Rows:
         model_id: str,
     ) -> dict[str, Cell]:
         """Task → cell, of one unit. If the unit raises, all are failed with that reason."""
+        name = backbone.name
         try:
-            is_trained = self.inputs.is_trained(backbone.name)
+            is_trained = self.inputs.is_trained(name)
             priority = Priority.DEFAULT if is_trained else Priority.FIRST_NUMBERS
             cells = await self.probing.cells(tasks, backbone, seed, parent_id, model_id, priority)
             return {cell.task: cell for cell in cells}
         except Exception as error:
             reason = self._reason(error)
-            names = " + ".join(task.name for task in tasks)
-            console.print(f"{backbone.name} · seed {seed} · {names}: {reason}", style="red")
-            reasons = {task.name: reason for task in tasks}
-            return missing_cells(backbone.name, seed, reasons)
+            console.print(f"{unit_name(name, seed, tasks)}: {reason}", style="red")
+            return missing_cells(name, seed, {task.name: reason for task in tasks})
 
     def _expect(self, row: tuple[str, int], units: int) -> None:
         """Set how many units of a row will run, which the progress counts."""

@@ -12,17 +12,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
 from benchmark.execution.base import Executor
 from benchmark.execution.options import ExecutionOptions
 from benchmark.execution.progress import Bar
-from benchmark.execution.unit import Outcome, Unit, execute
+from benchmark.execution.unit import Outcome, Unit, environment_variables, execute
 from cliptex_common.errors import UserError
 from cliptex_common.visible_devices import accelerator_ids, cores, restrict_accelerators
 
@@ -108,8 +108,11 @@ class _Worker:
         # SIGINT after that, so the tracker has to run before.
         resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        # The server gets this process's ``sys.path``: Python's own choice begins with the working
+        # folder, where a user may have a ``common.py``.
+        paths = os.pathsep.join(filter(None, sys.path))
         try:
-            with _server_imports_like_this_process():
+            with environment_variables({"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}):
                 self._pid = self.pool.submit(os.getpid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -126,23 +129,6 @@ class _Worker:
     def kill(self) -> None:
         with suppress(Exception):
             os.kill(self._pid.result(timeout=10), signal.SIGKILL)
-
-
-@contextmanager
-def _server_imports_like_this_process() -> Iterator[None]:
-    """Give the server from which workers are forked this process's ``sys.path``. Python's own
-    choice begins with the working folder, where a user may have a ``common.py``."""
-    variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
-    previous = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in previous.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _initialize(environment: Mapping[str, str]) -> None:

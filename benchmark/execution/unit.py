@@ -256,25 +256,35 @@ def threads_per_unit(cpus: int, jobs: int = 0) -> int:
 
 
 @contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the block runs."""
+    previous = {name: os.environ[name] for name in values if name in os.environ}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update(previous)
+
+
+@contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch and linear algebra compute with ``count`` threads while the block runs."""
     from threadpoolctl import threadpool_limits
 
-    previous = {name: os.environ[name] for name in THREADS if name in os.environ}
-    os.environ.update(dict.fromkeys(THREADS, str(count)))  # for libraries imported in the block
     torch = sys.modules.get("torch")
     torch_threads = torch.get_num_threads() if torch else 0
-    try:
-        if torch:
-            torch.set_num_threads(count)
-        with threadpool_limits(count):
-            yield
-    finally:
-        if torch:
-            torch.set_num_threads(torch_threads)
-        for name in THREADS:
-            os.environ.pop(name, None)
-        os.environ.update(previous)
+    # the variables are for libraries imported in the block
+    with environment_variables(dict.fromkeys(THREADS, str(count))):
+        try:
+            if torch:
+                torch.set_num_threads(count)
+            with threadpool_limits(count):
+                yield
+        finally:
+            if torch:
+                torch.set_num_threads(torch_threads)
 
 
 def _portable(error: Exception) -> Exception:

@@ -344,8 +344,11 @@ def _probes_with(setting: str) -> list[str]:
 
 def axis_ranges(settings: Mapping[str, Any], own_axes: Mapping[str, str]) -> dict[str, str]:
     """Axis → its values, separated by commas, of a suite's settings."""
-    texts = {axis: str(value) for axis, value in settings.items() if axis in own_axes}
-    return {axis: text for axis, text in texts.items() if "," in text}
+    return {
+        axis: str(value)
+        for axis, value in settings.items()
+        if axis in own_axes and "," in str(value)
+    }
 
 
 def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:

@@ -166,22 +166,21 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
             "peak_memory_mb": peak_mb(context.device),
         }
         for task, (cell, probe_context, run), result in zip(tasks, opened, results, strict=True):
-            costs = {**probe_context.cost.metrics(), **shared_cost}
-            if not isinstance(result, Exception):
-                try:
-                    cell = _with_result(cell, task, probe_context, result, costs)
-                    if result.head is not None:
-                        conditions = task.conditions(context.request.dataset(task))
-                        head = _log_head(run, result.head, conditions, cell.seed)
-                        cell = cell.model_copy(update={"head": head})
-                    _log_metrics(cell, run, context.request.model_id)
-                    _log_files(task, probe_context, run, result)
-                    if task is context.request.tasks[0]:  # once, since the unit shares its images
-                        _log_feature_pictures(probe_context, run)
-                except Exception as error:
-                    result = error
-            if isinstance(result, Exception):
-                reason = failure_reason(result)
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                costs = {**probe_context.cost.metrics(), **shared_cost}
+                cell = _with_result(cell, task, probe_context, result, costs)
+                if result.head is not None:
+                    conditions = task.conditions(context.request.dataset(task))
+                    head = _log_head(run, result.head, conditions, cell.seed)
+                    cell = cell.model_copy(update={"head": head})
+                _log_metrics(cell, run, context.request.model_id)
+                _log_files(task, probe_context, run, result)
+                if task is context.request.tasks[0]:  # once, since the unit shares its images
+                    _log_feature_pictures(probe_context, run)
+            except Exception as error:
+                reason = failure_reason(error)
                 failed = {"status": "failed", "reason": reason, "metrics": {}, "costs": {}}
                 cell = cell.model_copy(update=failed)
                 run.fail(reason)

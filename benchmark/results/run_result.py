@@ -119,9 +119,8 @@ def as_json(result: RunResult) -> dict[str, Any]:
             },
             "absent": [task.name for task in result.absent],
         }
-    incomplete = [_missing_metrics(cell) for cell in result.cells]
-    if any(incomplete):
-        document["holes"] = [entry for entry in incomplete if entry]
+    if incomplete := list(filter(None, map(_missing_metrics, result.cells))):
+        document["holes"] = incomplete
     return document
 
 

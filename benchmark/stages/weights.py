@@ -75,6 +75,10 @@ class Training:
     experiment: str = "train"
     parent: str = ""
 
+    @property
+    def title(self) -> str:
+        return f"train {self.recipe.name} · seed {self.recipe.seed}"
+
     def inputs(self, progress: Progress | None = None, *, keep: bool = True) -> dict[str, Any]:
         """The arguments of ``train`` and ``find_trained``, with pairs and labels opened."""
         return {
@@ -124,8 +128,9 @@ async def train_weights(
 ) -> TrainedWeights:
     """``train_unit`` through an executor, on its device."""
     training = replace(training, device=executor.device, num_workers=executor.num_workers)
-    title = f"train {training.recipe.name} · seed {training.recipe.seed}"
-    return await executor.run(train_unit, training, name=title, kind="train", priority=priority)
+    return await executor.run(
+        train_unit, training, name=training.title, kind="train", priority=priority
+    )
 
 
 def preview_training(training: Training) -> None:
@@ -194,9 +199,8 @@ def _train_in_run(
         "architecture": _architecture(training),
         **computing_tags(training.device),
     }
-    title = f"train {recipe.name} · seed {recipe.seed}"
     parent = Run(tracker, training.parent, "") if training.parent else None
-    with stage_run(tracker, "train", title, tags, params, parent) as run:
+    with stage_run(tracker, "train", training.title, tags, params, parent) as run:
         result = _train(training, inputs, run)
         _log_result(run, training, result)
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))

@@ -100,22 +100,17 @@ class MiniPipeline:
             "random", settings["model"], image_size=settings.get("image_size", 0)
         )
 
-    async def make_data(self) -> None:
-        await self.world()
-
     @once("render the mini world")
-    async def world(self) -> Path:
-        """The folder of the world."""
+    async def make_data(self) -> None:
         if self.executor is not None:
-            return await build_world(self.sizes.world, self.executor)
-        if not is_complete(self.root, self.sizes.world):
+            await build_world(self.sizes.world, self.executor)
+        elif not is_complete(self.root, self.sizes.world):
             raise NotMade
-        return self.root
 
     @once("train expert {}")
     async def expert(self, name: str) -> dict[str, Any]:
         """The ``expert.json`` of an expert."""
-        await self.world()
+        await self.make_data()
         training = self.experts[name]
         self._mark_in_use(training.out)
         return training.find() or await make_expert(
@@ -144,7 +139,7 @@ class MiniPipeline:
     @once("draw manual labels")
     async def manual_labels(self) -> LabelStore:
         """Labels of a part of the pairs, as people would draw them."""
-        await self.world()
+        await self.make_data()
         key = content_key([self.root.name, SHARE, LABEL_VERSION], 8)
         path = home() / "labels" / f"{self.root.name}-manual-{key}"
         self._mark_in_use(path)
@@ -185,7 +180,7 @@ class MiniPipeline:
         """The weights of a recipe; all but ``clip`` start from the CLIP of its seed."""
         init, labels = self.sizes.init, ()
         if recipe.name == "clip":
-            await self.world()
+            await self.make_data()
         else:
             clip_of_seed = partial(self.weights, "clip", recipe.seed)
             clip, *stores = await self._all([clip_of_seed, *self._label_makers(recipe).values()])

@@ -133,5 +133,5 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished()
         (first,), (again,) = probe_unit(unit), probe_unit(unit)
         assert (first.status, again.status) == ("done", "cached")
         assert again.run_id == first.run_id and again.metrics == first.metrics
-        (other,) = probe_unit(replace(unit, parent=another.id))
+        (other,) = probe_unit(replace(unit, parent_id=another.id))
         assert other.status == "done" and other.run_id != first.run_id
