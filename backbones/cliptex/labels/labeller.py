@@ -35,7 +35,7 @@ from cliptex_common.progress import Progress
 from cliptex_common.settings import settings_dataclass
 
 VERSION = 2
-Labelling = Sequence[Expert | ManualLabels]
+LabelSources = Sequence[Expert | ManualLabels]  # of one task each
 Prediction = tuple[str, Sequence[int], dict[str, np.ndarray]]  # key, image size, maps by task
 IMAGE_PIXELS = 2**19  # of larger images fewer are in a batch, so that memory stays bounded
 
@@ -88,7 +88,7 @@ class Labeller:
     def __init__(
         self,
         source: PairSource,
-        experts: Labelling,
+        experts: LabelSources,
         writer: LabelWriter,
         settings: LabelSettings,
         batch_size: int = 32,
@@ -230,7 +230,7 @@ class Labeller:
 
 def labels_writer(
     source: PairSource,
-    experts: Labelling,
+    experts: LabelSources,
     settings: LabelSettings,
     out: Path | Callable[[str], Path],
 ) -> LabelWriter:
