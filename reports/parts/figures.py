@@ -177,7 +177,7 @@ def forest(analysis: Analysis) -> list[Figure]:
         data.append({"mode": "markers", "x": limits, "y": heights, "marker": arrows, **hidden})
     layout = make_layout(
         {
-            "title": f"gain over {selection.baseline} (%)",
+            "title": "gain (%)",  # the card's heading names the baseline
             "range": [low, high],
             "zerolinecolor": "var:muted",
         },

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from reports.report import Report
 
 LEGEND = (
-    "Value, 95 % interval, seeds (N: images); then the difference to {}, with its own: ▲ better, ▼"
-    " worse, = undecided (all of a report at 95 %), △ ▽ of these weights (one seed), ? no verdict"
-    " (no interval, fewer than 20 images, two seeds). Bold: better than all others."
+    "Value, 95 % interval, seeds (N: images, or what of them is resampled); then the difference to"
+    " {}, with its own: ▲ better, ▼ worse, = undecided (all of a report at 95 %), △ ▽ of these"
+    " weights (one seed), ? no verdict (no interval, fewer than 20 images, two seeds). Bold:"
+    " better than all others."
 )
 SYMBOLS = str.maketrans(
     {
@@ -159,7 +160,7 @@ def latex(report: Report) -> str:
         caption = (
             f"{table.title}. Value ± standard error over seeds (difference to {report.baseline}, *"
             " if decided; all hold together at 95 %). Bold: better than every other backbone."
-            f" N: images.{seeds}"
+            f" N: images, or what of them is resampled.{seeds}"
         )
         columns = pd.MultiIndex.from_tuples(map(heading, table.columns))
         frame = _with_marks(table).set_axis(columns, axis=1)
