@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from cliptex_common.errors import UserError
 from cliptex_common.files import sha256_file
+from cliptex_common.secrets import hide_secrets
 from probes.base import Head
 from reports.artifacts import HEAD
 
@@ -43,11 +44,18 @@ def load_head(source: str | Path, tracking_uri: str | None = None) -> Head:
 
 def download_head(run: str, tracking_uri: str | None) -> Head:
     """The head of a finished task's run. Raises as ``probes.predictor.load_predictor``."""
+    from mlflow.exceptions import MlflowException
+
     from reports.mlflow.client import connect
     from reports.mlflow.client import tracking_uri as default_uri
 
-    client = connect(default_uri(tracking_uri))
-    if HEAD not in [artifact.path for artifact in client.list_artifacts(run, "head")]:
+    uri = default_uri(tracking_uri)
+    client = connect(uri)
+    try:
+        files = [artifact.path for artifact in client.list_artifacts(run, "head")]
+    except MlflowException as error:
+        raise UserError(f"{run} is neither a file nor a run in {hide_secrets(uri)}") from error
+    if HEAD not in files:
         raise UserError(
             f"run {run} has no head; name a finished run of a task whose probe trains one (not a"
             " parent run)"

@@ -137,6 +137,11 @@ def test_a_stored_head_is_not_used_for_what_it_does_not_fit(shifts, capsys, word
     assert message in capsys.readouterr().err
 
 
+def test_a_head_that_is_nowhere_is_named(workdir, capsys):
+    assert run_command(f"{RUN} --jobs 1 --task imagenet-a/linear --head nope") == 2
+    assert "nope is neither a file nor a run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_depth_head_of_nyu_is_scored_on_sun_rgbd(workdir, jobs):
     make_nyu(workdir / "nyu", n_train=2, n_val=1, size=(640, 480))
