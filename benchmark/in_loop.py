@@ -31,6 +31,7 @@ from benchmark.execution.progress import console
 from benchmark.workflows.watch import write_weights
 from cliptex_common.device import current_device, device_count, float32_products
 from cliptex_common.errors import UserError
+from cliptex_common.settings import as_list, as_pairs
 from reports.mlflow.client import metric_key
 
 WAIT = timedelta(days=7)  # of the other processes, while the first one evaluates
@@ -137,9 +138,7 @@ class InLoop:
             state = self.state(model) if self.state else _whole(self._module(model)).state_dict()
             if self.rank == 0:
                 path = write_weights(self.folder / "steps", step, state)
-                tasks = ",".join([self.tasks] if isinstance(self.tasks, str) else self.tasks)
-                command = f"watch --backbone NAME --dir {path.parent} --task {tasks}"
-                console.print(f"step {step}: {path}; score it with python -m benchmark {command}")
+                console.print(f"step {step}: {path}; score it with {self._command(path.parent)}")
             return None
         if self.rank:
             return None
@@ -153,6 +152,14 @@ class InLoop:
             warnings.warn(f"{row.task} at step {step} failed: {row.reason}", stacklevel=3)
         self._log(results, step, time.monotonic() - started)
         return results
+
+    def _command(self, folder: Path) -> str:
+        """How ``watch`` is told what this was told, but for the data, which may be elsewhere."""
+        words = [f"python -m benchmark watch --backbone NAME --dir {folder} --data-root DIR"]
+        words.append(f"--task {','.join(as_list(self.tasks))}")
+        settings = as_pairs(self.options.get("settings") or {})
+        words += [f"--set {key}={text}" for key, text in settings.items()]
+        return " ".join(words)
 
     def _module(self, model: Any) -> nn.Module:
         model = _unwrapped(model)

@@ -169,8 +169,8 @@ class WatchOptions(ProbeOptions):
     """backbone of the checkpoints: cliptex, open_clip/ARCH …"""
     dir: Path
     """folder of checkpoints; the last number in a file's name is its step"""
-    suite: str | None = "companion"
-    """a named list of tasks; see `list suites`"""
+    suite: str | None = None
+    """a named list of tasks; see `list suites` (default: companion, or those with the tasks)"""
     every: NonNegativeFloat = 30.0
     """seconds between two looks at the folder"""
     until: PositiveInt | None = None

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -32,6 +33,8 @@ def watch(options: WatchOptions, on_result: Callable[[RunResult], None]) -> int:
         UserError: no such folder, more than one backbone, or as ``run``.
         KeyboardInterrupt: interrupted; the same command continues.
     """
+    if not (options.suite or options.tasks):
+        options = replace(options, suite="companion")
     plan = make_plan(run_options(options, only=True))
     if len(plan.backbones) != 1:
         raise UserError(f"watch takes one backbone, not {', '.join(plan.backbones)}")

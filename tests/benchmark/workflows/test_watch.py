@@ -19,7 +19,7 @@ from tests.probes.datasets.make import make_imagefolder
 
 pytestmark = pytest.mark.integration
 
-RUN = "--suite own --task imagefolder/linear --set epochs=2 --set size=32"
+RUN = "--task imagefolder/linear --set epochs=2 --set size=32"
 RUN += " --backbone timm/test_vit --data-root . --device cpu --num-workers 0 --jobs 1"
 
 
