@@ -93,6 +93,9 @@ const Figures = (() => {
   $$("button.svg").forEach(button => button.addEventListener("click", () => save(button)));
   $$("details").forEach(element => element.addEventListener("toggle", () => $$(".plot", element).forEach(plot => window.Plotly && drawn.has(plot) && window.Plotly.Plots.resize(plot))));
   $$("[data-axis]").forEach(menu => menu.addEventListener("input", repaint));
+  let shownTheme;  // on paper figures are light
+  addEventListener("beforeprint", () => { shownTheme = root.dataset.theme; root.dataset.theme = "light"; repaint(); });
+  addEventListener("afterprint", () => { if (shownTheme) root.dataset.theme = shownTheme; else delete root.dataset.theme; repaint(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   return { dark, repaint, fill, drawAll: () => Promise.all(plots.map(draw)) };
 })();
