@@ -36,6 +36,7 @@ from reports.stats.resampling import difference
 
 SAMPLES = {"train_share": "share of train", "shots": "training images of each class"}
 BASELINES = {"upsampler": "bilinear"}  # axis → value
+ZERO_LINE = {"rangemode": "tozero", "zerolinecolor": "var:muted"}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -143,9 +144,8 @@ def _figure(
         hover = [f"{title}: {words}" for words in text]
         style, dash = styles[backbone, other_values]
         line = points(title, style, [*estimates.values()], [*estimates], hover)
-        data.append(
-            {**line, "mode": "lines+markers", "line": {"color": style.colour, "dash": dash}}
-        )
+        mode = "markers" if has_gains else "lines+markers"  # values with a baseline have no order
+        data.append({**line, "mode": mode, "line": {"color": style.colour, "dash": dash}})
     column = variants[0].column
     metric = column.metric(column.main)
     label = f"{metric.label or column.main}{f' ({metric.unit})' if metric.unit else ''}"
@@ -163,7 +163,7 @@ def _figure(
         )
     layout = make_layout(
         {**scale, "title": title, "tickvals": numbers, "ticktext": list(ticks.values())},
-        {"title": label, **({"rangemode": "tozero"} if has_gains else {})},
+        {"title": label, **(ZERO_LINE if has_gains else {})},
         legend=True,
     )
     return Figure(name, task, caption, "; ".join(alt), {"data": data, "layout": layout}, 300)
