@@ -72,7 +72,8 @@ def find_targets(
             targets.append(Target(number, preset, task))
     if not targets:
         of_protocols = ", ".join(protocols)
-        first = ", ".join(dict.fromkeys(number.backbones[0] for number in numbers))
+        firsts = dict.fromkeys(name for number in numbers for name in number.backbones[:1])
+        first = ", ".join(firsts)
         hint = f"it has some for {first}" if first else "see reproduce --list"
         raise UserError(
             f"{of_protocols} has no published number for this backbone and task; {hint}"
