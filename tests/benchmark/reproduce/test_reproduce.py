@@ -125,7 +125,7 @@ def step_per_batch(folder, monkeypatch):
         part = {"type": "CosineAnnealingLR", "T_max": 3, "eta_min": 0.0}
         return [{"by_epoch": False, "begin": 0, "end": settings.max_iters, **part}]
 
-    monkeypatch.setattr(probes.runner.config_file, "schedule", schedule)
+    monkeypatch.setattr(probes.runner.config_file, "scheduler_configs", schedule)
     return "learning rate: the rate rises"
 
 
