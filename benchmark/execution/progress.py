@@ -66,18 +66,17 @@ class ProgressLine:
     def write(self, path: Path) -> None:
         """Write the step to a file, for ``follow`` in another process; a full disk or a missing
         folder never ends the work."""
-        status = [
-            {
+        status = {}
+        for task in self.progress.tasks:  # one at most
+            status = {
                 "number": self._number,
                 "step": task.description,
                 "total": task.total,
                 "done": task.completed,
             }
-            for task in self.progress.tasks
-        ]
         with suppress(OSError):
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(status[-1] if status else {}), encoding="utf-8")
+            temporary.write_text(json.dumps(status), encoding="utf-8")
             temporary.replace(path)
 
     def follow(self, path: Path) -> None:

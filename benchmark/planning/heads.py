@@ -36,11 +36,11 @@ def stored_heads(sources: Sequence[str]) -> dict[str, StoredHeads]:
             head=head.sha256,
             run_id=source,
         )
-        others = heads.setdefault(task, StoredHeads(about["kind"], conditions, ()))
-        if content_key(others.conditions) != content_key(conditions):
+        of_task = heads.setdefault(task, StoredHeads(about["kind"], conditions, ()))
+        if content_key(of_task.conditions) != content_key(conditions):
             raise UserError(
                 f"--head {source}: its data, settings or versions are not those of the other heads"
                 f" of {task}; score them in runs of their own"
             )
-        heads[task] = replace(others, cells=(*others.cells, cell))
+        heads[task] = replace(of_task, cells=(*of_task.cells, cell))
     return heads

@@ -28,7 +28,7 @@ BackboneNames = Annotated[Names, Field(alias="backbone")]
 
 
 def _with_absolute_files(sources: Sequence[str]) -> list[str]:
-    """Files of heads, which workers elsewhere read, too, or ids of runs."""
+    """Ids of runs, and files of heads, whose paths workers elsewhere read, too."""
     return [str(Path(each).absolute()) if Path(each).is_file() else each for each in sources]
 
 

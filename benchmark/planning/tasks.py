@@ -236,7 +236,7 @@ def plan_tasks(
             raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, allowed)}")
         if (task, key) not in applied:
             raise _unused_override(task, key, text, allowed[task])
-    for name in heads.keys() - requested:  # of the suite
+    for name in heads.keys() - requested:  # not trained again, although the suite lists it
         tasks.pop(name, None)
     for planned in list(tasks.values()):
         if not planned.uses_head:
@@ -295,14 +295,14 @@ def _plan_variants(
 def _with_heads(
     task: PlannedTask, heads: StoredHeads, requests: Mapping[tuple[str, str], str]
 ) -> PlannedTask:
-    """The task with stored heads and their settings. Raises ``UserError`` where the user sets
-    another value: (task, setting) → text."""
+    """The task with stored heads and their settings. Raises ``UserError`` if ``requests``, (task or
+    '', setting) → text, have another value of one."""
     trained, settings = task.training_task.name, task.probe.settings_type()
     settings = with_changes(settings, heads.conditions["settings"])
     for (scope, key), text in requests.items():
-        is_meant = scope in ("", trained.partition(":")[0])
+        applies = scope in ("", trained.partition(":")[0])
         is_setting = setting_of(key) in field_names(type(settings))
-        if is_meant and is_setting and with_changes(settings, {key: text}) != settings:
+        if applies and is_setting and with_changes(settings, {key: text}) != settings:
             raise UserError(
                 f"--set {key}={text}: the head of {trained} was trained with"
                 f" {getattr(settings, setting_of(key))}, and heads keep their settings"

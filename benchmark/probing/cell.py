@@ -158,9 +158,8 @@ def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:
     with ExitStack() as stack:
         opened = [stack.enter_context(_open_run(context, task)) for task in tasks]
         reset_peak(context.device)
-        contexts = [probe_context for _, probe_context, _ in opened]
-        probes = [task.probe for task in tasks]
-        results = _run_probes(list(zip(probes, contexts, strict=True)))
+        pairs = [(task.probe, each) for task, (_, each, _) in zip(tasks, opened, strict=True)]
+        results = _run_probes(pairs)
         shared_cost = {
             "seconds": (time.perf_counter() - started) / len(tasks),
             "peak_memory_mb": peak_mb(context.device),
@@ -206,8 +205,7 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
             return [probe.run(context)]
     except Exception as error:
         if is_out_of_memory(error):
-            advice = "lower batch_size or size"
-            return [out_of_memory(error, advice)] * len(probes)
+            error = out_of_memory(error, "lower batch_size or size")
         return [error] * len(probes)
 
 

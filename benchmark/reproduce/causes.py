@@ -204,7 +204,7 @@ CAUSES: dict[str, Callable[[Evidence], str]] = {
     "learning rate": rate_schedule,
 }
 # not comparable at all, whatever the difference is
-BLOCKING = ("settings", "training images")
+BLOCKING = {"settings", "training images"}
 
 
 def find_causes(evidence: Evidence) -> dict[str, str]:

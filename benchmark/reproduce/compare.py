@@ -47,13 +47,11 @@ def judge_evidence(evidence: Evidence) -> Reproduction:
     """The verdict on one number; causes are listed where it is not reproduced."""
     target, ours, tolerance = evidence.target, evidence.ours, evidence.tolerance
     causes = find_causes(evidence)
-    if any(name in causes for name in BLOCKING):
-        verdict = "not comparable"
-    elif abs(ours - target.number.value) <= tolerance:
+    if causes.keys() & BLOCKING:
+        return Reproduction(target, ours, tolerance, "not comparable", causes)
+    if abs(ours - target.number.value) <= tolerance:
         return Reproduction(target, ours, tolerance, "reproduced")
-    else:
-        verdict = "differs"
-    return Reproduction(target, ours, tolerance, verdict, causes)
+    return Reproduction(target, ours, tolerance, "differs", causes)
 
 
 def judge_targets(

@@ -108,14 +108,11 @@ def open_labels(stores: tuple[Path, ...]) -> Any:
     return JoinedLabels(opened) if len(opened) > 1 else (opened[0] if opened else None)
 
 
-def find_weights(training: Training, tracker: Tracker | None) -> TrainedWeights | None:
-    """The weights of ``training`` if they are trained."""
-    return _find(training, training.inputs(keep=tracker is not None), tracker)
-
-
-def _find(
-    training: Training, inputs: Mapping[str, Any], tracker: Tracker | None
+def find_weights(
+    training: Training, tracker: Tracker | None, inputs: Mapping[str, Any] | None = None
 ) -> TrainedWeights | None:
+    """The weights of ``training`` if they are trained; ``inputs`` if they are open already."""
+    inputs = inputs or training.inputs(keep=tracker is not None)
     result = find_trained(training.recipe, **inputs, device=choose_device(training.device))
     if result is None:
         return None
@@ -164,7 +161,7 @@ def train_unit(training: Training) -> TrainedWeights:
         return TrainedWeights(**vars(_train(training, inputs, Silent())))
     tracker = Tracker(training.experiment)
     with exclusive(training.out):
-        weights = _find(training, inputs, tracker)
+        weights = find_weights(training, tracker, inputs)
         if weights is None:
             return _train_in_run(tracker, training, inputs)
         if torchrun_environment().get("WORLD_SIZE", 1) > 1:

@@ -221,9 +221,7 @@ class MiniPipeline:
     async def _all(self, makers: Iterable[Callable[[], Awaitable[Any]]]) -> list[Any]:
         """The results of all; one ``NotMade`` has the titles of all that do not exist."""
         work = [make() for make in makers]
-        if self.executor is not None:
-            return await asyncio.gather(*work)
-        results = await asyncio.gather(*work, return_exceptions=True)
+        results = await asyncio.gather(*work, return_exceptions=self.executor is None)
         titles: list[str] = []
         for result in results:
             if isinstance(result, NotMade):
