@@ -35,7 +35,8 @@ class Preprocessing:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels (…, 3, H, W) from 0 to 255, of any type, as the backbone takes them."""
-        return (pixels.float() - self.mean.to(pixels.device)) / self.std.to(pixels.device)
+        centred = pixels.float() - self.mean.to(pixels.device)
+        return centred.div_(self.std.to(pixels.device))
 
 
 def resizing(data: DataConfig, interpolation: str) -> Callable[[Image.Image], Tensor]:

@@ -66,7 +66,7 @@ def _encode(image: Image.Image, lossless: bool) -> bytes:
     if lossless:
         if colours := image.getcolors(256):
             image = image.quantize(max(2, len(colours)), dither=Image.Dither.NONE)
-        image.save(buffer, "PNG", optimize=True)
+        image.save(buffer, "PNG")
     else:
         image.save(buffer, "WEBP", quality=80, method=4)
     return buffer.getvalue()

@@ -42,8 +42,8 @@ def palette(classes: int) -> np.ndarray:
 def label_picture(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """(H, W) class indices → (H, W, 3) uint8; cream where there is no class."""
     is_class = np.logical_and(labels >= 0, labels < len(colours))
-    picture = colours[np.where(is_class, labels, 0)]
-    return np.where(is_class[..., None], picture, np.array(IGNORED, np.uint8))
+    all_colours = np.vstack([colours, np.array(IGNORED, np.uint8)])
+    return all_colours.take(np.where(is_class, labels, len(colours)), axis=0)
 
 
 def scalar_picture(values: np.ndarray, low: float, high: float, valid: np.ndarray) -> np.ndarray:

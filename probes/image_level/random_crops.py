@@ -69,7 +69,7 @@ class RandomCrops(ImageViews):
 
     def load(self, item: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed("crop", self.seed, item))
+            torch.default_generator.manual_seed(derive_seed("crop", self.seed, item))
             return super().load(item)
 
     def path(self, item: int) -> str:
