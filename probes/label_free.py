@@ -33,6 +33,11 @@ def log_label_free(context: Context, features: Tensor) -> None:
     count = min(MOST, len(features) // 2)
     if count < FEWEST_FITTED:
         return
+    with context.cost.phase("label_free"):
+        _log(context, features, count)
+
+
+def _log(context: Context, features: Tensor, count: int) -> None:
     generator = torch.Generator().manual_seed(0)
     samples = []
     for _ in range(SUBSAMPLES):

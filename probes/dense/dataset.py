@@ -17,6 +17,7 @@ from mmseg.registry import DATASETS as MMSEG_DATASETS
 from mmseg.registry import MODELS, TRANSFORMS
 from torch import Tensor
 
+from cliptex_common.dense_maps.pictures import spread_indices
 from cliptex_common.files import content_key
 from cliptex_common.images import image_size
 from probes.base import EncodeContext, Progress
@@ -29,6 +30,7 @@ from probes.features.crops import Crop, all_crops, draw_crop
 from probes.features.feature_dataset import FeatureDataset, MapViews, without_images
 from probes.features.store import DTYPES, Builder, CacheKey
 from probes.features.views import open_store
+from probes.pictures import GALLERY_IMAGES
 from probes.registry import DATASETS
 
 
@@ -93,6 +95,10 @@ class DenseDataset(FeatureDataset, BaseDataset):
             max_refetch=0,
             serialize_data=False,
         )
+        images = [
+            self.data_list[index]["image"] for index in spread_indices(len(self), GALLERY_IMAGES)
+        ]
+        self._metainfo["gallery"] = frozenset(images)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
 from probes.dense.data import image_only
 from probes.dense.learning_rates import choose
-from probes.dense.preview import draw_preview, predict
+from probes.dense.preview import draw_preview, scored
 from probes.features.content_hashes import content_hashes
 from probes.runner.training import HeadTrainer, train_together
 
@@ -105,15 +106,17 @@ def _result(probe: Probe, trainer: HeadTrainer, rate_notes: Sequence[str]) -> Ta
         config, val = trainer.config, trainer.val_dataset
         notes += constant_note(context.data, trainer.metrics, per_image, config, val)
     notes += [*rate_notes, *trainer.notes]
-    return TaskResult(
-        metrics=trainer.metrics,
-        per_image=per_image,
-        preview=draw_preview(
-            lambda index: predict(trainer.model, trainer.val_item(index), probe.kind),
+    with context.cost.phase("pictures"):
+        preview = draw_preview(
+            partial(scored, scores, trainer.val_dataset),
             trainer.val_dataset,
             probe.kind,
             context.work_dir / "preview.png",
-        ),
+        )
+    return TaskResult(
+        metrics=trainer.metrics,
+        per_image=per_image,
+        preview=preview,
         head=None if context.head else trainer.head(),
         notes=notes,
     )

@@ -8,6 +8,7 @@ out. Percentages are 0–100.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from cliptex_common.errors import UserError
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.areas import bounds_scored
 from probes.dense.tasks.segmentation import class_ious
+
+SHOWN_SIDE = 512  # of what is drawn, pixels
 
 
 def segmentation_scores(areas: Mapping[str, Any]) -> tuple[dict[str, float], np.ndarray]:
@@ -83,6 +86,8 @@ class TaskScores(BaseMetric):
 
     Attributes:
         pooled: counts over all images so far, which are too many to be stored for each image.
+        shown: prediction and ground truth of the images in ``dataset_meta["gallery"]``, with every
+            k-th row and column, so that at most ``SHOWN_SIDE`` are left.
     """
 
     default_prefix = ""  # mmengine warns of None
@@ -93,15 +98,19 @@ class TaskScores(BaseMetric):
         self.per_image: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
         self.pooled: Tensor | None = None
+        self.shown: dict[str, list[Tensor]] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Score a batch: all of its images count or, where one fails, none does."""
         before = None if self.pooled is None else self.pooled.clone()
+        gallery = (self.dataset_meta or {}).get("gallery", ())
         results = []
         try:
             for sample in data_samples:
-                maps = (sample[f"{which}_{self.task.field}"]["data"] for which in ("pred", "gt"))
+                maps = [sample[f"{which}_{self.task.field}"]["data"] for which in ("pred", "gt")]
                 results.append({"image": sample["image"], **self.score(*maps)})
+                if sample["image"] in gallery:
+                    self.shown[sample["image"]] = list(map(_shrunk, maps))
         except Exception:
             self.pooled = before
             raise
@@ -126,6 +135,13 @@ class TaskScores(BaseMetric):
         sets = np.ones((1, len(self.per_image["image"])))
         scores = self.task.summary(self.per_image, sets)
         return {name: float(values[0]) for name, values in scores.items()}
+
+
+def _shrunk(values: Tensor) -> Tensor:
+    """A copy of (channels, H, W) to be drawn; see ``TaskScores.shown``."""
+    step = math.ceil(max(values.shape[1:]) / SHOWN_SIDE)
+    part = values[:, ::step, ::step]
+    return part.clone() if values.is_floating_point() else part.short()
 
 
 @METRICS.register_module()

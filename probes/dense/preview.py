@@ -10,12 +10,10 @@ from typing import Any
 
 import mmcv
 import numpy as np
-import torch
-from torch import nn
 
 from cliptex_common.dense_maps.pictures import spread_indices, write_grid
+from probes.dense.metrics import TaskScores
 from probes.dense.tasks import DENSE_TASKS
-from probes.features.feature_dataset import collate_views
 from probes.pictures import GALLERY_IMAGES, write_gallery
 
 IMAGES = 6  # of the preview
@@ -23,7 +21,7 @@ IMAGES = 6  # of the preview
 
 @dataclass
 class Predicted:
-    """One validation image, with ground truth and prediction at the label's own resolution."""
+    """One validation image, with ground truth and prediction (channels, H, W)."""
 
     name: str
     photo: np.ndarray
@@ -58,14 +56,10 @@ def draw_preview(
     )
 
 
-@torch.no_grad()
-def predict(model: nn.Module, item: Any, kind: str) -> Predicted:
-    """An item of a ``DenseDataset`` in test mode, and the model's prediction."""
-    (sample,) = model.test_step(collate_views([item]))  # type: ignore[operator]
+def scored(scores: TaskScores, dataset: Any, index: int) -> Predicted:
+    """An image of a gallery of ``dataset`` as it was scored."""
+    info = dataset.get_data_info(index)
     # mmcv swaps channels for plain "color" only
-    photo = mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1]
-    name = DENSE_TASKS.find(kind).field
-    target, prediction = (
-        sample.get(field).data.cpu().numpy() for field in (f"gt_{name}", f"pred_{name}")
-    )
-    return Predicted(sample.image, photo, target, prediction)
+    photo = mmcv.imread(info["img_path"], "color_ignore_orientation")[..., ::-1]
+    prediction, target = (each.cpu().numpy() for each in scores.shown[info["image"]])
+    return Predicted(info["image"], photo, target, prediction)

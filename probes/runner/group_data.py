@@ -46,14 +46,6 @@ class GroupDataset(Dataset):
         item = self.datasets[0][index]
         return {**item, "more_samples": samples} if samples else item
 
-    def item_of(self, task: int, index: int) -> dict[str, Any]:
-        """An item with the ground truth of one task alone."""
-        item = self[index]
-        more_samples = item.pop("more_samples", [])
-        if self.indices[task]:
-            item["data_samples"] = more_samples[self.indices[task] - 1]
-        return item
-
     @property
     def arrange(self) -> Any:
         """How the first dataset arranges an epoch, or None; see ``SeededSamples``."""

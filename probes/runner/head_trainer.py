@@ -60,8 +60,7 @@ class HeadTrainer:
             did.
         error: why it left the group.
         metrics: of the evaluator.
-        train_dataset, val_dataset: of this head's ground truth; val_item: gives an item of val with
-            the input of its model.
+        train_dataset, val_dataset: of this head's ground truth.
         cost: of training (with that of killed processes up to their last state), evaluation and
             encoding: equal shares among the heads of the group.
         notes: on the features, for the user.
@@ -81,7 +80,6 @@ class HeadTrainer:
         self.config, self.context, self.index = config, context, index
         self.train_dataset = train.datasets[train.indices[index]]
         self.val_dataset = val.datasets[val.indices[index]]
-        self.val_item = partial(val.item_of, index)
         self.max_iters: int = config.train_cfg["max_iters"]
         # boxes need more digits than bf16 has; logits do not, and their losses are in fp32
         self.autocast = prefers_bf16(context.device) and config.get("default_scope") == "mmseg"

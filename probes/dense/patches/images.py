@@ -274,8 +274,9 @@ def evaluate_patches(
     notes = [*notes, *metric.notes]
     if "train" in data.samples:
         notes += constant_note(data, metrics, metric.per_image)
-    preview = draw_preview(
-        pictures.__getitem__, images.dataset, "segmentation", context.work_dir / "preview.png"
-    )
+    with context.cost.phase("pictures"):
+        preview = draw_preview(
+            pictures.__getitem__, images.dataset, "segmentation", context.work_dir / "preview.png"
+        )
     per_image = {**metric.per_image, "classes": np.array(names)}
     return TaskResult(metrics, per_image, preview=preview, notes=notes)
