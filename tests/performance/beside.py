@@ -25,7 +25,9 @@ from tests.performance.harness import Result, Unavailable, alternate, limited, o
 SOURCES = "CLIPTEX_SOURCES"  # folder of checkouts, each named as its protocol
 TEMPLATES = tuple(f"{start} of a {{c}}." for start in ("a photo", "a drawing", "art", "a picture"))
 Evaluate = Callable[[], float]  # from image files to the score
-patches = ExitStack()  # of a process, which last as long as it evaluates
+lasting = ExitStack()  # contexts of a process, as long as it evaluates
+EXTRAS = ("pictures", "label_free")  # phases of ours that theirs have not
+extras: dict[str, float] = {}  # seconds of each in the last evaluation of a process
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def compare_sides(
     sides: tuple[Prepare, Prepare],
     size: Size,
     n: int,
-    source: Path = Path(),
+    protocol: str = "",
 ) -> list[Result]:
     """A row of seconds and one of peak memory.
 
@@ -88,8 +90,14 @@ def compare_sides(
         kind: of the images: ``classification``, or one of ``toys.dense``.
         sides: ours and theirs, functions of modules; what they do before they return the
             evaluation is not timed.
+        protocol: whose source is theirs; empty for an installed package.
+
+    Raises:
+        Unavailable: see ``checkout``.
     """
     from tests.performance import toys
+
+    source = checkout(protocol) if protocol else Path()
 
     name = f"{title} ({size.images} + {size.val} images): ours against theirs"
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -102,6 +110,8 @@ def compare_sides(
         seconds = alternate(f"{name}, seconds", a.evaluate, b.evaluate, goal="<= 1", n=n)
         memory = limited(f"{name}, peak memory", a.memory(), b.memory(), "MB")
     scores = f"{metric} {a.score:.2f} and {b.score:.2f}"
+    for phase, spent in a.extras.items():
+        scores += f"; {spent:.2f} s of ours: {phase.replace('_', '-')}"
     before = f"{a.before:.0f} and {b.before:.0f} MB of it before the evaluation"
     return [replace(seconds, note=scores), replace(memory, note=before)]
 
@@ -111,8 +121,10 @@ class Worker:
 
     Attributes:
         before: MB that it took before the first evaluation.
-        score: of the last evaluation.
+        score, extras: of the last evaluation; see ``extras``.
     """
+
+    extras: dict[str, float]
 
     def __init__(self, prepare: Prepare, *problem: Any) -> None:
         context = get_context("spawn")
@@ -125,7 +137,7 @@ class Worker:
     def evaluate(self) -> float:
         """Seconds of an evaluation."""
         self.pipe.send(True)
-        seconds, self.score = self.pipe.recv()
+        seconds, self.score, self.extras = self.pipe.recv()
         return seconds
 
     def memory(self) -> float:
@@ -149,7 +161,7 @@ def serve(pipe: Connection, prepare: Prepare, *problem: Any) -> None:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    with own_home(), patches, Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    with own_home(), lasting, Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         evaluate = prepare(*problem)
         pipe.send(megabytes("VmRSS"))
         try:
@@ -157,7 +169,7 @@ def serve(pipe: Connection, prepare: Prepare, *problem: Any) -> None:
                 if pipe.recv():
                     started = time.perf_counter()
                     score = evaluate()
-                    pipe.send((time.perf_counter() - started, score))
+                    pipe.send((time.perf_counter() - started, score, extras))
                 else:
                     pipe.send(megabytes("VmHWM"))
         except EOFError:
@@ -172,9 +184,9 @@ def megabytes(field: str) -> float:
 
 
 def our_probe(
-    task: str, protocol: str, data: Any, model: str, metric: str, **changes: Any
+    task: str, protocol: str, metric: str, data: Path, size: Size, /, **changes: Any
 ) -> Evaluate:
-    """A probe of this suite, whose store is empty each time.
+    """A probe of this suite on a dataset of ``toys``, whose store is empty each time.
 
     Args:
         task: whose preset of the protocol has its settings; ``changes`` override them.
@@ -185,19 +197,24 @@ def our_probe(
     from probes.features.store import root
     from probes.protocols.base import find_preset
     from probes.registry import find_task
-    from tests.performance.toys import context
+    from tests.performance.toys import classified, context
+    from tests.probes.tiny_dense import prepared
 
     spec, probe = find_task(task)
     preset = find_preset(protocol, spec, probe).settings
     settings = with_changes(probe.settings_type(), {**preset, **changes})
-    backbone = backbones.create(model, seed=0)
+    create = {"name": size.model, "seed": 0}
+    backbone = backbones.create(**create)
+    is_dense = probe.kind != "classification"
+    dataset = prepared(data, probe.kind) if is_dense else classified(data)
 
     def evaluate() -> float:
         shutil.rmtree(root(), ignore_errors=True)
         work = root().with_name("bench")
-        create = {"name": model, "seed": 0}
-        task = replace(context(backbone, create, data, settings, work), num_workers=0)
-        return probe.run(task).metrics[metric]
+        task = replace(context(backbone, create, dataset, settings, work), num_workers=0)
+        score = probe.run(task).metrics[metric]
+        extras.update({name: task.cost.seconds[name] for name in EXTRAS if task.cost.seconds[name]})
+        return score
 
     return evaluate
 
@@ -212,12 +229,6 @@ def import_from(source: Path, *unused: str) -> None:
 
     sys.path.insert(0, str(source))
     sys.modules.update(stand_ins(*missing(*unused)))
-
-
-def dense_files(data: Path, split: str) -> list[tuple[Path, Path]]:
-    """Image and ground truth of each sample that ``toys.dense`` wrote."""
-    images = sorted((data / "images" / split).iterdir())
-    return [(path, data / "truth" / split / path.name) for path in images]
 
 
 def class_files(data: Path, split: str) -> list[tuple[Path, int]]:
@@ -240,3 +251,24 @@ class Classified:
 
         path, kind = self.files[index]
         return self.transform(Image.open(path).convert("RGB")), kind
+
+
+class Dense:
+    """A dataset for torch of what ``toys.dense`` wrote.
+
+    Args:
+        transform: image and ground truth → a sample.
+    """
+
+    def __init__(self, data: Path, split: str, transform: Callable[[Any, Any], Any]) -> None:
+        self.files, self.transform = sorted((data / "images" / split).iterdir()), transform
+        self.truth = data / "truth" / split
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        path = self.files[index]
+        return self.transform(*map(Image.open, (path, self.truth / path.name)))

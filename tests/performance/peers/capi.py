@@ -9,67 +9,48 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.performance.beside import (
-    SIZE,
-    TOY,
-    Evaluate,
-    Size,
-    checkout,
-    compare_sides,
-    dense_files,
-    import_from,
-    our_probe,
-    patches,
-)
+from tests.performance import beside
 from tests.performance.harness import Result, bench
 
 CLASSIFIERS = {"knn": ("patch-knn", "k-NN"), "logreg": ("logreg", "logistic regression")}
 
 
-@bench(size=TOY, n=1)
-def capi(size: Size = SIZE, n: int = 3) -> list[Result]:
+@bench(size=beside.TOY, n=1)
+def capi(size: beside.Size = beside.SIZE, n: int = 3) -> list[Result]:
     """mIoU with the best candidate on a tenth of train."""
-    source, rows = checkout("capi"), []
+    rows = []
     for name, (probe, title) in CLASSIFIERS.items():
         sides = partial(ours, f"voc/{probe}"), partial(theirs, name)
-        rows += compare_sides(f"CAPI's {title}", "mIoU", "segmentation", sides, size, n, source)
+        rows += beside.compare_sides(
+            f"CAPI's {title}", "mIoU", "segmentation", sides, size, n, "capi"
+        )
     return rows
 
 
-def ours(task: str, data: Path, source: Path, size: Size) -> Evaluate:
-    from tests.probes.tiny_dense import prepared
-
-    options = {"size": size.side, "score_size": size.side}
-    return our_probe(task, "capi", prepared(data, "segmentation"), size.model, "mIoU", **options)
+def ours(task: str, data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
+    sides = {"size": size.side, "score_size": size.side}
+    return beside.our_probe(task, "capi", "mIoU", data, size, **sides)
 
 
-def theirs(classifier: str, data: Path, source: Path, size: Size) -> Evaluate:
+def theirs(classifier: str, data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
     import torch
-    from PIL import Image
 
     import backbones
     from tests.protocols import sources
 
-    import_from(source, "omegaconf", "jaxtyping")
+    beside.import_from(source, "omegaconf", "jaxtyping")
     if sources.missing("einops"):
         from functorch.einops.rearrange import rearrange
 
         sys.modules["einops"] = SimpleNamespace(rearrange=rearrange)
-    patches.enter_context(sources.capi())
+    beside.lasting.enter_context(sources.capi())
     import eval_segmentation as code
 
     backbone = backbones.create(size.model, seed=0)
 
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, split: str, transform: Any, target_transform: Any) -> None:
-            self.files, self.transforms = dense_files(data, split), (transform, target_transform)
-
-        def __len__(self) -> int:
-            return len(self.files)
-
-        def __getitem__(self, index: int) -> tuple[Any, ...]:
-            pair = zip(self.transforms, self.files[index], strict=True)
-            return tuple(transform(Image.open(path)) for transform, path in pair)
+    def images(dataset_str_or_path: str, transform: Any, target_transform: Any) -> Any:
+        pair = lambda image, labels: (transform(image), target_transform(labels))
+        return beside.Dense(data, dataset_str_or_path, pair)
 
     class Model(torch.nn.Module):
         patch_size = backbone.strides[-1]
@@ -77,9 +58,7 @@ def theirs(classifier: str, data: Path, source: Path, size: Size) -> Evaluate:
         def forward(self, images: torch.Tensor) -> tuple[None, None, torch.Tensor]:
             return None, None, backbone(images)[-1].permute(0, 2, 3, 1)
 
-    code.make_dataset = lambda dataset_str_or_path, **options: Images(
-        dataset_str_or_path, **options
-    )
+    code.make_dataset = images
     options = {} if torch.cuda.is_available() else {"knn": {"device": "cpu"}}
 
     def evaluate() -> float:

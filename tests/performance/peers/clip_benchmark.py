@@ -8,48 +8,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.performance.beside import (
-    TEMPLATES,
-    TOY,
-    Classified,
-    Evaluate,
-    Size,
-    compare_sides,
-    our_probe,
-    patches,
-)
+from tests.performance import beside
 from tests.performance.harness import Result, bench
 
-CLIP = Size(images=200, val=200, batch=64, model="open_clip/ViT-B-32")
+CLIP = beside.Size(images=200, val=200, batch=64, model="open_clip/ViT-B-32")
 EPOCHS = 10
 
 
-@bench(size=replace(TOY, model="open_clip/ViT-S-32"), n=1)
-def clip_benchmark(size: Size = CLIP, n: int = 3) -> list[Result]:
+@bench(size=replace(beside.TOY, model="open_clip/ViT-S-32"), n=1)
+def clip_benchmark(size: beside.Size = CLIP, n: int = 3) -> list[Result]:
     """Top-1 by texts, and by a linear probe whose grid each chooses from on a tenth of train."""
     rows = []
     for title, sides in (
         ("zero-shot", (our_zero_shot, their_zero_shot)),
         ("linear probe", (our_linear, their_linear)),
     ):
-        rows += compare_sides(
+        rows += beside.compare_sides(
             f"clip-benchmark's {title}", "top-1", "classification", sides, size, n
         )
     return rows
 
 
-def our_zero_shot(data: Path, source: Path, size: Size) -> Evaluate:
-    from tests.performance.toys import classified
+def our_zero_shot(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
+    batch = size.batch
+    return beside.our_probe(
+        "imagenet/zero-shot", "own", "top1", data, size, encode_batch_size=batch
+    )
 
-    options = {"encode_batch_size": size.batch}
-    return our_probe("imagenet/zero-shot", "own", classified(data), size.model, "top1", **options)
 
-
-def our_linear(data: Path, source: Path, size: Size) -> Evaluate:
-    from tests.performance.toys import classified
-
+def our_linear(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
     options = {"epochs": EPOCHS, "batch_size": size.batch, "encode_batch_size": size.batch}
-    return our_probe("imagenet/linear", "own", classified(data), size.model, "top1", **options)
+    return beside.our_probe("imagenet/linear", "own", "top1", data, size, **options)
 
 
 class Texts(list):
@@ -68,7 +57,7 @@ class Anywhere(str):
     __hash__ = str.__hash__
 
 
-def loaded(data: Path, size: Size) -> tuple[Any, Any, str]:
+def loaded(data: Path, size: beside.Size) -> tuple[Any, Any, str]:
     """A backbone, split → its images, and the device."""
     import torch
     from open_clip import image_transform
@@ -81,14 +70,14 @@ def loaded(data: Path, size: Size) -> tuple[Any, Any, str]:
     transform = image_transform(images.size, is_train=False, mean=images.mean, std=images.std)
 
     def loader(split: str, tenths: Collection[int] = range(10)) -> Any:
-        images: Any = Classified(data, split, transform)
+        images: Any = beside.Classified(data, split, transform)
         images.files = [each for i, each in enumerate(images.files) if i % 10 in tenths]
         return torch.utils.data.DataLoader(images, size.batch)
 
     return backbone, loader, device
 
 
-def their_zero_shot(data: Path, source: Path, size: Size) -> Evaluate:
+def their_zero_shot(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
     from clip_benchmark.metrics.zeroshot_classification import evaluate as zero_shot
 
     backbone, loader, device = loaded(data, size)
@@ -96,13 +85,13 @@ def their_zero_shot(data: Path, source: Path, size: Size) -> Evaluate:
     def evaluate() -> float:
         images = loader("val")
         names = [f"class {kind}" for kind in images.dataset.classes]
-        scores = zero_shot(backbone, images, Texts, names, [*TEMPLATES], device, amp=False)
+        scores = zero_shot(backbone, images, Texts, names, [*beside.TEMPLATES], device, amp=False)
         return 100 * scores["acc1"]
 
     return evaluate
 
 
-def their_linear(data: Path, source: Path, size: Size) -> Evaluate:
+def their_linear(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
     from clip_benchmark.metrics import linear_probe
 
     from tests.protocols import sources
@@ -110,7 +99,7 @@ def their_linear(data: Path, source: Path, size: Size) -> Evaluate:
     backbone, loader, device = loaded(data, size)
     if device == "cpu":
         device = Anywhere(device)
-        patches.enter_context(sources.on_cpu())
+        beside.lasting.enter_context(sources.on_cpu())
 
     def evaluate() -> float:
         with tempfile.TemporaryDirectory() as folder:

@@ -12,45 +12,36 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.performance.beside import (
-    TOY,
-    Classified,
-    Evaluate,
-    Size,
-    checkout,
-    compare_sides,
-    import_from,
-    our_probe,
-    patches,
-)
+from tests.performance import beside
 from tests.performance.harness import Result, bench
 
-SIZE = Size(images=200, val=100, batch=16)
+SIZE = beside.Size(images=200, val=100, batch=16)
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
 
-@bench(size=TOY, n=1)
-def dinov2(size: Size = SIZE, n: int = 3) -> list[Result]:
+@bench(size=beside.TOY, n=1)
+def dinov2(size: beside.Size = SIZE, n: int = 3) -> list[Result]:
     """Top-1 of the best head after a training on random crops."""
-    source, sides = checkout("dinov2"), (ours, theirs)
-    title = f"DINOv2's linear classification, {size.steps} batches of {size.batch}"
-    return compare_sides(title, "top-1", "classification", sides, size, n, source)
+    sides = ours, theirs
+    title = (
+        f"DINOv2's linear classification, {size.steps} batches of {size.batch}, and of ours"
+        " held-out images of each class"
+    )
+    return beside.compare_sides(title, "top-1", "classification", sides, size, n, "dinov2")
 
 
-def rates(size: Size) -> tuple[float, ...]:
+def rates(size: beside.Size) -> tuple[float, ...]:
     """For a batch of 256; as they are then used, rounded, they name the heads of theirs."""
     return tuple(rate * 256 / size.batch for rate in RATES)
 
 
-def ours(data: Path, source: Path, size: Size) -> Evaluate:
-    from tests.performance.toys import classified
-
-    return our_probe(
+def ours(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
+    return beside.our_probe(
         "imagenet/linear",
         "dinov2",
-        classified(data),
-        size.model,
         "top1",
+        data,
+        size,
         size=None,
         learning_rates=rates(size),
         epochs=1,
@@ -60,22 +51,22 @@ def ours(data: Path, source: Path, size: Size) -> Evaluate:
     )
 
 
-def theirs(data: Path, source: Path, size: Size) -> Evaluate:
+def theirs(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
     import numpy as np
     import torch
 
     import backbones
     from tests.protocols import sources
 
-    import_from(source, "omegaconf")
-    patches.enter_context(sources.dinov2())
+    beside.import_from(source, "omegaconf")
+    beside.lasting.enter_context(sources.dinov2())
     from dinov2.data import transforms
     from dinov2.eval import linear
 
     backbone = backbones.create(size.model, seed=0)
     side = backbone.data.size[0]
 
-    class Images(Classified, torch.utils.data.Dataset):
+    class Images(beside.Classified):
         def get_targets(self) -> np.ndarray:
             return np.array([kind for _, kind in self.files])
 
@@ -97,7 +88,7 @@ def theirs(data: Path, source: Path, size: Size) -> Evaluate:
     linear.Checkpointer = linear.PeriodicCheckpointer = mock.MagicMock()
     linear.Checkpointer.return_value.resume_or_load.return_value = {}
     if not torch.cuda.is_available():
-        patches.enter_context(sources.on_cpu())
+        beside.lasting.enter_context(sources.on_cpu())
 
     def evaluate() -> float:
         with tempfile.TemporaryDirectory() as folder:

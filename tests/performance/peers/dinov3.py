@@ -5,37 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.performance.beside import (
-    SIZE,
-    TOY,
-    Evaluate,
-    Size,
-    checkout,
-    compare_sides,
-    dense_files,
-    import_from,
-    our_probe,
-)
+from tests.performance import beside
 from tests.performance.harness import Result, bench
 
 
-@bench(size=TOY, n=1)
-def dinov3(size: Size = SIZE, n: int = 3) -> list[Result]:
+@bench(size=beside.TOY, n=1)
+def dinov3(size: beside.Size = beside.SIZE, n: int = 3) -> list[Result]:
     """mIoU of a linear head after a training on random crops, in windows."""
-    source, sides = checkout("dinov3"), (ours, theirs)
+    sides = ours, theirs
     title = f"DINOv3's linear segmentation, {size.steps} batches of {size.batch}"
-    return compare_sides(title, "mIoU", "segmentation", sides, size, n, source)
+    return beside.compare_sides(title, "mIoU", "segmentation", sides, size, n, "dinov3")
 
 
-def ours(data: Path, source: Path, size: Size) -> Evaluate:
-    from tests.probes.tiny_dense import prepared
-
-    return our_probe(
+def ours(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
+    return beside.our_probe(
         "ade20k/linear",
         "dinov3",
-        prepared(data, "segmentation"),
-        size.model,
         "mIoU",
+        data,
+        size,
         size=size.side,
         crop=(size.side, size.side),
         slide=(size.side, 2 * size.side // 3),
@@ -44,7 +32,7 @@ def ours(data: Path, source: Path, size: Size) -> Evaluate:
     )
 
 
-def theirs(data: Path, source: Path, size: Size) -> Evaluate:
+def theirs(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
     import tempfile
 
     import numpy as np
@@ -53,27 +41,19 @@ def theirs(data: Path, source: Path, size: Size) -> Evaluate:
 
     import backbones
 
-    import_from(source, "omegaconf")
+    beside.import_from(source, "omegaconf")
     from dinov3.eval.segmentation import train
     from dinov3.eval.segmentation.config import SegmentationConfig
     from dinov3.eval.segmentation.models import BackboneLayersSet
 
     backbone = backbones.create(size.model, seed=0)
 
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, dataset_str: str, transforms: Any) -> None:
-            self.files, self.transforms = (
-                dense_files(data, dataset_str.partition(":")[0]),
-                transforms,
-            )
-
-        def __len__(self) -> int:
-            return len(self.files)
-
-        def __getitem__(self, index: int) -> Any:
-            image, labels = map(Image.open, self.files[index])
+    def images(dataset_str: str, transforms: Any) -> Any:
+        def pair(image: Image.Image, labels: Image.Image) -> Any:
             stored = Image.fromarray(np.asarray(labels) + np.uint8(1))  # 0 is ignored
-            return self.transforms(image.convert("RGB"), stored)
+            return transforms(image.convert("RGB"), stored)
+
+        return beside.Dense(data, dataset_str.partition(":")[0], pair)
 
     class Model(torch.nn.Module):
         embed_dim = backbone.channels[-1]
@@ -95,7 +75,7 @@ def theirs(data: Path, source: Path, size: Size) -> Evaluate:
         torch.cuda.current_device = lambda: "cpu"
     torch.nn.parallel.DistributedDataParallel = Alone
     train.dist.barrier = lambda: None
-    train.make_dataset = Images
+    train.make_dataset = images
     load = train.make_data_loader
     # which needs loading processes
     train.make_data_loader = lambda **options: load(**options | {"persistent_workers": False})

@@ -6,60 +6,45 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.performance.beside import (
-    SIZE,
-    TOY,
-    Evaluate,
-    Size,
-    checkout,
-    compare_sides,
-    dense_files,
-    import_from,
-    our_probe,
-    patches,
-)
+from tests.performance import beside
 from tests.performance.harness import Result, bench
 
 PASSES, BATCH = 2, 16
 
 
-@bench(size=TOY, n=1)
-def hummingbird(size: Size = SIZE, n: int = 3) -> list[Result]:
+@bench(size=beside.TOY, n=1)
+def hummingbird(size: beside.Size = beside.SIZE, n: int = 3) -> list[Result]:
     """mIoU after Hungarian matching, with a memory of half of the patches of two passes."""
-    source, sides = checkout("hummingbird"), (ours, theirs)
-    title = "Open-Hummingbird's evaluation"
-    return compare_sides(title, "mIoU", "segmentation", sides, size, n, source)
+    title, sides = "Open-Hummingbird's evaluation", (ours, theirs)
+    return beside.compare_sides(title, "mIoU", "segmentation", sides, size, n, "hummingbird")
 
 
-def memory(size: Size, stride: int = 16) -> int:
+def memory(size: beside.Size, stride: int = 16) -> int:
     return PASSES * size.images * (size.side // stride) ** 2 // 2
 
 
-def ours(data: Path, source: Path, size: Size) -> Evaluate:
-    from tests.probes.tiny_dense import prepared
-
-    return our_probe(
+def ours(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
+    return beside.our_probe(
         "camvid/in-context",
         "hummingbird",
-        prepared(data, "segmentation"),
-        size.model,
         "mIoU_hungarian",
+        data,
+        size,
         size=size.side,
         score_size=size.side,
         memory=memory(size),
     )
 
 
-def theirs(data: Path, source: Path, size: Size) -> Evaluate:
+def theirs(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
     import faiss
     import torch
-    from PIL import Image
 
     import backbones
     from tests.protocols import sources
 
-    import_from(source)
-    patches.enter_context(sources.hummingbird())
+    beside.import_from(source)
+    beside.lasting.enter_context(sources.hummingbird())
     from hbird import hbird_eval, models
     from hbird.utils import transforms
     from hbird.utils.image_transformations import CombTransforms
@@ -71,30 +56,20 @@ def theirs(data: Path, source: Path, size: Size) -> Evaluate:
     backbone = backbones.create(size.model, seed=0)
     grid, colours = size.side // backbone.strides[-1], backbone.data
 
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, split: str) -> None:
-            make = getattr(transforms, f"get_hbird_{split}_transforms")
-            parts = make(size.side, img_mean=[*colours.mean], img_std=[*colours.std])
-            self.files = dense_files(data, split)
-            self.transform = CombTransforms(parts["img"], None, parts["shared"])
-
-        def __len__(self) -> int:
-            return len(self.files)
-
-        def __getitem__(self, index: int) -> Any:
-            image, labels = map(Image.open, self.files[index])
-            return self.transform(image.convert("RGB"), labels)
+    def loader(split: str) -> Any:
+        make = getattr(transforms, f"get_hbird_{split}_transforms")
+        parts = make(size.side, img_mean=[*colours.mean], img_std=[*colours.std])
+        both = CombTransforms(parts["img"], None, parts["shared"])
+        images = beside.Dense(data, split, lambda image, labels: both(image.convert("RGB"), labels))
+        return torch.utils.data.DataLoader(images, BATCH)
 
     def features(network: Any, images: torch.Tensor) -> Any:
         return network(images)[-1].flatten(2).mT, None
 
     def evaluate() -> float:
-        train, val = (
-            torch.utils.data.DataLoader(Images(split), BATCH) for split in ("train", "val")
-        )
         evaluation = hbird_eval.HbirdEvaluation(
             models.FeatureExtractorSimple(backbone, features, grid, backbone.embed_dim),
-            train,
+            loader("train"),
             num_classes=3,
             n_neighbours=30,
             augmentation_epoch=PASSES,
@@ -102,6 +77,6 @@ def theirs(data: Path, source: Path, size: Size) -> Evaluate:
             memory_size=memory(size),
             dataset_size=size.images,
         )
-        return 100 * float(evaluation.evaluate(val, grid))
+        return 100 * float(evaluation.evaluate(loader("val"), grid))
 
     return evaluate

@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from tests.performance.beside import (
-    SIZE,
-    TOY,
-    Evaluate,
-    Size,
-    checkout,
-    compare_sides,
-    dense_files,
-    import_from,
-    our_probe,
-    patches,
-)
+from tests.performance import beside
 from tests.performance.harness import Result, bench
 
 
-@bench(size=TOY, n=1)
-def probe3d(size: Size = SIZE, n: int = 3) -> list[Result]:
+@bench(size=beside.TOY, n=1)
+def probe3d(size: beside.Size = beside.SIZE, n: int = 3) -> list[Result]:
     """Error of a DPT head on changed colours."""
-    source, sides = checkout("probe3d"), (ours, theirs)
+    sides = ours, theirs
     title = f"probe3d's depth probe, {epochs(size)} epochs"
-    return compare_sides(title, "rmse in m", "depth", sides, size, n, source)
+    return beside.compare_sides(title, "rmse in m", "depth", sides, size, n, "probe3d")
 
 
-def epochs(size: Size) -> int:
+def epochs(size: beside.Size) -> int:
     return max(1, size.steps * size.batch // size.images)
 
 
-def ours(data: Path, source: Path, size: Size) -> Evaluate:
-    from tests.probes.tiny_dense import prepared
-
-    return our_probe(
+def ours(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
+    return beside.our_probe(
         "nyu-depth/dpt-probe3d",
         "probe3d",
-        prepared(data, "depth"),
-        size.model,
         "rmse",
+        data,
+        size,
         size=size.side,
         crop=(size.side, size.side),
         train_area=(),
@@ -51,19 +39,18 @@ def ours(data: Path, source: Path, size: Size) -> Evaluate:
     )
 
 
-def theirs(data: Path, source: Path, size: Size) -> Evaluate:
+def theirs(data: Path, source: Path, size: beside.Size) -> beside.Evaluate:
     import numpy as np
     import torch
-    from PIL import Image
     from torch.optim.lr_scheduler import LambdaLR
 
     import backbones
     from tests.protocols import sources
 
-    import_from(source)
-    patches.enter_context(sources.probe3d())
+    beside.import_from(source)
+    beside.lasting.enter_context(sources.probe3d())
     if not torch.cuda.is_available():
-        patches.enter_context(sources.on_cpu())
+        beside.lasting.enter_context(sources.on_cpu())
     import train_depth
     from evals.datasets.utils import get_nyu_transforms
     from evals.models.probes import DepthHead
@@ -75,30 +62,24 @@ def theirs(data: Path, source: Path, size: Size) -> Evaluate:
         torch.tensor(each)[:, None, None] for each in (backbone.data.mean, backbone.data.std)
     )
 
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, split: str) -> None:
-            self.files = dense_files(data, split)
-            options = {"rotateflip": False, "additional_targets": {}}
-            self.transform, _ = get_nyu_transforms(
-                "None", (size.side, size.side), split == "train", **options
-            )
+    def loader(split: str) -> Any:
+        options = {"rotateflip": False, "additional_targets": {}}
+        transform, _ = get_nyu_transforms(
+            "None", (size.side, size.side), split == "train", **options
+        )
 
-        def __len__(self) -> int:
-            return len(self.files)
+        def pair(image: Any, depth: Any) -> dict[str, torch.Tensor]:
+            metres = torch.from_numpy(np.asarray(depth).astype(np.float32) / 1000)[None]
+            return {"image": (transform(np.asarray(image)) - mean) / std, "depth": metres}
 
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            image, depth = (np.asarray(Image.open(path)) for path in self.files[index])
-            metres = torch.from_numpy(depth.astype(np.float32) / 1000)[None]
-            return {"image": (self.transform(image) - mean) / std, "depth": metres}
+        return torch.utils.data.DataLoader(beside.Dense(data, split, pair), size.batch)
 
     def maps(images: torch.Tensor) -> list[torch.Tensor]:
         return list(backbone(images))
 
     def evaluate() -> float:
         torch.manual_seed(0)
-        loaders = [
-            torch.utils.data.DataLoader(Images(split), size.batch) for split in ("train", "val")
-        ]
+        loaders = [loader(split) for split in ("train", "val")]
         head = DepthHead(list(backbone.channels), "dpt", hidden_dim=size.width, kernel_size=3)
         optimizer = torch.optim.AdamW([{"params": head.parameters(), "lr": 5e-4}])
         steps = epochs(size) * len(loaders[0])
