@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from probes.base import Cost
 from probes.label_free import label_free, log_label_free
 from tests.recorder import Recorder
 
@@ -55,17 +56,17 @@ def test_subsamples_are_of_one_size_and_the_same_for_all():
     log, again = Recorder(), Recorder()
     features = normal(300, 16)
     for recorder in (log, again):
-        log_label_free(SimpleNamespace(log=recorder), features.float())
+        log_label_free(SimpleNamespace(log=recorder, cost=Cost()), features.float())
     ((_, metrics),) = log.metrics
     assert metrics["label_free/features"] == 150 and metrics["label_free/rankme_spread"] > 0
     assert metrics["label_free/rankme"] == pytest.approx(label_free(features)["rankme"], rel=0.05)
     assert "label_free/alpha" not in metrics and again.metrics == log.metrics
     few = Recorder()
-    log_label_free(SimpleNamespace(log=few), features[:20])
+    log_label_free(SimpleNamespace(log=few, cost=Cost()), features[:20])
     assert few.metrics == []
 
 
 def test_features_that_are_not_finite_have_no_diagnostics():
     log = Recorder()
-    log_label_free(SimpleNamespace(log=log), normal(300, 16) / torch.zeros(16))
+    log_label_free(SimpleNamespace(log=log, cost=Cost()), normal(300, 16) / torch.zeros(16))
     assert log.metrics == []
