@@ -56,13 +56,20 @@ def find_targets(
     for protocol in protocols:
         if protocol not in names:
             raise UserError(f"no protocol {protocol!r}; {suggest(protocol, names)}")
-    reproducible = [number for number in published_numbers() if number.preset in names]
+    reproducible = [
+        number for number in published_numbers() if number.backbones and number.preset in names
+    ]
     models = {name for number in reproducible for name in number.backbones}
     for name in backbones:
         if name not in models:
             hint = suggest(name, (*names, *models))
             raise UserError(f"no protocol or backbone with published numbers {name!r}; {hint}")
     numbers = [number for number in reproducible if number.preset in (protocols or names)]
+    of_protocols = ", ".join(protocols)
+    if not numbers:
+        raise UserError(
+            f"no number is published by {of_protocols} for a backbone here; try --quick"
+        )
     targets = []
     for number in numbers:
         has_backbone = set(number.backbones).intersection(backbones or models)
@@ -71,12 +78,10 @@ def find_targets(
             preset = find_preset(number.preset, task.spec, task.probe)
             targets.append(Target(number, preset, task))
     if not targets:
-        of_protocols = ", ".join(protocols)
-        firsts = dict.fromkeys(name for number in numbers for name in number.backbones[:1])
-        first = ", ".join(firsts)
-        hint = f"it has some for {first}" if first else "see reproduce --list"
+        firsts = dict.fromkeys(number.backbones[0] for number in numbers)
         raise UserError(
-            f"{of_protocols} has no published number for this backbone and task; {hint}"
+            f"{of_protocols} has no published number for this backbone and task; it has some for"
+            f" {', '.join(firsts)}"
         )
     return targets
 

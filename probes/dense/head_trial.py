@@ -83,6 +83,8 @@ def try_head(
         options = {name: value for name, value in requested.items() if name != "type"}
         decided = [f"head.{name}" for name in OF_BACKBONE if name in options]
         hint = f"; {', '.join(decided)}: leave it out, the backbone decides" if decided else ""
+        if batch == 1:
+            hint += "; try batch_size=2: some layers need two images to train"
         raise UserError(
             f"head {requested['type']} with {options or 'its defaults'} on maps of"
             f" {', '.join(str(width) for width, _ in inputs)} channels: {summary(error)}{hint}"

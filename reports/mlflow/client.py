@@ -244,6 +244,7 @@ def create_database(path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")  # MLflow caches by name
+    temporary.touch()  # MLflow tries a folder that cannot be written for minutes
     try:
         MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
         temporary.replace(path)

@@ -112,6 +112,11 @@ def test_a_killed_creation_leaves_no_database(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_is_one_line_at_once():
+    with pytest.raises(TrackingError, match=r"cannot use .*/proc/a\.db: \[Errno"):
+        connect("sqlite:////proc/a.db")
+
+
 def test_processes_may_create_the_same_store_at_once(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     both = [Fork(Tracker, "new", uri, output=tmp_path / f"output-{i}") for i in range(2)]

@@ -143,7 +143,12 @@ class Failing(nn.Module):
             {},
             "8, 16, 24, 32 channels.* 768 channels",
         ),
-        ("segmentation", UPERNET, {"batch_size": 1}, "more than 1 value per channel"),
+        (
+            "segmentation",
+            UPERNET,
+            {"batch_size": 1},
+            "more than 1 value per channel.*try batch_size=2",
+        ),
         ("segmentation", {"type": "OCRHead", "channels": 8}, {}, "of another head"),
         ("segmentation", UPERNET, {"feature_stride": 8}, "reads each at its own stride"),
         ("depth", ENC, {}, "for segmentation"),
