@@ -145,12 +145,13 @@ COMMAND = {"check": CheckDatasets, "get": GetDatasets}
 
 def _show(rows: Sequence[DatasetState]) -> None:
     """Print state and counts of datasets."""
+    width = max((len(row.name) for row in rows), default=0)
     for row in rows:
         counts = []
         for split, count in row.counts.items():
             total = f" of {row.expected[split]}" if split in row.expected else ""
             counts.append(f"{split} {count}{total}")
-        state = f"{row.name:<12} {row.state:<9}"
+        state = f"{row.name:<{width}} {row.state:<9}"
         print_state(state, STYLES[row.state], ", ".join(counts), row.message)
     if any(row.state == "partial" for row in rows):
         console.print(

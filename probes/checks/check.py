@@ -242,6 +242,8 @@ class Inventory:
         text = ", ".join(counts)
         if missing := [path for paths in self.missing.values() for path in paths]:
             text += f"; {len(missing)} listed files missing, such as {missing[0]}"
+            if missing[0].startswith("/"):
+                text += "; a lister's paths are relative to its root"
         return text
 
     def validate_splits(self) -> None:

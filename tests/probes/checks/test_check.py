@@ -325,6 +325,17 @@ def test_nyu_is_the_labelled_set_or_raw_frames(tmp_path):
     assert row.expected["train"] == 24231 and "24,231 raw frames" in row.message
 
 
+def test_absolute_paths_of_a_lister_are_refused_with_what_they_should_be(tmp_path):
+    root, spec = make.make_camvid(tmp_path / "camvid"), DATASETS["camvid"]
+
+    def absolute(root, part):
+        listed = spec.list_samples(root, part)
+        return [dataclasses.replace(each, image=f"{root}/{each.image}") for each in listed]
+
+    wrong = dataclasses.replace(spec, list_samples=absolute)
+    check_error("files missing, such as /.*relative to its root", wrong, root)
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real subsets (set CLIPTEX_TEST_DATA)")
 @pytest.mark.parametrize(
     ("name", "folder"),
