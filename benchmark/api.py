@@ -204,11 +204,15 @@ def evaluate(
 
     own = ("weights", "heads", "force")
     repeated = {key: value for key, value in options.items() if key not in own}
-    if not isinstance(backbone, str | Sequence) and options.setdefault("jobs", 1) != 1:
-        raise UserError(
-            "a module in memory is evaluated in this process: leave jobs out, or register an entry"
-            " point"
+    if not isinstance(backbone, str | Sequence):
+        elsewhere = (
+            options.setdefault("jobs", 1) != 1 or options.get("executor", "local") != "local"
         )
+        if elsewhere or options.get("weights"):
+            raise UserError(
+                "a module in memory is evaluated in this process, with the weights that it has:"
+                " leave jobs, executor and weights out, or register an entry point"
+            )
     with _named(backbone, name, images) as names, using(tracking_uri):
         run_options = _run_options(names, tasks, settings, options)
         result = _run_to_end(run_async(run_options))
@@ -269,6 +273,8 @@ def compare(
 def check(
     tasks: str | Sequence[str],
     *,
+    name: str | None = None,
+    images: DataConfig | None = None,
     settings: Mapping[str, Any] | None = None,
     tracking_uri: str | None = None,
     **options: Any,
@@ -277,15 +283,19 @@ def check(
     checked.
 
     Args:
-        tasks, settings, tracking_uri, **options: as of ``evaluate``.
+        tasks, name, images, settings, tracking_uri, **options: as of ``evaluate``.
 
     Raises:
-        UserError: tasks, settings, options, data or the MLflow store cannot be used.
+        UserError: tasks, a module's name, settings, options, data or the MLflow store cannot be
+            used.
     """
+    from torch import nn
+
     from benchmark.run import check_async
     from reports.mlflow.client import using
 
-    with using(tracking_uri):
+    module = nn.Identity() if name or images else "random"
+    with _named(module, name, images), using(tracking_uri):
         _run_to_end(check_async(_run_options(["random"], tasks, settings, {"jobs": 1, **options})))
 
 

@@ -65,7 +65,8 @@ class InLoop:
             weights are in pieces (FSDP, ZeRO-3) needs it.
         on_error: ``warn`` to go on without the numbers, or ``raise``.
         folder: of probes.csv and of the weights for ``watch``.
-        **options: of ``evaluate``: ``data_root``, ``settings``, ``seeds``, ``experiment`` …
+        **options: of ``evaluate``: ``data_root``, ``settings``, ``seeds``, ``experiment`` …; not
+            ``weights``, ``heads`` and ``executor``.
 
     Raises:
         UserError: tasks, settings, options or data cannot be used.
@@ -91,6 +92,15 @@ class InLoop:
     ) -> None:
         if every < 1:
             raise UserError(f"every={every}: give a number of steps, 1 or more")
+        for option in {"weights", "heads", "executor"} & options.keys():
+            raise UserError(f"InLoop has no option {option!r}: it scores the model of this process")
+        _check_choice("where", where, ("auto", "here", "watch"))
+        _check_choice("on_error", on_error, ("warn", "raise"))
+        if log is not None and not (hasattr(log, "log_metrics") or hasattr(log, "add_scalar")):
+            raise UserError(
+                f"log={log!r}: give one logger, with log_metrics(metrics, step) or"
+                " add_scalar(name, value, step)"
+            )
         self.tasks, self.every, self.encoder = tasks, every, encoder
         self.subject = {"name": name, "images": images}
         self.loggers = [] if log is None else [log]
@@ -103,7 +113,7 @@ class InLoop:
         self._last: int | None = None
         if self.rank == 0 and self.where == "here":
             with untouched():
-                check(tasks, **options)
+                check(tasks, **self.subject, **options)
 
     def __call__(self, model: Any, step: int) -> Results | None:
         """The numbers if an evaluation is due at ``step`` and this process makes it, else None.
@@ -197,6 +207,11 @@ class InLoop:
             if run is not None and getattr(logger, "experiment", None) is run:
                 continue  # a WandbLogger of this run
             yield getattr(logger, "log_metrics", None) or _scalars(logger)
+
+
+def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{option}={value}: must be one of {', '.join(choices)}")
 
 
 def _scalars(writer: Any) -> Callable[[dict[str, float], int], None]:

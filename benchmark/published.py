@@ -33,7 +33,10 @@ class ReadPublished:
         if len(changes.lines) > 50:
             console.print(f"… and {len(changes.lines) - 50} more")
         names = ", ".join(changes.keys)
-        console.print(f"{changes.rows} numbers of {names}; {len(changes.lines)} changes")
+        commit = changes.commit[:7] or "an unknown commit (no clone; sources.csv keeps the old one)"
+        console.print(
+            f"{changes.rows} numbers of {names} at {commit}: {len(changes.lines)} changes"
+        )
         return 0
 
 

@@ -70,6 +70,12 @@ class ExportResults(TrackingOptions, PluginOptions):
                 frame.to_csv(part, index=False) if self.format == "csv" else frame.to_parquet(part)
             console.print(f"{len(frame)} numbers: {path}")
             return 0
+        datasets = {column.task.rpartition("/")[0] for column in report.columns}
+        if absent := self.hub.keys() - datasets:
+            raise UserError(
+                f"--hub {', '.join(absent)}: no number is of it; datasets with numbers:"
+                f" {', '.join(sorted(datasets))}"
+            )
         write = community_evaluations if self.format == "hf-eval" else model_cards
         folder, files = self.out or Path("results"), write(report, self.hub)
         if not files:

@@ -26,17 +26,23 @@ def stored_heads(sources: Sequence[str]) -> dict[str, StoredHeads]:
         from probes.head_file import load_head  # needs torch
 
         head = load_head(source)
-        about, conditions = head.metadata, head.metadata["conditions"]
-        task = conditions["task"]
-        cell = Cell(
-            backbone=about["backbone"]["name"],
-            task=task,
-            seed=about["seed"],
-            weights=about["weights.sha256"],
-            head=head.sha256,
-            run_id=source,
-        )
-        of_task = heads.setdefault(task, StoredHeads(about["kind"], conditions, ()))
+        try:
+            about, conditions = head.metadata, head.metadata["conditions"]
+            task, kind = conditions["task"], about["kind"]
+            cell = Cell(
+                backbone=about["backbone"]["name"],
+                task=task,
+                seed=about["seed"],
+                weights=about["weights.sha256"],
+                head=head.sha256,
+                run_id=source,
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"--head {source} does not hold what it was trained on ({error!r}); name the run of"
+                " a finished task, or the file of one"
+            ) from error
+        of_task = heads.setdefault(task, StoredHeads(kind, conditions, ()))
         if content_key(of_task.conditions) != content_key(conditions):
             raise UserError(
                 f"--head {source}: its data, settings or versions are not those of the other heads"

@@ -75,8 +75,18 @@ class CellContext:
     def of_task(
         self, task: PlannedTask, work_dir: Path, log: RunLog, progress: Progress
     ) -> Context:
-        """The context of the task's probe."""
+        """The context of the task's probe.
+
+        Raises:
+            UserError: the head that it uses cannot be read, or is not the one of its cell.
+        """
         cell = self.heads.get(task.name)
+        head = load_head(cell.run_id, self.tracker.uri) if cell else None
+        if cell and head and head.sha256 != cell.head:  # a part of the number's identity
+            raise UserError(
+                f"the head of {cell.label} ({cell.run_id}) is not the one that was found before:"
+                f" its sha256 is {head.sha256[:12]}, not {cell.head[:12]}; the file was changed"
+            )
         return task.context(
             self.request.dataset(task),
             self.request.seed,
@@ -87,7 +97,7 @@ class CellContext:
             log=log,
             progress=progress,
             num_workers=self.request.num_workers,
-            head=load_head(cell.run_id, self.tracker.uri) if cell else None,
+            head=head,
         )
 
 

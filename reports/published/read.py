@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -53,11 +54,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Changes:
-    """How many rows of ``keys`` there are now, and what differs from before."""
+    """How many rows of ``keys`` there are now, and what differs from before.
+
+    Attributes:
+        commit: of the checkout; '' where that is no clone, and ``sources.csv`` keeps the old one.
+    """
 
     keys: Sequence[str]
     rows: int
     lines: list[str]
+    commit: str
 
 
 def read_source(checkout: Path) -> Changes:
@@ -71,20 +77,22 @@ def read_source(checkout: Path) -> Changes:
         files = ", ".join(sorted({file for each in SOURCES for file in each.keys.values()}))
         raise UserError(f"{checkout} has none of the files of the known sources ({files})")
     try:
-        new = {row.key: row for row in source.read(checkout)}
-    except (KeyError, ValueError) as error:
+        new = {row.key: row for row in map(_with_number, source.read(checkout))}
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise UserError(
-            f"{checkout}: a file has other columns than expected ({error!r}); the reader is in"
+            f"{checkout}: a file is not as expected ({error!r}); the reader is in"
             " reports/published/read.py"
         ) from error
     old: dict[tuple[str, ...], Row] = {}
     for name in ("numbers", "costs"):
         rows = [Row(*(row[field] for field in NUMBER)) for row in read_rows(name)]
         old |= {row.key: row for row in rows if row.source in source.keys}
-        unchanged = [row for row in rows if row.source not in source.keys]
         own = [row for row in new.values() if (row.task == COST) == (name == "costs")]
-        _write(name, NUMBER, [*unchanged, *own])
-    _update_sources(source, checkout)
+        is_own = [row.source in source.keys for row in rows]
+        first = is_own.index(True) if any(is_own) else len(rows)
+        after = [row for row in rows[first:] if row.source not in source.keys]
+        _write(name, NUMBER, [*rows[:first], *own, *after])
+    commit = _update_sources(source, checkout)
     lines = [f"gone: {' · '.join(key)}" for key in old.keys() - new.keys()]
     lines += [f"new: {' · '.join(new[key])}" for key in new.keys() - old.keys()]
     lines += [
@@ -92,24 +100,35 @@ def read_source(checkout: Path) -> Changes:
         for key in new.keys() & old.keys()
         if old[key].value != new[key].value
     ]
-    return Changes(list(source.keys), len(new), sorted(lines))
+    return Changes(list(source.keys), len(new), sorted(lines), commit)
 
 
 def _has_files(checkout: Path, source: Source) -> bool:
     return all((checkout / file).is_file() for file in source.keys.values())
 
 
-def _update_sources(source: Source, checkout: Path) -> None:
-    words = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+def _with_number(row: Row) -> Row:
+    """The row, if its value is a number. Raises ``ValueError`` or ``TypeError``."""
+    if not math.isfinite(float(row.value)):
+        raise ValueError(f"{row.value} in {row.key}")
+    return row
+
+
+def _update_sources(source: Source, checkout: Path) -> str:
+    """Write the checkout's commit and the digests of its files; returns the commit."""
+    # not a repository around it: without .git, the commit is unknown
+    words = ["git", f"--git-dir={checkout / '.git'}", "rev-parse", "--verify", "HEAD"]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
+    commit_here = result.stdout.strip()
     rows = list(read_rows("sources"))
     for row in rows:
         if file := source.keys.get(row["source"]):
-            commit = result.stdout.strip() or row["commit"]
+            commit = commit_here or row["commit"]
             row["url"] = row["url"].replace(row["commit"], commit)
             row["commit"] = commit
             row["sha256"] = hashlib.sha256((checkout / file).read_bytes()).hexdigest()
     _write("sources", list(rows[0]), [list(row.values()) for row in rows])
+    return commit_here
 
 
 def _write(name: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

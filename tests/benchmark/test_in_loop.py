@@ -145,6 +145,22 @@ def test_mistakes_show_before_the_training(options):
         InLoop(**options, every=10, batches=3)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"where": "there"},
+        {"on_error": "fail"},
+        {"log": ["a list"]},
+        {"name": "clip"},
+        {"weights": "a.pth"},
+    ],
+    ids=str,
+)
+def test_options_that_fit_no_training_show_before_it(options, wrong):
+    with pytest.raises(UserError):
+        InLoop(**{**options, **wrong}, every=10)
+
+
 def test_an_error_of_a_probe_does_not_end_the_training(options):
     probe = InLoop(**{**options, "encoder": lambda model: model.head, "on_error": "warn"}, every=1)
     with pytest.warns(UserWarning, match="the training goes on"):

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import backbones
 from benchmark import evaluate
 from cliptex_common.errors import UserError
+from probes.base import Head
 from probes.datasets.base import PreparedDataset
 from probes.datasets.specs import imagenet
+from probes.head_file import read_head, write_head
 from probes.predictor import load_predictor
 from probes.registry import find_task
 from tests.benchmark.commands import read_json, run_command, runs_of, store
@@ -140,6 +144,22 @@ def test_a_stored_head_is_not_used_for_what_it_does_not_fit(shifts, capsys, word
 def test_a_head_that_is_nowhere_is_named(workdir, capsys):
     assert run_command(f"{RUN} --jobs 1 --task imagenet-a/linear --head nope") == 2
     assert "nope is neither a file nor a run" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_of_a_task_s_run_is_named(workdir, capsys):
+    write_head(Head({"weight": torch.zeros(2)}, {"task": "imagenet", "seed": 0}), Path("my.st"))
+    assert run_command(f"{RUN} --jobs 1 --task imagenet-a/linear --head my.st") == 2
+    assert "my.st does not hold what it was trained on" in capsys.readouterr().err
+
+
+def test_a_head_that_was_changed_after_its_run_is_not_scored(shifts, capsys):
+    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet/linear") == 0
+    (trained,) = cells()["imagenet/linear"]
+    path = Path(trained.info.artifact_uri, "head/head.safetensors")
+    head = read_head(path)
+    write_head(replace(head, tensors={name: 0 * each for name, each in head.tensors.items()}), path)
+    assert run_command(f"{RUN} {EPOCHS} --jobs 1 --task imagenet-a/linear") == 2
+    assert "the file was changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])

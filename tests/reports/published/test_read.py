@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 
 import pytest
 
@@ -31,6 +32,14 @@ def write_csv(path, *records):
         writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
         writer.writerows(records)
+
+
+def write_timm(path, top1="80.100"):
+    for file in TIMM:
+        records = [{"model": "net.x", "img_size": size, "top1": top1} for size in (224, 288)]
+        write_csv(path / f"results/results-{file}.csv", *records)
+    speed = {"model": "net", "infer_img_size": 224, "infer_samples_per_sec": "1003.5"}
+    write_csv(path / SPEED, {**speed, "infer_gmacs": "4.11", "param_count": "25.56"})
 
 
 def rows_of(source, file="numbers"):
@@ -75,11 +84,7 @@ def test_open_clip(tmp_path, folder):
 
 
 def test_timm_has_a_model_for_each_size(tmp_path, folder, capsys):
-    for file in TIMM:
-        records = [{"model": "net.x", "img_size": size, "top1": "80.100"} for size in (224, 288)]
-        write_csv(tmp_path / f"timm/results/results-{file}.csv", *records)
-    speed = {"model": "net", "infer_img_size": 224, "infer_samples_per_sec": "1003.5"}
-    write_csv(tmp_path / "timm" / SPEED, {**speed, "infer_gmacs": "4.11", "param_count": "25.56"})
+    write_timm(tmp_path / "timm")
     assert main(["read", "--source", str(tmp_path / "timm")]) == 0
     assert "15 numbers" in capsys.readouterr().out
     assert rows_of("timm-imagenet") == [
@@ -112,6 +117,34 @@ def test_another_folder_and_other_columns_change_nothing(tmp_path, folder):
     for file in TIMM:
         write_csv(tmp_path / f"results/results-{file}.csv", {"net": "x"})
     write_csv(tmp_path / SPEED, {"net": "x"})
-    with pytest.raises(UserError, match="other columns"):
+    with pytest.raises(UserError, match="not as expected"):
         read_source(tmp_path)
     assert (folder / "numbers.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["", "n/a", "nan", None])
+def test_what_is_no_number_changes_nothing(tmp_path, folder, value):
+    write_timm(tmp_path, top1=value)
+    before = (folder / "numbers.csv").read_bytes()
+    with pytest.raises(UserError, match="not as expected"):
+        read_source(tmp_path)
+    assert (folder / "numbers.csv").read_bytes() == before
+
+
+def test_rows_of_a_source_stay_where_they_were_in_the_table(tmp_path, folder):
+    write_timm(tmp_path)
+    sources = list(dict.fromkeys(row["source"] for row in table.read_rows("numbers")))
+    read_source(tmp_path)
+    assert list(dict.fromkeys(row["source"] for row in table.read_rows("numbers"))) == sources
+
+
+def test_the_commit_is_that_of_the_checkout_and_not_of_a_repository_around_it(tmp_path, folder):
+    git = ["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git[:3], "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "outer"], check=True)
+    write_timm(tmp_path / "timm")
+    assert read_source(tmp_path / "timm").commit == ""
+    write_timm(tmp_path)
+    commit = read_source(tmp_path).commit
+    (row,) = (row for row in table.read_rows("sources") if row["source"] == "timm-imagenet")
+    assert commit and row["commit"] == commit and commit in row["url"]

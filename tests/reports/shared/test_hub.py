@@ -74,3 +74,9 @@ def test_no_repository_is_known(store, tmp_path, capsys):
     assert export(store, tmp_path, "--format", "hf-eval") == 2
     assert "--hub DATASET=ORG/NAME" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_repository_of_a_dataset_without_numbers_is_named(store, tmp_path, capsys):
+    hub = "--hub", "voc=org/voc", "--hub", "vok=org/vok"
+    assert export(store, tmp_path, "--format", "hf-eval", *hub) == 2
+    assert "vok" in capsys.readouterr().err
