@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import random
+import shlex
 import sys
 import time
 import warnings
@@ -164,12 +165,16 @@ class InLoop:
         return results
 
     def _command(self, folder: Path) -> str:
-        """How ``watch`` is told what this was told, but for the data, which may be elsewhere."""
-        words = [f"python -m benchmark watch --backbone NAME --dir {folder} --data-root DIR"]
-        words.append(f"--task {','.join(as_list(self.tasks))}")
+        """The command of ``watch`` for the same tasks, settings and options, except the data, which
+        may be elsewhere."""
+        words = f"python -m benchmark watch --backbone NAME --dir {folder} --data-root DIR".split()
+        values = {name: self.options.get(name) for name in ("suite", "limit", "seed", "experiment")}
+        values["task"] = ",".join(as_list(self.tasks))
+        words += [f"--{name}={value}" for name, value in values.items() if value]
+        words += ["--partial"] * bool(self.options.get("partial"))
         settings = as_pairs(self.options.get("settings") or {})
-        words += [f"--set {key}={text}" for key, text in settings.items()]
-        return " ".join(words)
+        words += [f"--set={key}={text}" for key, text in settings.items()]
+        return shlex.join(words)
 
     def _module(self, model: Any) -> nn.Module:
         model = _unwrapped(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from backbones import DataConfig, UserError
 from benchmark import InLoop, LightningProbe, TransformersProbe
+from benchmark.cli.parser import Parser, add_command, read_options
+from benchmark.cli.watch import Watch
 from benchmark.in_loop import untouched
 from benchmark.workflows.watch import checkpoints
 from tests.probes.datasets.make import make_camvid, make_imagefolder
@@ -249,6 +252,18 @@ def test_weights_for_watch_are_those_of_the_step(options):
     stored = load_file(path)
     assert all(torch.equal(stored[name], each) for name, each in model.encoder.state_dict().items())
     assert not Path("probes/probes.csv").exists()
+
+
+def test_the_command_of_watch_has_the_same_options(options, capsys):
+    scored = {"tasks": "imagefolder/linear", "settings": {"learning_rates": ()}}
+    scored |= {"suite": "own", "partial": True}
+    InLoop(**{**options, **scored}, every=5, where="watch")(Model(), 5)
+    words = shlex.split(capsys.readouterr().out.partition("score it with ")[2])
+    parser = Parser()
+    add_command(parser, {"watch": Watch})
+    read = read_options(vars(parser.parse_args(words[3:])))
+    assert (read.suite, read.partial, read.tasks) == ("own", True, ["imagefolder/linear"])
+    assert read.overrides == {"learning_rates": ""}
 
 
 def probe_in_two_processes(rank: int, options: dict) -> None:
