@@ -28,7 +28,7 @@ def stored_heads(sources: Sequence[str]) -> dict[str, StoredHeads]:
         head = load_head(source)
         try:
             about, conditions = head.metadata, head.metadata["conditions"]
-            task, kind = conditions["task"], about["kind"]
+            task, kind, classes = conditions["task"], about["kind"], len(about["classes"])
             cell = Cell(
                 backbone=about["backbone"]["name"],
                 task=task,
@@ -42,7 +42,7 @@ def stored_heads(sources: Sequence[str]) -> dict[str, StoredHeads]:
                 f"--head {source} does not hold what it was trained on ({error!r}); name the run of"
                 " a finished task, or the file of one"
             ) from error
-        of_task = heads.setdefault(task, StoredHeads(kind, conditions, ()))
+        of_task = heads.setdefault(task, StoredHeads(kind, classes, conditions, ()))
         if content_key(of_task.conditions) != content_key(conditions):
             raise UserError(
                 f"--head {source}: its data, settings or versions are not those of the other heads"

@@ -114,7 +114,8 @@ class DatasetSpec:
             for its own. This one has ``val`` only.
         transfer: what such tasks do differently here, part of their identity: ``classes``, of each
             class the indices of those of ``trained_on`` that stand for it (the highest score
-            counts; classes that stand for none are left out), ``border``, so many pixels that are
+            counts; classes that stand for none are left out; without it, the classes of both are
+            the same and in the same order), ``border``, so many pixels that are
             cut off at each side of an image, and ``squash``, images are resized without a crop.
         about: one line for ``list``: what it is, where to get it.
         module: that registers it, which configs import; ``register_dataset`` sets it.

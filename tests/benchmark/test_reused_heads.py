@@ -19,9 +19,9 @@ from probes.datasets.base import PreparedDataset
 from probes.datasets.specs import imagenet
 from probes.head_file import read_head, write_head
 from probes.predictor import load_predictor
-from probes.registry import find_task
+from probes.registry import DATASETS, find_task
 from tests.benchmark.commands import read_json, run_command, runs_of, store
-from tests.probes.datasets.make import make_nyu
+from tests.probes.datasets.make import make_imagefolder, make_nyu
 from tests.probes.datasets.make_shifts import make_imagenet, make_real, make_shift
 from tests.probes.datasets.make_sun_rgbd import make_sun_rgbd
 
@@ -144,6 +144,21 @@ def test_a_stored_head_is_not_used_for_what_it_does_not_fit(shifts, capsys, word
 def test_a_head_that_is_nowhere_is_named(workdir, capsys):
     assert run_command(f"{RUN} --jobs 1 --task imagenet-a/linear --head nope") == 2
     assert "nope is neither a file nor a run" in capsys.readouterr().err
+
+
+def test_another_number_of_classes_is_refused_before_the_work(workdir, capsys, monkeypatch):
+    shifted = replace(DATASETS.find("imagefolder"), name="shifted", trained_on="imagefolder")
+    monkeypatch.setitem(DATASETS, "shifted", shifted)
+    make_imagefolder(workdir / "imagefolder", n_train=8, n_val=12)
+    command = "run --backbone random --device cpu --num-workers 0 --jobs 1 --partial"
+    command += " --data imagefolder=imagefolder"
+    assert run_command(f"{command} {EPOCHS} --task imagefolder/linear") == 0
+    (trained,) = cells("own")["imagefolder/linear"]
+    shutil.copytree("imagefolder/val", "other/val")
+    shutil.rmtree(next(Path("other/val").iterdir()))
+    for head in ("", f"--head {trained.info.run_id}"):
+        assert run_command(f"{command} --data shifted=other --task shifted/linear {head}") == 2
+        assert "classes" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_of_a_task_s_run_is_named(workdir, capsys):
