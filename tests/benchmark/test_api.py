@@ -113,8 +113,9 @@ def test_what_is_wrong_is_said(options):
         evaluate(nn.AdaptiveAvgPool2d(5), TASKS, suite="own", images=IMAGES, **options)
     with pytest.raises(UserError, match="no option 'sede'; did you mean seed"):
         evaluate("random", TASKS, sede=1)
-    with pytest.raises(UserError, match="in this process"):
-        evaluate(Patches(), TASKS, jobs=2, images=IMAGES)
+    for elsewhere in ({"jobs": 2}, {"executor": "ray"}, {"weights": "my.safetensors"}):
+        with pytest.raises(UserError, match="in this process"):
+            evaluate(Patches(), TASKS, images=IMAGES, **elsewhere)
     with pytest.raises(UserError, match="for modules"):
         evaluate("random", TASKS, name="mine")
 
