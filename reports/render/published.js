@@ -15,10 +15,11 @@
   const unique = values => [...new Set(values)].filter(Boolean).sort().map(value => [value, value]);
   fill("p-source", unique(sources.map(source => source.title.split(",")[0])));
   fill("p-family", unique(models.map(family)));
+  fill("p-protocol", unique(sources.map(source => source.protocol)));
   fill("p-cost", costs.map((title, number) => [number, title]));
   fill("p-licence", unique(sources.map(source => source.licence)));
 
-  const chosen = ["p-task", "p-source", "p-family", "p-licence", "p-cost", "p-text"];
+  const chosen = ["p-task", "p-source", "p-family", "p-protocol", "p-size", "p-licence", "p-cost", "p-text"];
   function restore() {
     const words = new URLSearchParams(location.hash.slice(1));
     for (const id of chosen.slice(1)) if (words.has(id)) byId(id).value = words.get(id);
@@ -36,9 +37,9 @@
 
   function list() {
     const task = tasks[byId("p-task").value], text = byId("p-text").value.toLowerCase();
-    const is = (id, value) => !byId(id).value || byId(id).value === value;
+    const is = (id, value) => !byId(id).value || byId(id).value === value, size = Number(byId("p-size").value);
     const rows = task.rows.filter(([m, s]) => is("p-source", sources[s].title.split(",")[0]) && is("p-family", family(models[m]))
-      && is("p-licence", sources[s].licence) && `${models[m].name} ${models[m].model} ${sources[s].protocol}`.toLowerCase().includes(text));
+      && is("p-protocol", sources[s].protocol) && is("p-licence", sources[s].licence) && (!size || 1e6 * models[m].costs[0] <= size && models[m].costs[0]) && `${models[m].name} ${models[m].model} ${sources[s].protocol}`.toLowerCase().includes(text));
     const key = { model: ([m]) => models[m].name, value: row => Number(row[2]), source: ([, s]) => sources[s].title }[sorted.by];
     const sign = (sorted.up ? 1 : -1) * (sorted.by === "value" ? task.direction : 1);
     rows.sort((a, b) => sign * (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));

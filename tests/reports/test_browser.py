@@ -246,6 +246,13 @@ def test_leaderboard(browser, tmp_path):
     page.select_option("#p-cost", label="images a second, more is cheaper")
     assert page.evaluate(drawn) == [["published", 1556]]
     assert numbers.count() == 100
+    page.select_option("#p-size", label="25 M")
+    page.locator("#p-more").click()
+    assert 100 < numbers.count() < 1000
+    page.select_option("#p-size", label="any size")
+    page.select_option("#p-protocol", label="zero-shot, as CLIP Benchmark and DataComp evaluate")
+    assert numbers.count() == 0
+    page.select_option("#p-protocol", label="any")
     page.locator("#p-more").click()
     assert numbers.count() == 1556
     name = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
