@@ -42,6 +42,7 @@ def test_the_versions_of_all_libraries_that_probes_import_are_part_of_a_number_s
         "scipy",
         "h5py",
         "huggingface_hub",
-    }  # scipy reads a table of labels; h5py and huggingface_hub serve `data get`
+        "mlflow",
+    }  # scipy reads a table of labels, mlflow keeps heads; h5py and huggingface_hub: `data get`
     libraries = imported - set(sys.stdlib_module_names) - no_numbers
     assert libraries == set(PROBING) and set(PROBING) >= {*WHOLE_IMAGES, *DENSE}

@@ -245,8 +245,9 @@ def datasets(tmp_path_factory) -> Path:
     make_shifts.make_imagenet(folder / "imagenet")
     make_sun_rgbd(folder / "sunrgbd")
     make.make_imagefolder(folder / "places365")
-    for name in ("cifar10", "imagenetv2"):
-        make.make_wds(folder / f"wds_{name}")
+    shift = make_shifts.make_shift(folder, "imagenetv2")
+    shift.rename(folder / "imagenetv2-matched-frequency-format-val")
+    make.make_wds(folder / "wds_cifar10")
     return folder
 
 

@@ -29,7 +29,11 @@ SPECS = {
         "normals",
         "tiny",
         list_samples,
-        extra={"encoding": "n = png / 127.5 - 1", "invalid": (0, 0, 0)},
+        extra={
+            "axes": "x right, y up, z towards the camera",
+            "encoding": "n = png / 127.5 - 1",
+            "invalid": (0, 0, 0),
+        },
     ),
 }
 for _spec in SPECS.values():
