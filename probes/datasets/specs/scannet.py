@@ -1,7 +1,7 @@
 """The 1,500 pairs of frames of 100 rooms of ScanNet (Dai et al. 2017) that matchers are tested on
 (Sarlin et al. 2020).
 
-``sceneXXXX_YY/{color/N.jpg,depth/N.png,pose/N.txt}`` and the lists ``test.npz`` and
+``scene0707_00/{color/N.jpg,depth/N.png,pose/N.txt}`` … and the lists ``test.npz`` and
 ``intrinsics.npz``, all in one folder; LoFTR's repository has the lists and says where the frames
 are.
 """
