@@ -23,7 +23,7 @@ from benchmark.execution.progress import ProgressLine, console, reporting
 from benchmark.execution.streams import RedactingStream, redact_streams
 from cliptex_common import plugins
 from cliptex_common.errors import UserError, user_error_message
-from cliptex_common.heap import return_freed_memory
+from cliptex_common.heap import keep_freed_memory, return_freed_memory
 from cliptex_common.pacing import repeating
 from cliptex_common.visible_devices import restrict_accelerators
 from reports.mlflow.environment import environment
@@ -91,6 +91,7 @@ class Unit:
         if isinstance(function, _PickledCall):
             function, args = function.load()
         os.environ[GPUS] = str(self.gpus)
+        keep_freed_memory()
         try:
             return function(*args)
         except SystemExit as error:

@@ -193,6 +193,7 @@ def our_probe(
     """
     import backbones
     import probes.catalog  # noqa: F401
+    from cliptex_common.heap import keep_freed_memory
     from cliptex_common.settings import with_changes
     from probes.features.store import root
     from probes.protocols.base import find_preset
@@ -200,6 +201,7 @@ def our_probe(
     from tests.performance.toys import classified, context
     from tests.probes.tiny_dense import prepared
 
+    keep_freed_memory()  # as a unit of work does
     spec, probe = find_task(task)
     preset = find_preset(protocol, spec, probe).settings
     settings = with_changes(probe.settings_type(), {**preset, **changes})
