@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_check
 
 from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress, RunLog, Silent
+from cliptex_common.settings import axes_of, field_names
 from probes.datasets.base import PreparedDataset, Split
 from probes.upsamplers.names import upsampler_misfit
 from reports.metrics import Metric
@@ -244,6 +245,25 @@ class Probe(Protocol):
     splits: tuple[Split, ...] = ("train", "val")
     reuse: Reuse = ""
     head_of: str = ""
+
+    @property
+    def setting_names(self) -> set[str]:
+        """Names of its settings."""
+        return field_names(self.settings_type)
+
+    @property
+    def train_size(self) -> str:
+        """The axis of how much it is trained on, whose values alone name a variant
+        (``voc/linear:0.1``): ``shots`` or ``train_share``; '' if it is not trained."""
+        if "shots" in self.setting_names:
+            return "shots"
+        return "train_share" if "train" in self.splits else ""
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """Axis → the setting that it changes."""
+        train_size = {name: name for name in [self.train_size] if name}
+        return {**train_size, **axes_of(self.settings_type)}
 
     def with_main_metric(self, name: str) -> Probe:
         """The probe as it is scored on a dataset with a main metric of its own ('' for none)."""

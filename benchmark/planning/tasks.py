@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import compress, product
 from types import MappingProxyType
 from typing import Any
 
@@ -13,8 +13,8 @@ from benchmark.probing.records import PlannedTask, StoredHeads
 from benchmark.suites.registry import SUITES, Suite, find_suite
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.settings import (
-    axes_of,
-    field_names,
+    PositiveShare,
+    read_value,
     setting_of,
     split_task,
     with_changes,
@@ -23,10 +23,6 @@ from probes.base import Probe
 from probes.layers import requested_layer
 from probes.protocols.base import find_preset
 from probes.registry import PROBES, find_task, trained_task
-
-# Axes of how much is trained on. Variants are named by their values alone (``voc/linear:0.1``), and
-# a single value makes one, too.
-TRAIN_SIZES = ("train_share", "shots")
 
 
 def choose_suite(name: str | None, tasks: Sequence[str]) -> Suite:
@@ -73,58 +69,35 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
 
     A variant (``TASK:VALUE``) has the settings of its task, and a task that is scored with what
     another one trains has those of that one. A task that the suite does not list is accepted if the
-    suite lists others on its dataset, which it is like (``_shared_settings``), or if
-    ``any_dataset`` allows it.
+    suite lists others on its dataset, or if ``any_dataset`` allows it. It then has the changes that
+    all those make, or all of its own settings type, as far as its probe has the settings.
     """
     task = task.partition(":")[0]
     trained = trained_task(task)
     for name in (trained, task):
         if name in suite.tasks:
             return suite.tasks[name]
-    dataset = _dataset(trained)
-    if names := [name for name in suite.tasks if _dataset(name) == dataset]:
-        return _shared_settings(suite, names, find_task(trained)[1])
-    suites = SUITES.load_entry_points().values()
-    listed = {_dataset(name) for each in suites for name in each.tasks}
-    return {} if suite.any_dataset and dataset not in listed else None
-
-
-def _shared_settings(suite: Suite, names: Sequence[str], probe: Probe) -> dict[str, Any]:
-    """The changes that a suite makes in all these tasks, as far as ``probe`` has the settings. If
-    some of the tasks have its type of settings, only they count."""
-    of_type = [name for name in names if find_task(name)[1].settings_type is probe.settings_type]
-    first, *rest = [suite.tasks[name] for name in of_type or names]
-    fields, ranges = field_names(probe.settings_type), axis_ranges(first, axes(probe))
+    dataset = trained.partition("/")[0]
+    beside = [name for name in suite.tasks if name.partition("/")[0] == dataset]
+    if not beside:
+        suites = SUITES.load_entry_points().values()
+        listed = {name.partition("/")[0] for each in suites for name in each.tasks}
+        return {} if suite.any_dataset and dataset not in listed else None
+    probe, *others = (find_task(name)[1] for name in (trained, *beside))
+    is_alike = [other.settings_type is probe.settings_type for other in others]
+    names = list(compress(beside, is_alike)) or beside
+    first, *rest = (suite.tasks[name] for name in names)
     return {
         key: value
         for key, value in first.items()
-        if (setting_of(key) in fields or key in ranges)
+        if (setting_of(key) in probe.setting_names or is_range(probe, key, value))
         and all(each.get(key) == value for each in rest)
     }
 
 
-def _dataset(task: str) -> str:
-    return task.partition("/")[0]
-
-
-def train_size_axis(probe: Probe) -> str:
-    """``shots`` or ``train_share``, whichever ``:VALUE`` sets; '' if the probe is not trained."""
-    if "shots" in field_names(probe.settings_type):
-        return "shots"
-    return "train_share" if "train" in probe.splits else ""
-
-
-def axes(probe: Probe) -> dict[str, str]:
-    """Axis → the setting that it changes."""
-    train_size = {name: name for name in [train_size_axis(probe)] if name}
-    return {**train_size, **axes_of(probe.settings_type)}
-
-
-def is_axis_value(own_axes: Mapping[str, str], key: str, text: str) -> bool:
-    """Whether ``--set KEY=TEXT`` gives values of one of these axes. One that is not called like its
-    setting (``layers`` changes ``features``) has only numbers and shares as values."""
-    field = own_axes.get(key)
-    return field is not None and (field == key or is_numeric(text))
+def is_range(probe: Probe, key: str, value: Any) -> bool:
+    """Whether a suite's setting is several values of an axis."""
+    return key in probe.axes and "," in str(value)
 
 
 def is_numeric(text: str) -> bool:
@@ -144,13 +117,13 @@ def split_variant(name: str, probe: Probe) -> dict[str, str]:
     for part in filter(None, parts):
         axis, equals, value = part.partition("=")
         if not equals:
-            axis, value = train_size_axis(probe), part
+            axis, value = probe.train_size, part
         if not axis:
             raise UserError(
                 f"{name}: {task} trains on nothing and has no variants; leave :{part} out"
             )
-        if axis not in axes(probe):
-            raise UserError(f"{name}: {task} has no axis {axis!r}, only {', '.join(axes(probe))}")
+        if axis not in probe.axes:
+            raise UserError(f"{name}: {task} has no axis {axis!r}, only {', '.join(probe.axes)}")
         fixed[axis] = value
     return fixed
 
@@ -167,20 +140,45 @@ def read_values(axis: str, text: str) -> list[str]:
     return values
 
 
-def _with_value(task: PlannedTask, axis: str, setting: str, value: str) -> PlannedTask:
-    """The task with one value of an axis, which joins its name. A share or a number of shots that
+def _read_texts(
+    probe: Probe, fixed: Mapping[str, str], texts: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Setting → text, of what the probe has in ``texts``, and axis → values, of the axes that make
+    variants.
+
+    Args:
+        fixed: axis → value, by the task's name.
+        texts: setting or axis → value, or values, as ``--set`` has them.
+    """
+    changes, ranges = {}, {axis: [value] for axis, value in fixed.items()}
+    for key, text in texts.items():
+        # an axis that is not called like its setting has only numbers and shares as values
+        is_axis = key in probe.axes and (probe.axes[key] == key or is_numeric(text))
+        if key in fixed or not (is_axis or setting_of(key) in probe.setting_names):
+            continue
+        if key in probe.axes and ("," in text or key == probe.train_size):
+            ranges[key] = read_values(key, text)
+        else:
+            changes[key] = text
+    return changes, ranges
+
+
+def _variant(task: PlannedTask, values: Mapping[str, str]) -> PlannedTask:
+    """The task with these values of axes, which join its name. A share or a number of shots that
     the task has anyway does not."""
-    if axis == "train_share":
-        changed = with_changes(task, {axis: value})
-        actual = changed.train_share
-    else:
-        changed = replace(task, settings=with_changes(task.settings, {setting: value}))
-        actual = getattr(changed.settings, setting)
-    if axis in TRAIN_SIZES:
-        return task if changed == task else replace(changed, name=f"{task.name}:{actual}")
-    if isinstance(actual, tuple):
-        (actual,) = actual
-    return replace(changed, name=f"{task.name}:{axis}={actual}")
+    probe, name = task.probe, task.name
+    share = read_value("train_share", values.get("train_share", task.train_share), PositiveShare)
+    changes = {probe.axes[axis]: value for axis, value in values.items() if axis != "train_share"}
+    settings = with_changes(task.settings, changes)
+    for axis in filter(values.__contains__, probe.axes):  # one order, so one name
+        before, value = task.train_share, share
+        if axis != "train_share":
+            before, value = (getattr(each, probe.axes[axis]) for each in (task.settings, settings))
+        if axis != probe.train_size:
+            name += f":{axis}={value[0] if isinstance(value, tuple) else value}"
+        elif value != before:
+            name += f":{value}"
+    return replace(task, name=name, settings=settings, train_share=share)
 
 
 def plan_tasks(
@@ -211,26 +209,30 @@ def plan_tasks(
     # in these three, the task '' stands for all tasks
     requests = {split_task(key): text for key, text in overrides.items()}
     applied: set[tuple[str, str]] = set()  # task and setting
-    allowed = {"": set(TRAIN_SIZES)}  # task → its settings and axes
+    allowed = {"": {"train_share", "shots"}}  # task → its settings and axes
     for name in _in_order(suite, requested or list(suite.tasks)):
-        base = name.partition(":")[0]
-        trained = trained_task(base)
-        listed = settings_in(suite, name)
-        probe = find_task(name)[1]
+        listed, base = settings_in(suite, name), name.partition(":")[0]
         if listed is None:
             owner = choose_suite(None, [base]).name
             raise UserError(
                 f"suite {suite.name!r} has no task {name!r}, suite {owner!r} has; without --suite"
                 " each task has the settings of its own suite"
             )
-        allowed[trained] = field_names(probe.settings_type) | axes(probe).keys()
+        trained, probe = trained_task(base), find_task(base)[1]
+        allowed[trained] = probe.setting_names | probe.axes.keys()
         allowed[""] |= allowed[trained]
-        texts = axis_ranges(listed, axes(probe))
+        texts = {key: str(value) for key, value in listed.items() if is_range(probe, key, value)}
         for scope in ("", trained):  # what is set of this task alone comes last
             texts |= {setting: text for (task, setting), text in requests.items() if task == scope}
-        used, variants = _plan_variants(name, listed, texts)
+        fixed = split_variant(name, probe)
+        changes, ranges = _read_texts(probe, fixed, texts)
+        used = changes.keys() | (ranges.keys() - fixed.keys())
         applied |= {(scope, key) for scope in ("", trained) for key in used}
-        tasks |= {task.name: task for task in variants}
+        planned = replace(_planned(trained, listed, changes), name=base)
+        for values in product(*ranges.values()):
+            variant = _variant(planned, dict(zip(ranges, values, strict=True)))
+            _check_settings(variant, {*changes, *ranges})
+            tasks[variant.name] = variant
     for (task, key), text in requests.items():
         if task not in allowed:
             raise UserError(f"--set {task}.{key}: no such task is chosen; {suggest(task, allowed)}")
@@ -255,43 +257,6 @@ def plan_tasks(
     return [replace(planned, encoded_layers=encoded) for planned in tasks.values()]
 
 
-def _plan_variants(
-    name: str, listed: Mapping[str, Any], texts: Mapping[str, str]
-) -> tuple[Collection[str], list[PlannedTask]]:
-    """The keys of ``texts`` that a task has, and a variant of the task for every combination of
-    their axes' values; without axes the task itself.
-
-    Args:
-        name: of the task, or of a variant, which fixes axes.
-        listed: the suite's changes to its settings.
-        texts: setting or axis → value, or values, as ``--set`` has them.
-    """
-    task, probe = name.partition(":")[0], find_task(name)[1]
-    own_axes, fields = axes(probe), field_names(probe.settings_type)
-    ranges = {axis: [value] for axis, value in split_variant(name, probe).items()}
-    used = {
-        key: text
-        for key, text in texts.items()
-        if key not in ranges and (setting_of(key) in fields or is_axis_value(own_axes, key, text))
-    }
-    changes = {}
-    for key, text in used.items():
-        if key in own_axes and ("," in text or key in TRAIN_SIZES):
-            ranges[key] = read_values(key, text)
-        else:
-            changes[own_axes.get(key, key)] = text
-    ranges = {axis: ranges[axis] for axis in own_axes if axis in ranges}  # one order, so one name
-    planned = replace(_planned(trained_task(task), listed, changes), name=task)
-    variants = []
-    for values in product(*ranges.values()):
-        variant = planned
-        for axis, value in zip(ranges, values, strict=True):
-            variant = _with_value(variant, axis, own_axes[axis], value)
-        _check_settings(variant, {*changes, *ranges})
-        variants.append(variant)
-    return used, variants
-
-
 def _with_heads(
     task: PlannedTask, heads: StoredHeads, requests: Mapping[tuple[str, str], str]
 ) -> PlannedTask:
@@ -301,7 +266,7 @@ def _with_heads(
     settings = with_changes(settings, heads.conditions["settings"])
     for (scope, key), text in requests.items():
         applies = scope in ("", trained.partition(":")[0])
-        is_setting = setting_of(key) in field_names(type(settings))
+        is_setting = setting_of(key) in task.probe.setting_names
         if applies and is_setting and with_changes(settings, {key: text}) != settings:
             raise UserError(
                 f"--set {key}={text}: the head of {trained} was trained with"
@@ -334,21 +299,8 @@ def _unused_override(task: str, key: str, text: str, allowed: Collection[str]) -
 def _probes_with(setting: str) -> list[str]:
     """Names of the probes that have a setting or an axis."""
     probes = PROBES.load_entry_points().values()
-    names = {
-        probe.name
-        for probe in probes
-        if setting in field_names(probe.settings_type) or setting in axes(probe)
-    }
+    names = {probe.name for probe in probes if setting in probe.setting_names | probe.axes.keys()}
     return sorted(names)
-
-
-def axis_ranges(settings: Mapping[str, Any], own_axes: Mapping[str, str]) -> dict[str, str]:
-    """Axis → its values, separated by commas, of a suite's settings."""
-    return {
-        axis: str(value)
-        for axis, value in settings.items()
-        if axis in own_axes and "," in str(value)
-    }
 
 
 def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTask:
@@ -361,11 +313,15 @@ def plan_task(suite: Suite, name: str, changes: Mapping[str, str]) -> PlannedTas
 
 
 def _planned(name: str, listed: Mapping[str, Any], changes: Mapping[str, str]) -> PlannedTask:
-    """A task with a suite's settings for it, and with the user's ``changes``."""
+    """A task with a suite's settings for it, and with the user's ``changes``, by setting or axis.
+    A suite changes no config file of a user, and its ranges of axes make variants."""
     spec, probe = find_task(name)
-    ranges = axis_ranges(listed, axes(probe))
-    fixed = ranges.keys() | probe.defaults.keys()  # a suite changes no config file of a user
-    values = {key: value for key, value in listed.items() if key not in fixed}
+    values = {
+        key: value
+        for key, value in listed.items()
+        if key not in probe.defaults and not is_range(probe, key, value)
+    }
+    changes = {probe.axes.get(key, key): text for key, text in changes.items()}
     protocol = {**values, **changes}.get("protocol")
     if protocol is not None:
         values |= find_preset(protocol, spec, probe).settings

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 from benchmark.planning.options import RunOptions
-from benchmark.planning.tasks import train_size_axis
 from benchmark.probing.cell import missing_cells
 from benchmark.reproduce.targets import plan_preset, protocol_names
 from benchmark.run import run
@@ -50,7 +49,7 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, 
         changes = {key: FEW[key] for key in FEW if getattr(planned.settings, key, None)}
         if "epoch_length" in changes:
             changes["epochs"] = "1"
-        if train_size_axis(planned.probe) == "train_share":
+        if planned.probe.train_size == "train_share":
             changes["train_share"] = TRAIN_SHARE
         names = options.backbones or [TEXT_BACKBONE if needs_text else ANY_BACKBONE]
         changed = replace(
