@@ -19,7 +19,7 @@ from benchmark.execution.base import Priority
 from benchmark.execution.progress import console
 from benchmark.execution.unit import drop_last_model
 from benchmark.planning.options import RunOptions
-from benchmark.planning.plan import RunPlan, make_plan, print_notes
+from benchmark.planning.plan import RunPlan, make_plan
 from benchmark.probing.cell import failure_reason, find_cells, missing_cells
 from benchmark.probing.data import RunInputs
 from benchmark.probing.parents import Parent, log_backbone
@@ -48,7 +48,8 @@ async def run_async(options: RunOptions) -> RunResult:
             command resumes them.
     """
     plan = make_plan(options)
-    print_notes(plan.notes)
+    for note in plan.notes:
+        console.print(note, style="dim")
     if options.weights:
         mark_in_use(options.weights)
     try:

@@ -127,11 +127,12 @@ def one_line_errors(name: str = "") -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if isinstance(own := first.get("ctx", {}).get("error"), UserError):
+            raise own from error  # it says itself what is wrong
         reason = first["msg"].removeprefix("Value error, ").partition(", unable to")[0]
         name = name or str(next(iter(first["loc"]), ""))
-        if name:  # else the error of ``__post_init__``
-            reason = f"{name}={first['input']}: {reason.replace('Input should be', 'must be')}"
-        raise UserError(reason) from error
+        reason = reason.replace("Input should be", "must be")
+        raise UserError(f"{name}={first['input']}: {reason}") from error
 
 
 def parse_pairs(pairs: Iterable[str], option: str = "--set") -> dict[str, str]:

@@ -17,6 +17,7 @@ from cliptex_common.errors import UserError
 from cliptex_common.progress import Progress, RunLog, Silent
 from cliptex_common.settings import axes_of, field_names
 from probes.datasets.base import PreparedDataset, Split
+from probes.layers import Layer, layer_number, requested_layer
 from probes.upsamplers.names import upsampler_misfit
 from reports.metrics import Metric
 
@@ -137,6 +138,20 @@ class Context(EncodeContext):
     def training(self) -> Context:
         """The context with the dataset that the probe is trained on."""
         return replace(self, data=self.data.trained_on or self.data)
+
+    def at_layers(self, layers: Sequence[Layer]) -> Context:
+        """The context with a backbone that reads all ``layers`` in one pass, if the task reads one
+        of them; see ``requested_map``.
+
+        Raises:
+            UserError: a layer does not exist.
+        """
+        if requested_layer(self.settings) is None:
+            return self
+        backbone = self.backbone
+        numbers = sorted({layer_number(layer, backbone.depth, backbone.name) for layer in layers})
+        config = {**self.backbone_config, "layers": numbers}
+        return replace(self, backbone=backbone.at_layers(numbers), backbone_config=config)
 
 
 @dataclass(frozen=True)
@@ -280,6 +295,8 @@ class Probe(Protocol):
             NotApplicable: the backbone lacks what the probe needs.
             UserError: something else does not fit.
         """
+        if (layer := requested_layer(settings)) is not None:
+            layer_number(layer, backbone.depth, backbone.name)
         if self.needs_text and not backbone.has_text:
             raise NotApplicable("no text tower")
         if self.needs_dense_text and not backbone.has_dense_text:

@@ -37,13 +37,14 @@ def read_head(path: Path) -> Head:
 def load_head(source: str | Path, tracking_uri: str | None = None) -> Head:
     """The head of a finished task: of its MLflow run, by its id, or in a file ``head.safetensors``.
     Raises as ``probes.predictor.load_predictor``."""
-    if Path(source).is_file():
-        return read_head(Path(source))
-    return download_head(str(source), tracking_uri)
+    with TemporaryDirectory() as folder:
+        path = Path(source)
+        if not path.is_file():
+            path = _download(str(source), tracking_uri, folder)
+        return read_head(path)
 
 
-def download_head(run: str, tracking_uri: str | None) -> Head:
-    """The head of a finished task's run. Raises as ``probes.predictor.load_predictor``."""
+def _download(run: str, tracking_uri: str | None, folder: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     from reports.mlflow.client import connect
@@ -60,5 +61,4 @@ def download_head(run: str, tracking_uri: str | None) -> Head:
             f"run {run} has no head; name a finished run of a task whose probe trains one (not a"
             " parent run)"
         )
-    with TemporaryDirectory() as folder:
-        return read_head(Path(client.download_artifacts(run, HEAD, folder)))
+    return Path(client.download_artifacts(run, HEAD, folder))

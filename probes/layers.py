@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,6 @@ from cliptex_common.settings import Axis, axes_of
 
 if TYPE_CHECKING:  # settings are read without torch
     from backbones.base import Backbone
-    from probes.base import Context
 
 Layer = int | str  # a number from 1 on, or a share of the depth such as ``50%``
 
@@ -69,21 +67,6 @@ def layer_number(layer: Layer, depth: int, backbone: str) -> int:
             f"layers={layer}: backbone {backbone!r} has {depth} layers; choose 1 to {depth}"
         )
     return number
-
-
-def at_layers(context: Context, layers: Sequence[Layer]) -> Context:
-    """``context`` with a backbone that reads all ``layers`` in one pass, if the task reads one of
-    them; see ``requested_map``.
-
-    Raises:
-        UserError: a layer does not exist.
-    """
-    if requested_layer(context.settings) is None:
-        return context
-    backbone = context.backbone
-    numbers = sorted({layer_number(layer, backbone.depth, backbone.name) for layer in layers})
-    config = {**context.backbone_config, "layers": numbers}
-    return replace(context, backbone=backbone.at_layers(numbers), backbone_config=config)
 
 
 def requested_map(settings: Any, backbone: Backbone) -> int | None:

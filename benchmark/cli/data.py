@@ -50,7 +50,6 @@ class CheckDatasets(FolderOptions, JsonOptions):
             raise UserError("give --data-root DIR and/or --data NAME=DIR")
         if self.data_root and not self.data_root.is_dir():
             raise UserError(f"no folder {self.data_root}; `data get` downloads datasets")
-        register_folders(self.data_root)
         with Bar() as bar:
             rows = survey(
                 self.data_root, self.data, full=self.full, workers=self.num_workers, progress=bar

@@ -5,13 +5,25 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import NonNegativeInt
+from pydantic import AfterValidator, NonNegativeInt
 
 from cliptex_common.errors import UserError
 from cliptex_common.settings import options_dataclass
 from cliptex_common.visible_devices import is_accelerator_name
+
+
+def _check_device(name: str) -> str:
+    """Raise ``UserError`` for a device that torch does not know."""
+    if name not in ("auto", "cpu"):
+        from cliptex_common.device import is_available  # needs torch
+
+        is_available(name)
+    return name
+
+
+DeviceName = Annotated[str, AfterValidator(_check_device)]
 
 
 @options_dataclass
@@ -34,7 +46,7 @@ class ExecutionOptions:
     num_workers: NonNegativeInt | None = None
     """data-loading processes of each unit of work; on a CPU results do not depend on them (default:
     cores divided by units at once; 2 on SLURM)"""
-    device: str = "auto"
+    device: DeviceName = "auto"
     """auto, cpu, or an accelerator as torch names it, perhaps with its number"""
 
     @property

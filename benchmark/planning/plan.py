@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import backbones
 import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and suite
-from benchmark.execution import ExecutionOptions
-from benchmark.execution.device import check_device
-from benchmark.execution.progress import console
+from benchmark.execution.device import decide_precision
 from benchmark.planning.heads import stored_heads
 from benchmark.planning.options import DataOptions, RunOptions
 from benchmark.planning.tasks import choose_suite, plan_tasks
-from benchmark.probing.records import PlannedTask, with_training_tasks
-from benchmark.suites.registry import SUITES, Suite
+from benchmark.probing.records import PlannedTask
+from benchmark.suites.registry import SUITES, Suite, find_suite
 from cliptex_common import plugins
-from cliptex_common.device import (
-    Device,
-    current_device,
-    is_available,
-    planned_device,
-    prefers_bf16,
-)
 from cliptex_common.errors import UserError
-from cliptex_common.settings import Precision
-from cliptex_common.visible_devices import is_accelerator_name
 from probes.checks.check import DatasetNotFound, find_folder
 from probes.datasets.base import UnfitCopy
-from probes.datasets.specs.webdataset import register_folders
 from probes.features.budget import chosen_limit
 
 
@@ -94,9 +82,8 @@ def make_plan(options: RunOptions) -> RunPlan:
             other.
     """
     chosen_limit()  # a wrong one would only show when features are first cached
-    register_folders(options.data_root)
-    suite = choose_suite(options.suite, options.tasks)
     heads = stored_heads(options.heads)
+    suite = find_suite(options.suite) if options.suite else choose_suite(options.tasks)
     tasks = plan_tasks(suite, options.tasks, options.overrides, heads)
     names, notes = _backbones(suite, options)
     if options.weights is not None and len(names) != 1:
@@ -118,8 +105,10 @@ def make_plan(options: RunOptions) -> RunPlan:
                 f" {_folders(absent)}"
             )
         notes += [f"{name} is left out: {reason}" for name, reason in unfit.items()]
-    tasks, reasons = decide_precision(tasks, options)
-    notes += reasons
+    if any(task.is_precision_open for task in tasks):
+        precision, note = decide_precision(options)
+        tasks = [task.with_precision(precision) for task in tasks]
+        notes.append(note)
     seeds = range(options.seed, options.seed + options.seeds)
     return RunPlan(options, suite, names, seeds, options.overrides, tasks, absent, notes)
 
@@ -153,7 +142,7 @@ def _split_by_folder(
     present, absent, unfit = [], [], {}
     for task in tasks:
         try:
-            for each in with_training_tasks([task]):
+            for each in task.with_training_task:
                 each.spec.at(find_folder(each.spec, options.data_root, options.data))
             present.append(task)
         except DatasetNotFound:
@@ -173,60 +162,3 @@ def _folders(tasks: Sequence[PlannedTask]) -> str:
     """``wds_cifar10, wds_mnist …``, at most six."""
     folders = list(dict.fromkeys(task.spec.folder for task in tasks))
     return ", ".join(folders[:6]) + " …" * (len(folders) > 6)
-
-
-def print_notes(notes: Iterable[str]) -> None:
-    """Print the notes of a plan."""
-    for note in notes:
-        console.print(note, style="dim")
-
-
-def decide_precision(
-    tasks: Sequence[PlannedTask], options: ExecutionOptions, option: str = "--set"
-) -> tuple[list[PlannedTask], list[str]]:
-    """Replace ``precision=auto`` of tasks by bf16 where the units' device is an accelerator that
-    computes in it, else by fp32.
-
-    That device is the one of ``options``; if it is ``auto``, an accelerator on a cluster, else what
-    this machine has. If this machine has no such device, the precision stays ``auto``, and a worker
-    is asked (``benchmark.probing.submit.ask_for_precision``).
-
-    Args:
-        option: the option that changes a task's settings, which the note names.
-
-    Returns:
-        all tasks, and notes to print: one if a precision was ``auto``.
-
-    Raises:
-        UserError: torch knows no such device.
-    """
-    check_device(options.device, is_local=False)
-    if not is_precision_open(tasks):
-        return list(tasks), []
-    device: Device = options.device
-    if device == "auto":
-        is_cluster = options.executor == "slurm" or "address" in options.executor_arg
-        device = planned_device() if is_cluster else current_device()
-    if not is_available(device):
-        choice = f"{option} precision=fp32 or bf16 decides"
-        return list(tasks), [f"precision bf16 if the workers' {device} computes in it ({choice})"]
-    name = str(device) if is_accelerator_name(str(device)) else "the CPU"
-    precision: Precision = "bf16" if prefers_bf16(device) else "fp32"
-    opposite = "fp32" if precision == "bf16" else "bf16"
-    note = f"precision {precision} on {name} ({option} precision={opposite})"
-    return with_precision(tasks, precision), [note]
-
-
-def is_precision_open(tasks: Iterable[PlannedTask]) -> bool:
-    """Whether the precision of a task is ``auto``."""
-    return any(getattr(task.settings, "precision", "") == "auto" for task in tasks)
-
-
-def with_precision(tasks: Iterable[PlannedTask], precision: Precision) -> list[PlannedTask]:
-    """Tasks with ``precision`` in place of ``auto``."""
-    return [
-        replace(task, settings=replace(task.settings, precision=precision))
-        if is_precision_open([task])
-        else task
-        for task in tasks
-    ]

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmark.probing.records import PlannedTask, StoredHeads
-from benchmark.suites.registry import SUITES, Suite, find_suite
+from benchmark.suites.registry import SUITES, Suite
 from cliptex_common.errors import UserError, suggest
 from cliptex_common.settings import (
     PositiveShare,
@@ -25,16 +25,14 @@ from probes.protocols.base import find_preset
 from probes.registry import PROBES, find_task, trained_task
 
 
-def choose_suite(name: str | None, tasks: Sequence[str]) -> Suite:
-    """The suite called ``name``; without a name the first that accepts all tasks, if possible one
-    that lists them all. If none accepts them, a suite of these tasks alone, each with the settings
-    that its own suite gives it. Suites are in order of registration, ``mini`` first.
+def choose_suite(tasks: Sequence[str]) -> Suite:
+    """The first suite that accepts all tasks, if possible one that lists them all. If none accepts
+    them, a suite of these tasks alone, each with the settings that its own suite gives it. Suites
+    are in order of registration, ``mini`` first.
 
     Raises:
-        UserError: no such suite or task, or tasks of two suites that make their own data.
+        UserError: no such task, or tasks of two suites that make their own data.
     """
-    if name:
-        return find_suite(name)
     candidates = [
         suite
         for suite in SUITES.load_entry_points().values()
@@ -51,7 +49,7 @@ def _combined_suite(tasks: Sequence[str]) -> Suite:
     """See ``choose_suite``."""
     if len(tasks) == 1:
         raise UserError(f"no suite has the task {tasks[0]}; name one that does with --suite")
-    owners = {task: choose_suite(None, [task]) for task in tasks}
+    owners = {task: choose_suite([task]) for task in tasks}
     suites = list({owner.name: owner for owner in owners.values()}.values())
     makers = [suite for suite in suites if suite.pipeline]
     if len(makers) > 1:
@@ -213,7 +211,7 @@ def plan_tasks(
     for name in _in_order(suite, requested or list(suite.tasks)):
         listed, base = settings_in(suite, name), name.partition(":")[0]
         if listed is None:
-            owner = choose_suite(None, [base]).name
+            owner = choose_suite([base]).name
             raise UserError(
                 f"suite {suite.name!r} has no task {name!r}, suite {owner!r} has; without --suite"
                 " each task has the settings of its own suite"

@@ -11,58 +11,76 @@ from types import MappingProxyType
 
 from benchmark.execution import Executor
 from benchmark.execution.progress import reporter
-from benchmark.planning.options import DataOptions
+from benchmark.planning.options import DataOptions, FolderOptions
 from benchmark.planning.plan import RunPlan
-from benchmark.probing.records import BackboneInfo, PlannedTask, with_training_tasks
+from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.unit import describe_backbone
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.base import NotApplicable
-from probes.checks.check import check_names, find_folder, prepare
+from probes.checks.check import find_folder, prepare
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split
-from probes.layers import layer_number
 from probes.protocols.base import check_required
 
+NOTHING: Mapping[str, Path] = MappingProxyType({})
 ABSENT = Path("absent")  # folder of the images that stored heads were trained on
+
+
+def find_folders(
+    tasks: Sequence[PlannedTask], options: FolderOptions, created: Mapping[str, Path] = NOTHING
+) -> dict[str, Path]:
+    """Dataset → folder: the user's ``--data``, what the suite creates, or under ``--data-root``.
+
+    Args:
+        created: dataset → folder, of those that the suite creates, perhaps later.
+
+    Raises:
+        DatasetNotFound: a dataset has no folder.
+    """
+    specs = {each.spec.name: each.spec for task in tasks for each in task.with_training_task}
+    folders = {name: root for name, root in created.items() if name not in options.data}
+    return {
+        name: folders.get(name) or find_folder(spec, options.data_root, options.data)
+        for name, spec in specs.items()
+    }
 
 
 def prepare_data(
     tasks: Sequence[PlannedTask],
+    folders: Mapping[str, Path],
     options: DataOptions,
     num_workers: int,
     cached_only: bool = False,
     images: int | None = None,
-    created: Mapping[str, Path] = MappingProxyType({}),
 ) -> dict[str, PreparedDataset]:
     """Task → its dataset; each dataset and set of splits is checked once, and the result is cached.
 
     Args:
+        folders: dataset → folder, see ``find_folders``.
         cached_only: write nothing; a dataset that was never checked raises ``NotChecked``.
         images: of each split at most, of a suite that is a quick look; None for all.
-        created: dataset → folder, of those that the suite creates.
 
     Raises:
-        UserError: a dataset is missing, incomplete or broken, or its copy is not the one that a
-            protocol requires.
+        UserError: a dataset is incomplete or broken, or its copy is not the one that a protocol
+            requires.
     """
-    roots = _find_folders(tasks, options, created)
-    for task in {
-        task.training_task.name: task.training_task for task in tasks if not task.heads
-    }.values():
-        if protocol := getattr(task.settings, "protocol", ""):
-            check_required(protocol, task.spec.at(roots[task.spec.name]), task.probe)
+    needed = {each.name: each for task in tasks for each in task.with_training_task}.values()
+    for task in needed:
+        is_trained = task.training_task == task
+        if is_trained and (protocol := getattr(task.settings, "protocol", "")):
+            check_required(protocol, task.spec.at(folders[task.spec.name]), task.probe)
     # split → images to read, None for all
     limits: dict[Split, int | None] = {"train": images, "val": images}
     if options.limit:
         limits["val"] = min(options.limit, images or options.limit)
     datasets: dict[tuple[str, tuple[Split, ...]], PreparedDataset] = {}
-    for task in with_training_tasks(tasks):
+    for task in needed:
         spec, splits = task.spec, task.splits
         if (spec.name, splits) not in datasets:
             datasets[spec.name, splits] = prepare(
                 spec,
-                roots[spec.name],
+                folders[spec.name],
                 splits={split: limits[split] for split in splits},
                 partial=options.partial,
                 workers=num_workers,
@@ -95,44 +113,25 @@ def _check_classes(spec: DatasetSpec, classes: Sequence[str], trained_classes: i
 
 
 def check_fit(
-    tasks: Sequence[PlannedTask],
-    options: DataOptions,
-    created: Mapping[str, Path],
-    backbone: BackboneInfo,
+    tasks: Sequence[PlannedTask], folders: Mapping[str, Path], backbone: BackboneInfo
 ) -> dict[str, str]:
     """Task → why it does not apply to a backbone, of those that do not.
 
     Args:
-        created: dataset → folder, of those that the suite creates, perhaps later.
+        folders: dataset → folder, see ``find_folders``.
 
     Raises:
-        UserError: a dataset has no folder, the backbone has no layer that a task names, or a probe
-            does not fit it or its dataset.
+        UserError: a probe does not fit the backbone or its dataset.
     """
-    reasons, roots = {}, _find_folders(tasks, options, created)
+    reasons = {}
     for task in tasks:
-        root = roots[task.spec.name]
-        for layer in task.encoded_layers:
-            layer_number(layer, backbone.depth, backbone.name)
+        root = folders[task.spec.name]
         data = PreparedDataset(task.spec.at(root), root, {})
         try:
             task.probe.fits(backbone, data, task.settings)
         except NotApplicable as error:
             reasons[task.name] = str(error)
     return reasons
-
-
-def _find_folders(
-    tasks: Sequence[PlannedTask], options: DataOptions, created: Mapping[str, Path]
-) -> dict[str, Path]:
-    """Dataset → folder: the user's ``--data``, what the suite creates, or under ``--data-root``."""
-    check_names(options.data)
-    specs = {task.spec.name: task.spec for task in with_training_tasks(tasks)}
-    folders = {name: root for name, root in created.items() if name not in options.data}
-    return {
-        name: folders.get(name) or find_folder(spec, options.data_root, options.data)
-        for name, spec in specs.items()
-    }
 
 
 def split_into_units(
@@ -187,12 +186,10 @@ class RunInputs:
     async def data(self, num_workers: int, cached_only: bool = False) -> dict[str, PreparedDataset]:
         """Task → its dataset, made by the suite and checked. Raises as ``prepare_data``."""
         plan = self.plan
-        created: Mapping[str, Path] = {}
         if self.pipeline is not None:
             await self.pipeline.make_data()
-            created = self.pipeline.data
         return prepare_data(
-            plan.tasks, plan.options, num_workers, cached_only, plan.suite.images, created
+            plan.tasks, self.folders, plan.options, num_workers, cached_only, plan.suite.images
         )
 
     def planned_backbone(self, name: str) -> BackboneInfo:
@@ -205,8 +202,13 @@ class RunInputs:
 
     def inapplicable_tasks(self, backbone: BackboneInfo) -> dict[str, str]:
         """Task → why it does not apply to a backbone. Raises as ``check_fit``."""
-        created = self.pipeline.data if self.pipeline else {}
-        return check_fit(self.plan.tasks, self.plan.options, created, backbone)
+        return check_fit(self.plan.tasks, self.folders, backbone)
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """``find_folders`` of the plan."""
+        created = self.pipeline.data if self.pipeline else NOTHING
+        return find_folders(self.plan.tasks, self.plan.options, created)
 
     def _source(self, name: str, seed: int) -> BackboneSource:
         """How to create a backbone that the suite does not train."""

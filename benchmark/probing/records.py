@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,11 +11,11 @@ from typing import Any
 from backbones.base import Backbone, Weights
 from backbones.versions import PROBING, versions
 from cliptex_common.errors import UserError
-from cliptex_common.settings import PositiveShare, field_names
+from cliptex_common.settings import PositiveShare, Precision, field_names
 from probes.base import Context, Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from probes.datasets.share import with_share
-from probes.layers import Layer, at_layers
+from probes.layers import Layer
 from probes.protocols.base import PROTOCOLS, find_preset, preset_deviations
 from probes.registry import DATASETS, PROBES, find_task, trained_task
 from probes.upsamplers.names import upsampler_identity
@@ -103,6 +103,24 @@ class PlannedTask:
         """The splits that are read of its own dataset."""
         return ("val",) if self.spec.trained_on or self.heads else self.probe.splits
 
+    @property
+    def with_training_task(self) -> tuple[PlannedTask, ...]:
+        """The tasks whose images it needs: its ``training_task``, if stored heads do not replace
+        it, and itself."""
+        is_trained_here = self.heads is None and self.training_task != self
+        return (self.training_task, self) if is_trained_here else (self,)
+
+    @property
+    def is_precision_open(self) -> bool:
+        """Whether its precision is ``auto``."""
+        return getattr(self.settings, "precision", "") == "auto"
+
+    def with_precision(self, precision: Precision) -> PlannedTask:
+        """With ``precision`` in place of ``auto``."""
+        if not self.is_precision_open:
+            return self
+        return replace(self, settings=replace(self.settings, precision=precision))
+
     def deviations(self, data: PreparedDataset) -> str:
         """What differs from the published protocol that the setting ``protocol`` names, in one
         line; '' if nothing differs, or if the protocol is ``own``, which is not published."""
@@ -122,7 +140,7 @@ class PlannedTask:
         ``Context``."""
         data = with_share(data, self.train_share, seed)
         context = Context(data=data, settings=self.settings, seed=seed, **fields)
-        return at_layers(context, self.encoded_layers)
+        return context.at_layers(self.encoded_layers)
 
     def conditions(self, data: PreparedDataset) -> dict[str, Any]:
         """All that a number of this task depends on besides backbone and seed. Numbers of
@@ -167,12 +185,6 @@ class PlannedTask:
             )
             conditions["transfer"] = dict(data.spec.transfer)
         return conditions
-
-
-def with_training_tasks(tasks: Iterable[PlannedTask]) -> list[PlannedTask]:
-    """Tasks, each after its ``training_task``, if this is not replaced by stored heads."""
-    pairs = ((task,) if task.heads else (task.training_task, task) for task in tasks)
-    return list({each.name: each for pair in pairs for each in pair}.values())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 from benchmark.execution.base import Executor, Priority
 from benchmark.execution.progress import console
-from benchmark.planning.plan import is_precision_open, with_precision
 from benchmark.probing.data import split_into_units
 from benchmark.probing.records import BackboneInfo, PlannedTask, ProbeRequest, without_specs
 from benchmark.probing.unit import describe_backbone, preferred_precision, probe_unit
@@ -28,7 +27,7 @@ async def ask_for_precision(
 ) -> Sequence[PlannedTask]:
     """Tasks with the precision that a worker prefers on its device, where the plan still has
     ``auto``, since this machine has no such device."""
-    if not is_precision_open(tasks):
+    if not any(task.is_precision_open for task in tasks):
         return tasks
     precision = await executor.run(
         preferred_precision,
@@ -38,7 +37,7 @@ async def ask_for_precision(
         priority=Priority.PREPARATION,
     )
     console.print(f"precision {precision} on the workers", style="dim")
-    return with_precision(tasks, precision)
+    return [task.with_precision(precision) for task in tasks]
 
 
 @dataclass

@@ -10,7 +10,7 @@ import backbones
 from backbones.base import Backbone
 from benchmark.planning.options import RunOptions
 from benchmark.planning.plan import make_plan
-from benchmark.probing.data import prepare_data
+from benchmark.probing.data import find_folders, prepare_data
 from benchmark.reproduce.causes import BLOCKING, Evidence, find_causes
 from benchmark.reproduce.targets import Target
 from probes.datasets.base import PreparedDataset
@@ -65,7 +65,7 @@ def judge_targets(
         analysis: of the runs in ``store``.
     """
     plan = make_plan(options)
-    data = prepare_data(plan.tasks, options, num_workers=0)
+    data = prepare_data(plan.tasks, find_folders(plan.tasks, options), options, num_workers=0)
     backbone = backbones.create(plan.backbones[0], seed=options.seed)
     for target in targets:
         evidence = _evidence(target, data[target.task.name], backbone, analysis, store)

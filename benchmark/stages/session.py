@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmark.execution import Bar, ExecutionOptions, Executor, make_executor
-from benchmark.execution.device import check_device, choose_device
+from benchmark.execution.device import choose_device
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console
 from cliptex_common.device import device_name
@@ -47,7 +47,8 @@ def start_executor(executor: Executor, experiment: str) -> Iterator[Tracker]:
     tracker = None
     try:
         with executor:
-            check_device(executor.options.device, is_local=not executor.is_remote)
+            if not executor.is_remote:
+                choose_device(executor.options.device)  # is here
             executor.check_store(tracking_uri())
             tracker = Tracker(experiment)
             for name in tracker.close_stale():

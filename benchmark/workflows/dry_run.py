@@ -18,7 +18,7 @@ from backbones import UserError
 from benchmark.execution.device import choose_device
 from benchmark.execution.progress import console
 from benchmark.planning.options import RunOptions
-from benchmark.planning.plan import RunPlan, make_plan, print_notes, with_precision
+from benchmark.planning.plan import RunPlan, make_plan
 from benchmark.probing.cell import find_cells, missing_cells
 from benchmark.probing.data import RunInputs, split_into_units
 from benchmark.probing.submit import unit_name
@@ -45,7 +45,7 @@ def dump_config(options: RunOptions) -> None:
 def _make_plan(options: RunOptions) -> RunPlan:
     """The plan of a run. Where the run would ask a worker for its precision, it is bf16 here."""
     plan = make_plan(options)
-    return replace(plan, tasks=with_precision(plan.tasks, "bf16"))
+    return replace(plan, tasks=[task.with_precision("bf16") for task in plan.tasks])
 
 
 async def _configs(plan: RunPlan) -> list[str]:
@@ -87,7 +87,8 @@ def dry_run(options: RunOptions) -> None:
     """Print what has to be made first, and which units are done and which are to do."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
     plan = _make_plan(options)
-    print_notes(plan.notes)
+    for note in plan.notes:
+        console.print(note, style="dim")
     asyncio.run(_print_units(plan))
 
 

@@ -18,6 +18,7 @@ from backbones.cliptex.training.models import load_initial_clip
 from backbones.cliptex.training.recipes import RECIPES, Recipe, read_recipe
 from benchmark.execution import ExecutionOptions, Executor
 from benchmark.execution.base import Priority
+from benchmark.execution.device import decide_precision
 from benchmark.execution.progress import console
 from benchmark.planning.options import (
     Changes,
@@ -27,9 +28,8 @@ from benchmark.planning.options import (
     TaskChanges,
     TaskNames,
 )
-from benchmark.planning.plan import decide_precision, print_notes
 from benchmark.planning.tasks import plan_tasks
-from benchmark.probing.data import check_fit, prepare_data
+from benchmark.probing.data import check_fit, find_folders, prepare_data
 from benchmark.probing.parents import log_backbone
 from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.submit import Probing, ask_for_precision
@@ -148,10 +148,11 @@ def plan_sweep(options: SweepOptions) -> SweepPlan:
         **options.overrides,
     }
     recipe = CLIPTEX.changed({**changes, "name": CLIPTEX.name, "seed": options.seed})
-    tasks, notes = decide_precision(
-        plan_tasks(suite, options.tasks, options.task_overrides), options, "--set-task"
-    )
-    print_notes(notes)
+    tasks = plan_tasks(suite, options.tasks, options.task_overrides)
+    if any(task.is_precision_open for task in tasks):
+        precision, note = decide_precision(options, "--set-task")
+        tasks = [task.with_precision(precision) for task in tasks]
+        console.print(note, style="dim")
     space = make_space(options, recipe)
     identity = {
         "suite": suite.name,
@@ -205,10 +206,11 @@ async def _run(
     make: Callable[..., Any] = suite.pipeline or partial(PairsPipeline, options)
     pipeline = make(executor, tracker.experiment)
     untrained = replace(BackboneInfo.of(pipeline.architecture(), {}), name=plan.recipe.name)
-    for task, reason in check_fit(tasks, options, pipeline.data, untrained).items():
+    folders = find_folders(tasks, options, pipeline.data)
+    for task, reason in check_fit(tasks, folders, untrained).items():
         raise UserError(f"{task}: {reason}, in the weights of this sweep; leave it out with --task")
     await pipeline.make_data()
-    data = prepare_data(tasks, options, executor.num_workers, created=pipeline.data)
+    data = prepare_data(tasks, folders, options, executor.num_workers)
     probing = Probing(executor, tracker.experiment, suite.name, tasks, data, options.data_root)
     study = create_study(options.name, options.url)
     if not study.trials:  # of an earlier launch that failed before its first trial

@@ -39,11 +39,11 @@ class NotChecked(LookupError):
     """This copy of a dataset has not been checked yet."""
 
 
-def check_names(data_dirs: Mapping[str, Path], *specs: DatasetSpec) -> None:
-    """Raise ``UserError`` if ``--data`` names neither a registered dataset nor one of ``specs``."""
+def check_names(data_dirs: Mapping[str, Path]) -> None:
+    """Raise ``UserError`` if ``--data`` names no dataset."""
     allowed = {
         name
-        for spec in (*specs, *DATASETS.load_entry_points().values())
+        for spec in DATASETS.load_entry_points().values()
         for name in (spec.name, spec.folder, *spec.other_folders)
     }
     for name in data_dirs:
@@ -59,9 +59,8 @@ def find_folder(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[st
 
     Raises:
         DatasetNotFound: no folder is given, or it does not exist.
-        UserError: an unknown NAME, or a DIR that does not exist.
+        UserError: a DIR that does not exist.
     """
-    check_names(data_dirs, spec)
     if explicit := data_dirs.get(spec.name) or data_dirs.get(spec.folder):
         parts = Path(spec.folder).parts
         candidates = [Path(explicit).joinpath(*parts[start:]) for start in range(len(parts) + 1)]

@@ -11,7 +11,7 @@ import backbones
 import probes.catalog  # noqa: F401
 from backbones import UserError
 from cliptex_common.settings import with_changes
-from probes.layers import at_layers, layer_number
+from probes.layers import layer_number
 from probes.registry import find_task
 from tests.probes import tiny_dense, tiny_mmlab
 from tests.probes.datasets.make import make_imagefolder
@@ -39,7 +39,7 @@ def contexts(folder, data, vit, task, layers, **changes):
         context = tiny_mmlab.context(folder / str(layer), data, settings)
         context = replace(context, backbone=vit, backbone_config={"name": VIT})
         named = [each for each in layers if each != "last"]
-        result.append((probe, at_layers(context, named)))
+        result.append((probe, context.at_layers(named)))
     return result
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmark.execution import device
+from benchmark.execution import ExecutionOptions, device
 from benchmark.execution.unit import GPUS
+from benchmark.planning.options import run_options
 from cliptex_common.errors import UserError
 
 CPU, XPU = torch.device("cpu"), torch.device("xpu")
@@ -37,8 +38,8 @@ def test_a_unit_with_a_gpu_that_torch_does_not_find_is_an_error(monkeypatch):
 
 def test_devices_that_are_not_here_are_refused():
     with pytest.raises(UserError, match="no device 'gpuu'"):
-        device.check_device("gpuu", is_local=False)
+        run_options(ExecutionOptions(), device="gpuu")
     if not torch.xpu.is_available():
-        device.check_device("xpu", is_local=False)
+        options = ExecutionOptions(device="xpu")  # a cluster may have one
         with pytest.raises(UserError, match="'xpu' on this machine"):
-            device.check_device("xpu", is_local=True)
+            device.choose_device(options.device)

@@ -13,7 +13,7 @@ from backbones import UserError
 from benchmark.planning.options import RunOptions
 from benchmark.planning.plan import make_plan
 from benchmark.planning.tasks import plan_tasks, settings_in
-from benchmark.probing.data import prepare_data
+from benchmark.probing.data import find_folders, prepare_data
 from benchmark.suites.registry import find_suite
 from cliptex_common.settings import one_line_errors
 from probes.datasets.base import PreparedDataset
@@ -42,7 +42,7 @@ def test_settings_of_suite_protocol_and_user_in_this_order(tmp_path):
 
 @pytest.mark.parametrize("can", [True, False])
 def test_precision_follows_the_device_and_is_part_of_the_identity(can, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmark.planning.plan.prefers_bf16", lambda device: can)
+    monkeypatch.setattr("benchmark.execution.device.prefers_bf16", lambda device: can)
     tasks, note = ["nyu-depth/dpt-probe3d"], "precision bf16" if can else "precision fp32"
 
     def planned(**changes):
@@ -82,8 +82,8 @@ def test_a_cpu_computes_in_fp32_whatever_its_flags_promise(monkeypatch):
 def test_precision_is_decided_where_the_device_is(options, precision, monkeypatch):
     """On a machine without a GPU: of a CPU here, of an accelerator of others there."""
     monkeypatch.setattr("cliptex_common.device.current_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("benchmark.planning.plan.current_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("benchmark.planning.plan.is_available", lambda name: str(name) == "cpu")
+    monkeypatch.setattr("benchmark.execution.device.current_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("benchmark.execution.device.is_available", lambda name: str(name) == "cpu")
     plan = make_plan(RunOptions(suite="paper", tasks=["voc/linear"], **options))
     assert plan.tasks[0].settings.precision == precision
 
@@ -279,4 +279,5 @@ def test_a_dataset_that_the_copy_cannot_be_is_left_out_of_a_suite_and_named(work
     assert note.startswith("imagenet-real is left out")
     with pytest.raises(UserError, match="official names"):
         named = make_plan(replace(options, tasks=["imagenet-real/linear"]))
-        prepare_data(named.tasks, named.options, 0)
+        folders = find_folders(named.tasks, named.options)
+        prepare_data(named.tasks, folders, named.options, 0)

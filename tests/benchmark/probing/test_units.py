@@ -17,7 +17,7 @@ import benchmark.suites.catalog  # noqa: F401
 from benchmark.planning.options import DataOptions
 from benchmark.planning.tasks import plan_tasks
 from benchmark.probing.cell import cell_locks
-from benchmark.probing.data import prepare_data
+from benchmark.probing.data import find_folders, prepare_data
 from benchmark.probing.parents import log_backbone
 from benchmark.probing.records import BackboneInfo, ProbeRequest
 from benchmark.probing.unit import describe_backbone, probe_unit
@@ -38,7 +38,8 @@ RUN += "".join(f" --set {each}" for each in SETTINGS)
 def cells() -> list[str]:
     """Keys of the cells that ``RUN`` runs."""
     tasks = plan_tasks(find_suite("own"), TASKS, parse_pairs(SETTINGS))
-    data = prepare_data(tasks, DataOptions(data_root=Path()), num_workers=0)
+    options = DataOptions(data_root=Path())
+    data = prepare_data(tasks, find_folders(tasks, options), options, num_workers=0)
     backbone = BackboneInfo.of(backbones.create("random", seed=0), {})
     conditions = {task.name: task.conditions(data[task.name]) for task in tasks}
     return [*backbone.cell_keys(conditions, 0).values()]
@@ -114,7 +115,8 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished()
     tracker = Tracker("forced")
     with tracker.run("parent") as parent, tracker.run("another") as another:
         (task,) = plan_tasks(find_suite("own"), ["imagefolder/linear"], {"epochs": "2"})
-        data = prepare_data([task], DataOptions(data_root=Path()), 0)[task.name]
+        options = DataOptions(data_root=Path())
+        data = prepare_data([task], find_folders([task], options), options, 0)[task.name]
         backbone = describe_backbone({"name": "random", "seed": 0})
         unit = ProbeRequest(
             tasks=(task,),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark.planning.options import RunOptions
+from benchmark.planning.options import RunOptions, run_options
 from benchmark.planning.plan import make_plan
 from benchmark.results.run_result import as_json
 from benchmark.results.table import show
@@ -30,7 +30,7 @@ def test_tasks_of_zeroshot38_that_have_data_run(tmp_path):
     with pytest.raises(UserError, match=r"none of its 38 datasets is in .*wds_vtab-caltech101"):
         make_plan(RunOptions(suite="zeroshot38", data_root=tmp_path / "empty"))
     with pytest.raises(UserError, match="no dataset 'cifar11'"):
-        make_plan(RunOptions(suite="zeroshot38", data_root=tmp_path, data={"cifar11": tmp_path}))
+        run_options(RunOptions(suite="zeroshot38"), data={"cifar11": tmp_path})
 
 
 def test_the_average_is_over_all_tasks(tmp_path, monkeypatch, capsys, request):

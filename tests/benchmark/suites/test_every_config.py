@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import benchmark.suites.catalog  # noqa: F401
+from benchmark.execution.device import decide_precision
 from benchmark.planning.options import RunOptions
-from benchmark.planning.plan import decide_precision
 from benchmark.planning.tasks import plan_tasks
 from benchmark.probing.records import PlannedTask
 from benchmark.suites.registry import SUITES
@@ -60,9 +60,10 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 
 def different_tasks() -> dict[str, PlannedTask]:
     """One for each task and settings that are not only longer or shorter."""
-    tasks = {}
+    tasks, (precision, _) = {}, decide_precision(RunOptions())
     for suite in SUITES.values():
-        for task in decide_precision(plan_tasks(suite, [], {}), RunOptions())[0]:
+        for task in plan_tasks(suite, [], {}):
+            task = task.with_precision(precision)
             settings = {**vars(task.settings), "max_iters": 0, "epochs": 0}
             key = (task.name, repr(settings))
             if task.spec.folder.startswith("wds_"):  # these differ in their name alone
