@@ -20,16 +20,10 @@ ROOT = CASES.parents[2]
 
 @pytest.mark.skipif(bool(unsupported()), reason=unsupported())
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(
-    "cases",
-    [
-        pytest.param("not slow", marks=pytest.mark.integration),
-        pytest.param("slow", marks=pytest.mark.slow),
-    ],
-)
-def test_cases(cases):
+@pytest.mark.slow
+def test_cases():
     command = [sys.executable, "-m", "pytest", str(CASES), "-p", "tests.accelerator.plugin"]
-    command += ["-p", "no:xdist", "-p", "no:cacheprovider", "-m", cases]
+    command += ["-p", "no:xdist", "-p", "no:cacheprovider"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
