@@ -142,7 +142,7 @@ def _read_texts(
     probe: Probe, fixed: Mapping[str, str], texts: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Setting → text, of what the probe has in ``texts``, and axis → values, of the axes that make
-    variants.
+    variants, in the order of ``Probe.axes``: the names of variants have it, too.
 
     Args:
         fixed: axis → value, by the task's name.
@@ -158,7 +158,7 @@ def _read_texts(
             ranges[key] = read_values(key, text)
         else:
             changes[key] = text
-    return changes, ranges
+    return changes, {axis: ranges[axis] for axis in probe.axes if axis in ranges}
 
 
 def _variant(task: PlannedTask, values: Mapping[str, str]) -> PlannedTask:
@@ -168,7 +168,7 @@ def _variant(task: PlannedTask, values: Mapping[str, str]) -> PlannedTask:
     share = read_value("train_share", values.get("train_share", task.train_share), PositiveShare)
     changes = {probe.axes[axis]: value for axis, value in values.items() if axis != "train_share"}
     settings = with_changes(task.settings, changes)
-    for axis in filter(values.__contains__, probe.axes):  # one order, so one name
+    for axis in values:
         before, value = task.train_share, share
         if axis != "train_share":
             before, value = (getattr(each, probe.axes[axis]) for each in (task.settings, settings))

@@ -22,6 +22,8 @@ def plan(tasks, changes, suite="own"):
 
 def test_every_combination_of_values_is_a_variant():
     tasks = plan(["camvid/linear"], {"size": "224,448", "lr": "0.001,0.01", "flip": "0"})
+    turned = plan(["camvid/linear"], {"lr": "0.001,0.01", "size": "224,448", "flip": "0"})
+    assert list(tasks) == list(turned)
     assert {(task.settings.size, task.settings.lr) for task in tasks.values()} == {
         (224, 0.001),
         (224, 0.01),
