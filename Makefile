@@ -34,7 +34,7 @@ run: install     ## the main job: the CLIPTeX comparison on the mini world
 # in one process more than there are cores: some wait
 PYTEST := $(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile --no-loadscope-reorder
 
-tables: install  ## the studies of docs/guide/cliptex.md, three seeds each (half an hour)
+tables: install  ## the studies of docs/guide/cliptex.md, three seeds each (two hours on two cores)
 	$(BIN)/python -m benchmark.workflows.studies
 
 test: lint       ## lint, then what protects a change: the tests marked unit and integration
