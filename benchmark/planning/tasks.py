@@ -76,14 +76,14 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
         if name in suite.tasks:
             return suite.tasks[name]
     dataset = trained.partition("/")[0]
-    beside = [name for name in suite.tasks if name.partition("/")[0] == dataset]
-    if not beside:
+    on_dataset = [name for name in suite.tasks if name.partition("/")[0] == dataset]
+    if not on_dataset:
         suites = SUITES.load_entry_points().values()
         listed = {name.partition("/")[0] for each in suites for name in each.tasks}
         return {} if suite.any_dataset and dataset not in listed else None
-    probe, *others = (find_task(name)[1] for name in (trained, *beside))
-    is_alike = [other.settings_type is probe.settings_type for other in others]
-    names = list(compress(beside, is_alike)) or beside
+    probe, *probes = (find_task(name)[1] for name in (trained, *on_dataset))
+    has_same_settings = [each.settings_type is probe.settings_type for each in probes]
+    names = list(compress(on_dataset, has_same_settings)) or on_dataset
     first, *rest = (suite.tasks[name] for name in names)
     return {
         key: value
