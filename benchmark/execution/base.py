@@ -240,6 +240,10 @@ class Executor(ABC):
             )
 
     def __enter__(self) -> Self:
+        from benchmark.execution.device import choose_device  # needs torch
+
+        if not self.is_remote:
+            choose_device(self.options.device)  # raises if this machine does not have it
         folder = home() / "tasks"
         folder.mkdir(0o700, parents=True, exist_ok=True)  # arguments may contain passwords
         remove_abandoned(folder)

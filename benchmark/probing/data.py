@@ -16,11 +16,10 @@ from benchmark.planning.plan import RunPlan
 from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.unit import describe_backbone
 from benchmark.suites.registry import BackboneSource
-from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
 from probes.base import NotApplicable
 from probes.checks.check import find_folder, prepare
-from probes.datasets.base import DatasetSpec, PreparedDataset, Split
+from probes.datasets.base import PreparedDataset, Split
 from probes.protocols.base import check_required
 
 NOTHING: Mapping[str, Path] = MappingProxyType({})
@@ -97,19 +96,9 @@ def prepare_data(
             else:
                 trained_on = datasets[trained.spec.name, trained.splits]
             data[task.name] = replace(data[task.name], trained_on=trained_on)
-            trained_classes = task.heads.classes if task.heads else len(trained_on.classes)
-            _check_classes(data[task.name].spec, data[task.name].classes, trained_classes)
+            count = task.heads.classes if task.heads else len(trained_on.classes)
+            data[task.name].check_classes(count)
     return data
-
-
-def _check_classes(spec: DatasetSpec, classes: Sequence[str], trained_classes: int) -> None:
-    """Raise ``UserError`` if what is trained on another dataset cannot have these classes."""
-    if classes and not spec.transfer.get("classes") and len(classes) != trained_classes:
-        raise UserError(
-            f"{spec.name} has {len(classes)} classes, what is trained on {spec.trained_on} has"
-            f" {trained_classes}; transfer['classes'] of the dataset says which of them stand for"
-            " its own"
-        )
 
 
 def check_fit(

@@ -47,8 +47,6 @@ def start_executor(executor: Executor, experiment: str) -> Iterator[Tracker]:
     tracker = None
     try:
         with executor:
-            if not executor.is_remote:
-                choose_device(executor.options.device)  # is here
             executor.check_store(tracking_uri())
             tracker = Tracker(experiment)
             for name in tracker.close_stale():

@@ -182,6 +182,17 @@ class PreparedDataset:
     def classes(self) -> tuple[str, ...]:
         return self.spec.class_names(self.root)
 
+    def check_classes(self, trained: int) -> None:
+        """Raise ``UserError`` if what is trained on ``trained`` classes of another dataset cannot
+        have those of this one."""
+        spec, classes = self.spec, self.classes
+        if classes and not spec.transfer.get("classes") and len(classes) != trained:
+            raise UserError(
+                f"{spec.name} has {len(classes)} classes, what is trained on {spec.trained_on} has"
+                f" {trained}; transfer['classes'] of the dataset says which of them stand for its"
+                " own"
+            )
+
     def encoded(self, split: Split) -> Sequence[Sample]:
         """The samples whose features are cached: all of train, even if only a share of it is
         trained on."""

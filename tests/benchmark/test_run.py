@@ -95,7 +95,7 @@ def check_models(results: dict) -> None:
 def test_a_worker_is_asked_for_the_precision_of_a_device_that_this_machine_lacks(
     can, camvid, monkeypatch, capsys
 ):
-    monkeypatch.setattr("benchmark.execution.device.is_available", lambda device: False)
+    monkeypatch.setattr("benchmark.planning.plan.decide_precision", lambda options: ("auto", ""))
     monkeypatch.setattr("benchmark.probing.unit.prefers_bf16", lambda device: can)
     assert run_command(f"{CAMVID} 0 --set max_iters=1 --set precision=auto") == 0
     precision = "bf16" if can else "fp32"

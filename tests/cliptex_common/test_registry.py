@@ -27,6 +27,7 @@ KINDS = {
     "probes": (PROBES, "segmentation/my-probe", "PROBE"),
 }
 MODULE = """
+from dataclasses import make_dataclass
 from types import SimpleNamespace
 from backbones import Entry
 from backbones.cliptex.experts import Expert
@@ -53,7 +54,8 @@ class Cluster(Executor):
 SUITE = Suite("my-suite", "mine", {"voc/linear": {}})
 
 class MyProbe(Probe):
-    name, kind, version, settings_type, metrics = "my-probe", "segmentation", 1, SimpleNamespace, {"mIoU": Metric()}
+    name, kind, version, metrics = "my-probe", "segmentation", 1, {"mIoU": Metric()}
+    settings_type = make_dataclass("Settings", [])
     splits = ("val",)
     def config(self, context):
         return ""
