@@ -17,8 +17,9 @@ def keep_freed_memory() -> None:
     processor time of a linear probe."""
     with suppress(AttributeError):
         library = ctypes.CDLL(None)
+        if not library.mallopt(MMAP_THRESHOLD, KEPT):  # some versions refuse more than 32 MiB
+            library.mallopt(MMAP_THRESHOLD, 32 * 2**20)
         library.mallopt(TRIM_THRESHOLD, KEPT)
-        library.mallopt(MMAP_THRESHOLD, KEPT)
 
 
 def return_freed_memory() -> None:

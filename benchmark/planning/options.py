@@ -45,25 +45,6 @@ def _load_config_files(names: Sequence[str]) -> list[str]:
     return result
 
 
-def _register_webdatasets(data_root: Path) -> Path:
-    """Each ``wds_NAME`` in the folder is a dataset, too."""
-    import benchmark.suites.catalog  # noqa: F401 – first those that are always registered
-    from probes.datasets.specs.webdataset import register_folders
-
-    register_folders(data_root)
-    return data_root
-
-
-def _check_datasets(data: Mapping[str, Path]) -> Mapping[str, Path]:
-    import benchmark.suites.catalog  # noqa: F401 – registers every dataset
-    from probes.checks.check import check_names
-
-    check_names(data)
-    return data
-
-
-DataRoot = Annotated[Folder, AfterValidator(_register_webdatasets)]
-DataFolders = Annotated[Mapping[str, Folder], AfterValidator(_check_datasets)]
 HeadSources = Annotated[Names, AfterValidator(_with_absolute_files), Field(alias="head")]
 TaskNames = Annotated[Names, AfterValidator(_load_config_files), Field(alias="task")]
 Changes = Annotated[Mapping[str, str], Field(alias="set")]
@@ -83,10 +64,20 @@ class PluginOptions:
 class FolderOptions(PluginOptions):
     """Where datasets are."""
 
-    data_root: DataRoot | None = None
+    data_root: Folder | None = None
     """folder of datasets in OpenMMLab's layout (VOCdevkit/VOC2012, coco, nyu …)"""
-    data: DataFolders = field(default_factory=dict)
+    data: Mapping[str, Folder] = field(default_factory=dict)
     """folder of one dataset, as NAME=DIR (repeatable; overrides --data-root)"""
+
+    def __post_init__(self) -> None:
+        if not self.data_root and not self.data:
+            return
+        import benchmark.suites.catalog  # noqa: F401 – registers every dataset
+        from probes.checks.check import check_names
+        from probes.datasets.specs.webdataset import register_folders
+
+        register_folders(self.data_root)  # each ``wds_NAME`` in it is a dataset, too
+        check_names(self.data)
 
 
 @options_dataclass
@@ -160,6 +151,7 @@ class RunOptions(ProbeOptions):
     """run finished tasks again"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.seed + self.seeds - 1 > MAX_SEED:
             raise UserError(
                 f"seed={self.seed} with seeds={self.seeds}: the last seed must be at most"
