@@ -74,7 +74,7 @@ def settings_changed(evidence: Evidence) -> str:
 
 def training_images(evidence: Evidence) -> str:
     """VOC with 1,464 or 10,582 images, NYU with 795 or 24,231."""
-    expected = evidence.target.preset.images or evidence.data.spec.expected
+    expected = {**evidence.data.spec.expected, **evidence.target.preset.images}
     for split in ("train", "val"):
         count = len(evidence.data.samples.get(split, ()))
         if count and expected.get(split, count) != count:

@@ -73,6 +73,11 @@ CROPS_512 = {
     "loss_mean": "all",
     "batch_size": 16,
 }
+# VOC with the masks of SBD
+TRAINAUG: dict[str, Any] = {
+    "required": {"train_list": "trainaug"},
+    "images": {"train": 10_582},
+}
 NEIGHBOURS = {"precision": "fp32", "temperature": 0.07, "features": "projected"}
 
 

@@ -6,7 +6,7 @@ github.com/vpariza/open-hummingbird-eval: the table of README.md (memory of 1024
 passes, 512 px) and ``hbird/hbird_eval.py``. Its metric is ``mIoU_hungarian``.
 """
 
-from probes.protocols.base import Preset, Protocol, register_protocol
+from probes.protocols.base import TRAINAUG, Preset, Protocol, register_protocol
 
 PROBE = "segmentation/in-context"
 SETTINGS = {
@@ -31,7 +31,13 @@ register_protocol(
         "Hummingbird (Balažević et al. 2023), as in vpariza/open-hummingbird-eval",
         (
             Preset(PROBE, SETTINGS),
-            Preset(PROBE, SETTINGS, ("voc",), {"train_list": "trainaug"}),
+            Preset(
+                PROBE,
+                SETTINGS,
+                ("voc",),
+                {"train_list": "trainaug"},
+                images=TRAINAUG["images"],
+            ),
             # the stored 0 is a class: 151 of them
             Preset(PROBE, {**SETTINGS, "void": "class"}, ("ade20k",)),
         ),

@@ -16,6 +16,7 @@ from probes.protocols.base import (
     CROPS_512,
     HEAD_PRECISION,
     NORMALISED_BLACK,
+    TRAINAUG,
     TRAINED_ON_IMAGES,
     Preset,
     Protocol,
@@ -60,7 +61,7 @@ HEADS = tuple(
         f"segmentation/{head}",
         {**SGD, "max_iters": length, "padding": "black" if "voc" in datasets else "mean"},
         datasets,
-        required={"train_list": "trainaug"} if "voc" in datasets else {},
+        **(TRAINAUG if "voc" in datasets else {}),
     )
     for head in ("deeplabv3", "pspnet")
     for datasets, length in LENGTHS.items()

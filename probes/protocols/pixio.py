@@ -13,6 +13,7 @@ from probes.protocols.base import (
     ADAMW,
     NEIGHBOURS,
     NORMALISED_BLACK,
+    TRAINAUG,
     Preset,
     Protocol,
     register_protocol,
@@ -71,9 +72,7 @@ DENSE = tuple(
     for head, own in HEADS.items()
     for preset in (
         Preset(f"segmentation/{head}", {**ADE20K, **own}, ("ade20k",)),
-        Preset(
-            f"segmentation/{head}", {**VOC, **own}, ("voc",), required={"train_list": "trainaug"}
-        ),
+        Preset(f"segmentation/{head}", {**VOC, **own}, ("voc",), **TRAINAUG),
         Preset(
             f"depth/{head}",
             {**NYU, **own},

@@ -186,6 +186,9 @@ def test_the_list_says_what_to_bring(capsys):
     loaded = {protocol: backbone for protocol, backbone, *_ in rows}
     assert loaded["hummingbird"] == "hub/facebookresearch/dinov2:dinov2_vitb14"
     assert set(loaded.values()) == {loaded["hummingbird"], "dinov2-b14"}
+    assert run_command("reproduce pixio hummingbird --list --task voc/linear,voc/in-context") == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert rows and all("voc: 10,582 train, 1,449 val" in row for row in rows)
     assert run_command("reproduce dinov3 --backbone clip --list") == 2
     assert run_command("reproduce no-such-name --list") == 2
     assert run_command("reproduce") == 2
