@@ -14,14 +14,18 @@ from cliptex_common.errors import UserError
 #   kb             KITTI's benchmark crop is read and scored: 1216 × 352, at the bottom, central
 #   kb-garg        it is read; the part of it is scored that Garg et al. (ECCV 2016) score
 #   kb-garg-frame  it is read; that part of the complete image is scored
+#   kb-eigen       it is read; the part of it is scored that the Monocular-Depth-Estimation-Toolbox
+#                  calls eigen_crop (Eigen, Puhrsch, Fergus, NIPS 2014)
 Area = (
     tuple[()]
     | tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]
-    | tuple[Literal["kb", "kb-garg", "kb-garg-frame"]]
+    | tuple[Literal["kb", "kb-garg", "kb-garg-frame", "kb-eigen"]]
 )
 Bounds = tuple[int, int, int, int]
 KB_HEIGHT, KB_WIDTH = 352, 1216
-GARG = (0.40810811, 0.99189189, 0.03594771, 0.96405229)  # top, bottom, left, right
+# top, bottom, left, right
+GARG = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
+EIGEN = (0.3324324, 0.91351351, 0.0359477, 0.96405229)
 
 
 def bounds_read(area: Sequence[Any], height: int, width: int) -> Bounds:
@@ -47,11 +51,12 @@ def bounds_scored(area: Sequence[Any], height: int, width: int) -> Bounds:
     top, bottom, left, right = read = bounds_read(area, height, width)
     if area == ("kb-garg-frame",):
         top, bottom, left, right = 0, height, 0, width
-    elif area != ("kb-garg",):
+    elif area not in (("kb-garg",), ("kb-eigen",)):
         return read
+    shares = EIGEN if area == ("kb-eigen",) else GARG
     sides = (bottom - top, bottom - top, right - left, right - left)
     starts = (top, top, left, left)
     y1, y2, x1, x2 = (
-        start + int(share * side) for start, share, side in zip(starts, GARG, sides, strict=True)
+        start + int(share * side) for start, share, side in zip(starts, shares, sides, strict=True)
     )
     return y1, y2, x1, x2

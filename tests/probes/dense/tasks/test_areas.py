@@ -30,6 +30,8 @@ def test_the_parts_that_are_scored_are_the_sources(height, width):
     assert bounds_read(("kb",), height, width) == (top, height, left, left + 1216)
     inside = bounds_scored(("kb-garg",), height, width)
     assert inside == (top + 143, top + 349, left + 43, left + 1172)
+    eigen = bounds_scored(("kb-eigen",), height, width)
+    assert eigen == (top + 117, top + 321, left + 43, left + 1172)
     frame = np.zeros((height, width), bool)  # bts' eval_with_pngs.py
     frame[
         int(0.40810811 * height) : int(0.99189189 * height),
@@ -50,8 +52,8 @@ def test_an_image_that_is_smaller_than_the_crop_is_refused():
     assert bounds_scored((1, 5, 2, 6), 10, 20) == (1, 5, 2, 6)
 
 
-@pytest.mark.parametrize("area", ["kb-garg", "kb-garg-frame"])
-def test_both_crops_are_settings(tmp_path, area):
+@pytest.mark.parametrize("area", ["kb-garg", "kb-garg-frame", "kb-eigen"])
+def test_all_crops_are_settings(tmp_path, area):
     data = prepare(DATASETS["kitti-depth"], make.make_kitti(tmp_path), partial=True)
     settings = DepthSettings(size=352, crop=(352, 704), train_area=("kb",), test_area=(area,))
     train, test = tiny_dense.pipelines(data, settings, settings.crop)
