@@ -133,11 +133,14 @@ class DepthBins(MetricDepthObjective):
 @MODELS.register_module()
 class Probe3dDepth(DepthBins):
     """``DepthBins`` with probe3d's loss: ten times SigLoss (of the biased variance), and half of
-    the absolute differences of the log error between images two apart in the batch, summed over the
-    complete batch and over every second, every fourth and every sixth image of it.
+    the absolute differences of the log error between entries two apart along two axes, over all
+    entries and over every second, every fourth and every sixth of both.
 
-    Its code calls this the gradient, and means neighbouring pixels; its indices are of the batch.
+    Its first code (1fff822) calls this the gradient, and takes batch and channel for rows and
+    columns: images are compared, not pixels. ``Probe3dGradient`` has the axes that are meant.
     """
+
+    axes = (0, 1)
 
     def forward(self, raw: Tensor, target: Tensor) -> Tensor:
         valid = self.valid(target)
@@ -146,11 +149,21 @@ class Probe3dDepth(DepthBins):
         count = valid.sum().clamp(min=1)
         square = g.square().sum() / count - 0.85 * (g.sum() / count).square()
         loss = 10 * square.clamp(min=1e-8).sqrt()
+        g, valid = (each.movedim(self.axes, (0, 1)) for each in (g, valid))
         for step in (1, 2, 4, 6):
-            error, counted = g[::step], valid[::step]
+            error, counted = g[::step, ::step], valid[::step, ::step]
             difference = (error[:-2] - error[2:]).abs() * (counted[:-2] & counted[2:])
-            loss = loss + 0.5 * difference.sum() / counted.sum().clamp(min=1)
+            across = (error[:, :-2] - error[:, 2:]).abs() * (counted[:, :-2] & counted[:, 2:])
+            total = difference.sum() + across.sum()
+            loss = loss + 0.5 * total / counted.sum().clamp(min=1)
         return loss
+
+
+@MODELS.register_module()
+class Probe3dGradient(Probe3dDepth):
+    """``Probe3dDepth`` with differences of pixels, as probe3d has them since ac00369."""
+
+    axes = (2, 3)
 
 
 @METRICS.register_module()

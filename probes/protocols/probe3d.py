@@ -13,11 +13,19 @@ ground truth are the central 480 × 480 pixels, in training and in testing. Its 
 over images: ``rmse``, ``delta1`` … of depth, ``normal_image_rmse``, ``normal_image_11.25`` … of
 normals.
 
+``probe3d`` follows the first commit, which came with the paper: its loss of depth compares images
+of a batch, not pixels. ``probe3d-head`` follows the mended code: since ac00369 the loss compares
+pixels (2.138 against 2.874 on one batch), since fbe0cd2 the head and its output are enlarged
+bilinearly, with aligned corners; others who use probe3d's head (VisBench) have these. The code of
+views is the same in both.
+
 No code of training reads the ``random_seed`` of its configs, so its runs are not seeded. With one
 GPU (``num_gpus: 1``, its default) images are not shuffled, as here. ``train_depth.py`` saves
 ``model.module``, which exists on several GPUs only, and there a ``DistributedSampler`` shuffles
 them: its authors' own runs may have been shuffled.
 """
+
+from dataclasses import replace
 
 from probes.protocols.base import (
     ADAMW,
@@ -94,6 +102,40 @@ TRAINED = {
     "scores without valid pixels": ("an image without valid pixels counts as 0, here not at all"),
     "seed": "its runs are not seeded (no code reads its random_seed of 8)",
 }
+OF_BACKBONES = {
+    "tokens": "its blocks are taken before the backbone's final norm",
+    "mean colour": ("images of every backbone have ImageNet's mean and deviation, here its own"),
+    "MAE's blocks": (
+        "MAE's maps are taken one block earlier, and its position embedding is computed"
+        " for 30 × 30 patches, here it is resized"
+    ),
+}
+OF_HEADS = {
+    "depth/dpt-probe3d": {
+        **TRAINED,
+        "test depth": (
+            "depth to test on is not rounded, here to 1 mm (at most 0.5 mm, with `data get"
+            " nyu-24k` 1 mm)"
+        ),
+        "scored pixels": (
+            "depths of up to 1 mm and of exactly 10 m are scored, here not (none expected on NYU)"
+        ),
+        "scale-invariant scores": (
+            "depth is scored after the best scale and shift of each image, too"
+        ),
+    },
+    "normals/dpt-probe3d": {
+        **TRAINED,
+        "loss of small angles": "angles below 0.81° have no gradient, here below 0.08°",
+        "pixels without a normal": (
+            "a pixel with a depth and without a normal is scored as 90° off, and is in the"
+            " loss, here it is in neither"
+        ),
+        "stored normals": (
+            "normals are not rounded, here their components to 1/127.5 (0.2° a pixel)"
+        ),
+    },
+}
 
 register_protocol(
     Protocol(
@@ -103,38 +145,22 @@ register_protocol(
         (DEPTH, NORMALS, OBJECT_VIEWS, SCENE_VIEWS),
         differs={
             "": {
-                "tokens": "its blocks are taken before the backbone's final norm",
-                "mean colour": (
-                    "images of every backbone have ImageNet's mean and deviation, here its own"
-                ),
+                **OF_BACKBONES,
                 "SigLIP's blocks": (
                     "SigLIP's blocks are run twice and maps are taken in the second pass, so its"
                     " published numbers are not comparable"
                 ),
-                "MAE's blocks": (
-                    "MAE's maps are taken one block earlier, and its position embedding is computed"
-                    " for 30 × 30 patches, here it is resized"
-                ),
             },
-            "depth/dpt-probe3d": {
-                **TRAINED,
-                "test depth": (
-                    "depth to test on is not rounded, here to 1 mm (at most 0.5 mm, with `data get"
-                    " nyu-24k` 1 mm)"
-                ),
-                "scored pixels": (
-                    "depths of up to 1 mm and of exactly 10 m are scored, here not (none expected"
-                    " on NYU)"
-                ),
-                "scale-invariant scores": (
-                    "depth is scored after the best scale and shift of each image, too"
-                ),
-            },
+            **OF_HEADS,
             "object-views/view-matching": {
                 **FEW_POINTS,
                 "order of files": (
                     "pairs are sampled from files in the order in which the disk lists them, here"
                     " in that of their names; and only of objects that also have multiview scenes"
+                ),
+                "views paired with themselves": (
+                    "0.38 % of views are paired with themselves, by rounding of the angle, which"
+                    " makes their recall 100, here none is"
                 ),
                 "image": (
                     "photographs that are reduced to 1024 pixels are stored as JPEG files again,"
@@ -147,19 +173,23 @@ register_protocol(
                     "colours go from -1 to 1 for every backbone, here to its own mean and deviation"
                 ),
             },
-            "normals/dpt-probe3d": {
-                **TRAINED,
-                "loss of small angles": "angles below 0.81° have no gradient, here below 0.08°",
-                "pixels without a normal": (
-                    "a pixel with a depth and without a normal is scored as 90° off, and is in the"
-                    " loss, here it is in neither"
-                ),
-                "stored normals": (
-                    "normals are not rounded, here their components to 1/127.5 (0.2° a pixel)"
-                ),
-            },
         },
         commit="1fff822",
         version=3,
+    )
+)
+register_protocol(
+    Protocol(
+        "probe3d-head",
+        "the mended code of probe3d (El Banani et al., CVPR 2024), mbanani/probe3d",
+        (
+            replace(
+                DEPTH,
+                settings={**DEPTH.settings, "bins_loss": "probe3d-gradient", "align_corners": True},
+            ),
+            replace(NORMALS, settings={**NORMALS.settings, "align_corners": True}),
+        ),
+        differs={"": OF_BACKBONES, **OF_HEADS},
+        commit="fbe0cd2",
     )
 )

@@ -26,7 +26,7 @@ Fields = Mapping[str, Mapping[str, Any]]
 
 def module(name: str) -> ModuleType:
     """The module that computes the fields of a protocol, an expert or a metric."""
-    return import_module(f"tests.protocols.{OTHERS.get(name, name)}")
+    return import_module(f"tests.protocols.{OTHERS.get(name, name).replace('-', '_')}")
 
 
 def record_path(name: str) -> Path:

@@ -25,7 +25,7 @@ from probes.dense.tasks.settings import in_iterations
 from probes.registry import DATASETS
 from probes.runner.frozen_backbone import FrozenBackbone
 from probes.runner.sampling import SeededSamples, isolated_rng
-from tests.protocols import dense, probe3d_views
+from tests.protocols import dense, probe3d_views, sources
 from tests.protocols.dense import photograph, random, seeded, summary
 from tests.protocols.probe3d_source import (
     BACKBONES,
@@ -49,14 +49,18 @@ from tests.protocols.probe3d_source import source as trained_source
 
 TOLERANCE = {"losses": 2e-4, "weights after ten steps": 2e-4, "head output": 2e-5}
 TOLERANCE |= {"colours": 1e-3, "scores": 1e-3}
-READ = {
-    "": {
-        "SigLIP's blocks": ("15, 18, 21 and 24 of 12", "3, 6, 9 and 12"),
-        "MAE's blocks": ("2, 5, 8 and 11", "3, 6, 9 and 12"),
-    },
+OF_HEADS = {
+    "": {"MAE's blocks": ("2, 5, 8 and 11", "3, 6, 9 and 12")},
     "normals": {
         "pixels without a normal": ("90°", "not scored"),
         "stored normals": ("float32", "8 bits"),
+    },
+}
+READ = {
+    **OF_HEADS,
+    "": {
+        **OF_HEADS[""],
+        "SigLIP's blocks": ("15, 18, 21 and 24 of 12", "3, 6, 9 and 12"),
     },
     **probe3d_views.READ,
 }
@@ -64,24 +68,31 @@ HEAD_PRECISION = "bfloat16" if prefers_bf16("cuda") else "float32"  # on a GPU
 
 
 def source(checkout: Path) -> dict[str, dict[str, Any]]:
-    return trained_source(checkout) | probe3d_views.source(checkout)
+    with sources.probe3d():
+        views = probe3d_views.source(checkout)
+    return trained_source(checkout) | views
 
 
 def suite() -> dict[str, dict[str, Any]]:
-    return {kind: _suite(kind) for kind in TASKS} | probe3d_views.suite()
+    return heads("probe3d") | probe3d_views.suite()
 
 
-def _suite(kind: str) -> dict[str, Any]:
+def heads(protocol: str) -> dict[str, dict[str, Any]]:
+    """What the suite makes of a preset for the head."""
+    return {kind: _suite(kind, protocol) for kind in TASKS}
+
+
+def _suite(kind: str, protocol: str) -> dict[str, Any]:
     is_depth, task = kind.startswith("depth"), TASKS[kind]
-    config = dense.preset_config("probe3d", task)
-    preset = dense.preset_settings("probe3d", task)
+    config = dense.preset_config(protocol, task)
+    preset = dense.preset_settings(protocol, task)
     settings = in_iterations(preset, 795)
     head = _head(config)
     output = head.eval()((torch.cat(MAPS[0], dim=1),))
     targets = DEPTHS if is_depth else [n * (d > 0) for n, d in zip(NORMALS, DEPTHS, strict=True)]
     field = "gt_depth_map" if is_depth else "gt_normal_map"
     packed = [dense.samples(field, target) for target in targets]
-    short = dense.preset_settings("probe3d", task, epochs=0.0, **dense.SHORT)
+    short = dense.preset_settings(protocol, task, epochs=0.0, **dense.SHORT)
     features = [(torch.cat(maps, dim=1),) for maps in MAPS]
     losses = dense.trained(head, short, features, packed)
     with isolated_rng(0):

@@ -144,5 +144,5 @@ SHIPPED = (
     DenseHead("deeplabv3", version=4, min_batch=2),
     DenseHead("pspnet", version=4, min_batch=2),
     DenseHead("dpt", version=5, maps=4),
-    DenseHead("dpt-probe3d", version=4, kinds=("depth", "normals"), maps=4),
+    DenseHead("dpt-probe3d", version=5, kinds=("depth", "normals"), maps=4),
 )

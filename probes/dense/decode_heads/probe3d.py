@@ -1,7 +1,7 @@
 """The head of probe3d (El Banani et al., "Probing the 3D Awareness of Visual Foundation Models",
 CVPR 2024; ``evals/models/probes.py`` of github.com/mbanani/probe3d), its authors' simplification of
 DPT: all maps have one resolution, nothing is normalised, and upsampling between the stages is by
-nearest neighbours."""
+nearest neighbours; with ``align_corners`` it is bilinear, as in its code since fbe0cd2."""
 
 from __future__ import annotations
 
@@ -57,12 +57,14 @@ class Probe3dHead(BaseDecodeHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         maps = self._transform_inputs(inputs).split(self.map_channels, dim=1)
-        maps = [
-            F.interpolate(layer(x), scale_factor=2)
-            for layer, x in zip(self.project, maps, strict=True)
-        ]
+        maps = [self._enlarge(layer(x), 2) for layer, x in zip(self.project, maps, strict=True)]
         fused = self.after[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             fused = self.after[level](self.before[level](maps[level]) + fused)
-        fused = self.mix(F.interpolate(fused, scale_factor=4)).relu()
-        return F.interpolate(self.cls_seg(fused), scale_factor=2)
+        fused = self.mix(self._enlarge(fused, 4)).relu()
+        return self._enlarge(self.cls_seg(fused), 2)
+
+    def _enlarge(self, x: Tensor, factor: int) -> Tensor:
+        if not self.align_corners:
+            return F.interpolate(x, scale_factor=factor)
+        return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)

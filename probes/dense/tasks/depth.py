@@ -22,6 +22,12 @@ from probes.dense.tasks.base import DenseTask, Drawing
 from probes.dense.tasks.settings import DenseSettings, FactorRange
 from reports.metrics import Metric
 
+BINS_LOSSES = {
+    "sig": "DepthBins",
+    "probe3d": "Probe3dDepth",
+    "probe3d-gradient": "Probe3dGradient",
+}
+
 
 @settings_dataclass
 class DepthSettings(DenseSettings):
@@ -33,7 +39,8 @@ class DepthSettings(DenseSettings):
             one bounded output (``DepthObjective``).
         silog_lambda: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is
             free).
-        bins_loss: ``sig``, or ``probe3d``: see ``dense.depth.Probe3dDepth``.
+        bins_loss: ``sig``, or ``probe3d`` or ``probe3d-gradient``: see
+            ``dense.depth.Probe3dDepth``.
         sig_warmup: iterations at the start without the variance in the loss of ``bins``.
         rotation: half of the training images are turned by up to so many degrees.
     """
@@ -43,7 +50,7 @@ class DepthSettings(DenseSettings):
     max_iters: Annotated[PositiveInt, Axis()] = 20_000
     bins: NonNegativeInt = 0
     silog_lambda: Probability = 0.5
-    bins_loss: Literal["sig", "probe3d"] = "sig"
+    bins_loss: Literal["sig", "probe3d", "probe3d-gradient"] = "sig"
     sig_warmup: NonNegativeInt = 0
     rotation: NonNegativeFloat = 0.0
 
@@ -94,8 +101,11 @@ class Depth(DenseTask):
     def objective(self, settings: Any, spec: DatasetSpec, classes: int) -> dict[str, Any]:
         loss = _bounds(spec)
         if settings.bins:
-            kind = {"sig": "DepthBins", "probe3d": "Probe3dDepth"}[settings.bins_loss]
-            loss |= {"type": kind, "bins": settings.bins, "warmup": settings.sig_warmup}
+            loss |= {
+                "type": BINS_LOSSES[settings.bins_loss],
+                "bins": settings.bins,
+                "warmup": settings.sig_warmup,
+            }
         else:
             loss |= {"type": "DepthObjective", "silog_lambda": settings.silog_lambda}
         return {"loss_decode": loss}
