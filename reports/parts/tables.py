@@ -65,7 +65,7 @@ class Number:
         verdict: ``win``, ``loss``, ``tie``, ``unknown``, or '' for the baseline and missing
             numbers; all hold together.
         of_these_weights: whether the verdict is one of a single seed.
-        best: better than every other backbone by its interval.
+        best: better than every other backbone, at the strictest level of the report's verdicts.
         missing: why there is no number.
         runs: ids of its MLflow runs; shared results have none.
         absent: seeds that the backbone has in other columns but not here.
