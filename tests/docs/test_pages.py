@@ -7,6 +7,7 @@ import ast
 import re
 
 import pytest
+import yaml
 
 import benchmark.suites.catalog  # noqa: F401 – registers every probe
 from docs.hooks import MARKER, tasks_table
@@ -47,6 +48,14 @@ def test_pictures_in_html_are_there():
         pictures
         and [(page, name) for page, name in pictures if not (page.parent / name).is_file()] == []
     )
+
+
+def test_the_built_pages_can_be_searched_from_disk():
+    """By the index as a script, and a worker of our own, not one of another host."""
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert {"search", "offline"} <= {name for name in config["plugins"] if isinstance(name, str)}
+    (worker,) = config["extra"]["polyfills"]
+    assert "iframe-worker" in worker and "window.Worker" in (DOCS / worker).read_text("utf-8")
 
 
 def test_every_metric_and_probe_is_in_the_methodology():
