@@ -22,7 +22,7 @@ from probes.upsamplers.names import upsampler_identity
 from reports.cell import Cell, cell_key
 
 # values of settings that change nothing; not part of identities, which are older than the settings
-NEUTRAL = {"upsampler": "bilinear", "linear_norm": True}
+NEUTRAL = {"upsampler": "bilinear", "linear_norm": True, "positions": "interpolated"}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ other whose features are nearest by cosine.
 PCK@α (percentage of correct keypoints): a match counts when it is within α times the longer side of
 the object's box in the target (Yang and Ramanan 2013). Main figure: the share of a pair, averaged
 over pairs, as SPair-71k's authors evaluate (Min et al. 2019); beside it the share of all points.
-Similarities are interpolated bilinearly between patches before the best is taken.
+Similarities are interpolated bilinearly between patches before the best is taken; with
+``positions=corners`` the best patch counts, by its upper left corner.
 """
 
 from __future__ import annotations
@@ -53,20 +54,21 @@ def run(context: Context) -> TaskResult:
             context.progress.advance()
             x1, y1, x2, y2 = pair["box"]
             both = maps[source], maps[pair["image"]]
-            distances = pixel_errors(*both, pair["source"], pair["target"])
+            points = pair["source"], pair["target"]
+            distances = pixel_errors(*both, *points, context.settings.positions == "corners")
             errors.append(distances / max(x2 - x1, y2 - y1))
             units.append((source, pair["image"]))
     if not errors:
         name = context.data.spec.name
         raise UserError(f"{name} has no pair to match; download the dataset again")
-    points = np.array([len(distances) for distances in errors])
+    counts = np.array([len(distances) for distances in errors])
     names = np.array([f"{source} → {target}" for source, target in units])
-    per_image = {"image": names, "unit": np.array(units), "points": points}
+    per_image = {"image": names, "unit": np.array(units), "points": counts}
     for alpha in ALPHAS:
         right = [(distances <= float(alpha)).sum() for distances in errors]
         per_image[f"right_{alpha}"] = np.array(right)
     metrics = correspondence(tuple(names), per_image).values()
-    notes = [f"{len(errors)} pairs, {points.sum()} points"]
+    notes = [f"{len(errors)} pairs, {counts.sum()} points"]
     return TaskResult(metrics, per_image, notes=notes)
 
 
@@ -98,12 +100,15 @@ def pixel_errors(
     target: ImageMap,
     source_points: Sequence[Sequence[float]],
     target_points: Sequence[Sequence[float]],
+    at_corners: bool = False,
 ) -> np.ndarray:
     """Distance of each match from the true point, (K,) pixels of the target's file.
 
     Args:
         source, target: see ``encode_maps``.
         source_points, target_points: K points (x, y) in pixels.
+        at_corners: features are read, and matches are, as if maps reached from corner to corner of
+            images, without interpolation.
     """
     (source_map, source_size), (target_map, target_size) = source, target
     device = source_map.device
@@ -114,17 +119,18 @@ def pixel_errors(
         grid[None, None],
         mode="bilinear",
         padding_mode="border",
-        align_corners=False,
+        align_corners=at_corners,
     )
     queries = F.normalize(features[0, :, 0].T, dim=1)
     keys = F.normalize(target_map.float(), dim=0).flatten(1)
     similarity = (queries @ keys).unflatten(1, target_map.shape[1:])
+    steps, offset = (1, 0.0) if at_corners else (STEPS, 0.5)
     # from the centre of the first patch to that of the last: beyond them every position is equally
     # near
-    rows, columns = ((count - 1) * STEPS + 1 for count in target_map.shape[1:])
+    rows, columns = ((count - 1) * steps + 1 for count in target_map.shape[1:])
     fine = F.interpolate(similarity[None], (rows, columns), mode="bilinear", align_corners=True)[0]
     best = fine.flatten(1).argmax(dim=1)
-    cells = torch.stack([best % columns, best // columns], dim=1) / STEPS + 0.5
+    cells = torch.stack([best % columns, best // columns], dim=1) / steps + offset
     size = torch.tensor(target_size, device=device)
     matches = cells * size / torch.tensor(target_map.shape[:0:-1], device=device)
     true = torch.tensor(target_points, dtype=torch.float32, device=device)

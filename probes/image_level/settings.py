@@ -207,10 +207,13 @@ class CorrespondenceSettings(EncodeSettings):
             to the backbone's divisor.
         layers: whose feature map is matched: the ``last`` of the backbone's own, or one layer, by
             its number from 1 on or as a share of the depth (``50%``).
+        positions: of a match: ``interpolated`` between the centres of patches, or, as probe3d's
+            (El Banani et al. 2024) on SPair-71k, upper left ``corners`` of patches.
     """
 
     size: Annotated[PositiveInt | None, Axis()] = 512
     layers: KeypointLayers = "last"
+    positions: Literal["interpolated", "corners"] = "interpolated"
 
 
 @settings_dataclass
