@@ -79,6 +79,25 @@ def test_a_figure_for_each_axis_with_a_line_for_each_other_value(analysis_of):
 
 
 @pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        (["6", "pre_projection", "projected", "12"], [2.0, 0.0, 1.0, 3.0]),
+        (["50", "50%", "6"], [1.0, 2.0, 0.0]),
+        (["50%", "25%"], [50.0, 25.0]),
+        (["6", "06"], [0.0, 1.0]),
+    ],
+)
+def test_each_value_has_its_own_place_on_the_axis(values, places, analysis_of):
+    tasks = [f"voc/linear:layers={value}" for value in values]
+    runs = [stored_run(n, "a", task, 0, 50.0, protocol=task) for n, task in enumerate(tasks)]
+    (figure,) = axis_figures(analysis_of(runs))
+    axis = figure.spec["layout"]["xaxis"]
+    ticks = dict(zip(axis["ticktext"], axis["tickvals"], strict=True))
+    assert [ticks[value] for value in values] == places
+    assert figure.spec["data"][0]["x"] == sorted(places)
+
+
+@pytest.mark.parametrize(
     ("held_out", "words"),
     [
         (True, "layers=6, size=448 is best of 6, chosen on held-out training images (mIoU 72.0)"),

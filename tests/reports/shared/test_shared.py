@@ -17,6 +17,7 @@ from reports.errors import TrackingError
 from reports.metrics import Metric
 from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
+from reports.render.page import render_page
 from reports.report import ReportRequest, build_report
 from reports.shared import merge
 from reports.shared.archive import read_archive, write_archive
@@ -87,6 +88,13 @@ def test_two_homes_give_the_intervals_of_one(folder, mine, shared_file):
     assert set(merged.backbones) == set("abcd")
     assert intervals(merged) == intervals(alone)
     assert "Shared results, not made here: c, d (from a lab)." in merged.notes
+
+
+def test_a_shared_baseline_has_both_marks(mine, shared_file):
+    request = ReportRequest(
+        ["paper"], baseline="c", tracking_uri=mine.uri, shared=[str(shared_file)]
+    )
+    assert "<small>shared: a lab · baseline</small>" in render_page(build_report(request))
 
 
 def test_the_same_runs_give_the_same_bytes_and_no_path(folder, shared_file):
