@@ -51,7 +51,7 @@ class ExportResults(TrackingOptions, PluginOptions):
     def _write_numbers(self) -> int:
         from benchmark.execution.progress import Bar, console
         from cliptex_common.files import write_text
-        from reports.render.export import numbers_frame
+        from reports.render.export import csv_text, numbers_frame
         from reports.report import ReportRequest, build_report
         from reports.shared.hub import community_evaluations, model_cards
 
@@ -66,8 +66,11 @@ class ExportResults(TrackingOptions, PluginOptions):
         if self.format in ("csv", "parquet"):
             frame = numbers_frame(report)
             path = self.out or Path(f"results.{self.format}")
-            with atomic_write(path) as part:
-                frame.to_csv(part, index=False) if self.format == "csv" else frame.to_parquet(part)
+            if self.format == "csv":
+                write_text(path, csv_text(frame))
+            else:
+                with atomic_write(path) as part:
+                    frame.to_parquet(part)
             console.print(f"{len(frame)} numbers: {path}")
             return 0
         datasets = {column.task.rpartition("/")[0] for column in report.columns}
