@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -100,8 +100,7 @@ class ExportResults(TrackingOptions, PluginOptions):
         experiments = self.experiment or default_experiments(store)
         path = self.out or Path("results.zip")
         written = export_results(store, experiments, path, self.backbones, self.tasks, self.source)
-        for note in written.notes:
-            console.print(f"  note · {note}", style="dim")
+        _print_notes(written.notes)
         names = ", ".join(written.backbones)
         size = path.stat().st_size / 1e6
         console.print(f"{written.cells} results of {names}: {path} ({size:.1f} MB)")
@@ -123,19 +122,18 @@ class CheckResults(PluginOptions):
         """Exit code 2 with the reason if a file is refused."""
         from benchmark.execution.progress import console
         from benchmark.execution.unit import threads
-        from reports.shared.archive import read_archive
         from reports.shared.check import check_results
-        from reports.shared.merge import find_files
+        from reports.shared.merge import find_files, read_files
 
-        for title, content in find_files(self.files):
-            results = read_archive(content, title)
+        for results in read_files(find_files(self.files)):
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
             names = {cell.backbone for cell in results.cells}
             console.print(
-                f"{title}: {len(scores)} results of {len(names)} backbones agree with their"
+                f"{results.title}: {len(scores)} results of {len(names)} backbones agree with their"
                 " per-image scores"
             )
+            _print_notes(results.notes)
         return 0
 
 
@@ -159,25 +157,34 @@ class LeaderboardPage(PluginOptions):
         from benchmark.execution.progress import Bar, console
         from benchmark.execution.unit import threads
         from cliptex_common.files import write_text
-        from reports.shared.archive import read_archive
-        from reports.shared.merge import find_files
+        from reports.shared.merge import find_files, read_files
         from reports.shared.page import render_leaderboard
         from reports.shared.standings import Leaderboard
 
         files = find_files(self.files)
-        results = Leaderboard()
+        leaderboard, notes = Leaderboard(), list[str]()
         with Bar() as bar, threads(1):
             bar.start("shared results", len(files))
-            for title, content in files:
-                results.add(read_archive(content, title))
+            for results in read_files(files):
+                leaderboard.add(results)
+                notes += results.notes
                 bar.advance()
+        _print_notes(notes)
         about = (
-            f"{len(results.backbones)} backbones, {len(results.columns)} tasks, {len(files)} files"
+            f"{len(leaderboard.backbones)} backbones, {len(leaderboard.columns)} tasks,"
+            f" {len(files)} files"
         )
         path = self.out / "index.html"
-        write_text(path, render_leaderboard(results, self.title, about))
+        write_text(path, render_leaderboard(leaderboard, self.title, about))
         console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
         return 0
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    from benchmark.execution.progress import console
+
+    for note in notes:
+        console.print(f"  note · {note}", style="dim")
 
 
 COMMAND = {"export": ExportResults, "check": CheckResults, "page": LeaderboardPage}

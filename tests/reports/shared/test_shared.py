@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import socket
+import threading
 import zipfile
-from contextlib import chdir
+from contextlib import chdir, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 from cliptex_common.files import content_key
-from reports.artifacts import PER_IMAGE, PROTOCOL
+from reports.artifacts import PARENT, PER_IMAGE, PROTOCOL
+from reports.cell import cell_key
 from reports.errors import TrackingError
 from reports.metrics import Metric
 from reports.mlflow.query import Store
@@ -20,10 +24,11 @@ from reports.mlflow.run import Tracker
 from reports.render.page import render_page
 from reports.report import ReportRequest, build_report
 from reports.shared import merge
-from reports.shared.archive import read_archive, write_archive
+from reports.shared.archive import read_archive, shared_id, write_archive
 from reports.shared.check import check_results
 from reports.shared.export import export_results, without_paths
-from reports.shared.merge import find_files
+from reports.shared.merge import find_files, read_files
+from reports.stats.per_image import SCORERS
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.integration
@@ -193,6 +198,12 @@ def _list(cells, members):
     members[f"{cells['voc/linear'].run_id}/{PROTOCOL}"] = b"[]"
 
 
+def _many_arrays(cells, members):
+    buffer = io.BytesIO()
+    np.savez(buffer, **{f"a{number}": np.zeros(1) for number in range(30_000)})
+    members[f"{cells['voc/linear'].run_id}/{PER_IMAGE}"] = buffer.getvalue()
+
+
 def _large(cells, members):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, image=np.zeros(80_000_000, np.uint8))
@@ -216,6 +227,11 @@ def _large(cells, members):
         (_in_a_member(b'"python":"3.11"', b'"python":NaN'), "not JSON compliant"),
         (_in_a_member(b'"size":[224,224]', b'"size":224'), "size"),
         (_list, "valid dictionary"),
+        (
+            _in_a_member(b'"fingerprint"', b'"extra":{"main_metric":["top1"]},"fingerprint"'),
+            "dataset.extra.main_metric: Input should be a valid string, not",
+        ),
+        (_many_arrays, "it has 30000 arrays"),
         (_large, "inflates to more than"),
     ],
 )
@@ -274,6 +290,111 @@ def test_a_server_that_sends_nothing_and_a_folder_are_one_line(tmp_path, monkeyp
         find_files([url])
     with pytest.raises(TrackingError, match="Cannot connect"):  # nobody listens any more
         find_files([url])
+
+
+@contextmanager
+def endless_server(block: bytes):
+    """The URL of a file that has no end."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            with suppress(OSError):
+                while not over.wait(0.001):
+                    self.wfile.write(block)
+
+        def log_message(self, *_):
+            pass
+
+    over = threading.Event()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/x.zip"
+        over.set()
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "block", "reason"),
+    [
+        ("LARGEST", 10_000, bytes(1000), "it has more than"),
+        ("MOST_SECONDS", 0.5, b"a", "it takes more than"),
+    ],
+)
+def test_a_download_without_an_end_is_one_line(limit, value, block, reason, monkeypatch):
+    monkeypatch.setattr(merge, limit, value)
+    with (
+        endless_server(block) as url,
+        pytest.raises(TrackingError, match=f"cannot fetch {url}.*{reason}"),
+    ):
+        find_files([url])
+
+
+def test_a_file_is_fetched_and_one_that_is_too_large_is_not_read(shared_file, monkeypatch):
+    assert find_files([f"file://{shared_file}"]) == [("others", shared_file.read_bytes())]
+    monkeypatch.setattr(merge, "LARGEST", 1000)
+    with pytest.raises(TrackingError, match=r"others.zip has .* export some backbones at a time"):
+        find_files([str(shared_file)])
+
+
+def copied_to_seeds(shared_file, seeds) -> bytes:
+    """A file in which c and d have the scores of their last seed with others, too."""
+    results = read_archive(shared_file.read_bytes(), "others")
+    members = {name: content for name, content in results.members.items() if name != "runs.json"}
+    records = [*results.parents.values(), *results.cells]
+    parents = {run.backbone: run for run in results.parents.values() if run.seed == 1}
+    for seed, cell in itertools.product(seeds, results.cells):
+        parent, conditions = parents[cell.backbone], results.json(cell, PROTOCOL)
+        if cell.seed != parent.seed:
+            continue
+        identity = results.json(parent, PARENT)["backbone"]
+        key = cell_key(identity, conditions, seed)
+        new_parent = parent.model_copy(update={"seed": seed, "run_key": f"{seed}"})
+        new_parent = new_parent.model_copy(update={"run_id": shared_id(new_parent)})
+        copy = cell.model_copy(update={"seed": seed, "key": key, "parent": new_parent.run_id})
+        copy = copy.model_copy(update={"run_id": shared_id(copy)})
+        records += [copy, *([] if new_parent in records else [new_parent])]
+        for old, new in ((cell, copy), (parent, new_parent)):
+            of_old = {name for name in members if name.startswith(old.run_id)}
+            members |= {name.replace(old.run_id, new.run_id): members[name] for name in of_old}
+    path = shared_file.with_name("copied.zip")
+    write_archive(path, "a lab", "1", records, members)
+    return path.read_bytes()
+
+
+def test_scores_that_were_copied_to_other_seeds_count_once(shared_file, mine, monkeypatch):
+    content = copied_to_seeds(shared_file, (2, 3))
+    (results,) = read_files([("copied", content)])
+    assert len(check_results(results)) == 8 and len(results.notes) == 8
+    assert "d · voc/linear · seed 3 has the scores of seed 1" in "".join(results.notes)
+    others, copies = read_files([("others", shared_file.read_bytes()), ("copied", content)])
+    assert not others.notes and len(copies.cells) == 8, "also those of another file"
+    monkeypatch.setattr(merge, "SEEDED", {"neighbours"})  # as of a probe that draws nothing
+    (results,) = read_files([("copied", content)])
+    assert len(check_results(results)) == 16
+
+
+def test_two_files_that_disagree_on_a_cell_are_both_named(shared_file):
+    files = [("mine", shared_file.read_bytes()), ("theirs", changed(shared_file, _metric))]
+    with pytest.raises(TrackingError, match="mine and theirs have other scores of d · voc/linear"):
+        list(read_files(files))
+
+
+def test_an_unpacked_file_is_verified_again(mine, shared_file, monkeypatch):
+    request = ReportRequest(["paper"], tracking_uri=mine.uri, shared=[str(shared_file)])
+    build_report(request)
+    scorer = SCORERS["segmentation"]
+
+    def other_scorer(images, arrays):
+        return scorer(images, arrays | {"intersection": arrays["intersection"] // 2})
+
+    monkeypatch.setitem(SCORERS, "segmentation", other_scorer)  # as by another plugin
+    with pytest.raises(TrackingError, match="by its per-image scores"):
+        build_report(request)
 
 
 def test_a_changed_byte_and_other_files_are_refused(shared_file, folder):
