@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -100,7 +100,8 @@ class ExportResults(TrackingOptions, PluginOptions):
         experiments = self.experiment or default_experiments(store)
         path = self.out or Path("results.zip")
         written = export_results(store, experiments, path, self.backbones, self.tasks, self.source)
-        _print_notes(written.notes)
+        for note in written.notes:
+            console.print(f"  note · {note}", style="dim")
         names = ", ".join(written.backbones)
         size = path.stat().st_size / 1e6
         console.print(f"{written.cells} results of {names}: {path} ({size:.1f} MB)")
@@ -133,7 +134,8 @@ class CheckResults(PluginOptions):
                 f"{results.title}: {len(scores)} results of {len(names)} backbones agree with their"
                 " per-image scores"
             )
-            _print_notes(results.notes)
+            for note in results.notes:
+                console.print(f"  note · {note}", style="dim")
         return 0
 
 
@@ -162,29 +164,19 @@ class LeaderboardPage(PluginOptions):
         from reports.shared.standings import Leaderboard
 
         files = find_files(self.files)
-        leaderboard, notes = Leaderboard(), list[str]()
+        results = Leaderboard()
         with Bar() as bar, threads(1):
             bar.start("shared results", len(files))
-            for results in read_files(files):
-                leaderboard.add(results)
-                notes += results.notes
+            for file in read_files(files):
+                results.add(file)
                 bar.advance()
-        _print_notes(notes)
         about = (
-            f"{len(leaderboard.backbones)} backbones, {len(leaderboard.columns)} tasks,"
-            f" {len(files)} files"
+            f"{len(results.backbones)} backbones, {len(results.columns)} tasks, {len(files)} files"
         )
         path = self.out / "index.html"
-        write_text(path, render_leaderboard(leaderboard, self.title, about))
+        write_text(path, render_leaderboard(results, self.title, about))
         console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
         return 0
-
-
-def _print_notes(notes: Iterable[str]) -> None:
-    from benchmark.execution.progress import console
-
-    for note in notes:
-        console.print(f"  note · {note}", style="dim")
 
 
 COMMAND = {"export": ExportResults, "check": CheckResults, "page": LeaderboardPage}

@@ -41,8 +41,8 @@ def test_a_picture_that_is_missing_is_left_out(tracker, report_of):
         members = {name: pack.read(name) for name in pack.namelist()}
     del members["000-prediction.webp"]
     with zipfile.ZipFile(path, "w") as pack:
-        for name, content in members.items():
-            pack.writestr(name, content)
+        for member in members.items():
+            pack.writestr(*member)
     (gallery,) = report_of(tracker).galleries
     missing = [
         (row.name, tile.label) for row in gallery.rows for tile in row.tiles if not tile.data

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import socket
 import threading
 import zipfile
-from contextlib import chdir, contextmanager, suppress
+from contextlib import chdir, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 from cliptex_common.files import content_key
-from reports.artifacts import PARENT, PER_IMAGE, PROTOCOL
-from reports.cell import cell_key
+from reports.artifacts import PER_IMAGE, PROTOCOL
 from reports.errors import TrackingError
 from reports.metrics import Metric
 from reports.mlflow.query import Store
@@ -24,11 +22,12 @@ from reports.mlflow.run import Tracker
 from reports.render.page import render_page
 from reports.report import ReportRequest, build_report
 from reports.shared import merge
-from reports.shared.archive import read_archive, shared_id, write_archive
+from reports.shared.archive import read_archive, write_archive
 from reports.shared.check import check_results
 from reports.shared.export import export_results, without_paths
 from reports.shared.merge import find_files, read_files
 from reports.stats.per_image import SCORERS
+from tests.reports import synthetic
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.integration
@@ -292,90 +291,48 @@ def test_a_server_that_sends_nothing_and_a_folder_are_one_line(tmp_path, monkeyp
         find_files([url])
 
 
-@contextmanager
-def endless_server(block: bytes):
-    """The URL of a file that has no end."""
+class EndlessFile(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.send_response(200)
+        self.end_headers()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_response(200)
-            self.end_headers()
-
-        def do_GET(self):
-            self.do_HEAD()
-            with suppress(OSError):
-                while not over.wait(0.001):
-                    self.wfile.write(block)
-
-        def log_message(self, *_):
-            pass
-
-    over = threading.Event()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/x.zip"
-        over.set()
-        server.shutdown()
+    def do_GET(self):
+        self.do_HEAD()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"a")
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "block", "reason"),
-    [
-        ("LARGEST", 10_000, bytes(1000), "it has more than"),
-        ("MOST_SECONDS", 0.5, b"a", "it takes more than"),
-    ],
+    ("limit", "value", "reason"),
+    [("LARGEST", 1000, "it has more than"), ("MOST_SECONDS", 0.5, "TimeoutError")],
 )
-def test_a_download_without_an_end_is_one_line(limit, value, block, reason, monkeypatch):
+def test_a_download_without_an_end_is_one_line(limit, value, reason, monkeypatch):
     monkeypatch.setattr(merge, limit, value)
-    with (
-        endless_server(block) as url,
-        pytest.raises(TrackingError, match=f"cannot fetch {url}.*{reason}"),
-    ):
-        find_files([url])
+    with ThreadingHTTPServer(("127.0.0.1", 0), EndlessFile) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(TrackingError, match=f"cannot fetch .*{reason}"):
+            find_files([f"http://127.0.0.1:{server.server_port}/x.zip"])
+        server.shutdown()
 
 
-def test_a_file_is_fetched_and_one_that_is_too_large_is_not_read(shared_file, monkeypatch):
-    assert find_files([f"file://{shared_file}"]) == [("others", shared_file.read_bytes())]
+def test_a_large_file_is_not_read(shared_file, monkeypatch):
     monkeypatch.setattr(merge, "LARGEST", 1000)
     with pytest.raises(TrackingError, match=r"others.zip has .* export some backbones at a time"):
         find_files([str(shared_file)])
 
 
-def copied_to_seeds(shared_file, seeds) -> bytes:
-    """A file in which c and d have the scores of their last seed with others, too."""
-    results = read_archive(shared_file.read_bytes(), "others")
-    members = {name: content for name, content in results.members.items() if name != "runs.json"}
-    records = [*results.parents.values(), *results.cells]
-    parents = {run.backbone: run for run in results.parents.values() if run.seed == 1}
-    for seed, cell in itertools.product(seeds, results.cells):
-        parent, conditions = parents[cell.backbone], results.json(cell, PROTOCOL)
-        if cell.seed != parent.seed:
-            continue
-        identity = results.json(parent, PARENT)["backbone"]
-        key = cell_key(identity, conditions, seed)
-        new_parent = parent.model_copy(update={"seed": seed, "run_key": f"{seed}"})
-        new_parent = new_parent.model_copy(update={"run_id": shared_id(new_parent)})
-        copy = cell.model_copy(update={"seed": seed, "key": key, "parent": new_parent.run_id})
-        copy = copy.model_copy(update={"run_id": shared_id(copy)})
-        records += [copy, *([] if new_parent in records else [new_parent])]
-        for old, new in ((cell, copy), (parent, new_parent)):
-            of_old = {name for name in members if name.startswith(old.run_id)}
-            members |= {name.replace(old.run_id, new.run_id): members[name] for name in of_old}
-    path = shared_file.with_name("copied.zip")
-    write_archive(path, "a lab", "1", records, members)
-    return path.read_bytes()
-
-
-def test_scores_that_were_copied_to_other_seeds_count_once(shared_file, mine, monkeypatch):
-    content = copied_to_seeds(shared_file, (2, 3))
-    (results,) = read_files([("copied", content)])
-    assert len(check_results(results)) == 8 and len(results.notes) == 8
-    assert "d · voc/linear · seed 3 has the scores of seed 1" in "".join(results.notes)
-    others, copies = read_files([("others", shared_file.read_bytes()), ("copied", content)])
-    assert not others.notes and len(copies.cells) == 8, "also those of another file"
+def test_scores_that_were_copied_to_other_seeds_count_once(folder, monkeypatch):
+    original = synthetic.scores
+    monkeypatch.setattr(synthetic, "scores", lambda *args: original(*args[:2], 0, args[3]))
+    copies = tracker_with(folder / "copies", "c", range(3))
+    export_results(Store(copies.uri), ["paper"], folder / "copies.zip")
+    files = find_files([str(folder / "copies.zip")])
+    (results,) = read_files(files)
+    assert [cell.seed for cell in results.cells] == [0, 0] and len(results.notes) == 4
     monkeypatch.setattr(merge, "SEEDED", {"neighbours"})  # as of a probe that draws nothing
-    (results,) = read_files([("copied", content)])
-    assert len(check_results(results)) == 16
+    (results,) = read_files(files)
+    assert len(results.cells) == 6
 
 
 def test_two_files_that_disagree_on_a_cell_are_both_named(shared_file):
