@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
 from cliptex_common.errors import UserError, first_line
 
 
@@ -18,11 +16,3 @@ def damaged(artifact: str, run_id: str, run_name: str, error: Exception) -> Trac
         f"({type(error).__name__}: {first_line(error)}); "
         "run that task again with --force, or delete the run"
     )
-
-
-def first_problem(error: Exception) -> str:
-    """An error in a line: of a validation the first field, what is wrong, and its value."""
-    if not isinstance(error, ValidationError):
-        return first_line(error)
-    problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, not {problem['input']!r:.60}"

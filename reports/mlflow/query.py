@@ -19,7 +19,7 @@ from cliptex_common.errors import suggest
 from cliptex_common.files import home
 from reports.artifacts import DAMAGED, read_arrays
 from reports.cell import TAGS, Cell, Record, read_record
-from reports.errors import TrackingError, damaged, first_problem
+from reports.errors import TrackingError, damaged
 from reports.mlflow.client import (
     FAILURE_TAG,
     PARENT_TAG,
@@ -187,7 +187,7 @@ def read_run(run: Any, experiment: str = "") -> Record:
         }
         return read_record(data.tags, data.params, metrics, **fields)
     except (ValueError, TypeError, AttributeError) as error:
-        reason = f"a tag cannot be read ({first_problem(error)})"
+        reason = f"a tag cannot be read: {' '.join(str(error).split())[:150]}"
         return Record(**fields | {"status": UNREADABLE, "reason": reason})
 
 

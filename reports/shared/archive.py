@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from cliptex_common.files import atomic_write, canonical_json, content_key
 from reports.artifacts import DAMAGED, DETECTIONS, PARENT, PER_IMAGE, PROTOCOL, inflate
 from reports.cell import Cell, ParentRun, Record, read_record
-from reports.errors import TrackingError, first_problem
+from reports.errors import TrackingError
 from reports.metrics import DECLARERS
 
 MANIFEST, RUNS = "manifest.json", "runs.json"
@@ -204,7 +204,9 @@ def read_archive(content: bytes, title: str) -> SharedResults:
     except TrackingError:
         raise
     except ValidationError as error:
-        raise TrackingError(f"{title}: {first_problem(error)}") from error
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise TrackingError(f"{title}: {field}: {first['msg']}") from error
     except DAMAGED as error:
         raise TrackingError(f"{title} is not a file of `results export`: {error}") from error
     cells = [record for record in records if isinstance(record, Cell)]

@@ -228,7 +228,7 @@ def _large(cells, members):
         (_list, "valid dictionary"),
         (
             _in_a_member(b'"fingerprint"', b'"extra":{"main_metric":["top1"]},"fingerprint"'),
-            "dataset.extra.main_metric: Input should be a valid string, not",
+            "dataset.extra.main_metric: Input should be a valid string",
         ),
         (_many_arrays, "it has 30000 arrays"),
         (_large, "inflates to more than"),
