@@ -97,9 +97,10 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 
 def _inert(value: object) -> object:
+    if not isinstance(value, str):
+        return value
     # spreadsheets split at tabs and semicolons, too
-    is_text = isinstance(value, str)
-    return re.sub(r"((?:^|[\t\r\n;])\s*)([=+@-])", r"\1'\2", value) if is_text else value
+    return re.sub(r"((?:^|[\t\r\n;])\s*)([=+@-])", r"\1'\2", value)
 
 
 def _with_marks(table: ResultTable) -> pd.DataFrame:
