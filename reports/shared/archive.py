@@ -93,6 +93,7 @@ class Conditions(BaseModel):
     task: str
     dataset: DatasetConditions
     libraries: dict[str, str] = {}
+    settings: dict[str, Any] = {}
 
 
 class InputSize(BaseModel):

@@ -105,11 +105,11 @@ def read_files(files: Iterable[tuple[str, bytes]]) -> Iterator[SharedResults]:
         cells, notes = [], []
         for cell in sorted(results.cells, key=lambda cell: cell.seed):
             other, same = titles.setdefault(cell.run_id, (title, cell))
-            values = [each.metrics.get(cell.main, 0.0) for each in (same, cell)]
-            if not agrees(*values):
+            mine, theirs = (each.metrics.get(cell.main, 0.0) for each in (same, cell))
+            if not agrees(mine, theirs):
                 raise TrackingError(
                     f"{other} and {title} have other scores of {cell.label}:"
-                    f" {values[0]:.6g} and {values[1]:.6g} {cell.main}; leave one file out"
+                    f" {mine:.6g} and {theirs:.6g} {cell.main}; leave one file out"
                 )
             digests = results.manifest.files
             scores = [digests.get(f"{cell.run_id}/{name}") for name in (PER_IMAGE, DETECTIONS)]

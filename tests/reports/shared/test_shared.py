@@ -230,6 +230,10 @@ def _large(cells, members):
             _in_a_member(b'"fingerprint"', b'"extra":{"main_metric":["top1"]},"fingerprint"'),
             "dataset.extra.main_metric: Input should be a valid string",
         ),
+        (
+            _in_a_member(b'"settings":{"max_iters":10,"which":"p"}', b'"settings":[]'),
+            "settings: Input should be a valid dictionary",
+        ),
         (_many_arrays, "it has 30000 arrays"),
         (_large, "inflates to more than"),
     ],
