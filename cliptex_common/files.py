@@ -3,6 +3,7 @@ looks finished."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import multiprocessing.util
@@ -47,16 +48,20 @@ def json_output_path(path: Path) -> Path:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it is flushed to disk and renamed to
-    ``path``.
+    ``path``. What a killed process left of ``path`` on this machine is removed.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written. Other errors of the block pass
             unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    prefix = f".{path.name}.{os.uname().nodename}+"  # no host has a + in its name
+    temporary = path.with_name(f"{prefix}{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+            if not _is_running(int(leftover.stem.rpartition("+")[2])):
+                leftover.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from error
     try:
@@ -75,6 +80,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise UserError(
             f"cannot write {path}: {reason}; free some space or choose another folder"
         ) from error
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _is_write_error(error: Exception, temporary: Path) -> bool:

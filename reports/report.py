@@ -13,7 +13,7 @@ import pandas as pd
 from cliptex_common.secrets import hide_secrets
 from reports.analysis import Analysis, analyse
 from reports.cell import Cell, ParentRun, Record
-from reports.mlflow.query import Store
+from reports.mlflow.query import UNREADABLE, Store
 from reports.parts.axes import axis_figures, best_values, mode_changes
 from reports.parts.caveats import caveats
 from reports.parts.costs import cost_frame, costs_of_backbones
@@ -170,6 +170,9 @@ def build_report(
     experiments = list(request.experiments) or default_experiments(store)
     runs = store.runs(experiments)
     counted, notes = _like_runs(request.like_runs, without_studies(runs))
+    for run in runs:
+        if run.status == UNREADABLE:
+            notes.append(f"Run {run.run_id} ({run.name}) is left out: {run.reason}.")
     if request.shared:
         shared, about_shared = read_shared(request.shared, counted, store)
         counted, notes = [*counted, *shared], [*notes, *about_shared]

@@ -51,7 +51,7 @@ class ExportResults(TrackingOptions, PluginOptions):
     def _write_numbers(self) -> int:
         from benchmark.execution.progress import Bar, console
         from cliptex_common.files import write_text
-        from reports.render.export import numbers_frame
+        from reports.render.export import csv_text, numbers_frame
         from reports.report import ReportRequest, build_report
         from reports.shared.hub import community_evaluations, model_cards
 
@@ -66,8 +66,11 @@ class ExportResults(TrackingOptions, PluginOptions):
         if self.format in ("csv", "parquet"):
             frame = numbers_frame(report)
             path = self.out or Path(f"results.{self.format}")
-            with atomic_write(path) as part:
-                frame.to_csv(part, index=False) if self.format == "csv" else frame.to_parquet(part)
+            if self.format == "csv":
+                write_text(path, csv_text(frame))
+            else:
+                with atomic_write(path) as part:
+                    frame.to_parquet(part)
             console.print(f"{len(frame)} numbers: {path}")
             return 0
         datasets = {column.task.rpartition("/")[0] for column in report.columns}
@@ -120,19 +123,19 @@ class CheckResults(PluginOptions):
         """Exit code 2 with the reason if a file is refused."""
         from benchmark.execution.progress import console
         from benchmark.execution.unit import threads
-        from reports.shared.archive import read_archive
         from reports.shared.check import check_results
-        from reports.shared.merge import find_files
+        from reports.shared.merge import find_files, read_files
 
-        for title, content in find_files(self.files):
-            results = read_archive(content, title)
+        for results in read_files(find_files(self.files)):
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
             names = {cell.backbone for cell in results.cells}
             console.print(
-                f"{title}: {len(scores)} results of {len(names)} backbones agree with their"
+                f"{results.title}: {len(scores)} results of {len(names)} backbones agree with their"
                 " per-image scores"
             )
+            for note in results.notes:
+                console.print(f"  note · {note}", style="dim")
         return 0
 
 
@@ -156,8 +159,7 @@ class LeaderboardPage(PluginOptions):
         from benchmark.execution.progress import Bar, console
         from benchmark.execution.unit import threads
         from cliptex_common.files import write_text
-        from reports.shared.archive import read_archive
-        from reports.shared.merge import find_files
+        from reports.shared.merge import find_files, read_files
         from reports.shared.page import render_leaderboard
         from reports.shared.standings import Leaderboard
 
@@ -165,8 +167,8 @@ class LeaderboardPage(PluginOptions):
         results = Leaderboard()
         with Bar() as bar, threads(1):
             bar.start("shared results", len(files))
-            for title, content in files:
-                results.add(read_archive(content, title))
+            for file in read_files(files):
+                results.add(file)
                 bar.advance()
         about = (
             f"{len(results.backbones)} backbones, {len(results.columns)} tasks, {len(files)} files"

@@ -8,13 +8,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import Timeout
 
 from backbones import Backbone
 from benchmark.execution import WorkerLost
@@ -146,9 +147,18 @@ def finished_cells(
         tags = {TAGS["key"]: key, **({PARENT_TAG: parent_id} if parent_id else {})}
         cell = tracker.finished(**tags)
         if isinstance(cell, Cell):
+            _remove_scratch(cell)
             update = {"backbone": backbone, "status": "cached", "costs": {}}
             cells[task] = cell.model_copy(update=update)
     return cells
+
+
+def _remove_scratch(cell: Cell) -> None:
+    """Remove the scratch folder of a process that was killed after the cell was finished."""
+    folder = _work_dir(cell.key)
+    if read_json_object(folder / RUN_FILE).get("run") == cell.run_id:
+        with suppress(Timeout), locked(lock_path("cell", cell.key), wait=False):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_cells(tasks: Sequence[PlannedTask], context: CellContext) -> list[Cell]:

@@ -98,9 +98,9 @@ class Parent:
         protocols = self.record.protocols.items()
         key = f"tags.`{TAGS['run_key']}` = '{self.record.run_key}'"
         for run in self.tracker.search(key):
-            assert isinstance(run, ParentRun)
-            agrees = all(run.protocols.get(task, value) == value for task, value in protocols)
-            if agrees and run.status != "still running":
+            if not isinstance(run, ParentRun) or run.status == "still running":
+                continue
+            if all(run.protocols.get(task, value) == value for task, value in protocols):
                 return run
         return None
 

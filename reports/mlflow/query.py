@@ -39,6 +39,7 @@ STATUSES = {
     "RUNNING": "still running",
     "SCHEDULED": "not started",
 }
+UNREADABLE = "unreadable"
 
 
 class Store:
@@ -161,28 +162,33 @@ def local_folder(uri: str) -> Path | None:
 
 
 def read_run(run: Any, experiment: str = "") -> Record:
-    """The record of an MLflow run; ``experiment`` is the name of its experiment."""
+    """The record of an MLflow run; ``experiment`` is the name of its experiment.
+
+    One with a tag that cannot be read is a plain ``Record``, whose status is ``UNREADABLE``.
+    """
     info, data = run.info, run.data
-    declared = json.loads(data.tags.get(TAGS["declared"], "{}"))
-    metrics = {
-        metric_name(key, declared): value
-        for key, value in data.metrics.items()
-        if not key.startswith("system/")
+    fields: dict[str, Any] = {
+        "run_id": info.run_id,
+        "name": info.run_name or "",
+        "parent": data.tags.get(PARENT_TAG, ""),
+        "status": STATUSES.get(info.status, info.status.lower()),
+        "reason": data.tags.get(FAILURE_TAG, ""),
+        "experiment": experiment,
+        "experiment_id": info.experiment_id,
+        "artifacts": info.artifact_uri or "",
+        "started": info.start_time or 0,
     }
-    return read_record(
-        data.tags,
-        data.params,
-        metrics,
-        run_id=info.run_id,
-        name=info.run_name or "",
-        parent=data.tags.get(PARENT_TAG, ""),
-        status=STATUSES.get(info.status, info.status.lower()),
-        reason=data.tags.get(FAILURE_TAG, ""),
-        experiment=experiment,
-        experiment_id=info.experiment_id,
-        artifacts=info.artifact_uri or "",
-        started=info.start_time or 0,
-    )
+    try:
+        declared = json.loads(data.tags.get(TAGS["declared"], "{}"))
+        metrics = {
+            metric_name(key, declared): value
+            for key, value in data.metrics.items()
+            if not key.startswith("system/")
+        }
+        return read_record(data.tags, data.params, metrics, **fields)
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = f"a tag cannot be read: {' '.join(str(error).split())[:150]}"
+        return Record(**fields | {"status": UNREADABLE, "reason": reason})
 
 
 def tidy(cells: Sequence[Cell]) -> pd.DataFrame:

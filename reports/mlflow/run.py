@@ -24,7 +24,7 @@ from typing import Any
 from cliptex_common.errors import first_line
 from cliptex_common.pacing import repeating
 from cliptex_common.secrets import hide_secrets, redact
-from reports.cell import Record
+from reports.cell import COST, Record
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
 from reports.mlflow.client import (
@@ -226,6 +226,7 @@ class Run:
         self.is_resumed = is_resumed
         self.status = "FINISHED"  # the status that the run will end with
         self._buffer: list[Any] = []
+        self._logged: dict[str, dict[int, float]] = {}
         self._sent = time.monotonic()
         self._pending: list[tuple[Callable[[], None], Future]] = []
 
@@ -256,17 +257,20 @@ class Run:
         now = int(time.time() * 1000)
         for name, value in metrics.items():
             key, value = metric_key(name), float(value)
-            if math.isfinite(value) and not (step and step in self._logged_steps(key)):
+            logged = self._logged_points(key)
+            # a number that was computed again may be another one; what a run took stands once
+            is_new = step not in logged or not (step or name.startswith(COST) or logged[0] == value)
+            if math.isfinite(value) and is_new:
                 self._buffer.append(Metric(key, value, now, int(step), **(about or {})))
         if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
             self._send()
 
-    @functools.cache  # noqa: B019 – as long as the run is written
-    def _logged_steps(self, key: str) -> set[int]:
-        """The steps of a curve that a killed process logged after the state that is resumed."""
-        if not self.is_resumed:
-            return set()
-        return {each.step for each in self.tracker.client.get_metric_history(self.id, key)}
+    def _logged_points(self, key: str) -> dict[int, float]:
+        """Step → value of what a killed process logged after the state that is resumed."""
+        if self.is_resumed and key not in self._logged:
+            history = self.tracker.client.get_metric_history(self.id, key)
+            self._logged[key] = {each.step: each.value for each in history}
+        return self._logged.get(key, {})
 
     def log_new_metrics(self, metrics: Mapping[str, float]) -> None:
         """``log_metrics`` without the values that the run has already."""

@@ -255,14 +255,15 @@ def mode_changes(store: Store, analysis: Analysis) -> list[str]:
     sentences = []
     for task, variants in task_variants(analysis).items():
         for backbone, own in groupby(variants, attrgetter("backbone")):
-            lines: dict[str, dict[float, np.ndarray]] = defaultdict(dict)
+            lines: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
             for variant in own:
                 cell = analysis.selection.cells[backbone, variant.column][0]
                 arrays = store.arrays(cell, PARTS)
-                if arrays and "size" in variant.values:
+                size = variant.values.get("size", "")
+                if arrays and size.isdigit():
                     features = arrays["features"].reshape(-1, arrays["features"].shape[-1])
-                    lines[variant.text("size")][_number(variant.values["size"])] = features
-            changes: dict[tuple[float, float], dict[str, float]] = defaultdict(dict)
+                    lines[variant.text("size")][int(size)] = features
+            changes: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
             for other_values, sizes in lines.items():
                 for small, large in pairwise(sorted(sizes)):
                     share = part_likeness(sizes[small], sizes[large])
@@ -280,19 +281,23 @@ def mode_changes(store: Store, analysis: Analysis) -> list[str]:
 
 
 def _positions(texts: Sequence[str]) -> dict[str, float]:
-    """Where values are on their axis: numbers at theirs, after names; names alone in order."""
-    names = list(dict.fromkeys(texts))
-    if not any(map(_number, names)):
-        return {name: float(place) for place, name in enumerate(names)}
-    return {name: _number(name) for name in sorted(names, key=_number)}
+    """Where values are on their axis: numbers of one unit at theirs; others in order, names first.
+
+    Equal numbers in two spellings are two values.
+    """
+    names = sorted(dict.fromkeys(texts), key=lambda name: (name.endswith("%"), _number(name)))
+    numbers = [_number(name) for name in names]
+    units = {name.endswith("%") for name in names}
+    is_scale = min(numbers) > -np.inf and len({*numbers}) == len(names) and len(units) == 1
+    return dict(zip(names, numbers if is_scale else map(float, range(len(names))), strict=True))
 
 
 def _number(text: str) -> float:
-    """Where a value is on its axis; names come first."""
+    """The number of a value; names come before all."""
     try:
         return float(text.removesuffix("%"))
     except ValueError:
-        return 0.0
+        return -np.inf
 
 
 def _tick(axis: str, text: str) -> str:

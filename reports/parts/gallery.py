@@ -51,7 +51,7 @@ class Gallery:
 
 
 class _Pack:
-    """A run's zip file of pictures. Raises one of ``DAMAGED``."""
+    """A run's zip file of pictures, some of which may be missing. Raises one of ``DAMAGED``."""
 
     def __init__(self, path: Path) -> None:
         self.files = zipfile.ZipFile(path)
@@ -60,16 +60,19 @@ class _Pack:
         index = json.loads(self.files.read("index.json"))
         self.images = {image["name"]: image for image in index["images"]}
         self.legend = index["legend"] or ""
+        self.sizes = {member.filename: member.file_size for member in self.files.infolist()}
 
     def size(self, image: str, role: str) -> int:
-        return self.files.getinfo(self.images[image][role]).file_size
+        return self.sizes.get(self.images[image].get(role), 0)
 
     def uri(self, image: str, role: str) -> str:
-        """A picture as a data URI."""
-        return self.file_uri(self.images[image][role])
+        """A picture as a data URI, '' if it is missing."""
+        return self.file_uri(self.images[image].get(role))
 
-    def file_uri(self, file: str) -> str:
-        """A file as a data URI."""
+    def file_uri(self, file: str | None) -> str:
+        """A file as a data URI, '' if it is missing."""
+        if file not in self.sizes:
+            return ""
         kind = "png" if file.endswith(".png") else "webp"
         return f"data:image/{kind};base64,{base64.b64encode(self.files.read(file)).decode()}"
 
@@ -141,7 +144,7 @@ def _gallery(
             for label, pack, role in pictures
         ]
         rows.append(GalleryRow(name, reason, tiles))
-    legend = first.file_uri(first.legend) if first.legend else ""
+    legend = first.file_uri(first.legend)
     return Gallery(column, score.score_name if score else "", rows, legend, len(names)), used
 
 

@@ -87,16 +87,20 @@ def csv_values(report: Report) -> dict[str, str]:
             frames["pairs.csv"] = pd.DataFrame([vars(pair) for pair in report.pairs.values()])
     for study in report.studies:
         frames[f"study-{re.sub('[^A-Za-z0-9_.-]', '-', study.name)}.csv"] = study_frame(study)
-    return {
-        name: frame.map(_inert).to_csv(index=False, lineterminator="\n")
-        for name, frame in frames.items()
-    }
+    return {name: csv_text(frame) for name, frame in frames.items()}
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A frame as CSV without its index. Spreadsheets run nothing in it as a formula: names and
+    headings may come from others' files."""
+    return frame.map(_inert).rename(columns=_inert).to_csv(index=False, lineterminator="\n")
 
 
 def _inert(value: object) -> object:
-    """Text that spreadsheets do not run as a formula: names may come from others' files."""
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
-    return f"'{value}" if is_formula else value
+    if not isinstance(value, str):
+        return value
+    # spreadsheets split at tabs and semicolons, too
+    return re.sub(r"((?:^|[\t\r\n;])\s*)([=+@-])", r"\1'\2", value)
 
 
 def _with_marks(table: ResultTable) -> pd.DataFrame:

@@ -28,6 +28,7 @@ MANIFEST, RUNS = "manifest.json", "runs.json"
 FILES = "|".join(map(re.escape, (PROTOCOL, PARENT, PER_IMAGE, DETECTIONS)))
 MEMBER = re.compile(rf"{re.escape(RUNS)}|[0-9a-f]{{16}}/({FILES})")
 DATE = (1980, 1, 1, 0, 0, 0)
+LARGEST = 1 << 30  # bytes of a file; it and each npz file in it inflate to at most twice as many
 MOST_BYTES, MOST_TIMES = 1 << 26, 50  # a file inflates to at most a + b times its size
 
 
@@ -76,10 +77,14 @@ class SharedRun(BaseModel):
         return read_record(self.tags, self.params, self.metrics, **fields)
 
 
+class DatasetExtra(BaseModel):
+    main_metric: str = ""
+
+
 class DatasetConditions(BaseModel):
     name: str
     fingerprint: str
-    extra: dict[str, Any] = {}
+    extra: DatasetExtra = DatasetExtra()
 
 
 class Conditions(BaseModel):
@@ -88,6 +93,7 @@ class Conditions(BaseModel):
     task: str
     dataset: DatasetConditions
     libraries: dict[str, str] = {}
+    settings: dict[str, Any] = {}
 
 
 class InputSize(BaseModel):
@@ -112,13 +118,15 @@ SHAPES: dict[str, type[BaseModel]] = {PROTOCOL: Conditions, PARENT: Description}
 
 @dataclass(frozen=True)
 class SharedResults:
-    """The content of a file; ``title`` is its name without the ending."""
+    """The content of a file; ``title`` is its name without the ending, ``notes`` what a reader must
+    know."""
 
     title: str
     manifest: Manifest
     cells: list[Cell]
     parents: dict[str, ParentRun]
     members: Mapping[str, bytes]
+    notes: Sequence[str] = ()
 
     def json(self, record: Record, name: str) -> Any:
         """A JSON file of a record."""
@@ -172,7 +180,7 @@ def read_archive(content: bytes, title: str) -> SharedResults:
     """
     budget = MOST_BYTES + MOST_TIMES * len(content)
     try:
-        members = inflate(content, budget)
+        members = inflate(content, min(budget, 2 * LARGEST))
         budget -= sum(map(len, members.values()))
         manifest = Manifest.model_validate_json(members.pop(MANIFEST))
         for name in sorted(members.keys() | manifest.files.keys()):
@@ -185,7 +193,7 @@ def read_archive(content: bytes, title: str) -> SharedResults:
                     " results again"
                 )
             if name.endswith(".npz"):
-                budget -= sum(map(len, inflate(members[name], budget).values()))
+                budget -= sum(map(len, inflate(members[name], min(budget, 2 * LARGEST)).values()))
             elif shape := SHAPES.get(name.rpartition("/")[2]):
                 value = json.loads(members[name])
                 json.dumps(value, allow_nan=False)  # the page could not be read
@@ -215,7 +223,7 @@ def _with_metrics(results: SharedResults, cell: Cell) -> Cell:
     content = results.members.get(f"{cell.run_id}/{PROTOCOL}")
     if content is None:
         raise TrackingError(f"{results.title}: {cell.label}: {PROTOCOL} is missing")
-    main = Conditions.model_validate_json(content).dataset.extra.get("main_metric", "")
+    main = Conditions.model_validate_json(content).dataset.extra.main_metric
     for declare in DECLARERS:
         if declared := declare(cell.task, cell.kind, main):
             metrics = {name: cell.metrics[name] for name in declared if name in cell.metrics}

@@ -41,12 +41,12 @@ def community_evaluations(report: Report, datasets: Mapping[str, str]) -> dict[s
             continue
         entry = EvalResultEntry(
             dataset_id=datasets[cell.dataset],
-            task_id=_file_name(cell.task).replace("-", "_").lower(),
+            task_id=_file_name(number.task).replace("-", "_").lower(),
             value=number.value,
             date=_date(cell),
             notes=_notes(number, cell),
         )
-        path = f"{_file_name(cell.backbone)}/.eval_results/{_file_name(cell.task)}.yaml"
+        path = f"{_file_name(cell.backbone)}/.eval_results/{_file_name(number.task)}.yaml"
         files[path] = _as_yaml(eval_result_entries_to_yaml([entry]))
     return files
 
@@ -61,7 +61,7 @@ def model_cards(report: Report, datasets: Mapping[str, str]) -> dict[str, str]:
     for number, cell in _numbers(report):
         result = EvalResult(
             task_type=TASK_TYPES.get(cell.kind, "image-feature-extraction"),
-            task_name=cell.task,
+            task_name=number.task,
             dataset_type=datasets.get(cell.dataset, cell.dataset),
             dataset_name=cell.dataset,
             metric_type=number.metric,
@@ -81,12 +81,11 @@ def _numbers(report: Report) -> Iterator[tuple[Number, Cell]]:
     """Each number of the report and the first cell that it is computed from."""
     assert report.analysis is not None
     cells = {
-        (cell.backbone, cell.task, cell.protocol): cell
-        for seeds in report.analysis.selection.cells.values()
-        for cell in reversed(seeds)
+        (backbone, column.title): seeds[0]
+        for (backbone, column), seeds in report.analysis.selection.cells.items()
     }
     for number in report.numbers().values():
-        cell = cells.get((number.backbone, number.task, number.protocol))
+        cell = cells.get((number.backbone, number.task))
         if cell is not None and not number.missing:
             yield number, cell
 
@@ -96,6 +95,8 @@ def _notes(number: Number, cell: Cell) -> str:
     parts = [f"{number.metric} of probe {cell.probe} on a frozen backbone"]
     if cell.preset:
         parts.append(f"protocol {cell.preset}" + (f" ({cell.differs})" if cell.differs else ""))
+    if number.task != cell.task:  # with a letter
+        parts.append(f"conditions {cell.protocol}")
     parts.append(f"{number.seeds} seed{'s' * (number.seeds != 1)}")
     if number.interval:
         parts.append(f"95 % interval {number.interval}")
@@ -109,7 +110,7 @@ def _date(cell: Cell) -> str | None:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).rstrip("-")
 
 
 def _as_yaml(content: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import multiprocessing
 import os
 import re
 import subprocess
@@ -16,6 +17,22 @@ import torch
 
 from cliptex_common.errors import UserError, user_error_message
 from cliptex_common.files import atomic_write, content_key, home, json_output_path, write_text
+
+
+def write_and_die(path):
+    with atomic_write(path) as temporary:
+        temporary.write_text("half")
+        os._exit(1)
+
+
+def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path):
+    path = tmp_path / "a-[1].txt"
+    child = multiprocessing.get_context("fork").Process(target=write_and_die, args=[path])
+    child.start()
+    child.join()
+    assert len(list(tmp_path.iterdir())) == 1
+    write_text(path, "new")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):

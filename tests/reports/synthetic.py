@@ -99,7 +99,8 @@ def scores(kind: str, quality: float, seed: int, images: int) -> tuple[Arrays, A
         )
         arrays |= {"image_id": np.arange(images), "class_objects": np.ones((images, 1), int)}
     elif kind == "classification":
-        rank = np.where(good > 0.5 + world.uniform(-0.4, 0.4, images), 0, 7)
+        is_right = good > 0.5 + world.uniform(-0.4, 0.4, images)
+        rank = np.where(is_right, 0, rng.integers(7, 1000, images))  # with each seed another one
         arrays |= {"rank": rank, "label": np.zeros(images, int)}
     else:
         arrays["i2t_rank"] = np.where(good > 0.5, 0, 12)

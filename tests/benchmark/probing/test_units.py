@@ -16,12 +16,13 @@ import backbones
 import benchmark.suites.catalog  # noqa: F401
 from benchmark.planning.options import DataOptions
 from benchmark.planning.tasks import plan_tasks
-from benchmark.probing.cell import cell_locks
+from benchmark.probing.cell import cell_locks, finished_cells
 from benchmark.probing.data import find_folders, prepare_data
 from benchmark.probing.parents import log_backbone
 from benchmark.probing.records import BackboneInfo, ProbeRequest
 from benchmark.probing.unit import describe_backbone, probe_unit
 from benchmark.suites.registry import find_suite
+from cliptex_common.files import home, write_json
 from cliptex_common.settings import parse_pairs
 from reports.mlflow.run import Tracker
 from tests.benchmark.commands import read_json, runs_of
@@ -135,5 +136,9 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished()
         (first,), (again,) = probe_unit(unit), probe_unit(unit)
         assert (first.status, again.status) == ("done", "cached")
         assert again.run_id == first.run_id and again.metrics == first.metrics
+        leftover = home() / "work" / first.key  # killed after the cell was finished
+        write_json(leftover / "cell.json", {"run": first.run_id})
+        finished_cells(tracker, {task.name: first.key}, "random")
+        assert not leftover.exists()
         (other,) = probe_unit(replace(unit, parent_id=another.id))
         assert other.status == "done" and other.run_id != first.run_id

@@ -89,6 +89,18 @@ def test_unknown_experiments_and_stores(filled, tmp_path):
         build_report(ReportRequest(tracking_uri=f"sqlite:///{tmp_path}/empty.db"))
 
 
+@pytest.mark.parametrize(
+    "tag", [{"seed": "x"}, {"metrics.declared": "{"}, {"metrics.declared": "[1]"}]
+)
+def test_a_run_with_a_malformed_tag_is_left_out_and_named(tag, tracker, report_of):
+    write_run(tracker, "clip", 0, GOOD)
+    write_run(tracker, "cliptex", 0, GOOD, task_tags={"voc/linear": tag})
+    report = report_of(tracker)
+    assert len(report.analysis.estimates) == 2 + 6 + 6
+    (note,) = [note for note in report.notes if "a tag cannot be read" in note]
+    assert "(voc/linear) is left out" in note
+
+
 @pytest.mark.parametrize("name", [PER_IMAGE, PROTOCOL, GALLERY, "a picture"])
 def test_a_damaged_artifact_is_named(tracker, report_of, name):
     child = child_of(tracker, write_run(tracker, "clip", 0, {"voc/linear": 0.6}, pictures=True))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import signal
 import tempfile
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -101,6 +103,21 @@ def test_points_of_a_curve_that_a_resumed_training_repeats_are_logged_once(track
             again.log_metrics({"train/loss": step}, step)
     history = tracker.client.get_metric_history(run.id, "train/loss")
     assert sorted(each.step for each in history) == [1, 2, 3, 4]
+
+
+def test_numbers_that_a_killed_process_logged_stand_once_unless_they_changed(tracker):
+    points = [{"mIoU": 41.5, "mAcc": 60.0, "cost/seconds": 9.0}]
+    with pytest.raises(RuntimeError), tracker.run("r") as run:
+        run.log_metrics(points[0])
+        raise RuntimeError("killed before its end")
+    with tracker.run("r", resume=run.id) as again:
+        again.log_metrics({"mIoU": 41.5, "mAcc": 61.0, "cost/seconds": 2.0})
+    assert stored(run).data.metrics == points[0] | {"mAcc": 61.0}
+    assert len(tracker.client.get_metric_history(run.id, "mIoU")) == 1
+    alive = weakref.ref(again)
+    del again
+    gc.collect()
+    assert alive() is None, "nothing keeps a finished run"
 
 
 def hold_a_run(uri, marker):

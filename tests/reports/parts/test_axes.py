@@ -79,6 +79,23 @@ def test_a_figure_for_each_axis_with_a_line_for_each_other_value(analysis_of):
 
 
 @pytest.mark.parametrize(
+    "places",
+    [
+        {"pre_projection": 0, "projected": 1, "6": 2, "12": 3},
+        {"6": 0, "50": 1, "50%": 2},
+        {"25%": 25, "50%": 50},
+    ],
+)
+def test_each_value_has_its_own_place_on_the_axis(places, analysis_of):
+    tasks = [f"voc/linear:layers={value}" for value in places]
+    runs = [stored_run(n, "a", task, 0, 50.0, protocol=task) for n, task in enumerate(tasks)]
+    (figure,) = axis_figures(analysis_of(runs[::-1]))
+    axis = figure.spec["layout"]["xaxis"]
+    assert axis["tickvals"] == figure.spec["data"][0]["x"] == [*places.values()]
+    assert {*axis["ticktext"]} == {*places}
+
+
+@pytest.mark.parametrize(
     ("held_out", "words"),
     [
         (True, "layers=6, size=448 is best of 6, chosen on held-out training images (mIoU 72.0)"),

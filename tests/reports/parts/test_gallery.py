@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
+
 import numpy as np
+
+from reports.artifacts import GALLERY
+from reports.mlflow.query import Store
+from tests.reports.synthetic import write_run
 
 
 def test_a_gallery_shows_every_backbone_and_the_worst_images(report):
@@ -24,3 +31,20 @@ def test_a_gallery_shows_every_backbone_and_the_worst_images(report):
     worst = next(row for row in voc.rows if row.reason == "worst for all")
     spaced = {int(row.name[:4]) for row in voc.rows if row.reason == "evenly spaced"}
     assert int(worst.name[:4]) == min(set(range(12)) - spaced, key=lambda number: mean[number])
+
+
+def test_a_picture_that_is_missing_is_left_out(tracker, report_of):
+    child = write_run(tracker, "clip", 0, {"voc/linear": 0.6}, pictures=True)
+    (run,) = [run for run in Store(tracker.uri).runs([tracker.experiment]) if run.parent == child]
+    path = Path(run.artifacts) / GALLERY
+    with zipfile.ZipFile(path) as pack:
+        members = {name: pack.read(name) for name in pack.namelist()}
+    del members["000-prediction.webp"]
+    with zipfile.ZipFile(path, "w") as pack:
+        for member in members.items():
+            pack.writestr(*member)
+    (gallery,) = report_of(tracker).galleries
+    missing = [
+        (row.name, tile.label) for row in gallery.rows for tile in row.tiles if not tile.data
+    ]
+    assert missing == [("0000.jpg", "clip")]

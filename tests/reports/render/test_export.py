@@ -8,9 +8,11 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from benchmark.cli.main import main
 from reports.errors import TrackingError
 from reports.parts.tables import Number, ResultTable
 from reports.render.export import csv_values, latex, write
@@ -94,9 +96,24 @@ def test_latex_compiles(report, tmp_path):
     assert result.returncode == 0, result.stdout[-2000:].decode()
 
 
-def test_a_name_is_no_formula_in_a_spreadsheet(tracker, report_of):
-    write_run(tracker, "=1+1", 0, {"voc/linear": 0.6})
-    assert "\n'=1+1,voc/linear," in csv_values(report_of(tracker))["results.csv"]
+@pytest.mark.parametrize(
+    ("name", "inert"),
+    [
+        ("=1+1", "'=1+1"),
+        ("\t-a", "\t'-a"),
+        ("a\t =1", "a\t '=1"),
+        ("a;-1", "a;'-1"),
+        ("a-1=b", "a-1=b"),
+    ],
+)
+def test_a_name_is_no_formula_in_a_spreadsheet(name, inert, tracker, report_of):
+    write_run(tracker, name, 0, {"voc/linear": 0.6})
+    files = csv_values(report_of(tracker))
+    assert f"\n{inert},voc/linear," in files["results.csv"]
+    assert inert in next(csv.reader(io.StringIO(files["classes.csv"]))), "a heading"
+    words = f"results export --format csv --experiment {tracker.experiment} --out x.csv"
+    assert main([*words.split(), "--tracking-uri", tracker.uri]) == 0
+    assert Path("x.csv").read_text() == files["results.csv"]
 
 
 def test_the_text_of_a_difference():

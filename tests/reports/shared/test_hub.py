@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 import yaml
@@ -60,6 +62,20 @@ def test_metadata_of_model_cards(store, numbers, tmp_path):
     assert name == "c"
     expected = {(n.task, n.metric): n.value for n in numbers if n.backbone == "c"}
     assert {(each.task_name, each.metric_type): each.metric_value for each in results} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "count"), [(["hf-eval", "--hub", "voc=org/voc"], 2), (["model-index"], 1)]
+)
+def test_a_task_under_two_protocols_has_an_entry_for_each(options, count, store, tmp_path):
+    tracker = Tracker("protocols", store)
+    for protocol in ("p", "quick"):
+        write_run(tracker, "c", 0, {"voc/linear": 0.5}, protocol=protocol)
+    words = f"results export --experiment protocols --tracking-uri {store} --out {tmp_path}"
+    assert main([*words.split(), "--format", *options]) == 0
+    files = list(tmp_path.rglob("*.yaml"))
+    notes = re.findall("conditions ([0-9a-f]{16})", "".join(path.read_text() for path in files))
+    assert len(files) == count and len({*notes}) == 2
 
 
 @pytest.mark.parametrize("name, read", [("csv", pd.read_csv), ("parquet", pd.read_parquet)])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import socket
+import threading
 import zipfile
-from contextlib import chdir
+from contextlib import chdir, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -17,12 +19,15 @@ from reports.errors import TrackingError
 from reports.metrics import Metric
 from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
+from reports.render.page import render_page
 from reports.report import ReportRequest, build_report
 from reports.shared import merge
 from reports.shared.archive import read_archive, write_archive
 from reports.shared.check import check_results
 from reports.shared.export import export_results, without_paths
-from reports.shared.merge import find_files
+from reports.shared.merge import find_files, read_files
+from reports.stats.per_image import SCORERS
+from tests.reports import synthetic
 from tests.reports.synthetic import write_run
 
 pytestmark = pytest.mark.integration
@@ -87,6 +92,13 @@ def test_two_homes_give_the_intervals_of_one(folder, mine, shared_file):
     assert set(merged.backbones) == set("abcd")
     assert intervals(merged) == intervals(alone)
     assert "Shared results, not made here: c, d (from a lab)." in merged.notes
+
+
+def test_a_shared_baseline_has_both_marks(mine, shared_file):
+    request = ReportRequest(
+        ["paper"], baseline="c", tracking_uri=mine.uri, shared=[str(shared_file)]
+    )
+    assert "<small>shared: a lab · baseline</small>" in render_page(build_report(request))
 
 
 def test_the_same_runs_give_the_same_bytes_and_no_path(folder, shared_file):
@@ -185,6 +197,12 @@ def _list(cells, members):
     members[f"{cells['voc/linear'].run_id}/{PROTOCOL}"] = b"[]"
 
 
+def _many_arrays(cells, members):
+    buffer = io.BytesIO()
+    np.savez(buffer, **{f"a{number}": np.zeros(1) for number in range(30_000)})
+    members[f"{cells['voc/linear'].run_id}/{PER_IMAGE}"] = buffer.getvalue()
+
+
 def _large(cells, members):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, image=np.zeros(80_000_000, np.uint8))
@@ -208,6 +226,15 @@ def _large(cells, members):
         (_in_a_member(b'"python":"3.11"', b'"python":NaN'), "not JSON compliant"),
         (_in_a_member(b'"size":[224,224]', b'"size":224'), "size"),
         (_list, "valid dictionary"),
+        (
+            _in_a_member(b'"fingerprint"', b'"extra":{"main_metric":["top1"]},"fingerprint"'),
+            "dataset.extra.main_metric: Input should be a valid string",
+        ),
+        (
+            _in_a_member(b'"settings":{"max_iters":10,"which":"p"}', b'"settings":[]'),
+            "settings: Input should be a valid dictionary",
+        ),
+        (_many_arrays, "it has 30000 arrays"),
         (_large, "inflates to more than"),
     ],
 )
@@ -266,6 +293,69 @@ def test_a_server_that_sends_nothing_and_a_folder_are_one_line(tmp_path, monkeyp
         find_files([url])
     with pytest.raises(TrackingError, match="Cannot connect"):  # nobody listens any more
         find_files([url])
+
+
+class EndlessFile(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"a")
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "reason"),
+    [("LARGEST", 1000, "it has more than"), ("MOST_SECONDS", 0.5, "TimeoutError")],
+)
+def test_a_download_without_an_end_is_one_line(limit, value, reason, monkeypatch):
+    monkeypatch.setattr(merge, limit, value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), EndlessFile) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(TrackingError, match=f"cannot fetch .*{reason}"):
+            find_files([f"http://127.0.0.1:{server.server_port}/x.zip"])
+        server.shutdown()
+
+
+def test_a_large_file_is_not_read(shared_file, monkeypatch):
+    monkeypatch.setattr(merge, "LARGEST", 1000)
+    with pytest.raises(TrackingError, match=r"others.zip has .* export some backbones at a time"):
+        find_files([str(shared_file)])
+
+
+def test_scores_that_were_copied_to_other_seeds_count_once(folder, monkeypatch):
+    original = synthetic.scores
+    monkeypatch.setattr(synthetic, "scores", lambda *args: original(*args[:2], 0, args[3]))
+    copies = tracker_with(folder / "copies", "c", range(3))
+    export_results(Store(copies.uri), ["paper"], folder / "copies.zip")
+    files = find_files([str(folder / "copies.zip")])
+    (results,) = read_files(files)
+    assert [cell.seed for cell in results.cells] == [0, 0] and len(results.notes) == 4
+    monkeypatch.setattr(merge, "SEEDED", {"neighbours"})  # as of a probe that draws nothing
+    (results,) = read_files(files)
+    assert len(results.cells) == 6
+
+
+def test_two_files_that_disagree_on_a_cell_are_both_named(shared_file):
+    files = [("mine", shared_file.read_bytes()), ("theirs", changed(shared_file, _metric))]
+    with pytest.raises(TrackingError, match="mine and theirs have other scores of d · voc/linear"):
+        list(read_files(files))
+
+
+def test_an_unpacked_file_is_verified_again(mine, shared_file, monkeypatch):
+    request = ReportRequest(["paper"], tracking_uri=mine.uri, shared=[str(shared_file)])
+    build_report(request)
+    scorer = SCORERS["segmentation"]
+
+    def other_scorer(images, arrays):
+        return scorer(images, arrays | {"intersection": arrays["intersection"] // 2})
+
+    monkeypatch.setitem(SCORERS, "segmentation", other_scorer)  # as by another plugin
+    with pytest.raises(TrackingError, match="by its per-image scores"):
+        build_report(request)
 
 
 def test_a_changed_byte_and_other_files_are_refused(shared_file, folder):
