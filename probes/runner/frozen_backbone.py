@@ -25,6 +25,7 @@ from backbones.preprocessing import in_memory_format
 from backbones.pyramid import SimpleFeaturePyramid, resize_concat
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
+from probes.features.store import DTYPES
 from probes.runner.sampling import isolated_rng
 from probes.upsamplers.operators import Upsampler
 
@@ -92,7 +93,7 @@ class FrozenBackbone(nn.Module):
     Args:
         precision: ``fp32``, or ``bf16`` to run it under autocast; the maps are float32 either way.
         out_indices: which of the backbone's maps to return, in this order; None for all.
-        rounded: ``fp16`` to round the maps to it, as the feature store does.
+        rounded: precision of a feature store, ``fp16`` or ``bf16``, to round the maps to.
         class_token: append a layer's class token to the channels of its map, at each position.
         upsampler: options of an ``Upsampler`` that makes one map of them, which is returned; none
             to return them as they are.
@@ -162,8 +163,8 @@ class FrozenBackbone(nn.Module):
             if not isinstance(upsampled, Tensor):
                 return (upsampled,)
             selected = [upsampled]
-        if self.rounded == "fp16":
-            selected = [each.half() for each in selected]
+        if self.rounded:
+            selected = [each.to(DTYPES[self.rounded]) for each in selected]
         return tuple(each.float().contiguous() for each in selected)
 
     def _encode(self, images: Tensor) -> list[Tensor]:

@@ -49,6 +49,7 @@ def stored_predictor(
     [
         ("segmentation", "pspnet", {}),
         ("segmentation", "linear", {"fixed_crops": 2, "cache": "fp16"}),
+        ("segmentation", "linear", {"fixed_crops": 2, "cache": "bf16"}),
         ("depth", "linear", {"flip_test": True}),
         ("normals", "linear", {}),
         ("segmentation", "head", {"head": {"type": "UPerHead", "channels": 8}}),
