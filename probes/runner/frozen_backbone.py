@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from mmengine.registry import MODELS
@@ -30,7 +31,8 @@ from probes.runner.sampling import isolated_rng
 from probes.upsamplers.operators import Upsampler
 
 Maps = tuple[Tensor, ...]
-_shared: dict[str, Backbone] = {}  # the last backbone, by its config
+# the last backbone, by its config, while something uses it
+_shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
 
 
 def share(config: Mapping[str, Any], backbone: Backbone) -> None:
@@ -41,11 +43,12 @@ def share(config: Mapping[str, Any], backbone: Backbone) -> None:
 
 def _build(config: Mapping[str, Any]) -> Backbone:
     """The shared backbone if it has this config, else a new one, which is shared from now on."""
-    key = content_key(config)
-    if key not in _shared:
+    backbone = _shared.get(content_key(config))
+    if backbone is None:
         with isolated_rng():  # building one must not change the random numbers that follow
-            share(config, backbones.create(**config))
-    return _shared[key]
+            backbone = backbones.create(**config)
+        share(config, backbone)
+    return backbone
 
 
 _outputs: dict[Any, tuple[Any, Maps]] | None = None  # key → (inputs, output), within one_batch
