@@ -152,7 +152,12 @@ def test_a_training_names_where_its_states_go(tmp_path):
         ExpertTrainer(expert, data, TrainContext(), 0)
 
 
-def test_training_is_the_same_resumed_or_not(tmp_path):
+def test_training_is_the_same_resumed_or_not(tmp_path, monkeypatch):
+    def exact(*args):
+        assert not torch.backends.cudnn.allow_tf32
+        return evaluate_expert(*args)
+
+    monkeypatch.setattr("backbones.cliptex.experts.train.evaluate_expert", exact)
     root = toy_experts.write_truth(tmp_path / "data", train=16, val=4)
     settings = {**toy_experts.SMALL_UNET, "batch_size": 8, "epochs": 6.0}
     complete = train_expert("unet-normals", root, tmp_path / "complete", QUIET, settings)
