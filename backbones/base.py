@@ -178,6 +178,8 @@ class Backbone(nn.Module, ABC):
         views: dict[tuple[int, ...], Backbone] = self.__dict__.setdefault("_views", {})
         layers = tuple(layers)
         if layers not in views:
+            if min(layers) < 1:
+                raise UserError(f"layer {min(layers)}: layers are numbered from 1 to {self.depth}")
             self._check_blocks(max(layers), self.depth)
             _ = self.is_plain  # cached, and so the view's
             view = copy.copy(self)

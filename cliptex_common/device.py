@@ -23,13 +23,18 @@ from cliptex_common.visible_devices import DEVICE_NAMES
 
 CPU = torch.device("cpu")
 Device = torch.device | str
-# in errors without a class of their own: of MPS, of drivers (CUDA, HIP, level zero), and of cuBLAS
-# and cuDNN, which find no room for a handle or a workspace
+# in errors without a class of their own: of MPS, of drivers (CUDA, HIP, level zero), of cuBLAS and
+# cuDNN, which find no room for a handle or a workspace, and of NCCL, which quotes the driver
 OUT_OF_MEMORY = (
     "backend out of memory",
+    "Invalid buffer size",
     "error: out of memory",
     "OUT_OF_DEVICE_MEMORY",
+    "ERROR_OUT_OF_RESOURCES",
     "STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+    "'out of memory'",
+    "Failed to CUDA calloc",
     "STATUS_NOT_INITIALIZED",
     "nable to find an engine",
 )

@@ -286,7 +286,7 @@ class Probe(Protocol):
 
     def fits(self, backbone: Any, data: PreparedDataset, settings: Any) -> None:
         """Check, before any work, that backbone, dataset and settings fit each other and the probe.
-        A probe with checks of its own calls this, too: it checks layers, texts and sizes.
+        Those of this class, of layers, texts and sizes, are made in any case, after a probe's own.
 
         Args:
             backbone: a ``Backbone``, or a record of one that is not there yet, with its attributes.

@@ -18,7 +18,7 @@ from PIL import Image
 import backbones
 from backbones import Backbone, UserError
 from cliptex_common import plugins
-from cliptex_common.device import prefers_bf16
+from cliptex_common.device import float32_products, prefers_bf16
 from probes.base import EncodeContext, Head
 from probes.dense.tasks import DENSE_TASKS
 from probes.head_file import load_head
@@ -126,6 +126,7 @@ class _MMLabPredictor(Predictor):
         with (
             DefaultScope.overwrite_default_scope(self.scope),
             torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16),
+            float32_products(tf32=False),
         ):
             (result,) = self.model.test_step(pseudo_collate([self.prepare(sample)]))
         if self.kind == "detection":
@@ -157,6 +158,7 @@ class _ImageLevelPredictor(Predictor):
         self.heads.to(device).eval()
 
     @torch.inference_mode()
+    @float32_products(tf32=False)
     def __call__(self, image: Picture) -> np.ndarray:
         with TemporaryDirectory() as folder:
             path = Path(folder, "image.png")

@@ -84,15 +84,13 @@ def shuffled_classes(labels: Tensor, seed: int) -> Iterator[Tensor]:
         yield members[torch.randperm(len(members), generator=generator)]
 
 
-def stratified_split(
-    labels: Tensor, share: float, seed: int, setting: str
-) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Tensor, share: float, seed: int, advice: str) -> tuple[Tensor, Tensor]:
     """Indices (training, held out), each sorted.
 
     About ``share`` of every class is held out, at least one image of two or more, and never all.
     Args:
         labels: (N,) classes.
-        setting: that fixes the choice, such as ``learning_rates=0.1``, for the error.
+        advice: what to do without the choice, for the error.
     Raises:
         UserError: every class has a single image.
     """
@@ -102,7 +100,7 @@ def stratified_split(
     if not held_out.any():
         raise UserError(
             "every class has only one training image, which leaves none to choose a setting on;"
-            f" give one with --set {setting}"
+            f" {advice}"
         )
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
 

@@ -17,7 +17,7 @@ from benchmark.probing.records import BackboneInfo, PlannedTask
 from benchmark.probing.unit import describe_backbone
 from benchmark.suites.registry import BackboneSource
 from cliptex_common.files import content_key
-from probes.base import NotApplicable
+from probes.base import NotApplicable, Probe
 from probes.checks.check import find_folder, prepare
 from probes.datasets.base import PreparedDataset, Split
 from probes.protocols.base import check_required
@@ -118,6 +118,7 @@ def check_fit(
         data = PreparedDataset(task.spec.at(root), root, {})
         try:
             task.probe.fits(backbone, data, task.settings)
+            Probe.fits(task.probe, backbone, data, task.settings)  # a plugin's may not call it
         except NotApplicable as error:
             reasons[task.name] = str(error)
     return reasons

@@ -98,7 +98,9 @@ class DatasetSpec:
         classes: class names, by index; empty for regression and image-text. May be a function of
             the root, if the copy names its classes (ImageFolder) or importing the names is slow
             (``mmlab_classes``).
-        ignore_index: label value that is not scored (segmentation).
+        ignore_index: label value that is not scored (segmentation). 255 in place of a stored value
+            that ``label_offset`` takes below the classes: it is ignored anyway, and is the number
+            of a class after the offset.
         label_offset: added to the stored label (ADE20K: -1; its stored 0 is 'unlabelled' and
             becomes ``ignore_index``).
         annotations: split → annotation file relative to the root (detection).
@@ -140,6 +142,10 @@ class DatasetSpec:
     transfer: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
     module: str = ""
+
+    def __post_init__(self) -> None:
+        if 0 <= self.ignore_index < -self.label_offset:
+            object.__setattr__(self, "ignore_index", 255)
 
     def at(self, root: Path) -> DatasetSpec:
         """The spec of the copy at ``root``."""

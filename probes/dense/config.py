@@ -29,7 +29,7 @@ from probes.dense.decode_heads.module import complete_head
 from probes.dense.pipelines import complete_pipelines
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.settings import DenseSettings, in_iterations
-from probes.features.feature_dataset import encoder_config, loader_config
+from probes.features.feature_dataset import ROUNDED, encoder_config, loader_config
 from probes.runner.batches import batch_options
 from probes.runner.config_file import LiteralPaths, apply_settings, apply_training
 
@@ -87,8 +87,8 @@ def dense_config(probe: Any, context: Context, held_out: frozenset[str] = frozen
         # windows end with the image, which is padded where it is smaller than a window
         prepare["test_cfg"] = {"size_divisor": 1} if settings.slide_padded else {"size": window}
     encoder = encoder_config(model.backbone.to_dict(), prepare, settings.cache, context.device.type)
-    if settings.cache == "fp16":  # a stored head predicts from images as it learned from the store
-        model.backbone.rounded = "fp16"
+    if settings.cache in ROUNDED:  # a stored head predicts from images as it learned from the store
+        model.backbone.rounded = settings.cache
     model.update(data_preprocessor={**prepare, "type": "ViewsPreprocessor"}, train_cfg={})
 
     crop = head_input(settings, backbone).crop

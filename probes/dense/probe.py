@@ -62,12 +62,12 @@ class DenseProbe(Probe):
         if self.head.config is not None:
             self._check_head(settings.head)
         super().fits(backbone, data, settings)
-        if requested_layer(settings) is not None:
-            if len({*zip(backbone.channels, backbone.strides, strict=True)}) > 1:
-                return  # only the unit that reads the layer knows its map
-            settings = replace(settings, layers="last")  # a plain ViT's maps are alike
-        if self.is_shipped:
-            self.head.check(settings, data, backbone)
+        is_known = requested_layer(settings) is None
+        if not is_known:  # it is one map, as the last; those of a plain ViT are alike
+            settings = replace(settings, layers="last")
+            is_known = len({*zip(backbone.channels, backbone.strides, strict=True)}) == 1
+        self.head.check(settings, data, backbone)
+        if self.is_shipped or not is_known:  # only the unit that reads the layer knows its map
             return
         from probes.dense.head_trial import try_model
 

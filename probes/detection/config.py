@@ -14,7 +14,7 @@ from probes.datasets.base import PreparedDataset, Split
 from probes.detection import coco, per_shape  # noqa: F401  they register types
 from probes.detection.models import complete_detector
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
-from probes.features.feature_dataset import encoder_config, loader_config
+from probes.features.feature_dataset import ROUNDED, encoder_config, loader_config
 from probes.runner.batches import batch_options
 from probes.runner.config_file import LiteralPaths, apply_settings, apply_training, read_config
 
@@ -71,8 +71,8 @@ def detection_config(probe: Any, context: Context) -> Config:
         settings.cache,
         context.device.type,
     )
-    if settings.cache == "fp16":
-        frozen.rounded = "fp16"
+    if settings.cache in ROUNDED:
+        frozen.rounded = settings.cache
     train, val = config.train_dataloader, config.val_dataloader
     is_grouped = getattr(settings, "aspect_ratio_groups", False)
     train.dataset.aspect_groups = settings.batch_size if is_grouped else 0

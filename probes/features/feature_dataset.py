@@ -29,6 +29,7 @@ from probes.upsamplers.names import upsampler_identity
 
 Part = dict[str, Any]  # of a config
 BATCH = 32
+ROUNDED = ("fp16", "bf16")  # precisions of stores that round what a backbone gives
 # of a batch on a CPU: larger ones leave its cache (8 images of 224 px are twice as fast as 32)
 CPU_PIXELS = 8 * 224**2
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")

@@ -100,6 +100,8 @@ class Views(ABC):
             num_workers=workers,
             collate_fn=_unchanged,
             pin_memory=takes_pinned_memory(context.device),
+            # whatever Python's start method is: views hold what cannot be pickled
+            multiprocessing_context="fork" if workers else None,
             prefetch_factor=max(2, prefetched) if workers else None,
         )
         with torch.random.fork_rng(devices=[]):  # a loader draws a seed
@@ -144,7 +146,8 @@ class Views(ABC):
 
     def features(self, items: Sequence[int]) -> Iterator[tuple[int, Sequence[Tensor], Metadata]]:
         """(item, features, metadata) of some items: in their order from the store; in any order,
-        and computed each time, where they are not stored or the disk has no room.
+        and computed each time, rounded as the store has them, where the disk has no room or they
+        are not stored.
 
         Only the filling of a store shows its progress.
         """
@@ -152,7 +155,8 @@ class Views(ABC):
         with suppress(CacheFull):
             store = self.open() if self.are_stored else None
         if store is None:
-            yield from self.items([items], progress=Silent())
+            dtype = self.key().dtypes[0] if self.are_stored else "fp32"
+            yield from self.items([items], dtype, Silent())
             return
         with closing(store):
             for item in items:

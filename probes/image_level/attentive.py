@@ -107,7 +107,8 @@ def run(context: Context) -> TaskResult:
         heads = create_heads(context).to(context.device)
         encode = token_encoder(context.backbone, settings.pool)
         optimizer = adamw(heads, settings)
-        _, held_out = train_heads(context, heads, optimizer, encode, "holdout=0.5")
+        advice = "this probe always chooses: add images, or use linear with one learning rate"
+        _, held_out = train_heads(context, heads, optimizer, encode, advice)
     candidates = []
     logits_of_heads = predict(context, heads, [train[index] for index in held_out])
     several_decays = len(settings.weight_decays) > 1

@@ -44,7 +44,7 @@ def choose(train: Tensor, labels: Tensor, context: Context) -> tuple[int, str]:
     """The number of neighbours that is best on a held-out part of train, and why."""
     settings: KnnSettings = context.settings
     memory, held_out = stratified_split(
-        labels.cpu(), settings.holdout, context.seed, "neighbours=10"
+        labels.cpu(), settings.holdout, context.seed, "give one with --set neighbours=10"
     )
     counts, classes = settings.neighbours, len(context.data.classes)
     labelled = train[memory], labels[memory]

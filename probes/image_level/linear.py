@@ -309,7 +309,10 @@ def train_on_features(context: Context) -> Trained:
     with context.cost.phase("train"):
         if len(grid) > 1:
             split = stratified_split(
-                train.labels.cpu(), settings.holdout, context.seed, "learning_rates=0.1"
+                train.labels.cpu(),
+                settings.holdout,
+                context.seed,
+                "give one with --set learning_rates=0.1",
             )
             training, held_out = (replace(train, members=part) for part in split)
             message = f"choosing among {len(grid)} linear classifiers"
@@ -348,8 +351,8 @@ def train_on_random_crops(context: Context) -> Trained:
     optimizer = sgd(grids, settings, settings.grid, settings.batch_size)
     encode = encoder(context.backbone, settings.encoding(device.type))
     with context.cost.phase("train"):
-        setting = "random_crops=false"
-        iterations, held_out = train_heads(context, grids, optimizer, encode, setting)
+        advice = "give one with --set random_crops=false --set learning_rates=0.1"
+        iterations, held_out = train_heads(context, grids, optimizer, encode, advice)
     features, labels = encode_split(context, "train", held_out), targets(context, "train")
     samples = Samples(features, labels[held_out], len(context.data.classes))
     candidates: list[Candidate[Pair]] = []

@@ -81,7 +81,7 @@ def train_heads(
     heads: nn.Module,
     optimizer: torch.optim.Optimizer,
     encode: Encode,
-    setting: str,
+    advice: str,
 ) -> tuple[int, Tensor]:
     """Train heads for ``epochs`` of the settings; returns the number of iterations and the indices
     of the images of train that no head is trained on.
@@ -93,12 +93,12 @@ def train_heads(
     Args:
         heads: what ``encode`` gives → the logits (N, C) of each head.
         encode: normalised images → what the heads read.
-        setting: see ``stratified_split``.
+        advice: see ``stratified_split``.
     Raises:
         NonFiniteLoss: every head diverged. A single one that diverges is not chosen.
     """
     data, settings, labels = context.data, context.settings, targets(context, "train")
-    training, held_out = stratified_split(labels, settings.holdout, context.seed, setting)
+    training, held_out = stratified_split(labels, settings.holdout, context.seed, advice)
     labels = labels[training]
     paths = [data.root / data.samples["train"][index].image for index in training]
     backbone, device = context.backbone, context.device

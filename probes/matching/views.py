@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from backbones.preprocessing import Preprocessing, in_memory_format
-from cliptex_common.device import takes_pinned_memory
+from cliptex_common.device import upload
 from cliptex_common.errors import UserError, first_line
 from cliptex_common.images import IMAGE_ERRORS, to_rgb
 from cliptex_common.progress import Silent
@@ -158,17 +158,17 @@ class EncodedViews(Views):
     def encode(self, batch: Any) -> Encoded:
         context, backbone = self.context, self.context.backbone
         device, index = context.device, map_index(context.settings, context.backbone)
-        pixels = torch.stack([view.pixels for view in batch])
-        pixels = pixels.to(device, non_blocking=takes_pinned_memory(device))
+        pixels = upload(torch.stack([view.pixels for view in batch]), device)
         with autocast(device, context.settings.precision):
             padded = pad_to(self._normalise(pixels), backbone.divisor)
             maps = backbone(in_memory_format(padded, backbone))[index]
         return [maps.float()], [{"view": view} for view in batch]
 
     def all(self) -> list[tuple[Tensor, View]]:
-        """The map and the view of each sample, in their order."""
+        """The map, on the device, and the view of each sample, in their order."""
         items = self.items([range(len(self.samples))], progress=Silent())
-        return [(feature_map, about["view"]) for _, (feature_map,), about in items]
+        device = self.context.device
+        return [(upload(feature_map, device), about["view"]) for _, (feature_map,), about in items]
 
 
 def pad_to(images: Tensor, divisor: int) -> Tensor:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from mmengine.registry import MODELS
@@ -25,11 +26,13 @@ from backbones.preprocessing import in_memory_format
 from backbones.pyramid import SimpleFeaturePyramid, resize_concat
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
+from probes.features.store import DTYPES
 from probes.runner.sampling import isolated_rng
 from probes.upsamplers.operators import Upsampler
 
 Maps = tuple[Tensor, ...]
-_shared: dict[str, Backbone] = {}  # the last backbone, by its config
+# the last backbone, by its config, while something uses it
+_shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
 
 
 def share(config: Mapping[str, Any], backbone: Backbone) -> None:
@@ -40,11 +43,12 @@ def share(config: Mapping[str, Any], backbone: Backbone) -> None:
 
 def _build(config: Mapping[str, Any]) -> Backbone:
     """The shared backbone if it has this config, else a new one, which is shared from now on."""
-    key = content_key(config)
-    if key not in _shared:
+    backbone = _shared.get(content_key(config))
+    if backbone is None:
         with isolated_rng():  # building one must not change the random numbers that follow
-            share(config, backbones.create(**config))
-    return _shared[key]
+            backbone = backbones.create(**config)
+        share(config, backbone)
+    return backbone
 
 
 _outputs: dict[Any, tuple[Any, Maps]] | None = None  # key → (inputs, output), within one_batch
@@ -92,7 +96,7 @@ class FrozenBackbone(nn.Module):
     Args:
         precision: ``fp32``, or ``bf16`` to run it under autocast; the maps are float32 either way.
         out_indices: which of the backbone's maps to return, in this order; None for all.
-        rounded: ``fp16`` to round the maps to it, as the feature store does.
+        rounded: precision of a feature store, ``fp16`` or ``bf16``, to round the maps to.
         class_token: append a layer's class token to the channels of its map, at each position.
         upsampler: options of an ``Upsampler`` that makes one map of them, which is returned; none
             to return them as they are.
@@ -162,8 +166,8 @@ class FrozenBackbone(nn.Module):
             if not isinstance(upsampled, Tensor):
                 return (upsampled,)
             selected = [upsampled]
-        if self.rounded == "fp16":
-            selected = [each.half() for each in selected]
+        if self.rounded:
+            selected = [each.to(DTYPES[self.rounded]) for each in selected]
         return tuple(each.float().contiguous() for each in selected)
 
     def _encode(self, images: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -161,6 +162,8 @@ class HeadTrainer:
     def discard(self) -> None:
         """Free all that it has on the device: it failed, and is not used again."""
         self.release()
+        if self.error is not None:
+            clear_frames(self.error.__traceback__)  # with the tensors of the failed pass
         self.schedulers.clear()
         del self.model, self.optim_wrapper
         gc.collect()  # optimizers and their schedules are reference cycles

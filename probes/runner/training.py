@@ -198,19 +198,26 @@ def _train(
                 current = [trainer for trainer in current if trainer.error is None]
             with frozen_backbone.one_batch():
                 for trainer in current:
-                    with failing_alone(trainer):
+                    with _leaving_alone(trainer):
                         trainer.step(batches[trainer.index])
-                    if isinstance(trainer.error, OutOfMemory):
-                        trainer.discard()
             now = time.perf_counter()
             seconds, last = now - last, now  # loading and waiting, too
             for trainer in current:
                 trainer.cost.seconds["train"] += seconds / len(current)
                 if trainer.error is None:
-                    with failing_alone(trainer):
+                    with _leaving_alone(trainer):
                         trainer.check_and_save()
             iteration += 1
             context.progress.advance()
+
+
+@contextmanager
+def _leaving_alone(trainer: HeadTrainer) -> Iterator[None]:
+    """``failing_alone``; a trainer that fails leaves the device, too."""
+    with failing_alone(trainer):
+        yield
+    if trainer.error is not None:
+        trainer.discard()
 
 
 def _prepare(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def _weights(name: str, source: HubSource) -> dict[str, Tensor]:
     return state
 
 
+def add_statistics(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Give a module ``mean`` and ``std`` of colours, (3, 1, 1), which move with it and are not
+    stored."""
+    for name, values in (("mean", mean), ("std", std)):
+        module.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+
 class HubOperators(nn.Module):
     """A ``MakeOperator`` by a published module.
 
@@ -66,18 +74,17 @@ class HubOperators(nn.Module):
     """
 
     is_linear = False
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module: Any = module
+        add_statistics(self, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     def forward(self, colours: Tensor, features: Tensor, size: Any) -> Any:
         """See ``MakeOperator``."""
-        std, mean = (
-            colours.new_tensor(each)[:, None, None]
-            for each in (IMAGENET_DEFAULT_STD, IMAGENET_DEFAULT_MEAN)
-        )
-        return self.operator((colours - mean) / std, features, size)
+        return self.operator((colours - self.mean) / self.std, features, size)
 
     def operator(self, guide: Tensor, features: Tensor, size: tuple[int, ...]) -> Any:
         """``guide``: images with ImageNet's mean and deviation."""
@@ -125,5 +132,5 @@ class LoftUp(HubOperators):
 
     def operator(self, guide: Tensor, features: Tensor, size: tuple[int, ...]) -> Any:
         guide = F.interpolate(guide, size, mode="bilinear")
-        pairs = zip(features.split(1), guide.split(1), strict=True)
+        pairs = list(zip(features.split(1), guide.split(1), strict=True))
         return lambda _: torch.cat([self.module(*pair) for pair in pairs])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from probes.upsamplers.hub import load_upsampler
+from probes.upsamplers.hub import add_statistics, load_upsampler
 from probes.upsamplers.names import HUB_SOURCES
 
 Size = tuple[int, int]  # height, width
@@ -112,6 +112,9 @@ class Upsampler(nn.Module):
         deferred: whether what reads the maps may upsample its outputs in place of them.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         backbone: Backbone,
@@ -122,7 +125,8 @@ class Upsampler(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.stride, self.unit_length = name, stride, unit_length
-        self.data, self.divisor = backbone.data, backbone.divisor
+        self.divisor = backbone.divisor
+        add_statistics(self, backbone.data.mean, backbone.data.std)
         is_hub = name in HUB_SOURCES
         self.make_operator: Any = load_upsampler(name, backbone) if is_hub else OPERATORS[name]
         self.deferred = deferred and getattr(self.make_operator, "is_linear", True)
@@ -133,15 +137,13 @@ class Upsampler(nn.Module):
         is_tiled = self.name == "tile2"
         maps = encode_tiles(encode, images, self.divisor) if is_tiled else encode(images)
         maps = [each.float() for each in maps]
-        std, mean = (
-            images.new_tensor(values)[:, None, None] for values in (self.data.std, self.data.mean)
-        )
+        colours = images * self.std + self.mean
         height, width = (round(side / self.stride) for side in images.shape[2:])
         operators = []
         for each in maps:
             is_coarser = each.shape[2] < height
             make = self.make_operator if is_coarser else partial(interpolation, "bilinear")
-            operators.append(make(images * std + mean, each, (height, width)))
+            operators.append(make(colours, each, (height, width)))
         if self.unit_length:
             maps = [F.normalize(each, dim=1) for each in maps]
         upsampled = UpsampledMaps(maps, operators)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import random
 import shlex
 import sys
@@ -123,6 +124,13 @@ def test_a_training_is_the_same_with_it_and_its_numbers_are_logged(options):
     first = rows[0]
     stored = client.get_run(first["run"]).data.metrics[first["metric"]]
     assert stored == pytest.approx(float(first["value"]))
+
+
+def test_an_evaluation_leaves_no_copy_of_the_encoder(options):
+    train(1, InLoop(**options, every=1))
+    assert read()
+    gc.collect()
+    assert not any(type(each) is Encoder for each in gc.get_objects())
 
 
 def test_state_of_a_training_is_restored_and_default_inside():

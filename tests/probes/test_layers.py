@@ -57,6 +57,8 @@ def test_a_backbone_reads_any_of_its_layers_with_the_same_weights(name):
     assert backbones.create(name, layers=(1, last)).key() == view.key() != own.key()
     with pytest.raises(UserError, match="not"):
         own.at_layers([own.depth + 1])
+    with pytest.raises(UserError, match="layer 0: layers are numbered from 1"):
+        own.at_layers([0, 1])
 
 
 @pytest.mark.parametrize(

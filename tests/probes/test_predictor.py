@@ -41,7 +41,15 @@ def stored_predictor(
     """The predictor from the file that a run stores, on a new backbone where none is given."""
     assert result.head is not None
     write_head(result.head, folder / "head.safetensors")
-    return load_predictor(folder / "head.safetensors", backbone)
+    predictor = load_predictor(folder / "head.safetensors", backbone)
+    predictor.backbone.register_forward_pre_hook(check_exact)
+    return predictor
+
+
+def check_exact(*_: object) -> None:
+    """No product is rounded to TF32, whose switch for convolutions is on by default."""
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +57,7 @@ def stored_predictor(
     [
         ("segmentation", "pspnet", {}),
         ("segmentation", "linear", {"fixed_crops": 2, "cache": "fp16"}),
+        ("segmentation", "linear", {"fixed_crops": 2, "cache": "bf16"}),
         ("depth", "linear", {"flip_test": True}),
         ("normals", "linear", {}),
         ("segmentation", "head", {"head": {"type": "UPerHead", "channels": 8}}),

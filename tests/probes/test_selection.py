@@ -22,16 +22,16 @@ def test_stratified_split(counts, share, seed):
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
     if max(counts) == 1:
-        with pytest.raises(UserError, match="--set neighbours=10"):
-            stratified_split(labels, share, seed, "neighbours=10")
+        with pytest.raises(UserError, match="leaves none to choose a setting on; do so"):
+            stratified_split(labels, share, seed, "do so")
         return
-    training, held_out = stratified_split(labels, share, seed, "neighbours=10")
+    training, held_out = stratified_split(labels, share, seed, "")
     assert sorted([*training.tolist(), *held_out.tolist()]) == list(range(len(labels)))
     for label, count in enumerate(counts):
         number = int((labels[held_out] == label).sum())
         assert min(1, count - 1) <= number < count
         assert abs(number - share * count) <= 1
-    repeated, _ = stratified_split(labels, share, seed, "neighbours=10")
+    repeated, _ = stratified_split(labels, share, seed, "")
     assert torch.equal(training, repeated)
 
 

@@ -43,7 +43,8 @@ class DPT(Expert):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        pixels = self.processor(images=images.to(self.device), return_tensors="pt")["pixel_values"]
+        # on the CPU: other devices round bytes that are resized in another way
+        pixels = self.processor(images=images.cpu(), return_tensors="pt")["pixel_values"]
         depth = self.net(pixel_values=pixels.to(self.device)).predicted_depth
         return {"depth": resize(depth[:, None].float(), images.shape[-2:])[:, 0].cpu().numpy()}
 

@@ -99,7 +99,8 @@ def train_expert(
         trainer.run()
     trainer.states.remove()
     expert.freeze(context.device)
-    accuracy = evaluate_expert(expert, val, context.progress)
+    with float32_products(tf32=False):
+        accuracy = evaluate_expert(expert, val, context.progress)
     context.log.log_metrics(
         {f"expert/{expert.task}/{metric}": value for metric, value in accuracy.items()}, 0
     )

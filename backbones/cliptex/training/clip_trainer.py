@@ -25,7 +25,7 @@ from backbones.cliptex.training.trainer import (
     copy_buffers,
     restore_buffers,
 )
-from cliptex_common.device import takes_pinned_memory
+from cliptex_common.device import float32_products, takes_pinned_memory
 
 MAX_LOGIT_SCALE = math.log(100)
 FEW_EPOCHS = 1.5  # a training that reads its samples no more often does not cache them
@@ -140,6 +140,7 @@ class CLIPTrainer(Trainer):
         return float(total * recipe.accumulate)
 
     @torch.no_grad()
+    @float32_products(tf32=False)
     def validate(self) -> dict[str, float]:
         """Retrieval among the held-out pairs, after each epoch, with what is exported.
 

@@ -112,7 +112,9 @@ class Trainer:
             if self.ema_decay
             else None
         )
-        self.states = States(Path(str(context.resume_dir)), self.key)
+        if context.resume_dir is None:
+            raise ValueError("resume_dir: a Trainer has no weights to save its states beside")
+        self.states = States(Path(context.resume_dir), self.key)
         self.metrics: dict[str, float] = {}
         self._unread_steps: list[Step] = []
         self._failure = ""  # why the training cannot go on; raised at the next log entry

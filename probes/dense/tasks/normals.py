@@ -87,7 +87,9 @@ class Normals(DenseTask):
         """With ``mask="depth"`` only where the image's depth is known too."""
         normals = read_normals(path)
         if mask == "depth":
-            stored = read_depth(path.replace("/normals/", "/annotations/"), 1.0)
+            # the last folder of that name: the data root may have one, too
+            folder, _, name = path.rpartition("/normals/")
+            stored = read_depth(f"{folder}/annotations/{name}", 1.0)
             normals[(stored == 0) | (stored > FARTHEST)] = 0
         return normals
 

@@ -23,6 +23,7 @@ class Bound:
 
 
 DENSE = {"size": 48, "scale_range": (1.0, 1.0), "fixed_crops": 2}
+UPSAMPLED = {"size": 48, "upsampler": "jbu", "feature_stride": 4, "layers": "last"}
 CROPS = {
     "random_crops": True,
     "blocks": (1, 2),
@@ -43,6 +44,9 @@ BOUNDS: dict[str, Bound] = {
     "segmentation": Bound(loops.probe("segmentation/linear", "max_iters", **DENSE), 0, 0),
     "segmentation, cached": Bound(
         loops.probe("segmentation/linear", "max_iters", **DENSE, cache="fp16"), 0, 0
+    ),
+    "segmentation, upsampled": Bound(
+        loops.probe("segmentation/linear", "max_iters", **UPSAMPLED), 0, 0
     ),
     "depth": Bound(loops.probe("depth/linear", "max_iters", **DENSE), 0, 0),
     "normals": Bound(loops.probe("normals/linear", "max_iters", **DENSE), 0, 0),

@@ -14,6 +14,7 @@ from cliptex_common.device import CPU
 from cliptex_common.settings import field_names
 from probes.base import Probe, TaskResult
 from probes.head_file import write_head
+from probes.matching.views import EncodedViews
 from probes.predictor import load_predictor
 from probes.registry import PROBES
 from probes.upsamplers.hub import AnyUp
@@ -100,6 +101,14 @@ def test_dense_heads_compute_in_bf16(kind, tmp_path, device):
 def test_uncertain_normals_score_as_on_the_cpu(tmp_path, device, in_fp32):
     probe = PROBES["normals/linear"]
     check_results(*run_both(probe, tmp_path, device, small(probe, {"uncertainty": True})), device)
+
+
+def test_views_are_matched_where_they_are_encoded(tmp_path, device):
+    probe = PROBES["object-views/view-matching"]
+    data = write_data(probe, tmp_path / "data")
+    task = make_task(probe, tmp_path / "work", device, data, small(probe, {}))
+    views = EncodedViews(task, data.samples["val"]).all()
+    assert {feature_map.device.type for feature_map, _ in views} == {device.type}
 
 
 @pytest.mark.parametrize("name", slow_except(["jbu", "tile2", "anyup"], ["jbu"]))

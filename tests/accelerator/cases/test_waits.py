@@ -14,6 +14,7 @@ ALWAYS = (
     "expert unet-seg",
     "segmentation",
     "segmentation, cached",
+    "segmentation, upsampled",
     "linear",
     "linear, random crops",
     "attentive, resumed",

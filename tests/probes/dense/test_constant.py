@@ -68,11 +68,11 @@ def test_a_probe_that_is_no_better_gets_a_note(tmp_path, kind):
 
 
 def test_a_constant_is_scored_where_the_probe_is(tmp_path):
-    data = tiny_dense.make(tmp_path / "normals", "normals")
-    for path in (tmp_path / "normals").rglob("truth/**/*.png"):
+    data = tiny_dense.make(tmp_path / "normals/data/normals", "normals")  # only the last is NYU's
+    for path in data.root.rglob("truth/**/*.png"):
         depth = np.zeros(cv2.imread(str(path)).shape[:2], np.uint16)
         depth[:8, :8] = 1000  # mm
-        stored = Path(str(path).replace("/normals/", "/annotations/"))
+        stored = Path(str(path).replace("/data/normals/", "/data/annotations/"))
         stored.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(stored), depth)
     lines = [

@@ -132,9 +132,10 @@ def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
     assert flipped == {True, False} and len(shapes) == 2
 
 
-def test_encoded_once_and_rebuilt_when_a_shard_is_truncated(tmp_path, data):
+@pytest.mark.parametrize("cache", ["fp16", "bf16"])
+def test_encoded_once_and_rebuilt_when_a_shard_is_truncated(tmp_path, data, cache):
     first, second = Recorder(), Recorder()
-    first_result = PROBES["detection/ssd"].run(task(tmp_path / "a", "ssd", data, "fp16", first))
+    first_result = PROBES["detection/ssd"].run(task(tmp_path / "a", "ssd", data, cache, first))
     assert [name for name, _ in first.started if name.startswith("encoding")] == [
         "encoding tiny-cnn on instances_train2017",
         "encoding tiny-cnn on instances_val2017",
@@ -142,7 +143,7 @@ def test_encoded_once_and_rebuilt_when_a_shard_is_truncated(tmp_path, data):
     check_detections(stored_predictor(first_result, tmp_path), data, first_result.detections)
     for shard in root().glob("*/00000.safetensors"):
         os.truncate(shard, 10)
-    again = PROBES["detection/ssd"].run(task(tmp_path / "b", "ssd", data, "fp16", second))
+    again = PROBES["detection/ssd"].run(task(tmp_path / "b", "ssd", data, cache, second))
     assert again.metrics == first_result.metrics
     assert sum("rebuilt" in note for note in again.notes) == 2
     assert sum(name.startswith("encoding") for name, _ in second.started) == 2

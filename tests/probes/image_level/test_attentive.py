@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import probes.catalog  # noqa: F401
+from cliptex_common.errors import UserError
 from probes.head_file import write_head
 from probes.image_level import random_crops
 from probes.image_level.probe import ATTENTIVE, LINEAR
@@ -88,3 +89,10 @@ def test_stopped_and_resumed_it_ends_the_same(root, monkeypatch):
     assert result.metrics == expected.metrics and result.notes == expected.notes
     curves = [curve for curve in complete.log.metrics if curve[0] > 3 or curve[0] == 0]
     assert resumed.log.metrics == curves
+
+
+def test_advice_where_no_image_is_left_to_choose_on(root):
+    for path in root.glob("train/*/[1-9]*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="add images, or use linear"):
+        ATTENTIVE.run(task_of(root, **SMALL))

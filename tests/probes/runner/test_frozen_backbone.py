@@ -3,7 +3,9 @@ or initialises."""
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from tests.probes.tiny_mmlab import TinyBackbone
 @pytest.fixture(autouse=True)
 def nothing_shared(monkeypatch):
     """Other tests share other backbones under these names."""
-    monkeypatch.setattr(frozen_backbone, "_shared", {})
+    monkeypatch.setattr(frozen_backbone, "_shared", type(frozen_backbone._shared)())
 
 
 def frozen(**options: object) -> frozen_backbone.FrozenBackbone:
@@ -103,11 +105,20 @@ def test_moving_the_model_moves_the_backbone():
     assert all(parameter.device.type == "meta" for parameter in backbone.parameters())
 
 
+def test_a_backbone_that_nothing_uses_is_not_kept():
+    backbone = TinyBackbone("unused", 0, (4,))
+    frozen_backbone.share({"name": "unused"}, backbone)
+    reference = weakref.ref(backbone)
+    del backbone
+    gc.collect()
+    assert reference() is None
+
+
 def test_building_a_backbone_does_not_change_the_random_numbers():
-    numbers = []
+    numbers, modules = [], []
     for _ in range(2):  # built, then shared
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
-        frozen(seed=12)
+        modules.append(frozen(seed=12))
         numbers.append((random.random(), np.random.rand(), float(torch.rand(()))))
     assert numbers[0] == numbers[1]
 

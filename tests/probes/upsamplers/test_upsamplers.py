@@ -205,7 +205,7 @@ def test_loftup_sees_one_image_at_a_time():
 
     colours, features = torch.rand(2, 3, 16, 16), torch.randn(2, 4, 2, 2)
     both, first = (
-        hub.LoftUp(Scaled())(colours[part], features[part], (8, 8))(None)
-        for part in (slice(2), slice(1))
+        hub.LoftUp(Scaled())(colours[part], features[part], (8, 8)) for part in (slice(2), slice(1))
     )
-    torch.testing.assert_close(both[:1], first)
+    torch.testing.assert_close(both(None)[:1], first(None))
+    assert torch.equal(both(None), both(None)), "it can be applied again"

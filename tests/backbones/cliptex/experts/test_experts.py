@@ -11,7 +11,7 @@ import torch
 from backbones.base import state_sha256
 from backbones.cliptex.experts import load_experts
 from backbones.cliptex.experts.data import load_data
-from backbones.cliptex.experts.train import evaluate_expert, train_expert
+from backbones.cliptex.experts.train import ExpertTrainer, evaluate_expert, train_expert
 from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.trainer import TrainContext
 from benchmark.cli.new import template
@@ -144,7 +144,20 @@ def test_a_frozen_encoder_is_computed_once_for_all_experts(tmp_path):
     assert [expert.identity() for expert in together] == [expert.identity() for expert in alone]
 
 
-def test_training_is_the_same_resumed_or_not(tmp_path):
+def test_a_training_names_where_its_states_go(tmp_path):
+    expert = toy_experts.make_expert("unet-normals").requires_grad_(True)
+    root = toy_experts.write_truth(tmp_path / "data", train=4, val=1)
+    data = load_data(root, expert.task, "train", 32, Silent())
+    with pytest.raises(ValueError, match="resume_dir"):
+        ExpertTrainer(expert, data, TrainContext(), 0)
+
+
+def test_training_is_the_same_resumed_or_not(tmp_path, monkeypatch):
+    def exact(*args):
+        assert not torch.backends.cudnn.allow_tf32
+        return evaluate_expert(*args)
+
+    monkeypatch.setattr("backbones.cliptex.experts.train.evaluate_expert", exact)
     root = toy_experts.write_truth(tmp_path / "data", train=16, val=4)
     settings = {**toy_experts.SMALL_UNET, "batch_size": 8, "epochs": 6.0}
     complete = train_expert("unet-normals", root, tmp_path / "complete", QUIET, settings)

@@ -151,7 +151,13 @@ def test_micro_batches_move_statistics_once(tmp_path, pairs):
     assert counts == {2 * 3}
 
 
-def test_the_exported_weights_are_validated(pairs, tmp_path):
+def test_the_exported_weights_are_validated_by_exact_products(pairs, tmp_path, monkeypatch):
+    def exact(*embeddings):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+        return recall(*embeddings)
+
+    monkeypatch.setattr("backbones.cliptex.training.clip_trainer.recall", exact)
     recipe = replace(CLIPTEX, ema=0.9, val_pairs=12, epochs=1.0)
     result = run(recipe, pairs, tmp_path / "w.safetensors")
     backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)

@@ -163,6 +163,15 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path, datasets, kind, head, cha
     assert "\n" not in str(error.value)
 
 
+def test_a_layer_of_a_cnn_leaves_the_other_checks_before_the_start(tmp_path, datasets):
+    probe = PROBES["segmentation/deeplabv3"]
+    settings = probe.settings_type(layers="50%", batch_size=1)
+    task = context(tmp_path, datasets["segmentation"], settings)
+    task.backbone.depth = 4
+    with pytest.raises(UserError, match="batch_size must be 2 or more"):
+        probe.fits(task.backbone, task.data, settings)
+
+
 def test_a_head_is_tried_before_the_data_are_checked(tmp_path, datasets):
     """In evaluation a batch norm has statistics of its own: one image is enough."""
     probe, settings = planned("segmentation", head=UPERNET)

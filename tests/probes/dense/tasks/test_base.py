@@ -9,6 +9,7 @@ from PIL import Image
 
 import probes.catalog  # noqa: F401  registers the kinds of all probes
 from cliptex_common.errors import UserError
+from probes.datasets.base import DatasetSpec
 from probes.dense.data import FollowImage
 from probes.dense.decode_heads.objectives import TaskObjective
 from probes.dense.probe import register_dense_task
@@ -105,3 +106,13 @@ def test_unknown_pixels_are_in_no_constant_and_grey_in_pictures():
     vectors = np.array([[1.0, 3.0], [-1, -1], [np.nan, np.nan], [3, 5]])
     constant = Alpha().best_constant(vectors, None)
     assert constant.tolist() == [2, 4] and Alpha().constant_name(constant, None) == "2, 4"
+
+
+def test_a_stored_zero_that_is_ignored_is_not_the_first_class(tmp_path):
+    spec = DatasetSpec("s", "segmentation", "", lambda *_: [], ignore_index=0, label_offset=-1)
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.save(tmp_path / "map.png")
+    task = DENSE_TASKS["segmentation"]
+    task.check_file(spec, 2, tmp_path / "map.png", image)
+    labels = task.read(str(tmp_path / "map.png"), **task.reading(spec, 2))
+    assert labels.tolist() == [[spec.ignore_index, 0, 1]] and spec.ignore_index == 255
