@@ -63,36 +63,36 @@ BOUNDS: dict[str, Bound] = {
     ),
     "logreg": Bound(loops.probe("segmentation/logreg", "iterations"), 0, 4, "iteration"),
     "segmentation, jbu": Bound(
-        loops.probe("segmentation/linear", "max_iters", **DENSE, **UPSAMPLED), 0, 0
+        loops.probe("segmentation/linear", "max_iters", **DENSE, **UPSAMPLED), 0, 2
     ),
     "encoding": Bound(
         loops.evaluation("classification/knn", lambda folder, n: make_imagefolder(folder, n, 1)),
-        0,
-        0,
-        "image of each class",
-        4,
-        8,
+        waits=0.5,  # to check that what it stores is finite
+        blocking_copies=0.5,
+        unit="image of each class",
+        short=4,
+        long=8,
     ),
     "label propagation": Bound(
         loops.evaluation(
             "video/label-propagation", lambda folder, n: make_davis(folder, frames=n, size=(48, 64))
         ),
-        0,
-        0,
-        "frame of two videos",
-        4,
-        8,
+        waits=0,
+        blocking_copies=2,
+        unit="frame of two videos",
+        short=4,
+        long=8,
     ),
     "view matching": Bound(
         loops.evaluation(
             "object-views/view-matching", lambda folder, n: make_navi(folder, listed=PAIRS[:n])
         ),
-        0,
-        0,
-        "pair of two objects",
-        2,
-        4,
+        waits=0,
+        blocking_copies=0,
+        unit="pair of views",
+        short=2,
+        long=4,
     ),
-    "probes inside a training": Bound(loops.in_loop, 0, 0, "evaluation", 1, 2),
+    "probes inside a training": Bound(loops.in_loop, 2, 34, "evaluation", 1, 2),
     "patch-knn, evaluation": Bound(loops.validation("segmentation/patch-knn"), 4, 4, "image", 4, 8),
 }

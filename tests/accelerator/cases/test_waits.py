@@ -19,6 +19,9 @@ ALWAYS = (
     "attentive, resumed",
     "logreg",
     "patch-knn, evaluation",
+    "segmentation, jbu",
+    "encoding",
+    "label propagation",
 )
 
 
