@@ -97,17 +97,17 @@ class _Worker:
         # workers are forked from a server that has imported the libraries: so they start at once
         # and share its memory. That server may have looked for GPUs before a worker's are chosen.
         method = "spawn" if gpu else "forkserver"
+        # Processes inherit the blocked signals, so that Ctrl-C or a lost terminal does not end a
+        # worker before ``_initialize``; the server and Python's resource tracker, which must
+        # outlive the workers, keep SIGHUP blocked. The pool starts that tracker, if it is the
+        # first, and unblocks SIGINT after that.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
         self.pool = ProcessPoolExecutor(
             1,
             multiprocessing.get_context(method),
             _initialize,
             ({**os.environ, **environment},),
         )
-        # The process inherits the blocked signals, so that Ctrl-C or a lost terminal does not end
-        # it before ``_initialize``; the server and Python's resource tracker, which must outlive
-        # the workers, keep SIGHUP blocked. Python starts the tracker with the first process and
-        # unblocks SIGINT after that, so the tracker has to run before.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         # The server gets this process's ``sys.path``: Python's own choice begins with the working
