@@ -182,13 +182,14 @@ def evaluate(
         backbone: a name (``clip``, ``timm/resnet18`` …), several, or a module; see
             ``backbones.adapters.module``.
         tasks: ``dataset/probe``, one or several; by default all of the suite.
-        name: of a module; by default that of its class.
+        name: of a module; by default that of its class, after ``my-`` where a backbone has that.
         images: how the images of a module are prepared.
         settings: changes to the tasks' settings, as with ``--set``, or to those of one task, as
             ``{"voc/linear": {"lr": 0.1}}``; several values of an axis, such as ``{"layers": [3,
             6]}``, make variants.
         tracking_uri: MLflow store; by default as MLflow itself decides.
-        **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``, ``heads``,
+        **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data`` (``{NAME: DIR}`` or
+            ``["NAME=DIR"]``), ``weights``, ``heads``,
             ``partial``, ``limit``, ``force``, ``experiment``, ``device``, ``jobs``,
             ``num_workers``, ``plugins``, as of ``python -m benchmark run``. A single backbone comes
             without baselines (``only=False`` adds them). A module is evaluated in this process.
@@ -333,7 +334,9 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
     from backbones.adapters.module import IMAGENET, entry_of
     from backbones.registry import BACKBONES, register
 
-    name = name or type(backbone).__name__.lower()
+    if not name:
+        name = type(backbone).__name__.lower()
+        name = f"my-{name}" if name in BACKBONES else name
     register(entry_of(backbone, name, images or IMAGENET))
     try:
         yield [name]

@@ -10,10 +10,12 @@ from, by ``evaluate``, and the training goes on as if nothing had happened, bit 
 from __future__ import annotations
 
 import csv
+import operator
 import random
 import shlex
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,11 +34,12 @@ from benchmark.execution.progress import console
 from benchmark.workflows.watch import write_weights
 from cliptex_common.device import current_device, device_count, float32_products
 from cliptex_common.errors import UserError
+from cliptex_common.locks import lock_path, locked
 from cliptex_common.settings import as_list, as_pairs
 from reports.mlflow.client import metric_key
 
 WAIT = timedelta(days=7)  # of the other processes, while the first one evaluates
-COLUMNS = ("step", "task", "metric", "value", "run", "seconds")
+COLUMNS = ("step", "task", "metric", "value", "run", "seconds", "training")
 
 
 class InLoop:
@@ -65,12 +68,13 @@ class InLoop:
         state: model → its state dict, for ``watch``; called in all processes. A model whose
             weights are in pieces (FSDP, ZeRO-3) needs it.
         on_error: ``warn`` to go on without the numbers, or ``raise``.
-        folder: of probes.csv and of the weights for ``watch``.
+        folder: of probes.csv and of the weights for ``watch``. Trainings that share it are told
+            apart by the column ``training``, which is another for each ``InLoop``.
         **options: of ``evaluate``: ``data_root``, ``settings``, ``seeds``, ``experiment`` …; not
             ``weights``, ``heads`` and ``executor``.
 
     Raises:
-        UserError: tasks, settings, options or data cannot be used.
+        UserError: tasks, settings, options, data or the folder cannot be used.
 
     Attributes:
         seconds: that evaluations have taken in this process so far.
@@ -91,8 +95,9 @@ class InLoop:
         folder: str | Path = "probes",
         **options: Any,
     ) -> None:
-        if every < 1:
-            raise UserError(f"every={every}: give a number of steps, 1 or more")
+        names = as_list(tasks)
+        if not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
+            raise UserError(f"tasks={tasks!r}: give names of tasks, such as imagefolder/knn")
         for option in {"weights", "heads", "executor"} & options.keys():
             raise UserError(f"InLoop has no option {option!r}: it scores the model of this process")
         _check_choice("where", where, ("auto", "here", "watch"))
@@ -102,7 +107,7 @@ class InLoop:
                 f"log={log!r}: give one logger, with log_metrics(metrics, step) or"
                 " add_scalar(name, value, step)"
             )
-        self.tasks, self.every, self.encoder = tasks, every, encoder
+        self.tasks, self.every, self.encoder = tasks, _count("every", every, 1), encoder
         self.subject = {"name": name, "images": images}
         self.loggers = [] if log is None else [log]
         self.state, self.on_error = state, on_error
@@ -112,16 +117,24 @@ class InLoop:
         self.group = dist.new_group(backend="gloo", timeout=WAIT) if world > 1 else None
         self.seconds, self._started = 0.0, time.monotonic()
         self._last: int | None = None
-        if self.rank == 0 and self.where == "here":
-            with untouched():
-                check(tasks, **self.subject, **options)
+        self._id = uuid.uuid4().hex[:8]
+        if self.rank == 0:
+            try:
+                self._write_rows([])
+            except OSError as error:
+                raise UserError(f"folder={folder}: {error.strerror}; name another one") from error
+            if self.where == "here":
+                with untouched():
+                    check(tasks, **self.subject, **options)
 
     def __call__(self, model: Any, step: int) -> Results | None:
         """The numbers if an evaluation is due at ``step`` and this process makes it, else None.
 
         Raises:
+            UserError: ``step`` is not 0, 1, 2 …
             Exception: what failed, with ``on_error="raise"``.
         """
+        step = _count("step", step, 0)
         last = max(step - 1, 0) if self._last is None else self._last
         self._last, started = step, time.monotonic()
         if step // self.every <= last // self.every:
@@ -184,18 +197,28 @@ class InLoop:
         frame = results.frame[results.frame.value.notna()]
         numbers = frame.groupby(["task", "metric"], sort=False, as_index=False)
         means: Any = numbers.agg(value=("value", "mean"), run=("run", "first"))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "probes.csv"
-        is_new = not path.exists()
-        with path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows([COLUMNS] if is_new else [])
-            for row in means.itertuples():
-                writer.writerow([step, row.task, row.metric, row.value, row.run, round(seconds, 1)])
+        rows = [
+            [step, row.task, row.metric, row.value, row.run, round(seconds, 1), self._id]
+            for row in means.itertuples()
+        ]
         metrics = {f"probe/{row.task}/{row.metric}": row.value for row in means.itertuples()}
         metrics["probe/seconds"] = seconds
-        for log_metrics in self._targets():
-            log_metrics(metrics, step)
+        with ExitStack() as stack:  # each from the last to the first, whatever the others raise
+            stack.callback(self._write_rows, rows)
+            for log_metrics in reversed(list(self._targets())):
+                stack.callback(log_metrics, metrics, step)
+
+    def _write_rows(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Append to the file of numbers. Of ``watch``, which has none, the folder is made."""
+        if self.where == "watch":
+            return (self.folder / "steps").mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "probes.csv"
+        with (
+            locked(lock_path("probes", str(path.absolute()))),
+            path.open("a", encoding="utf-8", newline="") as file,
+        ):
+            csv.writer(file).writerows([*([] if file.tell() else [COLUMNS]), *rows])
 
     def _targets(self) -> Iterator[Callable[[dict[str, float], int], None]]:
         """What logs metrics at a step: what this training has begun to use, and what was named."""
@@ -212,6 +235,17 @@ class InLoop:
             if run is not None and getattr(logger, "experiment", None) is run:
                 continue  # a WandbLogger of this run
             yield getattr(logger, "log_metrics", None) or _scalars(logger)
+
+
+def _count(option: str, value: Any, least: int) -> int:
+    """A number of steps. Raises ``UserError`` for anything else."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = -1
+    if count < least:
+        raise UserError(f"{option}={value!r}: give a whole number of steps, {least} or more")
+    return count
 
 
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:

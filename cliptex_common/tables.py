@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cliptex_common.files import atomic_write, content_key, home, read_json_object, write_json
-from cliptex_common.locks import lock_path, locked
+from cliptex_common.locks import lock_path, locked, mark_in_use
 
 ARRAYS = "arrays"  # key of the metadata: the arrays' names
 Contents = tuple[Mapping[str, np.ndarray], dict[str, Any]]  # arrays and metadata
@@ -60,6 +60,8 @@ def cached_table(
     """
     key = content_key(subject, 32)
     file = home() / kind / f"{key}.json"
+    if keep:
+        mark_in_use(file.parent)  # workers open it later
     if table := _load(file):
         return table
     if not keep:

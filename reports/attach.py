@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from cliptex_common.errors import first_line
+from cliptex_common.errors import user_error_message
 from reports.artifacts import REPORT
 from reports.mlflow.client import connect, tracking_uri
 from reports.mlflow.query import local_folder
@@ -19,8 +19,8 @@ def attach_report(request: ReportRequest, run_ids: Sequence[str]) -> tuple[str, 
 
     Returns:
         a line for the terminal with the page's path (in ``report/`` where the store's artifacts are
-        on another machine), or with the reason why there is none, because the numbers are already
-        stored; the report, if any.
+        on another machine), or with the reason why there is none that the user can mend, because
+        the numbers are already stored; the report, if any.
     """
     report = None
     try:
@@ -35,6 +35,9 @@ def attach_report(request: ReportRequest, run_ids: Sequence[str]) -> tuple[str, 
             return f"report: {local / REPORT}", report
         return f"report: {write(report, Path('report'))[0]}", report
     except Exception as error:
+        reason = user_error_message(error)
+        if reason is None:
+            raise
         study = f" --study {request.study}" if request.study else ""
-        message = f"no report was made: {first_line(error)}; try python -m benchmark report{study}"
+        message = f"no report was made: {reason}; try python -m benchmark report{study}"
         return message, report

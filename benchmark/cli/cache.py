@@ -22,7 +22,8 @@ from cliptex_common.files import home, read_json_object
 from cliptex_common.locks import guard_removal, lock_path, locked
 from cliptex_common.settings import options_dataclass
 
-# folder under $CLIPTEX_HOME → what each entry is
+# Folder under $CLIPTEX_HOME → what each entry is. Left out are locks, users, processes and tasks,
+# which running commands need and remove themselves.
 KINDS = {
     "features": "encoded features",
     "mini": "rendered world",
@@ -31,6 +32,17 @@ KINDS = {
     "weights": "backbone weights",
     "work": "unfinished cell",
     "shared": "shared results",
+    "shards": "fetched shard",
+    "artifacts": "fetched files of a run",
+}
+# folders that are one entry, of many small files
+INDICES = {
+    "datasets": "checks of datasets",
+    "content_hashes": "hashes of images",
+    "efficiency": "costs of backbones",
+    "pair-index": "indices of pairs",
+    "label-index": "indices of pseudo-labels",
+    "tar-index": "indices of tars",
 }
 
 
@@ -51,13 +63,15 @@ class KindOptions:
     """Which entries."""
 
     kind: str | None = None
-    """only these: features, mini, experts, labels, weights, work, shared"""
+    """only these: features, mini, experts, labels, weights, work, shared, shards, artifacts,
+    datasets, content_hashes, efficiency, pair-index, label-index, tar-index"""
 
     def entries(self) -> list[CacheEntry]:
         """Those of the kind, in order of their names."""
-        if self.kind and self.kind not in KINDS:
-            raise UserError(f"unknown --kind {self.kind}; {suggest(self.kind, KINDS)}")
-        kinds = [self.kind] if self.kind else [*KINDS]
+        kinds = [*KINDS, *INDICES]
+        if self.kind and self.kind not in kinds:
+            raise UserError(f"unknown --kind {self.kind}; {suggest(self.kind, kinds)}")
+        kinds = [self.kind] if self.kind else kinds
         return [entry for kind in kinds for entry in _read(kind)]
 
 
@@ -119,14 +133,14 @@ COMMAND = {"ls": ListCache, "rm": RemoveFromCache}
 
 def _read(kind: str) -> Iterator[CacheEntry]:
     """The entries of a kind, in order of their names."""
-    for path in sorted((home() / kind).glob("[!.]*")):
+    for path in sorted(home().glob(kind if kind in INDICES else f"{kind}/[!.]*")):
         if path.suffix == ".lock":
             continue
         with suppress(FileNotFoundError):  # removed by another process meanwhile
             files = [path, *path.rglob("*")]
             size = sum(file.stat().st_size for file in files if file.is_file())
             key = read_json_object(path / "key.json")
-            about = f"{key['kind']}: {key['about']}" if key else KINDS[kind]
+            about = f"{key['kind']}: {key['about']}" if key else {**KINDS, **INDICES}[kind]
             yield CacheEntry(kind, path.name, path, size, path.stat().st_mtime, about)
 
 

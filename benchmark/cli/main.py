@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(exit_.code or 0)
         code = command.main()
         sys.stdout.flush()  # raises here if the disk behind `> FILE` is full
+        if interrupts.received():  # it waited for an import, or a library swallowed it
+            return _interrupted(argv)
         return code
     except SystemExit as exit_:
         sys.stderr.write(f"error: a plugin or library called exit({exit_.code!r})\n")

@@ -52,8 +52,12 @@ class RunTasks(ConfigOptions, RunOptions, DryRunOptions, TrackingOptions):
             if self.json:
                 write_json(self.json, as_json(result))
             has_metrics = any(cell.metrics for cell in result.cells)
-            line, report = write_report(result) if has_metrics else ("", None)
-            show(result, report)
+            line, report = "", None
+            try:
+                if has_metrics:
+                    line, report = write_report(result)
+            finally:  # the table also where a report has a bug
+                show(result, report)
         if all(cell.status == "not applicable" for cell in result.cells):
             raise UserError(
                 "none of these tasks applies to these backbones; choose others with --task or"

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from benchmark.execution import interrupts
 from benchmark.planning.options import TrackingOptions
 from cliptex_common.settings import options_dataclass
 
@@ -59,6 +60,7 @@ class Ui(TrackingOptions):
         except KeyboardInterrupt:
             server_process.terminate()
             server_process.wait()
+            interrupts.handle_signals()  # Ctrl-C is how it ends
             return 0
 
 

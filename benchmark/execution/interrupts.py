@@ -17,15 +17,16 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _pid = os.getpid()
 _received = 0
-_ignored_after: tuple[int, ...] = ()  # the first signal; (): all but that one
+_ignored_after: tuple[int, ...] = ()  # the first signal; (): all but a second Ctrl-C
 
 
 def handle_signals(*, once: bool = False, numbers: Sequence[int] = STOP_SIGNALS) -> None:
     """Let the signals ``numbers`` raise ``KeyboardInterrupt`` here, and end forked processes. After
-    the first, other signals are ignored: they cannot disturb the saving that it starts.
+    the first, others are ignored, except Ctrl-C after Ctrl-C: batch systems and shells send theirs
+    twice, to the process and to its group, and must not disturb the saving that the first starts.
 
     Args:
-        once: ignore the same signal, too. A worker may get one with its process group and one from
+        once: ignore a second Ctrl-C, too. A worker may get one with its process group and one from
             its parent.
     """
     global _pid, _received, _ignored_after
@@ -69,7 +70,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _is_importing(frame):  # an exception would be swallowed, or leave a half-imported library
         threading.Timer(0.05, os.kill, (_pid, number)).start()
         return
-    for each in _ignored_after or {*STOP_SIGNALS} - {number}:
+    for each in _ignored_after or {*STOP_SIGNALS} - ({signal.SIGINT} & {number}):
         signal.signal(each, signal.SIG_IGN)
     logging.getLogger("asyncio").disabled = True  # tracebacks of tasks that end by this
     raise KeyboardInterrupt

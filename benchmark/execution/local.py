@@ -97,17 +97,19 @@ class _Worker:
         # workers are forked from a server that has imported the libraries: so they start at once
         # and share its memory. That server may have looked for GPUs before a worker's are chosen.
         method = "spawn" if gpu else "forkserver"
+        # Processes inherit the blocked signals, so that Ctrl-C or a lost terminal does not end a
+        # worker before ``_initialize``; the server and Python's resource tracker, which must
+        # outlive the workers, keep SIGHUP blocked. The pool starts that tracker, if it is the
+        # first, and unblocks SIGINT after that.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
         self.pool = ProcessPoolExecutor(
             1,
             multiprocessing.get_context(method),
             _initialize,
             ({**os.environ, **environment},),
         )
-        # The process inherits the blocked SIGINT, so that Ctrl-C does not end it before
-        # ``_initialize``. Python starts its resource tracker with the first process and unblocks
-        # SIGINT after that, so the tracker has to run before.
         resource_tracker.ensure_running()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         # The server gets this process's ``sys.path``: Python's own choice begins with the working
         # folder, where a user may have a ``common.py``.
         paths = os.pathsep.join(filter(None, sys.path))
@@ -138,8 +140,9 @@ def _initialize(environment: Mapping[str, str]) -> None:
     # also with a GPU: spawned data-loading processes would each import torch and MMLab
     multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ignored by the process that it is forked from
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C, and stops its workers
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent gets these, and stops its workers
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGHUP])
 
     def end_with(parent: Any) -> None:
         parent.join()

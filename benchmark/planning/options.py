@@ -22,6 +22,7 @@ from cliptex_common.settings import (
     field_names,
     one_line_errors,
     options_dataclass,
+    parse_pairs,
 )
 
 BackboneNames = Annotated[Names, Field(alias="backbone")]
@@ -46,6 +47,13 @@ def _load_config_files(names: Sequence[str]) -> list[str]:
 
 
 HeadSources = Annotated[Names, AfterValidator(_with_absolute_files), Field(alias="head")]
+
+
+def _read_folders(data: Any) -> Any:
+    """``["voc=DIR", …]`` and ``"voc=DIR"`` as ``{"voc": DIR}``."""
+    return parse_pairs(map(str, as_list(data)), "data") if isinstance(data, Sequence) else data
+
+
 TaskNames = Annotated[Names, AfterValidator(_load_config_files), Field(alias="task")]
 Changes = Annotated[Mapping[str, str], Field(alias="set")]
 TaskChanges = Annotated[Mapping[str, str], Field(alias="set-task")]
@@ -66,7 +74,9 @@ class FolderOptions(PluginOptions):
 
     data_root: Folder | None = None
     """folder of datasets in OpenMMLab's layout (VOCdevkit/VOC2012, coco, nyu …)"""
-    data: Mapping[str, Folder] = field(default_factory=dict)
+    data: Annotated[Mapping[str, Folder], BeforeValidator(_read_folders)] = field(
+        default_factory=dict
+    )
     """folder of one dataset, as NAME=DIR (repeatable; overrides --data-root)"""
 
     def __post_init__(self) -> None:

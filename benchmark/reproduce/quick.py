@@ -44,7 +44,7 @@ def quick(protocols: Sequence[str], options: RunOptions) -> Iterator[tuple[str, 
             " --data-root DIR or --data NAME=DIR (`data check` lists what is there)"
         )
     for name, task in applicable:
-        planned = plan_preset(name, task)
+        (planned,) = plan_preset(name, [task])
         needs_text = getattr(planned.probe, "needs_text", False)
         changes = {key: FEW[key] for key in FEW if getattr(planned.settings, key, None)}
         if "epoch_length" in changes:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import benchmark.suites.catalog  # noqa: F401 – registers every dataset, probe and protocol
-from benchmark.planning.tasks import plan_task
+from benchmark.planning.tasks import choose_suite, plan_task
 from benchmark.probing.records import PlannedTask
-from benchmark.suites.registry import find_suite
 from cliptex_common.errors import UserError, suggest
 from probes.protocols.base import PROTOCOLS, Preset, find_preset
 from reports.published.table import PublishedNumber, published_numbers
@@ -70,13 +69,17 @@ def find_targets(
         raise UserError(
             f"no number is published by {of_protocols} for a backbone here; try --quick"
         )
-    targets = []
+    selected: dict[str, list[PublishedNumber]] = {}  # of each preset, whose tasks run together
     for number in numbers:
         has_backbone = set(number.backbones).intersection(backbones or models)
         if has_backbone and (not tasks or number.task in tasks):
-            task = plan_preset(number.preset, number.task)
-            preset = find_preset(number.preset, task.spec, task.probe)
-            targets.append(Target(number, preset, task))
+            selected.setdefault(number.preset, []).append(number)
+    targets = []
+    for name, of_preset in selected.items():
+        for number, task in zip(
+            of_preset, plan_preset(name, [number.task for number in of_preset]), strict=True
+        ):
+            targets.append(Target(number, find_preset(name, task.spec, task.probe), task))
     if not targets:
         firsts = dict.fromkeys(number.backbones[0] for number in numbers)
         raise UserError(
@@ -86,6 +89,7 @@ def find_targets(
     return targets
 
 
-def plan_preset(protocol: str, task: str) -> PlannedTask:
-    """A task with a preset's settings."""
-    return plan_task(find_suite("own"), task, {"protocol": protocol})
+def plan_preset(protocol: str, tasks: Sequence[str]) -> list[PlannedTask]:
+    """Tasks with a preset's settings, and for the rest those of the suite that runs all of them."""
+    suite = choose_suite(tasks)
+    return [plan_task(suite, task, {"protocol": protocol}) for task in tasks]

@@ -72,7 +72,8 @@ def test_a_module_is_probed_and_left_as_it_was(options, results):
     assert frame.value[frame.metric.isin(["top1", "mIoU"])].between(0, 100).all()
     assert "patches" not in BACKBONES
     module = Patches()
-    again = evaluate(module, TASKS, suite="own", images=IMAGES, **options)
+    data = [f"{name}={folder}" for name, folder in options["data"].items()]  # as of --data
+    again = evaluate(module, TASKS, suite="own", images=IMAGES, **{**options, "data": data})
     assert set(again.frame.status) == {"cached"} and again.table().equals(results.table())
     assert all(each.requires_grad for each in module.parameters())
 

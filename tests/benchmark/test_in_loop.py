@@ -164,12 +164,65 @@ def test_mistakes_show_before_the_training(options):
         {"log": ["a list"]},
         {"name": "clip"},
         {"weights": "a.pth"},
+        {"every": float("nan")},
+        {"every": "10"},
+        {"every": [1]},
+        {"every": 0},
+        {"tasks": 5},
+        {"tasks": [5], "where": "watch"},
+        {"folder": "file/probes"},
+        {"folder": "file", "where": "watch"},
     ],
     ids=str,
 )
 def test_options_that_fit_no_training_show_before_it(options, wrong):
-    with pytest.raises(UserError):
-        InLoop(**{**options, **wrong}, every=10)
+    Path("file").touch()
+    with pytest.raises(UserError) as error:
+        InLoop(**{"every": 10, **options, **wrong})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("step", [-4, 2.5, "3"])
+def test_a_step_is_a_whole_number(options, step):
+    probe = InLoop(**{**options, **KNN}, every=2)
+    with pytest.raises(UserError, match=f"step={step!r}"):
+        probe(Model(), step)
+
+
+def test_no_logger_loses_its_numbers_by_another(options):
+    """Each gets them, the file last."""
+
+    class Broken(Recorder):
+        def add_scalar(self, *_):
+            raise ConnectionError("the logger is gone")
+
+    probe = InLoop(**{**options, **KNN}, every=5, log=Broken())
+    Path("probes/probes.csv").unlink()
+    Path("probes/probes.csv").mkdir()
+    with mlflow.start_run() as run, pytest.raises(OSError):
+        probe(Model(), 5)
+    assert "probe/imagefolder/knn/top1" in mlflow.get_run(run.info.run_id).data.metrics
+    Path("probes/probes.csv").rmdir()
+    with pytest.raises(ConnectionError):
+        probe(Model(), 10)
+    assert {row["step"] for row in read()} == {"10"}
+
+
+def test_trainings_that_share_a_folder_are_told_apart(options):
+    first, second = (InLoop(**{**options, **KNN}, every=5) for _ in range(2))
+    for probe in (first, second):
+        probe(Model(), 5)
+    rows = [row for row in read() if row["metric"] == "top1"]
+    assert len({row["training"] for row in rows}) == 2 and {row["step"] for row in rows} == {"5"}
+
+
+def test_a_class_may_be_called_like_a_backbone(options):
+    class Clip(Encoder):
+        pass
+
+    options |= {**KNN, "name": None, "encoder": None}
+    results = InLoop(**options, every=5)(Clip(), 5)
+    assert {*results.frame.backbone} == {"my-clip"}
 
 
 def test_an_error_of_a_probe_does_not_end_the_training(options):

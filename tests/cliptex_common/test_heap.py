@@ -13,6 +13,7 @@ def page_faults() -> int:
     return getrusage(RUSAGE_SELF).ru_minflt - before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a function of glibc")
 def test_freed_memory_is_kept_for_the_next_batch_until_it_is_returned():
     keep_freed_memory()

@@ -1,7 +1,7 @@
 """Shards on servers (``https://``, ``s3://`` …): fetched once by fsspec, then read as local files.
 
-They are stored under ``$CLIPTEX_HOME/shards`` by URL. Remove that folder to fetch them again, for
-example after they were replaced on the server.
+They are stored under ``$CLIPTEX_HOME/shards`` by URL. Remove them (``cache rm --kind shards``) to
+fetch them again, for example after they were replaced on the server.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import fsspec
 
 from cliptex_common.errors import DISK_FULL, UserError, first_line
 from cliptex_common.files import atomic_write, content_key, home
-from cliptex_common.locks import lock_path, locked
+from cliptex_common.locks import lock_path, locked, mark_in_use
 from cliptex_common.progress import Progress
 from cliptex_common.secrets import hide_secrets, redact, remember_secrets
 
@@ -50,7 +50,9 @@ def fetch_shards(urls: Sequence[str], progress: Progress) -> list[Path]:
 
 def _fetch(url: str) -> Path:
     remote = PurePosixPath(unquote(urlsplit(url).path))
-    path = home() / "shards" / content_key(url) / remote.parent.name / remote.name
+    folder = home() / "shards" / content_key(url)
+    path = folder / remote.parent.name / remote.name
+    mark_in_use(folder)
     if path.exists():
         return path
     with locked(lock_path("shard", url)):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tests.accelerator.cases import loops
 from tests.backbones.cliptex.experts.small_mask_rcnn import write_mmdet, write_torchvision
+from tests.probes.datasets.make import make_imagefolder
+from tests.probes.matching.layouts import make_davis, make_navi
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Bound:
 
 DENSE = {"size": 48, "scale_range": (1.0, 1.0), "fixed_crops": 2}
 UPSAMPLED = {"size": 48, "upsampler": "jbu", "feature_stride": 4, "layers": "last"}
+PAIRS = [(0, 1), (2, 4), (0, 2), (1, 2)]  # of views of an object
 CROPS = {
     "random_crops": True,
     "blocks": (1, 2),
@@ -62,5 +65,34 @@ BOUNDS: dict[str, Bound] = {
         loops.resumed("classification/attentive", "epoch_length"), 0, 0, short=4, long=7
     ),
     "logreg": Bound(loops.probe("segmentation/logreg", "iterations"), 0, 4, "iteration"),
+    "encoding": Bound(
+        loops.evaluation("classification/knn", lambda folder, n: make_imagefolder(folder, n, 1)),
+        waits=0.5,  # to check that what it stores is finite
+        blocking_copies=0.5,
+        unit="image of each class",
+        short=4,
+        long=8,
+    ),
+    "label propagation": Bound(
+        loops.evaluation(
+            "video/label-propagation", lambda folder, n: make_davis(folder, frames=n, size=(48, 64))
+        ),
+        waits=0,
+        blocking_copies=2,
+        unit="frame of two videos",
+        short=4,
+        long=8,
+    ),
+    "view matching": Bound(
+        loops.evaluation(
+            "object-views/view-matching", lambda folder, n: make_navi(folder, listed=PAIRS[:n])
+        ),
+        waits=0,
+        blocking_copies=0,
+        unit="pair of views",
+        short=2,
+        long=4,
+    ),
+    "probes inside a training": Bound(loops.in_loop, 2, 34, "evaluation", 1, 2),
     "patch-knn, evaluation": Bound(loops.validation("segmentation/patch-knn"), 4, 4, "image", 4, 8),
 }

@@ -20,18 +20,22 @@ from backbones.cliptex.experts.data import load_data
 from backbones.cliptex.experts.train import ExpertTrainer
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.trainer import TrainContext
+from benchmark import InLoop
 from cliptex_common.progress import Silent
+from probes.checks.check import prepare
 from probes.experts.mask_rcnn import TorchvisionMaskRCNN
 from probes.image_level import random_crops
-from probes.registry import PROBES
+from probes.registry import DATASETS, PROBES
 from probes.runner.head_trainer import HeadTrainer
-from tests.accelerator.cases.tasks import make_task, small, write_data
+from tests.accelerator.cases.tasks import WHOLE_IMAGES, make_task, small, write_data
 from tests.accelerator.pretended import Events, counting
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.backbones.cliptex.experts.small_mask_rcnn import shrink
 from tests.backbones.cliptex.training.test_train import run
+from tests.benchmark import test_in_loop
 from tests.probes import tiny_dense
+from tests.probes.datasets.make import make_imagefolder
 from tests.recorder import Recorder
 
 RARELY = 10**6  # steps between entries of a log
@@ -157,6 +161,40 @@ def validation(name: str, **changes: Any) -> Loop:
         which.run(make_task(which, folder, device, data, small(which, changes)))
 
     return loop
+
+
+def evaluation(name: str, write: Callable[[Path, int], Any], **changes: Any) -> Loop:
+    """A probe that is not trained, on data that ``write`` makes of a folder and a length."""
+
+    def loop(folder: Path, device: torch.device, length: int) -> None:
+        which = PROBES[name]
+        dataset, _ = WHOLE_IMAGES[which.kind]
+        write(folder / "data", length)
+        splits: dict[str, int | None] = dict.fromkeys(which.splits)
+        data = prepare(DATASETS[dataset], folder / "data", splits=splits, partial=True)
+        which.run(make_task(which, folder, device, data, small(which, changes)))
+
+    return loop
+
+
+def in_loop(folder: Path, device: torch.device, length: int) -> None:
+    """A training's model, scored again and again."""
+    model = test_in_loop.Model().to(device)
+    probe = InLoop(
+        **test_in_loop.KNN,
+        every=1,
+        encoder=lambda model: model.encoder,
+        images=test_in_loop.IMAGES,
+        folder=folder / "probes",
+        data={"imagefolder": make_imagefolder(folder / "data", n_train=4, n_val=2)},
+        tracking_uri=f"sqlite:///{folder}/mlflow.db",
+        num_workers=0,
+        device=device.type,
+        on_error="raise",
+    )
+    for step in range(1, length + 1):
+        torch.nn.init.normal_(model.encoder.conv.weight)  # or it would find its numbers
+        probe(model, step)
 
 
 @contextlib.contextmanager

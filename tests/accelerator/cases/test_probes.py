@@ -181,6 +181,18 @@ def test_a_stored_head_predicts_as_on_the_cpu(name, tmp_path, device, in_fp32):
     compare(*predictions)
 
 
+@pytest.mark.parametrize("name", slow_except(PREDICTED[:3], PREDICTED[:1]))
+def test_a_stored_head_scores_as_on_the_cpu(name, tmp_path, device, in_fp32):
+    """Nothing is trained: the head may be one of another dataset."""
+    probe, results = PROBES[name], []
+    data, settings = write_data(probe, tmp_path / "data"), small(probe, {})
+    head = probe.run(make_task(probe, tmp_path / "work", CPU, data, settings)).head
+    for target in (CPU, device):
+        task = make_task(probe, tmp_path / target.type, target, data, settings)
+        results.append(probe.run(replace(task, head=head)))
+    check_results(*results, device)
+
+
 def compare(expected, actual) -> None:
     if isinstance(expected, dict):
         assert expected.keys() == actual.keys()

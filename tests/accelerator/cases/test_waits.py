@@ -20,6 +20,8 @@ ALWAYS = (
     "attentive, resumed",
     "logreg",
     "patch-knn, evaluation",
+    "encoding",
+    "label propagation",
 )
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,8 @@ from benchmark.probing.cell import cell_locks
 from probes.features.store import CacheKey, get_or_build
 from tests.backbones.mini import CONFIG, DATA, mini_clip
 from tests.benchmark.commands import run_command
+
+PACKAGES = ("benchmark", "sweeps", "probes", "backbones", "reports", "cliptex_common")
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +50,27 @@ def test_ls_lists_everything_with_its_size(capsys):
         ("features", "embeddings: clip on toys 0"),
         ("mini", "rendered world"),
         ("weights", "backbone weights"),
+        ("content_hashes", "hashes of images"),
     ]
     assert rows[1]["size"] == 1000 and rows[1]["name"] == "abc"
     assert run_command("cache ls") == 0
     output = capsys.readouterr().out
     assert "clip on toys 0" in output and "clip.safetensors" in output
+
+
+def test_every_folder_of_the_home_is_listed_and_removed(capsys, home):
+    """Those that the sources name, but what running commands need."""
+    pattern = r'(?:home\(\)(?:\.absolute\(\))? /|cached_table\()\s*"([\w-]+)"'
+    files = chain.from_iterable(Path(package).rglob("*.py") for package in PACKAGES)
+    folders = {name for path in files for name in re.findall(pattern, path.read_text())}
+    folders -= {"locks", "users", "processes", "tasks"}
+    assert {"datasets", "shards", "artifacts", "pair-index"} <= folders
+    for name in folders:
+        (home / name / "entry").mkdir(parents=True)
+    assert run_command("cache ls --json") == 0
+    assert {row["kind"] for row in json.loads(capsys.readouterr().out)} == folders
+    assert run_command("cache rm --older-than 0 --yes") == 0
+    assert not list(home.glob("*/entry"))
 
 
 def test_rm_takes_names_kinds_and_ages(refused, home):

@@ -59,8 +59,24 @@ async def main():
 try:
     asyncio.run(main())
 except KeyboardInterrupt:
-    os.kill(os.getpid(), signal.SIGTERM if {name!r} != "SIGTERM" else signal.SIGINT)
+    for number in {{*interrupts.STOP_SIGNALS}} - ({{signal.SIGINT}} & {{signal.{name}}}):
+        os.kill(os.getpid(), number)
     print("saved", interrupts.received())
+"""
+
+
+SWALLOWED = """
+import os, signal
+from types import SimpleNamespace
+from benchmark.cli import main
+def swallow():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10): pass
+    except BaseException:
+        return 0
+main.parse = lambda argv: SimpleNamespace(main=swallow)
+raise SystemExit(main.main(["report"]))
 """
 
 
@@ -94,6 +110,11 @@ def test_tasks_end_without_tracebacks_and_another_signal_does_not_disturb_the_sa
 )
 def test_a_signal_while_python_ends_keeps_the_exit_code(name, arguments, code):
     assert run_script(ENDS.format(name=name, arguments=arguments)).returncode == code
+
+
+def test_a_command_whose_library_swallows_the_signal_was_interrupted():
+    done = run_script(SWALLOWED)
+    assert done.returncode == 130 and "interrupted" in done.stderr
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5])

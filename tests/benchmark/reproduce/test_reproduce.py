@@ -13,7 +13,10 @@ import backbones.named
 import probes.dense.config
 import probes.runner.config_file
 from backbones.registry import Entry, register
+from benchmark.planning.options import RunOptions
+from benchmark.planning.plan import make_plan
 from benchmark.reproduce import targets as targets_module
+from benchmark.suites.registry import SUITES, Suite, register_suite
 from probes.datasets.base import DatasetSpec
 from probes.datasets.layouts import mirrored
 from probes.protocols.base import PROTOCOLS, Preset, Protocol
@@ -60,7 +63,7 @@ def golden(workdir, monkeypatch):
         classes=CLASSES,
         label_offset=-1,
     )
-    for registry in (DATASETS, PROTOCOLS, backbones.registry.BACKBONES):
+    for registry in (DATASETS, PROTOCOLS, SUITES, backbones.registry.BACKBONES):
         monkeypatch.setattr(registry, "data", dict(registry.data))
     register_dataset(spec)
     preset = Preset("segmentation/linear", SETTINGS, ("golden",))
@@ -97,6 +100,14 @@ def test_a_faithful_run_is_not_accused(golden, capsys):
     ours = output.partition("ours ")[2].partition(",")[0]
     assert golden(float(ours)) == 0
     assert "→ reproduced" in capsys.readouterr().out
+
+
+def test_a_target_has_the_settings_of_the_suite_that_runs_it(golden):
+    names = ["golden/linear"]
+    register_suite(Suite("golden", "a test", {names[0]: {"weight_decay": 0.123}}))
+    (target,) = targets_module.plan_preset("golden", names)
+    plan = make_plan(RunOptions(backbones=[VIT], tasks=names, overrides={"protocol": "golden"}))
+    assert target.settings == plan.tasks[0].settings and target.settings.weight_decay == 0.123
 
 
 def halve_training_set(folder, monkeypatch):

@@ -219,8 +219,9 @@ def test_each_reader_protects_a_store_until_it_ends():
         time.sleep(60)
         os._exit(len(store))
     os.read(ends, 1)
-    threading.Thread(target=second.close).start()
-    time.sleep(0.2)
+    closing = threading.Thread(target=second.close)
+    closing.start()
+    closing.join()
     assert not remove_store(second.folder), "the other process reads it"
     os.kill(reader, signal.SIGKILL)
     os.waitpid(reader, 0)

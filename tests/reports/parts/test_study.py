@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,10 +50,15 @@ def test_an_unknown_study_is_one_line(store):
         build_report(ReportRequest(study="lambda", tracking_uri=store.uri))
 
 
-def test_a_sweep_has_its_report_as_an_artifact(store, alone):
+def test_a_sweep_has_its_report_as_an_artifact(store, alone, monkeypatch):
     (sweep,) = store.search("tags.stage = 'sweep'")
     request = ReportRequest(study="lambdas", tracking_uri=store.uri)
     line, _ = attach_report(request, [sweep.run_id])
     assert "λ search: lambdas" in Path(line.removeprefix("report: ")).read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("reports.attach.build_report", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # a bug is not a reason
+            attach_report(request, [sweep.run_id])
+    assert attach_report(replace(request, study="none"), [])[0].startswith("no report was made: no")
     (artifact,) = store.client.list_artifacts(sweep.run_id, "report")
     assert artifact.path == "report/index.html"
