@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cliptex_common.device import float64_device, upload
-from cliptex_common.errors import NonFiniteLoss
+from cliptex_common.errors import NonFiniteLoss, report_malformed
 from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import (
@@ -147,10 +147,20 @@ class LinearHeads(nn.Module):
     @classmethod
     def of(cls, head: Head) -> LinearHeads:
         """The one classifier of a stored head."""
-        tensors = head.tensors
-        standardise = Standardiser(tensors["mean"], tensors["scale"])
-        heads = cls(standardise, [tensors["weight"]], slice(*head.metadata["columns"]))
-        heads.biases = nn.ParameterList([tensors["bias"]])
+        with report_malformed("the stored head is damaged", "name that of a finished run"):
+            names = "mean", "scale", "weight", "bias"
+            mean, scale, weight, bias = (head.tensors[name] for name in names)
+            width, classes = weight.shape
+            shapes = mean.shape, scale.shape, bias.shape
+            if shapes != ((width,), (width,), (classes,)) or classes != len(
+                head.metadata["classes"]
+            ):
+                raise ValueError(f"shapes {shapes}")
+            if any(head.tensors[name].dtype != torch.float32 for name in names):
+                raise TypeError("not float32")
+            columns = slice(*head.metadata["columns"])
+        heads = cls(Standardiser(mean, scale), [weight], columns)
+        heads.biases = nn.ParameterList([bias])
         return heads
 
     def forward(self, features: Tensor) -> Tensor:
