@@ -186,20 +186,12 @@ class Head:
         return cls(dict(tensors), shared | metadata)
 
     def load_into(self, module: torch.nn.Module) -> None:
-        """Give ``module`` the weights. Raises ``UserError`` if it has others, by their names,
-        shapes and types."""
-        own, stored = (
-            {name: f"{tuple(each.shape)} {each.dtype}" for name, each in tensors.items()}
-            for tensors in (module.state_dict(), self.tensors)
-        )
-        if differing := own.items() ^ stored.items():
-            name = min(differing)[0]
-            raise UserError(
-                f"the head of {self.metadata['task']} does not fit: {name} is"
-                f" {stored.get(name, 'missing')} instead of {own.get(name, 'absent')}; name that"
-                " of a finished run"
-            )
-        module.load_state_dict(self.tensors)
+        """Give ``module`` the weights. Raises ``UserError`` if it has others, by their names and
+        shapes."""
+        try:
+            module.load_state_dict(self.tensors)
+        except RuntimeError as error:
+            raise UserError(f"this is no head of the task: {error}; name a finished run") from error
 
 
 @dataclass

@@ -19,6 +19,7 @@ from cliptex_common.settings import one_line_errors
 from probes.base import Head
 from reports.artifacts import HEAD
 
+TYPES = (torch.float32, torch.int64, torch.bool)  # the last two of counters and masks
 # raised by files of another kind; MemoryError and RecursionError by deeply nested metadata
 INVALID = (
     *(OSError, SafetensorError, LookupError, TypeError, SyntaxError, ValueError),
@@ -53,8 +54,7 @@ def read_head(path: Path) -> Head:
         with one_line_errors():
             SharedMetadata.model_validate(metadata)
         for name, tensor in (tensors := load_file(path)).items():
-            is_float = tensor.is_floating_point()
-            if is_float and (tensor.dtype != torch.float32 or not tensor.isfinite().all()):
+            if tensor.dtype not in TYPES or not tensor.isfinite().all():
                 raise ValueError(f"{name} is not finite in float32")
     except INVALID as error:
         raise UserError(

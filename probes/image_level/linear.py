@@ -148,16 +148,11 @@ class LinearHeads(nn.Module):
     def of(cls, head: Head) -> LinearHeads:
         """The one classifier of a stored head."""
         with report_malformed("the stored head is damaged", "name that of a finished run"):
-            names = "mean", "scale", "weight", "bias"
-            mean, scale, weight, bias = (head.tensors[name] for name in names)
-            width, classes = weight.shape
-            shapes = mean.shape, scale.shape, bias.shape
-            if shapes != ((width,), (width,), (classes,)) or classes != len(
-                head.metadata["classes"]
-            ):
-                raise ValueError(f"shapes {shapes}")
-            if any(head.tensors[name].dtype != torch.float32 for name in names):
-                raise TypeError("not float32")
+            mean, scale = head.tensors["mean"], head.tensors["scale"]
+            weight, bias = head.tensors["weight"], head.tensors["bias"]
+            shape = len(mean), len(head.metadata["classes"])
+            if weight.shape != shape or bias.shape != shape[1:] or scale.shape != shape[:1]:
+                raise ValueError(f"weights {weight.shape}")
             columns = slice(*head.metadata["columns"])
         heads = cls(Standardiser(mean, scale), [weight], columns)
         heads.biases = nn.ParameterList([bias])

@@ -131,12 +131,10 @@ HEAD = {"task": "a", "kind": "depth", "classes": (), "backbone": {}, "weights.sh
     ("weight", "metadata", "message"),
     [
         (torch.tensor([1.0, float("nan")]), repr(HEAD), "weight is not finite"),
-        (torch.zeros(2).double(), repr(HEAD), "weight is not finite in float32"),
+        (torch.zeros(2, dtype=torch.int8), repr(HEAD), "weight is not finite in float32"),
         (torch.zeros(2), repr({**HEAD, "classes": 3}), "classes=3: must be a valid tuple"),
-        (torch.zeros(2), "[]", "must be a valid dictionary"),
-        (torch.zeros(2), "(" * 100_000, "is no head of a task's run"),
+        pytest.param(torch.zeros(2), "(" * 100_000, "is no head of a task's run", id="deep"),
     ],
-    ids=["nan", "float64", "classes", "list", "deep"],
 )
 def test_a_head_that_lies_is_one_line(tmp_path, weight, metadata, message):
     save_file({"weight": weight}, tmp_path / "head.st", {"head": metadata})
@@ -145,22 +143,14 @@ def test_a_head_that_lies_is_one_line(tmp_path, weight, metadata, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "weights",
-    [
-        {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)},
-        {"weight": torch.zeros(2, 3), "bias": torch.zeros(2, dtype=torch.int8)},
-        {"weight": torch.zeros(2, 3)},
-    ],
-    ids=["shape", "type", "missing"],
-)
+@pytest.mark.parametrize("weights", [{"weight": torch.zeros(4, 2)}, {}], ids=["shape", "missing"])
 def test_a_head_that_does_not_fit_is_one_line(weights):
-    with pytest.raises(UserError, match=r"the head of a does not fit: (bias|weight) is"):
-        Head(weights, HEAD).load_into(torch.nn.Linear(3, 2))
-    tensors = {"mean": torch.zeros(3), "scale": torch.ones(3), **weights}
-    tensors["weight"] = weights["weight"].T
+    head = Head({"bias": torch.zeros(2), **weights}, {**HEAD, "classes": ("b", "c")})
+    with pytest.raises(UserError, match=r"(?s)no head of the task: .*weight"):
+        head.load_into(torch.nn.Linear(3, 2))
+    norm = {"mean": torch.zeros(3), "scale": torch.ones(3)}
     with pytest.raises(UserError, match="the stored head is damaged"):
-        LinearHeads.of(Head(tensors, {**HEAD, "classes": ("b", "c"), "columns": (0, 3, 1)}))
+        LinearHeads.of(Head({**head.tensors, **norm}, {**head.metadata, "columns": (0, 3)}))
 
 
 def test_other_weights_and_other_files_are_refused(tmp_path):
