@@ -10,7 +10,10 @@ from contextlib import contextmanager
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # caused by a file, not by the program, where the error names the file
-UNUSABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST)
+UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EINVAL, errno.ENAMETOOLONG),
+)
 
 
 class UserError(ValueError):
@@ -71,6 +74,9 @@ def user_error_message(error: BaseException) -> str | None:
         )
     if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; fix that, or name another path"
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        excerpt = ascii(error.object[max(0, error.start - 40) : error.end + 20])
+        return f"a name is not UTF-8, in {excerpt}; rename the file, folder or class"
     return user_error_message(error.__cause__) if error.__cause__ else None
 
 

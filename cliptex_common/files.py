@@ -3,13 +3,15 @@ looks finished."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import multiprocessing.util
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
             if not _is_running(int(leftover.stem.rpartition("+")[2])):
                 leftover.unlink(missing_ok=True)
+        temporary.touch()  # a later FileNotFoundError is a bug: the block did not write the file
+        temporary.unlink()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from error
     try:
@@ -116,17 +120,46 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def make_folder(path: Path, mode: int = 0o777) -> Path:
+    """``path``, a folder that is created if needed. Raises ``UserError`` if it cannot be."""
+    try:
+        path.mkdir(mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {path}: {error.strerror}; choose another folder") from error
+    return path
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise ``OSError`` if ``path`` is no regular file: reading a pipe or device may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 – called for each image
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a user's file. Raises ``OSError``, also if it is no regular file."""
+    check_regular(path)
+    return Path(path).read_bytes()
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a user's file in UTF-8, with or without a byte order mark.
 
     Raises ``OSError``, ``UnicodeDecodeError``.
     """
-    return Path(path).read_text(encoding="utf-8-sig")
+    return read_bytes(path).decode("utf-8-sig")
+
+
+def parse_file(path: str | os.PathLike[str], loads: Callable[[str], Any]) -> Any:
+    """What ``loads`` reads in a user's file. Raises ``OSError``, ``ValueError``."""
+    try:
+        return loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a user's JSON file. Raises ``OSError``, ``ValueError``."""
-    return json.loads(read_text(path))
+    return parse_file(path, json.loads)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

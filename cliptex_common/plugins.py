@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -23,9 +25,14 @@ from traceback import walk_tb
 from types import FrameType, ModuleType
 from typing import Any
 
+from pydantic import PositiveFloat
+
 from cliptex_common.errors import UserError, error_summary
+from cliptex_common.files import read_bytes
+from cliptex_common.settings import read_value
 
 VARIABLE = "CLIPTEX_PLUGINS"  # files, separated as in PATH
+TIMEOUT = "CLIPTEX_PLUGIN_TIMEOUT"  # seconds; imports on a busy machine take minutes
 
 
 @dataclass(eq=False)
@@ -121,12 +128,13 @@ def load(path: str | Path, source: bytes | None = None) -> None:
         source: its content as another process read it; by default that of the file.
 
     Raises:
-        UserError: there is no such file, it raises, registers nothing, or registers a name that
+        UserError: there is no such file, it raises, takes longer than ``$CLIPTEX_PLUGIN_TIMEOUT``
+            seconds (600), registers nothing, or registers a name that
             exists; with its line.
     """
     path = Path(path).expanduser().resolve()
     try:
-        plugin = Plugin(path, path.read_bytes() if source is None else source)
+        plugin = Plugin(path, read_bytes(path) if source is None else source)
     except OSError as error:
         raise UserError(
             f"cannot read plugin {path}: {error.strerror}; give a Python file"
@@ -140,9 +148,10 @@ def load(path: str | Path, source: bytes | None = None) -> None:
             earlier.remove()
         LOADED[path] = plugin
         try:
-            plugin.execute()
-            for read in READERS if not plugin.entries else ():
-                resolve_name(read)(plugin)
+            with _time_limit():
+                plugin.execute()
+                for read in READERS if not plugin.entries else ():
+                    resolve_name(read)(plugin)
             if not plugin.entries:
                 raise UserError("it registers nothing; see `python -m benchmark new --help`")
         except BaseException as error:  # also SystemExit: it must not end the command silently
@@ -151,6 +160,27 @@ def load(path: str | Path, source: bytes | None = None) -> None:
                 raise
             reason = str(error) if isinstance(error, UserError) else error_summary(error)
             raise UserError(f"plugin {path}{plugin.line_of(error)}: {reason}") from error
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raise ``UserError`` in a block that does not end; in the main thread, as signals reach no
+    other."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seconds = read_value(TIMEOUT, os.environ.get(TIMEOUT, "600"), PositiveFloat)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise UserError(f"it has not ended after {seconds:g} s; correct it, or raise {TIMEOUT}")
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again, where it is caught
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def calling_plugin() -> Plugin | None:

@@ -58,6 +58,8 @@ def _check_folder(path: Path) -> Path:
 
 Names = Annotated[Sequence[str], BeforeValidator(split_words)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+SeedCount = Annotated[int, Field(ge=1, le=1000)]
+Text = Annotated[str, Field(min_length=1)]
 Folder = Annotated[Path, AfterValidator(_check_folder)]  # which need not exist yet
 
 
@@ -243,7 +245,7 @@ def _plain(value: Any) -> Any:
         words = {"none": None, "true": True, "false": False}
         try:
             value = ast.literal_eval(value) if value.lower() not in words else words[value.lower()]
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last: nested deeply
             return value
     if isinstance(value, Mapping):
         return {str(name): _plain(entry) for name, entry in value.items()}

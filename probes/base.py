@@ -185,6 +185,14 @@ class Head:
         }
         return cls(dict(tensors), shared | metadata)
 
+    def load_into(self, module: torch.nn.Module) -> None:
+        """Give ``module`` the weights. Raises ``UserError`` if it has others, by their names and
+        shapes."""
+        try:
+            module.load_state_dict(self.tensors)
+        except RuntimeError as error:
+            raise UserError(f"this is no head of the task: {error}; name a finished run") from error
+
 
 @dataclass
 class TaskResult:

@@ -110,7 +110,7 @@ class _MMLabPredictor(Predictor):
             self.model: Any = MODELS.build(Config({"model": metadata["model"]}).model)
             self.load = Compose(metadata["pipeline"][:1])
             self.prepare = Compose(metadata["pipeline"][1:])
-        self.model.load_state_dict(head.tensors, strict=True)
+        head.load_into(self.model)
         self.model.to(device).eval()
 
     @torch.no_grad()

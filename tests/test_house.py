@@ -1,5 +1,5 @@
 """No two files import each other, in any direction: not by a function-level import, not for type
-checking. No file but those of the device layer names a type of accelerator."""
+checking. Only the device layer names types of accelerators, one file opens images."""
 
 from __future__ import annotations
 
@@ -49,3 +49,10 @@ def test_only_the_device_layer_names_accelerators():
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     naming = {path for path in files if ACCELERATORS.search(path.read_text(encoding="utf-8"))}
     assert naming == DEVICE_LAYER
+
+
+def test_one_function_opens_images():
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    opening = re.compile(r"\bImage\.open\b|from PIL\.Image import")
+    matches = [path for path in files for _ in opening.findall(path.read_text(encoding="utf-8"))]
+    assert matches == [ROOT / "cliptex_common/images.py"]

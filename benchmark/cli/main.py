@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = user_error_message(error)
         if message is None:
             raise
-        sys.stderr.write(f"error: {message}\n")
+        line = f"error: {message}\n".encode(errors="backslashreplace")  # names that are not UTF-8
+        sys.stderr.write(line.decode())
         return 2
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from pydantic import BeforeValidator
 
 from cliptex_common.errors import UserError, first_line, suggest
-from cliptex_common.files import write_text
+from cliptex_common.files import parse_file, write_text
 from cliptex_common.plugins import load_plugins
 from cliptex_common.settings import (
     as_list,
@@ -145,8 +145,8 @@ def read_options(from_line: Mapping[str, Any]) -> Any:
             options[name] = entries | parse_pairs(from_line.get(name, ()), flag)
         if field.is_required() and not options.get(name):
             raise UserError(f"{flag} is missing")
-        if from_line.get(name) == "" and (name == "json" or Path in value_types(field.annotation)):
-            raise UserError(f"{flag} is empty; give a path, or leave it out")
+        if from_line.get(name) == "":
+            raise UserError(f"{flag} is empty; give a value, or leave it out")
     del options["command"]
     if "plugins" in fields:
         load_plugins(as_list(options.get("plugins", ())))
@@ -159,10 +159,9 @@ def _read_file(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     import yaml
 
     try:
-        text = file.read_text(encoding="utf-8")
         # BaseLoader: scalars stay what is written, such as 1e-3 or no
         loads = tomllib.loads if file.suffix == ".toml" else lambda t: yaml.load(t, yaml.BaseLoader)
-        options = loads(text)
+        options = parse_file(file, loads)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"cannot read --config {file}: {first_line(error)}") from error
     if not isinstance(options, dict):

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pydantic import PositiveInt
-
 from benchmark.cli.parser import ConfigOptions, Positionals
 from benchmark.execution import ExecutionOptions
 from benchmark.planning.options import (
@@ -18,7 +16,7 @@ from benchmark.planning.options import (
     run_options,
 )
 from cliptex_common.errors import UserError
-from cliptex_common.settings import Seed, options_dataclass
+from cliptex_common.settings import Seed, SeedCount, options_dataclass
 
 if TYPE_CHECKING:
     from benchmark.reproduce.targets import Target
@@ -47,7 +45,7 @@ class Reproduce(ConfigOptions, DataOptions, ExecutionOptions, TrackingOptions):
     """run each preset for a few iterations on what data there are, to see that all is in place"""
     seed: Seed = 0
     """random seed"""
-    seeds: PositiveInt = 1
+    seeds: SeedCount = 1
     """number of seeds, starting at --seed; from two on the tolerance includes their noise"""
 
     def main(self) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from benchmark.cli.parser import ConfigOptions
 from benchmark.planning.options import BackboneNames, PluginOptions
@@ -32,7 +33,7 @@ class ShowFeatures(ConfigOptions, PluginOptions):
     """checkpoint of the backbone"""
     layer: PositiveInt | None = None
     """number of the layer that is drawn (default: the last map)"""
-    size: PositiveInt | None = None
+    size: Annotated[int, Field(ge=1, le=8192)] | None = None
     """side in pixels of the square that the backbones see (default: their own size)"""
     device: str = "auto"
     """auto, cpu, or an accelerator as torch names it, perhaps with its number"""

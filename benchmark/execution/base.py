@@ -34,7 +34,7 @@ from benchmark.execution.unit import (
     threads_per_unit,
 )
 from cliptex_common.errors import UserError, suggest
-from cliptex_common.files import home
+from cliptex_common.files import home, make_folder
 from cliptex_common.registry import Registry, instance_of
 from cliptex_common.visible_devices import is_accelerator_name
 
@@ -244,8 +244,7 @@ class Executor(ABC):
 
         if not self.is_remote:
             choose_device(self.options.device)  # raises if this machine does not have it
-        folder = home() / "tasks"
-        folder.mkdir(0o700, parents=True, exist_ok=True)  # arguments may contain passwords
+        folder = make_folder(home() / "tasks", 0o700)  # arguments may contain passwords
         remove_abandoned(folder)
         self._on_exit.enter_context(reporting(self.bar))
         self._scheduler.start()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmark.probing.records import StoredHeads
-from cliptex_common.errors import UserError
+from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import content_key
 from reports.cell import Cell
 
@@ -26,9 +26,11 @@ def stored_heads(sources: Sequence[str]) -> dict[str, StoredHeads]:
         from probes.head_file import load_head  # needs torch
 
         head = load_head(source)
-        try:
+        message = f"--head {source} does not hold what it was trained on"
+        with report_malformed(message, "name the run of a finished task, or the file of one"):
             about, conditions = head.metadata, head.metadata["conditions"]
-            task, kind, classes = conditions["task"], about["kind"], len(about["classes"])
+            task, kind, classes = conditions["task"], about["kind"], about["classes"]
+            dict(conditions["settings"])
             cell = Cell(
                 backbone=about["backbone"]["name"],
                 task=task,
@@ -37,11 +39,6 @@ def stored_heads(sources: Sequence[str]) -> dict[str, StoredHeads]:
                 head=head.sha256,
                 run_id=source,
             )
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"--head {source} does not hold what it was trained on ({error!r}); name the run of"
-                " a finished task, or the file of one"
-            ) from error
         of_task = heads.setdefault(task, StoredHeads(kind, classes, conditions, ()))
         if content_key(of_task.conditions) != content_key(conditions):
             raise UserError(

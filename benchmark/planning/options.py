@@ -18,6 +18,8 @@ from cliptex_common.settings import (
     Folder,
     Names,
     Seed,
+    SeedCount,
+    Text,
     as_list,
     field_names,
     one_line_errors,
@@ -132,7 +134,7 @@ class ProbeOptions(DataOptions, ExecutionOptions):
 
     backbones: BackboneNames = ()
     """backbones to probe; see `list backbones`"""
-    suite: str | None = None
+    suite: Text | None = None
     """a named list of tasks; see `list suites` (default: mini, or those that have the tasks)"""
     tasks: TaskNames = ()
     """only these tasks; see `list tasks`. DATASET/FILE.py is a dense probe by a config file"""
@@ -153,7 +155,7 @@ class RunOptions(ProbeOptions):
     heads: HeadSources = ()
     """ids of MLflow runs of finished tasks, or files head.safetensors of them: other test sets are
     scored with these heads, and the images that they were trained on are not needed"""
-    seeds: PositiveInt = 1
+    seeds: SeedCount = 1
     """number of seeds, starting at --seed"""
     only: bool = False
     """without the baselines that a suite adds to a single backbone"""
@@ -190,7 +192,7 @@ class WatchOptions(ProbeOptions):
     """backbone of the checkpoints: cliptex, open_clip/ARCH …"""
     dir: Path
     """folder of checkpoints; the last number in a file's name is its step"""
-    suite: str | None = None
+    suite: Text | None = None
     """a named list of tasks; see `list suites` (default: companion, or those with the tasks)"""
     every: NonNegativeFloat = 30.0
     """seconds between two looks at the folder"""

@@ -96,8 +96,10 @@ def prepare_data(
             else:
                 trained_on = datasets[trained.spec.name, trained.splits]
             data[task.name] = replace(data[task.name], trained_on=trained_on)
-            count = task.heads.classes if task.heads else len(trained_on.classes)
-            data[task.name].check_classes(count)
+        if task.heads:
+            data[task.name].check_classes(task.heads.classes)
+        elif trained_on := data[task.name].trained_on:
+            data[task.name].check_classes(trained_on.classes)
     return data
 
 

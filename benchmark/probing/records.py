@@ -32,13 +32,13 @@ class StoredHeads:
 
     Attributes:
         kind: of the dataset.
-        classes: number of those that they were trained on.
+        classes: names of those that they were trained on.
         conditions: of the task, see ``PlannedTask.conditions``.
         cells: one for each head; ``run_id`` is its MLflow run or its file.
     """
 
     kind: str
-    classes: int
+    classes: Sequence[str]
     conditions: Mapping[str, Any]
     cells: Sequence[Cell]
 

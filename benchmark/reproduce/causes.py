@@ -18,6 +18,7 @@ from torch import nn
 
 from backbones.base import Backbone
 from benchmark.reproduce.targets import Target
+from cliptex_common.images import open_image
 from probes.datasets.base import PreparedDataset
 from probes.dense.tasks import DENSE_TASKS
 from probes.dense.tasks.settings import DenseSettings, in_iterations
@@ -223,4 +224,4 @@ def _label_maps(data: PreparedDataset, split: str) -> Iterator[Image.Image]:
     samples = data.samples.get(split, [])
     for sample in samples[:: max(1, len(samples) // MAX_MAPS)]:
         if str(sample.target).endswith(".png"):
-            yield Image.open(data.root / sample.target)
+            yield open_image(data.root / sample.target)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
 
 from cliptex_common.errors import UserError
-from cliptex_common.images import IMAGE_ERRORS
+from cliptex_common.images import IMAGE_ERRORS, open_image
 
 UNKNOWN = 255  # in stored maps of classes of 8 bits; of 16 bits 65535
 DEEP = ("I", "I;16")  # Pillow's modes of 16-bit grey
@@ -32,7 +31,7 @@ def read_stored(file: ImageFile, modes: Sequence[str], expected: str) -> np.ndar
     Raises:
         OSError, ValueError: it is no image, or of another mode (see ``IMAGE_ERRORS``).
     """
-    with Image.open(file) as image:
+    with open_image(file) as image:
         if image.mode not in modes:
             raise ValueError(f"{expected}, this one is {image.mode}")
         return np.asarray(image)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cliptex_common.errors import UserError, suggest
-from cliptex_common.files import content_key, home, read_json_object, write_json
+from cliptex_common.files import content_key, home, make_folder, read_json_object, write_json
 from cliptex_common.progress import Progress, Silent
 from probes.checks.verify import coco_images, verify
+from probes.datasets import layouts
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split, Unreadable
 from probes.dense.tasks import DENSE_TASKS
 from probes.features.content_hashes import HashedFile, content_hashes, store_hashes
@@ -171,6 +172,7 @@ class Inventory:
         stats: (relative path, bytes, mtime in ns) of every file; the key of the cached result.
         left_out: split → number of samples left out by ``--limit``.
         images: split → inode (and name within a tar) of each image.
+        links: that were left out (``layouts.LEFT_OUT``).
     """
 
     spec: DatasetSpec
@@ -180,11 +182,13 @@ class Inventory:
     stats: list[tuple[str, int, int]] = field(default_factory=list)
     left_out: dict[Split, int] = field(default_factory=dict)
     images: dict[Split, set[tuple[int, str]]] = field(default_factory=dict)
+    links: set[str] = field(default_factory=set)
 
     def add_split(self, split: Split, limit: int | None = None) -> None:
         """List the samples of a split, or ``limit`` of them. Raises ``UserError`` naming a missing
         list or folder."""
         spec = self.spec
+        layouts.LEFT_OUT.set(self.links)
         try:
             samples = spec.list_samples(self.root, split)
         except UserError as error:
@@ -245,6 +249,13 @@ class Inventory:
                 text += "; a lister's paths are relative to its root"
         return text
 
+    def link_notes(self) -> list[str]:
+        """A line about links that were left out, if there are any."""
+        if not self.links:
+            return []
+        count, first = len(self.links), min(self.links)
+        return [f"{count} links to folders that are listed anyway are left out, such as {first}"]
+
     def validate_splits(self) -> None:
         """Raise ``UserError`` for an empty split or an image that is listed twice."""
         seen: dict[str, Split] = {}
@@ -286,7 +297,7 @@ def check_samples(
     hashes: dict[Split, list[str]] = {}
     skipped: dict[Split, list[tuple[str, str]]] = {}
     checked = read_journal(journal)
-    journal.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(journal.parent)
     progress.start(f"checking {spec.name}", sum(map(len, inventory.present.values())))
     for split, samples in inventory.present.items():
         instances = coco_images(spec, root, split) if spec.kind == "detection" else {}
@@ -318,7 +329,7 @@ def check_samples(
     return {
         "fingerprint": content_key([content_identity(spec, root), digests], length=32),
         "skipped": skipped,
-        "notes": overlap(hashes),
+        "notes": [*overlap(hashes), *inventory.link_notes()],
     }
 
 

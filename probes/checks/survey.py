@@ -115,6 +115,7 @@ def inspect_copy(
     else:
         state = "broken"
     messages += overlap(inventory.images)  # links to images of train, or the same files
+    messages += inventory.link_notes()
     if train_list := spec.extra.get("train_list"):
         messages.append(f"train list: {train_list}")
     if state == "available":

@@ -20,7 +20,7 @@ from cliptex_common.dense_maps.coco_masks import Instances, mask_error, read_ins
 from cliptex_common.dense_maps.read import read_classes
 from cliptex_common.errors import UserError, report_malformed
 from cliptex_common.files import canonical_json
-from cliptex_common.images import IMAGE_ERRORS
+from cliptex_common.images import IMAGE_ERRORS, open_image
 from probes.datasets.base import DatasetSpec, Sample, Split, Unreadable
 from probes.datasets.layouts import require_file
 from probes.dense.tasks import DENSE_TASKS
@@ -136,7 +136,7 @@ def decode(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = open_image(io.BytesIO(data))
         size = image.size
         if size_only:
             image.draft("RGB", (1, 1))

@@ -114,11 +114,12 @@ class DatasetSpec:
         is_generated: the suite that uses it generates it; ``data check`` does not look for it.
         trained_on: name of the dataset whose train split the probes of this one are trained on; ''
             for its own. This one has ``val`` only.
+        same_classes: its classes are those of ``trained_on`` in their order, under other names.
         transfer: what such tasks do differently here, part of their identity: ``classes``, of each
             class the indices of those of ``trained_on`` that stand for it (the highest score
             counts; classes that stand for none are left out; without it, the classes of both are
-            the same and in the same order), ``border``, so many pixels that are
-            cut off at each side of an image, and ``squash``, images are resized without a crop.
+            the same, see ``same_classes``), ``border``, so many pixels that are cut off at each
+            side of an image, and ``squash``, images are resized without a crop.
         about: one line for ``list``: what it is, where to get it.
         module: that registers it, which configs import; ``register_dataset`` sets it.
     """
@@ -139,6 +140,7 @@ class DatasetSpec:
     other_folders: tuple[str, ...] = ()
     allows_subsets: bool = False
     trained_on: str = ""
+    same_classes: bool = False
     transfer: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
     module: str = ""
@@ -188,15 +190,18 @@ class PreparedDataset:
     def classes(self) -> tuple[str, ...]:
         return self.spec.class_names(self.root)
 
-    def check_classes(self, trained: int) -> None:
-        """Raise ``UserError`` if what is trained on ``trained`` classes of another dataset cannot
-        have those of this one."""
+    def check_classes(self, trained: Sequence[str]) -> None:
+        """Raise ``UserError`` if what is trained on the classes ``trained`` has others than this
+        dataset."""
         spec, classes = self.spec, self.classes
-        if classes and not spec.transfer.get("classes") and len(classes) != trained:
+        if not classes or spec.transfer.get("classes"):
+            return
+        if len(classes) != len(trained) or not (spec.same_classes or classes == tuple(trained)):
             raise UserError(
-                f"{spec.name} has {len(classes)} classes, what is trained on {spec.trained_on} has"
-                f" {trained}; transfer['classes'] of the dataset says which of them stand for its"
-                " own"
+                f"{spec.name} has {_listed(classes)}, what it is scored with has"
+                f" {_listed(trained)}; give the classes the same names in the same order, or"
+                " declare what differs: same_classes of the dataset if only the names do, otherwise"
+                " transfer['classes']"
             )
 
     def encoded(self, split: Split) -> Sequence[Sample]:
@@ -209,3 +214,9 @@ class PreparedDataset:
         """The dataset with no more of train than the share that is trained on."""
         trained_on = self.trained_on and self.trained_on.without_unused
         return replace(self, full_train=(), train_indices=(), trained_on=trained_on)
+
+
+def _listed(classes: Sequence[str]) -> str:
+    """``3 classes (cat, dog, …)``."""
+    names = ", ".join([*classes[:5], "…"] if len(classes) > 5 else classes)
+    return f"{len(classes)} classes ({names:.200})"

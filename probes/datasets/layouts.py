@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,8 @@ from cliptex_common.errors import UserError
 from probes.datasets.base import Lister, Sample, Split
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+# gets the links to folders that a lister leaves out, since it lists what is in them anyway
+LEFT_OUT: ContextVar[set[str]] = ContextVar("LEFT_OUT")
 
 
 def require_folder(root: Path, name: str) -> Path:
@@ -64,10 +67,28 @@ def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
     return tuple(name.strip() for name in dataset_class.METAINFO["classes"])
 
 
-def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:
-    """Files in the folder ``root / name``, nested or not, sorted; without hidden ones."""
+def walk(
+    root: Path, name: str, suffixes: Sequence[str], listed: set[str] | None = None
+) -> list[str]:
+    """Files in the folder ``root / name``, nested or not, sorted; without hidden ones.
+
+    Each real folder is read once. A link to a folder that holds this one, or is in it, is not
+    followed.
+
+    Args:
+        listed: real paths of folders that are not read here, either; gets those that are.
+    """
     top, paths = require_folder(root, name), []
-    for directory, _, names in os.walk(top, followlinks=True):
+    listed = set() if listed is None else listed
+    others = {os.path.realpath(top), *listed}
+    for directory, folders, names in os.walk(top, followlinks=True):
+        real, is_top = os.path.realpath(directory), directory == str(top)
+        is_inside = Path(directory).is_symlink() and any(_nested(real, each) for each in others)
+        if not is_top and (real in listed or is_inside):
+            folders.clear()
+            LEFT_OUT.get(set()).add(directory)
+            continue
+        listed.add(real)
         below = Path(directory).relative_to(top).as_posix()
         prefix = "" if below == "." else f"{below}/"
         paths += [
@@ -76,6 +97,11 @@ def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:
             if file_name.lower().endswith(tuple(suffixes)) and not file_name.startswith(".")
         ]
     return sorted(paths)
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether one of two real folders is, or is in, the other."""
+    return os.path.commonpath([one, other]) in (one, other)
 
 
 def mirrored(images: str, targets: str, suffix: str = ".png", **parts: str) -> Lister:
@@ -109,33 +135,39 @@ def _mirrored(
 
 
 def class_folders(root: Path, split_folder: str) -> list[str]:
-    """Names of the folders in ``root / split_folder``, sorted: the classes of an ImageFolder."""
-    names = [
-        entry.name
-        for entry in require_folder(root, split_folder).iterdir()
-        if entry.is_dir() and entry.name[0] != "."
-    ]
+    """Names of the folders in ``root / split_folder``, sorted: the classes of an ImageFolder.
+    Links to one of them, or to a folder that holds them, are none."""
+    folder = require_folder(root, split_folder)
+    top, names = os.path.realpath(folder), dict[str, str]()
+    for entry in sorted(folder.iterdir(), key=Path.is_symlink):  # links last
+        if entry.is_dir() and entry.name[0] != ".":
+            real = os.path.realpath(entry) if entry.is_symlink() else f"{top}/{entry.name}"
+            if real in names or os.path.commonpath([real, top]) == real:
+                LEFT_OUT.get(set()).add(str(entry))
+            else:
+                names[real] = entry.name
     if not names:
         raise UserError(
             f"{Path(root) / split_folder} has no class folders; expected"
             f" {split_folder}/<class>/<image>"
         )
-    return sorted(names)
+    return sorted(names.values())
 
 
 def image_folder(root: Path, split_folder: str, classes: Sequence[str]) -> list[Sample]:
     """``split_folder/<class>/…`` → samples whose target is the index of the folder's name in
     ``classes``."""
     index = {name: number for number, name in enumerate(classes)}
-    samples = []
-    for name in class_folders(root, split_folder):
+    samples, names = [], class_folders(root, split_folder)
+    listed = {os.path.realpath(Path(root, split_folder, name)) for name in names}
+    for name in names:
         if name not in index:
             raise UserError(
                 f"{Path(root) / split_folder / name} is not one of the {len(classes)} known"
                 " classes; remove the folder or put its training images beside the others"
             )
         class_folder = f"{split_folder}/{name}"
-        if not (images := walk(root, class_folder, IMAGE_SUFFIXES)):
+        if not (images := walk(root, class_folder, IMAGE_SUFFIXES, listed)):
             raise UserError(
                 f"{Path(root) / class_folder} has no images; put some there, or remove the folder"
             )

@@ -12,7 +12,7 @@ from faster_coco_eval import COCO
 from PIL import Image, ImageDraw, ImageFont
 
 from cliptex_common.dense_maps.pictures import palette, spread_indices, write_grid
-from cliptex_common.images import to_rgb
+from cliptex_common.images import open_image, to_rgb
 from probes.pictures import GALLERY_IMAGES, write_gallery
 
 IMAGES = 6
@@ -56,7 +56,7 @@ def draw_preview(
         return text, tuple(colours[category]), instance["bbox"], mask
 
     def draw(image: int, side: int) -> dict[str, np.ndarray]:
-        with Image.open(Path(root, images[image])) as opened:
+        with open_image(Path(root, images[image])) as opened:
             photo = to_rgb(opened)
         objects = {
             "image": [],

@@ -10,6 +10,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from cliptex_common import files
 from cliptex_common.tar_index import index_tar, read_member, tar_identity
 
 FileState = tuple[int, int, int]  # size, time of the last change in ns, inode
@@ -20,7 +21,7 @@ SUFFIXES = (*IMAGES, "cls", "txt", "npy", "json")  # of the members that are ind
 def read_bytes(path: Path | str) -> bytes:
     """The content of a file or a member. Raises ``OSError``; ``UserError`` for a damaged tar."""
     if (member := _locate(str(path))) is None:
-        return Path(path).read_bytes()
+        return files.read_bytes(path)
     tar, offset, size = member
     return read_member(tar, tar_identity(tar)[2], offset, size)
 

@@ -19,6 +19,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from backbones.base import Backbone
+from cliptex_common.errors import report_malformed
 from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import score, targets, top1
@@ -69,8 +70,9 @@ def create_head(pool: str, channels: int, classes: int) -> nn.Module:
 def stored_head(head: Head) -> nn.Module:
     """The module of a head that a run has stored."""
     metadata = head.metadata
-    module = create_head(metadata["pool"], metadata["channels"], len(metadata["classes"]))
-    module.load_state_dict(dict(head.tensors))
+    with report_malformed("the stored head is damaged", "name that of a finished run"):
+        module = create_head(metadata["pool"], metadata["channels"], len(metadata["classes"]))
+    head.load_into(module)
     return module
 
 

@@ -8,9 +8,11 @@ was chosen there: the one that is scored has seen these images. That changes no 
 from __future__ import annotations
 
 import numpy as np
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from cliptex_common.errors import UserError
+from cliptex_common.settings import read_value
 from probes.base import Context, TaskResult
 from probes.image_level.classification import best_targets, own_classes, score
 from probes.image_level.linear import stored_logits
@@ -25,7 +27,8 @@ def run(context: Context) -> TaskResult:
             f"the head of {trained} was stored without a temperature; train it again:"
             f" --task {trained} --force"
         )
-    temperature = context.head.metadata["temperature"]
+    stored = context.head.metadata["temperature"]
+    temperature = read_value("temperature", stored, PositiveFloat | None)
     note = "no temperature: with one learning rate, no training image was held out"
     if temperature is not None:
         note = f"temperature {temperature:.4g} on held-out training images"

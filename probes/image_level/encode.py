@@ -24,7 +24,7 @@ from backbones.versions import WHOLE_IMAGES, versions
 from cliptex_common.device import takes_pinned_memory
 from cliptex_common.errors import NonFiniteLoss, UserError, first_line
 from cliptex_common.files import content_key
-from cliptex_common.images import to_rgb
+from cliptex_common.images import open_image, to_rgb
 from cliptex_common.out_of_memory import Halving
 from cliptex_common.settings import Precision
 from probes.base import Context, EncodeContext
@@ -127,7 +127,7 @@ class ImageViews(Views):
 
     def image(self, item: int) -> Image.Image:
         """The part of an item's file that is seen, before it is resized: here all but a border."""
-        with Image.open(image_source(self.path(item))) as image:
+        with open_image(image_source(self.path(item))) as image:
             rgb, border = to_rgb(image), self.encoding.border
         return ImageOps.crop(rgb, border) if border else rgb
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cliptex_common.device import float64_device, upload
-from cliptex_common.errors import NonFiniteLoss
+from cliptex_common.errors import NonFiniteLoss, report_malformed
 from cliptex_common.files import derive_seed
 from probes.base import Context, Head, TaskResult
 from probes.image_level.classification import (
@@ -147,10 +147,15 @@ class LinearHeads(nn.Module):
     @classmethod
     def of(cls, head: Head) -> LinearHeads:
         """The one classifier of a stored head."""
-        tensors = head.tensors
-        standardise = Standardiser(tensors["mean"], tensors["scale"])
-        heads = cls(standardise, [tensors["weight"]], slice(*head.metadata["columns"]))
-        heads.biases = nn.ParameterList([tensors["bias"]])
+        with report_malformed("the stored head is damaged", "name that of a finished run"):
+            mean, scale = head.tensors["mean"], head.tensors["scale"]
+            weight, bias = head.tensors["weight"], head.tensors["bias"]
+            shape = len(mean), len(head.metadata["classes"])
+            if weight.shape != shape or bias.shape != shape[1:] or scale.shape != shape[:1]:
+                raise ValueError(f"weights {weight.shape}")
+            columns = slice(*head.metadata["columns"])
+        heads = cls(Standardiser(mean, scale), [weight], columns)
+        heads.biases = nn.ParameterList([bias])
         return heads
 
     def forward(self, features: Tensor) -> Tensor:

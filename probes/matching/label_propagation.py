@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cliptex_common.dense_maps.pictures import palette, spread_indices, write_grid
 from cliptex_common.dense_maps.read import read_classes
-from cliptex_common.images import to_rgb
+from cliptex_common.images import open_image, to_rgb
 from probes.base import Context, TaskResult
 from probes.datasets.base import Sample
 from probes.image_level.encode import Encode, ImageViews
@@ -254,7 +254,7 @@ def draw(path: Path, videos: dict[str, list[Frame]], objects: Sequence[str]) -> 
 
 def overlay(path: Path, masks: np.ndarray) -> np.ndarray:
     """A frame with its objects in colours, (H, W, 3) uint8."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         pixels = np.asarray(to_rgb(image))
     colours = palette(256)[masks]
     return np.where(masks[..., None] > 0, pixels // 2 + colours // 2, pixels)

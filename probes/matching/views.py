@@ -19,7 +19,7 @@ from torchvision.transforms.functional import center_crop, resize
 from backbones.preprocessing import Preprocessing, in_memory_format
 from cliptex_common.device import upload
 from cliptex_common.errors import UserError, first_line
-from cliptex_common.images import IMAGE_ERRORS, to_rgb
+from cliptex_common.images import IMAGE_ERRORS, open_image, to_rgb
 from cliptex_common.progress import Silent
 from probes.base import Context
 from probes.datasets.base import Sample
@@ -75,10 +75,10 @@ def object_view(root: Path, sample: Sample, side: int) -> View:
 def scene_view(root: Path, sample: Sample, side: int) -> View:
     """A frame of ScanNet, resized so that its short side is ``side``; errors are in pixels of 120 ×
     160, as many as there are points."""
-    with Image.open(root / sample.image) as image:
+    with open_image(root / sample.image) as image:
         size = round(side * FRAME[1] / FRAME[0]), side
         pixels = np.array(to_rgb(image).resize(size, Image.Resampling.BILINEAR))
-    with Image.open(root / sample.files[0]) as image:
+    with open_image(root / sample.files[0]) as image:
         depth = torch.from_numpy(np.asarray(image, np.float32) / 1000)
     metres = F.interpolate(depth[None, None], scale_factor=1 / SPARSE, mode="nearest")[0]
     camera = torch.tensor(sample.target["camera"], dtype=torch.float32)
@@ -88,7 +88,7 @@ def scene_view(root: Path, sample: Sample, side: int) -> View:
 
 def reduced(path: Path, method: str) -> Image.Image:
     """An image as it was held, its short side reduced to 1024 pixels."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         upright = ImageOps.exif_transpose(image)
     factor = SHORT / min(upright.size)
     size = int(upright.width * factor), int(upright.height * factor)

@@ -115,7 +115,7 @@ class HeadTrainer:
         ]
         self.evaluator = Evaluator(config.val_evaluator)
         if context.head is not None:
-            self.model.load_state_dict(context.head.tensors)
+            context.head.load_into(self.model)
             self.iteration = self.max_iters
         else:
             self._resume()

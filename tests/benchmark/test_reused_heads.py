@@ -146,7 +146,8 @@ def test_a_head_that_is_nowhere_is_named(workdir, capsys):
     assert "nope is neither a file nor a run" in capsys.readouterr().err
 
 
-def test_another_number_of_classes_is_refused_before_the_work(workdir, capsys, monkeypatch):
+@pytest.mark.parametrize("other_name", ["", "犬"])
+def test_other_classes_are_refused_before_the_work(other_name, workdir, capsys, monkeypatch):
     shifted = replace(DATASETS.find("imagefolder"), name="shifted", trained_on="imagefolder")
     monkeypatch.setitem(DATASETS, "shifted", shifted)
     make_imagefolder(workdir / "imagefolder", n_train=8, n_val=12)
@@ -155,14 +156,30 @@ def test_another_number_of_classes_is_refused_before_the_work(workdir, capsys, m
     assert run_command(f"{command} {EPOCHS} --task imagefolder/linear") == 0
     (trained,) = cells("own")["imagefolder/linear"]
     shutil.copytree("imagefolder/val", "other/val")
-    shutil.rmtree(next(Path("other/val").iterdir()))
-    for head in ("", f"--head {trained.info.run_id}"):
-        assert run_command(f"{command} --data shifted=other --task shifted/linear {head}") == 2
-        assert "classes" in capsys.readouterr().err
+    shutil.rmtree("other/val/red")
+    if other_name:
+        shutil.copytree("other/val/blue", f"other/val/{other_name}")
+    head = f"--head {trained.info.run_id}"
+    for words in ("", head):
+        assert run_command(f"{command} --data shifted=other --task shifted/linear {words}") == 2
+        message = capsys.readouterr().err
+        names = f"blue, green, white{other_name and f', {other_name}'}"
+        assert f"({names}), what it is scored with has 4 classes (blue, green, red, w" in message
+    shutil.rmtree("imagefolder/val")
+    shutil.copytree("other/val", "imagefolder/val")
+    (Path("imagefolder/train/red")).rename(f"imagefolder/train/{other_name or 'white/more'}")
+    assert run_command(f"{command} --task imagefolder/calibration {head}") == 2
+    assert "what it is scored with has 4 classes" in capsys.readouterr().err
+    same = replace(shifted, same_classes=True)
+    monkeypatch.setitem(DATASETS, "shifted", same)
+    code = run_command(f"{command} --data shifted=other --task shifted/linear {head}")
+    assert code == (0 if other_name else 2)
 
 
 def test_a_file_that_is_not_of_a_task_s_run_is_named(workdir, capsys):
-    write_head(Head({"weight": torch.zeros(2)}, {"task": "imagenet", "seed": 0}), Path("my.st"))
+    about = {"task": "imagenet", "kind": "classification", "classes": (), "backbone": {}}
+    about |= {"weights.sha256": "", "seed": 0}
+    write_head(Head({"weight": torch.zeros(2)}, about), Path("my.st"))
     assert run_command(f"{RUN} --jobs 1 --task imagenet-a/linear --head my.st") == 2
     assert "my.st does not hold what it was trained on" in capsys.readouterr().err
 

@@ -72,8 +72,9 @@ def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/a.txt: (Not a dir|File exists)"):
         write_text(tmp_path / "file" / "a.txt", "x")
-    with pytest.raises(UserError, match=r"cannot write /proc/a/b/c\.txt"):
-        write_text(Path("/proc/a/b/c.txt"), "x")
+    for path in ("/proc/a/b/c.txt", "/proc/c.txt", f"{tmp_path}/{'c' * 250}"):
+        with pytest.raises(UserError, match=f"cannot write {path}"):
+            write_text(Path(path), "x")
 
 
 def test_a_home_of_nobody_is_one_line(monkeypatch):
@@ -103,6 +104,12 @@ def os_error(code: int) -> OSError:
     return OSError(code, os.strerror(code), "/data/x")
 
 
+def no_utf8(name: str) -> UnicodeEncodeError:
+    with pytest.raises(UnicodeEncodeError) as raised:
+        name.encode()
+    return raised.value
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -110,6 +117,8 @@ def os_error(code: int) -> OSError:
         (os_error(errno.ENOSPC), "cannot write /data/x: .*; free some space and run"),
         (os_error(errno.EROFS), "cannot write /data/x: .*; choose another folder and run"),
         (os_error(errno.EACCES), "cannot use /data/x: Permission denied"),
+        (os_error(errno.ENAMETOOLONG), "cannot use /data/x: File name too long"),
+        (no_utf8("caf\udce9.jpg"), r"a name is not UTF-8, in 'caf\\udce9.jpg'; rename"),
     ],
 )
 def test_errors_that_a_user_can_fix(error, message):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from backbones.cliptex.data.source import decode_image
 from cliptex_common.dense_maps.read import read_normals
-from cliptex_common.images import to_rgb
+from cliptex_common.images import FORMATS, open_image, to_rgb
 
 COLUMNS, ROWS = np.meshgrid(np.arange(60), np.arange(40))
 COLOURS = np.stack([COLUMNS * 4, ROWS * 6, (COLUMNS + ROWS) * 2], -1).astype(np.uint8)
@@ -45,7 +45,7 @@ FILES = {
 def test_all_readers_see_the_same_pixels(name):
     import mmcv
 
-    with Image.open(io.BytesIO(FILES[name])) as image:
+    with open_image(io.BytesIO(FILES[name])) as image:
         ours = np.asarray(to_rgb(image)).astype(int)
     assert ours.shape == (40, 60, 3), "as it is stored, like its labels"
     assert np.array_equal(ours, decode_image(FILES[name]))
@@ -53,6 +53,17 @@ def test_all_readers_see_the_same_pixels(name):
     assert np.abs(ours - theirs).max() <= (name == "cmyk")  # rounding
     if name.startswith("16 bits") and "colour" not in name:
         assert np.array_equal(ours[..., 0], COLUMNS * 1000 >> 8)
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "EPS", "ICNS"])
+def test_only_formats_that_start_nothing_are_opened(kind, tmp_path):
+    path = tmp_path / "0.jpg"
+    PICTURE.save(path, kind)
+    if kind in FORMATS:
+        assert open_image(path).size == PICTURE.size
+    else:
+        with pytest.raises(OSError, match="cannot identify it as one of JPEG, PNG"):
+            open_image(path)
 
 
 def test_normals_of_a_turned_file_lie_on_its_image(tmp_path):

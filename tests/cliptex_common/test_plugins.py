@@ -59,6 +59,21 @@ def test_a_missing_file_is_one_line(tmp_path):
         plugins.load(tmp_path / "gone.py")
 
 
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(UserError, match=r"cannot read plugin .*pipe.py: not a regular file"):
+        plugins.load(tmp_path / "pipe.py")
+
+
+def test_a_plugin_that_never_ends_is_interrupted(write, monkeypatch):
+    monkeypatch.setenv(plugins.TIMEOUT, "0.1")
+    message = rf"mine.py:2: it has not ended after 0.1 s; .* {plugins.TIMEOUT}"
+    with pytest.raises(UserError, match=message):
+        plugins.load(write("x = 1\nwhile x: x = 1"))
+    plugins.load(write(f"{REGISTER}'mine', 'a')"))
+    assert ENTRIES["mine"] == "a"
+
+
 def test_the_origin_of_an_entry_is_the_files_sha256(write):
     path = write(f"{REGISTER}'mine', 'a')")
     plugins.load(path)

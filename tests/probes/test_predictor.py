@@ -8,14 +8,16 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import backbones
 import probes.catalog  # noqa: F401 - registers every probe
 from backbones.base import Backbone
 from cliptex_common.errors import UserError
-from probes.base import TaskResult
+from probes.base import Head, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.head_file import read_head, write_head
+from probes.image_level.linear import LinearHeads
 from probes.predictor import Predictor, load_predictor
 from probes.registry import DATASETS, PROBES
 from tests.probes import tiny_dense
@@ -129,6 +131,35 @@ def test_linear_classifiers(tmp_path, changes):
         logits = predictor(root / sample.image)
         assert logits.shape == (len(task.data.classes),)
         assert (logits >= logits[sample.target]).sum() - 1 == result.per_image["rank"][index]
+
+
+HEAD = {"task": "a", "kind": "depth", "classes": (), "backbone": {}, "weights.sha256": ""}
+
+
+@pytest.mark.parametrize(
+    ("weight", "metadata", "message"),
+    [
+        (torch.tensor([1.0, float("nan")]), repr(HEAD), "weight is not finite"),
+        (torch.zeros(2, dtype=torch.int8), repr(HEAD), "weight is not finite in float32"),
+        (torch.zeros(2), repr({**HEAD, "classes": 3}), "classes=3: must be a valid tuple"),
+        pytest.param(torch.zeros(2), "(" * 100_000, "is no head of a task's run", id="deep"),
+    ],
+)
+def test_a_head_that_lies_is_one_line(tmp_path, weight, metadata, message):
+    save_file({"weight": weight}, tmp_path / "head.st", {"head": metadata})
+    with pytest.raises(UserError, match=message) as raised:
+        read_head(tmp_path / "head.st")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("weights", [{"weight": torch.zeros(4, 2)}, {}], ids=["shape", "missing"])
+def test_a_head_that_does_not_fit_is_one_line(weights):
+    head = Head({"bias": torch.zeros(2), **weights}, {**HEAD, "classes": ("b", "c")})
+    with pytest.raises(UserError, match=r"(?s)no head of the task: .*weight"):
+        head.load_into(torch.nn.Linear(3, 2))
+    norm = {"mean": torch.zeros(3), "scale": torch.ones(3)}
+    with pytest.raises(UserError, match="the stored head is damaged"):
+        LinearHeads.of(Head({**head.tensors, **norm}, {**head.metadata, "columns": (0, 3)}))
 
 
 def test_other_weights_and_other_files_are_refused(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cliptex_common.errors import UserError
-from cliptex_common.images import to_rgb
+from cliptex_common.images import open_image, to_rgb
 
 MAX_BAD_SHARE = 0.01
 FULL_HASH_BYTES = 1 << 29  # sources up to this size are hashed completely
@@ -81,7 +81,7 @@ def decode_image(data: bytes, short_side: int | None = None, *, exact: bool = Tr
         BadPair: the bytes are not a complete image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             if short_side:
                 image.draft("RGB", (short_side * 2, short_side * 2))
             decoded = to_rgb(image)

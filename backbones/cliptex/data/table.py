@@ -15,6 +15,7 @@ from backbones.cliptex.data.source import (
     Shard,
 )
 from cliptex_common.errors import UserError
+from cliptex_common.files import read_bytes
 
 IMAGE_COLUMNS = ("filepath", "image", "path", "image_path")
 CAPTION_COLUMNS = ("caption", "title", "text")
@@ -62,7 +63,7 @@ class TablePairs(PairSource):
 
     def __getitem__(self, index: int) -> Pair:
         try:
-            image = (self._root / self._paths[index]).read_bytes()
+            image = read_bytes(self._root / self._paths[index])
         except OSError as error:
             raise BadPair(f"cannot read {self._paths[index]!r} ({error.strerror})") from error
         return Pair(self.key(index), self._captions[index], image)

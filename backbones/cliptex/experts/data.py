@@ -19,7 +19,7 @@ from backbones.cliptex.tasks import find_task
 from cliptex_common.dense_maps.read import UNKNOWN
 from cliptex_common.errors import UserError
 from cliptex_common.files import content_key
-from cliptex_common.images import IMAGE_ERRORS, to_rgb
+from cliptex_common.images import IMAGE_ERRORS, open_image, to_rgb
 from cliptex_common.progress import Progress
 from cliptex_common.visible_devices import cores
 
@@ -78,7 +78,7 @@ class ExpertData:
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         path, read_label = self.samples[index]
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 photo = np.asarray(to_rgb(image))
             label = read_label()
             if photo.shape[:2] != label.shape[-2:]:

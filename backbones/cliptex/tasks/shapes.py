@@ -27,6 +27,7 @@ from backbones.cliptex.data.augment import (
 from backbones.cliptex.tasks.base import Task
 from cliptex_common.dense_maps.pictures import normal_picture, palette, scalar_picture
 from cliptex_common.dense_maps.read import read_classes, read_rgb, read_scalars
+from cliptex_common.images import open_image
 
 STEPS = 65534  # of a 16-bit file, whose 0 is unknown
 
@@ -129,7 +130,7 @@ class ScalarMap(KnownShape):
 
     def decode(self, data: bytes) -> np.ndarray:
         low, high = self.value_range
-        steps = np.array(Image.open(io.BytesIO(data)), np.float32)
+        steps = np.array(open_image(io.BytesIO(data)), np.float32)
         values = low + (steps - 1) / STEPS * (high - low)
         return np.where(steps > 0, values, np.float32(np.nan))
 
@@ -196,7 +197,7 @@ class VectorMap(KnownShape):
 
     def decode(self, data: bytes) -> np.ndarray:
         red, green, valid = np.moveaxis(
-            np.array(Image.open(io.BytesIO(data)).convert("RGB")), -1, 0
+            np.array(open_image(io.BytesIO(data)).convert("RGB")), -1, 0
         )
         code = np.stack([red, green]).astype(np.float32) / 127 - 1
         return from_octahedral(np.clip(code, -1, 1)) * (valid > 127)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, field, replace
@@ -13,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from backbones.cliptex.tasks import PAPER, find_task, ordered, origins, task_names
 from cliptex_common.errors import UserError, suggest
-from cliptex_common.files import content_key, read_json, read_text
+from cliptex_common.files import content_key, parse_file
 from cliptex_common.settings import (
     Probability,
     Share,
@@ -239,7 +240,7 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """A recipe from a JSON or TOML file, as ``find_recipe`` describes it."""
     try:
-        settings = tomllib.loads(read_text(path)) if path.suffix == ".toml" else read_json(path)
+        settings = parse_file(path, tomllib.loads if path.suffix == ".toml" else json.loads)
     except OSError as error:
         raise UserError(f"cannot read recipe {path}: {error.strerror}") from error
     except ValueError as error:

@@ -151,6 +151,7 @@ def as_shift(spec: DatasetSpec) -> DatasetSpec:
         classes=classes,
         other_folders=(*spec.other_folders, *shift.folders),
         trained_on="imagenet",
+        same_classes=not shift.groups,
         transfer=shift.transfer,
         about=f"{spec.about}, or its authors' {shift.folders[0]}",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -10,10 +12,14 @@ from benchmark.execution import EXECUTORS
 from benchmark.execution.local import LocalExecutor
 from tests.backbones.mini import CONFIG, DATA
 from tests.benchmark.other_package import registries
+from tests.probes.datasets.make import make_imagefolder
 
 LABEL = "labels predict --pairs pairs --experts dpt=there --out labels"
 TRAIN = "train --init random --pairs pairs --out w.safetensors"
 EXPERT = "experts train unet --data-root there --out expert"
+LONG = "x" * 300
+DEEP = "[" * 50_000
+KNN = "run --task imagefolder/knn --backbone random --device cpu --data imagefolder=images"
 
 
 @pytest.mark.parametrize(
@@ -28,11 +34,48 @@ EXPERT = "experts train unet --data-root there --out expert"
         ("run --suite smoke --dry-run --json x.json", "--json needs a run"),
         ("run --suite smoke --dry-run --device cpu:x", "no device 'cpu:x'"),
         ("run --data coco", "--data 'coco' is not of the form key=value"),
+        ("run --suite=", "--suite is empty; give a value"),
+        ("run --seeds 1000000000", "seeds=1000000000: must be less than or equal to 1000"),
+        (
+            "show --backbone clip --images . --size 100000",
+            "size=100000: must be less than or equal",
+        ),
+        (f"run --data-root {LONG}", "File name too long"),
+        (f"run --suite smoke --head {LONG}", "File name too long"),
+        (f"results check {LONG}", "File name too long"),
+        ("run --config pipe", "cannot read --config pipe: [Errno 22] not a regular file"),
+        ("run --config deep.yaml", "cannot read --config deep.yaml: it is nested too deeply"),
+        ("run --config deep.toml", "cannot read --config deep.toml: it is nested too deeply"),
+        (f"{TRAIN} --recipe deep.json", "recipe deep.json is not valid JSON: it is nested too"),
     ],
 )
 def test_one_line(command, message, workdir, refused):
     (workdir / "file").touch()
+    os.mkfifo("pipe")
+    for name in ("deep.yaml", "deep.toml", "deep.json"):
+        (workdir / name).write_text("a = " * name.endswith("toml") + DEEP)
     refused(command, message)
+
+
+@pytest.mark.parametrize("name", ["red/caf\udce9.JPEG", "r\udce9d/0.JPEG"])
+def test_names_that_are_not_utf8(name, workdir, refused):
+    root = make_imagefolder(workdir / "images")
+    for split in ("train", "val"):
+        path = root / split / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((root / "val/red/0000.JPEG").read_bytes())
+    refused(KNN, "a name is not UTF-8")
+
+
+def test_class_names_that_are_nested_too_deeply(workdir, refused):
+    (make_imagefolder(workdir / "images") / "classnames.json").write_text(DEEP)
+    refused(KNN, "classnames.json is not valid JSON (it is nested too deeply)")
+
+
+def test_a_home_where_nothing_can_be_created(workdir, refused, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", "/proc/home")
+    make_imagefolder(workdir / "images")
+    refused(KNN, "/proc/home")
 
 
 @pytest.mark.parametrize("command", [LABEL, TRAIN, EXPERT, "sweep launch --suite smoke"])

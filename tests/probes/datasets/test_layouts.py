@@ -10,6 +10,7 @@ from PIL import Image
 import probes.catalog  # noqa: F401
 from cliptex_common.errors import UserError
 from probes.checks.check import prepare
+from probes.checks.survey import survey
 from probes.datasets.base import Sample
 from probes.dense.tasks import DENSE_TASKS
 from probes.registry import DATASETS
@@ -92,6 +93,24 @@ def test_links_to_folders_and_files_are_followed(tmp_path):
         (root / path).symlink_to(target)
     data = prepare(DATASETS["imagefolder"], root)
     assert (len(data.samples["train"]), len(data.samples["val"])) == (16, 12) and not data.skipped
+
+
+def test_each_real_folder_is_read_once(tmp_path):
+    root = make.make_imagefolder(tmp_path / "data", 2, 1)
+    plain = DATASETS["imagefolder"].list_samples(root, "train")
+    make.make_imagefolder(tmp_path / "more", 1, 1)
+    links = {"red/up": "..", "red/root": "../..", "red/blue": "../blue", "red/own": "."}
+    links |= {"again": "red", "all": ".", "red/more": "../../../more/train/red"}
+    links |= {"blue/more": "../../../more/train/red", "red/more2": "../../../more/train/red"}
+    for name, target in links.items():
+        (root / "train" / name).symlink_to(target)
+    data = prepare(DATASETS["imagefolder"], root)
+    assert len(data.samples["train"]) == len(plain) + 1
+    assert {*plain} < {*data.samples["train"]} and "all" not in data.classes
+    (note,) = data.notes
+    assert note.startswith("8 links to folders that are listed anyway are left out")
+    (state,) = survey(None, {"imagefolder": root}, only=["imagefolder"])
+    assert note in state.message
 
 
 def test_voc_lists(tmp_path):
