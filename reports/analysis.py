@@ -19,7 +19,8 @@ class Analysis(Judgement, Measurements):
     """All numbers of a report.
 
     Attributes:
-        best: (column, metric) → the backbone that beats all others there at ``level``, '' for none.
+        best: (column, metric) → the backbone that beats all others there, '' for none: the baseline
+            by the verdict of their difference, others at ``level``.
     """
 
     best: dict[tuple[TaskColumn, str], str]
@@ -58,6 +59,11 @@ def _find_best(
     leader = max(names, key=lambda name: sign * judged.estimates[name, column, metric].value)
     for name in names:
         if name == leader:
+            continue
+        if selection.baseline in (name, leader):
+            other, needed = (leader, "win") if name == selection.baseline else (name, "loss")
+            if judged.differences[other, column, metric].verdict(sign) != needed:
+                return ""
             continue
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
         gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)

@@ -120,6 +120,7 @@ class CheckResults(PluginOptions):
         """Exit code 2 with the reason if a file is refused."""
         from benchmark.execution.progress import console
         from benchmark.execution.unit import threads
+        from reports.selection import weights_labels
         from reports.shared.archive import read_archive
         from reports.shared.check import check_results
         from reports.shared.merge import find_files
@@ -128,7 +129,8 @@ class CheckResults(PluginOptions):
             results = read_archive(content, title)
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
-            names = {cell.backbone for cell in results.cells}
+            scored = ((cell.backbone, cell.weights) for cell in results.cells)
+            names = set(weights_labels(scored, results.parents.values()).values())
             console.print(
                 f"{title}: {len(scores)} results of {len(names)} backbones agree with their"
                 " per-image scores"
@@ -168,9 +170,8 @@ class LeaderboardPage(PluginOptions):
             for title, content in files:
                 results.add(read_archive(content, title))
                 bar.advance()
-        about = (
-            f"{len(results.backbones)} backbones, {len(results.columns)} tasks, {len(files)} files"
-        )
+        tasks = {column.cell.task for column in results.columns.values()}
+        about = f"{len(results.backbones)} backbones, {len(tasks)} tasks, {len(files)} files"
         path = self.out / "index.html"
         write_text(path, render_leaderboard(results, self.title, about))
         console.print(f"{about}: {path} ({path.stat().st_size / 1e6:.1f} MB)")

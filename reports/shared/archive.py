@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -124,14 +124,20 @@ class SharedResults:
         """A JSON file of a record."""
         return json.loads(self.members[f"{record.run_id}/{name}"])
 
-    def new_names(self, weights: Mapping[tuple[str, int], str]) -> dict[str, str]:
-        """Backbone → its name with the title of this file, of backbones that have other weights
-        here than in ``weights``: (backbone, seed) → sha256."""
-        return {
-            parent.backbone: f"{parent.backbone} ({self.title})"
-            for parent in self.parents.values()
-            if weights.get((parent.backbone, parent.seed), parent.weights) != parent.weights
-        }
+    def new_names(self, others: Collection[Cell | ParentRun]) -> dict[str, str]:
+        """Backbone → its name with the title of this file, of backbones that share no weights with
+        those of this name in ``others``, or have other weights of a seed."""
+        names = {}
+        for name in {parent.backbone for parent in self.parents.values()}:
+            own, known = (
+                {(run.seed, run.weights) for run in runs if run.backbone == name}
+                for runs in (self.parents.values(), others)
+            )
+            seeds, shas = {seed for seed, _ in known}, {sha for _, sha in known}
+            is_known = any(sha in shas for _, sha in own)
+            if known and not (is_known and all(seed not in seeds for seed, _ in own - known)):
+                names[name] = f"{name} ({self.title})"
+        return names
 
 
 def shared_id(record: Any) -> str:

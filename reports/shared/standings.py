@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,12 +19,14 @@ from reports.artifacts import PARENT, PROTOCOL
 from reports.cell import Cell, ParentRun
 from reports.metrics import Metric
 from reports.parts.costs import COST_AXES
+from reports.selection import weights_labels
 from reports.shared.archive import SharedResults
 from reports.shared.check import check_results
 from reports.stats.intervals import Estimate, estimate, judge_jointly, seed_prior
 from reports.stats.resampling import MetricSample, difference, image_weights, weighted_sum
 
 RESAMPLES = 200
+R = TypeVar("R", Cell, ParentRun)
 
 
 @dataclass
@@ -78,28 +80,33 @@ class Leaderboard:
 
     Attributes:
         costs: of each, as a row of ``reports.parts.costs.cost_frame``; some may be missing.
-        parents: of all files, which have the order of tasks.
+        parents: of all files, under the names of their rows; they have the order of tasks.
     """
 
     columns: dict[tuple[str, ...], SharedColumn] = field(default_factory=dict)
     backbones: dict[str, dict[str, str | float]] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    weights: dict[tuple[str, int], str] = field(default_factory=dict)
     parents: list[ParentRun] = field(default_factory=list)
 
     def add(self, results: SharedResults) -> None:
-        """Verify a file and add its results; a name that others have for other weights gets the
-        file's title added.
+        """Verify a file and add its results. Weights of a name that differ have rows of their own
+        (``weights_labels``); a name that others have for other weights gets the file's title added.
 
         Raises:
             TrackingError: the file is refused.
         """
         scores = check_results(results)
-        names = results.new_names(self.weights)
-        self.parents += results.parents.values()
+        every = results.parents.values()
+        labels = weights_labels(((run.backbone, run.weights) for run in every), every)
+        results = replace(
+            results,
+            parents={run.run_id: _labelled(run, labels) for run in every},
+            cells=[_labelled(cell, labels) for cell in results.cells],
+        )
+        names = results.new_names(self.parents)
         for parent in results.parents.values():
             name = names.get(parent.backbone, parent.backbone)
-            self.weights[name, parent.seed] = parent.weights
+            self.parents.append(parent.model_copy(update={"backbone": name}))
             details = self.backbones.setdefault(name, _describe(results, parent))
             devices = [c.device for c in results.cells if c.parent == parent.run_id]
             measured = {cost: parent.costs[cost] for cost in COST_AXES if cost in parent.costs}
@@ -117,6 +124,10 @@ class Leaderboard:
             resampled = own.metrics[cell.main](image_weights(own.units, RESAMPLES))
             column.values.setdefault(name, {})[cell.seed] = cell.metrics[cell.main]
             column.resamples.setdefault(name, {})[cell.seed] = np.resize(resampled, RESAMPLES)
+
+
+def _labelled(run: R, labels: Mapping[tuple[str, str], str]) -> R:
+    return run.model_copy(update={"backbone": labels[run.backbone, run.weights]})
 
 
 def settings_key(conditions: Mapping[str, Any]) -> str:
