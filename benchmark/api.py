@@ -277,11 +277,9 @@ def compare(
     frame = pd.concat([each.frame for each in results], ignore_index=True)
     frame = frame.drop_duplicates([*COLUMNS[:3], "seed", "weights", "protocol"], keep="last")
     client = Store(uri).client
-    records: Any = [read_run(client.get_run(parent)) for parent in parents]
-    scored = frame[frame.value.notna()]
-    labels = weights_labels(zip(scored.backbone, scored.weights, strict=True), records)
-    subject = zip(frame.backbone, frame.weights, strict=True)
-    frame = frame.assign(backbone=[labels.get(each, each[0]) for each in subject])
+    labels = weights_labels([read_run(client.get_run(parent)) for parent in parents])
+    own = zip(frame.backbone, frame.weights, strict=True)
+    frame = frame.assign(backbone=[labels.get(each, each[0]) for each in own])
     return Results(frame, uri, experiment, parents, baseline=baseline)
 
 

@@ -31,7 +31,7 @@ from benchmark.suites.registry import BackboneSource
 from cliptex_common.locks import lock_path, locked_async, mark_in_use
 from reports.cell import Cell, ParentRun
 from reports.mlflow.run import Tracker
-from reports.selection import weights_labels
+from reports.selection import weights_labels, with_label
 
 
 def run(options: RunOptions) -> RunResult:
@@ -118,15 +118,14 @@ class _Rows:
         slots = len(plan.rows) if executor.is_remote else executor.slots
         self.at_once = asyncio.Semaphore(slots)
         results = await asyncio.gather(*(self._run_row(name, seed) for name, seed in plan.rows))
-        cells: list[Cell] = []
-        run_ids: dict[tuple[str, int], str] = {}
-        scored = {(c.backbone, c.weights) for each, _ in results for c in each if c.metrics}
-        labels = weights_labels(scored, self.parents.values())
-        for (name, seed), (row_cells, run_id) in zip(plan.rows, results, strict=True):
-            if run_id:
-                name = labels.get((name, self.parents[name, seed].weights), name)
-                run_ids[name, seed] = run_id
-            cells += [cell.model_copy(update={"backbone": name}) for cell in row_cells]
+        cells = [cell for row_cells, _ in results for cell in row_cells]
+        labels = weights_labels([*cells, *self.parents.values()])
+        run_ids = {
+            (with_label(self.parents[row], labels).backbone, row[1]): run_id
+            for row, (_, run_id) in zip(plan.rows, results, strict=True)
+            if run_id
+        }
+        cells = [with_label(cell, labels) for cell in cells]
         return RunResult(plan.suite, plan.tasks, cells, run_ids, self.tracker, plan.absent)
 
     async def _run_row(self, name: str, seed: int) -> tuple[list[Cell], str]:

@@ -20,7 +20,7 @@ class Analysis(Judgement, Measurements):
 
     Attributes:
         best: (column, metric) → the backbone that beats all others there, '' for none: the baseline
-            by the verdict of their difference, others at ``level``.
+            at the level of their difference, others at ``level``.
     """
 
     best: dict[tuple[TaskColumn, str], str]
@@ -60,14 +60,11 @@ def _find_best(
     for name in names:
         if name == leader:
             continue
-        if selection.baseline in (name, leader):
-            other, needed = (leader, "win") if name == selection.baseline else (name, "loss")
-            if judged.differences[other, column, metric].verdict(sign) != needed:
-                return ""
-            continue
+        first, *others = {name, leader} - {selection.baseline}
+        level = judged.level if others else judged.differences[first, column, metric].level
         gap = difference(samples[leader, column, metric], samples[name, column, metric])
         gap_estimate = estimate(gap, judged.seed_prior, column.metric(metric).width)
-        if replace(gap_estimate, level=judged.level).verdict(sign) != "win":
+        if replace(gap_estimate, level=level).verdict(sign) != "win":
             return ""
     return leader
 

@@ -7,8 +7,9 @@ sha256 differ are backbones of their own (``weights_labels``).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cliptex_common.errors import suggest
 from reports.cell import TAGS, Cell, ParentRun, Record, task_tag
@@ -16,6 +17,7 @@ from reports.errors import TrackingError
 from reports.metrics import Metric
 from reports.mlflow.query import Store
 
+R = TypeVar("R", Cell, ParentRun)
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 
 
@@ -133,22 +135,20 @@ def without_studies(runs: Sequence[Record]) -> list[Record]:
     return [run for run in runs if run.run_id not in in_study]
 
 
-def weights_labels(
-    scored: Iterable[tuple[str, str]], parents: Iterable[ParentRun]
-) -> dict[tuple[str, str], str]:
+def weights_labels(runs: Sequence[Record]) -> dict[tuple[str, str], str]:
     """(backbone, sha256) → the name of their column: the backbone's, with the start of the sha256
-    where the backbone has several.
+    where the backbone has several with numbers.
 
     Numbers of different weights are never pooled. Only those of the seeds of a recipe, each of
     which has weights of its own, are one column, which is called by those of its first seed.
 
     Args:
-        scored: backbone and sha256 of all numbers.
-        parents: their parent runs, which have how the weights were made.
+        runs: cells, and their parent runs, which have how the weights were made.
     """
-    columns = {(name, sha): sha for name, sha in scored}
+    own = [run for run in runs if isinstance(run, Cell | ParentRun)]
+    columns = {(run.backbone, run.weights): run.weights for run in own if run.metrics}
     recipes: dict[tuple[str, ...], set[tuple[int, str]]] = defaultdict(set)
-    for run in parents:
+    for run in _parents(own):
         if run.has_weights_of_seed and (run.backbone, run.weights) in columns:
             recipe = run.backbone, run.source, run.experiment, run.architecture
             recipes[recipe].add((run.seed, run.weights))
@@ -161,6 +161,12 @@ def weights_labels(
         (name, sha): f"{name}@{first[:8]}" if counts[name] > 1 else name
         for (name, sha), first in columns.items()
     }
+
+
+def with_label(run: R, labels: Mapping[tuple[str, str], str]) -> R:
+    """A cell or parent run under the name of its column; without a number it keeps its own."""
+    name = labels.get((run.backbone, run.weights), run.backbone)
+    return run if name == run.backbone else run.model_copy(update={"backbone": name})
 
 
 def select(
@@ -186,9 +192,8 @@ def select(
     """
     shown = ", ".join(experiments)
     every = _cells(runs)
-    scored = dict.fromkeys((cell.backbone, cell.weights) for cell in every if cell.metrics)
-    labels = weights_labels(scored, _parents(runs))
-    every = [cell.model_copy(update={"backbone": _label(cell, labels)}) for cell in every]
+    labels = weights_labels([*every, *_parents(runs)])
+    every = [with_label(cell, labels) for cell in every]
     task_names = {cell.task for cell in every}
     for task in tasks if task_names else ():
         if task not in task_names:
@@ -224,7 +229,7 @@ def select(
         ):
             parents[key] = run
     planned = {
-        (_label(run, labels), task)
+        (with_label(run, labels).backbone, task)
         for run in _parents(runs)
         if run.is_finished
         for task in run.protocols
@@ -246,11 +251,6 @@ def select(
         parents,
         by_id,
     )
-
-
-def _label(run: Cell | ParentRun, labels: Mapping[tuple[str, str], str]) -> str:
-    """The column of a run, by its weights; of weights without a number the backbone's name."""
-    return labels.get((run.backbone, run.weights), run.backbone)
 
 
 def _parents(runs: Sequence[Record]) -> list[ParentRun]:
@@ -279,13 +279,12 @@ def _backbones(
     finished = dict.fromkeys(cell.backbone for cell in cells if cell.metrics)
 
     def find(name: str, role: str) -> list[str]:
-        backbone, at, sha = name.rpartition("@")
-        columns = {
-            label: None
-            for (own, weights), label in labels.items()
+        columns = dict.fromkeys(
+            label
+            for (own, sha), label in labels.items()
             if label in finished
-            and (own == name or (at and own == backbone and weights.startswith(sha)))
-        }
+            and (own == name or ("@" in name and f"{own}@{sha}".startswith(name)))
+        )
         if not columns:
             raise TrackingError(
                 f"{role} {name!r} has no finished task there; choose among {', '.join(finished)}"
@@ -294,16 +293,14 @@ def _backbones(
 
     chosen = [column for name in backbones for column in find(name, "backbone")]
     names = list(dict.fromkeys(chosen)) or list(finished)
-    base = names[0]
-    if baseline:
-        base, *others = find(baseline, "baseline")
-        if others:
-            raise TrackingError(
-                f"baseline {baseline!r} has several weights; choose {' or '.join([base, *others])}"
-            )
-    else:
-        for preferred in reversed(PREFERRED_BASELINES):
-            base = next((n for n in names if preferred in (n, n.rpartition("@")[0])), base)
+    preferred = (
+        name for each in PREFERRED_BASELINES for name in names if each == name.partition("@")[0]
+    )
+    base, *others = find(baseline, "baseline") if baseline else [next(preferred, names[0])]
+    if others:
+        raise TrackingError(
+            f"baseline {baseline!r} has several weights; choose {' or '.join([base, *others])}"
+        )
     if base not in names or not backbones:
         names = [base, *(name for name in names if name != base)]
     return names, base

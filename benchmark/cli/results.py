@@ -129,8 +129,7 @@ class CheckResults(PluginOptions):
             results = read_archive(content, title)
             with threads(1):  # several spend twice the time on products as small as these
                 scores = check_results(results)
-            scored = ((cell.backbone, cell.weights) for cell in results.cells)
-            names = set(weights_labels(scored, results.parents.values()).values())
+            names = {*weights_labels([*results.cells, *results.parents.values()]).values()}
             console.print(
                 f"{title}: {len(scores)} results of {len(names)} backbones agree with their"
                 " per-image scores"

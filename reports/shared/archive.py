@@ -126,18 +126,12 @@ class SharedResults:
 
     def new_names(self, others: Collection[Cell | ParentRun]) -> dict[str, str]:
         """Backbone → its name with the title of this file, of backbones that share no weights with
-        those of this name in ``others``, or have other weights of a seed."""
-        names = {}
-        for name in {parent.backbone for parent in self.parents.values()}:
-            own, known = (
-                {(run.seed, run.weights) for run in runs if run.backbone == name}
-                for runs in (self.parents.values(), others)
-            )
-            seeds, shas = {seed for seed, _ in known}, {sha for _, sha in known}
-            is_known = any(sha in shas for _, sha in own)
-            if known and not (is_known and all(seed not in seeds for seed, _ in own - known)):
-                names[name] = f"{name} ({self.title})"
-        return names
+        those of this name in ``others``."""
+        names = {run.backbone for run in others}
+        known = {(run.backbone, run.weights) for run in others}
+        own = self.parents.values()
+        names -= {run.backbone for run in own if (run.backbone, run.weights) in known}
+        return {name: f"{name} ({self.title})" for name in names}
 
 
 def shared_id(record: Any) -> str:

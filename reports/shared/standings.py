@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +19,13 @@ from reports.artifacts import PARENT, PROTOCOL
 from reports.cell import Cell, ParentRun
 from reports.metrics import Metric
 from reports.parts.costs import COST_AXES
-from reports.selection import weights_labels
+from reports.selection import weights_labels, with_label
 from reports.shared.archive import SharedResults
 from reports.shared.check import check_results
 from reports.stats.intervals import Estimate, estimate, judge_jointly, seed_prior
 from reports.stats.resampling import MetricSample, difference, image_weights, weighted_sum
 
 RESAMPLES = 200
-R = TypeVar("R", Cell, ParentRun)
 
 
 @dataclass
@@ -96,13 +95,10 @@ class Leaderboard:
             TrackingError: the file is refused.
         """
         scores = check_results(results)
-        every = results.parents.values()
-        labels = weights_labels(((run.backbone, run.weights) for run in every), every)
-        results = replace(
-            results,
-            parents={run.run_id: _labelled(run, labels) for run in every},
-            cells=[_labelled(cell, labels) for cell in results.cells],
-        )
+        labels = weights_labels([*results.cells, *results.parents.values()])
+        parents = {key: with_label(run, labels) for key, run in results.parents.items()}
+        cells = [with_label(cell, labels) for cell in results.cells]
+        results = replace(results, parents=parents, cells=cells)
         names = results.new_names(self.parents)
         for parent in results.parents.values():
             name = names.get(parent.backbone, parent.backbone)
@@ -124,10 +120,6 @@ class Leaderboard:
             resampled = own.metrics[cell.main](image_weights(own.units, RESAMPLES))
             column.values.setdefault(name, {})[cell.seed] = cell.metrics[cell.main]
             column.resamples.setdefault(name, {})[cell.seed] = np.resize(resampled, RESAMPLES)
-
-
-def _labelled(run: R, labels: Mapping[tuple[str, str], str]) -> R:
-    return run.model_copy(update={"backbone": labels[run.backbone, run.weights]})
 
 
 def settings_key(conditions: Mapping[str, Any]) -> str:

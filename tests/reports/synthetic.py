@@ -222,7 +222,9 @@ def write_run(
                     continue
             with tracker.run(task, tags=child_tags, parent=parent) as child:
                 arrays, detections = scores(kind, quality, seed, images)
-                log_scores(child, metrics_of(kind, arrays, detections), arrays, detections)
+                metrics = metrics_of(kind, arrays, detections)
+                log_scores(child, metrics, arrays, detections)
+                parent.log_metrics({f"{task}/{name}": value for name, value in metrics.items()})
                 child.log_metrics({"cost/seconds": 3.0})
                 for step in range(3):
                     child.log_metrics({"train/loss": 3.0 - step}, step)
